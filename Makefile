@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# What people do here. Every target sets up what it needs first (Debian packages, .venv, the native
+# modules, the guest image) and does nothing twice.
+
+BIN      := .venv/bin
+NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
+PYTHON   := pykvm devices pyvmm guest_images tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format image native clean
+
+help:  ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show where the memory went
+	@$(BIN)/pyvmm demo
+
+test: native image  ## Run every test; those that need KVM run in the lab where this machine's is unfit
+	@$(BIN)/python -m pytest -m "not kvm" -q
+	@$(BIN)/pyvmm lab --memory 6144 -- $(BIN)/python -m pytest -m kvm -q
+
+lint: native  ## Style, types, native code, and the one direction of imports
+	@$(BIN)/ruff check $(PYTHON)
+	@$(BIN)/ruff format --check $(PYTHON)
+	@PATH=$(BIN):$$PATH cython-lint cython_src
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.ready  ## Format the Python sources
+	@$(BIN)/ruff check --fix-only $(PYTHON)
+	@$(BIN)/ruff format $(PYTHON)
+
+image: native  ## Build guest.img (cached)
+	@$(BIN)/pyvmm image build
+
+native: .venv/.native
+
+clean:  ## Remove what was built in this tree (caches outside it stay: see `pyvmm image where`)
+	rm -rf .venv build demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f cython_src/pyvmm_native/*.c cython_src/pyvmm_native/*.so
+
+.venv/.ready: pyproject.toml debian-packages.txt scripts/setup
+	@scripts/setup
+
+.venv/.native: .venv/.ready $(NATIVE)
+	@PYTHONWARNINGS=ignore flock .venv/.native.lock \
+		$(BIN)/python -c 'from setuptools import setup; setup()' -q build_ext --inplace
+	@touch $@

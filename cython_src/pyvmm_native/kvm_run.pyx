@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The KVM_RUN loop of one vCPU, and the way to interrupt it (described in kvm_run.pyi).
+
+Most exits of a running guest are accesses to device registers. Going through Python for each
+ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
+device model, and goes back in. The kernel writes what it wants to `struct kvm_run` at the start of
+the area shared with the vCPU, and completes the guest's access when KVM_RUN is called again
+(Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure").
+"""
+
+from cpython.buffer cimport (
+    PyBUF_WRITABLE,
+    Py_buffer,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strerror
+
+cdef extern from "<linux/kvm.h>" nogil:
+    enum:
+        KVM_RUN
+        KVM_EXIT_IO
+        KVM_EXIT_IO_OUT
+        KVM_EXIT_MMIO
+
+    # The two members of kvm_run's unnamed union that are served here. They have no names in C;
+    # the ones given here never reach the C compiler.
+    struct pio_exit:
+        uint8_t direction
+        uint8_t size
+        uint16_t port
+        uint32_t count
+        uint64_t data_offset
+
+    struct mmio_exit:
+        uint64_t phys_addr
+        uint8_t data[8]
+        uint32_t len
+        uint8_t is_write
+
+    struct kvm_run:
+        uint8_t immediate_exit
+        uint32_t exit_reason
+        pio_exit io
+        mmio_exit mmio
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    struct sigaction_t "sigaction":
+        void (*sa_handler)(int) noexcept
+        sigset_t sa_mask
+        int sa_flags
+    int sigaction(int signum, const sigaction_t *act, sigaction_t *oldact)
+    int sigemptyset(sigset_t *set)
+    int tgkill(int tgid, int tid, int signum)
+
+cdef extern from *:
+    """
+    /* The kernel reads immediate_exit on another CPU than the one that sets it. Whatever the
+       kicking thread wrote before must be visible to a vCPU thread that sees it set. */
+    static inline void set_immediate_exit(struct kvm_run *run)
+    {
+        __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELEASE);
+    }
+    /* What the vCPU thread reads afterwards must not be older than the clearing: else a kick in
+       between would be wiped out and its reason not seen. */
+    static inline void clear_immediate_exit(struct kvm_run *run)
+    {
+        __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    }
+    """
+    void set_immediate_exit(kvm_run *run) nogil
+    void clear_immediate_exit(kvm_run *run) nogil
+
+cdef int kick_signal = 0
+
+
+cdef class _RunArea:
+    """The area shared with the kernel, kept mapped for as long as this object lives."""
+
+    cdef Py_buffer view
+    cdef kvm_run *run
+    cdef uint64_t size_bytes
+
+    def __cinit__(self, area):
+        PyObject_GetBuffer(area, &self.view, PyBUF_WRITABLE)
+        self.run = <kvm_run *>self.view.buf
+        self.size_bytes = <uint64_t>self.view.len
+        if self.size_bytes < sizeof(kvm_run):
+            raise ValueError(f"run area of {self.size_bytes} bytes is smaller than kvm_run")
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+
+def run(int vcpu_fd, run_area, io):
+    cdef _RunArea area = _RunArea(run_area)
+    cdef int result, error = 0
+    cdef object pio_read = io.pio_read
+    cdef object pio_write = io.pio_write
+    cdef object mmio_read = io.mmio_read
+    cdef object mmio_write = io.mmio_write
+    while True:
+        with nogil:
+            result = ioctl(vcpu_fd, KVM_RUN, 0)
+            if result < 0:
+                error = errno  # before taking the GIL, which may change it
+        if result < 0:
+            if error == EINTR:
+                return -EINTR
+            # EAGAIN: a vCPU that waited for its start-up IPI has got it, and has not run yet.
+            if error == EAGAIN:
+                continue
+            raise OSError(error, f"KVM_RUN: {strerror(error).decode()}")
+        if area.run.exit_reason == KVM_EXIT_IO:
+            _serve_pio(area, pio_read, pio_write)
+        elif area.run.exit_reason == KVM_EXIT_MMIO:
+            _serve_mmio(area.run, mmio_read, mmio_write)
+        else:
+            return area.run.exit_reason
+
+
+cdef int _serve_pio(_RunArea area, object pio_read, object pio_write) except -1:
+    """Pass the items of one IN, OUT, INS or OUTS to the handler, in order."""
+    cdef uint32_t size = area.run.io.size
+    cdef uint32_t count = area.run.io.count
+    cdef uint16_t port = area.run.io.port
+    cdef uint64_t offset = area.run.io.data_offset
+    cdef uint64_t length = <uint64_t>count * size
+    cdef uint64_t value
+    cdef uint8_t *data
+    if size not in (1, 2, 4) or offset > area.size_bytes or length > area.size_bytes - offset:
+        raise RuntimeError(
+            f"KVM_EXIT_IO names {count} items of {size} bytes at offset {offset} "
+            f"of a {area.size_bytes}-byte run area"
+        )
+    data = <uint8_t *>area.run + offset
+    if area.run.io.direction == KVM_EXIT_IO_OUT:
+        for _ in range(count):
+            value = 0
+            memcpy(&value, data, size)
+            pio_write(port, size, value)
+            data += size
+        return 0
+    # Should the handler raise, the guest finds what an absent device answers, not stale bytes.
+    memset(data, 0xFF, length)
+    for _ in range(count):
+        _store(data, size, pio_read(port, size))
+        data += size
+    return 0
+
+
+cdef int _serve_mmio(kvm_run *area, object mmio_read, object mmio_write) except -1:
+    """Pass one access to the handler, in pieces of 1, 2, 4 or 8 bytes.
+
+    An access that crosses a page arrives as two, of any length from 1 to 7; devices are asked
+    only for the sizes that a bus has.
+    """
+    cdef uint64_t gpa = area.mmio.phys_addr
+    cdef uint32_t left = area.mmio.len
+    cdef uint32_t size
+    cdef uint64_t value
+    cdef uint8_t *data = area.mmio.data
+    if left > 8:
+        raise RuntimeError(f"KVM_EXIT_MMIO names {left} bytes")
+    if not area.mmio.is_write:
+        memset(data, 0xFF, left)
+    while left:
+        size = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        if area.mmio.is_write:
+            value = 0
+            memcpy(&value, data, size)
+            mmio_write(gpa, size, value)
+        else:
+            _store(data, size, mmio_read(gpa, size))
+        data += size
+        gpa += size
+        left -= size
+    return 0
+
+
+cdef int _store(uint8_t *data, uint32_t size, object value) except -1:
+    """Store a handler's answer, little-endian; a value that does not fit is the handler's bug."""
+    cdef uint64_t bits = value
+    if size < 8 and bits >> (8 * size):
+        raise OverflowError(f"handler answered {value:#x} to a read of {size} bytes")
+    memcpy(data, &bits, size)
+    return 0
+
+
+cdef void _on_kick(int signum) noexcept nogil:
+    """Do nothing: that the signal arrived is enough to end the ioctl."""
+
+
+def install_kick_handler(int signum):
+    global kick_signal
+    cdef sigaction_t action
+    memset(&action, 0, sizeof(action))
+    action.sa_handler = _on_kick
+    sigemptyset(&action.sa_mask)
+    # Without SA_RESTART in sa_flags the interrupted ioctl returns EINTR.
+    if sigaction(signum, &action, NULL) < 0:
+        raise OSError(errno, f"sigaction({signum}): {strerror(errno).decode()}")
+    kick_signal = signum
+
+
+def kick(int native_thread_id, run_area):
+    cdef _RunArea area = _RunArea(run_area)
+    if kick_signal == 0:
+        raise RuntimeError("install_kick_handler() was not called")
+    set_immediate_exit(area.run)
+    return tgkill(getpid(), native_thread_id, kick_signal) == 0
+
+
+def clear_kick(run_area):
+    cdef _RunArea area = _RunArea(run_area)
+    clear_immediate_exit(area.run)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from pyvmm_native.memory cimport GuestMemory
+
+
+# One element of a buffer, as checked: guest-physical address and length in bytes.
+cdef struct Segment:
+    uint64_t gpa
+    uint64_t length
+
+
+# A descriptor (2.7.5), copied out of guest memory.
+cdef struct Descriptor:
+    uint64_t addr
+    uint32_t length
+    uint16_t flags
+    uint16_t next
+
+
+cdef class Chain:
+    cdef readonly uint16_t head
+    cdef readonly bytes readable
+    cdef readonly uint64_t readable_bytes
+    cdef readonly uint64_t writable_bytes
+    cdef GuestMemory _memory
+    # The elements, readable ones first.
+    cdef Segment *_segments
+    cdef uint32_t _readable_count
+
+    cdef void _gather(self, uint8_t *target) noexcept nogil
+    cdef void _scatter(self, const uint8_t *source, uint64_t length) noexcept nogil
+
+
+cdef class SplitQueue:
+    cdef readonly GuestMemory memory
+    cdef readonly uint32_t size
+    cdef readonly bint event_idx
+    cdef readonly bint indirect
+    cdef uint8_t *_desc
+    cdef uint8_t *_avail
+    cdef uint8_t *_used
+    cdef uint16_t _next_avail
+    cdef uint16_t _next_used
+    cdef uint32_t _unannounced
+    # What `_walk` found: the elements of one chain, readable ones first.
+    cdef Segment *_segments
+    cdef uint32_t _readable_count
+    cdef uint32_t _segment_count
+    cdef uint64_t _readable_bytes
+    cdef uint64_t _writable_bytes
+
+    cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL
+    cdef int _available(self) except -1
+    cdef const char *_walk(self, uint16_t head) noexcept nogil
+    cdef const char *_enter_table(
+        self, const Descriptor *desc, const uint8_t **table, uint32_t *entries) noexcept nogil
+    cdef const char *_accept(self, const Descriptor *desc) noexcept nogil
+    cdef Chain _take(self, uint16_t head, uint64_t max_readable_bytes)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The device's side of a split virtqueue (VIRTIO 1.2, 2.7).
+
+A queue is three areas of guest RAM: the descriptor table and the available ring, which the
+driver writes, and the used ring, which the device writes. Their host addresses are looked up
+once, when the queue is made.
+
+The driver may be malicious and runs at the same time. So every field is loaded exactly once, with
+a volatile or atomic access that the compiler may not repeat, into a local that is then checked
+and used. A walk over a chain first collects its elements as (gpa, length) pairs, each checked to
+be RAM; only a chain that is good as a whole is copied. A walk takes at most Queue Size elements,
+so a loop ends. What is wrong with a ring or chain is reported as `RingError`, and leaves the
+queue as it was.
+
+Order (2.7.13.3, 2.7.14): the available index is loaded with acquire order, so what the driver
+wrote before it is seen after it; the used index is stored with release order, after the element
+it publishes. Where one side publishes an index and then reads what the other side may be
+publishing at the same moment, only a full barrier keeps both from missing each other.
+"""
+
+cimport cython
+from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from pyvmm_native.access cimport (
+    full_barrier, load_acquire_u16, load_any_u64, load_u16, store_release_u16, store_u16,
+    store_u32,
+)
+from pyvmm_native.memory cimport GIL_FREE_BYTES, GuestMemory
+
+cdef enum:
+    MAX_QUEUE_SIZE = 32768     # 2.7
+    DESC_BYTES = 16
+    DESC_F_NEXT = 1            # 2.7.5
+    DESC_F_WRITE = 2
+    DESC_F_INDIRECT = 4
+    AVAIL_F_NO_INTERRUPT = 1   # 2.7.6
+    USED_F_NO_NOTIFY = 1       # 2.7.8
+    RING_FLAGS = 0             # both rings: u16 flags, u16 idx, then the elements
+    RING_IDX = 2
+    RING_ELEMENTS = 4
+    ALL_EVENTS = 65536         # after this many buffers every event index has been passed
+
+# 2.7.5.2: a chain is not longer than this in total.
+cdef uint64_t MAX_CHAIN_BYTES = <uint64_t>1 << 32
+
+
+class RingError(Exception):
+    pass
+
+
+@cython.final
+cdef class Chain:
+    def __init__(self):
+        raise TypeError("chains are made by SplitQueue.pop")
+
+    def __dealloc__(self):
+        free(self._segments)
+
+    def write(self, data):
+        cdef Py_buffer source
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            if <uint64_t>source.len > self.writable_bytes:
+                raise ValueError(f"{source.len} bytes for {self.writable_bytes} writable ones")
+            if source.len < GIL_FREE_BYTES:
+                self._scatter(<const uint8_t *>source.buf, source.len)
+            else:
+                with nogil:
+                    self._scatter(<const uint8_t *>source.buf, source.len)
+            return source.len
+        finally:
+            PyBuffer_Release(&source)
+
+    def __repr__(self):
+        return (f"<Chain head={self.head} readable_bytes={self.readable_bytes} "
+                f"writable_bytes={self.writable_bytes}>")
+
+    cdef void _gather(self, uint8_t *target) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self._readable_count):
+            self._memory.copy_out(self._segments[i].gpa, target, self._segments[i].length)
+            target += self._segments[i].length
+
+    cdef void _scatter(self, const uint8_t *source, uint64_t length) noexcept nogil:
+        cdef Segment *segment = self._segments + self._readable_count
+        cdef uint64_t part
+        while length:
+            part = min(length, segment.length)
+            self._memory.copy_in(segment.gpa, source, part)
+            source += part
+            length -= part
+            segment += 1
+
+
+@cython.final
+cdef class SplitQueue:
+    def __cinit__(self, GuestMemory memory not None, size, desc_gpa, avail_gpa, used_gpa, *,
+                  bint event_idx=False, bint indirect=False):
+        # 2.7: the queue size is a power of two, at most 32768.
+        if not 1 <= size <= MAX_QUEUE_SIZE or size & (size - 1):
+            raise RingError(f"queue size {size} is not a power of two from 1 to {MAX_QUEUE_SIZE}")
+        self.memory = memory
+        self.size = size
+        self.event_idx = event_idx
+        self.indirect = indirect
+        # 2.7: alignment and size of the three areas; the rings end with an event index each.
+        self._desc = self._area("descriptor table", desc_gpa, 16, DESC_BYTES * self.size)
+        self._avail = self._area("available ring", avail_gpa, 2, 6 + 2 * self.size)
+        self._used = self._area("used ring", used_gpa, 4, 6 + 8 * self.size)
+        self._segments = <Segment *>malloc(self.size * sizeof(Segment))
+        if self._segments == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._segments)
+
+    cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL:
+        cdef uint8_t *hva = NULL
+        if gpa % alignment:
+            raise RingError(f"{name} at gpa {gpa:#x} is not aligned to {alignment} bytes")
+        if 0 <= gpa < 1 << 64:
+            hva = <uint8_t *>self.memory.translate(gpa, length)
+        if hva == NULL:
+            raise RingError(f"{name} of {length} bytes at gpa {gpa:#x} is not in guest RAM")
+        return hva
+
+    @property
+    def next_avail(self):
+        return self._next_avail
+
+    @next_avail.setter
+    def next_avail(self, uint16_t value):
+        self._next_avail = value
+
+    @property
+    def next_used(self):
+        return self._next_used
+
+    @next_used.setter
+    def next_used(self, uint16_t value):
+        self._next_used = value
+        # Whether the driver was told of what is already in the ring is not known here.
+        self._unannounced = ALL_EVENTS
+
+    @property
+    def pending(self):
+        return self._available()
+
+    cdef int _available(self) except -1:
+        cdef uint16_t count = load_acquire_u16(self._avail + RING_IDX) - self._next_avail
+        # The driver cannot have more buffers available than there are ring elements (2.7.6).
+        if count > self.size:
+            raise RingError(f"{count} buffers available in a queue of {self.size}")
+        return count
+
+    def pop(self, uint64_t max_readable_bytes):
+        if self._available() == 0:
+            return None
+        cdef uint32_t slot = self._next_avail & (self.size - 1)
+        cdef uint16_t head = load_u16(self._avail + RING_ELEMENTS + 2 * slot)
+        cdef const char *fault = self._walk(head)
+        if fault != NULL:
+            raise RingError(f"chain at descriptor {head}: {fault.decode()}")
+        return self._take(head, max_readable_bytes)
+
+    def push(self, chain, written=0):
+        cdef uint16_t head
+        if isinstance(chain, Chain):
+            head = (<Chain>chain).head
+            # 2.7.8.2: at most the device-writable bytes can have been written.
+            if written > (<Chain>chain).writable_bytes:
+                raise ValueError(f"{written} bytes written to {chain!r}")
+        else:
+            head = chain
+        cdef uint32_t length = written
+        if head >= self.size:
+            raise ValueError(f"descriptor {head} in a queue of {self.size}")
+        cdef uint8_t *element = self._used + RING_ELEMENTS + 8 * (self._next_used & (self.size - 1))
+        store_u32(element, head)
+        store_u32(element + 4, length)
+        self._next_used += 1
+        # 2.7.8.2: the element, len included, is set before the index that publishes it.
+        store_release_u16(self._used + RING_IDX, self._next_used)
+        if self._unannounced < ALL_EVENTS:
+            self._unannounced += 1
+
+    def should_interrupt(self):
+        cdef uint32_t count = self._unannounced
+        cdef uint16_t event
+        if count == 0:
+            return False
+        self._unannounced = 0
+        # The driver enables interrupts, then looks at the used index once more; we publish the
+        # index, then look whether interrupts are enabled. Without the barrier both could miss.
+        full_barrier()
+        if not self.event_idx:
+            return not load_u16(self._avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT
+        # 2.7.7.2: interrupt if the element that used_event names is among the new ones.
+        event = load_u16(self._avail + RING_ELEMENTS + 2 * self.size)
+        return <uint16_t>(self._next_used - event - 1) < count
+
+    def enable_notifications(self):
+        if self.event_idx:
+            # 2.7.10.1: flags stay 0; a notification is due when index avail_event is passed.
+            store_u16(self._used + RING_ELEMENTS + 8 * self.size, self._next_avail)
+        else:
+            store_u16(self._used + RING_FLAGS, 0)
+        # The driver publishes its index, then reads these; see should_interrupt.
+        full_barrier()
+        return load_acquire_u16(self._avail + RING_IDX) != self._next_avail
+
+    def disable_notifications(self):
+        # With EVENT_IDX there is nothing to write: the driver has passed avail_event and stays
+        # silent until enable_notifications moves it.
+        if not self.event_idx:
+            store_u16(self._used + RING_FLAGS, USED_F_NO_NOTIFY)
+
+    cdef const char *_walk(self, uint16_t head) noexcept nogil:
+        cdef const uint8_t *table = self._desc
+        cdef uint32_t entries = self.size
+        cdef uint32_t index = head
+        cdef bint in_indirect = False
+        cdef const char *fault
+        cdef Descriptor desc
+        self._readable_count = self._segment_count = 0
+        self._readable_bytes = self._writable_bytes = 0
+        while True:
+            if index >= entries:
+                return b"index outside the descriptor table"
+            load_descriptor(&desc, table + DESC_BYTES * <uint64_t>index)
+            if desc.flags & DESC_F_INDIRECT:
+                if in_indirect:
+                    return b"indirect table inside an indirect table"  # 2.7.5.3.1
+                # 2.7.5.3.2: direct elements may come before the reference to a table.
+                fault = self._enter_table(&desc, &table, &entries)
+                if fault != NULL:
+                    return fault
+                in_indirect = True
+                index = 0
+                continue
+            fault = self._accept(&desc)
+            if fault != NULL or not desc.flags & DESC_F_NEXT:
+                return fault
+            index = desc.next
+
+    cdef const char *_enter_table(
+        self, const Descriptor *desc, const uint8_t **table, uint32_t *entries
+    ) noexcept nogil:
+        # 2.7.5.3.1 in this order; the WRITE flag is ignored here (2.7.5.3.2).
+        if not self.indirect:
+            return b"indirect table although INDIRECT_DESC was not negotiated"
+        if desc.flags & DESC_F_NEXT:
+            return b"NEXT and INDIRECT in one descriptor"
+        if desc.length == 0 or desc.length % DESC_BYTES:
+            return b"indirect table is not a whole number of descriptors"
+        table[0] = <const uint8_t *>self.memory.translate(desc.addr, desc.length)
+        if table[0] == NULL:
+            return b"indirect table outside guest RAM"
+        entries[0] = desc.length // DESC_BYTES
+        return NULL
+
+    cdef const char *_accept(self, const Descriptor *desc) noexcept nogil:
+        cdef Segment *segment = &self._segments[self._segment_count]
+        # 2.7.5.3.1: a chain, indirect or not, has at most Queue Size elements.
+        if self._segment_count == self.size:
+            return b"longer than the queue, or a loop"
+        if not self.memory.covers(desc.addr, desc.length):
+            return b"element outside guest RAM"
+        if desc.flags & DESC_F_WRITE:
+            self._writable_bytes += desc.length
+        elif self._segment_count != self._readable_count:
+            return b"device-readable element after a device-writable one"  # 2.7.4.2
+        else:
+            self._readable_bytes += desc.length
+            self._readable_count += 1
+        if self._readable_bytes + self._writable_bytes > MAX_CHAIN_BYTES:
+            return b"longer than 2^32 bytes"
+        # No clause forbids an element of no bytes, so it is one: it counts towards the length
+        # of the chain, contributes nothing, and its address is not looked at.
+        segment.gpa = desc.addr
+        segment.length = desc.length
+        self._segment_count += 1
+        return NULL
+
+    cdef Chain _take(self, uint16_t head, uint64_t max_readable_bytes):
+        # The chain owns copies of all it needs: another thread may pop while this one copies.
+        cdef uint64_t size = self._readable_bytes
+        cdef size_t table_bytes = self._segment_count * sizeof(Segment)
+        cdef Chain chain = Chain.__new__(Chain)
+        cdef uint8_t *target
+        chain._segments = <Segment *>malloc(table_bytes)
+        if chain._segments == NULL:
+            raise MemoryError
+        memcpy(chain._segments, self._segments, table_bytes)
+        chain._readable_count = self._readable_count
+        chain._memory = self.memory
+        chain.head = head
+        chain.readable_bytes = size
+        chain.writable_bytes = self._writable_bytes
+        chain.readable = b""
+        if 0 < size <= max_readable_bytes:
+            chain.readable = PyBytes_FromStringAndSize(NULL, size)
+        self._next_avail += 1
+        if chain.readable:
+            target = <uint8_t *>PyBytes_AS_STRING(chain.readable)
+            if size < GIL_FREE_BYTES:
+                chain._gather(target)
+            else:
+                with nogil:
+                    chain._gather(target)
+        return chain
+
+
+cdef inline void load_descriptor(Descriptor *desc, const uint8_t *source) noexcept nogil:
+    cdef uint64_t rest = load_any_u64(source + 8)
+    desc.addr = load_any_u64(source)
+    desc.length = <uint32_t>rest
+    desc.flags = <uint16_t>(rest >> 32)
+    desc.next = <uint16_t>(rest >> 48)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Sets of guest page frames as runs of consecutive ones.
+
+What a balloon request names, what a guest reports as unused and what a dirty log contains are all
+sets of page frames. Guest memory is mostly taken and given in long stretches, so such a set is
+kept as an array of (start, end) pairs, ascending and apart from each other, in memory in
+proportion to the number of runs. Every operation is one linear pass over its operands that
+appends to the result in ascending order, without the GIL. How bitmaps and PFN arrays are decoded is
+in run_list.pxd.
+"""
+
+from itertools import islice
+
+cimport cython
+from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcmp
+
+from pyvmm_native.run_list cimport (
+    Run, RunList, add_run, append, decode_bitmap, decode_pfns, resize,
+)
+
+cdef enum:
+    SHOWN_RUNS = 8
+
+# Guest-physical addresses have at most 52 bits, and nothing here counts in less than pages.
+cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
+
+
+@cython.final
+cdef class PageRuns:
+    def __cinit__(self, runs=()):
+        if runs is ():
+            return
+        cdef bint complete = True
+        for start, count in sorted(runs):
+            if count <= 0 or start < 0 or start + count > FRAME_LIMIT:
+                raise ValueError(f"{count} page frames from {start:#x} on are not a run")
+            complete = complete and add_run(&self.list, start, start + count)
+        self._finish(complete)
+
+    def __dealloc__(self):
+        free(self.list.items)
+
+    @classmethod
+    def from_bitmap(cls, bitmap, start_pfn=0):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef Py_buffer view
+        cdef uint64_t first
+        cdef bint complete
+        PyObject_GetBuffer(bitmap, &view, PyBUF_SIMPLE)
+        try:
+            if not 0 <= start_pfn <= FRAME_LIMIT - 8 * view.len:
+                raise ValueError(f"bitmap of {view.len} bytes from frame {start_pfn:#x} on")
+            first = start_pfn
+            with nogil:
+                complete = decode_bitmap(&result.list, <const uint8_t *>view.buf, view.len, first)
+        finally:
+            PyBuffer_Release(&view)
+        return result._finish(complete)
+
+    @classmethod
+    def from_pfns(cls, pfns):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef Py_buffer view
+        cdef bint complete
+        PyObject_GetBuffer(pfns, &view, PyBUF_SIMPLE)
+        try:
+            if view.len % 4:
+                raise ValueError(f"{view.len} bytes are not an array of 32-bit PFNs")
+            with nogil:
+                complete = decode_pfns(&result.list, view.buf, view.len // 4)
+        finally:
+            PyBuffer_Release(&view)
+        return result._finish(complete)
+
+    def scaled(self, factor):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef uint64_t times
+        cdef uint64_t last = self.list.items[self.list.count - 1].end if self.list.count else 0
+        cdef bint complete
+        if factor < 1 or factor * last > FRAME_LIMIT:
+            raise ValueError(f"frames up to {last:#x} times {factor}")
+        times = factor if last else 1
+        with nogil:
+            complete = scale(&result.list, &self.list, times)
+        return result._finish(complete)
+
+    def whole(self, pages_per_unit):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef uint64_t unit
+        cdef bint complete
+        if not 1 <= pages_per_unit <= FRAME_LIMIT:
+            raise ValueError(f"units of {pages_per_unit} pages")
+        unit = pages_per_unit
+        with nogil:
+            complete = shrink_to_units(&result.list, &self.list, unit)
+        return result._finish(complete)
+
+    def intersect(self, PageRuns other not None):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef bint complete
+        with nogil:
+            complete = intersection(&result.list, &self.list, &other.list)
+        return result._finish(complete)
+
+    def subtract(self, PageRuns other not None):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef bint complete
+        with nogil:
+            complete = difference(&result.list, &self.list, &other.list)
+        return result._finish(complete)
+
+    def union(self, PageRuns other not None):
+        cdef PageRuns result = PageRuns.__new__(PageRuns)
+        cdef bint complete
+        with nogil:
+            complete = merge(&result.list, &self.list, &other.list)
+        return result._finish(complete)
+
+    def __len__(self):
+        return self.list.count
+
+    def __bool__(self):
+        return self.list.count != 0
+
+    def __iter__(self):
+        cdef size_t i
+        for i in range(self.list.count):
+            yield self.list.items[i].start, self.list.items[i].end - self.list.items[i].start
+
+    def __contains__(self, pfn):
+        cdef size_t low = 0, high = self.list.count, middle
+        if not 0 <= pfn < FRAME_LIMIT:
+            return False
+        cdef uint64_t frame = pfn
+        while low < high:
+            middle = (low + high) // 2
+            if self.list.items[middle].end <= frame:
+                low = middle + 1
+            else:
+                high = middle
+        return low < self.list.count and self.list.items[low].start <= frame
+
+    def __eq__(self, other):
+        if not isinstance(other, PageRuns):
+            return NotImplemented
+        cdef PageRuns that = other
+        return self.list.count == that.list.count and (self.list.count == 0 or memcmp(
+            self.list.items, that.list.items, self.list.count * sizeof(Run)) == 0)
+
+    def __repr__(self):
+        shown = [f"({start:#x}, {count})" for start, count in islice(self, SHOWN_RUNS)]
+        if self.list.count > SHOWN_RUNS:
+            shown.append(f"... {self.list.count} runs of {self.pages} pages")
+        return f"PageRuns([{', '.join(shown)}])"
+
+    cdef PageRuns _finish(self, bint complete):
+        """Give back spare room and sum up; `complete` is false when memory ran out."""
+        cdef size_t i
+        cdef uint64_t count
+        if not complete:
+            raise MemoryError
+        if self.list.count < self.list.capacity:
+            resize(&self.list, self.list.count)
+        with nogil:
+            for i in range(self.list.count):
+                count = self.list.items[i].end - self.list.items[i].start
+                self.pages += count
+                self.largest = max(self.largest, count)
+        return self
+
+
+# As in run_list.pxd, false means that memory ran out.
+
+cdef bint scale(RunList *out, const RunList *a, uint64_t factor) noexcept nogil:
+    cdef size_t i
+    for i in range(a.count):
+        if not append(out, a.items[i].start * factor, a.items[i].end * factor):
+            return False
+    return True
+
+
+cdef bint shrink_to_units(RunList *out, const RunList *a, uint64_t unit) noexcept nogil:
+    cdef size_t i
+    cdef uint64_t start, end
+    for i in range(a.count):
+        start = (a.items[i].start + unit - 1) // unit * unit
+        end = a.items[i].end // unit * unit
+        if start < end and not append(out, start, end):
+            return False
+    return True
+
+
+cdef bint intersection(RunList *out, const RunList *a, const RunList *b) noexcept nogil:
+    cdef size_t i = 0, j = 0
+    cdef uint64_t start, end
+    while i < a.count and j < b.count:
+        start = max(a.items[i].start, b.items[j].start)
+        end = min(a.items[i].end, b.items[j].end)
+        if start < end and not append(out, start, end):
+            return False
+        if a.items[i].end == end:
+            i += 1
+        else:
+            j += 1
+    return True
+
+
+cdef bint difference(RunList *out, const RunList *a, const RunList *b) noexcept nogil:
+    cdef size_t i, j = 0
+    cdef uint64_t cursor, end
+    for i in range(a.count):
+        cursor = a.items[i].start
+        end = a.items[i].end
+        while j < b.count and b.items[j].end <= cursor:
+            j += 1
+        while j < b.count and b.items[j].start < end:
+            if cursor < b.items[j].start and not append(out, cursor, b.items[j].start):
+                return False
+            cursor = b.items[j].end
+            if cursor > end:
+                break
+            j += 1
+        if cursor < end and not append(out, cursor, end):
+            return False
+    return True
+
+
+cdef bint merge(RunList *out, const RunList *a, const RunList *b) noexcept nogil:
+    cdef size_t i = 0, j = 0
+    cdef Run *item
+    while i < a.count or j < b.count:
+        if j == b.count or (i < a.count and a.items[i].start <= b.items[j].start):
+            item = &a.items[i]
+            i += 1
+        else:
+            item = &b.items[j]
+            j += 1
+        if not add_run(out, item.start, item.end):
+            return False
+    return True

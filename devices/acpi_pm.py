@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ACPI fixed hardware: the PM1a register block and the reset register (ACPI 6.4, 4.8.3).
+
+Sixteen ports, laid out as the tables of `pyvmm.boot.acpi` announce them:
+
+    +0  PM1a status    word   no fixed event ever happens here, so it reads as 0
+    +2  PM1a enable    word
+    +4  PM1a control   word   SLP_TYP and SLP_EN: power off
+    +8  reset          byte   RESET_VALUE: reset
+
+The system control interrupt is therefore never raised. There is no PM timer: the guest has kvmclock
+and the TSC, and every read of a port is an exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.registers import Access, Register, RegisterTable
+
+PM1A_EVENT_OFFSET = 0
+PM1A_EVENT_BYTES = 4
+PM1A_CONTROL_OFFSET = 4
+PM1A_CONTROL_BYTES = 2
+RESET_OFFSET = 8
+
+CONTROL_SCI_ENABLE = 1 << 0  # the machine is always in ACPI mode
+CONTROL_SLEEP_ENABLE = 1 << 13
+_SLEEP_TYPE_SHIFT = 10
+_SLEEP_TYPE_MASK = 0b111
+
+SLEEP_TYPE_SOFT_OFF = 5  # what \_S5 in the DSDT says
+RESET_VALUE = 1
+
+
+class AcpiPm:
+    """The block; a `BusDevice`. The callbacks are called when the guest asks for either."""
+
+    def __init__(self, on_poweroff: Callable[[], None], on_reset: Callable[[], None]) -> None:
+        self._on_poweroff = on_poweroff
+        self._on_reset = on_reset
+        registers = RegisterTable(
+            "acpi_pm",
+            [
+                Register("pm1a_status", PM1A_EVENT_OFFSET, 2, Access.RO),
+                Register("pm1a_enable", PM1A_EVENT_OFFSET + 2, 2),
+                Register(
+                    "pm1a_control",
+                    PM1A_CONTROL_OFFSET,
+                    PM1A_CONTROL_BYTES,
+                    read=lambda: CONTROL_SCI_ENABLE,
+                    write=self._control,
+                ),
+                Register("reset", RESET_OFFSET, 1, Access.WO, write=self._reset),
+            ],
+        )
+        self.read = registers.read
+        self.write = registers.write
+
+    def _control(self, value: int) -> None:
+        sleep_type = value >> _SLEEP_TYPE_SHIFT & _SLEEP_TYPE_MASK
+        if value & CONTROL_SLEEP_ENABLE and sleep_type == SLEEP_TYPE_SOFT_OFF:
+            self._on_poweroff()
+
+    def _reset(self, value: int) -> None:
+        if value == RESET_VALUE:
+            self._on_reset()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The traditional memory balloon device (VIRTIO 1.2, section 5.5).
+
+One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
+a request on the inflate queue; `serve` has the dialect decode it to `PageRuns`, checks that every
+page is RAM, keeps whole host pages and has the RAM discard them; only then does the base class
+return the buffer, because the used entry is the promise that the memory is gone. The driver then
+writes `actual`.
+
+A deflate needs no work on the host: a discarded page of anonymous memory comes back, zeroed, when
+the guest touches it. It is checked and counted all the same.
+
+`actual` is whatever the guest wrote. Nothing is computed from it that is not first limited to RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devices.balloon import dialects
+from devices.balloon.config import config_space
+from devices.balloon.dialects import Dialect, Role
+from devices.errors import BadPayload
+from devices.ports import GuestRam, Tracer
+from devices.virtio.device import VirtioDevice
+from devices.virtio.queue import QueueSpec
+from pyvmm_native.ring import Chain
+from pyvmm_native.runs import PageRuns
+
+DEVICE_ID = 5
+"""VIRTIO 1.2, 5.5.1."""
+
+QUEUE_SIZE = 128
+"""A bitmap request takes up to 33 descriptors; a driver has one or a few requests under way."""
+
+MAX_STATS_BYTES = 4096
+"""Longest statistics report: hundreds of 10-byte entries, where drivers send about 16."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What went over one queue since the device was made."""
+
+    requests: int
+    """Buffers taken from the queue, bad ones included."""
+    pages: int
+    """4 KiB pages named by good requests."""
+    bad_payloads: int
+    """Buffers returned with length 0 because their contents made no sense."""
+
+
+@dataclass(frozen=True)
+class BalloonCounters:
+    """A snapshot of what the balloon has done since it was made."""
+
+    inflate: Traffic
+    deflate: Traffic
+    discarded_bytes: int
+    """Host memory given back, in bytes; less than the pages inflated where host pages are larger
+    than 4 KiB."""
+    interrupts: int
+    """Notifications sent to the driver: used buffers and configuration changes."""
+
+
+class BalloonDevice(VirtioDevice):
+    """Balloon speaking `dialect` over guest memory `ram`.
+
+    `on_actual(pages)` is called when the driver reports a new balloon size, in 4 KiB pages and
+    limited to RAM. `deflate_on_oom` offers the driver to take pages back when the guest runs out
+    of memory (5.5.6.1); off, a guest can only shrink the balloon when asked to.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        ram: GuestRam,
+        tracer: Tracer,
+        on_actual: Callable[[int], None],
+        *,
+        deflate_on_oom: bool = False,
+    ) -> None:
+        offered = dialect.features | (dialects.DEFLATE_ON_OOM if deflate_on_oom else 0)
+        super().__init__(
+            device_id=DEVICE_ID,
+            name="balloon",
+            offered=offered,
+            feature_names=dialect.feature_names,
+            queues=[_queue_spec(role, dialect) for role in dialect.roles(offered)],
+            config=config_space(self._actual_written, tracer),
+            memory=ram.memory,
+            tracer=tracer,
+        )
+        self.dialect = dialect
+        self._ram = ram
+        self._on_actual = on_actual
+        self._pages = {Role.INFLATE: 0, Role.DEFLATE: 0}
+        self._discarded_bytes = 0
+        self._stats_buffer: Chain | None = None
+
+    @property
+    def num_pages(self) -> int:
+        """Pages the device wants in the balloon."""
+        return self.config["num_pages"]
+
+    @property
+    def actual(self) -> int:
+        """Pages the driver says are in the balloon, at most all of RAM."""
+        return min(self.config["actual"], self._ram.pages.pages)
+
+    def set_target(self, num_pages: int) -> None:
+        """Ask the driver for a balloon of `num_pages` 4 KiB pages (VIRTIO 1.2, 5.5.6).
+
+        ValueError if that is negative or more than RAM has.
+        """
+        if not 0 <= num_pages <= self._ram.pages.pages:
+            raise ValueError(f"{num_pages} pages asked of {self._ram.pages.pages}")
+        self.config["num_pages"] = num_pages
+        self.config_changed()
+
+    @property
+    def counters(self) -> BalloonCounters:
+        """Snapshot of all counters."""
+        used = sum(queue.counters.interrupts for queue in self.queues)
+        return BalloonCounters(
+            inflate=self._traffic(Role.INFLATE),
+            deflate=self._traffic(Role.DEFLATE),
+            discarded_bytes=self._discarded_bytes,
+            interrupts=used + self.config_notifications,
+        )
+
+    def serve(self, queue: int, chain: Chain) -> int | None:
+        """One request; nothing is ever written to an inflate or deflate buffer."""
+        roles = self.dialect.roles(self.accepted)
+        if queue >= len(roles):
+            raise BadPayload("the feature of this queue was not accepted")
+        role = roles[queue]
+        if role is Role.STATS:
+            self._hold_stats(chain)
+            return None
+        runs = self._decode(chain.readable)
+        if role is Role.INFLATE:
+            self._discarded_bytes += self._ram.discard(runs.whole(self._ram.host_page_pages))
+        self._pages[role] += runs.pages
+        self._tracer.event(f"balloon.{role}", pages=runs.pages, runs=len(runs))
+        return 0
+
+    def on_reset(self) -> None:
+        """A driver that starts anew has nothing in the balloon; the target stays."""
+        self._stats_buffer = None
+        if self.config["actual"]:
+            self.config["actual"] = 0
+            self._on_actual(0)
+
+    def _decode(self, payload: bytes) -> PageRuns:
+        """Pages of a request, all of them RAM; one stray page makes the whole request bad."""
+        runs = self.dialect.decode(payload)
+        strays = runs.subtract(self._ram.pages)
+        if strays:
+            raise BadPayload(f"{strays.pages} of {runs.pages} pages are not RAM")
+        return runs
+
+    def _hold_stats(self, chain: Chain) -> None:
+        """Keep the driver's buffer: returning it means asking for fresh statistics (5.5.6.3)."""
+        if self._stats_buffer is not None:
+            raise BadPayload("a statistics buffer is already held")
+        self._stats_buffer = chain
+
+    def _actual_written(self, pages: int) -> None:
+        self._on_actual(self.actual)
+
+    def _traffic(self, role: Role) -> Traffic:
+        counters = self.queues[self.dialect.roles(self.offered).index(role)].counters
+        return Traffic(counters.requests, self._pages[role], counters.bad_payloads)
+
+
+def _queue_spec(role: Role, dialect: Dialect) -> QueueSpec:
+    longest = MAX_STATS_BYTES if role is Role.STATS else dialect.max_request_bytes
+    return QueueSpec(role.value, QUEUE_SIZE, longest)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two languages a balloon driver can speak, as data.
+
+A dialect says which features and queues the balloon offers and how a request on the inflate or
+deflate queue is decoded to `PageRuns`. It is chosen by configuration and never inferred from
+feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in the other, and a device
+that reads PFN arrays as bitmap headers discards the wrong memory.
+
+* `STANDARD`: VIRTIO 1.2, section 5.5. A request is an array of 32-bit page frame numbers.
+* `BITMAP`: the virtio-balloon bitmap extension of 2016. A request is a header and a bitmap, see
+  `devices.balloon.bitmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from devices.balloon import bitmap
+from devices.errors import BadPayload
+from pyvmm_native.runs import PageRuns
+
+MUST_TELL_HOST = 1 << 0
+STATS_VQ = 1 << 1
+DEFLATE_ON_OOM = 1 << 2
+PAGE_BITMAP = 1 << 3
+
+PFN_BYTES = 4
+MAX_PFNS = 64 * 1024
+"""Longest PFN array taken, 256 MiB of pages a request; Linux sends at most 256 at a time."""
+
+
+class Role(StrEnum):
+    """What a queue is for (VIRTIO 1.2, 5.5.2)."""
+
+    INFLATE = "inflate"
+    DEFLATE = "deflate"
+    STATS = "stats"
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect:
+    """Features, queues and request format of one balloon protocol."""
+
+    name: str
+    features: int
+    """Feature bits always offered; DEFLATE_ON_OOM is the user's choice and comes on top."""
+    feature_names: dict[int, str]
+    max_request_bytes: int
+    """Longest valid inflate or deflate request."""
+    decode: Callable[[bytes], PageRuns]
+    """Pages named by an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
+
+    def roles(self, negotiated: int) -> tuple[Role, ...]:
+        """What each queue is for, by queue number, once `negotiated` features are settled.
+
+        The only place that knows queue numbers. Drivers number the queues that exist without
+        gaps, so a queue whose feature is missing shifts every later one.
+        """
+        stats = (Role.STATS,) if negotiated & STATS_VQ else ()
+        return (Role.INFLATE, Role.DEFLATE, *stats)
+
+
+def decode_pfns(payload: bytes) -> PageRuns:
+    """Pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6)."""
+    if not payload or len(payload) % PFN_BYTES:
+        raise BadPayload(f"{len(payload)} bytes are not an array of 32-bit page frame numbers")
+    return PageRuns.from_pfns(payload)
+
+
+# MUST_TELL_HOST (5.5.3) keeps deflated pages out of use until the device has seen the request.
+# Discarding anonymous memory does not need it, but every driver can do it at no cost, and counting
+# what the guest really uses does need it.
+STANDARD = Dialect(
+    name="standard",
+    features=MUST_TELL_HOST,
+    feature_names={
+        MUST_TELL_HOST: "MUST_TELL_HOST",
+        STATS_VQ: "STATS_VQ",
+        DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
+        1 << 3: "FREE_PAGE_HINT",
+        1 << 4: "PAGE_POISON",
+        1 << 5: "PAGE_REPORTING",
+    },
+    max_request_bytes=MAX_PFNS * PFN_BYTES,
+    decode=decode_pfns,
+)
+
+# STATS_VQ is offered because drivers of this dialect drop PAGE_BITMAP without it.
+BITMAP = Dialect(
+    name="bitmap",
+    features=MUST_TELL_HOST | STATS_VQ | PAGE_BITMAP,
+    feature_names={
+        MUST_TELL_HOST: "MUST_TELL_HOST",
+        STATS_VQ: "STATS_VQ",
+        DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
+        PAGE_BITMAP: "PAGE_BITMAP",
+        1 << 4: "MISC_VQ",
+    },
+    max_request_bytes=bitmap.MAX_REQUEST_BYTES,
+    decode=bitmap.decode,
+)
+
+_BY_NAME = {dialect.name: dialect for dialect in (STANDARD, BITMAP)}
+NAMES = tuple(_BY_NAME)
+
+
+def by_name(name: str) -> Dialect:
+    """The dialect called `name`, one of `NAMES`; KeyError for any other."""
+    return _BY_NAME[name]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An address space of devices: I/O ports, guest-physical MMIO, or a function's configuration space.
+
+`Bus` keeps non-overlapping ranges sorted by start and finds the device of an address by bisection.
+An access inside one range goes to its device as it is. An access that crosses a range's end (or
+starts in a hole and reaches into a range) is split into single bytes, each of which goes where it
+belongs, so a device never sees an access outside its range. Addresses that no device claims read
+as all ones and drop writes, as on a PC; both are traced as `unclaimed_read` and `unclaimed_write`.
+
+Threads: vCPU threads look devices up while another one moves a BAR. The sorted map is an immutable
+value that `map` and `unmap` replace as a whole, so a lookup sees the old or the new map and never
+half of one. The bus does not serialise the devices themselves, and two threads must not call `map`
+or `unmap` at once: the machine's device lock covers both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from devices.ports import BusDevice, Tracer
+
+
+class _Range(NamedTuple):
+    start: int
+    end: int
+    device: BusDevice
+
+
+class Bus:
+    """Ranges of addresses and the devices behind them; itself a `BusDevice`.
+
+    `name` identifies the bus in traces; `unclaimed_byte` is what an address without a device
+    reads as.
+    """
+
+    def __init__(
+        self, name: str, *, tracer: Tracer | None = None, unclaimed_byte: int = 0xFF
+    ) -> None:
+        self.name = name
+        self._tracer = tracer
+        self._unclaimed_byte = unclaimed_byte
+        # Starts for bisection, and the ranges themselves, in the same order.
+        self._map: tuple[list[int], list[_Range]] = ([], [])
+
+    def map(self, start: int, length: int, device: BusDevice) -> None:
+        """Give [start, start + length) to `device`, which sees offsets from `start`.
+
+        Raises ValueError for an empty range or one that overlaps a range already mapped.
+        """
+        if start < 0 or length <= 0:
+            raise ValueError(f"{self.name}: bad range {start:#x}, length {length:#x}")
+        if self.overlaps(start, length):
+            raise ValueError(f"{self.name}: {start:#x}, length {length:#x} is already in use")
+        ranges = sorted([*self._map[1], _Range(start, start + length, device)], key=lambda r: r[0])
+        self._map = ([entry.start for entry in ranges], ranges)
+
+    def unmap(self, start: int) -> None:
+        """Remove the range that was mapped at `start`; ValueError if there is none."""
+        ranges = [entry for entry in self._map[1] if entry.start != start]
+        if len(ranges) == len(self._map[1]):
+            raise ValueError(f"{self.name}: nothing is mapped at {start:#x}")
+        self._map = ([entry.start for entry in ranges], ranges)
+
+    def overlaps(self, start: int, length: int) -> bool:
+        """Tell whether any byte of [start, start + length) belongs to a device."""
+        return any(r.start < start + length and start < r.end for r in self._map[1])
+
+    def read(self, address: int, size: int) -> int:
+        """Read `size` bytes at `address` as a little-endian number."""
+        entry = self._find(address, size)
+        if entry is not None:
+            start, _, device = entry
+            return device.read(address - start, size)
+        if size == 1 or not self.overlaps(address, size):
+            return self._unclaimed_read(address, size)
+        return sum(self.read(address + i, 1) << (8 * i) for i in range(size))
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write `value` as `size` little-endian bytes at `address`."""
+        entry = self._find(address, size)
+        if entry is not None:
+            start, _, device = entry
+            device.write(address - start, size, value)
+        elif size == 1 or not self.overlaps(address, size):
+            if self._tracer is not None:
+                self._tracer.event(
+                    "unclaimed_write", bus=self.name, address=address, size=size, value=value
+                )
+        else:
+            for i in range(size):
+                self.write(address + i, 1, (value >> (8 * i)) & 0xFF)
+
+    def _find(self, address: int, size: int) -> _Range | None:
+        """Return the range that holds the whole access, or None."""
+        starts, ranges = self._map
+        index = bisect_right(starts, address) - 1
+        if index >= 0:
+            entry = ranges[index]
+            if address + size <= entry[1]:
+                return entry
+        return None
+
+    def _unclaimed_read(self, address: int, size: int) -> int:
+        if self._tracer is not None:
+            self._tracer.event("unclaimed_read", bus=self.name, address=address, size=size)
+        return int.from_bytes(bytes([self._unclaimed_byte]) * size, "little")

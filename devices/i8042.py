@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one thing of a keyboard controller that operating systems still use: its reset line.
+
+Command 0xFE pulses the line that resets the processor. Nothing else is there: the status register
+always says that the controller is idle and has no data, so a driver that probes it gives up after
+its own short time-outs, and the ACPI tables say that there is no 8042 at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.registers import Access, Register, RegisterTable
+
+COMMAND_PULSE_RESET = 0xFE
+
+
+class I8042:
+    """The reset line behind port 0x64; `data` is for port 0x60, `command` for port 0x64."""
+
+    def __init__(self, on_reset: Callable[[], None]) -> None:
+        self._on_reset = on_reset
+        self.data = RegisterTable("i8042.data", [Register("data", 0, 1, Access.WO)])
+        self.command = RegisterTable(
+            "i8042.command", [Register("command", 0, 1, Access.WO, write=self._command)]
+        )
+
+    def _command(self, value: int) -> None:
+        if value == COMMAND_PULSE_RESET:
+            self._on_reset()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PCI root: the one bus, its host bridge at 00:00.0 and configuration mechanism 1.
+
+`PciBus` knows which function sits at which device number (function 0 only) and decides where BARs
+may be decoded: wholly inside one of its apertures and clear of everything else on the MMIO bus. A
+guest can therefore never lay a BAR over RAM or an interrupt controller.
+
+`ConfigMechanism1` is the eight ports 0xCF8-0xCFF (PCI Local Bus 3.0, 3.2.2.3.2). Only an aligned
+32-bit access to 0xCF8 reaches the address latch; narrower ones are ordinary I/O to nobody. While
+the latch's enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
+selected configuration register. Functions that do not exist read as all ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from devices.bus import Bus
+from devices.pci.config_space import PciFunction
+from devices.ports import BusDevice, InterruptLine, Tracer
+
+DEVICES_PER_BUS = 32
+
+_ADDRESS_ENABLE = 1 << 31
+_ADDRESS_WRITABLE = 0x80FF_FFFC
+_DATA_OFFSET = 4
+
+# A bridge without quirks in any operating system: Red Hat's generic host bridge.
+_HOST_BRIDGE_VENDOR_ID = 0x1B36
+_HOST_BRIDGE_DEVICE_ID = 0x0008
+_HOST_BRIDGE_CLASS_CODE = 0x060000
+
+
+class PciBus:
+    """Bus 0: functions by device number, and where their BARs may be decoded.
+
+    `mmio` is the bus of guest-physical addresses, `apertures` the (gpa, size in bytes) windows of
+    the host bridge. The host bridge itself is device 0.
+    """
+
+    def __init__(
+        self, mmio: Bus, apertures: Sequence[tuple[int, int]], *, tracer: Tracer | None = None
+    ) -> None:
+        self._mmio = mmio
+        self._apertures = tuple(apertures)
+        self._tracer = tracer
+        self._functions: dict[int, PciFunction] = {}
+        self.add(
+            0,
+            PciFunction(
+                vendor_id=_HOST_BRIDGE_VENDOR_ID,
+                device_id=_HOST_BRIDGE_DEVICE_ID,
+                class_code=_HOST_BRIDGE_CLASS_CODE,
+                name="host-bridge",
+            ),
+        )
+
+    def add(self, device: int, function: PciFunction, intx: InterruptLine | None = None) -> None:
+        """Plug `function` in as 00:`device`.0, its INTx pin wired to `intx`.
+
+        Raises ValueError when the device number is taken or does not exist.
+        """
+        if not 0 <= device < DEVICES_PER_BUS or device in self._functions:
+            raise ValueError(f"PCI device number {device} is taken or does not exist")
+        function.placement = self
+        function.intx_line = intx
+        self._functions[device] = function
+
+    def function(self, bus: int, device: int, function: int) -> PciFunction | None:
+        """Return the function at bus:device.function, or None."""
+        return self._functions.get(device) if bus == 0 and function == 0 else None
+
+    # --- BarPlacement -----------------------------------------------------------------------
+    def place(self, gpa: int, size_bytes: int, handler: BusDevice) -> bool:
+        """Decode [gpa, gpa + size_bytes) if it is inside an aperture and free."""
+        accepted = any(
+            start <= gpa and gpa + size_bytes <= start + length for start, length in self._apertures
+        ) and not self._mmio.overlaps(gpa, size_bytes)
+        if accepted:
+            self._mmio.map(gpa, size_bytes, handler)
+        if self._tracer is not None:
+            name = "bar_placed" if accepted else "bar_refused"
+            self._tracer.event(name, gpa=gpa, size_bytes=size_bytes)
+        return accepted
+
+    def remove(self, gpa: int) -> None:
+        """Stop decoding what was placed at `gpa`."""
+        self._mmio.unmap(gpa)
+
+
+class ConfigMechanism1:
+    """`BusDevice` for the configuration ports, to be mapped at 0xCF8 with length 8."""
+
+    def __init__(self, bus: PciBus) -> None:
+        self._bus = bus
+        self._address = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """Read the latch, or configuration data of the selected function."""
+        if offset == 0 and size == 4:
+            return self._address
+        if offset < _DATA_OFFSET < offset + size:
+            return sum(self.read(offset + i, 1) << (8 * i) for i in range(size))
+        function = self._selected() if offset >= _DATA_OFFSET else None
+        if function is None:
+            return (1 << (8 * size)) - 1
+        return function.config_read(self._register(offset), size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write the latch, or configuration data of the selected function."""
+        if offset == 0 and size == 4:
+            self._address = value & _ADDRESS_WRITABLE
+        elif offset < _DATA_OFFSET < offset + size:
+            for i in range(size):
+                self.write(offset + i, 1, value >> (8 * i) & 0xFF)
+        elif offset >= _DATA_OFFSET:
+            function = self._selected()
+            if function is not None:
+                function.config_write(self._register(offset), size, value)
+
+    def _selected(self) -> PciFunction | None:
+        address = self._address
+        if not address & _ADDRESS_ENABLE:
+            return None
+        return self._bus.function(address >> 16 & 0xFF, address >> 11 & 0x1F, address >> 8 & 0x7)
+
+    def _register(self, offset: int) -> int:
+        return (self._address & 0xFC) + offset - _DATA_OFFSET

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MSI-X (PCI Local Bus 3.0, 6.8.2): the vector table, the pending bits and the capability.
+
+A `MsixTable` has two `BusDevice`s to be put into a BAR, `table` (16 bytes a vector) and `pba`
+(one pending bit a vector, read only), and a capability that `add_to` appends to a function:
+
+    msix = MsixTable(vectors=3, sink=sink)
+    layout.map(0x8000, msix.table_bytes, msix.table)
+    layout.map(0xC000, msix.pba_bytes, msix.pba)
+    msix.add_to(function, bar=4, table_offset=0x8000, pba_offset=0xC000)
+    msix.signal(vector)
+
+A vector is *live* while MSI-X is enabled and neither the function nor the vector is masked. The
+sink is told a live vector's message by `route` before anything is triggered with it, and again
+whenever the message of a live vector changes; setting a message up behind the mask, as drivers do,
+costs one `route`. A signal on a vector that is not live sets its pending bit and is sent when the
+vector becomes live; while MSI-X is disabled signals are dropped, since the function then has to
+use INTx.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from devices.pci.config_space import PciFunction
+from devices.ports import MsiSink
+from devices.registers import Access, Register, RegisterTable
+
+CAPABILITY_ID = 0x11
+ENTRY_BYTES = 16
+MAX_VECTORS = 2048
+
+CONTROL_FUNCTION_MASK = 1 << 14
+CONTROL_ENABLE = 1 << 15
+VECTOR_MASKED = 1 << 0
+
+
+class MsixTable:
+    """MSI-X state of one function with `vectors` vectors (1 to 2048)."""
+
+    def __init__(self, vectors: int, sink: MsiSink) -> None:
+        if not 1 <= vectors <= MAX_VECTORS:
+            raise ValueError(f"a function cannot have {vectors} MSI-X vectors")
+        self.vectors = vectors
+        self._sink = sink
+        self._pending = 0
+        # The message last given to the sink for each vector; None before the first.
+        self._routed: list[tuple[int, int] | None] = [None] * vectors
+        self.table = RegisterTable(
+            "msix.table", [row for vector in range(vectors) for row in self._entry(vector)]
+        )
+        self.pba = RegisterTable(
+            "msix.pba",
+            [
+                Register(f"pending{word}", 8 * word, 8, Access.RO, partial(self._read_pba, word))
+                for word in range(self.pba_bytes // 8)
+            ],
+        )
+        self._table_location = 0
+        self._pba_location = 0
+        self._capability = RegisterTable(
+            "msix.capability",
+            [
+                Register(
+                    "message_control",
+                    0,
+                    2,
+                    reset=vectors - 1,
+                    writable=CONTROL_ENABLE | CONTROL_FUNCTION_MASK,
+                    write=self._control_written,
+                ),
+                Register("table", 2, 4, Access.RO, read=lambda: self._table_location),
+                Register("pba", 6, 4, Access.RO, read=lambda: self._pba_location),
+            ],
+        )
+
+    def _entry(self, vector: int) -> list[Register]:
+        base = ENTRY_BYTES * vector
+        changed = partial(self._entry_written, vector)
+        return [
+            # Messages are DWORDs: the two low address bits are 0 (6.8.2.4).
+            Register(f"address_low{vector}", base, 4, writable=~3, write=changed),
+            Register(f"address_high{vector}", base + 4, 4, write=changed),
+            Register(f"data{vector}", base + 8, 4, write=changed),
+            Register(
+                f"control{vector}",
+                base + 12,
+                4,
+                reset=VECTOR_MASKED,
+                writable=VECTOR_MASKED,
+                write=changed,
+            ),
+        ]
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of the vector table."""
+        return ENTRY_BYTES * self.vectors
+
+    @property
+    def pba_bytes(self) -> int:
+        """Size of the pending bit array: whole QWORDs (6.8.2.5)."""
+        return (self.vectors + 63) // 64 * 8
+
+    def add_to(self, function: PciFunction, *, bar: int, table_offset: int, pba_offset: int) -> int:
+        """Append the capability for structures in BAR `bar`; offsets are multiples of 8.
+
+        Returns the capability's offset in configuration space.
+        """
+        self._table_location = table_offset | bar
+        self._pba_location = pba_offset | bar
+        return function.add_capability(
+            CAPABILITY_ID,
+            bytes(self._capability.size_bytes),
+            read=self._capability.read,
+            write=self._capability.write,
+        )
+
+    # --- Device side ------------------------------------------------------------------------
+    @property
+    def enabled(self) -> bool:
+        """Whether MSI-X is on, so that the function must not use INTx."""
+        return bool(self._capability["message_control"] & CONTROL_ENABLE)
+
+    def signal(self, vector: int) -> None:
+        """Send the message of `vector` now, or when it is no longer masked.
+
+        Raises IndexError for a vector the table does not have.
+        """
+        if not 0 <= vector < self.vectors:
+            raise IndexError(f"MSI-X vector {vector} of {self.vectors}")
+        if self._live(vector):
+            self._sink.trigger(vector)
+        elif self.enabled:
+            self._pending |= 1 << vector
+
+    def _live(self, vector: int) -> bool:
+        control = self._capability["message_control"]
+        if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
+            return False
+        return not self.table[f"control{vector}"] & VECTOR_MASKED
+
+    # --- Guest side -------------------------------------------------------------------------
+    def _entry_written(self, vector: int, _value: int) -> None:
+        self._refresh(vector)
+
+    def _control_written(self, _value: int) -> None:
+        for vector in range(self.vectors):
+            self._refresh(vector)
+
+    def _refresh(self, vector: int) -> None:
+        """Bring the sink up to date with a vector that may have become live or changed."""
+        if not self._live(vector):
+            return
+        table = self.table
+        address = table[f"address_high{vector}"] << 32 | table[f"address_low{vector}"]
+        message = (address, table[f"data{vector}"])
+        if self._routed[vector] != message:
+            self._routed[vector] = message
+            self._sink.route(vector, *message)
+        if self._pending >> vector & 1:
+            self._pending &= ~(1 << vector)
+            self._sink.trigger(vector)
+
+    def _read_pba(self, word: int) -> int:
+        return self._pending >> (64 * word) & (1 << 64) - 1

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pvpanic: one I/O port by which a guest kernel says that it has crashed.
+
+The interface is QEMU's (docs/specs/pvpanic): reading the port tells which events the host
+understands, writing it reports events, both as bits. The guest finds the port through the ACPI
+device QEMU0001.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+from devices.registers import Register, RegisterTable
+
+
+class PanicEvent(enum.IntFlag):
+    """What a guest can report."""
+
+    PANICKED = 1 << 0
+    CRASH_LOADED = 1 << 1  # a kdump kernel takes over and will write the dump itself
+
+
+_SUPPORTED = PanicEvent.PANICKED | PanicEvent.CRASH_LOADED
+
+
+class PvPanic:
+    """The port; a `BusDevice` of one byte. `on_panic` is called once for each reported event."""
+
+    def __init__(self, on_panic: Callable[[PanicEvent], None]) -> None:
+        self._on_panic = on_panic
+        registers = RegisterTable(
+            "pvpanic", [Register("events", 0, 1, read=lambda: int(_SUPPORTED), write=self._report)]
+        )
+        self.read = registers.read
+        self.write = registers.write
+
+    def _report(self, value: int) -> None:
+        for event in PanicEvent:
+            if value & event:
+                self._on_panic(event)

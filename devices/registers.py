@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers as tables: one declaration drives dispatch, partial access, tracing and tests.
+
+A device lists its registers once, as `Register` rows with a name, an offset, a size and what reads
+and writes do, and gives the list to a `RegisterTable`, which is a `BusDevice`:
+
+    self.registers = RegisterTable("widget", [
+        Register("select", 0x00, 2),                                  # kept in the table
+        Register("status", 0x02, 1, write=self._write_status, read=self._read_status),
+        Register("version", 0x04, 4, Access.RO, reset=1),
+        Register("base", 0x08, 8, writable=~0xFFF),                   # low bits stay 0
+    ])
+    self.registers["select"]          # the owner's view of a kept value; assignable
+
+Who keeps the value: a register with a `read` handler belongs to its owner, the table only calls
+`read()` and `write(value)`. A register without one is kept by the table; its `write` handler, if
+any, is called with the new value after it was stored.
+
+An access that is exactly one register is the fast path. Any other access (part of a register,
+several registers, across a gap, any size and alignment) is resolved byte by byte, here and nowhere
+else: each register touched is read once or written once, in ascending order; a read is composed
+from their bytes; a partial write is merged with the register's present value (with zeros for W1C
+and WO, where zero bits mean nothing), unless the register takes `whole_writes_only`. Bytes that
+belong to no register read as 0 and ignore writes.
+
+Handlers see only values that fit the register. Nothing here locks: callers serialise.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from devices.ports import Tracer
+
+
+class Access(enum.Enum):
+    """What the guest may do with a register."""
+
+    RO = "read only: writes are ignored"
+    RW = "read and write"
+    W1C = "bits written as 1 are cleared, bits written as 0 stay"
+    WO = "write only: reads as 0"
+
+
+# Python 3.11 looks an enumeration's member up slowly; these are compared on every access.
+_RO, _W1C, _WO = Access.RO, Access.W1C, Access.WO
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """One row of a table.
+
+    `offset` and `size` are bytes from the start of the table. `reset` is the first value of a
+    register the table keeps and `writable` its mask of bits a write can change (all, if None); both
+    have no meaning for a register with a `read` handler.
+    """
+
+    name: str
+    offset: int
+    size: int
+    access: Access = Access.RW
+    read: Callable[[], int] | None = None
+    write: Callable[[int], None] | None = None
+    reset: int = 0
+    writable: int | None = None
+    whole_writes_only: bool = False
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the register."""
+        return self.offset + self.size
+
+
+class RegisterTable:
+    """A `BusDevice` made of registers.
+
+    `name` identifies the table in traces. With a `tracer`, every register read or written by the
+    guest is an event `register_read` or `register_write` with fields table, register and value.
+    Raises ValueError when two registers overlap, share a name, or a writable one has `read` without
+    `write` (say RO).
+    """
+
+    def __init__(
+        self, name: str, registers: Iterable[Register], *, tracer: Tracer | None = None
+    ) -> None:
+        self.name = name
+        self._tracer = tracer
+        self._rows = tuple(sorted(registers, key=lambda register: register.offset))
+        self._by_name = {register.name: register for register in self._rows}
+        self._by_span = {(register.offset, register.size): register for register in self._rows}
+        self._check()
+        self._values = {row.name: row.reset for row in self._rows if row.read is None}
+        self._readers = {row.name: self._reader(row) for row in self._rows}
+
+    def _check(self) -> None:
+        if len(self._by_name) != len(self._rows):
+            raise ValueError(f"{self.name}: two registers have the same name")
+        for before, after in pairwise(self._rows):
+            if before.end > after.offset:
+                raise ValueError(f"{self.name}: {before.name} overlaps {after.name}")
+        for register in self._rows:
+            if register.read and not register.write and register.access is not _RO:
+                raise ValueError(f"{self.name}: {register.name} has no write handler")
+
+    # --- The owner's side -------------------------------------------------------------------
+    @property
+    def size_bytes(self) -> int:
+        """Bytes from the start of the table to the end of its last register."""
+        return self._rows[-1].end if self._rows else 0
+
+    def __iter__(self) -> Iterator[Register]:
+        return iter(self._rows)
+
+    def __getitem__(self, name: str) -> int:
+        """Return the value of a register the table keeps."""
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        """Set the value of a register the table keeps; access rights and handlers do not apply."""
+        if name not in self._values:
+            raise KeyError(name)
+        self._values[name] = value & _ones(self._by_name[name].size)
+
+    def reset(self) -> None:
+        """Give every register the table keeps its reset value; no handler is called."""
+        self._values.update((row.name, row.reset) for row in self._rows if row.read is None)
+
+    # --- The guest's side (BusDevice) -------------------------------------------------------
+    def read(self, offset: int, size: int) -> int:
+        """Read `size` bytes, any alignment, as a little-endian number."""
+        register = self._by_span.get((offset, size))
+        if register is not None:
+            return self._read_register(register)
+        result = 0
+        for register in self._touched(offset, size):
+            shift = 8 * (register.offset - offset)
+            value = self._read_register(register)
+            result |= value << shift if shift >= 0 else value >> -shift
+        return result & _ones(size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write `value` as `size` little-endian bytes, any alignment."""
+        register = self._by_span.get((offset, size))
+        if register is not None:
+            self._write_register(register, value)
+            return
+        for register in self._touched(offset, size):
+            start = max(offset, register.offset)
+            length = min(offset + size, register.end) - start
+            part = (value >> (8 * (start - offset))) & _ones(length)
+            if length < register.size:
+                if register.whole_writes_only or register.access is _RO:
+                    continue
+                shift = 8 * (start - register.offset)
+                part = self._kept_bits(register, _ones(length) << shift) | part << shift
+            self._write_register(register, part)
+
+    def _touched(self, offset: int, size: int) -> list[Register]:
+        end = offset + size
+        return [row for row in self._rows if row.offset < end and offset < row.end]
+
+    def _kept_bits(self, register: Register, written: int) -> int:
+        """Return what a partial write leaves in the bits outside the mask `written`."""
+        if register.access in (_W1C, _WO):
+            return 0
+        return self._readers[register.name]() & ~written
+
+    def _reader(self, register: Register) -> Callable[[], int]:
+        """Return what a read of the register calls, chosen once because reads are hot."""
+        if register.access is _WO:
+            return lambda: 0
+        if register.read is not None:
+            return register.read
+        return partial(self._values.__getitem__, register.name)
+
+    def _read_register(self, register: Register) -> int:
+        value = self._readers[register.name]()
+        if self._tracer is not None:
+            self._tracer.event(
+                "register_read", table=self.name, register=register.name, value=value
+            )
+        return value
+
+    def _write_register(self, register: Register, value: int) -> None:
+        if self._tracer is not None:
+            self._tracer.event(
+                "register_write", table=self.name, register=register.name, value=value
+            )
+        if register.access is _RO:
+            return
+        if register.read is None:
+            value = self._store(register, value)
+        if register.write is not None:
+            register.write(value)
+
+    def _store(self, register: Register, value: int) -> int:
+        old = self._values[register.name]
+        mask = _ones(register.size) if register.writable is None else register.writable
+        if register.access is _W1C:
+            new = old & ~(value & mask)
+        else:
+            new = (old & ~mask | value & mask) & _ones(register.size)
+        self._values[register.name] = new
+        return new
+
+
+def _ones(size_bytes: int) -> int:
+    return (1 << (8 * size_bytes)) - 1

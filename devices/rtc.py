@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PC's real-time clock and CMOS memory (Motorola MC146818A data sheet), ports 0x70 and 0x71.
+
+An index written to the first port selects one of 128 bytes that the second port reads and writes.
+The date and time are those of the clock given by the machine and are computed whenever they are
+read; update-in-progress is never set, and software that reads the seconds before and after, as
+Linux does, gets a consistent time. The clock is the host's, so writes to the date and time are
+ignored. There are no alarms and no interrupts. What is left is memory, in which the firmware of a
+PC would have left the RAM size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from devices.registers import Access, Register, RegisterTable
+
+RTC_PORTS = 2
+CMOS_BYTES = 128
+CENTURY_INDEX = 0x32  # announced by the FADT
+
+_STATUS_A = 0x0A
+_STATUS_B = 0x0B
+_STATUS_C = 0x0C
+_STATUS_D = 0x0D
+_STATUS_A_DIVIDERS = 0x26  # 32,768 Hz time base, 1,024 Hz periodic rate: what firmware sets
+_STATUS_B_BINARY = 1 << 2
+_STATUS_B_24_HOURS = 1 << 1
+_STATUS_D_VALID = 1 << 7
+_HOURS_PM = 1 << 7
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KIB = 1 << 10
+_MIB = 1 << 20
+
+
+class Rtc:
+    """Clock and CMOS memory; a `BusDevice` of two ports.
+
+    `now` returns seconds since 1970-01-01 UTC. `low_ram_bytes` and `high_ram_bytes` are the RAM
+    below and above 4 GiB, for the size bytes.
+    """
+
+    def __init__(self, now: Callable[[], float], low_ram_bytes: int, high_ram_bytes: int) -> None:
+        self._now = now
+        self._memory = bytearray(CMOS_BYTES)
+        self._memory[_STATUS_A] = _STATUS_A_DIVIDERS
+        self._memory[_STATUS_B] = _STATUS_B_24_HOURS
+        self._memory[_STATUS_D] = _STATUS_D_VALID
+        self._store_ram_size(low_ram_bytes, high_ram_bytes)
+        self._registers = RegisterTable(
+            "rtc",
+            [
+                Register("index", 0, 1, Access.WO, writable=CMOS_BYTES - 1),  # bit 7 masks NMI
+                Register("data", 1, 1, read=self._read_data, write=self._write_data),
+            ],
+        )
+        self.read = self._registers.read
+        self.write = self._registers.write
+
+    def _store_ram_size(self, low_bytes: int, high_bytes: int) -> None:
+        sizes = {
+            0x15: (640, 2),  # base memory in KiB
+            0x17: (min((low_bytes - _MIB) // _KIB, 0xFFFF), 2),  # above 1 MiB in KiB
+            0x30: (min((low_bytes - _MIB) // _KIB, 0xFFFF), 2),  # the same, as found by firmware
+            0x34: (max(low_bytes - 16 * _MIB, 0) // (64 * _KIB), 2),  # above 16 MiB
+            0x5B: (high_bytes // (64 * _KIB), 3),  # above 4 GiB
+        }
+        for index, (value, length) in sizes.items():
+            self._memory[index : index + length] = value.to_bytes(length, "little")
+
+    def _read_data(self) -> int:
+        index = self._registers["index"]
+        value = self._time_field(index)
+        return self._memory[index] if value is None else value
+
+    def _write_data(self, value: int) -> None:
+        index = self._registers["index"]
+        if index not in (_STATUS_A, _STATUS_C, _STATUS_D) and self._time_field(index) is None:
+            self._memory[index] = value
+
+    def _time_field(self, index: int) -> int | None:
+        """Return the byte at `index` of the date and time as the mode in register B asks for it."""
+        time = _EPOCH + timedelta(seconds=int(self._now()))
+        match index:
+            case 0x00:
+                return self._encode(time.second)
+            case 0x02:
+                return self._encode(time.minute)
+            case 0x04:
+                return self._encode_hour(time.hour)
+            case 0x06:
+                return self._encode(time.isoweekday() % 7 + 1)  # Sunday is 1
+            case 0x07:
+                return self._encode(time.day)
+            case 0x08:
+                return self._encode(time.month)
+            case 0x09:
+                return self._encode(time.year % 100)
+            case int(value) if value == CENTURY_INDEX:
+                return self._encode(time.year // 100)
+        return None
+
+    def _encode(self, value: int) -> int:
+        if self._memory[_STATUS_B] & _STATUS_B_BINARY:
+            return value
+        return value // 10 << 4 | value % 10
+
+    def _encode_hour(self, hour: int) -> int:
+        if self._memory[_STATUS_B] & _STATUS_B_24_HOURS:
+            return self._encode(hour)
+        return self._encode((hour + 11) % 12 + 1) | _HOURS_PM * (hour >= 12)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A 16550A UART (National Semiconductor PC16550D data sheet), as COM1 of a PC.
+
+Time does not pass in this UART: a character written is sent at once, so the transmitter is always
+empty again, and four character times without activity, after which the receiver reports a
+character time-out, have always passed. Characters that fill the transmitter FIFO without a look at
+the chip in between count as one transmission: the interrupt that says it is over falls and rises
+once, not 16 times. Everything else is the chip's: both FIFO modes, trigger levels, interrupt
+priorities and what clears each interrupt, loopback, modem status with deltas.
+
+Interrupts, highest first, with what clears them (data sheet, table 5):
+    receiver line status    IIR 0x6   reading LSR
+    received data           IIR 0x4   FIFO below its trigger level
+    character time-out      IIR 0xC   FIFO empty
+    transmitter empty       IIR 0x2   reading IIR while it says so, writing THR
+    modem status            IIR 0x0   reading MSR
+
+On a PC the chip's interrupt output passes a gate that OUT2 opens; loopback forces OUT2 off.
+
+Characters from outside come in by `receive`, which takes no more than there is room for. After it
+took less than it was offered, `on_room` is called once the guest has emptied the receiver. The
+caller serialises `receive` with the guest's accesses (the machine's device lock).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from devices.ports import InterruptLine
+from devices.registers import Access, Register, RegisterTable
+
+FIFO_BYTES = 16
+
+IER_RECEIVED_DATA = 1 << 0
+IER_TRANSMITTER_EMPTY = 1 << 1
+IER_LINE_STATUS = 1 << 2
+IER_MODEM_STATUS = 1 << 3
+
+IIR_NONE = 0x1
+IIR_MODEM_STATUS = 0x0
+IIR_TRANSMITTER_EMPTY = 0x2
+IIR_RECEIVED_DATA = 0x4
+IIR_LINE_STATUS = 0x6
+IIR_TIMEOUT = 0xC
+IIR_FIFOS_ENABLED = 0xC0
+
+FCR_ENABLE = 1 << 0
+FCR_CLEAR_RECEIVER = 1 << 1
+_TRIGGER_BYTES = (1, 4, 8, 14)  # by FCR bits 7:6
+
+LCR_DLAB = 1 << 7
+
+MCR_DTR = 1 << 0
+MCR_RTS = 1 << 1
+MCR_OUT1 = 1 << 2
+MCR_OUT2 = 1 << 3
+MCR_LOOPBACK = 1 << 4
+_MCR_WRITABLE = 0x1F
+
+LSR_DATA_READY = 1 << 0
+LSR_OVERRUN = 1 << 1
+LSR_TRANSMITTER_EMPTY = 0x60  # holding register and shift register
+
+MSR_DELTA_CTS = 1 << 0
+MSR_DELTA_DSR = 1 << 1
+MSR_TRAILING_EDGE_RI = 1 << 2
+MSR_DELTA_DCD = 1 << 3
+MSR_CTS = 1 << 4
+MSR_DSR = 1 << 5
+MSR_RI = 1 << 6
+MSR_DCD = 1 << 7
+_MSR_TERMINAL = MSR_CTS | MSR_DSR | MSR_DCD  # outside there is a terminal, always ready
+# In loopback each modem control output is connected to one modem status input.
+_LOOPBACK_WIRES = (
+    (MCR_RTS, MSR_CTS),
+    (MCR_DTR, MSR_DSR),
+    (MCR_OUT1, MSR_RI),
+    (MCR_OUT2, MSR_DCD),
+)
+
+
+class Uart16550:
+    """A 16550A; a `BusDevice` of eight one-byte registers.
+
+    `irq` follows the interrupt output as a level; `output` is given every character sent.
+    """
+
+    def __init__(self, irq: InterruptLine, output: Callable[[bytes], None]) -> None:
+        self.on_room: Callable[[], None] = lambda: None
+        self._irq = irq
+        self._output = output
+        self._irq_level = False
+        self._refused = False  # receive() took less than it was offered
+        self._received: deque[int] = deque()
+        self._fifos_enabled = False
+        self._trigger_bytes = 1
+        self._ier = 0
+        self._divisor = 1
+        self._dlab = False
+        self._loopback = False
+        self._gate_open = False
+        self._overrun = False
+        self._transmitter_empty_pending = True
+        self._burst_bytes = 0  # characters sent without a look at LSR, IIR or IER in between
+        self._modem_inputs = _MSR_TERMINAL
+        self._modem_deltas = 0
+        self._registers = RegisterTable(
+            "uart",
+            [
+                Register("rbr_thr_dll", 0, 1, read=self._read_data, write=self._write_data),
+                Register("ier_dlm", 1, 1, read=self._read_ier, write=self._write_ier),
+                Register("iir_fcr", 2, 1, read=self._read_iir, write=self._write_fcr),
+                Register("lcr", 3, 1, write=self._lcr_written),
+                Register("mcr", 4, 1, writable=_MCR_WRITABLE, write=self._mcr_written),
+                Register("lsr", 5, 1, Access.RO, read=self._read_lsr),
+                Register("msr", 6, 1, Access.RO, read=self._read_msr),
+                Register("scr", 7, 1),
+            ],
+        )
+        self.read = self._registers.read
+        self.write = self._registers.write
+
+    # --- Outside ----------------------------------------------------------------------------
+    @property
+    def can_receive(self) -> bool:
+        """Whether `receive` would take at least one character now."""
+        return self._room_bytes() > 0
+
+    def receive(self, data: bytes) -> int:
+        """Take as many characters of `data` as there is room for; return how many."""
+        accepted = min(len(data), self._room_bytes())
+        self._refused = accepted < len(data)
+        self._received.extend(data[:accepted])
+        self._update_irq()
+        return accepted
+
+    def _room_bytes(self) -> int:
+        if self._loopback:  # the receiver is cut off from the outside
+            return 0
+        return self._capacity_bytes - len(self._received)
+
+    def _offer_room(self) -> None:
+        if self._refused and not self._received and self.can_receive:
+            self._refused = False
+            self.on_room()
+
+    # --- State ------------------------------------------------------------------------------
+    @property
+    def _capacity_bytes(self) -> int:
+        return FIFO_BYTES if self._fifos_enabled else 1
+
+    def _interrupt(self) -> int:
+        """Return the IIR code of the pending enabled interrupt with the highest priority."""
+        if self._ier & IER_LINE_STATUS and self._overrun:
+            return IIR_LINE_STATUS
+        if self._ier & IER_RECEIVED_DATA and self._received:
+            reached = len(self._received) >= self._trigger_bytes
+            return IIR_RECEIVED_DATA if reached else IIR_TIMEOUT
+        if self._ier & IER_TRANSMITTER_EMPTY and self._transmitter_empty_pending:
+            return IIR_TRANSMITTER_EMPTY
+        if self._ier & IER_MODEM_STATUS and self._modem_deltas:
+            return IIR_MODEM_STATUS
+        return IIR_NONE
+
+    def _update_irq(self) -> None:
+        level = self._gate_open and self._interrupt() != IIR_NONE
+        if level != self._irq_level:
+            self._irq_level = level
+            self._irq.set_level(level)
+
+    # --- Receiver and transmitter -----------------------------------------------------------
+    def _read_data(self) -> int:
+        if self._dlab:
+            return self._divisor & 0xFF
+        value = self._received.popleft() if self._received else 0
+        self._update_irq()
+        self._offer_room()
+        return value
+
+    def _write_data(self, value: int) -> None:
+        if self._dlab:
+            self._divisor = self._divisor & 0xFF00 | value
+            return
+        if self._burst_bytes % self._capacity_bytes == 0:
+            # The interrupt goes away and comes back, which an edge-triggered input must see.
+            self._transmitter_empty_pending = False
+            self._update_irq()
+        self._burst_bytes += 1
+        if self._loopback:
+            self._receive_own(value)
+        else:
+            self._output(bytes([value]))
+        self._transmitter_empty_pending = True
+        self._update_irq()
+
+    def _receive_own(self, value: int) -> None:
+        """Receive a character from the transmitter, which does not wait for room."""
+        if len(self._received) < self._capacity_bytes:
+            self._received.append(value)
+            return
+        self._overrun = True
+        if not self._fifos_enabled:  # RBR is overwritten; a full FIFO keeps what it has
+            self._received[0] = value
+
+    def _read_lsr(self) -> int:
+        self._burst_bytes = 0
+        value = (
+            LSR_TRANSMITTER_EMPTY
+            | LSR_DATA_READY * bool(self._received)
+            | LSR_OVERRUN * self._overrun
+        )
+        self._overrun = False
+        self._update_irq()
+        return value
+
+    # --- Interrupts and FIFO control --------------------------------------------------------
+    def _read_ier(self) -> int:
+        return self._divisor >> 8 if self._dlab else self._ier
+
+    def _write_ier(self, value: int) -> None:
+        if self._dlab:
+            self._divisor = self._divisor & 0xFF | value << 8
+            return
+        self._burst_bytes = 0
+        if value & ~self._ier & IER_TRANSMITTER_EMPTY:
+            self._transmitter_empty_pending = True  # enabling it while THR is empty raises it
+        self._ier = value & 0x0F
+        self._update_irq()
+
+    def _read_iir(self) -> int:
+        self._burst_bytes = 0
+        code = self._interrupt()
+        if code == IIR_TRANSMITTER_EMPTY:
+            self._transmitter_empty_pending = False
+            self._update_irq()
+        return code | IIR_FIFOS_ENABLED * self._fifos_enabled
+
+    def _write_fcr(self, value: int) -> None:
+        enable = bool(value & FCR_ENABLE)
+        # Changing the mode clears the FIFOs; other bits are taken only while they are enabled.
+        if enable != self._fifos_enabled or (enable and value & FCR_CLEAR_RECEIVER):
+            self._received.clear()
+        self._fifos_enabled = enable
+        self._trigger_bytes = _TRIGGER_BYTES[value >> 6] if enable else 1
+        self._update_irq()
+        self._offer_room()
+
+    def _lcr_written(self, value: int) -> None:
+        self._dlab = bool(value & LCR_DLAB)
+
+    # --- Modem ------------------------------------------------------------------------------
+    def _mcr_written(self, value: int) -> None:
+        self._loopback = bool(value & MCR_LOOPBACK)
+        self._gate_open = value & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
+        inputs = _MSR_TERMINAL
+        if self._loopback:
+            inputs = sum(status for control, status in _LOOPBACK_WIRES if value & control)
+        changed = inputs ^ self._modem_inputs
+        deltas = changed >> 4 & (MSR_DELTA_CTS | MSR_DELTA_DSR | MSR_DELTA_DCD)
+        if changed & MSR_RI and not inputs & MSR_RI:
+            deltas |= MSR_TRAILING_EDGE_RI
+        self._modem_inputs = inputs
+        self._modem_deltas |= deltas
+        self._update_irq()
+        self._offer_room()
+
+    def _read_msr(self) -> int:
+        value = self._modem_inputs | self._modem_deltas
+        self._modem_deltas = 0
+        self._update_irq()
+        return value

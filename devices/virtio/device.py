@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every virtio device does, whatever it is and however it is attached.
+
+Holds the device status, feature negotiation, the queues and the configuration generation
+(VIRTIO 1.2, sections 2.1 to 2.6), and drives a subclass, which says what its configuration space
+holds and what one buffer means. It is also the one place of the policy on bad guest input:
+
+* a broken ring or descriptor chain (`RingError`): DEVICE_NEEDS_RESET, a configuration change
+  notification once DRIVER_OK (2.1.2), and no queue is touched again before the driver resets;
+* a bad payload (`BadPayload`): the buffer goes back with length 0 so that the guest does not hang,
+  it is counted, and traced at a rate that falls as the count grows.
+
+Work per call is bounded: `process_queue` serves a few buffers, interrupts at most once, and says
+whether to call again.
+
+Nothing here locks or starts threads. Whoever owns the device holds its one lock around every
+method of the device and of its transport.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from devices.errors import BadPayload
+from devices.ports import Tracer
+from devices.registers import RegisterTable
+from devices.virtio import features
+from devices.virtio.queue import DeviceQueue, QueueSpec
+from devices.virtio.status import Status, step
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.ring import Chain, RingError, SplitQueue
+
+BUFFERS_PER_CALL = 16
+BYTES_PER_CALL = 64 * 1024
+"""One `process_queue` serves at most so many buffers, and takes no further one once it has read so
+many bytes: no guest can keep the caller's thread, and a large request is a turn of its own."""
+
+
+class Notifier(Protocol):
+    """How a transport carries the device's notifications to the driver (VIRTIO 1.2, 2.3)."""
+
+    def notify_used(self, queue: int) -> None:
+        """Used buffer notification: buffers of `queue` came back."""
+
+    def notify_config(self) -> None:
+        """Configuration change notification, also sent for DEVICE_NEEDS_RESET."""
+
+
+class VirtioDevice(ABC):
+    """A device of type `device_id` (VIRTIO 1.2, section 5) with its queues in `memory`.
+
+    `config` is the device-specific configuration space; a subclass that changes a value in it
+    says so with `config_changed`.
+    """
+
+    def __init__(
+        self,
+        *,
+        device_id: int,
+        name: str,
+        offered: int,
+        feature_names: dict[int, str],
+        queues: Sequence[QueueSpec],
+        config: RegisterTable,
+        memory: GuestMemory,
+        tracer: Tracer,
+    ) -> None:
+        self.device_id = device_id
+        self.name = name
+        self.offered = offered | features.TRANSPORT
+        self.feature_names = feature_names
+        self.queues = tuple(DeviceQueue(index, spec) for index, spec in enumerate(queues))
+        self.config = config
+        self.config_notifications = 0
+        self._memory = memory
+        self._tracer = tracer
+        self._notifier: Notifier | None = None
+        self._traced: dict[str, int] = {}
+        self._generation = 0
+        self._config_changed = False
+        self.accepted = 0
+        self.running = False
+        """Whether queues may be used: DRIVER_OK is set and neither side has given up."""
+        self._set_status(Status.RESET)
+
+    # What a device type provides.
+
+    @abstractmethod
+    def serve(self, queue: int, chain: Chain) -> int | None:
+        """Act on one buffer of `queue`, whose device-readable bytes are all in `chain.readable`.
+
+        Returns how many bytes were written to the buffer, which is then returned to the driver, or
+        None to keep the buffer. Raises BadPayload before anything was done if the request makes no
+        sense.
+        """
+
+    @abstractmethod
+    def on_reset(self) -> None:
+        """Drop whatever the device type keeps for its driver."""
+
+    # What the transport calls.
+
+    def connect(self, notifier: Notifier) -> None:
+        """Send notifications through `notifier` from now on."""
+        self._notifier = notifier
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Driver reads the configuration space through the transport.
+
+        VIRTIO 1.2, 4.1.4.3.1: the generation MUST differ after the driver has read a value which
+        changed since its last read. Counting here, and not at each change, cannot wrap unnoticed.
+        """
+        if self._config_changed:
+            self._config_changed = False
+            self._generation = (self._generation + 1) & 0xFF
+        return self.config.read(offset, size)
+
+    @property
+    def config_generation(self) -> int:
+        """8-bit configuration atomicity value (VIRTIO 1.2, 2.5)."""
+        return self._generation
+
+    def accept_features(self, shift: int, bits: int) -> None:
+        """Driver writes features `shift` to `shift` + 31; too late once FEATURES_OK is set."""
+        if self.status & (Status.FEATURES_OK | Status.FAILED):
+            self._trace("features_too_late", bits=bits)
+            return
+        self.accepted = self.accepted & ~(0xFFFF_FFFF << shift) | bits << shift
+
+    def write_status(self, value: int) -> None:
+        """Driver writes the status field; 0 resets. Refused changes leave the field unchanged."""
+        after = step(self.status, value)
+        if after is None:
+            self._trace("status_refused", status=int(self.status), written=value)
+        elif after == Status.RESET:
+            self.reset()
+        elif after & ~self.status & Status.FEATURES_OK and (
+            why := features.refusal(self.offered, self.accepted)
+        ):
+            accepted = features.names(self.accepted, self.feature_names)
+            self._trace("features_refused", why=why, accepted=accepted)
+        else:
+            started = after & ~self.status & Status.DRIVER_OK
+            self._set_status(after)
+            if started:
+                self._activate()
+
+    def enable_queue(self, index: int) -> None:
+        """Driver writes 1 to queue_enable; the ring goes live now or with DRIVER_OK."""
+        self.queues[index].enabled = True
+        if self.running:
+            self._activate()
+
+    def reset(self) -> None:
+        """Back to the state of a fresh device (VIRTIO 1.2, 2.1.2 and 2.4.1)."""
+        self._set_status(Status.RESET)
+        self.accepted = 0
+        for queue in self.queues:
+            queue.reset()
+        self.on_reset()
+
+    def process_queue(self, index: int) -> bool:
+        """Serve buffers of one queue; True if there may be more, so that the caller calls again.
+
+        Harmless at any time: a queue which is not live has no work.
+        """
+        queue = self.queues[index]
+        ring = queue.ring
+        if ring is None or not self.running:
+            return False
+        try:
+            return self._drain(queue, ring)
+        except RingError as error:
+            self._break(queue, error)
+            return False
+
+    # What a device type calls.
+
+    def config_changed(self) -> None:
+        """The device changed its configuration space: new generation, tell the driver."""
+        self._config_changed = True
+        if self.running:
+            self._notify_config()
+
+    def _set_status(self, status: Status) -> None:
+        stopped = Status.DEVICE_NEEDS_RESET | Status.FAILED
+        self.status = status
+        # Kept beside the field because every notification asks for it.
+        self.running = bool(status & Status.DRIVER_OK) and not status & stopped
+
+    def _activate(self) -> None:
+        for queue in self.queues:
+            try:
+                queue.activate(self._memory, self.accepted)
+            except RingError as error:
+                self._break(queue, error)
+                return
+
+    def _drain(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
+        ring.disable_notifications()
+        more, used, bytes_read = True, False, 0
+        for _ in range(BUFFERS_PER_CALL):
+            chain = ring.pop(queue.spec.max_readable_bytes)
+            if chain is not None:
+                used |= self._serve(queue, ring, chain)
+                bytes_read += len(chain.readable)
+                if bytes_read >= BYTES_PER_CALL:
+                    break
+            elif not ring.enable_notifications():
+                more = False
+                break
+        if used and ring.should_interrupt() and self._notifier is not None:
+            queue.counters.interrupts += 1
+            self._notifier.notify_used(queue.index)
+        return more
+
+    def _serve(self, queue: DeviceQueue, ring: SplitQueue, chain: Chain) -> bool:
+        """Serve one buffer; whether it went back to the driver."""
+        queue.counters.requests += 1
+        try:
+            if chain.readable_bytes > len(chain.readable):
+                raise BadPayload(f"request of {chain.readable_bytes} bytes is too long")
+            written = self.serve(queue.index, chain)
+        except BadPayload as error:
+            queue.counters.bad_payloads += 1
+            self._trace("bad_payload", queue=queue.spec.name, why=str(error))
+            written = 0
+        if written is not None:
+            ring.push(chain, written)
+        return written is not None
+
+    def _break(self, queue: DeviceQueue, error: RingError) -> None:
+        """VIRTIO 1.2, 2.1.2: set DEVICE_NEEDS_RESET, then tell the driver if it is DRIVER_OK."""
+        self._trace("needs_reset", queue=queue.spec.name, why=str(error))
+        self._set_status(self.status | Status.DEVICE_NEEDS_RESET)
+        if self.status & Status.DRIVER_OK:
+            self._notify_config()
+
+    def _notify_config(self) -> None:
+        if self._notifier is not None:
+            self.config_notifications += 1
+            self._notifier.notify_config()
+
+    def _trace(self, event: str, **fields: int | str) -> None:
+        """Trace the 1st, 2nd, 4th, 8th ... event of its kind: a guest cannot fill a log."""
+        count = self._traced[event] = self._traced.get(event, 0) + 1
+        if count & (count - 1) == 0:
+            self._tracer.event(f"{self.name}.{event}", count=count, **fields)

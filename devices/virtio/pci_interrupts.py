@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a virtio PCI device interrupts: INTx with the ISR status field, or MSI-X vectors.
+
+VIRTIO 1.2, sections 4.1.4.5 (ISR status), 4.1.5.1.2 (vector configuration), 4.1.5.3 and 4.1.5.4
+(the two notifications). While MSI-X is enabled each event goes to the vector the driver gave it,
+or nowhere; otherwise the event sets its ISR bit and INTx is the logical OR of the ISR bits.
+"""
+
+from __future__ import annotations
+
+from devices.pci.config_space import PciFunction
+from devices.pci.msix import MsixTable
+
+NO_VECTOR = 0xFFFF
+"""VIRTIO_MSI_NO_VECTOR: this event does not interrupt."""
+
+ISR_QUEUE = 1 << 0
+ISR_CONFIG = 1 << 1
+
+
+class PciInterrupts:
+    """Notifier of one device; vectors beyond the MSI-X table read back as NO_VECTOR."""
+
+    def __init__(self, function: PciFunction, msix: MsixTable, queues: int) -> None:
+        self._function = function
+        self._msix = msix
+        self._queues = queues
+        self.isr_status = 0
+        self.config_vector = NO_VECTOR
+        self.queue_vectors = [NO_VECTOR] * queues
+
+    def reset(self) -> None:
+        """Unmap all events (4.1.5.1.2.1) and drop the interrupt."""
+        self.config_vector = NO_VECTOR
+        self.queue_vectors = [NO_VECTOR] * self._queues
+        self.read_isr()
+
+    def set_config_vector(self, vector: int) -> None:
+        """Driver writes config_msix_vector."""
+        self.config_vector = self._mapped(vector)
+
+    def set_queue_vector(self, queue: int, vector: int) -> None:
+        """Driver writes queue_msix_vector of `queue`."""
+        self.queue_vectors[queue] = self._mapped(vector)
+
+    def read_isr(self) -> int:
+        """ISR status; reading it resets it to 0 and deasserts the interrupt (4.1.4.5.1)."""
+        value, self.isr_status = self.isr_status, 0
+        self._function.set_interrupt_level(False)
+        return value
+
+    def notify_used(self, queue: int) -> None:
+        """Used buffer notification (4.1.5.3)."""
+        if self._msix.enabled:
+            self._signal(self.queue_vectors[queue])
+        else:
+            self._assert_intx(ISR_QUEUE)
+
+    def notify_config(self) -> None:
+        """Configuration change notification (4.1.5.4)."""
+        if self._msix.enabled:
+            # 4.1.4.5.1: this bit MUST be set even though MSI-X is enabled; INTx stays out of it.
+            self.isr_status |= ISR_CONFIG
+            self._signal(self.config_vector)
+        else:
+            self._assert_intx(ISR_CONFIG)
+
+    def _assert_intx(self, bit: int) -> None:
+        self.isr_status |= bit
+        self._function.set_interrupt_level(True)
+
+    def _signal(self, vector: int) -> None:
+        # A message is a memory write, which a function without bus mastering must not make.
+        if vector != NO_VECTOR and self._function.bus_master_enabled:
+            self._msix.signal(vector)
+
+    def _mapped(self, vector: int) -> int:
+        """4.1.5.1.2.1: a mapping that cannot be made reads back as NO_VECTOR."""
+        return vector if vector < self._msix.vectors else NO_VECTOR

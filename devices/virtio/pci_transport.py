@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtio device on the PCI bus (VIRTIO 1.2, section 4.1), without the legacy interface.
+
+All structures live in one memory BAR, each on its own page, and the MSI-X table in another:
+
+    BAR 0  0x0000 common configuration    BAR 2  0x000 MSI-X table
+           0x1000 ISR status                     0x800 pending bits
+           0x2000 device configuration
+           0x3000 notification: 4 bytes for each queue
+
+The driver notifies queue N by writing to 0x3000 + 4 N. While the queue is live and the BAR decoded,
+`Doorbells.place` tells the machine that address, so that an ioeventfd can catch the write.
+Whichever way a notification comes in, its work is done later and elsewhere: the doorbell is rung
+and its owner calls `notify`, which serves a bounded number of buffers and says whether there may be
+more. So a vCPU thread never serves a queue, and one busy queue does not starve the others.
+
+Nothing here locks: every method, and every access to `function` and its BARs, happens under the
+device lock of the machine.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import NamedTuple
+
+from devices.bus import Bus
+from devices.pci.config_space import PciFunction
+from devices.pci.msix import MsixTable
+from devices.ports import BusDevice, Doorbells, MsiSink, Tracer
+from devices.registers import Access, Register, RegisterTable
+from devices.virtio.common_config import CommonConfig
+from devices.virtio.device import VirtioDevice
+from devices.virtio.pci_interrupts import PciInterrupts
+from devices.virtio.pci_window import BODY_BYTES as PCI_CFG_BODY_BYTES
+from devices.virtio.pci_window import PciConfigWindow
+
+VENDOR_ID = 0x1AF4
+DEVICE_ID_BASE = 0x1040
+REVISION = 1  # 4.1.2.1: 1 or higher for a device without legacy interface
+CLASS_CODE = 0x00FF00  # none of the defined classes fits; virtio devices commonly use this one
+
+VIRTIO_BAR = 0
+VIRTIO_BAR_BYTES = 0x4000
+COMMON_OFFSET = 0x0000
+ISR_OFFSET = 0x1000
+DEVICE_OFFSET = 0x2000
+NOTIFY_OFFSET = 0x3000
+NOTIFY_MULTIPLIER = 4
+
+MSIX_BAR = 2
+MSIX_BAR_BYTES = 0x1000
+MSIX_PBA_OFFSET = 0x800
+
+CAP_ID_VENDOR = 0x09
+CAP_COMMON_CFG = 1
+CAP_NOTIFY_CFG = 2
+CAP_ISR_CFG = 3
+CAP_DEVICE_CFG = 4
+
+
+class VirtioPciTransport:
+    """PCI function, BARs and interrupts of `device`; `function` goes on the PCI bus."""
+
+    def __init__(
+        self, device: VirtioDevice, msi: MsiSink, doorbells: Doorbells, tracer: Tracer
+    ) -> None:
+        self.device = device
+        self._doorbells = doorbells
+        self._placed: list[int | None] = [None] * len(device.queues)
+        pci_device_id = DEVICE_ID_BASE + device.device_id
+        self.function = PciFunction(
+            vendor_id=VENDOR_ID,
+            device_id=pci_device_id,
+            subsystem_vendor_id=VENDOR_ID,
+            subsystem_id=pci_device_id,  # 4.1.2.1: 0x40 or higher
+            class_code=CLASS_CODE,
+            revision=REVISION,
+            interrupt_pin=1,
+            name=device.name,
+        )
+        # 4.1.5.1.2.1: any event can be mapped to any vector; one for each event is the most that
+        # is of use.
+        self.msix = MsixTable(len(device.queues) + 1, msi)
+        self.interrupts = PciInterrupts(self.function, self.msix, len(device.queues))
+        device.connect(self.interrupts)
+        self.common = CommonConfig(device, self.interrupts, self._update_doorbells, tracer)
+        self._add_to_function(self._structures(tracer), tracer)
+        self.function.on_bar_moved = self._bar_moved
+
+    def notify(self, queue: int) -> bool:
+        """Serve `queue` after its doorbell rang; True if there may be more, so call again.
+
+        Harmless at any time: nothing happens while the device is not running, nor without bus
+        mastering, when a function must not access memory.
+        """
+        if not self.function.bus_master_enabled:
+            return False
+        more = self.device.process_queue(queue)
+        if not self.device.running:
+            self._update_doorbells()
+        return more
+
+    def _structures(self, tracer: Tracer) -> list[_Structure]:
+        """What the virtio BAR holds, in the order of the capability list."""
+        device, common = self.device, self.common.registers
+        isr = Register("isr_status", 0, 1, Access.RO, read=self.interrupts.read_isr)
+        # 4.1.5.2: the driver writes the queue's index; the address says the same.
+        bells = [
+            Register(
+                f"queue{queue.index}",
+                NOTIFY_MULTIPLIER * queue.index,
+                2,
+                Access.WO,
+                write=partial(self._notified, queue.index),
+            )
+            for queue in device.queues
+        ]
+        notify = RegisterTable(f"{device.name}.notify", bells, tracer=tracer)
+        notify_bytes = NOTIFY_MULTIPLIER * len(bells)
+        isr_table = RegisterTable(f"{device.name}.isr", [isr], tracer=tracer)
+        config_bytes = device.config.size_bytes
+        return [
+            _Structure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
+            _Structure(CAP_ISR_CFG, ISR_OFFSET, isr_table.size_bytes, isr_table),
+            _Structure(CAP_DEVICE_CFG, DEVICE_OFFSET, config_bytes, _DeviceConfig(device)),
+            _Structure(CAP_NOTIFY_CFG, NOTIFY_OFFSET, notify_bytes, notify),
+        ]
+
+    def _add_to_function(self, structures: list[_Structure], tracer: Tracer) -> None:
+        function, msix = self.function, self.msix
+        virtio_bar = Bus(f"{self.device.name}.bar", tracer=tracer, unclaimed_byte=0)
+        for each in structures:
+            virtio_bar.map(each.offset, each.length, each.registers)
+            function.add_capability(CAP_ID_VENDOR, each.capability_body())
+        window = PciConfigWindow(VIRTIO_BAR, virtio_bar, VIRTIO_BAR_BYTES)
+        function.add_capability(
+            CAP_ID_VENDOR, bytes(PCI_CFG_BODY_BYTES), read=window.read, write=window.write
+        )
+        msix_bar = Bus(f"{self.device.name}.msix", tracer=tracer, unclaimed_byte=0)
+        msix_bar.map(0, msix.table_bytes, msix.table)
+        msix_bar.map(MSIX_PBA_OFFSET, msix.pba_bytes, msix.pba)
+        msix.add_to(function, bar=MSIX_BAR, table_offset=0, pba_offset=MSIX_PBA_OFFSET)
+        function.add_bar(VIRTIO_BAR, VIRTIO_BAR_BYTES, virtio_bar)
+        function.add_bar(MSIX_BAR, MSIX_BAR_BYTES, msix_bar)
+
+    def _notified(self, queue: int, _value: int) -> None:
+        self._doorbells.ring(queue)
+
+    def _bar_moved(self, index: int, _gpa: int | None) -> None:
+        if index == VIRTIO_BAR:
+            self._update_doorbells()
+
+    def _update_doorbells(self) -> None:
+        """Tell the machine where each live queue is notified, if that changed.
+
+        A queue is rung when it appears somewhere: its driver may have made buffers available
+        before, when a notification had no effect.
+        """
+        bar_gpa = self.function.bar_gpa(VIRTIO_BAR)
+        for queue in self.device.queues:
+            live = bar_gpa is not None and queue.ring is not None and self.device.running
+            gpa = None
+            if live and bar_gpa is not None:
+                gpa = bar_gpa + NOTIFY_OFFSET + NOTIFY_MULTIPLIER * queue.index
+            if gpa == self._placed[queue.index]:
+                continue
+            self._placed[queue.index] = gpa
+            self._doorbells.place(queue.index, gpa)
+            if gpa is not None:
+                self._doorbells.ring(queue.index)
+
+
+class _Structure(NamedTuple):
+    """One virtio structure in the virtio BAR."""
+
+    cfg_type: int
+    offset: int
+    length: int
+    registers: BusDevice
+
+    def capability_body(self) -> bytes:
+        """struct virtio_pci_cap (4.1.4) without cap_vndr and cap_next, and what follows it."""
+        extra = struct.pack("<I", NOTIFY_MULTIPLIER) if self.cfg_type == CAP_NOTIFY_CFG else b""
+        cap_len = 16 + len(extra)
+        fixed = struct.pack("<BBBBxx", cap_len, self.cfg_type, VIRTIO_BAR, 0)
+        return fixed + struct.pack("<II", self.offset, self.length) + extra
+
+
+class _DeviceConfig:
+    """The device-specific configuration structure (4.1.4.6) as a `BusDevice`."""
+
+    def __init__(self, device: VirtioDevice) -> None:
+        self._device = device
+
+    def read(self, offset: int, size: int) -> int:
+        return self._device.read_config(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._device.config.write(offset, size, value)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PCI configuration access capability (VIRTIO 1.2, section 4.1.4.9).
+
+A window for firmware that cannot reach a BAR: the driver writes bar, offset and length (1, 2 or 4)
+into the capability itself, and accesses to `pci_cfg_data` become accesses to that BAR. Only
+aligned accesses inside the virtio structures do anything; whatever else the driver programs, reads
+give 0 and writes are dropped.
+
+Only `read` fetches from the BAR. The data bytes are otherwise kept by the register table, so that
+writing one byte of them does not read the BAR, where reading has side effects.
+"""
+
+from __future__ import annotations
+
+from devices.ports import BusDevice
+from devices.registers import Access, Register, RegisterTable
+
+BODY_BYTES = 18
+"""struct virtio_pci_cfg_cap without cap_vndr and cap_next."""
+
+_DATA = 14
+_CFG_TYPE_PCI_CFG = 5
+
+
+class PciConfigWindow:
+    """Body of the capability as a `BusDevice`: a window into BAR `bar`, answered by `target`."""
+
+    def __init__(self, bar: int, target: BusDevice, target_bytes: int) -> None:
+        self._bar = bar
+        self._target = target
+        self._target_bytes = target_bytes
+        self._fields = RegisterTable(
+            "virtio_pci_cfg_cap",
+            [
+                Register("cap_len", 0, 1, Access.RO, reset=BODY_BYTES + 2),
+                Register("cfg_type", 1, 1, Access.RO, reset=_CFG_TYPE_PCI_CFG),
+                Register("bar", 2, 1),
+                Register("offset", 6, 4),
+                Register("length", 10, 4),
+                Register("pci_cfg_data", _DATA, 4, write=self._store),
+            ],
+        )
+
+    def read(self, offset: int, size: int) -> int:
+        """Driver reads the capability; the data field is fetched from the BAR first."""
+        if offset + size > _DATA:
+            length = self._length()
+            start = self._fields["offset"]
+            self._fields["pci_cfg_data"] = self._target.read(start, length) if length else 0
+        return self._fields.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Driver writes the capability; a write to the data field goes on to the BAR."""
+        self._fields.write(offset, size, value)
+
+    def _store(self, data: int) -> None:
+        """4.1.4.9.1: write the first cap.length bytes of pci_cfg_data."""
+        length = self._length()
+        if length:
+            self._target.write(self._fields["offset"], length, data & (1 << 8 * length) - 1)
+
+    def _length(self) -> int:
+        """Bytes of a valid access as programmed, or 0 if it is none (4.1.4.9.2)."""
+        length, offset = self._fields["length"], self._fields["offset"]
+        inside = self._fields["bar"] == self._bar and offset + length <= self._target_bytes
+        return length if length in (1, 2, 4) and inside and offset % length == 0 else 0

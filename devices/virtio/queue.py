@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtqueue as the device sees it: what the driver configured, and the live ring.
+
+The driver fills in size and addresses through the transport and then enables the queue (VIRTIO
+1.2, 4.1.5.1.3). Only once the whole device is live (DRIVER_OK, 2.1.2) does `activate` turn that
+configuration into a native `SplitQueue`, which checks alignment and that every part lies in guest
+RAM. Configuration is frozen while the queue is enabled: the driver MUST configure the other
+fields first (4.1.4.3.2), so later writes are ignored and cannot move a ring under the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from devices.virtio import features
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.ring import SplitQueue
+
+
+@dataclass(frozen=True)
+class QueueSpec:
+    """What a device type says of one of its queues."""
+
+    name: str
+    max_size: int
+    """Most descriptors, a power of 2 up to 32768 (VIRTIO 1.2, 2.6)."""
+    max_readable_bytes: int
+    """Longest request worth copying out of the guest; a longer one is a bad payload."""
+
+
+@dataclass
+class QueueCounters:
+    """What happened on one queue since the device was made; resets do not clear it."""
+
+    requests: int = 0
+    bad_payloads: int = 0
+    interrupts: int = 0
+    """Used buffer notifications sent to the driver."""
+
+
+class DeviceQueue:
+    """Driver-written configuration of one queue and, while the device is live, its ring."""
+
+    def __init__(self, index: int, spec: QueueSpec) -> None:
+        self.index = index
+        self.spec = spec
+        self.counters = QueueCounters()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything the driver configured; queue_size shows its maximum again."""
+        self.size = self.spec.max_size
+        self.desc_gpa = 0
+        self.driver_gpa = 0
+        self.device_gpa = 0
+        self.enabled = False
+        self.ring: SplitQueue | None = None
+
+    def set_size(self, size: int) -> None:
+        """Driver writes queue_size: a power of 2, at most what the device offered, or ignored."""
+        if not self.enabled and 0 < size <= self.spec.max_size and size & (size - 1) == 0:
+            self.size = size
+
+    def set_addresses(
+        self,
+        *,
+        desc_gpa: int | None = None,
+        driver_gpa: int | None = None,
+        device_gpa: int | None = None,
+    ) -> None:
+        """Driver writes queue_desc, queue_driver or queue_device; others stay as they are."""
+        if self.enabled:
+            return
+        self.desc_gpa = self.desc_gpa if desc_gpa is None else desc_gpa
+        self.driver_gpa = self.driver_gpa if driver_gpa is None else driver_gpa
+        self.device_gpa = self.device_gpa if device_gpa is None else device_gpa
+
+    def activate(self, memory: GuestMemory, negotiated: int) -> None:
+        """Start using the ring if the driver enabled it; RingError if it cannot be a ring."""
+        if not self.enabled or self.ring is not None:
+            return
+        self.ring = SplitQueue(
+            memory,
+            self.size,
+            self.desc_gpa,
+            self.driver_gpa,
+            self.device_gpa,
+            event_idx=bool(negotiated & features.EVENT_IDX),
+            indirect=bool(negotiated & features.INDIRECT_DESC),
+        )

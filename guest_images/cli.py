@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm image`: build guest images and look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from guest_images.manifest import Manifest, ManifestError, read_manifest
+from pyvmm.errors import UserError
+
+BUILD_REMEDY = "run: pyvmm image build"
+_PATH = click.Path(path_type=Path)
+_SOURCE = click.option(
+    "--source",
+    type=_PATH,
+    metavar="DIR",
+    help="A Linux 6.12 source tree or archive, instead of Debian's linux-source-6.12.",
+)
+
+
+@click.group()
+def image() -> None:
+    """Build and inspect guest images."""
+
+
+@image.command()
+@click.option(
+    "--output", "-o", type=_PATH, metavar="FILE", help="Where to put the image (also) [cache only]."
+)
+@_SOURCE
+@click.option("--jobs", "-j", type=click.IntRange(min=1), help="Compilers at once [all CPUs].")
+@click.option("--force", is_flag=True, help="Build even when an image of the same inputs exists.")
+def build(output: Path | None, source: Path | None, jobs: int | None, force: bool) -> None:
+    """Build the guest image, unless it is up to date, and print where it is.
+
+    The image is a Linux 6.12 kernel with our balloon driver and a small userland, in one ELF file.
+    """
+    from guest_images.build import build_image
+    from pyvmm.progress import show_progress
+
+    with show_progress() as progress:
+        path = build_image(output, source=source, jobs=jobs, progress=progress, force=force)
+    click.echo(path)
+
+
+@image.command()
+@click.argument("file", type=_PATH)
+def info(file: Path) -> None:
+    """Show the manifest of the guest image FILE."""
+    try:
+        manifest = read_manifest(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", BUILD_REMEDY) from error
+    except ManifestError as error:
+        raise UserError(f"{file}: {error}", "run: pyvmm image build --force") from error
+    if manifest is None:
+        raise UserError(f"{file} is not a guest image: it has no manifest", BUILD_REMEDY)
+    _print_manifest(file, manifest)
+
+
+@image.command()
+@_SOURCE
+def where(source: Path | None) -> None:
+    """Print the path of the up-to-date guest image in the cache."""
+    from guest_images.build import image_path
+    from guest_images.recipe import read_recipe
+
+    path = image_path(read_recipe(source))
+    if not path.exists():
+        raise UserError("no image of the present inputs has been built", BUILD_REMEDY)
+    click.echo(path)
+
+
+def _print_manifest(file: Path, manifest: Manifest) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(file), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "kernel": f"Linux {manifest.kernel}",
+        "balloon driver": manifest.driver,
+        "dialect": manifest.dialect,
+        "size": f"{file.stat().st_size / (1 << 20):.1f} MiB",
+        "created": manifest.created,
+        "inputs": manifest.inputs,
+    }
+    for dialect in manifest.dialect_append:
+        rows[f"command line, {dialect}"] = manifest.command_line(dialect)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

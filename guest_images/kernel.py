@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest kernel: a private source tree, our patches on it, a configuration, `make vmlinux`.
+
+The tree and its objects live in the cache and are kept, so that after a change make compiles only
+what the change reaches. Whatever is interrupted is done again: the source appears under its name
+only when complete, and before a file is patched for the first time its original is put aside, so
+that the next patch series starts from the same files. The user's own tree is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from guest_images.recipe import KERNEL_SERIES, Recipe, kernel_version
+from pyvmm.errors import UserError
+from pyvmm.progress import Progress
+
+# Lines that a build from nothing prints; only the progress bar depends on it.
+BUILD_LINES = 1420
+# Source that no configuration of ours compiles: half of the unpacked size.
+NOT_NEEDED = ("*/drivers/gpu/drm/amd/include/*", "*/tools/testing/*", "./.git")
+# A fixed identity makes equal inputs give equal kernels.
+IDENTITY = {
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+    "KBUILD_BUILD_USER": "pyvmm",
+    "KBUILD_BUILD_HOST": "pyvmm",
+    "KBUILD_BUILD_VERSION": "1",
+}
+
+
+class KernelTree:
+    """One kernel source in the cache: `src` (patched), `obj` (built), `originals` (put aside)."""
+
+    def __init__(self, directory: Path, recipe: Recipe) -> None:
+        self._recipe = recipe
+        name = hashlib.sha256(recipe.source_identity.encode()).hexdigest()[:16]
+        self._root = directory / name
+        self.source = self._root / "src"
+        self.objects = self._root / "obj"
+        self.log = self._root / "build.log"
+        self._originals = self._root / "originals"
+        self._patched = self._root / "patched"
+
+    @property
+    def version(self) -> str:
+        """The kernel's version; the tree must be there."""
+        return kernel_version(self.source)
+
+    def unpack(self, progress: Progress) -> None:
+        """Put a private copy of the source into the cache, unless it is there."""
+        if self.source.exists():
+            return
+        progress.stage("Unpacking the kernel source")
+        shutil.rmtree(self._root, ignore_errors=True)
+        partial = self._root / "partial"
+        partial.mkdir(parents=True)
+        source = self._recipe.source
+        if source.is_dir():
+            _copy_tree(source, partial)
+        else:
+            _extract(source, partial)
+        kernel_version(partial)
+        if (partial / ".config").exists() or (partial / "include" / "config").exists():
+            # The user built in this tree; make refuses to build elsewhere from such a one.
+            subprocess.run(
+                ["make", "-s", "-C", partial, "mrproper"], env=_environment(), check=True
+            )
+        partial.rename(self.source)
+
+    def patch(self, progress: Progress) -> None:
+        """Bring the source to exactly our patch series."""
+        contents = [patch.read_bytes() for patch in self._recipe.patches]
+        wanted = hashlib.sha256(b"".join(contents)).hexdigest()
+        if self._patched.exists() and self._patched.read_text() == wanted:
+            return
+        progress.stage("Patching the kernel source")
+        self._patched.unlink(missing_ok=True)
+        self._restore()
+        self._put_aside(_patched_files(contents))
+        for patch in self._recipe.patches:
+            self._apply(patch)
+        self._patched.write_text(wanted)
+
+    def configure(self, progress: Progress) -> None:
+        """Make `.config` from our fragment; raises `UserError` when an option did not survive."""
+        progress.stage("Configuring the kernel")
+        self.objects.mkdir(exist_ok=True)
+        self._make(f"KCONFIG_ALLCONFIG={self._recipe.config}", "allnoconfig")
+        result = (self.objects / ".config").read_text().splitlines()
+        lost = lost_options(self._recipe.config.read_text().splitlines(), result)
+        if lost:
+            raise UserError(
+                f"the kernel in {self._recipe.source} does not take {', '.join(lost)}",
+                f"build from an unmodified Linux {KERNEL_SERIES}",
+            )
+
+    def build(self, jobs: int, progress: Progress) -> Path:
+        """Compile and return the path of `vmlinux`."""
+        progress.stage(f"Building Linux {self.version} ({jobs} jobs)", BUILD_LINES)
+        self._make(f"-j{jobs}", "vmlinux", progress=progress)
+        return self.objects / "vmlinux"
+
+    def _make(self, *arguments: str, progress: Progress | None = None) -> None:
+        """Run make on the kernel, its output going to the log; raises `UserError` when it fails."""
+        command = ["make", "-C", str(self.source), f"O={self.objects}", "ARCH=x86_64", *arguments]
+        with (
+            self.log.open("w", buffering=1) as log,
+            subprocess.Popen(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    log.write(line)
+                    if progress is not None:
+                        progress.advance()
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise UserError(f"the kernel build failed: {_first_error(self.log)}", f"see {self.log}")
+
+    def _restore(self) -> None:
+        """Undo the last patch series: put originals back, remove files that had none."""
+        for saved in [path for path in self._originals.rglob("*") if path.is_file()]:
+            target = self.source / saved.relative_to(self._originals)
+            if saved.stat().st_size:
+                shutil.copyfile(saved, target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def _put_aside(self, names: Iterable[str]) -> None:
+        """Keep the originals of files about to be patched; an empty one stands for none."""
+        for name in names:
+            original, saved = self.source / name, self._originals / name
+            if saved.exists():
+                continue
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            partial = saved.with_name(saved.name + ".partial")
+            partial.write_bytes(original.read_bytes() if original.exists() else b"")
+            partial.rename(saved)
+
+    def _apply(self, patch: Path) -> None:
+        command = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
+        done = subprocess.run(
+            [*command, "-d", str(self.source), "-i", str(patch)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(
+                f"{patch.name} does not apply to {self._recipe.source}",
+                f"build from an unmodified Linux {KERNEL_SERIES}",
+            )
+
+
+def lost_options(wanted: Sequence[str], result: Sequence[str]) -> list[str]:
+    """Return the options of the fragment `wanted` that `.config` lines do not have as written.
+
+    An option that is to be off may also be absent: then it cannot be on.
+    """
+    lines = set(result)
+    names = {line.partition("=")[0] for line in lines}
+    lost = []
+    for line in wanted:
+        off = re.fullmatch(r"# (CONFIG_\w+) is not set", line)
+        if off:
+            if off[1] in names:
+                lost.append(off[1])
+        elif line.startswith("CONFIG_") and line not in lines:
+            lost.append(line)
+    return lost
+
+
+def _patched_files(patches: Iterable[bytes]) -> set[str]:
+    """Return the paths, relative to the tree, of all files that `patches` change or create."""
+    names = re.findall(rb"^(?:---|\+\+\+) [ab]/([^\t\n]+)", b"\n".join(patches), re.MULTILINE)
+    return {name.decode() for name in names}
+
+
+def _extract(archive: Path, target: Path) -> None:
+    """Unpack a kernel archive; xz may use every CPU, which halves the time."""
+    exclude = [f"--exclude={pattern}" for pattern in NOT_NEEDED]
+    decompress = ["--use-compress-program=xz -T0"] if archive.suffix == ".xz" else []
+    command = ["tar", "-xf", str(archive), "--strip-components=1", "-C", str(target)]
+    done = subprocess.run(
+        [*command, *decompress, *exclude], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(
+            f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}",
+            "free some disk space, or install the archive again",
+        )
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    exclude = [f"--exclude={pattern}" for pattern in NOT_NEEDED]
+    reader = ["tar", "-C", str(source), *exclude, "-cf", "-", "."]
+    with subprocess.Popen(reader, stdout=subprocess.PIPE) as process:
+        subprocess.run(["tar", "-C", str(target), "-xf", "-"], stdin=process.stdout, check=True)
+    if process.returncode:
+        raise UserError(f"{source} cannot be copied", "see that all of it is readable")
+
+
+def _environment() -> dict[str, str]:
+    """Return what make may know: its own variables from outside (MAKEFLAGS, O) would mislead it."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return {**kept, **IDENTITY, "LC_ALL": "C"}
+
+
+def _first_error(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if "error:" in line or "***" in line]
+    return (errors or lines or ["no output"])[0].strip()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a guest image: a JSON object in an ELF note inside the image itself.
+
+A `guest.img` is an ELF `vmlinux` with one section more, `.note.pyvmm`, of type SHT_NOTE. The
+section is not loaded (no SHF_ALLOC), so the kernel inside is untouched, any loader of ELF kernels
+boots the file, and `readelf -n` shows the manifest. It says what cannot be seen from outside: which
+wire format the guest's balloon driver speaks and the kernel command line that goes with it.
+
+ELF-64 object file format, "Note Section": three 4-byte words (name size, descriptor size, type),
+then name and descriptor, each padded to 4 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SECTION = ".note.pyvmm"
+NOTE_NAME = b"pyvmm\0"
+NOTE_TYPE = 1
+VERSION = 1
+MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; bounds what a damaged file makes us read
+
+
+class ManifestError(Exception):
+    """The file claims to carry a manifest, or to be an ELF file, and the claim is false."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a guest image says about itself.
+
+    `dialect` names the balloon wire format the guest speaks by default; `append` is the kernel
+    command line for any dialect and `dialect_append` what each dialect adds to it. `kernel` is the
+    kernel's version, `driver` names the balloon driver, `created` is an ISO 8601 time in UTC and
+    `inputs` the SHA-256 (hexadecimal) of everything the image was built from.
+    """
+
+    dialect: str
+    append: str
+    dialect_append: Mapping[str, str]
+    kernel: str
+    driver: str
+    created: str
+    inputs: str
+
+    def command_line(self, dialect: str | None = None) -> str:
+        """Return the kernel command line for `dialect`, by default the image's own.
+
+        Raises `ManifestError` when the image's driver does not speak it.
+        """
+        name = self.dialect if dialect is None else dialect
+        if name not in self.dialect_append:
+            raise ManifestError(
+                f"the image has no balloon dialect '{name}', only {', '.join(self.dialect_append)}"
+            )
+        return f"{self.append} {self.dialect_append[name]}".strip()
+
+    def to_note(self) -> bytes:
+        """Return the whole ELF note, ready to be the content of the section."""
+        content = json.dumps({"version": VERSION, **asdict(self)}).encode()
+        header = struct.pack("<III", len(NOTE_NAME), len(content), NOTE_TYPE)
+        return header + _padded(NOTE_NAME) + _padded(content)
+
+
+def read_manifest(path: Path | str) -> Manifest | None:
+    """Return the manifest in the file at `path`, None when it is no ELF file or has none.
+
+    Raises `ManifestError` for a damaged ELF file or manifest, and `OSError` when the file cannot
+    be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return None
+        content = _read_section(file)
+    return None if content is None else _parse_json(_parse_note(content))
+
+
+def _read_section(file: BinaryIO) -> bytes | None:
+    """Return the bytes of the manifest's section, None when there is no such section."""
+    from elftools.elf.elffile import ELFFile
+
+    file_bytes = os.fstat(file.fileno()).st_size
+    try:
+        section = ELFFile(file).get_section_by_name(SECTION)
+        if section is None:
+            return None
+        offset, size = section["sh_offset"], section["sh_size"]
+    except Exception as error:
+        # pyelftools promises ELFError, but a damaged file also gets all kinds of others out of it.
+        raise ManifestError(f"damaged ELF file ({type(error).__name__})") from error
+    if size > MAX_NOTE_BYTES or offset + size > file_bytes:
+        raise ManifestError(f"section {SECTION} does not lie inside the file")
+    file.seek(offset)
+    return file.read(size)
+
+
+def _parse_note(content: bytes) -> bytes:
+    """Return the descriptor of the one note that the section holds."""
+    try:
+        name_size, size, note_type = struct.unpack_from("<III", content)
+    except struct.error as error:
+        raise ManifestError("the manifest's note is cut short") from error
+    start = 12 + len(_padded(NOTE_NAME))
+    if (name_size, note_type) != (len(NOTE_NAME), NOTE_TYPE) or content[12:18] != NOTE_NAME:
+        raise ManifestError("the manifest's note has a foreign name or type")
+    if start + size > len(content):
+        raise ManifestError("the manifest's note is cut short")
+    return content[start : start + size]
+
+
+def _parse_json(content: bytes) -> Manifest:
+    """Check every field before believing any: the file may come from anywhere."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("the manifest is not JSON") from error
+    if not isinstance(fields, dict):
+        raise ManifestError("the manifest is not a JSON object")
+    if fields.get("version") != VERSION:
+        raise ManifestError(f"manifest version {fields.get('version')}, only {VERSION} is known")
+    texts = {
+        name: _text(fields, name)
+        for name in ("dialect", "append", "kernel", "driver", "created", "inputs")
+    }
+    dialects = fields.get("dialect_append")
+    if not isinstance(dialects, dict) or texts["dialect"] not in dialects:
+        raise ManifestError("the manifest's dialect_append does not cover its dialect")
+    return Manifest(dialect_append={name: _text(dialects, name) for name in dialects}, **texts)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.isprintable():
+        raise ManifestError(f"the manifest's '{name}' is not a line of text")
+    return value
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)

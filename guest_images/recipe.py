@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a guest image, and the one hash that stands for all of it.
+
+`read_recipe` looks at every input once: the kernel source, our patches and configuration, the files
+of the userland, busybox and the compiler. Their SHA-256 names the finished image in the cache and
+is recorded in its manifest, so "is this up to date?" is a comparison of two strings. A kernel
+source is identified by name, size and modification time instead of its contents: it has 150 MB as
+an archive and 85,000 files as a directory, and the question is asked on every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.errors import UserError
+
+HERE = Path(__file__).parent
+KERNEL_SERIES = "6.12"
+KERNEL_ARCHIVE = Path(f"/usr/src/linux-source-{KERNEL_SERIES}.tar.xz")
+BUSYBOX = Path("/bin/busybox")
+
+# Program or header, and the Debian package that has it.
+TOOLS = {
+    "gcc": "gcc",
+    "make": "make",
+    "patch": "patch",
+    "flex": "flex",
+    "bison": "bison",
+    "bc": "bc",
+    "objcopy": "binutils",
+    "tar": "tar",
+    "xz": "xz-utils",
+}
+HEADERS = {"stdlib.h": "libc6-dev", "gelf.h": "libelf-dev"}
+
+# Files of this package that decide what the image contains.
+OWN_FILES = ("kernel.config", "recipe.py", "kernel.py", "initramfs.py", "build.py", "manifest.py")
+OWN_DIRECTORIES = ("patches", "rootfs", "src")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All inputs of one image: `source` is an archive or a directory, `digest` is hexadecimal."""
+
+    source: Path
+    source_identity: str
+    patches: tuple[Path, ...]
+    config: Path
+    busybox: Path
+    digest: str
+
+
+def read_recipe(source: Path | None = None) -> Recipe:
+    """Look at all inputs, with the kernel from `source` or else from Debian's archive.
+
+    Raises `UserError` when the kernel source, busybox or the compiler is missing.
+    """
+    path = _find_source(source)
+    if not BUSYBOX.is_file():
+        raise UserError(f"there is no {BUSYBOX}", "apt-get install busybox-static")
+    identity = _identify(path)
+    patches = tuple(sorted((HERE / "patches").glob("*.patch")))
+    total = hashlib.sha256()
+    for text in (identity, _compiler_version()):
+        total.update(f"{len(text)} {text}".encode())
+    for file in (*_own_files(), BUSYBOX):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        total.update(f"{file.name} {content}\n".encode())
+    return Recipe(path, identity, patches, HERE / "kernel.config", BUSYBOX, total.hexdigest())
+
+
+def check_tools() -> None:
+    """Raise `UserError` naming the packages to install when anything the build needs is missing."""
+    missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool)}
+    if "gcc" not in missing:
+        missing |= {name: package for name, package in HEADERS.items() if not _has_header(name)}
+    if missing:
+        raise UserError(
+            f"the guest image cannot be built without {', '.join(missing)}",
+            f"apt-get install {' '.join(sorted(set(missing.values())))}",
+        )
+
+
+def _find_source(source: Path | None) -> Path:
+    if source is None:
+        if not KERNEL_ARCHIVE.is_file():
+            raise UserError(
+                f"there is no kernel source at {KERNEL_ARCHIVE}",
+                f"apt-get install linux-source-{KERNEL_SERIES}, or name a tree with --source",
+            )
+        return KERNEL_ARCHIVE
+    if not source.exists():
+        raise UserError(f"{source} does not exist", f"name a Linux {KERNEL_SERIES} source tree")
+    if source.is_dir():
+        kernel_version(source)
+    return source.resolve()
+
+
+def kernel_version(tree: Path) -> str:
+    """Return the version of the kernel source in `tree`, such as "6.12.5".
+
+    Raises `UserError` when it is no kernel source or of another series than our patches are for.
+    """
+    remedy = f"name a Linux {KERNEL_SERIES} source tree"
+    try:
+        with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:
+            lines = [next(makefile, "").partition("=") for _ in range(6)]
+    except OSError as error:
+        raise UserError(f"{tree} is not a kernel source tree", remedy) from error
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    version = ".".join(fields.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
+    if not version.startswith(f"{KERNEL_SERIES}."):
+        raise UserError(f"{tree} is not Linux {KERNEL_SERIES}", remedy)
+    return version + fields.get("EXTRAVERSION", "")
+
+
+def _identify(source: Path) -> str:
+    if source.is_file():
+        return _stamp(source, source.name)
+    digest = hashlib.sha256(str(source).encode())
+    for directory, names, files in os.walk(source):
+        names[:] = sorted(name for name in names if name != ".git")
+        for name in sorted(files):
+            path = os.path.join(directory, name)
+            digest.update(_stamp(Path(path), path).encode())
+    return digest.hexdigest()
+
+
+def _stamp(file: Path, name: str) -> str:
+    status = file.lstat()
+    return f"{name} {status.st_size} {status.st_mtime_ns}\n"
+
+
+def _own_files() -> Iterator[Path]:
+    yield from (HERE / name for name in OWN_FILES)
+    for directory in OWN_DIRECTORIES:
+        yield from sorted(path for path in (HERE / directory).glob("*") if path.is_file())
+
+
+def _compiler_version() -> str:
+    if not shutil.which("gcc"):
+        check_tools()
+    return subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _has_header(name: str) -> bool:
+    command = ["gcc", "-E", "-x", "c", "-"]
+    source = f"#include <{name}>\n"
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    return done.returncode == 0

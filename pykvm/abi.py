@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structures and constants of the KVM API, by their kernel names, in one namespace.
+
+A transcription of the parts of <linux/kvm.h> and, for x86, <asm/kvm.h> that this package uses, as
+they stand in Linux 6.1; the behaviour behind them is described in the kernel's
+Documentation/virt/kvm/api.rst. tests/abi compares every structure field by field and every
+constant with the installed headers, so a mistake here fails the test suite.
+
+Four structures end in a flexible array member. Here they have none of its elements; `sized` and
+the functions after it make an instance with as many as needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ctypes import Structure
+from typing import Any, TypeVar
+
+from pykvm.abi_constants import *  # noqa: F403
+from pykvm.abi_vcpu import *  # noqa: F403
+from pykvm.abi_vcpu import kvm_msr_entry, kvm_msrs
+from pykvm.abi_vm import *  # noqa: F403
+from pykvm.abi_vm import (
+    kvm_cpuid2,
+    kvm_cpuid_entry2,
+    kvm_irq_routing,
+    kvm_irq_routing_entry,
+    kvm_msr_list,
+)
+
+_S = TypeVar("_S", bound=Structure)
+
+
+def sized(header: type[_S], count: int) -> type[_S]:
+    """Return a subclass of `header` whose flexible array member holds `count` elements.
+
+    `header` is a structure whose last field is an array of length zero; the subclass lays the
+    longer array over it, at the same offset.
+    """
+    name = header._fields_[-1][0]
+    element: Any = header._fields_[-1][1]._type_  # type: ignore[union-attr]
+    return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(name, element * count)]})
+
+
+def cpuid2(entries: Iterable[kvm_cpuid_entry2]) -> kvm_cpuid2:
+    """Return a kvm_cpuid2 holding copies of `entries`."""
+    leaves = list(entries)
+    return sized(kvm_cpuid2, len(leaves))(nent=len(leaves), entries=tuple(leaves))
+
+
+def msrs(entries: Iterable[tuple[int, int]]) -> kvm_msrs:
+    """Return a kvm_msrs holding (MSR index, value) pairs."""
+    pairs = [kvm_msr_entry(index=index, data=data) for index, data in entries]
+    return sized(kvm_msrs, len(pairs))(nmsrs=len(pairs), entries=tuple(pairs))
+
+
+def msr_list(count: int) -> kvm_msr_list:
+    """Return an empty kvm_msr_list with room for `count` indices."""
+    return sized(kvm_msr_list, count)(nmsrs=count)
+
+
+def irq_routing(entries: Iterable[kvm_irq_routing_entry]) -> kvm_irq_routing:
+    """Return a kvm_irq_routing holding copies of `entries`."""
+    routes = list(entries)
+    return sized(kvm_irq_routing, len(routes))(nr=len(routes), entries=tuple(routes))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request numbers of the KVM ioctls.
+
+Numbers are computed as <asm-generic/ioctl.h> does it, from the direction, KVM's type byte, the
+request's own number and the size of the structure it takes, so a wrong structure size shows as a
+wrong request number. tests/abi compares each with the installed <linux/kvm.h>.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_uint64, sizeof
+
+from pykvm import abi
+
+_IOC_WRITE = 1
+_IOC_READ = 2
+_CData = type[Structure] | type[c_uint64]
+
+KVMIO = 0xAE
+
+
+def _IOC(direction: int, type_: int, number: int, size_bytes: int) -> int:
+    return direction << 30 | size_bytes << 16 | type_ << 8 | number
+
+
+def _IO(type_: int, number: int) -> int:
+    """No structure; the argument, if any, is an integer."""
+    return _IOC(0, type_, number, 0)
+
+
+def _IOW(type_: int, number: int, argument: _CData) -> int:
+    """The kernel reads `argument`."""
+    return _IOC(_IOC_WRITE, type_, number, sizeof(argument))
+
+
+def _IOR(type_: int, number: int, argument: _CData) -> int:
+    """The kernel writes `argument`."""
+    return _IOC(_IOC_READ, type_, number, sizeof(argument))
+
+
+def _IOWR(type_: int, number: int, argument: _CData) -> int:
+    """The kernel reads and writes `argument`."""
+    return _IOC(_IOC_READ | _IOC_WRITE, type_, number, sizeof(argument))
+
+
+# /dev/kvm
+KVM_GET_API_VERSION = _IO(KVMIO, 0x00)
+KVM_CREATE_VM = _IO(KVMIO, 0x01)
+KVM_GET_MSR_INDEX_LIST = _IOWR(KVMIO, 0x02, abi.kvm_msr_list)
+KVM_CHECK_EXTENSION = _IO(KVMIO, 0x03)
+KVM_GET_VCPU_MMAP_SIZE = _IO(KVMIO, 0x04)
+KVM_GET_SUPPORTED_CPUID = _IOWR(KVMIO, 0x05, abi.kvm_cpuid2)
+
+# a virtual machine
+KVM_CREATE_VCPU = _IO(KVMIO, 0x41)
+KVM_SET_USER_MEMORY_REGION = _IOW(KVMIO, 0x46, abi.kvm_userspace_memory_region)
+KVM_SET_TSS_ADDR = _IO(KVMIO, 0x47)
+KVM_SET_IDENTITY_MAP_ADDR = _IOW(KVMIO, 0x48, c_uint64)
+KVM_CREATE_IRQCHIP = _IO(KVMIO, 0x60)
+KVM_IRQ_LINE = _IOW(KVMIO, 0x61, abi.kvm_irq_level)
+KVM_SET_GSI_ROUTING = _IOW(KVMIO, 0x6A, abi.kvm_irq_routing)
+KVM_IRQFD = _IOW(KVMIO, 0x76, abi.kvm_irqfd)
+KVM_CREATE_PIT2 = _IOW(KVMIO, 0x77, abi.kvm_pit_config)
+KVM_IOEVENTFD = _IOW(KVMIO, 0x79, abi.kvm_ioeventfd)
+KVM_ENABLE_CAP = _IOW(KVMIO, 0xA3, abi.kvm_enable_cap)
+KVM_SIGNAL_MSI = _IOW(KVMIO, 0xA5, abi.kvm_msi)
+
+# a vCPU
+KVM_RUN = _IO(KVMIO, 0x80)
+KVM_GET_REGS = _IOR(KVMIO, 0x81, abi.kvm_regs)
+KVM_SET_REGS = _IOW(KVMIO, 0x82, abi.kvm_regs)
+KVM_GET_SREGS = _IOR(KVMIO, 0x83, abi.kvm_sregs)
+KVM_SET_SREGS = _IOW(KVMIO, 0x84, abi.kvm_sregs)
+KVM_GET_MSRS = _IOWR(KVMIO, 0x88, abi.kvm_msrs)
+KVM_SET_MSRS = _IOW(KVMIO, 0x89, abi.kvm_msrs)
+KVM_GET_FPU = _IOR(KVMIO, 0x8C, abi.kvm_fpu)
+KVM_SET_FPU = _IOW(KVMIO, 0x8D, abi.kvm_fpu)
+KVM_GET_LAPIC = _IOR(KVMIO, 0x8E, abi.kvm_lapic_state)
+KVM_SET_LAPIC = _IOW(KVMIO, 0x8F, abi.kvm_lapic_state)
+KVM_SET_CPUID2 = _IOW(KVMIO, 0x90, abi.kvm_cpuid2)
+KVM_GET_MP_STATE = _IOR(KVMIO, 0x98, abi.kvm_mp_state)
+KVM_SET_MP_STATE = _IOW(KVMIO, 0x99, abi.kvm_mp_state)
+KVM_KVMCLOCK_CTRL = _IO(KVMIO, 0xAD)
+
+_NAMES = {value: name for name, value in list(globals().items()) if name.startswith("KVM_")}
+
+
+def name_of(request: int) -> str:
+    """Return the kernel's name of a request number, for messages."""
+    return _NAMES.get(request, f"ioctl 0x{request:08x}")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vCPU: its registers, the area it shares with the kernel, and running it.
+
+Implements the vCPU ioctls of Documentation/virt/kvm/api.rst, section 4. Each method is one ioctl,
+named after it in lower case. Calls for one vCPU come from one thread at a time, the one that runs
+it; while that thread is inside `run`, others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterable
+from ctypes import Structure
+from errno import EAGAIN, EINTR
+from typing import TypeVar
+
+from pykvm import abi, ioctls
+from pykvm.handle import KvmError, KvmHandle
+
+_S = TypeVar("_S", bound=Structure)
+
+
+class Vcpu(KvmHandle):
+    """A vCPU, made by `Vm.create_vcpu`.
+
+    `run_area` is the mmap shared with the kernel; `kvm_run` is the structure at its start.
+    """
+
+    run_area: mmap.mmap
+    kvm_run: abi.kvm_run
+
+    def __init__(self, fd: int, mmap_size_bytes: int) -> None:
+        """Take ownership of `fd` and map the `mmap_size_bytes` shared with the kernel."""
+        super().__init__(fd)
+        self.run_area = mmap.mmap(fd, mmap_size_bytes, mmap.MAP_SHARED)
+        self.kvm_run = abi.kvm_run.from_buffer(self.run_area)
+
+    def close(self) -> None:
+        """Unmap the shared area and close the file descriptor; `kvm_run` is gone afterwards.
+
+        If someone else still holds a view of the area, it is unmapped when that view goes.
+        """
+        if hasattr(self, "kvm_run"):
+            del self.kvm_run
+            with contextlib.suppress(BufferError):
+                self.run_area.close()
+        super().close()
+
+    def run(self) -> int:
+        """KVM_RUN: run guest code; returns the exit reason, KVM_EXIT_*.
+
+        KVM_EXIT_INTR when a signal or `kvm_run.immediate_exit` ended it. For KVM_EXIT_IO and
+        KVM_EXIT_MMIO the guest's access is complete only after `run` was called again.
+        """
+        while True:
+            result = self._ioctl_once(ioctls.KVM_RUN)
+            if result >= 0:
+                return int(self.kvm_run.exit_reason)
+            if result == -EINTR:
+                return abi.KVM_EXIT_INTR
+            # EAGAIN: the vCPU was waiting to be started and has been; it has not run yet.
+            if result != -EAGAIN:
+                raise KvmError(ioctls.name_of(ioctls.KVM_RUN), -result)
+
+    def get_regs(self) -> abi.kvm_regs:
+        """KVM_GET_REGS: the general registers."""
+        return self._get(ioctls.KVM_GET_REGS, abi.kvm_regs())
+
+    def set_regs(self, regs: abi.kvm_regs) -> None:
+        """KVM_SET_REGS; bit 1 of `rflags` is always 1 on x86."""
+        self.ioctl(ioctls.KVM_SET_REGS, regs)
+
+    def get_sregs(self) -> abi.kvm_sregs:
+        """KVM_GET_SREGS: segment, table and control registers."""
+        return self._get(ioctls.KVM_GET_SREGS, abi.kvm_sregs())
+
+    def set_sregs(self, sregs: abi.kvm_sregs) -> None:
+        """KVM_SET_SREGS; usually what `get_sregs` returned, changed."""
+        self.ioctl(ioctls.KVM_SET_SREGS, sregs)
+
+    def get_fpu(self) -> abi.kvm_fpu:
+        """KVM_GET_FPU: x87 and SSE registers."""
+        return self._get(ioctls.KVM_GET_FPU, abi.kvm_fpu())
+
+    def set_fpu(self, fpu: abi.kvm_fpu) -> None:
+        """KVM_SET_FPU."""
+        self.ioctl(ioctls.KVM_SET_FPU, fpu)
+
+    def get_lapic(self) -> abi.kvm_lapic_state:
+        """KVM_GET_LAPIC: the in-kernel local APIC's register page."""
+        return self._get(ioctls.KVM_GET_LAPIC, abi.kvm_lapic_state())
+
+    def set_lapic(self, lapic: abi.kvm_lapic_state) -> None:
+        """KVM_SET_LAPIC."""
+        self.ioctl(ioctls.KVM_SET_LAPIC, lapic)
+
+    def get_mp_state(self) -> int:
+        """KVM_GET_MP_STATE: one of KVM_MP_STATE_*."""
+        state: int = self._get(ioctls.KVM_GET_MP_STATE, abi.kvm_mp_state()).mp_state
+        return state
+
+    def set_mp_state(self, mp_state: int) -> None:
+        """KVM_SET_MP_STATE: one of KVM_MP_STATE_*."""
+        self.ioctl(ioctls.KVM_SET_MP_STATE, abi.kvm_mp_state(mp_state=mp_state))
+
+    def set_cpuid2(self, cpuid: abi.kvm_cpuid2) -> None:
+        """KVM_SET_CPUID2: the CPUID leaves that the guest sees; before the first `run`."""
+        self.ioctl(ioctls.KVM_SET_CPUID2, cpuid)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS: MSR index → value, up to the first index that KVM does not know."""
+        table = abi.msrs((index, 0) for index in indices)
+        known = self.ioctl(ioctls.KVM_GET_MSRS, table)
+        return {entry.index: entry.data for entry in table.entries[:known]}
+
+    def set_msrs(self, values: dict[int, int]) -> int:
+        """KVM_SET_MSRS, in order; returns how many were set before one that KVM refused."""
+        return self.ioctl(ioctls.KVM_SET_MSRS, abi.msrs(values.items()))
+
+    def kvmclock_ctrl(self) -> None:
+        """KVM_KVMCLOCK_CTRL: tell the guest's kvmclock that the vCPU was paused.
+
+        Keeps the guest's watchdogs quiet; EINVAL if the guest does not use kvmclock.
+        """
+        self.ioctl(ioctls.KVM_KVMCLOCK_CTRL)
+
+    def _get(self, request: int, structure: _S) -> _S:
+        self.ioctl(request, structure)
+        return structure

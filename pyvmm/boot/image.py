@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a kernel: an ELF `vmlinux` goes to the physical addresses its program headers name.
+
+pyelftools parses; this module checks. A file is hostile until every loadable segment is known to
+lie inside the file, inside guest RAM above the first MiB, and apart from the others. Nothing is
+written to guest memory before all of it has been checked. `guest.img` is such a file too, with a
+manifest beside the code (see `guest_images.manifest`).
+
+ELF-64 object file format, program headers; Documentation/arch/x86/boot.rst, "64-bit boot protocol":
+the entry point of a vmlinux is the 64-bit entry of that protocol.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pyvmm import layout
+from pyvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyvmm_native.memory import GuestMemory
+
+MIB = 1 << 20
+BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One loadable piece: `file_bytes` from `offset`, then zeros up to `memory_bytes`, at `gpa`."""
+
+    gpa: int
+    offset: int
+    file_bytes: int
+    memory_bytes: int
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.memory_bytes
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """A checked ELF kernel: where its pieces go and where it starts."""
+
+    path: Path
+    entry: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def end(self) -> int:
+        """First guest-physical address after the kernel, its bss included."""
+        return max(segment.end for segment in self.segments)
+
+    def check_fits(self, ram_low_bytes: int) -> None:
+        """Raise `UserError` when the kernel does not fit into RAM that ends at `ram_low_bytes`."""
+        if self.end > ram_low_bytes:
+            raise UserError(
+                f"{self.path} needs RAM up to {-(-self.end // MIB)} MiB, "
+                f"the guest has {ram_low_bytes // MIB} MiB there",
+                "give the guest more with --memory",
+            )
+
+    def load(self, memory: GuestMemory) -> None:
+        """Copy the kernel into RAM it fits into and that is still zero (fresh anonymous pages)."""
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            for segment in self.segments:
+                end = segment.offset + segment.file_bytes
+                with view[segment.offset : end] as piece:
+                    memory.write(segment.gpa, piece)
+
+
+def read_kernel(path: Path) -> KernelImage:
+    """Parse and check an ELF kernel; raises `UserError` for anything else."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if file.read(4) != b"\x7fELF":
+                raise UserError(
+                    f"{path} is not an ELF kernel image",
+                    f"give a vmlinux or guest.img, or {BUILD_REMEDY}",
+                )
+            entry, segments = _parse(path, file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", BUILD_REMEDY) from error
+    _check(path, size, entry, segments)
+    return KernelImage(path, entry, tuple(segments))
+
+
+def _parse(path: Path, file: IO[bytes]) -> tuple[int, list[Segment]]:
+    from elftools.common.exceptions import ELFError, ELFParseError
+    from elftools.construct import ConstructError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        elf = ELFFile(file)
+        if elf.elfclass != 64 or elf["e_machine"] != "EM_X86_64":
+            raise UserError(
+                f"{path} is an ELF file, but not for x86-64", "give a 64-bit x86 vmlinux"
+            )
+        segments = [
+            Segment(header["p_paddr"], header["p_offset"], header["p_filesz"], header["p_memsz"])
+            for header in (segment.header for segment in elf.iter_segments("PT_LOAD"))
+            if header["p_memsz"]
+        ]
+        return elf["e_entry"], segments
+    except (ELFError, ELFParseError, ConstructError, ValueError, KeyError) as error:
+        raise _broken(path, f"its ELF headers cannot be read ({error})") from error
+
+
+def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:
+    if not segments:
+        raise _broken(path, "it has no loadable segment")
+    free_from = layout.HIGH_MEMORY_GPA
+    for segment in sorted(segments, key=lambda piece: piece.gpa):
+        if segment.file_bytes > segment.memory_bytes:
+            raise _broken(path, "a segment is longer in the file than in memory")
+        if segment.offset + segment.file_bytes > size:
+            raise _broken(path, "it is shorter than its headers say (truncated?)")
+        if segment.gpa < free_from or segment.end > layout.LOW_RAM_END_GPA:
+            raise _broken(path, f"a segment's place {segment.gpa:#x} is taken or outside RAM")
+        free_from = segment.end
+    if not any(s.gpa <= entry < s.gpa + s.file_bytes for s in segments):
+        raise _broken(path, f"its entry point {entry:#x} is in none of its segments")
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a usable kernel: {why}", BUILD_REMEDY)
+
+
+def read_initrd(path: Path) -> bytes:
+    """The initramfs archive as it is (the kernel unpacks it); raises `UserError`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the initramfs {path}: {error.strerror}", "check --initrd"
+        ) from error
+    if not content:
+        raise UserError(f"the initramfs {path} is empty", "check --initrd")
+    return content

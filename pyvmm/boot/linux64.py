@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Linux 64-bit boot protocol: what guest memory holds when the first instruction runs.
+
+The kernel is entered in long mode at its ELF entry point with paging on, the first 4 GiB mapped
+one to one, RSI pointing to the "zero page" (`struct boot_params`), and interrupts off. A vmlinux
+has no setup header of its own, so the zero page's header is written here from nothing.
+
+Documentation/arch/x86/boot.rst, "64-bit boot protocol", and arch/x86/zero-page.rst for offsets.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvmm import layout
+from pyvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyvmm_native.memory import GuestMemory
+
+PAGE_BYTES = 4096
+MIB = 1 << 20
+COMMAND_LINE_MAX_BYTES = 2047
+"""COMMAND_LINE_SIZE of the x86 kernel is 2048 with the final NUL."""
+
+# struct boot_params, by offset (arch/x86/zero-page.rst).
+ZP_ACPI_RSDP_ADDR = 0x070
+ZP_E820_ENTRIES = 0x1E8
+ZP_BOOT_FLAG = 0x1FE
+ZP_HEADER = 0x202
+ZP_TYPE_OF_LOADER = 0x210
+ZP_LOADFLAGS = 0x211
+ZP_RAMDISK_IMAGE = 0x218
+ZP_RAMDISK_SIZE = 0x21C
+ZP_CMD_LINE_PTR = 0x228
+ZP_E820_TABLE = 0x2D0
+
+E820_RAM = 1
+E820_RESERVED = 2
+LOADED_HIGH = 1
+LOADER_UNDEFINED = 0xFF
+
+# Flat 64-bit code and data segments where the protocol wants them: __BOOT_CS 0x10, __BOOT_DS 0x18.
+GDT = struct.pack("<4Q", 0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
+BOOT_CS = 0x10
+BOOT_DS = 0x18
+
+PTE_PRESENT_WRITABLE = 0x3
+PTE_HUGE = 0x80
+
+
+@dataclass(frozen=True)
+class BootInfo:
+    """What the loader decided: the register values the boot processor starts with."""
+
+    entry: int
+    zero_page_gpa: int
+    page_table_gpa: int
+    gdt_gpa: int
+    gdt_limit: int
+
+
+def place_initrd(initrd_bytes: int, kernel_end: int, ram_low_bytes: int) -> int:
+    """Where an initramfs goes: as high as it fits below the hole, on a page boundary.
+
+    Raises `UserError` when it would touch the kernel (whose own bss and early page tables follow
+    its image: a margin of 2 MiB is kept).
+    """
+    gpa = (ram_low_bytes - initrd_bytes) & ~(PAGE_BYTES - 1)
+    if gpa < kernel_end + 2 * MIB:
+        raise UserError(
+            f"kernel and initramfs ({initrd_bytes // MIB} MiB) do not fit into "
+            f"{ram_low_bytes // MIB} MiB",
+            "give the guest more with --memory",
+        )
+    return gpa
+
+
+def write_boot_data(
+    memory: GuestMemory,
+    *,
+    entry: int,
+    command_line: str,
+    initrd: tuple[int, int] | None,
+    rsdp_gpa: int,
+) -> BootInfo:
+    """Write page tables, GDT, command line and zero page; `initrd` is (gpa, bytes) or None."""
+    _write_page_tables(memory)
+    memory.write(layout.GDT_GPA, GDT)
+    line = _encode_command_line(command_line)
+    memory.write(layout.COMMAND_LINE_GPA, line)
+    memory.write(
+        layout.ZERO_PAGE_GPA,
+        _zero_page(e820_map(memory.size_bytes), layout.COMMAND_LINE_GPA, initrd, rsdp_gpa),
+    )
+    return BootInfo(entry, layout.ZERO_PAGE_GPA, layout.PAGE_TABLES_GPA, layout.GDT_GPA, 31)
+
+
+def e820_map(ram_bytes: int) -> list[tuple[int, int, int]]:
+    """The memory map the guest sees, (gpa, bytes, type): its RAM, less the BIOS area."""
+    usable = [(gpa, length, E820_RAM) for gpa, length in layout.usable_ranges(ram_bytes)]
+    legacy = (layout.EBDA_GPA, layout.HIGH_MEMORY_GPA - layout.EBDA_GPA, E820_RESERVED)
+    return sorted([*usable, legacy])
+
+
+def _encode_command_line(command_line: str) -> bytes:
+    line = command_line.encode("utf-8", "surrogateescape")
+    if len(line) > COMMAND_LINE_MAX_BYTES or b"\0" in line:
+        raise UserError(
+            f"the kernel command line is {len(line)} bytes long or holds a NUL byte",
+            f"keep it within {COMMAND_LINE_MAX_BYTES} bytes of text",
+        )
+    return line + b"\0"
+
+
+def _write_page_tables(memory: GuestMemory) -> None:
+    """One PML4, one PDPT and four page directories of 2 MiB pages: 4 GiB, one to one."""
+    pml4 = layout.PAGE_TABLES_GPA
+    pdpt = pml4 + PAGE_BYTES
+    directories = [pdpt + PAGE_BYTES * (1 + i) for i in range(4)]
+    memory.write(pml4, struct.pack("<Q", pdpt | PTE_PRESENT_WRITABLE))
+    memory.write(pdpt, struct.pack("<4Q", *(pd | PTE_PRESENT_WRITABLE for pd in directories)))
+    pages = range(0, 1 << 32, 2 * MIB)
+    entries = (gpa | PTE_PRESENT_WRITABLE | PTE_HUGE for gpa in pages)
+    memory.write(directories[0], struct.pack(f"<{len(pages)}Q", *entries))
+
+
+def _zero_page(
+    e820: list[tuple[int, int, int]], cmdline_gpa: int, initrd: tuple[int, int] | None, rsdp: int
+) -> bytes:
+    page = bytearray(PAGE_BYTES)
+    struct.pack_into("<Q", page, ZP_ACPI_RSDP_ADDR, rsdp)
+    struct.pack_into("<H", page, ZP_BOOT_FLAG, 0xAA55)
+    struct.pack_into("<4sH", page, ZP_HEADER, b"HdrS", 0x020F)
+    page[ZP_TYPE_OF_LOADER] = LOADER_UNDEFINED
+    page[ZP_LOADFLAGS] = LOADED_HIGH
+    struct.pack_into("<I", page, ZP_CMD_LINE_PTR, cmdline_gpa)
+    if initrd is not None:
+        struct.pack_into("<I", page, ZP_RAMDISK_IMAGE, initrd[0])
+        struct.pack_into("<I", page, ZP_RAMDISK_SIZE, initrd[1])
+    page[ZP_E820_ENTRIES] = len(e820)
+    for index, entry in enumerate(e820):
+        struct.pack_into("<QQI", page, ZP_E820_TABLE + 20 * index, *entry)
+    return bytes(page)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a `MachineConfig` to guest memory that holds a Linux ready to run.
+
+Kernel, initramfs, ACPI tables and boot data go into RAM in that order; every file is read and
+checked before the first byte is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvmm import layout
+from pyvmm.boot import acpi
+from pyvmm.boot.image import KernelImage, read_initrd, read_kernel
+from pyvmm.boot.linux64 import BootInfo, place_initrd, write_boot_data
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.memory import Ram
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """A kernel and perhaps an initramfs, read, checked and known to fit into the guest's RAM."""
+
+    kernel: KernelImage
+    initrd: bytes
+    initrd_gpa: int
+
+
+def read_boot_files(config: MachineConfig) -> BootFiles:
+    """Read the files that `config` names; raises `UserError` for what cannot be booted."""
+    kernel = read_kernel(config.kernel)
+    _, low_bytes = layout.ram_ranges(config.ram_bytes)[0]
+    kernel.check_fits(low_bytes)
+    if config.initrd is None:
+        return BootFiles(kernel, b"", 0)
+    initrd = read_initrd(config.initrd)
+    return BootFiles(kernel, initrd, place_initrd(len(initrd), kernel.end, low_bytes))
+
+
+def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
+    """Put everything into `ram`; raises `UserError` for a command line that is too long."""
+    tables, rsdp_gpa = acpi.build_tables(vcpus=config.vcpus)
+    boot = write_boot_data(
+        ram.memory,
+        entry=files.kernel.entry,
+        command_line=config.command_line,
+        initrd=(files.initrd_gpa, len(files.initrd)) if files.initrd else None,
+        rsdp_gpa=rsdp_gpa,
+    )
+    ram.memory.write(layout.ACPI_GPA, tables)
+    files.kernel.load(ram.memory)
+    if files.initrd:
+        ram.memory.write(files.initrd_gpa, files.initrd)
+    return boot

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one group whose subcommands are imported only when they are asked for.
+
+`COMMANDS` names, for every subcommand, where it lives and the one line `--help` shows for it, so
+that neither `pyvmm --help` nor `pyvmm run` pays for importing the image builder. `LazyGroup.main`
+is the only place that turns exceptions into exit statuses: 0 for success (or the int a subcommand
+returns), 2 with one line on standard error for everything the user can mend, 130 after Ctrl-C.
+Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from pyvmm.errors import UserError
+from pyvmm.version import VERSION
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class LazyCommand(NamedTuple):
+    """Where a subcommand is found, and its line in the list of commands."""
+
+    module: str
+    attribute: str
+    short_help: str
+
+
+COMMANDS = {
+    "run": LazyCommand("pyvmm.run_cli", "run", "Boot a Linux guest, its console on this terminal."),
+    "balloon": LazyCommand(
+        "pyvmm.control.cli", "balloon", "Show or change how much RAM a running guest keeps."
+    ),
+    "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
+    "doctor": LazyCommand(
+        "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."
+    ),
+    "lab": LazyCommand("pyvmm.lab.cli", "lab", "Run a command where KVM works."),
+    "demo": LazyCommand(
+        "pyvmm.demo_cli", "demo", "Boot, inflate, deflate and verify, told as a short story."
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group over `COMMANDS` with one policy for errors and exit statuses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            module = importlib.import_module(entry.module)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "pyvmm_native":
+                raise
+            raise UserError("the native modules are not built", "run 'make native'") from error
+        command = getattr(module, entry.attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; with `standalone_mode` (the default) always by `SystemExit`."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
+            sys.stdout.flush()
+        except UserError as error:
+            _complain(str(error))
+            sys.exit(EXIT_USER_ERROR)
+        except click.ClickException as error:
+            _complain(_describe(error))
+            sys.exit(EXIT_USER_ERROR)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # Nobody reads standard output any more; the flush at exit must not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _complain(text: str) -> None:
+    """Print one line on standard error, whatever line breaks the text has picked up."""
+    print("pyvmm:", " ".join(text.split()), file=sys.stderr)
+
+
+def _describe(error: click.ClickException) -> str:
+    """The message of `error` and where to read how it is typed correctly."""
+    message = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message}; see '{context.command_path} --help'" if context else message
+
+
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(VERSION, prog_name="pyvmm")
+def main() -> None:
+    """A minimal virtual machine monitor for running, measuring and learning memory ballooning.
+
+    \b
+    Boot a guest, then give most of its memory back to the host:
+      pyvmm run guest.img --memory 1G --qmp unix:/tmp/vm.sock
+      pyvmm balloon 256M --qmp unix:/tmp/vm.sock
+
+    \b
+    When something is missing:
+      pyvmm doctor
+    """

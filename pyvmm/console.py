@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of the guest's serial console: this terminal, or whatever stands in for it.
+
+Input: standard input, in raw mode if it is a terminal, is read on the event loop and passes
+`EscapeFilter`, which takes out what is meant for pyvmm (Ctrl-A and a letter). What the guest's UART
+has no room for waits here, and once `MAX_PENDING_BYTES` wait no more is read. A pipe, a file or
+/dev/null will do as well: at its end there is no more input, and the guest runs on.
+
+Output: `OutputPump` writes it from a thread of its own. When its reader is gone for good, output is
+dropped and `Action.OUTPUT_LOST` says so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import termios
+import tty
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from pyvmm.output_pump import OutputPump
+
+ESCAPE = 0x01  # Ctrl-A
+HELP_TEXT = (
+    b"\r\nCtrl-A x  end pyvmm\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\n"
+)
+MAX_PENDING_BYTES = 1 << 16
+_READ_BYTES = 4096
+_OFFER_BYTES = 256  # more than any UART takes at once
+
+
+class Action(Enum):
+    """What the person at the console, or the lack of one, asks of pyvmm."""
+
+    QUIT = auto()
+    HELP = auto()
+    OUTPUT_LOST = auto()
+
+
+_COMMANDS = {ord("x"): Action.QUIT, ord("h"): Action.HELP, ord("?"): Action.HELP}
+
+
+class EscapeFilter:
+    """Takes the escape sequences out of what is typed, wherever reads cut it.
+
+    Ctrl-A twice is one Ctrl-A for the guest; Ctrl-A and an unknown letter is nothing at all.
+    """
+
+    def __init__(self) -> None:
+        self._escaped = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[Action]]:
+        """What of `data` is for the guest, and the actions asked for; nothing follows a QUIT."""
+        for_guest = bytearray()
+        actions: list[Action] = []
+        for byte in data:
+            if not self._escaped and byte != ESCAPE:
+                for_guest.append(byte)
+                continue
+            self._escaped = not self._escaped
+            if self._escaped:
+                continue
+            if byte == ESCAPE:
+                for_guest.append(byte)
+            elif action := _COMMANDS.get(byte):
+                actions.append(action)
+                if action is Action.QUIT:
+                    break
+        return bytes(for_guest), actions
+
+
+class Terminal:
+    """Raw mode for the terminal at `fd` while the `with` block runs; nothing if it is no terminal.
+
+    The former mode comes back whichever way the block or the interpreter is left. Output
+    processing stays on, so that our own messages keep starting at the left margin.
+    """
+
+    def __init__(self, fd: int = 0) -> None:
+        self._fd = fd
+        self._former: list[Any] | None = None
+
+    def __enter__(self) -> Terminal:
+        if os.isatty(self._fd):
+            self._former = termios.tcgetattr(self._fd)
+            atexit.register(self._restore)
+            tty.setraw(self._fd, termios.TCSANOW)
+            mode = termios.tcgetattr(self._fd)
+            mode[tty.OFLAG] = self._former[tty.OFLAG]
+            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+
+    def _restore(self) -> None:
+        if self._former is not None:
+            with contextlib.suppress(termios.error):  # the terminal itself is gone
+                termios.tcsetattr(self._fd, termios.TCSANOW, self._former)
+
+
+class ConsoleIo:
+    """Connects two file descriptors with the guest's serial port, on the event loop `loop`.
+
+    `on_input` takes bytes for the guest and returns how many of them its UART accepted; when that
+    was less than all, `room` must be called once there is room again. `on_action` gets QUIT and
+    OUTPUT_LOST. `output` may be called from any thread, everything else and both callbacks belong
+    to the event loop's.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stdin_fd: int,
+        stdout_fd: int,
+        on_input: Callable[[bytes], int],
+        on_action: Callable[[Action], None],
+    ) -> None:
+        self._loop = loop
+        self._fd = stdin_fd
+        self._on_input = on_input
+        self._on_action = on_action
+        self._filter = EscapeFilter()
+        self._pending = bytearray()
+        self._reading = False
+        self._ended = False
+        self._pump = OutputPump(stdout_fd, self._output_lost)
+        self.output = self._pump.write
+        self.throttle = self._pump.throttle
+        self._resume()
+
+    def room(self) -> None:
+        """The UART may have room again."""
+        while self._pending:
+            offer = bytes(self._pending[:_OFFER_BYTES])
+            accepted = self._on_input(offer)
+            del self._pending[:accepted]
+            if accepted < len(offer):
+                break
+        self._resume()
+
+    def close(self) -> None:
+        """Read no more and write out what is left, for a moment at most."""
+        self._ended = True
+        self._pause()
+        self._pump.close()
+
+    def _resume(self) -> None:
+        """Read again, if there is more to come and room for it."""
+        if self._reading or self._ended or len(self._pending) >= MAX_PENDING_BYTES:
+            return
+        try:
+            self._loop.add_reader(self._fd, self._readable)
+            self._reading = True
+        except PermissionError:  # epoll(7) takes no regular files and no /dev/null
+            self._reading = True
+            self._loop.call_soon(self._read_file)
+        except OSError:  # not an open file at all
+            self._ended = True
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._reading = False
+
+    def _read_file(self) -> None:
+        """Read what is always readable; `room` sees to the next time."""
+        self._reading = False
+        if not self._ended:
+            self._readable()
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # the terminal has hung up
+            data = b""
+        if not data:
+            self._ended = True
+            self._pause()
+            return
+        for_guest, actions = self._filter.feed(data)
+        self._pending += for_guest
+        self.room()
+        if len(self._pending) >= MAX_PENDING_BYTES:
+            self._pause()
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if action is Action.HELP:
+            self.output(HELP_TEXT)
+        else:
+            self._on_action(action)
+
+    def _output_lost(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._on_action, Action.OUTPUT_LOST)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small QMP client for the command line: one connection, one request at a time.
+
+It speaks to our own server and to QEMU's alike. Every wait is bounded. A server that is no QMP
+server is a `UserError`; one that goes away in the middle raises `ConnectionClosedError`, since what
+that means depends on what the caller was waiting for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyvmm.control import qmp
+from pyvmm.control.json_stream import JsonStream
+from pyvmm.control.qmp import QmpError
+from pyvmm.control.unix_socket import connect
+from pyvmm.errors import UserError
+
+_READ_BYTES = 1 << 16
+
+
+class ConnectionClosedError(Exception):
+    """The server hung up."""
+
+
+class QmpClient:
+    """A negotiated connection to the QMP server at `path`; close it with `close` or `with`."""
+
+    def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
+        self._timeout_s = timeout_s
+        self._messages = JsonStream()
+        self._events: list[dict[str, Any]] = []
+        self._socket = connect(path, timeout_s)
+        try:
+            self._negotiate(path)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> QmpClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run `command` and return its value.
+
+        Raises `QmpError` when the server refuses, `TimeoutError` when it does not answer, and
+        `ConnectionClosedError`.
+        """
+        request: dict[str, Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = arguments
+        with _closed_when_broken():
+            self._socket.settimeout(self._timeout_s)
+            self._socket.sendall(qmp.encode(request))
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            message = self._receive(deadline)
+            if "return" in message:
+                return message["return"]
+            if "error" in message:
+                error = message["error"]
+                raise QmpError(error["desc"], error["class"])
+            if "event" in message:
+                self._events.append(message)
+
+    def wait_for_event(self, timeout_s: float) -> dict[str, Any] | None:
+        """The oldest event not yet returned, or None when none comes within `timeout_s`."""
+        if self._events:
+            return self._events.pop(0)
+        with contextlib.suppress(TimeoutError):
+            return self._receive(time.monotonic() + timeout_s)
+        return None
+
+    def _negotiate(self, path: Path) -> None:
+        try:
+            greeting = self._receive(time.monotonic() + self._timeout_s)
+            if "QMP" not in greeting:
+                raise QmpError("no greeting")
+            self.execute("qmp_capabilities")
+        except TimeoutError:
+            raise UserError(
+                f"the control socket {path} is not answering",
+                "wait for other clients to finish (QEMU serves one at a time), or restart it",
+            ) from None
+        except (QmpError, ConnectionClosedError):
+            raise UserError(
+                f"{path} is not a QMP socket", "give the path that was given to --qmp"
+            ) from None
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        """The next message of the server; raises `TimeoutError` at `deadline` (monotonic)."""
+        while True:
+            message = self._messages.next()
+            if message is not None:
+                return message
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise TimeoutError
+            with _closed_when_broken():
+                self._socket.settimeout(remaining_s)
+                data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionClosedError
+            self._messages.feed(data)
+
+
+@contextlib.contextmanager
+def _closed_when_broken() -> Iterator[None]:
+    """Tell a connection broken by the other side as what it is."""
+    try:
+        yield
+    except (BrokenPipeError, ConnectionResetError):
+        raise ConnectionClosedError from None

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the control socket, as one table.
+
+Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json and
+control.json under qapi/), and errors are worded as QEMU words them. One semantic differs on
+purpose: a balloon target larger than the guest's RAM is an error here, where QEMU silently takes
+all of RAM instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyvmm.control import qmp
+from pyvmm.control.machine_control import MachineControl
+from pyvmm.control.qmp import QmpError, Request
+
+_QMP_TYPE_NAMES = {int: "integer", list: "array"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a command."""
+
+    name: str
+    type: type
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does to the machine, and the arguments it takes (by name)."""
+
+    run: Callable[..., Any]
+    parameters: tuple[Parameter, ...] = ()
+
+
+def execute(machine: MachineControl, request: Request) -> Any:
+    """Run `request` on `machine` and return its value; raises `QmpError`."""
+    command = COMMANDS.get(request.command)
+    if command is None:
+        raise QmpError(f"The command {request.command} has not been found", "CommandNotFound")
+    _check_arguments(command, request.arguments)
+    return command.run(machine, **request.arguments)
+
+
+def _check_arguments(command: Command, arguments: dict[str, Any]) -> None:
+    for parameter in command.parameters:
+        if parameter.name not in arguments:
+            if parameter.required:
+                raise QmpError(f"Parameter '{parameter.name}' is missing")
+        elif type(arguments[parameter.name]) is not parameter.type:  # true is no integer
+            expected = _QMP_TYPE_NAMES[parameter.type]
+            raise QmpError(f"Invalid parameter type for '{parameter.name}', expected: {expected}")
+    unexpected = arguments.keys() - {parameter.name for parameter in command.parameters}
+    if unexpected:
+        raise QmpError(f"Parameter '{min(unexpected)}' is unexpected")
+
+
+def _qmp_capabilities(machine: MachineControl, enable: list[Any] | None = None) -> dict[str, Any]:
+    if enable:
+        raise QmpError(f"Parameter 'enable' does not accept value '{enable[0]}'")
+    return {}
+
+
+def _query_commands(machine: MachineControl) -> list[dict[str, str]]:
+    return [{"name": name} for name in COMMANDS]
+
+
+def _query_version(machine: MachineControl) -> dict[str, Any]:
+    return qmp.version()
+
+
+def _query_status(machine: MachineControl) -> dict[str, Any]:
+    return {"status": machine.status, "running": machine.status == "running"}
+
+
+def _query_memory_size_summary(machine: MachineControl) -> dict[str, int]:
+    return {"base-memory": machine.ram_bytes}
+
+
+def _stop(machine: MachineControl) -> dict[str, Any]:
+    if machine.status == "running":
+        machine.pause()
+    return {}
+
+
+def _cont(machine: MachineControl) -> dict[str, Any]:
+    if machine.status in ("shutdown", "guest-panicked"):
+        raise QmpError("Resetting the Virtual Machine is required")
+    if machine.status == "paused":
+        machine.resume()
+    return {}
+
+
+def _quit(machine: MachineControl) -> dict[str, Any]:
+    machine.quit()
+    return {}
+
+
+def _balloon(machine: MachineControl, value: int) -> dict[str, Any]:
+    if value <= 0:
+        raise QmpError("Parameter 'value' expects a size")
+    if value > machine.ram_bytes:
+        raise QmpError(
+            f"Parameter 'value' expects a size of at most {machine.ram_bytes} bytes,"
+            " the RAM of the guest"
+        )
+    machine.set_balloon_target(value)
+    return {}
+
+
+def _query_balloon(machine: MachineControl) -> dict[str, int]:
+    return {"actual": machine.balloon_actual_bytes}
+
+
+COMMANDS = {
+    "qmp_capabilities": Command(_qmp_capabilities, (Parameter("enable", list, required=False),)),
+    "query-commands": Command(_query_commands),
+    "query-version": Command(_query_version),
+    "query-status": Command(_query_status),
+    "query-memory-size-summary": Command(_query_memory_size_summary),
+    "stop": Command(_stop),
+    "cont": Command(_cont),
+    "quit": Command(_quit),
+    "balloon": Command(_balloon, (Parameter("value", int),)),
+    "query-balloon": Command(_query_balloon),
+}

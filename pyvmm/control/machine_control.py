@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine as the control socket sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
+
+Status = Literal["running", "paused", "shutdown", "guest-panicked"]
+
+EventSink = Callable[[str, Mapping[str, object]], None]
+"""Takes an event's name and data: BALLOON_CHANGE {"actual": bytes}, STOP {}, RESUME {},
+SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str}."""
+
+
+class MachineControl(Protocol):
+    """What can be asked of a machine. Everything here is called on the event loop's thread."""
+
+    @property
+    def ram_bytes(self) -> int:
+        """RAM the guest was given at start."""
+
+    @property
+    def balloon_actual_bytes(self) -> int:
+        """RAM the guest has now: `ram_bytes` less what its balloon holds."""
+
+    @property
+    def status(self) -> Status:
+        """In the words of QMP's RunState."""
+
+    def set_balloon_target(self, target_bytes: int) -> None:
+        """Ask the guest to keep `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
+
+    def pause(self) -> None:
+        """Stop a running machine's vCPUs and announce STOP."""
+
+    def resume(self) -> None:
+        """Let a paused machine's vCPUs run and announce RESUME."""
+
+    def quit(self) -> None:
+        """Begin to end the machine; announces SHUTDOWN. Returns at once."""
+
+    def subscribe(self, sink: EventSink) -> None:
+        """Call `sink`, on the event loop's thread, with every event from now on."""

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions on sockets, and the machine's events for all of them.
+
+Every client has a session of its own and hears every event once it has negotiated. What a client
+sends is served only while it also reads: when the answers waiting for it pass asyncio's high-water
+mark, its requests stay where they are until it has caught up. Events cannot wait for it, so a
+client with more than `MAX_UNSENT_BYTES` unread when one comes is cut off. No client can hold up
+another, the machine, or the end of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from pyvmm.control import qmp
+from pyvmm.control.json_stream import JsonStream
+from pyvmm.control.machine_control import MachineControl
+from pyvmm.control.qmp import QmpError
+from pyvmm.control.session import Session
+from pyvmm.control.throttle import Throttle
+from pyvmm.control.unix_socket import Listener
+
+MAX_UNSENT_BYTES = 1 << 20
+BALLOON_CHANGE_PERIOD_S = 1.0
+_CLOSE_TIMEOUT_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class ControlServer:
+    """The control socket of one machine.
+
+    `start` raises `UserError` when the path cannot be used. `close` delivers what was sent so far
+    and removes the socket file.
+    """
+
+    def __init__(self, machine: MachineControl, path: Path) -> None:
+        self._machine = machine
+        self._path = path
+        self._clients: set[_Client] = set()
+
+    async def start(self) -> None:
+        """Begin to listen; the machine's events are heard from here on."""
+        loop = asyncio.get_running_loop()
+        self._listener = Listener(self._path)
+        self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
+        self._balloon_changes: Throttle[bytes] = Throttle(
+            BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later
+        )
+        self._machine.subscribe(self._on_event)
+
+    async def close(self) -> None:
+        """Stop listening, let clients have what is theirs for a moment, and hang up."""
+        self._server.close()
+        self._listener.remove()
+        self._balloon_changes.flush()
+        gone = [client.hang_up() for client in self._clients]
+        if gone:
+            await asyncio.wait(gone, timeout=_CLOSE_TIMEOUT_S)
+        for client in list(self._clients):
+            client.abort()
+
+    def _new_client(self) -> _Client:
+        return _Client(self._machine, self._clients)
+
+    def _on_event(self, name: str, data: Mapping[str, object]) -> None:
+        line = qmp.encode(qmp.event(name, data, time.time_ns()))
+        if name == "BALLOON_CHANGE":
+            self._balloon_changes.offer(line)
+        else:
+            self._broadcast(line)
+
+    def _broadcast(self, line: bytes) -> None:
+        for client in list(self._clients):
+            client.notify(line)
+
+
+class _Client(asyncio.Protocol):
+    """One connection: bytes to messages, messages to the session, answers to bytes."""
+
+    def __init__(self, machine: MachineControl, clients: set[_Client]) -> None:
+        self._clients = clients
+        self._session = Session(machine)
+        self._stream = JsonStream()
+        self._reads = True  # whether the client reads what we write
+        self._lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._clients.add(self)
+        self._transport.write(qmp.encode(qmp.greeting()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clients.discard(self)
+        self._lost.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._stream.feed(data)
+        self._serve()
+
+    def pause_writing(self) -> None:
+        self._reads = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._reads = True
+        self._transport.resume_reading()
+        self._serve()
+
+    def _serve(self) -> None:
+        """Answer what has arrived, as long as the client takes the answers."""
+        while self._reads and not self._transport.is_closing():
+            try:
+                message = self._stream.next()
+                if message is None:
+                    return
+                reply = self._session.answer(message)
+            except QmpError as error:
+                reply = qmp.failure(error)
+            self._transport.write(qmp.encode(reply))
+
+    def notify(self, line: bytes) -> None:
+        """Send an event, or cut off a client that has left too much unread."""
+        if not self._session.negotiated or self._transport.is_closing():
+            return
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes > MAX_UNSENT_BYTES:
+            _log.warning("control client dropped: it left %d bytes unread", unsent_bytes)
+            self._transport.abort()
+        else:
+            self._transport.write(line)
+
+    def hang_up(self) -> asyncio.Future[None]:
+        """Close the connection once everything is sent; the result says when that is done."""
+        self._transport.close()
+        return self._lost
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demonstration's figures mean: a table, a picture, and a verdict.
+
+Takes what `pyvmm.demo` measured, as plain JSON data. matplotlib draws the picture; where it is not
+installed the table says the same without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MIB = 1 << 20
+NEEDED_SHARE = 0.95
+PICTURE_FILE = "resident-memory.png"
+STEP_NAMES = {
+    "booted": "booted",
+    "before": "memory filled",
+    "inflated": "balloon inflated",
+    "deflated": "balloon deflated",
+    "reused": "memory used again",
+}
+
+
+def report(figures: dict[str, Any], output: Path) -> int:
+    """Print the story and return the exit status: 0, or 1 when a promise was broken."""
+    console = Console()
+    console.print()
+    console.print(_steps_table(figures))
+    console.print(_transfers_table(figures))
+    share = _returned_share(figures)
+    wrong, verified = figures["wrong_bytes"], figures["verified_bytes"]
+    console.print(
+        f"The host got back [bold]{share:.1%}[/] of what was inflated; the guest verified "
+        f"{verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
+    )
+    if picture := _draw(figures, output):
+        console.print(f"Picture: {picture}", soft_wrap=True)
+    failures = []
+    if share < NEEDED_SHARE:
+        failures.append(f"RSS fell by only {share:.1%} of what was inflated")
+    if wrong:
+        failures.append(f"{wrong} bytes of memory the guest kept have changed")
+    for failure in failures:
+        console.print(f"[bold red]FAILED[/]: {failure}")
+    return 1 if failures else 0
+
+
+def _returned_share(figures: dict[str, Any]) -> float:
+    rss = {step["name"]: step["rss_bytes"] for step in figures["steps"]}
+    inflated_bytes = figures["inflate"]["pages"] * 4096
+    return float((rss["before"] - rss["inflated"]) / inflated_bytes) if inflated_bytes else 0.0
+
+
+def _steps_table(figures: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"Guest of {figures['ram_bytes'] // MIB} MiB, {figures['dialect']} dialect, "
+        f"user space after {figures['boot_seconds']:.1f} s"
+    )
+    table.add_column("step")
+    for name in ("second", "balloon MiB", "guest free MiB", "RSS of pyvmm MiB"):
+        table.add_column(name, justify="right")
+    for step in figures["steps"]:
+        table.add_row(
+            STEP_NAMES[step["name"]],
+            f"{step['seconds']:.1f}",
+            *(
+                f"{step[key] / MIB:.0f}"
+                for key in ("balloon_bytes", "guest_free_bytes", "rss_bytes")
+            ),
+        )
+    return table
+
+
+def _transfers_table(figures: dict[str, Any]) -> Table:
+    table = Table()
+    table.add_column("balloon")
+    for name in ("pages", "requests", "pages a request", "seconds"):
+        table.add_column(name, justify="right")
+    for name in ("inflate", "deflate"):
+        transfer = figures[name]
+        pages, requests = transfer["pages"], transfer["requests"]
+        table.add_row(
+            name,
+            f"{pages:,}",
+            f"{requests:,}",
+            f"{pages / requests:,.0f}" if requests else "-",
+            f"{transfer['seconds']:.2f}",
+        )
+    return table
+
+
+def _draw(figures: dict[str, Any], output: Path) -> Path | None:
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError:
+        return None
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    samples = figures["samples"]
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    seconds = [sample["seconds"] for sample in samples]
+    rss_mib = [sample["rss_bytes"] / MIB for sample in samples]
+    top_mib = 1.2 * max(rss_mib)
+    axes.fill_between(seconds, rss_mib, alpha=0.25)
+    axes.plot(seconds, rss_mib, label="resident memory of pyvmm, guest RAM included")
+    for step in figures["steps"]:
+        axes.axvline(step["seconds"], color="0.5", linewidth=0.8, linestyle=":")
+        axes.text(
+            step["seconds"],
+            0.03 * top_mib,
+            f" {STEP_NAMES[step['name']]}",
+            rotation=90,
+            fontsize=8,
+            ha="right",
+        )
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(0, top_mib)
+    axes.set_xlim(0, None)
+    axes.set_title(
+        f"Ballooning a guest of {figures['ram_bytes'] // MIB} MiB, {figures['dialect']} dialect"
+    )
+    axes.legend(loc="upper left", fontsize=8)
+    path = output / PICTURE_FILE
+    figure.savefig(path, dpi=110)
+    return path

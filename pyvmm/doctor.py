@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm doctor`: what this machine has, what pyvmm will use and why, and what to install.
+
+Every line of the report is a `Finding`, made by one small function that only looks. A finding that
+is not well carries its remedy, and says whether the lab or the guest image needs it. The verdict
+follows from the findings: the host's KVM when it is fit, else the lab when it has all its parts.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import click
+
+from pyvmm.errors import UserError
+from pyvmm.probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
+
+EXIT_NOTHING_USABLE = 2
+
+
+class Needed(Enum):
+    """What a finding is needed for."""
+
+    HOST = "host KVM"
+    LAB = "lab"
+    IMAGE = "guest image"
+    NOTHING = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` is empty when nothing is amiss."""
+
+    what: str
+    found: str
+    needed: Needed = Needed.NOTHING
+    remedy: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.remedy
+
+
+def find_device() -> Finding:
+    """/dev/kvm, its owner and mode."""
+    try:
+        status = os.stat(KVM_DEVICE)
+    except FileNotFoundError:
+        return Finding(KVM_DEVICE, "missing", Needed.HOST, "load the module kvm-intel or kvm-amd")
+    owner = f"{_user(status.st_uid)}:{_group(status.st_gid)}"
+    found = f"{stat.filemode(status.st_mode)} {owner}"
+    if os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return Finding(KVM_DEVICE, found, Needed.HOST)
+    remedy = f"usermod -aG {_group(status.st_gid)} {_user(os.getuid())}, then log in again"
+    return Finding(KVM_DEVICE, f"{found}, not for this user", Needed.HOST, remedy)
+
+
+def find_fitness() -> Finding:
+    """What the probe measured."""
+    fitness = probe_host_kvm()
+    text = fitness.reason if fitness.fit else f"{fitness.verdict.value}: {fitness.reason}"
+    figures = describe_figures(fitness)
+    found = f"{text} ({figures})" if figures else text
+    remedy = "" if fitness.fit else "nothing to install: the lab stands in for it"
+    return Finding("host KVM", found, Needed.HOST, remedy)
+
+
+def describe_figures(fitness: KvmFitness) -> str:
+    """The probe's measurements in words; "" when it made none."""
+    words = []
+    if fitness.ring0_instructions_per_second is not None:
+        millions = fitness.ring0_instructions_per_second / 1e6
+        words.append(f"ring 0: {millions:,.1f} million instructions/s")
+    if fitness.syscall_arrives is not None:
+        words.append(f"SYSCALL: {'right' if fitness.syscall_arrives else 'wrong'}")
+    return ", ".join(words)
+
+
+def find_processor() -> Finding:
+    """Vendor, model and virtualisation extension of the processor."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", "").split()
+    extension = "VMX" if "vmx" in flags else "SVM" if "svm" in flags else "neither VMX nor SVM"
+    model = f"{fields.get('vendor_id', 'unknown')}, {fields.get('model name', 'unknown')}"
+    return Finding("processor", f"{model}, {os.cpu_count()} online, {extension}")
+
+
+def find_memory() -> Finding:
+    """Total and available RAM."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    gib = {key: int(fields[key].split()[0]) / (1 << 20) for key in ("MemTotal", "MemAvailable")}
+    found = f"{gib['MemTotal']:.1f} GiB, {gib['MemAvailable']:.1f} GiB available"
+    return Finding("memory", found)
+
+
+def find_qemu() -> Finding:
+    """The emulator."""
+    from pyvmm.lab import qemu
+
+    try:
+        path = qemu.find_qemu()
+    except UserError as error:
+        return Finding("QEMU", error.message, Needed.LAB, error.remedy)
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return Finding("QEMU", (version.stdout.splitlines() or [path])[0], Needed.LAB)
+
+
+def find_lab_kernel() -> Finding:
+    """The kernel the lab boots."""
+    from pyvmm.lab import kernel
+
+    try:
+        found = kernel.find_kernel()
+    except UserError as error:
+        return Finding("lab kernel", error.message, Needed.LAB, error.remedy)
+    return Finding("lab kernel", f"{found.release}, with 9p, virtio and kvm-amd", Needed.LAB)
+
+
+def find_kernel_source() -> Finding:
+    """The source the guest image's kernel is built from."""
+    from guest_images.recipe import KERNEL_ARCHIVE, KERNEL_SERIES
+
+    if KERNEL_ARCHIVE.is_file():
+        return Finding("kernel source", str(KERNEL_ARCHIVE), Needed.IMAGE)
+    remedy = f"apt-get install linux-source-{KERNEL_SERIES}"
+    return Finding("kernel source", f"no {KERNEL_ARCHIVE}", Needed.IMAGE, remedy)
+
+
+def find_image_tools() -> Finding:
+    """The programs and headers the image build uses, and busybox."""
+    from guest_images.recipe import BUSYBOX, TOOLS, check_tools
+
+    try:
+        check_tools()
+    except UserError as error:
+        return Finding("image tools", error.message, Needed.IMAGE, error.remedy)
+    if not BUSYBOX.is_file():
+        remedy = "apt-get install busybox-static"
+        return Finding("image tools", f"no {BUSYBOX}", Needed.IMAGE, remedy)
+    return Finding("image tools", f"{', '.join(TOOLS)}, {BUSYBOX}", Needed.IMAGE)
+
+
+def find_native() -> Finding:
+    """The compiled modules."""
+    try:
+        from pyvmm_native import kvm_run
+    except ImportError as error:
+        return Finding("native modules", f"not built ({error})", Needed.NOTHING, "make native")
+    return Finding("native modules", str(Path(kvm_run.__file__ or "").parent))
+
+
+FINDERS: tuple[Callable[[], Finding], ...] = (
+    find_device,
+    find_fitness,
+    find_processor,
+    find_memory,
+    find_qemu,
+    find_lab_kernel,
+    find_kernel_source,
+    find_image_tools,
+    find_native,
+)
+
+
+def conclude(findings: list[Finding], fitness: KvmFitness) -> tuple[bool, str]:
+    """Whether something can be used, and which and why."""
+    if fitness.fit:
+        return True, "pyvmm uses this machine's KVM: it runs ring 0 and system calls as Linux needs"
+    because = "is missing" if fitness.verdict is Verdict.MISSING else f"is {fitness.verdict.value}"
+    lacking = [item.what for item in findings if item.needed is Needed.LAB and not item.good]
+    if lacking:
+        parts = " and ".join(lacking)
+        return (
+            False,
+            f"pyvmm cannot run a guest: this machine's KVM {because}, the lab lacks {parts}",
+        )
+    return True, f"pyvmm uses the lab, an emulated machine, because this machine's KVM {because}"
+
+
+def install_lines(findings: list[Finding]) -> list[str]:
+    """What to type to install what is missing, one apt-get line for all packages."""
+    packages: dict[str, None] = {}
+    others: dict[str, None] = {}
+    for remedy in (item.remedy for item in findings if item.needed is not Needed.HOST):
+        command, _, rest = remedy.partition("apt-get install ")
+        if rest and not command:
+            packages.update(dict.fromkeys(rest.split(",")[0].split()))
+        elif remedy:
+            others.setdefault(remedy)
+    lines = [f"apt-get install {' '.join(packages)}"] if packages else []
+    return lines + list(others)
+
+
+@click.command()
+def doctor() -> int:
+    """Say what was found, what will be used and why, and what to install."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    findings = [find() for find in FINDERS]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found", "for"):
+        table.add_column(heading, overflow="fold")
+    for item in findings:
+        mark = "[green]ok[/]" if item.good else "[yellow]--[/]"
+        table.add_row(mark, item.what, escape(item.found), item.needed.value)
+    usable, verdict = conclude(findings, probe_host_kvm())
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    console.print(f"[{'green' if usable else 'red'}]{escape(verdict)}[/]", soft_wrap=True)
+    if lines := install_lines(findings):
+        console.print("\nTo install what is missing:")
+        for line in lines:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+    return 0 if usable else EXIT_NOTHING_USABLE
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

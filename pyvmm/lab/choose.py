@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where to run what needs KVM: on this machine, or in the lab.
+
+`auto` probes this machine and takes the lab only when its KVM is missing or unfit. Inside the lab
+the answer is always "here", so nothing nests.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import Literal
+
+from pyvmm.errors import UserError
+from pyvmm.lab.places import in_lab
+from pyvmm.probe import KvmFitness, Verdict, probe_host_kvm
+
+KvmMode = Literal["auto", "host", "lab"]
+KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
+
+
+class Choice(Enum):
+    """Where to run."""
+
+    HOST = "host"
+    LAB = "lab"
+
+
+def choose_kvm(mode: KvmMode) -> Choice:
+    """Decide for `mode`; says so on standard error when `auto` takes the lab.
+
+    UserError when `host` is asked for and this machine's KVM cannot be used.
+    """
+    if in_lab():
+        return Choice.HOST
+    if mode == "lab":
+        return Choice.LAB
+    fitness = probe_host_kvm()
+    if fitness.fit:
+        return Choice.HOST
+    if mode == "host":
+        raise UserError(f"this machine's KVM cannot be used: {fitness.reason}", remedy(fitness))
+    print(f"pyvmm: running in the lab: {why_not_here(fitness)}", file=sys.stderr, flush=True)
+    return Choice.LAB
+
+
+def why_not_here(fitness: KvmFitness) -> str:
+    """The reason for the lab as half a sentence."""
+    if fitness.verdict is Verdict.UNFIT:
+        return f"this machine's KVM is unfit, {fitness.reason}"
+    return fitness.reason
+
+
+def remedy(fitness: KvmFitness) -> str:
+    """What a person can do about a KVM that is not fit."""
+    if fitness.verdict is Verdict.UNREADABLE:
+        return "add yourself to its group (usermod -aG kvm USER, then log in again) or --kvm lab"
+    if fitness.verdict is Verdict.MISSING:
+        return "load it (modprobe kvm-intel or kvm-amd, virtualisation on in firmware) or --kvm lab"
+    return "use --kvm lab"

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames on the link between the lab and the machine it runs on.
+
+The link is one reliable byte stream (a virtio-serial port). It carries frames: an 8-byte
+little-endian header `u8 type, u8 zero, u16 channel, u32 length` and `length` payload bytes. Bytes
+go in, frames come out; nothing here reads or writes a file. A channel is a pair of byte streams,
+one each way. The receiver of a stream grants credit for what it has passed on, so that neither
+side ever holds more than `WINDOW_BYTES` of one stream however slow its reader is.
+
+`CONTROL` frames (channel 0) are JSON objects, described in `pyvmm.lab.agent`.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+HEADER = struct.Struct("<BBHI")
+CREDIT = struct.Struct("<I")
+
+MAX_PAYLOAD_BYTES = 64 * 1024
+"""Longest payload of a DATA frame."""
+
+MAX_CONTROL_BYTES = 4 * 1024 * 1024
+"""Longest payload of a CONTROL frame; it must hold a whole environment and command line."""
+
+WINDOW_BYTES = 256 * 1024
+"""What may be sent on one stream beyond what the receiver has granted."""
+
+
+class FrameType(IntEnum):
+    """What a frame means; the direction is the sender's."""
+
+    CONTROL = 1  # JSON object
+    OPEN = 2  # new channel; payload: path of the socket to connect it to
+    DATA = 3  # bytes of the sender's stream
+    EOF = 4  # the sender's stream ends here
+    CLOSE = 5  # the sender neither sends nor takes any more
+    CREDIT = 6  # u32: the sender has passed on that many bytes, as many more may be sent
+
+
+_MAX_BYTES = {
+    FrameType.CONTROL: MAX_CONTROL_BYTES,
+    FrameType.OPEN: 4096,
+    FrameType.DATA: MAX_PAYLOAD_BYTES,
+    FrameType.EOF: 0,
+    FrameType.CLOSE: 0,
+    FrameType.CREDIT: CREDIT.size,
+}
+
+
+class FrameError(Exception):
+    """The peer sent bytes that are no frame; the link cannot be used any further."""
+
+
+class Frame(NamedTuple):
+    """One frame, whole."""
+
+    type: FrameType
+    channel: int
+    payload: bytes = b""
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of `frame`; FrameError when its payload is longer than its type allows."""
+    if len(frame.payload) > _MAX_BYTES[frame.type]:
+        raise FrameError(f"{frame.type.name} payload of {len(frame.payload)} bytes is too long")
+    return HEADER.pack(frame.type, 0, frame.channel, len(frame.payload)) + frame.payload
+
+
+class Decoder:
+    """Turns the bytes of the link, in pieces of any size, into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._broken = False
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take the next bytes; returns the frames they complete.
+
+        FrameError on the first bytes that are no frame, and on every call after that.
+        """
+        if self._broken:
+            raise FrameError("the link is broken")
+        self._buffer += data
+        frames = []
+        while (frame := self._next()) is not None:
+            frames.append(frame)
+        return frames
+
+    def _next(self) -> Frame | None:
+        if len(self._buffer) < HEADER.size:
+            return None
+        kind, zero, channel, length = HEADER.unpack_from(self._buffer)
+        try:
+            frame_type = FrameType(kind)
+        except ValueError:
+            raise self._bad(f"unknown frame type {kind}") from None
+        if zero or length > _MAX_BYTES[frame_type]:
+            raise self._bad(f"bad header of a {frame_type.name} frame ({length} bytes)")
+        if frame_type is FrameType.CREDIT and length != CREDIT.size:
+            raise self._bad(f"CREDIT of {length} bytes")
+        end = HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
+        return Frame(frame_type, channel, payload)
+
+    def _bad(self, reason: str) -> FrameError:
+        self._broken = True
+        self._buffer.clear()
+        return FrameError(f"the link carries no frames: {reason}")

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's initramfs: the agent, the very interpreter that runs us, and the kernel's modules.
+
+The agent needs Python before any file system is mounted, and files in the initramfs are in memory
+already. What it needs is not listed anywhere by hand: a child of the same interpreter imports
+`pyvmm.lab.agent`, and the modules and shared objects it then has loaded are packed. Bytecode is
+compiled here, shared objects are cut after their last loaded segment (debug symbols can be most
+of libpython), and everything lies under `/lab`, where the dynamic loader is told to look, so no
+distribution's layout matters. The archive is a plain `newc` cpio
+(kernel: Documentation/driver-api/early-userspace/buffer-format.rst), kept in the cache directory
+under the hash of what went into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from pyvmm.lab.kernel import (
+    LabKernel,
+    cache_dir,
+    keep_most_recent,
+    read_module,
+    write_whole,
+)
+from pyvmm.lab.warm import ORIGINS, PRELOADED
+
+PYTHON_HOME = "/lab"
+_LIBRARY = f"{PYTHON_HOME}/lib/python{sys.version_info.major}.{sys.version_info.minor}"
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+_LIST_LOADED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import pyvmm.lab.agent, pyvmm.lab.warm, base64, importlib, json, marshal
+for name in pyvmm.lab.warm.PRELOADED:
+    importlib.import_module(name)
+header = importlib.util.MAGIC_NUMBER + bytes(12)
+modules, objects, extensions, origins = {}, set(), {}, {}
+for name, module in list(sys.modules.items()):
+    spec = getattr(module, "__spec__", None)
+    origin = getattr(spec, "origin", None) or ""
+    path = name.replace(".", "/")
+    if not origin.startswith("/") or name == "__main__":
+        continue
+    directories = list(spec.submodule_search_locations or ())
+    if name.partition(".")[0] != "pyvmm":
+        origins[name] = [origin, directories]
+    if origin.endswith(".so"):
+        extensions[path + ".so"] = origin
+    elif origin.endswith(".py"):
+        path += "/__init__" if directories else ""
+        code = spec.loader.get_code(name)
+        modules[path + ".pyc"] = base64.b64encode(header + marshal.dumps(code)).decode()
+for line in open("/proc/self/maps"):
+    path = line.rstrip().partition("/")
+    if path[1] and " r-xp " in line:
+        objects.add("/" + path[2])
+objects -= set(extensions.values())
+loaded = {"modules": modules, "objects": sorted(objects), "extensions": extensions}
+json.dump({**loaded, "origins": origins}, sys.stdout)
+"""
+
+_INIT = """
+import sys
+from pyvmm.lab.agent import main
+main()
+"""
+
+
+def init_arguments() -> tuple[str, ...]:
+    """Kernel command line words that start the agent; its arguments may follow."""
+    loader = f"{PYTHON_HOME}/so/{_loader().name}"
+    return (
+        f"rdinit={loader}",
+        f"PYTHONHOME={PYTHON_HOME}",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "PYTHONUTF8=1",
+        "--",
+        "--library-path",
+        f"{PYTHON_HOME}/so",
+        f"{PYTHON_HOME}/python",
+        "-S",
+        f"{PYTHON_HOME}/init.py",
+    )
+
+
+def build_initramfs(kernel: LabKernel) -> Path:
+    """The initramfs for `kernel` and this interpreter, from the cache when nothing changed."""
+    path = cache_dir() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
+    if not path.exists():
+        write_whole(path, _archive(kernel))
+    keep_most_recent("initramfs-*", path)
+    return path
+
+
+def _fingerprint(kernel: LabKernel) -> str:
+    inputs = [Path(sys.executable).resolve(), *kernel.modules, *Path(__file__).parent.glob("*.py")]
+    for name in sorted({name.partition(".")[0] for name in PRELOADED}):
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None and spec.origin.startswith("/"):
+            inputs.append(Path(spec.origin))
+    hasher = hashlib.sha256(sys.version.encode())
+    for path in inputs:
+        stat = path.stat()
+        hasher.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return hasher.hexdigest()[:16]
+
+
+def _archive(kernel: LabKernel) -> bytes:
+    import base64
+
+    places = [str(_PACKAGE_ROOT), *(entry for entry in sys.path if entry)]
+    listing = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LIST_LOADED, *places],
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    loaded = json.loads(listing.stdout)
+    files: dict[str, bytes] = {f"{PYTHON_HOME}/init.py": _INIT.encode()}
+    for path, code in loaded["modules"].items():
+        files[f"{_LIBRARY}/{path}"] = base64.b64decode(code)
+    interpreter = Path(sys.executable).resolve()
+    loader = _loader()
+    for path in {Path(name).resolve() for name in loaded["objects"]} | {loader}:
+        whole = path.read_bytes()
+        data = trim_elf(whole)
+        if path == interpreter:
+            files[f"{PYTHON_HOME}/python"] = data
+        else:
+            for name in {path.name, soname(whole) or path.name}:
+                files[f"{PYTHON_HOME}/so/{name}"] = data
+    for name, origin in loaded["extensions"].items():
+        files[f"{_LIBRARY}/{name}"] = trim_elf(Path(origin).read_bytes())
+    files[ORIGINS] = json.dumps(loaded["origins"]).encode()
+    for module in kernel.modules:
+        files[f"/modules/{module.name.partition('.ko')[0]}.ko"] = read_module(module)
+    order = "\n".join(f"{module.name.partition('.ko')[0]}.ko" for module in kernel.modules)
+    files["/modules/order"] = order.encode()
+    return cpio(files)
+
+
+def _loader() -> Path:
+    """The dynamic loader of this interpreter."""
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import InterpSegment
+
+    with Path(sys.executable).resolve().open("rb") as file:
+        for segment in ELFFile(file).iter_segments("PT_INTERP"):
+            assert isinstance(segment, InterpSegment)
+            return Path(segment.get_interp_name()).resolve()
+    raise RuntimeError(f"{sys.executable} is statically linked")
+
+
+def trim_elf(data: bytes) -> bytes:
+    """The part of an ELF file that is mapped when it is loaded."""
+    import io
+
+    from elftools.elf.elffile import ELFFile
+
+    elf = ELFFile(io.BytesIO(data))
+    end = max(s["p_offset"] + s["p_filesz"] for s in elf.iter_segments("PT_LOAD"))
+    return data[: max(end, 64)]
+
+
+def soname(data: bytes) -> str | None:
+    """DT_SONAME of a shared object."""
+    import io
+
+    from elftools.elf.dynamic import DynamicSegment
+    from elftools.elf.elffile import ELFFile
+
+    for segment in ELFFile(io.BytesIO(data)).iter_segments("PT_DYNAMIC"):
+        assert isinstance(segment, DynamicSegment)
+        for tag in segment.iter_tags("DT_SONAME"):
+            return str(getattr(tag, "soname"))  # noqa: B009 - set per instance, unknown to mypy
+    return None
+
+
+def cpio(files: dict[str, bytes]) -> bytes:
+    """A `newc` archive of `files` (absolute path → content) with the directories they need."""
+    directories: dict[str, None] = {}
+    for path in files:
+        for parent in reversed(Path(path).parents):
+            directories.setdefault(str(parent))
+    entries = [(name, 0o040755, b"") for name in directories if name != "/"]
+    entries += [(name, 0o100755, data) for name, data in files.items()]
+    out = bytearray()
+    for inode, (name, mode, data) in enumerate([*entries, ("/TRAILER!!!", 0, b"")], start=1):
+        encoded = os.fsencode(name.lstrip("/")) + b"\0"
+        fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+        out += b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
+        out += bytes(-len(out) % 4) + data
+        out += bytes(-len(out) % 4)
+    return bytes(out)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls with which the lab's first process sets up its surroundings.
+
+The initramfs stays the agent's own root. The root file system of the machine outside is mounted
+at `ROOT` over 9p, without a cache, so that both sides see each other's files at once; directories
+that hold programs and are only read (`READ_CACHED`, chosen outside) are mounted over it once more
+with a cache, which is what makes starting Python bearable. The command gets its own mount
+namespace in which `ROOT` is `/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import time
+
+ROOT = "/outside"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_MOVE = 2, 4, 4096, 8192
+_CLONE_NEWNS = 0x20000
+_SYS_FINIT_MODULE = 313
+_REBOOT_POWER_OFF = 0x4321FEDC
+_RNDRESEEDCRNG = 0x5207
+_9P = "trans=virtio,version=9p2000.L,msize=512000,access=client"
+_PORT_WAIT_SECONDS = 10.0
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """mount(2); OSError."""
+    args = [text.encode() or None for text in (source, target, kind)]
+    _check(_libc.mount(*args, ctypes.c_ulong(flags), options.encode() or None), f"mount {target}")
+
+
+def load_module(path: str) -> None:
+    """finit_module(2) of an uncompressed module; one that is loaded already is fine."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0), path)
+    except FileExistsError:
+        return
+    finally:
+        os.close(fd)
+
+
+def prepare() -> None:
+    """Kernel file systems and modules: everything that is the same for every command."""
+    for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
+        os.makedirs(target, exist_ok=True)
+        mount(kind, target, kind)
+    with open("/modules/order") as order:
+        for name in order.read().split():
+            load_module(f"/modules/{name}")
+
+
+def mount_outside(cached: list[str]) -> None:
+    """Mount the root file system of the machine outside at `ROOT`.
+
+    `cached` are directories there that only hold programs.
+    """
+    os.makedirs(ROOT)
+    mount("root", ROOT, "9p", 0, _9P + ",cache=mmap")
+    if cached:
+        os.makedirs("/programs")
+        mount("programs", "/programs", "9p", 0, _9P + ",cache=loose,ro")
+        for directory in cached:
+            mount("/programs" + directory, ROOT + directory, flags=_MS_BIND)
+    for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
+        mount(kind, ROOT + target, kind)
+    for kind, target in (("devpts", "/dev/pts"), ("tmpfs", "/dev/shm")):
+        os.makedirs(target, exist_ok=True)
+        mount(kind, ROOT + target, kind, _MS_NOSUID | _MS_NODEV)
+    mount(ROOT + "/dev/pts", "/dev/pts", flags=_MS_BIND)
+
+
+def inside(path: str) -> str:
+    """Where the agent, whose root is the initramfs, finds the command's `path`."""
+    return ROOT + path
+
+
+def enter_root() -> None:
+    """Make `ROOT` this process's `/`, in a mount namespace of its own."""
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    os.chdir(ROOT)
+    mount(".", "/", flags=_MS_MOVE)
+    os.chroot(".")
+
+
+def open_port(name: str) -> int:
+    """Open the virtio-serial port called `name`; it may take a moment to appear."""
+    deadline = time.monotonic() + _PORT_WAIT_SECONDS
+    ports = "/sys/class/virtio-ports"
+    while time.monotonic() < deadline:
+        for entry in os.listdir(ports):
+            try:
+                with open(f"{ports}/{entry}/name") as file:
+                    if file.read().strip() == name:
+                        return os.open(f"/dev/{entry}", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        time.sleep(0.01)
+    raise TimeoutError(f"no virtio port called {name}")
+
+
+def set_surroundings(seconds: float, seed: bytes) -> None:
+    """Set the clock, and stir `seed` into the random numbers; both may be from a snapshot."""
+    time.clock_settime(time.CLOCK_REALTIME, seconds)
+    with open("/dev/urandom", "wb", buffering=0) as random:
+        random.write(seed)
+        fcntl.ioctl(random, _RNDRESEEDCRNG)
+
+
+def power_off() -> None:
+    """End this virtual machine now."""
+    _libc.reboot(ctypes.c_int(_REBOOT_POWER_OFF))

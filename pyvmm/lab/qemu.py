@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulated machine the lab is: a QEMU process that cannot outlive this one.
+
+QEMU's TCG emulates an AMD processor with SVM and nested paging. Besides memory and processors the
+machine has two 9p shares of the root file system (one to be mounted as it is, one to be cached),
+one virtio-serial port for the link, a monitor for snapshots, and a serial console that is kept in
+memory for the case that the lab does not start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from pyvmm.errors import UserError
+from pyvmm.lab.agent import PORT_NAME
+from pyvmm.lab.initramfs import build_initramfs, init_arguments
+from pyvmm.lab.kernel import find_kernel, startable_image
+from pyvmm.lab.snapshot import Monitor, SnapshotError, path_for, resume, resume_arguments
+
+QEMU = "qemu-system-x86_64"
+INSTALL_REMEDY = "apt-get install qemu-system-x86"
+TRANSLATION_CACHE_MIB = 512
+# TCG does not intercept XSETBV for a nested guest (its choice would leak into the lab's kernel, and
+# the sizes KVM reports would be stale), so there is no XSAVE; five-level paging only costs time.
+CPU_MODEL = "max,-la57,-xsave"
+_PR_SET_PDEATHSIG = 1
+
+# Without the disk, bus and timer that nobody uses, and that the kernel would look for.
+_MACHINE = "q35,sata=off,smbus=off,vmport=off,hpet=off"
+
+_KERNEL_COMMAND_LINE = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "mitigations=off",
+    "tsc=reliable",
+    "no_timer_check",
+    "random.trust_cpu=on",
+    "init_on_alloc=0",
+    "cryptomgr.notests",  # a second of every start
+    "kvm_amd.nested=0",
+    "kvm_amd.npt=1",
+)
+
+
+def find_qemu() -> str:
+    """Path of QEMU; UserError when it is not installed."""
+    path = shutil.which(QEMU)
+    if path is None:
+        raise UserError(f"{QEMU} is not installed", INSTALL_REMEDY)
+    return path
+
+
+def machine_arguments(memory_mib: int, cpus: int) -> list[str]:
+    """QEMU and what decides the machine; finds or makes kernel and initramfs (UserError)."""
+    qemu = find_qemu()
+    kernel = find_kernel()
+    share = "local,path=/,security_model=none,multidevs=remap"
+    return [
+        *(qemu, "-name", "pyvmm-lab", "-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none", "-machine", _MACHINE, "-m", f"{memory_mib}M", "-smp", str(cpus)),
+        *("-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"),
+        *("-cpu", CPU_MODEL),
+        *("-kernel", str(startable_image(kernel)), "-initrd", str(build_initramfs(kernel))),
+        *("-append", " ".join((*_KERNEL_COMMAND_LINE, *init_arguments()))),
+        *("-fsdev", f"{share},id=root", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+        *("-fsdev", f"{share},id=programs,readonly=on"),
+        *("-device", "virtio-9p-pci,fsdev=programs,mount_tag=programs"),
+        *("-device", "virtio-serial-pci"),
+        *("-device", f"virtserialport,chardev=link,name={PORT_NAME}"),
+        *("-serial", "chardev:console"),
+    ]
+
+
+def _connections(link: int, monitor: int, console: int) -> list[str]:
+    """QEMU's further arguments: the descriptors it is joined to us with."""
+    return [
+        *("-chardev", f"socket,id=link,fd={link}"),
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", f"file,id=console,path=/proc/self/fd/{console}"),
+    ]
+
+
+class LabProcess:
+    """A QEMU that runs `machine`, and our ends of its link and monitor."""
+
+    def __init__(self, machine: list[str], kept: Path, *, resumed: bool) -> None:
+        """`kept` is the path of the machine's snapshot, which `resumed` says to resume from."""
+        self.kept = kept
+        self.resumed = resumed
+        self.link, link = socket.socketpair()
+        monitor, qemu_monitor = socket.socketpair()
+        self.monitor = Monitor(monitor)
+        self.console_fd = os.memfd_create("pyvmm-lab-console", os.MFD_CLOEXEC)
+        fds = (link.fileno(), qemu_monitor.fileno(), self.console_fd)
+        more = resume_arguments(kept) if resumed else []
+        with link, qemu_monitor:
+            self._process = _spawn([*machine, *_connections(*fds), *more], fds, self.console_fd)
+        self._ended = False
+
+    def console_tail(self, lines: int = 3) -> str:
+        """The last lines the lab's kernel and QEMU printed."""
+        size = os.fstat(self.console_fd).st_size
+        text = os.pread(self.console_fd, 8192, max(0, size - 8192)).decode(errors="replace")
+        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+
+    def end(self) -> None:
+        """Kill QEMU, wait for it and hang up; calling it again does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self._process.kill()
+        self._process.wait()
+        self.monitor.close()
+        self.link.close()
+        os.close(self.console_fd)
+
+
+def start(*, memory_mib: int, cpus: int) -> LabProcess:
+    """Start the emulated machine, from its snapshot if there is one.
+
+    UserError for anything that is not installed.
+    """
+    machine = machine_arguments(memory_mib, cpus)
+    kept = path_for(machine)
+    if kept.exists():
+        lab = LabProcess(machine, kept, resumed=True)
+        try:
+            resume(lab.monitor, kept)
+        except SnapshotError:
+            lab.end()
+            kept.unlink(missing_ok=True)
+        except BaseException:
+            lab.end()
+            raise
+        else:
+            return lab
+    return LabProcess(machine, kept, resumed=False)
+
+
+def _spawn(argv: list[str], fds: tuple[int, ...], stderr: int) -> subprocess.Popen[bytes]:
+    """Start QEMU so that the kernel kills it when this process ends in any way."""
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        pass_fds=fds,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )

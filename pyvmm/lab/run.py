@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a command in the lab."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from pyvmm.control.unix_socket import Listener
+from pyvmm.errors import UserError
+from pyvmm.lab import qemu
+from pyvmm.lab.places import IN_LAB_VARIABLE, inner_sockets, sockets_variable
+from pyvmm.lab.session import Session
+from pyvmm.lab.warm import describe_python
+
+DEFAULT_CPUS = 2
+MIN_MEMORY_MIB = 4096
+_OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
+
+
+def run_in_lab(
+    argv: Sequence[str],
+    *,
+    memory_mib: int = MIN_MEMORY_MIB,
+    cpus: int = DEFAULT_CPUS,
+    sockets: Sequence[Path] = (),
+) -> int:
+    """Run `argv` in the lab and return its exit status (128 + N after signal N).
+
+    `memory_mib` is the lab's RAM, `cpus` its processors. Each of `sockets` is a path this process
+    listens on while the command runs; the command, inside, listens on
+    `pyvmm.lab.places.listening_path` of the same path. Main thread only. UserError when something
+    is missing, LabError when the lab breaks.
+    """
+    paths = [Path(os.path.abspath(path)) for path in sockets]
+    inner = inner_sockets(paths)
+    env = {**os.environ, IN_LAB_VARIABLE: "1", **sockets_variable(inner)}
+    _compile_our_packages()
+    with ExitStack() as stack:
+        listeners = {}
+        for outside, inside in inner.items():
+            listener = Listener(outside)
+            stack.callback(listener.remove)
+            listeners[listener.socket] = inside
+        lab = qemu.start(memory_mib=memory_mib, cpus=cpus)
+        stack.callback(lab.end)
+        python = describe_python([str(path.parent) for path in _package_directories()])
+        return Session(lab, listeners, program_directories(), python).run(argv, env)
+
+
+def run_here(argv: Sequence[str]) -> NoReturn:
+    """Become `argv` on this machine. UserError when it cannot be started."""
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as error:
+        raise UserError(f"cannot run {argv[0]}: {error.strerror}", "check the command") from error
+
+
+def _package_directories() -> list[Path]:
+    specs = [find_spec(name) for name in _OUR_PACKAGES]
+    return [Path(s.origin).resolve().parent for s in specs if s is not None and s.origin]
+
+
+def _compile_our_packages() -> None:
+    """Leave bytecode beside our modules: compiling it in the lab takes seconds on every start."""
+    for directory in _package_directories():
+        if os.access(directory, os.W_OK):
+            compileall.compile_dir(directory, quiet=2)
+
+
+def program_directories() -> list[str]:
+    """Directories the lab may cache because commands in it only read them."""
+    candidates = [
+        Path(p) for p in ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share")
+    ]
+    if Path(sys.base_prefix) != Path("/usr"):
+        candidates.append(Path(sys.base_prefix))
+    candidates.append(Path(sysconfig.get_path("purelib")))
+    candidates += _package_directories()
+    resolved = dict.fromkeys(path.resolve() for path in candidates if path.is_dir())
+    kept: list[Path] = []
+    for path in sorted(resolved):
+        if not any(path.is_relative_to(other) for other in kept):
+            kept.append(path)
+    return [str(path) for path in kept]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One command in the lab, as seen from the machine outside.
+
+`Session` joins this process's standard streams, terminal, signals and forwarded sockets to the
+agent inside (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there is one
+loop and no locking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pyvmm.errors import UserError
+from pyvmm.lab.agent import TERMINAL_CHANNEL
+from pyvmm.lab.frames import FrameError
+from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab.qemu import LabProcess
+from pyvmm.lab.snapshot import SnapshotError, save
+from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
+
+START_TIMEOUT_SECONDS = 180.0
+GRACE_SECONDS = 10.0
+"""How long a command may take to end after SIGTERM or SIGHUP before the lab is ended."""
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_FIRST_SOCKET_CHANNEL = 16
+_LAST_CHANNEL = 0xFFFF
+
+
+class LabError(UserError):
+    """The lab did not start, or ended or broke while a command was running in it."""
+
+
+class Session:
+    """Runs one command in a started lab."""
+
+    def __init__(
+        self,
+        lab: LabProcess,
+        listeners: Mapping[socket.socket, str],
+        programs: Sequence[str],
+        python: Mapping[str, Any],
+    ) -> None:
+        """`listeners`: listening socket here → path inside the lab that connections go to.
+
+        `programs`: directories the lab may cache; `python`: `warm.describe_python` of this process.
+        """
+        self._python = dict(python)
+        self._lab = lab
+        self._programs = programs
+        self._mux = Multiplexer(lab.link.fileno(), self._control)
+        for listener, inside in listeners.items():
+            listener.setblocking(False)
+            self._mux.watch(listener.fileno(), partial(self._accept, listener, inside))
+        self._ready = False
+        self._status: int | None = None
+        self._signals = 0
+        self._deadline: float | None = None
+        self._next_channel = _FIRST_SOCKET_CHANNEL
+        self._inputs: list[InputCopier] = []
+        self._outputs: list[OutputCopier] = []
+        self._terminals: list[int] = []
+
+    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
+        """Wait for the lab, run `argv`, return its exit status. LabError."""
+        with _signal_pipe() as wake:
+            self._mux.watch(wake, lambda: self._on_signals(wake))
+            try:
+                return self._run(argv, env)
+            except LinkClosedError:
+                raise self._broken("the lab ended unexpectedly") from None
+            except FrameError as error:
+                raise self._broken(str(error)) from error
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
+        self._deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        if self._lab.resumed:
+            self._begin()
+        while not self._ready:
+            self._turn()
+            if self._signals:
+                return 128 + self._signals
+            if self._deadline_passed():
+                raise self._broken(f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
+        self._deadline = None
+        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+        keyboard = 0 if in_foreground(0) else None
+        with raw_terminal(keyboard):
+            self._start(argv, env)
+            while not self._finished():
+                self._turn()
+                if self._deadline_passed():
+                    return 128 + self._signals
+            for copier in self._inputs:
+                copier.stop()
+        assert self._status is not None
+        return self._status
+
+    def _begin(self) -> None:
+        seed = os.urandom(32).hex()
+        begin = {"programs": list(self._programs), "clock": time.time(), "seed": seed}
+        self._mux.send_control({"begin": begin})
+
+    def _start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        umask = os.umask(0)
+        os.umask(umask)
+        request: dict[str, Any] = {
+            "argv": list(argv),
+            "cwd": os.getcwd(),
+            "env": dict(env),
+            "umask": umask,
+            "terminal": self._terminals,
+            "winsize": self._winsize(),
+            "python": self._python,
+        }
+        for fd in (0, 1, 2):
+            if fd not in self._terminals:
+                self._connect(fd, source=fd if fd == 0 else None, sink=None if fd == 0 else fd)
+        if self._terminals:
+            shown = next(fd for fd in (1, 2, 0) if fd in self._terminals)
+            self._connect(TERMINAL_CHANNEL, source=0 if in_foreground(0) else None, sink=shown)
+        self._mux.send_control({"start": request})
+
+    def _connect(self, channel: int, source: int | None, sink: int | None) -> None:
+        ends: dict[str, int] = {}
+        if source is not None and _is_open(source):
+            self._inputs.append(InputCopier(source))
+            ends["source"] = self._inputs[-1].end.detach()
+        if sink is not None:
+            self._outputs.append(OutputCopier(sink))
+            ends["sink"] = self._outputs[-1].end.detach()
+        self._mux.add(channel, **ends)
+
+    def _finished(self) -> bool:
+        """The command has ended and all it wrote has been passed on."""
+        if self._status is None:
+            return False
+        return all(copier.finished() for copier in self._outputs)
+
+    def _turn(self) -> None:
+        # After the last frame only the copier threads have work, and they have no descriptor here.
+        timeout_ms = None if self._status is None else 5
+        if self._deadline is not None:
+            left_ms = max(0, int((self._deadline - time.monotonic()) * 1000)) + 1
+            timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
+        self._mux.turn(timeout_ms)
+
+    def _deadline_passed(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _control(self, message: dict[str, Any]) -> None:
+        if "awake" in message:
+            # Without a snapshot the next lab starts as slowly as this one did, no more.
+            with contextlib.suppress(SnapshotError):
+                save(self._lab.monitor, self._lab.kept)
+            self._begin()
+        elif "ready" in message:
+            self._ready = True
+        elif "exit" in message:
+            self._status = int(message["exit"])
+
+    def _on_signals(self, wake: int) -> None:
+        for number in os.read(wake, 512):
+            if number == signal.SIGWINCH:
+                if self._terminals:
+                    self._mux.send_control({"winsize": self._winsize()})
+                continue
+            self._signals = number
+            if self._ready:
+                self._mux.send_control({"signal": number})
+                if number in _ENDING:
+                    self._deadline = time.monotonic() + GRACE_SECONDS
+
+    def _winsize(self) -> list[int]:
+        import fcntl
+        import termios
+
+        if not self._terminals:
+            return [24, 80]
+        packed = fcntl.ioctl(self._terminals[0], termios.TIOCGWINSZ, bytes(8))
+        return list(struct.unpack("HHHH", packed)[:2])
+
+    def _accept(self, listener: socket.socket, path: str) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        while self._next_channel in self._mux.channels:
+            self._next_channel += 1
+        self._mux.open(self._next_channel, path, connection.detach())
+        self._next_channel += 1
+        if self._next_channel > _LAST_CHANNEL:
+            self._next_channel = _FIRST_SOCKET_CHANNEL
+
+    def _broken(self, what: str) -> LabError:
+        if self._lab.resumed and not self._ready:
+            self._lab.kept.unlink(missing_ok=True)
+        tail = self._lab.console_tail()
+        return LabError(f"{what}: {tail}" if tail else what, "see 'pyvmm doctor', or try again")
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _is_terminal(fd: int) -> bool:
+    return _is_open(fd) and os.isatty(fd)
+
+
+@contextlib.contextmanager
+def _signal_pipe() -> Iterator[int]:
+    """Forwarded signals as bytes on a pipe instead of their usual effect."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    numbers = (*_FORWARDED, signal.SIGWINCH)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+        sys.stdout.flush()

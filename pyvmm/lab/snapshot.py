@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab as it is when its kernel has started, kept so that it need not start again.
+
+Under emulation nearly all of a lab's start is its kernel's, and that is the same every time. So
+when the agent reports itself awake for the first time (modules loaded, nothing of the machine
+outside mounted yet), the emulated machine is stopped for a moment and written to a file in the
+cache directory, as QEMU writes a migration; zero pages take next to nothing. Later labs with the
+same memory, processors, kernel, initramfs and QEMU resume from it. Everything about a snapshot may
+fail without harm: then the lab starts from its kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyvmm.lab.kernel import cache_dir, keep_most_recent
+
+_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+_UNLIMITED_BYTES_PER_SECOND = 1 << 40
+
+
+class SnapshotError(Exception):
+    """QEMU would not save or resume."""
+
+
+class Monitor:
+    """QEMU's machine protocol on a connected socket, one request at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        connection.settimeout(_TIMEOUT_SECONDS)
+        self._lines = connection.makefile("rb")
+        self._negotiated = False
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one command and return its value; SnapshotError when it fails or QEMU is gone."""
+        if not self._negotiated:
+            self._negotiated = True
+            self.execute("qmp_capabilities")
+        request = json.dumps({"execute": command, "arguments": arguments})
+        try:
+            self._connection.sendall(request.encode())
+            for line in self._lines:
+                message = json.loads(line)
+                if "return" in message:
+                    return message["return"]
+                if "error" in message:
+                    raise SnapshotError(f"{command}: {message['error']['desc']}")
+        except (OSError, ValueError) as error:
+            raise SnapshotError(f"{command}: {error}") from error
+        raise SnapshotError(f"{command}: QEMU has ended")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.close()
+        self._connection.close()
+
+
+def path_for(machine: Sequence[str]) -> Path:
+    """Where the snapshot of a machine with these QEMU arguments is kept.
+
+    `machine[0]` is QEMU's path. Another QEMU, kernel, initramfs or host processor gets another
+    snapshot.
+    """
+    stat = os.stat(machine[0])
+    model = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    parts = (*machine, str(stat.st_size), str(stat.st_mtime_ns), *model[:1])
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return cache_dir() / f"snapshot-{digest[:16]}"
+
+
+def save(monitor: Monitor, path: Path) -> None:
+    """Write the running machine to `path` and let it run on. SnapshotError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    monitor.execute("stop")
+    try:
+        parameters = {"max-bandwidth": _UNLIMITED_BYTES_PER_SECOND}
+        monitor.execute("migrate-set-parameters", **parameters)
+        target = shlex.quote(str(temporary))
+        monitor.execute("migrate", uri=f"exec:umask 077; cat > {target}")
+        _wait(monitor, "query-migrate", {"setup", "active", "device", "none"}, "completed")
+        temporary.replace(path)
+        keep_most_recent("snapshot-*", path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        monitor.execute("cont")
+
+
+def resume_arguments(path: Path) -> list[str]:
+    """QEMU's further arguments for a machine that resumes from `path`."""
+    return ["-incoming", f"exec:cat {shlex.quote(str(path))}"]
+
+
+def resume(monitor: Monitor, path: Path) -> None:
+    """Wait until the machine is as it was saved, and let it run. SnapshotError."""
+    _wait(monitor, "query-status", {"inmigrate"}, "paused")
+    monitor.execute("cont")
+    keep_most_recent("snapshot-*", path)
+
+
+def _wait(monitor: Monitor, query: str, before: set[str], after: str) -> None:
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while (status := monitor.execute(query).get("status", "none")) in before:
+        if time.monotonic() > deadline:
+            raise SnapshotError(f"{query}: still {status}")
+        time.sleep(_POLL_SECONDS)
+    if status != after:
+        raise SnapshotError(f"{query}: {status}")

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine: which parts it has, how they are wired, and its life from first to last instruction.
+
+This is the only module that knows all the parts. Three kinds of thread meet here:
+
+* vCPU threads run the guest and call device models for its register accesses;
+* the event loop, the thread that made the machine, serves queues, console input and the control
+  socket, and is the only one that starts, pauses or ends the machine;
+* nobody else.
+
+One lock, `Machine.lock`, protects every device model and the interrupt routing: vCPU threads hold
+it for one register access, the event loop for one bounded piece of queue work. Everything else
+belongs to the event loop; vCPU threads reach it with `call_soon_threadsafe`. The lock is never held
+while waiting for a vCPU or for the console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from devices.acpi_pm import AcpiPm
+from devices.balloon import dialects
+from devices.balloon.device import BalloonDevice
+from devices.bus import Bus
+from devices.i8042 import I8042
+from devices.pci.host_bridge import ConfigMechanism1, PciBus
+from devices.pvpanic import PanicEvent, PvPanic
+from devices.registers import Register, RegisterTable
+from devices.rtc import RTC_PORTS, Rtc
+from devices.uart import Uart16550
+from devices.virtio.pci_transport import VirtioPciTransport
+from pykvm import KvmError, System, abi
+from pyvmm import layout
+from pyvmm.boot import cpu
+from pyvmm.boot.linux64 import BootInfo
+from pyvmm.boot.loader import load_linux, read_boot_files
+from pyvmm.doorbells import QueueDoorbells
+from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
+from pyvmm.memory import Ram
+from pyvmm.outcome import Ending, Outcome
+from pyvmm.vcpu_thread import KICK_SIGNAL, GuestBuses, VcpuGate, VcpuThread
+from pyvmm_native import kvm_run
+
+if TYPE_CHECKING:
+    from devices.ports import Tracer
+    from pyvmm.config import MachineConfig
+    from pyvmm.control.machine_control import EventSink, Status
+
+PAGE_BYTES = 4096
+STOP_TIMEOUT_S = 10.0
+
+
+class Machine:
+    """One guest and all it sees; satisfies `pyvmm.control.machine_control.MachineControl`.
+
+    Made on a running event loop. `console_output` takes what the guest writes to its serial port
+    (on a vCPU thread, must not block); `console_throttle` may block that vCPU, with no lock held,
+    until the console has room. `on_console_room` is called on the event loop when `console_input`
+    can take more. Raises `UserError` for a kernel or an initramfs that cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        *,
+        console_output: Callable[[bytes], None],
+        tracer: Tracer,
+        console_throttle: Callable[[], None] = lambda: None,
+        on_console_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self.lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._tracer = tracer
+        self._sinks: list[EventSink] = []
+        self._status: Status = "running"
+        self._finished: asyncio.Future[Outcome] = self._loop.create_future()
+        self._gate = VcpuGate()
+
+        files = read_boot_files(config)
+        self.ram = Ram(config.ram_bytes)
+        boot = load_linux(files, config, self.ram)
+        self._system = System()
+        self._vm = self._system.create_vm()
+        self._make_platform()
+        self._pio = Bus("pio", tracer=tracer)
+        self._mmio = Bus("mmio", tracer=tracer)
+        self._make_legacy_devices(console_output, on_console_room)
+        self._make_pci()
+        buses = GuestBuses(self._pio, self._mmio, self.lock, console_throttle)
+        self.vcpu_threads = [self._make_vcpu(index, boot, buses) for index in range(config.vcpus)]
+
+    # --- Making it ------------------------------------------------------------------------------
+    def _make_platform(self) -> None:
+        """What KVM provides itself: memory slots, interrupt controllers, timer."""
+        self._vm.set_tss_addr(layout.KVM_TSS_GPA)
+        self._vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
+        self._vm.create_irqchip()
+        self._vm.create_pit2(abi.KVM_PIT_SPEAKER_DUMMY)
+        self._router = InterruptRouter(self._vm)
+        self.ram.attach(self._vm)
+
+    def _make_legacy_devices(
+        self, console_output: Callable[[bytes], None], on_room: Callable[[], None]
+    ) -> None:
+        self._uart = Uart16550(GsiLine(self._vm, layout.COM1_GSI), console_output)
+        self._uart.on_room = lambda: self._soon(on_room)
+        self._pio.map(layout.COM1_PORT, layout.COM1_PORTS, self._uart)
+        power_off = partial(self._end_soon, Outcome(Ending.POWEROFF))
+        reset = partial(self._end_soon, Outcome(Ending.RESET))
+        i8042 = I8042(reset)
+        self._pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
+        self._pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
+        self._pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, AcpiPm(power_off, reset))
+        self._pio.map(layout.PVPANIC_PORT, 1, PvPanic(self._panicked))
+        self._pio.map(layout.POST_PORT, 1, RegisterTable("post", [Register("code", 0, 1)]))
+        low, *high = (length for _, length in layout.ram_ranges(self.config.ram_bytes))
+        self._pio.map(layout.RTC_PORT, RTC_PORTS, Rtc(time.time, low, sum(high)))
+
+    def _make_pci(self) -> None:
+        config = self.config
+        self.balloon = BalloonDevice(
+            dialects.by_name(config.dialect),
+            self.ram,
+            self._tracer,
+            self._balloon_changed,
+            deflate_on_oom=config.deflate_on_oom,
+        )
+        queues = len(self.balloon.queues)
+        self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)
+        self._msi = MsiVectors(self._router, queues + 1)
+        self._transport = VirtioPciTransport(self.balloon, self._msi, self._doorbells, self._tracer)
+        pci = PciBus(self._mmio, layout.PCI_APERTURES, tracer=self._tracer)
+        slot = layout.BALLOON_PCI_DEVICE
+        pci.add(slot, self._transport.function, GsiLine(self._vm, layout.intx_gsi(slot)))
+        self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ConfigMechanism1(pci))
+
+    def _make_vcpu(self, index: int, boot: BootInfo, buses: GuestBuses) -> VcpuThread:
+        vcpu = self._vm.create_vcpu(index)
+        cpu.set_up_vcpu(self._system, vcpu, index, boot)
+        return VcpuThread(vcpu, index, buses, self._gate, partial(self._crashed, index), self._bug)
+
+    # --- Its life, on the event loop ------------------------------------------------------------
+    async def run(self) -> Outcome:
+        """Run the guest until it ends or is ended; all vCPUs are outside the guest afterwards.
+
+        Raises what a device model raised, if one did: that is a bug of ours, not the guest's.
+        """
+        kvm_run.install_kick_handler(KICK_SIGNAL)
+        self._doorbells.start(self._loop)
+        for vcpu in self.vcpu_threads:
+            vcpu.start()
+        try:
+            outcome = await asyncio.shield(self._finished)
+        finally:
+            self._status = "shutdown"
+            self._gate.stop()
+            self._kick_all()
+        if outcome.ending is Ending.PANIC:
+            self._status = "guest-panicked"
+            self._announce("GUEST_PANICKED", {"action": "poweroff"})
+        self._announce("SHUTDOWN", {"guest": outcome.by_guest, "reason": outcome.ending.value})
+        return outcome
+
+    def end(self, outcome: Outcome) -> None:
+        """End the machine; the first call decides."""
+        if not self._finished.done():
+            self._finished.set_result(outcome)
+
+    def close(self) -> None:
+        """Wait for the vCPU threads and give everything back to the host."""
+        self._gate.stop()
+        self._kick_all()
+        for thread in self.vcpu_threads:
+            if thread.is_alive():
+                thread.join(STOP_TIMEOUT_S)
+            thread.vcpu.close()
+        self._doorbells.close()
+        self._msi.close()
+        self._vm.close()
+        self._system.close()
+        self.ram.close()
+
+    def console_input(self, data: bytes) -> int:
+        """Give the guest's serial port input; returns how many bytes it had room for."""
+        with self.lock:
+            return self._uart.receive(data)
+
+    # --- MachineControl ---------------------------------------------------------------------------
+    @property
+    def ram_bytes(self) -> int:
+        return self.config.ram_bytes
+
+    @property
+    def balloon_actual_bytes(self) -> int:
+        return self.config.ram_bytes - self.balloon.actual * PAGE_BYTES
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    def set_balloon_target(self, target_bytes: int) -> None:
+        with self.lock:
+            self.balloon.set_target((self.config.ram_bytes - target_bytes) // PAGE_BYTES)
+
+    def pause(self) -> None:
+        self._gate.set_paused(True)
+        self._kick_all()
+        if not self._gate.wait_until_empty(STOP_TIMEOUT_S):
+            raise RuntimeError(f"a vCPU did not leave the guest within {STOP_TIMEOUT_S} s")
+        for thread in self.vcpu_threads:
+            # Keeps the guest's watchdogs quiet; refused for a guest that does not use kvmclock.
+            with contextlib.suppress(KvmError):
+                thread.vcpu.kvmclock_ctrl()
+        self._status = "paused"
+        self._announce("STOP", {})
+
+    def resume(self) -> None:
+        self._status = "running"
+        self._gate.set_paused(False)
+        self._announce("RESUME", {})
+
+    def quit(self) -> None:
+        self.end(Outcome(Ending.QUIT))
+
+    def subscribe(self, sink: EventSink) -> None:
+        self._sinks.append(sink)
+
+    def _announce(self, name: str, data: Mapping[str, object]) -> None:
+        for sink in self._sinks:
+            sink(name, data)
+
+    def _kick_all(self) -> None:
+        for thread in self.vcpu_threads:
+            if thread.is_alive():
+                thread.kick()
+
+    # --- What devices and vCPU threads call -------------------------------------------------------
+    def _soon(self, callback: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _end_soon(self, outcome: Outcome) -> None:
+        self._soon(self.end, outcome)
+
+    def _crashed(self, index: int, what: str) -> None:
+        self._end_soon(Outcome(Ending.CRASH, f"vCPU {index} stopped: {what}"))
+
+    def _panicked(self, event: PanicEvent) -> None:
+        if event is PanicEvent.PANICKED:
+            self._end_soon(Outcome(Ending.PANIC, "the guest kernel panicked"))
+
+    def _bug(self, error: BaseException) -> None:
+        def fail() -> None:
+            if not self._finished.done():
+                self._finished.set_exception(error)
+
+        self._soon(fail)
+
+    def _serve_balloon(self, queue: int) -> bool:
+        try:
+            with self.lock:
+                return self._transport.notify(queue)
+        except Exception as error:  # on the loop nobody would hear of it
+            self._bug(error)
+            return False
+
+    def _balloon_changed(self, _pages: int) -> None:
+        self._soon(lambda: self._announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes}))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest RAM: private anonymous memory, given to KVM as memory slots and to devices as `GuestRam`.
+
+RAM is one mapping below the PCI hole and, when it does not fit there, a second one from 4 GiB up
+(see `pyvmm.layout`). It is reserved lazily: a page costs host memory only once the guest, or the
+boot loader on its behalf, has touched it, and `discard` returns it to that state. Transparent huge
+pages are asked for, as every page fault avoided is a nested fault avoided; KVM can only use them
+where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are aligned. A
+discard of part of a huge page makes the kernel split it.
+
+KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from pykvm import address_of
+from pyvmm import layout
+from pyvmm.errors import UserError
+from pyvmm_native.discard import discard
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pykvm import Vm
+
+PAGE_BYTES = 4096
+MIB = 1 << 20
+HUGE_PAGE_BYTES = 2 << 20
+MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; Python's mmap module names it from 3.12 on
+
+
+class Ram:
+    """All RAM of one guest; satisfies `devices.ports.GuestRam`.
+
+    `size_bytes` is a multiple of 1 MiB between `layout.MIN_RAM_BYTES` and `layout.MAX_RAM_BYTES`.
+    Raises `UserError` when the host will not map that much.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.host_page_pages = mmap.PAGESIZE // PAGE_BYTES
+        self._maps: list[tuple[int, memoryview]] = []
+        try:
+            for gpa, length in layout.ram_ranges(size_bytes):
+                self._maps.append((gpa, _map_anonymous(length)))
+        except OSError as error:
+            raise UserError(
+                f"the host cannot map {size_bytes // MIB} MiB for the guest: {error.strerror}",
+                "give the guest less with --memory",
+            ) from error
+        self.memory = GuestMemory(self._maps)
+        self.pages = PageRuns(
+            (gpa // PAGE_BYTES, len(area) // PAGE_BYTES) for gpa, area in self._maps
+        )
+
+    def attach(self, vm: Vm) -> None:
+        """Make this RAM the memory slots of `vm`, numbered from 0 in address order."""
+        for slot, (gpa, area) in enumerate(self._maps):
+            vm.set_user_memory_region(slot, gpa, len(area), address_of(area))
+
+    def discard(self, runs: PageRuns) -> int:
+        """Give the named pages back to the host and return how many bytes that were."""
+        return discard(self.memory, runs).bytes
+
+    def close(self) -> None:
+        """Give everything back to the host at once; who still reads finds zeros."""
+        self.discard(self.pages)
+
+
+def _map_anonymous(length: int) -> memoryview:
+    """`length` bytes of lazily backed memory that begin on a huge page's boundary."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    area = mmap.mmap(-1, length + HUGE_PAGE_BYTES, flags=flags)
+    area.madvise(mmap.MADV_HUGEPAGE)
+    area.madvise(mmap.MADV_DONTDUMP)
+    start = -address_of(area) % HUGE_PAGE_BYTES
+    return memoryview(area)[start : start + length]

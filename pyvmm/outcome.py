@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a machine's life ended, and which exit status that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Ending(Enum):
+    """Why the machine stopped; the value is QMP's reason in the SHUTDOWN event."""
+
+    POWEROFF = "guest-shutdown"
+    RESET = "guest-reset"
+    PANIC = "guest-panic"
+    CRASH = "host-error"
+    QUIT = "host-qmp-quit"
+    ESCAPE = "host-ui"
+    SIGNAL = "host-signal"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An ending and, for those that are somebody's fault, what happened in words."""
+
+    ending: Ending
+    detail: str = ""
+
+    @property
+    def by_guest(self) -> bool:
+        """Whether the guest ended it, in QMP's sense of the word."""
+        return self.ending in (Ending.POWEROFF, Ending.RESET, Ending.PANIC)
+
+    @property
+    def exit_status(self) -> int:
+        """0 unless the guest crashed."""
+        return 1 if self.ending in (Ending.PANIC, Ending.CRASH) else 0

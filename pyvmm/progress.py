@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of slow work: a bar on a terminal, a few plain lines anywhere else.
+
+Work is a series of stages; a stage with a known total can advance. Whoever does the work gets a
+`Progress` and never asks where it is shown. rich is imported only when there is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+
+class Progress(Protocol):
+    """What slow work reports to."""
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Begin the next stage; `total` is how many steps it has, None when nobody knows."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Note that `steps` more steps of the current stage are done."""
+
+
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Show nothing."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Show nothing."""
+
+
+class PlainLines:
+    """A `Progress` of lines: one per stage, and one per quarter of a stage that takes long."""
+
+    QUIET_SECONDS = 10.0
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._text = ""
+        self._total: int | None = None
+        self._done = 0
+        self._shown_at = 0.0
+        self._shown_quarter = 0
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self._text, self._total = text, total
+        self._done = self._shown_quarter = 0
+        self._show(text)
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        if not self._total:
+            return
+        quarter = min(4 * self._done // self._total, 3)
+        if quarter > self._shown_quarter and time.monotonic() > self._shown_at + self.QUIET_SECONDS:
+            self._shown_quarter = quarter
+            self._show(f"{self._text}: {100 * self._done // self._total} %")
+
+    def _show(self, line: str) -> None:
+        self._shown_at = time.monotonic()
+        print(line, file=self._stream, flush=True)
+
+
+class Bars:
+    """A `Progress` of one bar per stage; finished stages stay on the screen with their time."""
+
+    def __init__(self, rich: RichProgress) -> None:
+        self._rich = rich
+        self._task: TaskID | None = None
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.finish()
+        self._task = self._rich.add_task(text, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        if self._task is not None:
+            self._rich.advance(self._task, steps)
+
+    def finish(self) -> None:
+        """Show the current stage as complete, whatever was expected of it."""
+        if self._task is None:
+            return
+        done = max(self._rich.tasks[self._task].completed, 1)
+        self._rich.update(self._task, total=done, completed=done)
+        self._rich.stop_task(self._task)
+
+
+@contextmanager
+def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+    """Show progress on `stream` (standard error unless told) for as long as the block runs."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield PlainLines(stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with RichProgress(*columns, TimeElapsedColumn(), console=Console(file=stream)) as rich:
+        bars = Bars(rich)
+        yield bars
+        bars.finish()

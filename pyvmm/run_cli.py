@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm run`: one guest, its console on this terminal, ended by the guest or by the person.
+
+The options become a `MachineConfig`, checked here; then either this process runs the machine or,
+where KVM is missing or unfit, the very same command line is run again in the lab.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import click
+
+from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
+from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.units import parse_size
+
+LAB_OVERHEAD_MIB = 2048
+"""What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--memory",
+    default=f"{DEFAULT_RAM_BYTES // MIB}M",
+    show_default=True,
+    metavar="SIZE",
+    help="Guest RAM, such as 512M or 8G.",
+)
+@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual processors, 1 to 8.")
+@click.option("--initrd", type=click.Path(path_type=Path), help="Initramfs to load beside IMAGE.")
+@click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
+@click.option(
+    "--dialect",
+    type=click.Choice(DIALECTS),
+    help="Balloon protocol [default: what IMAGE says, else standard].",
+)
+@click.option(
+    "--deflate-on-oom",
+    is_flag=True,
+    help="Let the guest take balloon pages back when it runs out of memory.",
+)
+@click.option(
+    "--qmp",
+    "addresses",
+    multiple=True,
+    metavar="unix:PATH",
+    help="Listen for control commands on a socket at PATH.",
+)
+@click.option(
+    "--kvm",
+    type=click.Choice(KVM_MODES),
+    default="auto",
+    show_default=True,
+    help="Run on this machine's KVM, or in the lab.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every device event on standard error.")
+def run(
+    image: Path,
+    memory: str,
+    cpus: int,
+    initrd: Path | None,
+    append: str,
+    dialect: str | None,
+    deflate_on_oom: bool,
+    addresses: Sequence[str],
+    kvm: KvmMode,
+    verbose: bool,
+) -> int:
+    """Boot the Linux kernel in IMAGE (a guest.img or any x86-64 vmlinux).
+
+    Its serial console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys. The exit
+    status is 0 when the guest powers off or reboots, 1 when it crashes, 2 when something given
+    here cannot be used.
+
+    \b
+    Examples:
+      pyvmm run guest.img
+      pyvmm run guest.img --memory 8G --cpus 4 --qmp unix:/tmp/vm.sock
+      pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
+    """
+    from pyvmm.boot.loader import read_boot_files
+    from pyvmm.control.unix_socket import parse_address
+
+    config = config_for_image(
+        image,
+        initrd=initrd,
+        append=append,
+        ram_bytes=parse_size(memory),
+        vcpus=cpus,
+        dialect=dialect,
+        deflate_on_oom=deflate_on_oom,
+    )
+    sockets = [parse_address(address) for address in addresses]
+    read_boot_files(config)  # what cannot be booted is said before anything is started for it
+    if choose_kvm(kvm) is Choice.LAB:
+        return _run_in_lab(config, sockets)
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="pyvmm: %(message)s")
+    return asyncio.run(run_machine(config, sockets))
+
+
+def _run_in_lab(config: MachineConfig, sockets: Sequence[Path]) -> int:
+    """Run our own command line again, in the lab."""
+    from pyvmm.lab.run import MIN_MEMORY_MIB, run_in_lab
+
+    memory_mib = max(MIN_MEMORY_MIB, config.ram_bytes // MIB + LAB_OVERHEAD_MIB)
+    return run_in_lab(
+        [sys.executable, "-m", "pyvmm", *sys.argv[1:]], memory_mib=memory_mib, sockets=sockets
+    )
+
+
+async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
+    """Run one machine on this terminal to its end and return the exit status."""
+    from pyvmm.console import Action, ConsoleIo, Terminal
+    from pyvmm.control.server import ControlServer
+    from pyvmm.lab.places import listening_path
+    from pyvmm.machine import Machine
+    from pyvmm.outcome import Ending, Outcome
+    from pyvmm.tracing import LogTracer
+
+    loop = asyncio.get_running_loop()
+    caught: list[int] = []
+
+    def act(action: Action) -> None:
+        machine.end(Outcome(Ending.ESCAPE if action is Action.QUIT else Ending.SIGNAL))
+
+    def end_by_signal(signum: int) -> None:
+        caught.append(signum)
+        machine.end(Outcome(Ending.SIGNAL))
+
+    async with AsyncExitStack() as stack:
+        console = ConsoleIo(loop, 0, 1, lambda data: machine.console_input(data), act)
+        stack.callback(console.close)
+        machine = Machine(
+            config,
+            console_output=console.output,
+            console_throttle=console.throttle,
+            on_console_room=console.room,
+            tracer=LogTracer(),
+        )
+        stack.callback(machine.close)
+        for path in sockets:
+            server = ControlServer(machine, listening_path(path))
+            await server.start()
+            stack.push_async_callback(server.close)
+        for signum in END_SIGNALS:
+            loop.add_signal_handler(signum, end_by_signal, signum)
+        stack.enter_context(Terminal(0))
+        outcome = await machine.run()
+    if outcome.exit_status:
+        print(f"pyvmm: {outcome.detail}", file=sys.stderr)
+    return 128 + caught[0] if caught else outcome.exit_status

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes as people type and read them.
+
+Every unit is binary, as in QEMU: `256M`, `256MiB` and `268435456` are the same size. `MB` and `GB`
+are refused because half of their users mean powers of ten. Arithmetic is on integers only, so a
+size never suffers from the rounding of floating point.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pyvmm.errors import UserError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+_FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_UNITS = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
+_SIZE = re.compile(r"\s*(\d{1,19})(?:\.(\d{1,12}))?\s*(?:([KMGT])(?:iB)?|B)?\s*", re.IGNORECASE)
+_DECIMAL_UNIT = re.compile(r".*\d\s*([KMGT])B\s*", re.IGNORECASE)
+_REMEDY = "write a number with K, M, G or T (powers of 1024), for example 256M or 1.5G"
+
+
+def parse_size(text: str) -> int:
+    """The bytes meant by `text`: "4096", "256M", "1GiB", "1.5G"; case does not matter.
+
+    A fraction of a byte is dropped. Zero is a size; whether it is a sensible one is for the caller
+    to say. Raises `UserError` for anything else.
+    """
+    match = _SIZE.fullmatch(text) if text.isascii() else None
+    if match is None:
+        raise UserError(f"{text!r} is not a size", _remedy_for(text))
+    whole, fraction, unit = match.groups()
+    factor = _FACTORS[(unit or "").upper()]
+    if fraction and factor == 1:
+        raise UserError(f"{text!r} is not a whole number of bytes", _REMEDY)
+    digits = fraction or ""
+    scale: int = 10 ** len(digits)
+    return int(whole + digits) * factor // scale
+
+
+def _remedy_for(text: str) -> str:
+    decimal = _DECIMAL_UNIT.fullmatch(text)
+    if decimal is None:
+        return _REMEDY
+    unit = decimal.group(1).upper()
+    return f"write {unit}iB for powers of 1024, or the number of bytes"
+
+
+def format_size(size_bytes: int) -> str:
+    """`size_bytes` for people: "256 MiB", "1.5 GiB", "0 B", "-4 KiB"; at most two decimals."""
+    for name, factor in _UNITS:
+        if abs(size_bytes) >= factor:
+            text = f"{size_bytes / factor:.2f}".rstrip("0").rstrip(".")
+            return f"{text} {name}"
+    return f"{size_bytes} B"

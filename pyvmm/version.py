@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The version of pyvmm, as a constant: reading it from package metadata costs import time."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests with real guests share: the image, a way to run one, and a table of figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from guests import RunGuest, Scenario
+
+from guest_images.build import image_path
+from guest_images.recipe import read_recipe
+from pyvmm.config import MIB, config_for_image
+from pyvmm.guest_session import guest_session
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The standard guest.img, from the cache that `make image` fills; never built in the lab."""
+    image = image_path(read_recipe())
+    if not image.exists():
+        pytest.fail("there is no current guest image; run: make image")
+    return image
+
+
+@pytest.fixture
+def run_guest(guest_image: Path) -> RunGuest:
+    """Run `scenario` against a guest of `memory_mib` MiB that executes `command`."""
+
+    def run(
+        scenario: Scenario,
+        command: str = "pattern",
+        *,
+        memory_mib: int = 256,
+        vcpus: int = 1,
+        dialect: str | None = None,
+        initrd: Path | None = None,
+        append: str = "",
+    ) -> None:
+        config = config_for_image(
+            guest_image,
+            append=f'loglevel=4 {append} pyvmm.run="{command}"',
+            ram_bytes=memory_mib * MIB,
+            vcpus=vcpus,
+            dialect=dialect,
+            initrd=initrd,
+        )
+
+        async def main() -> None:
+            async with guest_session(config) as guest:
+                await scenario(guest)
+
+        asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def figure() -> Callable[[str], None]:
+    """Add a line to the table printed at the end of the run; figures are never asserted on."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in FIGURES:
+            terminalreporter.write_line(line)

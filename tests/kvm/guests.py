@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the fixtures in conftest.py."""
+
+from collections.abc import Awaitable, Callable
+
+from pyvmm.guest_session import GuestSession
+
+Scenario = Callable[[GuestSession], Awaitable[None]]
+RunGuest = Callable[..., None]

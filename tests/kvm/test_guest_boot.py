@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux boots, with any number of processors and any size of RAM, and ends the way it says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from guests import RunGuest
+
+from pyvmm.boot.linux64 import place_initrd
+from pyvmm.config import MIB, config_for_image
+from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.lab.initramfs import cpio
+from pyvmm.outcome import Ending
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.mark.parametrize("memory_mib", [64, 1024, 8192])
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_boots_with(
+    run_guest: RunGuest, figure: Callable[[str], None], vcpus: int, memory_mib: int
+) -> None:
+    begin = time.monotonic()
+
+    async def scenario(guest: GuestSession) -> None:
+        guest_s = await guest.user_space()
+        figure(
+            f"boot {vcpus} vCPU {memory_mib:5} MiB: first user-space line {guest_s} s after the "
+            f"kernel's first, {time.monotonic() - begin:.1f} s after the machine was made"
+        )
+        assert int(await guest.expect(r"processors (\d+)\s")) == vcpus
+        total_kib = int(await guest.expect(r"total_kib (\d+)\s"))
+        assert 0.7 * memory_mib < total_kib / 1024 <= memory_mib
+        assert (await guest.finished()).ending is Ending.POWEROFF
+
+    command = "echo processors $(nproc); pattern meminfo"
+    run_guest(scenario, command, memory_mib=memory_mib, vcpus=vcpus)
+
+
+def test_reboot_ends_the_machine_cleanly(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        outcome = await guest.finished()
+        assert outcome.ending is Ending.RESET
+        assert outcome.exit_status == 0
+
+    run_guest(scenario, "reboot -f")
+
+
+def test_a_panic_is_told_and_is_a_failure(guest_image: Path) -> None:
+    config = config_for_image(guest_image, append="rdinit=/none init=/none", ram_bytes=256 * MIB)
+
+    async def main() -> None:
+        async with guest_session(config) as guest:
+            outcome = await guest.finished()
+            assert outcome.ending is Ending.PANIC
+            assert outcome.exit_status == 1
+            assert "Kernel panic" in guest.console.text
+
+    asyncio.run(main())
+
+
+def test_an_initramfs_of_ones_own_is_unpacked_too(run_guest: RunGuest, tmp_path: Path) -> None:
+    archive = tmp_path / "extra.cpio"
+    archive.write_bytes(cpio({"greeting": b"hello from the second archive\n"}))
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.expect("hello from the second archive")
+        assert (await guest.finished()).ending is Ending.POWEROFF
+
+    run_guest(scenario, "cat /greeting", initrd=archive)
+
+
+def test_a_paused_guest_stands_still(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.expect("tick 3")
+        guest.machine.pause()
+        assert guest.machine.status == "paused"
+        frozen = guest.console.text
+        await asyncio.sleep(1.0)  # far more than a tick
+        assert guest.console.text == frozen
+        guest.machine.resume()
+        await guest.expect("tick")
+        guest.machine.quit()
+        assert (await guest.finished()).ending is Ending.QUIT
+
+    run_guest(scenario, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")
+
+
+def test_many_processors_stop_promptly(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.expect("spinning")
+        begin = time.monotonic()
+        guest.machine.quit()
+        await guest.finished()
+        guest.machine.close()
+        assert not any(thread.is_alive() for thread in guest.machine.vcpu_threads)
+        assert time.monotonic() - begin < 10
+
+    spin = "for n in 1 2 3; do (while :; do :; done) & done; echo spinning; while :; do :; done"
+    run_guest(scenario, spin, vcpus=4)
+
+
+def test_initrd_goes_as_high_as_it_fits() -> None:
+    assert place_initrd(5000, 32 * MIB, 64 * MIB) == 64 * MIB - 8192

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that the processor gives up on ends pyvmm with words and a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pyvmm.config import MIB, MachineConfig
+from pyvmm.guest_session import guest_session
+from pyvmm.outcome import Ending
+from tests.elf_kernel import elf_kernel
+
+pytestmark = pytest.mark.kvm
+
+NO_IDT_THEN_FAULT = bytes.fromhex(
+    "6a 00"  # push 0
+    "6a 00"  # push 0
+    "0f 01 1c 24"  # lidt [rsp]: limit 0
+    "cc"  # int3
+)
+
+
+def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinux"
+    stack = bytes.fromhex("bc 00 80 00 00")  # mov esp, 0x8000
+    kernel.write_bytes(elf_kernel(stack + NO_IDT_THEN_FAULT))
+    config = MachineConfig(kernel, None, "", 64 * MIB, 1, "standard")
+
+    async def main() -> None:
+        async with guest_session(config) as guest:
+            outcome = await guest.finished()
+            assert outcome.ending is Ending.CRASH
+            assert outcome.exit_status == 1
+            assert "KVM_EXIT_SHUTDOWN" in outcome.detail
+
+    asyncio.run(main())

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's own QMP client moves the balloon of a real guest."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guests import RunGuest
+from qemu.qmp import EventListener, QMPClient
+
+from pyvmm.control.server import ControlServer
+from pyvmm.guest_session import GuestSession
+from pyvmm.outcome import Ending
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A socket path on a file system that has sockets; the lab's shared root has none."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory) / "qmp.sock"
+
+
+def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> None:
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        server = ControlServer(guest.machine, path)
+        await server.start()
+        client = QMPClient("test")
+        await client.connect(str(path))
+        try:
+            assert await client.execute("query-balloon") == {"actual": 256 * MIB}
+            with client.listener("BALLOON_CHANGE") as changes:
+                assert await client.execute("balloon", {"value": 160 * MIB}) == {}
+                await until_actual(changes, 160 * MIB)
+            assert await client.execute("query-balloon") == {"actual": 160 * MIB}
+            assert await guest.free_bytes() < 160 * MIB
+
+            await client.execute("stop")
+            assert (await client.execute("query-status"))["status"] == "paused"
+            await client.execute("cont")
+            with client.listener("BALLOON_CHANGE") as changes:
+                await client.execute("balloon", {"value": 256 * MIB})
+                await until_actual(changes, 256 * MIB)
+
+            with client.listener("SHUTDOWN") as ends:
+                guest.console.send_line("quit")
+                event = await asyncio.wait_for(ends.get(), 60)
+            assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
+            assert (await guest.finished()).ending is Ending.POWEROFF
+        finally:
+            await client.disconnect()
+            await server.close()
+        assert not path.exists()
+
+    run_guest(scenario)
+
+
+async def until_actual(changes: EventListener, target_bytes: int) -> None:
+    """Events are at most one a second; the last one tells the final size."""
+    async with asyncio.timeout(60):
+        while (await changes.get())["data"]["actual"] != target_bytes:
+            pass

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm run` on a terminal: typing reaches the shell, the escape key ends it, the tty survives."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.kvm
+
+TIMEOUT_S = 150.0
+
+
+class Terminal:
+    """A pseudo-terminal with pyvmm behind it."""
+
+    def __init__(self, master: int, slave: int, process: subprocess.Popen[bytes]) -> None:
+        self.master, self.slave, self.process = master, slave, process
+        self.text = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def expect(self, wanted: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while wanted not in self.text:
+            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
+            assert ready, f"no {wanted!r} in:\n{self.text}"
+            self.text += os.read(self.master, 4096).decode(errors="replace")
+        self.text = self.text[self.text.index(wanted) + len(wanted) :]
+
+
+@contextmanager
+def pyvmm_run(*arguments: str) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "pyvmm", "run", *arguments]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    try:
+        yield Terminal(master, slave, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_shell_on_the_terminal(guest_image: Path) -> None:
+    with pyvmm_run(str(guest_image), "--memory", "128M") as terminal:
+        before = termios.tcgetattr(terminal.slave)
+        terminal.expect("guest# ")
+        assert not termios.tcgetattr(terminal.slave)[3] & termios.ICANON
+        terminal.type("echo six times seven is $((6*7))\r")
+        terminal.expect("seven is 42")
+        terminal.type("\x01x")
+        assert terminal.process.wait(30) == 0
+        assert termios.tcgetattr(terminal.slave) == before
+
+
+def test_interrupt_reaches_the_guest_and_exit_powers_off(guest_image: Path) -> None:
+    with pyvmm_run(str(guest_image), "--memory", "128M") as terminal:
+        terminal.expect("guest# ")
+        # Only what runs in the foreground already can be interrupted: wait for its own words.
+        terminal.type("sh -c 'echo now asleep; exec sleep 1000'\r")
+        terminal.expect("now asleep\r")
+        terminal.type("\x03")
+        terminal.expect("guest# ")
+        terminal.type("exit\r")
+        assert terminal.process.wait(60) == 0

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver's side of a split virtqueue, for tests, benches and fuzzers.
+
+`MockDriver` lays out the three areas of a queue (VIRTIO 1.2, 2.7) in a `GuestMemory` and does
+what a driver does: it places buffers into the descriptor table, makes them available, and takes
+them back from the used ring. It is written for reading, not for speed, and goes through
+`GuestMemory.read` and `.write` only. A test that wants to be hostile overwrites any field with the
+`set_*` methods.
+
+    memory = ram(1 << 20)
+    driver = MockDriver(memory, size=16)
+    queue = driver.device_queue()
+    driver.add(readable=[b"header", b"payload"], writable=[16])
+    chain = queue.pop(4096)
+    chain.write(b"answer")
+    queue.push(chain, 6)
+    assert driver.take_used() == [Used(head=0, length=6, data=b"answer")]
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.ring import SplitQueue
+
+PAGE_BYTES = 4096
+
+NEXT = 1  # VIRTQ_DESC_F_*, 2.7.5
+WRITE = 2
+INDIRECT = 4
+NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6
+NO_NOTIFY = 1  # VIRTQ_USED_F_NO_NOTIFY, 2.7.8
+
+
+def ram(size_bytes: int, gpa: int = 0) -> GuestMemory:
+    """Guest RAM of one region in ordinary process memory (not to be discarded)."""
+    return GuestMemory([(gpa, bytearray(size_bytes))])
+
+
+def ring_bytes(size: int) -> int:
+    """Bytes, in whole pages, that `MockDriver` lays out for a queue of `size` entries."""
+    return -(-(16 * size + _round_up(6 + 2 * size, 4) + 6 + 8 * size) // PAGE_BYTES) * PAGE_BYTES
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+class Used(NamedTuple):
+    """A buffer the device returned: `data` is the first `length` bytes of its writable part."""
+
+    head: int
+    length: int
+    data: bytes
+
+
+@dataclass
+class _InFlight:
+    descriptors: list[int]
+    writable: list[tuple[int, int]]  # (gpa, bytes)
+
+
+class MockDriver:
+    """A driver with one queue at `base_gpa`: descriptor table, available ring, used ring.
+
+    Buffers and indirect tables are placed from `data_gpa` (default: behind the rings) up to the
+    end of the region of RAM it lies in; that space is used anew whenever no buffer is with the
+    device. `start_index` is where both ring indices begin, to test wraparound; `rng` takes free
+    descriptors in random order instead of ascending.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        size: int = 16,
+        *,
+        base_gpa: int | None = None,
+        data_gpa: int | None = None,
+        event_idx: bool = False,
+        indirect: bool = False,
+        start_index: int = 0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.memory = memory
+        self.size = size
+        self.event_idx = event_idx
+        self.indirect = indirect
+        self.desc_gpa = memory.regions[0][0] if base_gpa is None else base_gpa
+        self.avail_gpa = self.desc_gpa + 16 * size
+        self.used_gpa = _round_up(self.avail_gpa + 6 + 2 * size, 4)
+        self.data_gpa = self.desc_gpa + ring_bytes(size) if data_gpa is None else data_gpa
+        self._data_end = next(g + n for g, n in memory.regions if g <= self.data_gpa < g + n)
+        self._data_next = self.data_gpa
+        self._start_index = start_index & 0xFFFF
+        self._next_avail = self._last_used = self._start_index
+        self._last_kick = self._start_index
+        self._free = list(range(size))
+        if rng is not None:
+            rng.shuffle(self._free)
+        self._in_flight: dict[int, _InFlight] = {}
+        memory.write(self.desc_gpa, bytes(self.used_gpa + 6 + 8 * size - self.desc_gpa))
+        self.set_avail_idx(self._start_index)
+        self._put16(self.used_gpa + 2, self._start_index)
+        self.set_used_event(self._start_index)
+        self._put16(self._avail_event_gpa, self._start_index)
+
+    def device_queue(self) -> SplitQueue:
+        """The device's side of the same queue, at the same indices."""
+        queue = SplitQueue(
+            self.memory,
+            self.size,
+            self.desc_gpa,
+            self.avail_gpa,
+            self.used_gpa,
+            event_idx=self.event_idx,
+            indirect=self.indirect,
+        )
+        if self._start_index:
+            queue.next_avail = queue.next_used = self._start_index
+        return queue
+
+    # What a driver does.
+
+    def add(
+        self,
+        readable: Sequence[bytes] = (),
+        writable: Sequence[int] = (),
+        *,
+        indirect: bool = False,
+        direct_first: int = 0,
+        publish: bool = True,
+    ) -> int:
+        """Make one buffer available; returns the index of its head descriptor.
+
+        `readable` are the contents of its device-readable elements, `writable` the sizes in bytes
+        of its device-writable ones, which are filled with 0xEE. With `indirect` all but the first
+        `direct_first` elements go into an indirect table (2.7.5.3). IndexError when too few
+        descriptors are free, MemoryError when too little RAM. Without `publish` the available
+        index does not move until `publish` is called.
+        """
+        elements = [(self.place(data), len(data), 0) for data in readable]
+        spaces = [(self.place(b"\xee" * count), count) for count in writable]
+        elements += [(gpa, count, WRITE) for gpa, count in spaces]
+        if indirect:
+            table = chain_table(elements[direct_first:])
+            elements[direct_first:] = [(self.place(table), len(table), INDIRECT)]
+        if len(elements) > len(self._free):
+            raise IndexError(f"{len(elements)} descriptors wanted, {len(self._free)} free")
+        indices = [self._free.pop(0) for _ in elements]
+        for i, (gpa, length, flags) in enumerate(elements):
+            last = i == len(elements) - 1
+            self.set_desc(
+                indices[i],
+                gpa,
+                length,
+                flags | (0 if last else NEXT),
+                0 if last else indices[i + 1],
+            )
+        self._in_flight[indices[0]] = _InFlight(indices, spaces)
+        self.set_avail_ring(self._next_avail, indices[0])
+        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        if publish:
+            self.publish()
+        return indices[0]
+
+    def publish(self) -> None:
+        """Move the available index past all buffers added."""
+        self.set_avail_idx(self._next_avail)
+
+    def kick_wanted(self) -> bool:
+        """Whether the device wants a notification for the buffers published since last asked."""
+        old, self._last_kick = self._last_kick, self._next_avail
+        if not self.event_idx:
+            return not self.used_flags & NO_NOTIFY and old != self._next_avail
+        return need_event(self.avail_event, self._next_avail, old)
+
+    def take_used(self) -> list[Used]:
+        """Take back every buffer the device has returned since, in its order.
+
+        AssertionError when the device returned something that was not with it, or claims to have
+        written more than there was room for.
+        """
+        taken = []
+        while self._last_used != self.used_idx:
+            slot = self.used_gpa + 4 + 8 * (self._last_used % self.size)
+            head, length = struct.unpack("<II", self.memory.read(slot, 8))
+            self._last_used = (self._last_used + 1) & 0xFFFF
+            assert head in self._in_flight, f"descriptor {head} is not with the device"
+            buffer = self._in_flight.pop(head)
+            data = b"".join(self.memory.read(gpa, count) for gpa, count in buffer.writable)
+            assert length <= len(data), f"{length} bytes written to a buffer of {len(data)}"
+            self._free += buffer.descriptors
+            taken.append(Used(head, length, data[:length]))
+        if self.event_idx:
+            self.set_used_event(self._last_used)
+        if not self._in_flight:
+            self._data_next = self.data_gpa
+        return taken
+
+    @property
+    def free_descriptors(self) -> int:
+        return len(self._free)
+
+    @property
+    def in_flight(self) -> int:
+        """Buffers that are with the device."""
+        return len(self._in_flight)
+
+    def place(self, data: bytes, align: int = 16) -> int:
+        """Copy `data` somewhere into the data area and return its gpa."""
+        gpa = _round_up(self._data_next, align)
+        if gpa + len(data) > self._data_end:
+            raise MemoryError(f"no room for {len(data)} bytes of test data")
+        self.memory.write(gpa, data)
+        self._data_next = gpa + len(data)
+        return gpa
+
+    # Raw access, for hostile drivers. Values are taken modulo the size of the field.
+
+    def set_desc(self, index: int, gpa: int, length: int, flags: int = 0, next_: int = 0) -> None:
+        self.memory.write(self.desc_gpa + 16 * index, descriptor(gpa, length, flags, next_))
+
+    def set_avail_flags(self, flags: int) -> None:
+        self._put16(self.avail_gpa, flags)
+
+    def set_avail_idx(self, index: int) -> None:
+        self._put16(self.avail_gpa + 2, index)
+
+    def set_avail_ring(self, slot: int, head: int) -> None:
+        """Element `slot` modulo Queue Size of the available ring."""
+        self._put16(self.avail_gpa + 4 + 2 * (slot % self.size), head)
+
+    def set_used_event(self, index: int) -> None:
+        self._put16(self.avail_gpa + 4 + 2 * self.size, index)
+
+    @property
+    def avail_idx(self) -> int:
+        return self._get16(self.avail_gpa + 2)
+
+    @property
+    def used_flags(self) -> int:
+        return self._get16(self.used_gpa)
+
+    @property
+    def used_idx(self) -> int:
+        return self._get16(self.used_gpa + 2)
+
+    @property
+    def avail_event(self) -> int:
+        return self._get16(self._avail_event_gpa)
+
+    @property
+    def _avail_event_gpa(self) -> int:
+        return self.used_gpa + 4 + 8 * self.size
+
+    def _get16(self, gpa: int) -> int:
+        return int.from_bytes(self.memory.read(gpa, 2), "little")
+
+    def _put16(self, gpa: int, value: int) -> None:
+        self.memory.write(gpa, (value & 0xFFFF).to_bytes(2, "little"))
+
+
+def descriptor(gpa: int, length: int, flags: int = 0, next_: int = 0) -> bytes:
+    """One 16-byte descriptor (2.7.5); every field is taken modulo its size."""
+    return struct.pack(
+        "<QIHH", gpa & (1 << 64) - 1, length & 0xFFFFFFFF, flags & 0xFFFF, next_ & 0xFFFF
+    )
+
+
+def chain_table(elements: Sequence[tuple[int, int, int]]) -> bytes:
+    """An indirect table (2.7.5.3) that chains (gpa, length, flags) elements in order."""
+    last = len(elements) - 1
+    return b"".join(
+        descriptor(gpa, length, flags | (NEXT if i < last else 0), i + 1 if i < last else 0)
+        for i, (gpa, length, flags) in enumerate(elements)
+    )
+
+
+def need_event(event: int, new: int, old: int) -> bool:
+    """Whether moving an index from `old` to `new` passed `event`, modulo 2**16 (2.7.7.2)."""
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GuestMemory against its oracle: a dict of gpa → byte."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm_native.memory import GuestAddressError, GuestMemory
+
+PAGE = 4096
+# Two regions that touch, a hole, and one more.
+REGIONS = ((0x1000, PAGE), (0x2000, 2 * PAGE), (0x8000, PAGE))
+edges = st.sampled_from([gpa + side for gpa, size in REGIONS for side in (0, size)])
+addresses = st.one_of(
+    st.builds(lambda edge, near: max(0, edge + near), edges, st.integers(-9, 9)),
+    st.integers(0, (1 << 64) - 1),
+)
+lengths = st.one_of(st.integers(0, 3 * PAGE + 2), st.integers(0, (1 << 64) - 1))
+
+
+def make_memory() -> GuestMemory:
+    return GuestMemory([(gpa, bytearray(size)) for gpa, size in REGIONS])
+
+
+def is_ram(gpa: int, length: int) -> bool:
+    """Whether every byte of the range is in some region (an empty range always is)."""
+    if length > 4 * PAGE:
+        return False
+    return all(any(g <= a < g + n for g, n in REGIONS) for a in range(gpa, gpa + length))
+
+
+@given(st.lists(st.tuples(addresses, st.binary(max_size=64)), max_size=20), addresses, lengths)
+def test_reads_what_was_written(writes: list[tuple[int, bytes]], gpa: int, length: int) -> None:
+    memory = make_memory()
+    held: dict[int, int] = {}
+    for start, data in writes:
+        if is_ram(start, len(data)):
+            memory.write(start, data)
+            held.update(zip(range(start, start + len(data)), data, strict=True))
+        else:
+            with pytest.raises(GuestAddressError):
+                memory.write(start, data)
+    if is_ram(gpa, length):
+        expected = bytes(held.get(a, 0) for a in range(gpa, gpa + length))
+        assert memory.read(gpa, length) == expected
+    else:
+        with pytest.raises(GuestAddressError) as caught:
+            memory.read(gpa, length)
+        assert (caught.value.gpa, caught.value.length) == (gpa, length)
+    everything = b"".join(memory.read(g, n) for g, n in REGIONS)
+    assert len(everything) - everything.count(0) == sum(1 for byte in held.values() if byte)
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [(0, 1), (0x1000, 0x3001), (0x4FFF, 1), (0x8000, 1 << 64), (-1, 2), (1 << 70, 1), (0x8FFF, 2)],
+)
+def test_outside_ram(gpa: int, length: int) -> None:
+    with pytest.raises(GuestAddressError):
+        make_memory().read(gpa, length)
+
+
+def test_describes_itself() -> None:
+    memory = GuestMemory([(0x8000, bytearray(PAGE)), (0, bytearray(2 * PAGE))])
+    assert memory.size_bytes == 3 * PAGE
+    assert memory.regions == ((0, 2 * PAGE), (0x8000, PAGE))
+    assert memory.page_ranges == ((0, 2), (8, 1))
+    assert GuestMemory([]).size_bytes == 0
+
+
+def test_large_copies_cross_regions() -> None:
+    memory = GuestMemory([(0, bytearray(1 << 20)), (1 << 20, bytearray(1 << 20))])
+    data = bytes(range(256)) * 4096
+    memory.write(0x8000, data)
+    assert memory.read(0x8000, len(data)) == data
+
+
+def test_writes_any_buffer() -> None:
+    memory = make_memory()
+    memory.write(0x1000, memoryview(bytearray(b"abcd")).cast("I"))
+    assert memory.read(0x1000, 4) == b"abcd"
+    with pytest.raises(TypeError):
+        memory.write(0x1000, "abcd")  # type: ignore[arg-type]
+
+
+def test_keeps_its_buffers() -> None:
+    area = mmap.mmap(-1, PAGE)
+    memory = GuestMemory([(0, area)])
+    with pytest.raises(BufferError):
+        area.close()
+    del memory
+    area.close()
+
+
+def test_a_negative_length() -> None:
+    with pytest.raises(ValueError, match="length of -1"):
+        make_memory().read(0x1000, -1)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([(0, bytes(PAGE))], "writable"),
+        ([(0, memoryview(bytearray(2 * PAGE))[::2])], "contiguous"),
+        ([(1, bytearray(PAGE))], "whole pages"),
+        ([(-PAGE, bytearray(PAGE))], "whole pages"),
+        ([(0, bytearray(PAGE + 1))], "whole pages"),
+        ([(0, bytearray(0))], "whole pages"),
+        ([((1 << 52) - PAGE, bytearray(2 * PAGE))], "52 bits"),
+        ([(0, memoryview(bytearray(PAGE + 8))[8:])], "aligned"),
+        ([(0, bytearray(2 * PAGE)), (PAGE, bytearray(PAGE))], "overlaps"),
+        ([(0, bytearray(PAGE)), (0, bytearray(PAGE))], "overlaps"),
+    ],
+)
+def test_constructor_refuses(regions: list[tuple[int, bytearray]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GuestMemory(regions)
+
+
+def test_needs_buffers() -> None:
+    with pytest.raises(TypeError):
+        GuestMemory([(0, 4096)])  # type: ignore[list-item]

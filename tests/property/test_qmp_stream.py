@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Invariant: whatever bytes come and however they are cut, the JSON stream yields the same
+messages and errors, raises nothing but `QmpError`, and keeps no more than one message."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.control.json_stream import JsonStream
+from pyvmm.control.qmp import QmpError
+
+LIMIT_BYTES = 60
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False).filter(lambda number: abs(number) < 1e300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+messages = st.dictionaries(st.text(), json_values, max_size=5)
+blanks = st.sampled_from([b"", b" ", b"\n", b"\r\n", b"\t \n"])
+fragments = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b"{}", b'{"a":1}', b'\\"', b","]),
+)
+
+
+def take(stream: JsonStream) -> list[Any]:
+    items: list[Any] = []
+    while True:
+        try:
+            message = stream.next()
+        except QmpError as error:
+            items.append(error.desc)
+            continue
+        if message is None:
+            return items
+        items.append(message)
+
+
+def cut(data: st.DataObject, text: bytes) -> list[bytes]:
+    places = data.draw(st.lists(st.integers(0, len(text)), max_size=20).map(sorted))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+@given(st.lists(st.tuples(messages, blanks, st.booleans()), max_size=6), st.data())
+def test_messages_survive_any_cut(
+    items: list[tuple[dict[str, Any], bytes, bool]], data: st.DataObject
+) -> None:
+    text = b"".join(
+        json.dumps(message, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") + blank
+        for message, blank, ascii_only in items
+    )
+    stream = JsonStream()
+    found = []
+    for part in cut(data, text):
+        stream.feed(part)
+        found += take(stream)
+    assert found == [message for message, _, _ in items]
+
+
+@given(st.lists(fragments, max_size=40).map(b"".join), st.data())
+def test_garbage_yields_the_same_however_it_is_cut(text: bytes, data: st.DataObject) -> None:
+    whole = JsonStream(LIMIT_BYTES)
+    whole.feed(text)
+    expected = take(whole)
+    stream = JsonStream(LIMIT_BYTES)
+    found = []
+    for part in cut(data, text):
+        stream.feed(part)
+        found += take(stream)
+        assert len(stream._buffer) <= LIMIT_BYTES
+    assert found == expected
+
+
+@given(st.binary(max_size=200), messages)
+def test_a_stream_recovers_from_garbage_that_opens_nothing(
+    garbage: bytes, message: dict[str, Any]
+) -> None:
+    garbage = garbage.translate(None, b"{[")
+    stream = JsonStream()
+    stream.feed(garbage + b"\n" + json.dumps(message).encode())
+    assert take(stream)[-1] == message

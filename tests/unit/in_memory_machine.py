@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine without a guest, for tests of everything that talks to one.
+
+Its balloon really moves, step by step on the event loop, as a driver would move it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyvmm.control.machine_control import EventSink, Status
+from pyvmm.control.server import ControlServer
+from pyvmm.units import GIB, MIB
+
+
+class InMemoryMachine:
+    """Satisfies `MachineControl`; `stuck_at_bytes` is where its driver finds no more memory."""
+
+    def __init__(
+        self, ram_bytes: int = GIB, step_bytes: int = 64 * MIB, stuck_at_bytes: int = 0
+    ) -> None:
+        self.ram_bytes = ram_bytes
+        self.balloon_actual_bytes = ram_bytes
+        self.status: Status = "running"
+        self.targets: list[int] = []
+        self.on_quit: Callable[[], object] = lambda: None
+        self._step_bytes = step_bytes
+        self._stuck_at_bytes = stuck_at_bytes
+        self._sinks: list[EventSink] = []
+
+    def set_balloon_target(self, target_bytes: int) -> None:
+        self.targets.append(target_bytes)
+        pages = (self.ram_bytes - target_bytes) // 4096
+        self._goal_bytes = self.ram_bytes - pages * 4096
+        if self._step_bytes:
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        goal_bytes = max(self._goal_bytes, self._stuck_at_bytes)
+        way_bytes = goal_bytes - self.balloon_actual_bytes
+        if way_bytes == 0:
+            return
+        self.balloon_actual_bytes += max(-self._step_bytes, min(self._step_bytes, way_bytes))
+        self.announce("BALLOON_CHANGE", actual=self.balloon_actual_bytes)
+        asyncio.get_running_loop().call_soon(self._step)
+
+    def pause(self) -> None:
+        assert self.status == "running"
+        self.status = "paused"
+        self.announce("STOP")
+
+    def resume(self) -> None:
+        assert self.status == "paused"
+        self.status = "running"
+        self.announce("RESUME")
+
+    def quit(self) -> None:
+        self.status = "shutdown"
+        self.announce("SHUTDOWN", guest=False, reason="host-qmp-quit")
+        self.on_quit()
+
+    def subscribe(self, sink: EventSink) -> None:
+        self._sinks.append(sink)
+
+    def announce(self, name: str, **data: object) -> None:
+        for sink in self._sinks:
+            sink(name, data)
+
+
+@contextmanager
+def served_in_thread(machine: InMemoryMachine, path: Path) -> Iterator[None]:
+    """Serve `machine` at `path` from another thread until the block ends or the machine quits."""
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    end = asyncio.Event()
+
+    async def serve() -> None:
+        server = ControlServer(machine, path)
+        await server.start()
+        machine.on_quit = end.set
+        started.set()
+        await end.wait()
+        await server.close()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(10)
+        loop.close()
+    assert not thread.is_alive()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm balloon` from outside: a process of its own against a real socket."""
+
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from in_memory_machine import InMemoryMachine, served_in_thread
+
+from pyvmm.units import GIB, MIB
+
+ROOT = Path(__file__).parents[2]
+
+
+def balloon(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pyvmm", "balloon", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_one_line(process: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.startswith("pyvmm: ")
+    assert process.stderr.count("\n") == 1
+    for word in words:
+        assert word in process.stderr
+
+
+@pytest.mark.parametrize("target_bytes", [256 * MIB, 256 * MIB + 1])
+def test_the_target_is_reached(tmp_path: Path, target_bytes: int) -> None:
+    machine = InMemoryMachine()
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = balloon(str(target_bytes), "--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("the guest keeps 256 MiB of 1 GiB after ")
+    assert process.stdout.count("\n") == 1
+    assert process.stderr == ""
+    assert machine.targets == [target_bytes]
+    assert machine.balloon_actual_bytes == -(-target_bytes // 4096) * 4096
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    with served_in_thread(machine, tmp_path / "qmp"):
+        assert balloon("128M", "--qmp", f"unix:{tmp_path}/qmp").returncode == 0
+        process = balloon("1G", "--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 0
+    assert machine.balloon_actual_bytes == GIB
+
+
+def test_a_guest_that_stops_short_is_status_1(tmp_path: Path) -> None:
+    machine = InMemoryMachine(stuck_at_bytes=300 * MIB)
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.3")
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert "stopped at 300 MiB of 1 GiB (44 MiB short)" in process.stderr
+
+
+def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
+    machine = InMemoryMachine(step_bytes=0)
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = balloon("256M", "--no-wait", "--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 0
+    assert "asked the guest to keep 256 MiB of 1 GiB" in process.stdout
+    assert machine.targets == [256 * MIB]
+
+
+def test_without_a_target_the_state_is_shown(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    machine.balloon_actual_bytes = 256 * MIB
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = balloon("--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 0
+    for words in ("running", "1 GiB", "256 MiB", "768 MiB"):
+        assert words in process.stdout
+    assert machine.targets == []
+
+
+def test_a_guest_that_ends_meanwhile_is_status_1(tmp_path: Path) -> None:
+    class DyingMachine(InMemoryMachine):
+        def set_balloon_target(self, target_bytes: int) -> None:
+            self.quit()
+
+    with served_in_thread(DyingMachine(), tmp_path / "qmp"):
+        process = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 1
+    assert process.stderr == "pyvmm: the guest has ended\n"
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
+    machine = InMemoryMachine(step_bytes=MIB)
+    controller, terminal = pty.openpty()
+    shown = bytearray()
+
+    def watch() -> None:
+        try:
+            while data := os.read(controller, 4096):
+                shown.extend(data)
+        except OSError:  # EIO: the other side was closed
+            pass
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = subprocess.run(
+            [sys.executable, "-m", "pyvmm", "balloon", "256M", "--qmp", f"unix:{tmp_path}/qmp"],
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            timeout=60,
+            check=False,
+        )
+    os.close(terminal)
+    watcher.join(10)
+    os.close(controller)
+    assert process.returncode == 0
+    assert b"inflating" in shown
+    assert b"guest has" in shown
+
+
+def test_larger_than_ram_names_the_limit(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = balloon("2G", "--qmp", f"unix:{tmp_path}/qmp")
+    assert_one_line(process, "only 1 GiB", f"at most {GIB} bytes")
+    assert machine.targets == []
+
+
+@pytest.mark.parametrize("target", ["nonsense", "0", "1GB", "-1M", "1e6", ""])
+def test_nonsense_targets(target: str) -> None:
+    assert_one_line(balloon(target, "--qmp", "unix:/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["256M"], "Missing option '--qmp'"),
+        (["256M", "--qmp", "/tmp/x"], "write unix:PATH"),
+        (["256M", "--qmp", "unix:/nowhere/qmp"], "start a guest with --qmp unix:/nowhere/qmp"),
+        (["256M", "--qmp", "unix:/etc/hostname"], "connection refused"),
+        (["256M", "--qmp", "unix:/nowhere/qmp", "--timeout", "-1"], "--timeout"),
+        (["256M", "--qmp", "unix:/nowhere/qmp", "--timeout", "nan"], "--timeout"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str) -> None:
+    assert_one_line(balloon(*arguments), words)
+
+
+@pytest.mark.parametrize("answer", [b"", b"220 mail.example ESMTP\r\n", b'{"hello": 1}\n', b"[]"])
+def test_a_socket_that_is_not_qmp(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        process = balloon("256M", "--qmp", f"unix:{tmp_path}/other")
+        thread.join(10)
+    assert_one_line(process, "is not a QMP socket", "--qmp")
+
+
+def test_a_monitor_without_a_balloon(tmp_path: Path) -> None:
+    """What QEMU answers without a balloon device comes through as one line."""
+    answers = [
+        b'{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n',
+        b'{"return": {}}\r\n',
+        b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RTC_CHANGE"}\r\n'
+        b'{"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}\r\n',
+    ]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qemu"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for answer in answers:
+                    connection.sendall(answer)
+                    connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        process = balloon("256M", "--qmp", f"unix:{tmp_path}/qemu")
+        thread.join(10)
+    assert_one_line(process, "No balloon device")

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The balloon behind its PCI registers: memory really goes, bad requests change nothing."""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from devices.balloon import dialects
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from pyvmm_native.runs import PageRuns
+from tests.balloon_requests import bitmap_request, pfn_array
+from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam, Board
+from tests.virtio_driver import (
+    DEFLATE,
+    INFLATE,
+    STATS,
+    VERSION_1,
+    VirtioDriver,
+    probed,
+    started,
+)
+
+BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+HOLE_GPA = 16 * MIB
+HIGH_GPA = 4096 * MIB
+
+
+def request(dialect: Dialect, pfns: Iterable[int]) -> Sequence[bytes]:
+    return [pfn_array(pfns)] if dialect is STANDARD else bitmap_request(pfns)
+
+
+def resident_bytes(ram: AnonymousRam) -> int:
+    """Resident part of the first region, from the kernel's page map of this process."""
+    area = ram.maps[0][1]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    first, count = address // PAGE_BYTES, len(area) // PAGE_BYTES
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(first * 8)
+        entries = pagemap.read(count * 8)
+    return PAGE_BYTES * sum(entries[i * 8 + 7] >> 7 for i in range(count))
+
+
+@BOTH
+def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> None:
+    driver = started(dialect)
+    ram = driver.board.ram
+    ram.memory.write(0, b"\xa5" * (16 * MIB))
+    before = resident_bytes(ram)
+    pfns = [*range(256, 512), *range(1000, 2000, 2)]
+    for start in range(0, len(pfns), 256):
+        used = driver.send(INFLATE, request(dialect, pfns[start : start + 256]))
+        assert [each.length for each in used] == [0]
+    # Rings and requests of this test's driver take a few pages more.
+    assert before - resident_bytes(ram) > (len(pfns) - 16) * PAGE_BYTES
+    page = {True: bytes(PAGE_BYTES), False: b"\xa5" * PAGE_BYTES}
+    gone = set(pfns)
+    for pfn in range(16 * MIB // PAGE_BYTES):
+        assert ram.memory.read(pfn * PAGE_BYTES, PAGE_BYTES) == page[pfn in gone], pfn
+    counters = driver.board.balloon.counters
+    assert counters.inflate.pages == len(pfns)
+    assert counters.discarded_bytes == len(pfns) * PAGE_BYTES
+    assert counters.interrupts > 0
+
+
+@BOTH
+def test_buffer_comes_back_after_the_memory_is_gone(dialect: Dialect) -> None:
+    driver = started(dialect)
+    ram = driver.board.ram
+    ram.memory.write(PAGE_BYTES, b"x")
+    seen = []
+
+    def discard(runs: PageRuns) -> int:
+        seen.append((list(runs), driver.queues[INFLATE].used_idx))
+        return 0
+
+    ram.discard = discard  # type: ignore[method-assign]
+    driver.send(INFLATE, request(dialect, [1]))
+    assert seen == [([(1, 1)], 0)]
+
+
+@BOTH
+def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
+    driver = started(dialect)
+    driver.memory.write(5 * PAGE_BYTES, b"kept")
+    assert driver.send(DEFLATE, request(dialect, [5, 6]))[0].length == 0
+    assert driver.memory.read(5 * PAGE_BYTES, 4) == b"kept"
+    counters = driver.board.balloon.counters
+    assert (counters.deflate.requests, counters.deflate.pages) == (1, 2)
+    assert counters.inflate.requests == counters.discarded_bytes == 0
+    assert driver.board.ram.discarded == []
+
+
+@BOTH
+@pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
+def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -> None:
+    ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
+    driver = started(dialect, ram)
+    last = HOLE_GPA // PAGE_BYTES - 1
+    ram.memory.write(last * PAGE_BYTES, b"kept")
+    assert driver.send(queue, request(dialect, [last, last + 1]))[0].length == 0
+    assert ram.memory.read(last * PAGE_BYTES, 4) == b"kept"
+    assert ram.discarded == []
+    traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
+    assert (traffic.requests, traffic.pages, traffic.bad_payloads) == (1, 0, 1)
+    name, fields = driver.board.trace.events[-1]
+    assert name == "balloon.bad_payload"
+    assert fields["why"] == "1 of 2 pages are not RAM"
+    # The queue goes on working.
+    driver.send(queue, request(dialect, [last]))
+    traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
+    assert (traffic.requests, traffic.pages, traffic.bad_payloads) == (2, 1, 1)
+
+
+@BOTH
+def test_a_request_may_span_the_hole(dialect: Dialect) -> None:
+    ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
+    driver = started(dialect, ram)
+    pfns = [HOLE_GPA // PAGE_BYTES - 1, 60 * MIB // PAGE_BYTES]
+    driver.send(INFLATE, request(dialect, pfns))
+    assert driver.board.balloon.counters.inflate.pages == 2
+
+
+def test_pages_above_4_gib() -> None:
+    ram = AnonymousRam((0, 64 * MIB), (HIGH_GPA, 4 * MIB))
+    driver = started(BITMAP, ram)
+    ram.memory.write(HIGH_GPA, b"gone")
+    driver.send(INFLATE, request(BITMAP, [HIGH_GPA // PAGE_BYTES]))
+    assert ram.memory.read(HIGH_GPA, 4) == bytes(4)
+
+
+def test_only_whole_host_pages_are_discarded() -> None:
+    driver = started(BITMAP, AnonymousRam((0, 64 * MIB), host_page_pages=16))
+    driver.send(INFLATE, request(BITMAP, range(8, 40)))
+    assert [list(runs) for runs in driver.board.ram.discarded] == [[(16, 16)]]
+    counters = driver.board.balloon.counters
+    assert counters.inflate.pages == 32
+    assert counters.discarded_bytes == 16 * PAGE_BYTES
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_bitmap_over_many_descriptors(indirect: bool) -> None:
+    driver = started(BITMAP)
+    pieces = bitmap_request(range(64, 64 + 4096))
+    header, bits = pieces[0], pieces[1]
+    split = [header[:5], header[5:], *(bits[i : i + 16] for i in range(0, len(bits), 16))]
+    driver.send(INFLATE, split, indirect=indirect)
+    assert driver.board.balloon.counters.inflate.pages == 4096
+
+
+def test_a_large_request_is_a_turn_of_its_own() -> None:
+    driver = started(BITMAP)
+    queue = driver.queues[INFLATE]
+    for _ in range(3):
+        queue.add(bitmap_request([1], bmap_len=65536, supplied_bytes=65536))
+    driver.kick(INFLATE)
+    assert driver.board.serve() == 4, "three requests, and one call to see that there are no more"
+    assert len(queue.take_used()) == 3
+
+
+@BOTH
+def test_over_long_request_comes_back_unread(dialect: Dialect) -> None:
+    driver = started(dialect)
+    piece = bytes(64 * 1024)
+    count = dialect.max_request_bytes // len(piece) + 1
+    assert driver.send(INFLATE, [piece] * count)[0].length == 0
+    assert "too long" in str(driver.board.trace.events[-1][1]["why"])
+    assert driver.board.balloon.counters.inflate.bad_payloads == 1
+    assert driver.board.ram.discarded == []
+
+
+@BOTH
+def test_request_without_readable_bytes(dialect: Dialect) -> None:
+    driver = started(dialect)
+    queue = driver.queues[INFLATE]
+    queue.add([], [64])
+    driver.kick(INFLATE)
+    driver.board.serve()
+    assert [used.length for used in queue.take_used()] == [0]
+    assert driver.board.balloon.counters.inflate.bad_payloads == 1
+
+
+def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
+    """The trap of the colliding feature bits: the wrong dialect must discard nothing."""
+    driver = started(BITMAP)
+    assert driver.send(INFLATE, [pfn_array(range(256))])[0].length == 0
+    assert driver.board.ram.discarded == []
+    assert driver.board.balloon.counters.inflate.bad_payloads == 1
+
+
+# Target and actual.
+
+
+@BOTH
+def test_target_reaches_the_driver(dialect: Dialect) -> None:
+    driver = started(dialect)
+    balloon = driver.board.balloon
+    balloon.set_target(1234)
+    assert driver.board.msi.triggered[-1] == 0
+    assert driver.read_device(0) == balloon.num_pages == 1234
+    driver.write_device(0, 4, 9)
+    assert driver.read_device(0) == 1234, "num_pages is the device's to change"
+
+
+def test_target_before_driver_ok_is_kept_and_silent() -> None:
+    driver = probed(STANDARD)
+    driver.board.balloon.set_target(77)
+    assert driver.board.line.level is False
+    assert driver.read_device(0) == 77, "2.5.3: readable before FEATURES_OK"
+    driver.start()
+    assert driver.read_device(0) == 77
+
+
+@pytest.mark.parametrize("pages", [-1, 64 * MIB // PAGE_BYTES + 1])
+def test_target_outside_ram(pages: int) -> None:
+    board = Board.with_balloon(STANDARD)
+    with pytest.raises(ValueError, match="pages asked"):
+        board.balloon.set_target(pages)
+    board.balloon.set_target(64 * MIB // PAGE_BYTES)
+
+
+@BOTH
+def test_actual_is_reported_and_never_more_than_ram(dialect: Dialect) -> None:
+    driver = started(dialect)
+    board = driver.board
+    for written, actual in ((10, 10), (0xFFFF_FFFF, 64 * MIB // PAGE_BYTES), (0, 0)):
+        driver.write_device(4, 4, written)
+        assert driver.read_device(4) == written
+        assert board.balloon.actual == board.actuals[-1] == actual
+
+
+def test_actual_starts_anew_with_the_driver() -> None:
+    driver = started(STANDARD)
+    driver.write_device(4, 4, 10)
+    driver.board.balloon.set_target(20)
+    driver.reset()
+    assert driver.board.actuals == [10, 0]
+    assert driver.board.balloon.actual == 0
+    assert driver.board.balloon.num_pages == 20
+
+
+def test_config_space_takes_any_access_size() -> None:
+    driver = started(STANDARD)
+    driver.board.balloon.set_target(0x3456)
+    assert driver.read_device(0, 1) == 0x56
+    assert driver.read_device(1, 1) == 0x34
+    for i, byte in enumerate((0x21, 0x43, 0, 0)):
+        driver.write_device(4 + i, 1, byte)
+    assert driver.read_device(0, 8) == 0x4321 << 32 | 0x3456
+
+
+# Features and the statistics queue.
+
+
+def test_offered_features() -> None:
+    expected = {STANDARD: 0b0001, BITMAP: 0b1011}
+    for dialect, bits in expected.items():
+        for on_oom in (False, True):
+            board = Board.with_balloon(dialect, deflate_on_oom=on_oom)
+            offered = VirtioDriver(board).probe().offered()
+            assert offered & 0xFF_FFFF == bits | dialects.DEFLATE_ON_OOM * on_oom
+            assert offered >> 24 == (VERSION_1 | 0b11 << 28) >> 24
+
+
+def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
+    driver = started(BITMAP)
+    assert driver.send(STATS, [bytes(10)]) == []
+    again = driver.send(STATS, [bytes(10)])
+    assert [used.length for used in again] == [0]
+    driver.start()
+    assert driver.send(STATS, [bytes(10)]) == []
+
+
+def test_stats_queue_without_its_feature_serves_nothing() -> None:
+    driver = started(BITMAP, wanted=VERSION_1 | 1)
+    assert driver.send(STATS, [bytes(10)])[0].length == 0
+    assert driver.board.trace.events[-1][1]["why"] == "the feature of this queue was not accepted"
+
+
+def test_counters_are_a_snapshot() -> None:
+    driver = started(STANDARD)
+    before = driver.board.balloon.counters
+    driver.send(INFLATE, [pfn_array([1])])
+    assert before.inflate.requests == 0
+    assert driver.board.balloon.counters.inflate.requests == 1

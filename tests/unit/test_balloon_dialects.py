@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both balloon dialects as pure functions: request bytes in, pages or BadPayload out."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.balloon import bitmap, dialects
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.errors import BadPayload
+from pyvmm_native.runs import PageRuns
+from tests.balloon_requests import bitmap_request, pfn_array
+
+
+def joined(*args: object, **kwargs: int) -> bytes:
+    return b"".join(bitmap_request(*args, **kwargs))  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=300))
+def test_standard_names_exactly_the_pages_sent(pfns: list[int]) -> None:
+    runs = STANDARD.decode(pfn_array(pfns))
+    assert runs == PageRuns((pfn, 1) for pfn in pfns)
+
+
+@given(st.sets(st.integers(0, 5000), min_size=1), st.integers(0, 2**40))
+def test_bitmap_names_exactly_the_pages_sent(offsets: set[int], base: int) -> None:
+    pfns = {base + offset for offset in offsets}
+    assert BITMAP.decode(joined(pfns)) == PageRuns((pfn, 1) for pfn in pfns)
+
+
+@given(st.binary(max_size=200), st.sampled_from([STANDARD, BITMAP]))
+def test_any_bytes_are_pages_or_a_bad_payload(payload: bytes, dialect: Dialect) -> None:
+    try:
+        runs = dialect.decode(payload)
+    except BadPayload:
+        return
+    assert runs.pages <= 8 * len(payload) << 18
+
+
+@given(
+    st.integers(0, 2**16 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.binary(max_size=64),
+)
+def test_any_header_is_pages_or_a_bad_payload(
+    page_shift: int, start_pfn: int, bmap_len: int, bits: bytes
+) -> None:
+    header = struct.pack("<HHHHQQQ", 0, page_shift, 0, 0, 0, start_pfn & ~63, bmap_len & 0x78)
+    try:
+        runs = BITMAP.decode(header + bits)
+    except BadPayload:
+        return
+    assert all(start + count <= 1 << 52 for start, count in runs)
+
+
+def test_header_is_the_32_bytes_of_the_wire_format() -> None:
+    assert bitmap.HEADER.size == 32
+    assert BITMAP.max_request_bytes == 32 + 32 * 32 * 1024
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", bytes(3), bytes(5), bytes(4097)])
+def test_standard_refuses_what_is_not_an_array(payload: bytes) -> None:
+    with pytest.raises(BadPayload):
+        STANDARD.decode(payload)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"cmd": 1}, "command"),
+        ({"cmd": 0xFFFF}, "command"),
+        ({"flag": 1}, "flag"),
+        ({"page_shift": 0}, "page_shift"),
+        ({"page_shift": 11}, "page_shift"),
+        ({"page_shift": 31}, "page_shift"),
+        ({"page_shift": 0xFFFF}, "page_shift"),
+        ({"start_pfn": 1}, "multiple of 64"),
+        ({"start_pfn": 4}, "multiple of 64"),
+        ({"bmap_len": 0}, "bmap_len"),
+        ({"bmap_len": 7}, "bmap_len"),
+        ({"bmap_len": 16}, "supplied"),
+        ({"bmap_len": 2**64 - 8}, "supplied"),
+        ({"supplied_bytes": 0}, "supplied"),
+        ({"supplied_bytes": 7}, "supplied"),
+    ],
+)
+def test_bitmap_refuses(change: dict[str, int], why: str) -> None:
+    with pytest.raises(BadPayload, match=why):
+        BITMAP.decode(joined([5], **change))
+
+
+@pytest.mark.parametrize("start_pfn", [2**64 - 64, 2**52])
+def test_bitmap_refuses_addresses_beyond_64_bits(start_pfn: int) -> None:
+    request = struct.pack("<HHHHQQQ", 0, 12, 0, 0, 0, start_pfn, 8) + bytes(8)
+    with pytest.raises(BadPayload, match="beyond"):
+        BITMAP.decode(request)
+
+
+def test_bitmap_overflow_by_page_shift() -> None:
+    request = struct.pack("<HHHHQQQ", 0, 30, 0, 0, 0, 1 << 34, 8) + bytes(8)
+    with pytest.raises(BadPayload, match="beyond"):
+        BITMAP.decode(request)
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(31)])
+def test_bitmap_refuses_a_short_header(payload: bytes) -> None:
+    with pytest.raises(BadPayload, match="too short"):
+        BITMAP.decode(payload)
+
+
+def test_bitmap_ignores_what_says_nothing_about_pages() -> None:
+    request = joined([3, 70], reserved=0xFFFF, req_id=2**64 - 1, supplied_bytes=32768)
+    assert list(BITMAP.decode(request)) == [(3, 1), (70, 1)]
+
+
+def test_bits_behind_bmap_len_are_not_pages() -> None:
+    request = bytearray(joined([3], supplied_bytes=64))
+    request[32 + 8 :] = b"\xff" * 56
+    assert list(BITMAP.decode(bytes(request))) == [(3, 1)]
+
+
+def test_larger_pages() -> None:
+    assert list(BITMAP.decode(joined([1, 64], page_shift=16, start_pfn=0))) == [
+        (16, 16),
+        (64 * 16, 16),
+    ]
+
+
+def test_a_whole_gigabyte_in_one_buffer() -> None:
+    header = struct.pack("<HHHHQQQ", 0, 12, 0, 0, 0, 1 << 18, 32768)
+    assert list(BITMAP.decode(header + b"\xff" * 32768)) == [(1 << 18, 1 << 18)]
+
+
+def test_queue_numbers() -> None:
+    assert STANDARD.roles(0) == (Role.INFLATE, Role.DEFLATE)
+    assert BITMAP.roles(BITMAP.features) == (Role.INFLATE, Role.DEFLATE, Role.STATS)
+    assert BITMAP.roles(0) == (Role.INFLATE, Role.DEFLATE)
+
+
+def test_dialects_are_chosen_by_name() -> None:
+    assert dialects.by_name("standard") is STANDARD
+    assert dialects.by_name("bitmap") is BITMAP
+    assert dialects.NAMES == ("standard", "bitmap")
+    with pytest.raises(KeyError):
+        dialects.by_name("guess")
+
+
+def test_colliding_bits_belong_to_one_dialect_only() -> None:
+    assert STANDARD.features & (1 << 3 | 1 << 4) == 0
+    assert BITMAP.features & 1 << 3
+    assert BITMAP.features & dialects.STATS_VQ, "drivers drop PAGE_BITMAP without it"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files to guest memory: kernels that are none, and what a good one finds at its start."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm import layout
+from pyvmm.boot import linux64
+from pyvmm.boot.image import read_kernel
+from pyvmm.boot.loader import load_linux, read_boot_files
+from pyvmm.config import MIB, MachineConfig
+from pyvmm.errors import UserError
+from pyvmm.memory import Ram
+from pyvmm_native.memory import GuestMemory
+from tests.elf_kernel import CODE_OFFSET, LOAD_GPA, elf_kernel
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vmlinux"
+
+
+def config(path: Path, **changes: Any) -> MachineConfig:
+    given = {"initrd": None, "command_line": "", "ram_bytes": 64 * MIB, "vcpus": 1}
+    return MachineConfig(kernel=path, dialect="standard", **{**given, **changes})
+
+
+def test_a_kernel_is_loaded_where_it_says_and_bss_is_zero(path: Path) -> None:
+    path.write_bytes(elf_kernel(b"kernel", memory_bytes=0x9000))
+    kernel = read_kernel(path)
+    assert (kernel.entry, kernel.end) == (LOAD_GPA, LOAD_GPA + 0x9000)
+    memory = GuestMemory([(0, mmap.mmap(-1, 2 * MIB, flags=mmap.MAP_PRIVATE))])
+    kernel.load(memory)
+    assert memory.read(LOAD_GPA, 8) == b"kernel\0\0"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "not an ELF kernel"),
+        (b"\x7fEL", "not an ELF kernel"),
+        (b"#!/bin/sh\n", "not an ELF kernel"),
+        (b"\x7fELF", "cannot be read"),
+        (elf_kernel()[:40], "cannot be read"),
+        (elf_kernel()[: CODE_OFFSET - 1], "cannot be read"),
+        (elf_kernel(machine=40), "not for x86-64"),
+        (elf_kernel(segments=0), "no loadable segment"),
+        (elf_kernel(file_bytes=4097), "truncated"),
+        (elf_kernel(file_bytes=1 << 63), "truncated"),
+        (elf_kernel(b"\xf4" * 9, memory_bytes=8), "longer in the file"),
+        (elf_kernel(gpa=0), "taken or outside RAM"),
+        (elf_kernel(gpa=LOAD_GPA - 1), "taken or outside RAM"),
+        (elf_kernel(gpa=4 * GIB), "taken or outside RAM"),
+        (elf_kernel(memory_bytes=(1 << 64) - 1), "taken or outside RAM"),
+        (elf_kernel(entry=0x20_0000), "entry point 0x200000 is in none"),
+        (elf_kernel(entry=LOAD_GPA - 1), "is in none"),
+    ],
+)
+def test_what_is_no_kernel_is_refused_in_one_line(
+    path: Path, content: bytes, complaint: str
+) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_kernel(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+@given(position=st.integers(0, CODE_OFFSET - 1), value=st.integers(0, 255))
+def test_any_damaged_byte_is_an_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, position: int, value: int
+) -> None:
+    path = tmp_path_factory.mktemp("elf") / "vmlinux"
+    content = bytearray(elf_kernel(b"\xf4" * 64))
+    content[position] = value
+    path.write_bytes(content)
+    try:
+        kernel = read_kernel(path)
+    except UserError:
+        return
+    for segment in kernel.segments:
+        assert segment.offset + segment.file_bytes <= len(content)
+        assert layout.HIGH_MEMORY_GPA <= segment.gpa <= segment.end <= layout.LOW_RAM_END_GPA
+
+
+def test_a_kernel_too_large_for_the_guest(path: Path) -> None:
+    path.write_bytes(elf_kernel(memory_bytes=64 * MIB))
+    with pytest.raises(UserError, match=r"needs RAM up to 65 MiB.*--memory"):
+        read_boot_files(config(path))
+
+
+def test_an_initramfs_goes_to_the_top_of_low_ram(path: Path) -> None:
+    initrd = path.with_name("initrd")
+    initrd.write_bytes(b"cpio" * 2000)
+    path.write_bytes(elf_kernel())
+    low = read_boot_files(config(path, initrd=initrd))
+    assert low.initrd_gpa == 64 * MIB - 8192
+    high = read_boot_files(config(path, initrd=initrd, ram_bytes=8 * GIB))
+    assert high.initrd_gpa == 3 * GIB - 8192
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(63 * MIB)])
+def test_an_initramfs_that_cannot_be_used(path: Path, content: bytes | None) -> None:
+    initrd = path.with_name("initrd")
+    if content is not None:
+        initrd.write_bytes(content)
+    path.write_bytes(elf_kernel())
+    with pytest.raises(UserError):
+        read_boot_files(config(path, initrd=initrd))
+
+
+def test_the_zero_page(path: Path) -> None:
+    initrd = path.with_name("initrd")
+    initrd.write_bytes(b"x" * 100)
+    path.write_bytes(elf_kernel())
+    machine = config(path, initrd=initrd, ram_bytes=4 * GIB, command_line="console=ttyS0")
+    ram = Ram(machine.ram_bytes)
+    boot = load_linux(read_boot_files(machine), machine, ram)
+    page = ram.memory.read(boot.zero_page_gpa, 4096)
+    assert page[0x1FE:0x206] == b"\x55\xaa" + page[0x200:0x202] + b"HdrS"
+    (line_gpa,) = struct.unpack_from("<I", page, 0x228)
+    assert ram.memory.read(line_gpa, 14) == b"console=ttyS0\0"
+    initrd_gpa, initrd_bytes = struct.unpack_from("<II", page, 0x218)
+    assert ram.memory.read(initrd_gpa, initrd_bytes) == b"x" * 100
+    (rsdp_gpa,) = struct.unpack_from("<Q", page, 0x70)
+    assert ram.memory.read(rsdp_gpa, 8) == b"RSD PTR "
+    entries = [struct.unpack_from("<QQI", page, 0x2D0 + 20 * i) for i in range(page[0x1E8])]
+    assert entries == [
+        (0, 0x9FC00, 1),
+        (0x9FC00, 0x60400, 2),
+        (MIB, 3 * GIB - MIB, 1),
+        (4 * GIB, GIB, 1),
+    ]
+
+
+@pytest.mark.parametrize("line", ["x" * 2048, "a\0b"])
+def test_a_command_line_the_kernel_cannot_take(path: Path, line: str) -> None:
+    path.write_bytes(elf_kernel())
+    machine = config(path, command_line=line)
+    with pytest.raises(UserError, match="command line"):
+        load_linux(read_boot_files(machine), machine, Ram(machine.ram_bytes))
+
+
+def test_the_first_four_gib_are_mapped_one_to_one() -> None:
+    ram = Ram(64 * MIB)
+    linux64.write_boot_data(ram.memory, entry=0, command_line="", initrd=None, rsdp_gpa=0)
+
+    def entry(table: int, index: int) -> int:
+        return int.from_bytes(ram.memory.read(table + 8 * index, 8), "little")
+
+    for gpa in (0, 2 * MIB, 3 * GIB + 6 * MIB, 4 * GIB - 1):
+        pdpt = entry(layout.PAGE_TABLES_GPA, gpa >> 39) & ~0xFFF
+        directory = entry(pdpt, gpa >> 30) & ~0xFFF
+        leaf = entry(directory, gpa >> 21 & 511)
+        assert leaf & 0x83 == 0x83
+        assert leaf & ~(2 * MIB - 1) == gpa & ~(2 * MIB - 1)

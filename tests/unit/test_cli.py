@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a whole: exit statuses, one-line errors, lazy imports."""
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from pyvmm import cli
+from pyvmm.errors import UserError
+from pyvmm.version import VERSION
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_main(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def add_command(monkeypatch: pytest.MonkeyPatch, behave: object) -> None:
+    """Make `pyvmm test` call `behave`; through a real module, as every subcommand is found."""
+
+    @click.command
+    @click.option("--number", type=int)
+    def command(number: int | None) -> object:
+        assert callable(behave)
+        return behave()
+
+    monkeypatch.setattr(sys.modules[__name__], "the_command", command, raising=False)
+    entry = cli.LazyCommand(__name__, "the_command", "For this test.")
+    monkeypatch.setitem(cli.COMMANDS, "test", entry)
+
+
+def fail_with(error: BaseException) -> object:
+    def behave() -> None:
+        raise error
+
+    return behave
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, entry in cli.COMMANDS.items():
+        assert name in out
+        assert entry.short_help in out
+
+
+def test_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+    assert run_main(["--version"]) == 0
+    assert VERSION in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+def test_a_command_returns_its_exit_status(
+    monkeypatch: pytest.MonkeyPatch, result: int | None, status: int
+) -> None:
+    add_command(monkeypatch, lambda: result)
+    assert run_main(["test"]) == status
+
+
+def test_user_error_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command(monkeypatch, fail_with(UserError("no image\nhere", "build one")))
+    assert run_main(["test"]) == 2
+    assert capsys.readouterr().err == "pyvmm: no image here; build one\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["--nonsense"], "see 'pyvmm --help'"),
+        (["test", "--nonsense"], "see 'pyvmm test --help'"),
+        (["test", "--number", "x"], "'x' is not a valid integer"),
+        (["test", "extra"], "see 'pyvmm test --help'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    add_command(monkeypatch, lambda: None)
+    assert run_main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("pyvmm: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_command(monkeypatch, fail_with(KeyboardInterrupt()))
+    assert run_main(["test"]) == 130
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_command(monkeypatch, fail_with(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main(["test"])
+
+
+def test_unbuilt_native_modules_are_the_users_to_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "needs_native.py").write_text("import pyvmm_native.absent\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(cli.COMMANDS, "test", cli.LazyCommand("needs_native", "x", "x"))
+    assert run_main(["test"]) == 2
+    assert "make native" in capsys.readouterr().err
+
+
+def test_a_closed_standard_output_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "pyvmm", "--help"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert process.returncode == 1
+    assert process.stderr == b""
+
+
+def test_ctrl_c_ends_without_traceback() -> None:
+    script = (
+        "import os, signal, sys, click\n"
+        "from pyvmm import cli\n"
+        "@click.command\n"
+        "def test(): os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
+        "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '')\n"
+        "cli.main(['test'])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.returncode == 130
+    assert b"Traceback" not in process.stderr
+
+
+def test_help_imports_no_subcommand() -> None:
+    script = (
+        "import sys\n"
+        "from pyvmm.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'asyncio', 'rich', 'ctypes', 'guest_images', 'pyvmm.control.cli'}\n"
+        "sys.exit(sorted(heavy & set(sys.modules)).__repr__() if heavy & set(sys.modules) else 0)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of the console, on real terminals, pipes and files."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm import output_pump
+from pyvmm.console import HELP_TEXT, MAX_PENDING_BYTES, Action, ConsoleIo, EscapeFilter, Terminal
+from pyvmm.output_pump import MAX_UNWRITTEN_BYTES, OutputPump
+
+ROOT = Path(__file__).parents[2]
+QUIT, HELP = Action.QUIT, Action.HELP
+
+
+@pytest.mark.parametrize(
+    ("typed", "for_guest", "actions"),
+    [
+        (b"", b"", []),
+        (b"ls\r", b"ls\r", []),
+        (b"\x01x", b"", [QUIT]),
+        (b"\x01h\x01?", b"", [HELP, HELP]),
+        (b"\x01\x01", b"\x01", []),
+        (b"\x01\x01x", b"\x01x", []),
+        (b"\x01\x01\x01x", b"\x01", [QUIT]),
+        (b"\x01za", b"a", []),
+        (b"a\x01xb\x01h", b"a", [QUIT]),
+        (b"\x00\xff\x03", b"\x00\xff\x03", []),
+        (b"\x01", b"", []),
+    ],
+)
+def test_escapes(typed: bytes, for_guest: bytes, actions: list[Action]) -> None:
+    assert EscapeFilter().feed(typed) == (for_guest, actions)
+
+
+@given(st.lists(st.sampled_from([b"\x01", b"x", b"h", b"a"])).map(b"".join), st.data())
+def test_escapes_are_found_however_reads_cut_them(typed: bytes, data: st.DataObject) -> None:
+    whole = EscapeFilter().feed(typed)
+    place = data.draw(st.integers(0, len(typed)))
+    filter_ = EscapeFilter()
+    first, actions = filter_.feed(typed[:place])
+    if QUIT not in actions:
+        rest, more = filter_.feed(typed[place:])
+        first, actions = first + rest, actions + more
+    assert (first, actions) == whole
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal: (the person's side, the program's side)."""
+    person, program = pty.openpty()
+    yield person, program
+    for fd in (person, program):
+        try:
+            os.close(fd)
+        except OSError:
+            assert fd == program  # a test closed it
+
+
+def test_raw_mode_is_set_and_taken_back(terminal: tuple[int, int]) -> None:
+    _, fd = terminal
+    before = termios.tcgetattr(fd)
+    with Terminal(fd):
+        iflag, oflag, _, lflag, *_, cc = termios.tcgetattr(fd)
+        assert not lflag & (termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
+        assert not iflag & (termios.ICRNL | termios.IXON)
+        assert oflag & termios.OPOST
+        assert cc[termios.VMIN] in (1, b"\x01")
+    assert termios.tcgetattr(fd) == before
+
+
+def test_raw_mode_is_taken_back_after_an_exception(terminal: tuple[int, int]) -> None:
+    _, fd = terminal
+    before = termios.tcgetattr(fd)
+
+    def fail_in_raw_mode() -> None:
+        with Terminal(fd):
+            assert termios.tcgetattr(fd) != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_in_raw_mode()
+    assert termios.tcgetattr(fd) == before
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "sys.exit(0)",
+        "raise RuntimeError",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); os.kill(os.getpid(), 15)",
+    ],
+)
+def test_raw_mode_is_taken_back_however_the_program_ends(
+    terminal: tuple[int, int], ending: str
+) -> None:
+    """Also by a program that never leaves the block (`atexit`)."""
+    _, fd = terminal
+    before = termios.tcgetattr(fd)
+    script = (
+        "import os, signal, sys, termios\n"
+        "from pyvmm.console import Terminal\n"
+        "Terminal(0).__enter__()\n"
+        "assert not termios.tcgetattr(0)[3] & termios.ICANON\n"
+        "sys.stdout.write('raw')\n" + ending
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=fd, capture_output=True, check=False
+    )
+    assert process.stdout == b"raw"
+    assert termios.tcgetattr(fd) == before
+
+
+def test_what_is_no_terminal_is_left_alone(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with (tmp_path / "file").open("w") as file:
+        for fd in (reader, file.fileno(), 9999):
+            with Terminal(fd):
+                pass
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_terminal_that_is_gone_is_no_error() -> None:
+    person, program = pty.openpty()
+    with Terminal(program):
+        os.close(person)
+        os.close(program)
+
+
+class Uart:
+    """What `on_input` leads to: room for 16 bytes until somebody reads them."""
+
+    def __init__(self) -> None:
+        self.fifo = bytearray()
+        self.received = bytearray()
+
+    def receive(self, data: bytes) -> int:
+        accepted = min(len(data), 16 - len(self.fifo))
+        self.fifo += data[:accepted]
+        return accepted
+
+    def read_all(self) -> None:
+        self.received += self.fifo
+        self.fifo.clear()
+
+
+Scenario = Callable[["Bench"], Coroutine[Any, Any, None]]
+
+
+class Bench:
+    """A `ConsoleIo` between given file descriptors and a `Uart`."""
+
+    def __init__(self, stdin_fd: int, stdout_fd: int) -> None:
+        self.uart = Uart()
+        self.actions: list[Action] = []
+        loop = asyncio.get_running_loop()
+        self.console = ConsoleIo(loop, stdin_fd, stdout_fd, self.uart.receive, self.actions.append)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the loop run, the guest reading all it can, until `condition` holds."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0)
+                self.uart.read_all()
+                self.console.room()
+
+    async def filled(self) -> None:
+        """Let the loop run until the guest, which reads nothing, has no more room."""
+        async with asyncio.timeout(20):
+            while len(self.uart.fifo) < 16:
+                await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen while the guest reads nothing."""
+        for _ in range(200):
+            await asyncio.sleep(0)
+
+
+def on_bench(stdin_fd: int, stdout_fd: int, scenario: Scenario) -> None:
+    async def main() -> None:
+        bench = Bench(stdin_fd, stdout_fd)
+        try:
+            await scenario(bench)
+        finally:
+            bench.console.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def null() -> Iterator[int]:
+    fd = os.open(os.devnull, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def test_keys_reach_the_guest_and_its_output_the_person(terminal: tuple[int, int]) -> None:
+    person, program = terminal
+
+    async def scenario(bench: Bench) -> None:
+        os.write(person, b"\x03ls\r\x01h")
+        await bench.until(lambda: len(bench.uart.received) == 4)
+        assert bench.uart.received == b"\x03ls\r"
+        bench.console.output(b"# ")
+        os.write(person, b"\x01x")
+        await bench.until(lambda: bool(bench.actions))
+        assert bench.actions == [QUIT]
+
+    with Terminal(program):
+        on_bench(program, program, scenario)
+        shown = os.read(person, 4096)
+    assert shown.replace(b"\r\r\n", b"\r\n") == HELP_TEXT + b"# "
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_much_input_arrives_whole_at_the_guests_pace(kind: str, tmp_path: Path, null: int) -> None:
+    text = bytes(range(2, 256)) * 1000
+    if kind == "file":
+        (tmp_path / "input").write_bytes(text)
+        fd = os.open(tmp_path / "input", os.O_RDONLY)
+        writer = None
+    else:
+        fd, write_fd = os.pipe()
+
+        def write() -> None:
+            with os.fdopen(write_fd, "wb") as pipe:
+                pipe.write(text)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+
+    async def scenario(bench: Bench) -> None:
+        await bench.filled()
+        await bench.settle()
+        assert len(bench.uart.fifo) == 16
+        assert len(bench.console._pending) < MAX_PENDING_BYTES + 4096
+        await bench.until(lambda: len(bench.uart.received) == len(text))
+        assert bench.uart.received == text
+        await bench.settle()
+
+    on_bench(fd, null, scenario)
+    if writer:
+        writer.join(10)
+    os.close(fd)
+
+
+def test_the_escape_key_works_while_the_guest_reads_nothing(null: int) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"a" * 1000 + b"\x01x")
+
+    async def scenario(bench: Bench) -> None:
+        await bench.settle()
+        assert bench.actions == [QUIT]
+        assert len(bench.uart.fifo) == 16
+
+    on_bench(reader, null, scenario)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("source", ["/dev/null", "closed pipe", "not open", "hung-up terminal"])
+def test_the_end_of_input_is_no_event(source: str, null: int) -> None:
+    if source == "/dev/null":
+        fd = os.open(os.devnull, os.O_RDONLY)
+    elif source == "closed pipe":
+        fd, writer = os.pipe()
+        os.close(writer)
+    elif source == "hung-up terminal":
+        person, fd = pty.openpty()
+        os.close(person)
+    else:
+        fd = 9999
+
+    async def scenario(bench: Bench) -> None:
+        await bench.settle()
+        assert bench.actions == []
+        assert bench.console._ended
+
+    on_bench(fd, null, scenario)
+    if fd != 9999:
+        os.close(fd)
+
+
+def test_output_to_a_file_is_complete_at_close(tmp_path: Path) -> None:
+    text = os.urandom(300_000)
+    with (tmp_path / "output").open("wb") as file:
+        pump = OutputPump(file.fileno(), pytest.fail)
+        for at in range(0, len(text), 7):
+            pump.write(text[at : at + 7])
+        pump.close()
+    assert (tmp_path / "output").read_bytes() == text
+
+
+@pytest.mark.parametrize("nonblocking", [False, True])
+def test_output_waits_for_its_reader(nonblocking: bool) -> None:
+    text = os.urandom(1_000_000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, not nonblocking)
+    pump = OutputPump(writer, pytest.fail)
+    pump.write(text)
+    got = bytearray()
+    while len(got) < len(text):
+        got += os.read(reader, 65536)
+    pump.close()
+    assert got == text
+    os.close(reader)
+    os.close(writer)
+
+
+def test_throttle_holds_up_only_who_writes_faster_than_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output_pump, "THROTTLE_S", 20.0)
+    reader, writer = os.pipe()
+    pump = OutputPump(writer, pytest.fail)
+    pump.write(b"x")
+    pump.throttle()  # at once
+    held_up = threading.Thread(target=pump.throttle)
+    pump.write(b"y" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) + 1))
+    while pump._buffer:  # the pump takes it all and is then stuck writing it
+        os.sched_yield()
+    pump.write(b"z" * MAX_UNWRITTEN_BYTES)
+    held_up.start()
+    held_up.join(0.05)
+    assert held_up.is_alive()
+    os.set_blocking(reader, False)
+    while held_up.is_alive():
+        with contextlib.suppress(BlockingIOError):
+            os.read(reader, 65536)
+    os.close(reader)
+    pump.close()
+    os.close(writer)
+
+
+def test_throttle_lets_go_by_itself_and_close_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output_pump, "THROTTLE_S", 0.01)
+    reader, writer = os.pipe()
+    pump = OutputPump(writer, lambda: None)
+    for _ in range(100):
+        pump.write(b"x" * 10_000)
+        pump.throttle()
+    pump.close(timeout_s=0.01)
+    os.close(reader)  # lets the thread go: EPIPE
+    pump._thread.join(10)
+    assert not pump._thread.is_alive()
+    os.close(writer)
+
+
+def test_a_reader_that_is_gone_is_told_once_and_output_dropped(null: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    async def scenario(bench: Bench) -> None:
+        for _ in range(100):
+            bench.console.output(b"hello?")
+        await bench.until(lambda: bool(bench.actions))
+        bench.console.output(b"y" * (2 * MAX_UNWRITTEN_BYTES))
+        bench.console.throttle()
+        await bench.settle()
+        assert bench.actions == [Action.OUTPUT_LOST]
+
+    on_bench(null, writer, scenario)
+    os.close(writer)
+
+
+def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> None:
+    """Raw mode, keys (Ctrl-C is the guest's), output and the way out, in a process of its own."""
+    person, program = terminal
+    before = termios.tcgetattr(program)
+    script = (
+        "import asyncio, os\n"
+        "from pyvmm.console import ConsoleIo, Terminal\n"
+        "async def main():\n"
+        "    done = asyncio.Event()\n"
+        "    def echo(data):\n"
+        "        io.output(data.upper())\n"
+        "        return len(data)\n"
+        "    io = ConsoleIo(asyncio.get_running_loop(), 0, 1, echo, lambda action: done.set())\n"
+        "    io.output(b'ready')\n"
+        "    await done.wait()\n"
+        "    io.close()\n"
+        "with Terminal(0): asyncio.run(main())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=program, stdout=program
+    )
+    shown = b""
+    while not shown.endswith(b"ready"):
+        shown += os.read(person, 100)
+    os.write(person, b"abc\x03")
+    while not shown.endswith(b"ABC\x03"):
+        shown += os.read(person, 100)
+    os.write(person, b"\x01x")
+    assert process.wait(20) == 0
+    assert termios.tcgetattr(program) == before

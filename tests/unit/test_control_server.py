@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket over real unix sockets: with QEMU's own client library and with bad ones."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_memory_machine import InMemoryMachine
+from qemu.qmp import EventListener, ExecuteError, QMPClient
+
+from pyvmm.control import server as server_module
+from pyvmm.control.server import ControlServer
+from pyvmm.control.unix_socket import parse_address
+from pyvmm.errors import UserError
+from pyvmm.units import MIB
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Scenario = Callable[[InMemoryMachine, Path], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[[Scenario], None]:
+    """Run a scenario against a served machine; every await in it is bounded."""
+
+    def serve(scenario: Scenario, **machine_options: int) -> None:
+        async def main() -> None:
+            machine = InMemoryMachine(**machine_options)
+            server = ControlServer(machine, tmp_path / "qmp")
+            await server.start()
+            try:
+                await asyncio.wait_for(scenario(machine, tmp_path / "qmp"), 30)
+            finally:
+                await server.close()
+
+        asyncio.run(main())
+        assert list(tmp_path.iterdir()) == []
+
+    return serve
+
+
+async def connect(path: Path) -> Streams:
+    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 22)
+    assert "QMP" in await receive(reader)
+    return reader, writer
+
+
+async def negotiate(path: Path) -> Streams:
+    reader, writer = await connect(path)
+    writer.write(b'{"execute": "qmp_capabilities"}')
+    assert await receive(reader) == {"return": {}}
+    return reader, writer
+
+
+async def receive(reader: asyncio.StreamReader) -> dict[str, Any]:
+    message = json.loads(await reader.readline())
+    assert isinstance(message, dict)
+    return message
+
+
+def test_qemus_client_library_drives_it(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        client = QMPClient("test")
+        await client.connect(str(path))
+        try:
+            with client.listener(("BALLOON_CHANGE",)) as listener:
+                assert await client.execute("query-balloon") == {"actual": 1024 * MIB}
+                assert await client.execute("balloon", {"value": 256 * MIB}) == {}
+                await drain_until(listener, 256 * MIB)
+            assert await client.execute("query-balloon") == {"actual": 256 * MIB}
+            with pytest.raises(ExecuteError, match="expects a size"):
+                await client.execute("balloon", {"value": -5})
+            with pytest.raises(ExecuteError, match="nosuch has not been found"):
+                await client.execute("nosuch")
+            assert await client.execute("query-status") == {"status": "running", "running": True}
+        finally:
+            await client.disconnect()
+
+    serve(scenario)
+
+
+async def drain_until(listener: EventListener, actual_bytes: int) -> None:
+    async for event in listener:
+        if event["data"] == {"actual": actual_bytes}:
+            return
+
+
+def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine = InMemoryMachine()
+        server = ControlServer(machine, tmp_path / "qmp")
+        await server.start()
+        end = asyncio.Event()
+        machine.on_quit = end.set
+        client = QMPClient("test")
+        await client.connect(str(tmp_path / "qmp"))
+        execution = asyncio.create_task(client.execute("quit"))
+        await asyncio.wait_for(end.wait(), 10)
+        await server.close()
+        assert await asyncio.wait_for(execution, 10) == {}
+        with pytest.raises(EOFError):  # how the library tells that the server hung up
+            await client.disconnect()
+
+    asyncio.run(main())
+
+
+def test_events_reach_all_who_negotiated(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        first, second = await negotiate(path), await negotiate(path)
+        silent = await connect(path)
+        first[1].write(b'{"execute": "stop", "id": 1}')
+        event = await receive(first[0])
+        assert event["event"] == "STOP"
+        assert set(event["timestamp"]) == {"seconds", "microseconds"}
+        assert await receive(first[0]) == {"return": {}, "id": 1}
+        assert await receive(second[0]) == event
+        silent[1].write(b'{"execute": "cont"}')
+        assert (await receive(silent[0]))["error"]["class"] == "CommandNotFound"
+        assert machine.status == "paused"
+        for _, writer in (first, second, silent):
+            writer.close()
+
+    serve(scenario)
+
+
+def test_a_moving_balloon_does_not_flood(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        reader, writer = await negotiate(path)
+        for actual in range(1000):
+            machine.announce("BALLOON_CHANGE", actual=actual)
+        assert (await receive(reader))["data"] == {"actual": 0}
+        assert (await receive(reader))["data"] == {"actual": 999}
+        writer.close()
+
+    serve(scenario)
+
+
+def test_the_last_balloon_change_is_delivered_at_the_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine = InMemoryMachine()
+        server = ControlServer(machine, tmp_path / "qmp")
+        await server.start()
+        reader, _ = await negotiate(tmp_path / "qmp")
+        for actual in range(3):
+            machine.announce("BALLOON_CHANGE", actual=actual)
+        await server.close()
+        lines = (await asyncio.wait_for(reader.read(), 10)).splitlines()
+        assert [json.loads(line)["data"]["actual"] for line in lines] == [0, 2]
+
+    asyncio.run(main())
+
+
+def test_mistakes_do_not_end_the_session(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        reader, writer = await negotiate(path)
+        bad = [b"[]\n", b"nonsense\n", b'{"execute": 1}', b'{"a":]}\n', b'{"execute": "x"}']
+        for data in bad:
+            writer.write(data)
+            assert "error" in await receive(reader)
+        writer.write(b'{"execute": "query-status", "id": 9}')
+        assert (await receive(reader))["id"] == 9
+        writer.close()
+
+    serve(scenario)
+
+
+def test_a_client_that_only_writes_is_held_up_not_buffered(
+    serve: Callable[[Scenario], None],
+) -> None:
+    """Requests without end from a client that reads nothing: it blocks, the others do not."""
+
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        flood = socket.socket(socket.AF_UNIX)
+        flood.connect(str(path))
+        flood.setblocking(False)
+        request = b'{"execute": "query-commands"}\n' * 1000
+        flood.send(b'{"execute": "qmp_capabilities"}')
+        sent = blocked = 0
+        while blocked < 50:
+            try:
+                sent += flood.send(request)
+                blocked = 0
+            except BlockingIOError:
+                blocked += 1
+            await asyncio.sleep(0)
+        assert sent < 8 * MIB
+        reader, writer = await negotiate(path)
+        writer.write(b'{"execute": "query-balloon"}')
+        assert "return" in await receive(reader)
+        # Held up, not cut off even by an event: everything is answered once it reads.
+        machine.announce("RESUME")
+        whole_requests = 0
+        flood_reader, flood_writer = await asyncio.open_unix_connection(sock=flood, limit=1 << 22)
+        assert "QMP" in await receive(flood_reader)
+        assert await receive(flood_reader) == {"return": {}}
+        while whole_requests < sent // 30:
+            whole_requests += "return" in await receive(flood_reader)
+        flood_writer.close()
+        writer.close()
+
+    serve(scenario)
+
+
+def test_a_client_that_reads_no_events_is_cut_off(
+    serve: Callable[[Scenario], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        deaf = await negotiate(path)
+        deaf[0]._transport.pause_reading()  # type: ignore[attr-defined]
+        reader, writer = await negotiate(path)
+        for number in range(200):
+            machine.announce("STOP", padding="x" * 100_000, number=number)
+            assert (await receive(reader))["data"]["number"] == number
+        assert "control client dropped" in caplog.text
+        assert caplog.text.count("dropped") == 1
+        writer.close()
+        deaf[1].close()
+
+    serve(scenario)
+
+
+def test_hanging_up_in_the_middle_harms_nobody(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        for data in (b"", b'{"exec', b'{"execute": "qmp_capabilities"}' * 100):
+            _, writer = await connect(path)
+            writer.write(data)
+            writer.transport.abort()
+        reader, writer = await negotiate(path)
+        writer.write(b'{"execute": "stop"}')
+        assert (await receive(reader))["event"] == "STOP"
+        writer.close()
+
+    serve(scenario)
+
+
+def test_a_client_that_does_not_read_cannot_delay_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_CLOSE_TIMEOUT_S", 0.1)
+
+    async def main() -> None:
+        machine = InMemoryMachine()
+        server = ControlServer(machine, tmp_path / "qmp")
+        await server.start()
+        reader, _ = await negotiate(tmp_path / "qmp")
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(20):
+            machine.announce("STOP", padding="x" * 100_000)
+        await asyncio.wait_for(server.close(), 5)
+
+    asyncio.run(main())
+    assert list(tmp_path.iterdir()) == []
+
+
+def started(path: Path) -> Awaitable[ControlServer]:
+    async def start() -> ControlServer:
+        server = ControlServer(InMemoryMachine(), path)
+        await server.start()
+        return server
+
+    return start()
+
+
+def refusal(path: Path) -> UserError:
+    with pytest.raises(UserError) as error:
+        asyncio.run(started(path))  # type: ignore[arg-type]
+    return error.value
+
+
+def test_only_the_owner_may_connect(serve: Callable[[Scenario], None]) -> None:
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    serve(scenario)
+
+
+def test_a_stale_socket_file_is_replaced(tmp_path: Path, serve: Callable[[Scenario], None]) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "qmp"))
+        dead.listen()
+
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        _, writer = await negotiate(path)
+        writer.close()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("backlog_full", [False, True])
+def test_a_path_in_use_is_refused_and_left_alone(tmp_path: Path, backlog_full: bool) -> None:
+    path = tmp_path / "qmp"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(4 if backlog_full else 0)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(str(path))
+        inode = path.stat().st_ino
+        assert "in use" in refusal(path).message
+        assert path.stat().st_ino == inode
+        for client in waiting:
+            client.close()
+
+
+def test_a_file_in_the_way_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    assert "not a socket" in refusal(path).message
+    assert path.read_text() == "data"
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "absent" / "qmp")
+    assert "no such file or directory" in error.message
+    assert "directory" in error.remedy
+
+
+def test_a_socket_that_is_not_ours_any_more_stays(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+
+    async def main() -> None:
+        server = await started(path)
+        os.rename(path, tmp_path / "moved")
+        successor = await started(path)
+        await server.close()
+        _, writer = await negotiate(path)
+        writer.close()
+        await successor.close()
+
+    asyncio.run(main())
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("unix:/tmp/vm.sock", "/tmp/vm.sock"),
+        ("unix:vm.sock", "vm.sock"),
+        ("unix:/tmp/vm,server=on,wait=off", "/tmp/vm"),
+        ("unix:/tmp/vm,server,nowait", "/tmp/vm"),
+        ("unix:/" + "x" * 106, "/" + "x" * 106),
+    ],
+)
+def test_addresses(text: str, path: str) -> None:
+    assert parse_address(text) == Path(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "/tmp/vm", "unix:", "unix", "tcp:localhost:1", "unix:a,wait=on", "unix:a\0b"),
+        *("unix:/" + "x" * 107, "unix:/" + "é" * 54),
+    ],
+)
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_address(text)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `pyvmm doctor` concludes and advises."""
+
+import pytest
+from click.testing import CliRunner
+
+from pyvmm import doctor
+from pyvmm.doctor import Finding, Needed, conclude, describe_figures, install_lines
+from pyvmm.probe import KvmFitness, Verdict
+
+UNFIT = KvmFitness(Verdict.UNFIT, "ring 0 crawls", 1.6e6, False)
+FIT = KvmFitness(Verdict.FIT, "good", 2e9, True)
+NO_QEMU = Finding("QEMU", "not installed", Needed.LAB, "apt-get install qemu-system-x86")
+NO_KERNEL = Finding("lab kernel", "none", Needed.LAB, "apt-get install linux-image-amd64")
+NO_SOURCE = Finding(
+    "kernel source",
+    "none",
+    Needed.IMAGE,
+    "apt-get install linux-source-6.12, or name a tree with --source",
+)
+
+
+@pytest.mark.parametrize(
+    ("findings", "fitness", "usable", "word"),
+    [
+        ([], FIT, True, "this machine's KVM"),
+        ([NO_QEMU], FIT, True, "this machine's KVM"),
+        ([], UNFIT, True, "the lab"),
+        ([NO_SOURCE], UNFIT, True, "the lab"),
+        ([NO_QEMU, NO_KERNEL], UNFIT, False, "QEMU and lab kernel"),
+    ],
+)
+def test_the_conclusion(findings, fitness, usable, word) -> None:  # type: ignore[no-untyped-def]
+    verdict = conclude(findings, fitness)
+    assert verdict[0] is usable
+    assert word in verdict[1]
+
+
+def test_all_packages_are_one_command() -> None:
+    native = Finding("native modules", "not built", Needed.NOTHING, "make native")
+    host = Finding("/dev/kvm", "missing", Needed.HOST, "load the module")
+    assert install_lines([host, NO_QEMU, NO_KERNEL, NO_QEMU, NO_SOURCE, native]) == [
+        "apt-get install qemu-system-x86 linux-image-amd64 linux-source-6.12",
+        "make native",
+    ]
+    assert install_lines([]) == []
+
+
+def test_the_figures_are_told() -> None:
+    assert describe_figures(UNFIT) == "ring 0: 1.6 million instructions/s, SYSCALL: wrong"
+    assert describe_figures(KvmFitness(Verdict.MISSING, "")) == ""
+
+
+def test_every_finder_only_looks_and_answers() -> None:
+    for find in doctor.FINDERS:
+        finding = find()
+        assert finding.what
+        assert finding.found
+
+
+def test_the_command_fails_only_when_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "probe_host_kvm", lambda: UNFIT)
+    monkeypatch.setattr(doctor, "FINDERS", (lambda: NO_QEMU,))
+    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
+    assert result.return_value == doctor.EXIT_NOTHING_USABLE
+    assert "apt-get install qemu-system-x86" in result.output
+    monkeypatch.setattr(doctor, "FINDERS", (doctor.find_memory,))
+    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
+    assert result.return_value == 0
+    assert "uses the lab" in result.output

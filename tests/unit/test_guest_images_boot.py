@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The finished image, booted by a foreign virtual machine monitor: QEMU, without any KVM.
+
+What holds there (a console, ACPI, a panic that is heard outside) does not depend on our machine.
+The image is the one in the cache; where there is none yet, it is built first, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from guest_images.build import build_image
+from guest_images.manifest import read_manifest
+from pyvmm.progress import Silent
+
+QEMU = "qemu-system-x86_64"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not shutil.which(QEMU), reason="there is no QEMU"),
+]
+
+
+class Boot(NamedTuple):
+    """How QEMU ended, and the lines of the console from the first of user space on."""
+
+    status: int
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def image() -> Path:
+    return build_image(progress=Silent())
+
+
+def boot(image: Path, command: str, *options: str, append: str = "") -> Boot:
+    """Run `command` in the image under QEMU until the machine ends."""
+    return boot_with(image, f'{append} pyvmm.run="{command}"', *options)
+
+
+def boot_with(image: Path, append: str, *options: str) -> Boot:
+    """Boot the image under QEMU with `append` added to its own command line."""
+    manifest = read_manifest(image)
+    assert manifest is not None
+    command_line = f"{manifest.command_line()} {append}"
+    machine = ["-accel", "tcg", "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
+    done = subprocess.run(
+        [QEMU, *machine, "-kernel", str(image), "-append", command_line, *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=280,
+        check=False,
+    )
+    console = done.stdout.decode(errors="replace").replace("\r", "")
+    start = console.find("pyvmm guest: user space up after")
+    assert start >= 0, console + done.stderr.decode()
+    return Boot(done.returncode, console[start:].splitlines())
+
+
+def without_kernel_messages(lines: list[str]) -> list[str]:
+    return [line for line in lines if not re.match(r"\[ *\d+\.\d+\]", line)]
+
+
+@pytest.mark.parametrize(("memory_mib", "cpus"), [(64, 1), (512, 4)])
+def test_it_boots_runs_a_command_and_powers_off(image: Path, memory_mib: int, cpus: int) -> None:
+    command = "nproc; pattern alloc 20 fill 7 verify 7 free; exit 3"
+    status, lines = boot(image, command, "-m", str(memory_mib), "-smp", str(cpus))
+    assert status == 0
+    assert re.fullmatch(r"pyvmm guest: user space up after \d+\.\d\d s", lines[0])
+    assert without_kernel_messages(lines[1:]) == [
+        str(cpus),
+        "ok allocated 20 MiB",
+        "ok filled 20971520",
+        "ok verified 20971520 wrong 0",
+        "ok freed 20 MiB",
+        "pyvmm guest: command ended with status 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        "pyvmm.run='hello'",
+        'pyvmm.run="hello" quiet',
+        '"pyvmm.run=hello" quiet',
+        "pyvmm.run=hello quiet",
+        "xpyvmm.run=other pyvmm.run=hello",
+    ],
+)
+def test_the_command_is_found_however_it_is_quoted(image: Path, append: str) -> None:
+    """The kernel knows double quotes only; single ones are left for the shell to take away."""
+    _, lines = boot_with(image, append, "-m", "128")
+    assert "sh: hello: not found" in lines
+
+
+def test_output_written_last_is_not_lost(image: Path) -> None:
+    _, lines = boot(image, "seq 2000; poweroff; sleep 60", "-m", "128")
+    assert without_kernel_messages(lines[1:]) == [str(number) for number in range(1, 2001)]
+
+
+def test_reboot_ends_it_too(image: Path) -> None:
+    status, lines = boot(image, "reboot; sleep 60", "-m", "128")
+    assert status == 0
+    assert any("reboot: Restarting system" in line for line in lines)
+
+
+def test_memory_that_is_not_there_is_refused(image: Path) -> None:
+    _, lines = boot(image, "pattern alloc 200; pattern alloc 60 fill 1 verify 1", "-m", "128")
+    assert re.fullmatch(r"error 200 MiB asked for, \d+ MiB available", lines[1])
+    assert "ok verified 62914560 wrong 0" in lines
+
+
+def test_a_panic_is_heard_outside(image: Path) -> None:
+    options = ("-device", "pvpanic", "-action", "panic=exit-failure", "-m", "128")
+    status, lines = boot(image, "echo c >/proc/sysrq-trigger", *options)
+    assert status == 1
+    assert any("Kernel panic - not syncing: sysrq triggered crash" in line for line in lines)
+
+
+def newc(name: str, content: bytes) -> bytes:
+    """One file of an initramfs archive in the "newc" format."""
+
+    def padded(data: bytes) -> bytes:
+        return data + bytes(-len(data) % 4)
+
+    numbers = [0, 0o100644, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0]
+    header = b"070701" + "".join(f"{number:08x}" for number in numbers).encode()
+    return padded(header + name.encode() + b"\0") + padded(content)
+
+
+def test_another_initramfs_is_laid_over_it(image: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "more.cpio"
+    archive.write_bytes(newc("more", b"from outside\n") + newc("TRAILER!!!", b""))
+    _, lines = boot(image, "cat /more", "-m", "128", "-initrd", str(archive))
+    assert lines[1] == "from outside"
+
+
+def test_the_driver_follows_the_command_line(image: Path) -> None:
+    """A stock device under the bitmap dialect: the driver says so and speaks what both know."""
+    manifest = read_manifest(image)
+    assert manifest is not None
+    assert manifest.dialect == "bitmap"
+    command = "cat /sys/module/virtio_balloon/parameters/page_bitmap; dmesg | grep -c lack[s]"
+    options = ("-m", "128", "-device", "virtio-balloon-pci")
+    assert boot(image, command, *options).lines[1:3] == ["Y", "1"]
+    standard = boot(image, command, *options, append="virtio_balloon.page_bitmap=0")
+    assert standard.lines[1:3] == ["N", "0"]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's initramfs: the archive as another cpio reads it, and the interpreter packed in it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab.initramfs import build_initramfs, cpio, init_arguments, soname, trim_elf
+from pyvmm.lab.kernel import LabKernel, find_kernel
+
+
+def unpack(archive: bytes, into: Path) -> None:
+    command = ["busybox", "cpio", "-idm", "--quiet"]
+    subprocess.run(command, cwd=into, input=archive, check=True)
+
+
+needs_busybox = pytest.mark.skipif(not shutil.which("busybox"), reason="busybox is the judge")
+
+
+@needs_busybox
+def test_another_cpio_reads_it(tmp_path: Path) -> None:
+    files = {"/init": b"#!", "/a/b/c": bytes(range(256)), "/a/empty": b"", "/a/b/odd": b"12345"}
+    unpack(cpio(files), tmp_path)
+    for path, content in files.items():
+        copy = tmp_path / path.lstrip("/")
+        assert copy.read_bytes() == content
+        assert os.access(copy, os.X_OK)
+
+
+def test_a_trimmed_program_still_runs(tmp_path: Path) -> None:
+    true = shutil.which("true")
+    assert true is not None
+    trimmed = tmp_path / "true"
+    whole = Path(true).read_bytes()
+    trimmed.write_bytes(trim_elf(whole) if len(whole) > 64 else whole)
+    trimmed.chmod(0o755)
+    assert trimmed.stat().st_size < len(whole)
+    assert subprocess.run([trimmed], check=False).returncode == 0
+
+
+def test_the_soname_is_what_others_ask_for() -> None:
+    maps = Path("/proc/self/maps").read_text().split()
+    libc = next(Path(word) for word in maps if "libc.so" in word or "libc-2" in word)
+    assert soname(libc.read_bytes()) == "libc.so.6"
+
+
+@needs_busybox
+def test_the_packed_interpreter_imports_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = tmp_path / "vmlinuz"
+    image.touch()
+    path = build_initramfs(LabKernel("test", image, ()))
+    root = tmp_path / "root"
+    root.mkdir()
+    unpack(path.read_bytes(), root)
+    words = init_arguments()
+    loader = words[0].removeprefix("rdinit=")
+    library_path = words[words.index("--library-path") + 1]
+    command = [f"{root}{loader}", "--library-path", f"{root}{library_path}", f"{root}/lab/python"]
+    probe = "import pyvmm.lab.agent, sys; print(pyvmm.lab.agent.__file__, sys.version)"
+    result = subprocess.run(
+        [*command, "-S", "-c", probe],
+        env={"PYTHONHOME": f"{root}/lab"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith(f"{root}/lab/lib/")
+    assert result.stdout.strip().endswith(sys.version)
+
+
+def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = find_kernel()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build_initramfs(kernel)
+    before = first.stat()
+    assert build_initramfs(kernel) == first
+    assert first.stat().st_ino == before.st_ino
+    monkeypatch.setattr(sys, "version", "another")
+    assert build_initramfs(kernel) != first

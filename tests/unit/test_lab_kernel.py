@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing the lab's kernel and taking it apart, on small made-up installations."""
+
+import gzip
+import lzma
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.lab.kernel import (
+    extract_vmlinux,
+    find_kernel,
+    module_closure,
+    read_module,
+    strip_signature,
+)
+
+DEPENDENCIES = """\
+kernel/drivers/virtio/virtio.ko:
+kernel/drivers/virtio/virtio_ring.ko:
+kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+kernel/net/9p/9pnet.ko:
+kernel/net/9p/9pnet_virtio.ko: kernel/net/9p/9pnet.ko kernel/drivers/virtio/virtio_ring.ko
+kernel/fs/netfs/netfs.ko:
+kernel/fs/fscache/fscache.ko: kernel/fs/netfs/netfs.ko
+kernel/fs/9p/9p.ko: kernel/net/9p/9pnet.ko kernel/fs/fscache/fscache.ko kernel/fs/netfs/netfs.ko
+kernel/arch/x86/kvm/kvm.ko:
+kernel/arch/x86/kvm/kvm-amd.ko: kernel/arch/x86/kvm/kvm.ko
+"""  # noqa: E501 - the format has one line per module
+
+
+def install(root: Path, release: str, dependencies: str = DEPENDENCIES) -> None:
+    (root / "boot").mkdir(exist_ok=True)
+    (root / "boot" / f"vmlinuz-{release}").touch()
+    modules = root / "modules" / release
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").write_text(dependencies)
+    (modules / "modules.builtin").write_text("kernel/drivers/char/virtio_console.ko\n")
+
+
+def find(root: Path):  # type: ignore[no-untyped-def]
+    return find_kernel(root / "boot", root / "modules")
+
+
+def test_modules_come_after_what_they_need_and_once(tmp_path: Path) -> None:
+    install(tmp_path, "6.1.0-1-amd64")
+    names = [path.name for path in find(tmp_path).modules]
+    assert len(names) == len(set(names)) == 10
+    for line in DEPENDENCIES.splitlines():
+        module, _, needs = line.partition(":")
+        for need in needs.split():
+            assert names.index(Path(need).name) < names.index(Path(module).name)
+
+
+def test_a_builtin_module_needs_no_file(tmp_path: Path) -> None:
+    install(tmp_path, "6.1.0-1-amd64")
+    closure = module_closure(tmp_path / "modules" / "6.1.0-1-amd64")
+    assert closure is not None
+    assert "virtio_console.ko" not in [path.name for path in closure]
+
+
+def test_the_newest_suitable_kernel_is_taken(tmp_path: Path) -> None:
+    install(tmp_path, "6.1.0-9-amd64")
+    install(tmp_path, "6.1.0-10-amd64")
+    without_9p = "".join(line for line in DEPENDENCIES.splitlines(True) if "9p" not in line)
+    install(tmp_path, "6.1.0-11-cloud-amd64", without_9p)
+    assert find(tmp_path).release == "6.1.0-10-amd64"
+
+
+def test_unsuitable_kernels_are_named_with_the_remedy(tmp_path: Path) -> None:
+    install(tmp_path, "6.1.0-11-cloud-amd64", "")
+    with pytest.raises(UserError, match=r"6\.1\.0-11-cloud-amd64.*apt-get install"):
+        find(tmp_path)
+
+
+def test_no_kernel_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="apt-get install linux-image-amd64"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("compress", [lzma.compress, gzip.compress])
+def test_the_elf_inside_a_bzimage_is_found(compress) -> None:  # type: ignore[no-untyped-def]
+    vmlinux = b"\x7fELF" + bytes(range(256)) * 100
+    decoy = b"\xfd7zXZ\x00 only looks like it \x1f\x8b\x08 and so does this"
+    image = b"MZ" + bytes(500) + decoy + compress(vmlinux) + b"relocations" * 9
+    assert extract_vmlinux(image) == vmlinux
+
+
+def test_an_unknown_compression_is_told(tmp_path: Path) -> None:
+    assert extract_vmlinux(b"MZ" + b"\x28\xb5\x2f\xfd" + bytes(4000)) is None
+    module = tmp_path / "x.ko.zst"
+    module.write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(UserError):
+        read_module(module)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("ko", bytes), ("ko.xz", lzma.compress), ("ko.gz", gzip.compress)]
+)
+def test_modules_are_read_without_their_signature(tmp_path, suffix, compress) -> None:  # type: ignore[no-untyped-def]
+    body = b"\x7fELF and so on"
+    tail = bytes(8) + (300).to_bytes(4, "big") + b"~Module signature appended~\n"
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(compress(body + bytes(300) + tail))
+    assert read_module(path) == body
+    path.write_bytes(compress(body))
+    assert read_module(path) == body
+
+
+def test_a_signature_longer_than_the_module_does_not_confuse() -> None:
+    tail = bytes(8) + b"\xff\xff\xff\xff" + b"~Module signature appended~\n"
+    assert strip_signature(b"body" + tail) == b""

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two multiplexers joined by a socket pair, driven in turns by one thread: nothing here waits."""
+
+import contextlib
+import os
+import random
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pyvmm.lab.frames import WINDOW_BYTES, Frame, FrameError, FrameType, encode
+from pyvmm.lab.mux import LinkClosedError, Multiplexer
+
+NUMBER = 20
+
+
+class Pair:
+    """Both ends of a link and the control messages each has received."""
+
+    def __init__(self) -> None:
+        self.links = socket.socketpair()
+        self.messages: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+        self.near = Multiplexer(self.links[0].fileno(), self.messages[0].append)
+        self.far = Multiplexer(self.links[1].fileno(), self.messages[1].append)
+
+    def turns(self, count: int = 20) -> None:
+        for _ in range(count):
+            self.near.turn(0)
+            self.far.turn(0)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    for mux in (made.near, made.far):
+        for channel in mux.channels.values():
+            for fd in {channel.source, channel.sink} - {None}:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+    for link in made.links:
+        link.close()
+
+
+@pytest.fixture
+def connected(pair: Pair) -> Iterator[tuple[Pair, socket.socket, socket.socket]]:
+    """A pair with one channel; the sockets are what a client and a server would hold."""
+    client, near = socket.socketpair()
+    server, far = socket.socketpair()
+    pair.far.on_open = lambda number, _path: (
+        pair.far.reserve(number),
+        pair.far.attach(number, far.detach()),
+    )[0]
+    pair.near.open(NUMBER, "/socket", near.detach())
+    pair.turns(2)
+    client.setblocking(False)
+    server.setblocking(False)
+    with client, server:
+        yield pair, client, server
+
+
+def receive(pair: Pair, stream: socket.socket, count: int) -> bytes:
+    got = bytearray()
+    for _ in range(10_000):
+        pair.turns(1)
+        with contextlib.suppress(BlockingIOError):
+            got += stream.recv(1 << 16)
+        if len(got) >= count:
+            return bytes(got)
+    raise AssertionError(f"only {len(got)} of {count} bytes arrived")
+
+
+def test_a_megabyte_arrives_as_it_was_sent_both_ways(connected: Any) -> None:
+    pair, client, server = connected
+    data = random.Random(1).randbytes(1 << 20)
+    for sender, receiver in ((client, server), (server, client)):
+        sent = 0
+        got = bytearray()
+        while len(got) < len(data):
+            with contextlib.suppress(BlockingIOError):
+                sent += sender.send(data[sent : sent + 50_000])
+            pair.turns(1)
+            with contextlib.suppress(BlockingIOError):
+                got += receiver.recv(1 << 16)
+        assert got == data
+
+
+def test_a_reader_that_does_not_read_stops_its_writer_and_nobody_else(connected: Any) -> None:
+    pair, client, server = connected
+    sent = 0
+    blocked = 0
+    while blocked < 50:
+        try:
+            sent += client.send(bytes(1 << 16))
+            blocked = 0
+        except BlockingIOError:
+            blocked += 1
+        pair.turns(1)
+    held = len(pair.far.channels[NUMBER].pending)
+    assert 0 < held <= WINDOW_BYTES
+    # Beyond the window and what three kernel socket buffers take, nothing was accepted.
+    assert sent < WINDOW_BYTES + 3 * (1 << 20)
+    server.send(b"still alive")
+    assert receive(pair, client, 11) == b"still alive"
+    assert len(receive(pair, server, sent)) == sent
+
+
+def test_the_end_of_one_direction_leaves_the_other(connected: Any) -> None:
+    pair, client, server = connected
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert receive(pair, server, 8) == b"question"
+    pair.turns()
+    assert server.recv(10) == b""
+    server.sendall(b"answer")
+    server.close()
+    assert receive(pair, client, 6) == b"answer"
+    pair.turns()
+    assert client.recv(10) == b""
+    assert not pair.near.channels
+    assert not pair.far.channels
+
+
+def test_a_broken_sink_ends_the_source(pair: Pair) -> None:
+    reader, writer = os.pipe()
+    ours, theirs = os.pipe()
+    os.close(reader)
+    pair.near.add(1, sink=writer)
+    pair.far.add(1, source=ours)
+    os.write(theirs, b"nobody wants this")
+    pair.turns()
+    assert not pair.near.channels
+    assert not pair.far.channels
+    with pytest.raises(BrokenPipeError):
+        os.write(theirs, b"x")
+    os.close(theirs)
+
+
+def test_what_comes_before_a_connection_is_made_is_kept(pair: Pair) -> None:
+    client, near = socket.socketpair()
+    server, far = socket.socketpair()
+    pair.far.on_open = lambda number, path: pair.far.reserve(number)
+    pair.near.open(NUMBER, "/later", near.detach())
+    client.sendall(b"early")
+    client.close()
+    pair.turns()
+    pair.far.attach(NUMBER, far.detach())
+    pair.turns()
+    with server:
+        assert server.recv(10) == b"early"
+        assert server.recv(10) == b""
+
+
+def test_draining_a_source_sends_its_rest_and_its_end(pair: Pair) -> None:
+    ours, theirs = os.pipe()
+    reader, writer = os.pipe()
+    pair.near.add(1, sink=writer)
+    channel = pair.far.add(1, source=ours)
+    os.write(theirs, b"last words")
+    pair.far.drain_source(channel, patient=True)
+    pair.turns()
+    assert os.read(reader, 100) == b"last words"
+    assert os.read(reader, 100) == b""
+    os.close(theirs)
+    os.close(reader)
+
+
+def test_control_messages_arrive_in_order(pair: Pair) -> None:
+    pair.near.send_control({"first": 1})
+    pair.near.send_control({"second": [2]})
+    pair.turns()
+    assert pair.messages[1] == [{"first": 1}, {"second": [2]}]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        encode(Frame(FrameType.CONTROL, 0, b"[1]")),
+        encode(Frame(FrameType.CONTROL, 0, b"\xff{")),
+        encode(Frame(FrameType.OPEN, 5, b"/nobody/serves/opens")),
+        b"\xee" * 8,
+    ],
+)
+def test_nonsense_on_the_link_is_one_clear_error(pair: Pair, bad: bytes) -> None:
+    pair.links[0].send(bad)
+    with pytest.raises(FrameError):
+        pair.far.turn(0)
+
+
+def test_data_beyond_its_credit_is_refused(pair: Pair) -> None:
+    pair.far.reserve(NUMBER)
+    piece = encode(Frame(FrameType.DATA, NUMBER, bytes(1 << 15)))
+    for _ in range(WINDOW_BYTES // (1 << 15)):
+        pair.links[0].send(piece)
+        pair.far.turn(0)
+    pair.links[0].send(piece)
+    with pytest.raises(FrameError, match="credit"):
+        pair.far.turn(0)
+
+
+def test_a_link_that_closes_is_told_apart(pair: Pair) -> None:
+    pair.links[0].close()
+    with pytest.raises(LinkClosedError):
+        pair.far.turn(0)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of the lab: which are kept, and that a bad one only costs time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.lab.kernel import KEPT_FILES, cache_dir, keep_most_recent
+from pyvmm.lab.places import in_lab
+from pyvmm.lab.snapshot import path_for
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_another_machine_or_emulator_has_another_snapshot(tmp_path: Path) -> None:
+    emulator = tmp_path / "qemu"
+    emulator.write_bytes(b"one")
+    machine = [str(emulator), "-m", "4096M"]
+    path = path_for(machine)
+    assert path_for(machine) == path
+    assert path_for([*machine[:2], "8192M"]) != path
+    emulator.write_bytes(b"another")
+    assert path_for(machine) != path
+
+
+def test_the_most_recently_used_files_stay() -> None:
+    paths = [cache_dir() / f"snapshot-{index}" for index in range(KEPT_FILES + 2)]
+    for age, path in enumerate(paths):
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    other = cache_dir() / "vmlinux-1"
+    other.touch()
+    keep_most_recent("snapshot-*", paths[-1])
+    kept = set(cache_dir().iterdir())
+    assert kept == {paths[-1], *paths[: KEPT_FILES - 1], other}
+
+
+def test_a_cache_that_cannot_be_made_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        cache_dir()
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "pyvmm", "lab", "--kvm", "lab", "--memory", "2048", "--"]
+    return subprocess.run([*argv, *command], capture_output=True, text=True, timeout=120)
+
+
+def test_a_lab_resumes_and_survives_a_broken_snapshot() -> None:
+    if in_lab():
+        pytest.skip("nothing nests")
+    show = ("sh", "-c", "head -c 16 /dev/urandom | od -An -tx1; cat /proc/uptime; date +%s")
+    results = [run(*show)]
+    (snapshot,) = cache_dir().glob("snapshot-*")
+    good = snapshot.read_bytes()
+    results += [run(*show), run(*show)]
+    snapshot.write_bytes(good[:100_000] + b"no more")
+    results.append(run(*show))
+    assert [(result.returncode, result.stderr) for result in results] == [(0, "")] * 4
+    lines = [result.stdout.splitlines() for result in results]
+    # Resumed labs share their past, but neither their random numbers nor their clock.
+    assert len({line[0] for line in lines}) == 4
+    assert [int(line[2]) for line in lines] == sorted(int(line[2]) for line in lines)
+    assert snapshot.stat().st_size > 1 << 20

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory map: nothing overlaps, and RAM of every size is all there."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm import layout
+
+PAGE_BYTES = 4096
+ram_sizes = st.integers(layout.MIN_RAM_BYTES // layout.MIB, layout.MAX_RAM_BYTES // layout.MIB).map(
+    lambda mib: mib * layout.MIB
+)
+
+BOOT_DATA = [
+    (layout.GDT_GPA, PAGE_BYTES),
+    (layout.ZERO_PAGE_GPA, PAGE_BYTES),
+    (layout.PAGE_TABLES_GPA, layout.PAGE_TABLES_BYTES),
+    (layout.COMMAND_LINE_GPA, layout.COMMAND_LINE_BYTES),
+]
+DEVICES = [
+    *layout.PCI_APERTURES,
+    (layout.IOAPIC_GPA, PAGE_BYTES),
+    (layout.LAPIC_GPA, PAGE_BYTES),
+    (layout.KVM_IDENTITY_MAP_GPA, PAGE_BYTES),
+    (layout.KVM_TSS_GPA, 3 * PAGE_BYTES),
+]
+
+
+def assert_disjoint(ranges: list[tuple[int, int]]) -> None:
+    for (start, length), (following, _) in pairwise(sorted(ranges)):
+        assert start + length <= following
+
+
+@given(ram_sizes)
+def test_ram_is_complete_and_clear_of_devices(ram_bytes: int) -> None:
+    ranges = list(layout.ram_ranges(ram_bytes))
+    assert sum(length for _, length in ranges) == ram_bytes
+    assert all(length > 0 for _, length in ranges)
+    assert_disjoint([*ranges, *DEVICES])
+
+
+@given(ram_sizes)
+def test_what_the_guest_may_use_is_ram_without_the_legacy_area(ram_bytes: int) -> None:
+    usable = layout.usable_ranges(ram_bytes)
+    hidden = layout.HIGH_MEMORY_GPA - layout.EBDA_GPA
+    assert sum(length for _, length in usable) == ram_bytes - hidden
+    assert_disjoint([*usable, (layout.ACPI_GPA, layout.ACPI_BYTES), *DEVICES])
+
+
+def test_the_3_gib_boundary() -> None:
+    gib = layout.GIB
+    assert layout.ram_ranges(3 * gib) == ((0, 3 * gib),)
+    assert layout.ram_ranges(3 * gib + PAGE_BYTES) == ((0, 3 * gib), (4 * gib, PAGE_BYTES))
+
+
+def test_boot_data_fits_below_the_legacy_area() -> None:
+    assert_disjoint([(0, 1), *BOOT_DATA, (layout.EBDA_GPA, 1)])
+
+
+def test_ports_do_not_overlap() -> None:
+    kvm = [(0x20, 2), (0x40, 4), (0x61, 1), (0xA0, 2), (0x4D0, 2)]
+    ours = [
+        (layout.I8042_DATA_PORT, 1),
+        (layout.I8042_COMMAND_PORT, 1),
+        (layout.RTC_PORT, 2),
+        (layout.POST_PORT, 1),
+        (layout.COM1_PORT, layout.COM1_PORTS),
+        (layout.PVPANIC_PORT, 1),
+        (layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS),
+        (layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS),
+    ]
+    assert_disjoint([*kvm, *ours])

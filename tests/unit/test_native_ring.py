@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each rule of VIRTIO 1.2, 2.7 that the device's side of a split queue enforces, one by one."""
+
+from __future__ import annotations
+
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
+import pytest
+
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.ring import Chain, RingError, SplitQueue
+from tests.mock_driver import (
+    INDIRECT,
+    NEXT,
+    NO_INTERRUPT,
+    NO_NOTIFY,
+    WRITE,
+    MockDriver,
+    chain_table,
+    descriptor,
+    ram,
+)
+
+RAM_BYTES = 1 << 18
+MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; the mmap module lacks it in Python 3.11
+
+
+@pytest.fixture
+def driver() -> MockDriver:
+    return MockDriver(ram(RAM_BYTES), 8, indirect=True)
+
+
+def offer(driver: MockDriver, *descriptors: tuple[int, int, int, int]) -> SplitQueue:
+    """Lay raw descriptors from index 0 on and make descriptor 0 available."""
+    for index, fields in enumerate(descriptors):
+        driver.set_desc(index, *fields)
+    driver.set_avail_ring(0, 0)
+    driver.set_avail_idx(1)
+    return driver.device_queue()
+
+
+def offer_table(driver: MockDriver, table: bytes, flags: int = INDIRECT) -> SplitQueue:
+    return offer(driver, (driver.place(table), len(table), flags, 0))
+
+
+# Laying out a queue (2.7).
+
+
+@pytest.mark.parametrize("size", [0, -1, 3, 6, 32767, 65536, 1 << 40])
+def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
+    with pytest.raises(RingError, match="queue size"):
+        SplitQueue(ram(1 << 20), size, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("areas", "name"),
+    [
+        ((8, 4096, 8192), "descriptor table"),
+        ((0, 4097, 8192), "available ring"),
+        ((0, 4096, 8194), "used ring"),
+    ],
+)
+def test_areas_are_aligned(areas: tuple[int, int, int], name: str) -> None:
+    with pytest.raises(RingError, match=f"{name}.*aligned"):
+        SplitQueue(ram(RAM_BYTES), 8, *areas)
+
+
+@pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16, 1 << 64, -16])
+@pytest.mark.parametrize("area", [0, 1, 2])
+def test_areas_are_in_ram(area: int, gpa: int) -> None:
+    areas = [0, 4096, 8192]
+    areas[area] = gpa
+    with pytest.raises(RingError, match="not in guest RAM"):
+        SplitQueue(ram(RAM_BYTES), 8, *areas)
+
+
+def test_areas_may_end_where_ram_ends() -> None:
+    memory = ram(4096)
+    # 6 + 8 * 8 bytes of used ring; 2-byte alignment would allow less, 4-byte does not.
+    SplitQueue(memory, 8, 0, 1024, 4096 - 72)
+    with pytest.raises(RingError):
+        SplitQueue(memory, 8, 0, 1024, 4096 - 68)
+
+
+def test_largest_queue() -> None:
+    driver = MockDriver(ram(1 << 21), 32768, indirect=True)
+    queue = driver.device_queue()
+    driver.add([b"x"] * 300, [1] * 32468)
+    chain = queue.pop(300)
+    assert chain is not None
+    assert (chain.readable, chain.writable_bytes) == (b"x" * 300, 32468)
+
+
+# Indices (2.7.6).
+
+
+def test_more_available_than_the_queue_holds(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.set_avail_idx(9)
+    for _ in range(2):
+        with pytest.raises(RingError, match="9 buffers"):
+            queue.pop(0)
+    with pytest.raises(RingError):
+        _ = queue.pending
+    driver.set_avail_idx(8)
+    assert queue.pending == 8
+
+
+def test_head_outside_the_table(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.set_avail_ring(0, 8)
+    driver.set_avail_idx(1)
+    with pytest.raises(RingError, match="chain at descriptor 8: index outside"):
+        queue.pop(0)
+    assert queue.next_avail == 0
+
+
+# Chains (2.7.4.2, 2.7.5).
+
+
+def test_next_outside_the_table(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="index outside"):
+        offer(driver, (0, 4, NEXT, 8)).pop(100)
+
+
+def test_loops(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="loop"):
+        offer(driver, (0, 4, NEXT, 1), (0, 4, NEXT, 0)).pop(100)
+
+
+def test_readable_after_writable(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="readable element after"):
+        offer(driver, (0, 4, WRITE | NEXT, 1), (0, 4, 0, 0)).pop(100)
+
+
+@pytest.mark.parametrize("flags", [0, WRITE])
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [(RAM_BYTES, 1), (RAM_BYTES - 4, 5), ((1 << 64) - 1, 1), ((1 << 64) - 4, 8), (0, 0xFFFFFFFF)],
+)
+def test_element_outside_ram(driver: MockDriver, gpa: int, length: int, flags: int) -> None:
+    with pytest.raises(RingError, match="outside guest RAM"):
+        offer(driver, (gpa, length, flags, 0)).pop(100)
+
+
+def test_element_of_no_bytes_is_legal_wherever_it_points(driver: MockDriver) -> None:
+    queue = offer(
+        driver, (1 << 63, 0, NEXT, 1), (driver.place(b"data"), 4, NEXT, 2), (0, 0, WRITE, 0)
+    )
+    chain = queue.pop(100)
+    assert chain is not None
+    assert (chain.readable, chain.writable_bytes) == (b"data", 0)
+
+
+def test_unknown_flags_are_ignored(driver: MockDriver) -> None:
+    chain = offer(driver, (driver.place(b"data"), 4, 0xFFF8, 7)).pop(100)
+    assert chain is not None
+    assert chain.readable == b"data"
+
+
+def test_element_across_two_regions_that_touch() -> None:
+    memory = GuestMemory([(0, bytearray(8192)), (8192, bytearray(8192))])
+    driver = MockDriver(memory, 8)
+    memory.write(8190, b"abcd")
+    queue = offer(driver, (8190, 4, NEXT, 1), (8191, 3, WRITE, 0))
+    chain = queue.pop(100)
+    assert chain is not None
+    assert chain.readable == b"abcd"
+    chain.write(b"xyz")
+    assert memory.read(8190, 4) == b"axyz"
+
+
+def test_longer_than_2_to_the_32() -> None:
+    area = mmap(-1, 1 << 32, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+    driver = MockDriver(GuestMemory([(0, area)]), 8)
+    half = 1 << 31
+    queue = offer(driver, (0, half, NEXT, 1), (0, half, NEXT, 2), (0, 0, 0, 0))
+    chain = queue.pop(4096)
+    assert chain is not None
+    assert (chain.readable, chain.readable_bytes) == (b"", 1 << 32)
+    driver.set_desc(2, 0, 1, WRITE)
+    with pytest.raises(RingError, match=r"2\^32"):
+        driver.device_queue().pop(4096)
+
+
+def test_over_the_limit_comes_back_to_be_returned(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    head = driver.add([b"12345"], [4])
+    chain = queue.pop(4)
+    assert chain is not None
+    assert (chain.readable, chain.readable_bytes, chain.writable_bytes) == (b"", 5, 4)
+    queue.push(chain)
+    assert driver.take_used() == [(head, 0, b"")]
+
+
+# Indirect tables (2.7.5.3).
+
+
+def test_indirect_not_negotiated() -> None:
+    driver = MockDriver(ram(RAM_BYTES), 8, indirect=False)
+    with pytest.raises(RingError, match="not negotiated"):
+        offer_table(driver, chain_table([(0, 4, 0)])).pop(100)
+
+
+def test_indirect_write_flag_is_ignored(driver: MockDriver) -> None:
+    table = chain_table([(driver.place(b"data"), 4, 0), (driver.place(b""), 2, WRITE)])
+    chain = offer_table(driver, table, INDIRECT | WRITE).pop(100)
+    assert chain is not None
+    assert (chain.readable, chain.writable_bytes) == (b"data", 2)
+
+
+def test_indirect_after_direct_elements(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.add([b"a", b"b", b"c"], [1], indirect=True, direct_first=2)
+    chain = queue.pop(100)
+    assert chain is not None
+    assert (chain.readable, chain.writable_bytes) == (b"abc", 1)
+
+
+def test_indirect_with_next(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="NEXT and INDIRECT"):
+        offer_table(driver, chain_table([(0, 4, 0)]), INDIRECT | NEXT).pop(100)
+
+
+def test_nested_indirect(driver: MockDriver) -> None:
+    inner = driver.place(chain_table([(0, 4, 0)]))
+    with pytest.raises(RingError, match="inside an indirect table"):
+        offer_table(driver, descriptor(inner, 16, INDIRECT)).pop(100)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 17, 24])
+def test_indirect_table_of_odd_size(driver: MockDriver, length: int) -> None:
+    with pytest.raises(RingError, match="whole number"):
+        offer(driver, (4096, length, INDIRECT, 0)).pop(100)
+
+
+@pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16])
+def test_indirect_table_outside_ram(driver: MockDriver, gpa: int) -> None:
+    with pytest.raises(RingError, match="table outside"):
+        offer(driver, (gpa, 32, INDIRECT, 0)).pop(100)
+
+
+def test_indirect_next_outside_its_table(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="index outside"):
+        offer_table(driver, descriptor(0, 4, NEXT, 2) + descriptor(0, 4)).pop(100)
+
+
+def test_indirect_loop(driver: MockDriver) -> None:
+    with pytest.raises(RingError, match="loop"):
+        offer_table(driver, descriptor(0, 4, NEXT, 0)).pop(100)
+
+
+def test_indirect_chain_is_no_longer_than_the_queue(driver: MockDriver) -> None:
+    assert offer_table(driver, chain_table([(0, 4, 0)] * 8)).pop(100)
+    with pytest.raises(RingError, match="longer than the queue"):
+        offer_table(driver, chain_table([(0, 4, 0)] * 9)).pop(100)
+
+
+def test_indirect_table_at_an_odd_address(driver: MockDriver) -> None:
+    table = b"?" + chain_table([(driver.place(b"data"), 4, 0)])
+    chain = offer(driver, (driver.place(table) + 1, 16, INDIRECT, 0)).pop(100)
+    assert chain is not None
+    assert chain.readable == b"data"
+
+
+# Returning buffers (2.7.8) and notifications (2.7.7, 2.7.10).
+
+
+def test_mistakes_of_the_device_model(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.add([], [4])
+    chain = queue.pop(0)
+    assert chain is not None
+    with pytest.raises(ValueError, match="5 bytes for 4"):
+        chain.write(b"12345")
+    with pytest.raises(ValueError, match="5 bytes written"):
+        queue.push(chain, 5)
+    with pytest.raises(ValueError, match="descriptor 8"):
+        queue.push(8)
+    with pytest.raises(OverflowError):
+        queue.push(0, 1 << 32)
+    with pytest.raises(TypeError):
+        Chain()
+    assert driver.used_idx == 0
+
+
+def test_used_ring_wraps() -> None:
+    driver = MockDriver(ram(RAM_BYTES), 2, start_index=65535)
+    queue = driver.device_queue()
+    for expected in (0, 1, 2):
+        driver.add([b"x"])
+        queue.push(queue.pop(1) or -1)
+        assert (driver.used_idx, queue.next_used, queue.next_avail) == (expected,) * 3
+        assert len(driver.take_used()) == 1
+
+
+def test_interrupts_by_flag(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    assert not queue.should_interrupt()
+    queue.push(0)
+    assert queue.should_interrupt()
+    assert not queue.should_interrupt()
+    queue.push(0)
+    driver.set_avail_flags(NO_INTERRUPT)
+    assert not queue.should_interrupt()
+    driver.set_avail_flags(0xFFFE)
+    assert not queue.should_interrupt(), "that one was asked for already"
+
+
+def test_interrupt_after_more_buffers_than_an_index_counts() -> None:
+    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    queue = driver.device_queue()
+    driver.set_used_event(5)
+    for _ in range(65536 + 3):
+        queue.push(0)
+    assert queue.should_interrupt()
+
+
+def test_a_restored_queue_interrupts_once() -> None:
+    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    queue = driver.device_queue()
+    queue.next_used = 100
+    driver.set_used_event(7)
+    assert queue.should_interrupt()
+    assert not queue.should_interrupt()
+
+
+def test_notifications_by_flag(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    queue.disable_notifications()
+    assert driver.used_flags == NO_NOTIFY
+    driver.add([b"x"])
+    assert not driver.kick_wanted()
+    assert queue.enable_notifications()
+    assert driver.used_flags == 0
+    queue.pop(1)
+    assert not queue.enable_notifications()
+
+
+def test_notifications_by_event_index() -> None:
+    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    queue = driver.device_queue()
+    for _ in range(3):
+        driver.add([b"x"])
+        queue.pop(1)
+    queue.disable_notifications()
+    assert not queue.enable_notifications()
+    # 2.7.10.1: with EVENT_IDX the flags stay 0.
+    assert (driver.avail_event, driver.used_flags) == (3, 0)
+
+
+def test_enabling_leaves_a_broken_index_to_pop(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.set_avail_idx(1000)
+    assert queue.enable_notifications()
+
+
+def test_describes_itself(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    assert (queue.size, queue.indirect, queue.event_idx) == (8, True, False)
+    assert queue.memory is driver.memory
+    driver.add([b"abc"], [2])
+    assert repr(queue.pop(3)) == "<Chain head=0 readable_bytes=3 writable_bytes=2>"

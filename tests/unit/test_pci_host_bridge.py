@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration mechanism 1 as operating systems probe and use it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.bus import Bus
+from devices.pci.config_space import PciFunction
+from devices.pci.host_bridge import ConfigMechanism1, PciBus
+
+ADDRESS, DATA = 0xCF8, 0xCFC
+
+
+class Ports:
+    """The configuration ports of a bus with one extra function at 00:03.0."""
+
+    def __init__(self) -> None:
+        self.pci = PciBus(Bus("mmio"), [])
+        self.function = PciFunction(
+            vendor_id=0x1234, device_id=0x5678, class_code=0x020000, name="extra"
+        )
+        self.pci.add(3, self.function)
+        self.bus = Bus("pio")
+        self.bus.map(ADDRESS, 8, ConfigMechanism1(self.pci))
+
+    def select(self, bus: int, device: int, function: int, register: int) -> None:
+        self.bus.write(
+            ADDRESS, 4, 1 << 31 | bus << 16 | device << 11 | function << 8 | register & 0xFC
+        )
+
+
+def test_linux_finds_the_mechanism() -> None:
+    """The probe: a byte to 0xCFB must not disturb the latch, which must hold what is written."""
+    ports = Ports()
+    ports.bus.write(0xCFB, 1, 1)
+    before = ports.bus.read(ADDRESS, 4)
+    ports.bus.write(ADDRESS, 4, 0x8000_0000)
+    assert ports.bus.read(ADDRESS, 4) == 0x8000_0000
+    assert ports.bus.read(DATA + 2, 2) == 0x0008  # device id of the host bridge
+    ports.select(0, 0, 0, 0x08)
+    assert ports.bus.read(DATA + 2, 2) == 0x0600  # class: host bridge
+    ports.bus.write(ADDRESS, 4, before)
+    assert ports.bus.read(ADDRESS, 4) == before == 0
+
+
+def test_reserved_latch_bits_read_as_zero() -> None:
+    ports = Ports()
+    ports.bus.write(ADDRESS, 4, 0xFFFF_FFFF)
+    assert ports.bus.read(ADDRESS, 4) == 0x80FF_FFFC
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 1), (3, 1), (0, 2), (2, 2), (1, 2)])
+def test_narrow_accesses_do_not_reach_the_latch(offset: int, size: int) -> None:
+    ports = Ports()
+    ports.select(0, 3, 0, 0)
+    ports.bus.write(ADDRESS + offset, size, 0)
+    assert ports.bus.read(ADDRESS + offset, size) == (1 << (8 * size)) - 1
+    assert ports.bus.read(ADDRESS, 4) == 0x8000_1800
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [(0, 4, 0x56781234), (0, 2, 0x1234), (2, 2, 0x5678), (1, 2, 0x7812), (3, 1, 0x56)],
+)
+def test_data_ports_select_bytes_of_the_register(offset: int, size: int, expected: int) -> None:
+    ports = Ports()
+    ports.select(0, 3, 0, 0)
+    assert ports.bus.read(DATA + offset, size) == expected
+
+
+def test_narrow_data_writes_change_only_their_bytes() -> None:
+    ports = Ports()
+    ports.select(0, 3, 0, 0x3C)
+    ports.bus.write(DATA + 1, 1, 0xFF)  # the interrupt pin is read only
+    ports.bus.write(DATA, 1, 0x0B)
+    assert ports.function.config_read(0x3C, 4) == 0x0B
+
+
+@pytest.mark.parametrize("where", [(0, 1, 0), (0, 3, 1), (0, 31, 7), (1, 3, 0), (255, 0, 0)])
+def test_absent_functions_read_all_ones(where: tuple[int, int, int]) -> None:
+    ports = Ports()
+    ports.select(*where, 0)
+    ports.bus.write(DATA, 4, 0)
+    assert ports.bus.read(DATA, 4) == 0xFFFF_FFFF
+    assert ports.bus.read(DATA, 1) == 0xFF
+
+
+def test_nothing_answers_while_the_enable_bit_is_clear() -> None:
+    ports = Ports()
+    ports.bus.write(ADDRESS, 4, 0x1800)
+    assert ports.bus.read(DATA, 4) == 0xFFFF_FFFF
+
+
+def test_accesses_across_the_latch_and_the_data_are_split() -> None:
+    ports = Ports()
+    ports.select(0, 3, 0, 0)
+    assert ports.bus.read(0xCFA, 4) == 0x1234_FFFF
+    assert ports.bus.read(ADDRESS, 8) == 0x5678_1234_FFFF_FFFF
+    assert ports.bus.read(0xCFE, 4) == 0xFFFF_5678  # beyond the last port: nobody
+    ports.bus.write(0xCFA, 4, 0)
+    assert ports.bus.read(ADDRESS, 4) == 0x8000_1800
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(ADDRESS - 8, DATA + 8),
+            st.sampled_from([1, 2, 4]),
+            st.integers(0, 2**32 - 1) | st.integers(0x8000_1800, 0x8000_18FF),
+        ),
+        max_size=40,
+    )
+)
+def test_hostile_port_accesses_are_harmless(steps: list[tuple[int, int, int]]) -> None:
+    ports = Ports()
+    for port, size, value in steps:
+        ports.bus.write(port, size, value & (1 << (8 * size)) - 1)
+        assert 0 <= ports.bus.read(port, size) < 1 << (8 * size)
+    assert ports.function.config_read(0, 4) == 0x56781234
+
+
+@pytest.mark.parametrize("device", [-1, 0, 3, 32])
+def test_taken_and_impossible_device_numbers_are_refused(device: int) -> None:
+    ports = Ports()
+    with pytest.raises(ValueError, match="taken or does not exist"):
+        ports.pci.add(device, ports.function)

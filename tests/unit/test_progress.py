@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of slow work, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+
+import pytest
+
+from pyvmm.progress import PlainLines, show_progress
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("pyvmm.progress.time.monotonic", lambda: self.now)
+
+
+def test_without_a_terminal_every_stage_is_one_line() -> None:
+    stream = io.StringIO()
+    with show_progress(stream) as progress:
+        progress.stage("Unpacking")
+        progress.advance()
+        progress.stage("Building", 100)
+        progress.advance(100)
+    assert stream.getvalue() == "Unpacking\nBuilding\n"
+
+
+def test_a_long_stage_tells_each_quarter_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    progress = PlainLines(stream)
+    progress.stage("Building", 100)
+    for _ in range(120):
+        clock.now += 1.0
+        progress.advance()
+    expected = ["Building", "Building: 25 %", "Building: 50 %", "Building: 75 %"]
+    assert stream.getvalue().splitlines() == expected
+
+
+def test_a_terminal_gets_bars() -> None:
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream, show_progress(stream) as progress:
+        progress.stage("Unpacking")
+        progress.stage("Building", 10)
+        progress.advance(4)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert "Unpacking" in shown
+    assert "Building" in shown
+    assert "100%" in shown

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QMP without sockets: the JSON stream, requests and replies, sessions, the throttle.
+
+Where the words matter they are what QEMU 7.2 answered to the same bytes.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from in_memory_machine import InMemoryMachine
+
+from pyvmm.control import qmp
+from pyvmm.control.commands import COMMANDS
+from pyvmm.control.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
+from pyvmm.control.qmp import QmpError
+from pyvmm.control.session import Session
+from pyvmm.control.throttle import Throttle
+from pyvmm.units import GIB, MIB
+
+
+def drain(stream: JsonStream) -> list[Any]:
+    """Everything the stream has: messages, and the descriptions of errors."""
+    items: list[Any] = []
+    while True:
+        try:
+            message = stream.next()
+        except QmpError as error:
+            items.append(error.desc)
+            continue
+        if message is None:
+            return items
+        items.append(message)
+
+
+def parse(data: bytes) -> list[Any]:
+    stream = JsonStream()
+    stream.feed(data)
+    return drain(stream)
+
+
+NEXT = b'\n{"next": 1}'
+
+
+@pytest.mark.parametrize(
+    ("data", "messages"),
+    [
+        (b"", []),
+        (b" \r\n\t", []),
+        (b"{}", [{}]),
+        (b'{"a": 1}\r\n{"b": 2}', [{"a": 1}, {"b": 2}]),
+        (b'{"a": 1}{"b": 2}', [{"a": 1}, {"b": 2}]),
+        (b'{"a":\n {"b": [1, {"c": "}"}]}\n}', [{"a": {"b": [1, {"c": "}"}]}}]),
+        (b'{"a": "\\"}{"}', [{"a": '"}{'}]),
+        (b'{"a": "\\\\"}', [{"a": "\\"}]),
+        (b'{"a": "\xc3\xa9\\u20ac"}', [{"a": "é€"}]),
+        (b'{"a"', []),
+        (b'{"a": "}', []),
+    ],
+)
+def test_messages_are_found(data: bytes, messages: list[Any]) -> None:
+    assert parse(data) == messages
+    stream, found = JsonStream(), []
+    for at in range(len(data)):
+        stream.feed(data[at : at + 1])
+        found += drain(stream)
+    assert found == messages
+
+
+@pytest.mark.parametrize(
+    ("data", "desc"),
+    [
+        (b"[]", "QMP input must be a JSON object"),
+        (b"[1,\n2]", "QMP input must be a JSON object"),
+        (b"3", "QMP input must be a JSON object"),
+        (b'"x"', "QMP input must be a JSON object"),
+        (b"GET / HTTP/1.1\r", "QMP input must be a JSON object"),
+        (b"\xff\x00", "QMP input must be a JSON object"),
+        (b"}}}", "QMP input must be a JSON object"),
+        (b'{"a": 1, "a": 2}', "JSON parse error, duplicate key"),
+        (b'{"a":]}', "JSON parse error, stray ']'"),
+        (b'{"a": [1}', "JSON parse error, stray '}'"),
+        (b'{"a"}', "JSON parse error, expecting ':' delimiter"),
+        (b'{"a": NaN}', "JSON parse error, stray 'NaN'"),
+        (b'{"a": -Infinity}', "JSON parse error, stray '-Infinity'"),
+        (b'{"a": 1e999}', "JSON parse error, number out of range"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "JSON parse error, number out of range"),
+        (b'{"a": "\xff"}', "JSON parse error, invalid UTF-8"),
+        (b'{"a": "\t"}', "JSON parse error, control character in a string"),
+        (b'{"execute": "stop\n', "JSON parse error, control character in a string"),
+        (b"[" * (MAX_DEPTH + 1), "JSON nesting depth limit exceeded"),
+        (b'{"a": "' + b"x" * MAX_MESSAGE_BYTES, "JSON token size limit exceeded"),
+        ("{}".encode("utf-16"), "QMP input must be a JSON object"),
+    ],
+)
+def test_a_mistake_is_one_error_and_the_next_line_is_served(data: bytes, desc: str) -> None:
+    items = parse(data + NEXT)
+    assert items[-1] == {"next": 1}
+    assert len(items) == 2
+    assert items[0].startswith(desc)
+
+
+def test_limits_are_reached_exactly() -> None:
+    deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    assert len(parse(deepest)) == 1
+    assert isinstance(parse(deepest)[0], dict)
+    shell = len(b'{"a":""}')
+    longest = b'{"a":"' + b"x" * (MAX_MESSAGE_BYTES - shell) + b'"}'
+    assert [len(message["a"]) for message in parse(longest)] == [MAX_MESSAGE_BYTES - shell]
+    assert parse(b" " + longest.replace(b"x", b"xx", 1) + b"\n") == [
+        "JSON token size limit exceeded"
+    ]
+
+
+def test_input_without_end_is_not_kept() -> None:
+    stream = JsonStream(max_bytes=1000)
+    for _ in range(100):
+        stream.feed(b'{"a": "' + b"y" * 1000)
+        drain(stream)
+        assert len(stream._buffer) <= 1000
+
+
+@pytest.mark.parametrize("chunk_bytes", [256, 65536])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{}" * 100_000,
+        b"x\n" * 100_000,
+        b'{"a": ["' + b'\\"' * 300_000 + b'"]}',
+        b" " * 1_000_000 + b"{}",
+    ],
+    ids=["objects", "garbage lines", "escapes", "blanks"],
+)
+def test_time_grows_no_faster_than_the_input(data: bytes, chunk_bytes: int) -> None:
+    def seconds(part: bytes) -> float:
+        stream = JsonStream()
+        begin = time.process_time()
+        for at in range(0, len(part), chunk_bytes):
+            stream.feed(part[at : at + chunk_bytes])
+            drain(stream)
+        return time.process_time() - begin
+
+    quarter = min(seconds(data[: len(data) // 4]) for _ in range(3))
+    assert seconds(data) < 12 * quarter + 0.05  # 16 if it were quadratic
+
+
+def test_greeting_is_qemus() -> None:
+    banner = qmp.greeting()["QMP"]
+    assert banner["capabilities"] == []
+    assert set(banner["version"]) == {"qemu", "package"}
+    assert set(banner["version"]["qemu"]) == {"major", "minor", "micro"}
+
+
+def test_event_has_a_timestamp_and_no_empty_data() -> None:
+    assert qmp.event("STOP", {}, 1_500_000_999) == {
+        "event": "STOP",
+        "timestamp": {"seconds": 1, "microseconds": 500_000},
+    }
+    assert qmp.event("BALLOON_CHANGE", {"actual": 5}, 0)["data"] == {"actual": 5}
+
+
+def test_lines_are_ascii_and_end_as_qemus() -> None:
+    line = qmp.encode({"return": "é\n\ud800"})
+    assert line.endswith(b"\r\n")
+    assert line.count(b"\n") == 1
+    assert line.isascii()
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def machine() -> InMemoryMachine:
+    return InMemoryMachine(step_bytes=0)
+
+
+@pytest.fixture
+def ask(machine: InMemoryMachine) -> Ask:
+    """Ask a negotiated session, returning its value or its (class, desc)."""
+    session = Session(machine)
+    session.answer({"execute": "qmp_capabilities"})
+
+    def ask(command: str, **arguments: Any) -> Any:
+        request = {"execute": command, "id": 7}
+        reply = session.answer({**request, "arguments": arguments} if arguments else request)
+        assert reply.pop("id") == 7
+        if "error" in reply:
+            return reply["error"]["class"], reply["error"]["desc"]
+        return reply["return"]
+
+    return ask
+
+
+def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
+    session = Session(machine)
+    reply = session.answer({"execute": "stop", "id": [1]})
+    assert reply == {
+        "error": {
+            "class": "CommandNotFound",
+            "desc": "Expecting capabilities negotiation with 'qmp_capabilities'",
+        },
+        "id": [1],
+    }
+    reply = session.answer({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}})
+    assert reply["error"]["class"] == "GenericError"
+    assert not session.negotiated
+    reply = session.answer({"execute": "qmp_capabilities", "arguments": {"enable": []}})
+    assert reply == {"return": {}}
+    assert session.negotiated
+    assert session.answer({"execute": "qmp_capabilities"})["error"]["desc"] == (
+        "Capabilities negotiation is already complete, command ignored"
+    )
+    assert machine.status == "running"
+
+
+@pytest.mark.parametrize(
+    ("message", "desc"),
+    [
+        ({}, "QMP input lacks member 'execute'"),
+        ({"execute": 1}, "QMP input member 'execute' must be a string"),
+        ({"execute": "stop", "arguments": []}, "QMP input member 'arguments' must be an object"),
+        ({"execute": "stop", "x": 1}, "QMP input member 'x' is unexpected"),
+        ({"exec-oob": "stop"}, "QMP input member 'exec-oob' is unexpected"),
+        ({"execute": "stop", "arguments": {"x": 1}}, "Parameter 'x' is unexpected"),
+    ],
+)
+def test_malformed_requests_keep_their_id(
+    machine: InMemoryMachine, message: dict[str, Any], desc: str
+) -> None:
+    session = Session(machine)
+    session.answer({"execute": "qmp_capabilities"})
+    reply = session.answer({**message, "id": "é"})
+    assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": "é"}
+    assert "id" not in session.answer(message)
+    assert machine.status == "running"
+
+
+def test_unknown_command(ask: Ask) -> None:
+    assert ask("nosuch") == ("CommandNotFound", "The command nosuch has not been found")
+
+
+def test_query_commands_names_every_command(ask: Ask) -> None:
+    assert {entry["name"] for entry in ask("query-commands")} == set(COMMANDS)
+
+
+def test_queries(ask: Ask) -> None:
+    assert ask("query-version") == qmp.greeting()["QMP"]["version"]
+    assert ask("query-status") == {"status": "running", "running": True}
+    assert ask("query-balloon") == {"actual": GIB}
+    assert ask("query-memory-size-summary") == {"base-memory": GIB}
+
+
+def test_stop_and_cont_are_idempotent(ask: Ask, machine: InMemoryMachine) -> None:
+    events: list[str] = []
+    machine.subscribe(lambda name, data: events.append(name))
+    assert [ask("cont"), ask("stop"), ask("stop")] == [{}, {}, {}]
+    assert ask("query-status") == {"status": "paused", "running": False}
+    assert [ask("cont"), ask("cont")] == [{}, {}]
+    assert events == ["STOP", "RESUME"]
+
+
+@pytest.mark.parametrize("status", ["shutdown", "guest-panicked"])
+def test_a_dead_machine_does_not_run_again(ask: Ask, machine: InMemoryMachine, status: Any) -> None:
+    machine.status = status
+    assert ask("cont") == ("GenericError", "Resetting the Virtual Machine is required")
+    assert ask("stop") == {}
+    assert ask("query-status") == {"status": status, "running": False}
+
+
+def test_quit(ask: Ask, machine: InMemoryMachine) -> None:
+    events: list[tuple[str, Any]] = []
+    machine.subscribe(lambda name, data: events.append((name, data)))
+    assert ask("quit") == {}
+    assert events == [("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})]
+
+
+@pytest.mark.parametrize("value", [1, 4097, 256 * MIB, GIB])
+def test_balloon_takes_any_size_up_to_ram(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+    assert ask("balloon", value=value) == {}
+    assert machine.targets == [value]
+
+
+@pytest.mark.parametrize("value", [1.5, 268435456.0, "256M", True, False, None, [1], {"a": 1}])
+def test_balloon_refuses_what_is_no_integer(
+    ask: Ask, machine: InMemoryMachine, value: object
+) -> None:
+    desc = "Invalid parameter type for 'value', expected: integer"
+    assert ask("balloon", value=value) == ("GenericError", desc)
+    assert machine.targets == []
+
+
+@pytest.mark.parametrize("value", [0, -1, -(1 << 70), GIB + 1, 1 << 70])
+def test_balloon_refuses_nonsense(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+    error_class, desc = ask("balloon", value=value)
+    assert error_class == "GenericError"
+    assert desc.startswith("Parameter 'value' expects a size")
+    assert (str(GIB) in desc) == (value > 0)
+    assert machine.targets == []
+
+
+def test_balloon_needs_exactly_its_argument(ask: Ask, machine: InMemoryMachine) -> None:
+    assert ask("balloon") == ("GenericError", "Parameter 'value' is missing")
+    assert ask("balloon", value=MIB, x=1) == ("GenericError", "Parameter 'x' is unexpected")
+    assert machine.targets == []
+
+
+def test_every_reply_can_be_encoded(machine: InMemoryMachine) -> None:
+    session = Session(machine)
+    for message in parse(b'{"id": [1e308, "\\ud800", null, -0.0]} {"execute": "\\udfff"}'):
+        json.loads(qmp.encode(session.answer(message)))
+
+
+class Clock:
+    """Stands for the event loop's `call_later`; time passes when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self._due.append((self.now_s + delay_s, callback))
+
+    def advance(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while due := [entry for entry in self._due if entry[0] <= end_s]:
+            entry = min(due, key=lambda entry: entry[0])
+            self._due.remove(entry)
+            self.now_s = entry[0]
+            entry[1]()
+        self.now_s = end_s
+
+
+def test_throttle_sends_the_first_at_once_and_the_last_always() -> None:
+    clock, sent = Clock(), list[tuple[float, int]]()
+    throttle: Throttle[int] = Throttle(
+        1.0, lambda value: sent.append((clock.now_s, value)), clock.call_later
+    )
+    for value in range(25):
+        throttle.offer(value)
+        clock.advance(1 / 8)
+    clock.advance(1)
+    assert [value for _, value in sent] == [0, 7, 15, 23, 24]
+    assert [at_s for at_s, _ in sent] == [0, 1, 2, 3, 4]
+    clock.advance(5)
+    throttle.offer(99)
+    assert sent[-1] == (clock.now_s, 99)
+
+
+def test_throttle_flush_sends_what_is_held_once() -> None:
+    clock, sent = Clock(), list[int]()
+    throttle: Throttle[int] = Throttle(1.0, sent.append, clock.call_later)
+    throttle.offer(1)
+    throttle.offer(2)
+    throttle.flush()
+    clock.advance(5)
+    assert sent == [1, 2]

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The 16550A: one test for each row of the data sheet's interrupt table, and Linux's probes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.uart import Uart16550
+
+RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
+THR, FCR = RBR, IIR
+ERBFI, ETBEI, ELSI, EDSSI = 1, 2, 4, 8
+NONE, MODEM, EMPTY, DATA, LINE, TIMEOUT = 0x1, 0x0, 0x2, 0x4, 0x6, 0xC
+FIFO = 0x01
+DTR, RTS, OUT1, OUT2, LOOP = 1, 2, 4, 8, 16
+
+
+class Port:
+    """A UART with what it sent, the levels of its interrupt and the calls of `on_room`."""
+
+    def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2) -> None:
+        self.sent = bytearray()
+        self.levels: list[bool] = []
+        self.rooms = 0
+        self.uart = Uart16550(self, self.sent.extend)
+        self.uart.on_room = self.room
+        self.write(FCR, fcr)
+        self.write(MCR, mcr)
+        self.write(IER, ier)
+
+    def room(self) -> None:
+        self.rooms += 1
+
+    def set_level(self, level: bool) -> None:
+        assert self.level is not level, "only changes are reported"
+        self.levels.append(level)
+
+    @property
+    def level(self) -> bool:
+        return self.levels[-1] if self.levels else False
+
+    def read(self, register: int) -> int:
+        return self.uart.read(register, 1)
+
+    def write(self, register: int, value: int) -> None:
+        self.uart.write(register, 1, value)
+
+    @property
+    def iir(self) -> int:
+        return self.read(IIR) & 0x0F
+
+
+# --- After reset ------------------------------------------------------------------------------
+def test_reset_values() -> None:
+    port = Port(mcr=0)
+    values = [port.read(register) for register in range(8)]
+    assert values == [0, 0, NONE, 0, 0, 0x60, 0xB0, 0]
+    assert port.levels == []
+
+
+# --- Received data available, and the character time-out ---------------------------------------
+def test_received_data_in_16450_mode_is_cleared_by_reading_rbr() -> None:
+    port = Port(ier=ERBFI)
+    assert port.uart.receive(b"ab") == 1
+    assert port.level
+    assert port.iir == DATA
+    assert port.read(LSR) == 0x61
+    assert port.read(RBR) == ord("a")
+    assert port.iir == NONE
+    assert not port.level
+
+
+@pytest.mark.parametrize(("select", "trigger"), [(0x00, 1), (0x40, 4), (0x80, 8), (0xC0, 14)])
+def test_received_data_at_the_trigger_level_then_time_out_below_it(
+    select: int, trigger: int
+) -> None:
+    port = Port(fcr=FIFO | select, ier=ERBFI)
+    port.uart.receive(bytes(trigger))
+    assert port.iir == DATA
+    for _ in range(trigger - 1):
+        port.read(RBR)
+        assert port.iir == TIMEOUT  # characters are waiting and nothing moves
+        assert port.level
+    port.read(RBR)
+    assert port.iir == NONE
+    assert not port.level
+
+
+def test_time_out_is_cleared_only_when_the_fifo_is_empty() -> None:
+    port = Port(fcr=FIFO | 0xC0, ier=ERBFI)
+    port.uart.receive(b"xy")
+    assert port.iir == TIMEOUT
+    assert port.iir == TIMEOUT  # reading IIR does not clear it
+    assert port.read(RBR) == ord("x")
+    assert port.iir == TIMEOUT
+    assert port.read(RBR) == ord("y")
+    assert not port.level
+
+
+def test_clearing_the_receiver_fifo_clears_the_interrupt() -> None:
+    port = Port(fcr=FIFO, ier=ERBFI)
+    port.uart.receive(b"abc")
+    port.write(FCR, FIFO | 0x02)
+    assert not port.level
+    assert port.read(LSR) == 0x60
+
+
+@pytest.mark.parametrize("fcr", [0, FIFO], ids=["enabling", "disabling"])
+def test_changing_the_fifo_mode_clears_the_receiver(fcr: int) -> None:
+    port = Port(fcr=fcr, ier=ERBFI)
+    port.uart.receive(b"a")
+    port.write(FCR, fcr)
+    assert port.level  # the same mode again: nothing is lost
+    port.write(FCR, fcr ^ FIFO)
+    assert not port.level
+
+
+def test_nothing_interrupts_unless_enabled() -> None:
+    port = Port(fcr=FIFO)
+    port.uart.receive(b"abc")
+    port.write(THR, 0x41)
+    assert port.iir == NONE
+    assert port.levels == []
+    port.write(IER, ERBFI)
+    assert port.level
+
+
+# --- Transmitter holding register empty ---------------------------------------------------------
+def test_enabling_while_empty_raises_it_and_reading_iir_clears_it() -> None:
+    port = Port(ier=ETBEI)
+    assert port.level
+    assert port.iir == EMPTY
+    assert not port.level
+    assert port.iir == NONE
+
+
+def test_it_comes_back_on_enabling_again_but_not_on_writing_the_same_enable() -> None:
+    port = Port(ier=ETBEI)
+    assert port.iir == EMPTY
+    port.write(IER, ETBEI)
+    assert port.iir == NONE
+    port.write(IER, 0)
+    port.write(IER, ETBEI)
+    assert port.iir == EMPTY
+
+
+def test_writing_thr_clears_it_until_the_character_is_out() -> None:
+    port = Port(ier=ETBEI)
+    port.levels.clear()
+    port.levels.append(True)
+    port.write(THR, 0x41)
+    assert port.levels == [True, False, True]  # an edge-triggered input sees a new interrupt
+    assert port.sent == b"A"
+    assert port.iir == EMPTY
+
+
+@pytest.mark.parametrize(("fcr", "edges"), [(0, 40), (FIFO, 3)], ids=["16450", "FIFO"])
+def test_each_filling_of_the_transmitter_is_one_interrupt(fcr: int, edges: int) -> None:
+    port = Port(fcr=fcr, ier=ETBEI)
+    before = len(port.levels)
+    for character in range(40):
+        port.write(THR, character)
+    assert port.levels[before:] == [False, True] * edges
+
+
+@pytest.mark.parametrize("register", [LSR, IIR, IER])
+def test_looking_at_the_chip_ends_a_filling_of_the_transmitter(register: int) -> None:
+    port = Port(fcr=FIFO, ier=ETBEI)
+    for _ in range(3):
+        before = len(port.levels)
+        if register == IER:
+            port.write(IER, ETBEI)
+        else:
+            port.read(register)
+        port.write(THR, 0x41)
+        port.write(THR, 0x42)
+        assert port.levels[before:] == [False, True]
+
+
+def test_reading_iir_clears_it_only_when_it_is_the_one_reported() -> None:
+    port = Port(ier=ETBEI | ERBFI)
+    port.uart.receive(b"a")
+    assert port.iir == DATA
+    port.read(RBR)
+    assert port.iir == EMPTY
+    assert port.iir == NONE
+
+
+# --- Receiver line status -----------------------------------------------------------------------
+@pytest.mark.parametrize(("fcr", "capacity", "kept"), [(0, 1, 1), (FIFO, 16, 0)])
+def test_overrun_is_cleared_by_reading_lsr(fcr: int, capacity: int, kept: int) -> None:
+    port = Port(fcr=fcr, mcr=LOOP, ier=ELSI)
+    for character in range(capacity + 1):
+        port.write(THR, character)
+    assert port.iir == LINE
+    assert port.read(LSR) == 0x63
+    assert port.iir == NONE
+    assert port.read(LSR) == 0x61
+    assert port.read(RBR) == kept  # 16450: overwritten; FIFO: the last character is lost
+
+
+def test_an_overrun_holds_the_line_until_lsr_is_read() -> None:
+    port = Port(mcr=LOOP, ier=ELSI)
+    port.write(THR, 1)
+    port.write(THR, 2)
+    port.write(MCR, OUT2)  # out of loopback: the gate opens
+    assert port.level
+    port.read(LSR)
+    assert not port.level
+
+
+# --- Modem status -------------------------------------------------------------------------------
+def test_modem_status_interrupt_is_cleared_by_reading_msr() -> None:
+    port = Port(ier=EDSSI)
+    port.write(MCR, LOOP)  # the terminal's CTS, DSR and DCD go away
+    assert port.iir == MODEM
+    assert port.read(MSR) == 0x0B
+    assert port.iir == NONE
+    assert port.read(MSR) == 0
+
+
+@pytest.mark.parametrize(
+    ("control", "status"),
+    [(RTS, 0x11), (DTR, 0x22), (OUT1, 0x40), (OUT2, 0x88)],
+    ids=["RTS to CTS", "DTR to DSR", "OUT1 to RI", "OUT2 to DCD"],
+)
+def test_loopback_wires_and_their_deltas(control: int, status: int) -> None:
+    port = Port(mcr=LOOP)
+    port.read(MSR)
+    port.write(MCR, LOOP | control)
+    assert port.read(MSR) == status  # RI: only its trailing edge is a delta
+    assert port.read(MSR) == status & 0xF0
+    port.write(MCR, LOOP)
+    assert port.read(MSR) == (status & 0x0F or 0x04)
+
+
+# --- Priorities ---------------------------------------------------------------------------------
+def test_interrupts_are_reported_by_priority() -> None:
+    port = Port(mcr=LOOP | RTS | OUT2, ier=ERBFI | ETBEI | ELSI | EDSSI)
+    port.write(THR, 1)
+    port.write(THR, 2)
+    seen = []
+    for acknowledge in (LSR, RBR, None, MSR):
+        seen.append(port.iir)
+        if acknowledge is not None:
+            port.read(acknowledge)
+    assert [*seen, port.iir] == [LINE, DATA, EMPTY, MODEM, NONE]
+
+
+# --- The PC's interrupt gate --------------------------------------------------------------------
+def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
+    port = Port(mcr=0, ier=ERBFI)
+    port.uart.receive(b"a")
+    assert port.iir == DATA
+    assert not port.level
+    port.write(MCR, OUT2)
+    assert port.level
+    port.write(MCR, OUT2 | LOOP)
+    assert not port.level
+
+
+# --- Registers ----------------------------------------------------------------------------------
+def test_divisor_latch() -> None:
+    port = Port()
+    port.write(LCR, 0x83)
+    port.write(RBR, 0x34)
+    port.write(IER, 0x12)
+    assert (port.read(RBR), port.read(IER)) == (0x34, 0x12)
+    port.write(LCR, 0x03)
+    assert (port.read(RBR), port.read(IER)) == (0, 0)
+    assert port.sent == b""
+
+
+def test_unused_bits_read_as_zero() -> None:
+    port = Port(mcr=0)
+    port.write(IER, 0xFF)
+    port.write(MCR, 0xFF)
+    port.write(LSR, 0)
+    port.write(SCR, 0xA5)
+    assert (port.read(IER), port.read(MCR), port.read(LSR), port.read(SCR)) == (15, 31, 0x60, 0xA5)
+
+
+def test_iir_shows_whether_the_fifos_are_enabled() -> None:
+    port = Port()
+    assert port.read(IIR) == 0x01
+    port.write(FCR, FIFO)
+    assert port.read(IIR) == 0xC1
+    port.write(FCR, 0xC0)  # the trigger level counts only together with FIFO enable
+    assert port.read(IIR) == 0x01
+
+
+# --- Input from outside -------------------------------------------------------------------------
+def test_receive_takes_what_there_is_room_for_and_on_room_follows_once() -> None:
+    port = Port(fcr=FIFO)
+    assert port.uart.receive(bytes(range(20))) == 16
+    assert not port.uart.can_receive
+    for expected in range(15):
+        assert port.read(RBR) == expected
+    assert port.rooms == 0
+    assert port.read(RBR) == 15
+    assert port.rooms == 1
+    assert port.uart.receive(b"abc") == 3
+    port.read(RBR)
+    port.read(RBR)
+    port.read(RBR)
+    assert port.rooms == 1  # nothing was refused this time
+
+
+def test_on_room_may_receive_at_once() -> None:
+    port = Port(ier=ERBFI)
+    rest = bytearray(b"hello")
+
+    def refill() -> None:
+        del rest[: port.uart.receive(bytes(rest))]
+
+    port.uart.on_room = refill
+    refill()
+    line = bytes(port.read(RBR) for _ in range(5))
+    assert line == b"hello"
+    assert not port.level
+
+
+def test_loopback_cuts_the_outside_off_until_it_ends() -> None:
+    port = Port(fcr=FIFO, mcr=LOOP)
+    assert port.uart.receive(b"a") == 0
+    port.write(THR, 0x42)
+    assert port.sent == b""
+    assert port.read(RBR) == 0x42
+    assert port.rooms == 0
+    port.write(MCR, OUT2)
+    assert port.rooms == 1
+
+
+# --- What Linux does ----------------------------------------------------------------------------
+def test_linux_identifies_a_16550a() -> None:
+    """The steps of the 8250 driver's autoconfig(), which ends in PORT_16550A."""
+    port = Port(mcr=0)
+    port.write(IER, 0)
+    assert port.read(IER) & 0x0F == 0
+    port.write(IER, 0x0F)
+    assert port.read(IER) & 0x0F == 0x0F
+    port.write(IER, 0)
+    port.write(MCR, LOOP | 0x0A)
+    assert port.read(MSR) & 0xF0 == 0x90
+    port.write(MCR, 0)
+    port.write(LCR, 0xBF)
+    assert port.read(2) != 0  # an EFR of 0 here would be a 16650
+    port.write(FCR, 0)
+    port.write(LCR, 0)
+    port.write(FCR, FIFO)
+    assert port.read(IIR) >> 6 == 3
+    port.write(LCR, 0x80)
+    assert port.read(2) != 0
+    port.write(LCR, 0)
+    port.write(FCR, FIFO | 0x20)
+    assert port.read(IIR) & 0x20 == 0  # no 64-byte FIFO: not a 16750
+    port.write(IER, 0x40)
+    assert port.read(IER) & 0x40 == 0  # no UUE: not an XScale
+
+
+def test_linux_measures_16_bytes_of_fifo() -> None:
+    """size_fifo(): send 256 characters in loopback and count what arrived."""
+    port = Port()
+    port.write(FCR, FIFO | 0x06)
+    port.write(MCR, LOOP)
+    for count in range(256):
+        port.write(THR, count)
+    received = 0
+    while port.read(LSR) & 1:
+        assert port.read(RBR) == received
+        received += 1
+    assert received == 16
+
+
+def test_linux_finds_no_transmitter_bugs() -> None:
+    """serial8250_do_startup(): THRE must be raised by every enabling (else UART_BUG_THRE/TXEN)."""
+    port = Port()
+    for _ in range(3):
+        port.write(IER, ETBEI)
+        assert port.read(LSR) & 0x60 == 0x60
+        assert port.iir == EMPTY
+        port.write(IER, 0)
+
+
+# --- Anything -----------------------------------------------------------------------------------
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["read", "write", "receive"]),
+            st.integers(0, 7),
+            st.sampled_from([1, 1, 1, 2, 4]),
+            st.integers(0, 0xFFFF_FFFF),
+        ),
+        max_size=60,
+    )
+)
+def test_the_line_is_high_exactly_while_an_interrupt_is_pending_and_the_gate_is_open(
+    steps: list[tuple[str, int, int, int]],
+) -> None:
+    port = Port()
+    for action, register, size, value in steps:
+        if action == "read":
+            assert 0 <= port.uart.read(register, size) < 1 << (8 * size)
+        elif action == "write":
+            port.uart.write(register, size, value & (1 << (8 * size)) - 1)
+        else:
+            port.uart.receive(value.to_bytes(4, "little"))
+        gate_open = port.read(MCR) & (OUT2 | LOOP) == OUT2
+        level = port.level
+        assert level == (gate_open and port.iir != NONE)

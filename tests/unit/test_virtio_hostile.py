@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that mean harm: broken rings, wild register accesses, logs to be filled."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from tests.balloon_requests import pfn_array
+from tests.virtio_board import MIB, AnonymousRam, Board
+from tests.virtio_driver import (
+    ACKNOWLEDGE,
+    ALL_FEATURES,
+    DEFLATE,
+    DRIVER,
+    DRIVER_OK,
+    FEATURES_OK,
+    INDIRECT_DESC,
+    INFLATE,
+    NEEDS_RESET,
+    VERSION_1,
+    VirtioDriver,
+    probed,
+    started,
+)
+
+
+def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
+    driver = started(STANDARD)
+    board, queue = driver.board, driver.queues[INFLATE]
+    queue.set_avail_ring(0, 500)
+    queue.set_avail_idx(1)
+    driver.kick(INFLATE)
+    board.serve()
+    assert driver.status == ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET
+    assert board.msi.triggered == [0]
+    assert driver.read_isr() == 2
+    assert [name for name in board.trace.names if "reset" in name] == ["balloon.needs_reset"]
+    # The device touches no queue any more, the healthy one included.
+    assert board.bells.places == {}
+    assert driver.send(DEFLATE, [pfn_array([1])]) == []
+    board.balloon.set_target(5)
+    assert board.msi.triggered == [0]
+    driver.start()
+    assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1
+
+
+def test_ring_outside_ram_needs_reset_at_driver_ok() -> None:
+    driver = probed(STANDARD)
+    driver.enable_msix()
+    driver.negotiate()
+    driver.put("config_msix_vector", 0)
+    driver.set_up_queue(INFLATE)
+    driver.put("queue_select", DEFLATE)
+    driver.put("queue_desc_hi", 0xFFFF)
+    driver.put("queue_enable", 1)
+    assert driver.add_status(DRIVER_OK) & NEEDS_RESET
+    assert driver.board.msi.triggered == [0]
+    assert driver.board.bells.places == {}
+
+
+def test_a_guest_cannot_fill_the_log() -> None:
+    driver = started(STANDARD)
+    for _ in range(1000):
+        assert driver.send(INFLATE, [b"odd"])[0].length == 0
+    bad = [fields for name, fields in driver.board.trace.events if name == "balloon.bad_payload"]
+    assert [fields["count"] for fields in bad] == [1 << n for n in range(10)]
+    assert driver.board.balloon.counters.inflate.bad_payloads == 1000
+
+
+# Hostile accesses: nothing a guest does to registers may raise.
+
+ACCESS = st.tuples(
+    st.booleans(),
+    st.sampled_from(["config", "virtio", "msix"]),
+    st.integers(0, 0x4000),
+    st.sampled_from([1, 2, 4, 8]),
+    st.one_of(st.integers(0, 255), st.integers(0, 2**64 - 1)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(accesses=st.lists(ACCESS, max_size=60), dialect=st.sampled_from([STANDARD, BITMAP]))
+def test_no_access_raises(
+    accesses: list[tuple[bool, str, int, int, int]], dialect: Dialect
+) -> None:
+    board = Board.with_balloon(dialect, ram=AnonymousRam((0, 64 * MIB)))
+    driver = VirtioDriver(board).start()
+    ranges = {"virtio": (driver.bars[0], 0x4000), "msix": (driver.bars[2], 0x1000)}
+    for is_write, space, offset, size, value in accesses:
+        value &= (1 << 8 * size) - 1
+        if space == "config":
+            offset = offset % 256
+            size = min(size, 4, 256 - offset)
+            value &= (1 << 8 * size) - 1
+            if is_write:
+                driver.set_config(offset, size, value)
+            else:
+                assert 0 <= driver.config(offset, size) < 1 << 8 * size
+        else:
+            base, length = ranges[space]
+            if is_write:
+                board.mmio.write(base + offset % length, size, value)
+            else:
+                assert 0 <= board.mmio.read(base + offset % length, size) < 1 << 8 * size
+        board.serve()
+
+
+# Hostile rings: whatever lies in guest memory, the device answers, gives up properly, or waits.
+
+INDEX = st.one_of(st.integers(0, 20), st.integers(0, 0xFFFF))
+DESCRIPTOR = st.tuples(
+    st.one_of(
+        st.integers(0, 64 * MIB),
+        st.integers(64 * MIB - 64, 64 * MIB + 64),
+        st.integers(0, 2**64 - 1),
+    ),
+    st.one_of(st.integers(0, 128), st.integers(0, 2**32 - 1)),
+    st.integers(0, 7),
+    INDEX,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    descriptors=st.lists(DESCRIPTOR, max_size=16),
+    heads=st.lists(INDEX, max_size=16),
+    avail_idx=INDEX,
+    used_event=INDEX,
+    payload=st.binary(max_size=256),
+    dialect=st.sampled_from([STANDARD, BITMAP]),
+    wanted=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
+    queue=st.sampled_from([INFLATE, DEFLATE]),
+)
+def test_no_ring_raises(
+    descriptors: list[tuple[int, int, int, int]],
+    heads: list[int],
+    avail_idx: int,
+    used_event: int,
+    payload: bytes,
+    dialect: Dialect,
+    wanted: int,
+    queue: int,
+) -> None:
+    board = Board.with_balloon(dialect)
+    driver = VirtioDriver(board, rings_gpa=1 * MIB).start(wanted=wanted, size=16)
+    ring = driver.queues[queue]
+    board.ram.memory.write(0, payload)
+    for index, (gpa, length, flags, next_) in enumerate(descriptors):
+        ring.set_desc(index, gpa, length, flags, next_)
+    for slot, head in enumerate(heads):
+        ring.set_avail_ring(slot, head)
+    ring.set_used_event(used_event)
+    ring.set_avail_idx(avail_idx)
+    driver.kick(queue)
+    assert board.serve() <= 17, "16 entries are at most 16 rounds of work and one to see the end"
+    returned = ring.used_idx
+    if driver.status & NEEDS_RESET:
+        assert board.msi.triggered[-1] == 0
+        assert board.bells.places == {}
+    else:
+        assert returned == avail_idx
+    assert all(run.subtract(board.ram.pages).pages == 0 for run in board.ram.discarded)
