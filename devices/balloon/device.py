@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The traditional memory balloon device (VIRTIO 1.2, section 5.5).
 
-One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
-a request on the inflate queue; `serve` has the dialect decode it to `PageRuns`, checks that every
-page is RAM, keeps whole host pages and has the RAM discard them; only then does the base class
-return the buffer, because the used entry is the promise that the memory is gone. The driver then
-writes `actual`.
+The device is its configuration space and one handler for each queue: `page_queues` (inflate and
+deflate), `stats`, and so on. Which queues there are, and their numbers, is the dialect's to say.
 
-A deflate needs no work on the host: a discarded page of anonymous memory comes back, zeroed, when
-the guest touches it. It is checked and counted all the same.
+One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
+a request on the inflate queue; `serve` passes it to `InflateQueue`, which has the dialect decode it
+to `PageRuns`, checks that every page is RAM, keeps whole host pages and has the RAM discard them;
+only then does the base class return the buffer, because the used entry is the promise that the
+memory is gone. The driver then writes `actual`.
 
 `actual` is whatever the guest wrote. Nothing is computed from it that is not first limited to RAM.
 """
@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from devices.balloon import dialects
 from devices.balloon.config import config_space
 from devices.balloon.dialects import Dialect, Role
+from devices.balloon.page_queues import DeflateQueue, InflateQueue
+from devices.balloon.stats import MAX_STATS_BYTES, StatsQueue
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import QueueSpec
 from pyvmm_native.ring import Chain
-from pyvmm_native.runs import PageRuns
 
 DEVICE_ID = 5
 """VIRTIO 1.2, 5.5.1."""
@@ -34,8 +36,15 @@ DEVICE_ID = 5
 QUEUE_SIZE = 128
 """A bitmap request takes up to 33 descriptors; a driver has one or a few requests under way."""
 
-MAX_STATS_BYTES = 4096
-"""Longest statistics report: hundreds of 10-byte entries, where drivers send about 16."""
+
+class QueueHandler(Protocol):
+    """What one queue of the balloon does; made once, whether or not its feature is accepted."""
+
+    def serve(self, chain: Chain) -> int | None:
+        """As `VirtioDevice.serve`; a buffer that was kept goes back with its `complete`."""
+
+    def reset(self) -> None:
+        """The device was reset: no buffer kept so far exists any longer."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,13 @@ class BalloonDevice(VirtioDevice):
         self.dialect = dialect
         self._ram = ram
         self._on_actual = on_actual
-        self._pages = {Role.INFLATE: 0, Role.DEFLATE: 0}
-        self._discarded_bytes = 0
-        self._stats_buffer: Chain | None = None
+        self._inflate = InflateQueue(dialect, ram, tracer)
+        self._deflate = DeflateQueue(dialect, ram, tracer)
+        self._handlers: dict[Role, QueueHandler] = {
+            Role.INFLATE: self._inflate,
+            Role.DEFLATE: self._deflate,
+            Role.STATS: StatsQueue(),
+        }
 
     @property
     def num_pages(self) -> int:
@@ -123,55 +136,33 @@ class BalloonDevice(VirtioDevice):
         """Snapshot of all counters."""
         used = sum(queue.counters.interrupts for queue in self.queues)
         return BalloonCounters(
-            inflate=self._traffic(Role.INFLATE),
-            deflate=self._traffic(Role.DEFLATE),
-            discarded_bytes=self._discarded_bytes,
+            inflate=self._traffic(Role.INFLATE, self._inflate.pages),
+            deflate=self._traffic(Role.DEFLATE, self._deflate.pages),
+            discarded_bytes=self._inflate.discarded_bytes,
             interrupts=used + self.config_notifications,
         )
 
     def serve(self, queue: int, chain: Chain) -> int | None:
-        """One request; nothing is ever written to an inflate or deflate buffer."""
+        """One request, for the handler of its queue."""
         roles = self.dialect.roles(self.accepted)
         if queue >= len(roles):
             raise BadPayload("the feature of this queue was not accepted")
-        role = roles[queue]
-        if role is Role.STATS:
-            self._hold_stats(chain)
-            return None
-        runs = self._decode(chain.readable)
-        if role is Role.INFLATE:
-            self._discarded_bytes += self._ram.discard(runs.whole(self._ram.host_page_pages))
-        self._pages[role] += runs.pages
-        self._tracer.event(f"balloon.{role}", pages=runs.pages, runs=len(runs))
-        return 0
+        return self._handlers[roles[queue]].serve(chain)
 
     def on_reset(self) -> None:
         """A driver that starts anew has nothing in the balloon; the target stays."""
-        self._stats_buffer = None
+        for handler in self._handlers.values():
+            handler.reset()
         if self.config["actual"]:
             self.config["actual"] = 0
             self._on_actual(0)
 
-    def _decode(self, payload: bytes) -> PageRuns:
-        """Pages of a request, all of them RAM; one stray page makes the whole request bad."""
-        runs = self.dialect.decode(payload)
-        strays = runs.subtract(self._ram.pages)
-        if strays:
-            raise BadPayload(f"{strays.pages} of {runs.pages} pages are not RAM")
-        return runs
-
-    def _hold_stats(self, chain: Chain) -> None:
-        """Keep the driver's buffer: returning it means asking for fresh statistics (5.5.6.3)."""
-        if self._stats_buffer is not None:
-            raise BadPayload("a statistics buffer is already held")
-        self._stats_buffer = chain
-
     def _actual_written(self, pages: int) -> None:
         self._on_actual(self.actual)
 
-    def _traffic(self, role: Role) -> Traffic:
+    def _traffic(self, role: Role, pages: int) -> Traffic:
         counters = self.queues[self.dialect.roles(self.offered).index(role)].counters
-        return Traffic(counters.requests, self._pages[role], counters.bad_payloads)
+        return Traffic(counters.requests, pages, counters.bad_payloads)
 
 
 def _queue_spec(role: Role, dialect: Dialect) -> QueueSpec:

@@ -92,8 +92,8 @@ class VirtioDevice(ABC):
         """Act on one buffer of `queue`, whose device-readable bytes are all in `chain.readable`.
 
         Returns how many bytes were written to the buffer, which is then returned to the driver, or
-        None to keep the buffer. Raises BadPayload before anything was done if the request makes no
-        sense.
+        None to keep the buffer, for `complete` later. Raises BadPayload before anything was done
+        if the request makes no sense.
         """
 
     @abstractmethod
@@ -184,6 +184,17 @@ class VirtioDevice(ABC):
         if self.running:
             self._notify_config()
 
+    def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
+        """Return a buffer that `serve` kept; `written` bytes of it were filled in.
+
+        Does nothing while the device does not run: a reset takes every buffer back.
+        """
+        ring = self.queues[queue].ring
+        if ring is None or not self.running:
+            return
+        ring.push(chain, written)
+        self._notify_used(self.queues[queue], ring)
+
     def _set_status(self, status: Status) -> None:
         stopped = Status.DEVICE_NEEDS_RESET | Status.FAILED
         self.status = status
@@ -211,9 +222,8 @@ class VirtioDevice(ABC):
             elif not ring.enable_notifications():
                 more = False
                 break
-        if used and ring.should_interrupt() and self._notifier is not None:
-            queue.counters.interrupts += 1
-            self._notifier.notify_used(queue.index)
+        if used:
+            self._notify_used(queue, ring)
         return more
 
     def _serve(self, queue: DeviceQueue, ring: SplitQueue, chain: Chain) -> bool:
@@ -237,6 +247,11 @@ class VirtioDevice(ABC):
         self._set_status(self.status | Status.DEVICE_NEEDS_RESET)
         if self.status & Status.DRIVER_OK:
             self._notify_config()
+
+    def _notify_used(self, queue: DeviceQueue, ring: SplitQueue) -> None:
+        if ring.should_interrupt() and self._notifier is not None:
+            queue.counters.interrupts += 1
+            self._notifier.notify_used(queue.index)
 
     def _notify_config(self) -> None:
         if self._notifier is not None:
