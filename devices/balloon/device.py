@@ -21,7 +21,7 @@ from typing import Protocol
 
 from devices.balloon import dialects
 from devices.balloon.config import config_space
-from devices.balloon.dialects import Dialect, Role
+from devices.balloon.dialects import Dialect, GiveBack, Role
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
 from devices.balloon.stats import MAX_STATS_BYTES, StatsQueue
 from devices.errors import BadPayload
@@ -108,7 +108,7 @@ class BalloonDevice(VirtioDevice):
         self._handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
-            Role.STATS: StatsQueue(),
+            Role.STATS: StatsQueue(self._give_back(Role.STATS)),
         }
 
     @property
@@ -156,6 +156,14 @@ class BalloonDevice(VirtioDevice):
         if self.config["actual"]:
             self.config["actual"] = 0
             self._on_actual(0)
+
+    def _give_back(self, role: Role) -> GiveBack:
+        """How the handler of `role` returns a buffer, wherever the driver numbered its queue."""
+
+        def give_back(chain: Chain, written: int) -> None:
+            self.complete(self.dialect.roles(self.accepted).index(role), chain, written)
+
+        return give_back
 
     def _actual_written(self, pages: int) -> None:
         self._on_actual(self.actual)

@@ -19,12 +19,17 @@ from enum import StrEnum
 
 from devices.balloon import bitmap
 from devices.errors import BadPayload
+from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 
 MUST_TELL_HOST = 1 << 0
 STATS_VQ = 1 << 1
 DEFLATE_ON_OOM = 1 << 2
 PAGE_BITMAP = 1 << 3
+MISC_VQ = 1 << 4
+FREE_PAGE_HINT = 1 << 3
+PAGE_POISON = 1 << 4
+REPORTING = 1 << 5
 
 PFN_BYTES = 4
 MAX_PFNS = 64 * 1024
@@ -37,6 +42,13 @@ class Role(StrEnum):
     INFLATE = "inflate"
     DEFLATE = "deflate"
     STATS = "stats"
+    MISC = "misc"
+    FREE_PAGE_HINT = "free_page_hint"
+    REPORTING = "reporting"
+
+
+GiveBack = Callable[[Chain, int], None]
+"""Returns a buffer that a queue's handler kept, with how many bytes were written to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +64,17 @@ class Dialect:
     decode: Callable[[bytes], PageRuns]
     """Pages named by an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
 
+    further_queues: tuple[tuple[int, Role], ...]
+    """(feature bit, role) of the queues after inflate and deflate, in the order of their numbers."""
+
     def roles(self, negotiated: int) -> tuple[Role, ...]:
         """What each queue is for, by queue number, once `negotiated` features are settled.
 
         The only place that knows queue numbers. Drivers number the queues that exist without
         gaps, so a queue whose feature is missing shifts every later one.
         """
-        stats = (Role.STATS,) if negotiated & STATS_VQ else ()
-        return (Role.INFLATE, Role.DEFLATE, *stats)
+        further = (role for feature, role in self.further_queues if negotiated & feature)
+        return (Role.INFLATE, Role.DEFLATE, *further)
 
 
 def decode_pfns(payload: bytes) -> PageRuns:
@@ -79,12 +94,17 @@ STANDARD = Dialect(
         MUST_TELL_HOST: "MUST_TELL_HOST",
         STATS_VQ: "STATS_VQ",
         DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
-        1 << 3: "FREE_PAGE_HINT",
-        1 << 4: "PAGE_POISON",
-        1 << 5: "PAGE_REPORTING",
+        FREE_PAGE_HINT: "FREE_PAGE_HINT",
+        PAGE_POISON: "PAGE_POISON",
+        REPORTING: "REPORTING",
     },
     max_request_bytes=MAX_PFNS * PFN_BYTES,
     decode=decode_pfns,
+    further_queues=(
+        (STATS_VQ, Role.STATS),
+        (FREE_PAGE_HINT, Role.FREE_PAGE_HINT),
+        (REPORTING, Role.REPORTING),
+    ),
 )
 
 # STATS_VQ is offered because drivers of this dialect drop PAGE_BITMAP without it.
@@ -96,10 +116,11 @@ BITMAP = Dialect(
         STATS_VQ: "STATS_VQ",
         DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
         PAGE_BITMAP: "PAGE_BITMAP",
-        1 << 4: "MISC_VQ",
+        MISC_VQ: "MISC_VQ",
     },
     max_request_bytes=bitmap.MAX_REQUEST_BYTES,
     decode=bitmap.decode,
+    further_queues=((STATS_VQ, Role.STATS), (MISC_VQ, Role.MISC)),
 )
 
 _BY_NAME = {dialect.name: dialect for dialect in (STANDARD, BITMAP)}

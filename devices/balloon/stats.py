@@ -7,6 +7,7 @@ for fresh statistics.
 
 from __future__ import annotations
 
+from devices.balloon.dialects import GiveBack
 from devices.errors import BadPayload
 from pyvmm_native.ring import Chain
 
@@ -17,7 +18,8 @@ MAX_STATS_BYTES = 4096
 class StatsQueue:
     """Holds the driver's buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_back: GiveBack) -> None:
+        self._give_back = give_back
         self._buffer: Chain | None = None
 
     def serve(self, chain: Chain) -> None:
