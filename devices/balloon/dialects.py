@@ -65,7 +65,7 @@ class Dialect:
     """Pages named by an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
 
     further_queues: tuple[tuple[int, Role], ...]
-    """(feature bit, role) of the queues after inflate and deflate, in the order of their numbers."""
+    """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
 
     def roles(self, negotiated: int) -> tuple[Role, ...]:
         """What each queue is for, by queue number, once `negotiated` features are settled.

@@ -5,6 +5,8 @@ Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-
 control.json under qapi/), and errors are worded as QEMU words them. One semantic differs on
 purpose: a balloon target larger than the guest's RAM is an error here, where QEMU silently takes
 all of RAM instead.
+
+A command that has to wait for the guest is a coroutine function; its client waits, others do not.
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does to the machine, and the arguments it takes (by name)."""
+    """What a command does to the machine, and the arguments it takes (by name).
+
+    `run` returns the command's value, or an awaitable of it.
+    """
 
     run: Callable[..., Any]
     parameters: tuple[Parameter, ...] = ()
 
 
 def execute(machine: MachineControl, request: Request) -> Any:
-    """Run `request` on `machine` and return its value; raises `QmpError`."""
+    """Run `request` on `machine`; returns its value or an awaitable of it. Raises `QmpError`."""
     command = COMMANDS.get(request.command)
     if command is None:
         raise QmpError(f"The command {request.command} has not been found", "CommandNotFound")

@@ -5,7 +5,8 @@ Every client has a session of its own and hears every event once it has negotiat
 sends is served only while it also reads: when the answers waiting for it pass asyncio's high-water
 mark, its requests stay where they are until it has caught up. Events cannot wait for it, so a
 client with more than `MAX_UNSENT_BYTES` unread when one comes is cut off. No client can hold up
-another, the machine, or the end of the machine.
+another, the machine, or the end of the machine. A command that waits for the guest is cancelled
+when its client hangs up or the machine ends; what the client sends meanwhile stays where it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +22,7 @@ from pyvmm.control import qmp
 from pyvmm.control.json_stream import JsonStream
 from pyvmm.control.machine_control import MachineControl
 from pyvmm.control.qmp import QmpError
-from pyvmm.control.session import Session
+from pyvmm.control.session import Reply, Session
 from pyvmm.control.throttle import Throttle
 from pyvmm.control.unix_socket import Listener
 
@@ -88,6 +89,7 @@ class _Client(asyncio.Protocol):
         self._session = Session(machine)
         self._stream = JsonStream()
         self._reads = True  # whether the client reads what we write
+        self._waiting: asyncio.Task[None] | None = None  # a command that has to wait
         self._lost = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,10 +99,13 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.discard(self)
+        self._give_up_waiting()
         self._lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._stream.feed(data)
+        if self._waiting is not None:
+            self._transport.pause_reading()
         self._serve()
 
     def pause_writing(self) -> None:
@@ -109,12 +114,13 @@ class _Client(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._reads = True
-        self._transport.resume_reading()
-        self._serve()
+        if self._waiting is None:
+            self._transport.resume_reading()
+            self._serve()
 
     def _serve(self) -> None:
         """Answer what has arrived, as long as the client takes the answers."""
-        while self._reads and not self._transport.is_closing():
+        while self._reads and self._waiting is None and not self._transport.is_closing():
             try:
                 message = self._stream.next()
                 if message is None:
@@ -122,7 +128,24 @@ class _Client(asyncio.Protocol):
                 reply = self._session.answer(message)
             except QmpError as error:
                 reply = qmp.failure(error)
-            self._transport.write(qmp.encode(reply))
+            if isinstance(reply, dict):
+                self._transport.write(qmp.encode(reply))
+            else:
+                self._waiting = asyncio.ensure_future(self._answer_later(reply))
+
+    async def _answer_later(self, reply: Awaitable[Reply]) -> None:
+        line = qmp.encode(await reply)
+        self._waiting = None
+        if not self._transport.is_closing():
+            self._transport.write(line)
+            if self._reads:
+                self._transport.resume_reading()
+            self._serve()
+
+    def _give_up_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def notify(self, line: bytes) -> None:
         """Send an event, or cut off a client that has left too much unread."""
@@ -137,6 +160,7 @@ class _Client(asyncio.Protocol):
 
     def hang_up(self) -> asyncio.Future[None]:
         """Close the connection once everything is sent; the result says when that is done."""
+        self._give_up_waiting()
         self._transport.close()
         return self._lost
 

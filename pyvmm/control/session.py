@@ -3,12 +3,14 @@
 
 A session begins in capabilities negotiation, where only `qmp_capabilities` is understood, and then
 stays in command mode, where everything but that is (QEMU's qmp-spec, "Capabilities Negotiation").
-Whatever a client sends gets one reply and the session goes on.
+Whatever a client sends gets one reply and the session goes on. Requests are served one after the
+other: `answer` is not called again before the last reply was there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from inspect import isawaitable
 from typing import Any
 
 from pyvmm.control import qmp
@@ -18,6 +20,8 @@ from pyvmm.control.qmp import QmpError
 
 _NEGOTIATE = "qmp_capabilities"
 
+Reply = dict[str, Any]
+
 
 class Session:
     """What one client has negotiated, and what it is answered."""
@@ -26,15 +30,21 @@ class Session:
         self._machine = machine
         self.negotiated = False
 
-    def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to `message`, with its "id" if it has one."""
+    def answer(self, message: Mapping[str, Any]) -> Reply | Awaitable[Reply]:
+        """The reply to `message`, with its "id" if any; later, if the command has to wait."""
         try:
-            reply = qmp.success(self._serve(qmp.parse_request(message)))
+            value = self._serve(qmp.parse_request(message))
         except QmpError as error:
-            reply = qmp.failure(error)
-        if "id" in message:
-            reply["id"] = message["id"]
-        return reply
+            return _with_id(message, qmp.failure(error))
+        if isawaitable(value):
+            return self._answer_later(message, value)
+        return _with_id(message, qmp.success(value))
+
+    async def _answer_later(self, message: Mapping[str, Any], value: Awaitable[Any]) -> Reply:
+        try:
+            return _with_id(message, qmp.success(await value))
+        except QmpError as error:
+            return _with_id(message, qmp.failure(error))
 
     def _serve(self, request: qmp.Request) -> Any:
         if self.negotiated and request.command == _NEGOTIATE:
@@ -48,3 +58,7 @@ class Session:
         value = execute(self._machine, request)
         self.negotiated = True
         return value
+
+
+def _with_id(message: Mapping[str, Any], reply: Reply) -> Reply:
+    return {**reply, "id": message["id"]} if "id" in message else reply

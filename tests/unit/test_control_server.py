@@ -14,7 +14,9 @@ import pytest
 from in_memory_machine import InMemoryMachine
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
+from pyvmm.control import commands
 from pyvmm.control import server as server_module
+from pyvmm.control.qmp import QmpError
 from pyvmm.control.server import ControlServer
 from pyvmm.control.unix_socket import parse_address
 from pyvmm.errors import UserError
@@ -361,3 +363,61 @@ def test_addresses(text: str, path: str) -> None:
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(UserError):
         parse_address(text)
+
+
+def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]]:
+    """Add a command "wait" whose answers are the futures collected in the list."""
+    answers: list[asyncio.Future[int]] = []
+
+    async def wait(machine: object) -> int:
+        answers.append(asyncio.get_running_loop().create_future())
+        return await answers[-1]
+
+    monkeypatch.setitem(commands.COMMANDS, "wait", commands.Command(wait))
+    return answers
+
+
+def test_a_command_that_waits_holds_up_its_own_client_only(
+    serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = waiting_command(monkeypatch)
+
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        (reader, writer), (other, other_writer) = await negotiate(path), await negotiate(path)
+        writer.write(b'{"execute": "wait", "id": 1} {"execute": "query-status", "id": 2}')
+        other_writer.write(b'{"execute": "query-status"}')
+        assert "return" in await receive(other)
+        assert len(answers) == 1
+        machine.announce("STOP")
+        assert (await receive(reader))["event"] == "STOP", "events go on"
+        answers[0].set_result(42)
+        assert await receive(reader) == {"return": 42, "id": 1}
+        assert (await receive(reader))["id"] == 2
+        writer.write(b'{"execute": "wait", "id": 3}')
+        while len(answers) < 2:
+            await asyncio.sleep(0)
+        answers[1].set_exception(QmpError("no answer"))
+        assert (await receive(reader))["error"]["desc"] == "no answer"
+        writer.close()
+        other_writer.close()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("leaves", ["client", "server"])
+def test_a_command_that_waits_ends_with_its_connection(
+    leaves: str, serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = waiting_command(monkeypatch)
+
+    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+        _, writer = await negotiate(path)
+        writer.write(b'{"execute": "wait"}')
+        while not answers:
+            await asyncio.sleep(0)
+        if leaves == "client":
+            writer.close()
+            await asyncio.wait([answers[0]])
+
+    serve(scenario)
+    assert answers[0].cancelled()
