@@ -8,15 +8,18 @@ different things in the two and are never used to guess.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.balloon.features import BY_DIALECT
 from pyvmm import layout
+from pyvmm.balloon_features import balloon_features
 from pyvmm.errors import UserError
 
 MIB = 1 << 20
 DEFAULT_RAM_BYTES = 1024 * MIB
-DIALECTS = ("bitmap", "standard")
+DIALECTS = tuple(BY_DIALECT)
 FOREIGN_COMMAND_LINE = "console=ttyS0"
 
 
@@ -30,7 +33,9 @@ class MachineConfig:
     ram_bytes: int
     vcpus: int
     dialect: str
-    deflate_on_oom: bool = False
+    offer: tuple[str, ...] = ()
+    """Balloon features offered beside the dialect's default, and `withhold` those that are not."""
+    withhold: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = layout.MIN_RAM_BYTES // MIB, layout.MAX_RAM_BYTES // MIB
@@ -48,6 +53,12 @@ class MachineConfig:
                 f"there is no balloon dialect {self.dialect!r}",
                 f"choose --dialect {' or '.join(DIALECTS)}",
             )
+        _ = self.balloon_features  # names are checked too
+
+    @property
+    def balloon_features(self) -> int:
+        """Feature bits the balloon offers."""
+        return balloon_features(self.dialect, self.offer, self.withhold)
 
 
 def config_for_image(
@@ -58,7 +69,8 @@ def config_for_image(
     ram_bytes: int = DEFAULT_RAM_BYTES,
     vcpus: int = 1,
     dialect: str | None = None,
-    deflate_on_oom: bool = False,
+    offer: Sequence[str] = (),
+    withhold: Sequence[str] = (),
 ) -> MachineConfig:
     """Complete the options of `pyvmm run` with what the image says of itself.
 
@@ -88,5 +100,6 @@ def config_for_image(
         ram_bytes=ram_bytes,
         vcpus=vcpus,
         dialect=dialect,
-        deflate_on_oom=deflate_on_oom,
+        offer=tuple(offer),
+        withhold=tuple(withhold),
     )

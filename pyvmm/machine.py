@@ -130,7 +130,7 @@ class Machine:
             self.ram,
             self._tracer,
             self._balloon_changed,
-            deflate_on_oom=config.deflate_on_oom,
+            offered=config.balloon_features,
         )
         queues = len(self.balloon.queues)
         self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)

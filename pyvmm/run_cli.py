@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from pyvmm.balloon_features import OPTIONS
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
 from pyvmm.units import parse_size
@@ -45,10 +46,12 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     help="Balloon protocol [default: what IMAGE says, else standard].",
 )
 @click.option(
-    "--deflate-on-oom",
-    is_flag=True,
-    help="Let the guest take balloon pages back when it runs out of memory.",
+    "--offer",
+    multiple=True,
+    metavar="NAME",
+    help=f"Let the balloon offer one more feature: {', '.join(OPTIONS)}.",
 )
+@click.option("--withhold", multiple=True, metavar="NAME", help="Do not offer this one.")
 @click.option(
     "--qmp",
     "addresses",
@@ -71,7 +74,8 @@ def run(
     initrd: Path | None,
     append: str,
     dialect: str | None,
-    deflate_on_oom: bool,
+    offer: Sequence[str],
+    withhold: Sequence[str],
     addresses: Sequence[str],
     kvm: KvmMode,
     verbose: bool,
@@ -98,7 +102,8 @@ def run(
         ram_bytes=parse_size(memory),
         vcpus=cpus,
         dialect=dialect,
-        deflate_on_oom=deflate_on_oom,
+        offer=offer,
+        withhold=withhold,
     )
     sockets = [parse_address(address) for address in addresses]
     read_boot_files(config)  # what cannot be booted is said before anything is started for it

@@ -124,13 +124,13 @@ class Board:
 
     @classmethod
     def with_balloon(
-        cls, dialect: Dialect, *, ram: AnonymousRam | None = None, deflate_on_oom: bool = False
+        cls, dialect: Dialect, *, ram: AnonymousRam | None = None, offered: int | None = None
     ) -> Board:
         """A board with a balloon; 64 MiB of RAM unless given. `actuals` collects on_actual."""
         ram = ram or AnonymousRam((0, 64 * MIB))
         actuals: list[int] = []
         trace = Trace()
-        device = BalloonDevice(dialect, ram, trace, actuals.append, deflate_on_oom=deflate_on_oom)
+        device = BalloonDevice(dialect, ram, trace, actuals.append, offered=offered)
         board = cls(device, ram, trace)
         board.actuals = actuals
         return board

@@ -277,8 +277,10 @@ def started(
     dialect: Dialect,
     ram: AnonymousRam | None = None,
     *,
+    offered: int | None = None,
     wanted: int = ALL_FEATURES,
     msix: bool = True,
 ) -> VirtioDriver:
     """A driver that has brought a balloon up to DRIVER_OK."""
-    return VirtioDriver(Board.with_balloon(dialect, ram=ram)).start(wanted=wanted, msix=msix)
+    board = Board.with_balloon(dialect, ram=ram, offered=offered)
+    return VirtioDriver(board).start(wanted=wanted, msix=msix)

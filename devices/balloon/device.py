@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from devices.balloon import dialects
 from devices.balloon.config import config_space
 from devices.balloon.dialects import Dialect, GiveBack, Role
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
@@ -76,8 +75,8 @@ class BalloonDevice(VirtioDevice):
     """Balloon speaking `dialect` over guest memory `ram`.
 
     `on_actual(pages)` is called when the driver reports a new balloon size, in 4 KiB pages and
-    limited to RAM. `deflate_on_oom` offers the driver to take pages back when the guest runs out
-    of memory (5.5.6.1); off, a guest can only shrink the balloon when asked to.
+    limited to RAM. `offered` are the feature bits the driver may choose from, some of what the
+    dialect knows; without it the dialect's default.
     """
 
     def __init__(
@@ -87,14 +86,14 @@ class BalloonDevice(VirtioDevice):
         tracer: Tracer,
         on_actual: Callable[[int], None],
         *,
-        deflate_on_oom: bool = False,
+        offered: int | None = None,
     ) -> None:
-        offered = dialect.features | (dialects.DEFLATE_ON_OOM if deflate_on_oom else 0)
+        offered = dialect.features.default if offered is None else offered
         super().__init__(
             device_id=DEVICE_ID,
             name="balloon",
             offered=offered,
-            feature_names=dialect.feature_names,
+            feature_names=dialect.features.names,
             queues=[_queue_spec(role, dialect) for role in dialect.roles(offered)],
             config=config_space(self._actual_written, tracer),
             memory=ram.memory,
@@ -156,6 +155,12 @@ class BalloonDevice(VirtioDevice):
         if self.config["actual"]:
             self.config["actual"] = 0
             self._on_actual(0)
+
+    def on_queue_reset(self, queue: int) -> None:
+        """The handler of one queue starts anew."""
+        roles = self.dialect.roles(self.accepted)
+        if queue < len(roles):
+            self._handlers[roles[queue]].reset()
 
     def _give_back(self, role: Role) -> GiveBack:
         """How the handler of `role` returns a buffer, wherever the driver numbered its queue."""

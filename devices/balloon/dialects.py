@@ -17,19 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from devices.balloon import bitmap
+from devices.balloon import bitmap, features
+from devices.balloon.features import (
+    FREE_PAGE_HINT,
+    MISC_VQ,
+    REPORTING,
+    STATS_VQ,
+    Features,
+)
 from devices.errors import BadPayload
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
-
-MUST_TELL_HOST = 1 << 0
-STATS_VQ = 1 << 1
-DEFLATE_ON_OOM = 1 << 2
-PAGE_BITMAP = 1 << 3
-MISC_VQ = 1 << 4
-FREE_PAGE_HINT = 1 << 3
-PAGE_POISON = 1 << 4
-REPORTING = 1 << 5
 
 PFN_BYTES = 4
 MAX_PFNS = 64 * 1024
@@ -56,9 +54,7 @@ class Dialect:
     """Features, queues and request format of one balloon protocol."""
 
     name: str
-    features: int
-    """Feature bits always offered; DEFLATE_ON_OOM is the user's choice and comes on top."""
-    feature_names: dict[int, str]
+    features: Features
     max_request_bytes: int
     """Longest valid inflate or deflate request."""
     decode: Callable[[bytes], PageRuns]
@@ -84,20 +80,9 @@ def decode_pfns(payload: bytes) -> PageRuns:
     return PageRuns.from_pfns(payload)
 
 
-# MUST_TELL_HOST (5.5.3) keeps deflated pages out of use until the device has seen the request.
-# Discarding anonymous memory does not need it, but every driver can do it at no cost, and counting
-# what the guest really uses does need it.
 STANDARD = Dialect(
     name="standard",
-    features=MUST_TELL_HOST,
-    feature_names={
-        MUST_TELL_HOST: "MUST_TELL_HOST",
-        STATS_VQ: "STATS_VQ",
-        DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
-        FREE_PAGE_HINT: "FREE_PAGE_HINT",
-        PAGE_POISON: "PAGE_POISON",
-        REPORTING: "REPORTING",
-    },
+    features=features.STANDARD,
     max_request_bytes=MAX_PFNS * PFN_BYTES,
     decode=decode_pfns,
     further_queues=(
@@ -107,17 +92,9 @@ STANDARD = Dialect(
     ),
 )
 
-# STATS_VQ is offered because drivers of this dialect drop PAGE_BITMAP without it.
 BITMAP = Dialect(
     name="bitmap",
-    features=MUST_TELL_HOST | STATS_VQ | PAGE_BITMAP,
-    feature_names={
-        MUST_TELL_HOST: "MUST_TELL_HOST",
-        STATS_VQ: "STATS_VQ",
-        DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
-        PAGE_BITMAP: "PAGE_BITMAP",
-        MISC_VQ: "MISC_VQ",
-    },
+    features=features.BITMAP,
     max_request_bytes=bitmap.MAX_REQUEST_BYTES,
     decode=bitmap.decode,
     further_queues=((STATS_VQ, Role.STATS), (MISC_VQ, Role.MISC)),

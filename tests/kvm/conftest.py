@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,8 @@ def run_guest(guest_image: Path) -> RunGuest:
         dialect: str | None = None,
         initrd: Path | None = None,
         append: str = "",
+        offer: Sequence[str] = (),
+        withhold: Sequence[str] = (),
     ) -> None:
         config = config_for_image(
             guest_image,
@@ -48,6 +50,8 @@ def run_guest(guest_image: Path) -> RunGuest:
             vcpus=vcpus,
             dialect=dialect,
             initrd=initrd,
+            offer=offer,
+            withhold=withhold,
         )
 
         async def main() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from devices.balloon import dialects
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from pyvmm_native.runs import PageRuns
 from tests.balloon_requests import bitmap_request, pfn_array
@@ -252,14 +251,12 @@ def test_config_space_takes_any_access_size() -> None:
 # Features and the statistics queue.
 
 
-def test_offered_features() -> None:
-    expected = {STANDARD: 0b0001, BITMAP: 0b1011}
-    for dialect, bits in expected.items():
-        for on_oom in (False, True):
-            board = Board.with_balloon(dialect, deflate_on_oom=on_oom)
-            offered = VirtioDriver(board).probe().offered()
-            assert offered & 0xFF_FFFF == bits | dialects.DEFLATE_ON_OOM * on_oom
-            assert offered >> 24 == (VERSION_1 | 0b11 << 28) >> 24
+@BOTH
+def test_offered_features_are_those_chosen(dialect: Dialect) -> None:
+    for chosen in (None, dialect.features.known, dialect.features.required):
+        offered = VirtioDriver(Board.with_balloon(dialect, offered=chosen)).probe().offered()
+        assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
+        assert offered >> 24 == (VERSION_1 | 0b11 << 28) >> 24
 
 
 def test_stats_buffer_is_held_and_a_second_one_returned() -> None:

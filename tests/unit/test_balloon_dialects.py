@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.balloon import bitmap, dialects
+from devices.balloon import bitmap, dialects, features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
 from devices.errors import BadPayload
 from pyvmm_native.runs import PageRuns
@@ -136,7 +136,7 @@ def test_a_whole_gigabyte_in_one_buffer() -> None:
 
 def test_queue_numbers() -> None:
     assert STANDARD.roles(0) == (Role.INFLATE, Role.DEFLATE)
-    assert BITMAP.roles(BITMAP.features) == (Role.INFLATE, Role.DEFLATE, Role.STATS)
+    assert BITMAP.roles(BITMAP.features.default) == (Role.INFLATE, Role.DEFLATE, Role.STATS)
     assert BITMAP.roles(0) == (Role.INFLATE, Role.DEFLATE)
 
 
@@ -149,6 +149,13 @@ def test_dialects_are_chosen_by_name() -> None:
 
 
 def test_colliding_bits_belong_to_one_dialect_only() -> None:
-    assert STANDARD.features & (1 << 3 | 1 << 4) == 0
-    assert BITMAP.features & 1 << 3
-    assert BITMAP.features & dialects.STATS_VQ, "drivers drop PAGE_BITMAP without it"
+    assert STANDARD.features.default & (1 << 3 | 1 << 4) == 0
+    assert BITMAP.features.required == features.PAGE_BITMAP | features.STATS_VQ
+
+
+@pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+def test_feature_sets_are_made_of_named_bits(dialect: Dialect) -> None:
+    known = dialect.features
+    assert known.required & ~known.default == 0
+    assert known.default & known.optional == 0
+    assert sum(known.options.values()) == known.known

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from devices.balloon import features
 from pyvmm.config import MIB, MachineConfig, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.outcome import Ending, Outcome
@@ -64,3 +65,41 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", Ending)
 def test_only_crashes_are_failures(ending: Ending) -> None:
     assert Outcome(ending).exit_status == (ending in (Ending.PANIC, Ending.CRASH))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "offer", "withhold", "bits"),
+    [
+        ("standard", (), (), features.STANDARD.default),
+        ("bitmap", (), (), features.BITMAP.default),
+        ("standard", ("deflate-on-oom",), ("stats-vq",), 0b101),
+        ("bitmap", ("deflate-on-oom", "stats-vq"), ("must-tell-host",), None),
+    ],
+)
+def test_features_are_offered_and_withheld_by_name(
+    dialect: str, offer: tuple[str, ...], withhold: tuple[str, ...], bits: int | None
+) -> None:
+    config = MachineConfig(**{**GOOD, "dialect": dialect, "offer": offer, "withhold": withhold})
+    if bits is None:
+        bits = features.BITMAP.default & ~features.MUST_TELL_HOST | features.DEFLATE_ON_OOM
+    assert config.balloon_features == bits
+
+
+@pytest.mark.parametrize(
+    ("dialect", "offer", "withhold", "words"),
+    [
+        ("standard", ["page-bitmap"], [], "choose from must-tell-host, stats-vq, deflate-on-oom"),
+        ("bitmap", [], ["reporting"], "choose from .*page-bitmap"),
+        ("standard", ["guess"], [], "no feature 'guess'"),
+        ("standard", ["stats-vq"], ["stats-vq"], "stats-vq cannot be both"),
+        ("bitmap", [], ["page-bitmap"], "without page-bitmap"),
+        ("bitmap", [], ["stats-vq"], "without stats-vq"),
+    ],
+)
+def test_feature_choices_that_are_none(
+    tmp_path: Path, dialect: str, offer: list[str], withhold: list[str], words: str
+) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(elf_kernel())
+    with pytest.raises(UserError, match=words):
+        config_for_image(image, dialect=dialect, offer=offer, withhold=withhold)
