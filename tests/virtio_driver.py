@@ -22,7 +22,7 @@ from tests.virtio_board import APERTURE, MIB, AnonymousRam, Board
 INFLATE, DEFLATE, STATS = 0, 1, 2
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
-INDIRECT_DESC, EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32
+INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET = 1 << 28, 1 << 29, 1 << 32, 1 << 40
 ALL_FEATURES = (1 << 64) - 1
 
 COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
@@ -49,6 +49,7 @@ COMMON = {
     "queue_driver_hi": (44, 4),
     "queue_device_lo": (48, 4),
     "queue_device_hi": (52, 4),
+    "queue_reset": (58, 2),
 }
 
 QUEUE_SPACING_BYTES = 4 * MIB

@@ -3,9 +3,8 @@
 
 A register table over the device: feature windows of 32 bits chosen by a selector, the status
 field, and one set of queue registers for whichever queue `queue_select` names. A selector that
-names nothing is harmless: features read as 0, a queue that does not exist has queue_size 0. The
-two last fields of the structure, queue_notify_data and queue_reset, exist only with features that
-are not offered, so the structure ends before them.
+names nothing is harmless: features read as 0, a queue that does not exist has queue_size 0.
+queue_notify_data would exist only with a feature that is not offered: it reads as 0.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from functools import partial
 
 from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
+from devices.virtio import features
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci_interrupts import NO_VECTOR, PciInterrupts
 from devices.virtio.queue import DeviceQueue
@@ -42,6 +42,7 @@ class CommonConfig:
                 *self._device_registers(),
                 *self._queue_registers(),
                 *self._address_registers(),
+                self._reset_register(),
             ],
             tracer=tracer,
         )
@@ -135,6 +136,14 @@ class CommonConfig:
             ),
         ]
 
+    def _reset_register(self) -> Register:
+        """queue_reset: always 0, because a queue has been reset when the write is done (4.1.4.3.1).
+
+        At 0x38, before it, is queue_notify_data.
+        """
+        write = self._change_queue(self._write_queue_reset)
+        return Register("queue_reset", 0x3A, 2, read=lambda: 0, write=write)
+
     # About the whole device.
 
     def _read_device_feature(self) -> int:
@@ -188,4 +197,11 @@ class CommonConfig:
         # 4.1.4.3.2: the driver MUST NOT write 0, and nothing but 1 means anything.
         if value == 1:
             self._device.enable_queue(queue.index)
+            self._on_change()
+
+    def _write_queue_reset(self, queue: DeviceQueue, value: int) -> None:
+        # 4.1.4.3.2: without the feature the field does not exist; nothing but 1 means anything.
+        if value == 1 and self._device.accepted & features.RING_RESET:
+            self._device.reset_queue(queue.index)
+            self._interrupts.set_queue_vector(queue.index, NO_VECTOR)
             self._on_change()

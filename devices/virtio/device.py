@@ -7,8 +7,8 @@ holds and what one buffer means. It is also the one place of the policy on bad g
 
 * a broken ring or descriptor chain (`RingError`): DEVICE_NEEDS_RESET, a configuration change
   notification once DRIVER_OK (2.1.2), and no queue is touched again before the driver resets;
-* a bad payload (`BadPayload`): the buffer goes back with length 0 so that the guest does not hang,
-  it is counted, and traced at a rate that falls as the count grows.
+* a bad payload (`BadPayload`): the buffer goes back with length 0 so that the guest does not hang
+  (`refuse` tells the exception), it is counted, and traced at a rate that falls as the count grows.
 
 Work per call is bounded: `process_queue` serves a few buffers, interrupts at most once, and says
 whether to call again.
@@ -96,9 +96,20 @@ class VirtioDevice(ABC):
         if the request makes no sense.
         """
 
+    def refuse(self, queue: int, chain: Chain) -> int | None:
+        """What becomes of a buffer of `queue` with a bad payload; the result is as of `serve`.
+
+        It goes back with length 0, unless a device type has a reason to keep it.
+        """
+        return 0
+
     @abstractmethod
     def on_reset(self) -> None:
         """Drop whatever the device type keeps for its driver."""
+
+    @abstractmethod
+    def on_queue_reset(self, queue: int) -> None:
+        """Drop the buffers of `queue` that `serve` kept: the driver has taken them back."""
 
     # What the transport calls.
 
@@ -160,6 +171,11 @@ class VirtioDevice(ABC):
         for queue in self.queues:
             queue.reset()
         self.on_reset()
+
+    def reset_queue(self, index: int) -> None:
+        """Driver resets one queue, which then is as on a fresh device (VIRTIO 1.2, 2.6.1)."""
+        self.queues[index].reset()
+        self.on_queue_reset(index)
 
     def process_queue(self, index: int) -> bool:
         """Serve buffers of one queue; True if there may be more, so that the caller calls again.
@@ -236,7 +252,7 @@ class VirtioDevice(ABC):
         except BadPayload as error:
             queue.counters.bad_payloads += 1
             self._trace("bad_payload", queue=queue.spec.name, why=str(error))
-            written = 0
+            written = self.refuse(queue.index, chain)
         if written is not None:
             ring.push(chain, written)
         return written is not None

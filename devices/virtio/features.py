@@ -17,7 +17,10 @@ EVENT_IDX = 1 << 29
 VERSION_1 = 1 << 32
 """The driver keeps to version 1 of the specification, not to the legacy interface."""
 
-TRANSPORT = INDIRECT_DESC | EVENT_IDX | VERSION_1
+RING_RESET = 1 << 40
+"""The driver may reset one queue without the others (VIRTIO 1.2, 2.6.1)."""
+
+TRANSPORT = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
 """What every device here offers besides its own bits."""
 
 
@@ -27,6 +30,7 @@ def names(mask: int, device_names: dict[int, str]) -> str:
         INDIRECT_DESC: "INDIRECT_DESC",
         EVENT_IDX: "EVENT_IDX",
         VERSION_1: "VERSION_1",
+        RING_RESET: "RING_RESET",
     }
     bits = [1 << bit for bit in range(64) if mask >> bit & 1]
     return "|".join(known.get(bit, f"bit {bit.bit_length() - 1}") for bit in bits) or "none"

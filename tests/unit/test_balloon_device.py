@@ -13,6 +13,7 @@ from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam, Board
 from tests.virtio_driver import (
     DEFLATE,
     INFLATE,
+    RING_RESET,
     STATS,
     VERSION_1,
     VirtioDriver,
@@ -256,7 +257,7 @@ def test_offered_features_are_those_chosen(dialect: Dialect) -> None:
     for chosen in (None, dialect.features.known, dialect.features.required):
         offered = VirtioDriver(Board.with_balloon(dialect, offered=chosen)).probe().offered()
         assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
-        assert offered >> 24 == (VERSION_1 | 0b11 << 28) >> 24
+        assert offered >> 24 == (RING_RESET | VERSION_1 | 0b11 << 28) >> 24
 
 
 def test_stats_buffer_is_held_and_a_second_one_returned() -> None:

@@ -73,6 +73,6 @@ def test_feature_refusal(accepted: int, why: str | None) -> None:
 
 
 def test_feature_names() -> None:
-    mask = features.VERSION_1 | 1 << 3 | 1 << 40
-    assert features.names(mask, {1 << 3: "PAGE_BITMAP"}) == "PAGE_BITMAP|VERSION_1|bit 40"
+    mask = features.VERSION_1 | 1 << 3 | 1 << 41
+    assert features.names(mask, {1 << 3: "PAGE_BITMAP"}) == "PAGE_BITMAP|VERSION_1|bit 41"
     assert features.names(0, {}) == "none"

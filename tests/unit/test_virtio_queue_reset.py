@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One queue reset without the others (VIRTIO_F_RING_RESET; VIRTIO 1.2, 2.6.1 and 4.1.4.3)."""
+
+import pytest
+
+from devices.balloon.dialects import BITMAP, STANDARD
+from tests.balloon_requests import pfn_array
+from tests.virtio_driver import (
+    ALL_FEATURES,
+    DEFLATE,
+    INFLATE,
+    NEEDS_RESET,
+    NO_VECTOR,
+    RING_RESET,
+    STATS,
+    VirtioDriver,
+    started,
+)
+
+
+def reset_queue(driver: VirtioDriver, index: int) -> None:
+    driver.put("queue_select", index)
+    driver.put("queue_reset", 1)
+
+
+def test_a_reset_queue_is_as_on_a_fresh_device() -> None:
+    driver = started(STANDARD)
+    assert driver.features & RING_RESET
+    reset_queue(driver, INFLATE)
+    assert driver.get("queue_reset") == 0, "reset is complete"
+    assert driver.get("queue_enable") == 0
+    assert driver.get("queue_size") == 128
+    assert driver.get("queue_msix_vector") == NO_VECTOR
+    for half in ("desc_lo", "desc_hi", "driver_lo", "device_lo"):
+        assert driver.get(f"queue_{half}") == 0
+    driver.put("queue_select", DEFLATE)
+    assert driver.get("queue_enable") == 1
+    assert driver.get("queue_msix_vector") == DEFLATE + 1
+
+
+def test_nothing_is_taken_from_a_reset_queue() -> None:
+    driver = started(STANDARD)
+    board = driver.board
+    driver.queues[INFLATE].add([pfn_array([1])])
+    reset_queue(driver, INFLATE)
+    assert INFLATE not in board.bells.places
+    board.bells.ring(INFLATE)
+    board.serve()
+    assert driver.queues[INFLATE].used_idx == 0
+    assert board.ram.discarded == []
+    assert board.msi.triggered == []
+    assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1, "the others go on"
+
+
+def test_a_queue_may_be_enabled_again_elsewhere_and_smaller() -> None:
+    driver = started(STANDARD)
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
+    reset_queue(driver, INFLATE)
+    driver.rings_gpa += 64 * 4096
+    driver.set_up_queue(INFLATE, size=8, vector=2)
+    for pfn in range(2, 30):  # more than once around the smaller ring
+        assert len(driver.send(INFLATE, [pfn_array([pfn])])) == 1
+    assert driver.board.msi.triggered[-1] == 2
+    assert driver.board.balloon.counters.inflate.pages == 29
+
+
+def test_a_kept_buffer_is_forgotten() -> None:
+    driver = started(BITMAP)
+    assert driver.send(STATS, [bytes(10)]) == []
+    reset_queue(driver, STATS)
+    driver.set_up_queue(STATS)
+    assert driver.send(STATS, [bytes(10)]) == [], "kept, as the first after a reset"
+
+
+def test_a_broken_ring_still_needs_a_device_reset() -> None:
+    driver = started(STANDARD)
+    driver.queues[INFLATE].set_avail_idx(999)
+    driver.kick(INFLATE)
+    driver.board.serve()
+    reset_queue(driver, INFLATE)
+    driver.set_up_queue(INFLATE)
+    assert driver.status & NEEDS_RESET
+    assert driver.send(INFLATE, [pfn_array([1])]) == []
+
+
+@pytest.mark.parametrize("value", [0, 2, 0xFFFF])
+def test_nothing_but_1_resets(value: int) -> None:
+    driver = started(STANDARD)
+    driver.put("queue_select", INFLATE)
+    driver.put("queue_reset", value)
+    assert driver.get("queue_enable") == 1
+
+
+def test_without_the_feature_there_is_no_such_field() -> None:
+    driver = started(STANDARD, wanted=ALL_FEATURES & ~RING_RESET)
+    reset_queue(driver, INFLATE)
+    assert driver.get("queue_enable") == 1
+    assert driver.get("queue_reset") == 0
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
+
+
+def test_a_queue_that_does_not_exist() -> None:
+    driver = started(STANDARD)
+    reset_queue(driver, 99)
+    assert driver.get("queue_reset") == 0
