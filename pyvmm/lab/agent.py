@@ -13,6 +13,9 @@ serves the link with a `Multiplexer`. Control messages, each a JSON object with 
 | outside | `start`: argv, cwd, env, umask, terminal, winsize, python | run this, once |
 | outside | `signal`: number | send it to the command's process group |
 | outside | `winsize`: [rows, columns] | the terminal changed its size |
+| outside | `ping`: number | is anybody there? |
+| agent   | `pong`: number | yes |
+| outside | `diagnose`: true | have the kernel say on its console what its processors do |
 | agent   | `exit`: status | ended; 128 + N after signal N; nothing follows |
 
 Channels 0 to 2 are the command's standard streams where they are no terminal, channel 3 is the
@@ -81,6 +84,10 @@ class Agent:
                 return
         elif "winsize" in message and self._terminal is not None:
             _set_winsize(self._terminal, message["winsize"])
+        elif "ping" in message:
+            self._mux.send_control({"pong": message["ping"]})
+        elif "diagnose" in message:
+            mounts.diagnose()
 
     def _begin(self, request: dict[str, Any]) -> None:
         mounts.set_surroundings(request["clock"], bytes.fromhex(request["seed"]))

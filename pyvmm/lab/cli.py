@@ -31,9 +31,18 @@ from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
     show_default=True,
     help="Where to run.",
 )
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="End COMMAND after that many seconds, with status 124.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def lab(memory: int, cpus: int, kvm: KvmMode, command: tuple[str, ...]) -> int:
+def lab(
+    memory: int, cpus: int, kvm: KvmMode, timeout_s: float | None, command: tuple[str, ...]
+) -> int:
     """Run COMMAND where KVM works: here when this machine's KVM is fit, else in the lab."""
     if choose_kvm(kvm) is Choice.HOST:
-        return run_here(command)
-    return run_in_lab(command, memory_mib=memory, cpus=cpus)
+        return run_here(command, timeout_s=timeout_s)
+    return run_in_lab(command, memory_mib=memory, cpus=cpus, timeout_s=timeout_s)

@@ -10,6 +10,7 @@ namespace in which `ROOT` is `/`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -121,3 +122,14 @@ def set_surroundings(seconds: float, seed: bytes) -> None:
 def power_off() -> None:
     """End this virtual machine now."""
     _libc.reboot(ctypes.c_int(_REBOOT_POWER_OFF))
+
+
+def diagnose() -> None:
+    """Have the kernel list blocked tasks and all processors' stacks on the serial console."""
+    for path, what in (
+        ("/proc/sys/kernel/printk", "8"),
+        ("/proc/sysrq-trigger", "w"),
+        ("/proc/sysrq-trigger", "l"),
+    ):
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(what)

@@ -68,6 +68,8 @@ class Multiplexer:
         self.on_open: Callable[[int, str], None] | None = None
         self.channels: dict[int, Channel] = {}
         self._watched: dict[int, Callable[[], None]] = {}
+        self.received_bytes = 0
+        """Everything that ever came over the link: whoever waits can see that the peer lives."""
 
     def add(self, number: int, source: int | None = None, sink: int | None = None) -> Channel:
         """Start channel `number`; the descriptors become the multiplexer's to close."""
@@ -165,6 +167,7 @@ class Multiplexer:
             raise LinkClosedError(str(error)) from error
         if not data:
             raise LinkClosedError("end of file")
+        self.received_bytes += len(data)
         for frame in self._decoder.feed(data):
             self._receive(frame)
 

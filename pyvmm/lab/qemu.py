@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -104,11 +105,22 @@ class LabProcess:
             self._process = _spawn([*machine, *_connections(*fds), *more], fds, self.console_fd)
         self._ended = False
 
-    def console_tail(self, lines: int = 3) -> str:
+    def console(self, lines: int) -> list[str]:
         """The last lines the lab's kernel and QEMU printed."""
         size = os.fstat(self.console_fd).st_size
-        text = os.pread(self.console_fd, 8192, max(0, size - 8192)).decode(errors="replace")
-        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+        start = max(0, size - lines * 100)
+        text = os.pread(self.console_fd, size - start, start).decode(errors="replace")
+        return [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+
+    def processors(self) -> list[str]:
+        """What each of the lab's processors is doing, as far as QEMU still answers."""
+        try:
+            text = self.monitor.execute(
+                "human-monitor-command", **{"command-line": "info registers -a"}
+            )
+        except SnapshotError as error:
+            return [str(error)]
+        return re.findall(r"^(?:CPU#\d+|RIP=.*)", str(text), re.MULTILINE)
 
     def end(self) -> None:
         """Kill QEMU, wait for it and hang up; calling it again does nothing."""

@@ -31,12 +31,14 @@ def run_in_lab(
     memory_mib: int = MIN_MEMORY_MIB,
     cpus: int = DEFAULT_CPUS,
     sockets: Sequence[Path] = (),
+    timeout_s: float | None = None,
 ) -> int:
     """Run `argv` in the lab and return its exit status (128 + N after signal N).
 
     `memory_mib` is the lab's RAM, `cpus` its processors. Each of `sockets` is a path this process
     listens on while the command runs; the command, inside, listens on
-    `pyvmm.lab.places.listening_path` of the same path. Main thread only. UserError when something
+    `pyvmm.lab.places.listening_path` of the same path. A command that takes longer than `timeout_s`
+    is ended with status 124. Main thread only. UserError when something
     is missing, LabError when the lab breaks.
     """
     paths = [Path(os.path.abspath(path)) for path in sockets]
@@ -52,11 +54,13 @@ def run_in_lab(
         lab = qemu.start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
-        return Session(lab, listeners, program_directories(), python).run(argv, env)
+        return Session(lab, listeners, program_directories(), python, timeout_s).run(argv, env)
 
 
-def run_here(argv: Sequence[str]) -> NoReturn:
+def run_here(argv: Sequence[str], *, timeout_s: float | None = None) -> NoReturn:
     """Become `argv` on this machine. UserError when it cannot be started."""
+    if timeout_s is not None:
+        argv = ["timeout", f"{timeout_s:g}", *argv]
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:

@@ -4,6 +4,9 @@
 `Session` joins this process's standard streams, terminal, signals and forwarded sockets to the
 agent inside (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there is one
 loop and no locking.
+
+An emulated machine can hang, and then it says nothing at all. So a silent agent is pinged, and one
+that leaves `PINGS` unanswered is given up with what the processors were doing.
 """
 
 from __future__ import annotations
@@ -31,6 +34,13 @@ START_TIMEOUT_SECONDS = 180.0
 GRACE_SECONDS = 10.0
 """How long a command may take to end after SIGTERM or SIGHUP before the lab is ended."""
 
+PING_SECONDS = 5.0
+PINGS = 24
+DIAGNOSIS_SECONDS = 5.0
+DIAGNOSIS_LINES = 400
+TIMED_OUT_STATUS = 124
+"""Exit status after `timeout_s`, as timeout(1) has it."""
+
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _FIRST_SOCKET_CHANNEL = 16
@@ -50,11 +60,15 @@ class Session:
         listeners: Mapping[socket.socket, str],
         programs: Sequence[str],
         python: Mapping[str, Any],
+        timeout_s: float | None = None,
     ) -> None:
         """`listeners`: listening socket here → path inside the lab that connections go to.
 
-        `programs`: directories the lab may cache; `python`: `warm.describe_python` of this process.
+        `programs`: directories the lab may cache; `python`: `warm.describe_python` of this process;
+        `timeout_s`: how long the command may run.
         """
+        self._timeout_s = timeout_s
+        self._unanswered = 0
         self._python = dict(python)
         self._lab = lab
         self._programs = programs
@@ -93,6 +107,8 @@ class Session:
             if self._deadline_passed():
                 raise self._broken(f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
         self._deadline = None
+        if self._timeout_s is not None:
+            self._deadline = time.monotonic() + self._timeout_s
         self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
         keyboard = 0 if in_foreground(0) else None
         with raw_terminal(keyboard):
@@ -100,7 +116,7 @@ class Session:
             while not self._finished():
                 self._turn()
                 if self._deadline_passed():
-                    return 128 + self._signals
+                    return 128 + self._signals if self._signals else self._time_out()
             for copier in self._inputs:
                 copier.stop()
         assert self._status is not None
@@ -149,11 +165,38 @@ class Session:
 
     def _turn(self) -> None:
         # After the last frame only the copier threads have work, and they have no descriptor here.
-        timeout_ms = None if self._status is None else 5
+        timeout_ms = int(PING_SECONDS * 1000) if self._status is None else 5
         if self._deadline is not None:
             left_ms = max(0, int((self._deadline - time.monotonic()) * 1000)) + 1
-            timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
+            timeout_ms = min(timeout_ms, left_ms)
+        received_bytes, begun = self._mux.received_bytes, time.monotonic()
         self._mux.turn(timeout_ms)
+        if self._mux.received_bytes != received_bytes:
+            self._unanswered = 0
+        elif self._ready and time.monotonic() - begun >= PING_SECONDS:
+            self._ping()
+
+    def _ping(self) -> None:
+        if self._unanswered == PINGS:
+            where = "; ".join(self._lab.processors())
+            raise LabError(f"the lab has stopped answering ({where})", "try again")
+        self._unanswered += 1
+        self._mux.send_control({"ping": self._unanswered})
+
+    def _time_out(self) -> int:
+        """Say what the lab was doing when its time was up."""
+        assert self._timeout_s is not None
+        print(
+            f"pyvmm lab: the command did not end in {self._timeout_s:g} s; the lab says:",
+            file=sys.stderr,
+        )
+        self._mux.send_control({"diagnose": True})
+        until = time.monotonic() + DIAGNOSIS_SECONDS
+        while (left_s := until - time.monotonic()) > 0:
+            self._mux.turn(int(left_s * 1000) + 1)
+        lines = [*self._lab.processors(), *self._lab.console(DIAGNOSIS_LINES)]
+        print("\n".join(lines), file=sys.stderr)
+        return TIMED_OUT_STATUS
 
     def _deadline_passed(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
@@ -205,7 +248,7 @@ class Session:
     def _broken(self, what: str) -> LabError:
         if self._lab.resumed and not self._ready:
             self._lab.kept.unlink(missing_ok=True)
-        tail = self._lab.console_tail()
+        tail = " / ".join(self._lab.console(3))
         return LabError(f"{what}: {tail}" if tail else what, "see 'pyvmm doctor', or try again")
 
 

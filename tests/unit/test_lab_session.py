@@ -259,3 +259,41 @@ def test_pyvmm_itself_goes_on_as_any_python_would() -> None:
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("pyvmm: ")
+
+
+def test_a_command_that_takes_too_long_is_ended_and_diagnosed() -> None:
+    command = [*lab("sleep", "1000")]
+    command[-3:-3] = ["--timeout", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert result.returncode == 124
+    assert "did not end in 1 s" in result.stderr
+    assert "CPU#1" in result.stderr, "what QEMU says of the processors"
+    assert "sysrq: Show Blocked State" in result.stderr, "what the kernel says"
+
+
+def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's processors are stopped behind the session's back, as if the emulation hung."""
+    from pyvmm.lab import session
+    from pyvmm.lab.run import run_in_lab
+
+    monkeypatch.setattr(session, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(session, "PINGS", 5)
+    start = session.Session._start
+
+    def start_and_hang(self: session.Session, *args: object) -> None:
+        start(self, *args)  # type: ignore[arg-type]
+        self._lab.monitor.execute("stop")
+
+    monkeypatch.setattr(session.Session, "_start", start_and_hang)
+    with pytest.raises(session.LabError, match=r"stopped answering \(CPU#0; RIP="):
+        run_in_lab(["sleep", "1000"], memory_mib=4096)
+
+
+def test_a_busy_lab_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyvmm.lab import session
+    from pyvmm.lab.run import run_in_lab
+
+    monkeypatch.setattr(session, "PING_SECONDS", 0.1)
+    assert run_in_lab(["sh", "-c", "sleep 4; exit 7"]) == 7
