@@ -131,6 +131,7 @@ class MockDriver:
         readable: Sequence[bytes] = (),
         writable: Sequence[int] = (),
         *,
+        lent: Sequence[tuple[int, int]] = (),
         indirect: bool = False,
         direct_first: int = 0,
         publish: bool = True,
@@ -138,13 +139,14 @@ class MockDriver:
         """Make one buffer available; returns the index of its head descriptor.
 
         `readable` are the contents of its device-readable elements, `writable` the sizes in bytes
-        of its device-writable ones, which are filled with 0xEE. With `indirect` all but the first
+        of its device-writable ones, which are filled with 0xEE; `lent` are more of these, memory
+        given as (gpa, size in bytes) and left as it is. With `indirect` all but the first
         `direct_first` elements go into an indirect table (2.7.5.3). IndexError when too few
         descriptors are free, MemoryError when too little RAM. Without `publish` the available
         index does not move until `publish` is called.
         """
         elements = [(self.place(data), len(data), 0) for data in readable]
-        spaces = [(self.place(b"\xee" * count), count) for count in writable]
+        spaces = [*((self.place(b"\xee" * count), count) for count in writable), *lent]
         elements += [(gpa, count, WRITE) for gpa, count in spaces]
         if indirect:
             table = chain_table(elements[direct_first:])

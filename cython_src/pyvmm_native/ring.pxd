@@ -27,6 +27,7 @@ cdef class Chain:
     # The elements, readable ones first.
     cdef Segment *_segments
     cdef uint32_t _readable_count
+    cdef uint32_t _segment_count
 
     cdef void _gather(self, uint8_t *target) noexcept nogil
     cdef void _scatter(self, const uint8_t *source, uint64_t length) noexcept nogil

@@ -40,6 +40,14 @@ class Chain:
     def writable_bytes(self) -> int:
         """Size in bytes of the device-writable part."""
 
+    @property
+    def writable_segments(self) -> tuple[tuple[int, int], ...]:
+        """(gpa, length in bytes) of each device-writable element, in order.
+
+        For devices to which a buffer is not room to write but the message itself. Every one is in
+        guest RAM; elements of zero bytes are left out.
+        """
+
     def write(self, data: Buffer) -> int:
         """Copy `data` to the start of the device-writable part; returns its size in bytes.
 

@@ -61,6 +61,16 @@ cdef class Chain:
     def __dealloc__(self):
         free(self._segments)
 
+    @property
+    def writable_segments(self):
+        # As many as the chain has elements, so at most Queue Size.
+        cdef uint32_t i
+        return tuple([
+            (self._segments[i].gpa, self._segments[i].length)
+            for i in range(self._readable_count, self._segment_count)
+            if self._segments[i].length
+        ])
+
     def write(self, data):
         cdef Py_buffer source
         PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
@@ -298,6 +308,7 @@ cdef class SplitQueue:
             raise MemoryError
         memcpy(chain._segments, self._segments, table_bytes)
         chain._readable_count = self._readable_count
+        chain._segment_count = self._segment_count
         chain._memory = self.memory
         chain.head = head
         chain.readable_bytes = size

@@ -152,6 +152,18 @@ def test_element_of_no_bytes_is_legal_wherever_it_points(driver: MockDriver) -> 
     assert (chain.readable, chain.writable_bytes) == (b"data", 0)
 
 
+def test_writable_elements_are_named(driver: MockDriver) -> None:
+    queue = driver.device_queue()
+    driver.add([b"a"], lent=[(4096, 8192), (1 << 63, 0), (100, 1)], indirect=True)
+    driver.add([b"a"])
+    chain, readable = queue.pop(1), queue.pop(1)
+    assert chain is not None
+    assert readable is not None
+    driver.set_desc(0, 0, 0)  # what the driver writes later changes nothing
+    assert chain.writable_segments == ((4096, 8192), (100, 1))
+    assert readable.writable_segments == ()
+
+
 def test_unknown_flags_are_ignored(driver: MockDriver) -> None:
     chain = offer(driver, (driver.place(b"data"), 4, 0xFFF8, 7)).pop(100)
     assert chain is not None
