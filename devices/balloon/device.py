@@ -104,10 +104,11 @@ class BalloonDevice(VirtioDevice):
         self._on_actual = on_actual
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
+        self.stats = StatsQueue(self._give_back(Role.STATS))
         self._handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
-            Role.STATS: StatsQueue(self._give_back(Role.STATS)),
+            Role.STATS: self.stats,
         }
 
     @property
@@ -130,6 +131,13 @@ class BalloonDevice(VirtioDevice):
         self.config["num_pages"] = num_pages
         self.config_changed()
 
+    def ask_for_stats(self) -> bool:
+        """Ask the driver for fresh statistics, which go to `stats.on_report`; False if one cannot.
+
+        That is so while no driver runs, without STATS_VQ, or as long as a question is open.
+        """
+        return self.running and self.stats.ask()
+
     @property
     def counters(self) -> BalloonCounters:
         """Snapshot of all counters."""
@@ -147,6 +155,12 @@ class BalloonDevice(VirtioDevice):
         if queue >= len(roles):
             raise BadPayload("the feature of this queue was not accepted")
         return self._handlers[roles[queue]].serve(chain)
+
+    def refuse(self, queue: int, chain: Chain) -> int | None:
+        """A bad report keeps its buffer: on the statistics queue, giving it back is a question."""
+        if self.dialect.roles(self.accepted)[queue : queue + 1] == (Role.STATS,):
+            return self.stats.refuse(chain)
+        return super().refuse(queue, chain)
 
     def on_reset(self) -> None:
         """A driver that starts anew has nothing in the balloon; the target stays."""

@@ -1,32 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics queue (VIRTIO 1.2, section 5.5.6.3).
+"""The statistics queue (VIRTIO 1.2, section 5.5.6.3): the device asks, the driver reports.
 
-The driver keeps one buffer with its latest report on the queue; returning the buffer means asking
-for fresh statistics.
+The conversation runs backwards. The driver puts one buffer with a report on the queue as soon as it
+starts; the device keeps the buffer, and giving it back is the question, upon which the driver fills
+it anew. So a buffer does not go back unasked, not even one that makes no sense: that is counted and
+traced as any bad payload, but kept. Otherwise a driver with a bug, and not only a hostile one,
+would answer again at once and forever. A second buffer, which a driver must not have on the queue
+(5.5.6.3.1), is a bad payload and does go back: what a driver can make the device keep is bounded.
+
+A report is an array of packed `struct virtio_balloon_stat { le16 tag; le64 val; }` in any order.
+Tags not known here are kept by number and acted on by nobody (5.5.6.3.2); where a tag comes twice
+the last value counts. Tags that do not come are absent, which is not the same as 0.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from devices.balloon.dialects import GiveBack
+from devices.balloon.stat_tags import STATISTICS
 from devices.errors import BadPayload
 from pyvmm_native.ring import Chain
 
+ENTRY = struct.Struct("<HQ")
 MAX_STATS_BYTES = 4096
-"""Longest report taken: hundreds of 10-byte entries, where drivers send about 16."""
+"""Longest report taken: hundreds of entries, where drivers send about 16."""
+
+
+@dataclass(frozen=True)
+class StatsReport:
+    """What the driver said once."""
+
+    values: dict[int, int]
+    """By tag, in the driver's order."""
+    questions: int
+    """Questions asked before it came. A report answers the last of them: whoever asked question N
+    has news when this is N or more, and old news when it is less."""
+
+    @property
+    def known(self) -> dict[str, int | None]:
+        """Every statistic that has a name; None for those which are absent."""
+        return {each.name: self.values.get(tag) for tag, each in enumerate(STATISTICS)}
+
+    @property
+    def unknown(self) -> dict[int, int]:
+        """Values by tag, for the tags without a name."""
+        return {tag: value for tag, value in self.values.items() if tag >= len(STATISTICS)}
+
+
+def decode(payload: bytes) -> dict[int, int]:
+    """Values by tag; raises BadPayload for what is no array of entries."""
+    if len(payload) % ENTRY.size:
+        raise BadPayload(f"{len(payload)} bytes are not an array of {ENTRY.size}-byte statistics")
+    return dict(ENTRY.iter_unpack(payload))
 
 
 class StatsQueue:
-    """Holds the driver's buffer."""
+    """Keeps the driver's buffer; `on_report` gets every good report, asked for or not."""
 
     def __init__(self, give_back: GiveBack) -> None:
         self._give_back = give_back
-        self._buffer: Chain | None = None
+        self._kept: Chain | None = None
+        self.questions = 0
+        """Questions asked since the device was made."""
+        self.on_report: Callable[[StatsReport], None] = lambda report: None
 
     def serve(self, chain: Chain) -> None:
-        if self._buffer is not None:
+        if self._kept is not None:
             raise BadPayload("a statistics buffer is already held")
-        self._buffer = chain
+        values = decode(chain.readable)
+        self._kept = chain
+        self.on_report(StatsReport(values, self.questions))
+
+    def refuse(self, chain: Chain) -> int | None:
+        """As `VirtioDevice.refuse`: a bad report's buffer is kept to ask with, if none is yet."""
+        if self._kept is not None:
+            return 0
+        self._kept = chain
+        return None
+
+    def ask(self) -> bool:
+        """Ask for a fresh report; False if there is no buffer to ask with.
+
+        That is so until the driver has started, and as long as an earlier question is open.
+        """
+        if self._kept is None:
+            return False
+        chain, self._kept = self._kept, None
+        self.questions += 1
+        self._give_back(chain, 0)
+        return True
 
     def reset(self) -> None:
         """The driver took its buffer back."""
-        self._buffer = None
+        self._kept = None

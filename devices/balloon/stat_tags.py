@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory statistics by tag (VIRTIO 1.2, section 5.5.6.4, and Linux's virtio_balloon.h).
+
+The specification names tags 0 to 9, Linux reports 10 to 15 since 6.12. This is the only list of
+them: names are those of QEMU's `guest-stats` property, units those Linux's driver uses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Statistic(NamedTuple):
+    """What the value under one tag means."""
+
+    name: str
+    is_bytes: bool
+    """The value is an amount of memory in bytes; else it counts events."""
+    meaning: str
+
+
+STATISTICS = (
+    Statistic("stat-swap-in", True, "swapped in since boot"),
+    Statistic("stat-swap-out", True, "swapped out since boot"),
+    Statistic("stat-major-faults", False, "page faults that needed the disk"),
+    Statistic("stat-minor-faults", False, "page faults, all of them on Linux"),
+    Statistic("stat-free-memory", True, "used for nothing at all"),
+    Statistic("stat-total-memory", True, "known to the guest, without the balloon"),
+    Statistic("stat-available-memory", True, "usable without swapping"),
+    Statistic("stat-disk-caches", True, "disk cache, most of it reclaimable"),
+    Statistic("stat-htlb-pgalloc", False, "huge pages allocated"),
+    Statistic("stat-htlb-pgfail", False, "huge pages asked for and not found"),
+    Statistic("stat-oom-kills", False, "processes killed for want of memory"),
+    Statistic("stat-alloc-stalls", False, "allocations that had to reclaim first"),
+    Statistic("stat-async-scans", True, "looked at by background reclaim"),
+    Statistic("stat-direct-scans", True, "looked at by stalled allocations"),
+    Statistic("stat-async-reclaims", True, "freed by background reclaim"),
+    Statistic("stat-direct-reclaims", True, "freed by stalled allocations"),
+)
+"""By tag."""
+
+BY_NAME = {statistic.name: statistic for statistic in STATISTICS}

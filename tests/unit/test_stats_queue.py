@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statistics queue behind its registers: who has the buffer, and what a report says."""
+
+import pytest
+
+from devices.balloon import features
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.stat_tags import STATISTICS
+from devices.balloon.stats import StatsReport
+from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL, StatsGuest, stats_payload
+from tests.virtio_driver import ALL_FEATURES, FAILED, STATS
+
+BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+
+
+@pytest.fixture(params=[STANDARD, BITMAP], ids=lambda each: each.name)
+def guest(request: pytest.FixtureRequest) -> StatsGuest:
+    return StatsGuest(request.param)
+
+
+def heard(guest: StatsGuest) -> list[StatsReport]:
+    """The reports of `guest`, as they come."""
+    reports: list[StatsReport] = []
+    guest.board.balloon.stats.on_report = reports.append
+    return reports
+
+
+def test_the_first_report_comes_unasked_and_its_buffer_stays(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.start()
+    assert [report.values for report in reports] == [guest.statistics]
+    assert reports[0].questions == 0
+    assert guest.driver.queues[STATS].in_flight == 1
+    assert guest.answer() is False
+
+
+def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.start()
+    interrupts = list(guest.board.msi.triggered)
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.msi.triggered == [*interrupts, STATS + 1]
+    guest.statistics[FREE] -= 4096
+    assert guest.answer()
+    assert [report.questions for report in reports] == [0, 1]
+    assert reports[1].values[FREE] == reports[0].values[FREE] - 4096
+
+
+def test_there_is_one_question_at_a_time(guest: StatsGuest) -> None:
+    balloon = guest.board.balloon
+    assert not balloon.ask_for_stats(), "no driver yet"
+    guest.start()
+    assert balloon.ask_for_stats()
+    assert not balloon.ask_for_stats(), "the buffer is the driver's"
+    assert guest.answer()
+    assert not guest.answer()
+    assert balloon.ask_for_stats()
+    assert balloon.stats.questions == 2
+
+
+def test_every_linux_statistic_has_its_name(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.statistics = {tag: 1000 + tag for tag in range(16)}
+    guest.start()
+    names = [each.name for each in STATISTICS]
+    assert reports[0].known == {name: 1000 + tag for tag, name in enumerate(names)}
+    assert reports[0].unknown == {}
+
+
+def test_absent_is_not_zero_and_unknown_is_kept(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.statistics = {MAJOR_FAULTS: 0, 16: 3, 0xFFFF: 2**64 - 1}
+    guest.start()
+    known = reports[0].known
+    assert known["stat-major-faults"] == 0
+    assert [name for name, value in known.items() if value is not None] == ["stat-major-faults"]
+    assert len(known) == 16
+    assert reports[0].unknown == {16: 3, 0xFFFF: 2**64 - 1}
+
+
+def test_of_a_repeated_tag_the_last_counts(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.driver.start()
+    guest.send(stats_payload([(FREE, 1), (TOTAL, 2), (FREE, 3)]))
+    assert reports[0].values == {FREE: 3, TOTAL: 2}
+
+
+@pytest.mark.parametrize("payload", [bytes(1), bytes(9), bytes(11), bytes(4091), bytes(40960)])
+def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, payload: bytes) -> None:
+    reports = heard(guest)
+    guest.driver.start()
+    guest.send(payload)
+    assert reports == []
+    queue = guest.board.balloon.queues[STATS]
+    assert queue.counters.bad_payloads == 1
+    assert guest.board.trace.names[-1] == "balloon.bad_payload"
+    assert not guest.answer(), "giving the buffer back would be a question"
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.answer(payload)
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.answer()
+    assert queue.counters.bad_payloads == 2
+    assert [report.questions for report in reports] == [2]
+
+
+def test_a_driver_that_always_answers_badly_causes_no_work(guest: StatsGuest) -> None:
+    guest.driver.start()
+    guest.send(bytes(3))
+    for _ in range(100):
+        guest.answer(bytes(3))
+        guest.board.serve()
+    assert guest.board.balloon.queues[STATS].counters.requests == 1
+
+
+def test_a_second_buffer_goes_back_whatever_the_first_was(guest: StatsGuest) -> None:
+    for first in (None, bytes(3)):
+        reports = heard(guest)
+        guest.driver.start()
+        guest.send(first)
+        for second in (None, bytes(3)):
+            guest.send(second)
+            assert [used.length for used in guest.driver.queues[STATS].take_used()] == [0]
+        assert len(reports) == (first is None)
+        assert guest.board.balloon.ask_for_stats()
+
+
+def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
+    reports = heard(guest)
+    guest.start()
+    guest.driver.reset()
+    assert not guest.board.balloon.ask_for_stats()
+    guest.start()
+    assert guest.driver.queues[STATS].take_used() == []
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.answer()
+    assert len(reports) == 3
+
+
+def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
+    guest.start()
+    guest.driver.add_status(FAILED)
+    assert not guest.board.balloon.ask_for_stats()
+    assert guest.driver.queues[STATS].take_used() == []
+    assert guest.board.balloon.stats.questions == 0
+
+
+def test_a_driver_without_the_feature_is_not_asked(guest: StatsGuest) -> None:
+    guest.driver.start(wanted=ALL_FEATURES & ~features.STATS_VQ)
+    guest.send()
+    assert [used.length for used in guest.driver.queues[STATS].take_used()] == [0]
+    assert not guest.board.balloon.ask_for_stats()
+    assert guest.board.trace.names[-1] == "balloon.bad_payload"
+
+
+@BOTH
+def test_both_dialects_offer_it(dialect: Dialect) -> None:
+    assert dialect.features.default & features.STATS_VQ
