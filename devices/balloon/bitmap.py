@@ -4,15 +4,18 @@
 The wire format of the virtio-balloon bitmap extension ("RESEND PATCH v3", October 2016), all
 little-endian::
 
-    u16 cmd          0 on the inflate and deflate queues
+    u16 cmd          what is answered; 0 on the inflate and deflate queues
     u16 page_shift   log2 of the page size, 12 or more
-    u16 flag         0 on the inflate and deflate queues
+    u16 flag         on the misc queue CONT, DONE or UNSUPPORTED; 0 on the others
     u16 reserved
-    u64 req_id       0 on the inflate and deflate queues
+    u64 req_id       which question is answered; 0 on the inflate and deflate queues
     u64 start_pfn    page (in units of the page size) of bit 0; a multiple of 64
     u64 bmap_len     bytes of bitmap; a multiple of 8
 
-`decode` is strict wherever another reading would name other memory: a command or flag that is not
+`decode` reads what comes on the inflate and deflate queues; what a header means on the misc queue
+is for `devices.balloon.misc` to say, and only the pages are read here.
+
+Reading is strict wherever another reading would name other memory: a command or flag that is not
 known, a page size that cannot be, a bitmap shorter than announced. It is tolerant where nothing
 hangs on it: `reserved` and `req_id` say nothing about pages and are ignored, and bytes behind the
 announced bitmap are ignored too, because drivers hand over whole 32 KiB bitmap buffers and the
@@ -56,11 +59,24 @@ def decode(payload: bytes) -> PageRuns:
 
     Raises BadPayload when the request breaks a rule of the format.
     """
+    header = read_header(payload)
+    if header.cmd:
+        raise BadPayload(f"unknown command {header.cmd}")
+    if header.flag:
+        raise BadPayload(f"unknown flag {header.flag:#x}")
+    return pages_of(header, payload)
+
+
+def read_header(payload: bytes) -> Header:
+    """The header of a message; its fields may have any value. BadPayload if it is cut short."""
     if len(payload) < HEADER.size:
         raise BadPayload(f"{len(payload)} bytes are too short for a bitmap header")
-    header = Header._make(HEADER.unpack_from(payload))
-    supplied_bytes = len(payload) - HEADER.size
-    why = _fault(header, supplied_bytes)
+    return Header._make(HEADER.unpack_from(payload))
+
+
+def pages_of(header: Header, payload: bytes) -> PageRuns:
+    """Pages whose bit is set in the bitmap behind `header`, in 4 KiB frames; raises BadPayload."""
+    why = _fault(header, len(payload) - HEADER.size)
     if why is not None:
         raise BadPayload(why)
     bits = memoryview(payload)[HEADER.size : HEADER.size + header.bmap_len]
@@ -69,11 +85,7 @@ def decode(payload: bytes) -> PageRuns:
 
 
 def _fault(header: Header, supplied_bytes: int) -> str | None:
-    """What is wrong with `header`, checked as a whole before any page is looked at."""
-    if header.cmd:
-        return f"unknown command {header.cmd}"
-    if header.flag:
-        return f"unknown flag {header.flag:#x}"
+    """Why `header` describes no bitmap, checked as a whole before any page is looked at."""
     if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
         return f"page_shift {header.page_shift} is no page size"
     if header.start_pfn % 64:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from devices.balloon.config import config_space
 from devices.balloon.dialects import Dialect, GiveBack, Role
+from devices.balloon.misc import MiscQueue
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
 from devices.balloon.stats import MAX_STATS_BYTES, StatsQueue
 from devices.errors import BadPayload
@@ -105,6 +106,7 @@ class BalloonDevice(VirtioDevice):
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
         self.stats = StatsQueue(self._give_back(Role.STATS))
+        self.misc = MiscQueue(ram, self._give_back(Role.MISC), tracer)
         self._handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
@@ -137,6 +139,10 @@ class BalloonDevice(VirtioDevice):
         That is so while no driver runs, without STATS_VQ, or as long as a question is open.
         """
         return self.running and self.stats.ask()
+
+    def has_live(self, role: Role) -> bool:
+        """Whether a driver runs the device and accepted the queue of `role`."""
+        return self.running and role in self.dialect.roles(self.accepted)
 
     @property
     def counters(self) -> BalloonCounters:

@@ -63,7 +63,8 @@ STANDARD = Features(
     optional=DEFLATE_ON_OOM,
 )
 
-# Drivers of this dialect drop PAGE_BITMAP and MISC_VQ where STATS_VQ is not offered.
+# Drivers of this dialect drop PAGE_BITMAP and MISC_VQ where STATS_VQ is not offered. MISC_VQ costs
+# one buffer of 16 bytes.
 BITMAP = Features(
     names={
         MUST_TELL_HOST: "MUST_TELL_HOST",
@@ -72,7 +73,7 @@ BITMAP = Features(
         PAGE_BITMAP: "PAGE_BITMAP",
         MISC_VQ: "MISC_VQ",
     },
-    default=MUST_TELL_HOST | STATS_VQ | PAGE_BITMAP,
+    default=MUST_TELL_HOST | STATS_VQ | PAGE_BITMAP | MISC_VQ,
     optional=DEFLATE_ON_OOM,
     required=STATS_VQ | PAGE_BITMAP,
 )

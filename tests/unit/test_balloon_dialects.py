@@ -136,7 +136,12 @@ def test_a_whole_gigabyte_in_one_buffer() -> None:
 
 def test_queue_numbers() -> None:
     assert STANDARD.roles(0) == (Role.INFLATE, Role.DEFLATE)
-    assert BITMAP.roles(BITMAP.features.default) == (Role.INFLATE, Role.DEFLATE, Role.STATS)
+    assert BITMAP.roles(BITMAP.features.default) == (
+        Role.INFLATE,
+        Role.DEFLATE,
+        Role.STATS,
+        Role.MISC,
+    )
     assert BITMAP.roles(0) == (Role.INFLATE, Role.DEFLATE)
 
 
