@@ -105,12 +105,13 @@ class BalloonDevice(VirtioDevice):
         self._on_actual = on_actual
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
-        self.stats = StatsQueue(self._give_back(Role.STATS))
         self.misc = MiscQueue(ram, self._give_back(Role.MISC), tracer)
+        self.stats = StatsQueue(self._give_back(Role.STATS))
         self._handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
             Role.STATS: self.stats,
+            Role.MISC: self.misc,
         }
 
     @property
@@ -133,16 +134,16 @@ class BalloonDevice(VirtioDevice):
         self.config["num_pages"] = num_pages
         self.config_changed()
 
+    def has_live(self, role: Role) -> bool:
+        """Whether a driver runs the device and accepted the queue of `role`."""
+        return self.running and role in self.dialect.roles(self.accepted)
+
     def ask_for_stats(self) -> bool:
         """Ask the driver for fresh statistics, which go to `stats.on_report`; False if one cannot.
 
         That is so while no driver runs, without STATS_VQ, or as long as a question is open.
         """
         return self.running and self.stats.ask()
-
-    def has_live(self, role: Role) -> bool:
-        """Whether a driver runs the device and accepted the queue of `role`."""
-        return self.running and role in self.dialect.roles(self.accepted)
 
     @property
     def counters(self) -> BalloonCounters:
