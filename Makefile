@@ -17,7 +17,7 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 
 test: native image  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
-	@$(BIN)/pyvmm lab --memory 6144 -- $(BIN)/python -m pytest -m kvm -q
+	@scripts/test-with-kvm
 
 lint: native  ## Style, types, native code, and the one direction of imports
 	@$(BIN)/ruff check $(PYTHON)

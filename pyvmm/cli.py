@@ -4,7 +4,8 @@
 `COMMANDS` names, for every subcommand, where it lives and the one line `--help` shows for it, so
 that neither `pyvmm --help` nor `pyvmm run` pays for importing the image builder. `LazyGroup.main`
 is the only place that turns exceptions into exit statuses: 0 for success (or the int a subcommand
-returns), 2 with one line on standard error for everything the user can mend, 130 after Ctrl-C.
+returns), 2 with one line on standard error for everything the user can mend (125 when the lab broke
+down), 130 after Ctrl-C.
 Any other exception is a bug of ours and keeps its traceback.
 """
 
@@ -21,7 +22,7 @@ import click
 from pyvmm.errors import UserError
 from pyvmm.version import VERSION
 
-EXIT_USER_ERROR = 2
+EXIT_USER_ERROR = UserError.exit_status
 EXIT_INTERRUPTED = 130
 
 
@@ -89,7 +90,7 @@ class LazyGroup(click.Group):
             sys.stdout.flush()
         except UserError as error:
             _complain(str(error))
-            sys.exit(EXIT_USER_ERROR)
+            sys.exit(error.exit_status)
         except click.ClickException as error:
             _complain(_describe(error))
             sys.exit(EXIT_USER_ERROR)

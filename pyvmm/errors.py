@@ -14,6 +14,8 @@ class UserError(Exception):
     full stop.
     """
 
+    exit_status = 2
+
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.message = message

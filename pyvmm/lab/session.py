@@ -50,6 +50,8 @@ _LAST_CHANNEL = 0xFFFF
 class LabError(UserError):
     """The lab did not start, or ended or broke while a command was running in it."""
 
+    exit_status = 125
+
 
 class Session:
     """Runs one command in a started lab."""
