@@ -16,14 +16,12 @@ from dataclasses import dataclass
 import click
 
 from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.unix_socket import parse_address
+from pyvmm.control.monitor import EXIT_NOT_DONE, visit
 from pyvmm.errors import UserError
 from pyvmm.units import format_size, parse_size
 
 POLL_PERIOD_S = 0.2
 _PAGE_BYTES = 4096  # the balloon's unit, whatever the guest's page size (VIRTIO 1.2, 5.5.6)
-_EXIT_NOT_REACHED = 1
 
 OnProgress = Callable[[int], None]
 """Takes what the guest has now, in bytes."""
@@ -70,23 +68,14 @@ def balloon(target: str | None, address: str, timeout_s: float, no_wait: bool) -
     2 when the request made no sense.
     """
     target_bytes = None if target is None else _parse_target(target)
-    with QmpClient(parse_address(address)) as client:
-        try:
-            if target_bytes is None:
-                _show(client)
-                return 0
-            return _change(client, target_bytes, timeout_s, no_wait)
-        except QmpError as error:
-            raise UserError(
-                f"the guest's monitor refuses: {error.desc}", "see 'pyvmm balloon --help'"
-            ) from error
-        except ConnectionClosedError:
-            print("pyvmm: the guest has ended", file=sys.stderr)
-            return _EXIT_NOT_REACHED
-        except TimeoutError:
-            raise UserError(
-                "the guest's monitor has stopped answering", "see whether its process still runs"
-            ) from None
+
+    def work(client: QmpClient) -> int:
+        if target_bytes is None:
+            _show(client)
+            return 0
+        return _change(client, target_bytes, timeout_s, no_wait)
+
+    return visit(address, "pyvmm balloon", work)
 
 
 def _parse_target(text: str) -> int:
@@ -119,7 +108,7 @@ def _change(client: QmpClient, target_bytes: int, timeout_s: float, no_wait: boo
         f"and has not moved for {timeout_s:g} s",
         file=sys.stderr,
     )
-    return _EXIT_NOT_REACHED
+    return EXIT_NOT_DONE
 
 
 @dataclass

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command line's visit to the monitor of a running guest: where it can end early, and how.
+
+What a person can mend is a `UserError` (exit status 2). A guest that ends meanwhile is no mistake:
+it is said on standard error, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from pyvmm.control.client import ConnectionClosedError, QmpClient
+from pyvmm.control.qmp import QmpError
+from pyvmm.control.unix_socket import parse_address
+from pyvmm.errors import UserError
+
+EXIT_NOT_DONE = 1
+REPLY_TIMEOUT_S = 10.0
+"""A monitor that takes longer than this for what needs no guest has stopped."""
+
+
+def visit(
+    address: str,
+    command: str,
+    work: Callable[[QmpClient], int],
+    *,
+    guest_timeout_s: float = 0.0,
+) -> int:
+    """Run `work` for `command` ("pyvmm stats") on the monitor at `address`; its exit status.
+
+    `guest_timeout_s` is what the monitor itself may wait for the guest.
+    """
+    with QmpClient(parse_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
+        try:
+            return work(client)
+        except QmpError as error:
+            raise UserError(
+                f"the guest's monitor refuses: {error.desc}", f"see '{command} --help'"
+            ) from error
+        except ConnectionClosedError:
+            print("pyvmm: the guest has ended", file=sys.stderr)
+            return EXIT_NOT_DONE
+        except TimeoutError:
+            raise UserError(
+                "the guest's monitor has stopped answering", "see whether its process still runs"
+            ) from None
