@@ -27,6 +27,7 @@ SLACK_BYTES = 24 * MIB
 eighth of RAM may moreover lie on the guest's per-CPU lists, which MemFree does not count."""
 
 
+@pytest.mark.conformance("3.1-1", "5.5.6.2-1")
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: int) -> None:
@@ -73,6 +74,7 @@ def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: st
     run_guest(scenario, dialect=dialect)
 
 
+@pytest.mark.conformance("4.1.4.5.1-3")
 def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()

@@ -45,6 +45,7 @@ def add(driver: MockDriver, buffer: tuple[list[bytes], list[int], bool, int]) ->
         return None
 
 
+@pytest.mark.conformance("2.6-1", "2.7.8.2-2")
 @given(
     size=sizes,
     start=start_indices,
@@ -93,6 +94,7 @@ def test_every_buffer_makes_the_round_trip(
     assert driver.free_descriptors == size
 
 
+@pytest.mark.conformance("2.7.7.2-5", "2.7.7.2-6")
 @given(
     size=sizes,
     start=start_indices,
@@ -116,6 +118,7 @@ def test_used_event_is_passed_exactly_when_its_element_is_new(
         assert not queue.should_interrupt()
 
 
+@pytest.mark.conformance("2.7.10.2-4")
 @given(start=start_indices, rounds=st.lists(st.integers(0, 8), max_size=8), event_idx=st.booleans())
 def test_no_notification_is_missed(start: int, rounds: list[int], event_idx: bool) -> None:
     """A device that always enables notifications before it goes idle never stalls."""

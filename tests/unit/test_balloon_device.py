@@ -41,6 +41,7 @@ def resident_bytes(ram: AnonymousRam) -> int:
     return PAGE_BYTES * sum(entries[i * 8 + 7] >> 7 for i in range(count))
 
 
+@pytest.mark.conformance("5.5.6.2-1")
 @BOTH
 def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> None:
     driver = started(dialect)
@@ -59,10 +60,12 @@ def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> Non
         assert ram.memory.read(pfn * PAGE_BYTES, PAGE_BYTES) == page[pfn in gone], pfn
     counters = driver.board.balloon.counters
     assert counters.inflate.pages == len(pfns)
+    assert counters.inflate.bytes == 4 * len(pfns)
     assert counters.discarded_bytes == len(pfns) * PAGE_BYTES
     assert counters.interrupts > 0
 
 
+@pytest.mark.conformance("5.5.6.2-1")
 @BOTH
 def test_buffer_comes_back_after_the_memory_is_gone(dialect: Dialect) -> None:
     driver = started(dialect)
@@ -191,6 +194,7 @@ def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
 # Target and actual.
 
 
+@pytest.mark.conformance("3.2.1-1", "5.5.4-1")
 @BOTH
 def test_target_reaches_the_driver(dialect: Dialect) -> None:
     driver = started(dialect)
@@ -202,6 +206,7 @@ def test_target_reaches_the_driver(dialect: Dialect) -> None:
     assert driver.read_device(0) == 1234, "num_pages is the device's to change"
 
 
+@pytest.mark.conformance("2.5.2-1")
 def test_target_before_driver_ok_is_kept_and_silent() -> None:
     driver = probed(STANDARD)
     driver.board.balloon.set_target(77)
@@ -239,6 +244,7 @@ def test_actual_starts_anew_with_the_driver() -> None:
     assert driver.board.balloon.num_pages == 20
 
 
+@pytest.mark.conformance("2.5-1")
 def test_config_space_takes_any_access_size() -> None:
     driver = started(STANDARD)
     driver.board.balloon.set_target(0x3456)

@@ -51,6 +51,7 @@ class Board:
         table.write(base + 12, 4, int(masked))
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_capability_describes_table_and_pba() -> None:
     board = Board()
     read = board.function.config_read
@@ -64,6 +65,7 @@ def test_capability_describes_table_and_pba() -> None:
     assert read(board.capability + 4, 8) == 0xC004_0000_8004
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_after_reset_every_vector_is_masked() -> None:
     board = Board()
     for vector in range(VECTORS):
@@ -100,6 +102,7 @@ def test_changing_a_live_message_is_told_before_the_next_signal() -> None:
     assert board.sink.sent == [(0, 0xFEE0_0000, 8)]
 
 
+@pytest.mark.conformance("4.1.1-1")
 @pytest.mark.parametrize("mask", ["vector", "function"])
 def test_a_masked_vector_pends_and_is_sent_once_when_unmasked(mask: str) -> None:
     board = Board()

@@ -46,12 +46,14 @@ def offer_table(driver: MockDriver, table: bytes, flags: int = INDIRECT) -> Spli
 # Laying out a queue (2.7).
 
 
+@pytest.mark.conformance("2.7-1")
 @pytest.mark.parametrize("size", [0, -1, 3, 6, 32767, 65536, 1 << 40])
 def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
     with pytest.raises(RingError, match="queue size"):
         SplitQueue(ram(1 << 20), size, 0, 0, 0)
 
 
+@pytest.mark.conformance("2.7-1")
 @pytest.mark.parametrize(
     ("areas", "name"),
     [
@@ -82,6 +84,7 @@ def test_areas_may_end_where_ram_ends() -> None:
         SplitQueue(memory, 8, 0, 1024, 4096 - 68)
 
 
+@pytest.mark.conformance("2.7-1")
 def test_largest_queue() -> None:
     driver = MockDriver(ram(1 << 21), 32768, indirect=True)
     queue = driver.device_queue()
@@ -214,6 +217,7 @@ def test_indirect_not_negotiated() -> None:
         offer_table(driver, chain_table([(0, 4, 0)])).pop(100)
 
 
+@pytest.mark.conformance("2.7.5.3.2-1")
 def test_indirect_write_flag_is_ignored(driver: MockDriver) -> None:
     table = chain_table([(driver.place(b"data"), 4, 0), (driver.place(b""), 2, WRITE)])
     chain = offer_table(driver, table, INDIRECT | WRITE).pop(100)
@@ -221,6 +225,7 @@ def test_indirect_write_flag_is_ignored(driver: MockDriver) -> None:
     assert (chain.readable, chain.writable_bytes) == (b"data", 2)
 
 
+@pytest.mark.conformance("2.7.5.3.2-2")
 def test_indirect_after_direct_elements(driver: MockDriver) -> None:
     queue = driver.device_queue()
     driver.add([b"a", b"b", b"c"], [1], indirect=True, direct_first=2)
@@ -262,6 +267,7 @@ def test_indirect_loop(driver: MockDriver) -> None:
         offer_table(driver, descriptor(0, 4, NEXT, 0)).pop(100)
 
 
+@pytest.mark.conformance("2.7.4.1-2")
 def test_indirect_chain_is_no_longer_than_the_queue(driver: MockDriver) -> None:
     assert offer_table(driver, chain_table([(0, 4, 0)] * 8)).pop(100)
     with pytest.raises(RingError, match="longer than the queue"):
@@ -306,6 +312,7 @@ def test_used_ring_wraps() -> None:
         assert len(driver.take_used()) == 1
 
 
+@pytest.mark.conformance("2.7.7.2-2", "2.7.7.2-3")
 def test_interrupts_by_flag(driver: MockDriver) -> None:
     queue = driver.device_queue()
     assert not queue.should_interrupt()
@@ -337,6 +344,7 @@ def test_a_restored_queue_interrupts_once() -> None:
     assert not queue.should_interrupt()
 
 
+@pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-2")
 def test_notifications_by_flag(driver: MockDriver) -> None:
     queue = driver.device_queue()
     queue.disable_notifications()
@@ -349,6 +357,7 @@ def test_notifications_by_flag(driver: MockDriver) -> None:
     assert not queue.enable_notifications()
 
 
+@pytest.mark.conformance("2.7.10.2-3", "2.7.10.2-4")
 def test_notifications_by_event_index() -> None:
     driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()

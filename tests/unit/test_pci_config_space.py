@@ -58,6 +58,7 @@ class Board:
         self.function.config_write(COMMAND, 2, command)
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_identification_registers() -> None:
     function = Board().function
     assert function.config_read(0x00, 4) == 0x10451AF4
@@ -76,6 +77,7 @@ def test_identification_cannot_be_written() -> None:
         assert function.config_read(offset, 4) == before
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_only_meaningful_command_bits_can_be_set() -> None:
     function = Board().function
     function.config_write(COMMAND, 4, 0xFFFF_FFFF)  # with status in the same DWORD
@@ -87,6 +89,7 @@ def test_only_meaningful_command_bits_can_be_set() -> None:
     assert not function.bus_master_enabled
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_bar_sizing_protocol() -> None:
     function = Board().function
     for offset in (BAR0, BAR0 + 4, BAR2, 0x1C, 0x20, 0x24):
@@ -157,6 +160,7 @@ def test_two_bars_cannot_share_an_address_and_the_refused_one_is_tried_again() -
     assert board.moves[1:] == [(0, 0xC100_0000), (2, 0xC000_0000)]
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_intx_follows_the_device_unless_disabled() -> None:
     board = Board()
     function = board.function
@@ -173,6 +177,7 @@ def test_intx_follows_the_device_unless_disabled() -> None:
     assert function.config_read(STATUS, 2) == 0
 
 
+@pytest.mark.conformance("4.1.1-1")
 def test_the_capability_list_is_linked_and_its_bodies_keep_their_masks() -> None:
     function = Board().function
     assert function.config_read(CAPABILITIES, 1) == 0

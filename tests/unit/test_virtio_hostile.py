@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests that mean harm: broken rings, wild register accesses, logs to be filled."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from tests.virtio_driver import (
 )
 
 
+@pytest.mark.conformance("2.1.2-2", "2.1.2-3")
 def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
     driver = started(STANDARD)
     board, queue = driver.board, driver.queues[INFLATE]
@@ -44,6 +46,7 @@ def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
     assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1
 
 
+@pytest.mark.conformance("2.1.2-2", "2.1.2-3")
 def test_ring_outside_ram_needs_reset_at_driver_ok() -> None:
     driver = probed(STANDARD)
     driver.enable_msix()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """INTx, ISR status and MSI-X (VIRTIO 1.2, sections 4.1.4.5 and 4.1.5)."""
 
+import pytest
+
 from devices.balloon.dialects import STANDARD
 from tests.balloon_requests import pfn_array
 from tests.virtio_driver import (
@@ -12,6 +14,7 @@ from tests.virtio_driver import (
 )
 
 
+@pytest.mark.conformance("3.2.1-1", "4.1.4.5.1-2")
 def test_msix_interrupts_go_to_the_mapped_vectors() -> None:
     driver = started(STANDARD)
     board = driver.board
@@ -26,6 +29,7 @@ def test_msix_interrupts_go_to_the_mapped_vectors() -> None:
     assert driver.read_isr() == 0
 
 
+@pytest.mark.conformance("4.1.5.4.1-2")
 def test_unmapped_events_do_not_interrupt() -> None:
     driver = started(STANDARD)
     driver.put("config_msix_vector", NO_VECTOR)
@@ -34,6 +38,7 @@ def test_unmapped_events_do_not_interrupt() -> None:
     assert driver.board.line.level is False
 
 
+@pytest.mark.conformance("4.1.4.5.1-3", "4.1.4.5.1-4", "4.1.4.5.1-5", "4.1.5.4.1-1")
 def test_intx_rises_with_isr_and_falls_when_it_is_read() -> None:
     driver = started(STANDARD, msix=False)
     board = driver.board
@@ -47,6 +52,7 @@ def test_intx_rises_with_isr_and_falls_when_it_is_read() -> None:
     assert board.msi.triggered == []
 
 
+@pytest.mark.conformance("2.7.7.2-2")
 def test_driver_that_wants_no_interrupt_gets_none() -> None:
     driver = started(STANDARD, wanted=VERSION_1)
     driver.queues[INFLATE].set_avail_flags(1)

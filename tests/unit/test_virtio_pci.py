@@ -28,6 +28,7 @@ from tests.virtio_driver import (
 )
 
 
+@pytest.mark.conformance("4.1.2.1-1", "4.1.2.1-2", "4.1.2.1-4", "4.1.2.1-5", "4.1.2.1-6", "5.5.1-1")
 def test_identity() -> None:
     driver = probed(STANDARD)
     assert driver.config(0x00, 2) == 0x1AF4
@@ -39,6 +40,18 @@ def test_identity() -> None:
     assert driver.config(0x3D, 1) == 1
 
 
+@pytest.mark.conformance(
+    "4.1.4.2-1",
+    "4.1.4.3.1-2",
+    "4.1.4.4.1-1",
+    "4.1.4.4.1-3",
+    "4.1.4.4.1-4",
+    "4.1.4.5.1-1",
+    "4.1.4.6-1",
+    "4.1.4.9.1-1",
+    "4.1.5.1.2.1-2",
+    "4.1.5.1.2.1-3",
+)
 def test_structures_are_found_and_fit_their_bar() -> None:
     driver = probed(STANDARD)
     assert set(driver.structures) == {COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG}
@@ -55,6 +68,7 @@ def test_structures_are_found_and_fit_their_bar() -> None:
     assert driver.msix_vectors == driver.get("num_queues") + 1
 
 
+@pytest.mark.conformance("4.1.4.3.1-3", "4.1.4.3.1-4", "6.2-1")
 def test_feature_windows() -> None:
     driver = probed(STANDARD)
     assert driver.offered() & VERSION_1
@@ -69,6 +83,7 @@ def test_feature_windows() -> None:
     assert driver.get("driver_feature") == 1
 
 
+@pytest.mark.conformance("2.2.2-3", "6.2-2")
 @pytest.mark.parametrize("accepted", [0, 1 << 28, VERSION_1 | 1 << 60, VERSION_1 | 1 << 5])
 def test_features_ok_is_refused(accepted: int) -> None:
     driver = probed(STANDARD)
@@ -98,6 +113,7 @@ def test_out_of_order_status_is_ignored_and_traced() -> None:
     ]
 
 
+@pytest.mark.conformance("4.1.4.3.1-14")
 def test_queue_registers_beyond_the_last_queue() -> None:
     driver = probed(STANDARD)
     driver.put("queue_select", driver.get("num_queues"))
@@ -128,6 +144,7 @@ def test_only_1_enables_a_queue(value: int) -> None:
     assert driver.get("queue_enable") == 0
 
 
+@pytest.mark.conformance("4.1.4.3.1-15")
 @pytest.mark.parametrize("size", [0, 3, 100, 256, 0xFFFF])
 def test_queue_size_must_be_a_power_of_two_within_the_offer(size: int) -> None:
     driver = probed(STANDARD)
@@ -138,6 +155,7 @@ def test_queue_size_must_be_a_power_of_two_within_the_offer(size: int) -> None:
     assert driver.get("queue_size") == 16
 
 
+@pytest.mark.conformance("4.1.3.2-1")
 def test_64_bit_fields_as_one_access_and_as_halves() -> None:
     driver = probed(STANDARD)
     gpa = driver.gpa(COMMON_CFG, COMMON["queue_desc_lo"][0])
@@ -147,6 +165,7 @@ def test_64_bit_fields_as_one_access_and_as_halves() -> None:
     assert driver.board.mmio.read(gpa, 8) == 0xAABB_CCDD_5566_7788
 
 
+@pytest.mark.conformance("4.1.5.1.2.1-6", "4.1.5.1.2.1-9")
 def test_vector_mapping() -> None:
     driver = probed(STANDARD)
     for name in ("config_msix_vector", "queue_msix_vector"):
@@ -157,6 +176,7 @@ def test_vector_mapping() -> None:
         assert driver.get(name) == NO_VECTOR
 
 
+@pytest.mark.conformance("2.4.1-1", "4.1.4.3.1-7", "4.1.4.3.1-8", "4.1.5.1.2.1-7")
 def test_reset_forgets_everything() -> None:
     driver = started(STANDARD)
     board = driver.board
@@ -179,6 +199,7 @@ def test_reset_forgets_everything() -> None:
     assert board.balloon.counters.inflate.pages == 1
 
 
+@pytest.mark.conformance("3.3-1")
 def test_doorbells_follow_the_bar_and_the_queues() -> None:
     driver = probed(STANDARD)
     bells = driver.board.bells
@@ -206,6 +227,7 @@ def test_queue_enabled_after_driver_ok_works() -> None:
     assert driver.board.balloon.counters.deflate.pages == 1
 
 
+@pytest.mark.conformance("2.1.2-1", "3.1-1")
 def test_buffers_from_before_driver_ok_are_served_after_it() -> None:
     driver = probed(STANDARD)
     driver.negotiate()
@@ -234,6 +256,7 @@ def test_no_bus_mastering_no_memory_access() -> None:
 # Configuration generation, 4.1.4.3.1.
 
 
+@pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
 def test_generation_changes_between_a_stale_and_a_fresh_read() -> None:
     driver = started(STANDARD)
     balloon = driver.board.balloon

@@ -23,6 +23,7 @@ def window(driver: VirtioDriver, bar: int, offset: int, length: int) -> int:
     return capability + 16
 
 
+@pytest.mark.conformance("4.1.4.9.1-2", "4.1.4.9.1-3")
 def test_pci_cfg_window_reads_and_writes_the_structures() -> None:
     driver = probed(STANDARD)
     common = driver.structures[COMMON_CFG].offset

@@ -23,6 +23,7 @@ def reset_queue(driver: VirtioDriver, index: int) -> None:
     driver.put("queue_reset", 1)
 
 
+@pytest.mark.conformance("2.6.1.1.1-2", "4.1.4.3.1-11", "4.1.4.3.1-13")
 def test_a_reset_queue_is_as_on_a_fresh_device() -> None:
     driver = started(STANDARD)
     assert driver.features & RING_RESET
@@ -38,6 +39,7 @@ def test_a_reset_queue_is_as_on_a_fresh_device() -> None:
     assert driver.get("queue_msix_vector") == DEFLATE + 1
 
 
+@pytest.mark.conformance("2.6.1.1.1-1")
 def test_nothing_is_taken_from_a_reset_queue() -> None:
     driver = started(STANDARD)
     board = driver.board
@@ -52,6 +54,7 @@ def test_nothing_is_taken_from_a_reset_queue() -> None:
     assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1, "the others go on"
 
 
+@pytest.mark.conformance("2.6.1.1.1-2", "2.6.1.2.1-1")
 def test_a_queue_may_be_enabled_again_elsewhere_and_smaller() -> None:
     driver = started(STANDARD)
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
