@@ -55,6 +55,8 @@ class Traffic:
     """Buffers taken from the queue, bad ones included."""
     pages: int
     """4 KiB pages named by good requests."""
+    bytes: int
+    """Length of all requests together, headers included."""
     bad_payloads: int
     """Buffers returned with length 0 because their contents made no sense."""
 
@@ -196,7 +198,7 @@ class BalloonDevice(VirtioDevice):
 
     def _traffic(self, role: Role, pages: int) -> Traffic:
         counters = self.queues[self.dialect.roles(self.offered).index(role)].counters
-        return Traffic(counters.requests, pages, counters.bad_payloads)
+        return Traffic(counters.requests, pages, counters.readable_bytes, counters.bad_payloads)
 
 
 def _queue_spec(role: Role, dialect: Dialect) -> QueueSpec:

@@ -245,6 +245,7 @@ class VirtioDevice(ABC):
     def _serve(self, queue: DeviceQueue, ring: SplitQueue, chain: Chain) -> bool:
         """Serve one buffer; whether it went back to the driver."""
         queue.counters.requests += 1
+        queue.counters.readable_bytes += chain.readable_bytes
         try:
             if chain.readable_bytes > len(chain.readable):
                 raise BadPayload(f"request of {chain.readable_bytes} bytes is too long")

@@ -33,6 +33,8 @@ class QueueCounters:
     """What happened on one queue since the device was made; resets do not clear it."""
 
     requests: int = 0
+    readable_bytes: int = 0
+    """What those requests held for the device to read."""
     bad_payloads: int = 0
     interrupts: int = 0
     """Used buffer notifications sent to the driver."""
