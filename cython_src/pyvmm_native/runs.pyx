@@ -16,7 +16,7 @@ cimport cython
 from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from pyvmm_native.run_list cimport (
@@ -121,6 +121,24 @@ cdef class PageRuns:
             complete = merge(&result.list, &self.list, &other.list)
         return result._finish(complete)
 
+    def per_cell(self, pages_per_cell, cells):
+        cdef uint64_t width
+        cdef size_t count, i
+        cdef uint64_t *pages
+        if not (1 <= pages_per_cell <= FRAME_LIMIT and 0 <= cells <= FRAME_LIMIT):
+            raise ValueError(f"{cells} cells of {pages_per_cell} pages")
+        width = pages_per_cell
+        count = cells
+        pages = <uint64_t *>calloc(count + 1, sizeof(uint64_t))
+        if pages == NULL:
+            raise MemoryError
+        try:
+            with nogil:
+                count_per_cell(pages, count, width, &self.list)
+            return [pages[i] for i in range(count)]
+        finally:
+            free(pages)
+
     def __len__(self):
         return self.list.count
 
@@ -193,6 +211,22 @@ cdef bint shrink_to_units(RunList *out, const RunList *a, uint64_t unit) noexcep
         if start < end and not append(out, start, end):
             return False
     return True
+
+
+cdef void count_per_cell(
+    uint64_t *pages, size_t cells, uint64_t width, const RunList *a
+) noexcept nogil:
+    cdef size_t i
+    cdef uint64_t start, cell, end
+    for i in range(a.count):
+        start = a.items[i].start
+        while start < a.items[i].end:
+            cell = start // width
+            if cell >= cells:
+                return
+            end = min(a.items[i].end, (cell + 1) * width)
+            pages[cell] += end - start
+            start = end
 
 
 cdef bint intersection(RunList *out, const RunList *a, const RunList *b) noexcept nogil:

@@ -102,6 +102,17 @@ def test_scaled(pairs: list[tuple[int, int]], factor: int) -> None:
     assert_holds(PageRuns(pairs).scaled(factor), scaled)
 
 
+@given(page_sets, st.integers(1, 70), st.integers(0, 12))
+@example(pairs=[(0, 300)], pages_per_cell=64, cells=5)
+def test_per_cell(pairs: list[tuple[int, int]], pages_per_cell: int, cells: int) -> None:
+    held = frames_of(pairs)
+    expected = [
+        len(held.intersection(range(cell * pages_per_cell, (cell + 1) * pages_per_cell)))
+        for cell in range(cells)
+    ]
+    assert PageRuns(pairs).per_cell(pages_per_cell, cells) == expected
+
+
 @given(page_sets)
 def test_membership(pairs: list[tuple[int, int]]) -> None:
     runs, held = PageRuns(pairs), frames_of(pairs)
@@ -127,6 +138,8 @@ def test_frames_up_to_the_limit() -> None:
     assert everything.intersect(runs) == runs
     assert everything.whole(FRAME_LIMIT) == everything
     assert list(everything.subtract(runs)) == [(0, top)]
+    assert everything.per_cell(FRAME_LIMIT, 2) == [FRAME_LIMIT, 0]
+    assert runs.per_cell(top, 3) == [0, 64, 0]
     assert list(PageRuns([(1, 1)]).scaled(FRAME_LIMIT // 2)) == [
         (FRAME_LIMIT // 2, FRAME_LIMIT // 2)
     ]
@@ -166,6 +179,9 @@ def test_units_and_factors_refused() -> None:
     for unit in (0, -4, 1 << 80):
         with pytest.raises(ValueError, match="units"):
             runs.whole(unit)
+    for pages_per_cell, cells in ((0, 1), (-1, 1), (1 << 53, 1), (1, -1), (1, 1 << 60)):
+        with pytest.raises(ValueError, match="cells of"):
+            runs.per_cell(pages_per_cell, cells)
 
 
 def test_is_not_hashable() -> None:
