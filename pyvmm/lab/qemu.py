@@ -22,7 +22,7 @@ from pyvmm.errors import UserError
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.initramfs import build_initramfs, init_arguments
 from pyvmm.lab.kernel import find_kernel, startable_image
-from pyvmm.lab.snapshot import Monitor, SnapshotError, path_for, resume, resume_arguments
+from pyvmm.lab.snapshot import Monitor, SnapshotError, resume_arguments
 
 QEMU = "qemu-system-x86_64"
 INSTALL_REMEDY = "apt-get install qemu-system-x86"
@@ -132,28 +132,6 @@ class LabProcess:
         self.monitor.close()
         self.link.close()
         os.close(self.console_fd)
-
-
-def start(*, memory_mib: int, cpus: int) -> LabProcess:
-    """Start the emulated machine, from its snapshot if there is one.
-
-    UserError for anything that is not installed.
-    """
-    machine = machine_arguments(memory_mib, cpus)
-    kept = path_for(machine)
-    if kept.exists():
-        lab = LabProcess(machine, kept, resumed=True)
-        try:
-            resume(lab.monitor, kept)
-        except SnapshotError:
-            lab.end()
-            kept.unlink(missing_ok=True)
-        except BaseException:
-            lab.end()
-            raise
-        else:
-            return lab
-    return LabProcess(machine, kept, resumed=False)
 
 
 def _spawn(argv: list[str], fds: tuple[int, ...], stderr: int) -> subprocess.Popen[bytes]:

@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from pyvmm.control.unix_socket import Listener
 from pyvmm.errors import UserError
-from pyvmm.lab import qemu
 from pyvmm.lab.places import IN_LAB_VARIABLE, inner_sockets, sockets_variable
 from pyvmm.lab.session import Session
+from pyvmm.lab.start import start
 from pyvmm.lab.warm import describe_python
 
 DEFAULT_CPUS = 2
@@ -51,7 +51,7 @@ def run_in_lab(
             listener = Listener(outside)
             stack.callback(listener.remove)
             listeners[listener.socket] = inside
-        lab = qemu.start(memory_mib=memory_mib, cpus=cpus)
+        lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
         return Session(lab, listeners, program_directories(), python, timeout_s).run(argv, env)

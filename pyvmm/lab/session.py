@@ -22,15 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pyvmm.errors import UserError
 from pyvmm.lab.agent import TERMINAL_CHANNEL
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.snapshot import SnapshotError, save
+from pyvmm.lab.start import START_TIMEOUT_SECONDS, LabError, broken
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 
-START_TIMEOUT_SECONDS = 180.0
 GRACE_SECONDS = 10.0
 """How long a command may take to end after SIGTERM or SIGHUP before the lab is ended."""
 
@@ -45,12 +43,6 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _FIRST_SOCKET_CHANNEL = 16
 _LAST_CHANNEL = 0xFFFF
-
-
-class LabError(UserError):
-    """The lab did not start, or ended or broke while a command was running in it."""
-
-    exit_status = 125
 
 
 class Session:
@@ -205,9 +197,6 @@ class Session:
 
     def _control(self, message: dict[str, Any]) -> None:
         if "awake" in message:
-            # Without a snapshot the next lab starts as slowly as this one did, no more.
-            with contextlib.suppress(SnapshotError):
-                save(self._lab.monitor, self._lab.kept)
             self._begin()
         elif "ready" in message:
             self._ready = True
@@ -250,8 +239,7 @@ class Session:
     def _broken(self, what: str) -> LabError:
         if self._lab.resumed and not self._ready:
             self._lab.kept.unlink(missing_ok=True)
-        tail = " / ".join(self._lab.console(3))
-        return LabError(f"{what}: {tail}" if tail else what, "see 'pyvmm doctor', or try again")
+        return broken(self._lab, what)
 
 
 def _is_open(fd: int) -> bool:
