@@ -103,6 +103,10 @@ class VirtioDevice(ABC):
         """
         return 0
 
+    def has_queue(self, index: int) -> bool:
+        """Whether queue `index` exists; a device type may have some only with their features."""
+        return index < len(self.queues)
+
     @abstractmethod
     def on_reset(self) -> None:
         """Drop whatever the device type keeps for its driver."""
@@ -127,6 +131,11 @@ class VirtioDevice(ABC):
             self._config_changed = False
             self._generation = (self._generation + 1) & 0xFF
         return self.config.read(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Driver writes the configuration space, of which it then reads another version (2.5)."""
+        self._config_changed = True
+        self.config.write(offset, size, value)
 
     @property
     def config_generation(self) -> int:
