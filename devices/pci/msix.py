@@ -20,6 +20,7 @@ use INTx.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from devices.pci.config_space import PciFunction
@@ -36,13 +37,17 @@ VECTOR_MASKED = 1 << 0
 
 
 class MsixTable:
-    """MSI-X state of one function with `vectors` vectors (1 to 2048)."""
+    """MSI-X state of one function with `vectors` vectors (1 to 2048).
+
+    `on_control_written` may be assigned; it is called when MSI-X may have been turned on or off.
+    """
 
     def __init__(self, vectors: int, sink: MsiSink) -> None:
         if not 1 <= vectors <= MAX_VECTORS:
             raise ValueError(f"a function cannot have {vectors} MSI-X vectors")
         self.vectors = vectors
         self._sink = sink
+        self.on_control_written: Callable[[], None] = lambda: None
         self._pending = 0
         # The message last given to the sink for each vector; None before the first.
         self._routed: list[tuple[int, int] | None] = [None] * vectors
@@ -134,6 +139,10 @@ class MsixTable:
         elif self.enabled:
             self._pending |= 1 << vector
 
+    def drop_pending(self) -> None:
+        """Forget what waits behind a mask, because the function it was about was reset."""
+        self._pending = 0
+
     def _live(self, vector: int) -> bool:
         control = self._capability["message_control"]
         if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
@@ -147,6 +156,7 @@ class MsixTable:
     def _control_written(self, _value: int) -> None:
         for vector in range(self.vectors):
             self._refresh(vector)
+        self.on_control_written()
 
     def _refresh(self, vector: int) -> None:
         """Bring the sink up to date with a vector that may have become live or changed."""

@@ -176,7 +176,7 @@ class CommonConfig:
 
     def _selected(self) -> DeviceQueue | None:
         index = self.registers["queue_select"]
-        return self._device.queues[index] if index < len(self._device.queues) else None
+        return self._device.queues[index] if self._device.has_queue(index) else None
 
     def _view_queue(self, read: Callable[[DeviceQueue], int], absent: int = 0) -> Callable[[], int]:
         def handler() -> int:

@@ -28,11 +28,13 @@ class PciInterrupts:
         self.isr_status = 0
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * queues
+        msix.on_control_written = self._drive_intx
 
     def reset(self) -> None:
-        """Unmap all events (4.1.5.1.2.1) and drop the interrupt."""
+        """Unmap all events (4.1.5.1.2.1) and drop what is pending: 2.4.1, nothing is sent now."""
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * self._queues
+        self._msix.drop_pending()
         self.read_isr()
 
     def set_config_vector(self, vector: int) -> None:
@@ -46,7 +48,7 @@ class PciInterrupts:
     def read_isr(self) -> int:
         """ISR status; reading it resets it to 0 and deasserts the interrupt (4.1.4.5.1)."""
         value, self.isr_status = self.isr_status, 0
-        self._function.set_interrupt_level(False)
+        self._drive_intx()
         return value
 
     def notify_used(self, queue: int) -> None:
@@ -54,20 +56,22 @@ class PciInterrupts:
         if self._msix.enabled:
             self._signal(self.queue_vectors[queue])
         else:
-            self._assert_intx(ISR_QUEUE)
+            self._set_isr(ISR_QUEUE)
 
     def notify_config(self) -> None:
         """Configuration change notification (4.1.5.4)."""
+        # 4.1.4.5.1: this bit MUST be set even while MSI-X is enabled.
+        self._set_isr(ISR_CONFIG)
         if self._msix.enabled:
-            # 4.1.4.5.1: this bit MUST be set even though MSI-X is enabled; INTx stays out of it.
-            self.isr_status |= ISR_CONFIG
             self._signal(self.config_vector)
-        else:
-            self._assert_intx(ISR_CONFIG)
 
-    def _assert_intx(self, bit: int) -> None:
+    def _set_isr(self, bit: int) -> None:
         self.isr_status |= bit
-        self._function.set_interrupt_level(True)
+        self._drive_intx()
+
+    def _drive_intx(self) -> None:
+        """4.1.4.5.1: any bit of ISR status asserts INTx, except while MSI-X has taken its place."""
+        self._function.set_interrupt_level(bool(self.isr_status) and not self._msix.enabled)
 
     def _signal(self, vector: int) -> None:
         # A message is a memory write, which a function without bus mastering must not make.

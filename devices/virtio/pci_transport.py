@@ -197,4 +197,4 @@ class _DeviceConfig:
         return self._device.read_config(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        self._device.config.write(offset, size, value)
+        self._device.write_config(offset, size, value)
