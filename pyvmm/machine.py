@@ -37,6 +37,8 @@ from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
 from pykvm import KvmError, System, abi
 from pyvmm import layout
+from pyvmm.balloon_questions import BalloonQuestions
+from pyvmm.balloon_stats import BalloonStats
 from pyvmm.boot import cpu
 from pyvmm.boot.linux64 import BootInfo
 from pyvmm.boot.loader import load_linux, read_boot_files
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import EventSink, Status
+    from pyvmm_native.runs import PageRuns
 
 PAGE_BYTES = 4096
 STOP_TIMEOUT_S = 10.0
@@ -132,6 +135,10 @@ class Machine:
             self._balloon_changed,
             offered=config.balloon_features,
         )
+        self.balloon_stats = BalloonStats(self.balloon, self.lock, self._soon)
+        self.balloon_questions = BalloonQuestions(
+            self.balloon, self.lock, self._soon, lambda: self._status == "paused"
+        )
         queues = len(self.balloon.queues)
         self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)
         self._msi = MsiVectors(self._router, queues + 1)
@@ -162,6 +169,8 @@ class Machine:
             self._status = "shutdown"
             self._gate.stop()
             self._kick_all()
+            self.balloon_stats.close()
+            self.balloon_questions.close()
         if outcome.ending is Ending.PANIC:
             self._status = "guest-panicked"
             self._announce("GUEST_PANICKED", {"action": "poweroff"})
@@ -196,6 +205,10 @@ class Machine:
     @property
     def ram_bytes(self) -> int:
         return self.config.ram_bytes
+
+    @property
+    def ram_pages(self) -> PageRuns:
+        return self.ram.pages
 
     @property
     def balloon_actual_bytes(self) -> int:

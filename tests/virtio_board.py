@@ -12,6 +12,7 @@ so that a discard has the effect it has in production.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from devices.balloon.device import BalloonDevice
@@ -46,17 +47,19 @@ class Trace:
 
 
 class Messages:
-    """MsiSink: what each vector sends, and every vector triggered."""
+    """MsiSink: what each vector sends, and every vector triggered; `on_trigger` may be set."""
 
     def __init__(self) -> None:
         self.routes: dict[int, tuple[int, int]] = {}
         self.triggered: list[int] = []
+        self.on_trigger: Callable[[int], object] = lambda vector: None
 
     def route(self, vector: int, address: int, data: int) -> None:
         self.routes[vector] = (address, data)
 
     def trigger(self, vector: int) -> None:
         self.triggered.append(vector)
+        self.on_trigger(vector)
 
 
 class Line:

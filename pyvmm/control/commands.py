@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.control import qmp
+from pyvmm.control import guest_questions, qmp, qom
 from pyvmm.control.machine_control import MachineControl
 from pyvmm.control.qmp import QmpError, Request
 
-_QMP_TYPE_NAMES = {int: "integer", list: "array"}
+_QMP_TYPE_NAMES = {int: "integer", float: "number", str: "string", list: "array"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class Parameter:
 
     name: str
     type: type
+    """`float` takes integers too; `object` takes anything."""
     required: bool = True
+
+    def takes(self, value: Any) -> bool:
+        if self.type is float:
+            return type(value) in (int, float)
+        return self.type is object or type(value) is self.type  # true is no integer
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def _check_arguments(command: Command, arguments: dict[str, Any]) -> None:
         if parameter.name not in arguments:
             if parameter.required:
                 raise QmpError(f"Parameter '{parameter.name}' is missing")
-        elif type(arguments[parameter.name]) is not parameter.type:  # true is no integer
+        elif not parameter.takes(arguments[parameter.name]):
             expected = _QMP_TYPE_NAMES[parameter.type]
             raise QmpError(f"Invalid parameter type for '{parameter.name}', expected: {expected}")
     unexpected = arguments.keys() - {parameter.name for parameter in command.parameters}
@@ -121,6 +127,10 @@ def _query_balloon(machine: MachineControl) -> dict[str, int]:
     return {"actual": machine.balloon_actual_bytes}
 
 
+_PATH = Parameter("path", str)
+_PROPERTY = Parameter("property", str)
+_TIMEOUT = Parameter("timeout", float, required=False)
+
 COMMANDS = {
     "qmp_capabilities": Command(_qmp_capabilities, (Parameter("enable", list, required=False),)),
     "query-commands": Command(_query_commands),
@@ -132,4 +142,18 @@ COMMANDS = {
     "quit": Command(_quit),
     "balloon": Command(_balloon, (Parameter("value", int),)),
     "query-balloon": Command(_query_balloon),
+    "query-balloon-stats": Command(qom.query_balloon_stats, (_TIMEOUT,)),
+    "query-unused-pages": Command(
+        guest_questions.query_unused_pages,
+        (
+            _TIMEOUT,
+            Parameter("runs", int, required=False),
+            Parameter("cells", int, required=False),
+        ),
+    ),
+    "balloon-drop-caches": Command(guest_questions.drop_caches, (_TIMEOUT,)),
+    "balloon-sync-filesystems": Command(guest_questions.sync_filesystems, (_TIMEOUT,)),
+    "qom-list": Command(qom.qom_list, (_PATH,)),
+    "qom-get": Command(qom.qom_get, (_PATH, _PROPERTY)),
+    "qom-set": Command(qom.qom_set, (_PATH, _PROPERTY, Parameter("value", object))),
 }

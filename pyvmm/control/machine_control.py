@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pyvmm.balloon_questions import BalloonQuestions
+    from pyvmm.balloon_stats import BalloonStats
+    from pyvmm_native.runs import PageRuns
 
 Status = Literal["running", "paused", "shutdown", "guest-panicked"]
 
@@ -21,8 +26,20 @@ class MachineControl(Protocol):
         """RAM the guest was given at start."""
 
     @property
+    def ram_pages(self) -> PageRuns:
+        """Where that RAM lies."""
+
+    @property
     def balloon_actual_bytes(self) -> int:
         """RAM the guest has now: `ram_bytes` less what its balloon holds."""
+
+    @property
+    def balloon_stats(self) -> BalloonStats:
+        """What the guest reports of its memory."""
+
+    @property
+    def balloon_questions(self) -> BalloonQuestions:
+        """What the guest can be asked."""
 
     @property
     def status(self) -> Status:

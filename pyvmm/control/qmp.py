@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pyvmm.version import VERSION
 
-ErrorClass = Literal["GenericError", "CommandNotFound"]
+ErrorClass = Literal["GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound"]
 
 
 class QmpError(Exception):

@@ -10,11 +10,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+from pyvmm.balloon_stats import BalloonStats
 from pyvmm.control.machine_control import EventSink, Status
 from pyvmm.control.server import ControlServer
 from pyvmm.units import GIB, MIB
+from tests.stats_guest import StatsGuest
 
 
 class InMemoryMachine:
@@ -31,6 +34,20 @@ class InMemoryMachine:
         self._step_bytes = step_bytes
         self._stuck_at_bytes = stuck_at_bytes
         self._sinks: list[EventSink] = []
+        self.stats_guest = StatsGuest()
+
+    @cached_property
+    def balloon_stats(self) -> BalloonStats:
+        """Statistics of `stats_guest`, whose driver answers at once unless it is paused."""
+        loop, board = asyncio.get_running_loop(), self.stats_guest.board
+        stats = BalloonStats(board.balloon, threading.Lock(), loop.call_soon)
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        self.stats_guest.start()
+        return stats
+
+    def _answer(self) -> None:
+        if self.status == "running":
+            self.stats_guest.answer()
 
     def set_balloon_target(self, target_bytes: int) -> None:
         self.targets.append(target_bytes)
@@ -57,6 +74,7 @@ class InMemoryMachine:
         assert self.status == "paused"
         self.status = "running"
         self.announce("RESUME")
+        self._answer()
 
     def quit(self) -> None:
         self.status = "shutdown"
