@@ -180,6 +180,7 @@ class VirtioDevice(ABC):
         for queue in self.queues:
             queue.reset()
         self.on_reset()
+        self._config_changed = True  # what the driver wrote there is gone
 
     def reset_queue(self, index: int) -> None:
         """Driver resets one queue, which then is as on a fresh device (VIRTIO 1.2, 2.6.1)."""
