@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What VIRTIO 1.2 demands of any device (chapters 2, 3 and 6) and no other test shows."""
+
+import ctypes
+import os
+import signal
+from itertools import combinations, pairwise
+from mmap import PROT_READ, mmap
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices.balloon import features
+from devices.balloon.dialects import STANDARD
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.runs import PageRuns
+from tests.balloon_requests import pfn_array
+from tests.mock_driver import INDIRECT, NEXT, NO_INTERRUPT, WRITE, MockDriver, chain_table, ram
+from tests.virtio_board import Board
+from tests.virtio_driver import (
+    ACKNOWLEDGE,
+    DEFLATE,
+    DRIVER,
+    EVENT_IDX,
+    FEATURES_OK,
+    INDIRECT_DESC,
+    INFLATE,
+    RING_RESET,
+    STATS,
+    VERSION_1,
+    VirtioDriver,
+    probed,
+    started,
+)
+
+EVERYTHING = features.STANDARD.known
+PAGE_BYTES = 4096
+
+
+def offering_everything() -> VirtioDriver:
+    return VirtioDriver(Board.with_balloon(STANDARD, offered=EVERYTHING)).probe()
+
+
+# Status, features, reset.
+
+
+@pytest.mark.conformance("2.1-1")
+def test_status_starts_as_0() -> None:
+    assert probed(STANDARD).status == 0
+
+
+@pytest.mark.conformance("2.2.2-1", "2.2.2-4", "6.2-8")
+def test_only_features_of_a_balloon_on_pci_that_need_no_other_are_offered() -> None:
+    # 5.5.3 and 6: none of these bits is described as depending on another one.
+    balloon = 0b111111
+    independent = balloon | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
+    assert offering_everything().offered() & ~independent == 0
+
+
+@pytest.mark.conformance("2.2.2-2", "2.2.2-5", "6.2-1")
+def test_every_subset_of_the_offer_is_accepted_and_again_after_a_reset() -> None:
+    driver = offering_everything()
+    optional = [1 << bit for bit in range(64) if (driver.offered() & ~VERSION_1) >> bit & 1]
+    assert len(optional) >= 5
+    for count in range(len(optional) + 1):
+        for chosen in combinations(optional, count):
+            for _ in range(2):
+                driver.negotiate(VERSION_1 | sum(chosen))
+                assert driver.features == VERSION_1 | sum(chosen)
+
+
+@pytest.mark.conformance("2.4.1-2", "3.3-1")
+def test_a_reset_device_is_silent_and_touches_nothing() -> None:
+    driver = started(STANDARD)
+    board = driver.board
+    assert driver.send(STATS, [b""]) == [], "kept by the device"
+    queues = dict(driver.queues)
+    # Masked, so that the messages of what happens now are pending when the reset comes.
+    entry = driver.bars[2] + 12
+    for vector in range(driver.msix_vectors):
+        board.mmio.write(entry + 16 * vector, 4, 1)
+    driver.send(INFLATE, [pfn_array([1])])
+    board.balloon.set_target(5)
+    assert board.msi.triggered == []
+    queues[INFLATE].add([pfn_array([2])])
+    queues[DEFLATE].add([pfn_array([3])])
+    driver.reset()
+    rings = [board.ram.memory.read(queue.desc_gpa, PAGE_BYTES) for queue in queues.values()]
+    for vector in range(driver.msix_vectors):
+        board.mmio.write(entry + 16 * vector, 4, 0)
+    for index in queues:
+        driver.kick(index)
+        board.bells.ring(index)
+    board.serve()
+    board.balloon.ask_for_stats()
+    board.balloon.set_target(6)
+    assert board.msi.triggered == []
+    assert board.line.level is False
+    assert len(board.ram.discarded) == 1
+    after = [board.ram.memory.read(queue.desc_gpa, PAGE_BYTES) for queue in queues.values()]
+    assert after == rings
+
+
+# Configuration space.
+
+
+@pytest.mark.conformance("2.5.2-1", "5.5.4-1")
+def test_every_field_can_be_read_before_features_ok() -> None:
+    driver = offering_everything()
+    driver.board.balloon.set_target(0x1234)
+    fields = list(driver.board.device.config)
+    for status in (0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER):
+        driver.put("device_status", status)
+        assert driver.status & FEATURES_OK == 0
+        values = {each.name: driver.read_device(each.offset, each.size) for each in fields}
+        assert values.pop("num_pages") == 0x1234
+        assert values.pop("actual") == 0
+        assert set(values.values()) <= {0}, "nothing was hinted or poisoned"
+
+
+@pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
+@pytest.mark.parametrize("change", ["reset", "write"])
+def test_the_generation_tells_versions_apart_that_the_driver_caused(change: str) -> None:
+    driver = started(STANDARD)
+    driver.write_device(4, 4, 10)
+    assert driver.read_device(4) == 10
+    before = driver.get("config_generation")
+    if change == "reset":
+        driver.reset()
+    else:
+        driver.write_device(4, 4, 0)
+    assert driver.read_device(4) == 0
+    assert driver.get("config_generation") != before
+
+
+# Rings.
+
+
+@pytest.mark.conformance("2.7.4.1-1")
+@settings(max_examples=60, deadline=None)
+@given(
+    pfns=st.lists(st.integers(0, 4000), min_size=1, max_size=40, unique=True),
+    cuts=st.lists(st.integers(0, 160), max_size=30),
+    indirect=st.booleans(),
+    direct_first=st.integers(0, 4),
+)
+def test_framing_says_nothing(
+    pfns: list[int], cuts: list[int], indirect: bool, direct_first: int
+) -> None:
+    """One request, cut into descriptors in any way, some of them empty: one meaning."""
+    driver = started(STANDARD)
+    whole = pfn_array(pfns)
+    edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
+    pieces = [whole[start:end] for start, end in pairwise(edges)]
+    queue = driver.queues[INFLATE]
+    queue.add(pieces, indirect=indirect, direct_first=min(direct_first, len(pieces) - 1))
+    driver.kick(INFLATE)
+    driver.board.serve()
+    assert [used.length for used in queue.take_used()] == [0]
+    assert driver.board.ram.discarded == [PageRuns((pfn, 1) for pfn in sorted(pfns))]
+
+
+@pytest.mark.conformance("2.7.4.1-2")
+def test_a_chain_may_take_the_whole_queue() -> None:
+    driver = started(STANDARD)
+    whole = pfn_array(range(32))
+    assert len(driver.send(INFLATE, [whole[i : i + 1] for i in range(128)])) == 1
+    assert driver.board.balloon.counters.inflate.pages == 32
+
+
+@pytest.mark.conformance("2.7.5.1-1")
+@pytest.mark.parametrize("queue", [INFLATE, DEFLATE, STATS])
+def test_device_readable_buffers_stay_as_they_are(queue: int) -> None:
+    driver = started(STANDARD)
+    contents = bytes(range(200))
+    gpa = driver.queues[queue].data_gpa
+    driver.send(queue, [contents])
+    assert driver.memory.read(gpa, 200) == contents
+
+
+@pytest.mark.conformance("2.7.5.1-2")
+@pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
+def test_what_stands_in_a_device_writable_buffer_is_not_read(queue: int) -> None:
+    driver = started(STANDARD)
+    ring = driver.queues[queue]
+    ring.set_desc(0, ring.place(pfn_array([7])), 4, WRITE)
+    ring.set_avail_ring(0, 0)
+    ring.set_avail_idx(1)
+    driver.kick(queue)
+    driver.board.serve()
+    assert ring.used_idx == 1
+    counters = driver.board.balloon.counters
+    assert counters.inflate.pages + counters.deflate.pages == 0
+    assert driver.board.ram.discarded == []
+
+
+@pytest.mark.conformance("2.7.5.3.2-1", "2.7.5.3.2-2")
+@pytest.mark.parametrize("direct", [0, 1, 2])
+def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) -> None:
+    driver = started(STANDARD)
+    ring = driver.queues[INFLATE]
+    for index in range(direct):
+        ring.set_desc(index, ring.place(pfn_array([index])), 4, NEXT, index + 1)
+    table = chain_table([(ring.place(pfn_array([pfn])), 4, 0) for pfn in (50, 60)])
+    ring.set_desc(direct, ring.place(table), len(table), INDIRECT | WRITE)
+    ring.set_avail_ring(0, 0)
+    ring.set_avail_idx(1)
+    driver.kick(INFLATE)
+    driver.board.serve()
+    assert driver.board.balloon.counters.inflate.pages == direct + 2
+
+
+@pytest.mark.conformance("2.7.7.2-1", "2.7.7.2-3")
+@pytest.mark.parametrize("used_event", [0, 1, 5, 0xFFFF])
+def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
+    driver = MockDriver(ram(1 << 16), 8, event_idx=False)
+    queue = driver.device_queue()
+    for _ in range(3):
+        driver.add([b"x"])
+        driver.set_used_event(used_event)
+        chain = queue.pop(100)
+        assert chain
+        queue.push(chain)
+        assert queue.should_interrupt()
+
+
+@pytest.mark.conformance("2.7.7.2-4", "2.7.7.2-5")
+def test_flags_mean_nothing_with_event_idx() -> None:
+    driver = MockDriver(ram(1 << 16), 8, event_idx=True)
+    queue = driver.device_queue()
+    driver.set_avail_flags(NO_INTERRUPT)
+    driver.set_used_event(0)
+    driver.add([b"x"])
+    chain = queue.pop(100)
+    assert chain
+    queue.push(chain)
+    assert queue.should_interrupt()
+
+
+SIZE = 1024
+"""So large a queue has some of its used elements on another page than the index."""
+
+
+def push_with(protected_page: int) -> tuple[int, GuestMemory, MockDriver]:
+    """Have a child process push used element 700 of a ring, with a page it cannot write.
+
+    Returns the signal it died of, and the memory it left behind.
+    """
+    area = mmap(-1, 1 << 20)
+    memory = GuestMemory([(0, area)])
+    driver = MockDriver(memory, SIZE, base_gpa=0, start_index=700)
+    assert driver.used_gpa // PAGE_BYTES != (driver.used_gpa + 4 + 8 * 700) // PAGE_BYTES
+    queue = driver.device_queue()
+    driver.add(writable=[16])
+    chain = queue.pop(100)
+    assert chain
+    child = os.fork()
+    if child == 0:
+        try:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+            start = address + protected_page * PAGE_BYTES
+            libc = ctypes.CDLL(None)
+            libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(PAGE_BYTES), PROT_READ)
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            queue.push(chain, chain.write(b"answer"))
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the push went through"
+    return os.WTERMSIG(status), memory, driver
+
+
+@pytest.mark.conformance("2.7.8.2-1", "2.7.8.2-2")
+def test_the_used_element_is_complete_before_the_index_moves() -> None:
+    """The order of the stores, seen by stopping the device at each of them."""
+    layout = MockDriver(ram(1 << 20), SIZE, base_gpa=0)
+    index_page = (layout.used_gpa + 2) // PAGE_BYTES
+    element_page = (layout.used_gpa + 4 + 8 * 700) // PAGE_BYTES
+    stopped, _, driver = push_with(element_page)
+    assert stopped == signal.SIGSEGV
+    assert driver.used_idx == 700, "stopped at the element: the index has not moved"
+    stopped, memory, driver = push_with(index_page)
+    assert stopped == signal.SIGSEGV
+    assert driver.used_idx == 700
+    element = memory.read(driver.used_gpa + 4 + 8 * 700, 8)
+    assert element == (0).to_bytes(4, "little") + (6).to_bytes(4, "little")
+    assert memory.read(driver.data_gpa, 6) == b"answer"
+
+
+@pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-3")
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_used_flags_are_0_or_1_and_0_with_event_idx(event_idx: bool) -> None:
+    driver = started(STANDARD, wanted=VERSION_1 | EVENT_IDX * event_idx)
+    ring, seen = driver.queues[INFLATE], set()
+    real = driver.board.ram.discard
+
+    def discard(*args):  # type: ignore[no-untyped-def]
+        seen.add(ring.used_flags)
+        return real(*args)
+
+    driver.board.ram.discard = discard  # type: ignore[method-assign]
+    for pfn in range(20):
+        driver.send(INFLATE, [pfn_array([pfn])])
+        seen.add(ring.used_flags)
+    assert seen == ({0} if event_idx else {0, 1})
+
+
+@pytest.mark.conformance("2.7.10.2-5")
+@pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
+def test_notifications_of_nothing_do_nothing(wanted: int) -> None:
+    driver = started(STANDARD, wanted=wanted)
+    for _ in range(3):
+        for queue in (INFLATE, DEFLATE):
+            driver.kick(queue)
+            driver.board.serve()
+        assert driver.board.msi.triggered == []
+        assert driver.board.balloon.counters.inflate.requests == 0
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
+
+
+@pytest.mark.conformance("2.7.13.3-1")
+def test_a_buffer_needs_no_notification_of_its_own() -> None:
+    driver = started(STANDARD)
+    ring = driver.queues[INFLATE]
+    real = driver.board.ram.discard
+
+    def discard(*args):  # type: ignore[no-untyped-def]
+        if ring.free_descriptors == ring.size - 1:
+            ring.add([pfn_array([2])])  # published while the device is at the first
+        return real(*args)
+
+    driver.board.ram.discard = discard  # type: ignore[method-assign]
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 2
