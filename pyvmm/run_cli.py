@@ -19,6 +19,7 @@ import click
 
 from pyvmm.balloon_features import OPTIONS
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
+from pyvmm.errors import UserError
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
 from pyvmm.units import parse_size
 
@@ -29,7 +30,12 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    help="Kernel to boot, instead of IMAGE: a bzImage such as /boot/vmlinuz-*, or a vmlinux.",
+)
 @click.option(
     "--memory",
     default=f"{DEFAULT_RAM_BYTES // MIB}M",
@@ -38,7 +44,9 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     help="Guest RAM, such as 512M or 8G.",
 )
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual processors, 1 to 8.")
-@click.option("--initrd", type=click.Path(path_type=Path), help="Initramfs to load beside IMAGE.")
+@click.option(
+    "--initrd", type=click.Path(path_type=Path), help="Initramfs to load beside the kernel."
+)
 @click.option("--append", default="", metavar="TEXT", help="More kernel command line.")
 @click.option(
     "--dialect",
@@ -68,7 +76,8 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every device event on standard error.")
 def run(
-    image: Path,
+    image: Path | None,
+    kernel: Path | None,
     memory: str,
     cpus: int,
     initrd: Path | None,
@@ -80,7 +89,7 @@ def run(
     kvm: KvmMode,
     verbose: bool,
 ) -> int:
-    """Boot the Linux kernel in IMAGE (a guest.img or any x86-64 vmlinux).
+    """Boot the Linux in IMAGE, a guest.img, or any x86-64 kernel with --kernel.
 
     Its serial console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys. The exit
     status is 0 when the guest powers off or reboots, 1 when it crashes, 2 when something given
@@ -90,13 +99,14 @@ def run(
     Examples:
       pyvmm run guest.img
       pyvmm run guest.img --memory 8G --cpus 4 --qmp unix:/tmp/vm.sock
+      pyvmm run --kernel /boot/vmlinuz --initrd /boot/initrd.img --append break=top
       pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
     """
     from pyvmm.boot.loader import read_boot_files
     from pyvmm.control.unix_socket import parse_address
 
     config = config_for_image(
-        image,
+        _one_of(image, kernel),
         initrd=initrd,
         append=append,
         ram_bytes=parse_size(memory),
@@ -112,6 +122,15 @@ def run(
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
     return asyncio.run(run_machine(config, sockets))
+
+
+def _one_of(image: Path | None, kernel: Path | None) -> Path:
+    """IMAGE and --kernel name the same thing; exactly one of them must be there."""
+    given = [path for path in (image, kernel) if path is not None]
+    if len(given) != 1:
+        message = "both IMAGE and --kernel are given" if given else "there is no kernel to boot"
+        raise UserError(message, "give either IMAGE or --kernel FILE")
+    return given[0]
 
 
 def _run_in_lab(config: MachineConfig, sockets: Sequence[Path]) -> int:

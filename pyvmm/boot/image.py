@@ -4,7 +4,7 @@
 pyelftools parses; this module checks. A file is hostile until every loadable segment is known to
 lie inside the file, inside guest RAM above the first MiB, and apart from the others. Nothing is
 written to guest memory before all of it has been checked. `guest.img` is such a file too, with a
-manifest beside the code (see `guest_images.manifest`).
+manifest beside the code (see `guest_images.manifest`); a bzImage has one inside (see `bzimage`).
 
 ELF-64 object file format, program headers; Documentation/arch/x86/boot.rst, "64-bit boot protocol":
 the entry point of a vmlinux is the 64-bit entry of that protocol.
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pyvmm import layout
+from pyvmm.boot.bzimage import HEADER_OFFSET, SetupHeader, is_bzimage, open_bzimage
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
 MIB = 1 << 20
+ELF_MAGIC = b"\x7fELF"
+BEGINNING_BYTES = HEADER_OFFSET + 64
 BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
 
 
@@ -43,11 +46,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class KernelImage:
-    """A checked ELF kernel: where its pieces go and where it starts."""
+    """A checked kernel: where its pieces go and where it starts.
+
+    `path` is the file that was given, `elf` the one with the pieces; a bzImage brings its header.
+    """
 
     path: Path
+    elf: Path
     entry: int
     segments: tuple[Segment, ...]
+    header: SetupHeader | None = None
 
     @property
     def end(self) -> int:
@@ -66,7 +74,7 @@ class KernelImage:
     def load(self, memory: GuestMemory) -> None:
         """Copy the kernel into RAM it fits into and that is still zero (fresh anonymous pages)."""
         with (
-            self.path.open("rb") as file,
+            self.elf.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             memoryview(content) as view,
         ):
@@ -77,20 +85,29 @@ class KernelImage:
 
 
 def read_kernel(path: Path) -> KernelImage:
-    """Parse and check an ELF kernel; raises `UserError` for anything else."""
+    """Parse and check a vmlinux, guest.img or bzImage; raises `UserError` for anything else."""
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            if file.read(4) != b"\x7fELF":
-                raise UserError(
-                    f"{path} is not an ELF kernel image",
-                    f"give a vmlinux or guest.img, or {BUILD_REMEDY}",
-                )
-            entry, segments = _parse(path, file)
+            beginning = file.read(BEGINNING_BYTES)
+        if is_bzimage(beginning):
+            bzimage = open_bzimage(path)
+            return _read_elf(path, bzimage.vmlinux, bzimage.header)
+        if beginning.startswith(ELF_MAGIC):
+            return _read_elf(path, path, None)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", BUILD_REMEDY) from error
-    _check(path, size, entry, segments)
-    return KernelImage(path, entry, tuple(segments))
+        name = error.filename or path
+        raise UserError(f"cannot read {name}: {error.strerror}", BUILD_REMEDY) from error
+    raise UserError(
+        f"{path} is not a kernel that can be booted, neither ELF nor bzImage",
+        f"give a bzImage, a vmlinux or a guest.img, or {BUILD_REMEDY}",
+    )
+
+
+def _read_elf(path: Path, elf: Path, header: SetupHeader | None) -> KernelImage:
+    with elf.open("rb") as file:
+        entry, segments = _parse(path, file)
+    _check(path, elf.stat().st_size, entry, segments)
+    return KernelImage(path, elf, entry, tuple(segments), header)
 
 
 def _parse(path: Path, file: IO[bytes]) -> tuple[int, list[Segment]]:

@@ -2,8 +2,9 @@
 """The Linux 64-bit boot protocol: what guest memory holds when the first instruction runs.
 
 The kernel is entered in long mode at its ELF entry point with paging on, the first 4 GiB mapped
-one to one, RSI pointing to the "zero page" (`struct boot_params`), and interrupts off. A vmlinux
-has no setup header of its own, so the zero page's header is written here from nothing.
+one to one, RSI pointing to the "zero page" (`struct boot_params`), and interrupts off. The zero
+page's setup header is the one of the bzImage, with what a loader has to fill in; a vmlinux has none
+of its own, so there it is written from nothing.
 
 Documentation/arch/x86/boot.rst, "64-bit boot protocol", and arch/x86/zero-page.rst for offsets.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyvmm import layout
+from pyvmm.boot.bzimage import HEADER_OFFSET, SetupHeader
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ ZP_BOOT_FLAG = 0x1FE
 ZP_HEADER = 0x202
 ZP_TYPE_OF_LOADER = 0x210
 ZP_LOADFLAGS = 0x211
-ZP_RAMDISK_IMAGE = 0x218
-ZP_RAMDISK_SIZE = 0x21C
+ZP_RAMDISK_IMAGE = 0x218  # and its size after it
 ZP_CMD_LINE_PTR = 0x228
+ZP_SETUP_DATA = 0x250
 ZP_E820_TABLE = 0x2D0
 
 E820_RAM = 1
@@ -62,17 +64,17 @@ class BootInfo:
     gdt_limit: int
 
 
-def place_initrd(initrd_bytes: int, kernel_end: int, ram_low_bytes: int) -> int:
-    """Where an initramfs goes: as high as it fits below the hole, on a page boundary.
+def place_initrd(initrd_bytes: int, kernel_end: int, limit_gpa: int) -> int:
+    """Where an initramfs goes: as high as it fits below `limit_gpa`, on a page boundary.
 
     Raises `UserError` when it would touch the kernel (whose own bss and early page tables follow
     its image: a margin of 2 MiB is kept).
     """
-    gpa = (ram_low_bytes - initrd_bytes) & ~(PAGE_BYTES - 1)
+    gpa = (limit_gpa - initrd_bytes) & ~(PAGE_BYTES - 1)
     if gpa < kernel_end + 2 * MIB:
         raise UserError(
             f"kernel and initramfs ({initrd_bytes // MIB} MiB) do not fit into "
-            f"{ram_low_bytes // MIB} MiB",
+            f"{limit_gpa // MIB} MiB",
             "give the guest more with --memory",
         )
     return gpa
@@ -85,16 +87,15 @@ def write_boot_data(
     command_line: str,
     initrd: tuple[int, int] | None,
     rsdp_gpa: int,
+    header: SetupHeader | None = None,
 ) -> BootInfo:
     """Write page tables, GDT, command line and zero page; `initrd` is (gpa, bytes) or None."""
     _write_page_tables(memory)
     memory.write(layout.GDT_GPA, GDT)
-    line = _encode_command_line(command_line)
+    line = _encode_command_line(command_line, header)
     memory.write(layout.COMMAND_LINE_GPA, line)
-    memory.write(
-        layout.ZERO_PAGE_GPA,
-        _zero_page(e820_map(memory.size_bytes), layout.COMMAND_LINE_GPA, initrd, rsdp_gpa),
-    )
+    page = _zero_page(header, e820_map(memory.size_bytes), initrd, rsdp_gpa)
+    memory.write(layout.ZERO_PAGE_GPA, page)
     return BootInfo(entry, layout.ZERO_PAGE_GPA, layout.PAGE_TABLES_GPA, layout.GDT_GPA, 31)
 
 
@@ -105,12 +106,15 @@ def e820_map(ram_bytes: int) -> list[tuple[int, int, int]]:
     return sorted([*usable, legacy])
 
 
-def _encode_command_line(command_line: str) -> bytes:
+def _encode_command_line(command_line: str, header: SetupHeader | None) -> bytes:
     line = command_line.encode("utf-8", "surrogateescape")
-    if len(line) > COMMAND_LINE_MAX_BYTES or b"\0" in line:
+    longest = COMMAND_LINE_MAX_BYTES
+    if header is not None:
+        longest = min(header.command_line_max_bytes, layout.COMMAND_LINE_BYTES - 1)
+    if len(line) > longest or b"\0" in line:
         raise UserError(
             f"the kernel command line is {len(line)} bytes long or holds a NUL byte",
-            f"keep it within {COMMAND_LINE_MAX_BYTES} bytes of text",
+            f"keep it within {longest} bytes of text",
         )
     return line + b"\0"
 
@@ -128,18 +132,23 @@ def _write_page_tables(memory: GuestMemory) -> None:
 
 
 def _zero_page(
-    e820: list[tuple[int, int, int]], cmdline_gpa: int, initrd: tuple[int, int] | None, rsdp: int
+    header: SetupHeader | None,
+    e820: list[tuple[int, int, int]],
+    initrd: tuple[int, int] | None,
+    rsdp: int,
 ) -> bytes:
     page = bytearray(PAGE_BYTES)
     struct.pack_into("<Q", page, ZP_ACPI_RSDP_ADDR, rsdp)
-    struct.pack_into("<H", page, ZP_BOOT_FLAG, 0xAA55)
-    struct.pack_into("<4sH", page, ZP_HEADER, b"HdrS", 0x020F)
+    if header is None:
+        struct.pack_into("<H", page, ZP_BOOT_FLAG, 0xAA55)
+        struct.pack_into("<4sH", page, ZP_HEADER, b"HdrS", 0x020F)
+    else:
+        page[HEADER_OFFSET : HEADER_OFFSET + len(header.raw)] = header.raw
     page[ZP_TYPE_OF_LOADER] = LOADER_UNDEFINED
     page[ZP_LOADFLAGS] = LOADED_HIGH
-    struct.pack_into("<I", page, ZP_CMD_LINE_PTR, cmdline_gpa)
-    if initrd is not None:
-        struct.pack_into("<I", page, ZP_RAMDISK_IMAGE, initrd[0])
-        struct.pack_into("<I", page, ZP_RAMDISK_SIZE, initrd[1])
+    struct.pack_into("<I", page, ZP_CMD_LINE_PTR, layout.COMMAND_LINE_GPA)
+    struct.pack_into("<II", page, ZP_RAMDISK_IMAGE, *(initrd or (0, 0)))
+    struct.pack_into("<Q", page, ZP_SETUP_DATA, 0)
     page[ZP_E820_ENTRIES] = len(e820)
     for index, entry in enumerate(e820):
         struct.pack_into("<QQI", page, ZP_E820_TABLE + 20 * index, *entry)

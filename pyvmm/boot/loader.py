@@ -36,8 +36,9 @@ def read_boot_files(config: MachineConfig) -> BootFiles:
     kernel.check_fits(low_bytes)
     if config.initrd is None:
         return BootFiles(kernel, b"", 0)
+    limit = min(low_bytes, kernel.header.initrd_end) if kernel.header else low_bytes
     initrd = read_initrd(config.initrd)
-    return BootFiles(kernel, initrd, place_initrd(len(initrd), kernel.end, low_bytes))
+    return BootFiles(kernel, initrd, place_initrd(len(initrd), kernel.end, limit))
 
 
 def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
@@ -49,6 +50,7 @@ def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
         command_line=config.command_line,
         initrd=(files.initrd_gpa, len(files.initrd)) if files.initrd else None,
         rsdp_gpa=rsdp_gpa,
+        header=files.kernel.header,
     )
     ram.memory.write(layout.ACPI_GPA, tables)
     files.kernel.load(ram.memory)

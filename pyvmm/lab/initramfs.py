@@ -21,13 +21,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pyvmm.lab.kernel import (
-    LabKernel,
-    cache_dir,
-    keep_most_recent,
-    read_module,
-    write_whole,
-)
+from pyvmm.cache import keep_most_recent, write_whole
+from pyvmm.lab.kernel import LabKernel, lab_cache, read_module
 from pyvmm.lab.warm import ORIGINS, PRELOADED
 
 PYTHON_HOME = "/lab"
@@ -92,7 +87,7 @@ def init_arguments() -> tuple[str, ...]:
 
 def build_initramfs(kernel: LabKernel) -> Path:
     """The initramfs for `kernel` and this interpreter, from the cache when nothing changed."""
-    path = cache_dir() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
+    path = lab_cache() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
     if not path.exists():
         write_whole(path, _archive(kernel))
     keep_most_recent("initramfs-*", path)

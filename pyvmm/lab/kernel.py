@@ -10,15 +10,13 @@ entry.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import lzma
-import os
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.boot.bzimage import open_bzimage
+from pyvmm.cache import cache_dir
 from pyvmm.errors import UserError
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")
@@ -26,15 +24,7 @@ ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd"
 
 INSTALL_REMEDY = "apt-get install linux-image-amd64"
 
-KEPT_FILES = 3
-"""How many files of one kind stay in the cache; a snapshot takes about 200 MB."""
-
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
-
-_DECOMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\xfd7zXZ\x00": lambda data: lzma.LZMADecompressor().decompress(data),
-    b"\x1f\x8b\x08": lambda data: zlib.decompressobj(wbits=31).decompress(data),
-}
 
 
 @dataclass(frozen=True)
@@ -47,30 +37,9 @@ class LabKernel:
     """Module files in loading order."""
 
 
-def cache_dir() -> Path:
-    """Where pyvmm keeps what it can make again (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    path = Path(base) / "pyvmm" / "lab"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the cache directory {path}: {error.strerror}",
-            "set XDG_CACHE_HOME to a directory that you may write to",
-        ) from error
-    return path
-
-
-def keep_most_recent(pattern: str, in_use: Path) -> None:
-    """Remove all but the most recently used files of one kind from the cache directory.
-
-    Using a file is touching it; `in_use` is touched here and always stays.
-    """
-    with contextlib.suppress(FileNotFoundError):  # another lab may be doing the same
-        os.utime(in_use)
-        used = sorted(cache_dir().glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-        for path in used[:-KEPT_FILES]:
-            path.unlink(missing_ok=True)
+def lab_cache() -> Path:
+    """Where the lab keeps its initramfs and its snapshots."""
+    return cache_dir("lab")
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> LabKernel:
@@ -151,37 +120,5 @@ def strip_signature(module: bytes) -> bytes:
 
 
 def startable_image(kernel: LabKernel) -> Path:
-    """The kernel in the form that starts fastest: its vmlinux, else the bzImage as it is."""
-    stat = kernel.image.stat()
-    cached = cache_dir() / f"vmlinux-{kernel.release}-{stat.st_size}-{stat.st_mtime_ns}"
-    if cached.exists():
-        return cached
-    vmlinux = extract_vmlinux(kernel.image.read_bytes())
-    if vmlinux is None:
-        return kernel.image
-    for stale in cache_dir().glob(f"vmlinux-{kernel.release}-*"):
-        stale.unlink(missing_ok=True)
-    write_whole(cached, vmlinux)
-    return cached
-
-
-def extract_vmlinux(image: bytes) -> bytes | None:
-    """The ELF file inside a bzImage; None when it is compressed in an unknown way."""
-    for magic, decompress in _DECOMPRESSORS.items():
-        start = image.find(magic)
-        while start >= 0:
-            try:
-                vmlinux = decompress(image[start:])
-            except (lzma.LZMAError, zlib.error):
-                vmlinux = b""
-            if vmlinux.startswith(b"\x7fELF"):
-                return vmlinux
-            start = image.find(magic, start + 1)
-    return None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that others see either not at all or complete."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    """The kernel in the form that starts fastest: the vmlinux in its bzImage."""
+    return open_bzimage(kernel.image).vmlinux

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.lab.kernel import cache_dir, keep_most_recent
+from pyvmm.cache import keep_most_recent
+from pyvmm.lab.kernel import lab_cache
 
 _TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.02
@@ -77,7 +78,7 @@ def path_for(machine: Sequence[str]) -> Path:
     ]
     parts = (*machine, str(stat.st_size), str(stat.st_mtime_ns), *model[:1])
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return cache_dir() / f"snapshot-{digest[:16]}"
+    return lab_cache() / f"snapshot-{digest[:16]}"
 
 
 def save(monitor: Monitor, path: Path) -> None:

@@ -47,9 +47,9 @@ def test_a_kernel_is_loaded_where_it_says_and_bss_is_zero(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "not an ELF kernel"),
-        (b"\x7fEL", "not an ELF kernel"),
-        (b"#!/bin/sh\n", "not an ELF kernel"),
+        (b"", "neither ELF nor bzImage"),
+        (b"\x7fEL", "neither ELF nor bzImage"),
+        (b"#!/bin/sh\n", "neither ELF nor bzImage"),
         (b"\x7fELF", "cannot be read"),
         (elf_kernel()[:40], "cannot be read"),
         (elf_kernel()[: CODE_OFFSET - 1], "cannot be read"),

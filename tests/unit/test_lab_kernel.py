@@ -9,7 +9,6 @@ import pytest
 
 from pyvmm.errors import UserError
 from pyvmm.lab.kernel import (
-    extract_vmlinux,
     find_kernel,
     module_closure,
     read_module,
@@ -79,16 +78,7 @@ def test_no_kernel_at_all(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-@pytest.mark.parametrize("compress", [lzma.compress, gzip.compress])
-def test_the_elf_inside_a_bzimage_is_found(compress) -> None:  # type: ignore[no-untyped-def]
-    vmlinux = b"\x7fELF" + bytes(range(256)) * 100
-    decoy = b"\xfd7zXZ\x00 only looks like it \x1f\x8b\x08 and so does this"
-    image = b"MZ" + bytes(500) + decoy + compress(vmlinux) + b"relocations" * 9
-    assert extract_vmlinux(image) == vmlinux
-
-
-def test_an_unknown_compression_is_told(tmp_path: Path) -> None:
-    assert extract_vmlinux(b"MZ" + b"\x28\xb5\x2f\xfd" + bytes(4000)) is None
+def test_a_module_in_an_unknown_compression_is_told(tmp_path: Path) -> None:
     module = tmp_path / "x.ko.zst"
     module.write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(UserError):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cache import KEPT_FILES, keep_most_recent
 from pyvmm.errors import UserError
-from pyvmm.lab.kernel import KEPT_FILES, cache_dir, keep_most_recent
+from pyvmm.lab.kernel import lab_cache
 from pyvmm.lab.places import in_lab
 from pyvmm.lab.snapshot import path_for
 
@@ -31,14 +32,14 @@ def test_another_machine_or_emulator_has_another_snapshot(tmp_path: Path) -> Non
 
 
 def test_the_most_recently_used_files_stay() -> None:
-    paths = [cache_dir() / f"snapshot-{index}" for index in range(KEPT_FILES + 2)]
+    paths = [lab_cache() / f"snapshot-{index}" for index in range(KEPT_FILES + 2)]
     for age, path in enumerate(paths):
         path.touch()
         os.utime(path, (1000 - age, 1000 - age))
-    other = cache_dir() / "vmlinux-1"
+    other = lab_cache() / "vmlinux-1"
     other.touch()
     keep_most_recent("snapshot-*", paths[-1])
-    kept = set(cache_dir().iterdir())
+    kept = set(lab_cache().iterdir())
     assert kept == {paths[-1], *paths[: KEPT_FILES - 1], other}
 
 
@@ -48,7 +49,7 @@ def test_a_cache_that_cannot_be_made_is_the_users_to_mend(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        cache_dir()
+        lab_cache()
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +62,7 @@ def test_a_lab_resumes_and_survives_a_broken_snapshot() -> None:
         pytest.skip("nothing nests")
     show = ("sh", "-c", "head -c 16 /dev/urandom | od -An -tx1; cat /proc/uptime; date +%s")
     results = [run(*show)]
-    (snapshot,) = cache_dir().glob("snapshot-*")
+    (snapshot,) = lab_cache().glob("snapshot-*")
     good = snapshot.read_bytes()
     results += [run(*show), run(*show)]
     snapshot.write_bytes(good[:100_000] + b"no more")

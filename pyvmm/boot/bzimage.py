@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bzImage, the form in which distributions ship kernels: its setup header and the ELF inside.
+
+A bzImage is real-mode code that begins with the setup header, then a small program that
+decompresses the kernel proper inside the guest. Neither runs here: the kernel proper is an ELF
+vmlinux, is decompressed on the host, where it takes a second and not ten, and is entered at its own
+64-bit entry. That entry is the very one the small program would jump to; the relocations that
+follow the ELF are for a kernel moved in its address space, which nobody does here (Linux then
+reports that address randomisation is off).
+
+What was decompressed is kept in the cache by the hash of the bzImage, for the next boot and for
+the lab, where code is slow. PVH would be another way in, but only for kernels built with it, and
+it ends at the same code with less said about the machine.
+
+Documentation/arch/x86/boot.rst: "The Real-Mode Kernel Header", "64-bit Boot Protocol".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.boot.payload import PayloadError, decompress
+from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.errors import UserError
+
+SECTOR_BYTES = 512
+HEADER_OFFSET = 0x1F1
+HEADER_END_LIMIT = 0x290  # where struct boot_params goes on with something else
+BOOT_FLAG = 0xAA55
+MAGIC = b"HdrS"
+FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; the payload's place came with 2.08
+XLF_KERNEL_64 = 1 << 0
+MAX_FILE_BYTES = 512 << 20
+KEPT_KERNELS = 6
+
+REMEDY = "give a bzImage of Linux 3.8 or later for x86-64, such as /boot/vmlinuz-*"
+
+
+@dataclass(frozen=True)
+class SetupHeader:
+    """What the loader takes from the header; `raw` are its bytes, from offset 0x1F1 on."""
+
+    raw: bytes
+    command_line_max_bytes: int
+    initrd_end: int
+    """First address that an initramfs may no longer use."""
+
+
+@dataclass(frozen=True)
+class BzImage:
+    """A bzImage taken apart: its header and a file, in the cache, that holds its vmlinux."""
+
+    header: SetupHeader
+    vmlinux: Path
+
+
+def is_bzimage(beginning: bytes) -> bool:
+    """Whether a file that begins so (516 bytes or more) has a setup header."""
+    return beginning[0x202:0x206] == MAGIC
+
+
+def open_bzimage(path: Path) -> BzImage:
+    """Read, check and decompress; raises `UserError`, and OSError when `path` cannot be read."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise _unusable(path, "it is larger than any kernel")
+    content = path.read_bytes()
+    try:
+        header, payload = parse(content)
+        cached = cache_dir("vmlinux") / hashlib.sha256(content).hexdigest()
+        if not cached.exists():
+            write_whole(cached, _vmlinux(payload))
+    except PayloadError as error:
+        raise _unusable(path, str(error)) from error
+    keep_most_recent("*", cached, KEPT_KERNELS)
+    return BzImage(header, cached)
+
+
+def parse(content: bytes) -> tuple[SetupHeader, bytes]:
+    """Return the setup header and the compressed payload; raises `PayloadError`."""
+    if len(content) < HEADER_END_LIMIT:
+        raise PayloadError("it ends within its setup header")
+    (boot_flag,) = struct.unpack_from("<H", content, 0x1FE)
+    if boot_flag != BOOT_FLAG or not is_bzimage(content):
+        raise PayloadError("it has no setup header")
+    (version,) = struct.unpack_from("<H", content, 0x206)
+    if version < FIRST_VERSION:
+        raise PayloadError(f"its boot protocol {version >> 8}.{version & 0xFF:02} is too old")
+    (xloadflags,) = struct.unpack_from("<H", content, 0x236)
+    if not xloadflags & XLF_KERNEL_64:
+        raise PayloadError("it is a 32-bit kernel")
+    end = 0x202 + content[0x201]
+    if not 0x250 <= end <= HEADER_END_LIMIT:
+        raise PayloadError("its setup header has a senseless length")
+    (initrd_addr_max,) = struct.unpack_from("<I", content, 0x22C)
+    (cmdline_size,) = struct.unpack_from("<I", content, 0x238)
+    header = SetupHeader(content[HEADER_OFFSET:end], cmdline_size, initrd_addr_max + 1)
+    return header, _payload(content)
+
+
+def _payload(content: bytes) -> bytes:
+    """The payload's place counts from the protected-mode code, after boot and setup sectors."""
+    setup_sectors = content[HEADER_OFFSET] or 4  # 0 means 4, for the very oldest
+    offset, length = struct.unpack_from("<II", content, 0x248)
+    begin = (1 + setup_sectors) * SECTOR_BYTES + offset
+    if not offset or length < 8:
+        raise PayloadError("its setup header names no payload")
+    if begin + length > len(content):
+        raise PayloadError("it is shorter than its setup header says (truncated?)")
+    return content[begin : begin + length]
+
+
+def _vmlinux(payload: bytes) -> bytes:
+    vmlinux = decompress(payload)
+    if not vmlinux.startswith(b"\x7fELF"):
+        raise PayloadError("what is inside is no ELF kernel")
+    return vmlinux
+
+
+def _unusable(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a usable bzImage: {why}", REMEDY)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's stock kernels, with their own modules, for the tests that boot them.
+
+`python -m tests.kvm.debian_kernels` (part of `make test`, before the lab, which has no network)
+downloads each kernel package that apt offers, installs nothing, and keeps in the cache a directory
+for each, named as the package that always depends on the newest:
+
+    vmlinuz           as Debian ships it
+    modules/          its virtio drivers and their modules.dep
+    initramfs.cpio    busybox, `pattern`, `session` and these modules, and an init that loads them
+    version           of the kernel package
+
+The init then goes on as that of guest.img, so the dialogue with the guest is the same. A kernel
+that cannot be downloaded is said so, an older one in the cache is used, and without any the tests
+that need it are skipped.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest_images.initramfs import PROGRAMS, compile_program
+from guest_images.recipe import BUSYBOX, HERE
+from pyvmm.cache import cache_dir, write_whole
+from pyvmm.lab.initramfs import cpio
+
+NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
+MODULES = ("virtio_pci", "virtio_balloon")
+FETCH = "python -m tests.kvm.debian_kernels"
+
+INIT = f"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+for module in {" ".join(MODULES)}; do
+    # What is built into the kernel is not in modules.dep.
+    if grep -q "/$module\\.ko" /lib/modules/*/modules.dep; then /bin/modprobe $module; fi
+done
+exec /bin/sh /init.guest
+"""
+
+
+class Unavailable(Exception):
+    """The package cannot be had here and now; says why."""
+
+
+@dataclass(frozen=True)
+class StockKernel:
+    """One of Debian's kernels, in the cache."""
+
+    name: str
+    directory: Path
+
+    @property
+    def vmlinuz(self) -> Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.directory / "initramfs.cpio"
+
+    @property
+    def version(self) -> str:
+        return (self.directory / "version").read_text()
+
+
+def cached(name: str) -> StockKernel | None:
+    """What an earlier fetch left in the cache."""
+    kernel = StockKernel(name, cache_dir("debian") / name)
+    return kernel if kernel.initramfs.exists() else None
+
+
+def fetch(name: str) -> StockKernel:
+    """Bring the cache to the kernel that `name` depends on; raises `Unavailable`."""
+    package, version = newest(name)
+    kernel = StockKernel(name, cache_dir("debian") / name)
+    if cached(name) is None or kernel.version != f"{package} {version}":
+        with tempfile.TemporaryDirectory(dir=kernel.directory.parent) as temporary:
+            _unpack(_download(package, version, Path(temporary)), Path(temporary))
+            (Path(temporary) / "tree" / "version").write_text(f"{package} {version}")
+            shutil.rmtree(kernel.directory, ignore_errors=True)
+            (Path(temporary) / "tree").rename(kernel.directory)
+    write_whole(kernel.initramfs, initramfs(kernel.directory / "modules"))
+    return kernel
+
+
+def newest(name: str) -> tuple[str, str]:
+    """The kernel package that the package `name` stands for, and its version."""
+    record = _run("apt-cache", "show", "--no-all-versions", name)
+    match = re.search(r"^Depends: (linux-image-\S+) \(= (\S+)\)", record, re.MULTILINE)
+    if match is None:
+        raise Unavailable(f"{name} does not depend on a kernel")
+    return match[1], match[2]
+
+
+def _download(package: str, version: str, directory: Path) -> Path:
+    # Else apt, run by root, complains that its own user may not write here.
+    sandbox = ("-o", "APT::Sandbox::User=root") if os.geteuid() == 0 else ()
+    _run("apt-get", "-q", *sandbox, "download", f"{package}={version}", cwd=directory)
+    (archive,) = directory.glob("*.deb")
+    return archive
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    """Leave in `directory`/tree the kernel and its virtio modules, all uncompressed."""
+    whole, tree = directory / "whole", directory / "tree"
+    _run("dpkg-deb", "-x", str(archive), str(whole))
+    (vmlinuz,) = whole.glob("boot/vmlinuz-*")
+    release = vmlinuz.name.removeprefix("vmlinuz-")
+    installed = next(iter(whole.glob(f"**/lib/modules/{release}")))
+    modules = tree / "modules" / "lib" / "modules" / release
+    shutil.copytree(installed / "kernel/drivers/virtio", modules / "kernel/drivers/virtio")
+    for packed in modules.rglob("*.ko.xz"):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+    for listing in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copy(installed / listing, modules)
+    _run("depmod", "-b", str(tree / "modules"), release)
+    vmlinuz.rename(tree / "vmlinuz")
+
+
+def initramfs(modules: Path) -> bytes:
+    """An archive with everything the guest needs; the kernel itself brings /dev/console."""
+    files = {f"/{path.relative_to(modules)}": path for path in modules.rglob("*") if path.is_file()}
+    contents = {name: path.read_bytes() for name, path in sorted(files.items())}
+    contents |= {"/bin/busybox": BUSYBOX.read_bytes(), "/init": INIT.encode()}
+    contents["/init.guest"] = (HERE / "rootfs" / "init").read_bytes()
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in PROGRAMS:
+            program = Path(temporary) / name
+            compile_program(HERE / "src" / f"{name}.c", program)
+            contents[f"/bin/{name}"] = program.read_bytes()
+    for directory in ("proc", "sys", "dev", "root"):
+        contents[f"/{directory}/.keep"] = b""
+    return cpio(contents)
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where depmod is
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        raise Unavailable(f"there is no {command[0]} here") from error
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise Unavailable(f"{' '.join(command)}: {last or f'status {done.returncode}'}")
+    return done.stdout
+
+
+def main() -> None:
+    for name in NAMES:
+        try:
+            print(f"{name}: {fetch(name).version}")
+        except Unavailable as error:
+            kernel = cached(name)
+            use = f"using {kernel.version}" if kernel else "tests that boot it will be skipped"
+            print(f"{name}: {use}, because it cannot be fetched: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
