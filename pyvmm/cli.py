@@ -39,6 +39,9 @@ COMMANDS = {
     "balloon": LazyCommand(
         "pyvmm.control.cli", "balloon", "Show or change how much RAM a running guest keeps."
     ),
+    "unused": LazyCommand(
+        "pyvmm.control.unused_cli", "unused", "Show which memory a running guest does not use."
+    ),
     "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
         "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."

@@ -27,7 +27,7 @@ OnProgress = Callable[[int], None]
 """Takes what the guest has now, in bytes."""
 
 
-def _parse_seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds <= 86400:  # written so that "nan" is refused as well
         raise ValueError("not between 0 and 86400")
@@ -42,7 +42,7 @@ def _parse_seconds(text: str) -> float:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=_parse_seconds,
+    type=parse_seconds,
     default=10.0,
     show_default=True,
     metavar="S",
