@@ -24,10 +24,10 @@ def balloon_features(dialect: str, offer: Iterable[str], withhold: Iterable[str]
             f"{_names(dialect, more & less)} cannot be both offered and withheld",
             "choose one of --offer and --withhold",
         )
-    if less & features.required:
+    if less & features.fixed:
         raise UserError(
             f"the {dialect} balloon dialect does not work without"
-            f" {_names(dialect, less & features.required)}",
+            f" {_names(dialect, less & features.fixed)}",
             "choose another --dialect",
         )
     return features.default & ~less | more

@@ -180,7 +180,7 @@ class VirtioDriver:
         self.negotiate(wanted)
         if msix:
             self.put("config_msix_vector", 0)
-        for index in range(self.get("num_queues")) if queues is None else queues:
+        for index in self.existing_queues() if queues is None else queues:
             self.set_up_queue(index, size=size, vector=index + 1 if msix else NO_VECTOR)
         assert self.add_status(DRIVER_OK) & DRIVER_OK
         self.board.serve()
@@ -211,6 +211,15 @@ class VirtioDriver:
         for select in (0, 1):
             self.put("driver_feature_select", select)
             self.put("driver_feature", features >> 32 * select & 0xFFFF_FFFF)
+
+    def existing_queues(self) -> list[int]:
+        """4.1.5.1.3: a queue of size 0 does not exist."""
+        existing = []
+        for index in range(self.get("num_queues")):
+            self.put("queue_select", index)
+            if self.get("queue_size"):
+                existing.append(index)
+        return existing
 
     def set_up_queue(
         self, index: int, *, size: int | None = None, vector: int = NO_VECTOR

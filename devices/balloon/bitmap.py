@@ -20,6 +20,12 @@ known, a page size that cannot be, a bitmap shorter than announced. It is tolera
 hangs on it: `reserved` and `req_id` say nothing about pages and are ignored, and bytes behind the
 announced bitmap are ignored too, because drivers hand over whole 32 KiB bitmap buffers and the
 boundaries of descriptors carry no meaning (VIRTIO 1.2, 2.6.4.1).
+
+A stock driver that is offered PAGE_BITMAP takes it for FREE_PAGE_HINT, accepts it and sends PFN
+arrays (`devices.balloon.dialects`). None of them is a request that names a page of RAM: `bmap_len`
+is at most `MAX_BITMAP_BYTES` and `start_pfn` below the end of RAM, so the high halves of both are
+0; read as an array these are PFN 0, twice, and an array names each page once. The same two zeros
+keep a request of this dialect from being taken for an array.
 """
 
 from __future__ import annotations

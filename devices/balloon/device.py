@@ -21,17 +21,25 @@ from typing import Protocol
 
 from devices.balloon.config import config_space
 from devices.balloon.dialects import Dialect, GiveBack, Role
+from devices.balloon.features import PAGE_POISON
+from devices.balloon.hinting import COMMAND_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
+from devices.balloon.reporting import ReportingQueue
 from devices.balloon.stats import MAX_STATS_BYTES, StatsQueue
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.virtio.device import VirtioDevice
+from devices.virtio.features import names
 from devices.virtio.queue import QueueSpec
+from devices.virtio.status import Status
 from pyvmm_native.ring import Chain
 
 DEVICE_ID = 5
 """VIRTIO 1.2, 5.5.1."""
+
+INFLATE, DEFLATE = 0, 1
+"""Queues that every balloon has, by number."""
 
 QUEUE_SIZE = 128
 """A bitmap request takes up to 33 descriptors; a driver has one or a few requests under way."""
@@ -70,6 +78,10 @@ class BalloonCounters:
     discarded_bytes: int
     """Host memory given back, in bytes; less than the pages inflated where host pages are larger
     than 4 KiB."""
+    reported_pages: int
+    """4 KiB pages of good reports of free pages, discarded or not."""
+    reported_bytes: int
+    """Host memory given back because the driver reported it free, in bytes."""
     interrupts: int
     """Notifications sent to the driver: used buffers and configuration changes."""
 
@@ -97,8 +109,8 @@ class BalloonDevice(VirtioDevice):
             name="balloon",
             offered=offered,
             feature_names=dialect.features.names,
-            queues=[_queue_spec(role, dialect) for role in dialect.roles(offered)],
-            config=config_space(self._actual_written, tracer),
+            queues=_queue_specs(dialect, offered),
+            config=config_space(dialect, offered, self._actual_written, tracer),
             memory=ram.memory,
             tracer=tracer,
         )
@@ -109,12 +121,18 @@ class BalloonDevice(VirtioDevice):
         self._deflate = DeflateQueue(dialect, ram, tracer)
         self.misc = MiscQueue(ram, self._give_back(Role.MISC), tracer)
         self.stats = StatsQueue(self._give_back(Role.STATS))
-        self._handlers: dict[Role, QueueHandler] = {
+        self.hinting = FreePageQueue(self._set_command_id, tracer)
+        self._reporting = ReportingQueue(ram, self._poison_val, tracer)
+        handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
             Role.STATS: self.stats,
             Role.MISC: self.misc,
+            Role.FREE_PAGE_HINT: self.hinting,
+            Role.REPORTING: self._reporting,
         }
+        self._handlers = {role: handlers[role] for role in dialect.roles(offered).values()}
+        self._roles: dict[int, Role] | None = None
 
     @property
     def num_pages(self) -> int:
@@ -138,7 +156,7 @@ class BalloonDevice(VirtioDevice):
 
     def has_live(self, role: Role) -> bool:
         """Whether a driver runs the device and accepted the queue of `role`."""
-        return self.running and role in self.dialect.roles(self.accepted)
+        return self.running and role in self.roles.values()
 
     def ask_for_stats(self) -> bool:
         """Ask the driver for fresh statistics, which go to `stats.on_report`; False if one cannot.
@@ -152,55 +170,119 @@ class BalloonDevice(VirtioDevice):
         """Snapshot of all counters."""
         used = sum(queue.counters.interrupts for queue in self.queues)
         return BalloonCounters(
-            inflate=self._traffic(Role.INFLATE, self._inflate.pages),
-            deflate=self._traffic(Role.DEFLATE, self._deflate.pages),
+            inflate=self._traffic(INFLATE, self._inflate.pages),
+            deflate=self._traffic(DEFLATE, self._deflate.pages),
             discarded_bytes=self._inflate.discarded_bytes,
+            reported_pages=self._reporting.pages,
+            reported_bytes=self._reporting.discarded_bytes,
             interrupts=used + self.config_notifications,
         )
 
+    @property
+    def roles(self) -> dict[int, Role]:
+        """What each queue is for, by number, for as long as the driver runs the device.
+
+        Settled when it is first asked for: the driver has enabled its queues before it set
+        DRIVER_OK (3.1.1), and a buffer that is kept must go back to the queue it came from.
+        """
+        if self._roles is None:
+            enabled = [queue.index for queue in self.queues if queue.enabled]
+            roles = self.dialect.roles(self.accepted, enabled)
+            if not self.running:
+                return roles
+            self._roles = roles
+        return self._roles
+
+    def feature_refusal(self) -> str | None:
+        """A driver without PAGE_BITMAP cannot speak the bitmap dialect, only PFN arrays.
+
+        It is turned away here (3.1.1), before it has given a page: the device has one language.
+        """
+        missing = self.dialect.features.required & ~self.accepted
+        if missing:
+            return f"{names(missing, self.feature_names)} was not accepted"
+        return super().feature_refusal()
+
     def serve(self, queue: int, chain: Chain) -> int | None:
         """One request, for the handler of its queue."""
-        roles = self.dialect.roles(self.accepted)
-        if queue >= len(roles):
+        role = self.roles.get(queue)
+        if role is None:
             raise BadPayload("the feature of this queue was not accepted")
-        return self._handlers[roles[queue]].serve(chain)
+        if len(chain.readable) > _longest_message(role, self.dialect):
+            raise BadPayload(f"{len(chain.readable)} bytes are too many on the {role} queue")
+        return self._handlers[role].serve(chain)
 
     def refuse(self, queue: int, chain: Chain) -> int | None:
         """A bad report keeps its buffer: on the statistics queue, giving it back is a question."""
-        if self.dialect.roles(self.accepted)[queue : queue + 1] == (Role.STATS,):
+        if self.roles.get(queue) is Role.STATS:
             return self.stats.refuse(chain)
         return super().refuse(queue, chain)
+
+    def has_queue(self, index: int) -> bool:
+        """5.5.2: a queue that belongs to a feature exists only with it, in either numbering."""
+        settled = self.status & Status.FEATURES_OK
+        negotiated = self.accepted if settled else self.offered
+        return index in self.dialect.roles(negotiated, [index])
 
     def on_reset(self) -> None:
         """A driver that starts anew has nothing in the balloon; the target stays."""
         for handler in self._handlers.values():
             handler.reset()
-        if self.config["actual"]:
-            self.config["actual"] = 0
+        self._roles = None
+        target, actual = self.config["num_pages"], self.config["actual"]
+        self.config.reset()
+        self.config["num_pages"] = target
+        if actual:
+            self.config_changed()
             self._on_actual(0)
 
     def on_queue_reset(self, queue: int) -> None:
         """The handler of one queue starts anew."""
-        roles = self.dialect.roles(self.accepted)
-        if queue < len(roles):
-            self._handlers[roles[queue]].reset()
+        role = self.roles.get(queue)
+        if role is not None:
+            self._handlers[role].reset()
 
     def _give_back(self, role: Role) -> GiveBack:
         """How the handler of `role` returns a buffer, wherever the driver numbered its queue."""
 
         def give_back(chain: Chain, written: int) -> None:
-            self.complete(self.dialect.roles(self.accepted).index(role), chain, written)
+            number = next(number for number, each in self.roles.items() if each is role)
+            self.complete(number, chain, written)
 
         return give_back
+
+    def _set_command_id(self, command_id: int) -> None:
+        self.config["free_page_hint_cmd_id"] = command_id
+        self.config_changed()
+
+    def _poison_val(self) -> int:
+        """What the driver says its free pages hold; 0, too, from one that does not care."""
+        return self.config["poison_val"] if self.accepted & PAGE_POISON else 0
 
     def _actual_written(self, pages: int) -> None:
         self._on_actual(self.actual)
 
-    def _traffic(self, role: Role, pages: int) -> Traffic:
-        counters = self.queues[self.dialect.roles(self.offered).index(role)].counters
+    def _traffic(self, queue: int, pages: int) -> Traffic:
+        counters = self.queues[queue].counters
         return Traffic(counters.requests, pages, counters.readable_bytes, counters.bad_payloads)
 
 
-def _queue_spec(role: Role, dialect: Dialect) -> QueueSpec:
-    longest = MAX_STATS_BYTES if role is Role.STATS else dialect.max_request_bytes
-    return QueueSpec(role.value, QUEUE_SIZE, longest)
+def _queue_specs(dialect: Dialect, offered: int) -> list[QueueSpec]:
+    """The queues to show. What those after the first two are for is settled by the driver."""
+    inflate, deflate, *further = dialect.roles(offered).values()
+    longest = max((_longest_message(role, dialect) for role in further), default=0)
+    pages = dialect.max_request_bytes
+    return [
+        QueueSpec(inflate, QUEUE_SIZE, pages),
+        QueueSpec(deflate, QUEUE_SIZE, pages),
+        *(
+            QueueSpec(f"queue {number}", QUEUE_SIZE, longest)
+            for number in range(2, dialect.queue_count(offered))
+        ),
+    ]
+
+
+def _longest_message(role: Role, dialect: Dialect) -> int:
+    """Device-readable bytes of the longest buffer that makes sense."""
+    further = {Role.STATS: MAX_STATS_BYTES, Role.FREE_PAGE_HINT: COMMAND_ID.size, Role.REPORTING: 0}
+    return further.get(role, dialect.max_request_bytes)

@@ -13,7 +13,7 @@ that reads PFN arrays as bitmap headers discards the wrong memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,11 +21,13 @@ from devices.balloon import bitmap, features
 from devices.balloon.features import (
     FREE_PAGE_HINT,
     MISC_VQ,
+    PAGE_POISON,
     REPORTING,
     STATS_VQ,
     Features,
 )
 from devices.errors import BadPayload
+from devices.registers import Access, Register
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 
@@ -62,22 +64,56 @@ class Dialect:
 
     further_queues: tuple[tuple[int, Role], ...]
     """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
+    further_config: tuple[tuple[int, Register], ...] = ()
+    """(feature bit, field) of the configuration space behind `actual`."""
 
-    def roles(self, negotiated: int) -> tuple[Role, ...]:
-        """What each queue is for, by queue number, once `negotiated` features are settled.
+    @property
+    def _numbered(self) -> tuple[tuple[int, Role], ...]:
+        """Every queue the dialect has, at its place in the list of 5.5.2."""
+        return ((0, Role.INFLATE), (0, Role.DEFLATE), *self.further_queues)
 
-        The only place that knows queue numbers. Drivers number the queues that exist without
-        gaps, so a queue whose feature is missing shifts every later one.
+    def roles(self, negotiated: int, enabled: Collection[int] = ()) -> dict[int, Role]:
+        """What each queue is for, by queue number; the only place that knows queue numbers.
+
+        The list of 5.5.2 can be read in two ways where a feature before another was not
+        negotiated. Real drivers number the queues that exist without gaps: Linux does since it
+        knows of queues that may be missing (4.20), in 6.1 and 6.12 too (`queue_idx++` in
+        drivers/virtio/virtio_pci_common.c), and QEMU numbers what it offers in this way. An
+        attempt of July 2024 to have Linux use the numbers of the list broke it on QEMU's devices
+        and was taken back. Drivers written from the specification use the list's numbers and leave
+        gaps: reporting_vq is 4 whether or not there is a free_page_vq.
+
+        The queues that the driver `enabled` tell the two apart. Where the readings differ at all,
+        the list's last number is one that counting without gaps does not reach, so a driver that
+        enabled it, and nothing outside the list, means the list. Any other numbers without gaps.
         """
-        further = (role for feature, role in self.further_queues if negotiated & feature)
-        return (Role.INFLATE, Role.DEFLATE, *further)
+        listed = {
+            number: role
+            for number, (feature, role) in enumerate(self._numbered)
+            if not feature or negotiated & feature
+        }
+        if any(number >= len(listed) for number in enabled) and set(enabled) <= listed.keys():
+            return listed
+        return dict(enumerate(listed.values()))
+
+    def queue_count(self, offered: int) -> int:
+        """How many queues a device shows that offers `offered`: enough for either numbering."""
+        features = (feature for feature, _ in self._numbered)
+        return 1 + max(n for n, feature in enumerate(features) if not feature or offered & feature)
 
 
 def decode_pfns(payload: bytes) -> PageRuns:
-    """Pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6)."""
+    """Pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6).
+
+    A page is in the balloon or not, so no array names one twice. Refusing those that do costs
+    nothing and keeps the dialects apart: see `devices.balloon.bitmap`.
+    """
     if not payload or len(payload) % PFN_BYTES:
         raise BadPayload(f"{len(payload)} bytes are not an array of 32-bit page frame numbers")
-    return PageRuns.from_pfns(payload)
+    runs = PageRuns.from_pfns(payload)
+    if runs.pages != len(payload) // PFN_BYTES:
+        raise BadPayload("a page is named twice")
+    return runs
 
 
 STANDARD = Dialect(
@@ -89,6 +125,10 @@ STANDARD = Dialect(
         (STATS_VQ, Role.STATS),
         (FREE_PAGE_HINT, Role.FREE_PAGE_HINT),
         (REPORTING, Role.REPORTING),
+    ),
+    further_config=(
+        (FREE_PAGE_HINT, Register("free_page_hint_cmd_id", 8, 4, Access.RO)),
+        (PAGE_POISON, Register("poison_val", 12, 4)),
     ),
 )
 

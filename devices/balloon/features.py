@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature bits of the balloon, by dialect (VIRTIO 1.2, section 5.5.3).
 
-Which bits a device offers is a person's choice: a dialect says what it offers unless told
-otherwise (`default`), what else it can (`optional`) and what it is nothing without (`required`,
-part of the default). Bits 3 and 4 mean one thing in the standard and another in the bitmap
-extension of 2016, so there is no table of bits, only one for each dialect.
+Which bits a device offers is a person's choice: a dialect says what it offers unless told otherwise
+(`default`), what else it can (`optional`) and what of the default cannot be withheld (`fixed`). A
+driver that does not accept what is `required` cannot be served. Bits 3 and 4 mean one thing in the
+standard and another in the bitmap extension of 2016, so there is no table of bits, only one for
+each dialect.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ REPORTING = 1 << 5
 
 @dataclass(frozen=True)
 class Features:
-    """What one dialect can offer; the three sets are masks."""
+    """What one dialect can offer; the sets are masks."""
 
     names: dict[int, str]
     """Every bit of the dialect, by the specification's name."""
     default: int
     optional: int = 0
+    fixed: int = 0
     required: int = 0
 
     @property
@@ -48,8 +50,11 @@ class Features:
 
 # MUST_TELL_HOST keeps deflated pages out of use until the device has seen the request. Discarding
 # anonymous memory does not need it, but every driver can do it at no cost, and counting what the
-# guest really uses does need it. STATS_VQ costs one buffer. DEFLATE_ON_OOM changes what a balloon
-# is, from a limit to a loan, so it is asked for.
+# guest really uses does need it. STATS_VQ costs one buffer. PAGE_POISON is offered as QEMU does:
+# it only lets a driver say that it fills free pages, and one that cannot say so declines REPORTING.
+# DEFLATE_ON_OOM changes what a balloon is, from a limit to a loan; FREE_PAGE_HINT has guests hold
+# on to all their free memory for a while; REPORTING makes a guest's free memory cost page faults
+# whenever it is used again. So these are asked for.
 STANDARD = Features(
     names={
         MUST_TELL_HOST: "MUST_TELL_HOST",
@@ -59,8 +64,8 @@ STANDARD = Features(
         PAGE_POISON: "PAGE_POISON",
         REPORTING: "REPORTING",
     },
-    default=MUST_TELL_HOST | STATS_VQ,
-    optional=DEFLATE_ON_OOM,
+    default=MUST_TELL_HOST | STATS_VQ | PAGE_POISON,
+    optional=DEFLATE_ON_OOM | FREE_PAGE_HINT | REPORTING,
 )
 
 # Drivers of this dialect drop PAGE_BITMAP and MISC_VQ where STATS_VQ is not offered. MISC_VQ costs
@@ -75,7 +80,8 @@ BITMAP = Features(
     },
     default=MUST_TELL_HOST | STATS_VQ | PAGE_BITMAP | MISC_VQ,
     optional=DEFLATE_ON_OOM,
-    required=STATS_VQ | PAGE_BITMAP,
+    fixed=STATS_VQ | PAGE_BITMAP,
+    required=PAGE_BITMAP,
 )
 
 BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP}

@@ -15,6 +15,8 @@ from devices.ports import GuestRam, Tracer
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 
+PAGE_BYTES = 4096
+
 
 def decode_pages(dialect: Dialect, ram: GuestRam, payload: bytes) -> PageRuns:
     """Pages of a request, all of them RAM; one stray page makes the whole request bad."""
@@ -23,6 +25,19 @@ def decode_pages(dialect: Dialect, ram: GuestRam, payload: bytes) -> PageRuns:
     if strays:
         raise BadPayload(f"{strays.pages} of {runs.pages} pages are not RAM")
     return runs
+
+
+def lent_pages(chain: Chain) -> PageRuns:
+    """Pages that lie wholly inside one device-writable element of a buffer.
+
+    On the free page queues a buffer is not room to write but the message: the driver lends free
+    memory by putting it there. `SplitQueue.pop` has checked that all of it is RAM.
+    """
+    spans = (
+        (-(-gpa // PAGE_BYTES), (gpa + length) // PAGE_BYTES)
+        for gpa, length in chain.writable_segments
+    )
+    return PageRuns((start, end - start) for start, end in spans if start < end)
 
 
 class InflateQueue:

@@ -107,6 +107,10 @@ class VirtioDevice(ABC):
         """Whether queue `index` exists; a device type may have some only with their features."""
         return index < len(self.queues)
 
+    def feature_refusal(self) -> str | None:
+        """Why the driver's choice of features cannot be taken; None if it can (2.2.2, 3.1.1)."""
+        return features.refusal(self.offered, self.accepted)
+
     @abstractmethod
     def on_reset(self) -> None:
         """Drop whatever the device type keeps for its driver."""
@@ -156,9 +160,7 @@ class VirtioDevice(ABC):
             self._trace("status_refused", status=int(self.status), written=value)
         elif after == Status.RESET:
             self.reset()
-        elif after & ~self.status & Status.FEATURES_OK and (
-            why := features.refusal(self.offered, self.accepted)
-        ):
+        elif after & ~self.status & Status.FEATURES_OK and (why := self.feature_refusal()):
             accepted = features.names(self.accepted, self.feature_names)
             self._trace("features_refused", why=why, accepted=accepted)
         else:

@@ -6,12 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
+from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from pyvmm_native.runs import PageRuns
 from tests.balloon_requests import bitmap_request, pfn_array
 from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam, Board
 from tests.virtio_driver import (
+    ACKNOWLEDGE,
     DEFLATE,
+    DRIVER,
+    DRIVER_OK,
+    FEATURES_OK,
     INFLATE,
     RING_RESET,
     STATS,
@@ -192,6 +197,31 @@ def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
 
 
+def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
+    """It acks bit 3 as FREE_PAGE_HINT, finds no command id, and its arrays are refused whole."""
+    driver = started(BITMAP)
+    assert driver.read_device(8, 8) == 0, "STOP; and no poison_val"
+    for first in range(0, 4096, 256):
+        (used,) = driver.send(INFLATE, [pfn_array(range(first, first + 256))])
+        assert used.length == 0
+    assert driver.board.ram.discarded == []
+    assert driver.board.balloon.counters.inflate.bad_payloads == 16
+
+
+def test_a_driver_without_page_bitmap_is_turned_away() -> None:
+    """3.1.1: FEATURES_OK does not stay set, so the driver gives up before it has given a page."""
+    driver = probed(BITMAP)
+    for accepted in (VERSION_1, VERSION_1 | features.STATS_VQ):
+        driver.reset()
+        driver.add_status(ACKNOWLEDGE)
+        driver.add_status(DRIVER)
+        driver.accept(accepted)
+        assert not driver.add_status(FEATURES_OK) & FEATURES_OK
+        assert driver.board.trace.events[-1][1]["why"] == "PAGE_BITMAP was not accepted"
+    driver.accept(VERSION_1 | features.PAGE_BITMAP)
+    assert driver.add_status(FEATURES_OK) & FEATURES_OK
+
+
 # Target and actual.
 
 
@@ -256,12 +286,26 @@ def test_config_space_takes_any_access_size() -> None:
     assert driver.read_device(0, 8) == 0x4321 << 32 | 0x3456
 
 
+@pytest.mark.parametrize("cmd_id", [0, features.FREE_PAGE_HINT])
+@pytest.mark.parametrize("poison", [0, features.PAGE_POISON])
+def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> None:
+    board = Board.with_balloon(STANDARD, offered=cmd_id | poison)
+    driver = VirtioDriver(board).probe()
+    assert board.balloon.config.size_bytes == (16 if poison else 12 if cmd_id else 8)
+    driver.start()
+    driver.write_device(8, 8, 0xAAAA_AAAA << 32 | 0x55)
+    assert driver.read_device(8) == 0, "free_page_hint_cmd_id is read-only to the driver (5.5.4)"
+    assert driver.read_device(12) == (0xAAAA_AAAA if poison else 0)
+    driver.reset()
+    assert driver.read_device(12) == 0
+
+
 # Features and the statistics queue.
 
 
 @BOTH
 def test_offered_features_are_those_chosen(dialect: Dialect) -> None:
-    for chosen in (None, dialect.features.known, dialect.features.required):
+    for chosen in (None, dialect.features.known, dialect.features.fixed):
         offered = VirtioDriver(Board.with_balloon(dialect, offered=chosen)).probe().offered()
         assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
         assert offered >> 24 == (RING_RESET | VERSION_1 | 0b11 << 28) >> 24
@@ -277,7 +321,15 @@ def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
 
 
 def test_stats_queue_without_its_feature_serves_nothing() -> None:
-    driver = started(BITMAP, wanted=VERSION_1 | 1)
+    driver = probed(BITMAP)
+    driver.reset()
+    driver.add_status(ACKNOWLEDGE)
+    driver.add_status(DRIVER)
+    driver.set_up_queue(STATS)  # too early: once the features are settled it does not exist
+    driver.accept(VERSION_1 | features.PAGE_BITMAP)
+    driver.add_status(FEATURES_OK)
+    assert driver.existing_queues() == [INFLATE, DEFLATE]
+    driver.add_status(DRIVER_OK)
     assert driver.send(STATS, [bytes(10)])[0].length == 0
     assert driver.board.trace.events[-1][1]["why"] == "the feature of this queue was not accepted"
 

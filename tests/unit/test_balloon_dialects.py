@@ -4,7 +4,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon import bitmap, dialects, features
@@ -18,7 +18,7 @@ def joined(*args: object, **kwargs: int) -> bytes:
     return b"".join(bitmap_request(*args, **kwargs))  # type: ignore[arg-type]
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=300))
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=300, unique=True))
 def test_standard_names_exactly_the_pages_sent(pfns: list[int]) -> None:
     runs = STANDARD.decode(pfn_array(pfns))
     assert runs == PageRuns((pfn, 1) for pfn in pfns)
@@ -134,15 +134,57 @@ def test_a_whole_gigabyte_in_one_buffer() -> None:
     assert list(BITMAP.decode(header + b"\xff" * 32768)) == [(1 << 18, 1 << 18)]
 
 
-def test_queue_numbers() -> None:
-    assert STANDARD.roles(0) == (Role.INFLATE, Role.DEFLATE)
-    assert BITMAP.roles(BITMAP.features.default) == (
-        Role.INFLATE,
-        Role.DEFLATE,
-        Role.STATS,
-        Role.MISC,
-    )
-    assert BITMAP.roles(0) == (Role.INFLATE, Role.DEFLATE)
+# Queue numbers (5.5.2).
+
+FURTHER = [
+    (dialect, bits)
+    for dialect in (STANDARD, BITMAP)
+    for bits in range(dialect.features.known + 1)
+    if not bits & ~dialect.features.known
+]
+
+
+@pytest.mark.parametrize(
+    ("bits", "without_gaps", "listed"),
+    [
+        (0, [], []),
+        (features.STATS_VQ, [2], [2]),
+        (features.REPORTING, [2], [4]),
+        (features.FREE_PAGE_HINT | features.REPORTING, [2, 3], [3, 4]),
+        (features.STATS_VQ | features.FREE_PAGE_HINT | features.REPORTING, [2, 3, 4], [2, 3, 4]),
+        (features.STATS_VQ | features.REPORTING, [2, 3], [2, 4]),
+    ],
+)
+def test_queues_are_numbered_as_the_driver_does(
+    bits: int, without_gaps: list[int], listed: list[int]
+) -> None:
+    names = {features.STATS_VQ: Role.STATS, features.FREE_PAGE_HINT: Role.FREE_PAGE_HINT}
+    names[features.REPORTING] = Role.REPORTING
+    further = [role for bit, role in names.items() if bits & bit]
+    for numbers in (without_gaps, listed):
+        expected = {0: Role.INFLATE, 1: Role.DEFLATE, **dict(zip(numbers, further, strict=True))}
+        assert STANDARD.roles(bits, [0, 1, *numbers]) == expected
+    assert STANDARD.roles(bits) == STANDARD.roles(bits, [0, 1, *without_gaps])
+    assert STANDARD.queue_count(bits) == max([1, *listed]) + 1
+
+
+@pytest.mark.parametrize(("dialect", "bits"), FURTHER)
+def test_a_driver_that_enables_its_queues_says_which_numbers_it_uses(
+    dialect: Dialect, bits: int
+) -> None:
+    """Either numbering is recognised by its own queues, whatever was negotiated."""
+    compact = dialect.roles(bits)
+    assert list(compact) == list(range(len(compact)))
+    assert dialect.roles(bits, compact.keys()) == compact
+    listed = dialect.roles(bits, [n for n in range(8) if n in dialect.roles(bits, [n])][-1:])
+    assert list(listed.values()) == list(compact.values())
+    assert dialect.roles(bits, listed.keys()) == listed
+    assert max(listed) < dialect.queue_count(bits)
+
+
+def test_numbers_of_neither_kind_are_taken_without_gaps() -> None:
+    bits = features.STATS_VQ | features.REPORTING
+    assert STANDARD.roles(bits, range(8)) == STANDARD.roles(bits)
 
 
 def test_dialects_are_chosen_by_name() -> None:
@@ -153,14 +195,77 @@ def test_dialects_are_chosen_by_name() -> None:
         dialects.by_name("guess")
 
 
+# No request of one dialect is one of the other. A PFN array names each page once; the only way to
+# read one as a header is with the high halves of start_pfn and bmap_len 0, which are two PFNs.
+
+
+def small_header(draw: st.DrawFn, kinds: list[st.SearchStrategy[int]]) -> list[int]:
+    """Distinct PFNs, each as near as can be to what its place in a header would need."""
+    pfns: list[int] = []
+    for kind in kinds:
+        pfns.append(draw(kind.filter(lambda pfn: pfn not in pfns)))
+    return pfns
+
+
+@st.composite
+def header_like_arrays(draw: st.DrawFn) -> list[int]:
+    anything = st.integers(0, 2**32 - 1)
+    high = st.integers(0, 3) | anything
+    pfns = small_header(
+        draw,
+        [
+            st.integers(0, 31).map(lambda shift: shift << 16) | anything,
+            st.integers(0, 2**16 - 1).map(lambda reserved: reserved << 16) | anything,
+            anything,
+            anything,
+            st.integers(0, 2**26 - 1).map(lambda start: start * 64) | anything,
+            high,
+            st.integers(0, 130).map(lambda length: length * 8) | anything,
+            high,
+        ],
+    )
+    more = draw(st.lists(anything, max_size=248, unique=True))
+    return pfns + [pfn for pfn in more if pfn not in pfns]
+
+
+@settings(max_examples=500)
+@given(header_like_arrays())
+def test_no_array_of_a_stock_driver_is_a_bitmap_request(pfns: list[int]) -> None:
+    """RAM of 16 TiB, the most a PFN array can name pages of, so that no hole helps."""
+    ram = PageRuns([(0, 1 << 32)])
+    try:
+        runs = BITMAP.decode(pfn_array(pfns))
+    except BadPayload:
+        return
+    assert runs.pages == 0 or runs.subtract(ram), "nothing, or refused for its strays"
+
+
+def test_the_array_that_would_be_a_bitmap_request_names_page_0_twice() -> None:
+    """The closest that an array can come; the test above would find it if it were allowed."""
+    array = [12 << 16, 1 << 16, 1, 2, 64, 0, 8, 0, 0xFFFF_FFFF, 7]
+    assert BITMAP.decode(pfn_array(array)).pages == 35
+    with pytest.raises(BadPayload, match="named twice"):
+        STANDARD.decode(pfn_array(array))
+
+
+@given(st.sets(st.integers(0, 2**22), min_size=1, max_size=300), st.integers(0, 2**32 - 1))
+def test_no_bitmap_request_is_a_pfn_array(pfns: set[int], low_request_id: int) -> None:
+    """Whatever a driver of the bitmap dialect leaves in the fields that are ignored."""
+    base = min(pfns) // 64 * 64
+    request = joined([pfn for pfn in pfns if pfn < base + 262_144], req_id=low_request_id)
+    with pytest.raises(BadPayload, match="named twice"):
+        STANDARD.decode(request)
+
+
 def test_colliding_bits_belong_to_one_dialect_only() -> None:
-    assert STANDARD.features.default & (1 << 3 | 1 << 4) == 0
-    assert BITMAP.features.required == features.PAGE_BITMAP | features.STATS_VQ
+    assert STANDARD.features.default & features.FREE_PAGE_HINT == 0
+    assert BITMAP.features.required == features.PAGE_BITMAP
+    assert BITMAP.features.fixed == features.PAGE_BITMAP | features.STATS_VQ
 
 
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 def test_feature_sets_are_made_of_named_bits(dialect: Dialect) -> None:
     known = dialect.features
-    assert known.required & ~known.default == 0
+    assert known.required & ~known.fixed == known.fixed & ~known.default == 0
     assert known.default & known.optional == 0
     assert sum(known.options.values()) == known.known

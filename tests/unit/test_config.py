@@ -72,7 +72,7 @@ def test_only_crashes_are_failures(ending: Ending) -> None:
     [
         ("standard", (), (), features.STANDARD.default),
         ("bitmap", (), (), features.BITMAP.default),
-        ("standard", ("deflate-on-oom",), ("stats-vq",), 0b101),
+        ("standard", ("deflate-on-oom",), ("stats-vq",), 0b10101),
         ("bitmap", ("deflate-on-oom", "stats-vq"), ("must-tell-host",), None),
     ],
 )

@@ -145,6 +145,7 @@ def test_no_ring_raises(
     queue: int,
 ) -> None:
     board = Board.with_balloon(dialect)
+    wanted |= dialect.features.required
     driver = VirtioDriver(board, rings_gpa=1 * MIB).start(wanted=wanted, size=16)
     ring = driver.queues[queue]
     board.ram.memory.write(0, payload)

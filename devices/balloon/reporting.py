@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reporting queue (VIRTIO 1.2, section 5.5.6.7): the driver lends its free memory for good.
+
+A buffer's device-writable elements are free pages, which the driver does not touch before the
+buffer comes back. Until then they are the device's to discard; whenever the guest uses them again
+they read as zeros. There is no deflate.
+
+A driver that negotiated PAGE_POISON expects its free pages to hold `poison_val` all the time, and
+the device MUST NOT change them to anything else (5.5.6.7.2). A discarded page holds 0, so with any
+other value nothing is discarded; the report is returned and counted all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.balloon.page_queues import lent_pages
+from devices.errors import BadPayload
+from devices.ports import GuestRam, Tracer
+from pyvmm_native.ring import Chain
+
+
+class ReportingQueue:
+    """Gives reported pages to the host; `poison_val` is what the driver says they must hold."""
+
+    def __init__(self, ram: GuestRam, poison_val: Callable[[], int], tracer: Tracer) -> None:
+        self._ram = ram
+        self._poison_val = poison_val
+        self._tracer = tracer
+        self.pages = 0
+        """4 KiB pages reported since the device was made."""
+        self.discarded_bytes = 0
+
+    def serve(self, chain: Chain) -> int:
+        pages = lent_pages(chain)
+        if not pages:
+            raise BadPayload("a report without a whole page")
+        self.pages += pages.pages
+        poison_val = self._poison_val()
+        if not poison_val:
+            self.discarded_bytes += self._ram.discard(pages.whole(self._ram.host_page_pages))
+        self._tracer.event("balloon.report", pages=pages.pages, poison_val=poison_val)
+        return 0
+
+    def reset(self) -> None:
+        """Nothing is kept for the driver."""

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free page hints (5.5.6.5): collected by command id, bounded, and never discarded."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from devices.balloon import hinting
+from devices.balloon.dialects import STANDARD, Role
+from devices.balloon.hinting import DONE, STOP, Ending
+from pyvmm_native.runs import PageRuns
+from tests.mock_driver import Used
+from tests.virtio_board import MIB, PAGE_BYTES
+from tests.virtio_driver import VirtioDriver, started
+
+HINTS = 3
+COMMAND_ID_OFFSET = 8
+
+
+class Hinter:
+    """A driver with a free page queue, and a device that may ask for hints."""
+
+    def __init__(self) -> None:
+        self.driver: VirtioDriver = started(STANDARD, offered=STANDARD.features.known)
+        self.balloon = self.driver.board.balloon
+        self.hinting = self.balloon.hinting
+        self.endings: list[Ending] = []
+
+    @property
+    def field(self) -> int:
+        return self.driver.read_device(COMMAND_ID_OFFSET)
+
+    def begin(self) -> int:
+        """The device starts a round, the driver answers with its id."""
+        self.hinting.start(self.endings.append)
+        self.command(self.field)
+        return self.field
+
+    def command(self, command_id: int) -> None:
+        self.send(struct.pack("<I", command_id))
+
+    def send(self, text: bytes = b"", *lent: tuple[int, int]) -> list[Used]:
+        queue = self.driver.queues[HINTS]
+        queue.add([text] if text else [], lent=lent)
+        self.driver.kick(HINTS)
+        self.driver.board.serve()
+        used = queue.take_used()
+        assert [each.length for each in used] == [0], "the buffer is back, nothing written"
+        return used
+
+    def hint(self, *lent: tuple[int, int]) -> None:
+        self.send(b"", *lent)
+
+    @property
+    def bad_payloads(self) -> int:
+        return self.driver.board.trace.names.count("balloon.bad_payload")
+
+
+@pytest.fixture
+def hinter() -> Hinter:
+    return Hinter()
+
+
+def runs(*ranges: tuple[int, int]) -> PageRuns:
+    return PageRuns((gpa // PAGE_BYTES, size // PAGE_BYTES) for gpa, size in ranges)
+
+
+def test_a_round(hinter: Hinter) -> None:
+    assert hinter.field == STOP
+    hinter.hinting.start(hinter.endings.append)
+    assert hinter.driver.board.msi.triggered[-1] == 0, "configuration change"
+    assert hinter.field >= 2
+    hinter.command(hinter.field)
+    hinter.hint((4 * MIB, 4 * MIB))
+    hinter.hint((12 * MIB, MIB), (16 * MIB, MIB))
+    assert hinter.endings == []
+    hinter.command(STOP)
+    assert hinter.endings == [Ending.COMPLETE]
+    assert hinter.field == STOP
+    assert hinter.hinting.pages == runs((4 * MIB, 4 * MIB), (12 * MIB, MIB), (16 * MIB, MIB))
+    hinter.hinting.finish()
+    assert hinter.field == DONE
+    assert not hinter.hinting.pages
+
+
+def test_hinted_pages_keep_their_contents(hinter: Hinter) -> None:
+    hinter.driver.memory.write(4 * MIB, b"kept" * MIB)
+    hinter.begin()
+    hinter.hint((4 * MIB, 4 * MIB))
+    hinter.command(STOP)
+    hinter.hinting.finish()
+    assert hinter.driver.memory.read(4 * MIB, 4 * MIB) == b"kept" * MIB
+    assert hinter.driver.board.ram.discarded == []
+
+
+def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> None:
+    first = hinter.begin()
+    hinter.hint((0, MIB))
+    hinter.command(STOP)
+    second = hinter.begin()
+    assert second not in (first, STOP, DONE)
+    hinter.hint((2 * MIB, MIB))
+    hinter.command(STOP)
+    assert hinter.endings == [Ending.COMPLETE] * 2
+    assert hinter.hinting.pages == runs((0, MIB), (2 * MIB, MIB))
+
+
+def test_ids_stay_clear_of_the_reserved_ones_when_they_run_out(hinter: Hinter) -> None:
+    hinter.hinting._last_id = 2**32 - 2  # four billion rounds later
+    for expected in (2**32 - 1, 2):
+        assert hinter.begin() == expected
+        hinter.command(STOP)
+
+
+def test_only_whole_pages_are_hints(hinter: Hinter) -> None:
+    hinter.begin()
+    hinter.hint((1, PAGE_BYTES), (3 * PAGE_BYTES + 1, 3 * PAGE_BYTES))
+    assert list(hinter.hinting.pages) == [(4, 2)]
+
+
+# What belongs to no round is ignored (5.5.6.5.2).
+
+
+def test_hints_nobody_asked_for(hinter: Hinter) -> None:
+    hinter.hint((0, MIB))
+    hinter.command(7)
+    hinter.hint((0, MIB))
+    hinter.command(STOP)
+    hinter.command(DONE)
+    assert not hinter.hinting.pages
+    assert hinter.hinting.ignored == 2
+    assert hinter.bad_payloads == 0
+
+
+@pytest.mark.parametrize("wrong", [STOP, DONE, 1000])
+def test_hints_before_the_id_or_under_another(hinter: Hinter, wrong: int) -> None:
+    hinter.hinting.start(hinter.endings.append)
+    hinter.hint((0, MIB))
+    hinter.command(wrong)
+    hinter.hint((0, MIB))
+    assert hinter.endings == [], "the end of a round it has not begun is another round's"
+    assert not hinter.hinting.pages
+    hinter.command(hinter.field)
+    hinter.hint((MIB, MIB))
+    hinter.command(wrong + 1000)
+    hinter.hint((0, MIB))
+    assert hinter.hinting.pages == runs((MIB, MIB))
+
+
+def test_hints_after_the_end(hinter: Hinter) -> None:
+    hinter.begin()
+    hinter.command(STOP)
+    hinter.hint((0, MIB))
+    hinter.command(STOP)
+    assert hinter.endings == [Ending.COMPLETE]
+    assert not hinter.hinting.pages
+
+
+def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
+    first = hinter.begin()
+    hinter.hint((0, MIB))
+    hinter.hinting.stop()
+    assert (hinter.endings, hinter.field) == ([Ending.STOPPED], STOP)
+    hinter.hint((2 * MIB, MIB))
+    hinter.hinting.stop()
+    assert hinter.hinting.pages == runs((0, MIB)), "what was hinted in time stays"
+    hinter.hinting.start(hinter.endings.append)
+    hinter.command(STOP)  # the driver's end of the first round comes late
+    hinter.command(first)
+    hinter.hint((4 * MIB, MIB))
+    hinter.command(hinter.field)
+    hinter.hint((6 * MIB, MIB))
+    hinter.command(STOP)
+    assert hinter.endings == [Ending.STOPPED, Ending.COMPLETE]
+    assert hinter.hinting.pages == runs((0, MIB), (6 * MIB, MIB))
+
+
+def test_finishing_ends_a_round(hinter: Hinter) -> None:
+    hinter.begin()
+    hinter.hint((0, MIB))
+    hinter.hinting.finish()
+    assert (hinter.endings, hinter.field) == ([Ending.STOPPED], DONE)
+    hinter.hint((0, MIB))
+    assert not hinter.hinting.pages
+
+
+# Abuse.
+
+
+@pytest.mark.parametrize("text", [b"\2", b"\2\0\0", b"\2\0\0\0\0"])
+def test_command_ids_have_four_bytes(hinter: Hinter, text: bytes) -> None:
+    hinter.hinting.start(hinter.endings.append)
+    hinter.send(text)
+    hinter.hint((0, MIB))
+    assert hinter.bad_payloads == 1
+    assert not hinter.hinting.pages
+
+
+def test_a_buffer_is_a_command_or_pages(hinter: Hinter) -> None:
+    hinter.hinting.start(hinter.endings.append)
+    hinter.send(struct.pack("<I", hinter.field), (0, MIB))
+    assert hinter.bad_payloads == 1
+    assert not hinter.hinting.pages
+
+
+def test_endless_hints_are_bounded(hinter: Hinter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hinting, "MAX_RUNS", 100)
+    hinter.begin()
+    for first in range(0, 400, 50):
+        hinter.hint(*((2 * page * PAGE_BYTES, PAGE_BYTES) for page in range(first, first + 50)))
+    assert hinter.endings == [Ending.STOPPED]
+    assert hinter.field == STOP
+    assert len(hinter.hinting.pages) == 150, "one buffer more than the bound, and no further one"
+
+
+def test_the_same_pages_forever_are_kept_once(hinter: Hinter) -> None:
+    hinter.begin()
+    for _ in range(1000):
+        hinter.hint((0, 8 * MIB))
+    assert list(hinter.hinting.pages) == [(0, 2048)]
+
+
+def test_reset_ends_a_round_and_takes_the_hints(hinter: Hinter) -> None:
+    hinter.begin()
+    hinter.hint((0, MIB))
+    hinter.driver.reset()
+    assert hinter.endings == [Ending.RESET]
+    assert not hinter.hinting.pages
+    assert hinter.field == STOP
+    hinter.driver.start()
+    assert hinter.begin() > 2, "an id of before the reset must mean nothing"
+
+
+def test_reset_after_finish(hinter: Hinter) -> None:
+    hinter.begin()
+    hinter.hinting.finish()
+    hinter.driver.reset()
+    assert hinter.field == STOP
+    assert hinter.endings == [Ending.STOPPED]
+
+
+def test_without_the_feature_there_is_no_queue() -> None:
+    driver = started(STANDARD)
+    assert not driver.board.balloon.has_live(Role.FREE_PAGE_HINT)
+    driver.reset()

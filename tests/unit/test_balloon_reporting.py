@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reported free pages go back to the host (5.5.6.7), unless they must keep their contents."""
+
+from __future__ import annotations
+
+import pytest
+
+from devices.balloon import features
+from devices.balloon.dialects import STANDARD
+from tests.mock_driver import Used
+from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam
+from tests.virtio_driver import ALL_FEATURES, VirtioDriver, started
+
+REPORTING = 4
+"""By either numbering when all queues are there."""
+OFFERED = STANDARD.features.known
+POISON_OFFSET = 12
+
+
+def reporter(
+    *, wanted: int = ALL_FEATURES, ram: AnonymousRam | None = None, poison: int = 0
+) -> VirtioDriver:
+    """A driver that reports, whose first 16 MiB hold 0xA5."""
+    driver = started(STANDARD, ram, offered=OFFERED, wanted=wanted)
+    driver.memory.write(0, b"\xa5" * (16 * MIB))
+    driver.write_device(POISON_OFFSET, 4, poison)
+    return driver
+
+
+def report(
+    driver: VirtioDriver, *lent: tuple[int, int], queue: int = REPORTING, text: bytes = b""
+) -> list[Used]:
+    driver.queues[queue].add([text] if text else [], lent=lent)
+    driver.kick(queue)
+    driver.board.serve()
+    return driver.queues[queue].take_used()
+
+
+def pages_with(driver: VirtioDriver, byte: bytes) -> int:
+    """How many of the first 16 MiB's pages hold nothing but `byte`."""
+    data = driver.memory.read(0, 16 * MIB)
+    page = byte * PAGE_BYTES
+    return sum(data[at : at + PAGE_BYTES] == page for at in range(0, len(data), PAGE_BYTES))
+
+
+def test_reported_pages_are_gone_and_the_rest_is_intact() -> None:
+    driver = reporter()
+    used = report(driver, (2 * MIB, 2 * MIB), (9 * MIB, PAGE_BYTES))
+    assert [each.length for each in used] == [0], "nothing was written to them"
+    assert driver.memory.read(2 * MIB, 2 * MIB) == bytes(2 * MIB)
+    assert driver.memory.read(9 * MIB, PAGE_BYTES) == bytes(PAGE_BYTES)
+    assert pages_with(driver, b"\xa5") == 16 * MIB // PAGE_BYTES - 513
+    counters = driver.board.balloon.counters
+    assert counters.reported_pages == 513
+    assert counters.reported_bytes == 513 * PAGE_BYTES
+    assert counters.discarded_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("lent", "pages"),
+    [
+        ((1, PAGE_BYTES), 0),
+        ((0, PAGE_BYTES - 1), 0),
+        ((1, 2 * PAGE_BYTES), 1),
+        ((PAGE_BYTES - 1, PAGE_BYTES + 2), 1),
+    ],
+)
+def test_only_whole_pages_are_taken(lent: tuple[int, int], pages: int) -> None:
+    driver = reporter()
+    report(driver, lent)
+    assert pages_with(driver, b"\0") == pages
+    assert driver.board.balloon.counters.reported_pages == pages
+
+
+def test_only_whole_host_pages_are_discarded() -> None:
+    ram = AnonymousRam((0, 64 * MIB), host_page_pages=16)
+    driver = reporter(ram=ram)
+    report(driver, (8 * PAGE_BYTES, 32 * PAGE_BYTES))
+    assert [list(runs) for runs in ram.discarded] == [[(16, 16)]]
+
+
+def test_poisoned_pages_keep_their_contents() -> None:
+    """5.5.6.7.2: the device MUST NOT change a reported page to a value other than poison_val."""
+    driver = reporter(poison=0xAAAA_AAAA)
+    assert [used.length for used in report(driver, (2 * MIB, 2 * MIB))] == [0]
+    assert pages_with(driver, b"\xa5") == 16 * MIB // PAGE_BYTES
+    counters = driver.board.balloon.counters
+    assert (counters.reported_pages, counters.reported_bytes) == (512, 0)
+
+
+def test_a_poison_of_zero_is_what_a_discarded_page_holds() -> None:
+    driver = reporter(poison=0)
+    report(driver, (0, PAGE_BYTES))
+    assert pages_with(driver, b"\0") == 1
+
+
+def test_poison_says_nothing_without_its_feature() -> None:
+    driver = reporter(wanted=ALL_FEATURES & ~features.PAGE_POISON, poison=0xAAAA_AAAA)
+    report(driver, (0, PAGE_BYTES))
+    assert pages_with(driver, b"\0") == 1
+
+
+def test_poison_ends_with_the_driver() -> None:
+    driver = reporter(poison=0xAAAA_AAAA)
+    driver.start()
+    report(driver, (0, PAGE_BYTES))
+    assert pages_with(driver, b"\0") == 1
+
+
+@pytest.mark.parametrize(("lent", "text"), [((), b"text"), (((0, PAGE_BYTES),), b"text")])
+def test_a_report_with_something_to_read_is_refused(
+    lent: tuple[tuple[int, int], ...], text: bytes
+) -> None:
+    """Such as a command id of free page hinting from a driver with other queue numbers."""
+    driver = reporter()
+    assert [used.length for used in report(driver, *lent, text=text)] == [0]
+    assert pages_with(driver, b"\0") == 0
+    assert "balloon.bad_payload" in driver.board.trace.names
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_either_numbering_without_free_page_hinting(number: int) -> None:
+    """Linux counts the queues that exist, the list of 5.5.2 says 4 (see `Dialect.roles`)."""
+    driver = started(STANDARD, offered=OFFERED & ~features.FREE_PAGE_HINT)
+    driver.start(queues=[0, 1, 2, number])
+    driver.memory.write(0, b"\xa5" * (16 * MIB))
+    report(driver, (0, PAGE_BYTES), queue=number)
+    assert pages_with(driver, b"\0") == 1
+
+
+def test_hints_are_not_taken_for_reports_by_the_numbers_of_the_list() -> None:
+    """Without STATS_VQ the list's free_page_vq has the number that Linux gives reporting_vq."""
+    driver = started(STANDARD, offered=OFFERED & ~features.STATS_VQ)
+    driver.start(queues=[0, 1, 3, 4])
+    driver.memory.write(0, b"\xa5" * (16 * MIB))
+    report(driver, (0, PAGE_BYTES), queue=3)
+    assert pages_with(driver, b"\0") == 0
+    assert driver.board.balloon.hinting.ignored == 1
+    report(driver, (0, PAGE_BYTES), queue=4)
+    assert pages_with(driver, b"\0") == 1
