@@ -42,6 +42,9 @@ COMMANDS = {
     "unused": LazyCommand(
         "pyvmm.control.unused_cli", "unused", "Show which memory a running guest does not use."
     ),
+    "stats": LazyCommand(
+        "pyvmm.control.stats_cli", "stats", "Show what a running guest says of its memory."
+    ),
     "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
         "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm stats` from outside: a process of its own against a real socket and a real virtqueue."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from in_memory_machine import InMemoryMachine, served_in_thread
+
+from pyvmm.control.stats_cli import table
+from pyvmm.units import MIB
+from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pyvmm", "stats", *arguments]
+
+
+def stats(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def started(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """`pyvmm stats` in the background, interrupted at the end if it still runs."""
+    with subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+
+def rows(text: str) -> dict[str, str]:
+    """The first two columns of the table in `text`."""
+    lines = [re.split(r"\s*[│┃|]\s*", line.strip("│┃| ")) for line in text.splitlines()]
+    return {cells[0]: cells[1] for cells in lines if len(cells) > 1}
+
+
+def test_a_table_for_people(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    machine.stats_guest.statistics = {FREE: 600 * MIB, TOTAL: 1000 * MIB, MAJOR_FAULTS: 7000, 16: 9}
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = stats("--qmp", f"unix:{tmp_path}/qmp")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    shown = rows(process.stdout)
+    assert shown["free memory"] == "600 MiB"
+    assert shown["total memory"] == "1000 MiB"
+    assert shown["major faults"] == "7,000"
+    assert shown["tag 16"] == "9"
+    assert [name for name, value in shown.items() if value == "absent"] == [
+        *("swap in", "swap out", "minor faults", "available memory", "disk caches"),
+        *("htlb pgalloc", "htlb pgfail", "oom kills", "alloc stalls"),
+        *("async scans", "direct scans", "async reclaims", "direct reclaims"),
+    ]
+    assert machine.stats_guest.asked == 1
+
+
+def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = stats("--qmp", f"unix:{tmp_path}/qmp", "--json")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("\n") == 1
+    answer = json.loads(process.stdout)
+    assert answer["stats"]["stat-free-memory"] == machine.stats_guest.statistics[FREE]
+    assert answer["stats"]["stat-swap-in"] is None
+    assert len(answer["stats"]) == 16
+    assert answer["unknown"] == {}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_guest_that_does_not_answer_is_status_1(tmp_path: Path, form: list[str]) -> None:
+    machine = InMemoryMachine()
+    machine.status = "paused"
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = stats("--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.1", *form)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert process.stderr == (
+        "pyvmm: the guest has not reported statistics within 0.1 s: it is paused\n"
+    )
+
+
+def test_watching_prints_one_answer_after_the_other_until_the_guest_ends(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    with (
+        served_in_thread(machine, tmp_path / "qmp"),
+        started("--qmp", f"unix:{tmp_path}/qmp", "--json", "--watch", "0.01") as process,
+    ):
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline())]
+        machine.stats_guest.statistics[FREE] = 1
+        while seen[-1]["stats"]["stat-free-memory"] != 1:
+            seen.append(json.loads(process.stdout.readline()))
+        machine.stats_guest.board.device.stats.on_report = lambda report: machine.quit()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "pyvmm: the guest has ended"
+
+
+def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    controller, terminal = pty.openpty()
+    with (
+        served_in_thread(machine, tmp_path / "qmp"),
+        started(
+            "--qmp", f"unix:{tmp_path}/qmp", "--watch", "0.05", "--timeout", "0.1", stdout=terminal
+        ) as process,
+    ):
+        os.close(terminal)
+        read_until(controller, "600 MiB")
+        machine.stats_guest.statistics[FREE] = 300 * MIB
+        shown = read_until(controller, "-300 MiB")
+        assert "change" in shown
+        assert "\x1b[1A" in shown, "the cursor goes up to write over the table"
+        machine.status = "paused"
+        read_until(controller, "not the present figures")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    os.close(controller)
+
+
+def read_until(controller: int, words: str) -> str:
+    """What a terminal shows up to `words`; the test's own time limit bounds the wait."""
+    text = ""
+    while words not in text:
+        text += os.read(controller, 4096).decode(errors="replace")
+    return text
+
+
+def test_tables_without_a_terminal_come_one_below_the_other(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    with (
+        served_in_thread(machine, tmp_path / "qmp"),
+        started("--watch", "--qmp", f"unix:{tmp_path}/qmp") as process,
+    ):
+        assert process.stdout is not None
+        while "direct reclaims" not in (line := process.stdout.readline()):
+            assert "\x1b" not in line
+
+
+def test_what_changed_is_shown_with_its_sign() -> None:
+    names = ("stat-free-memory", "stat-major-faults", "stat-swap-in", "stat-oom-kills")
+    before = {"stats": dict(zip(names, (MIB, 5, None, 2), strict=True)), "unknown": {}}
+    now = {
+        "stats": dict(zip(names, (3 * MIB, 4, 4096, 2), strict=True)),
+        "unknown": {"77": 1},
+        "time": {"seconds": 0, "microseconds": 0},
+    }
+    columns = {column.header: list(column.cells) for column in table(now, before).columns}
+    assert columns["value"] == ["3 MiB", "4", "4 KiB", "2", "1"]
+    assert columns["change"] == ["+2 MiB", "-1", "", "", ""]
+    assert "change" not in [column.header for column in table(now, None).columns]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing option '--qmp'"),
+        (["--qmp", "/tmp/x"], "write unix:PATH"),
+        (["--qmp", "unix:/nowhere/qmp"], "start a guest with --qmp unix:/nowhere/qmp"),
+        (["--qmp", "unix:/nowhere/qmp", "--watch", "soon"], "--watch"),
+        (["--qmp", "unix:/nowhere/qmp", "--timeout", "-1"], "--timeout"),
+        (["--qmp", "unix:/nowhere/qmp", "extra"], "extra"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str) -> None:
+    process = stats(*arguments)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.startswith("pyvmm: ")
+    assert process.stderr.count("\n") == 1
+    assert words in process.stderr
