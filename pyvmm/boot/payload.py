@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 MAX_KERNEL_BYTES = 512 << 20
 """More than any kernel: its mapping of itself (KERNEL_IMAGE_SIZE) is 512 MiB, or 1 GiB of which
@@ -23,6 +24,7 @@ address randomisation takes a part."""
 # The decoder's memory. Linux asks xz for a dictionary of 128 MiB, zstd for a window of 2^27.
 XZ_MEMORY_BYTES = 256 << 20
 ZSTD_WINDOW_BYTES = 1 << 27
+ZSTD_STEP_BYTES = 1024  # four of which may stand for 128 KiB of output
 LZ4_BLOCK_BYTES = 8 << 20
 LZO_BLOCK_BYTES = 256 << 10
 
@@ -54,8 +56,9 @@ def decompress(payload: bytes) -> bytes:
 
 
 def _gunzip(data: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj(wbits=31)
     try:
-        return zlib.decompressobj(wbits=31).decompress(data, limit + 1)
+        return _to_the_end(stream, stream.decompress(data, limit + 1), limit)
     except zlib.error as error:
         raise PayloadError(f"gzip: {error}") from error
 
@@ -63,8 +66,9 @@ def _gunzip(data: bytes, limit: int) -> bytes:
 def _bunzip2(data: bytes, limit: int) -> bytes:
     import bz2
 
+    stream = bz2.BZ2Decompressor()
     try:
-        return bz2.BZ2Decompressor().decompress(data, limit + 1)
+        return _to_the_end(stream, stream.decompress(data, limit + 1), limit)
     except (OSError, ValueError) as error:
         raise PayloadError(f"bzip2: {error}") from error
 
@@ -72,9 +76,9 @@ def _bunzip2(data: bytes, limit: int) -> bytes:
 def _unxz(data: bytes, limit: int) -> bytes:
     import lzma
 
+    stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)  # .xz and .lzma alike
     try:
-        decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)  # .xz and .lzma alike
-        return decompressor.decompress(data, limit + 1)
+        return _to_the_end(stream, stream.decompress(data, limit + 1), limit)
     except lzma.LZMAError as error:
         raise PayloadError(f"xz or lzma: {error}") from error
 
@@ -82,12 +86,29 @@ def _unxz(data: bytes, limit: int) -> bytes:
 def _unzstd(data: bytes, limit: int) -> bytes:
     import zstandard
 
+    stream = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
+
+    def blocks() -> Iterator[bytes]:
+        for begin in range(0, len(data), ZSTD_STEP_BYTES):
+            if not stream.eof:
+                yield stream.decompress(data[begin : begin + ZSTD_STEP_BYTES])
+
     try:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
-        with decompressor.stream_reader(data) as reader:
-            return reader.read(limit + 1)
+        return _to_the_end(stream, _joined(blocks(), limit), limit)
     except zstandard.ZstdError as error:
         raise PayloadError(f"zstd: {error}") from error
+
+
+class _Stream(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+
+def _to_the_end(stream: _Stream, output: bytes, limit: int) -> bytes:
+    """`output`, unless the stream goes on (its last checksum, for one) where the data ends."""
+    if len(output) <= limit and not stream.eof:
+        raise PayloadError("it ends in the middle, and holds less than it promises")
+    return output
 
 
 def _unlz4(data: bytes, limit: int) -> bytes:
