@@ -14,9 +14,11 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from devices.balloon.dialects import BITMAP
 from tests.balloon_requests import bitmap_request
 from tests.mock_driver import Used
-from tests.virtio_driver import VirtioDriver
+from tests.virtio_board import AnonymousRam
+from tests.virtio_driver import ALL_FEATURES, VirtioDriver, probed
 
 MISC = 3
 CONT, DONE, UNSUPPORTED = 0, 1, 2
@@ -82,3 +84,50 @@ class MiscDriver:
             else:
                 self.used.append(used)
             self._offered.discard(used.head)
+
+
+class MiscGuest:
+    """A board with a balloon and a guest that answers what it is asked, as ours does.
+
+    `unused` are the page frames it does not use, `cached` those that dropping its caches would free
+    and `dirty` those that must be synced before; `knows` are the commands of its driver. Whoever
+    wants answers calls `answer`; it is silent otherwise.
+    """
+
+    def __init__(self, *ram_ranges: tuple[int, int]) -> None:
+        self.driver = probed(BITMAP, AnonymousRam(*ram_ranges))
+        self.board = self.driver.board
+        self.unused: set[int] = set(range(1024, 2048))
+        self.cached: set[int] = set()
+        self.dirty: set[int] = set()
+        self.knows = {GET_UNUSED_PAGES, DROP_CACHE, SYNC}
+        self.asked: list[Question] = []
+
+    def start(self, wanted: int = ALL_FEATURES) -> MiscGuest:
+        """Bring the device up (again) and offer a buffer."""
+        self.misc = MiscDriver(self.driver.start(wanted=wanted))
+        if MISC in self.driver.queues:
+            self.misc.offer()
+        return self
+
+    def answer(self) -> None:
+        """Answer the question that has come, if one has, and offer the buffer again."""
+        for question in self.misc.questions():
+            self.asked.append(question)
+            self._answer(question)
+            self.misc.offer()
+
+    def _answer(self, question: Question) -> None:
+        if question.cmd not in self.knows:
+            self.misc.answer(question, flag=UNSUPPORTED)
+        elif question.cmd == GET_UNUSED_PAGES:
+            half = sorted(self.unused)[: len(self.unused) // 2]
+            self.misc.answer(question, half, flag=CONT)
+            self.misc.answer(question, self.unused.difference(half))
+        else:
+            if question.cmd == SYNC:
+                self.dirty.clear()
+            else:
+                self.unused |= self.cached - self.dirty
+                self.cached &= self.dirty
+            self.misc.answer(question)

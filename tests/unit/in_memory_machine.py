@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from pyvmm import layout
+from pyvmm.balloon_questions import BalloonQuestions
 from pyvmm.balloon_stats import BalloonStats
 from pyvmm.control.machine_control import EventSink, Status
 from pyvmm.control.server import ControlServer
 from pyvmm.units import GIB, MIB
+from pyvmm_native.runs import PageRuns
+from tests.misc_driver import MiscGuest
 from tests.stats_guest import StatsGuest
 
 
@@ -45,9 +49,28 @@ class InMemoryMachine:
         self.stats_guest.start()
         return stats
 
+    @cached_property
+    def misc_guest(self) -> MiscGuest:
+        """Who answers questions, unless it is paused; has RAM of the machine's size."""
+        return MiscGuest(*layout.ram_ranges(self.ram_bytes)).start()
+
+    @cached_property
+    def ram_pages(self) -> PageRuns:
+        return self.misc_guest.board.ram.pages
+
+    @cached_property
+    def balloon_questions(self) -> BalloonQuestions:
+        loop, board = asyncio.get_running_loop(), self.misc_guest.board
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        return BalloonQuestions(
+            board.balloon, threading.Lock(), loop.call_soon, lambda: self.status == "paused"
+        )
+
     def _answer(self) -> None:
         if self.status == "running":
             self.stats_guest.answer()
+            if "misc_guest" in self.__dict__:
+                self.misc_guest.answer()
 
     def set_balloon_target(self, target_bytes: int) -> None:
         self.targets.append(target_bytes)
@@ -78,6 +101,8 @@ class InMemoryMachine:
 
     def quit(self) -> None:
         self.status = "shutdown"
+        if "balloon_questions" in self.__dict__:
+            self.balloon_questions.close()
         self.announce("SHUTDOWN", guest=False, reason="host-qmp-quit")
         self.on_quit()
 

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""query-unused-pages and the commands on caches and file systems, as clients meet them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from inspect import isawaitable
+from typing import Any
+
+import pytest
+from in_memory_machine import InMemoryMachine
+
+from pyvmm.control.session import Session
+from pyvmm.units import GIB, MIB
+from tests.misc_driver import GET_UNUSED_PAGES
+
+
+async def execute(session: Session, command: str, **arguments: Any) -> Mapping[str, Any]:
+    reply = session.answer({"execute": command, "arguments": arguments})
+    reply = await reply if isawaitable(reply) else reply
+    return reply.get("return", reply)
+
+
+def talk(
+    machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """What the machine answers to each command in turn."""
+
+    async def main() -> list[Mapping[str, Any]]:
+        session = Session(machine)
+        await execute(session, "qmp_capabilities")
+        return [await execute(session, command, **arguments) for command, arguments in requests]
+
+    return asyncio.run(main())
+
+
+def query(machine: InMemoryMachine, **arguments: Any) -> Mapping[str, Any]:
+    (answer,) = talk(machine, ("query-unused-pages", arguments))
+    return answer
+
+
+def error(answer: Mapping[str, Any]) -> str:
+    assert answer["error"]["class"] == "GenericError"
+    return str(answer["error"]["desc"])
+
+
+def test_numbers_alone() -> None:
+    machine = InMemoryMachine(64 * MIB)
+    machine.misc_guest.unused = {*range(100, 200), 300, 302}
+    answer = dict(query(machine))
+    assert answer.pop("seconds") > 0
+    assert answer == {
+        "ram-pages": 16384,
+        "unused-pages": 102,
+        "share": round(102 / 16384, 6),
+        "largest-run": 100,
+        "run-count": 3,
+    }
+
+
+def test_no_page_at_all() -> None:
+    machine = InMemoryMachine(64 * MIB)
+    machine.misc_guest.unused = set()
+    answer = query(machine, runs=10, cells=4)
+    assert (answer["unused-pages"], answer["share"], answer["run-count"]) == (0, 0, 0)
+    assert answer["largest-run"] == 0
+    assert answer["runs"] == []
+    assert answer["cells"]["unused"] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 65536])
+def test_runs_are_the_first_ones(runs: int) -> None:
+    machine = InMemoryMachine(64 * MIB)
+    machine.misc_guest.unused = {1, 2, 3, 10, 20, 21}
+    answer = query(machine, runs=runs)
+    assert answer["run-count"] == 3
+    assert answer["runs"] == [[1, 3], [10, 1], [20, 2]][:runs]
+
+
+def test_cells_cover_ram_and_the_hole() -> None:
+    machine = InMemoryMachine(4 * GIB)
+    machine.misc_guest.unused = {*range(5000, 6000), *range(1 << 20, (1 << 20) + 7)}
+    cells = query(machine, cells=5)["cells"]
+    gib = GIB // 4096
+    assert cells == {
+        "pages": gib,
+        "ram": [gib, gib, gib, 0, gib],
+        "unused": [1000, 0, 0, 0, 7],
+    }
+
+
+@pytest.mark.parametrize(
+    ("ram_mib", "at_most", "pages", "count"),
+    [(64, 1, 16384, 1), (64, 64, 256, 64), (65, 64, 512, 33), (100, 65536, 1, 25600)],
+)
+def test_cells_are_powers_of_two(ram_mib: int, at_most: int, pages: int, count: int) -> None:
+    machine = InMemoryMachine(ram_mib * MIB)
+    answer = query(machine, cells=at_most)
+    cells = answer["cells"]
+    assert cells["pages"] == pages
+    assert len(cells["ram"]) == len(cells["unused"]) == count <= at_most
+    assert sum(cells["ram"]) == answer["ram-pages"] == ram_mib * 256
+    assert sum(cells["unused"]) == answer["unused-pages"]
+
+
+def test_drop_caches_and_sync() -> None:
+    machine = InMemoryMachine(64 * MIB)
+    guest = machine.misc_guest
+    guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
+    answers = talk(
+        machine,
+        ("balloon-sync-filesystems", {}),
+        ("balloon-drop-caches", {"timeout": 5}),
+        ("query-unused-pages", {"timeout": 5.5}),
+    )
+    assert answers[:2] == [{}, {}]
+    assert answers[2]["unused-pages"] == 3
+
+
+def test_a_guest_that_does_not_know_them() -> None:
+    machine = InMemoryMachine(64 * MIB)
+    machine.misc_guest.knows = {GET_UNUSED_PAGES}
+    sync, drop = talk(machine, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))
+    assert error(sync) == "the guest's balloon driver does not know SYNC"
+    assert error(drop) == "the guest's balloon driver does not know DROP_CACHE"
+
+
+def test_a_paused_guest() -> None:
+    machine = InMemoryMachine(64 * MIB)
+    _, answer = talk(machine, ("stop", {}), ("query-unused-pages", {}))
+    assert error(answer) == "the guest is paused and cannot answer"
+
+
+def test_a_silent_guest_holds_up_nobody_else() -> None:
+    async def main() -> None:
+        machine = InMemoryMachine(64 * MIB)
+        machine.balloon_questions  # noqa: B018 (made with its guest, who is then made silent)
+        machine.misc_guest.board.msi.on_trigger = lambda vector: None
+        asking, other = Session(machine), Session(machine)
+        for session in (asking, other):
+            await execute(session, "qmp_capabilities")
+        waiting = asyncio.create_task(execute(asking, "query-unused-pages", timeout=0.2))
+        await asyncio.sleep(0)
+        assert await execute(other, "query-status") == {"status": "running", "running": True}
+        assert not waiting.done()
+        assert error(await waiting) == "the guest has not answered within 0.2 s"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"timeout": 0}, "'timeout' expects seconds"),
+        ({"timeout": -1.5}, "'timeout' expects seconds"),
+        ({"timeout": 1e300}, "'timeout' expects seconds"),
+        ({"timeout": "1"}, "Invalid parameter type for 'timeout', expected: number"),
+        ({"timeout": True}, "Invalid parameter type for 'timeout', expected: number"),
+        ({"runs": -1}, "'runs' expects a value of 0 to 65536"),
+        ({"runs": 65537}, "'runs' expects a value of 0 to 65536"),
+        ({"runs": 1.0}, "Invalid parameter type for 'runs', expected: integer"),
+        ({"cells": 1 << 70}, "'cells' expects a value of 0 to 65536"),
+        ({"pages": 1}, "'pages' is unexpected"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, Any], words: str) -> None:
+    assert words in error(query(InMemoryMachine(64 * MIB), **arguments))
+
+
+def test_they_are_listed() -> None:
+    (commands,) = talk(InMemoryMachine(64 * MIB), ("query-commands", {}))
+    names = {command["name"] for command in commands}
+    assert {"query-unused-pages", "balloon-drop-caches", "balloon-sync-filesystems"} <= names
