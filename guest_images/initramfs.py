@@ -17,7 +17,7 @@ from pathlib import Path
 
 LIST_NAME = "initramfs.list"  # CONFIG_INITRAMFS_SOURCE in kernel.config
 STAGE_NAME = "initramfs"
-PROGRAMS = ("pattern", "session")  # each from one file in src
+PROGRAMS = ("pattern", "session")  # each from one file in src; others there are for tests
 LEFT_OUT = {"busybox", "init", "linuxrc"}  # not commands to be typed, or there already
 
 

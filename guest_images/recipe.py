@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from guest_images.initramfs import PROGRAMS
 from pyvmm.errors import UserError
 
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ HEADERS = {"stdlib.h": "libc6-dev", "gelf.h": "libelf-dev"}
 
 # Files of this package that decide what the image contains.
 OWN_FILES = ("kernel.config", "recipe.py", "kernel.py", "initramfs.py", "build.py", "manifest.py")
-OWN_DIRECTORIES = ("patches", "rootfs", "src")
+OWN_DIRECTORIES = ("patches", "rootfs")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def _stamp(file: Path, name: str) -> str:
 
 def _own_files() -> Iterator[Path]:
     yield from (HERE / name for name in OWN_FILES)
+    yield from (HERE / "src" / f"{name}.c" for name in PROGRAMS)
     for directory in OWN_DIRECTORIES:
         yield from sorted(path for path in (HERE / directory).glob("*") if path.is_file())
 

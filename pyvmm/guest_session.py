@@ -14,6 +14,7 @@ tests and the benches are such programs.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -34,6 +35,10 @@ _T = TypeVar("_T")
 
 class GuestEnded(Exception):
     """The guest ended while something else was expected of it."""
+
+
+class CommandFailed(Exception):
+    """A shell command in the guest ended with another status than 0."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,17 @@ class GuestSession:
     async def ask(self, line: str) -> str:
         """Have the guest's `pattern` program carry out one command; returns its reply."""
         return await self.while_running(self.console.ask(line))
+
+    async def shell(self, command: str) -> str:
+        """Have the guest's `pattern` program run a shell command; returns what it printed.
+
+        Raises CommandFailed when it does not end with status 0; 128 + N is death by signal N.
+        """
+        status, _, escaped = (await self.ask(f"shell {command}")).partition(" ")
+        output = re.sub(r"\\([\\n])", lambda match: "\n" if match[1] == "n" else "\\", escaped)
+        if status != "0":
+            raise CommandFailed(f"{command}: status {status}\n{output}")
+        return output
 
     async def free_bytes(self) -> int:
         """MemFree as the guest's kernel counts it, by way of `pattern`."""

@@ -5,10 +5,14 @@
  * Commands come one per line on standard input, or all at once as arguments:
  *
  *   alloc MIB     map MIB mebibytes and touch every page of them
+ *   grab MIB      the same, without asking first whether there is that much
+ *   thin N        give back all pages of it but every N-th
  *   fill SEED     write the pattern of SEED over all of it
  *   verify SEED   compare with the pattern of SEED: "ok verified BYTES wrong N"
  *   free          give the memory back
  *   meminfo       "ok total_kib T free_kib F available_kib A", from /proc/meminfo
+ *   shell COMMAND "ok STATUS OUTPUT": what the shell prints, with its newlines as "\n" and its
+ *                 backslashes as "\\"; COMMAND is the rest of the line
  *   quit          end (so does end of input)
  *
  * Every command gets exactly one reply line that begins with "ok " or "error ". As arguments
@@ -30,21 +34,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #define PAGE_BYTES 4096u
 #define WORDS_PER_PAGE (PAGE_BYTES / sizeof(uint64_t))
 #define WORD_STEP UINT64_C(0x9e3779b97f4a7c15)
 #define MAX_MIB (UINT64_C(1) << 24)
-#define MAX_TOKENS 8
+#define MAX_LINE 1024
 
 static uint64_t *memory;
 static uint64_t memory_bytes;
+static uint64_t every = 1; /* page numbers that are no multiple of it were given back */
 static uint64_t wrong_bytes_seen;
 
 struct command {
 	const char *name;
-	int arguments;
-	bool (*run)(uint64_t argument);
+	enum { NOTHING, NUMBER, TEXT } takes;
+	bool (*run)(uint64_t number, const char *text);
 };
 
 static bool reply(bool ok, const char *format, ...)
@@ -100,40 +106,75 @@ static void touch_all(void)
 		words[i] = 0;
 }
 
-static bool do_alloc(uint64_t mib)
+static bool do_grab(uint64_t mib, const char *text)
 {
-	uint64_t available_kib;
 	void *mapped;
+
+	(void)text;
 
 	if (memory)
 		return reply(false, "%" PRIu64 " MiB are allocated already", memory_bytes >> 20);
 	if (!mib || mib > MAX_MIB)
 		return reply(false, "cannot allocate %" PRIu64 " MiB", mib);
-	/* Linux promises more than it has and kills later; ask first, for a reply instead. */
-	if (meminfo_kib("MemAvailable", &available_kib) && available_kib < mib << 10)
-		return reply(false, "%" PRIu64 " MiB asked for, %" PRIu64 " MiB available", mib,
-			     available_kib >> 10);
 	mapped = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (mapped == MAP_FAILED)
 		return reply(false, "mmap of %" PRIu64 " MiB: %s", mib, strerror(errno));
 	memory = mapped;
 	memory_bytes = mib << 20;
+	every = 1;
 	touch_all();
 	return reply(true, "allocated %" PRIu64 " MiB", mib);
 }
 
-static bool do_fill(uint64_t seed)
+/* Linux promises more than it has and kills later; ask first, for a reply instead. */
+static bool do_alloc(uint64_t mib, const char *text)
 {
+	uint64_t available_kib;
+
+	if (!memory && mib <= MAX_MIB && meminfo_kib("MemAvailable", &available_kib) &&
+	    available_kib < mib << 10)
+		return reply(false, "%" PRIu64 " MiB asked for, %" PRIu64 " MiB available", mib,
+			     available_kib >> 10);
+	return do_grab(mib, text);
+}
+
+static uint64_t pages_kept(void)
+{
+	uint64_t pages = memory_bytes / PAGE_BYTES;
+
+	return (pages + every - 1) / every;
+}
+
+/* Leaves holes of single pages behind; those within a huge page stay until that is split. */
+static bool do_thin(uint64_t number, const char *text)
+{
+	char *bytes = (char *)memory;
+
+	(void)text;
 	if (!memory)
 		return reply(false, "nothing is allocated");
-	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page++) {
+	if (every != 1 || number < 2 || number > memory_bytes / PAGE_BYTES)
+		return reply(false, "cannot keep every %" PRIu64 ". page", number);
+	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page++)
+		if (page % number)
+			madvise(bytes + page * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED);
+	every = number;
+	return reply(true, "kept %" PRIu64, pages_kept() * PAGE_BYTES);
+}
+
+static bool do_fill(uint64_t seed, const char *text)
+{
+	(void)text;
+	if (!memory)
+		return reply(false, "nothing is allocated");
+	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every) {
 		uint64_t *word = memory + page * WORDS_PER_PAGE;
 		uint64_t expected = mix(seed, page);
 
 		for (unsigned int i = 0; i < WORDS_PER_PAGE; i++, expected += WORD_STEP)
 			word[i] = expected;
 	}
-	return reply(true, "filled %" PRIu64, memory_bytes);
+	return reply(true, "filled %" PRIu64, pages_kept() * PAGE_BYTES);
 }
 
 static unsigned int differing_bytes(uint64_t difference)
@@ -145,13 +186,14 @@ static unsigned int differing_bytes(uint64_t difference)
 	return count;
 }
 
-static bool do_verify(uint64_t seed)
+static bool do_verify(uint64_t seed, const char *text)
 {
 	uint64_t wrong = 0;
 
+	(void)text;
 	if (!memory)
 		return reply(false, "nothing is allocated");
-	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page++) {
+	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every) {
 		const uint64_t *word = memory + page * WORDS_PER_PAGE;
 		uint64_t expected = mix(seed, page);
 
@@ -160,14 +202,14 @@ static bool do_verify(uint64_t seed)
 				wrong += differing_bytes(word[i] ^ expected);
 	}
 	wrong_bytes_seen += wrong;
-	return reply(true, "verified %" PRIu64 " wrong %" PRIu64, memory_bytes, wrong);
+	return reply(true, "verified %" PRIu64 " wrong %" PRIu64, pages_kept() * PAGE_BYTES, wrong);
 }
 
-static bool do_free(uint64_t unused)
+static bool do_free(uint64_t number, const char *text)
 {
 	uint64_t mib = memory_bytes >> 20;
 
-	(void)unused;
+	(void)number, (void)text;
 	if (!memory)
 		return reply(false, "nothing is allocated");
 	munmap(memory, memory_bytes);
@@ -176,11 +218,11 @@ static bool do_free(uint64_t unused)
 	return reply(true, "freed %" PRIu64 " MiB", mib);
 }
 
-static bool do_meminfo(uint64_t unused)
+static bool do_meminfo(uint64_t number, const char *text)
 {
 	uint64_t total, free_, available;
 
-	(void)unused;
+	(void)number, (void)text;
 	if (!meminfo_kib("MemTotal", &total) || !meminfo_kib("MemFree", &free_) ||
 	    !meminfo_kib("MemAvailable", &available))
 		return reply(false, "/proc/meminfo cannot be read");
@@ -188,16 +230,51 @@ static bool do_meminfo(uint64_t unused)
 		     total, free_, available);
 }
 
-static bool do_quit(uint64_t unused)
+/* A status as the shell counts: 128 + N for a command that was killed by signal N. */
+static bool do_shell(uint64_t number, const char *text)
 {
-	(void)unused;
+	char *script, *escaped = NULL;
+	size_t length = 0;
+	int status = -1;
+	FILE *from = NULL, *to = open_memstream(&escaped, &length);
+
+	(void)number;
+	if (asprintf(&script, "exec 2>&1; %s", text) >= 0) {
+		from = popen(script, "r");
+		free(script);
+	}
+	if (to && from) {
+		for (int c = getc(from); c != EOF; c = getc(from)) {
+			if (c == '\n' || c == '\\')
+				putc('\\', to);
+			putc(c == '\n' ? 'n' : c, to);
+		}
+	}
+	if (from)
+		status = pclose(from);
+	if (!to || fclose(to) || status < 0) {
+		free(escaped);
+		return reply(false, "the shell cannot be run: %s", strerror(errno));
+	}
+	status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	reply(true, "%d %s", status, escaped);
+	free(escaped);
+	return true;
+}
+
+static bool do_quit(uint64_t number, const char *text)
+{
+	(void)number, (void)text;
 	reply(true, "bye");
 	exit(wrong_bytes_seen != 0);
 }
 
 static const struct command commands[] = {
-	{ "alloc", 1, do_alloc }, { "fill", 1, do_fill },	{ "verify", 1, do_verify },
-	{ "free", 0, do_free },	  { "meminfo", 0, do_meminfo }, { "quit", 0, do_quit },
+	{ "alloc", NUMBER, do_alloc },	  { "grab", NUMBER, do_grab },
+	{ "thin", NUMBER, do_thin },	  { "fill", NUMBER, do_fill },
+	{ "verify", NUMBER, do_verify },  { "free", NOTHING, do_free },
+	{ "meminfo", NOTHING, do_meminfo }, { "shell", TEXT, do_shell },
+	{ "quit", NOTHING, do_quit },
 };
 
 static const struct command *find_command(const char *name)
@@ -209,57 +286,62 @@ static const struct command *find_command(const char *name)
 	return NULL;
 }
 
-static bool run_command(const struct command *command, char *const *tokens, int count)
+/* `argument` is NULL where there is none. */
+static bool run_command(const struct command *command, const char *argument)
 {
-	uint64_t argument = 0;
+	uint64_t number = 0;
 	char *end;
 
-	if (count != command->arguments)
-		return reply(false, "%s takes %d argument(s)", command->name, command->arguments);
-	if (count) {
+	if ((command->takes != NOTHING) != (argument != NULL))
+		return reply(false, "%s takes %s", command->name,
+			     command->takes == NOTHING ? "nothing" :
+			     command->takes == NUMBER  ? "a number" :
+							 "a command");
+	if (command->takes == NUMBER) {
 		errno = 0;
-		argument = strtoull(tokens[0], &end, 0);
-		if (errno || *end || tokens[0][0] < '0' || tokens[0][0] > '9')
-			return reply(false, "'%s' is not a number", tokens[0]);
+		number = strtoull(argument, &end, 0);
+		if (errno || *end || argument[0] < '0' || argument[0] > '9')
+			return reply(false, "'%s' is not a number", argument);
 	}
-	return command->run(argument);
+	return command->run(number, argument);
 }
 
 static void run_line(char *line)
 {
 	const struct command *command;
-	char *tokens[MAX_TOKENS];
-	int count = 0;
+	char *name = strtok(line, " \t\r\n");
+	char *rest = name ? strtok(NULL, "\r\n") : NULL;
 
-	for (char *token = strtok(line, " \t\r\n"); token && count < MAX_TOKENS;
-	     token = strtok(NULL, " \t\r\n"))
-		tokens[count++] = token;
-	if (!count)
+	if (!name)
 		return;
-	command = find_command(tokens[0]);
+	if (rest)
+		rest += strspn(rest, " \t");
+	for (size_t end = rest ? strlen(rest) : 0; end && strchr(" \t", rest[end - 1]); end--)
+		rest[end - 1] = '\0';
+	command = find_command(name);
 	if (command)
-		run_command(command, tokens + 1, count - 1);
+		run_command(command, rest && *rest ? rest : NULL);
 }
 
 static int run_arguments(char **tokens, int count)
 {
 	for (int i = 0; i < count;) {
 		const struct command *command = find_command(tokens[i++]);
-		int taken;
+		const char *argument = NULL;
 
 		if (!command)
 			return 1;
-		taken = command->arguments < count - i ? command->arguments : count - i;
-		if (!run_command(command, tokens + i, taken))
+		if (command->takes != NOTHING && i < count)
+			argument = tokens[i++];
+		if (!run_command(command, argument))
 			return 1;
-		i += taken;
 	}
 	return wrong_bytes_seen != 0;
 }
 
 int main(int argc, char **argv)
 {
-	char line[256];
+	char line[MAX_LINE];
 
 	if (argc > 1)
 		return run_arguments(argv + 1, argc - 1);

@@ -193,6 +193,9 @@ def test_the_digest_follows_every_file_of_ours(
     (copy / "patches" / "9999-more.patch").write_text(CREATE)
     digests.add(read_recipe(linux).digest)
     assert len(digests) == 6
+    (copy / "src" / "for_a_test.c").write_text("not in the image")
+    digests.add(read_recipe(linux).digest)
+    assert len(digests) == 6
 
 
 def test_missing_tools_are_named_with_their_packages(

@@ -138,16 +138,19 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
         ("fill 1", "error nothing is allocated"),
         ("verify 1", "error nothing is allocated"),
         ("free", "error nothing is allocated"),
-        ("alloc", "error alloc takes 1 argument(s)"),
-        ("alloc 1 2", "error alloc takes 1 argument(s)"),
-        ("free 1", "error free takes 0 argument(s)"),
+        ("alloc", "error alloc takes a number"),
+        ("alloc 1 2", "error '1 2' is not a number"),
+        ("free 1", "error free takes nothing"),
+        ("shell", "error shell takes a command"),
+        ("thin 2", "error nothing is allocated"),
+        ("grab 0", "error cannot allocate 0 MiB"),
         ("alloc 0", "error cannot allocate 0 MiB"),
         ("alloc -1", "error '-1' is not a number"),
         ("alloc 1x", "error '1x' is not a number"),
         ("alloc 99999999999999999999", "error '99999999999999999999' is not a number"),
         ("alloc 18446744073709551615", "error cannot allocate 18446744073709551615 MiB"),
         ("balloon 1", "error unknown command 'balloon'"),
-        ("x" * 400, "error line too long"),
+        ("x" * 1400, "error line too long"),
     ],
 )
 def test_bad_commands_get_one_reply_and_change_nothing(
@@ -165,12 +168,42 @@ def test_more_memory_than_there_is_is_refused(session: Session) -> None:
     assert session.ask("alloc 1") == "error 1 MiB are allocated already"
 
 
+def test_thinned_memory_keeps_its_pattern_and_gives_the_rest_back(session: Session) -> None:
+    session.ask("alloc 1")
+    session.ask("fill 6")
+    assert session.ask("thin 1") == "error cannot keep every 1. page"
+    assert session.ask("thin 3") == f"ok kept {86 * PAGE_BYTES}"
+    assert session.ask("verify 6") == f"ok verified {86 * PAGE_BYTES} wrong 0"
+    for page in (1, 2, 255):
+        given_back = bytes(PAGE_BYTES)
+        assert (session.peek(1, page * PAGE_BYTES, PAGE_BYTES) == given_back) == (page % 3 != 0)
+    session.overwrite(1, 255 * PAGE_BYTES, bytes(PAGE_BYTES))
+    assert session.ask("verify 6").startswith(f"ok verified {86 * PAGE_BYTES} wrong 4")
+    assert session.ask("thin 2") == "error cannot keep every 2. page"
+    assert session.ask("free") == "ok freed 1 MiB"
+    assert session.ask("alloc 1") == "ok allocated 1 MiB"
+    assert session.ask("fill 6") == f"ok filled {MIB}"
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        ("true", "ok 0 "),
+        ("echo one; echo two >&2; exit 3", r"ok 3 one\ntwo\n"),
+        (r"printf 'a\\b\nc'", r"ok 0 a\\b\nc"),
+        ("kill -9 $$", "ok 137 "),
+    ],
+)
+def test_the_shell_s_words_come_on_one_line(session: Session, command: str, reply: str) -> None:
+    assert session.ask(f"shell {command}") == reply
+
+
 def test_the_first_error_ends_a_one_shot_run(program: Path) -> None:
     assert one_shot(program, "alloc", "1", "fill", "x", "free") == (
         1,
         ["ok allocated 1 MiB", "error 'x' is not a number"],
     )
-    assert one_shot(program, "alloc") == (1, ["error alloc takes 1 argument(s)"])
+    assert one_shot(program, "alloc") == (1, ["error alloc takes a number"])
 
 
 def test_meminfo_says_what_proc_says(session: Session) -> None:

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's balloon driver under everything Linux does to a driver besides moving its target.
+
+Memory runs out, the machine is suspended, the driver is unbound and bound again, pages are moved
+about by compaction. The guest's own counters, the device's, and a pattern that must survive say
+what became of the pages. Both dialects go through the same, so these tests also hold the patched
+driver to the stock one's behaviour.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from guests import RunGuest
+
+from pyvmm.guest_session import CommandFailed, GuestSession
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+MIB_PAGES = MIB // PAGE_BYTES
+DRIVER = "/sys/bus/virtio/drivers/virtio_balloon"
+HEADER_BYTES, WORD_BYTES = 32, 8
+SMALL_PAGES_ONLY = "echo never > /sys/kernel/mm/transparent_hugepage/enabled"
+
+# Devices are suspended and resumed; nothing could wake a machine that sleeps for real.
+SUSPEND = (
+    "echo 0 > /sys/module/suspend/parameters/pm_test_delay;"
+    " echo devices > /sys/power/pm_test; echo freeze > /sys/power/state"
+)
+DEVICE = f"basename {DRIVER}/virtio*"
+REBIND = f"device=$({DEVICE}); cd {DRIVER}; echo $device > unbind; echo $device > bind"
+
+both_dialects = pytest.mark.parametrize("dialect", ["bitmap", "standard"])
+
+
+async def vmstat(guest: GuestSession, name: str) -> int:
+    """A counter of the guest's kernel."""
+    return int(await guest.shell(f"sed -n 's/^{name} //p' /proc/vmstat"))
+
+
+async def total_kib(guest: GuestSession) -> int:
+    """The RAM Linux manages: less by what is in the balloon, to the page."""
+    words = (await guest.ask("meminfo")).split()
+    return int(words[words.index("total_kib") + 1])
+
+
+async def power_off(guest: GuestSession) -> None:
+    """End the guest; in all that it did, no request was a bad one."""
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF
+    counters = guest.machine.balloon.counters
+    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
+
+
+async def squeeze(guest: GuestSession) -> int:
+    """Inflate until hardly anything is left; returns the pages in the balloon."""
+    await guest.user_space()
+    target_pages = await guest.free_bytes() // PAGE_BYTES - 40 * MIB_PAGES
+    await guest.move_balloon(target_pages)
+    return target_pages
+
+
+@both_dialects
+def test_a_squeezed_guest_gets_pages_back_before_anything_is_killed(
+    run_guest: RunGuest, dialect: str
+) -> None:
+    """VIRTIO_BALLOON_F_DEFLATE_ON_OOM (VIRTIO 1.2, 5.5.6.1)."""
+
+    async def scenario(guest: GuestSession) -> None:
+        squeezed = await squeeze(guest)
+        replies = await guest.shell("pattern grab 300 fill 7 verify 7")
+        assert replies.splitlines()[-1] == f"ok verified {300 * MIB} wrong 0"
+        assert await vmstat(guest, "oom_kill") == 0
+        assert guest.machine.balloon.actual < squeezed - 200 * MIB_PAGES
+        await guest.move_balloon(0)
+        await power_off(guest)
+
+    run_guest(scenario, memory_mib=512, dialect=dialect, offer=["deflate-on-oom"])
+
+
+@both_dialects
+def test_without_deflate_on_oom_the_oom_killer_acts(run_guest: RunGuest, dialect: str) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        squeezed = await squeeze(guest)
+        with pytest.raises(CommandFailed, match="status 137"):
+            await guest.shell("pattern grab 300")
+        assert await vmstat(guest, "oom_kill") == 1
+        assert guest.machine.balloon.actual == squeezed
+        await guest.move_balloon(0)
+        await power_off(guest)
+
+    run_guest(scenario, memory_mib=512, dialect=dialect, withhold=["deflate-on-oom"])
+
+
+@both_dialects
+def test_a_suspended_guest_has_no_balloon_and_an_awake_one_has_it_again(
+    run_guest: RunGuest, dialect: str
+) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        await guest.ask("alloc 48")
+        await guest.ask("fill 3")
+        target_pages = 100 * MIB_PAGES
+        await guest.move_balloon(target_pages)
+        for cycle in (1, 2):
+            await guest.shell(SUSPEND)
+            await guest.move_balloon(target_pages)
+            counters = guest.machine.balloon.counters
+            assert counters.deflate.pages == cycle * target_pages
+            assert counters.inflate.pages == (cycle + 1) * target_pages
+        assert await guest.ask("verify 3") == f"verified {48 * MIB} wrong 0"
+        await guest.move_balloon(0)
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect)
+
+
+@both_dialects
+def test_an_unbound_driver_returns_every_page(run_guest: RunGuest, dialect: str) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        balloon = guest.machine.balloon
+        device = (await guest.shell(DEVICE)).strip()
+        whole_kib = await total_kib(guest)
+        target_pages = 128 * MIB_PAGES
+        await guest.move_balloon(target_pages)
+        assert await total_kib(guest) == whole_kib - 128 * 1024
+        for _ in range(2):
+            await guest.shell(f"echo {device} > {DRIVER}/unbind")
+            assert balloon.actual == 0
+            assert balloon.counters.inflate.pages == balloon.counters.deflate.pages
+            assert await total_kib(guest) == whole_kib
+            await guest.ask("alloc 180")
+            await guest.ask("fill 9")
+            assert await guest.ask("verify 9") == f"verified {180 * MIB} wrong 0"
+            await guest.ask("free")
+            await guest.shell(f"echo {device} > {DRIVER}/bind")
+            await guest.move_balloon(target_pages)
+        # On its way to a target, too.
+        guest.machine.set_balloon_target(guest.machine.ram_bytes - 200 * MIB)
+        await guest.shell(f"echo {device} > {DRIVER}/unbind")
+        assert await total_kib(guest) == whole_kib
+        await guest.shell(f"echo {device} > {DRIVER}/bind")
+        await guest.move_balloon(0)
+        assert await total_kib(guest) == whole_kib
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect)
+
+
+def test_few_pages_take_a_short_request(run_guest: RunGuest) -> None:
+    """A bitmap reaches from the first page to the last, and only new pages are told."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        balloon = guest.machine.balloon
+        for start_pages in (0, 20 * MIB_PAGES):
+            await guest.move_balloon(start_pages)
+            before = balloon.counters
+            await guest.move_balloon(start_pages + 1)
+            await guest.move_balloon(start_pages)
+            for new, old in (
+                (balloon.counters.inflate, before.inflate),
+                (balloon.counters.deflate, before.deflate),
+            ):
+                assert (new.requests - old.requests, new.pages - old.pages) == (1, 1)
+                assert new.bytes - old.bytes == HEADER_BYTES + WORD_BYTES
+        await power_off(guest)
+
+    run_guest(scenario, dialect="bitmap")
+
+
+def test_chores_are_done_and_the_queue_outlives_the_driver(run_guest: RunGuest) -> None:
+    """The misc queue's extension commands, and questions again after every new start."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        questions = guest.machine.balloon_questions
+        for restart in (None, SUSPEND, REBIND):
+            if restart is not None:
+                await guest.shell(restart)
+            dropped = [await vmstat(guest, f"drop_{what}") for what in ("pagecache", "slab")]
+            await guest.while_running(questions.drop_caches())
+            assert [await vmstat(guest, f"drop_{what}") for what in ("pagecache", "slab")] == [
+                count + 1 for count in dropped
+            ]
+            await guest.while_running(questions.sync_filesystems())
+            unused = await guest.while_running(questions.unused_pages())
+            assert unused.pages > 100 * MIB_PAGES
+        await power_off(guest)
+
+    run_guest(scenario, dialect="bitmap")
+
+
+async def free_blocks_bytes(guest: GuestSession, order: int) -> int:
+    """Free memory in blocks of 2**`order` pages and more."""
+    total = 0
+    for line in (await guest.shell("cat /proc/buddyinfo")).splitlines():
+        blocks = re.findall(r" (\d+)(?= |$)", line.partition("zone")[2])
+        total += sum(int(count) * PAGE_BYTES << n for n, count in enumerate(blocks) if n >= order)
+    return total
+
+
+@both_dialects
+def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, dialect: str) -> None:
+    """Every other page is free: the balloon takes single ones, compaction puts them together."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        await guest.shell(SMALL_PAGES_ONLY)
+        await guest.ask("alloc 200")
+        await guest.ask("fill 4")
+        await guest.ask("thin 2")
+        kept = f"verified {100 * MIB} wrong 0"
+        target_pages = 70 * MIB_PAGES
+        assert await free_blocks_bytes(guest, 1) < target_pages * PAGE_BYTES
+        await guest.move_balloon(target_pages)
+        assert await guest.ask("verify 4") == kept
+
+        counters = guest.machine.balloon.counters
+        await guest.shell("echo 1 > /proc/sys/vm/compact_memory")
+        moved = await vmstat(guest, "balloon_migrate")
+        assert moved > 1000
+        assert guest.machine.balloon.counters.inflate.pages == counters.inflate.pages + moved
+        assert guest.machine.balloon.counters.deflate.pages == counters.deflate.pages + moved
+        assert guest.machine.balloon.actual == target_pages
+        assert await guest.ask("verify 4") == kept
+        await guest.move_balloon(0)
+        assert await guest.ask("verify 4") == kept
+        await guest.ask("free")
+        await guest.ask("alloc 180")
+        await guest.ask("fill 5")
+        assert await guest.ask("verify 5") == f"verified {180 * MIB} wrong 0"
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect)
