@@ -25,7 +25,7 @@ STATISTICS = (
     Statistic("stat-major-faults", False, "page faults that needed the disk"),
     Statistic("stat-minor-faults", False, "page faults, all of them on Linux"),
     Statistic("stat-free-memory", True, "used for nothing at all"),
-    Statistic("stat-total-memory", True, "known to the guest, without the balloon"),
+    Statistic("stat-total-memory", True, "managed by the guest's kernel"),
     Statistic("stat-available-memory", True, "usable without swapping"),
     Statistic("stat-disk-caches", True, "disk cache, most of it reclaimable"),
     Statistic("stat-htlb-pgalloc", False, "huge pages allocated"),
