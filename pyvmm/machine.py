@@ -43,6 +43,7 @@ from pyvmm.boot import cpu
 from pyvmm.boot.linux64 import BootInfo
 from pyvmm.boot.loader import load_linux, read_boot_files
 from pyvmm.doorbells import QueueDoorbells
+from pyvmm.free_page_hints import FreePageHints
 from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
 from pyvmm.memory import Ram
 from pyvmm.outcome import Ending, Outcome
@@ -139,6 +140,9 @@ class Machine:
         self.balloon_questions = BalloonQuestions(
             self.balloon, self.lock, self._soon, lambda: self._status == "paused"
         )
+        self.free_page_hints = FreePageHints(
+            self.balloon, self.lock, self._soon, lambda: self._status == "paused"
+        )
         queues = len(self.balloon.queues)
         self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)
         self._msi = MsiVectors(self._router, queues + 1)
@@ -171,6 +175,7 @@ class Machine:
             self._kick_all()
             self.balloon_stats.close()
             self.balloon_questions.close()
+            self.free_page_hints.close()
         if outcome.ending is Ending.PANIC:
             self._status = "guest-panicked"
             self._announce("GUEST_PANICKED", {"action": "poweroff"})

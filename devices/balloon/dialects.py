@@ -78,9 +78,9 @@ class Dialect:
         The list of 5.5.2 can be read in two ways where a feature before another was not
         negotiated. Real drivers number the queues that exist without gaps: Linux does since it
         knows of queues that may be missing (4.20), in 6.1 and 6.12 too (`queue_idx++` in
-        drivers/virtio/virtio_pci_common.c), and QEMU numbers what it offers in this way. An
-        attempt of July 2024 to have Linux use the numbers of the list broke it on QEMU's devices
-        and was taken back. Drivers written from the specification use the list's numbers and leave
+        drivers/virtio/virtio_pci_common.c), and QEMU numbers what it offers in this way. Patches of
+        July 2024 that would have had Linux use the numbers of the list, with a fallback for QEMU,
+        are not in 6.12. Drivers written from the specification may use the list's numbers and leave
         gaps: reporting_vq is 4 whether or not there is a free_page_vq.
 
         The queues that the driver `enabled` tell the two apart. Where the readings differ at all,

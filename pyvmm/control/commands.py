@@ -130,6 +130,11 @@ def _query_balloon(machine: MachineControl) -> dict[str, int]:
 _PATH = Parameter("path", str)
 _PROPERTY = Parameter("property", str)
 _TIMEOUT = Parameter("timeout", float, required=False)
+_PAGES = (
+    _TIMEOUT,
+    Parameter("runs", int, required=False),
+    Parameter("cells", int, required=False),
+)
 
 COMMANDS = {
     "qmp_capabilities": Command(_qmp_capabilities, (Parameter("enable", list, required=False),)),
@@ -143,14 +148,8 @@ COMMANDS = {
     "balloon": Command(_balloon, (Parameter("value", int),)),
     "query-balloon": Command(_query_balloon),
     "query-balloon-stats": Command(qom.query_balloon_stats, (_TIMEOUT,)),
-    "query-unused-pages": Command(
-        guest_questions.query_unused_pages,
-        (
-            _TIMEOUT,
-            Parameter("runs", int, required=False),
-            Parameter("cells", int, required=False),
-        ),
-    ),
+    "query-unused-pages": Command(guest_questions.query_unused_pages, _PAGES),
+    "query-free-page-hints": Command(guest_questions.query_free_page_hints, _PAGES),
     "balloon-drop-caches": Command(guest_questions.drop_caches, (_TIMEOUT,)),
     "balloon-sync-filesystems": Command(guest_questions.sync_filesystems, (_TIMEOUT,)),
     "qom-list": Command(qom.qom_list, (_PATH,)),

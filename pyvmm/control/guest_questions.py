@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that ask the guest something over the balloon's misc queue; all are pyvmm's own.
+"""Commands that ask the guest's balloon driver something; all are pyvmm's own.
 
     query-unused-pages         {"timeout": S, "runs": N, "cells": N}, all optional
+    query-free-page-hints      the same
     balloon-drop-caches        {"timeout": S}
     balloon-sync-filesystems   {"timeout": S}
 
@@ -9,11 +10,14 @@ They are named after the device that carries the questions. QEMU has nothing of 
 "guest-" would suggest its guest agent, which no pyvmm guest needs, and "x-" marks what may change
 without notice. A client waits for its answer, at most `timeout` seconds.
 
-Unused pages come as numbers, and on request as runs and as cells. Runs are [start, count] in 4 KiB
-page frames, the first `runs` of them by address; "run-count" says how many there are. Cells are
-equal stretches of guest-physical address space from 0 to the end of RAM, at most `cells` of them,
-of a power of two of pages each: how many pages of each are RAM and how many unused, which is enough
-for a picture. A cell without RAM lies in the hole below 4 GiB.
+Unused pages are what the guest's kernel calls free when it is asked (bitmap dialect, MISC_VQ), or
+what its driver can allocate and hold for us for a moment (standard dialect, FREE_PAGE_HINT), with
+"complete" if that came to an end in time. They come as numbers, and on request as runs and as
+cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by address;
+"run-count" says how many there are. Cells are equal stretches of guest-physical address space from
+0 to the end of RAM, at most `cells` of them, of a power of two of pages each: how many pages of
+each are RAM and how many unused, which is enough for a picture. A cell without RAM lies in the hole
+below 4 GiB.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from pyvmm.control.qmp import QmpError
 
 if TYPE_CHECKING:
     from pyvmm.control.machine_control import MachineControl
+    from pyvmm.free_page_hints import Hints
     from pyvmm_native.runs import PageRuns
 
 MAX_TIMEOUT_S = 86400.0
@@ -45,20 +50,26 @@ async def query_unused_pages(
     _check_at_most("cells", cells, MAX_CELLS)
     begin = time.monotonic()
     unused = await _answered(machine.balloon_questions.unused_pages(timeout))
-    ram = machine.ram_pages
-    answer: dict[str, Any] = {
-        "seconds": round(time.monotonic() - begin, 6),
-        "ram-pages": ram.pages,
-        "unused-pages": unused.pages,
-        "share": round(unused.pages / ram.pages, 6),
-        "largest-run": unused.largest,
-        "run-count": len(unused),
-    }
-    if runs:
-        answer["runs"] = [list(run) for run, _ in zip(unused, range(runs), strict=False)]
-    if cells:
-        answer["cells"] = _cells(ram, unused, cells)
-    return answer
+    seconds = time.monotonic() - begin
+    return _described(machine.ram_pages, unused, seconds, runs, cells)
+
+
+async def query_free_page_hints(
+    machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
+) -> dict[str, Any]:
+    """What the guest could do without for a moment; it may use all of it again at once."""
+    _check_timeout(timeout)
+    _check_at_most("runs", runs, MAX_RUNS)
+    _check_at_most("cells", cells, MAX_CELLS)
+    begin = time.monotonic()
+    hints = await _answered(_hints(machine, timeout))
+    answer = _described(machine.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
+    return {"complete": hints.complete, **answer}
+
+
+async def _hints(machine: MachineControl, timeout_s: float) -> Hints:
+    async with machine.free_page_hints.held(timeout_s) as hints:
+        return hints
 
 
 async def drop_caches(
@@ -77,6 +88,24 @@ async def sync_filesystems(
     _check_timeout(timeout)
     await _answered(machine.balloon_questions.sync_filesystems(timeout))
     return {}
+
+
+def _described(
+    ram: PageRuns, unused: PageRuns, seconds: float, runs: int, cells: int
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "seconds": round(seconds, 6),
+        "ram-pages": ram.pages,
+        "unused-pages": unused.pages,
+        "share": round(unused.pages / ram.pages, 6),
+        "largest-run": unused.largest,
+        "run-count": len(unused),
+    }
+    if runs:
+        answer["runs"] = [list(run) for run, _ in zip(unused, range(runs), strict=False)]
+    if cells:
+        answer["cells"] = _cells(ram, unused, cells)
+    return answer
 
 
 def _cells(ram: PageRuns, unused: PageRuns, at_most: int) -> dict[str, Any]:

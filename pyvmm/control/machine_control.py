@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from pyvmm.balloon_questions import BalloonQuestions
     from pyvmm.balloon_stats import BalloonStats
+    from pyvmm.free_page_hints import FreePageHints
     from pyvmm_native.runs import PageRuns
 
 Status = Literal["running", "paused", "shutdown", "guest-panicked"]
@@ -40,6 +41,10 @@ class MachineControl(Protocol):
     @property
     def balloon_questions(self) -> BalloonQuestions:
         """What the guest can be asked."""
+
+    @property
+    def free_page_hints(self) -> FreePageHints:
+        """What the guest does without, if it is asked to."""
 
     @property
     def status(self) -> Status:

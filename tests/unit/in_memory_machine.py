@@ -18,8 +18,10 @@ from pyvmm.balloon_questions import BalloonQuestions
 from pyvmm.balloon_stats import BalloonStats
 from pyvmm.control.machine_control import EventSink, Status
 from pyvmm.control.server import ControlServer
+from pyvmm.free_page_hints import FreePageHints
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
+from tests.hint_guest import HintGuest
 from tests.misc_driver import MiscGuest
 from tests.stats_guest import StatsGuest
 
@@ -66,9 +68,24 @@ class InMemoryMachine:
             board.balloon, threading.Lock(), loop.call_soon, lambda: self.status == "paused"
         )
 
+    @cached_property
+    def hint_guest(self) -> HintGuest:
+        """Who gives free page hints, unless it is paused; has RAM of the machine's size."""
+        return HintGuest(*layout.ram_ranges(self.ram_bytes))
+
+    @cached_property
+    def free_page_hints(self) -> FreePageHints:
+        loop, board = asyncio.get_running_loop(), self.hint_guest.board
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        return FreePageHints(
+            board.balloon, threading.Lock(), loop.call_soon, lambda: self.status == "paused"
+        )
+
     def _answer(self) -> None:
         if self.status == "running":
             self.stats_guest.answer()
+            if "hint_guest" in self.__dict__:
+                self.hint_guest.answer()
             if "misc_guest" in self.__dict__:
                 self.misc_guest.answer()
 
@@ -103,6 +120,8 @@ class InMemoryMachine:
         self.status = "shutdown"
         if "balloon_questions" in self.__dict__:
             self.balloon_questions.close()
+        if "free_page_hints" in self.__dict__:
+            self.free_page_hints.close()
         self.announce("SHUTDOWN", guest=False, reason="host-qmp-quit")
         self.on_quit()
 

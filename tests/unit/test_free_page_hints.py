@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free page hints on the event loop: held for a while, in turns, with time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from in_memory_machine import InMemoryMachine
+
+from pyvmm.balloon_questions import GuestEnded, GuestPaused, GuestReset, NoAnswer
+from pyvmm.control.commands import execute
+from pyvmm.control.qmp import QmpError, Request
+from pyvmm.free_page_hints import FreePageHints, NoHints
+from pyvmm.units import MIB
+from pyvmm_native.runs import PageRuns
+from tests.hint_guest import HintGuest
+
+SOON_S = 0.05
+LONG_S = 20.0
+HINTED = PageRuns([(1024, 1024), (3072, 256)])
+
+Scenario = Callable[[InMemoryMachine, HintGuest, FreePageHints], Coroutine[Any, Any, None]]
+
+
+def play(scenario: Scenario) -> None:
+    """Run a scenario on a machine whose guest hints at once."""
+
+    async def main() -> None:
+        machine = InMemoryMachine(64 * MIB)
+        hints = machine.free_page_hints
+        await asyncio.wait_for(scenario(machine, machine.hint_guest, hints), 60)
+
+    asyncio.run(main())
+
+
+async def settle() -> None:
+    """Let the guest hear of what was just done."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_hints_are_held_for_the_block() -> None:
+    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        async with hints.held(LONG_S) as held:
+            assert held.complete
+            assert held.pages == HINTED
+            assert guest.held
+        await settle()
+        assert not guest.held, "the guest has its pages back"
+        assert guest.board.ram.discarded == []
+
+    play(scenario)
+
+
+def test_holders_take_turns() -> None:
+    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        async with hints.held(LONG_S):
+            with pytest.raises(NoAnswer, match="somebody else"):
+                async with hints.held(SOON_S):
+                    pytest.fail("held twice")
+            assert guest.held, "and the first still holds them"
+        await settle()
+        async with hints.held(LONG_S) as held:
+            assert held.pages == HINTED
+        assert guest.rounds == 2
+
+    play(scenario)
+
+
+def test_a_driver_that_never_ends_is_stopped() -> None:
+    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        guest.endless = True
+        async with hints.held(SOON_S) as held:
+            assert not held.complete
+            assert held.pages == HINTED, "what it has hinted is good"
+        await settle()
+        assert not guest.held
+        guest.endless = False
+        async with hints.held(LONG_S) as held:
+            assert held.complete
+
+    play(scenario)
+
+
+def test_a_guest_that_is_paused() -> None:
+    async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        machine.pause()
+        with pytest.raises(GuestPaused):
+            async with hints.held(LONG_S):
+                pytest.fail("a paused guest gave hints")
+        machine.resume()
+        guest.endless = True
+        asyncio.get_running_loop().call_later(SOON_S / 2, machine.pause)
+        with pytest.raises(GuestPaused):
+            async with hints.held(SOON_S):
+                pytest.fail("paused meanwhile")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("error", [GuestReset, GuestEnded])
+def test_a_guest_that_goes_away(error: type[Exception]) -> None:
+    async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        guest.endless = True
+        leave = guest.driver.reset if error is GuestReset else machine.quit
+        asyncio.get_running_loop().call_later(SOON_S, leave)
+        with pytest.raises(error):
+            async with hints.held(LONG_S):
+                pytest.fail("it gave all its hints")
+        with pytest.raises(NoHints if error is GuestReset else GuestEnded):
+            async with hints.held(LONG_S):
+                pytest.fail("nobody is there")
+
+    play(scenario)
+
+
+def test_a_holder_that_is_cancelled_gives_them_back() -> None:
+    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+        async def hold() -> None:
+            async with hints.held(LONG_S):
+                await asyncio.sleep(LONG_S)
+
+        task = asyncio.create_task(hold())
+        while not guest.held:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        await settle()
+        assert not guest.held
+        async with hints.held(LONG_S) as held:
+            assert held.pages == HINTED
+
+    play(scenario)
+
+
+def test_the_command_reports_and_gives_back() -> None:
+    async def scenario(machine: InMemoryMachine, guest: HintGuest, _: FreePageHints) -> None:
+        request = Request("query-free-page-hints", {"runs": 1, "timeout": LONG_S})
+        answer = await execute(machine, request)
+        assert answer.pop("seconds") >= 0
+        assert answer == {
+            "complete": True,
+            "ram-pages": 64 * MIB // 4096,
+            "unused-pages": 1280,
+            "share": round(1280 / 16384, 6),
+            "largest-run": 1024,
+            "run-count": 2,
+            "runs": [[1024, 1024]],
+        }
+        await settle()
+        assert not guest.held
+        guest.driver.reset()
+        with pytest.raises(QmpError, match="--offer free-page-hint"):
+            await execute(machine, Request("query-free-page-hints", {}))
+
+    play(scenario)
