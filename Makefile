@@ -5,12 +5,13 @@
 BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
 PYTHON   := pykvm devices pyvmm guest_images tests
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format image native clean
+.PHONY: help demo test fuzz coverage lint format image native clean
 
 help:  ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show where the memory went
 	@$(BIN)/pyvmm demo
@@ -18,6 +19,15 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 test: native image  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
+
+fuzz: native  ## Let a fuzzer make up guests, for FUZZ_SECONDS; more in tests/fuzz/fuzz_balloon.py
+	@$(BIN)/python -m tests.fuzz.corpus unpack .fuzz/corpus
+	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_balloon corpus \
+		-max_len=256 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+
+coverage: native  ## Branches of the virtio and balloon devices that the tests reach: at least 98 %
+	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/unit tests/property tests/fuzz
+	@$(BIN)/coverage report
 
 lint: native  ## Style, types, native code, and the one direction of imports
 	@$(BIN)/ruff check $(PYTHON)
@@ -36,7 +46,7 @@ image: native  ## Build guest.img (cached)
 native: .venv/.native
 
 clean:  ## Remove what was built in this tree (caches outside it stay: see `pyvmm image where`)
-	rm -rf .venv build demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build demo-output .fuzz .coverage *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f cython_src/pyvmm_native/*.c cython_src/pyvmm_native/*.so
 
 .venv/.ready: pyproject.toml debian-packages.txt scripts/setup

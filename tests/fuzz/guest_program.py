@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any bytes are a guest: an interpreter from bytes to what a driver does to a balloon.
+
+Invariant: whatever the bytes, nothing leaves the device but what its policy allows, and everything
+that `watched_board` checks holds, at every step and when the guest lies still at the end. No page
+changes that the guest did not give away.
+
+The first two bytes choose the dialect, the features offered and accepted, the size of the rings and
+whether the guest has started its device properly; most have, so that a random program reaches the
+queues. Every further byte is an instruction, whose operands are the bytes behind it (zeros, when
+there are no more). Operands lean towards what is nearly right: a valid request with one field
+spoilt gets further than noise. `LATER` makes memory change while the device works: the bytes are
+written at the N-th moment at which another processor of the guest could have written them.
+
+The hypothesis tests, the fuzzer and the replay of its corpus all run `run`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+
+from devices.balloon.dialects import BITMAP, STANDARD, Role
+from devices.balloon.misc import Command
+from devices.bus import Bus
+from devices.pci.host_bridge import ConfigMechanism1
+from devices.virtio import features
+from tests.fuzz.snapshot import Snapshot
+from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard, check
+from tests.virtio_board import APERTURE, SLOT
+
+PAGE_BYTES = 4096
+ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 11, 15
+NEXT, WRITE, INDIRECT = 1, 2, 4
+ALL_ONES = (1 << 64) - 1
+
+BAR0, BAR2 = APERTURE[0], APERTURE[0] + 0x10_0000
+STATUS, QUEUE_SELECT, QUEUE_SIZE, QUEUE_ENABLE, QUEUE_DESC, QUEUE_RESET = (
+    0x14, 0x16, 0x18, 0x1C, 0x20, 0x3A
+)  # fmt: skip
+PCI_COMMAND, PCI_BAR0, PCI_BAR2 = 0x04, 0x10, 0x18
+PAYLOAD_GPA = 8 * PAGE_BYTES  # rings are below, one page each
+KEPT_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
+
+EDGES = [
+    edge + delta
+    for gpa, size in REGIONS
+    for edge in (gpa, gpa + size)
+    for delta in (-4096, -16, -1, 0, 1, 16)
+] + [0xA_0000, APERTURE[0], 1 << 63, ALL_ONES - 15, ALL_ONES]
+LENGTHS = [0, 1, 4, 16, 32, 64, 4096, 8192, 0x10000, 0x20000, 0x30000, 1 << 31, (1 << 32) - 1]
+RING_SIZES = [4, 8, 16, 128]
+INDICES = [0, 1, 2, 3, 7, 127, 128, 0x7FFF, 0xFFFE, 0xFFFF]
+
+
+def descriptor(gpa: int, length: int, flags: int, following: int) -> bytes:
+    return struct.pack("<QIHH", gpa & ALL_ONES, length, flags, following)
+
+
+class OutOfBytes(Exception):
+    """The program is at its end."""
+
+
+class Program:
+    """The bytes, read from the front."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def opcode(self) -> int:
+        if self._at >= len(self._data):
+            raise OutOfBytes
+        return self.byte()
+
+    def byte(self) -> int:
+        at = self._at
+        self._at = at + 1
+        return self._data[at] if at < len(self._data) else 0
+
+    def number(self, size: int) -> int:
+        at = self._at
+        self._at = at + size
+        return int.from_bytes(self._data[at : at + size], "little")
+
+    def take(self, count: int) -> bytes:
+        at = self._at
+        self._at = at + count
+        return self._data[at : at + count].ljust(count, b"\0")
+
+    def pick(self, choices: Sequence[int], raw_bytes: int) -> int:
+        """One of `choices`, or a number of any kind."""
+        at = self.byte()
+        return choices[at % len(choices)] if at < 192 else self.number(raw_bytes)
+
+
+class Ring:
+    """The driver's side of one queue, without any care for what the device says."""
+
+    def __init__(self, index: int, size: int) -> None:
+        self.size = size
+        self.desc = index * PAGE_BYTES
+        self.avail = self.desc + 16 * size
+        self.used = (self.avail + 6 + 2 * size + 3) & ~3
+        self.next_avail = 0
+        self.next_desc = 0
+
+
+class Guest:
+    """One guest running one program on `board`."""
+
+    def __init__(self, board: WatchedBoard, program: Program) -> None:
+        self.board = board
+        self.program = program
+        self.memory = board.ram.driver_area
+        self.mmio = board.mmio
+        self.rings: dict[int, Ring] = {}
+        self.ring_size = 8
+        self.payload_gpa = PAYLOAD_GPA
+        self.pio = Bus("pio")
+        self.pio.map(0xCF8, 8, ConfigMechanism1(board.pci))
+        self.later: list[tuple[int, bytes]] = []
+        self.countdown = 0
+        board.ram.moment = self.moment
+
+    # What a well-behaved driver does.
+
+    def plug_in(self) -> None:
+        config = self.board.function.config_write
+        for register, gpa in ((PCI_BAR0, BAR0), (PCI_BAR2, BAR2)):
+            config(register, 4, gpa)
+            config(register + 4, 4, 0)
+        config(PCI_COMMAND, 2, 0b110)
+
+    def start(self, wanted: int) -> None:
+        """Negotiate `wanted` of the offered features and go to DRIVER_OK."""
+        mmio = self.mmio
+        self.rings.clear()
+        mmio.write(BAR0 + STATUS, 1, 0)
+        mmio.write(BAR0 + STATUS, 1, ACKNOWLEDGE_DRIVER)
+        accepted = self.board.device.offered & wanted
+        for half in (0, 1):
+            mmio.write(BAR0 + 8, 4, half)
+            mmio.write(BAR0 + 12, 4, accepted >> 32 * half & 0xFFFF_FFFF)
+        mmio.write(BAR0 + STATUS, 1, FEATURES_OK)
+        mmio.write(BAR0 + STATUS, 1, DRIVER_OK)
+
+    def ring(self, queue: int) -> Ring:
+        """The queue's ring, set up when it is first used."""
+        ring = self.rings.get(queue)
+        if ring is None:
+            ring = self.rings[queue] = Ring(queue, self.ring_size)
+            write = self.mmio.write
+            write(BAR0 + QUEUE_SELECT, 2, queue)
+            write(BAR0 + QUEUE_SIZE, 2, ring.size)
+            for i, gpa in enumerate((ring.desc, ring.avail, ring.used)):
+                write(BAR0 + QUEUE_DESC + 8 * i, 8, gpa)
+            write(BAR0 + QUEUE_ENABLE, 2, 1)
+        return ring
+
+    def poke(self, gpa: int, data: bytes) -> None:
+        """Write guest memory, wrapped into the part that is the guest's own."""
+        gpa %= DRIVER_BYTES
+        data = data[: DRIVER_BYTES - gpa]
+        self.memory[gpa : gpa + len(data)] = data
+
+    def place(self, data: bytes) -> int:
+        """Put `data` somewhere and say where."""
+        if self.payload_gpa + len(data) > DRIVER_BYTES:
+            self.payload_gpa = PAYLOAD_GPA
+        gpa = self.payload_gpa
+        self.poke(gpa, data)
+        self.payload_gpa += (len(data) + 15) & ~15
+        return gpa
+
+    def add(self, queue: int, elements: list[tuple[int, int, int]], indirect: bool) -> None:
+        """Make one buffer of (gpa, length, flags) elements available."""
+        ring = self.ring(queue)
+        if indirect:
+            table = b"".join(
+                descriptor(gpa, n, flags | (i < len(elements) - 1), i + 1)
+                for i, (gpa, n, flags) in enumerate(elements)
+            )
+            elements = [(self.place(table), len(table), INDIRECT)]
+        head = at = ring.next_desc
+        for i, (gpa, length, flags) in enumerate(elements):
+            following = (at + 1) % ring.size
+            flags |= i < len(elements) - 1
+            self.poke(ring.desc + 16 * at, descriptor(gpa, length, flags, following))
+            at = following
+        ring.next_desc = at
+        self.poke(ring.avail + 4 + 2 * (ring.next_avail % ring.size), struct.pack("<H", head))
+        ring.next_avail = (ring.next_avail + 1) & 0xFFFF
+        self.poke(ring.avail + 2, struct.pack("<H", ring.next_avail))
+
+    def moment(self) -> None:
+        """Another processor of the guest may write now."""
+        if self.later:
+            self.countdown -= 1
+            if self.countdown <= 0:
+                gpa, data = self.later.pop(0)
+                self.poke(gpa, data)
+
+    # Operands.
+
+    def queue(self) -> int:
+        return self.program.byte() % (len(self.board.device.queues) + 1)
+
+    def gpa(self) -> int:
+        return self.program.pick(EDGES, 8)
+
+    def pfns(self) -> list[int]:
+        """Page frames: mostly some of those with a pattern, sometimes others."""
+        program = self.program
+        kind = program.byte()
+        if kind < 160:
+            start, count = program.byte() % len(KEPT_PFNS), kind % 12 + 1
+            return KEPT_PFNS[start : start + count]
+        if kind < 220:
+            mask = program.number(6)
+            return [pfn for i, pfn in enumerate(KEPT_PFNS) if mask >> i & 1]
+        return [program.number(4) for _ in range(kind % 6)]
+
+    def request(self) -> bytes:
+        """A request naming pages, in this device's dialect or by mistake in the other."""
+        program = self.program
+        pfns = self.pfns()
+        spoilt = program.byte()
+        if (self.board.watched.dialect is STANDARD) ^ (spoilt == 255):
+            data = struct.pack(f"<{len(pfns)}I", *(pfn & 0xFFFF_FFFF for pfn in pfns))
+            return data + program.take(spoilt % 4) if spoilt > 200 else data
+        start = min(pfns, default=0) & ~63
+        bits = 0
+        for pfn in pfns:
+            if pfn - start < 4096:
+                bits |= 1 << pfn - start
+        bitmap = bits.to_bytes((bits.bit_length() + 63) // 64 * 8 or 8, "little")
+        fields = [0, 12, 0, 0, 0, start, len(bitmap)]
+        if spoilt % 8 == 7:  # an answer on the misc queue
+            fields[0], fields[2] = program.byte() % 4, program.byte() % 3
+            fields[4] = program.byte() % 4
+        elif spoilt > 128:
+            sizes = (2, 2, 2, 2, 8, 8, 8)
+            at = spoilt % 7
+            fields[at] = program.pick([0, 1, 8, 12, 13, 21, 30, 64, 1 << 15], sizes[at])
+        limits = (0xFFFF,) * 4 + (ALL_ONES,) * 3
+        fields = [field & limit for field, limit in zip(fields, limits, strict=True)]
+        return struct.pack("<HHHHQQQ", *fields) + bitmap
+
+    # Instructions.
+
+    def send_request(self) -> None:
+        """A request in one to four descriptors."""
+        queue, shape = self.queue(), self.program.byte()
+        data = self.request()
+        cuts = sorted({len(data) * i // (shape % 4 + 1) for i in range(shape % 4 + 2)})
+        parts = [data[a:b] for a, b in pairwise(cuts)] or [b""]
+        elements = [(self.place(part), len(part), 0) for part in parts]
+        if shape & 0x40:
+            elements.append((self.place(bytes(16)), 16, WRITE))
+        self.add(queue, elements, bool(shape & 0x80))
+
+    def send_bytes(self) -> None:
+        """Any payload: statistics, command ids, noise."""
+        queue, count = self.queue(), self.program.byte()
+        data = self.program.take(count % 64)
+        self.add(queue, [(self.place(data), len(data), 0)], bool(count & 0x80))
+
+    def send_statistics(self) -> None:
+        queue, count = self.queue(), self.program.byte() % 20
+        entries = (struct.pack("<HQ", tag, self.program.byte()) for tag in range(count))
+        data = b"".join(entries)
+        self.add(queue, [(self.place(data), len(data), 0)], False)
+
+    def send_room(self) -> None:
+        """Device-writable elements: room for an answer, or pages reported or hinted."""
+        queue, shape = self.queue(), self.program.byte()
+        if shape < 64:
+            elements = [(self.place(bytes(16)), 16, WRITE)]
+        else:
+            pages = self.pfns()
+            elements = [(pfn * PAGE_BYTES, PAGE_BYTES, WRITE) for pfn in pages[:3]]
+            elements = elements or [(self.gpa(), self.program.pick(LENGTHS, 4), WRITE)]
+        self.add(queue, elements, bool(shape & 1))
+
+    def send_elements(self) -> None:
+        """Elements of any address, length and direction."""
+        queue, shape = self.queue(), self.program.byte()
+        elements = [
+            (self.gpa(), self.program.pick(LENGTHS, 4), self.program.byte() & 0xFF)
+            for _ in range(shape % 5 + 1)
+        ]
+        self.add(queue, elements, bool(shape & 0x80))
+
+    def write_descriptor(self) -> None:
+        ring, program = self.ring(self.queue()), self.program
+        at, gpa, length = program.byte() % ring.size, self.gpa(), program.pick(LENGTHS, 4)
+        flags, following = program.byte(), program.pick(INDICES, 2)
+        self.poke(ring.desc + 16 * at, descriptor(gpa, length, flags, following))
+
+    def write_index(self) -> None:
+        """The available index, flags, an element, or used_event."""
+        ring, which = self.ring(self.queue()), self.program.byte()
+        value = self.program.pick(INDICES, 2)
+        if which & 0x80:
+            value = ring.next_avail + value & 0xFFFF
+            ring.next_avail = value
+        offset = (2, 0, 4 + 2 * (which >> 2 & 0x1F) % (2 * ring.size), 4 + 2 * ring.size)[which % 4]
+        self.poke(ring.avail + offset, struct.pack("<H", value))
+
+    def write_memory(self) -> None:
+        self.poke(self.program.number(2), self.program.take(self.program.byte() % 33))
+
+    def write_later(self) -> None:
+        self.countdown = self.program.byte() % 8
+        data = self.program.take(self.program.byte() % 17)
+        self.later.append((self.program.number(2), data))
+
+    def add_again(self) -> None:
+        """Make many buffers available at once: the same descriptors again."""
+        ring = self.ring(self.queue())
+        ring.next_avail = ring.next_avail + self.program.byte() % (ring.size + 2) & 0xFFFF
+        self.poke(ring.avail + 2, struct.pack("<H", ring.next_avail))
+
+    def kick(self) -> None:
+        queue = self.queue()
+        self.ring(queue)
+        self.mmio.write(BAR0 + 0x3000 + 4 * queue, 2, queue)
+
+    def serve_once(self) -> None:
+        """The event loop serves the bell that has waited longest."""
+        rung = self.board.bells.rung
+        if rung:
+            queue = rung.pop(0)
+            if self.board.transport.notify(queue):
+                rung.append(queue)
+
+    def serve_all(self) -> None:
+        for queue in self.rings:
+            if queue < len(self.board.device.queues):
+                self.board.serve_to_the_end(queue)
+
+    def restart(self) -> None:
+        """A reset in the middle of work, and other features."""
+        wanted = ALL_ONES ^ self.program.byte()
+        self.plug_in()
+        self.start(wanted)
+
+    def reset_queue(self) -> None:
+        queue = self.queue()
+        self.mmio.write(BAR0 + QUEUE_SELECT, 2, queue)
+        self.mmio.write(BAR0 + QUEUE_RESET, 2, 1)
+        self.rings.pop(queue, None)
+
+    def access_bar(self) -> None:
+        """Any register, any size, any offset; near the structures or anywhere."""
+        program = self.program
+        where = program.byte()
+        base = (0, 0, 0x1000, 0x2000, 0x2000, 0x3000, 0x10_0000, 0x10_0800)[where & 7]
+        offset = base + (program.byte() if where & 8 else program.byte() & 0x3F)
+        if where & 0xF0 == 0xF0:
+            offset = program.number(2)
+        self.access(self.mmio, BAR0 + offset)
+
+    def access_ports(self) -> None:
+        """The configuration ports, pointed at the device or anywhere."""
+        program = self.program
+        register = program.byte() & 0xFC
+        address = 1 << 31 | SLOT << 11 | register
+        if program.byte() >= 224:
+            address = program.number(4)
+        self.pio.write(0xCF8, 4, address)
+        self.access(self.pio, 0xCF8 + program.byte() % 8)
+
+    def access(self, bus: Bus, address: int) -> None:
+        shape = self.program.byte()
+        size = (1, 2, 4, 8)[shape & 3]
+        if bus is self.pio:
+            size = min(size, 4)
+        if shape & 4:
+            value = bus.read(address, size)
+            check(0 <= value < 1 << 8 * size, f"{value:#x} read as {size} bytes at {address:#x}")
+        else:
+            value = self.program.pick([0, 1, 2, 3, 6, 0xF, 0xFFFF, 1 << 15, 0xC0 << 24], size)
+            bus.write(address, size, value & (1 << 8 * size) - 1)
+
+    def access_config(self) -> None:
+        """Configuration space at once: BARs, command, the window into the BAR, MSI-X control."""
+        offset, shape = self.program.byte(), self.program.byte()
+        size = (1, 2, 4, 4)[shape & 3]
+        function = self.board.function
+        if shape & 4:
+            value = function.config_read(offset, size)
+            check(0 <= value < 1 << 8 * size, f"{value:#x} read at {offset:#x}")
+        else:
+            value = self.program.pick([0, 1, 2, 4, 6, 0x406, 0xC000, BAR0, BAR2, 0xFFFF_FFFF], size)
+            function.config_write(offset, size, value & (1 << 8 * size) - 1)
+
+    def act_as_host(self) -> None:
+        """What people ask of the balloon meanwhile."""
+        balloon, what = self.board.watched, self.program.byte()
+        if what % 8 == 0:
+            balloon.set_target(what % 57)
+        elif what % 8 < 3:
+            balloon.ask_for_stats()
+        elif what % 8 == 3:
+            balloon.misc.withdraw()
+            balloon.misc.ask(Command(what // 8 % 3), lambda answer: None)
+        elif what % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
+            balloon.hinting.finish()
+            balloon.hinting.start(lambda ending: None)
+        elif what % 8 == 5:
+            balloon.hinting.stop()
+        elif what % 8 == 6:
+            balloon.misc.withdraw()
+        else:
+            _ = (balloon.counters, balloon.actual, balloon.has_live(Role.STATS))
+
+    def run(self) -> None:
+        try:
+            while True:
+                instruction = INSTRUCTIONS[self.program.opcode() % len(INSTRUCTIONS)]
+                instruction(self)
+        except OutOfBytes:
+            self.later.clear()
+
+
+INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (
+    Guest.send_request, Guest.send_request, Guest.send_request, Guest.send_bytes,
+    Guest.send_statistics, Guest.send_room, Guest.send_room, Guest.send_elements,
+    Guest.write_descriptor, Guest.write_index, Guest.write_memory, Guest.write_later,
+    Guest.add_again, Guest.kick, Guest.serve_once, Guest.serve_once,
+    Guest.serve_all, Guest.serve_all, Guest.restart, Guest.reset_queue,
+    Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_config,
+    Guest.act_as_host,
+)  # fmt: skip
+
+
+@cache
+def _board(bitmap: int, offer: int, spoilt: int, started: bool) -> tuple[WatchedBoard, Snapshot]:
+    """One board for each way to begin, there already, and how to get back to it."""
+    dialect = BITMAP if bitmap else STANDARD
+    known, default, required = (
+        dialect.features.known,
+        dialect.features.default,
+        dialect.features.required,
+    )
+    board = WatchedBoard(dialect, (known, known, default, required)[offer])
+    if started:
+        guest = Guest(board, Program(b""))
+        guest.plug_in()
+        guest.start(ALL_ONES ^ spoilt)
+    board.ram.moment = lambda: None
+    return board, Snapshot(board)
+
+
+def run(data: bytes) -> WatchedBoard:
+    """Run `data` as a guest; raises whatever should not have happened."""
+    program = Program(data)
+    choice, wanted = program.byte(), program.byte()
+    # Mostly every feature but at most one, and now and then none of some kind.
+    spoilt = 1 << wanted % 8 if wanted & 8 else 0
+    spoilt |= features.EVENT_IDX * bool(wanted & 0x10) | features.INDIRECT_DESC * (wanted >= 0xC0)
+    board, snapshot = _board(choice & 1, choice >> 1 & 3, spoilt, choice < 0xF0)
+    try:
+        guest = Guest(board, program)
+        guest.ring_size = RING_SIZES[choice >> 3 & 3]
+        guest.run()
+        board.check_at_rest()
+    finally:
+        snapshot.restore()
+    return board
