@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the control socket, as one table.
 
-Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json and
-control.json under qapi/), and errors are worded as QEMU words them. One semantic differs on
+Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json, qom.json
+and control.json under qapi/) where QEMU has the command, and errors are worded as QEMU words them. One semantic differs on
 purpose: a balloon target larger than the guest's RAM is an error here, where QEMU silently takes
 all of RAM instead.
 
