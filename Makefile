@@ -8,7 +8,7 @@ PYTHON   := pykvm devices pyvmm guest_images tests
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz coverage lint format image native clean
+.PHONY: help demo test conformance fuzz coverage lint format image native clean
 
 help:  ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 test: native image  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
+
+conformance: native image  ## Write docs/conformance.md from the results of the tests it names
+	@rm -f build/conformance-*.xml
+	-@$(BIN)/python -m pytest -m "conformance and not kvm" -q --junitxml build/conformance-unit.xml
+	-@scripts/test-with-kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
+	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
 fuzz: native  ## Let a fuzzer make up guests, for FUZZ_SECONDS; more in tests/fuzz/fuzz_balloon.py
 	@$(BIN)/python -m tests.fuzz.corpus unpack .fuzz/corpus

@@ -97,7 +97,9 @@ def test_capabilities() -> None:
 
 
 def test_balloon_configuration() -> None:
-    registers = config_space(lambda pages: None, Trace())
+    standard = dialects.STANDARD
+    registers = config_space(standard, standard.features.known, lambda pages: None, Trace())
+    assert len(list(registers)) == 4
     facts = [
         Fact(f"offsetof(struct virtio_balloon_config, {register.name})", register.offset)
         for register in registers

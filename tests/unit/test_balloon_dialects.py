@@ -144,6 +144,7 @@ FURTHER = [
 ]
 
 
+@pytest.mark.conformance("5.5.2-1")
 @pytest.mark.parametrize(
     ("bits", "without_gaps", "listed"),
     [
@@ -168,6 +169,7 @@ def test_queues_are_numbered_as_the_driver_does(
     assert STANDARD.queue_count(bits) == max([1, *listed]) + 1
 
 
+@pytest.mark.conformance("5.5.2-3")
 @pytest.mark.parametrize(("dialect", "bits"), FURTHER)
 def test_a_driver_that_enables_its_queues_says_which_numbers_it_uses(
     dialect: Dialect, bits: int

@@ -67,6 +67,7 @@ def runs(*ranges: tuple[int, int]) -> PageRuns:
     return PageRuns((gpa // PAGE_BYTES, size // PAGE_BYTES) for gpa, size in ranges)
 
 
+@pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-6", "5.5.4-2")
 def test_a_round(hinter: Hinter) -> None:
     assert hinter.field == STOP
     hinter.hinting.start(hinter.endings.append)
@@ -85,6 +86,7 @@ def test_a_round(hinter: Hinter) -> None:
     assert not hinter.hinting.pages
 
 
+@pytest.mark.conformance("5.5.6.5.2-5")
 def test_hinted_pages_keep_their_contents(hinter: Hinter) -> None:
     hinter.driver.memory.write(4 * MIB, b"kept" * MIB)
     hinter.begin()
@@ -95,6 +97,7 @@ def test_hinted_pages_keep_their_contents(hinter: Hinter) -> None:
     assert hinter.driver.board.ram.discarded == []
 
 
+@pytest.mark.conformance("5.5.6.5.2-2")
 def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
@@ -123,6 +126,7 @@ def test_only_whole_pages_are_hints(hinter: Hinter) -> None:
 # What belongs to no round is ignored (5.5.6.5.2).
 
 
+@pytest.mark.conformance("5.5.6.5.2-3")
 def test_hints_nobody_asked_for(hinter: Hinter) -> None:
     hinter.hint((0, MIB))
     hinter.command(7)
@@ -134,6 +138,7 @@ def test_hints_nobody_asked_for(hinter: Hinter) -> None:
     assert hinter.bad_payloads == 0
 
 
+@pytest.mark.conformance("5.5.6.5.2-3")
 @pytest.mark.parametrize("wrong", [STOP, DONE, 1000])
 def test_hints_before_the_id_or_under_another(hinter: Hinter, wrong: int) -> None:
     hinter.hinting.start(hinter.endings.append)
@@ -149,6 +154,7 @@ def test_hints_before_the_id_or_under_another(hinter: Hinter, wrong: int) -> Non
     assert hinter.hinting.pages == runs((MIB, MIB))
 
 
+@pytest.mark.conformance("5.5.6.5.2-3")
 def test_hints_after_the_end(hinter: Hinter) -> None:
     hinter.begin()
     hinter.command(STOP)
@@ -158,6 +164,7 @@ def test_hints_after_the_end(hinter: Hinter) -> None:
     assert not hinter.hinting.pages
 
 
+@pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-3")
 def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
@@ -177,6 +184,7 @@ def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
     assert hinter.hinting.pages == runs((0, MIB), (6 * MIB, MIB))
 
 
+@pytest.mark.conformance("5.5.6.5.2-6")
 def test_finishing_ends_a_round(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
@@ -205,6 +213,7 @@ def test_a_buffer_is_a_command_or_pages(hinter: Hinter) -> None:
     assert not hinter.hinting.pages
 
 
+@pytest.mark.conformance("5.5.6.5.2-1")
 def test_endless_hints_are_bounded(hinter: Hinter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hinting, "MAX_RUNS", 100)
     hinter.begin()
@@ -222,6 +231,7 @@ def test_the_same_pages_forever_are_kept_once(hinter: Hinter) -> None:
     assert list(hinter.hinting.pages) == [(0, 2048)]
 
 
+@pytest.mark.conformance("5.5.6.5.2-2")
 def test_reset_ends_a_round_and_takes_the_hints(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))

@@ -43,6 +43,7 @@ def pages_with(driver: VirtioDriver, byte: bytes) -> int:
     return sum(data[at : at + PAGE_BYTES] == page for at in range(0, len(data), PAGE_BYTES))
 
 
+@pytest.mark.conformance("5.5.6.7.2-1")
 def test_reported_pages_are_gone_and_the_rest_is_intact() -> None:
     driver = reporter()
     used = report(driver, (2 * MIB, 2 * MIB), (9 * MIB, PAGE_BYTES))
@@ -79,6 +80,7 @@ def test_only_whole_host_pages_are_discarded() -> None:
     assert [list(runs) for runs in ram.discarded] == [[(16, 16)]]
 
 
+@pytest.mark.conformance("5.5.4-3", "5.5.6.6.2-1", "5.5.6.7.2-2")
 def test_poisoned_pages_keep_their_contents() -> None:
     """5.5.6.7.2: the device MUST NOT change a reported page to a value other than poison_val."""
     driver = reporter(poison=0xAAAA_AAAA)
@@ -88,12 +90,14 @@ def test_poisoned_pages_keep_their_contents() -> None:
     assert (counters.reported_pages, counters.reported_bytes) == (512, 0)
 
 
+@pytest.mark.conformance("5.5.6.7.2-2")
 def test_a_poison_of_zero_is_what_a_discarded_page_holds() -> None:
     driver = reporter(poison=0)
     report(driver, (0, PAGE_BYTES))
     assert pages_with(driver, b"\0") == 1
 
 
+@pytest.mark.conformance("5.5.6.7.2-1")
 def test_poison_says_nothing_without_its_feature() -> None:
     driver = reporter(wanted=ALL_FEATURES & ~features.PAGE_POISON, poison=0xAAAA_AAAA)
     report(driver, (0, PAGE_BYTES))
@@ -118,6 +122,7 @@ def test_a_report_with_something_to_read_is_refused(
     assert "balloon.bad_payload" in driver.board.trace.names
 
 
+@pytest.mark.conformance("5.5.2-3")
 @pytest.mark.parametrize("number", [3, 4])
 def test_either_numbering_without_free_page_hinting(number: int) -> None:
     """Linux counts the queues that exist, the list of 5.5.2 says 4 (see `Dialect.roles`)."""
@@ -128,6 +133,7 @@ def test_either_numbering_without_free_page_hinting(number: int) -> None:
     assert pages_with(driver, b"\0") == 1
 
 
+@pytest.mark.conformance("5.5.2-3")
 def test_hints_are_not_taken_for_reports_by_the_numbers_of_the_list() -> None:
     """Without STATS_VQ the list's free_page_vq has the number that Linux gives reporting_vq."""
     driver = started(STANDARD, offered=OFFERED & ~features.STATS_VQ)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What VIRTIO 1.2 demands of a PCI device (section 4.1) and no other test shows."""
+
+import pytest
+
+from devices.balloon import features
+from devices.balloon.dialects import STANDARD
+from tests.balloon_requests import pfn_array
+from tests.virtio_board import Board
+from tests.virtio_driver import (
+    ACKNOWLEDGE,
+    ALL_FEATURES,
+    COMMON_CFG,
+    DEFLATE,
+    DEVICE_CFG,
+    DRIVER,
+    INFLATE,
+    NO_VECTOR,
+    NOTIFY_CFG,
+    PCI_CFG,
+    STATS,
+    VERSION_1,
+    VirtioDriver,
+    probed,
+    started,
+)
+
+INTERRUPT_STATUS = 1 << 3
+MSIX_ENABLE = 1 << 15
+
+
+def interrupt_status(driver: VirtioDriver) -> bool:
+    return bool(driver.config(0x06, 2) & INTERRUPT_STATUS)
+
+
+def turn_msix(driver: VirtioDriver, on: bool) -> None:
+    driver.set_config(driver.msix_capability + 2, 2, MSIX_ENABLE * on)
+
+
+# Capabilities.
+
+
+@pytest.mark.conformance("4.1.4-1")
+def test_capabilities_are_read_only_but_for_the_window() -> None:
+    driver = probed(STANDARD)
+    for cfg_type, structure in driver.structures.items():
+        first = structure.capability
+        length = driver.config(first + 2, 1)
+        writable = {4, *range(8, length)} if cfg_type == PCI_CFG else set()
+        for offset in set(range(length)) - writable:
+            before = driver.config(first + offset, 1)
+            driver.set_config(first + offset, 1, before ^ 0xFF)
+            assert driver.config(first + offset, 1) == before, (cfg_type, offset)
+
+
+@pytest.mark.conformance("4.1.4.3.1-1", "4.1.4.4.1-2", "4.1.4.6.1-1")
+@pytest.mark.parametrize(
+    ("cfg_type", "alignment"), [(COMMON_CFG, 4), (NOTIFY_CFG, 2), (DEVICE_CFG, 4)]
+)
+def test_structures_are_aligned(cfg_type: int, alignment: int) -> None:
+    assert probed(STANDARD).structures[cfg_type].offset % alignment == 0
+
+
+@pytest.mark.conformance("4.1.4.4.1-4")
+def test_there_is_a_notification_address_for_every_queue_that_can_be() -> None:
+    driver = VirtioDriver(Board.with_balloon(STANDARD, offered=features.STANDARD.known)).probe()
+    offsets = set()
+    for index in range(driver.get("num_queues")):
+        driver.put("queue_select", index)
+        offset = driver.get("queue_notify_off") * driver.notify_multiplier
+        assert offset + 2 <= driver.structures[NOTIFY_CFG].length
+        offsets.add(offset)
+    assert len(offsets) == driver.get("num_queues")
+
+
+# Common configuration.
+
+
+@pytest.mark.conformance("4.1.4.3.1-4", "4.1.4.3.1-5")
+def test_features_read_back_as_written_whether_valid_or_not() -> None:
+    driver = probed(STANDARD)
+    driver.put("device_status", ACKNOWLEDGE | DRIVER)
+    for select, bits in ((0, 0xFFFF_FFFF), (1, 0xFFFF_FFFF), (0, 1 << 28), (1, 0)):
+        driver.put("driver_feature_select", select)
+        driver.put("driver_feature", bits)
+        assert driver.get("driver_feature") == bits
+
+
+@pytest.mark.conformance("4.1.4.3.1-9", "4.1.4.3.1-10")
+def test_queue_reset_reads_0_after_a_reset_and_once_enabled() -> None:
+    driver = started(STANDARD)
+    driver.put("queue_select", INFLATE)
+    assert driver.get("queue_enable") == 1
+    assert driver.get("queue_reset") == 0
+    driver.put("queue_reset", 1)
+    driver.set_up_queue(INFLATE)
+    assert driver.get("queue_reset") == 0
+    driver.put("queue_reset", 1)
+    driver.reset()
+    for index in range(driver.get("num_queues")):
+        driver.put("queue_select", index)
+        assert driver.get("queue_reset") == driver.get("queue_enable") == 0
+
+
+@pytest.mark.conformance("4.1.4.3.1-14", "5.5.2-2")
+def test_a_queue_whose_feature_was_declined_does_not_exist() -> None:
+    driver = probed(STANDARD)
+    driver.negotiate(ALL_FEATURES & ~features.STATS_VQ)
+    driver.put("queue_select", STATS)
+    assert driver.get("queue_size") == 0
+    driver.put("queue_enable", 1)
+    assert driver.get("queue_enable") == 0
+    driver.negotiate()
+    driver.put("queue_select", STATS)
+    assert driver.get("queue_size") > 0
+
+
+# Notifications and interrupts.
+
+
+@pytest.mark.conformance("4.1.5.2-1")
+@pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
+def test_the_index_written_to_the_notification_address_notifies_the_queue(queue: int) -> None:
+    driver = started(STANDARD)
+    other = DEFLATE if queue == INFLATE else INFLATE
+    for each in (queue, other):
+        driver.queues[each].add([pfn_array([1])])
+    driver.put("queue_select", queue)
+    offset = driver.get("queue_notify_off") * driver.notify_multiplier
+    driver.board.mmio.write(driver.gpa(NOTIFY_CFG, offset), 2, queue)
+    driver.board.serve()
+    assert driver.queues[queue].used_idx == 1
+    assert driver.queues[other].used_idx == 0
+
+
+@pytest.mark.conformance("4.1.5.1.2.1-1", "4.1.5.1.2.1-4", "4.1.5.1.2.1-5", "4.1.5.1.2.1-8")
+def test_any_event_goes_to_any_vector_or_to_none() -> None:
+    driver = started(STANDARD, wanted=VERSION_1)
+    board = driver.board
+    assert 2 <= driver.msix_vectors <= 0x800
+    for vector in [*range(driver.msix_vectors), NO_VECTOR]:
+        expected = [] if vector == NO_VECTOR else [vector]
+        driver.put("config_msix_vector", vector)
+        assert driver.get("config_msix_vector") == vector
+        board.msi.triggered.clear()
+        board.balloon.set_target(5)
+        assert board.msi.triggered == expected
+        for queue in (INFLATE, DEFLATE):
+            driver.put("queue_select", queue)
+            driver.put("queue_msix_vector", vector)
+            assert driver.get("queue_msix_vector") == vector
+            board.msi.triggered.clear()
+            assert len(driver.send(queue, [pfn_array([1])])) == 1
+            assert board.msi.triggered == expected
+
+
+@pytest.mark.conformance("4.1.5.3.1-1")
+def test_an_unmapped_queue_does_not_interrupt() -> None:
+    driver = started(STANDARD)
+    driver.put("queue_select", INFLATE)
+    driver.put("queue_msix_vector", NO_VECTOR)
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
+    assert driver.board.msi.triggered == []
+    assert driver.board.line.level is False
+    assert not interrupt_status(driver)
+
+
+@pytest.mark.conformance("4.1.4.5.1-2", "4.1.4.5.1-3")
+@pytest.mark.parametrize("msix", [False, True])
+def test_isr_status_is_set_before_the_driver_is_interrupted(msix: bool) -> None:
+    driver = started(STANDARD, msix=msix)
+    board = driver.board
+    interrupts = board.transport.interrupts
+    seen: list[int] = []
+    board.msi.trigger = lambda vector: seen.append(interrupts.isr_status)  # type: ignore[method-assign]
+    board.line.set_level = lambda level: seen.append(interrupts.isr_status)  # type: ignore[method-assign]
+    board.balloon.set_target(1)
+    driver.read_isr()
+    driver.send(INFLATE, [pfn_array([1])])
+    driver.read_isr()
+    # A line is also told to fall, which is when ISR status has become 0.
+    assert seen == ([2, 0] if msix else [2, 0, 1, 0])
+
+
+@pytest.mark.conformance("4.1.4.5.1-4")
+def test_the_interrupt_status_bit_is_the_or_of_isr_status_while_msix_is_off() -> None:
+    driver = started(STANDARD)
+    line = driver.board.line
+    driver.board.balloon.set_target(1)
+    assert not line.level, "MSI-X has taken the place of INTx"
+    turn_msix(driver, False)
+    assert interrupt_status(driver), "the configuration bit of ISR status is set"
+    assert line.level
+    turn_msix(driver, True)
+    assert not line.level
+    turn_msix(driver, False)
+    assert line.level
+    assert driver.read_isr() == 2
+    assert not line.level
+    assert not interrupt_status(driver)
