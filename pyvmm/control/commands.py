@@ -2,9 +2,9 @@
 """The commands of the control socket, as one table.
 
 Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json, qom.json
-and control.json under qapi/) where QEMU has the command, and errors are worded as QEMU words them. One semantic differs on
-purpose: a balloon target larger than the guest's RAM is an error here, where QEMU silently takes
-all of RAM instead.
+and control.json under qapi/) where QEMU has the command, and errors are worded as QEMU words them.
+One semantic differs on purpose: a balloon target larger than the guest's RAM is an error here, and
+QEMU silently takes all of RAM instead.
 
 A command that has to wait for the guest is a coroutine function; its client waits, others do not.
 """
