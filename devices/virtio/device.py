@@ -201,6 +201,8 @@ class VirtioDevice(ABC):
         try:
             return self._drain(queue, ring)
         except RingError as error:
+            # 2.7.7.2: what went back before the ring broke MUST be notified all the same.
+            self._notify_used(queue, ring)
             self._break(queue, error)
             return False
 
