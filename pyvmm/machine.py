@@ -42,6 +42,7 @@ from pyvmm.balloon_stats import BalloonStats
 from pyvmm.boot import cpu
 from pyvmm.boot.linux64 import BootInfo
 from pyvmm.boot.loader import load_linux, read_boot_files
+from pyvmm.coalesced import Coalesced
 from pyvmm.doorbells import QueueDoorbells
 from pyvmm.free_page_hints import FreePageHints
 from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
@@ -129,11 +130,12 @@ class Machine:
 
     def _make_pci(self) -> None:
         config = self.config
+        changed = Coalesced(self._balloon_changed, self._soon)
         self.balloon = BalloonDevice(
             dialects.by_name(config.dialect),
             self.ram,
             self._tracer,
-            self._balloon_changed,
+            lambda pages: changed(),
             offered=config.balloon_features,
         )
         self.balloon_stats = BalloonStats(self.balloon, self.lock, self._soon)
@@ -289,5 +291,5 @@ class Machine:
             self._bug(error)
             return False
 
-    def _balloon_changed(self, _pages: int) -> None:
-        self._soon(lambda: self._announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes}))
+    def _balloon_changed(self) -> None:
+        self._announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes})

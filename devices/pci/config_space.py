@@ -70,7 +70,8 @@ class PciFunction:
     """One function: header, BARs, capabilities and INTx.
 
     `class_code` has 24 bits (base class, subclass, interface). `interrupt_pin` is 0 for none, 1 for
-    INTA#. `on_bar_moved` may be assigned at any time before the guest runs.
+    INTA#. `on_bar_moved` may be assigned at any time before the guest runs, and so may
+    `on_bus_master`, which is called when a write to the command register leaves bus mastering on.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PciFunction:
     ) -> None:
         self.name = name
         self.on_bar_moved: Callable[[int, int | None], None] = lambda index, gpa: None
+        self.on_bus_master: Callable[[], None] = lambda: None
         self.placement: BarPlacement | None = None  # None: every address is accepted
         self.intx_line: InterruptLine | None = None
         self._interrupt_asserted = False
@@ -210,6 +212,8 @@ class PciFunction:
     def _command_written(self, _value: int) -> None:
         self._drive_intx()
         self._update_decoding()
+        if self.bus_master_enabled:
+            self.on_bus_master()
 
     def _read_status(self) -> int:
         return STATUS_INTERRUPT * self._interrupt_asserted | STATUS_CAPABILITIES * bool(

@@ -34,8 +34,9 @@ from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
-"""One `process_queue` serves at most so many buffers, and takes no further one once it has read so
-many bytes: no guest can keep the caller's thread, and a large request is a turn of its own."""
+"""One `process_queue` serves at most so many buffers, and takes no further one once it was given so
+many bytes to read, write or discard: no guest can keep the caller's thread, and a large request is
+a turn of its own."""
 
 
 class Notifier(Protocol):
@@ -241,13 +242,13 @@ class VirtioDevice(ABC):
 
     def _drain(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
         ring.disable_notifications()
-        more, used, bytes_read = True, False, 0
+        more, used, given_bytes = True, False, 0
         for _ in range(BUFFERS_PER_CALL):
             chain = ring.pop(queue.spec.max_readable_bytes)
             if chain is not None:
                 used |= self._serve(queue, ring, chain)
-                bytes_read += len(chain.readable)
-                if bytes_read >= BYTES_PER_CALL:
+                given_bytes += len(chain.readable) + chain.writable_bytes
+                if given_bytes >= BYTES_PER_CALL:
                     break
             elif not ring.enable_notifications():
                 more = False

@@ -87,6 +87,7 @@ class VirtioPciTransport:
         self.common = CommonConfig(device, self.interrupts, self._update_doorbells, tracer)
         self._add_to_function(self._structures(tracer), tracer)
         self.function.on_bar_moved = self._bar_moved
+        self.function.on_bus_master = self._ring_placed
 
     def notify(self, queue: int) -> bool:
         """Serve `queue` after its doorbell rang; True if there may be more, so call again.
@@ -150,6 +151,12 @@ class VirtioPciTransport:
     def _bar_moved(self, index: int, _gpa: int | None) -> None:
         if index == VIRTIO_BAR:
             self._update_doorbells()
+
+    def _ring_placed(self) -> None:
+        """A notification that came without bus mastering had no effect: look now."""
+        for queue, gpa in enumerate(self._placed):
+            if gpa is not None:
+                self._doorbells.ring(queue)
 
     def _update_doorbells(self) -> None:
         """Tell the machine where each live queue is notified, if that changed.

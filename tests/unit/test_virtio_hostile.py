@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from pyvmm.tracing import WARNINGS
 from tests.balloon_requests import pfn_array
-from tests.virtio_board import MIB, AnonymousRam, Board
+from tests.virtio_board import APERTURE, MIB, AnonymousRam, Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,
@@ -164,3 +165,44 @@ def test_no_ring_raises(
     else:
         assert returned == avail_idx
     assert all(run.subtract(board.ram.pages).pages == 0 for run in board.ram.discarded)
+
+
+def test_a_large_report_is_a_turn_of_its_own() -> None:
+    """What a buffer has the device write or discard counts as what it has it read."""
+    driver = started(STANDARD)
+    queue = driver.queues[INFLATE]
+    for _ in range(3):
+        queue.add([pfn_array([1])], [64 * 1024])
+    driver.kick(INFLATE)
+    assert driver.board.serve() == 4, "three buffers, and one call to see that there are no more"
+
+
+def test_nothing_is_lost_without_bus_mastering() -> None:
+    """A function that must not access memory serves what it was notified of when it may again."""
+    driver = started(STANDARD)
+    driver.set_config(0x04, 2, 0b010)
+    assert driver.send(INFLATE, [pfn_array([1])]) == []
+    driver.set_config(0x04, 2, 0b110)
+    driver.board.serve()
+    assert len(driver.queues[INFLATE].take_used()) == 1
+
+
+def test_configuration_storms_leave_nothing_behind() -> None:
+    """BARs that move, vectors rewritten, notifications: state as after the last write."""
+    driver = started(STANDARD)
+    board = driver.board
+    for i in range(2000):
+        driver.set_config(0x10, 4, APERTURE[0] + (i % 7) * 0x4000)
+        driver.set_config(0x04, 2, 0b110 if i % 3 else 0b100)
+        board.mmio.write(driver.bars[2] + 16 + 8, 4, i)
+        driver.kick(INFLATE)
+        driver.write_device(4, 4, i)
+    driver.set_config(0x04, 2, 0b110)
+    driver.set_config(0x10, 4, driver.bars[0])
+    assert set(board.bells.places.values()) == {
+        driver.bars[0] + 0x3000 + 4 * index for index in driver.queues
+    }
+    loud = [name for name in board.trace.names if name.rpartition(".")[2] in WARNINGS]
+    assert len(loud) < 20
+    board.serve()
+    assert len(driver.send(INFLATE, [pfn_array([1])])) == 1

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""However often a guest has news, one callback waits, and it sees the latest."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from pyvmm.coalesced import Coalesced
+
+
+def test_many_calls_are_one() -> None:
+    waiting: list[Callable[[], None]] = []
+    seen: list[int] = []
+    value = 0
+    changed = Coalesced(lambda: seen.append(value), waiting.append)
+    for _ in range(100_000):
+        value += 1
+        changed()
+    assert len(waiting) == 1
+    waiting.pop()()
+    assert seen == [100_000]
+    changed()
+    assert len(waiting) == 1, "news after the callback began are news"
+
+
+def test_a_call_from_the_callback_is_another() -> None:
+    waiting: list[Callable[[], None]] = []
+    rounds = 0
+
+    def again() -> None:
+        nonlocal rounds
+        rounds += 1
+        changed()
+
+    changed = Coalesced(again, waiting.append)
+    changed()
+    for _ in range(3):
+        waiting.pop()()
+    assert rounds == 3
+
+
+def test_no_news_are_lost_between_threads() -> None:
+    """Several threads count up; the last thing the loop sees is everything."""
+    lock = threading.Lock()
+    count = 0
+
+    async def main() -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        seen: list[int] = []
+        changed = Coalesced(lambda: seen.append(count), loop.call_soon_threadsafe)
+
+        def guest() -> None:
+            nonlocal count
+            for _ in range(5_000):
+                with lock:
+                    count += 1
+                    changed()
+
+        threads = [threading.Thread(target=guest) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            await loop.run_in_executor(None, thread.join)
+        await asyncio.sleep(0)
+        return seen[-1], len(seen)
+
+    last, calls = asyncio.run(main())
+    assert last == count == 15_000
+    assert calls <= count
