@@ -178,8 +178,10 @@ _INTRODUCTION = """\
 
 Every requirement that version 1.2 of the [specification][virtio] makes of a PCI memory balloon
 device with split virtqueues, in our words and under its clause numbers, with the tests that show
-it and how they ended. "(1.3)" marks what version 1.3 added. A level of "text" is a duty that the
-specification states outside its lists of requirements.
+it and how they ended. Each says what the device does, so what the specification puts as "MUST NOT
+write" is "writes to no" here. A level of "text" is a duty that the specification states outside its
+lists of requirements; "(1.3)" marks what version 1.3 added. What belongs to a feature that is not
+offered is one row for all of it.
 
 The statements are in [statements.toml](../tests/conformance/statements.toml); a test says what it
 shows with `@pytest.mark.conformance`. A statement that no test shows says why: it is a permission

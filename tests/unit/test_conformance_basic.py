@@ -22,10 +22,13 @@ from tests.virtio_driver import (
     ACKNOWLEDGE,
     DEFLATE,
     DRIVER,
+    DRIVER_OK,
     EVENT_IDX,
     FEATURES_OK,
     INDIRECT_DESC,
     INFLATE,
+    NEEDS_RESET,
+    NO_VECTOR,
     RING_RESET,
     STATS,
     VERSION_1,
@@ -48,6 +51,31 @@ def offering_everything() -> VirtioDriver:
 @pytest.mark.conformance("2.1-1")
 def test_status_starts_as_0() -> None:
     assert probed(STANDARD).status == 0
+
+
+@pytest.mark.conformance("2.1.2-1")
+@pytest.mark.parametrize("msix", [False, True])
+def test_nothing_happens_before_driver_ok(msix: bool) -> None:
+    driver = probed(STANDARD)
+    board = driver.board
+    if msix:
+        driver.enable_msix()
+    driver.negotiate()
+    queue = driver.set_up_queue(INFLATE, vector=1 if msix else NO_VECTOR)
+    queue.add([pfn_array([1])])
+    for _ in range(2):
+        driver.kick(INFLATE)
+        board.bells.ring(INFLATE)
+        board.serve()
+        board.transport.notify(INFLATE)
+    assert queue.used_idx == 0
+    assert board.ram.discarded == []
+    assert board.msi.triggered == []
+    assert driver.read_isr() == 0
+    driver.add_status(DRIVER_OK)
+    board.serve()
+    assert queue.used_idx == 1
+    assert driver.read_isr() == (0 if msix else 1)
 
 
 @pytest.mark.conformance("2.2.2-1", "2.2.2-4", "6.2-8")
@@ -223,6 +251,21 @@ def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
         assert chain
         queue.push(chain)
         assert queue.should_interrupt()
+
+
+@pytest.mark.conformance("2.7.7.2-3", "2.7.7.2-5")
+@pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
+def test_buffers_used_before_their_ring_broke_are_notified(wanted: int) -> None:
+    driver = started(STANDARD, wanted=wanted)
+    ring = driver.queues[INFLATE]
+    ring.add([pfn_array([1])])
+    ring.set_avail_ring(1, 500)
+    ring.set_avail_idx(2)
+    driver.kick(INFLATE)
+    driver.board.serve()
+    assert driver.status & NEEDS_RESET
+    assert ring.used_idx == 1
+    assert driver.board.msi.triggered == [INFLATE + 1, 0]
 
 
 @pytest.mark.conformance("2.7.7.2-4", "2.7.7.2-5")

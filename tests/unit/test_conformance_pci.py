@@ -73,6 +73,32 @@ def test_there_is_a_notification_address_for_every_queue_that_can_be() -> None:
     assert len(offsets) == driver.get("num_queues")
 
 
+@pytest.mark.conformance("4.1.4.9.1-2", "4.1.4.9.1-3")
+def test_a_device_can_be_driven_through_the_window_alone() -> None:
+    driver = started(STANDARD)
+    window = driver.structures[PCI_CFG].capability
+
+    def point(cfg_type: int, offset: int, length: int) -> None:
+        driver.set_config(window + 4, 1, driver.structures[cfg_type].bar)
+        driver.set_config(window + 8, 4, driver.structures[cfg_type].offset + offset)
+        driver.set_config(window + 12, 4, length)
+
+    driver.board.balloon.set_target(0x0304)
+    for length, value in ((4, 0x0304), (2, 0x0304), (1, 0x04)):
+        point(DEVICE_CFG, 0, length)
+        assert driver.config(window + 16, length) == value
+    point(DEVICE_CFG, 4, 4)
+    driver.set_config(window + 16, 4, 0xFFFF_FFFF)
+    point(DEVICE_CFG, 4, 2)
+    driver.set_config(window + 16, 4, 0x1111_2222)
+    assert driver.read_device(4) == 0xFFFF_2222, "no more than the first 2 bytes"
+    driver.queues[INFLATE].add([pfn_array([1])])
+    point(NOTIFY_CFG, INFLATE * driver.notify_multiplier, 2)
+    driver.set_config(window + 16, 2, INFLATE)
+    driver.board.serve()
+    assert driver.queues[INFLATE].used_idx == 1
+
+
 # Common configuration.
 
 
