@@ -150,7 +150,7 @@ def test_every_field_can_be_read_before_features_ok() -> None:
 @pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
 @pytest.mark.parametrize("change", ["reset", "write"])
 def test_the_generation_tells_versions_apart_that_the_driver_caused(change: str) -> None:
-    driver = started(STANDARD)
+    driver = started(STANDARD, offered=0)
     driver.write_device(4, 4, 10)
     assert driver.read_device(4) == 10
     before = driver.get("config_generation")

@@ -10,6 +10,7 @@ from tests.virtio_board import Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,
+    COMMON,
     COMMON_CFG,
     DEFLATE,
     DEVICE_CFG,
@@ -92,6 +93,11 @@ def test_a_device_can_be_driven_through_the_window_alone() -> None:
     point(DEVICE_CFG, 4, 2)
     driver.set_config(window + 16, 4, 0x1111_2222)
     assert driver.read_device(4) == 0xFFFF_2222, "no more than the first 2 bytes"
+    driver.put("queue_select", DEFLATE)
+    driver.put("queue_reset", 1)
+    point(COMMON_CFG, COMMON["queue_size"][0], 2)
+    driver.set_config(window + 16, 4, 0x1111_0010)
+    assert driver.get("queue_size") == 16
     driver.queues[INFLATE].add([pfn_array([1])])
     point(NOTIFY_CFG, INFLATE * driver.notify_multiplier, 2)
     driver.set_config(window + 16, 2, INFLATE)
