@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from devices.balloon.dialects import BITMAP, Role
+from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.features import MISC_VQ
 from devices.balloon.misc import MAX_MESSAGES, Answer, Command, Ending
 from pyvmm_native.runs import PageRuns
@@ -372,6 +372,7 @@ def test_whether_a_driver_takes_questions(host: Host) -> None:
     host.driver.driver.start(wanted=ALL_FEATURES & ~MISC_VQ)
     assert not balloon.has_live(Role.MISC)
     assert balloon.has_live(Role.INFLATE)
+    assert not started(STANDARD).board.balloon.has_live(Role.MISC)
 
 
 def test_the_queue_is_found_behind_whatever_queues_exist() -> None:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a real guest answers on the misc queue, against its own counters and its own memory."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+from guests import RunGuest
+
+from devices.balloon.features import MISC_VQ
+from pyvmm.balloon_questions import NoMiscQueue
+from pyvmm.control import commands
+from pyvmm.control.qmp import QmpError, Request
+from pyvmm.guest_session import GuestSession
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+from pyvmm_native.runs import PageRuns
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+SEED = 21
+PATTERN_MIB = 48
+ON_CPU_LISTS = 256 * MIB // 8 // PAGE_BYTES
+"""Up to an eighth of RAM may wait on per-CPU lists once freed: neither unused nor in use."""
+WORD = (1 << 64) - 1
+PIECE_BYTES = 4 * MIB
+
+
+async def unused_pages(guest: GuestSession) -> PageRuns:
+    return await guest.while_running(guest.machine.balloon_questions.unused_pages(60))
+
+
+async def power_off(guest: GuestSession) -> None:
+    """End the guest, whose driver never said anything wrong or late, and lost nothing."""
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF
+    balloon = guest.machine.balloon
+    assert [queue.counters.bad_payloads for queue in balloon.queues] == [0] * len(balloon.queues)
+    assert balloon.misc.late_messages == 0
+
+
+def first_word(seed: int, page: int) -> int:
+    """How page `page` of the guest's pattern of `seed` begins (guest_images/src/pattern.c)."""
+    x = seed * 0x9E3779B97F4A7C15 & WORD ^ (page + 1) * 0xC2B2AE3D27D4EB4F & WORD
+    x = (x ^ x >> 33) * 0xFF51AFD7ED558CCD & WORD
+    x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 & WORD
+    return x ^ x >> 33
+
+
+def pattern_pages(guest: GuestSession) -> PageRuns:
+    """The frames that hold the guest's pattern, found by looking at all of its RAM."""
+    pages = PATTERN_MIB * MIB // PAGE_BYTES
+    words = {struct.pack("<Q", first_word(SEED, page)) for page in range(pages)}
+    found = []
+    memory = guest.machine.ram.memory
+    for gpa, size_bytes in memory.regions:
+        for start in range(gpa, gpa + size_bytes, PIECE_BYTES):
+            piece = memory.read(start, min(PIECE_BYTES, gpa + size_bytes - start))
+            found += [
+                (start + offset) // PAGE_BYTES
+                for offset in range(0, len(piece), PAGE_BYTES)
+                if piece[offset : offset + 8] in words
+            ]
+    return PageRuns((pfn, 1) for pfn in found)
+
+
+@pytest.mark.parametrize(("memory_mib", "vcpus"), [(8192, 1), (256, 4)])
+def test_unused_is_what_the_guest_calls_free(
+    run_guest: RunGuest, figure: Callable[[str], None], memory_mib: int, vcpus: int
+) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        before = await guest.free_bytes()
+        begin = time.monotonic()
+        unused = await unused_pages(guest)
+        seconds = time.monotonic() - begin
+        after = await guest.free_bytes()
+        figure(
+            f"unused pages of {memory_mib} MiB, {vcpus} vCPU: {seconds:.3f} s, {unused.pages:,}"
+            f" pages in {len(unused):,} runs, MemFree {before // PAGE_BYTES:,}"
+            f" before, {after // PAGE_BYTES:,} after"
+        )
+        assert abs(unused.pages * PAGE_BYTES - before) <= before / 100
+        assert abs(unused.pages * PAGE_BYTES - after) <= after / 100
+        assert guest.machine.balloon.counters.discarded_bytes == 0
+        await power_off(guest)
+
+    run_guest(scenario, memory_mib=memory_mib, vcpus=vcpus)
+
+
+def test_no_page_in_use_is_called_unused(run_guest: RunGuest) -> None:
+    """A copy that leaves out what is called unused must not lose a page of the pattern."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        before = await unused_pages(guest)
+        for command in (f"alloc {PATTERN_MIB}", f"fill {SEED}"):
+            await guest.ask(command)
+        pattern = pattern_pages(guest)
+        assert pattern.pages == PATTERN_MIB * MIB // PAGE_BYTES
+        assert before.intersect(pattern).pages > pattern.pages / 2, "they were free before"
+        unused = await unused_pages(guest)
+        assert list(unused.intersect(pattern)) == []
+        verified = f"verified {PATTERN_MIB * MIB} wrong 0"
+        assert await guest.ask(f"verify {SEED}") == verified
+        assert pattern_pages(guest) == pattern, "nor were the frames themselves touched"
+        await guest.ask("free")
+        freed = (await unused_pages(guest)).intersect(pattern)
+        assert freed.pages >= pattern.pages - ON_CPU_LISTS
+        await power_off(guest)
+
+    run_guest(scenario, vcpus=2)
+
+
+def test_pages_in_the_balloon_are_not_unused(run_guest: RunGuest) -> None:
+    """To the guest they are taken; what it says of the others still holds."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        await guest.move_balloon(128 * MIB // PAGE_BYTES)
+        unused = await unused_pages(guest)
+        free = await guest.free_bytes()
+        assert free < 128 * MIB
+        assert abs(unused.pages * PAGE_BYTES - free) <= MIB
+        await power_off(guest)
+
+    run_guest(scenario)
+
+
+def test_dropping_caches_leaves_more_unused(
+    run_guest: RunGuest, figure: Callable[[str], None]
+) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        await guest.shell("find /proc /sys > /dev/null")
+        questions = guest.machine.balloon_questions
+        before = await unused_pages(guest)
+        await guest.while_running(questions.sync_filesystems(60))
+        await guest.while_running(questions.drop_caches(60))
+        after = await unused_pages(guest)
+        figure(f"unused pages of an idle guest: {before.pages:,}, caches dropped {after.pages:,}")
+        assert after.pages > before.pages
+        counts = await guest.shell("sed -n '/^drop_/p' /proc/vmstat")
+        assert counts.split() == ["drop_pagecache", "1", "drop_slab", "1"]
+        await power_off(guest)
+
+    run_guest(scenario)
+
+
+def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        request = Request("query-unused-pages", {"runs": 1000, "cells": 64})
+        for _ in range(5):
+            answer = await guest.while_running(commands.execute(guest.machine, request))
+            assert answer["ram-pages"] == 256 * MIB // PAGE_BYTES
+            assert 0.5 < answer["share"] < 1
+            assert sum(answer["cells"]["unused"]) == answer["unused-pages"]
+            assert len(answer["runs"]) == min(1000, answer["run-count"])
+            assert max(count for _, count in answer["runs"]) <= answer["largest-run"]
+            # A guest that is paused is not asked, and answers when it runs again.
+            guest.machine.pause()
+            with pytest.raises(QmpError, match="is paused"):
+                await commands.execute(guest.machine, request)
+            guest.machine.resume()
+        await power_off(guest)
+
+    run_guest(scenario)
+
+
+def test_without_misc_vq_nobody_is_asked(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        with pytest.raises(NoMiscQueue):
+            await guest.machine.balloon_questions.unused_pages(60)
+        assert not guest.machine.balloon.accepted & MISC_VQ
+        await guest.move_balloon(64 * MIB // PAGE_BYTES)
+        await power_off(guest)
+
+    run_guest(scenario, withhold=("misc-vq",))
