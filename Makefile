@@ -8,7 +8,7 @@ PYTHON   := pykvm devices pyvmm guest_images tests
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance fuzz coverage lint format image native clean
+.PHONY: help demo test conformance fuzz coverage lint format image stock-kernels native clean
 
 help:  ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ help:  ## Say what there is to make
 demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show where the memory went
 	@$(BIN)/pyvmm demo
 
-test: native image  ## Run every test; those that need KVM run in the lab where this machine's is unfit
+test: native image stock-kernels  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
 
@@ -48,6 +48,9 @@ format: .venv/.ready  ## Format the Python sources
 
 image: native  ## Build guest.img (cached)
 	@$(BIN)/pyvmm image build
+
+stock-kernels: native  ## Download the Debian kernels that the tests boot (kept in the cache)
+	@$(BIN)/python -m tests.kvm.debian_kernels
 
 native: .venv/.native
 

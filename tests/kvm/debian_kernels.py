@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's stock kernels, with their own modules, for the tests that boot them.
 
-`python -m tests.kvm.debian_kernels` (part of `make test`, before the lab, which has no network)
-downloads each kernel package that apt offers, installs nothing, and keeps in the cache a directory
-for each, named as the package that always depends on the newest:
+`make stock-kernels` (part of `make test`, before the lab, which has no network) downloads them,
+installs nothing, and keeps in the cache a directory for each, named as the package that always
+depends on the newest kernel of its kind:
 
     vmlinuz           as Debian ships it
     modules/          its virtio drivers and their modules.dep
@@ -34,7 +34,7 @@ from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
 MODULES = ("virtio_pci", "virtio_balloon")
-FETCH = "python -m tests.kvm.debian_kernels"
+FETCH = "make stock-kernels"
 
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's own kernels, as they come: bzImage, modules, stock virtio_balloon.
+
+One boot of each does everything a balloon is for. The first is run as anybody would who knows no
+options; the others are offered free page hints and reports too, and are told not to zero every page
+they allocate, as Debian's do: in an emulator half a minute goes into zeroing what is given away.
+See `debian_kernels` for where the kernels come from and what is in their initramfs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import debian_kernels
+import pytest
+from debian_kernels import StockKernel
+
+from devices.balloon import features
+from devices.balloon.hinting import Ending as HintingEnding
+from pyvmm.config import MIB, config_for_image
+from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+from pyvmm.rss import resident_bytes
+
+pytestmark = pytest.mark.kvm
+
+INFLATE_MIB = 512
+PATTERN_MIB = 64
+STATS_TIMEOUT_S = 60.0
+NEWS_TIMEOUT_S = 120.0
+
+
+@pytest.mark.parametrize(
+    ("name", "vcpus", "offer"),
+    [
+        ("linux-image-cloud-amd64", 1, ()),
+        ("linux-image-amd64", 1, ("free-page-hint", "reporting")),
+        ("linux-image-6.12-amd64", 2, ("free-page-hint", "reporting")),
+    ],
+)
+def test_a_stock_kernel(
+    name: str, vcpus: int, offer: tuple[str, ...], figure: Callable[[str], None]
+) -> None:
+    kernel = debian_kernels.cached(name)
+    if kernel is None:
+        pytest.skip(f"{name} was never downloaded; with a network: {debian_kernels.FETCH}")
+    quick = "init_on_alloc=0" if offer else ""
+    config = config_for_image(
+        kernel.vmlinuz,
+        initrd=kernel.initramfs,
+        append=f'loglevel=4 {quick} pyvmm.run="uname -r; pattern"',
+        ram_bytes=1024 * MIB,
+        vcpus=vcpus,
+        offer=offer,
+    )
+    assert config.dialect == "standard"
+
+    async def main() -> None:
+        times = Times()
+        async with guest_session(config) as guest:
+            await _boots(guest, kernel)
+            times.took("boot")
+            assert (await guest.ask("alloc 600")).startswith("allocated")
+            times.took("touch 600 MiB")
+            if offer:
+                await _reports_what_is_free(guest)
+                times.took("report")
+            else:
+                await guest.ask("free")
+            await guest.ask(f"alloc {PATTERN_MIB}")
+            await guest.ask("fill 3")
+            await _inflates(guest, reported=bool(offer))
+            times.took("inflate 512 MiB")
+            await _tells_statistics(guest)
+            await guest.move_balloon(0)
+            times.took("deflate")
+            if offer:
+                await _hints_what_is_free(guest)
+                times.took("hint")
+            await _verify(guest)
+            guest.console.send_line("quit")
+            assert (await guest.finished()).ending is Ending.POWEROFF
+            assert guest.machine.balloon.counters.inflate.bad_payloads == 0
+            assert guest.machine.balloon.counters.deflate.bad_payloads == 0
+        figure(f"{kernel.version}: {times}")
+
+    asyncio.run(main())
+
+
+class Times:
+    """How long each step took, for people to read."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._steps: list[str] = []
+
+    def took(self, step: str) -> None:
+        now = time.monotonic()
+        self._steps.append(f"{step} {now - self._last:.1f}")
+        self._last = now
+
+    def __str__(self) -> str:
+        return ", ".join(self._steps) + " s"
+
+
+async def _verify(guest: GuestSession) -> None:
+    assert await guest.ask("verify 3") == f"verified {PATTERN_MIB * MIB} wrong 0"
+
+
+async def _boots(guest: GuestSession, kernel: StockKernel) -> None:
+    await guest.user_space()
+    package, _, _ = kernel.version.partition(" ")
+    assert await guest.expect(r"\n(\d+\.\d+\S+)\r?\n") == package.removeprefix("linux-image-")
+    await guest.ask("meminfo")
+    balloon = guest.machine.balloon
+    assert balloon.running
+    # PAGE_POISON is for kernels that fill their free pages, which Debian's do not.
+    assert balloon.accepted & 0x3F == balloon.offered & 0x3F & ~features.PAGE_POISON
+
+
+async def _reports_what_is_free(guest: GuestSession) -> None:
+    rss_full, before = resident_bytes(), guest.machine.balloon.counters
+    await guest.ask("free")
+    async with asyncio.timeout(NEWS_TIMEOUT_S):
+        while rss_full - resident_bytes() < 500 * MIB:
+            await guest.while_running(asyncio.sleep(0.1))
+    after = guest.machine.balloon.counters
+    assert after.reported_bytes - before.reported_bytes >= 500 * MIB
+    assert after.reported_bytes == after.reported_pages * PAGE_BYTES
+    assert after.inflate.pages == 0
+
+
+async def _inflates(guest: GuestSession, *, reported: bool) -> None:
+    rss_before, free_before = resident_bytes(), await guest.free_bytes()
+    moved = await guest.move_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
+    assert moved.pages == INFLATE_MIB * MIB // PAGE_BYTES
+    assert guest.machine.balloon.counters.discarded_bytes == INFLATE_MIB * MIB
+    if not reported:  # otherwise the memory was given back before
+        assert rss_before - resident_bytes() > 0.95 * INFLATE_MIB * MIB
+    taken = free_before - await guest.free_bytes()
+    assert abs(taken - INFLATE_MIB * MIB) < 32 * MIB
+    await _verify(guest)
+
+
+async def _tells_statistics(guest: GuestSession) -> None:
+    report = (await guest.machine.balloon_stats.fresh(STATS_TIMEOUT_S)).report
+    words = (await guest.ask("meminfo")).split()
+    meminfo = {words[i]: int(words[i + 1]) * 1024 for i in range(0, len(words), 2)}
+    stats = report.known
+    assert stats["stat-total-memory"] == meminfo["total_kib"]
+    assert abs((stats["stat-free-memory"] or 0) - meminfo["free_kib"]) < 16 * MIB
+    assert abs((stats["stat-available-memory"] or 0) - meminfo["available_kib"]) < 16 * MIB
+    assert stats["stat-major-faults"] is not None
+    assert not report.unknown
+
+
+async def _hints_what_is_free(guest: GuestSession) -> None:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[HintingEnding] = loop.create_future()
+    free = await guest.free_bytes()
+
+    def on_end(ending: HintingEnding) -> None:
+        loop.call_soon_threadsafe(ended.set_result, ending)
+
+    with guest.machine.lock:
+        guest.machine.balloon.hinting.start(on_end)
+    async with asyncio.timeout(NEWS_TIMEOUT_S):
+        assert await guest.while_running(_result(ended)) is HintingEnding.COMPLETE
+    hinted = guest.machine.balloon.hinting.pages.pages * PAGE_BYTES
+    assert 0.5 * free < hinted <= guest.machine.ram_bytes
+    assert await guest.free_bytes() < free - hinted + 64 * MIB  # the driver holds on to them
+    with guest.machine.lock:
+        guest.machine.balloon.hinting.finish()
+    async with asyncio.timeout(NEWS_TIMEOUT_S):
+        while await guest.free_bytes() < free - 64 * MIB:
+            await guest.while_running(asyncio.sleep(0.1))
+
+
+async def _result(future: asyncio.Future[HintingEnding]) -> HintingEnding:
+    return await future
