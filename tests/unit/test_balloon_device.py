@@ -14,6 +14,7 @@ from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam, Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     DEFLATE,
+    DEVICE_CFG,
     DRIVER,
     DRIVER_OK,
     FEATURES_OK,
@@ -200,6 +201,8 @@ def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
 def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
     """It acks bit 3 as FREE_PAGE_HINT, finds no command id, and its arrays are refused whole."""
     driver = started(BITMAP)
+    driver.write_device(12, 4, 0xAAAA_AAAA)  # poison_val, if the guest poisons free pages
+    assert driver.structures[DEVICE_CFG].length == 16, "room for that"
     assert driver.read_device(8, 8) == 0, "STOP; and no poison_val"
     for first in range(0, 4096, 256):
         (used,) = driver.send(INFLATE, [pfn_array(range(first, first + 256))])
@@ -291,7 +294,7 @@ def test_config_space_takes_any_access_size() -> None:
 def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> None:
     board = Board.with_balloon(STANDARD, offered=cmd_id | poison)
     driver = VirtioDriver(board).probe()
-    assert board.balloon.config.size_bytes == (16 if poison else 12 if cmd_id else 8)
+    assert driver.structures[DEVICE_CFG].length == 16, "struct virtio_balloon_config"
     driver.start()
     driver.write_device(8, 8, 0xAAAA_AAAA << 32 | 0x55)
     assert driver.read_device(8) == 0, "free_page_hint_cmd_id is read-only to the driver (5.5.4)"

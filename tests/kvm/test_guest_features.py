@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each feature bit with a real driver: what it changes in the guest and on the host.
+
+The table of docs/features.md names a test for every bit of both dialects. Those which are not here
+are about more than their bit: statistics, out of memory, unused pages. `test_features_table.py`
+holds the table to the tests that exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from guests import RunGuest
+
+from devices.balloon import features
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from pyvmm.free_page_hints import NoHints
+from pyvmm.guest_session import GuestSession
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+from pyvmm.rss import resident_bytes
+from pyvmm_native.ring import Chain
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+MIB_PAGES = MIB // PAGE_BYTES
+SLACK_BYTES = 24 * MIB
+REPORTS_TIMEOUT_S = 120
+BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+
+
+async def accepted(guest: GuestSession) -> int:
+    """The device's own bits the driver accepted, as the guest's kernel and the device see them."""
+    bits = (await guest.shell("cat /sys/bus/virtio/devices/virtio0/features")).strip()
+    mask = sum(1 << bit for bit, on in enumerate(bits[:24]) if on == "1")
+    assert mask == guest.machine.balloon.accepted & 0xFF_FFFF
+    return mask
+
+
+async def hold(guest: GuestSession, mib: int, seed: int) -> None:
+    await guest.ask(f"alloc {mib}")
+    await guest.ask(f"fill {seed}")
+
+
+async def intact(guest: GuestSession, mib: int, seed: int) -> bool:
+    return await guest.ask(f"verify {seed}") == f"verified {mib * MIB} wrong 0"
+
+
+async def power_off(guest: GuestSession) -> None:
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(REPORTS_TIMEOUT_S):
+        while not done():
+            await asyncio.sleep(0.05)
+
+
+# Both dialects.
+
+
+@BOTH
+def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
+    """No page is used before its deflate request: all of them still hold what a discard leaves."""
+    told: list[int] = []
+    used_too_early: list[int] = []
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.MUST_TELL_HOST
+        await hold(guest, 180, 1)
+        await guest.ask("free")
+        watch_deflates(guest)
+        rss = resident_bytes()
+        await guest.move_balloon(100 * MIB_PAGES)
+        assert rss - resident_bytes() > 90 * MIB
+        await guest.move_balloon(0)
+        assert sum(told) == 100 * MIB_PAGES
+        assert used_too_early == []
+        await power_off(guest)
+
+    def watch_deflates(guest: GuestSession) -> None:
+        ram, balloon = guest.machine.ram, guest.machine.balloon
+        serve = balloon.serve
+
+        def watching(queue: int, chain: Chain) -> int | None:
+            if queue == 1:
+                runs = dialect.decode(chain.readable)
+                told.append(runs.pages)
+                used_too_early.extend(
+                    start
+                    for start, count in runs
+                    if ram.memory.read(start * PAGE_BYTES, count * PAGE_BYTES)
+                    != bytes(count * PAGE_BYTES)
+                )
+            return serve(queue, chain)
+
+        balloon.serve = watching  # type: ignore[method-assign]
+
+    run_guest(scenario, dialect=dialect.name)
+
+
+@BOTH
+def test_what_is_withheld_is_not_accepted(run_guest: RunGuest, dialect: Dialect) -> None:
+    """The driver goes by the bits: without them the balloon still moves, in as few words."""
+    withheld = dialect.features.default & ~dialect.features.fixed
+    names = [name for name, bit in dialect.features.options.items() if bit & withheld]
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) == dialect.features.fixed
+        await hold(guest, 64, 2)
+        for target_mib in (64, 0):
+            await guest.move_balloon(target_mib * MIB_PAGES)
+        assert await intact(guest, 64, 2)
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect.name, withhold=names)
+
+
+# The standard dialect.
+
+
+def test_free_page_hint(run_guest: RunGuest) -> None:
+    """Hints are most of the guest's free memory and none of the rest: taken away, nothing breaks.
+
+    The device itself discards no hint. This test does so in its place, while the hints are held,
+    as VIRTIO 1.2, 5.5.6.5.2 allows.
+    """
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.FREE_PAGE_HINT
+        await guest.ask("alloc 300")
+        await guest.ask("free")
+        await hold(guest, 64, 4)
+        ram = guest.machine.ram
+        free, rss = await guest.free_bytes(), resident_bytes()
+        async with guest.machine.free_page_hints.held() as hints:
+            assert hints.complete
+            hinted_bytes = hints.pages.pages * PAGE_BYTES
+            assert 0.8 * free < hinted_bytes <= free
+            assert abs(free - hinted_bytes - await guest.free_bytes()) < SLACK_BYTES
+            assert rss - resident_bytes() < SLACK_BYTES, "a hint is no gift"
+            ram.discard(hints.pages)
+            assert rss - resident_bytes() > 180 * MIB
+            assert await intact(guest, 64, 4)
+        await until_free(guest, free)
+        assert await intact(guest, 64, 4)
+        await guest.ask("free")
+        await hold(guest, 300, 5)
+        assert await intact(guest, 300, 5)
+        counters = guest.machine.balloon.counters
+        assert counters.discarded_bytes == counters.reported_bytes == 0
+        await power_off(guest)
+
+    async def until_free(guest: GuestSession, free_bytes: int) -> None:
+        async with asyncio.timeout(REPORTS_TIMEOUT_S):
+            while await guest.free_bytes() < free_bytes - SLACK_BYTES:
+                await asyncio.sleep(0.05)
+
+    run_guest(scenario, dialect="standard", memory_mib=512, offer=["free-page-hint"])
+
+
+def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert not await accepted(guest) & features.FREE_PAGE_HINT
+        with pytest.raises(NoHints):
+            async with guest.machine.free_page_hints.held():
+                pytest.fail("hints without the feature")
+        await power_off(guest)
+
+    run_guest(scenario, dialect="standard")
+
+
+@pytest.mark.parametrize("hinting", [False, True])
+def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
+    """Memory that a program frees goes back to the host by itself, and comes back when needed.
+
+    Without FREE_PAGE_HINT Linux gives the reporting queue another number (see `Dialect.roles`).
+    """
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.REPORTING
+        await hold(guest, 180, 6)
+        rss = resident_bytes()
+        await guest.ask("free")
+        await until(lambda: rss - resident_bytes() > 140 * MIB)
+        counters = guest.machine.balloon.counters
+        assert counters.reported_bytes == counters.reported_pages * PAGE_BYTES > 140 * MIB
+        await hold(guest, 180, 7)
+        assert abs(rss - resident_bytes()) < SLACK_BYTES
+        assert await intact(guest, 180, 7)
+        await power_off(guest)
+
+    offer = ["reporting", *(["free-page-hint"] if hinting else [])]
+    run_guest(scenario, dialect="standard", offer=offer)
+
+
+@pytest.mark.parametrize(
+    ("append", "poison_val"), [("page_poison=1", 0xAAAA_AAAA), ("init_on_free=1", 0)]
+)
+def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
+    """Free pages that hold a pattern are left alone; those that hold zeros may be discarded.
+
+    The guest's kernel checks the pattern of each page it allocates and complains if it is gone.
+    """
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.PAGE_POISON
+        assert guest.machine.balloon.config["poison_val"] == poison_val
+        await hold(guest, 180, 8)
+        rss = resident_bytes()
+        await guest.ask("free")
+        balloon = guest.machine.balloon
+        await until(lambda: balloon.counters.reported_pages * PAGE_BYTES > 140 * MIB)
+        if poison_val:
+            assert balloon.counters.reported_bytes == 0
+            assert rss - resident_bytes() < SLACK_BYTES
+        else:
+            assert rss - resident_bytes() > 120 * MIB
+        await hold(guest, 180, 9)
+        assert await intact(guest, 180, 9)
+        assert "corruption" not in await guest.shell("dmesg")
+        await power_off(guest)
+
+    run_guest(scenario, dialect="standard", append=append, offer=["reporting"])
+
+
+def test_a_guest_that_cannot_tell_of_its_poison_reports_nothing(run_guest: RunGuest) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert not await accepted(guest) & (features.PAGE_POISON | features.REPORTING)
+        await power_off(guest)
+
+    run_guest(
+        scenario,
+        dialect="standard",
+        append="page_poison=1",
+        offer=["reporting"],
+        withhold=["page-poison"],
+    )
+
+
+# The bitmap dialect.
+
+
+def test_page_bitmap(run_guest: RunGuest) -> None:
+    """By bitmap the balloon takes few requests; the standard dialect takes one for 256 pages."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.PAGE_BITMAP
+        await hold(guest, 180, 10)
+        await guest.ask("free")
+        await hold(guest, 32, 11)
+        rss = resident_bytes()
+        inflate = await guest.move_balloon(128 * MIB_PAGES)
+        assert rss - resident_bytes() > 120 * MIB
+        assert inflate.pages == 128 * MIB_PAGES
+        assert inflate.requests < 128 * MIB_PAGES // 256 / 4
+        assert await intact(guest, 32, 11)
+        await guest.move_balloon(0)
+        assert await intact(guest, 32, 11)
+        await power_off(guest)
+
+    run_guest(scenario, dialect="bitmap")
+
+
+STOCK = "virtio_balloon.page_bitmap=0"
+"""With this our driver does what a stock one does; the device says nothing else than before."""
+
+
+def test_a_stock_driver_finds_no_balloon_in_the_bitmap_dialect(run_guest: RunGuest) -> None:
+    """It takes PAGE_BITMAP for FREE_PAGE_HINT, whose queue is not there: it gives up."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.FREE_PAGE_HINT
+        assert not guest.machine.balloon.running
+        assert "failed with error -2" in await guest.shell("dmesg | grep virtio_balloon")
+        guest.machine.set_balloon_target(100 * MIB)
+        await hold(guest, 180, 12)
+        assert await intact(guest, 180, 12)
+        assert guest.machine.balloon.counters.inflate.requests == 0
+        await power_off(guest)
+
+    run_guest(scenario, dialect="bitmap", append=STOCK)
+
+
+def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest) -> None:
+    """With free pages poisoned it takes MISC_VQ for PAGE_POISON, and finds all of its queues.
+
+    It sends PFN arrays, and each of them is refused as a whole (see `devices.balloon.bitmap`).
+    """
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) == BITMAP.features.default
+        await hold(guest, 64, 13)
+        rss = resident_bytes()
+        await guest.move_balloon(100 * MIB_PAGES)
+        counters = guest.machine.balloon.counters
+        assert counters.inflate.bad_payloads == counters.inflate.requests >= 100
+        assert counters.inflate.pages == counters.discarded_bytes == 0
+        assert rss - resident_bytes() < SLACK_BYTES
+        assert await intact(guest, 64, 13)
+        await guest.move_balloon(0)
+        await guest.ask("free")
+        await hold(guest, 160, 14)
+        assert await intact(guest, 160, 14)
+        assert "corruption" not in await guest.shell("dmesg")
+        await power_off(guest)
+
+    run_guest(scenario, dialect="bitmap", append=f"{STOCK} page_poison=1")
