@@ -9,7 +9,8 @@ A PC as Linux expects to find it, without firmware. Guest-physical addresses:
     0x0_000E_0000  | ACPI tables                 |  the guest as usable memory
     0x0_0010_0000  | RAM: kernel, initramfs, ... |
                    +-----------------------------+  end of low RAM, at most:
-    0x0_C000_0000  | PCI memory window, 32 bit   |
+    0x0_C000_0000  | PCI configuration (ECAM)    |
+    0x0_C010_0000  | PCI memory window, 32 bit   |
     0x0_FEC0_0000  | IO-APIC                     |  in the kernel's KVM
     0x0_FEE0_0000  | local APICs                 |  in the kernel's KVM
     0x0_FFFB_C000  | KVM's identity map and TSS  |  pages KVM wants for itself (Intel)
@@ -49,7 +50,9 @@ HIGH_MEMORY_GPA = 0x100000  # usable RAM again
 
 # --- The hole below 4 GiB -------------------------------------------------------------------------
 LOW_RAM_END_GPA = 0xC000_0000
-MMIO32_GPA = LOW_RAM_END_GPA
+PCI_ECAM_GPA = LOW_RAM_END_GPA
+PCI_ECAM_BYTES = MIB  # the one bus
+MMIO32_GPA = PCI_ECAM_GPA + PCI_ECAM_BYTES
 MMIO32_BYTES = 0xFEC0_0000 - MMIO32_GPA
 IOAPIC_GPA = 0xFEC0_0000
 LAPIC_GPA = 0xFEE0_0000

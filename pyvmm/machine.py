@@ -29,7 +29,7 @@ from devices.balloon import dialects
 from devices.balloon.device import BalloonDevice
 from devices.bus import Bus
 from devices.i8042 import I8042
-from devices.pci.host_bridge import ConfigMechanism1, PciBus
+from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
 from devices.pvpanic import PanicEvent, PvPanic
 from devices.registers import Register, RegisterTable
 from devices.rtc import RTC_PORTS, Rtc
@@ -153,6 +153,7 @@ class Machine:
         slot = layout.BALLOON_PCI_DEVICE
         pci.add(slot, self._transport.function, GsiLine(self._vm, layout.intx_gsi(slot)))
         self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ConfigMechanism1(pci))
+        self._mmio.map(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES, EnhancedConfig(pci))
 
     def _make_vcpu(self, index: int, boot: BootInfo, buses: GuestBuses) -> VcpuThread:
         vcpu = self._vm.create_vcpu(index)

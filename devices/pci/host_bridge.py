@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PCI root: the one bus, its host bridge at 00:00.0 and configuration mechanism 1.
+"""The PCI root: the one bus, its host bridge at 00:00.0 and two ways to configuration space.
 
 `PciBus` knows which function sits at which device number (function 0 only) and decides where BARs
 may be decoded: wholly inside one of its apertures and clear of everything else on the MMIO bus. A
@@ -9,6 +9,9 @@ guest can therefore never lay a BAR over RAM or an interrupt controller.
 32-bit access to 0xCF8 reaches the address latch; narrower ones are ordinary I/O to nobody. While
 the latch's enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
 selected configuration register. Functions that do not exist read as all ones.
+
+`EnhancedConfig` is the memory-mapped way, ECAM (PCI Express 3.0, 7.2.2): 4 KiB for each function.
+Ours have the 256 bytes of conventional PCI; what lies beyond reads as all ones.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from devices.bus import Bus
-from devices.pci.config_space import PciFunction
+from devices.pci.config_space import CONFIG_SPACE_BYTES, PciFunction
 from devices.ports import BusDevice, InterruptLine, Tracer
 
 DEVICES_PER_BUS = 32
+ECAM_BYTES_PER_BUS = 1 << 20
 
 _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FF_FFFC
@@ -126,3 +130,28 @@ class ConfigMechanism1:
 
     def _register(self, offset: int) -> int:
         return (self._address & 0xFC) + offset - _DATA_OFFSET
+
+
+class EnhancedConfig:
+    """`BusDevice` for `ECAM_BYTES_PER_BUS` of memory: bus 0, seen without the latch."""
+
+    def __init__(self, bus: PciBus) -> None:
+        self._bus = bus
+
+    def read(self, offset: int, size: int) -> int:
+        """Read configuration data of the function that the address names."""
+        function = self._function(offset, size)
+        if function is None:
+            return (1 << (8 * size)) - 1
+        return function.config_read(offset & 0xFFF, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write configuration data of the function that the address names."""
+        function = self._function(offset, size)
+        if function is not None:
+            function.config_write(offset & 0xFFF, size, value)
+
+    def _function(self, offset: int, size: int) -> PciFunction | None:
+        if (offset & 0xFFF) + size > CONFIG_SPACE_BYTES:
+            return None
+        return self._bus.function(offset >> 20, offset >> 15 & 0x1F, offset >> 12 & 0x7)

@@ -6,8 +6,8 @@ area below 1 MiB, where an operating system looks for the RSDP on 16-byte bounda
 protocol passes its address as well. The tables say what `pyvmm.layout` and the device models say
 and take their numbers from there. In them the guest finds its vCPUs and the IO-APIC (MADT), how to
 power off and reset (FADT, \\_S5), the PCI host bridge with its windows and interrupt wiring, the
-serial port and pvpanic (DSDT). There is no 8042, no VGA and no PM timer, and the tables say so:
-what is announced as absent is not probed.
+serial port and pvpanic (DSDT), and where PCI configuration space lies in memory (MCFG). There is no
+8042, no VGA and no PM timer, and the tables say so: what is announced as absent is not probed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def build_tables(*, vcpus: int, base_gpa: int = layout.ACPI_GPA) -> tuple[bytes,
     dsdt_gpa = place(_dsdt())
     fadt_gpa = place(_fadt(facs_gpa, dsdt_gpa))
     madt_gpa = place(_madt(vcpus))
-    xsdt_gpa = place(_table(b"XSDT", 1, struct.pack("<QQ", fadt_gpa, madt_gpa)))
+    mcfg_gpa = place(_mcfg())
+    xsdt_gpa = place(_table(b"XSDT", 1, struct.pack("<QQQ", fadt_gpa, madt_gpa, mcfg_gpa)))
     blob[:_RSDP_BYTES] = _rsdp(xsdt_gpa)
     return bytes(blob), base_gpa
 
@@ -135,6 +136,11 @@ def _madt(vcpus: int) -> bytes:
     return _table(b"APIC", 5, b"".join(entries))
 
 
+def _mcfg() -> bytes:
+    """Memory-mapped configuration of segment 0, bus 0 (PCI Firmware 3.0, 4.1.2)."""
+    return _table(b"MCFG", 1, struct.pack("<8xQHBB4x", layout.PCI_ECAM_GPA, 0, 0, 0))
+
+
 def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
     """Interrupt source override (5.2.12.5): where an ISA interrupt really is."""
     return struct.pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
@@ -144,7 +150,8 @@ def _dsdt() -> bytes:
     r"""Differentiated system description table: \_S5 and the devices that cannot be probed."""
     sleep_type = aml.integer(acpi_pm.SLEEP_TYPE_SOFT_OFF)
     s5 = aml.name("\\_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
-    return _table(b"DSDT", 2, s5 + aml.scope("\\_SB", _pci_root(), _serial_port(), _pvpanic()))
+    devices = aml.scope("\\_SB", _pci_root(), _reserved(), _serial_port(), _pvpanic())
+    return _table(b"DSDT", 2, s5 + devices)
 
 
 def _pci_root() -> bytes:
@@ -164,6 +171,18 @@ def _pci_root() -> bytes:
         aml.name("_BBN", aml.integer(0)),
         aml.name("_CRS", windows),
         aml.name("_PRT", _interrupt_wiring()),
+    )
+
+
+def _reserved() -> bytes:
+    """What belongs to the motherboard: systems trust an MCFG only if its memory is (4.1.2)."""
+    return aml.device(
+        "MBRD",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name(
+            "_CRS",
+            aml.resources(aml.fixed_memory32(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES)),
+        ),
     )
 
 

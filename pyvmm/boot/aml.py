@@ -115,6 +115,11 @@ def irq(line: int) -> bytes:
     return struct.pack("<BH", 0x22, 1 << line)
 
 
+def fixed_memory32(gpa: int, length: int) -> bytes:
+    """Encode memory below 4 GiB that a device occupies, read and write."""
+    return struct.pack("<BHBII", 0x86, 9, 1, gpa, length)
+
+
 def bus_numbers(first: int, last: int) -> bytes:
     """Encode the range of PCI bus numbers below a host bridge."""
     return _address_space(0x88, "H", _BUS_SPACE, 0, first, last)

@@ -57,13 +57,13 @@ def test_the_rsdp_is_where_it_is_searched_for() -> None:
 def test_the_tables_can_lie_elsewhere() -> None:
     tables = Tables(base_gpa=0xF0000)
     assert tables.rsdp_gpa == 0xF0000
-    assert set(tables.by_signature) == {"FACP", "APIC"}
+    assert set(tables.by_signature) == {"FACP", "APIC", "MCFG"}
 
 
 @pytest.mark.parametrize("vcpus", [1, 4, layout.MAX_VCPUS])
 def test_checksums_and_headers(vcpus: int) -> None:
     tables = Tables(vcpus)
-    for table in (tables.xsdt, tables.fadt, tables.madt, tables.dsdt):
+    for table in (tables.xsdt, tables.dsdt, *tables.by_signature.values()):
         assert sum(table) % 256 == 0
         assert table[10:16] == b"PYVMM "
         assert struct.unpack_from("<I", table, 4)[0] == len(table)
@@ -149,6 +149,18 @@ def test_madt_describes_the_interrupt_controllers_of_kvm() -> None:
         struct.pack("<BBBBIH", 2, 10, 0, 9, 9, 0x0D),  # SCI: level, active high
         struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1),  # NMI on LINT1
     ]
+
+
+# --- MCFG -------------------------------------------------------------------------------------
+def test_mcfg_names_memory_that_is_the_motherboards() -> None:
+    mcfg = Tables().by_signature["MCFG"]
+    assert len(mcfg) == 60
+    gpa, segment, first_bus, last_bus = struct.unpack_from("<QHBB", mcfg, 44)
+    assert (segment, first_bus, last_bus) == (0, 0, 0)
+    board = device(Tables().dsdt, b"MBRD")
+    assert named(board, b"_HID").startswith(b"\x0c\x41\xd0\x0c\x02")  # PNP0C02
+    assert resources_of(board) == [struct.pack("<BHBII", 0x86, 9, 1, gpa, 1 << 20)]
+    assert gpa == layout.PCI_ECAM_GPA
 
 
 # --- DSDT -------------------------------------------------------------------------------------

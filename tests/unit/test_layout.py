@@ -22,6 +22,7 @@ BOOT_DATA = [
     (layout.COMMAND_LINE_GPA, layout.COMMAND_LINE_BYTES),
 ]
 DEVICES = [
+    (layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES),
     *layout.PCI_APERTURES,
     (layout.IOAPIC_GPA, PAGE_BYTES),
     (layout.LAPIC_GPA, PAGE_BYTES),

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from devices.bus import Bus
 from devices.pci.config_space import PciFunction
-from devices.pci.host_bridge import ConfigMechanism1, PciBus
+from devices.pci.host_bridge import (
+    ECAM_BYTES_PER_BUS,
+    ConfigMechanism1,
+    EnhancedConfig,
+    PciBus,
+)
 
 ADDRESS, DATA = 0xCF8, 0xCFC
 
@@ -127,3 +132,41 @@ def test_taken_and_impossible_device_numbers_are_refused(device: int) -> None:
     ports = Ports()
     with pytest.raises(ValueError, match="taken or does not exist"):
         ports.pci.add(device, ports.function)
+
+
+# --- ECAM (PCI Express 3.0, 7.2.2) ----------------------------------------------------------------
+ECAM_FUNCTION = 3 << 15
+
+
+@given(register=st.integers(0, 0xFFF), size=st.sampled_from([1, 2, 4]))
+def test_memory_shows_what_the_ports_show(register: int, size: int) -> None:
+    ports = Ports()
+    ecam = EnhancedConfig(ports.pci)
+    for device in (0, 3, 4):
+        expected = (1 << (8 * size)) - 1
+        if register + size <= 256 and register % 4 + size <= 4:
+            ports.select(0, device, 0, register)
+            expected = ports.bus.read(DATA + register % 4, size)
+        elif register + size <= 256:
+            continue  # the ports cannot do this at once
+        assert ecam.read(device << 15 | register, size) == expected
+
+
+def test_what_is_written_to_memory_is_in_configuration_space() -> None:
+    ports = Ports()
+    ecam = EnhancedConfig(ports.pci)
+    ecam.write(ECAM_FUNCTION | 0x04, 2, 0xFFFF)
+    ecam.write(ECAM_FUNCTION | 0x3C, 1, 0x5A)
+    ports.select(0, 3, 0, 0x04)
+    assert ports.bus.read(DATA, 2) == 0x0406  # memory space, bus master, no INTx
+    ports.select(0, 3, 0, 0x3C)
+    assert ports.bus.read(DATA, 1) == 0x5A
+
+
+@given(offset=st.integers(0, ECAM_BYTES_PER_BUS - 8), size=st.integers(1, 8))
+def test_no_access_to_memory_breaks_anything(offset: int, size: int) -> None:
+    ecam = EnhancedConfig(Ports().pci)
+    ecam.write(offset, size, (1 << (8 * size)) - 1)
+    assert 0 <= ecam.read(offset, size) < 1 << (8 * size)
+    if offset >> 15 not in (0, 3) or offset & 0x7F00:
+        assert ecam.read(offset, size) == (1 << (8 * size)) - 1
