@@ -213,9 +213,15 @@ class BalloonDevice(VirtioDevice):
         return self._handlers[role].serve(chain)
 
     def refuse(self, queue: int, chain: Chain) -> int | None:
-        """A bad report keeps its buffer: on the statistics queue, giving it back is a question."""
-        if self.roles.get(queue) is Role.STATS:
+        """Handlers for which a bad buffer means more than that it goes back empty have their say.
+
+        On the statistics queue giving it back is a question, on the misc queue it was an answer.
+        """
+        role = self.roles.get(queue)
+        if role is Role.STATS:
             return self.stats.refuse(chain)
+        if role is Role.MISC:
+            return self.misc.refuse(chain)
         return super().refuse(queue, chain)
 
     def has_queue(self, index: int) -> bool:

@@ -135,9 +135,14 @@ class MiscQueue:
         try:
             self._serve_message(chain.readable)
         except BadPayload as error:
-            if self._question is not None and self._question.id is not None:
-                self._end(Ending.BAD_ANSWER, str(error))
+            self._spoil(str(error))
             raise
+        return 0
+
+    def refuse(self, chain: Chain) -> int:
+        """A message that was too long to be served spoils the answer, too."""
+        if not chain.writable_bytes:
+            self._spoil(f"a message of {chain.readable_bytes} bytes")
         return 0
 
     def reset(self) -> None:
@@ -198,6 +203,11 @@ class MiscQueue:
             question.pages = question.pages.union(pages)
         if header.flag == Flag.DONE:
             self._end(Ending.ANSWERED)
+
+    def _spoil(self, why: str) -> None:
+        """What the driver says cannot be believed; nothing is lost where it was not asked yet."""
+        if self._question is not None and self._question.id is not None:
+            self._end(Ending.BAD_ANSWER, why)
 
     def _end(self, ending: Ending, why: str = "") -> None:
         """End the open question, if any; nobody sees the pages of half an answer."""

@@ -72,8 +72,8 @@ def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
     addresses.
 
     What is unused now may be in use the moment after. The count is close to the guest's own
-    MemFree: pages that hold cached files count as used, unless --drop-caches makes the guest give
-    them up first.
+    MemFree: pages in the balloon count as used, and so do those that hold cached files, unless
+    --drop-caches makes the guest give them up first.
 
     \b
     Look at a guest, and at what it could spare:

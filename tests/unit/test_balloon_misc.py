@@ -284,6 +284,15 @@ def test_a_message_cut_short(host: Host, message: list[bytes]) -> None:
     assert host.answers[0].ending is Ending.BAD_ANSWER
 
 
+def test_a_message_too_long_to_be_read(host: Host) -> None:
+    host.driver.send([bytes(1 << 20), bytes(1 << 20)])
+    assert host.answers == [], "nothing was open"
+    host.asked()
+    (used,) = host.driver.send([bytes(1 << 20), bytes(1 << 20)])
+    assert used.length == 0
+    assert host.answers == [Answer(Ending.BAD_ANSWER, PageRuns(), f"a message of {2 << 20} bytes")]
+
+
 def test_one_page_outside_ram_spoils_all() -> None:
     host = Host(AnonymousRam((0, 16 * MIB), (32 * MIB, 32 * MIB)))
     hole = 16 * MIB // PAGE_BYTES
