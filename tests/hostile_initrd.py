@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The initramfs with the hostile first process, compiled when its source is new.
+
+Compiling takes a second here and a minute in the lab, so the unit tests do it before the lab starts
+and the archive is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from guest_images.initramfs import compile_program
+from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.lab.initramfs import cpio
+
+SOURCE = Path(__file__).parent / "kvm" / "hostile_init.c"
+
+
+def hostile_initrd() -> Path:
+    """Where the archive is; the program in it is /hostile."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    archive = cache_dir("tests") / f"hostile-{digest}.cpio"
+    if not archive.exists():
+        program = archive.with_suffix(".elf")
+        compile_program(SOURCE, program)
+        write_whole(archive, cpio({"/hostile": program.read_bytes()}))
+        program.unlink()
+    keep_most_recent("hostile-*.cpio", archive)
+    return archive

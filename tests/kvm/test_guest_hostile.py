@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest whose first process means harm to the balloon (hostile_init.c), and what is left of it.
+
+While it works, people go on asking pyvmm over QMP; afterwards the guest's ordinary driver binds to
+the device again and inflates, nothing was lost that the guest did not give, and pyvmm is not larger
+than its guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guests import RunGuest
+from qemu.qmp import QMPClient
+
+from pyvmm.balloon_questions import QuestionError
+from pyvmm.balloon_stats import NoStats
+from pyvmm.control.server import ControlServer
+from pyvmm.guest_session import GuestSession
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+from pyvmm.rss import resident_bytes
+from tests.hostile_initrd import hostile_initrd
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+MEMORY_MIB = 128
+
+
+@pytest.fixture
+def qmp_path() -> Iterator[Path]:
+    """A socket path on a file system that has sockets; the lab's shared root has none."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory) / "qmp.sock"
+
+
+async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) -> int:
+    """Ask this and that of the balloon until `done`; returns how often."""
+    asked = 0
+    while not done.is_set():
+        assert (await client.execute("query-status"))["status"] == "running"
+        answer = await client.execute("query-balloon")
+        assert 0 <= answer["actual"] <= MEMORY_MIB * MIB
+        await client.execute("balloon", {"value": (100 + asked % 20) * MIB})
+        with contextlib.suppress(NoStats):
+            await guest.machine.balloon_stats.fresh(0.05)
+        with contextlib.suppress(QuestionError):
+            await guest.machine.balloon_questions.unused_pages(0.05)
+        with contextlib.suppress(QuestionError):
+            async with guest.machine.free_page_hints.held(0.05):
+                pass
+        asked += 1
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("dialect", "offer"),
+    [
+        ("standard", ("free-page-hint", "reporting", "page-poison", "deflate-on-oom")),
+        ("bitmap", ("misc-vq", "deflate-on-oom")),
+    ],
+    ids=["standard", "bitmap"],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hostile_first_process(
+    run_guest: RunGuest,
+    qmp_path: Path,
+    dialect: str,
+    offer: tuple[str, ...],
+    seed: int,
+) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        server = ControlServer(guest.machine, qmp_path)
+        await server.start()
+        client = QMPClient("test")
+        await client.connect(str(qmp_path))
+        try:
+            await guest.expect("hostile: begins")
+            rss_before = resident_bytes()
+            ended = asyncio.Event()
+            people = asyncio.create_task(bother(guest, client, ended))
+            done = await guest.expect(r"hostile: done ([^\r\n]*)\r?\n")
+            ended.set()
+            assert await people > 3
+        finally:
+            await client.disconnect()
+            await server.close()
+        words = done.split()
+        report = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        assert report["changed"] == 0, "memory that the guest never named"
+        assert min(report["accesses"], report["requests"]) > 100
+        assert resident_bytes() - rss_before < MEMORY_MIB * MIB
+        balloon = guest.machine.balloon
+        assert balloon.counters.inflate.bad_payloads > 0
+        await an_honest_driver_follows(guest)
+
+    run_guest(
+        scenario,
+        memory_mib=MEMORY_MIB,
+        vcpus=2,
+        dialect=dialect,
+        offer=offer,
+        initrd=hostile_initrd(),
+        append=f"rdinit=/hostile hostile.seed={seed} hostile.seconds=4 "
+        f"hostile.bitmap={int(dialect == 'bitmap')}",
+    )
+
+
+async def an_honest_driver_follows(guest: GuestSession) -> None:
+    await guest.user_space()
+    machine = guest.machine
+    await guest.ask("alloc 24")
+    await guest.ask("fill 7")
+    before = machine.balloon.counters.inflate
+    await guest.move_balloon(48 * MIB // PAGE_BYTES)
+    after = machine.balloon.counters.inflate
+    assert after.pages - before.pages >= 48 * MIB // PAGE_BYTES
+    assert after.bad_payloads == before.bad_payloads
+    assert await guest.ask("verify 7") == f"verified {24 * MIB} wrong 0"
+    await guest.move_balloon(0)
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hostile guest of the tests with KVM compiles, without a warning, into an initramfs."""
+
+from tests.hostile_initrd import hostile_initrd
+
+
+def test_the_hostile_program_compiles() -> None:
+    archive = hostile_initrd().read_bytes()
+    assert archive.startswith(b"070701")
+    assert b"hostile\0" in archive
+    assert b"\x7fELF" in archive
