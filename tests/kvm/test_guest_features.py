@@ -151,6 +151,10 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
             assert await intact(guest, 64, 4)
         await until_free(guest, free)
         assert await intact(guest, 64, 4)
+        async with guest.machine.free_page_hints.held() as again:
+            assert again.complete
+            assert again.pages.pages * PAGE_BYTES > 0.8 * free
+        await until_free(guest, free)
         await guest.ask("free")
         await hold(guest, 300, 5)
         assert await intact(guest, 300, 5)
@@ -226,6 +230,8 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
             assert rss - resident_bytes() < SLACK_BYTES
         else:
             assert rss - resident_bytes() > 120 * MIB
+        for target_mib in (64, 0):
+            await guest.move_balloon(target_mib * MIB_PAGES)
         await hold(guest, 180, 9)
         assert await intact(guest, 180, 9)
         assert "corruption" not in await guest.shell("dmesg")

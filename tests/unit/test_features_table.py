@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/features.md: a row for each bit that can be offered, and each names a test that exists."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from devices.balloon.features import BY_DIALECT, Features
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "features.md"
+
+
+class Row(NamedTuple):
+    dialect: str
+    bit: str
+    name: str
+    default: str
+    shows: str
+    test: str
+
+
+def rows() -> list[Row]:
+    lines = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    return [Row(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[2:]]
+
+
+def default_word(features: Features, bit: int) -> str:
+    if bit & features.fixed:
+        return "always"
+    return "offered" if bit & features.default else "withheld"
+
+
+@pytest.mark.parametrize("dialect", BY_DIALECT)
+def test_every_bit_has_its_row(dialect: str) -> None:
+    features = BY_DIALECT[dialect]
+    expected = [
+        (str(bit.bit_length() - 1), name, default_word(features, bit))
+        for bit, name in features.names.items()
+        if bit & features.known
+    ]
+    assert [row[1:4] for row in rows() if row.dialect == dialect] == expected
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.dialect}-{row.name}")
+def test_every_row_names_a_test_with_a_real_guest(row: Row) -> None:
+    file, _, function = row.test.partition("::")
+    tree = ast.parse((ROOT / "tests" / "kvm" / file).read_text())
+    assert function in [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
