@@ -18,7 +18,6 @@ import pytest
 from debian_kernels import StockKernel
 
 from devices.balloon import features
-from devices.balloon.hinting import Ending as HintingEnding
 from pyvmm.config import MIB, config_for_image
 from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.machine import PAGE_BYTES
@@ -158,26 +157,12 @@ async def _tells_statistics(guest: GuestSession) -> None:
 
 
 async def _hints_what_is_free(guest: GuestSession) -> None:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[HintingEnding] = loop.create_future()
     free = await guest.free_bytes()
-
-    def on_end(ending: HintingEnding) -> None:
-        loop.call_soon_threadsafe(ended.set_result, ending)
-
-    with guest.machine.lock:
-        guest.machine.balloon.hinting.start(on_end)
-    async with asyncio.timeout(NEWS_TIMEOUT_S):
-        assert await guest.while_running(_result(ended)) is HintingEnding.COMPLETE
-    hinted = guest.machine.balloon.hinting.pages.pages * PAGE_BYTES
-    assert 0.5 * free < hinted <= guest.machine.ram_bytes
-    assert await guest.free_bytes() < free - hinted + 64 * MIB  # the driver holds on to them
-    with guest.machine.lock:
-        guest.machine.balloon.hinting.finish()
+    async with guest.machine.free_page_hints.held(timeout_s=NEWS_TIMEOUT_S) as hints:
+        assert hints.complete
+        hinted = hints.pages.pages * PAGE_BYTES
+        assert 0.5 * free < hinted <= guest.machine.ram_bytes
+        assert await guest.free_bytes() < free - hinted + 64 * MIB  # the driver holds on to them
     async with asyncio.timeout(NEWS_TIMEOUT_S):
         while await guest.free_bytes() < free - 64 * MIB:
             await guest.while_running(asyncio.sleep(0.1))
-
-
-async def _result(future: asyncio.Future[HintingEnding]) -> HintingEnding:
-    return await future
