@@ -89,11 +89,11 @@ def read_kernel(path: Path) -> KernelImage:
     try:
         with path.open("rb") as file:
             beginning = file.read(BEGINNING_BYTES)
+        if beginning.startswith(ELF_MAGIC):
+            return _read_elf(path, path, None)
         if is_bzimage(beginning):
             bzimage = open_bzimage(path)
             return _read_elf(path, bzimage.vmlinux, bzimage.header)
-        if beginning.startswith(ELF_MAGIC):
-            return _read_elf(path, path, None)
     except OSError as error:
         name = error.filename or path
         raise UserError(f"cannot read {name}: {error.strerror}", BUILD_REMEDY) from error

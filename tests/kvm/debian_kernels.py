@@ -34,6 +34,7 @@ from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
 MODULES = ("virtio_pci", "virtio_balloon")
+SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # depmod is there
 FETCH = "make stock-kernels"
 
 INIT = f"""#!/bin/busybox sh
@@ -142,13 +143,10 @@ def initramfs(modules: Path) -> bytes:
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where depmod is
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-    except FileNotFoundError as error:
-        raise Unavailable(f"there is no {command[0]} here") from error
+    program = shutil.which(command[0], path=SEARCH_PATH)
+    if program is None:
+        raise Unavailable(f"there is no {command[0]} here")
+    done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise Unavailable(f"{' '.join(command)}: {last or f'status {done.returncode}'}")

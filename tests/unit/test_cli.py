@@ -101,6 +101,21 @@ def test_wrong_usage_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "there is no kernel to boot; give either IMAGE or --kernel FILE"),
+        (["run", "a", "--kernel", "b"], "both IMAGE and --kernel are given"),
+        (["run", "--kernel", "/nowhere/vmlinuz"], "cannot read /nowhere/vmlinuz"),
+    ],
+)
+def test_one_kernel_to_run_is_named_in_one_way(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run_main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     add_command(monkeypatch, fail_with(KeyboardInterrupt()))
     assert run_main(["test"]) == 130

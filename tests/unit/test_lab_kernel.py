@@ -12,8 +12,11 @@ from pyvmm.lab.kernel import (
     find_kernel,
     module_closure,
     read_module,
+    startable_image,
     strip_signature,
 )
+from tests.bzimage_kernel import bzimage, pack
+from tests.elf_kernel import elf_kernel
 
 DEPENDENCIES = """\
 kernel/drivers/virtio/virtio.ko:
@@ -76,6 +79,17 @@ def test_unsuitable_kernels_are_named_with_the_remedy(tmp_path: Path) -> None:
 def test_no_kernel_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="apt-get install linux-image-amd64"):
         find(tmp_path)
+
+
+def test_the_lab_starts_the_elf_inside_its_bzimage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    install(tmp_path, "6.1.0-1-amd64")
+    vmlinux = elf_kernel(bytes(range(256)) * 100)
+    kernel = find(tmp_path)
+    kernel.image.write_bytes(bzimage(pack("xz", vmlinux)))
+    assert startable_image(kernel).read_bytes() == vmlinux
 
 
 def test_a_module_in_an_unknown_compression_is_told(tmp_path: Path) -> None:
