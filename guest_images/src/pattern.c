@@ -116,7 +116,8 @@ static bool do_grab(uint64_t mib, const char *text)
 		return reply(false, "%" PRIu64 " MiB are allocated already", memory_bytes >> 20);
 	if (!mib || mib > MAX_MIB)
 		return reply(false, "cannot allocate %" PRIu64 " MiB", mib);
-	mapped = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	mapped = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (mapped == MAP_FAILED)
 		return reply(false, "mmap of %" PRIu64 " MiB: %s", mib, strerror(errno));
 	memory = mapped;
