@@ -58,7 +58,7 @@ class BzImage:
 
 
 def is_bzimage(beginning: bytes) -> bool:
-    """Whether a file that begins so (516 bytes or more) has a setup header."""
+    """Whether a file that begins so (518 bytes or more) has a setup header."""
     return beginning[0x202:0x206] == MAGIC
 
 
