@@ -2,7 +2,8 @@
 """The traditional memory balloon device (VIRTIO 1.2, section 5.5).
 
 The device is its configuration space and one handler for each queue: `page_queues` (inflate and
-deflate), `stats`, and so on. Which queues there are, and their numbers, is the dialect's to say.
+deflate), `stats`, `misc`, `hinting` and `reporting`. Which queues there are, and their numbers, is
+the dialect's to say.
 
 One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
 a request on the inflate queue; `serve` passes it to `InflateQueue`, which has the dialect decode it
@@ -16,10 +17,10 @@ memory is gone. The driver then writes `actual`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices.balloon.config import config_space
+from devices.balloon.counters import BalloonCounters, Traffic
 from devices.balloon.dialects import Dialect, GiveBack, Role
 from devices.balloon.features import PAGE_POISON
 from devices.balloon.hinting import COMMAND_ID, FreePageQueue
@@ -53,37 +54,6 @@ class QueueHandler(Protocol):
 
     def reset(self) -> None:
         """The device was reset: no buffer kept so far exists any longer."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What went over one queue since the device was made."""
-
-    requests: int
-    """Buffers taken from the queue, bad ones included."""
-    pages: int
-    """4 KiB pages named by good requests."""
-    bytes: int
-    """Length of all requests together, headers included."""
-    bad_payloads: int
-    """Buffers returned with length 0 because their contents made no sense."""
-
-
-@dataclass(frozen=True)
-class BalloonCounters:
-    """A snapshot of what the balloon has done since it was made."""
-
-    inflate: Traffic
-    deflate: Traffic
-    discarded_bytes: int
-    """Host memory given back, in bytes; less than the pages inflated where host pages are larger
-    than 4 KiB."""
-    reported_pages: int
-    """4 KiB pages of good reports of free pages, discarded or not."""
-    reported_bytes: int
-    """Host memory given back because the driver reported it free, in bytes."""
-    interrupts: int
-    """Notifications sent to the driver: used buffers and configuration changes."""
 
 
 class BalloonDevice(VirtioDevice):
