@@ -25,7 +25,8 @@ from itertools import pairwise
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.misc import Command
 from devices.bus import Bus
-from devices.pci.host_bridge import ConfigMechanism1
+from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig
+from devices.ports import BusDevice
 from devices.virtio import features
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard, check
@@ -119,8 +120,10 @@ class Guest:
         self.rings: dict[int, Ring] = {}
         self.ring_size = 8
         self.payload_gpa = PAYLOAD_GPA
+        self.room_gpa = PAYLOAD_GPA  # for the device's questions
         self.pio = Bus("pio")
         self.pio.map(0xCF8, 8, ConfigMechanism1(board.pci))
+        self.ecam = EnhancedConfig(board.pci)
         self.later: list[tuple[int, bytes]] = []
         self.countdown = 0
         board.ram.moment = self.moment
@@ -238,9 +241,15 @@ class Guest:
                 bits |= 1 << pfn - start
         bitmap = bits.to_bytes((bits.bit_length() + 63) // 64 * 8 or 8, "little")
         fields = [0, 12, 0, 0, 0, start, len(bitmap)]
-        if spoilt % 8 == 7:  # an answer on the misc queue
-            fields[0], fields[2] = program.byte() % 4, program.byte() % 3
-            fields[4] = program.byte() % 4
+        if spoilt % 8 == 7:  # an answer to the question that is there, or nearly
+            shape = program.byte()
+            question = self.memory[self.room_gpa : self.room_gpa + 16]
+            fields[0], fields[4] = struct.unpack("<H6xQ", question)
+            fields[2] = shape % 3
+            if shape & 0x40:
+                fields[6] = 0
+            if shape & 0x80:
+                fields[shape >> 2 & 7 if shape & 0x1C != 0x1C else 0] ^= shape & 3
         elif spoilt > 128:
             sizes = (2, 2, 2, 2, 8, 8, 8)
             at = spoilt % 7
@@ -278,12 +287,19 @@ class Guest:
         """Device-writable elements: room for an answer, or pages reported or hinted."""
         queue, shape = self.queue(), self.program.byte()
         if shape < 64:
-            elements = [(self.place(bytes(16)), 16, WRITE)]
+            self.room_gpa = self.place(bytes(16))
+            elements = [(self.room_gpa, 16, WRITE)]
         else:
             pages = self.pfns()
             elements = [(pfn * PAGE_BYTES, PAGE_BYTES, WRITE) for pfn in pages[:3]]
             elements = elements or [(self.gpa(), self.program.pick(LENGTHS, 4), WRITE)]
         self.add(queue, elements, bool(shape & 1))
+
+    def send_command_id(self) -> None:
+        """The id of the round of hinting that the device has begun, or the end of one."""
+        queue, shape = self.queue(), self.program.byte()
+        value = self.mmio.read(BAR0 + 0x2008, 4) if shape < 160 else shape % 3
+        self.add(queue, [(self.place(struct.pack("<I", value)), 4, 0)], False)
 
     def send_elements(self) -> None:
         """Elements of any address, length and direction."""
@@ -374,7 +390,7 @@ class Guest:
         self.pio.write(0xCF8, 4, address)
         self.access(self.pio, 0xCF8 + program.byte() % 8)
 
-    def access(self, bus: Bus, address: int) -> None:
+    def access(self, bus: BusDevice, address: int) -> None:
         shape = self.program.byte()
         size = (1, 2, 4, 8)[shape & 3]
         if bus is self.pio:
@@ -385,6 +401,14 @@ class Guest:
         else:
             value = self.program.pick([0, 1, 2, 3, 6, 0xF, 0xFFFF, 1 << 15, 0xC0 << 24], size)
             bus.write(address, size, value & (1 << 8 * size) - 1)
+
+    def access_ecam(self) -> None:
+        """Configuration space in memory, of this function or another."""
+        program = self.program
+        offset, which = program.byte(), program.byte()
+        if which >= 192:
+            offset = program.number(3)
+        self.access(self.ecam, offset + (SLOT << 15) * (which < 192))
 
     def access_config(self) -> None:
         """Configuration space at once: BARs, command, the window into the BAR, MSI-X control."""
@@ -429,11 +453,12 @@ class Guest:
 
 INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (
     Guest.send_request, Guest.send_request, Guest.send_request, Guest.send_bytes,
-    Guest.send_statistics, Guest.send_room, Guest.send_room, Guest.send_elements,
+    Guest.send_statistics, Guest.send_command_id, Guest.send_room, Guest.send_room,
+    Guest.send_elements,
     Guest.write_descriptor, Guest.write_index, Guest.write_memory, Guest.write_later,
     Guest.add_again, Guest.kick, Guest.serve_once, Guest.serve_once,
     Guest.serve_all, Guest.serve_all, Guest.restart, Guest.reset_queue,
-    Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_config,
+    Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_ecam, Guest.access_config,
     Guest.act_as_host,
 )  # fmt: skip
 
