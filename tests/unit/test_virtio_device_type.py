@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device type of a few lines, as CONTRIBUTING says to write one: what the base class does alone."""
+"""A device type of a few lines, as CONTRIBUTING says to write one: what the base class does."""
 
 from __future__ import annotations
 
