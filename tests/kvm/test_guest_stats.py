@@ -56,6 +56,7 @@ async def assert_agrees(guest: GuestSession) -> dict[str, int]:
     return truth
 
 
+@pytest.mark.conformance("5.5.6.3.2-2")
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
