@@ -86,6 +86,7 @@ class Machine:
         self._sinks: list[EventSink] = []
         self._status: Status = "running"
         self._finished: asyncio.Future[Outcome] = self._loop.create_future()
+        self._ending: Outcome | None = None  # the first that a vCPU thread asked for
         self._gate = VcpuGate()
 
         files = read_boot_files(config)
@@ -268,7 +269,9 @@ class Machine:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _end_soon(self, outcome: Outcome) -> None:
-        self._soon(self.end, outcome)
+        if self._ending is None:  # a guest may ask a hundred thousand times a second
+            self._ending = outcome
+            self._soon(self.end, outcome)
 
     def _crashed(self, index: int, what: str) -> None:
         self._end_soon(Outcome(Ending.CRASH, f"vCPU {index} stopped: {what}"))
