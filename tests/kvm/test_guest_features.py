@@ -331,3 +331,29 @@ def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest)
         await power_off(guest)
 
     run_guest(scenario, dialect="bitmap", append=f"{STOCK} page_poison=1")
+
+
+def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGuest) -> None:
+    """The mistake the other way round: its requests name page 0 twice, read as arrays."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert await accepted(guest) & features.PAGE_BITMAP
+        await hold(guest, 64, 15)
+        rss = resident_bytes()
+        await guest.move_balloon(100 * MIB_PAGES)
+        counters = guest.machine.balloon.counters
+        assert counters.inflate.bad_payloads == counters.inflate.requests > 0
+        assert counters.inflate.pages == counters.discarded_bytes == 0
+        assert rss - resident_bytes() < SLACK_BYTES
+        assert await intact(guest, 64, 15)
+        await guest.move_balloon(0)
+        assert await intact(guest, 64, 15)
+        await power_off(guest)
+
+    run_guest(
+        scenario,
+        dialect="standard",
+        offer=["free-page-hint"],
+        append="virtio_balloon.page_bitmap=1",
+    )

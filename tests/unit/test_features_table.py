@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +47,18 @@ def test_every_bit_has_its_row(dialect: str) -> None:
     assert [row[1:4] for row in rows() if row.dialect == dialect] == expected
 
 
+def tests_of(file: str) -> list[str]:
+    tree = ast.parse((ROOT / "tests" / "kvm" / file).read_text())
+    return [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+
+
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.dialect}-{row.name}")
 def test_every_row_names_a_test_with_a_real_guest(row: Row) -> None:
     file, _, function = row.test.partition("::")
-    tree = ast.parse((ROOT / "tests" / "kvm" / file).read_text())
-    assert function in [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+    assert function in tests_of(file)
+
+
+def test_so_does_the_text() -> None:
+    named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text())
+    assert named
+    assert set(named) <= set(tests_of("test_guest_features.py"))
