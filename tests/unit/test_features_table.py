@@ -47,7 +47,7 @@ def test_every_bit_has_its_row(dialect: str) -> None:
     assert [row[1:4] for row in rows() if row.dialect == dialect] == expected
 
 
-def tests_of(file: str) -> list[str]:
+def functions_in(file: str) -> list[str]:
     tree = ast.parse((ROOT / "tests" / "kvm" / file).read_text())
     return [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
 
@@ -55,10 +55,10 @@ def tests_of(file: str) -> list[str]:
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.dialect}-{row.name}")
 def test_every_row_names_a_test_with_a_real_guest(row: Row) -> None:
     file, _, function = row.test.partition("::")
-    assert function in tests_of(file)
+    assert function in functions_in(file)
 
 
 def test_so_does_the_text() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text())
     assert named
-    assert set(named) <= set(tests_of("test_guest_features.py"))
+    assert set(named) <= set(functions_in("test_guest_features.py"))
