@@ -365,10 +365,26 @@ class Guest:
         self.start(wanted)
 
     def reset_queue(self) -> None:
-        queue = self.queue()
+        self.reset_one(self.queue())
+
+    def reset_one(self, queue: int) -> None:
         self.mmio.write(BAR0 + QUEUE_SELECT, 2, queue)
         self.mmio.write(BAR0 + QUEUE_RESET, 2, 1)
         self.rings.pop(queue, None)
+
+    def place_ring(self) -> None:
+        """The parts of a ring anywhere: overlapping, out of line, across a seam, no RAM at all."""
+        program, queue = self.program, self.queue()
+        self.reset_one(queue)
+        ring = Ring(queue, RING_SIZES[program.byte() & 3])
+        write = self.mmio.write
+        write(BAR0 + QUEUE_SIZE, 2, ring.size)
+        for i, usual in enumerate((ring.desc, ring.avail, ring.used)):
+            how = program.byte()
+            gpa = usual + how - 32 if how < 64 else self.gpa() if how < 128 else usual
+            write(BAR0 + QUEUE_DESC + 8 * i, 8, gpa & ALL_ONES)
+        write(BAR0 + QUEUE_ENABLE, 2, 1)
+        self.rings[queue] = ring
 
     def access_bar(self) -> None:
         """Any register, any size, any offset; near the structures or anywhere."""
@@ -459,7 +475,8 @@ INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (
     Guest.add_again, Guest.kick, Guest.serve_once, Guest.serve_once,
     Guest.serve_all, Guest.serve_all, Guest.restart, Guest.reset_queue,
     Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_ecam, Guest.access_config,
-    Guest.act_as_host,
+    Guest.act_as_host, Guest.place_ring, Guest.send_request, Guest.send_room,
+    Guest.serve_once, Guest.serve_all,
 )  # fmt: skip
 
 

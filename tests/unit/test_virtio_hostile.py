@@ -206,3 +206,21 @@ def test_configuration_storms_leave_nothing_behind() -> None:
     assert len(loud) < 20
     board.serve()
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
+
+
+def test_indices_wrap_while_buffers_are_served() -> None:
+    """More buffers than an index can count, of the same descriptors again and again."""
+    driver = started(STANDARD)
+    queue = driver.queues[INFLATE]
+    queue.add([pfn_array([1])])
+    driver.kick(INFLATE)
+    driver.board.serve()
+    for slot in range(queue.size):
+        queue.set_avail_ring(slot, 0)
+    for index in range(1 + queue.size, 65536 + 3 * queue.size, queue.size):
+        queue.set_avail_idx(index)
+        while driver.board.transport.notify(INFLATE):
+            pass
+        assert queue.used_idx == index & 0xFFFF
+    assert driver.board.balloon.counters.inflate.pages > 65536
+    assert not driver.status & NEEDS_RESET
