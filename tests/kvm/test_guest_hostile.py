@@ -94,7 +94,8 @@ def test_a_hostile_first_process(
         words = done.split()
         report = dict(zip(words[::2], map(int, words[1::2]), strict=True))
         assert report["changed"] == 0, "memory that the guest never named"
-        assert min(report["accesses"], report["requests"]) > 100
+        assert report["accesses"] >= 1500
+        assert min(report["requests"], report["resets"]) > 5
         assert resident_bytes() - rss_before < MEMORY_MIB * MIB
         balloon = guest.machine.balloon
         assert balloon.counters.inflate.bad_payloads > 0
@@ -108,7 +109,7 @@ def test_a_hostile_first_process(
         dialect=dialect,
         offer=offer,
         initrd=hostile_initrd(),
-        append=f"rdinit=/hostile hostile.seed={seed} hostile.seconds=4 "
+        append=f"rdinit=/hostile hostile.seed={seed} hostile.accesses=1500 "
         f"hostile.bitmap={int(dialect == 'bitmap')}",
     )
 
