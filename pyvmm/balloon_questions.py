@@ -152,7 +152,8 @@ class BalloonQuestions:
         with self._lock:
             if not self._balloon.has_live(Role.MISC):
                 raise NoMiscQueue(
-                    "the guest runs no balloon driver that takes questions (bitmap dialect, MISC_VQ)"
+                    "the guest runs no balloon driver that takes questions"
+                    " (bitmap dialect, MISC_VQ)"
                 )
 
 
