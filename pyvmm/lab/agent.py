@@ -35,7 +35,7 @@ import termios
 import traceback
 from typing import Any, NoReturn
 
-from pyvmm.lab import mounts, warm
+from pyvmm.lab import held_vms, mounts, warm
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
 
 TERMINAL_CHANNEL = 3
@@ -188,6 +188,7 @@ def main() -> None:
     """Entry point of the lab's first process."""
     try:
         mounts.prepare()
+        held_vms.hold()
         warm.preload()
         Agent(mounts.open_port(PORT_NAME)).run()
     except LinkClosedError:

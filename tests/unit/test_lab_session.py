@@ -291,6 +291,14 @@ def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         run_in_lab(["sleep", "1000"], memory_mib=4096)
 
 
+def test_the_lab_holds_virtual_machines_so_that_kvms_static_keys_stay_on() -> None:
+    script = "readlink /proc/1/fd/* | grep -c anon_inode:kvm-v"
+    result = subprocess.run(
+        lab("sh", "-c", script), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert result.stdout == "4\n", "two machines with a vCPU each"
+
+
 def test_a_busy_lab_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from pyvmm.lab import session
     from pyvmm.lab.run import run_in_lab
