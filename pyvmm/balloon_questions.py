@@ -131,11 +131,11 @@ class BalloonQuestions:
 
     async def _put(self, command: Command) -> Answer:
         """Put a question, now that it is its turn, and wait for what comes of it."""
-        self._check()
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._open = answered
         try:
             with self._lock:
+                self._check_locked()
                 self._balloon.misc.ask(command, partial(self._soon, _deliver, answered))
             return await answered
         finally:
@@ -144,17 +144,19 @@ class BalloonQuestions:
                 self._balloon.misc.withdraw()
 
     def _check(self) -> None:
+        with self._lock:
+            self._check_locked()
+
+    def _check_locked(self) -> None:
         """Raise what stands in the way of any answer, if something does."""
         if self._ended:
             raise GuestEnded("the guest has ended")
         if self._is_paused():
             raise GuestPaused("the guest is paused and cannot answer")
-        with self._lock:
-            if not self._balloon.has_live(Role.MISC):
-                raise NoMiscQueue(
-                    "the guest runs no balloon driver that takes questions"
-                    " (bitmap dialect, MISC_VQ)"
-                )
+        if not self._balloon.has_live(Role.MISC):
+            raise NoMiscQueue(
+                "the guest runs no balloon driver that takes questions (bitmap dialect, MISC_VQ)"
+            )
 
 
 def _deliver(answered: asyncio.Future[Answer], answer: Answer) -> None:

@@ -126,14 +126,14 @@ class BalloonDevice(VirtioDevice):
 
     def has_live(self, role: Role) -> bool:
         """Whether a driver runs the device and accepted the queue of `role`."""
-        return self.running and role in self.roles.values()
+        return self.live and role in self.roles.values()
 
     def ask_for_stats(self) -> bool:
         """Ask the driver for fresh statistics, which go to `stats.on_report`; False if one cannot.
 
         That is so while no driver runs, without STATS_VQ, or as long as a question is open.
         """
-        return self.running and self.stats.ask()
+        return self.live and self.stats.ask()
 
     @property
     def counters(self) -> BalloonCounters:

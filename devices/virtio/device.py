@@ -42,6 +42,10 @@ a turn of its own."""
 class Notifier(Protocol):
     """How a transport carries the device's notifications to the driver (VIRTIO 1.2, 2.3)."""
 
+    @property
+    def memory_accessible(self) -> bool:
+        """Whether the driver lets the device access memory at present."""
+
     def notify_used(self, queue: int) -> None:
         """Used buffer notification: buffers of `queue` came back."""
 
@@ -85,6 +89,11 @@ class VirtioDevice(ABC):
         self.running = False
         """Whether queues may be used: DRIVER_OK is set and neither side has given up."""
         self._set_status(Status.RESET)
+
+    @property
+    def live(self) -> bool:
+        """Whether the rings may be touched now: running, and not barred from memory."""
+        return self.running and (self._notifier is None or self._notifier.memory_accessible)
 
     # What a device type provides.
 
@@ -218,10 +227,10 @@ class VirtioDevice(ABC):
     def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
         """Return a buffer that `serve` kept; `written` bytes of it were filled in.
 
-        Does nothing while the device does not run: a reset takes every buffer back.
+        Does nothing while the device is not `live`: a reset takes every buffer back.
         """
         ring = self.queues[queue].ring
-        if ring is None or not self.running:
+        if ring is None or not self.live:
             return
         ring.push(chain, written)
         self._notify_used(self.queues[queue], ring)
@@ -274,11 +283,13 @@ class VirtioDevice(ABC):
         return written is not None
 
     def _break(self, queue: DeviceQueue, error: RingError) -> None:
-        """VIRTIO 1.2, 2.1.2: set DEVICE_NEEDS_RESET, then tell the driver if it is DRIVER_OK."""
+        """VIRTIO 1.2, 2.1.2: set DEVICE_NEEDS_RESET, then tell the driver.
+
+        Rings are only looked at after DRIVER_OK, so the driver is there to be told.
+        """
         self._trace("needs_reset", queue=queue.spec.name, why=str(error))
         self._set_status(self.status | Status.DEVICE_NEEDS_RESET)
-        if self.status & Status.DRIVER_OK:
-            self._notify_config()
+        self._notify_config()
 
     def _notify_used(self, queue: DeviceQueue, ring: SplitQueue) -> None:
         if ring.should_interrupt() and self._notifier is not None:

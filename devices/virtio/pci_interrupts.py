@@ -58,6 +58,11 @@ class PciInterrupts:
         else:
             self._set_isr(ISR_QUEUE)
 
+    @property
+    def memory_accessible(self) -> bool:
+        """A PCI function must not access memory without bus mastering."""
+        return self._function.bus_master_enabled
+
     def notify_config(self) -> None:
         """Configuration change notification (4.1.5.4)."""
         # 4.1.4.5.1: this bit MUST be set even while MSI-X is enabled.

@@ -144,6 +144,17 @@ def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
     assert guest.board.balloon.stats.questions == 0
 
 
+def test_without_bus_mastering_the_buffer_is_kept(guest: StatsGuest) -> None:
+    """Asking writes a used element, and a function must not write to memory then."""
+    guest.start()
+    guest.driver.set_config(0x04, 2, 0b010)
+    assert not guest.board.balloon.ask_for_stats()
+    assert guest.driver.queues[STATS].take_used() == []
+    guest.driver.set_config(0x04, 2, 0b110)
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.answer()
+
+
 def test_a_driver_without_the_feature_is_not_asked() -> None:
     guest = StatsGuest(STANDARD)
     guest.driver.start(wanted=VERSION_1, queues=[INFLATE, DEFLATE])
