@@ -6,17 +6,7 @@
 The queue takes one question at a time (`devices.balloon.misc`), so callers take turns, first come
 first served; a caller's time-out counts from its call and includes its wait for the turn. A
 question that is not answered in time, or whose caller was cancelled, is withdrawn: what the guest
-says to it later is counted by the device and ignored.
-
-Every way to have no answer is a `QuestionError` of its own:
-
-    NoMiscQueue      no driver runs, or it has not accepted MISC_VQ
-    UnknownToGuest   the driver does not know this question
-    GuestPaused      the vCPUs are stopped, or were when the time was over
-    GuestReset       the driver was reset or restarted before it answered
-    GuestEnded       the machine has ended, or ended meanwhile
-    NoAnswer         time is over
-    BadAnswer        the driver answered nonsense
+says to it later is counted by the device and ignored. Errors are those of `pyvmm.inquiry`.
 """
 
 from __future__ import annotations
@@ -24,57 +14,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.balloon.dialects import Role
 from devices.balloon.misc import Answer, Command, Ending
+from pyvmm.inquiry import (
+    DEFAULT_TIMEOUT_S,
+    BadAnswer,
+    GuestReset,
+    Inquirer,
+    NoAnswer,
+    UnknownToGuest,
+)
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from pyvmm_native.runs import PageRuns
 
-DEFAULT_TIMEOUT_S = 10.0
-
-
-class QuestionError(Exception):
-    """There is no answer; the message says why."""
-
-
-class NoMiscQueue(QuestionError):
-    """There is nobody to ask."""
-
-
-class UnknownToGuest(QuestionError):
-    """The driver knows other questions, not this one."""
-
-
-class GuestPaused(QuestionError):
-    """A guest that does not run cannot answer."""
-
-
-class GuestReset(QuestionError):
-    """The driver that was asked is gone."""
-
-
-class GuestEnded(QuestionError):
-    """The guest is gone."""
-
-
-class NoAnswer(QuestionError):
-    """Time is over."""
-
-
-class BadAnswer(QuestionError):
-    """The driver is wrong, or hostile."""
+NOBODY = "the guest runs no balloon driver that takes questions (bitmap dialect, MISC_VQ)"
 
 
 class BalloonQuestions:
-    """Asks the driver of `balloon`, whose every use is under `lock`.
-
-    Made and called on a running event loop. `soon` calls a function on it later, with arguments; it
-    may be called from any thread. `is_paused` says whether the guest's vCPUs are stopped.
-    """
+    """Asks the driver of `balloon`; the arguments are those of `Inquirer`."""
 
     def __init__(
         self,
@@ -83,19 +44,11 @@ class BalloonQuestions:
         soon: Callable[..., None],
         is_paused: Callable[[], bool],
     ) -> None:
-        self._balloon = balloon
-        self._lock = lock
-        self._soon = soon
-        self._is_paused = is_paused
-        self._ended = False
-        self._turn = asyncio.Lock()
-        self._open: asyncio.Future[Answer] | None = None
-
-    def close(self) -> None:
-        """The guest has ended: nothing is answered any more."""
-        self._ended = True
-        if self._open is not None and not self._open.done():
-            self._open.set_exception(GuestEnded("the guest has ended"))
+        self._misc = balloon.misc
+        self._inquirer: Inquirer[Answer] = Inquirer(
+            balloon, Role.MISC, lock, soon, is_paused, NOBODY
+        )
+        self.close = self._inquirer.close
 
     async def unused_pages(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> PageRuns:
         """Pages that were unused when the guest looked, a moment ago; all of them are RAM.
@@ -114,12 +67,12 @@ class BalloonQuestions:
         await self._ask(Command.SYNC, timeout_s)
 
     async def _ask(self, command: Command, timeout_s: float) -> Answer:
-        self._check()
+        self._inquirer.check()
         try:
-            async with asyncio.timeout(timeout_s), self._turn:
+            async with asyncio.timeout(timeout_s), self._inquirer.turn:
                 answer = await self._put(command)
         except TimeoutError:
-            self._check()
+            self._inquirer.check()
             raise NoAnswer(f"the guest has not answered within {timeout_s:g} s") from None
         if answer.ending is Ending.UNSUPPORTED:
             raise UnknownToGuest(f"the guest's balloon driver does not know {command.name}")
@@ -131,34 +84,9 @@ class BalloonQuestions:
 
     async def _put(self, command: Command) -> Answer:
         """Put a question, now that it is its turn, and wait for what comes of it."""
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._open = answered
-        try:
-            with self._lock:
-                self._check_locked()
-                self._balloon.misc.ask(command, partial(self._soon, _deliver, answered))
-            return await answered
-        finally:
-            self._open = None
-            with self._lock:
-                self._balloon.misc.withdraw()
-
-    def _check(self) -> None:
-        with self._lock:
-            self._check_locked()
-
-    def _check_locked(self) -> None:
-        """Raise what stands in the way of any answer, if something does."""
-        if self._ended:
-            raise GuestEnded("the guest has ended")
-        if self._is_paused():
-            raise GuestPaused("the guest is paused and cannot answer")
-        if not self._balloon.has_live(Role.MISC):
-            raise NoMiscQueue(
-                "the guest runs no balloon driver that takes questions (bitmap dialect, MISC_VQ)"
-            )
-
-
-def _deliver(answered: asyncio.Future[Answer], answer: Answer) -> None:
-    if not answered.done():
-        answered.set_result(answer)
+        with self._inquirer.asking(lambda done: self._misc.ask(command, done)) as answer:
+            try:
+                return await answer
+            finally:
+                with self._inquirer.lock:
+                    self._misc.withdraw()

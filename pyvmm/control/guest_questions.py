@@ -26,8 +26,8 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyvmm.balloon_questions import DEFAULT_TIMEOUT_S, QuestionError
 from pyvmm.control.qmp import QmpError
+from pyvmm.inquiry import DEFAULT_TIMEOUT_S, QuestionError
 
 if TYPE_CHECKING:
     from pyvmm.control.machine_control import MachineControl

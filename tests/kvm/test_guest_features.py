@@ -16,8 +16,8 @@ from guests import RunGuest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.free_page_hints import NoHints
 from pyvmm.guest_session import GuestSession
+from pyvmm.inquiry import NobodyToAsk
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
@@ -175,7 +175,7 @@ def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
         assert not await accepted(guest) & features.FREE_PAGE_HINT
-        with pytest.raises(NoHints):
+        with pytest.raises(NobodyToAsk):
             async with guest.machine.free_page_hints.held():
                 pytest.fail("hints without the feature")
         await power_off(guest)

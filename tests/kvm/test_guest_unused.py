@@ -12,10 +12,10 @@ import pytest
 from guests import RunGuest
 
 from devices.balloon.features import MISC_VQ
-from pyvmm.balloon_questions import NoMiscQueue
 from pyvmm.control import commands
 from pyvmm.control.qmp import QmpError, Request
 from pyvmm.guest_session import GuestSession
+from pyvmm.inquiry import NobodyToAsk
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm_native.runs import PageRuns
@@ -178,7 +178,7 @@ def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
 def test_without_misc_vq_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
-        with pytest.raises(NoMiscQueue):
+        with pytest.raises(NobodyToAsk):
             await guest.machine.balloon_questions.unused_pages(60)
         assert not guest.machine.balloon.accepted & MISC_VQ
         await guest.move_balloon(64 * MIB // PAGE_BYTES)

@@ -15,14 +15,14 @@ import pytest
 from in_memory_machine import InMemoryMachine
 
 from devices.balloon.features import MISC_VQ
-from pyvmm.balloon_questions import (
+from pyvmm.balloon_questions import BalloonQuestions
+from pyvmm.inquiry import (
     BadAnswer,
-    BalloonQuestions,
     GuestEnded,
     GuestPaused,
     GuestReset,
     NoAnswer,
-    NoMiscQueue,
+    NobodyToAsk,
     UnknownToGuest,
 )
 from pyvmm.units import MIB
@@ -225,10 +225,10 @@ def test_a_guest_paused_meanwhile() -> None:
 def test_a_driver_that_takes_no_questions() -> None:
     async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
         guest.driver.reset()
-        with pytest.raises(NoMiscQueue, match="MISC_VQ"):
+        with pytest.raises(NobodyToAsk, match="MISC_VQ"):
             await ask.unused_pages(LONG_S)
         guest.start(wanted=ALL_FEATURES & ~MISC_VQ)
-        with pytest.raises(NoMiscQueue):
+        with pytest.raises(NobodyToAsk):
             await ask.unused_pages(LONG_S)
         guest.start()
         assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from in_memory_machine import InMemoryMachine
 
-from pyvmm.balloon_questions import GuestEnded, GuestPaused, GuestReset, NoAnswer
 from pyvmm.control.commands import execute
 from pyvmm.control.qmp import QmpError, Request
-from pyvmm.free_page_hints import FreePageHints, NoHints
+from pyvmm.free_page_hints import FreePageHints
+from pyvmm.inquiry import GuestEnded, GuestPaused, GuestReset, NoAnswer, NobodyToAsk
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.hint_guest import HintGuest
@@ -110,7 +110,7 @@ def test_a_guest_that_goes_away(error: type[Exception]) -> None:
         with pytest.raises(error):
             async with hints.held(LONG_S):
                 pytest.fail("it gave all its hints")
-        with pytest.raises(NoHints if error is GuestReset else GuestEnded):
+        with pytest.raises(NobodyToAsk if error is GuestReset else GuestEnded):
             async with hints.held(LONG_S):
                 pytest.fail("nobody is there")
 
