@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import click
 
 from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, visit
+from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, visit
 from pyvmm.errors import UserError
 from pyvmm.units import format_size, parse_size
 
@@ -36,9 +36,7 @@ def parse_seconds(text: str) -> float:
 
 @click.command()
 @click.argument("target", required=False)
-@click.option(
-    "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
-)
+@qmp_option
 @click.option(
     "--timeout",
     "timeout_s",

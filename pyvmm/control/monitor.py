@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import click
+
 from pyvmm.control.client import ConnectionClosedError, QmpClient
 from pyvmm.control.qmp import QmpError
 from pyvmm.control.unix_socket import parse_address
@@ -18,6 +20,11 @@ from pyvmm.errors import UserError
 EXIT_NOT_DONE = 1
 REPLY_TIMEOUT_S = 10.0
 """A monitor that takes longer than this for what needs no guest has stopped."""
+
+
+qmp_option = click.option(
+    "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
+)
 
 
 def visit(

@@ -20,7 +20,7 @@ import click
 from devices.balloon.stat_tags import BY_NAME
 from pyvmm.control.cli import parse_seconds
 from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, visit
+from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, visit
 from pyvmm.control.qmp import QmpError
 from pyvmm.units import format_size
 
@@ -34,9 +34,7 @@ Answer = Mapping[str, Any]
 
 
 @click.command()
-@click.option(
-    "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
-)
+@qmp_option
 @click.option(
     "--watch",
     "watch_s",

@@ -17,7 +17,7 @@ import click
 
 from pyvmm.control.cli import parse_seconds
 from pyvmm.control.client import QmpClient
-from pyvmm.control.monitor import visit
+from pyvmm.control.monitor import qmp_option, visit
 from pyvmm.units import format_size
 
 COLUMNS = 64
@@ -46,9 +46,7 @@ ASCII = Shades(".", "-+=", "#")
 
 
 @click.command()
-@click.option(
-    "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
-)
+@qmp_option
 @click.option(
     "--timeout",
     "timeout_s",

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def run_guest(guest_image: Path) -> RunGuest:
         asyncio.run(main())
 
     return run
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A socket path on a file system that has sockets; the lab's shared root has none."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory) / "qmp.sock"
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,6 @@ from pyvmm.outcome import Ending
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    """A socket path on a file system that has sockets; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "qmp.sock"
 
 
 def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +81,6 @@ def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) ->
         assert (await guest.finished()).ending is Ending.POWEROFF
 
     run_guest(scenario, dialect=dialect)
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    """A socket path on a file system that has sockets; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "qmp.sock"
 
 
 def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
