@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,6 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 MEMORY_MIB = 128
-
-
-@pytest.fixture
-def qmp_path() -> Iterator[Path]:
-    """A socket path on a file system that has sockets; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "qmp.sock"
 
 
 async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) -> int:
@@ -69,17 +61,17 @@ async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) ->
 )
 def test_a_hostile_first_process(
     run_guest: RunGuest,
-    qmp_path: Path,
+    path: Path,
     figure: Callable[[str], None],
     dialect: str,
     seed: int,
     offer: tuple[str, ...],
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        server = ControlServer(guest.machine, qmp_path)
+        server = ControlServer(guest.machine, path)
         await server.start()
         client = QMPClient("test")
-        await client.connect(str(qmp_path))
+        await client.connect(str(path))
         try:
             await guest.expect("hostile: begins")
             rss_before = resident_bytes()
