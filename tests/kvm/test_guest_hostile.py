@@ -17,10 +17,10 @@ import pytest
 from guests import RunGuest
 from qemu.qmp import QMPClient
 
-from pyvmm.balloon_questions import QuestionError
 from pyvmm.balloon_stats import NoStats
 from pyvmm.control.server import ControlServer
 from pyvmm.guest_session import GuestSession
+from pyvmm.inquiry import QuestionError
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
