@@ -50,7 +50,7 @@ def _bitmap_pages(shift: int, start: int, length: int, rest: bytes, ram: Pages) 
     bits = int.from_bytes(rest[:length], "little")
     if bits.bit_count() * small > len(ram):
         return None
-    pages = set()
+    pages: set[int] = set()
     while bits:
         bit = (bits & -bits).bit_length() - 1
         pages.update(range((start + bit) * small, (start + bit + 1) * small))

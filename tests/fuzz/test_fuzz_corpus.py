@@ -18,6 +18,7 @@ from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import corpus, guest_program
 from tests.fuzz.guest_program import ALL_ONES, KEPT_PFNS, WRITE, Guest, Program
+from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import Finding, WatchedBoard
 from tests.virtio_driver import INFLATE, STATS
 
@@ -117,7 +118,7 @@ def test_a_guest_that_changes_its_ring_meanwhile() -> None:
 def test_a_snapshot_brings_everything_back() -> None:
     for dialect in (STANDARD, BITMAP):
         board = WatchedBoard(dialect, dialect.features.known)
-        snapshot = guest_program.Snapshot(board)
+        snapshot = Snapshot(board)
         states = []
         for _ in range(2):
             driven = Guest(board, Program(b""))

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from guests import RunGuest, Scenario
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import MIB, config_for_image
 from pyvmm.guest_session import guest_session
+from tests.kvm.guests import RunGuest, Scenario
 
 FIGURES: list[str] = []
 

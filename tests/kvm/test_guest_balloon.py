@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from guests import RunGuest
 
 from pyvmm.guest_session import GuestSession
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 

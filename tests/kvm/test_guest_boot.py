@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guests import RunGuest
 
 from pyvmm.boot.linux64 import place_initrd
 from pyvmm.config import MIB, config_for_image
 from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
 from pyvmm.outcome import Ending
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 

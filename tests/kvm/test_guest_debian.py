@@ -13,9 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import debian_kernels
 import pytest
-from debian_kernels import StockKernel
 
 from devices.balloon import features
 from pyvmm.config import MIB, config_for_image
@@ -23,6 +21,8 @@ from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
+from tests.kvm import debian_kernels
+from tests.kvm.debian_kernels import StockKernel
 
 pytestmark = pytest.mark.kvm
 

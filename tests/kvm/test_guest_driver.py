@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from guests import RunGuest
 
 from pyvmm.guest_session import CommandFailed, GuestSession
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from guests import RunGuest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
@@ -22,6 +21,7 @@ from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
 from pyvmm_native.ring import Chain
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 

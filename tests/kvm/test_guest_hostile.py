@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from guests import RunGuest
 from qemu.qmp import QMPClient
 
 from pyvmm.balloon_stats import NoStats
@@ -25,6 +25,7 @@ from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import resident_bytes
 from tests.hostile_initrd import hostile_initrd
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -36,7 +37,8 @@ async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) ->
     """Ask this and that of the balloon until `done`; returns how often."""
     asked = 0
     while not done.is_set():
-        assert (await client.execute("query-status"))["status"] == "running"
+        answer: Any = await client.execute("query-status")
+        assert answer["status"] == "running"
         answer = await client.execute("query-balloon")
         assert 0 <= answer["actual"] <= MEMORY_MIB * MIB
         await client.execute("balloon", {"value": (100 + asked % 20) * MIB})

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
-from guests import RunGuest
 from qemu.qmp import EventListener, QMPClient
 
 from pyvmm.control.server import ControlServer
 from pyvmm.guest_session import GuestSession
 from pyvmm.outcome import Ending
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -36,7 +37,8 @@ def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> Non
             assert await guest.free_bytes() < 160 * MIB
 
             await client.execute("stop")
-            assert (await client.execute("query-status"))["status"] == "paused"
+            answer: Any = await client.execute("query-status")
+            assert answer["status"] == "paused"
             await client.execute("cont")
             with client.listener("BALLOON_CHANGE") as changes:
                 await client.execute("balloon", {"value": 256 * MIB})
@@ -58,5 +60,6 @@ def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> Non
 async def until_actual(changes: EventListener, target_bytes: int) -> None:
     """Events are at most one a second; the last one tells the final size."""
     async with asyncio.timeout(60):
-        while (await changes.get())["data"]["actual"] != target_bytes:
-            pass
+        event: Any = await changes.get()
+        while event["data"]["actual"] != target_bytes:
+            event = await changes.get()

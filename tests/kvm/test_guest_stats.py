@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guests import RunGuest
 from qemu.qmp import ExecuteError, QMPClient
 
 from pyvmm.control.server import ControlServer
 from pyvmm.guest_session import GuestSession
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -134,7 +134,8 @@ async def a_paused_guest_does_not_answer(client: QMPClient) -> None:
     with pytest.raises(ExecuteError, match="it is paused"):
         await client.execute("query-balloon-stats", {"timeout": 0.2})
     await client.execute("cont")
-    assert (await client.execute("query-balloon-stats", {"timeout": 60}))["unknown"] == {}
+    answer: Any = await client.execute("query-balloon-stats", {"timeout": 60})
+    assert answer["unknown"] == {}
 
 
 async def the_command_line_shows_them(guest: GuestSession, path: Path) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-from guests import RunGuest
 
 from devices.balloon.features import MISC_VQ
 from pyvmm.control import commands
@@ -19,6 +18,7 @@ from pyvmm.inquiry import NobodyToAsk
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm_native.runs import PageRuns
+from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from bare_metal import Devices, GuestDone, enter_real_mode, guest
 
 from pykvm import Vcpu, abi, irqchip_route, msi_route
+from tests.kvm.bare_metal import Devices, GuestDone, enter_real_mode, guest
 
 pytestmark = pytest.mark.kvm
 

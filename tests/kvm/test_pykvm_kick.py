@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from bare_metal import HALTS, READ_PORT_TWICE, Devices, Guest, GuestDone, code, guest
 
 from pykvm import abi
 from pyvmm_native import kvm_run
+from tests.kvm.bare_metal import HALTS, READ_PORT_TWICE, Devices, Guest, GuestDone, code, guest
 
 pytestmark = pytest.mark.kvm
 

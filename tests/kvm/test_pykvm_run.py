@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from bare_metal import HALTS, READ_PORT_TWICE, Devices, guest
 
 from pykvm import abi, exits
 from pyvmm_native import kvm_run
+from tests.kvm.bare_metal import HALTS, READ_PORT_TWICE, Devices, guest
 
 pytestmark = pytest.mark.kvm
 

@@ -9,10 +9,10 @@ import os
 import textwrap
 
 import pytest
-from bare_metal import CODE_GPA, Devices, enter_real_mode, guest
 
 import pykvm
 from pykvm import KvmError, System, abi, address_of
+from tests.kvm.bare_metal import CODE_GPA, Devices, enter_real_mode, guest
 
 pytestmark = pytest.mark.kvm
 

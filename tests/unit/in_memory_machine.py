@@ -46,7 +46,7 @@ class InMemoryMachine:
     def balloon_stats(self) -> BalloonStats:
         """Statistics of `stats_guest`, whose driver answers at once unless it is paused."""
         loop, board = asyncio.get_running_loop(), self.stats_guest.board
-        stats = BalloonStats(board.balloon, threading.Lock(), loop.call_soon)
+        stats = BalloonStats(board.balloon, threading.Lock(), self._soon)
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
         self.stats_guest.start()
         return stats
@@ -65,7 +65,7 @@ class InMemoryMachine:
         loop, board = asyncio.get_running_loop(), self.misc_guest.board
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
         return BalloonQuestions(
-            board.balloon, threading.Lock(), loop.call_soon, lambda: self.status == "paused"
+            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
 
     @cached_property
@@ -78,8 +78,11 @@ class InMemoryMachine:
         loop, board = asyncio.get_running_loop(), self.hint_guest.board
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
         return FreePageHints(
-            board.balloon, threading.Lock(), loop.call_soon, lambda: self.status == "paused"
+            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
+
+    def _soon(self, callback: Callable[..., None], *args: object) -> None:
+        asyncio.get_running_loop().call_soon(callback, *args)
 
     def _answer(self) -> None:
         if self.status == "running":

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from in_memory_machine import InMemoryMachine, served_in_thread
 
 from pyvmm.units import GIB, MIB
+from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -306,7 +307,7 @@ def test_one_page_outside_ram_spoils_all() -> None:
     "header", [{"flag": CONT}, {"flag": 3}, {"bmap_len": 8, "supplied_bytes": 8}]
 )
 @pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
-def test_commands_have_one_answer(host: Host, command: Command, header: dict[str, int]) -> None:
+def test_commands_have_one_answer(host: Host, command: Command, header: dict[str, Any]) -> None:
     host.driver.answer(host.asked(command), **header)
     assert host.answers[0].ending is Ending.BAD_ANSWER
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 
 from devices.balloon.features import MISC_VQ
 from pyvmm.balloon_questions import BalloonQuestions
@@ -28,6 +27,7 @@ from pyvmm.inquiry import (
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
+from tests.unit.in_memory_machine import InMemoryMachine
 from tests.virtio_driver import ALL_FEATURES
 
 SOON_S = 0.05
@@ -85,7 +85,7 @@ def test_caches_are_dropped_once_they_are_clean() -> None:
 
 
 def test_callers_take_turns() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
         silence(guest)
         done: list[int] = []
 
@@ -141,7 +141,7 @@ def test_a_late_answer_is_not_that_of_the_next_question() -> None:
 def test_a_guest_that_lost_its_buffer_is_not_asked() -> None:
     """Time-outs one after the other; what was withdrawn never goes out."""
 
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
         silence(guest)
         for _ in range(3):
             with pytest.raises(NoAnswer):
@@ -260,7 +260,11 @@ def test_a_driver_that_is_reset_on_a_vcpu_thread() -> None:
     async def scenario(_: InMemoryMachine, guest: MiscGuest, __: BalloonQuestions) -> None:
         silence(guest)
         loop, lock = asyncio.get_running_loop(), threading.Lock()
-        ask = BalloonQuestions(guest.board.balloon, lock, loop.call_soon_threadsafe, lambda: False)
+
+        def soon(callback: Callable[..., None], *args: object) -> None:
+            loop.call_soon_threadsafe(callback, *args)
+
+        ask = BalloonQuestions(guest.board.balloon, lock, soon, lambda: False)
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
         await asked(guest)
 

@@ -26,7 +26,11 @@ def run(scenario: Scenario) -> None:
     async def main() -> None:
         guest = StatsGuest(STANDARD)
         loop = asyncio.get_running_loop()
-        stats = BalloonStats(guest.board.balloon, threading.Lock(), loop.call_soon)
+
+        def soon(callback: Callable[[], None]) -> None:
+            loop.call_soon(callback)
+
+        stats = BalloonStats(guest.board.balloon, threading.Lock(), soon)
         try:
             await asyncio.wait_for(scenario(guest, stats), 30)
         finally:

@@ -47,7 +47,11 @@ def test_no_news_are_lost_between_threads() -> None:
     async def main() -> tuple[int, int]:
         loop = asyncio.get_running_loop()
         seen: list[int] = []
-        changed = Coalesced(lambda: seen.append(count), loop.call_soon_threadsafe)
+
+        def soon(callback: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(callback)
+
+        changed = Coalesced(lambda: seen.append(count), soon)
 
         def guest() -> None:
             nonlocal count

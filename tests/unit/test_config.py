@@ -14,7 +14,7 @@ from pyvmm.errors import UserError
 from pyvmm.outcome import Ending, Outcome
 from tests.elf_kernel import elf_kernel
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "kernel": Path("vmlinux"),
     "initrd": None,
     "command_line": "",

@@ -8,6 +8,7 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
+from devices.balloon.stats import StatsReport
 from tests.balloon_requests import pfn_array
 from tests.stats_guest import stats_payload
 from tests.virtio_board import MIB, PAGE_BYTES
@@ -40,7 +41,7 @@ def test_each_queue_has_the_number_of_the_list() -> None:
     driver.send(0, [pfn_array([1])])
     driver.send(1, [pfn_array([1, 2])])
     assert (balloon.counters.inflate.pages, balloon.counters.deflate.pages) == (1, 2)
-    reports = []
+    reports: list[StatsReport] = []
     balloon.stats.on_report = reports.append
     driver.send(2, [stats_payload([(4, 77)])])
     assert [report.values for report in reports] == [{4: 77}]
@@ -109,7 +110,7 @@ def test_statistics_in_any_order_with_unknown_ones_between() -> None:
     entries = [(4, 10), (0, 20), (999, 30), (5, 40)]
     for order in permutations(entries):
         driver = started(STANDARD)
-        reports = []
+        reports: list[StatsReport] = []
         driver.board.balloon.stats.on_report = reports.append
         driver.send(STATS, [stats_payload(order)])
         known = {name: value for name, value in reports[0].known.items() if value is not None}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm.control import commands
@@ -21,6 +20,7 @@ from pyvmm.control.server import ControlServer
 from pyvmm.control.unix_socket import parse_address
 from pyvmm.errors import UserError
 from pyvmm.units import MIB
+from tests.unit.in_memory_machine import InMemoryMachine
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Scenario = Callable[[InMemoryMachine, Path], Coroutine[Any, Any, None]]

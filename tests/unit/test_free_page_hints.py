@@ -8,7 +8,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 
 from pyvmm.control.commands import execute
 from pyvmm.control.qmp import QmpError, Request
@@ -17,6 +16,7 @@ from pyvmm.inquiry import GuestEnded, GuestPaused, GuestReset, NoAnswer, NobodyT
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.hint_guest import HintGuest
+from tests.unit.in_memory_machine import InMemoryMachine
 
 SOON_S = 0.05
 LONG_S = 20.0

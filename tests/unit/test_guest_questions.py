@@ -9,25 +9,23 @@ from inspect import isawaitable
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 
 from pyvmm.control.session import Session
 from pyvmm.units import GIB, MIB
 from tests.misc_driver import GET_UNUSED_PAGES
+from tests.unit.in_memory_machine import InMemoryMachine
 
 
-async def execute(session: Session, command: str, **arguments: Any) -> Mapping[str, Any]:
+async def execute(session: Session, command: str, **arguments: Any) -> Any:
     reply = session.answer({"execute": command, "arguments": arguments})
     reply = await reply if isawaitable(reply) else reply
     return reply.get("return", reply)
 
 
-def talk(
-    machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]
-) -> list[Mapping[str, Any]]:
+def talk(machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
     """What the machine answers to each command in turn."""
 
-    async def main() -> list[Mapping[str, Any]]:
+    async def main() -> list[Any]:
         session = Session(machine)
         await execute(session, "qmp_capabilities")
         return [await execute(session, command, **arguments) for command, arguments in requests]
@@ -35,7 +33,7 @@ def talk(
     return asyncio.run(main())
 
 
-def query(machine: InMemoryMachine, **arguments: Any) -> Mapping[str, Any]:
+def query(machine: InMemoryMachine, **arguments: Any) -> Any:
     (answer,) = talk(machine, ("query-unused-pages", arguments))
     return answer
 

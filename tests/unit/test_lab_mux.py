@@ -37,9 +37,10 @@ def pair() -> Iterator[Pair]:
     yield made
     for mux in (made.near, made.far):
         for channel in mux.channels.values():
-            for fd in {channel.source, channel.sink} - {None}:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            for fd in {channel.source, channel.sink}:
+                if fd is not None:
+                    with contextlib.suppress(OSError):
+                        os.close(fd)
     for link in made.links:
         link.close()
 
@@ -49,10 +50,12 @@ def connected(pair: Pair) -> Iterator[tuple[Pair, socket.socket, socket.socket]]
     """A pair with one channel; the sockets are what a client and a server would hold."""
     client, near = socket.socketpair()
     server, far = socket.socketpair()
-    pair.far.on_open = lambda number, _path: (
-        pair.far.reserve(number),
-        pair.far.attach(number, far.detach()),
-    )[0]
+
+    def attach(number: int, _path: str) -> None:
+        pair.far.reserve(number)
+        pair.far.attach(number, far.detach())
+
+    pair.far.on_open = attach
     pair.near.open(NUMBER, "/socket", near.detach())
     pair.turns(2)
     client.setblocking(False)

@@ -277,6 +277,7 @@ def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU's processors are stopped behind the session's back, as if the emulation hung."""
     from pyvmm.lab import session
     from pyvmm.lab.run import run_in_lab
+    from pyvmm.lab.start import LabError
 
     monkeypatch.setattr(session, "PING_SECONDS", 0.2)
     monkeypatch.setattr(session, "PINGS", 5)
@@ -287,7 +288,7 @@ def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         self._lab.monitor.execute("stop")
 
     monkeypatch.setattr(session.Session, "_start", start_and_hang)
-    with pytest.raises(session.LabError, match=r"stopped answering \(CPU#0; RIP="):
+    with pytest.raises(LabError, match=r"stopped answering \(CPU#0; RIP="):
         run_in_lab(["sleep", "1000"], memory_mib=4096)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 
 from pyvmm.control import qmp
 from pyvmm.control.commands import COMMANDS
@@ -19,6 +18,7 @@ from pyvmm.control.qmp import QmpError
 from pyvmm.control.session import Session
 from pyvmm.control.throttle import Throttle
 from pyvmm.units import GIB, MIB
+from tests.unit.in_memory_machine import InMemoryMachine
 
 
 def drain(stream: JsonStream) -> list[Any]:
@@ -171,6 +171,13 @@ def test_lines_are_ascii_and_end_as_qemus() -> None:
 Ask = Callable[..., Any]
 
 
+def reply_to(session: Session, message: dict[str, Any]) -> dict[str, Any]:
+    """The reply to a message that need not wait for the guest."""
+    reply = session.answer(message)
+    assert isinstance(reply, dict)
+    return reply
+
+
 @pytest.fixture
 def machine() -> InMemoryMachine:
     return InMemoryMachine(step_bytes=0)
@@ -183,8 +190,8 @@ def ask(machine: InMemoryMachine) -> Ask:
     session.answer({"execute": "qmp_capabilities"})
 
     def ask(command: str, **arguments: Any) -> Any:
-        request = {"execute": command, "id": 7}
-        reply = session.answer({**request, "arguments": arguments} if arguments else request)
+        request: dict[str, Any] = {"execute": command, "id": 7}
+        reply = reply_to(session, {**request, "arguments": arguments} if arguments else request)
         assert reply.pop("id") == 7
         if "error" in reply:
             return reply["error"]["class"], reply["error"]["desc"]
@@ -195,7 +202,7 @@ def ask(machine: InMemoryMachine) -> Ask:
 
 def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
     session = Session(machine)
-    reply = session.answer({"execute": "stop", "id": [1]})
+    reply = reply_to(session, {"execute": "stop", "id": [1]})
     assert reply == {
         "error": {
             "class": "CommandNotFound",
@@ -203,13 +210,13 @@ def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
         },
         "id": [1],
     }
-    reply = session.answer({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}})
+    reply = reply_to(session, {"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}})
     assert reply["error"]["class"] == "GenericError"
     assert not session.negotiated
-    reply = session.answer({"execute": "qmp_capabilities", "arguments": {"enable": []}})
+    reply = reply_to(session, {"execute": "qmp_capabilities", "arguments": {"enable": []}})
     assert reply == {"return": {}}
     assert session.negotiated
-    assert session.answer({"execute": "qmp_capabilities"})["error"]["desc"] == (
+    assert reply_to(session, {"execute": "qmp_capabilities"})["error"]["desc"] == (
         "Capabilities negotiation is already complete, command ignored"
     )
     assert machine.status == "running"
@@ -231,9 +238,9 @@ def test_malformed_requests_keep_their_id(
 ) -> None:
     session = Session(machine)
     session.answer({"execute": "qmp_capabilities"})
-    reply = session.answer({**message, "id": "é"})
+    reply = reply_to(session, {**message, "id": "é"})
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": "é"}
-    assert "id" not in session.answer(message)
+    assert "id" not in reply_to(session, message)
     assert machine.status == "running"
 
 
@@ -309,7 +316,7 @@ def test_balloon_needs_exactly_its_argument(ask: Ask, machine: InMemoryMachine) 
 def test_every_reply_can_be_encoded(machine: InMemoryMachine) -> None:
     session = Session(machine)
     for message in parse(b'{"id": [1e308, "\\ud800", null, -0.0]} {"execute": "\\udfff"}'):
-        json.loads(qmp.encode(session.answer(message)))
+        json.loads(qmp.encode(reply_to(session, message)))
 
 
 class Clock:

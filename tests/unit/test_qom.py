@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 from qemu.qmp import ExecuteError, QMPClient
 
 from devices.balloon.stat_tags import STATISTICS
 from pyvmm.control.server import ControlServer
 from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
+from tests.unit.in_memory_machine import InMemoryMachine
 
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = "guest-stats-polling-interval"
@@ -60,7 +60,8 @@ async def refusal(client: QMPClient, command: str, **arguments: Any) -> tuple[st
 async def find(client: QMPClient, wanted: str, path: str = "") -> list[str]:
     """Paths of all objects of type `wanted`, as management software searches for them."""
     found = []
-    for each in await client.execute("qom-list", {"path": path or "/"}):
+    listed: Any = await client.execute("qom-list", {"path": path or "/"})
+    for each in listed:
         if each["type"] == f"child<{wanted}>":
             found.append(f"{path}/{each['name']}")
         elif each["type"].startswith("child<"):
@@ -73,7 +74,7 @@ def test_the_balloon_is_found_by_walking_the_tree(
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         assert await find(client, "virtio-balloon-pci") == [BALLOON]
-        properties = await client.execute("qom-list", {"path": BALLOON})
+        properties: Any = await client.execute("qom-list", {"path": BALLOON})
         assert {"name": "guest-stats", "type": "guest statistics"} in properties
         assert {"name": INTERVAL, "type": "int"} in properties
         for path in ("balloon0", "peripheral/balloon0", "//machine/peripheral/balloon0/"):
@@ -85,11 +86,12 @@ def test_the_balloon_is_found_by_walking_the_tree(
 
 
 def test_guest_stats_before_and_after_the_first_report(
-    with_client: Callable[[Scenario], None],
+    with_client: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         guest = machine.stats_guest
-        start, guest.start = guest.start, lambda: None
+        start = guest.start
+        monkeypatch.setattr(guest, "start", lambda: None)
         absent = dict.fromkeys(NAMES, 2**64 - 1)
         assert await get(client, "guest-stats") == {"stats": absent, "last-update": 0}
         start()
@@ -154,7 +156,8 @@ def test_mistakes_are_worded_as_qemu_words_them(with_client: Callable[[Scenario]
             "timer value must be greater than zero"
         )
         assert (await refusal(client, "qom-set", **at, value=2**32))[1] == "timer value is too big"
-        for value in ("1", 1.5, True, None, [], {}):
+        no_integers: list[Any] = ["1", 1.5, True, None, [], {}]
+        for value in no_integers:
             _, desc = await refusal(client, "qom-set", **at, value=value)
             assert desc == f"Invalid parameter type for '{INTERVAL}', expected: integer"
         _, desc = await refusal(client, "qom-list", path=1)
@@ -168,7 +171,7 @@ def test_fresh_statistics_name_what_is_absent_and_what_is_unknown(
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         machine.stats_guest.statistics = {FREE: 1, TOTAL: 2**64 - 1, MAJOR_FAULTS: 0, 99: 4}
-        answer = await client.execute("query-balloon-stats", {"timeout": 30})
+        answer: Any = await client.execute("query-balloon-stats", {"timeout": 30})
         assert machine.stats_guest.asked == 1
         present = {NAMES[FREE]: 1, NAMES[TOTAL]: 2**64 - 1, NAMES[MAJOR_FAULTS]: 0}
         assert answer["stats"] == {**dict.fromkeys(NAMES), **present}
@@ -204,7 +207,8 @@ def test_a_paused_guest_answers_when_it_goes_on(
             await asyncio.sleep(0)
         machine.stats_guest.statistics[FREE] = 77
         await client.execute("cont")
-        assert (await waiting)["stats"]["stat-free-memory"] == 77
+        answer: Any = await waiting
+        assert answer["stats"]["stat-free-memory"] == 77
         await other.disconnect()
 
     with_client(scenario)

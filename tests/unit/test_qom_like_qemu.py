@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_memory_machine import InMemoryMachine
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 from pyvmm.control.server import ControlServer
+from tests.stats_guest import StatsGuest
+from tests.unit.in_memory_machine import InMemoryMachine
 
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = {"path": BALLOON, "property": "guest-stats-polling-interval"}
+NO_INTEGERS: list[Any] = ["1", 1.5, True, [], {}, None]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("qom-list", {"path": "/nosuch"}),
     ("qom-list", {"path": "alloon0"}),
@@ -41,7 +43,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("qom-get", INTERVAL),
     ("qom-set", {**INTERVAL, "value": -1}),
     ("qom-set", {**INTERVAL, "value": 2**32}),
-    *(("qom-set", {**INTERVAL, "value": value}) for value in ("1", 1.5, True, [], {}, None)),
+    *(("qom-set", {**INTERVAL, "value": value}) for value in NO_INTEGERS),
     ("qom-set", INTERVAL),
     ("qom-set", {**INTERVAL, "value": 1, "more": 1}),
     ("qom-set", {**INTERVAL, "value": 2**32 - 1}),
@@ -85,7 +87,6 @@ async def qemu(directory: Path) -> AsyncIterator[QMPClient]:
 @asynccontextmanager
 async def pyvmm(directory: Path) -> AsyncIterator[QMPClient]:
     machine = InMemoryMachine()
-    machine.stats_guest.start = lambda: None  # as in QEMU there is no driver
     server = ControlServer(machine, directory / "pyvmm")
     await server.start()
     try:
@@ -105,7 +106,9 @@ async def reply(client: QMPClient, command: str, arguments: dict[str, Any]) -> A
 
 
 @pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")
-def test_answers_are_those_of_qemu() -> None:
+def test_answers_are_those_of_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StatsGuest, "start", lambda guest: None)  # as in QEMU there is no driver
+
     async def main(directory: Path) -> None:
         async with qemu(directory) as theirs, pyvmm(directory) as ours:
             for command, arguments in REQUESTS:

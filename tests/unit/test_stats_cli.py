@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from in_memory_machine import InMemoryMachine, served_in_thread
 
 from pyvmm.control.stats_cli import table
 from pyvmm.units import MIB
 from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
+from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
@@ -120,7 +120,7 @@ def test_watching_prints_one_answer_after_the_other_until_the_guest_ends(tmp_pat
         machine.stats_guest.statistics[FREE] = 1
         while seen[-1]["stats"]["stat-free-memory"] != 1:
             seen.append(json.loads(process.stdout.readline()))
-        machine.stats_guest.board.device.stats.on_report = lambda report: machine.quit()
+        machine.stats_guest.board.balloon.stats.on_report = lambda report: machine.quit()
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "pyvmm: the guest has ended"

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from in_memory_machine import InMemoryMachine, served_in_thread
 
 from pyvmm.control.unused_cli import ASCII, BLOCKS, COLUMNS, MAX_ROWS, picture
 from pyvmm.units import GIB, MIB
 from tests.misc_driver import GET_UNUSED_PAGES
+from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
 
 ROOT = Path(__file__).parents[2]
 
