@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,11 @@ def started(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subproce
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
+                try:
+                    process.communicate(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise
 
 
 def rows(text: str) -> dict[str, str]:
@@ -144,8 +149,16 @@ def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
         machine.status = "paused"
         read_until(controller, "not the present figures")
         process.send_signal(signal.SIGINT)
+        drain(controller)
         assert process.wait(30) == 130
     os.close(controller)
+
+
+def drain(controller: int) -> None:
+    """Read on, as terminals do, until no process writes to this one any more."""
+    with suppress(OSError):  # EIO, the end of a terminal
+        while os.read(controller, 4096):
+            pass
 
 
 def read_until(controller: int, words: str) -> str:
