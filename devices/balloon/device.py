@@ -102,6 +102,7 @@ class BalloonDevice(VirtioDevice):
             Role.REPORTING: self._reporting,
         }
         self._handlers = {role: handlers[role] for role in dialect.roles(offered).values()}
+        self._longest = {role: _longest_message(role, dialect) for role in self._handlers}
         self._roles: dict[int, Role] | None = None
 
     @property
@@ -178,7 +179,7 @@ class BalloonDevice(VirtioDevice):
         role = self.roles.get(queue)
         if role is None:
             raise BadPayload("the feature of this queue was not accepted")
-        if len(chain.readable) > _longest_message(role, self.dialect):
+        if len(chain.readable) > self._longest[role]:
             raise BadPayload(f"{len(chain.readable)} bytes are too many on the {role} queue")
         return self._handlers[role].serve(chain)
 
