@@ -45,9 +45,7 @@ async def query_unused_pages(
     machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
     """What the guest did not use a moment ago."""
-    _check_timeout(timeout)
-    _check_at_most("runs", runs, MAX_RUNS)
-    _check_at_most("cells", cells, MAX_CELLS)
+    _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
     unused = await _answered(machine.balloon_questions.unused_pages(timeout))
     seconds = time.monotonic() - begin
@@ -58,9 +56,7 @@ async def query_free_page_hints(
     machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
     """What the guest could do without for a moment; it may use all of it again at once."""
-    _check_timeout(timeout)
-    _check_at_most("runs", runs, MAX_RUNS)
-    _check_at_most("cells", cells, MAX_CELLS)
+    _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
     hints = await _answered(_hints(machine, timeout))
     answer = _described(machine.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
@@ -124,6 +120,12 @@ async def _answered(question: Awaitable[_T]) -> _T:
         return await question
     except QuestionError as error:
         raise QmpError(str(error)) from error
+
+
+def _check_arguments(timeout_s: float, runs: int, cells: int) -> None:
+    _check_timeout(timeout_s)
+    _check_at_most("runs", runs, MAX_RUNS)
+    _check_at_most("cells", cells, MAX_CELLS)
 
 
 def _check_timeout(seconds: float) -> None:
