@@ -4,11 +4,11 @@
 
 BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
-PYTHON   := pykvm devices pyvmm guest_images tests
+PYTHON   := pykvm devices pyvmm guest_images bench tests
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance fuzz coverage lint format image stock-kernels native clean
+.PHONY: help demo test bench conformance fuzz coverage lint format image stock-kernels native clean
 
 help:  ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 test: native image stock-kernels  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
+
+bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
+	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
 
 conformance: native image  ## Write docs/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml

@@ -53,6 +53,9 @@ COMMANDS = {
     "demo": LazyCommand(
         "pyvmm.demo_cli", "demo", "Boot, inflate, deflate and verify, told as a short story."
     ),
+    "bench": LazyCommand(
+        "bench.cli", "bench", "Measure it beside QEMU and beside what the machine can do."
+    ),
 }
 
 
@@ -69,9 +72,14 @@ class LazyGroup(click.Group):
         try:
             module = importlib.import_module(entry.module)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] != "pyvmm_native":
-                raise
-            raise UserError("the native modules are not built", "run 'make native'") from error
+            missing = (error.name or "").split(".")[0]
+            if missing == "bench":
+                raise UserError(
+                    "the benchmarks are not installed", "run them in a checkout of pyvmm"
+                ) from error
+            if missing == "pyvmm_native":
+                raise UserError("the native modules are not built", "run 'make native'") from error
+            raise
         command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)
         return command

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm bench`: run benchmarks, in the lab what needs a KVM that this machine has not.
+
+A benchmark runs in a process of its own (this program again, with `--measure-into`), here or in the
+lab, and leaves a file; tables and plots are made here from the files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from bench.catalogue import CATALOGUE, Benchmark
+from bench.measure import Plan
+from bench.results import load, new_result
+from pyvmm.errors import UserError
+from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.progress import show_progress
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path("build/bench")
+
+
+def _known(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in names if name not in CATALOGUE]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(CATALOGUE)}")
+    return list(names) or list(CATALOGUE)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", callback=_known)
+@click.option("--quick", is_flag=True, help="One small round of each, to see that they work.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for figures and plots [default: bench/results, or build/bench if --quick].",
+)
+@click.option("--measure-into", type=click.Path(path_type=Path), hidden=True)
+def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path | None) -> int:
+    """Measure pyvmm beside what you would use instead, and beside what the machine can do.
+
+    \b
+    NAME is any of
+      device     7 of 8 GiB given back by the device model alone, no guest
+      scaling    one inflate against its size and its fragmentation
+      exits      what a register access costs
+      balloon    a real guest's balloon, beside QEMU's
+      boot       to the first line of user space, beside QEMU
+      footprint  memory beside guest RAM, beside QEMU
+    and all of them if none is named. Contenders take turns in every round; compare ratios, not
+    seconds. Leave the machine alone meanwhile.
+    """
+    if measure_into is not None:
+        _measure(names[0], quick, measure_into)
+        return 0
+    output = output or (QUICK_RESULTS if quick else RESULTS)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        _run(name, CATALOGUE[name], quick, output / f"{name}.json")
+    from bench.report import write_report
+
+    write_report(output, [load(path) for path in _measured(output)])
+    return 0
+
+
+def _measured(output: Path) -> list[Path]:
+    """Files of the benchmarks measured so far, in the catalogue's order."""
+    paths = (output / f"{name}.json" for name in CATALOGUE)
+    return [path for path in paths if path.exists()]
+
+
+def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
+    """Have a process of its own measure one benchmark, where it can."""
+    file.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "pyvmm", "bench", name, "--measure-into", str(file)]
+    argv += ["--quick"] if quick else []
+    if benchmark.kvm:
+        from guest_images.build import build_image
+
+        with show_progress() as progress:
+            build_image(progress=progress)
+    if benchmark.kvm and choose_kvm("auto") is Choice.LAB:
+        from pyvmm.lab.run import run_in_lab
+
+        status = run_in_lab(argv, memory_mib=benchmark.lab_mib)
+    else:
+        status = subprocess.run(argv, check=False).returncode
+    if status or not file.exists():
+        raise UserError(f"the benchmark {name} ended with status {status}", "see what it said")
+
+
+def _measure(name: str, quick: bool, file: Path) -> None:
+    benchmark = CATALOGUE[name]
+    sys.path.append(str(Path(__file__).parents[1]))  # for the fake rings of `tests`
+    module = importlib.import_module(f"bench.{benchmark.module}")
+    with show_progress() as progress:
+        cases = module.measure(Plan(quick, progress))
+    new_result(name, benchmark.title, quick, cases).save(file)

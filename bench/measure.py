@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a benchmark measures, and how contenders take turns.
+
+In every round each contender runs once; the next round starts with the next contender, so that none
+is always first. The first round may be a rehearsal that is thrown away: files are then in the page
+cache and memory that the host had to find has been found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from pyvmm.progress import Progress
+
+Values = Mapping[str, float]
+"""Stage of the work to what it took; the stage `TOTAL` is the figure itself."""
+
+TOTAL = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How thorough a run is; `quick` is for seeing that the benchmarks work."""
+
+    quick: bool
+    progress: Progress
+
+    def rounds(self, thorough: int) -> int:
+        """Rounds to take: `thorough`, or one when it shall be quick."""
+        return 1 if self.quick else thorough
+
+
+@dataclass
+class Case:
+    """One thing measured: for each contender one value, and perhaps its stages, a round."""
+
+    name: str
+    unit: str
+    against: str
+    """The contender that the others are divided by."""
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Contender to stage to what it took in each round; empty when there are no stages."""
+    group: str = ""
+    """Cases of one group are points of one curve, at `x`."""
+    x: float | None = None
+
+    def add(self, contender: str, values: Values) -> None:
+        """Note what one round of `contender` took."""
+        self.rounds.setdefault(contender, []).append(values[TOTAL])
+        for stage, value in values.items():
+            if stage != TOTAL:
+                self.stages.setdefault(contender, {}).setdefault(stage, []).append(value)
+
+    def median(self, contender: str) -> float:
+        return median(self.rounds[contender])
+
+    def ratio(self, contender: str, against: str | None = None) -> float:
+        """Median of `contender` divided by the median of `against` (the case's own, if None)."""
+        return self.median(contender) / self.median(against or self.against)
+
+    def ratio_spread(self, contender: str, against: str | None = None) -> tuple[float, float]:
+        """Least and greatest ratio within one round."""
+        ratios = [
+            one / other
+            for one, other in zip(
+                self.rounds[contender], self.rounds[against or self.against], strict=True
+            )
+        ]
+        return min(ratios), max(ratios)
+
+
+Contender = Callable[[], Values]
+
+
+def take_turns(
+    case: Case, contenders: Mapping[str, Contender], rounds: int, plan: Plan, *, rehearse: bool
+) -> Case:
+    """Run every contender `rounds` times, in turns, and note what each took in `case`."""
+    names = list(contenders)
+    plan.progress.stage(case.name, (rounds + rehearse) * len(names))
+    for number in range(-1 if rehearse else 0, rounds):
+        first = max(number, 0) % len(names)
+        for name in names[first:] + names[:first]:
+            values = contenders[name]()
+            if number >= 0:
+                case.add(name, values)
+            plan.progress.advance()
+    return case
+
+
+def seconds(value: float) -> Values:
+    """A figure without stages."""
+    return {TOTAL: value}

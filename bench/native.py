@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C programs of `bench/c`: what the machine can do when nothing of ours is in the way.
+
+Each is compiled into the cache when it is first asked for, and named by the hash of its source and
+flags, so nothing stale is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+from pyvmm.cache import cache_dir
+from pyvmm.errors import UserError
+
+SOURCES = Path(__file__).parent / "c"
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+
+def shared_library(name: str) -> Path:
+    """`bench/c/NAME.c` as a shared library for ctypes."""
+    return _compiled(name, (*FLAGS, "-shared", "-fPIC"), ".so")
+
+
+def program(name: str) -> Path:
+    """`bench/c/NAME.c` as a program."""
+    return _compiled(name, FLAGS, "")
+
+
+def _compiled(name: str, flags: tuple[str, ...], suffix: str) -> Path:
+    source = SOURCES / f"{name}.c"
+    digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:16]
+    target = cache_dir("bench") / f"{name}-{digest}{suffix}"
+    if not target.exists():
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        command = ["cc", *flags, "-o", str(unfinished), str(source)]
+        try:
+            subprocess.run(command, check=True)
+        except FileNotFoundError as error:
+            raise UserError("no C compiler", "install gcc") from error
+        unfinished.replace(target)
+    return target

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run found, as JSON: the cases of one benchmark and the machine they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.measure import Case
+from pyvmm.lab.places import in_lab
+
+FORMAT = 1
+
+
+@dataclass
+class Result:
+    """One benchmark's run."""
+
+    bench: str
+    title: str
+    quick: bool
+    taken: str
+    """When, ISO 8601 in UTC."""
+    machine: dict[str, str]
+    cases: list[Case]
+
+    def case(self, name: str) -> Case:
+        """The case called `name`; KeyError if it was not measured."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise KeyError(name)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+
+def new_result(bench: str, title: str, quick: bool, cases: list[Case]) -> Result:
+    """A result of cases measured just now, on this machine."""
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
+    return Result(bench, title, quick, taken, describe_machine(), cases)
+
+
+def load(path: Path) -> Result:
+    """Read what `save` wrote."""
+    values = json.loads(path.read_text())
+    if values.pop("format") != FORMAT:
+        raise ValueError(f"{path} was written by another version of the benchmarks")
+    return Result(**{**values, "cases": [Case(**case) for case in values["cases"]]})
+
+
+def describe_machine() -> dict[str, str]:
+    """What a reader must know of the machine to make sense of seconds taken on it."""
+    return {
+        "processor": _cpu_model(),
+        "processors": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB",
+        "kernel": platform.release(),
+        "huge pages": _selected(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        "python": platform.python_version(),
+        "qemu": _qemu_version(),
+        "kvm": "emulated, in the lab" if in_lab() else "this machine's",
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _selected(path: Path) -> str:
+    """The word in brackets, as sysfs marks what is chosen."""
+    if not path.exists():
+        return "not in this kernel"
+    return path.read_text().partition("[")[2].partition("]")[0]
+
+
+def _qemu_version() -> str:
+    try:
+        said = subprocess.run(
+            ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return said.splitlines()[0].removeprefix("QEMU emulator version ").strip()
