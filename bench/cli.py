@@ -62,9 +62,12 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     output.mkdir(parents=True, exist_ok=True)
     for name in names:
         _run(name, CATALOGUE[name], quick, output / f"{name}.json")
-    from bench.report import write_report
+    from bench.report import update_readme, write_report
 
-    write_report(output, [load(path) for path in _measured(output)])
+    results = [load(path) for path in _measured(output)]
+    write_report(output, results)
+    if output == RESULTS:
+        update_readme(RESULTS.parents[1] / "README.md", output, results)
     return 0
 
 

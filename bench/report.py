@@ -1,39 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of what was measured, on the terminal."""
+"""What was measured, for people: tables on the terminal, and a page with tables and plots.
+
+The page is `README.md` beside the results. The project's own README has the most telling part of
+it between two marks; a run of everything, with results where they belong, writes that part anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import Case
+from bench.plots import draw
 from bench.results import Result
+from bench.tables import (
+    TextTable,
+    cases_table,
+    curves_table,
+    figures_table,
+    seed_table,
+    stages_table,
+)
+
+PAGE = "README.md"
+BEGIN = "<!-- benchmarks: written by make bench -->"
+END = "<!-- end of benchmarks -->"
+TOLD_FIRST = "inflate, RAM touched, 1 vCPU"
+"""The case whose stages stand beside those of the thread that proposed the bitmaps."""
 
 
 def write_report(output: Path, results: Sequence[Result]) -> None:
-    """Print a table for each result."""
+    """Print every table, and write the page and its plots into the directory `output`."""
     console = Console()
-    for result in results:
-        console.print(_table(result))
+    pictures = {result.bench: draw(result, output) for result in results}
+    for table in (figures_table(results), *(t for r in results for t in _tables(r))):
+        if table.rows:
+            console.print(_drawn(table))
+    page = output / PAGE
+    page.write_text("\n".join(_page(results, pictures)))
+    console.print(f"Page: {page}", soft_wrap=True)
 
 
-def _table(result: Result) -> Table:
-    table = Table(title=result.title, title_justify="left")
-    for column in ("case", "contender", "median", "least to most", "ratio", "against"):
-        table.add_column(column)
+def update_readme(readme: Path, output: Path, results: Sequence[Result]) -> None:
+    """Put the figures and the plots between the marks of the project's README."""
+    text = readme.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme} has no place for benchmarks")
+    readme.write_text(before + begin + "\n" + "\n".join(_summary(results, output)) + end + after)
+
+
+def _tables(result: Result) -> Iterable[TextTable]:
+    yield cases_table(result)
+    yield curves_table(result)
     for case in result.cases:
-        for contender in case.rounds:
-            table.add_row(case.name, contender, *_figures(case, contender))
-    return table
+        if case.stages:
+            yield seed_table(case) if case.name == TOLD_FIRST else stages_table(case)
 
 
-def _figures(case: Case, contender: str) -> tuple[str, str, str, str]:
-    values = case.rounds[contender]
-    spread = f"{min(values):.4g} to {max(values):.4g} {case.unit}"
-    if contender == case.against:
-        return f"{case.median(contender):.4g} {case.unit}", spread, "", ""
-    ratio = f"{case.ratio(contender):.3f}"
-    return f"{case.median(contender):.4g} {case.unit}", spread, ratio, case.against
+def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]:
+    yield "# What the benchmarks found\n"
+    yield "Written by `make bench`. Compare ratios, not seconds; `bench/` says how each is taken.\n"
+    yield from _markdown(figures_table(results))
+    for result in results:
+        yield f"## {result.title}\n"
+        described = "; ".join(f"{name}: {value}" for name, value in result.machine.items())
+        quick = "a quick run that says nothing of speed, " if result.quick else ""
+        yield f"{quick}{result.taken}. {described}.\n"
+        yield f"![{result.title}]({pictures[result.bench].name})\n"
+        for table in _tables(result):
+            yield from _markdown(table)
+
+
+def _summary(results: Sequence[Result], output: Path) -> Iterable[str]:
+    yield ""
+    yield from _markdown(figures_table(results))
+    for result in results:
+        told = [seed_table(case) for case in result.cases if case.name == TOLD_FIRST]
+        for table in told:
+            yield from _markdown(table)
+    for result in results:
+        picture = f"{output.parent.name}/{output.name}/{result.bench}.png"
+        yield f"![{result.title}]({picture})\n"
+
+
+def _markdown(table: TextTable) -> Iterable[str]:
+    if not table.rows:
+        return
+    yield f"**{table.title}**\n"
+    yield "| " + " | ".join(table.columns) + " |"
+    right = ["---:"] * (len(table.columns) - table.left)
+    yield "| " + " | ".join(["---"] * table.left + right) + " |"
+    for row in table.rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+
+
+def _drawn(table: TextTable) -> Table:
+    drawn = Table(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number < table.left else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn

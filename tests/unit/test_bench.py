@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame of the benchmarks: turns, ratios, files, tables, pages. No time is looked at."""
+
+from pathlib import Path
+
+import pytest
+
+from pyvmm.progress import Silent
+
+pytest.importorskip("bench")
+
+from bench.catalogue import CATALOGUE
+from bench.figures import FIGURES
+from bench.measure import TOTAL, Case, Plan, Values, seconds, take_turns
+from bench.report import BEGIN, END, update_readme, write_report
+from bench.results import Result, load, new_result
+from bench.tables import figures_table, seed_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def measured() -> Result:
+    bars = Case("inflate, RAM touched, 1 vCPU", "s", against="QEMU")
+    curve = [Case(f"{x} MiB", "s", against="C", group="MiB", x=x) for x in (1.0, 10.0)]
+    for value in (1.0, 2.0, 4.0):
+        bars.add("QEMU", {TOTAL: 4 * value, "guest allocation": value, "transport": 3 * value})
+        bars.add("pyvmm", {TOTAL: value, "guest allocation": value / 2})
+        for case in curve:
+            case.add("C", seconds(value * (case.x or 0)))
+            case.add("pyvmm", seconds(2 * value * (case.x or 0)))
+    return new_result("balloon", "A balloon", False, [bars, *curve])
+
+
+def test_contenders_take_turns_and_the_rehearsal_does_not_count() -> None:
+    runs: list[str] = []
+
+    def contender(name: str) -> Values:
+        runs.append(name)
+        return seconds(len(runs))
+
+    case = Case("x", "s", against="a")
+    contenders = {name: lambda name=name: contender(name) for name in ("a", "b", "c")}
+    take_turns(case, contenders, 3, Plan(False, Silent()), rehearse=True)
+    assert "".join(runs) == "abc" + "abc" + "bca" + "cab"
+    assert case.rounds == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}
+
+
+def test_a_ratio_is_of_medians_and_its_spread_of_single_rounds() -> None:
+    case = Case("x", "s", against="b", rounds={"a": [1, 2, 30], "b": [2, 8, 10]})
+    assert case.ratio("a") == 2 / 8
+    assert case.ratio_spread("a") == (2 / 8, 30 / 10)
+
+
+def test_one_round_when_it_shall_be_quick() -> None:
+    assert Plan(True, Silent()).rounds(7) == 1
+    assert Plan(False, Silent()).rounds(7) == 7
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    result = measured()
+    result.save(tmp_path / "x.json")
+    assert load(tmp_path / "x.json") == result
+    (tmp_path / "x.json").write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="another version"):
+        load(tmp_path / "x.json")
+
+
+def test_the_page_shows_every_case_and_has_its_picture(tmp_path: Path) -> None:
+    write_report(tmp_path, [measured()])
+    page = (tmp_path / "README.md").read_text()
+    assert "inflate, RAM touched, 1 vCPU" in page
+    assert "| pyvmm | 2 s | 1 to 4 | 0.250 |" in page
+    assert (tmp_path / "balloon.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_stages_of_the_proposal_stand_beside_ours() -> None:
+    rows = seed_table(measured().cases[0]).rows
+    assert rows[0][2:] == ("6.5%", "68.3%")
+    assert rows[1][2:] == ("25.0%", "75.0%")
+    assert rows[2][2:] == ("50.0%", "")
+
+
+def test_only_the_part_between_the_marks_of_the_readme_changes(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    update_readme(readme, tmp_path, [measured()])
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="no place"):
+        update_readme(readme, tmp_path, [measured()])
+    assert (ROOT / "README.md").read_text().count(BEGIN) == 1
+
+
+def test_figures_name_what_is_measured() -> None:
+    """Where results are kept in the tree, every figure is among them."""
+    results = {
+        path.stem: load(path)
+        for path in (ROOT / "bench/results").glob("*.json")
+        if path.stem in CATALOGUE
+    }
+    for figure in FIGURES:
+        assert figure.bench in CATALOGUE
+        assert 0 < figure.aim <= figure.at_most
+        if figure.bench in results:
+            assert figure.reached(results[figure.bench]) > 0
+    assert len(figures_table(list(results.values())).rows) == sum(
+        figure.bench in results for figure in FIGURES
+    )
