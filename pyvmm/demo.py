@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.config import config_for_image
+from pyvmm.console_guest import GuestEnded
 from pyvmm.errors import UserError
-from pyvmm.guest_session import GuestEnded, GuestSession, Transfer, guest_session
+from pyvmm.guest_session import GuestSession, Transfer, guest_session
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from pyvmm.rss import RssSampler, Sample, resident_bytes

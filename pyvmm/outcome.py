@@ -26,6 +26,9 @@ class Outcome:
     ending: Ending
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.ending.value} {self.detail}".rstrip()
+
     @property
     def by_guest(self) -> bool:
         """Whether the guest ended it, in QMP's sense of the word."""

@@ -13,7 +13,8 @@ import re
 
 import pytest
 
-from pyvmm.guest_session import CommandFailed, GuestSession
+from pyvmm.console_guest import CommandFailed
+from pyvmm.guest_session import GuestSession
 from pyvmm.machine import PAGE_BYTES
 from pyvmm.outcome import Ending
 from tests.kvm.guests import RunGuest
