@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of 512 guest pages between RAM and a file.
+
+`first_pfn` is the block's first page frame, a multiple of 512. `bitmap`, 64 bytes, has a bit for
+each of its pages, bit 0 of byte 0 for the first: those are in the file, one after the other from
+`offset` (bytes) on. `crc` is the CRC-32C of them all. Every function releases the GIL.
+"""
+
+from typing_extensions import Buffer
+
+from pyvmm_native.memory import GuestMemory
+
+BLOCK_PAGES: int
+
+class ChecksumError(ValueError):
+    """Pages in the file are not what was written there."""
+
+def store_block(
+    memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int
+) -> int:
+    """Write pages of guest RAM to the file `fd`; returns their checksum.
+
+    OSError when they cannot be written. ValueError for a page outside RAM.
+    """
+
+def load_block(
+    memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int, crc: int
+) -> None:
+    """Read pages into guest RAM, if their checksum is right.
+
+    ChecksumError, with RAM unchanged, if not; OSError when they cannot be read, EIO where the file
+    ends too early. ValueError for a page outside RAM.
+    """
+
+def check_stored(first_pfn: int, bitmap: Buffer, fd: int, offset: int, crc: int) -> None:
+    """Read pages and check them as `load_block` does, without a guest. The same errors."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Blocks of guest pages between RAM and a file.
+
+A block is 512 pages, 2 MiB, at a guest-physical address that is a multiple of that. A bitmap of 64
+bytes says which of its pages are in the file, where they follow each other without gaps; CRC-32C
+covers them all. A block is copied between RAM and a buffer, once, and what was copied is what is
+checked: nothing enters guest RAM before its checksum was seen to be right.
+"""
+
+import os
+
+from libc.errno cimport EINTR, EIO, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from posix.types cimport off_t
+
+from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.pages cimport crc_of
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
+    ssize_t pwrite(int fd, const void *buffer, size_t count, off_t offset)
+
+cdef enum:
+    PAGE_SHIFT = 12
+
+BLOCK_PAGES = BLOCK_PAGES_
+
+
+class ChecksumError(ValueError):
+    pass
+
+
+def store_block(
+    GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
+    int fd, off_t offset,
+):
+    check_block(memory, first_pfn, bitmap)
+    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
+    cdef size_t size
+    cdef uint32_t crc
+    cdef int error
+    if buffer == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            size = gather(memory, first_pfn, &bitmap[0], buffer)
+            crc = crc_of(0, buffer, size)
+            error = write_all(fd, buffer, size, offset)
+    finally:
+        free(buffer)
+    if error:
+        raise OSError(error, os.strerror(error))
+    return crc
+
+
+def load_block(
+    GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
+    int fd, off_t offset, uint32_t crc,
+):
+    check_block(memory, first_pfn, bitmap)
+    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
+    cdef int error
+    if buffer == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            error = read_block(fd, offset, &bitmap[0], crc, buffer)
+            if not error:
+                scatter(memory, first_pfn, &bitmap[0], buffer)
+    finally:
+        free(buffer)
+    raise_error(error, first_pfn)
+
+
+def check_stored(
+    uint64_t first_pfn, const uint8_t[::1] bitmap not None, int fd, off_t offset, uint32_t crc
+):
+    if bitmap.shape[0] != BITMAP_BYTES:
+        raise ValueError(f"a bitmap of {bitmap.shape[0]} bytes")
+    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
+    cdef int error
+    if buffer == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            error = read_block(fd, offset, &bitmap[0], crc, buffer)
+    finally:
+        free(buffer)
+    raise_error(error, first_pfn)
+
+
+cdef raise_error(int error, uint64_t first_pfn):
+    if error == WRONG_CHECKSUM:
+        raise ChecksumError(f"wrong checksum of the pages from {first_pfn << PAGE_SHIFT:#x} on")
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap):
+    """A block as described, none of whose pages is outside RAM."""
+    cdef int start, end = 0
+    cdef uint64_t gpa
+    if bitmap.shape[0] != BITMAP_BYTES or first_pfn % BLOCK_PAGES_ or first_pfn >> 40:
+        raise ValueError(f"no block: {bitmap.shape[0]} bytes of bitmap, page frame {first_pfn:#x}")
+    start = next_run(&bitmap[0], 0, &end)
+    while start < BLOCK_PAGES_:
+        gpa = (first_pfn + start) << PAGE_SHIFT
+        if not memory.covers(gpa, <uint64_t>(end - start) << PAGE_SHIFT):
+            raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
+        start = next_run(&bitmap[0], end, &end)
+
+
+cdef int next_run(const uint8_t *bitmap, int start, int *end) noexcept nogil:
+    cdef int stop
+    while start < BLOCK_PAGES_ and not bitmap[start >> 3] >> (start & 7) & 1:
+        start += 1
+    stop = start
+    while stop < BLOCK_PAGES_ and bitmap[stop >> 3] >> (stop & 7) & 1:
+        stop += 1
+    end[0] = stop
+    return start
+
+
+cdef uint64_t pages_in(const uint8_t *bitmap) noexcept nogil:
+    cdef int start, end = 0
+    cdef uint64_t pages = 0
+    start = next_run(bitmap, 0, &end)
+    while start < BLOCK_PAGES_:
+        pages += end - start
+        start = next_run(bitmap, end, &end)
+    return pages
+
+
+cdef size_t gather(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap, uint8_t *buffer
+) noexcept nogil:
+    cdef size_t size, filled = 0
+    cdef int start, end = 0
+    start = next_run(bitmap, 0, &end)
+    while start < BLOCK_PAGES_:
+        size = <size_t>(end - start) << PAGE_SHIFT
+        memory.copy_out((first_pfn + start) << PAGE_SHIFT, buffer + filled, size)
+        filled += size
+        start = next_run(bitmap, end, &end)
+    return filled
+
+
+cdef void scatter(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap, const uint8_t *buffer
+) noexcept nogil:
+    cdef size_t size
+    cdef int start, end = 0
+    start = next_run(bitmap, 0, &end)
+    while start < BLOCK_PAGES_:
+        size = <size_t>(end - start) << PAGE_SHIFT
+        memory.copy_in((first_pfn + start) << PAGE_SHIFT, buffer, size)
+        buffer += size
+        start = next_run(bitmap, end, &end)
+
+
+cdef int read_block(
+    int fd, off_t offset, const uint8_t *bitmap, uint32_t crc, uint8_t *buffer
+) noexcept nogil:
+    cdef size_t left = pages_in(bitmap) << PAGE_SHIFT
+    cdef size_t size = left
+    cdef uint8_t *cursor = buffer
+    cdef ssize_t got
+    while left:
+        got = pread(fd, cursor, left, offset)
+        if got < 0 and errno == EINTR:
+            continue
+        if got <= 0:
+            return errno if got < 0 else EIO    # the file ends too early
+        cursor += got
+        offset += got
+        left -= got
+    return 0 if crc_of(0, buffer, size) == crc else WRONG_CHECKSUM
+
+
+cdef int write_all(int fd, const uint8_t *buffer, size_t left, off_t offset) noexcept nogil:
+    """Returns 0 or an errno."""
+    cdef ssize_t put
+    while left:
+        put = pwrite(fd, buffer, left, offset)
+        if put < 0 and errno == EINTR:
+            continue
+        if put <= 0:
+            return errno if put < 0 else EIO
+        buffer += put
+        offset += put
+        left -= put
+    return 0

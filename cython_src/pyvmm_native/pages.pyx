@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Looking at the pages of guest RAM from outside: which are there, which hold anything, checksums.
+
+What the host never had to back with memory is told by /proc/self/pagemap, bits 63 (present) and 62
+(swapped out) of a page's entry (Documentation/admin-guide/mm/pagemap.rst); mincore(2) would call a
+page in swap absent. Reading guest RAM to find out would cost a page fault each.
+
+CRC-32C (Castagnoli) is the checksum of page blocks and records because x86 has an instruction for
+it since SSE4.2; where that is missing, a table of 256 entries serves.
+"""
+
+import os
+
+from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EINTR, EIO, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
+from posix.types cimport off_t
+
+from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.run_list cimport RunList, add_run
+from pyvmm_native.runs cimport PageRuns
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    #define CASTAGNOLI_REVERSED 0x82F63B78u
+
+    static uint32_t crc32c_table[256];
+    static int crc32c_in_hardware;
+
+    static void crc32c_prepare(void)
+    {
+        for (uint32_t byte = 0; byte < 256; byte++) {
+            uint32_t crc = byte;
+            for (int bit = 0; bit < 8; bit++)
+                crc = crc >> 1 ^ (crc & 1 ? CASTAGNOLI_REVERSED : 0);
+            crc32c_table[byte] = crc;
+        }
+        crc32c_in_hardware = __builtin_cpu_supports("sse4.2") != 0;
+    }
+
+    static uint32_t crc32c_by_table(uint32_t crc, const uint8_t *data, size_t length)
+    {
+        while (length--)
+            crc = crc >> 8 ^ crc32c_table[(crc ^ *data++) & 0xFF];
+        return crc;
+    }
+
+    __attribute__((target("sse4.2")))
+    static uint32_t crc32c_by_instruction(uint32_t crc, const uint8_t *data, size_t length)
+    {
+        uint64_t word, wide = crc;
+        for (; length >= sizeof(word); length -= sizeof(word), data += sizeof(word)) {
+            memcpy(&word, data, sizeof(word));
+            wide = __builtin_ia32_crc32di(wide, word);
+        }
+        crc = (uint32_t)wide;
+        while (length--)
+            crc = __builtin_ia32_crc32qi(crc, *data++);
+        return crc;
+    }
+
+    /* Whether a page, aligned to 8 bytes, holds nothing but zeros. */
+    static int is_zero_page(const uint8_t *page)
+    {
+        const uint64_t *word = (const uint64_t *)page, *end = (const uint64_t *)(page + 4096);
+        for (; word < end; word += 8)
+            if (word[0] | word[1] | word[2] | word[3] | word[4] | word[5] | word[6] | word[7])
+                return 0;
+        return 1;
+    }
+    """
+    int crc32c_in_hardware
+    void crc32c_prepare()
+    uint32_t crc32c_by_table(uint32_t crc, const uint8_t *data, size_t length)
+    uint32_t crc32c_by_instruction(uint32_t crc, const uint8_t *data, size_t length)
+    bint is_zero_page(const uint8_t *page)
+
+cdef enum:
+    PAGE_SHIFT = 12
+    ENTRIES = 512          # of pagemap, read at once: those of 2 MiB
+    ENTRY_BYTES = 8
+
+cdef uint64_t THERE = <uint64_t>3 << 62    # present, or in swap
+
+crc32c_prepare()
+
+
+cdef uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) noexcept nogil:
+    if crc32c_in_hardware:
+        return ~crc32c_by_instruction(~crc, data, length)
+    return ~crc32c_by_table(~crc, data, length)
+
+
+def crc32c(data, uint32_t crc=0, *, bint by_table=False):
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if by_table:
+            return ~crc32c_by_table(~crc, <const uint8_t *>view.buf, view.len) & <uint32_t>-1
+        with nogil:
+            crc = crc_of(crc, <const uint8_t *>view.buf, view.len)
+        return crc
+    finally:
+        PyBuffer_Release(&view)
+
+
+def touched(GuestMemory memory not None, PageRuns pages not None):
+    check_inside(memory, pages)
+    cdef PageRuns found = PageRuns.__new__(PageRuns)
+    cdef int error, pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with nogil:
+            error = find_touched(&found.list, memory, pages, pagemap)
+    finally:
+        os.close(pagemap)
+    if error > 0:
+        raise OSError(error, os.strerror(error), "/proc/self/pagemap")
+    return found._finish(error == 0)
+
+
+def nonzero(GuestMemory memory not None, PageRuns pages not None):
+    check_inside(memory, pages)
+    cdef PageRuns found = PageRuns.__new__(PageRuns)
+    cdef bint complete
+    with nogil:
+        complete = find_nonzero(&found.list, memory, pages)
+    return found._finish(complete)
+
+
+def bitmap(PageRuns pages not None, uint64_t start_pfn, uint64_t count):
+    if start_pfn >= <uint64_t>1 << 52 or count >= <uint64_t>1 << 52 or count % 8:
+        raise ValueError(f"no bitmap of {count} pages from {start_pfn:#x} on")
+    cdef bytes bits = PyBytes_FromStringAndSize(NULL, count // 8)
+    cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(bits)
+    with nogil:
+        memset(target, 0, count // 8)
+        set_bits(target, pages, start_pfn, start_pfn + count)
+    return bits
+
+
+cdef check_inside(GuestMemory memory, PageRuns pages):
+    cdef size_t i
+    for i in range(pages.list.count):
+        run = &pages.list.items[i]
+        if run.end > <uint64_t>1 << 40 or not memory.covers(
+            run.start << PAGE_SHIFT, (run.end - run.start) << PAGE_SHIFT
+        ):
+            raise ValueError(f"{run.end - run.start} page frames from {run.start:#x} on "
+                             "are not wholly inside guest RAM")
+
+
+cdef int find_touched(
+    RunList *found, GuestMemory memory, PageRuns pages, int pagemap
+) noexcept nogil:
+    """Returns 0, an errno, or -1 when there is no memory for the answer."""
+    cdef uint64_t entries[ENTRIES]
+    cdef uint64_t pfn, got, wanted
+    cdef uintptr_t hva
+    cdef ssize_t size
+    cdef size_t i, j
+    for i in range(pages.list.count):
+        pfn = pages.list.items[i].start
+        while pfn < pages.list.items[i].end:
+            wanted = min(pages.list.items[i].end - pfn, <uint64_t>ENTRIES)
+            hva = <uintptr_t>memory.span(pfn << PAGE_SHIFT, wanted << PAGE_SHIFT, &got)
+            got >>= PAGE_SHIFT
+            size = pread(pagemap, entries, got * ENTRY_BYTES, (hva >> PAGE_SHIFT) * ENTRY_BYTES)
+            if size < 0 and errno == EINTR:
+                continue
+            if size < ENTRY_BYTES:
+                return errno if size < 0 else EIO
+            got = size // ENTRY_BYTES
+            for j in range(got):
+                if entries[j] & THERE and not add_run(found, pfn + j, pfn + j + 1):
+                    return -1
+            pfn += got
+    return 0
+
+
+cdef bint find_nonzero(RunList *found, GuestMemory memory, PageRuns pages) noexcept nogil:
+    cdef uint64_t pfn, end, left, got
+    cdef const uint8_t *page
+    cdef size_t i
+    for i in range(pages.list.count):
+        pfn = pages.list.items[i].start
+        end = pages.list.items[i].end
+        while pfn < end:
+            page = memory.span(pfn << PAGE_SHIFT, (end - pfn) << PAGE_SHIFT, &got)
+            left = got >> PAGE_SHIFT
+            while left:
+                if not is_zero_page(page) and not add_run(found, pfn, pfn + 1):
+                    return False
+                pfn += 1
+                left -= 1
+                page += 1 << PAGE_SHIFT
+    return True
+
+
+cdef void set_bits(uint8_t *bits, PageRuns pages, uint64_t start, uint64_t end) noexcept nogil:
+    cdef size_t i
+    cdef uint64_t pfn, stop
+    for i in range(pages.list.count):
+        pfn = max(pages.list.items[i].start, start)
+        stop = min(pages.list.items[i].end, end)
+        while pfn < stop:
+            if pfn - start & 7 == 0 and stop - pfn >= 8:
+                bits[(pfn - start) >> 3] = 0xFF
+                pfn += 8
+            else:
+                bits[(pfn - start) >> 3] |= 1 << (pfn - start & 7)
+                pfn += 1
