@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload
 
 PM1A_EVENT_OFFSET = 0
 PM1A_EVENT_BYTES = 4
@@ -36,10 +37,13 @@ RESET_VALUE = 1
 class AcpiPm:
     """The block; a `BusDevice`. The callbacks are called when the guest asks for either."""
 
+    STATE_KIND = "acpi_pm"
+    STATE_VERSION = 1
+
     def __init__(self, on_poweroff: Callable[[], None], on_reset: Callable[[], None]) -> None:
         self._on_poweroff = on_poweroff
         self._on_reset = on_reset
-        registers = RegisterTable(
+        self._registers = RegisterTable(
             "acpi_pm",
             [
                 Register("pm1a_status", PM1A_EVENT_OFFSET, 2, Access.RO),
@@ -54,8 +58,18 @@ class AcpiPm:
                 Register("reset", RESET_OFFSET, 1, Access.WO, write=self._reset),
             ],
         )
-        self.read = registers.read
-        self.write = registers.write
+        self.read = self._registers.read
+        self.write = self._registers.write
+
+    def save_state(self) -> Payload:
+        """What the guest enabled."""
+        return {"pm1a_enable": self._registers["pm1a_enable"]}
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        enable = fields.number("pm1a_enable", below=1 << 16)
+        fields.done()
+        self._registers["pm1a_enable"] = enable
 
     def _control(self, value: int) -> None:
         sleep_type = value >> _SLEEP_TYPE_SHIFT & _SLEEP_TYPE_MASK

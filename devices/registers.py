@@ -24,6 +24,9 @@ and WO, where zero bits mean nothing), unless the register takes `whole_writes_o
 belong to no register read as 0 and ignore writes.
 
 Handlers see only values that fit the register. Nothing here locks: callers serialise.
+
+A table is a `Stateful` part, too. It saves what it keeps and the guest can write; the value of a
+read-only register never changes, or is its owner's to save.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from functools import partial
 from itertools import pairwise
 
 from devices.ports import Tracer
+from devices.state import Fields, Payload, Restore
 
 
 class Access(enum.Enum):
@@ -129,6 +133,37 @@ class RegisterTable:
         """Give every register the table keeps its reset value; no handler is called."""
         self._values.update((row.name, row.reset) for row in self._rows if row.read is None)
 
+    # --- Saved state ------------------------------------------------------------------------
+    STATE_VERSION = 1
+
+    @property
+    def STATE_KIND(self) -> str:
+        """A table that is a part of the machine by itself is known by its name."""
+        return self.name
+
+    def save_state(self) -> Payload:
+        """The values that the table keeps and the guest can write."""
+        return {row.name: self[row.name] for row in self._guest_written()}
+
+    def check_state(self, fields: Fields) -> Restore:
+        """Check that the guest could have written the values; no handler is called for them."""
+        values = {row.name: _saved_value(row, fields) for row in self._guest_written()}
+
+        def restore() -> None:
+            for name, value in values.items():
+                self[name] = value
+
+        return restore
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        restore = self.check_state(fields)
+        fields.done()
+        restore()
+
+    def _guest_written(self) -> list[Register]:
+        return [row for row in self._rows if row.read is None and row.access is not _RO]
+
     # --- The guest's side (BusDevice) -------------------------------------------------------
     def read(self, offset: int, size: int) -> int:
         """Read `size` bytes, any alignment, as a little-endian number."""
@@ -206,6 +241,13 @@ class RegisterTable:
             new = (old & ~mask | value & mask) & _ones(register.size)
         self._values[register.name] = new
         return new
+
+
+def _saved_value(row: Register, fields: Fields) -> int:
+    value = fields.number(row.name, below=1 << 8 * row.size)
+    if row.writable is not None and (value ^ row.reset) & ~row.writable:
+        raise fields.error(row.name, f"cannot be {value:#x}")
+    return value
 
 
 def _ones(size_bytes: int) -> int:

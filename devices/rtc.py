@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload
 
 RTC_PORTS = 2
 CMOS_BYTES = 128
@@ -28,6 +29,7 @@ _STATUS_A_DIVIDERS = 0x26  # 32,768 Hz time base, 1,024 Hz periodic rate: what f
 _STATUS_B_BINARY = 1 << 2
 _STATUS_B_24_HOURS = 1 << 1
 _STATUS_D_VALID = 1 << 7
+_READ_ONLY = (_STATUS_A, _STATUS_C, _STATUS_D)
 _HOURS_PM = 1 << 7
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,6 +43,9 @@ class Rtc:
     `now` returns seconds since 1970-01-01 UTC. `low_ram_bytes` and `high_ram_bytes` are the RAM
     below and above 4 GiB, for the size bytes.
     """
+
+    STATE_KIND = "rtc"
+    STATE_VERSION = 1
 
     def __init__(self, now: Callable[[], float], low_ram_bytes: int, high_ram_bytes: int) -> None:
         self._now = now
@@ -58,6 +63,20 @@ class Rtc:
         )
         self.read = self._registers.read
         self.write = self._registers.write
+
+    def save_state(self) -> Payload:
+        """Memory and index; the time is the clock's, on whatever host the guest runs."""
+        return {"registers": self._registers.save_state(), "memory": bytes(self._memory)}
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        restore_registers = self._registers.check_state(fields.part("registers"))
+        memory = fields.data("memory", length=CMOS_BYTES)
+        if any(memory[index] != self._memory[index] for index in _READ_ONLY):
+            raise fields.error("memory", "has another value in a status register")
+        fields.done()
+        restore_registers()
+        self._memory[:] = memory
 
     def _store_ram_size(self, low_bytes: int, high_bytes: int) -> None:
         sizes = {
@@ -77,7 +96,7 @@ class Rtc:
 
     def _write_data(self, value: int) -> None:
         index = self._registers["index"]
-        if index not in (_STATUS_A, _STATUS_C, _STATUS_D) and self._time_field(index) is None:
+        if index not in _READ_ONLY and self._time_field(index) is None:
             self._memory[index] = value
 
     def _time_field(self, index: int) -> int | None:

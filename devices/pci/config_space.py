@@ -30,6 +30,7 @@ from devices.bus import Bus
 from devices.pci.capability import Capability
 from devices.ports import BusDevice, InterruptLine
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload, Restore
 
 CONFIG_SPACE_BYTES = 256
 BAR_COUNT = 6
@@ -207,6 +208,49 @@ class PciFunction:
         if level != self._line_level and self.intx_line is not None:
             self.intx_line.set_level(level)
         self._line_level = level
+
+    # --- Saved state ------------------------------------------------------------------------
+    STATE_VERSION = 1
+
+    @property
+    def STATE_KIND(self) -> str:
+        """Each function is a part of its own."""
+        return self.name
+
+    def save_state(self) -> Payload:
+        """Header and BARs; capabilities belong to whoever answers for them."""
+        return {
+            "vendor_id": self._header["vendor_id"],
+            "device_id": self._header["device_id"],
+            "registers": self._header.save_state(),
+            "bars": [bar.address for bar in self._bars.values()],
+        }
+
+    def check_state(self, fields: Fields) -> Restore:
+        """Check everything; what is restored decodes the BARs again, as far as it is allowed to."""
+        for name in ("vendor_id", "device_id"):
+            fields.same(name, self._header[name])
+        restore_header = self._header.check_state(fields.part("registers"))
+        bars = list(self._bars.values())
+        addresses = fields.numbers("bars", count=len(bars))
+        for bar, address in zip(bars, addresses, strict=True):
+            if address & bar.size_bytes - 1 or address >> (64 if bar.flags & _BAR_64BIT else 32):
+                raise fields.error("bars", f"cannot have BAR {bar.index} at {address:#x}")
+
+        def restore() -> None:
+            restore_header()
+            for bar, address in zip(bars, addresses, strict=True):
+                bar.address = address
+            self._drive_intx()
+            self._update_decoding()
+
+        return restore
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        restore = self.check_state(fields)
+        fields.done()
+        restore()
 
     # --- Header registers -------------------------------------------------------------------
     def _command_written(self, _value: int) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from devices.bus import Bus
 from devices.pci.config_space import CONFIG_SPACE_BYTES, PciFunction
 from devices.ports import BusDevice, InterruptLine, Tracer
+from devices.state import Fields, Payload
 
 DEVICES_PER_BUS = 32
 ECAM_BYTES_PER_BUS = 1 << 20
@@ -49,15 +50,13 @@ class PciBus:
         self._apertures = tuple(apertures)
         self._tracer = tracer
         self._functions: dict[int, PciFunction] = {}
-        self.add(
-            0,
-            PciFunction(
-                vendor_id=_HOST_BRIDGE_VENDOR_ID,
-                device_id=_HOST_BRIDGE_DEVICE_ID,
-                class_code=_HOST_BRIDGE_CLASS_CODE,
-                name="host-bridge",
-            ),
+        self.host_bridge = PciFunction(
+            vendor_id=_HOST_BRIDGE_VENDOR_ID,
+            device_id=_HOST_BRIDGE_DEVICE_ID,
+            class_code=_HOST_BRIDGE_CLASS_CODE,
+            name="host-bridge",
         )
+        self.add(0, self.host_bridge)
 
     def add(self, device: int, function: PciFunction, intx: InterruptLine | None = None) -> None:
         """Plug `function` in as 00:`device`.0, its INTx pin wired to `intx`.
@@ -95,6 +94,9 @@ class PciBus:
 class ConfigMechanism1:
     """`BusDevice` for the configuration ports, to be mapped at 0xCF8 with length 8."""
 
+    STATE_KIND = "pci_config_ports"
+    STATE_VERSION = 1
+
     def __init__(self, bus: PciBus) -> None:
         self._bus = bus
         self._address = 0
@@ -121,6 +123,18 @@ class ConfigMechanism1:
             function = self._selected()
             if function is not None:
                 function.config_write(self._register(offset), size, value)
+
+    def save_state(self) -> Payload:
+        """The address latch."""
+        return {"address": self._address}
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        address = fields.number("address", below=1 << 32)
+        if address & ~_ADDRESS_WRITABLE:
+            raise fields.error("address", f"cannot be {address:#x}")
+        fields.done()
+        self._address = address
 
     def _selected(self) -> PciFunction | None:
         address = self._address

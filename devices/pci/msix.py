@@ -26,6 +26,7 @@ from functools import partial
 from devices.pci.config_space import PciFunction
 from devices.ports import MsiSink
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload, Restore
 
 CAPABILITY_ID = 0x11
 ENTRY_BYTES = 16
@@ -120,6 +121,32 @@ class MsixTable:
             read=self._capability.read,
             write=self._capability.write,
         )
+
+    # --- Saved state ------------------------------------------------------------------------
+    def save_state(self) -> Payload:
+        """Table, pending bits and control; routes are made anew from the table."""
+        return {
+            "capability": self._capability.save_state(),
+            "table": self.table.save_state(),
+            "pending": self._pending.to_bytes(self.pba_bytes, "little"),
+        }
+
+    def check_state(self, fields: Fields) -> Restore:
+        """Check everything; what is restored routes all live vectors and tells who listens."""
+        restore_capability = self._capability.check_state(fields.part("capability"))
+        restore_table = self.table.check_state(fields.part("table"))
+        pending = int.from_bytes(fields.data("pending", length=self.pba_bytes), "little")
+        if pending >> self.vectors:
+            raise fields.error("pending", f"is set for more than {self.vectors} vectors")
+
+        def restore() -> None:
+            restore_capability()
+            restore_table()
+            self._pending = pending
+            self._routed = [None] * self.vectors
+            self._control_written(self._capability["message_control"])
+
+        return restore
 
     # --- Device side ------------------------------------------------------------------------
     @property
