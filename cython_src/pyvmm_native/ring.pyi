@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device's side of a split virtqueue (VIRTIO 1.2, 2.7)."""
 
+from collections.abc import Iterable
 from typing import final
 
 from typing_extensions import Buffer
@@ -17,7 +18,7 @@ class RingError(Exception):
 class Chain:
     """One buffer the driver made available, already checked (VIRTIO 1.2, 2.7.5).
 
-    Made only by `SplitQueue.pop`. Every element of it is in guest RAM, device-readable elements
+    Made only by `SplitQueue.pop` and `held`. Every element of it is in guest RAM, device-readable elements
     come before device-writable ones, and it is at most Queue Size elements and 2**32 bytes long.
     """
 
@@ -114,6 +115,13 @@ class SplitQueue:
         device-readable element after a writable one (2.7.4.2), more than 2**32 bytes (2.7.5.2),
         and indirect tables that were not negotiated, are nested, carry NEXT, or are empty or of
         odd size (2.7.5.3.1).
+        """
+
+    def held(self, head: int, writable_segments: Iterable[tuple[int, int]]) -> Chain:
+        """A buffer that was popped, but not pushed, when this queue was saved.
+
+        As then, it is what the driver once described, whatever its descriptors say by now; of the
+        device-readable part nothing is left. RingError, as for `pop`, if it cannot have been.
         """
 
     def push(self, chain: Chain | int, written: int = 0) -> None:

@@ -176,7 +176,22 @@ cdef class SplitQueue:
         cdef const char *fault = self._walk(head)
         if fault != NULL:
             raise RingError(f"chain at descriptor {head}: {fault.decode()}")
+        self._next_avail += 1
         return self._take(head, max_readable_bytes)
+
+    def held(self, uint16_t head, writable_segments):
+        cdef Descriptor desc
+        cdef const char *fault
+        if head >= self.size:
+            raise RingError(f"descriptor {head} in a queue of {self.size}")
+        self._readable_count = self._segment_count = 0
+        self._readable_bytes = self._writable_bytes = 0
+        for gpa, length in writable_segments:
+            desc.addr, desc.length, desc.flags = gpa, length, DESC_F_WRITE
+            fault = self._accept(&desc)
+            if fault != NULL:
+                raise RingError(f"chain at descriptor {head}: {fault.decode()}")
+        return self._take(head, 0)
 
     def push(self, chain, written=0):
         cdef uint16_t head
@@ -316,7 +331,6 @@ cdef class SplitQueue:
         chain.readable = b""
         if 0 < size <= max_readable_bytes:
             chain.readable = PyBytes_FromStringAndSize(NULL, size)
-        self._next_avail += 1
         if chain.readable:
             target = <uint8_t *>PyBytes_AS_STRING(chain.readable)
             if size < GIL_FREE_BYTES:

@@ -345,6 +345,40 @@ def test_a_restored_queue_interrupts_once() -> None:
 
 
 @pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-2")
+def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: MockDriver) -> None:
+    driver.add(readable=[b"asked"], writable=[4, 12])
+    old = driver.device_queue()
+    popped = old.pop(64)
+    assert popped is not None
+    driver.set_desc(popped.head, 1 << 40, 16, WRITE)
+    new = driver.device_queue()
+    new.next_avail = old.next_avail
+    held = new.held(popped.head, popped.writable_segments)
+    assert (held.head, held.writable_bytes) == (popped.head, popped.writable_bytes)
+    assert held.writable_segments == popped.writable_segments
+    assert (held.readable, held.readable_bytes) == (b"", 0)
+    assert (new.next_avail, new.pending) == (1, 0)
+    new.push(held, held.write(b"an answer"))
+    assert driver.take_used() == [(popped.head, 9, b"an answer")]
+
+
+@pytest.mark.parametrize(
+    ("head", "segments", "why"),
+    [
+        (8, [], "descriptor 8 in a queue of 8"),
+        (0, [(RAM_BYTES, 1)], "outside guest RAM"),
+        (0, [(0, RAM_BYTES + 1)], "outside guest RAM"),
+        (0, [((1 << 64) - 1, (1 << 32) - 1)], "outside guest RAM"),
+        (0, [(0, 1)] * 9, "longer than the queue"),
+    ],
+)
+def test_a_buffer_that_cannot_have_been_held(
+    driver: MockDriver, head: int, segments: list[tuple[int, int]], why: str
+) -> None:
+    with pytest.raises(RingError, match=why):
+        driver.device_queue().held(head, segments)
+
+
 def test_notifications_by_flag(driver: MockDriver) -> None:
     queue = driver.device_queue()
     queue.disable_notifications()
