@@ -6,17 +6,19 @@ they stand in Linux 6.1; the behaviour behind them is described in the kernel's
 Documentation/virt/kvm/api.rst. tests/abi compares every structure field by field and every
 constant with the installed headers, so a mistake here fails the test suite.
 
-Four structures end in a flexible array member. Here they have none of its elements; `sized` and
-the functions after it make an instance with as many as needed.
+Structures that end in a flexible array member have none of its elements here; `sized` and the
+functions after it make an instance with as many as needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ctypes import Structure
+from ctypes import Structure, c_uint8, sizeof
 from typing import Any, TypeVar
 
 from pykvm.abi_constants import *  # noqa: F403
+from pykvm.abi_state import *  # noqa: F403
+from pykvm.abi_state import kvm_nested_state, kvm_xsave
 from pykvm.abi_vcpu import *  # noqa: F403
 from pykvm.abi_vcpu import kvm_msr_entry, kvm_msrs
 from pykvm.abi_vm import *  # noqa: F403
@@ -63,3 +65,16 @@ def irq_routing(entries: Iterable[kvm_irq_routing_entry]) -> kvm_irq_routing:
     """Return a kvm_irq_routing holding copies of `entries`."""
     routes = list(entries)
     return sized(kvm_irq_routing, len(routes))(nr=len(routes), entries=tuple(routes))
+
+
+def xsave(size_bytes: int) -> kvm_xsave:
+    """Return a kvm_xsave of `size_bytes`, a multiple of 4 and no less than its 4096."""
+    return sized(kvm_xsave, (size_bytes - sizeof(kvm_xsave)) // 4)()
+
+
+def nested_state(size_bytes: int) -> kvm_nested_state:
+    """Return a kvm_nested_state with room for `size_bytes`, its header included."""
+    room = ("room", c_uint8 * (size_bytes - sizeof(kvm_nested_state)))
+    name = f"{kvm_nested_state.__name__}_{size_bytes}"
+    kind: type[kvm_nested_state] = type(name, (kvm_nested_state,), {"_fields_": [room]})
+    return kind(size=size_bytes)

@@ -9,7 +9,7 @@ room for elements.
 
 from __future__ import annotations
 
-from ctypes import Structure, Union, c_int32, c_uint8, c_uint32, c_uint64
+from ctypes import Structure, Union, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 
 # --- /dev/kvm ---------------------------------------------------------------------------------
 
@@ -47,6 +47,31 @@ class kvm_userspace_memory_region(Structure):
         ("guest_phys_addr", c_uint64),
         ("memory_size", c_uint64),
         ("userspace_addr", c_uint64),
+    )
+
+
+class _kvm_dirty_log_u(Union):
+    """The bitmap's address in this process."""
+
+    _fields_ = (("dirty_bitmap", c_void_p), ("padding2", c_uint64))
+
+
+class kvm_dirty_log(Structure):
+    """Where KVM_GET_DIRTY_LOG puts a bit for each page of a slot, set if it was written to."""
+
+    _anonymous_ = ("_u",)
+    _fields_ = (("slot", c_uint32), ("padding1", c_uint32), ("_u", _kvm_dirty_log_u))
+
+
+class kvm_clear_dirty_log(Structure):
+    """Pages of a slot to watch again: those whose bits are set, from `first_page` on."""
+
+    _anonymous_ = ("_u",)
+    _fields_ = (
+        ("slot", c_uint32),
+        ("num_pages", c_uint32),
+        ("first_page", c_uint64),
+        ("_u", _kvm_dirty_log_u),
     )
 
 

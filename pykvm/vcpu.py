@@ -20,6 +20,8 @@ from pykvm.handle import KvmError, KvmHandle
 
 _S = TypeVar("_S", bound=Structure)
 
+_MAX_CPUID_ENTRIES = 256  # KVM_MAX_CPUID_ENTRIES of the kernel, which no header shows
+
 
 class Vcpu(KvmHandle):
     """A vCPU, made by `Vm.create_vcpu`.
@@ -87,6 +89,63 @@ class Vcpu(KvmHandle):
         """KVM_SET_FPU."""
         self.ioctl(ioctls.KVM_SET_FPU, fpu)
 
+    def get_sregs2(self) -> abi.kvm_sregs2:
+        """KVM_GET_SREGS2 (4.131): as `get_sregs`, with the PDPTRs of 32-bit PAE paging."""
+        return self._get(ioctls.KVM_GET_SREGS2, abi.kvm_sregs2())
+
+    def set_sregs2(self, sregs: abi.kvm_sregs2) -> None:
+        """KVM_SET_SREGS2 (4.132); unlike `set_sregs` it names no pending interrupt."""
+        self.ioctl(ioctls.KVM_SET_SREGS2, sregs)
+
+    def get_xsave(self, size_bytes: int = 4096) -> abi.kvm_xsave:
+        """KVM_GET_XSAVE (4.42) or, for more than 4096 bytes, KVM_GET_XSAVE2 (4.134).
+
+        x87, SSE and all other extended state, in XSAVE's standard format. `size_bytes` is no less
+        than what `Vm.check_extension(KVM_CAP_XSAVE2)` says, so that KVM's answer has room.
+        """
+        request = ioctls.KVM_GET_XSAVE if size_bytes == 4096 else ioctls.KVM_GET_XSAVE2
+        return self._get(request, abi.xsave(size_bytes))
+
+    def set_xsave(self, xsave: abi.kvm_xsave) -> None:
+        """KVM_SET_XSAVE (4.43): KVM reads as many bytes as KVM_CAP_XSAVE2 says, 4096 without it."""
+        self.ioctl(ioctls.KVM_SET_XSAVE, xsave)
+
+    def get_xcrs(self) -> abi.kvm_xcrs:
+        """KVM_GET_XCRS (4.44): XCR0; needs KVM_CAP_XCRS, that is, a processor with XSAVE."""
+        return self._get(ioctls.KVM_GET_XCRS, abi.kvm_xcrs())
+
+    def set_xcrs(self, xcrs: abi.kvm_xcrs) -> None:
+        """KVM_SET_XCRS (4.45): no bit that the guest's CPUID does not offer."""
+        self.ioctl(ioctls.KVM_SET_XCRS, xcrs)
+
+    def get_debugregs(self) -> abi.kvm_debugregs:
+        """KVM_GET_DEBUGREGS (4.33)."""
+        return self._get(ioctls.KVM_GET_DEBUGREGS, abi.kvm_debugregs())
+
+    def set_debugregs(self, debugregs: abi.kvm_debugregs) -> None:
+        """KVM_SET_DEBUGREGS (4.34)."""
+        self.ioctl(ioctls.KVM_SET_DEBUGREGS, debugregs)
+
+    def get_vcpu_events(self) -> abi.kvm_vcpu_events:
+        """KVM_GET_VCPU_EVENTS (4.31): exceptions, interrupts and NMIs on their way to the guest."""
+        return self._get(ioctls.KVM_GET_VCPU_EVENTS, abi.kvm_vcpu_events())
+
+    def set_vcpu_events(self, events: abi.kvm_vcpu_events) -> None:
+        """KVM_SET_VCPU_EVENTS (4.32); `flags` says which of the optional parts count."""
+        self.ioctl(ioctls.KVM_SET_VCPU_EVENTS, events)
+
+    def get_nested_state(self, size_bytes: int) -> abi.kvm_nested_state:
+        """KVM_GET_NESTED_STATE (4.114): what a guest has that runs guests of its own.
+
+        `size_bytes` is what `check_extension(KVM_CAP_NESTED_STATE)` says; the result's `size` is
+        what it fills.
+        """
+        return self._get(ioctls.KVM_GET_NESTED_STATE, abi.nested_state(size_bytes))
+
+    def set_nested_state(self, state: abi.kvm_nested_state) -> None:
+        """KVM_SET_NESTED_STATE (4.115), after `set_cpuid2` and `set_sregs2`."""
+        self.ioctl(ioctls.KVM_SET_NESTED_STATE, state)
+
     def get_lapic(self) -> abi.kvm_lapic_state:
         """KVM_GET_LAPIC: the in-kernel local APIC's register page."""
         return self._get(ioctls.KVM_GET_LAPIC, abi.kvm_lapic_state())
@@ -107,6 +166,20 @@ class Vcpu(KvmHandle):
     def set_cpuid2(self, cpuid: abi.kvm_cpuid2) -> None:
         """KVM_SET_CPUID2: the CPUID leaves that the guest sees; before the first `run`."""
         self.ioctl(ioctls.KVM_SET_CPUID2, cpuid)
+
+    def get_cpuid2(self) -> abi.kvm_cpuid2:
+        """KVM_GET_CPUID2: the leaves that were set, with what follows from guest registers."""
+        table = abi.sized(abi.kvm_cpuid2, _MAX_CPUID_ENTRIES)(nent=_MAX_CPUID_ENTRIES)
+        self.ioctl(ioctls.KVM_GET_CPUID2, table)
+        return abi.cpuid2(table.entries[: table.nent])
+
+    def get_tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ (4.56): how fast the guest's time stamp counter counts."""
+        return self.ioctl(ioctls.KVM_GET_TSC_KHZ)
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ (4.55); other rates than the host's need KVM_CAP_TSC_CONTROL."""
+        self.ioctl(ioctls.KVM_SET_TSC_KHZ, khz)
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS: MSR index → value, up to the first index that KVM does not know."""

@@ -71,6 +71,8 @@ class Vm(KvmHandle):
 
         Addresses and size are multiples of the host's page size; `userspace_addr` is what
         `address_of` returns for an mmap, which must outlive the VM. A size of 0 removes the slot.
+        KVM_MEM_LOG_DIRTY_PAGES in `flags` has KVM note which pages are written to; flags may be
+        changed while the guest runs.
         """
         region = abi.kvm_userspace_memory_region(
             slot=slot,
@@ -80,6 +82,30 @@ class Vm(KvmHandle):
             userspace_addr=userspace_addr,
         )
         self.ioctl(ioctls.KVM_SET_USER_MEMORY_REGION, region)
+
+    def get_dirty_log(self, slot: int, bitmap: Any) -> None:
+        """KVM_GET_DIRTY_LOG (4.8): which pages of `slot` the guest has written to.
+
+        The slot has KVM_MEM_LOG_DIRTY_PAGES. `bitmap` is a writable buffer with a bit for each of
+        its pages, rounded up to 64; the lowest bit of the first byte is the first page. Bits are
+        cleared and pages watched again at once, unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on:
+        then that is what `clear_dirty_log` does.
+        """
+        log = abi.kvm_dirty_log(slot=slot, dirty_bitmap=address_of(bitmap))
+        self.ioctl(ioctls.KVM_GET_DIRTY_LOG, log)
+
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: Any) -> None:
+        """KVM_CLEAR_DIRTY_LOG (4.117): clear and watch again the pages whose bits are set.
+
+        Bit 0 of `bitmap`, a writable buffer as for `get_dirty_log`, is `first_page`, a multiple of
+        64; so is `num_pages`, unless the range ends with the slot.
+        """
+        if len(bitmap) * 8 < num_pages:
+            raise ValueError(f"a bitmap of {len(bitmap)} bytes for {num_pages} pages")
+        log = abi.kvm_clear_dirty_log(
+            slot=slot, num_pages=num_pages, first_page=first_page, dirty_bitmap=address_of(bitmap)
+        )
+        self.ioctl(ioctls.KVM_CLEAR_DIRTY_LOG, log)
 
     def set_tss_addr(self, addr: int) -> None:
         """KVM_SET_TSS_ADDR: three unused guest pages below 4 GiB, which Intel's VMX needs."""
@@ -102,6 +128,39 @@ class Vm(KvmHandle):
         With KVM_PIT_SPEAKER_DUMMY in `flags` it also answers port 0x61.
         """
         self.ioctl(ioctls.KVM_CREATE_PIT2, abi.kvm_pit_config(flags=flags))
+
+    def get_irqchip(self, chip_id: int) -> abi.kvm_irqchip:
+        """KVM_GET_IRQCHIP (4.26): one of the in-kernel controllers, KVM_IRQCHIP_*."""
+        chip = abi.kvm_irqchip(chip_id=chip_id)
+        self.ioctl(ioctls.KVM_GET_IRQCHIP, chip)
+        return chip
+
+    def set_irqchip(self, chip: abi.kvm_irqchip) -> None:
+        """KVM_SET_IRQCHIP (4.27): the one that `chip.chip_id` names."""
+        self.ioctl(ioctls.KVM_SET_IRQCHIP, chip)
+
+    def get_pit2(self) -> abi.kvm_pit_state2:
+        """KVM_GET_PIT2 (4.72): the i8254 timer."""
+        state = abi.kvm_pit_state2()
+        self.ioctl(ioctls.KVM_GET_PIT2, state)
+        return state
+
+    def set_pit2(self, state: abi.kvm_pit_state2) -> None:
+        """KVM_SET_PIT2 (4.73); counters start anew from their counts."""
+        self.ioctl(ioctls.KVM_SET_PIT2, state)
+
+    def get_clock(self) -> abi.kvm_clock_data:
+        """KVM_GET_CLOCK (4.29): the guest's kvmclock now, in ns; `flags` are KVM_CLOCK_*."""
+        clock = abi.kvm_clock_data()
+        self.ioctl(ioctls.KVM_GET_CLOCK, clock)
+        return clock
+
+    def set_clock(self, clock: abi.kvm_clock_data) -> None:
+        """KVM_SET_CLOCK (4.30): kvmclock goes on from `clock.clock`.
+
+        With KVM_CLOCK_REALTIME in `flags`, from there plus what has passed since `realtime`.
+        """
+        self.ioctl(ioctls.KVM_SET_CLOCK, clock)
 
     def irq_line(self, irq: int, level: int) -> None:
         """KVM_IRQ_LINE: set the level (0 or 1) of a GSI; an edge needs 1, then 0."""

@@ -7,7 +7,7 @@ from ctypes import Structure, c_int32, c_uint32, c_uint64
 
 import pytest
 
-from pykvm import abi, abi_constants, abi_vcpu, abi_vm, ioctls
+from pykvm import abi, abi_constants, abi_state, abi_vcpu, abi_vm, ioctls
 from tests.abi.c_layout import (
     Fact,
     constant_facts,
@@ -19,7 +19,8 @@ from tests.abi.c_layout import (
 )
 
 HEADERS = ["linux/kvm.h"]
-STRUCTURES = structures_of(abi_vm, abi_vcpu)
+MODULES = (abi_vm, abi_vcpu, abi_state)
+STRUCTURES = structures_of(*MODULES)
 
 # Bytes that the C structures leave unnamed too: both end in a field narrower than their alignment,
 # and emulation_failure stands for the part of it that is ABI.
@@ -27,7 +28,7 @@ UNNAMED_IN_C = {"_kvm_run_fail_entry after cpu", "_kvm_run_mmio after is_write"}
 
 
 def test_all_structures_are_found() -> None:
-    assert len(STRUCTURES) >= 25
+    assert len(STRUCTURES) >= 43
     assert abi.kvm_run in STRUCTURES
     assert abi.kvm_irq_routing in STRUCTURES
 
@@ -36,7 +37,7 @@ def test_every_nameless_structure_is_checked_through_one_with_a_name() -> None:
     covered = reachable(STRUCTURES)
     defined = {
         value
-        for module in (abi_vm, abi_vcpu)
+        for module in MODULES
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     }
@@ -57,14 +58,14 @@ def test_no_field_is_missing() -> None:
 
 def test_constants_are_those_of_the_header() -> None:
     facts = constant_facts(abi_constants, r"KVM_\w+")
-    assert len(facts) > 90
+    assert len(facts) > 120
     assert {fact.expression for fact in facts} == set(constant_names(abi_constants))
     assert mismatches(HEADERS, facts) == []
 
 
 def test_request_numbers_are_those_of_the_header() -> None:
     facts = constant_facts(ioctls, r"KVM\w+")
-    assert len(facts) > 30
+    assert len(facts) > 55
     assert {fact.expression for fact in facts} == set(constant_names(ioctls))
     assert mismatches(HEADERS, facts) == []
 
