@@ -56,10 +56,13 @@ class Ram:
             (gpa // PAGE_BYTES, len(area) // PAGE_BYTES) for gpa, area in self._maps
         )
 
-    def attach(self, vm: Vm) -> None:
-        """Make this RAM the memory slots of `vm`, numbered from 0 in address order."""
+    def attach(self, vm: Vm, flags: int = 0) -> None:
+        """Make this RAM the memory slots of `vm`, numbered from 0 in address order.
+
+        Once more with other `flags` (KVM_MEM_*) changes those.
+        """
         for slot, (gpa, area) in enumerate(self._maps):
-            vm.set_user_memory_region(slot, gpa, len(area), address_of(area))
+            vm.set_user_memory_region(slot, gpa, len(area), address_of(area), flags)
 
     def discard(self, runs: PageRuns) -> int:
         """Give the named pages back to the host and return how many bytes that were."""

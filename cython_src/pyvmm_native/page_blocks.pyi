@@ -15,9 +15,7 @@ BLOCK_PAGES: int
 class ChecksumError(ValueError):
     """Pages in the file are not what was written there."""
 
-def store_block(
-    memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int
-) -> int:
+def store_block(memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int) -> int:
     """Write pages of guest RAM to the file `fd`; returns their checksum.
 
     OSError when they cannot be written. ValueError for a page outside RAM.

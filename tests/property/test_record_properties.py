@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def read(data: bytes, cuts: list[int] | None = None) -> list[Record]:
     reader = RecordReader(KINDS)
     found: list[Record] = []
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts or [])})
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in pairwise(places):
         reader.feed(data[begin:end])
         while record := reader.next():
             found.append(record)
@@ -92,7 +94,7 @@ def test_a_refused_record_is_refused_before_its_payload_came() -> None:
 
 @pytest.mark.parametrize("kind", ["", "é", "y" * 33])
 def test_names_that_do_not_fit(kind: str) -> None:
-    with pytest.raises(ValueError, match="no record|ascii"):
+    with pytest.raises(ValueError, match=r"no record|ascii"):
         Record(kind, 1, b"").encode()
 
 

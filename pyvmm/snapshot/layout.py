@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a snapshot file looks like.
+
+    0                 record "snapshot": how much RAM, how many pages, how many bytes of records
+    4096              guest pages, 4 KiB each, without gaps, by ascending guest-physical address
+    4096 * (1 + n)    records: "config", "report", the parts of the machine, "pages"
+    end of file
+
+Every offset follows from the three numbers of the first record, so none can contradict another, and
+the size of the file tells whether any of it is missing. Guest pages are kept in blocks of 2 MiB of
+guest-physical address space (`pyvmm_native.page_blocks`). Record "pages" has an entry of 72 bytes
+for each block of which a page is in the file, ascending: block number (u32), CRC-32C of the block's
+pages in the file (u32), and a bit for each of the 512 pages. A page that is not in the file is one
+of zeros. Pages start at multiples of 4 KiB, and where a block's pages are is known without reading
+any other's, so a block can be fetched and checked at the moment the guest needs it.
+
+What can be read is bounded by limits of the machine, not by what the file says: RAM by
+`layout.MAX_RAM_BYTES`, and records by what is known of their kinds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from devices.state import MAX_PAYLOAD_BYTES
+from pyvmm.layout import MAX_RAM_BYTES, MAX_VCPUS, MIB, MIN_RAM_BYTES, ram_ranges
+from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
+from pyvmm_native.page_blocks import BLOCK_PAGES
+
+PAGE_BYTES = 4096
+BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
+BITMAP_BYTES = BLOCK_PAGES // 8
+PAGES_OFFSET = PAGE_BYTES
+
+HEADER, CONFIG, REPORT, PAGES = "snapshot", "config", "report", "pages"
+VERSION = 1
+MAX_PARTS = 32
+"""Kinds of record that a machine may have, at most."""
+
+_HEADER = struct.Struct("<QQQ")
+_BLOCK = struct.Struct(f"<II{BITMAP_BYTES}s")
+_MAX_BLOCKS = MAX_RAM_BYTES // BLOCK_BYTES
+_MAX_RECORDS_BYTES = (MAX_PARTS + MAX_VCPUS) * (HEADER_BYTES + MAX_PAYLOAD_BYTES)
+
+HEADER_KIND = {HEADER: Kind(VERSION, _HEADER.size)}
+OWN_KINDS = {
+    CONFIG: Kind(VERSION, MAX_PAYLOAD_BYTES),
+    REPORT: Kind(VERSION, MAX_PAYLOAD_BYTES),
+    PAGES: Kind(VERSION, _MAX_BLOCKS * _BLOCK.size),
+}
+"""Records that every snapshot has, whatever the parts of its machine are."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first record: what the rest of the file consists of."""
+
+    ram_bytes: int
+    pages: int
+    """Guest pages in the file."""
+    records_bytes: int
+
+    @property
+    def records_offset(self) -> int:
+        return PAGES_OFFSET + self.pages * PAGE_BYTES
+
+    @property
+    def file_bytes(self) -> int:
+        return self.records_offset + self.records_bytes
+
+    def encode(self) -> bytes:
+        """The first page of the file."""
+        payload = _HEADER.pack(self.ram_bytes, self.pages, self.records_bytes)
+        return Record(HEADER, VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
+
+    @classmethod
+    def decode(cls, record: Record) -> Header:
+        """Raises `RecordError` for numbers that cannot be."""
+        if len(record.payload) != _HEADER.size:
+            raise RecordError(f"record {HEADER!r} has {len(record.payload)} bytes")
+        header = cls(*_HEADER.unpack(record.payload))
+        ram_bytes = header.ram_bytes
+        if ram_bytes % MIB or not MIN_RAM_BYTES <= ram_bytes <= MAX_RAM_BYTES:
+            raise RecordError(f"a guest of {ram_bytes} bytes cannot be run here")
+        if header.pages > ram_bytes // PAGE_BYTES or header.records_bytes > _MAX_RECORDS_BYTES:
+            raise RecordError("it claims to be larger than the guest")
+        return header
+
+
+@dataclass(frozen=True)
+class Block:
+    """Guest pages that are in the file: those of block `number` whose bit is set in `bitmap`."""
+
+    number: int
+    crc: int
+    bitmap: bytes
+    offset: int
+    """Where in the file the first of them is."""
+
+    @property
+    def first_pfn(self) -> int:
+        return self.number * BLOCK_PAGES
+
+    @property
+    def pages(self) -> int:
+        return int.from_bytes(self.bitmap, "little").bit_count()
+
+
+def encode_blocks(blocks: Iterable[Block]) -> Record:
+    """The record that says which pages are in the file."""
+    entries = (_BLOCK.pack(block.number, block.crc, block.bitmap) for block in blocks)
+    return Record(PAGES, VERSION, b"".join(entries))
+
+
+def decode_blocks(record: Record, header: Header) -> list[Block]:
+    """Raises `RecordError` for blocks that are out of order, outside RAM or not in the file."""
+    if len(record.payload) % _BLOCK.size:
+        raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
+    room = _bits_of_ram(header.ram_bytes)
+    blocks: list[Block] = []
+    offset, last = PAGES_OFFSET, -1
+    for number, crc, bitmap in _BLOCK.iter_unpack(record.payload):
+        bits = int.from_bytes(bitmap, "little")
+        if number <= last or not bits or bits & ~room.get(number, 0):
+            raise RecordError(f"record {PAGES!r} names pages that the guest does not have")
+        blocks.append(Block(number, crc, bitmap, offset))
+        offset += bits.bit_count() * PAGE_BYTES
+        last = number
+    if offset != header.records_offset:
+        raise RecordError(f"record {PAGES!r} names other pages than are in the file")
+    return blocks
+
+
+def block_numbers(ram_bytes: int) -> Iterator[range]:
+    """The numbers of the blocks that RAM lies in, for each stretch of RAM."""
+    for gpa, length in ram_ranges(ram_bytes):
+        yield range(gpa // BLOCK_BYTES, -(-(gpa + length) // BLOCK_BYTES))
+
+
+def _bits_of_ram(ram_bytes: int) -> dict[int, int]:
+    """Block number to a bit for each of its pages that is RAM."""
+    bits = {}
+    for numbers, (gpa, length) in zip(block_numbers(ram_bytes), ram_ranges(ram_bytes), strict=True):
+        for number in numbers:
+            pages = min((gpa + length - number * BLOCK_BYTES) // PAGE_BYTES, BLOCK_PAGES)
+            bits[number] = (1 << pages) - 1
+    return bits

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a snapshot: all but the pages at once, the pages when they are wanted.
+
+`SnapshotFile` has seen the header, every record and the size of the file before anything is made of
+them. Pages are checked block by block as they are read. Memory is used for the records, which are
+few and bounded, and for an entry per 2 MiB of the guest, and never before the bytes are there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from devices.state import Fields, StateError, decode
+from pyvmm.errors import UserError
+from pyvmm.snapshot.layout import (
+    CONFIG,
+    HEADER_KIND,
+    OWN_KINDS,
+    PAGES,
+    PAGES_OFFSET,
+    REPORT,
+    Header,
+    decode_blocks,
+)
+from pyvmm.snapshot.report import PageReport, restore_config
+from pyvmm.state.records import Kind, Record, RecordError, RecordReader
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.page_blocks import ChecksumError, check_stored, load_block
+
+_PIECE_BYTES = 1 << 16
+
+OnPages = Callable[[int], None]
+"""Called with the number of pages just read and found right."""
+
+
+class SnapshotFile:
+    """An open snapshot, whose machine has the parts `kinds`; use it in a `with` block.
+
+    Raises `UserError` for a file that is no snapshot, is damaged or incomplete, or holds what is
+    not known here.
+    """
+
+    def __init__(self, path: Path, kinds: Mapping[str, Kind]) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(
+                f"cannot read the snapshot {path}: {error.strerror}", "check the path"
+            ) from error
+        try:
+            with self._refusing():
+                self._read(kinds)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> SnapshotFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _read(self, kinds: Mapping[str, Kind]) -> None:
+        self.header = _read_header(self._fd)
+        self.file_bytes = self.header.file_bytes
+        records = _read_records(self._fd, self.header, {**OWN_KINDS, **kinds})
+        own = {name: _take(records, name) for name in OWN_KINDS}
+        self.parts = records
+        """The records of the machine's parts, their payloads unchecked."""
+        self.blocks = decode_blocks(own[PAGES], self.header)
+        self.config = restore_config(_fields(own[CONFIG]))
+        if self.config.ram_bytes != self.header.ram_bytes:
+            raise RecordError(f"record {CONFIG!r} is of another guest")
+        self.report = PageReport.restore(_fields(own[REPORT]))
+
+    def load(self, memory: GuestMemory, on_pages: OnPages = lambda pages: None) -> None:
+        """Read every page into `memory`, which is all zeros. Raises `UserError`."""
+        for block in self.blocks:
+            with self._refusing():
+                load_block(memory, block.first_pfn, block.bitmap, self._fd, block.offset, block.crc)
+            on_pages(block.pages)
+
+    def check(self, on_pages: OnPages = lambda pages: None) -> None:
+        """Read every page and check it. Raises `UserError`."""
+        for block in self.blocks:
+            with self._refusing():
+                check_stored(block.first_pfn, block.bitmap, self._fd, block.offset, block.crc)
+            on_pages(block.pages)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (RecordError, StateError, ChecksumError, OSError) as error:
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            raise UserError(
+                f"the snapshot {self.path} cannot be used: {what}", "take another one"
+            ) from error
+
+
+def _read_header(fd: int) -> Header:
+    reader = RecordReader(HEADER_KIND)
+    reader.feed(os.pread(fd, PAGES_OFFSET, 0))
+    try:
+        record = reader.next()
+    except RecordError:
+        record = None
+    if record is None:
+        raise RecordError("it is not a snapshot, or its beginning is damaged")
+    header = Header.decode(record)
+    size = os.fstat(fd).st_size
+    if size != header.file_bytes:
+        raise RecordError(f"it has {size} bytes and not {header.file_bytes}")
+    return header
+
+
+def _read_records(fd: int, header: Header, kinds: Mapping[str, Kind]) -> list[Record]:
+    """Every record but the first, each of its kind and number once."""
+    reader = RecordReader(kinds)
+    records: dict[tuple[str, int], Record] = {}
+    offset = header.records_offset
+    while offset < header.file_bytes:
+        data = os.pread(fd, min(_PIECE_BYTES, header.file_bytes - offset), offset)
+        if not data:
+            break
+        offset += len(data)
+        reader.feed(data)
+        while record := reader.next():
+            if records.setdefault((record.kind, record.instance), record) is not record:
+                raise RecordError(f"record {record.kind!r} is there twice")
+    if not reader.between_records:
+        raise RecordError("its last record is incomplete")
+    return list(records.values())
+
+
+def _take(records: list[Record], kind: str) -> Record:
+    for record in records:
+        if record.kind == kind:
+            records.remove(record)
+            return record
+    raise RecordError(f"record {kind!r} is missing")
+
+
+def _fields(record: Record) -> Fields:
+    return Fields(record.kind, decode(record.payload, record.kind))

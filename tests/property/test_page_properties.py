@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages seen from outside, and blocks of them in a file, against the obvious way to do it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.page_blocks import BLOCK_PAGES, ChecksumError, load_block, store_block
+from pyvmm_native.pages import bitmap, crc32c, nonzero, touched
+from pyvmm_native.runs import PageRuns
+
+PAGES = 1100
+HIGH_PFN = 2048
+HIGH_PAGES = 40
+
+
+def anonymous(pages: int) -> mmap.mmap:
+    area = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    return area
+
+
+def new_memory() -> GuestMemory:
+    return GuestMemory([(0, anonymous(PAGES)), (HIGH_PFN * 4096, anonymous(HIGH_PAGES))])
+
+
+ALL = PageRuns([(0, PAGES), (HIGH_PFN, HIGH_PAGES)])
+page_numbers = st.sets(
+    st.integers(0, PAGES - 1) | st.integers(HIGH_PFN, HIGH_PFN + HIGH_PAGES - 1), max_size=60
+)
+
+
+def runs(numbers: set[int]) -> PageRuns:
+    return PageRuns((number, 1) for number in numbers)
+
+
+@given(page_numbers, page_numbers, st.integers(0, 4095))
+def test_touched_and_nonzero(written: set[int], zeroed: set[int], offset: int) -> None:
+    memory = new_memory()
+    for number in written:
+        memory.write(number * 4096 + offset, b"\1")
+    for number in zeroed:
+        memory.write(number * 4096, bytes(4096))
+    assert touched(memory, ALL) == runs(written | zeroed)
+    assert nonzero(memory, ALL) == runs(written - zeroed)
+    half = PageRuns([(0, PAGES // 2)])
+    assert nonzero(memory, half) == runs(written - zeroed).intersect(half)
+
+
+@given(page_numbers)
+def test_looking_at_what_is_touched_touches_nothing(written: set[int]) -> None:
+    memory = new_memory()
+    for number in written:
+        memory.write(number * 4096, b"\1")
+    nonzero(memory, touched(memory, ALL))
+    assert touched(memory, ALL) == runs(written)
+
+
+@given(page_numbers, st.integers(0, PAGES), st.integers(0, 300))
+def test_a_bitmap_is_the_inverse_of_from_bitmap(pages: set[int], start: int, eighth: int) -> None:
+    bits = bitmap(runs(pages), start, 8 * eighth)
+    assert len(bits) == eighth
+    assert PageRuns.from_bitmap(bits, start) == runs(
+        {pfn for pfn in pages if start <= pfn < start + 8 * eighth}
+    )
+
+
+@given(st.sets(st.integers(0, BLOCK_PAGES - 1)), st.binary(min_size=1, max_size=64))
+def test_a_block_survives_the_file(pages: set[int], data: bytes) -> None:
+    memory, copy = new_memory(), new_memory()
+    for number in pages:
+        memory.write((BLOCK_PAGES + number) * 4096 % (PAGES * 4096 - 4096), data)
+    inside = {number for number in pages if BLOCK_PAGES + number < PAGES}
+    bits = bitmap(runs({BLOCK_PAGES + number for number in inside}), BLOCK_PAGES, BLOCK_PAGES)
+    with tempfile.TemporaryFile() as file:
+        crc = store_block(memory, BLOCK_PAGES, bits, file.fileno(), 123)
+        stored = os.pread(file.fileno(), 1 << 22, 123)
+        whole = [memory.read((BLOCK_PAGES + number) * 4096, 4096) for number in sorted(inside)]
+        assert stored == b"".join(whole)
+        assert crc == crc32c(stored)
+        with pytest.raises(ChecksumError):
+            load_block(copy, BLOCK_PAGES, bits, file.fileno(), 123, crc ^ 1)
+        assert not touched(copy, ALL)
+        load_block(copy, BLOCK_PAGES, bits, file.fileno(), 123, crc)
+        assert nonzero(copy, ALL).intersect(
+            PageRuns([(BLOCK_PAGES, BLOCK_PAGES)]).intersect(ALL)
+        ) == nonzero(memory, ALL).intersect(runs({BLOCK_PAGES + n for n in inside}))
+        if stored:
+            file.truncate(123 + len(stored) - 1)
+            with pytest.raises(OSError, match="Input/output error"):
+                load_block(copy, BLOCK_PAGES, bits, file.fileno(), 123, crc)
+
+
+@pytest.mark.parametrize("first_pfn", [1, 1024 + 512, 4096, 1 << 41])
+def test_blocks_that_are_none(first_pfn: int) -> None:
+    memory = new_memory()
+    with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="block"):
+        store_block(memory, first_pfn, b"\xff" * 64, file.fileno(), 0)
+    with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="block"):
+        load_block(memory, 0, b"\xff" * 63, file.fileno(), 0, 0)
+
+
+@pytest.mark.parametrize("outside", [[(PAGES, 1)], [(0, PAGES + 1)], [(1 << 51, 1)]])
+def test_pages_outside_ram(outside: list[tuple[int, int]]) -> None:
+    memory = new_memory()
+    for look in (touched, nonzero):
+        with pytest.raises(ValueError, match="not wholly inside guest RAM"):
+            look(memory, PageRuns(outside))

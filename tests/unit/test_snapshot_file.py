@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A snapshot file: what is written is read, what is wrong is refused, an old one stays whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.config import MachineConfig
+from pyvmm.errors import UserError
+from pyvmm.memory import Ram
+from pyvmm.snapshot import layout
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.snapshot.writer import write_snapshot
+from pyvmm.state.records import Kind, Record
+from pyvmm.units import GIB, MIB
+from pyvmm_native.runs import PageRuns
+
+KINDS = {"part": Kind(2, 100, max_instances=3)}
+PARTS = [Record("part", 2, b"two", 2), Record("part", 1, b"one")]
+RAM_BYTES = 65 * MIB
+PAGES = PageRuns([(0, 3), (511, 2), (1024, 512), (RAM_BYTES // 4096 - 1, 1)])
+
+
+def config(ram_bytes: int = RAM_BYTES) -> MachineConfig:
+    return MachineConfig(
+        kernel=Path("/k\udcff"),
+        initrd=None,
+        command_line="console=ttyS0 é",
+        ram_bytes=ram_bytes,
+        vcpus=2,
+        dialect="standard",
+        offer=("reporting",),
+    )
+
+
+def report(pages: PageRuns, ram_bytes: int = RAM_BYTES) -> PageReport:
+    return PageReport(pages.pages, 0, 0, ram_bytes // 4096 - pages.pages, 7, "nobody answers")
+
+
+def filled(pages: PageRuns = PAGES, ram_bytes: int = RAM_BYTES, seed: int = 1) -> Ram:
+    ram, numbers = Ram(ram_bytes), random.Random(seed)
+    for start, count in pages:
+        ram.memory.write(start * 4096, numbers.randbytes(count * 4096))
+    return ram
+
+
+def write(path: Path, ram: Ram, pages: PageRuns = PAGES, records: list[Record] = PARTS) -> int:
+    own = [config_record(config(ram.size_bytes)), report(pages, ram.size_bytes).record()]
+    return write_snapshot(path, ram.memory, pages, [*own, *records])
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    path = tmp_path / "snapshot"
+    write(path, filled())
+    return path
+
+
+def read(path: Path) -> Ram:
+    with SnapshotFile(path, KINDS) as snapshot:
+        ram = Ram(snapshot.config.ram_bytes)
+        snapshot.load(ram.memory)
+    return ram
+
+
+def same(one: Ram, other: Ram) -> bool:
+    return one.size_bytes == other.size_bytes and all(
+        one.memory.read(gpa, length) == other.memory.read(gpa, length)
+        for gpa, length in one.memory.regions
+    )
+
+
+def test_what_is_written_is_read(snapshot: Path) -> None:
+    with SnapshotFile(snapshot, KINDS) as opened:
+        assert opened.config == config()
+        assert opened.report == report(PAGES)
+        assert opened.parts == PARTS
+        seen: list[int] = []
+        opened.check(seen.append)
+        assert seen == [4, 1, 512, 1]
+    assert same(read(snapshot), filled())
+    assert os.stat(snapshot).st_mode & 0o777 == 0o600
+
+
+def test_it_is_as_large_as_its_pages(snapshot: Path) -> None:
+    assert PAGES.pages * 4096 < snapshot.stat().st_size < (PAGES.pages + 2) * 4096
+
+
+def test_pages_above_the_hole(tmp_path: Path) -> None:
+    pages = PageRuns([(3 * GIB // 4096 - 2, 2), (4 * GIB // 4096, 1), (5 * GIB // 4096 - 1, 1)])
+    ram = filled(pages, 4 * GIB)
+    write(tmp_path / "s", ram, pages)
+    copy = read(tmp_path / "s")
+    for start, count in pages:
+        gpa, length = start * 4096, count * 4096
+        assert copy.memory.read(gpa, length) == ram.memory.read(gpa, length)
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_a_flipped_bit_is_found_wherever_it_is(snapshot: Path, part: int) -> None:
+    """One in each part of the file; the padding after the header is the only place without."""
+    data = bytearray(snapshot.read_bytes())
+    header = 52 + 24
+    places = [*range(header), *range(4096, len(data))]
+    place = places[len(places) * part // 12 + part]
+    data[place] ^= 1 << part % 8
+    snapshot.write_bytes(data)
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        read(snapshot)
+    assert caught.value.remedy == "take another one"
+
+
+@pytest.mark.parametrize("size", [0, 1, 75, 76, 4095, 4096, 10000, -5000, -1])
+def test_a_short_file_is_refused(snapshot: Path, size: int) -> None:
+    os.truncate(snapshot, size % snapshot.stat().st_size)
+    with pytest.raises(UserError, match=r"it is not a snapshot|it has \d+ bytes and not"):
+        read(snapshot)
+
+
+def test_a_long_file_is_refused(snapshot: Path) -> None:
+    with snapshot.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="bytes and not"):
+        read(snapshot)
+
+
+def rewritten(path: Path, *records: Record, **header: int) -> None:
+    """Make the file one whose checksums are right and whose records are others."""
+    pages = path.read_bytes()[4096 : (1 + PAGES.pages) * 4096]
+    tail = b"".join(record.encode() for record in records)
+    said = {"ram_bytes": RAM_BYTES, "pages": PAGES.pages, "records_bytes": len(tail), **header}
+    path.write_bytes(layout.Header(**said).encode() + pages + tail)
+
+
+def own_records(path: Path) -> list[Record]:
+    with SnapshotFile(path, KINDS) as snapshot:
+        blocks = layout.encode_blocks(snapshot.blocks)
+    return [config_record(config()), report(PAGES).record(), blocks]
+
+
+def refused(path: Path, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        read(path)
+
+
+def test_a_record_that_is_missing(snapshot: Path) -> None:
+    whole = own_records(snapshot)
+    for record in whole:
+        rewritten(snapshot, *(each for each in whole if each is not record))
+        refused(snapshot, f"record '{record.kind}' is missing")
+
+
+def test_a_record_that_is_there_twice(snapshot: Path) -> None:
+    rewritten(snapshot, *own_records(snapshot), PARTS[0], PARTS[0])
+    refused(snapshot, "record 'part' is there twice")
+
+
+def test_a_part_of_a_newer_version(snapshot: Path) -> None:
+    whole = own_records(snapshot)
+    rewritten(snapshot, *whole, Record("part", 3, b""))
+    refused(snapshot, "record 'part' has version 3; this pyvmm reads 1 to 2")
+
+
+def test_an_unknown_part(snapshot: Path) -> None:
+    rewritten(snapshot, *own_records(snapshot), Record("vgpu", 1, b""))
+    refused(snapshot, "records of kind 'vgpu' are not known here")
+
+
+def test_the_config_of_another_guest(snapshot: Path) -> None:
+    _, *rest = own_records(snapshot)
+    rewritten(snapshot, config_record(config(128 * MIB)), *rest)
+    refused(snapshot, "record 'config' is of another guest")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("ram_bytes", 1 << 60, "cannot be run here"),
+        ("ram_bytes", RAM_BYTES + 1, "cannot be run here"),
+        ("pages", 1 << 60, "larger than the guest"),
+        ("records_bytes", 1 << 60, "larger than the guest"),
+    ],
+)
+def test_a_header_that_claims_too_much(snapshot: Path, name: str, value: int, what: str) -> None:
+    rewritten(snapshot, *own_records(snapshot), **{name: value})
+    refused(snapshot, what)
+
+
+ONE = b"\1".ljust(64, b"\0")
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [layout.Block(0, 0, ONE, 0)],
+        [layout.Block(1, 0, ONE, 0), layout.Block(0, 0, ONE, 0)],
+        [layout.Block(0, 0, ONE, 0), layout.Block(0, 0, ONE, 0)],
+        [layout.Block(0, 0, bytes(64), 0)],
+        [layout.Block(32, 0, b"\xff" * 64, 0)],  # half of it is RAM
+        [layout.Block(33, 0, ONE, 0)],
+        [layout.Block(0xFFFF_FFFF, 0, ONE, 0)],
+    ],
+)
+def test_an_index_of_pages_that_cannot_be(snapshot: Path, blocks: list[layout.Block]) -> None:
+    config_, report_, _ = own_records(snapshot)
+    rewritten(snapshot, config_, report_, layout.encode_blocks(blocks))
+    refused(snapshot, "record 'pages' names")
+
+
+# --- An old snapshot stays whole ------------------------------------------------------------------
+def test_a_full_disk_leaves_the_old_snapshot(tmp_path: Path) -> None:
+    """A file system of its own with room for the old one and a bit of the new one."""
+    script = """
+import pathlib, sys
+from tests.unit.test_snapshot_file import *
+path = pathlib.Path(sys.argv[1]) / "snapshot"
+write(path, filled())
+old = path.read_bytes()
+more = PageRuns([(0, 2048)])
+try:
+    write(path, filled(more), more)
+except UserError as error:
+    print(error)
+assert path.read_bytes() == old
+assert os.listdir(path.parent) == ["snapshot"]
+print("whole")
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c",
+         'mount -t tmpfs -o size=5m none "$1" && exec "$2" -c "$3" "$1"',
+         "sh", str(tmp_path), sys.executable, script],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no file system of our own here: {done.stderr}")
+    assert done.stdout.endswith("whole\n"), done.stderr
+    assert "No space left on device" in done.stdout
+
+
+def test_a_writer_that_is_killed_leaves_the_old_snapshot(snapshot: Path) -> None:
+    """At many moments, the last just before the rename."""
+    old = snapshot.read_bytes()
+    script = """
+import os, pathlib, signal, sys
+from tests.unit.test_snapshot_file import *
+moment = int(sys.argv[2])
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == 4:
+    os.replace = die
+seen = []
+def on_pages(pages):
+    seen.append(pages)
+    if len(seen) == moment + 1:
+        die()
+own = [config_record(config()), report(PAGES).record()]
+write_snapshot(pathlib.Path(sys.argv[1]), filled(seed=2).memory, PAGES, own, on_pages)
+"""
+    for moment in range(5):
+        command = [sys.executable, "-c", script, str(snapshot), str(moment)]
+        done = subprocess.run(command, timeout=60, check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert snapshot.read_bytes() == old
+
+
+def test_a_writer_that_gives_up_leaves_nothing(snapshot: Path) -> None:
+    old = snapshot.read_bytes()
+
+    def enough(pages: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(UserError, match="cannot write"):
+        write_snapshot(snapshot, filled(seed=2).memory, PAGES, [], enough)
+    assert snapshot.read_bytes() == old
+    assert os.listdir(snapshot.parent) == [snapshot.name]
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file or directory"):
+        write(tmp_path / "nowhere" / "s", filled())
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UserError, match="directory"):
+        write(tmp_path / "directory", filled())
+    with pytest.raises(UserError, match="No such file"):
+        SnapshotFile(tmp_path / "nothing", KINDS)
