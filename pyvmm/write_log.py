@@ -5,11 +5,11 @@
         ...
         pages = log.take()      # written since the block began, or since the last call
 
-KVM logs what the guest's processors write and what KVM itself writes into guest memory for them.
-It does not see what device models write: of ours these are used rings and the answers that a driver
-gave a buffer for. Whoever leaves out pages of a copy because the guest did not use them need not
-mind: memory that a driver gives to a device has been written by the driver since it got it (it
-zeroes its rings, VIRTIO 1.2, 2.7.4.1, and fills in its buffers), and that is in the log.
+KVM logs what the guest's processors write and what KVM itself writes into guest memory for them. It
+does not see what device models write. Whoever leaves pages out of a copy because the guest did not
+use them need not mind: of our devices these writes are used rings, which a driver has zeroed when
+it allocated them (VIRTIO 1.2, 4.1.5.1.3), so they are in the log, and the question for unused pages
+itself, whose buffer was in use before it could be answered.
 
 KVM API: KVM_SET_USER_MEMORY_REGION (4.35), KVM_GET_DIRTY_LOG (4.8).
 """

@@ -21,7 +21,7 @@ _MAX_FEATURES = 64
 
 @dataclass(frozen=True)
 class PageReport:
-    """Every page of RAM, by what became of it; the five add up to all of them."""
+    """Every page of RAM, by what became of it; the first four add up to all of them."""
 
     stored: int
     """In the file."""
@@ -47,8 +47,8 @@ class PageReport:
     def restore(cls, fields: Fields) -> PageReport:
         """Raises StateError."""
         names = ("stored", "zero", "unused", "absent", "ballooned")
-        counts = [fields.number(name, below=_PAGES_LIMIT) for name in names]
-        report = cls(*counts, asked=fields.text("asked"))
+        counts = {name: fields.number(name, below=_PAGES_LIMIT) for name in names}
+        report = cls(asked=fields.text("asked"), **counts)
         fields.done()
         return report
 

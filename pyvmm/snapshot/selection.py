@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of a guest a copy needs, and what became of the others.
+
+A page without memory behind it on the host reads as zeros: it was never touched, or it was given
+away through the balloon. One that the guest said it does not use is left out, too, unless it has
+been written since before the guest was asked. Of what is left, pages of zeros need not be copied:
+memory that holds a restored guest is zeros to begin with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvmm.inquiry import NobodyToAsk, QuestionError
+from pyvmm.snapshot.report import PageReport
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.pages import nonzero, touched
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from devices.balloon.device import BalloonDevice
+    from pyvmm.balloon_questions import BalloonQuestions
+    from pyvmm.free_page_hints import FreePageHints
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Pages that the guest did not use when it looked."""
+
+    pages: PageRuns
+    how: str
+    """Who said so, or why nobody did."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pages to copy, and a report of all of them."""
+
+    pages: PageRuns
+    report: PageReport
+
+
+async def ask_unused(
+    balloon: BalloonDevice, questions: BalloonQuestions, hints: FreePageHints, timeout_s: float
+) -> Answer:
+    """Ask the guest, either way it may understand; no answer is an answer, too.
+
+    Free page hints go back to the guest at once. What it does with them then is in the log of
+    writes, which must have begun before.
+    """
+    nothing = PageRuns()
+    if balloon.config["poison_val"]:
+        # Its kernel checks, when it takes a free page, that the poison is still there.
+        return Answer(nothing, "not asked, as the guest poisons its free pages")
+    try:
+        return Answer(await questions.unused_pages(timeout_s), "answered on the misc queue")
+    except NobodyToAsk:
+        pass
+    except QuestionError as error:
+        return Answer(nothing, str(error))
+    try:
+        async with hints.held(timeout_s) as held:
+            return Answer(held.pages, "answered by free page hints")
+    except QuestionError as error:
+        return Answer(nothing, str(error))
+
+
+def select(memory: GuestMemory, ram: PageRuns, unused: Answer, written: PageRuns) -> Selection:
+    """Choose among the pages `ram` of a guest that does not run.
+
+    `written` are those written since before the guest was asked for `unused` ones.
+    """
+    there = touched(memory, ram)
+    skipped = there.intersect(unused.pages.subtract(written))
+    kept = there.subtract(skipped)
+    pages = nonzero(memory, kept)
+    report = PageReport(
+        stored=pages.pages,
+        zero=kept.pages - pages.pages,
+        unused=skipped.pages,
+        absent=ram.pages - there.pages,
+        ballooned=0,
+        asked=unused.how,
+    )
+    return Selection(pages, report)
