@@ -128,6 +128,22 @@ def _valued(read: object) -> object:
     return read
 
 
+def save_counters(owner: object, *names: str) -> Payload:
+    """The attributes `names` of `owner`, all of them numbers from 0."""
+    return {name: getattr(owner, name) for name in names}
+
+
+def check_counters(owner: object, fields: Fields, *names: str) -> Restore:
+    """Check what `save_counters` returned."""
+    values = {name: fields.counter(name) for name in names}
+
+    def restore() -> None:
+        for name, value in values.items():
+            setattr(owner, name, value)
+
+    return restore
+
+
 class Fields:
     """The fields of one payload, each checked as it is taken; `part` is its name in errors.
 
@@ -143,6 +159,10 @@ class Fields:
     def number(self, name: str, *, below: int = _U64_VALUES, at_least: int = 0) -> int:
         """A whole number from `at_least` up to, not including, `below`."""
         return self._in_range(name, self._take(name, int), at_least, below)
+
+    def counter(self, name: str) -> int:
+        """A number that can go on growing and still be saved."""
+        return self.number(name, below=_U64_VALUES // 2)
 
     def numbers(
         self,

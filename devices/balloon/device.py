@@ -23,18 +23,20 @@ from devices.balloon.config import config_space
 from devices.balloon.counters import BalloonCounters, Traffic
 from devices.balloon.dialects import Dialect, GiveBack, Role
 from devices.balloon.features import PAGE_POISON
-from devices.balloon.hinting import COMMAND_ID, FreePageQueue
+from devices.balloon.hinting import COMMAND_ID, DONE, FIRST_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
 from devices.balloon.reporting import ReportingQueue
 from devices.balloon.stats import MAX_STATS_BYTES, StatsQueue
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
+from devices.state import Fields, Payload, Restore
 from devices.virtio.device import VirtioDevice
 from devices.virtio.features import names
 from devices.virtio.queue import QueueSpec
+from devices.virtio.saved import SavedDevice
 from devices.virtio.status import Status
-from pyvmm_native.ring import Chain
+from pyvmm_native.ring import Chain, SplitQueue
 
 DEVICE_ID = 5
 """VIRTIO 1.2, 5.5.1."""
@@ -54,6 +56,12 @@ class QueueHandler(Protocol):
 
     def reset(self) -> None:
         """The device was reset: no buffer kept so far exists any longer."""
+
+    def save_state(self) -> Payload:
+        """Counters, and what is kept for the driver."""
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """Check what was saved; `ring` is the queue's, None if that is not live."""
 
 
 class BalloonDevice(VirtioDevice):
@@ -164,15 +172,15 @@ class BalloonDevice(VirtioDevice):
             self._roles = roles
         return self._roles
 
-    def feature_refusal(self) -> str | None:
+    def feature_refusal(self, accepted: int) -> str | None:
         """A driver without PAGE_BITMAP cannot speak the bitmap dialect, only PFN arrays.
 
         It is turned away here (3.1.1), before it has given a page: the device has one language.
         """
-        missing = self.dialect.features.required & ~self.accepted
+        missing = self.dialect.features.required & ~accepted
         if missing:
             return f"{names(missing, self.feature_names)} was not accepted"
-        return super().feature_refusal()
+        return super().feature_refusal(accepted)
 
     def serve(self, queue: int, chain: Chain) -> int | None:
         """One request, for the handler of its queue."""
@@ -218,6 +226,42 @@ class BalloonDevice(VirtioDevice):
         role = self.roles.get(queue)
         if role is not None:
             self._handlers[role].reset()
+
+    def make(self) -> dict[str, str]:
+        """A driver cannot be given another dialect."""
+        return {"dialect": self.dialect.name}
+
+    def save_own_state(self) -> Payload:
+        """The target, which queue is for what once that is settled, and what the handlers keep."""
+        return {
+            "num_pages": self.num_pages,
+            "numbers": list(self._roles or ()),
+            **{role: handler.save_state() for role, handler in self._handlers.items()},
+        }
+
+    def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
+        """As `VirtioDevice.check_own_state`; the numbers of the queues tell what each is for."""
+        num_pages = state.number("num_pages", below=self._ram.pages.pages + 1)
+        numbers = state.numbers("numbers", at_most=len(saved.queues), below=len(saved.queues))
+        roles = self.dialect.roles(saved.accepted, numbers) if numbers else {}
+        if list(roles) != numbers or (numbers and not saved.status & Status.DRIVER_OK):
+            raise state.error("numbers", f"of the queues cannot be {numbers}")
+        rings = {role: saved.queues[number].ring for number, role in roles.items()}
+        restores = [
+            handler.check_state(state.part(role), rings.get(role))
+            for role, handler in self._handlers.items()
+        ]
+
+        def restore() -> None:
+            self._roles = roles or None
+            self.config["num_pages"] = num_pages
+            for restore_handler in restores:
+                restore_handler()
+            if self.hinting.last_id >= FIRST_ID:
+                # Whoever wanted hints is gone: the driver may have its pages back.
+                self.config["free_page_hint_cmd_id"] = DONE
+
+        return restore
 
     def _give_back(self, role: Role) -> GiveBack:
         """How the handler of `role` returns a buffer, wherever the driver numbered its queue."""

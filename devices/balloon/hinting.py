@@ -30,7 +30,8 @@ from enum import Enum
 from devices.balloon.page_queues import lent_pages
 from devices.errors import BadPayload
 from devices.ports import Tracer
-from pyvmm_native.ring import Chain
+from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
 COMMAND_ID = struct.Struct("<I")
@@ -59,7 +60,8 @@ class FreePageQueue:
     def __init__(self, set_command_id: Callable[[int], None], tracer: Tracer) -> None:
         self._set_command_id = set_command_id
         self._tracer = tracer
-        self._last_id = FIRST_ID - 1
+        self.last_id = FIRST_ID - 1
+        """Id of the last round; FIRST_ID - 1 before the first."""
         self._on_end: Callable[[Ending], None] | None = None
         self._begun = False
         """The driver has said that what follows belongs to the round that is open."""
@@ -73,8 +75,8 @@ class FreePageQueue:
         """Begin a round; `on_end` is called once. One round at a time: the last one has ended."""
         assert self._on_end is None, "one round at a time"
         self._on_end = on_end
-        self._last_id = self._last_id + 1 if self._last_id < LAST_ID else FIRST_ID
-        self._set_command_id(self._last_id)
+        self.last_id = self.last_id + 1 if self.last_id < LAST_ID else FIRST_ID
+        self._set_command_id(self.last_id)
 
     def stop(self) -> None:
         """End the round that is open, if any; the driver keeps what it has hinted."""
@@ -110,6 +112,24 @@ class FreePageQueue:
         else:
             self._set_command_id(STOP)
 
+    def save_state(self) -> Payload:
+        """The last id. A round and its hints belong to the process that began it."""
+        return {**save_counters(self, "ignored"), "last_id": self.last_id}
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        restore_counters = check_counters(self, fields, "ignored")
+        last_id = fields.number("last_id", at_least=FIRST_ID - 1, below=LAST_ID + 1)
+
+        def restore() -> None:
+            restore_counters()
+            self.last_id = last_id
+            self.pages = PageRuns()
+            self._on_end = None
+            self._begun = False
+
+        return restore
+
     def _serve_command(self, payload: bytes) -> None:
         if len(payload) != COMMAND_ID.size:
             raise BadPayload(f"a command id of {len(payload)} bytes")
@@ -117,7 +137,7 @@ class FreePageQueue:
         if command_id == STOP and self._begun:
             self._end(Ending.COMPLETE)
         else:
-            self._begun = self._on_end is not None and command_id == self._last_id
+            self._begun = self._on_end is not None and command_id == self.last_id
 
     def _end(self, ending: Ending) -> None:
         """The round that is open is over; a field that says STOP keeps more from coming."""

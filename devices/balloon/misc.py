@@ -35,7 +35,9 @@ from devices.balloon import bitmap
 from devices.balloon.dialects import GiveBack
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from pyvmm_native.ring import Chain
+from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.virtio.queue import check_held, save_held
+from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
 QUESTION = struct.Struct("<H6xQ")
@@ -104,7 +106,8 @@ class MiscQueue:
         self._tracer = tracer
         self._buffer: Chain | None = None
         self._question: _Question | None = None
-        self._last_id = 0
+        self.last_id = 0
+        """Id of the last question that the driver was given."""
         self.late_messages = 0
         """Messages for a question that was over already, since the device was made."""
 
@@ -150,6 +153,26 @@ class MiscQueue:
         self._buffer = None
         self._end(Ending.RESET)
 
+    def save_state(self) -> Payload:
+        """The driver's buffer and the last id, after which the answer to a question that is open
+        now is a late message; the question itself belongs to the process that asked it."""
+        counters = save_counters(self, "late_messages", "last_id")
+        return {**counters, "buffer": save_held(self._buffer)}
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        restore_counters = check_counters(self, fields, "late_messages", "last_id")
+        buffer = check_held(fields, "buffer", ring)
+        if buffer is not None and buffer.writable_bytes < QUESTION.size:
+            raise fields.error("buffer", f"of {buffer.writable_bytes} bytes is too small")
+
+        def restore() -> None:
+            restore_counters()
+            self._buffer = buffer
+            self._question = None
+
+        return restore
+
     def _serve_request_buffer(self, chain: Chain) -> int | None:
         """Use the buffer for a question that waits for it, or keep it for the next one."""
         if chain.readable_bytes:
@@ -164,14 +187,14 @@ class MiscQueue:
         return None
 
     def _fill_in(self, buffer: Chain, question: _Question) -> int:
-        self._last_id += 1
-        question.id = self._last_id
+        self.last_id += 1
+        question.id = self.last_id
         return buffer.write(QUESTION.pack(question.command, question.id))
 
     def _serve_message(self, payload: bytes) -> None:
         header = bitmap.read_header(payload)
         question = self._question
-        if not 0 < header.req_id <= self._last_id:
+        if not 0 < header.req_id <= self.last_id:
             raise BadPayload(f"nothing was asked with id {header.req_id}")
         if question is None or question.id != header.req_id:
             self.late_messages += 1

@@ -12,7 +12,8 @@ from __future__ import annotations
 from devices.balloon.dialects import Dialect
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from pyvmm_native.ring import Chain
+from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
 PAGE_BYTES = 4096
@@ -61,6 +62,14 @@ class InflateQueue:
     def reset(self) -> None:
         """Nothing is kept for the driver."""
 
+    def save_state(self) -> Payload:
+        """The counters."""
+        return save_counters(self, "pages", "discarded_bytes")
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        return check_counters(self, fields, "pages", "discarded_bytes")
+
 
 class DeflateQueue:
     """Hears which pages the guest uses again."""
@@ -80,3 +89,11 @@ class DeflateQueue:
 
     def reset(self) -> None:
         """Nothing is kept for the driver."""
+
+    def save_state(self) -> Payload:
+        """The counters."""
+        return save_counters(self, "pages")
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        return check_counters(self, fields, "pages")

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from devices.balloon.page_queues import lent_pages
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from pyvmm_native.ring import Chain
+from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from pyvmm_native.ring import Chain, SplitQueue
 
 
 class ReportingQueue:
@@ -44,3 +45,11 @@ class ReportingQueue:
 
     def reset(self) -> None:
         """Nothing is kept for the driver."""
+
+    def save_state(self) -> Payload:
+        """The counters."""
+        return save_counters(self, "pages", "discarded_bytes")
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        return check_counters(self, fields, "pages", "discarded_bytes")

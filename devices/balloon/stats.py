@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from devices.balloon.dialects import GiveBack
 from devices.balloon.stat_tags import STATISTICS
 from devices.errors import BadPayload
-from pyvmm_native.ring import Chain
+from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.virtio.queue import check_held, save_held
+from pyvmm_native.ring import Chain, SplitQueue
 
 ENTRY = struct.Struct("<HQ")
 MAX_STATS_BYTES = 4096
@@ -96,3 +98,18 @@ class StatsQueue:
     def reset(self) -> None:
         """The driver took its buffer back."""
         self._kept = None
+
+    def save_state(self) -> Payload:
+        """The driver's buffer. The report to an open question comes like one that is not asked."""
+        return {**save_counters(self, "questions"), "kept": save_held(self._kept)}
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        restore_counters = check_counters(self, fields, "questions")
+        kept = check_held(fields, "kept", ring)
+
+        def restore() -> None:
+            restore_counters()
+            self._kept = kept
+
+        return restore

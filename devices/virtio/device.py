@@ -20,17 +20,21 @@ method of the device and of its transport.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from devices.errors import BadPayload
 from devices.ports import Tracer
 from devices.registers import RegisterTable
+from devices.state import Fields, Payload, Restore
 from devices.virtio import features
 from devices.virtio.queue import DeviceQueue, QueueSpec
-from devices.virtio.status import Status, step
+from devices.virtio.status import Status, is_running, step
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
+
+if TYPE_CHECKING:
+    from devices.virtio.saved import SavedDevice
 
 BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
@@ -79,7 +83,7 @@ class VirtioDevice(ABC):
         self.queues = tuple(DeviceQueue(index, spec) for index, spec in enumerate(queues))
         self.config = config
         self.config_notifications = 0
-        self._memory = memory
+        self.memory = memory
         self._tracer = tracer
         self._notifier: Notifier | None = None
         self._traced: dict[str, int] = {}
@@ -87,7 +91,7 @@ class VirtioDevice(ABC):
         self._config_changed = False
         self.accepted = 0
         self.running = False
-        """Whether queues may be used: DRIVER_OK is set and neither side has given up."""
+        """Whether queues may be used; kept because every notification asks for it."""
         self._set_status(Status.RESET)
 
     @property
@@ -117,9 +121,9 @@ class VirtioDevice(ABC):
         """Whether queue `index` exists; a device type may have some only with their features."""
         return index < len(self.queues)
 
-    def feature_refusal(self) -> str | None:
+    def feature_refusal(self, accepted: int) -> str | None:
         """Why the driver's choice of features cannot be taken; None if it can (2.2.2, 3.1.1)."""
-        return features.refusal(self.offered, self.accepted)
+        return features.refusal(self.offered, accepted)
 
     @abstractmethod
     def on_reset(self) -> None:
@@ -128,6 +132,18 @@ class VirtioDevice(ABC):
     @abstractmethod
     def on_queue_reset(self, queue: int) -> None:
         """Drop the buffers of `queue` that `serve` kept: the driver has taken them back."""
+
+    @abstractmethod
+    def make(self) -> Mapping[str, str]:
+        """What else must be the same, by name, where the saved device is restored."""
+
+    @abstractmethod
+    def save_own_state(self) -> Payload:
+        """What the device type keeps beyond its configuration space and the queues."""
+
+    @abstractmethod
+    def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
+        """Check what `save_own_state` returned; `saved` is the rest of the device, checked."""
 
     # What the transport calls.
 
@@ -170,7 +186,9 @@ class VirtioDevice(ABC):
             self._trace("status_refused", status=int(self.status), written=value)
         elif after == Status.RESET:
             self.reset()
-        elif after & ~self.status & Status.FEATURES_OK and (why := self.feature_refusal()):
+        elif after & ~self.status & Status.FEATURES_OK and (
+            why := self.feature_refusal(self.accepted)
+        ):
             accepted = features.names(self.accepted, self.feature_names)
             self._trace("features_refused", why=why, accepted=accepted)
         else:
@@ -216,6 +234,26 @@ class VirtioDevice(ABC):
             self._break(queue, error)
             return False
 
+    def become(self, saved: SavedDevice, *further: Restore) -> None:
+        """Take over a state (`devices.virtio.saved`); not running meanwhile, so nobody is told."""
+        self._set_status(Status.RESET)
+        self.accepted = saved.accepted
+        self.queues = saved.queues
+        self.config_notifications = saved.config_notifications
+        self._generation = saved.generation
+        for restore in further:
+            restore()
+        self._set_status(saved.status)
+
+    def repeat_notifications(self) -> None:
+        """Tell the driver of all that it may not have been told; the last step of a restore."""
+        for queue in self.queues if self.live else ():
+            if queue.ring is not None:
+                self._notify_used(queue, queue.ring)
+        self._config_changed = True
+        if self.status & Status.DRIVER_OK:
+            self._notify_config()
+
     # What a device type calls.
 
     def config_changed(self) -> None:
@@ -236,15 +274,13 @@ class VirtioDevice(ABC):
         self._notify_used(self.queues[queue], ring)
 
     def _set_status(self, status: Status) -> None:
-        stopped = Status.DEVICE_NEEDS_RESET | Status.FAILED
         self.status = status
-        # Kept beside the field because every notification asks for it.
-        self.running = bool(status & Status.DRIVER_OK) and not status & stopped
+        self.running = is_running(status)
 
     def _activate(self) -> None:
         for queue in self.queues:
             try:
-                queue.activate(self._memory, self.accepted)
+                queue.activate(self.memory, self.accepted)
             except RingError as error:
                 self._break(queue, error)
                 return

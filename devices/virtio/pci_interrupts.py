@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from devices.pci.config_space import PciFunction
 from devices.pci.msix import MsixTable
+from devices.state import Fields, Payload, Restore
 
 NO_VECTOR = 0xFFFF
 """VIRTIO_MSI_NO_VECTOR: this event does not interrupt."""
@@ -69,6 +70,30 @@ class PciInterrupts:
         self._set_isr(ISR_CONFIG)
         if self._msix.enabled:
             self._signal(self.config_vector)
+
+    def save_state(self) -> Payload:
+        """ISR status and which event goes where."""
+        return {
+            "isr_status": self.isr_status,
+            "config_vector": self.config_vector,
+            "queue_vectors": list(self.queue_vectors),
+        }
+
+    def check_state(self, fields: Fields) -> Restore:
+        """Check everything; what is restored drives INTx anew."""
+        isr_status = fields.number("isr_status", below=(ISR_QUEUE | ISR_CONFIG) + 1)
+        config_vector = fields.number("config_vector")
+        queue_vectors = fields.numbers("queue_vectors", count=self._queues)
+        for name, vectors in (("config_vector", [config_vector]), ("queue_vectors", queue_vectors)):
+            if any(vector != self._mapped(vector) for vector in vectors):
+                raise fields.error(name, f"is beyond the {self._msix.vectors} there are")
+
+        def restore() -> None:
+            self.isr_status = isr_status
+            self.config_vector, self.queue_vectors = config_vector, queue_vectors
+            self._drive_intx()
+
+        return restore
 
     def _set_isr(self, bit: int) -> None:
         self.isr_status |= bit

@@ -29,11 +29,13 @@ from devices.pci.config_space import PciFunction
 from devices.pci.msix import MsixTable
 from devices.ports import BusDevice, Doorbells, MsiSink, Tracer
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload
 from devices.virtio.common_config import CommonConfig
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci_interrupts import PciInterrupts
 from devices.virtio.pci_window import BODY_BYTES as PCI_CFG_BODY_BYTES
 from devices.virtio.pci_window import PciConfigWindow
+from devices.virtio.saved import check_device, save_device
 
 VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040
@@ -102,6 +104,44 @@ class VirtioPciTransport:
             self._update_doorbells()
         return more
 
+    STATE_VERSION = 1
+
+    @property
+    def STATE_KIND(self) -> str:
+        """Device and transport are one part of the machine."""
+        return f"virtio_{self.device.name}"
+
+    def save_state(self) -> Payload:
+        """Everything but the rings, which lie in guest RAM."""
+        return {
+            "device": save_device(self.device),
+            "interrupts": self.interrupts.save_state(),
+            "msix": self.msix.save_state(),
+            "common": self.common.registers.save_state(),
+            "window": self._window.save_state(),
+            "function": self.function.save_state(),
+        }
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`; guest RAM and interrupt controllers are restored before.
+
+        At the end the doorbells of live queues ring and the driver is notified of everything.
+        """
+        restores = [
+            check_device(self.device, fields.part("device")),
+            self.interrupts.check_state(fields.part("interrupts")),
+            self.msix.check_state(fields.part("msix")),
+            self.common.registers.check_state(fields.part("common")),
+            self._window.check_state(fields.part("window")),
+            self.function.check_state(fields.part("function")),
+        ]
+        fields.done()
+        for restore in restores:
+            restore()
+        self._update_doorbells()
+        self._ring_placed()
+        self.device.repeat_notifications()
+
     def _structures(self, tracer: Tracer) -> list[_Structure]:
         """What the virtio BAR holds, in the order of the capability list."""
         device, common = self.device, self.common.registers
@@ -134,7 +174,7 @@ class VirtioPciTransport:
         for each in structures:
             virtio_bar.map(each.offset, each.length, each.registers)
             function.add_capability(CAP_ID_VENDOR, each.capability_body())
-        window = PciConfigWindow(VIRTIO_BAR, virtio_bar, VIRTIO_BAR_BYTES)
+        self._window = window = PciConfigWindow(VIRTIO_BAR, virtio_bar, VIRTIO_BAR_BYTES)
         function.add_capability(
             CAP_ID_VENDOR, bytes(PCI_CFG_BODY_BYTES), read=window.read, write=window.write
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from devices.ports import BusDevice
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload, Restore
 
 BODY_BYTES = 18
 """struct virtio_pci_cfg_cap without cap_vndr and cap_next."""
@@ -40,6 +41,14 @@ class PciConfigWindow:
                 Register("pci_cfg_data", _DATA, 4, write=self._store),
             ],
         )
+
+    def save_state(self) -> Payload:
+        """What the driver programmed, and the data last read or written."""
+        return self._fields.save_state()
+
+    def check_state(self, fields: Fields) -> Restore:
+        """Check that a driver could have programmed it; the BAR is not accessed."""
+        return self._fields.check_state(fields)
 
     def read(self, offset: int, size: int) -> int:
         """Driver reads the capability; the data field is fetched from the BAR first."""

@@ -10,11 +10,12 @@ fields first (4.1.4.3.2), so later writes are ignored and cannot move a ring und
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
+from devices.state import Fields, Payload
 from devices.virtio import features
 from pyvmm_native.memory import GuestMemory
-from pyvmm_native.ring import SplitQueue
+from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,80 @@ class DeviceQueue:
             event_idx=bool(negotiated & features.EVENT_IDX),
             indirect=bool(negotiated & features.INDIRECT_DESC),
         )
+
+    def save_state(self) -> Payload:
+        """Configuration, the indices of a live ring and the counters."""
+        ring = self.ring
+        return {
+            "size": self.size,
+            "desc_gpa": self.desc_gpa,
+            "driver_gpa": self.driver_gpa,
+            "device_gpa": self.device_gpa,
+            "enabled": self.enabled,
+            "indices": [] if ring is None else [ring.next_avail, ring.next_used],
+            "counters": asdict(self.counters),
+        }
+
+    @classmethod
+    def from_state(
+        cls, index: int, spec: QueueSpec, state: Fields, memory: GuestMemory, negotiated: int
+    ) -> DeviceQueue:
+        """The queue that was saved, live if it was; StateError if it cannot have been."""
+        queue = cls(index, spec)
+        size = state.number("size")
+        queue.set_size(size)
+        if queue.size != size:
+            raise state.error("size", f"cannot be {size}")
+        queue.set_addresses(
+            desc_gpa=state.number("desc_gpa"),
+            driver_gpa=state.number("driver_gpa"),
+            device_gpa=state.number("device_gpa"),
+        )
+        queue.enabled = state.flag("enabled")
+        counters = state.part("counters")
+        queue.counters = QueueCounters(
+            **{each.name: counters.counter(each.name) for each in fields(QueueCounters)}
+        )
+        indices = state.numbers("indices", at_most=2, below=1 << 16)
+        if indices:
+            queue._activate_at(indices, state, memory, negotiated)
+        return queue
+
+    def _activate_at(
+        self, indices: list[int], state: Fields, memory: GuestMemory, negotiated: int
+    ) -> None:
+        try:
+            self.activate(memory, negotiated)
+        except RingError as error:
+            raise state.error("indices", f"of no ring: {error}") from error
+        if self.ring is None or len(indices) != 2:
+            raise state.error("indices", "are there for a queue that is not enabled, or not two")
+        self.ring.next_avail, self.ring.next_used = indices
+
+
+def save_held(chain: Chain | None) -> list[Payload]:
+    """A buffer that a device type keeps, or none; `check_held` reads it."""
+    if chain is None:
+        return []
+    segments = chain.writable_segments
+    return [
+        {
+            "head": chain.head,
+            "gpas": [gpa for gpa, _ in segments],
+            "lengths": [length for _, length in segments],
+        }
+    ]
+
+
+def check_held(state: Fields, name: str, ring: SplitQueue | None) -> Chain | None:
+    """The buffer of `ring`, which is None for a queue that is not live, that was kept; or none."""
+    for held in state.parts(name, at_most=1):
+        head, gpas = held.number("head", below=1 << 16), held.numbers("gpas")
+        lengths = held.numbers("lengths", count=len(gpas), below=1 << 32)
+        if ring is None:
+            raise state.error(name, "is a buffer of a queue that is not live")
+        try:
+            return ring.held(head, zip(gpas, lengths, strict=True))
+        except RingError as error:
+            raise state.error(name, f"is no buffer: {error}") from error
+    return None

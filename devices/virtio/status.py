@@ -43,6 +43,21 @@ drivers do it.
 """
 
 
+def is_running(status: Status) -> bool:
+    """Whether queues may be used: DRIVER_OK is set and neither side has given up."""
+    stopped = Status.DEVICE_NEEDS_RESET | Status.FAILED
+    return bool(status & Status.DRIVER_OK) and not status & stopped
+
+
+def is_possible(value: int) -> bool:
+    """Whether the field can hold `value`: a state of `NEXT`, and whether it was given up there.
+
+    Rings are only looked at after DRIVER_OK, so DEVICE_NEEDS_RESET is not set before.
+    """
+    state = Status(value) & ~(Status.DEVICE_NEEDS_RESET | Status.FAILED)
+    return state in NEXT and (state == LIVE or not value & Status.DEVICE_NEEDS_RESET)
+
+
 def step(current: Status, written: int) -> Status | None:
     """The status field after the driver wrote `written`, or None for a transition not allowed.
 

@@ -111,7 +111,7 @@ def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> 
 
 
 def test_ids_stay_clear_of_the_reserved_ones_when_they_run_out(hinter: Hinter) -> None:
-    hinter.hinting._last_id = 2**32 - 2  # four billion rounds later
+    hinter.hinting.last_id = 2**32 - 2  # four billion rounds later
     for expected in (2**32 - 1, 2):
         assert hinter.begin() == expected
         hinter.command(STOP)

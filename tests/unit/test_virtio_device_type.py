@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from devices.errors import BadPayload
 from devices.registers import RegisterTable
+from devices.state import Fields, Payload, Restore
 from devices.virtio import features
 from devices.virtio.device import VirtioDevice
-from devices.virtio.queue import QueueSpec
+from devices.virtio.queue import QueueSpec, check_held, save_held
+from devices.virtio.saved import SavedDevice, check_device, save_device
+from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from tests.mock_driver import MockDriver, Used, ram
 from tests.virtio_board import Trace
@@ -16,8 +19,7 @@ from tests.virtio_board import Trace
 class Echo(VirtioDevice):
     """Answers a request with its own bytes; keeps those that say "later"."""
 
-    def __init__(self) -> None:
-        self.memory = ram(1 << 20)
+    def __init__(self, memory: GuestMemory | None = None) -> None:
         self.kept: list[Chain] = []
         super().__init__(
             device_id=99,
@@ -26,7 +28,7 @@ class Echo(VirtioDevice):
             feature_names={},
             queues=[QueueSpec("echo", 8, 64)],
             config=RegisterTable("echo", []),
-            memory=self.memory,
+            memory=memory or ram(1 << 20),
             tracer=Trace(),
         )
 
@@ -40,6 +42,16 @@ class Echo(VirtioDevice):
 
     def on_reset(self) -> None:
         self.kept.clear()
+
+    def make(self) -> dict[str, str]:
+        return {}
+
+    def save_own_state(self) -> Payload:
+        return {"kept": save_held(self.kept[-1] if self.kept else None)}
+
+    def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
+        kept = check_held(state, "kept", saved.queues[0].ring)
+        return lambda: self.kept.extend([kept] if kept else [])
 
     def on_queue_reset(self, queue: int) -> None:
         self.kept.clear()
@@ -105,3 +117,16 @@ def test_queues_exist_by_number() -> None:
     device = Echo()
     assert device.has_queue(0)
     assert not device.has_queue(1)
+
+
+def test_a_restored_device_returns_the_buffer_that_the_saved_one_kept() -> None:
+    old = Echo()
+    driver = running(old)
+    driver.add([b"later"], [16])
+    old.process_queue(0)
+    new = Echo(old.memory)
+    check_device(new, Fields("echo", save_device(old)))()
+    new.repeat_notifications()  # nobody is there to hear them
+    (chain,) = new.kept
+    new.complete(0, chain, chain.write(b"now"))
+    assert driver.take_used() == [Used(0, 3, b"now")]
