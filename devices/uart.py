@@ -17,6 +17,12 @@ Interrupts, highest first, with what clears them (data sheet, table 5):
 
 On a PC the chip's interrupt output passes a gate that OUT2 opens; loopback forces OUT2 off.
 
+The two registers that a console is made of have a short way past this model: what LSR reads as, and
+how many characters may go to THR before the model must see one again, are always up to date in its
+`SerialShortcut`, and the KVM_RUN loop serves them from there (pyvmm_native.serial). A driver that
+polls wants no transmitter interrupt, and all its characters go that way; of one that waits for the
+interrupt, all but the first of each FIFO filling.
+
 Characters from outside come in by `receive`, which takes no more than there is room for. After it
 took less than it was offered, `on_room` is called once the guest has emptied the receiver. The
 caller serialises `receive` with the guest's accesses (the machine's device lock).
@@ -29,6 +35,8 @@ from collections.abc import Callable
 
 from devices.ports import InterruptLine
 from devices.registers import Access, Register, RegisterTable
+from devices.state import Fields, Payload
+from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
 
 FIFO_BYTES = 16
 
@@ -83,13 +91,23 @@ _LOOPBACK_WIRES = (
 class Uart16550:
     """A 16550A; a `BusDevice` of eight one-byte registers.
 
-    `irq` follows the interrupt output as a level; `output` is given every character sent.
+    `irq` follows the interrupt output as a level; `output` is given every character sent, but for
+    those that `shortcut` puts into its queue; have both end in the same queue.
     """
 
-    def __init__(self, irq: InterruptLine, output: Callable[[bytes], None]) -> None:
+    STATE_KIND = "uart"
+    STATE_VERSION = 1
+
+    def __init__(
+        self,
+        irq: InterruptLine,
+        output: Callable[[bytes], None],
+        shortcut: SerialShortcut | None = None,
+    ) -> None:
         self.on_room: Callable[[], None] = lambda: None
         self._irq = irq
         self._output = output
+        self._shortcut = shortcut or SerialShortcut(ByteQueue(lambda: None, 0), 0)  # used by nobody
         self._irq_level = False
         self._refused = False  # receive() took less than it was offered
         self._received: deque[int] = deque()
@@ -102,7 +120,6 @@ class Uart16550:
         self._gate_open = False
         self._overrun = False
         self._transmitter_empty_pending = True
-        self._burst_bytes = 0  # characters sent without a look at LSR, IIR or IER in between
         self._modem_inputs = _MSR_TERMINAL
         self._modem_deltas = 0
         self._registers = RegisterTable(
@@ -120,6 +137,8 @@ class Uart16550:
         )
         self.read = self._registers.read
         self.write = self._registers.write
+        self._update()
+        self._begin_transmission()
 
     # --- Outside ----------------------------------------------------------------------------
     @property
@@ -132,7 +151,7 @@ class Uart16550:
         accepted = min(len(data), self._room_bytes())
         self._refused = accepted < len(data)
         self._received.extend(data[:accepted])
-        self._update_irq()
+        self._update()
         return accepted
 
     def _room_bytes(self) -> int:
@@ -163,18 +182,74 @@ class Uart16550:
             return IIR_MODEM_STATUS
         return IIR_NONE
 
-    def _update_irq(self) -> None:
+    @property
+    def _line_status(self) -> int:
+        return (
+            LSR_TRANSMITTER_EMPTY
+            | LSR_DATA_READY * bool(self._received)
+            | LSR_OVERRUN * self._overrun
+        )
+
+    def _update(self) -> None:
+        """Let the outside see what has changed; LSR first, for whoever is interrupted reads it."""
+        self._shortcut.line_status = None if self._overrun else self._line_status
         level = self._gate_open and self._interrupt() != IIR_NONE
         if level != self._irq_level:
             self._irq_level = level
             self._irq.set_level(level)
+
+    def save_state(self) -> Payload:
+        """The chip; whoever offered characters offers what was not taken to the next one anew."""
+        return {
+            "registers": self._registers.save_state(),
+            "received": bytes(self._received),
+            "fifos_enabled": self._fifos_enabled,
+            "trigger_bytes": self._trigger_bytes,
+            "ier": self._ier,
+            "divisor": self._divisor,
+            "overrun": self._overrun,
+            "transmitter_empty_pending": self._transmitter_empty_pending,
+            "modem_deltas": self._modem_deltas,
+        }
+
+    def restore_state(self, fields: Fields) -> None:
+        """As `Stateful.restore_state`."""
+        restore_registers = self._registers.check_state(fields.part("registers"))
+        fifos_enabled = fields.flag("fifos_enabled")
+        received = fields.data("received", at_most=FIFO_BYTES if fifos_enabled else 1)
+        trigger_bytes = fields.number("trigger_bytes")
+        if trigger_bytes not in (_TRIGGER_BYTES if fifos_enabled else (1,)):
+            raise fields.error("trigger_bytes", f"cannot be {trigger_bytes}")
+        ier, divisor = fields.number("ier", below=1 << 4), fields.number("divisor", below=1 << 16)
+        overrun, pending = fields.flag("overrun"), fields.flag("transmitter_empty_pending")
+        modem_deltas = fields.number("modem_deltas", below=1 << 4)
+        fields.done()
+        self._ier = 0  # no interrupt before everything is in its place
+        restore_registers()
+        self._fifos_enabled, self._trigger_bytes = fifos_enabled, trigger_bytes
+        self._received = deque(received)
+        self._divisor, self._overrun = divisor, overrun
+        self._transmitter_empty_pending = pending
+        self._lcr_written(self._registers["lcr"])
+        self._mcr_written(self._registers["mcr"])
+        self._ier, self._modem_deltas = ier, modem_deltas
+        self._begin_transmission()
+        self._update()
+
+    def _begin_transmission(self) -> None:
+        """The driver has looked at the chip: the next character is the first of a transmission.
+
+        Where no interrupt is wanted, transmissions do not matter and all characters are plain.
+        """
+        wanted = self._ier & IER_TRANSMITTER_EMPTY or self._dlab or self._loopback
+        self._shortcut.plain_writes = 0 if wanted else EVERY
 
     # --- Receiver and transmitter -----------------------------------------------------------
     def _read_data(self) -> int:
         if self._dlab:
             return self._divisor & 0xFF
         value = self._received.popleft() if self._received else 0
-        self._update_irq()
+        self._update()
         self._offer_room()
         return value
 
@@ -182,17 +257,17 @@ class Uart16550:
         if self._dlab:
             self._divisor = self._divisor & 0xFF00 | value
             return
-        if self._burst_bytes % self._capacity_bytes == 0:
+        if not self._shortcut.take_plain_write():
             # The interrupt goes away and comes back, which an edge-triggered input must see.
             self._transmitter_empty_pending = False
-            self._update_irq()
-        self._burst_bytes += 1
+            self._update()
+            self._shortcut.plain_writes = 0 if self._loopback else self._capacity_bytes - 1
         if self._loopback:
             self._receive_own(value)
         else:
             self._output(bytes([value]))
         self._transmitter_empty_pending = True
-        self._update_irq()
+        self._update()
 
     def _receive_own(self, value: int) -> None:
         """Receive a character from the transmitter, which does not wait for room."""
@@ -204,14 +279,10 @@ class Uart16550:
             self._received[0] = value
 
     def _read_lsr(self) -> int:
-        self._burst_bytes = 0
-        value = (
-            LSR_TRANSMITTER_EMPTY
-            | LSR_DATA_READY * bool(self._received)
-            | LSR_OVERRUN * self._overrun
-        )
+        self._begin_transmission()
+        value = self._line_status
         self._overrun = False
-        self._update_irq()
+        self._update()
         return value
 
     # --- Interrupts and FIFO control --------------------------------------------------------
@@ -222,18 +293,18 @@ class Uart16550:
         if self._dlab:
             self._divisor = self._divisor & 0xFF | value << 8
             return
-        self._burst_bytes = 0
         if value & ~self._ier & IER_TRANSMITTER_EMPTY:
             self._transmitter_empty_pending = True  # enabling it while THR is empty raises it
         self._ier = value & 0x0F
-        self._update_irq()
+        self._begin_transmission()
+        self._update()
 
     def _read_iir(self) -> int:
-        self._burst_bytes = 0
+        self._begin_transmission()
         code = self._interrupt()
         if code == IIR_TRANSMITTER_EMPTY:
             self._transmitter_empty_pending = False
-            self._update_irq()
+            self._update()
         return code | IIR_FIFOS_ENABLED * self._fifos_enabled
 
     def _write_fcr(self, value: int) -> None:
@@ -243,15 +314,18 @@ class Uart16550:
             self._received.clear()
         self._fifos_enabled = enable
         self._trigger_bytes = _TRIGGER_BYTES[value >> 6] if enable else 1
-        self._update_irq()
+        self._begin_transmission()
+        self._update()
         self._offer_room()
 
     def _lcr_written(self, value: int) -> None:
         self._dlab = bool(value & LCR_DLAB)
+        self._begin_transmission()
 
     # --- Modem ------------------------------------------------------------------------------
     def _mcr_written(self, value: int) -> None:
         self._loopback = bool(value & MCR_LOOPBACK)
+        self._begin_transmission()
         self._gate_open = value & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
         inputs = _MSR_TERMINAL
         if self._loopback:
@@ -262,11 +336,11 @@ class Uart16550:
             deltas |= MSR_TRAILING_EDGE_RI
         self._modem_inputs = inputs
         self._modem_deltas |= deltas
-        self._update_irq()
+        self._update()
         self._offer_room()
 
     def _read_msr(self) -> int:
         value = self._modem_inputs | self._modem_deltas
         self._modem_deltas = 0
-        self._update_irq()
+        self._update()
         return value

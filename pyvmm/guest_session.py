@@ -77,7 +77,7 @@ async def guest_session(config: MachineConfig) -> AsyncIterator[GuestSession]:
     console = ScriptedConsole()
     machine = Machine(
         config,
-        console_output=console.output,
+        console_output=console.queue,
         tracer=LogTracer(),
         on_console_room=console.room,
     )

@@ -9,9 +9,10 @@ This is the only module that knows all the parts. Three kinds of thread meet her
 * nobody else.
 
 One lock, `Machine.lock`, protects every device model and the interrupt routing: vCPU threads hold
-it for one register access, the event loop for one bounded piece of queue work. Everything else
-belongs to the event loop; vCPU threads reach it with `call_soon_threadsafe`. The lock is never held
-while waiting for a vCPU or for the console.
+it for one register access, the event loop for one bounded piece of queue work. Two registers of the
+UART are served outside it, by the KVM_RUN loop: see `SerialShortcut`, whose own mutex is taken last
+and held for one character. Everything else belongs to the event loop; vCPU threads reach it with
+`call_soon_threadsafe`. The lock is never held while waiting for a vCPU or for the console.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ from pyvmm.memory import Ram
 from pyvmm.outcome import Ending, Outcome
 from pyvmm.vcpu_thread import KICK_SIGNAL, GuestBuses, VcpuGate, VcpuThread
 from pyvmm_native import kvm_run
+from pyvmm_native.serial import SerialShortcut
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import EventSink, Status
     from pyvmm_native.runs import PageRuns
+    from pyvmm_native.serial import ByteQueue
 
 PAGE_BYTES = 4096
 STOP_TIMEOUT_S = 10.0
@@ -65,16 +68,17 @@ class Machine:
     """One guest and all it sees; satisfies `pyvmm.control.machine_control.MachineControl`.
 
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
-    (on a vCPU thread, must not block); `console_throttle` may block that vCPU, with no lock held,
-    until the console has room. `on_console_room` is called on the event loop when `console_input`
-    can take more. Raises `UserError` for a kernel or an initramfs that cannot be used.
+    (on vCPU threads; its `on_first` must not block); `console_throttle` may block that vCPU, with
+    no lock held, until the console has room. `on_console_room` is called on the event loop when
+    `console_input` can take more. Raises `UserError` for a kernel or an initramfs that cannot be
+    used.
     """
 
     def __init__(
         self,
         config: MachineConfig,
         *,
-        console_output: Callable[[bytes], None],
+        console_output: ByteQueue,
         tracer: Tracer,
         console_throttle: Callable[[], None] = lambda: None,
         on_console_room: Callable[[], None] = lambda: None,
@@ -112,10 +116,10 @@ class Machine:
         self._router = InterruptRouter(self._vm)
         self.ram.attach(self._vm)
 
-    def _make_legacy_devices(
-        self, console_output: Callable[[bytes], None], on_room: Callable[[], None]
-    ) -> None:
-        self._uart = Uart16550(GsiLine(self._vm, layout.COM1_GSI), console_output)
+    def _make_legacy_devices(self, console_output: ByteQueue, on_room: Callable[[], None]) -> None:
+        self._serial = SerialShortcut(console_output, layout.COM1_PORT)
+        line = GsiLine(self._vm, layout.COM1_GSI)
+        self._uart = Uart16550(line, console_output.put, self._serial)
         self._uart.on_room = lambda: self._soon(on_room)
         self._pio.map(layout.COM1_PORT, layout.COM1_PORTS, self._uart)
         power_off = partial(self._end_soon, Outcome(Ending.POWEROFF))
@@ -159,7 +163,8 @@ class Machine:
     def _make_vcpu(self, index: int, boot: BootInfo, buses: GuestBuses) -> VcpuThread:
         vcpu = self._vm.create_vcpu(index)
         cpu.set_up_vcpu(self._system, vcpu, index, boot)
-        return VcpuThread(vcpu, index, buses, self._gate, partial(self._crashed, index), self._bug)
+        crashed = partial(self._crashed, index)
+        return VcpuThread(vcpu, index, buses, self._serial, self._gate, crashed, self._bug)
 
     # --- Its life, on the event loop ------------------------------------------------------------
     async def run(self) -> Outcome:

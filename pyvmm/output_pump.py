@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Console output on its way from vCPU threads to wherever standard output leads.
 
-A guest's output comes on vCPU threads with the device lock held, so `write` only appends to a
-buffer, and a thread of its own writes that out with plain blocking writes: they suit a terminal, a
-pipe and a file alike. (Non-blocking mode would not do. It belongs to the open file, which standard
-output shares with the shell that started us.) A guest that writes faster than its reader reads is
-slowed down by `throttle`, which is called without locks, and nothing is lost.
+A guest's output comes on vCPU threads, in the middle of a register access or straight from the
+KVM_RUN loop, so it only joins a queue, and a thread of its own writes that out with plain blocking
+writes: they suit a terminal, a pipe and a file alike. (Non-blocking mode would not do. It belongs
+to the open file, which standard output shares with the shell that started us.) A guest that writes
+faster than its reader reads is slowed down by `throttle`, which is called without locks, and
+nothing is lost: the KVM_RUN loop adds to the queue only up to `MAX_UNWRITTEN_BYTES`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from pyvmm_native.serial import ByteQueue
+
 MAX_UNWRITTEN_BYTES = 1 << 16
 THROTTLE_S = 0.1
 _GATHER_S = 0.004  # output of one such moment becomes one write; nobody sees the delay
 
 
 class OutputPump:
-    """Writes what any thread gives it to `fd`, in order, from a thread of its own.
+    """Writes what any thread puts into `queue` to `fd`, in order, from a thread of its own.
 
     `on_lost` is called on that thread, once, if `fd` cannot be written to any more.
     """
@@ -31,20 +34,10 @@ class OutputPump:
         self._fd = fd
         self._on_lost = on_lost
         self._changed = threading.Condition()
-        self._buffer = bytearray()
         self._closing = False
-        self._lost = False
+        self.queue = ByteQueue(self._notify, MAX_UNWRITTEN_BYTES)
         self._thread = threading.Thread(target=self._run, name="console output", daemon=True)
         self._thread.start()
-
-    def write(self, data: bytes) -> None:
-        """Have `data` written soon; never blocks."""
-        with self._changed:
-            if self._lost:
-                return
-            if not self._buffer:
-                self._changed.notify_all()
-            self._buffer += data
 
     def throttle(self) -> None:
         """Hold up a thread that writes much, while `MAX_UNWRITTEN_BYTES` or more are unwritten.
@@ -53,11 +46,11 @@ class OutputPump:
         writes a byte per call then adds ten bytes a second to what is unwritten. Call it without
         locks.
         """
-        if len(self._buffer) < MAX_UNWRITTEN_BYTES:
+        if len(self.queue) < MAX_UNWRITTEN_BYTES:
             return
         with self._changed:
             self._changed.wait_for(
-                lambda: len(self._buffer) < MAX_UNWRITTEN_BYTES or self._closing, THROTTLE_S
+                lambda: len(self.queue) < MAX_UNWRITTEN_BYTES or self._closing, THROTTLE_S
             )
 
     def close(self, timeout_s: float = 1.0) -> None:
@@ -67,28 +60,28 @@ class OutputPump:
             self._changed.notify_all()
         self._thread.join(timeout_s)
 
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _run(self) -> None:
         while data := self._take():
             if not self._write_out(memoryview(data)):
-                with self._changed:
-                    self._lost = True
-                    self._buffer.clear()
-                    self._changed.notify_all()
+                self.queue.close()
+                self._notify()
                 self._on_lost()
                 return
 
     def _take(self) -> bytes:
         """Everything to be written, once there is something; empty at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._buffer or self._closing)
+            self._changed.wait_for(lambda: len(self.queue) or self._closing)
             closing = self._closing
         if not closing:
             time.sleep(_GATHER_S)
-        with self._changed:
-            data = bytes(self._buffer)
-            self._buffer.clear()
-            self._changed.notify_all()
-            return data
+        data = self.queue.take()
+        self._notify()
+        return data
 
     def _write_out(self, data: memoryview) -> bool:
         """Write all of `data`; False when that cannot be done any more."""

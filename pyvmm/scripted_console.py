@@ -2,19 +2,22 @@
 """Drive a guest's serial console from a program: send a line, wait for a line.
 
 The demonstration, the tests and the benches talk to guests this way; a person uses
-`pyvmm.console`. Output arrives byte by byte on vCPU threads and is collected under a lock; the
-event loop is woken once for however many bytes have come meanwhile.
+`pyvmm.console`. Output arrives byte by byte on vCPU threads; the event loop is woken once for the
+bytes of one moment and collects them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import Callable
+
+from pyvmm_native.serial import ByteQueue
 
 PATIENCE_S = 600.0
 """For a guest that touches all of a large RAM where every instruction is emulated."""
+_GATHER_S = 0.004
+_QUEUE_BYTES = 1 << 16
 
 
 class ConsoleTimeout(Exception):
@@ -24,17 +27,17 @@ class ConsoleTimeout(Exception):
 class ScriptedConsole:
     """The far end of one guest's serial line, used on the event loop that made it.
 
-    `output` is the machine's console output callback (any thread). `connect` gives the way in:
-    a function that takes bytes and returns how many of them the UART accepted.
+    `queue` is the machine's console output, which `output` adds to as well (any thread). `connect`
+    gives the way in: a function that takes bytes and returns how many of them the UART accepted.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
+        self.queue = ByteQueue(self._wake, _QUEUE_BYTES)
+        self.output = self.queue.put
         self._text = bytearray()
         self._seen = 0
         self._arrived = asyncio.Event()
-        self._wake_pending = False
         self._unsent = b""
         self._send: Callable[[bytes], int] = lambda data: 0
 
@@ -44,15 +47,14 @@ class ScriptedConsole:
     @property
     def text(self) -> str:
         """Everything the guest has printed so far."""
-        with self._lock:
-            return self._text.decode("utf-8", "replace")
+        self._collect()
+        return self._text.decode("utf-8", "replace")
 
-    def output(self, data: bytes) -> None:
-        with self._lock:
-            self._text += data
-            wake, self._wake_pending = not self._wake_pending, True
-        if wake:
-            self._loop.call_soon_threadsafe(self._arrived.set)
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, _GATHER_S, self._arrived.set)
+
+    def _collect(self) -> None:
+        self._text += self.queue.take()
 
     def room(self) -> None:
         """The UART has room again: send what it did not take (on the event loop)."""
@@ -69,10 +71,9 @@ class ScriptedConsole:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    with self._lock:
-                        self._wake_pending = False
-                        self._arrived.clear()
-                        fresh = self._text[self._seen :].decode("latin-1")
+                    self._arrived.clear()
+                    self._collect()
+                    fresh = self._text[self._seen :].decode("latin-1")
                     if match := compiled.search(fresh):
                         self._seen += match.end()
                         return match

@@ -2,7 +2,8 @@
 """One host thread for each virtual processor: enter the guest, serve exits, stop when told.
 
 The thread spends its life in `pyvmm_native.kvm_run.run`, which holds no GIL while the guest runs
-and hands port and memory-mapped accesses to `GuestBuses`. It comes back here only when something
+and hands port and memory-mapped accesses to `GuestBuses`, other than the few that it serves by the
+console's `SerialShortcut`. It comes back here only when something
 ends or interrupts the run. To interrupt, another thread changes `VcpuGate` and kicks: KVM_RUN then
 returns at once, even when the kick came just before it was entered (`immediate_exit`,
 Documentation/virt/kvm/api.rst, section 5).
@@ -22,6 +23,7 @@ from pyvmm_native import kvm_run
 if TYPE_CHECKING:
     from devices.bus import Bus
     from pykvm import Vcpu
+    from pyvmm_native.serial import SerialShortcut
 
 KICK_SIGNAL = signal.SIGRTMIN
 
@@ -114,6 +116,7 @@ class VcpuThread(threading.Thread):
         vcpu: Vcpu,
         index: int,
         buses: GuestBuses,
+        serial: SerialShortcut,
         gate: VcpuGate,
         on_end: Callable[[str], None],
         on_bug: Callable[[BaseException], None],
@@ -121,6 +124,7 @@ class VcpuThread(threading.Thread):
         super().__init__(name=f"vcpu{index}", daemon=True)
         self.vcpu = vcpu
         self._buses = buses
+        self._serial = serial
         self._gate = gate
         self._on_end = on_end
         self._on_bug = on_bug
@@ -129,7 +133,9 @@ class VcpuThread(threading.Thread):
         try:
             while self._gate.enter():
                 try:
-                    reason = kvm_run.run(self.vcpu.fileno(), self.vcpu.run_area, self._buses)
+                    reason = kvm_run.run(
+                        self.vcpu.fileno(), self.vcpu.run_area, self._buses, self._serial
+                    )
                 finally:
                     self._gate.leave()
                 if reason != -errno.EINTR:

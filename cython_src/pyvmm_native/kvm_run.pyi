@@ -21,6 +21,8 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
+from pyvmm_native.serial import SerialShortcut
+
 class IoHandler(Protocol):
     """Serves the guest's accesses to ports and to memory that no slot backs.
 
@@ -34,8 +36,12 @@ class IoHandler(Protocol):
     def mmio_read(self, gpa: int, size: int) -> int: ...
     def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
 
-def run(vcpu_fd: int, run_area: Buffer, io: IoHandler) -> int:
+def run(
+    vcpu_fd: int, run_area: Buffer, io: IoHandler, serial: SerialShortcut | None = None
+) -> int:
     """Run guest code until an exit that `io` cannot serve; returns its KVM_EXIT_* reason.
+
+    What `serial` can serve never reaches `io`.
 
     Returns -errno.EINTR when a signal arrived or `immediate_exit` is set. `run_area` is the whole
     mmap of `vcpu_fd`; it cannot be closed meanwhile. The GIL is released while guest code runs.

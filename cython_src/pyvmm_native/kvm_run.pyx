@@ -4,9 +4,10 @@
 
 Most exits of a running guest are accesses to device registers. Going through Python for each
 ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
-device model, and goes back in. The kernel writes what it wants to `struct kvm_run` at the start of
-the area shared with the vCPU, and completes the guest's access when KVM_RUN is called again
-(Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure").
+device model, and goes back in; not even that for what a `SerialShortcut` serves. The kernel
+writes what it wants to `struct kvm_run` at the start of the area shared with the vCPU, and
+completes the guest's access when KVM_RUN is called again (Documentation/virt/kvm/api.rst,
+section 5, "The kvm_run structure").
 """
 
 from cpython.buffer cimport (
@@ -18,6 +19,8 @@ from cpython.buffer cimport (
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
+
+from pyvmm_native.serial cimport SerialShortcut
 
 cdef extern from "<linux/kvm.h>" nogil:
     enum:
@@ -103,9 +106,10 @@ cdef class _RunArea:
         PyBuffer_Release(&self.view)
 
 
-def run(int vcpu_fd, run_area, io):
+def run(int vcpu_fd, run_area, io, SerialShortcut serial=None):
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
+    cdef bint shortcut = serial is not None
     cdef object pio_read = io.pio_read
     cdef object pio_write = io.pio_write
     cdef object mmio_read = io.mmio_read
@@ -113,6 +117,8 @@ def run(int vcpu_fd, run_area, io):
     while True:
         with nogil:
             result = ioctl(vcpu_fd, KVM_RUN, 0)
+            while result == 0 and shortcut and _serve_serial(area, serial):
+                result = ioctl(vcpu_fd, KVM_RUN, 0)
             if result < 0:
                 error = errno  # before taking the GIL, which may change it
         if result < 0:
@@ -128,6 +134,20 @@ def run(int vcpu_fd, run_area, io):
             _serve_mmio(area.run, mmio_read, mmio_write)
         else:
             return area.run.exit_reason
+
+
+cdef bint _serve_serial(_RunArea area, SerialShortcut serial) noexcept nogil:
+    """Serve a one-byte IN or OUT by the shortcut; False: nothing was done."""
+    cdef kvm_run *run = area.run
+    cdef uint8_t *data
+    if run.exit_reason != KVM_EXIT_IO or run.io.size != 1 or run.io.count != 1:
+        return False
+    if run.io.data_offset >= area.size_bytes:
+        return False
+    data = <uint8_t *>run + run.io.data_offset
+    if run.io.direction == KVM_EXIT_IO_OUT:
+        return serial.serve_write(run.io.port, data[0])
+    return serial.serve_read(run.io.port, data)
 
 
 cdef int _serve_pio(_RunArea area, object pio_read, object pio_write) except -1:

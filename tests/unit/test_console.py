@@ -215,7 +215,7 @@ def test_keys_reach_the_guest_and_its_output_the_person(terminal: tuple[int, int
         os.write(person, b"\x03ls\r\x01h")
         await bench.until(lambda: len(bench.uart.received) == 4)
         assert bench.uart.received == b"\x03ls\r"
-        bench.console.output(b"# ")
+        bench.console.output.put(b"# ")
         os.write(person, b"\x01x")
         await bench.until(lambda: bool(bench.actions))
         assert bench.actions == [QUIT]
@@ -300,7 +300,7 @@ def test_output_to_a_file_is_complete_at_close(tmp_path: Path) -> None:
     with (tmp_path / "output").open("wb") as file:
         pump = OutputPump(file.fileno(), pytest.fail)
         for at in range(0, len(text), 7):
-            pump.write(text[at : at + 7])
+            pump.queue.put(text[at : at + 7])
         pump.close()
     assert (tmp_path / "output").read_bytes() == text
 
@@ -311,7 +311,7 @@ def test_output_waits_for_its_reader(nonblocking: bool) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, not nonblocking)
     pump = OutputPump(writer, pytest.fail)
-    pump.write(text)
+    pump.queue.put(text)
     got = bytearray()
     while len(got) < len(text):
         got += os.read(reader, 65536)
@@ -327,13 +327,13 @@ def test_throttle_holds_up_only_who_writes_faster_than_is_read(
     monkeypatch.setattr(output_pump, "THROTTLE_S", 20.0)
     reader, writer = os.pipe()
     pump = OutputPump(writer, pytest.fail)
-    pump.write(b"x")
+    pump.queue.put(b"x")
     pump.throttle()  # at once
     held_up = threading.Thread(target=pump.throttle)
-    pump.write(b"y" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) + 1))
-    while pump._buffer:  # the pump takes it all and is then stuck writing it
+    pump.queue.put(b"y" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) + 1))
+    while len(pump.queue):  # the pump takes it all and is then stuck writing it
         os.sched_yield()
-    pump.write(b"z" * MAX_UNWRITTEN_BYTES)
+    pump.queue.put(b"z" * MAX_UNWRITTEN_BYTES)
     held_up.start()
     held_up.join(0.05)
     assert held_up.is_alive()
@@ -353,7 +353,7 @@ def test_throttle_lets_go_by_itself_and_close_does_not_wait_for_ever(
     reader, writer = os.pipe()
     pump = OutputPump(writer, lambda: None)
     for _ in range(100):
-        pump.write(b"x" * 10_000)
+        pump.queue.put(b"x" * 10_000)
         pump.throttle()
     pump.close(timeout_s=0.01)
     os.close(reader)  # lets the thread go: EPIPE
@@ -368,9 +368,9 @@ def test_a_reader_that_is_gone_is_told_once_and_output_dropped(null: int) -> Non
 
     async def scenario(bench: Bench) -> None:
         for _ in range(100):
-            bench.console.output(b"hello?")
+            bench.console.output.put(b"hello?")
         await bench.until(lambda: bool(bench.actions))
-        bench.console.output(b"y" * (2 * MAX_UNWRITTEN_BYTES))
+        bench.console.output.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
         bench.console.throttle()
         await bench.settle()
         assert bench.actions == [Action.OUTPUT_LOST]
@@ -389,10 +389,10 @@ def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> No
         "async def main():\n"
         "    done = asyncio.Event()\n"
         "    def echo(data):\n"
-        "        io.output(data.upper())\n"
+        "        io.output.put(data.upper())\n"
         "        return len(data)\n"
         "    io = ConsoleIo(asyncio.get_running_loop(), 0, 1, echo, lambda action: done.set())\n"
-        "    io.output(b'ready')\n"
+        "    io.output.put(b'ready')\n"
         "    await done.wait()\n"
         "    io.close()\n"
         "with Terminal(0): asyncio.run(main())\n"

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KVM_RUN loop serves a polling driver's console itself, and asks for everything else."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykvm import abi
+from pyvmm_native import kvm_run
+from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
+from tests.kvm.bare_metal import Devices, guest
+
+pytestmark = pytest.mark.kvm
+
+PORT = 0x3F8
+PRINTS = """
+    be 00 20        mov si, 0x2000
+    ba fd 03        mov dx, 0x3fd
+    ec              in al, dx
+    a2 00 30        mov [0x3000], al
+    ba f8 03        mov dx, 0x3f8
+    ac              lodsb
+    ee              out dx, al
+    84 c0           test al, al
+    75 f0           jnz $-14
+    f4              hlt
+"""
+OTHERWISE = """
+    ba f8 03        mov dx, 0x3f8
+    ec              in al, dx
+    ef              out dx, ax
+    ba fd 03        mov dx, 0x3fd
+    ee              out dx, al
+    ed              in ax, dx
+    ba fa 03        mov dx, 0x3fa
+    ec              in al, dx
+    f4              hlt
+"""
+
+
+def shortcut(line_status: int | None) -> tuple[ByteQueue, SerialShortcut]:
+    queue = ByteQueue(lambda: None, 1 << 16)
+    serial = SerialShortcut(queue, PORT)
+    serial.line_status, serial.plain_writes = line_status, EVERY
+    queue.put(b">")
+    return queue, serial
+
+
+def test_a_polling_console_is_served_without_its_model() -> None:
+    text = bytes(range(1, 256)) * 4 + b"\0"
+    devices, (queue, serial) = Devices(), shortcut(0x61)
+    with guest(PRINTS) as machine:
+        machine.memory[0x2000 : 0x2000 + len(text)] = text
+        vcpu = machine.vcpu
+        assert kvm_run.run(vcpu.fileno(), vcpu.run_area, devices, serial) == abi.KVM_EXIT_HLT
+        assert machine.words(0x3000, "B") == (0x61,)
+    assert queue.take() == b">" + text
+    assert devices.accesses == []
+
+
+def test_what_the_shortcut_does_not_take_goes_to_the_model_and_comes_back() -> None:
+    text = b"ab\0"
+    devices, (queue, serial) = Devices(answers=[0x60] * len(text)), shortcut(None)
+    serial.plain_writes = 1
+    with guest(PRINTS) as machine:
+        machine.memory[0x2000 : 0x2000 + len(text)] = text
+        vcpu = machine.vcpu
+        assert kvm_run.run(vcpu.fileno(), vcpu.run_area, devices, serial) == abi.KVM_EXIT_HLT
+        assert machine.words(0x3000, "B") == (0x60,)
+    assert queue.take() == b">a"
+    assert devices.accesses == [
+        ("in", 0x3FD, 1),
+        ("in", 0x3FD, 1),
+        ("out", PORT, 1, ord("b")),
+        ("in", 0x3FD, 1),
+        ("out", PORT, 1, 0),
+    ]
+
+
+def test_other_accesses_to_the_same_ports_are_the_models() -> None:
+    devices, (queue, serial) = Devices(answers=[0x11, 0x2222, 0x33]), shortcut(0x60)
+    with guest(OTHERWISE) as machine:
+        vcpu = machine.vcpu
+        assert kvm_run.run(vcpu.fileno(), vcpu.run_area, devices, serial) == abi.KVM_EXIT_HLT
+    assert queue.take() == b">"
+    assert [access[:3] for access in devices.accesses] == [
+        ("in", PORT, 1),
+        ("out", PORT, 2),
+        ("out", 0x3FD, 1),
+        ("in", 0x3FD, 2),
+        ("in", 0x3FA, 1),
+    ]

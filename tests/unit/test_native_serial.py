@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console's queue, and which accesses to the UART need no model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from devices.uart import Uart16550
+from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
+
+THR, IER, LCR, MCR, LSR, SCR = 0, 1, 3, 4, 5, 7
+FCR = 2
+PORT = 0x3F8
+LIMIT_BYTES = 100
+
+
+class Line:
+    def set_level(self, level: bool) -> None:
+        pass
+
+
+class Console:
+    """A UART, its shortcut and the queue that both write to."""
+
+    def __init__(self) -> None:
+        self.firsts = 0
+        self.queue = ByteQueue(self._first, LIMIT_BYTES)
+        self.shortcut = SerialShortcut(self.queue, PORT)
+        self.uart = Uart16550(Line(), self.queue.put, self.shortcut)
+
+    def _first(self) -> None:
+        self.firsts += 1
+
+
+def test_bytes_come_out_in_order_and_at_once() -> None:
+    queue = ByteQueue(lambda: None, LIMIT_BYTES)
+    text = bytes(range(256)) * 100
+    for start in range(0, len(text), 7):
+        queue.put(text[start : start + 7])
+    assert len(queue) == len(text)
+    assert queue.take() == text
+    assert len(queue) == 0
+    assert queue.take() == b""
+
+
+def test_only_the_first_of_a_batch_wakes() -> None:
+    console = Console()
+    console.queue.put(b"")
+    assert console.firsts == 0
+    for _ in range(3):
+        console.queue.put(b"a")
+        console.queue.put(b"b")
+        console.queue.take()
+    assert console.firsts == 3
+
+
+def test_whoever_is_woken_may_take() -> None:
+    taken = []
+    queue = ByteQueue(lambda: taken.append(queue.take()), LIMIT_BYTES)
+    queue.put(b"a")
+    queue.put(b"b")
+    assert taken == [b"a", b"b"]
+
+
+def test_what_on_first_raises_comes_out_and_the_bytes_stay() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    queue = ByteQueue(fail, LIMIT_BYTES)
+    with pytest.raises(ZeroDivisionError):
+        queue.put(b"a")
+    assert queue.take() == b"a"
+
+
+def test_a_closed_queue_keeps_nothing() -> None:
+    console = Console()
+    console.queue.put(b"abc")
+    console.queue.close()
+    console.queue.put(b"def")
+    assert not console.shortcut.write(THR, 0x41)
+    assert console.queue.take() == b""
+    assert console.firsts == 1
+
+
+def test_the_first_character_of_a_batch_is_the_models() -> None:
+    console = Console()
+    assert not console.shortcut.write(THR, ord("a"))
+    console.uart.write(THR, 1, ord("a"))
+    assert console.firsts == 1
+    assert console.shortcut.write(THR, ord("b"))
+    console.uart.write(THR, 1, ord("c"))
+    assert console.shortcut.write(THR, ord("d"))
+    assert console.queue.take() == b"abcd"
+    assert console.firsts == 1
+
+
+def test_the_limit_is_where_the_model_may_throttle() -> None:
+    console = Console()
+    console.uart.write(THR, 1, 0)
+    served = 0
+    while console.shortcut.write(THR, 0):
+        served += 1
+    assert len(console.queue) == served + 1 == LIMIT_BYTES
+    console.uart.write(THR, 1, 0)  # is not lost
+    assert len(console.queue) == LIMIT_BYTES + 1
+
+
+def test_with_the_interrupt_a_filling_of_the_fifo_is_served_but_for_its_first() -> None:
+    console = Console()
+    console.queue.put(b"-")
+    console.uart.write(FCR, 1, 1)
+    console.uart.write(IER, 1, 2)
+    for _ in range(2):
+        assert not console.shortcut.write(THR, 0)
+        console.uart.write(THR, 1, 0)
+        assert [console.shortcut.write(THR, 0) for _ in range(16)] == [True] * 15 + [False]
+        console.uart.write(THR, 1, 0)
+        assert console.shortcut.write(THR, 0)
+        assert console.shortcut.read(LSR) == 0x60  # a look: the next is a first one again
+
+
+@pytest.mark.parametrize(("register", "value"), [(LCR, 0x80), (MCR, 0x10)], ids=["DLAB", "loop"])
+def test_what_is_no_character_for_the_outside_is_the_models(register: int, value: int) -> None:
+    console = Console()
+    console.queue.put(b"-")
+    console.uart.write(register, 1, value)
+    assert not console.shortcut.write(THR, 0x41)
+    console.uart.write(register, 1, 0)
+    assert console.shortcut.write(THR, 0x41)
+    assert console.queue.take() == b"-A"
+
+
+def test_line_status_is_always_the_latest() -> None:
+    console = Console()
+    assert console.shortcut.read(LSR) == 0x60
+    console.uart.receive(b"x")
+    assert console.shortcut.read(LSR) == 0x61
+    console.uart.read(THR, 1)
+    assert console.shortcut.read(LSR) == 0x60
+
+
+def test_an_overrun_is_told_once_and_by_the_model() -> None:
+    console = Console()
+    console.uart.write(MCR, 1, 0x10)
+    console.uart.write(THR, 1, 1)
+    console.uart.write(THR, 1, 2)
+    assert console.shortcut.read(LSR) is None
+    assert console.uart.read(LSR, 1) == 0x63
+    assert console.shortcut.read(LSR) == 0x61
+
+
+def test_other_registers_are_the_models() -> None:
+    console = Console()
+    console.queue.put(b"-")
+    assert console.shortcut.plain_writes == EVERY
+    assert all(console.shortcut.read(register) is None for register in range(8) if register != LSR)
+    assert not any(console.shortcut.write(register, 0) for register in range(1, 8))
+
+
+def test_threads_lose_nothing() -> None:
+    """Some put, some use the shortcut, one takes."""
+    each, queue = 20_000, ByteQueue(lambda: None, 1 << 20)
+    shortcut = SerialShortcut(queue, PORT)
+    shortcut.plain_writes = EVERY
+
+    def put() -> None:
+        for _ in range(each):
+            queue.put(b"pp")
+
+    def write() -> None:
+        written = 0
+        while written < each:
+            written += shortcut.write(THR, ord("s"))
+
+    queue.put(b"-")
+    writers = [threading.Thread(target=work) for work in (put, put, write, write)]
+    for writer in writers:
+        writer.start()
+    got = bytearray()
+    while any(writer.is_alive() for writer in writers):
+        got += queue.take()
+        queue.put(b"-")
+    got += queue.take()
+    assert got.count(b"p") == 4 * each
+    assert got.replace(b"-", b"").count(b"s") == 2 * each
+    assert len(got) - got.count(b"-") == 6 * each
