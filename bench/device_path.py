@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the device model takes to give memory back, without a guest: bench "device".
+
+One process, RAM as a machine's, a fake ring on it (`bench.fake_guest`). 7 of 8 GiB are named in
+requests like those of real drivers, and the time counts from each notification to its used entry:
+ring, copy, decoding, checks and the discard itself. C programs discard the same ranges of the same
+memory in turns with it, in the quickest way we know and as QEMU does, page by page; they get the
+list of ranges ready made.
+
+    one run                  all of it; two runs, as RAM has a hole below 4 GiB
+    runs of 2 MiB            every other 2 MiB, aligned: what a guest has in large blocks
+    every other page         the worst there is for a list of runs
+    recorded in a guest      a real guest's balloon, its memory in pieces (`bench.recorded`)
+
+Each with RAM in pages of 4 KiB and in transparent huge pages. Memory is touched again before every
+run, and every page's presence is checked after it, both outside the measured time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bench.discarder import WAYS, discarder
+from bench.fake_guest import FakeGuest
+from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
+from bench.touched_ram import HUGE_PAGE_PAGES, Given, TouchedRam, have_huge_pages
+from devices.balloon.dialects import BITMAP, STANDARD
+from pyvmm.memory import PAGE_BYTES
+from pyvmm_native.runs import PageRuns
+
+MIB = 1 << 20
+BEST, PER_RUN, PER_PAGE = WAYS
+BITMAPS, ARRAYS = "pyvmm, bitmap", "pyvmm, standard"
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Pages of `span` that a guest gives away, and who is worth measuring on them."""
+
+    name: str
+    pages: Callable[[PageRuns], PageRuns]
+    contenders: tuple[str, ...]
+
+
+def every_other(span: PageRuns, unit: int) -> PageRuns:
+    """Every other `unit` pages, aligned."""
+    last = sum(list(span)[-1])
+    return PageRuns((start, unit) for start in range(0, last, 2 * unit)).intersect(span)
+
+
+PATTERNS = (
+    Pattern("one run", lambda span: span, (BITMAPS, ARRAYS, BEST, PER_PAGE)),
+    Pattern("runs of 2 MiB", partial(every_other, unit=HUGE_PAGE_PAGES), (BITMAPS, BEST, PER_RUN)),
+    Pattern("every other page", partial(every_other, unit=1), (BITMAPS, ARRAYS, BEST, PER_RUN)),
+)
+
+
+def measure(plan: Plan) -> list[Case]:
+    """The cases of this benchmark."""
+    ram = TouchedRam(512 * MIB if plan.quick else 8192 * MIB)
+    span = ram.pages.subtract(PageRuns([(0, ram.size_bytes // PAGE_BYTES // 8)]))
+    cases = []
+    for huge in (False, True) if have_huge_pages() else (False,):
+        for pattern in PATTERNS:
+            ram.use_huge_pages(huge)
+            guests = {
+                BITMAPS: FakeGuest(BITMAP, ram, rings_gpa=8 * MIB),
+                ARRAYS: FakeGuest(STANDARD, ram, rings_gpa=32 * MIB),
+            }
+            given = Given(ram, pattern.pages(span))
+            case = Case(f"{pattern.name}, {'huge' if huge else '4 KiB'} pages", "s", against=BEST)
+            contenders = {name: _contender(ram, given, name, guests) for name in pattern.contenders}
+            cases.append(take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=False))
+    ram.close()
+    return cases
+
+
+def _contender(ram: TouchedRam, given: Given, name: str, guests: dict[str, FakeGuest]) -> Contender:
+    discard: Callable[[], float]
+    if name in guests:
+        discard = partial(guests[name].inflate, guests[name].requests(given.pages))
+    else:
+        discard = discarder(name, given.ranges)
+
+    def contend() -> Values:
+        ram.touch(given)
+        taken = discard()
+        ram.assert_gone(given)
+        return seconds(taken)
+
+    return contend

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that is only a ring: it sends what a real driver would, and nothing else takes time.
+
+The driver of `tests.virtio_driver` brings the balloon of a `Board` up in RAM that is never given
+away. `inflate` then sends requests one after the other, as Linux does, which waits for each; only
+the device's part is timed, from the notification to the used entry (and the interrupt after it).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from time import perf_counter
+from typing import cast
+
+from devices.balloon.bitmap import HEADER, PAGE_SHIFT
+from devices.balloon.dialects import BITMAP, Dialect
+from pyvmm.memory import Ram
+from pyvmm_native.runs import PageRuns
+from tests.virtio_board import AnonymousRam, Board
+from tests.virtio_driver import INFLATE, VirtioDriver
+
+ROUND_PAGES = 65536
+"""Pages our guest driver collects before it tells of them: ROUND_PAGES of its patch."""
+PIECE_BYTES = 32 * 1024
+"""Its bitmap lies in buffers of this size, each a descriptor."""
+PFNS_PER_ARRAY = 256
+"""Page numbers in one request of Linux's own driver."""
+WORD_PAGES = 64
+
+Request = list[bytes]
+"""The contents of one buffer's device-readable descriptors."""
+
+
+class FakeGuest:
+    """The driver of a balloon that speaks `dialect`; its rings take 20 MiB from `rings_gpa`."""
+
+    def __init__(self, dialect: Dialect, ram: Ram, rings_gpa: int) -> None:
+        board = Board.with_balloon(dialect, ram=cast(AnonymousRam, ram))
+        self._driver = VirtioDriver(board, rings_gpa=rings_gpa).start()
+        self._dialect = dialect
+
+    def requests(self, pages: PageRuns) -> list[Request]:
+        """What its driver sends to give `pages` away, ascending."""
+        whole = bitmap_requests if self._dialect is BITMAP else pfn_requests
+        return list(whole(pages))
+
+    def inflate(self, requests: list[Request]) -> float:
+        """Send the requests; returns the seconds in which the device had them."""
+        board, queue = self._driver.board, self._driver.queues[INFLATE]
+        notify, balloon = board.transport.notify, board.balloon
+        seconds = 0.0
+        for request in requests:
+            queue.add(request)
+            begin = perf_counter()
+            while notify(INFLATE):
+                pass
+            seconds += perf_counter() - begin
+            assert len(queue.take_used()) == 1
+        assert balloon.counters.inflate.bad_payloads == 0
+        board.trace.events.clear()
+        board.msi.triggered.clear()
+        return seconds
+
+
+def bitmap_requests(pages: PageRuns) -> Iterator[Request]:
+    """A header and a bitmap for each round."""
+    for first, words in _rounds(pages):
+        bits = words.tobytes()
+        yield [
+            HEADER.pack(0, PAGE_SHIFT, 0, 0, 0, first, len(bits)),
+            *(bits[i : i + PIECE_BYTES] for i in range(0, len(bits), PIECE_BYTES)),
+        ]
+
+
+def pfn_requests(pages: PageRuns) -> Iterator[Request]:
+    """An array of page numbers for each few pages (VIRTIO 1.2, 5.5.6)."""
+    pfns = array("I")
+    for start, count in pages:
+        pfns.extend(range(start, start + count))
+    for i in range(0, len(pfns), PFNS_PER_ARRAY):
+        yield [pfns[i : i + PFNS_PER_ARRAY].tobytes()]
+
+
+def _rounds(pages: PageRuns) -> Iterator[tuple[int, array[int]]]:
+    """(page number of bit 0, bitmap) of each round's pages, without empty words around them."""
+    first, words = 0, array("Q")
+    collected = 0
+    for word_pfn, word in _words(pages):
+        if words and (collected >= ROUND_PAGES or word_pfn - first >= 1 << 20):
+            yield first, words
+            words, collected = array("Q"), 0
+        if not words:
+            first = word_pfn
+        words.extend([0] * ((word_pfn - first) // WORD_PAGES - len(words)))
+        words.append(word)
+        collected += word.bit_count()
+    if words:
+        yield first, words
+
+
+def _words(pages: PageRuns) -> Iterator[tuple[int, int]]:
+    """(page number of bit 0, word) of each word of a bitmap of `pages` in which a bit is set."""
+    waiting_pfn, waiting = -1, 0
+    for start, count in pages:
+        end = start + count
+        while start < end:
+            pfn = start - start % WORD_PAGES
+            stop = min(end, pfn + WORD_PAGES)
+            if pfn != waiting_pfn:
+                if waiting:
+                    yield waiting_pfn, waiting
+                waiting_pfn, waiting = pfn, 0
+            waiting |= (1 << stop - pfn) - (1 << start - pfn)
+            start = stop
+    if waiting:
+        yield waiting_pfn, waiting
