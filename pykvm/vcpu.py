@@ -168,10 +168,13 @@ class Vcpu(KvmHandle):
         self.ioctl(ioctls.KVM_SET_CPUID2, cpuid)
 
     def get_cpuid2(self) -> abi.kvm_cpuid2:
-        """KVM_GET_CPUID2: the leaves that were set, with what follows from guest registers."""
+        """KVM_GET_CPUID2: the leaves that were set, with what KVM makes of them."""
         table = abi.sized(abi.kvm_cpuid2, _MAX_CPUID_ENTRIES)(nent=_MAX_CPUID_ENTRIES)
         self.ioctl(ioctls.KVM_GET_CPUID2, table)
-        return abi.cpuid2(table.entries[: table.nent])
+        entries = list(table.entries[: table.nent])
+        while entries and not any(bytes(entries[-1])):  # Linux 6.1, for one, leaves nent alone
+            entries.pop()
+        return abi.cpuid2(entries)
 
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ (4.56): how fast the guest's time stamp counter counts."""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine's KVM can do for a saved guest: asked once, used for every vCPU.
+
+Saving needs to know what there is to save (which MSRs, how much XSAVE state); restoring needs to
+know what would be missing here before the guest finds out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pykvm import abi
+from pyvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pykvm import System, Vm
+
+MIN_XSAVE_BYTES = 4096
+_NEEDED = (
+    *("KVM_CAP_PIT_STATE2", "KVM_CAP_ADJUST_CLOCK", "KVM_CAP_VCPU_EVENTS", "KVM_CAP_DEBUGREGS"),
+    *("KVM_CAP_XSAVE", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_SREGS2"),
+)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What KVM offers the guests of one virtual machine."""
+
+    msr_indices: list[int]
+    xsave_bytes: int
+    nested_bytes: int
+    """Most that nested virtualization has to save; 0 where guests cannot have it."""
+    xcrs: bool
+    """Whether there is an XCR0, that is, XSAVE."""
+    tsc_scaling: bool
+
+    @classmethod
+    def of(cls, system: System, vm: Vm) -> Capabilities:
+        """Ask KVM; UserError where it is too old to give a guest's state out."""
+        for name in _NEEDED:
+            if not vm.check_extension(getattr(abi, name)):
+                raise UserError(
+                    f"this KVM cannot save or restore a guest: it has no {name}",
+                    "use Linux 5.14 or later on the host",
+                )
+        return cls(
+            msr_indices=system.get_msr_index_list(),
+            xsave_bytes=max(MIN_XSAVE_BYTES, vm.check_extension(abi.KVM_CAP_XSAVE2)),
+            nested_bytes=vm.check_extension(abi.KVM_CAP_NESTED_STATE),
+            xcrs=vm.check_extension(abi.KVM_CAP_XCRS) > 0,
+            tsc_scaling=vm.check_extension(abi.KVM_CAP_TSC_CONTROL) > 0,
+        )

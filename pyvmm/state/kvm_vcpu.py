@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vCPU, saved while the machine is paused and restored into one that has not run yet.
+
+Structures go out as KVM gives them, byte by byte: their layout is the kernel's ABI and does not
+change. The order matters, in both directions.
+
+Saving begins with KVM_GET_MP_STATE, as it takes an INIT or start-up IPI that is waiting, which
+changes registers. The time stamp deadline is read before the local APIC: if the timer fires in
+between, it is saved twice, as a deadline and as an interrupt, and not lost.
+
+Restoring goes
+
+1. CPUID, which decides what the rest may hold, and the rate of the time stamp counter;
+2. control and segment registers: paging mode, EFER, where the local APIC is and in which mode;
+3. MSRs, the time stamp counter among them, then nested virtualization, which locks some of them;
+4. general registers, after which KVM forgets exceptions; XCR0, XSAVE state, debug registers;
+5. the local APIC, then the deadline of its timer, which it would ignore in another timer mode;
+6. events on their way and the run state, which what comes before would change; last of all, what
+   tells the guest's watchdogs that it was stopped.
+
+Guest memory is in place before: KVM looks up some of it. Everything is checked that would be
+missing here, and KVM itself refuses values that cannot be, before the guest has run an instruction;
+then the machine is good for nothing but to be closed.
+
+KVM API: Documentation/virt/kvm/api.rst, section 4, under the name of each request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from ctypes import Structure, byref, memmove, sizeof
+from typing import TYPE_CHECKING, TypeVar
+
+from devices.state import Fields, Payload, StateError
+from pykvm import KvmError, Vcpu, abi
+from pyvmm.state import msrs
+from pyvmm.state.capabilities import MIN_XSAVE_BYTES
+from pyvmm.state.cpuid_fit import missing_features, moved_xsave_state
+
+if TYPE_CHECKING:
+    from pyvmm.state.capabilities import Capabilities
+
+KIND = "kvm-vcpu"
+VERSION = 1
+
+MAX_CPUID_ENTRIES = 256
+MAX_MSRS = 1024
+MAX_XSAVE_BYTES = 1 << 16
+MAX_NESTED_BYTES = 1 << 16
+TSC_TOLERANCE_PPM = 250
+"""How far apart two clocks may be that are meant to be the same; NTP makes up for 500."""
+
+_CPUID_ENTRY_BYTES = sizeof(abi.kvm_cpuid_entry2)
+_NAMED_AT_MOST = 8
+_APIC_BASE_BSP = 1 << 8
+_TSC_APART_S = 100
+
+_S = TypeVar("_S", bound=Structure)
+
+
+def save_vcpu(vcpu: Vcpu, here: Capabilities) -> Payload:
+    """Write down all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError."""
+    mp_state = vcpu.get_mp_state()
+    registers = msrs.read(vcpu, [*msrs.state_indices(vcpu, here), msrs.TSC_DEADLINE])
+    deadline = registers.pop(msrs.TSC_DEADLINE, 0)
+    return {
+        "mp_state": mp_state,
+        "cpuid": b"".join(bytes(entry) for entry in vcpu.get_cpuid2().entries),
+        "tsc_khz": vcpu.get_tsc_khz(),
+        "sregs2": bytes(vcpu.get_sregs2()),
+        "msr_indices": list(registers),
+        "msr_values": list(registers.values()),
+        "nested": _save_nested(vcpu, here),
+        "regs": bytes(vcpu.get_regs()),
+        "xcrs": bytes(vcpu.get_xcrs()) if here.xcrs else b"",
+        "xsave": bytes(vcpu.get_xsave(here.xsave_bytes)),
+        "debugregs": bytes(vcpu.get_debugregs()),
+        "lapic": bytes(vcpu.get_lapic()),
+        "tsc_deadline": deadline,
+        "vcpu_events": bytes(vcpu.get_vcpu_events()),
+    }
+
+
+def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
+    """Make `vcpu` what was saved. It has not run, and has the CPUID of a guest started here.
+
+    StateError for what is malformed, what this processor or KVM lacks, and what KVM refuses.
+    """
+    saved = _Saved(fields)
+    _check_fit(saved, vcpu, fields, here)
+    with refusals(fields.name):
+        vcpu.set_cpuid2(abi.cpuid2(saved.cpuid))
+        _set_tsc_rate(vcpu, saved.tsc_khz)
+        vcpu.set_sregs2(saved.sregs2)
+        if saved.sregs2.apic_base & _APIC_BASE_BSP:
+            _forget_tsc(vcpu, saved)
+        msrs.write(vcpu, saved.msrs, fields.name)
+        _restore_nested(vcpu, saved.nested)
+        vcpu.set_regs(saved.regs)
+        _restore_xsave(vcpu, saved, here)
+        vcpu.set_debugregs(saved.debugregs)
+        vcpu.set_lapic(saved.lapic)
+        msrs.write(vcpu, {msrs.TSC_DEADLINE: saved.tsc_deadline}, fields.name)
+        vcpu.set_vcpu_events(saved.vcpu_events)
+        vcpu.set_mp_state(saved.mp_state)
+    with contextlib.suppress(KvmError):  # refused for a guest that does not use kvmclock
+        vcpu.kvmclock_ctrl()
+
+
+@contextlib.contextmanager
+def refusals(part: str) -> Iterator[None]:
+    """What KVM refuses inside is the fault of the saved state."""
+    try:
+        yield
+    except KvmError as error:
+        raise StateError(part, f"this KVM refuses it: {error}") from error
+
+
+def structure(fields: Fields, name: str, kind: type[_S]) -> _S:
+    """Field `name` as a structure of KVM's."""
+    return kind.from_buffer_copy(fields.data(name, length=sizeof(kind)))
+
+
+class _Saved:
+    """A payload, its sizes and counts checked; what the values mean is for KVM to judge."""
+
+    def __init__(self, fields: Fields) -> None:
+        self.mp_state = fields.number("mp_state", below=abi.KVM_MP_STATE_SIPI_RECEIVED + 1)
+        self.cpuid = _cpuid_entries(fields)
+        self.tsc_khz = fields.number("tsc_khz", at_least=1, below=1 << 31)
+        self.sregs2 = structure(fields, "sregs2", abi.kvm_sregs2)
+        indices = fields.numbers("msr_indices", at_most=MAX_MSRS, below=1 << 32)
+        values = fields.numbers("msr_values", count=len(indices))
+        self.msrs = dict(zip(indices, values, strict=True))
+        self.nested = fields.data("nested", at_most=MAX_NESTED_BYTES)
+        self.regs = structure(fields, "regs", abi.kvm_regs)
+        self.xcrs = fields.data("xcrs", at_most=sizeof(abi.kvm_xcrs))
+        self.xsave = fields.data("xsave", at_most=MAX_XSAVE_BYTES)
+        self.debugregs = structure(fields, "debugregs", abi.kvm_debugregs)
+        self.lapic = structure(fields, "lapic", abi.kvm_lapic_state)
+        self.tsc_deadline = fields.number("tsc_deadline")
+        self.vcpu_events = structure(fields, "vcpu_events", abi.kvm_vcpu_events)
+        fields.done()
+
+
+def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
+    data = fields.data("cpuid", at_most=MAX_CPUID_ENTRIES * _CPUID_ENTRY_BYTES)
+    if len(data) % _CPUID_ENTRY_BYTES:
+        raise fields.error("cpuid", f"has {len(data)} bytes, no whole number of leaves")
+    return [
+        abi.kvm_cpuid_entry2.from_buffer_copy(data, offset)
+        for offset in range(0, len(data), _CPUID_ENTRY_BYTES)
+    ]
+
+
+def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
+    """Refuse, by name, what this machine's processor or KVM has not got."""
+    cpuid = vcpu.get_cpuid2().entries
+    missing = missing_features(saved.cpuid, cpuid)
+    if missing:
+        raise fields.error("cpuid", f"asks for {_listed(missing)}: not to be had here")
+    moved = moved_xsave_state(saved.xsave, saved.cpuid, cpuid)
+    if moved:
+        raise fields.error("xsave", f"has component {moved[0]} where this processor has it not")
+    _check_xsave(saved, fields, here)
+    _check_nested(saved.nested, fields, here)
+    known = {*msrs.state_indices(vcpu, here)}
+    unknown = [f"MSR 0x{index:x}" for index in saved.msrs if index not in known]
+    if unknown:
+        raise fields.error("msr_indices", f"has {_listed(unknown)}: not known to this KVM")
+    khz = vcpu.get_tsc_khz()
+    if not _same_rate(saved.tsc_khz, khz) and not here.tsc_scaling:
+        raise fields.error("tsc_khz", f"is {saved.tsc_khz}; this processor is bound to {khz}")
+
+
+def _check_xsave(saved: _Saved, fields: Fields, here: Capabilities) -> None:
+    if not MIN_XSAVE_BYTES <= len(saved.xsave) <= here.xsave_bytes or len(saved.xsave) % 4:
+        raise fields.error("xsave", f"has {len(saved.xsave)} bytes, room is for {here.xsave_bytes}")
+    if len(saved.xcrs) not in (0, sizeof(abi.kvm_xcrs)):
+        raise fields.error("xcrs", f"has {len(saved.xcrs)} bytes and not {sizeof(abi.kvm_xcrs)}")
+    if saved.xcrs and not here.xcrs:
+        raise fields.error("xcrs", "is there, but this processor has no XSAVE")
+
+
+def _check_nested(nested: bytes, fields: Fields, here: Capabilities) -> None:
+    if not nested:
+        return
+    if len(nested) > here.nested_bytes:
+        room = here.nested_bytes
+        raise fields.error("nested", f"has {len(nested)} bytes where this KVM has {room}")
+    if len(nested) < sizeof(abi.kvm_nested_state):
+        raise fields.error("nested", f"has {len(nested)} bytes, less than its header")
+    size = abi.kvm_nested_state.from_buffer_copy(nested).size
+    if size != len(nested):  # KVM would read that much of our memory
+        raise fields.error("nested", f"says that it has {size} bytes and has {len(nested)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _same_rate(khz: int, other_khz: int) -> bool:
+    return abs(khz - other_khz) * 1_000_000 <= other_khz * TSC_TOLERANCE_PPM
+
+
+def _set_tsc_rate(vcpu: Vcpu, khz: int) -> None:
+    if not _same_rate(khz, vcpu.get_tsc_khz()):
+        vcpu.set_tsc_khz(khz)
+
+
+def _forget_tsc(vcpu: Vcpu, saved: _Saved) -> None:
+    """Have KVM expect another time stamp than what the boot processor is about to get.
+
+    A value within a second of what KVM expects counts as an attempt to synchronize vCPUs, and KVM's
+    own value stays. That is right for the processors that follow; but before Linux 6.7 it happens
+    to the first as well, whose counter would go back if the guest is about as old as this machine.
+    """
+    elsewhere = saved.msrs.get(msrs.TSC, 0) + _TSC_APART_S * saved.tsc_khz * 1000
+    vcpu.set_msrs({msrs.TSC: elsewhere % (1 << 64)})
+
+
+def _save_nested(vcpu: Vcpu, here: Capabilities) -> bytes:
+    if not here.nested_bytes:
+        return b""
+    state = vcpu.get_nested_state(here.nested_bytes)
+    return bytes(state)[: state.size]
+
+
+def _restore_nested(vcpu: Vcpu, nested: bytes) -> None:
+    if nested:
+        state = abi.nested_state(len(nested))
+        memmove(byref(state), nested, len(nested))
+        vcpu.set_nested_state(state)
+
+
+def _restore_xsave(vcpu: Vcpu, saved: _Saved, here: Capabilities) -> None:
+    if saved.xcrs:
+        vcpu.set_xcrs(abi.kvm_xcrs.from_buffer_copy(saved.xcrs))
+    area = abi.xsave(here.xsave_bytes)
+    memmove(byref(area), saved.xsave, len(saved.xsave))
+    vcpu.set_xsave(area)
