@@ -100,6 +100,7 @@ def discard(GuestMemory memory not None, PageRuns runs not None):
         work.pidfd = syscall(SYS_pidfd_open, getpid(), 0)
     with nogil:
         error = discard_runs(memory, runs, &work)
+        note_changes(memory, runs)
     if work.pidfd >= 0:
         close(work.pidfd)
     if error:
@@ -171,6 +172,19 @@ cdef int discard_runs(GuestMemory memory, PageRuns runs, Work *work) noexcept no
                 if error:
                     return error
     return flush(work)
+
+
+cdef void note_changes(GuestMemory memory, PageRuns runs) noexcept nogil:
+    cdef size_t i
+    cdef uint64_t gpa, left, got
+    for i in range(runs.list.count):
+        gpa = runs.list.items[i].start << PAGE_SHIFT
+        left = (runs.list.items[i].end << PAGE_SHIFT) - gpa
+        while left:
+            memory.span(gpa, left, &got)
+            memory.note_change(gpa, got)
+            gpa += got
+            left -= got
 
 
 cdef int flush(Work *work) noexcept nogil:

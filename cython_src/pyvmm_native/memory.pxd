@@ -15,6 +15,9 @@ cdef class GuestMemory:
     cdef readonly uint64_t size_bytes
     # Set once the host memory was seen to be such that discarding frees it (discard.pyx).
     cdef bint discardable
+    # A byte for each page of every region, one after the other, once changes have been logged.
+    cdef uint8_t *_changed
+    cdef bint _logging
 
     cdef int _append(self, object gpa, object buffer) except -1
     cdef (uint64_t, uint64_t) _checked(self, object gpa, object length) except *
@@ -28,6 +31,8 @@ cdef class GuestMemory:
     # Copies for ranges that `covers` has accepted; they stop early at the end of RAM otherwise.
     cdef void copy_out(self, uint64_t gpa, void *target, uint64_t length) noexcept nogil
     cdef void copy_in(self, uint64_t gpa, const void *source, uint64_t length) noexcept nogil
+    # Log that [gpa, gpa + length), which is RAM, was changed, if changes are logged.
+    cdef void note_change(self, uint64_t gpa, uint64_t length) noexcept nogil
 
 
 # From this many bytes on a copy is worth giving other threads the interpreter.

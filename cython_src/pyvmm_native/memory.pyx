@@ -10,6 +10,10 @@ left there.
 
 The guest may change any byte at any time, so callers copy what they need exactly once and check
 the copy.
+
+KVM's dirty log names what the guest writes and nothing of what this process changes: copies into
+RAM, used rings, discards. Those are logged here when somebody asks for it. A change is noted after
+it was made: noted before, it could be taken from the log and its page copied too early.
 """
 
 cimport cython
@@ -20,9 +24,18 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
+
+cdef extern from *:
+    """
+    #define NOTE(byte) __atomic_store_n(byte, 1, __ATOMIC_RELEASE)
+    #define TAKE(byte) __atomic_exchange_n(byte, 0, __ATOMIC_ACQ_REL)
+    """
+    void NOTE(uint8_t *byte) noexcept nogil
+    uint8_t TAKE(uint8_t *byte) noexcept nogil
 
 cdef enum:
+    PAGE_SHIFT = 12
     PAGE_BYTES = 4096
     HOST_ALIGN_BYTES = 16
 
@@ -50,6 +63,7 @@ cdef class GuestMemory:
 
     def __dealloc__(self):
         free(self._regions)
+        free(self._changed)
 
     cdef int _append(self, object gpa, object buffer) except -1:
         cdef Region *region = &self._regions[self._count]
@@ -110,6 +124,37 @@ cdef class GuestMemory:
         finally:
             PyBuffer_Release(&source)
 
+    def log_changes(self, bint on):
+        # The table stays when logging ends: a copy without the GIL may be noting in it.
+        if self._changed == NULL and on:
+            self._changed = <uint8_t *>calloc(self.size_bytes >> PAGE_SHIFT, 1)
+            if self._changed == NULL:
+                raise MemoryError
+        if on and not self._logging:
+            memset(self._changed, 0, self.size_bytes >> PAGE_SHIFT)
+        self._logging = on
+
+    def take_changes(self):
+        cdef uint64_t pages, page
+        cdef uint8_t *changed = self._changed
+        cdef uint8_t *bits
+        cdef bytes bitmap
+        cdef Py_ssize_t i
+        if not self._logging:
+            raise ValueError("changes are not being logged")
+        bitmaps = []
+        for i in range(self._count):
+            pages = self._regions[i].size_bytes >> PAGE_SHIFT
+            bitmap = PyBytes_FromStringAndSize(NULL, (pages + 7) // 8)
+            bits = <uint8_t *>PyBytes_AS_STRING(bitmap)
+            memset(bits, 0, (pages + 7) // 8)
+            for page in range(pages):
+                if changed[page] and TAKE(&changed[page]):
+                    bits[page >> 3] |= 1 << (page & 7)
+            changed += pages
+            bitmaps.append((self._regions[i].gpa >> PAGE_SHIFT, bitmap))
+        return bitmaps
+
     cdef (uint64_t, uint64_t) _checked(self, object gpa, object length) except *:
         if length < 0:
             raise ValueError(f"a length of {length} bytes")
@@ -166,6 +211,22 @@ cdef class GuestMemory:
             if hva == NULL:
                 return
             memcpy(hva, cursor, got)
+            self.note_change(gpa, got)
             gpa += got
             cursor += got
             length -= got
+
+    cdef void note_change(self, uint64_t gpa, uint64_t length) noexcept nogil:
+        cdef uint8_t *changed = self._changed
+        cdef uint64_t offset, page, end
+        cdef Py_ssize_t i
+        if not self._logging or not length:
+            return
+        for i in range(self._count):
+            offset = gpa - self._regions[i].gpa
+            if offset < self._regions[i].size_bytes:
+                end = min(offset + length, self._regions[i].size_bytes)
+                for page in range(offset >> PAGE_SHIFT, (end + PAGE_BYTES - 1) >> PAGE_SHIFT):
+                    NOTE(&changed[page])
+                return
+            changed += self._regions[i].size_bytes >> PAGE_SHIFT

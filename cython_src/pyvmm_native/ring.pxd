@@ -41,6 +41,7 @@ cdef class SplitQueue:
     cdef uint8_t *_desc
     cdef uint8_t *_avail
     cdef uint8_t *_used
+    cdef uint64_t _used_gpa
     cdef uint16_t _next_avail
     cdef uint16_t _next_used
     cdef uint32_t _unannounced
@@ -52,6 +53,7 @@ cdef class SplitQueue:
     cdef uint64_t _writable_bytes
 
     cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL
+    cdef void _note_used(self) noexcept
     cdef int _available(self) except -1
     cdef const char *_walk(self, uint16_t head) noexcept nogil
     cdef const char *_enter_table(

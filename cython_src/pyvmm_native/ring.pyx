@@ -122,6 +122,7 @@ cdef class SplitQueue:
         self._desc = self._area("descriptor table", desc_gpa, 16, DESC_BYTES * self.size)
         self._avail = self._area("available ring", avail_gpa, 2, 6 + 2 * self.size)
         self._used = self._area("used ring", used_gpa, 4, 6 + 8 * self.size)
+        self._used_gpa = used_gpa
         self._segments = <Segment *>malloc(self.size * sizeof(Segment))
         if self._segments == NULL:
             raise MemoryError
@@ -138,6 +139,9 @@ cdef class SplitQueue:
         if hva == NULL:
             raise RingError(f"{name} of {length} bytes at gpa {gpa:#x} is not in guest RAM")
         return hva
+
+    cdef void _note_used(self) noexcept:
+        self.memory.note_change(self._used_gpa, 6 + 8 * <uint64_t>self.size)
 
     @property
     def next_avail(self):
@@ -211,6 +215,7 @@ cdef class SplitQueue:
         self._next_used += 1
         # 2.7.8.2: the element, len included, is set before the index that publishes it.
         store_release_u16(self._used + RING_IDX, self._next_used)
+        self._note_used()
         if self._unannounced < ALL_EVENTS:
             self._unannounced += 1
 
@@ -235,6 +240,7 @@ cdef class SplitQueue:
             store_u16(self._used + RING_ELEMENTS + 8 * self.size, self._next_avail)
         else:
             store_u16(self._used + RING_FLAGS, 0)
+        self._note_used()
         # The driver publishes its index, then reads these; see should_interrupt.
         full_barrier()
         return load_acquire_u16(self._avail + RING_IDX) != self._next_avail
@@ -244,6 +250,7 @@ cdef class SplitQueue:
         # silent until enable_notifications moves it.
         if not self.event_idx:
             store_u16(self._used + RING_FLAGS, USED_F_NO_NOTIFY)
+            self._note_used()
 
     cdef const char *_walk(self, uint16_t head) noexcept nogil:
         cdef const uint8_t *table = self._desc

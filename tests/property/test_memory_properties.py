@@ -124,3 +124,47 @@ def test_constructor_refuses(regions: list[tuple[int, bytearray]], message: str)
 def test_needs_buffers() -> None:
     with pytest.raises(TypeError):
         GuestMemory([(0, 4096)])  # type: ignore[list-item]
+
+
+@given(st.lists(st.tuples(addresses, st.binary(max_size=5000)), max_size=20), st.integers(0, 20))
+def test_changes_are_logged(writes: list[tuple[int, bytes]], taken: int) -> None:
+    """Every page written since the log was taken is in it, and no other."""
+    memory = make_memory()
+    memory.write(REGIONS[0][0], b"before it is logged")
+    memory.log_changes(True)
+    changed: set[int] = set()
+    for number, (start, data) in enumerate(writes):
+        if number == taken:
+            assert logged(memory) == changed
+            changed.clear()
+        if is_ram(start, len(data)):
+            memory.write(start, data)
+            changed.update(address // PAGE for address in range(start, start + len(data)))
+    assert logged(memory) == changed
+    assert logged(memory) == set()
+
+
+def logged(memory: GuestMemory) -> set[int]:
+    return {
+        start_pfn + 8 * place + bit
+        for start_pfn, bitmap in memory.take_changes()
+        for place, byte in enumerate(bitmap)
+        for bit in range(8)
+        if byte >> bit & 1
+    }
+
+
+def test_a_log_that_is_off_cannot_be_taken() -> None:
+    memory = make_memory()
+    with pytest.raises(ValueError, match="not being logged"):
+        memory.take_changes()
+    memory.log_changes(True)
+    memory.write(REGIONS[0][0], b"x")
+    memory.log_changes(True)
+    assert logged(memory) == {REGIONS[0][0] // PAGE}, "asking once more changes nothing"
+    memory.write(REGIONS[0][0], b"x")
+    memory.log_changes(False)
+    with pytest.raises(ValueError, match="not being logged"):
+        memory.take_changes()
+    memory.log_changes(True)
+    assert logged(memory) == set(), "what came before is forgotten"

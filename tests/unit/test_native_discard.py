@@ -93,6 +93,15 @@ def test_runs_across_regions_that_touch() -> None:
     assert gone_pages(high) == {0, 2}
 
 
+def test_discards_are_in_the_log_of_changes() -> None:
+    low, high = filled(4), filled(4)
+    memory = GuestMemory([(BASE_GPA, low), (BASE_GPA + 4 * PAGE, high)])
+    discard(memory, runs_of((0, 1)))
+    memory.log_changes(True)
+    discard(memory, runs_of((3, 2), (6, 1)))
+    assert memory.take_changes() == [(BASE_PFN, b"\x08"), (BASE_PFN + 4, b"\x05")]
+
+
 def test_more_than_one_call_may_take() -> None:
     """The kernel stops at 2 GiB per call, within a range: the rest of it must follow."""
     gib_pages = 1 << 18

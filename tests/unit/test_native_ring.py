@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import pytest
@@ -165,6 +166,34 @@ def test_writable_elements_are_named(driver: MockDriver) -> None:
     driver.set_desc(0, 0, 0)  # what the driver writes later changes nothing
     assert chain.writable_segments == ((4096, 8192), (100, 1))
     assert readable.writable_segments == ()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> None:
+    driver = MockDriver(ram(RAM_BYTES), 256, event_idx=event_idx)
+    queue = driver.device_queue()
+    memory = queue.memory
+    driver.add(lent=[(8 * 4096 - 1, 2)])
+    memory.log_changes(True)
+
+    def changes(*acts: Callable[[], object]) -> set[int]:
+        """Pages that `acts` change, all of which must be in the log."""
+        before = memory.read(0, RAM_BYTES)
+        memory.take_changes()
+        for act in acts:
+            act()
+        after = memory.read(0, RAM_BYTES)
+        [(_, bitmap)] = memory.take_changes()
+        changed = {i // 4096 for i in range(RAM_BYTES) if before[i] != after[i]}
+        assert {page for page in changed if not bitmap[page >> 3] >> (page & 7) & 1} == set()
+        return changed
+
+    chain = queue.pop(0)
+    assert chain is not None
+    assert changes(queue.disable_notifications) or event_idx
+    assert changes(queue.enable_notifications)
+    assert changes(lambda: chain.write(b"ab")) == {7, 8}
+    assert changes(lambda: queue.push(chain, 2))
 
 
 def test_unknown_flags_are_ignored(driver: MockDriver) -> None:
