@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm import abi
+from pyvmm.boot.cpu import cpuid_for
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _NEEDED = (
 class Capabilities:
     """What KVM offers the guests of one virtual machine."""
 
+    cpuid: abi.kvm_cpuid2
+    """That of the boot processor of a guest started here."""
     msr_indices: list[int]
     xsave_bytes: int
     nested_bytes: int
@@ -45,6 +48,7 @@ class Capabilities:
                     "use Linux 5.14 or later on the host",
                 )
         return cls(
+            cpuid=cpuid_for(system, 0),
             msr_indices=system.get_msr_index_list(),
             xsave_bytes=max(MIN_XSAVE_BYTES, vm.check_extension(abi.KVM_CAP_XSAVE2)),
             nested_bytes=vm.check_extension(abi.KVM_CAP_NESTED_STATE),

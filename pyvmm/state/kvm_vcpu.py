@@ -83,7 +83,7 @@ def save_vcpu(vcpu: Vcpu, here: Capabilities) -> Payload:
 
 
 def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
-    """Make `vcpu` what was saved. It has not run, and has the CPUID of a guest started here.
+    """Make `vcpu`, which has not run, what was saved.
 
     StateError for what is malformed, what this processor or KVM lacks, and what KVM refuses.
     """
@@ -156,7 +156,8 @@ def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
 
 def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
     """Refuse, by name, what this machine's processor or KVM has not got."""
-    cpuid = vcpu.get_cpuid2().entries
+    vcpu.set_cpuid2(here.cpuid)
+    cpuid = vcpu.get_cpuid2().entries  # some KVMs show a guest more than they support
     missing = missing_features(saved.cpuid, cpuid)
     if missing:
         raise fields.error("cpuid", f"asks for {_listed(missing)}: not to be had here")
