@@ -21,7 +21,7 @@ byte after the next pointer:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -224,10 +224,14 @@ class PciFunction:
             "device_id": self._header["device_id"],
             "registers": self._header.save_state(),
             "bars": [bar.address for bar in self._bars.values()],
+            "decoded": [bar.index for bar in self._bars.values() if bar.gpa is not None],
         }
 
     def check_state(self, fields: Fields) -> Restore:
-        """Check everything; what is restored decodes the BARs again, as far as it is allowed to."""
+        """Check everything; what is restored decodes the BARs again, as far as it is allowed to.
+
+        Of two BARs at one address the one that was there first is there again.
+        """
         for name in ("vendor_id", "device_id"):
             fields.same(name, self._header[name])
         restore_header = self._header.check_state(fields.part("registers"))
@@ -236,13 +240,15 @@ class PciFunction:
         for bar, address in zip(bars, addresses, strict=True):
             if address & bar.size_bytes - 1 or address >> (64 if bar.flags & _BAR_64BIT else 32):
                 raise fields.error("bars", f"cannot have BAR {bar.index} at {address:#x}")
+        decoded = fields.numbers("decoded", at_most=len(bars), below=BAR_COUNT)
+        first = sorted(bars, key=lambda bar: bar.index not in decoded)
 
         def restore() -> None:
             restore_header()
             for bar, address in zip(bars, addresses, strict=True):
                 bar.address = address
             self._drive_intx()
-            self._update_decoding()
+            self._update_decoding(first)
 
         return restore
 
@@ -313,12 +319,11 @@ class PciFunction:
         bar.address = address & ~(bar.size_bytes - 1)
         self._update_decoding()
 
-    def _update_decoding(self) -> None:
-        """Make what is decoded follow the command register and the BAR addresses."""
+    def _update_decoding(self, bars: Iterable[_Bar] | None = None) -> None:
+        """Make what is decoded follow the command register and the addresses of `bars`, or all."""
         enabled = self._header["command"] & COMMAND_MEMORY_SPACE
-        moving = [
-            bar for bar in self._bars.values() if bar.gpa != (bar.address if enabled else None)
-        ]
+        bars = self._bars.values() if bars is None else bars
+        moving = [bar for bar in bars if bar.gpa != (bar.address if enabled else None)]
         before = [bar.gpa for bar in moving]
         for bar in moving:  # all leave before any arrives: two BARs may change places
             if bar.gpa is not None and self.placement is not None:

@@ -113,20 +113,25 @@ class Guest:
     """One guest running one program on `board`."""
 
     def __init__(self, board: WatchedBoard, program: Program) -> None:
-        self.board = board
         self.program = program
         self.memory = board.ram.driver_area
-        self.mmio = board.mmio
         self.rings: dict[int, Ring] = {}
         self.ring_size = 8
         self.payload_gpa = PAYLOAD_GPA
         self.room_gpa = PAYLOAD_GPA  # for the device's questions
-        self.pio = Bus("pio")
-        self.pio.map(0xCF8, 8, ConfigMechanism1(board.pci))
-        self.ecam = EnhancedConfig(board.pci)
         self.later: list[tuple[int, bytes]] = []
         self.countdown = 0
+        self.settle_on(board)
         board.ram.moment = self.moment
+
+    def settle_on(self, board: WatchedBoard) -> None:
+        """Run on `board`, which has the guest's memory."""
+        self.board = board
+        self.mmio = board.mmio
+        self.config_ports = ConfigMechanism1(board.pci)
+        self.pio = Bus("pio")
+        self.pio.map(0xCF8, 8, self.config_ports)
+        self.ecam = EnhancedConfig(board.pci)
 
     # What a well-behaved driver does.
 
@@ -458,13 +463,19 @@ class Guest:
         else:
             _ = (balloon.counters, balloon.actual, balloon.has_live(Role.STATS))
 
-    def run(self) -> None:
+    def step(self) -> bool:
+        """Run one instruction; False at the end of the program."""
         try:
-            while True:
-                instruction = INSTRUCTIONS[self.program.opcode() % len(INSTRUCTIONS)]
-                instruction(self)
+            instruction = INSTRUCTIONS[self.program.opcode() % len(INSTRUCTIONS)]
         except OutOfBytes:
             self.later.clear()
+            return False
+        instruction(self)
+        return True
+
+    def run(self) -> None:
+        while self.step():
+            pass
 
 
 INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (

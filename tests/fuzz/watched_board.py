@@ -204,12 +204,12 @@ class WatchedBalloon(BalloonDevice):
 
 
 class WatchedBoard(Board):
-    """A board with such a balloon, offering `offered` feature bits."""
+    """A board with such a balloon, offering `offered`; over `ram`, or RAM of its own."""
 
     ram: WatchedRam
 
-    def __init__(self, dialect: Dialect, offered: int) -> None:
-        ram, trace = WatchedRam(), Trace()
+    def __init__(self, dialect: Dialect, offered: int, ram: WatchedRam | None = None) -> None:
+        ram, trace = ram or WatchedRam(), Trace()
         super().__init__(WatchedBalloon(dialect, ram, trace, offered), ram, trace)
 
     @property

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A balloon that is saved and restored under any guest goes on as if nothing had happened.
+
+Two boards run the same program of `tests.fuzz.guest_program`. After some instructions one of them
+is saved and restored into a new board over the same RAM. From then on, after every instruction,
+memory (the rings with it), registers, interrupts, doorbells and discards of both must be alike.
+
+The board that stays does what a restore does besides: it looks at all queues and repeats all
+notifications, because some may have been on their way, and forgets what the process that was left
+behind has asked the guest.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.balloon.hinting import DONE, FIRST_ID
+from devices.balloon.misc import Command
+from devices.state import Payload, encode
+from pyvmm_native.runs import PageRuns
+from tests.fuzz.guest_program import ALL_ONES, INSTRUCTIONS, RING_SIZES, Guest, Program
+from tests.fuzz.watched_board import REGIONS, WatchedBoard
+from tests.saved_state import move, restore_or_refuse, spoiled
+from tests.virtio_board import AnonymousRam, Board
+
+instructions = st.builds(
+    lambda opcode, operands: bytes([opcode]) + operands,
+    st.integers(0, len(INSTRUCTIONS) - 1),
+    st.binary(max_size=12),
+)
+programs = st.lists(instructions, max_size=40).map(b"".join)
+dialects = st.sampled_from([STANDARD, BITMAP])
+wanted = st.sampled_from([0, 0, 1 << 1, 1 << 28, 1 << 29, 1 << 40]).map(lambda bit: ALL_ONES ^ bit)
+
+
+def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> Guest:
+    guest = Guest(WatchedBoard(dialect, dialect.features.known), Program(program))
+    guest.ring_size = ring_size
+    guest.plug_in()
+    guest.start(wanted)
+    enable_msix(guest)
+    return guest
+
+
+def enable_msix(guest: Guest) -> None:
+    """All vectors but the last get a message of their own; the last stays masked."""
+    board, function = guest.board, guest.board.function
+    for vector in range(board.transport.msix.vectors):
+        base = 0xC000_0000 + 0x10_0000 + 16 * vector
+        for i, word in enumerate((0xFEE0_0000, 0, 0x40 + vector)):
+            board.mmio.write(base + 4 * i, 4, word)
+        board.mmio.write(base + 12, 4, vector == board.transport.msix.vectors - 1)
+    pointer = function.config_read(0x34, 1)
+    while function.config_read(pointer, 1) != 0x11:
+        pointer = function.config_read(pointer + 1, 1)
+    function.config_write(pointer + 2, 2, 1 << 15)
+    for queue in range(len(board.device.queues)):
+        board.mmio.write(0xC000_0000 + 0x16, 2, queue)
+        board.mmio.write(0xC000_0000 + 0x1A, 2, queue + 1)
+    board.mmio.write(0xC000_0000 + 0x10, 2, 0)
+
+
+class Watcher:
+    """What can be seen of a board from now on."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.board = guest.board
+        self.sent: list[tuple[int, int, int]] = []
+        self.board.msi.on_trigger = self._sent
+        self.board.bells.rung[:] = sorted(self.board.bells.places)
+        self.discards = len(self.board.ram.discarded)
+
+    def _sent(self, vector: int) -> None:
+        self.sent.append((vector, *self.board.msi.routes[vector]))
+
+    def seen(self) -> dict[str, object]:
+        board = self.board
+        return {
+            "memory": [bytes(area) for _, area in board.ram.maps],
+            "state": board.transport.save_state(),
+            "ports": self.guest.config_ports.save_state(),
+            "sent": self.sent,
+            "line": board.line.level,
+            "doorbells": (board.bells.places, board.bells.rung),
+            "discards": [list(runs) for runs in board.ram.discarded[self.discards :]],
+            "balloon": (board.watched.counters, board.watched.actual, board.watched.num_pages),
+            "decoded": [board.function.bar_gpa(bar) for bar in (0, 2)],
+            "live": [board.watched.has_live(role) for role in Role],
+        }
+
+
+def forget_and_repeat(board: WatchedBoard) -> None:
+    """What a restore does besides, without one."""
+    balloon = board.watched
+    balloon.misc.withdraw()
+    if balloon.hinting.last_id >= FIRST_ID:
+        balloon.hinting._on_end = None
+        balloon.hinting._begun = False
+        balloon.hinting.pages = PageRuns()
+        balloon.config["free_page_hint_cmd_id"] = DONE
+    for queue in balloon.queues:
+        if queue.ring is not None:
+            queue.ring.next_used = queue.ring.next_used  # nobody knows what the driver was told
+    balloon.repeat_notifications()
+
+
+def move_guest(guest: Guest) -> None:
+    """Save everything, and let the guest go on on a board that was restored."""
+    old, old_ports = guest.board, guest.config_ports
+    new = WatchedBoard(old.watched.dialect, old.watched.offered, old.ram)
+    guest.settle_on(new)
+    new.watched.kept[:] = old.watched.kept
+    move(old.transport, new.transport)
+    move(old_ports, guest.config_ports)
+    assert set(new.bells.rung) == new.bells.places.keys(), "every live queue is looked at"
+
+
+@settings(max_examples=250, deadline=None)
+@given(programs, programs, dialects, wanted, st.sampled_from(RING_SIZES))
+def test_a_restored_balloon_goes_on_like_one_that_stayed(
+    before: bytes, after: bytes, dialect: Dialect, wanted: int, ring_size: int
+) -> None:
+    stays, moves = (new_guest(dialect, before, wanted, ring_size) for _ in range(2))
+    stays.run()
+    moves.run()
+    forget_and_repeat(stays.board)
+    move_guest(moves)
+    stays.program, moves.program = Program(after), Program(after)
+    staying, moving = Watcher(stays), Watcher(moves)
+    assert moving.seen() == staying.seen()
+    while stays.step():
+        moves.step()
+        assert moving.seen() == staying.seen()
+    stays.board.check_at_rest()
+    moves.board.check_at_rest()
+
+
+@settings(max_examples=400, deadline=None)
+@given(programs, dialects, st.data())
+def test_hostile_states_are_refused_and_change_nothing(
+    program: bytes, dialect: Dialect, data: st.DataObject
+) -> None:
+    guest = new_guest(dialect, program, ALL_ONES, 8)
+    guest.run()
+    ram = AnonymousRam(*REGIONS)
+    ram.maps[0][1][:] = guest.memory[:]
+    new = Board.with_balloon(dialect, ram=ram, offered=dialect.features.known)
+    state: Payload = data.draw(spoiled(guest.board.transport.save_state()))
+    if restore_or_refuse(new.transport, state):
+        for queue in range(len(new.device.queues)):
+            new.transport.notify(queue)  # whatever it is, it can be worked with
+        new.balloon.ask_for_stats()
+        new.balloon.misc.ask(Command.SYNC, lambda answer: None)
+        encode(new.transport.save_state())
+        new.device.write_status(0)
+    else:
+        assert not new.bells.rung
+        assert not new.msi.triggered
