@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a register access of the guest costs: bench "exits".
+
+A guest of a few instructions (`bench.exit_guest`) reads or writes one register in a loop, and all
+contenders serve the same vCPU, in turns:
+
+    C loop                    bench/c/exits.c: KVM_RUN, look, answer, again
+    pyvmm, Cython fast path   what `SerialShortcut` serves: LSR and THR of the UART
+    pyvmm, nothing in Python  the KVM_RUN loop with handlers that only return: the way into Python
+    pyvmm, Python model       the machine's own: device lock, bus, register table, device
+    pyvmm, ioeventfd          for writes to memory: a queue notification, which never leaves KVM
+
+Ports are those of the UART, memory is the virtio transport's common configuration. The cases "added
+to" say what is left when the C loop's time in the same round is taken away. Checked each time: the
+sum of all that the guest read, what was printed, what the register holds, or the eventfd's count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from time import thread_time
+
+from bench.exit_guest import (
+    DEVICE_BYTES,
+    DEVICE_GPA,
+    DONE_PORT,
+    Access,
+    ExitGuest,
+    exit_guest,
+    memory_read,
+    memory_write,
+    port_read,
+    port_write,
+)
+from bench.measure import Case, Contender, Plan, seconds, take_turns
+from bench.native import shared_library
+from devices.balloon.device import BalloonDevice
+from devices.balloon.dialects import STANDARD
+from devices.bus import Bus
+from devices.pci.host_bridge import PciBus
+from devices.uart import Uart16550
+from devices.virtio.pci_transport import VirtioPciTransport
+from pyvmm.layout import COM1_PORT, COM1_PORTS
+from pyvmm.tracing import LogTracer
+from pyvmm.vcpu_thread import GuestBuses
+from pyvmm_native import kvm_run
+from pyvmm_native.serial import ByteQueue, SerialShortcut
+from tests.virtio_board import AnonymousRam, Bells, Line, Messages
+
+C_LOOP = "C loop"
+SHORTCUT = "pyvmm, Cython fast path"
+NOTHING = "pyvmm, nothing in Python"
+MODEL = "pyvmm, Python model"
+DOORBELL = "pyvmm, ioeventfd"
+
+THR_PORT, LSR_PORT = COM1_PORT, COM1_PORT + 5
+LSR_VALUE = 0x60
+REGISTER_GPA = DEVICE_GPA  # device_feature_select: 4 bytes that the register table keeps
+REGISTER_VALUE = 0x5A
+NOTIFY_GPA = DEVICE_GPA + DEVICE_BYTES // 2
+
+ROUNDS = 41
+ACCESSES, QUICK_ACCESSES = 2_000, 1_000
+
+_BAR0, _BAR0_HIGH, _COMMAND, _COMMAND_MEMORY = 0x10, 0x14, 0x04, 1 << 1
+
+
+class GuestDone(Exception):
+    """The guest wrote to DONE_PORT."""
+
+
+class DonePort:
+    """The end of a program, as a device."""
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        raise GuestDone
+
+
+class Platform:
+    """A machine's way to its UART and to a virtio device, with its lock and its tracer."""
+
+    def __init__(self) -> None:
+        tracer = LogTracer()
+        self.queue = ByteQueue(lambda: None, 1 << 30)
+        self.serial = SerialShortcut(self.queue, COM1_PORT)
+        pio, mmio = Bus("pio", tracer=tracer), Bus("mmio", tracer=tracer)
+        pio.map(COM1_PORT, COM1_PORTS, Uart16550(Line(), self.queue.put, self.serial))
+        pio.map(DONE_PORT, 1, DonePort())
+        device = BalloonDevice(STANDARD, AnonymousRam((0, 1 << 20)), tracer, lambda pages: None)
+        transport = VirtioPciTransport(device, Messages(), Bells(), tracer)
+        PciBus(mmio, [(DEVICE_GPA, DEVICE_BYTES)]).add(1, transport.function)
+        transport.function.config_write(_BAR0, 4, DEVICE_GPA)
+        transport.function.config_write(_BAR0_HIGH, 4, 0)
+        transport.function.config_write(_COMMAND, 2, _COMMAND_MEMORY)
+        self.mmio = mmio
+        self.buses = GuestBuses(pio, mmio, threading.Lock(), lambda: None)
+
+
+class Constants:
+    """An `IoHandler` that does nothing but what it must."""
+
+    def pio_read(self, port: int, size: int) -> int:
+        return LSR_VALUE
+
+    def pio_write(self, port: int, size: int, value: int) -> None:
+        if port == DONE_PORT:
+            raise GuestDone
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        return REGISTER_VALUE
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        pass
+
+
+class Served(ctypes.Structure):
+    """struct served of bench/c/exits.c."""
+
+    _fields_ = (("accesses", ctypes.c_uint64), ("written", ctypes.c_uint64))
+
+
+class Bench:
+    """One vCPU and everybody who can serve it; contenders return nanoseconds an access."""
+
+    def __init__(self, guest: ExitGuest, count: int) -> None:
+        self._guest = guest
+        self._count = count
+        self.platform = Platform()
+        self._c_loop = ctypes.CDLL(str(shared_library("exits"))).exits_serve
+        self._run_area = (ctypes.c_char * len(guest.vcpu.run_area)).from_buffer(guest.vcpu.run_area)
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        guest.vm.ioeventfd(self._event, NOTIFY_GPA, 4)
+
+    def _timed(self, access: Access, serve: Callable[[], None]) -> dict[str, float]:
+        self._guest.load(access, self._count)
+        begin = thread_time()
+        serve()
+        return dict(seconds((thread_time() - begin) * 1e9 / self._count))
+
+    def c_loop(self, access: Access, *, answer: int = 0, written: int = 0) -> Contender:
+        """The C loop answers reads with `answer` and expects `written` as the sum of writes."""
+
+        def serve() -> None:
+            served = Served()
+            result = self._c_loop(
+                self._guest.vcpu.fileno(),
+                self._run_area,
+                ctypes.c_uint16(DONE_PORT),
+                ctypes.c_uint64(answer),
+                ctypes.byref(served),
+            )
+            assert result == 0, f"{access}: the guest ended with {result}"
+            assert (served.accesses, served.written) == (self._count, written)
+
+        return lambda: self._checked_reads(self._timed(access, serve), answer)
+
+    def pyvmm(
+        self,
+        access: Access,
+        io: kvm_run.IoHandler,
+        *,
+        serial: SerialShortcut | None = None,
+        answer: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> Contender:
+        """The KVM_RUN loop with `io` and `serial`; `check` runs after each time."""
+        vcpu = self._guest.vcpu
+
+        def serve() -> None:
+            try:
+                reason = kvm_run.run(vcpu.fileno(), vcpu.run_area, io, serial)
+            except GuestDone:
+                return
+            raise AssertionError(f"{access}: exit {reason}")
+
+        def contend() -> dict[str, float]:
+            values = self._checked_reads(self._timed(access, serve), answer)
+            check()
+            return values
+
+        return contend
+
+    def _checked_reads(self, values: dict[str, float], answer: int) -> dict[str, float]:
+        if answer:
+            assert self._guest.sum == answer * self._count
+        return values
+
+    # --- What must have happened ------------------------------------------------------------------
+    def printed(self) -> None:
+        """Every character has arrived, in order."""
+        expected = bytes(count & 0xFF for count in range(self._count, 0, -1))
+        assert self.platform.queue.take() == expected
+
+    def register_written(self) -> None:
+        """The register holds what the guest wrote last."""
+        assert self.platform.mmio.read(REGISTER_GPA, 4) == 1
+
+    def notified(self) -> None:
+        """KVM has counted every notification."""
+        assert os.eventfd_read(self._event) == self._count
+
+    def close(self) -> None:
+        os.close(self._event)
+
+    # --- Cases ------------------------------------------------------------------------------------
+    def port_reads(self) -> dict[str, Contender]:
+        access, buses, answer = port_read(LSR_PORT), self.platform.buses, LSR_VALUE
+        return {
+            C_LOOP: self.c_loop(access, answer=answer),
+            SHORTCUT: self.pyvmm(access, buses, serial=self.platform.serial, answer=answer),
+            NOTHING: self.pyvmm(access, Constants(), answer=answer),
+            MODEL: self.pyvmm(access, buses, answer=answer),
+        }
+
+    def port_writes(self) -> dict[str, Contender]:
+        access, buses, serial = port_write(THR_PORT), self.platform.buses, self.platform.serial
+        written = sum(count & 0xFF for count in range(1, self._count + 1))
+        return {
+            C_LOOP: self.c_loop(access, written=written),
+            SHORTCUT: self.pyvmm(access, buses, serial=serial, check=self.printed),
+            NOTHING: self.pyvmm(access, Constants()),
+            MODEL: self.pyvmm(access, buses, check=self.printed),
+        }
+
+    def memory_reads(self) -> dict[str, Contender]:
+        access, answer = memory_read(REGISTER_GPA), REGISTER_VALUE
+        self.platform.mmio.write(REGISTER_GPA, 4, answer)
+        return {
+            C_LOOP: self.c_loop(access, answer=answer),
+            NOTHING: self.pyvmm(access, Constants(), answer=answer),
+            MODEL: self.pyvmm(access, self.platform.buses, answer=answer),
+        }
+
+    def memory_writes(self) -> dict[str, Contender]:
+        access, buses = memory_write(REGISTER_GPA), self.platform.buses
+        notify = memory_write(NOTIFY_GPA)
+        return {
+            C_LOOP: self.c_loop(access, written=self._count * (self._count + 1) // 2),
+            DOORBELL: self.pyvmm(notify, buses, check=self.notified),
+            NOTHING: self.pyvmm(access, Constants()),
+            MODEL: self.pyvmm(access, buses, check=self.register_written),
+        }
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Reads and writes of ports and of device memory, and what pyvmm adds to each."""
+    cases = []
+    with exit_guest() as guest:
+        bench = Bench(guest, QUICK_ACCESSES if plan.quick else ACCESSES)
+        for name, contenders in (
+            ("port read", bench.port_reads()),
+            ("port write", bench.port_writes()),
+            ("memory read", bench.memory_reads()),
+            ("memory write", bench.memory_writes()),
+        ):
+            case = Case(name, "ns", against=C_LOOP)
+            take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=True)
+            cases += [case, _added(case)]
+        bench.close()
+    return cases
+
+
+def _added(case: Case) -> Case:
+    """What each contender took more than the C loop did in the same round."""
+    added = Case(f"added to a {case.name}", case.unit, against=MODEL)
+    for contender, values in case.rounds.items():
+        if contender not in (C_LOOP, DOORBELL):
+            added.rounds[contender] = [
+                value - least for value, least in zip(values, case.rounds[C_LOOP], strict=True)
+            ]
+    return added
