@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pyvmm import elf
+
 SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
 NOTE_TYPE = 1
@@ -75,25 +77,21 @@ def read_manifest(path: Path | str) -> Manifest | None:
     be read.
     """
     with open(path, "rb") as file:
-        if file.read(4) != b"\x7fELF":
-            return None
         content = _read_section(file)
     return None if content is None else _parse_json(_parse_note(content))
 
 
 def _read_section(file: BinaryIO) -> bytes | None:
-    """Return the bytes of the manifest's section, None when there is no such section."""
-    from elftools.elf.elffile import ELFFile
-
+    """Return the bytes of the manifest's section, None when there is none or no ELF file."""
     file_bytes = os.fstat(file.fileno()).st_size
     try:
-        section = ELFFile(file).get_section_by_name(SECTION)
-        if section is None:
-            return None
-        offset, size = section["sh_offset"], section["sh_size"]
-    except Exception as error:
-        # pyelftools promises ELFError, but a damaged file also gets all kinds of others out of it.
-        raise ManifestError(f"damaged ELF file ({type(error).__name__})") from error
+        header = elf.read_header(file)
+        section = header and elf.find_section(file, header, SECTION.encode())
+    except elf.ElfError as error:
+        raise ManifestError(f"damaged ELF file ({error})") from error
+    if section is None:
+        return None
+    offset, size = section
     if size > MAX_NOTE_BYTES or offset + size > file_bytes:
         raise ManifestError(f"section {SECTION} does not lie inside the file")
     file.seek(offset)

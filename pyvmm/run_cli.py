@@ -7,13 +7,13 @@ where KVM is missing or unfit, the very same command line is run again in the la
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,7 +21,11 @@ from pyvmm.balloon_features import OPTIONS
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.quick_start import asyncio
 from pyvmm.units import parse_size
+
+if TYPE_CHECKING:
+    from pyvmm.machine import Machine
 
 LAB_OVERHEAD_MIB = 2048
 """What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
@@ -143,11 +147,19 @@ def _run_in_lab(config: MachineConfig, sockets: Sequence[Path]) -> int:
     )
 
 
+async def _listen(stack: AsyncExitStack, machine: Machine, path: Path) -> None:
+    """Serve control commands at `path` until `stack` is left."""
+    from pyvmm.control.server import ControlServer  # most guests have no control socket
+    from pyvmm.lab.places import listening_path
+
+    server = ControlServer(machine, listening_path(path))
+    await server.start()
+    stack.push_async_callback(server.close)
+
+
 async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
     """Run one machine on this terminal to its end and return the exit status."""
     from pyvmm.console import Action, ConsoleIo, Terminal
-    from pyvmm.control.server import ControlServer
-    from pyvmm.lab.places import listening_path
     from pyvmm.machine import Machine
     from pyvmm.outcome import Ending, Outcome
     from pyvmm.tracing import LogTracer
@@ -174,9 +186,7 @@ async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
         )
         stack.callback(machine.close)
         for path in sockets:
-            server = ControlServer(machine, listening_path(path))
-            await server.start()
-            stack.push_async_callback(server.close)
+            await _listen(stack, machine, path)
         for signum in END_SIGNALS:
             loop.add_signal_handler(signum, end_by_signal, signum)
         stack.enter_context(Terminal(0))

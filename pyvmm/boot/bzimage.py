@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.boot.payload import PayloadError, decompress
+from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.cache import cache_dir, keep_most_recent, write_whole
 from pyvmm.errors import UserError
 
 SECTOR_BYTES = 512
-HEADER_OFFSET = 0x1F1
 HEADER_END_LIMIT = 0x290  # where struct boot_params goes on with something else
 BOOT_FLAG = 0xAA55
-MAGIC = b"HdrS"
 FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; the payload's place came with 2.08
 XLF_KERNEL_64 = 1 << 0
 MAX_FILE_BYTES = 512 << 20
@@ -40,26 +39,11 @@ REMEDY = "give a bzImage of Linux 3.8 or later for x86-64, such as /boot/vmlinuz
 
 
 @dataclass(frozen=True)
-class SetupHeader:
-    """What the loader takes from the header; `raw` are its bytes, from offset 0x1F1 on."""
-
-    raw: bytes
-    command_line_max_bytes: int
-    initrd_end: int
-    """First address that an initramfs may no longer use."""
-
-
-@dataclass(frozen=True)
 class BzImage:
     """A bzImage taken apart: its header and a file, in the cache, that holds its vmlinux."""
 
     header: SetupHeader
     vmlinux: Path
-
-
-def is_bzimage(beginning: bytes) -> bool:
-    """Whether a file that begins so (518 bytes or more) has a setup header."""
-    return beginning[0x202:0x206] == MAGIC
 
 
 def open_bzimage(path: Path) -> BzImage:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading a kernel: an ELF `vmlinux` goes to the physical addresses its program headers name.
 
-pyelftools parses; this module checks. A file is hostile until every loadable segment is known to
-lie inside the file, inside guest RAM above the first MiB, and apart from the others. Nothing is
-written to guest memory before all of it has been checked. `guest.img` is such a file too, with a
-manifest beside the code (see `guest_images.manifest`); a bzImage has one inside (see `bzimage`).
+`pyvmm.elf` reads the tables; this module checks. A file is hostile until every loadable segment is
+known to lie inside the file, inside guest RAM above the first MiB, and apart from the others.
+Nothing is written to guest memory before all of it has been checked. `guest.img` is such a file
+too, with a manifest beside the code (see `guest_images.manifest`); a bzImage has one inside (see
+`bzimage`).
 
 ELF-64 object file format, program headers; Documentation/arch/x86/boot.rst, "64-bit boot protocol":
 the entry point of a vmlinux is the 64-bit entry of that protocol.
@@ -15,17 +16,16 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from pyvmm import layout
-from pyvmm.boot.bzimage import HEADER_OFFSET, SetupHeader, is_bzimage, open_bzimage
+from pyvmm import elf, layout
+from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
 MIB = 1 << 20
-ELF_MAGIC = b"\x7fELF"
 BEGINNING_BYTES = HEADER_OFFSET + 64
 BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
 
@@ -48,11 +48,12 @@ class Segment:
 class KernelImage:
     """A checked kernel: where its pieces go and where it starts.
 
-    `path` is the file that was given, `elf` the one with the pieces; a bzImage brings its header.
+    `path` is the file that was given, `vmlinux` the one with the pieces; a bzImage brings its
+    header.
     """
 
     path: Path
-    elf: Path
+    vmlinux: Path
     entry: int
     segments: tuple[Segment, ...]
     header: SetupHeader | None = None
@@ -74,7 +75,7 @@ class KernelImage:
     def load(self, memory: GuestMemory) -> None:
         """Copy the kernel into RAM it fits into and that is still zero (fresh anonymous pages)."""
         with (
-            self.elf.open("rb") as file,
+            self.vmlinux.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             memoryview(content) as view,
         ):
@@ -89,9 +90,11 @@ def read_kernel(path: Path) -> KernelImage:
     try:
         with path.open("rb") as file:
             beginning = file.read(BEGINNING_BYTES)
-        if beginning.startswith(ELF_MAGIC):
+        if beginning.startswith(elf.MAGIC):
             return _read_elf(path, path, None)
         if is_bzimage(beginning):
+            from pyvmm.boot.bzimage import open_bzimage  # with its decompressors
+
             bzimage = open_bzimage(path)
             return _read_elf(path, bzimage.vmlinux, bzimage.header)
     except OSError as error:
@@ -103,32 +106,28 @@ def read_kernel(path: Path) -> KernelImage:
     )
 
 
-def _read_elf(path: Path, elf: Path, header: SetupHeader | None) -> KernelImage:
-    with elf.open("rb") as file:
+def _read_elf(path: Path, vmlinux: Path, header: SetupHeader | None) -> KernelImage:
+    with vmlinux.open("rb") as file:
         entry, segments = _parse(path, file)
-    _check(path, elf.stat().st_size, entry, segments)
-    return KernelImage(path, elf, entry, tuple(segments), header)
+    _check(path, vmlinux.stat().st_size, entry, segments)
+    return KernelImage(path, vmlinux, entry, tuple(segments), header)
 
 
-def _parse(path: Path, file: IO[bytes]) -> tuple[int, list[Segment]]:
-    from elftools.common.exceptions import ELFError, ELFParseError
-    from elftools.construct import ConstructError
-    from elftools.elf.elffile import ELFFile
-
+def _parse(path: Path, file: BinaryIO) -> tuple[int, list[Segment]]:
     try:
-        elf = ELFFile(file)
-        if elf.elfclass != 64 or elf["e_machine"] != "EM_X86_64":
+        header = elf.read_header(file)
+        if header is None or header.machine != elf.EM_X86_64:
             raise UserError(
                 f"{path} is an ELF file, but not for x86-64", "give a 64-bit x86 vmlinux"
             )
         segments = [
-            Segment(header["p_paddr"], header["p_offset"], header["p_filesz"], header["p_memsz"])
-            for header in (segment.header for segment in elf.iter_segments("PT_LOAD"))
-            if header["p_memsz"]
+            Segment(one.p_paddr, one.p_offset, one.p_filesz, one.p_memsz)
+            for one in elf.program_headers(file, header)
+            if one.p_type == elf.PT_LOAD and one.p_memsz
         ]
-        return elf["e_entry"], segments
-    except (ELFError, ELFParseError, ConstructError, ValueError, KeyError) as error:
+    except elf.ElfError as error:
         raise _broken(path, f"its ELF headers cannot be read ({error})") from error
+    return header.entry, segments
 
 
 def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyvmm import layout
-from pyvmm.boot.bzimage import HEADER_OFFSET, SetupHeader
+from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:

@@ -29,7 +29,6 @@ PRELOADED = (
     "concurrent.futures",
     "dataclasses",
     "datetime",
-    "elftools.elf.elffile",
     "enum",
     "importlib.util",
     "logging",

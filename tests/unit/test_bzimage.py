@@ -186,7 +186,7 @@ def test_what_was_unpacked_is_kept_and_nothing_else(
         read_kernel(path)
     assert not list(cache_dir("vmlinux").iterdir())
     path.write_bytes(bzimage(pack("xz", SMALL)))
-    (kept,) = [read_kernel(path).elf]
+    (kept,) = [read_kernel(path).vmlinux]
     assert kept.read_bytes() == SMALL
     monkeypatch.setattr(bzimage_module, "decompress", None)
-    assert read_kernel(path).elf == kept
+    assert read_kernel(path).vmlinux == kept
