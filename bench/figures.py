@@ -28,4 +28,47 @@ class Figure:
         return result.case(self.case).ratio(self.contender, self.against)
 
 
-FIGURES: tuple[Figure, ...] = ()
+_BITMAP, _STANDARD, _QEMU = "pyvmm, bitmap", "pyvmm, standard", "QEMU pc"
+_BEST, _PER_RUN, _PER_PAGE = (
+    "C, best way",
+    "C, one madvise per run",
+    "C, one madvise per page",
+)
+
+
+def _device(case: str, against: str, at_most: float, aim: float) -> Figure:
+    return Figure(f"{case}, against {against}", "device", case, _BITMAP, against, at_most, aim)
+
+
+def _balloon(case: str, contender: str, at_most: float, aim: float) -> Figure:
+    what = f"{case}: {contender}, against {_QEMU}"
+    return Figure(what, "balloon", case, contender, _QEMU, at_most, aim)
+
+
+FIGURES: tuple[Figure, ...] = (
+    *(
+        _device(f"{pattern}, {pages} pages", _BEST, 1.05, 1.02)
+        for pattern in ("one run", "runs of 2 MiB")
+        for pages in ("4 KiB", "huge")
+    ),
+    _device("every other page, 4 KiB pages", _BEST, 1.15, 1.05),
+    _device("every other page, huge pages", _BEST, 1.15, 1.05),
+    _device("one run, huge pages", _PER_PAGE, 0.02, 0.01),
+    _device("every other page, 4 KiB pages", _PER_RUN, 0.40, 0.33),
+    *(
+        figure
+        for ram in ("untouched", "touched")
+        for figure in (
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", _BITMAP, 0.15, 0.05),
+            _balloon(f"deflate, RAM {ram}, 1 vCPU", _BITMAP, 0.20, 0.08),
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", _STANDARD, 1.0, 0.7),
+        )
+    ),
+    Figure("boot, against QEMU pc", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU pc", 0.9, 0.6),
+    Figure(
+        "boot, against QEMU microvm", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU microvm", 1.2, 0.9
+    ),
+    Figure(
+        "PSS beside guest RAM, against QEMU pc", "footprint", "PSS", "pyvmm", "QEMU pc", 0.8, 0.6
+    ),
+)

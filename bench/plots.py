@@ -89,7 +89,7 @@ def _bars(axes: Axes, cases: list[Case]) -> None:
         place += 1
     axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
     axes.invert_yaxis()
-    if max(middles) > MANY_TIMES * min(middles):
+    if 0 < MANY_TIMES * min(middles) < max(middles):
         axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel(cases[0].unit)
