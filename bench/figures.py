@@ -23,6 +23,13 @@ class Figure:
     at_most: float
     aim: float
 
+    def measured_in(self, result: Result) -> bool:
+        """Whether the case and both its contenders are there."""
+        return any(
+            case.name == self.case and {self.contender, self.against} <= case.rounds.keys()
+            for case in result.cases
+        )
+
     def reached(self, result: Result) -> float:
         """The ratio of the medians; KeyError when it was not measured."""
         return result.case(self.case).ratio(self.contender, self.against)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WIDTH_INCHES = 9.0
 BAR_INCHES = 0.24
 CURVE_INCHES = 4.0
+LEGEND_COLUMNS = 3
 MANY_TIMES = 100.0
 """Where values differ by more than this the scale is logarithmic."""
 
@@ -57,7 +58,7 @@ def draw(result: Result, output: Path) -> Path:
 def _inches(cases: list[Case]) -> float:
     if cases[0].x is not None:
         return CURVE_INCHES
-    return 0.8 + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
+    return 1.2 + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
 
 
 def _curves(axes: Axes, cases: list[Case]) -> None:
@@ -93,4 +94,6 @@ def _bars(axes: Axes, cases: list[Case]) -> None:
         axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel(cases[0].unit)
-    axes.legend(fontsize=8)
+    axes.legend(
+        fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=LEGEND_COLUMNS, frameon=False
+    )

@@ -36,10 +36,6 @@ class Result:
                 return case
         raise KeyError(name)
 
-    def has(self, name: str) -> bool:
-        """Whether a case of that name was measured."""
-        return any(case.name == name for case in self.cases)
-
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 

@@ -33,7 +33,7 @@ def figures_table(results: Sequence[Result]) -> TextTable:
     rows = []
     for figure in FIGURES:
         result = by_name.get(figure.bench)
-        if result is not None and result.has(figure.case):
+        if result is not None and figure.measured_in(result):
             rows.append(_figure_row(figure, result))
     return TextTable(
         "Figures to reach: ratios of medians",
