@@ -15,6 +15,7 @@ import matplotlib as mpl
 
 from bench.measure import Case
 from bench.results import Result
+from bench.tables import shown
 
 mpl.use("Agg")
 from matplotlib import pyplot
@@ -84,7 +85,7 @@ def _bars(axes: Axes, cases: list[Case]) -> None:
             middle = case.median(contender)
             whisker = [[middle - min(values)], [max(values) - middle]]
             axes.barh(place, middle, xerr=whisker, color=colour, label=label, height=0.85)
-            axes.text(max(values), place, f" {middle:.3g}", va="center", fontsize=7)
+            axes.text(max(values), place, f" {shown(middle)}", va="center", fontsize=7)
             middles.append(middle)
             place += 1
         place += 1

@@ -100,9 +100,14 @@ def _marked_first(names: Sequence[str] | dict[str, list[float]]) -> list[tuple[b
 
 def _values(case: Case, contender: str) -> tuple[str, str, str]:
     values = case.rounds[contender]
-    spread = f"{min(values):.4g} to {max(values):.4g}" if len(values) > 1 else ""
+    spread = f"{shown(min(values))} to {shown(max(values))}" if len(values) > 1 else ""
     ratio = "1" if contender == case.against else _ratio(case.ratio(contender))
-    return f"{case.median(contender):.4g} {case.unit}", spread, ratio
+    return f"{shown(case.median(contender))} {case.unit}", spread, ratio
+
+
+def shown(value: float) -> str:
+    """A measured value with as many digits as mean something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _ratio(value: float) -> str:
