@@ -16,6 +16,7 @@ or `unmap` at once: the machine's device lock covers both.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import NamedTuple
 
 from devices.ports import BusDevice, Tracer
@@ -24,7 +25,8 @@ from devices.ports import BusDevice, Tracer
 class _Range(NamedTuple):
     start: int
     end: int
-    device: BusDevice
+    read: Callable[[int, int], int]
+    write: Callable[[int, int, int], None]
 
 
 class Bus:
@@ -52,7 +54,8 @@ class Bus:
             raise ValueError(f"{self.name}: bad range {start:#x}, length {length:#x}")
         if self.overlaps(start, length):
             raise ValueError(f"{self.name}: {start:#x}, length {length:#x} is already in use")
-        ranges = sorted([*self._map[1], _Range(start, start + length, device)], key=lambda r: r[0])
+        entry = _Range(start, start + length, device.read, device.write)
+        ranges = sorted([*self._map[1], entry], key=lambda each: each.start)
         self._map = ([entry.start for entry in ranges], ranges)
 
     def unmap(self, start: int) -> None:
@@ -66,40 +69,36 @@ class Bus:
         """Tell whether any byte of [start, start + length) belongs to a device."""
         return any(r.start < start + length and start < r.end for r in self._map[1])
 
+    # Both look the range up themselves: a call costs as much as the search, at every access.
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes at `address` as a little-endian number."""
-        entry = self._find(address, size)
-        if entry is not None:
-            start, _, device = entry
-            return device.read(address - start, size)
+        starts, ranges = self._map
+        index = bisect_right(starts, address) - 1
+        if index >= 0:
+            start, end, read, _ = ranges[index]
+            if address + size <= end:
+                return read(address - start, size)
         if size == 1 or not self.overlaps(address, size):
             return self._unclaimed_read(address, size)
         return sum(self.read(address + i, 1) << (8 * i) for i in range(size))
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write `value` as `size` little-endian bytes at `address`."""
-        entry = self._find(address, size)
-        if entry is not None:
-            start, _, device = entry
-            device.write(address - start, size, value)
-        elif size == 1 or not self.overlaps(address, size):
+        starts, ranges = self._map
+        index = bisect_right(starts, address) - 1
+        if index >= 0:
+            start, end, _, write = ranges[index]
+            if address + size <= end:
+                write(address - start, size, value)
+                return
+        if size == 1 or not self.overlaps(address, size):
             if self._tracer is not None:
                 self._tracer.event(
                     "unclaimed_write", bus=self.name, address=address, size=size, value=value
                 )
-        else:
-            for i in range(size):
-                self.write(address + i, 1, (value >> (8 * i)) & 0xFF)
-
-    def _find(self, address: int, size: int) -> _Range | None:
-        """Return the range that holds the whole access, or None."""
-        starts, ranges = self._map
-        index = bisect_right(starts, address) - 1
-        if index >= 0:
-            entry = ranges[index]
-            if address + size <= entry[1]:
-                return entry
-        return None
+            return
+        for i in range(size):
+            self.write(address + i, 1, (value >> (8 * i)) & 0xFF)
 
     def _unclaimed_read(self, address: int, size: int) -> int:
         if self._tracer is not None:

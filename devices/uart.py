@@ -257,11 +257,13 @@ class Uart16550:
         if self._dlab:
             self._divisor = self._divisor & 0xFF00 | value
             return
-        if not self._shortcut.take_plain_write():
-            # The interrupt goes away and comes back, which an edge-triggered input must see.
-            self._transmitter_empty_pending = False
-            self._update()
-            self._shortcut.plain_writes = 0 if self._loopback else self._capacity_bytes - 1
+        if self._shortcut.take_plain_write():
+            self._output(bytes([value]))
+            return
+        # The interrupt goes away and comes back, which an edge-triggered input must see.
+        self._transmitter_empty_pending = False
+        self._update()
+        self._shortcut.plain_writes = 0 if self._loopback else self._capacity_bytes - 1
         if self._loopback:
             self._receive_own(value)
         else:
@@ -281,8 +283,9 @@ class Uart16550:
     def _read_lsr(self) -> int:
         self._begin_transmission()
         value = self._line_status
-        self._overrun = False
-        self._update()
+        if self._overrun:
+            self._overrun = False
+            self._update()
         return value
 
     # --- Interrupts and FIFO control --------------------------------------------------------

@@ -38,27 +38,27 @@ class GuestBuses:
     def __init__(
         self, pio: Bus, mmio: Bus, lock: threading.Lock, after_write: Callable[[], None]
     ) -> None:
-        self._pio = pio
-        self._mmio = mmio
+        self._pio_read, self._pio_write = pio.read, pio.write
+        self._mmio_read, self._mmio_write = mmio.read, mmio.write
         self._lock = lock
         self._after_write = after_write
 
     def pio_read(self, port: int, size: int) -> int:
         with self._lock:
-            return self._pio.read(port, size)
+            return self._pio_read(port, size)
 
     def pio_write(self, port: int, size: int, value: int) -> None:
         with self._lock:
-            self._pio.write(port, size, value)
+            self._pio_write(port, size, value)
         self._after_write()
 
     def mmio_read(self, gpa: int, size: int) -> int:
         with self._lock:
-            return self._mmio.read(gpa, size)
+            return self._mmio_read(gpa, size)
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         with self._lock:
-            self._mmio.write(gpa, size, value)
+            self._mmio_write(gpa, size, value)
 
 
 class VcpuGate:
