@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a processor must have for a guest that was started on another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykvm import abi
+from pyvmm.state.cpuid_fit import missing_features, moved_xsave_state
+
+VENDOR = {"ebx": 0x68747541, "edx": 0x69746E65, "ecx": 0x444D4163}  # AuthenticAMD
+INTEL = {"ebx": 0x756E6547, "edx": 0x49656E69, "ecx": 0x6C65746E}
+XSAVE_HEADER = 512
+
+
+def leaf(function: int, index: int = 0, **registers: int) -> abi.kvm_cpuid_entry2:
+    return abi.kvm_cpuid_entry2(function=function, index=index, **registers)
+
+
+def missing(saved: list[abi.kvm_cpuid_entry2], here: list[abi.kvm_cpuid_entry2]) -> list[str]:
+    return missing_features([leaf(0, **VENDOR), *saved], [leaf(0, **VENDOR), *here])
+
+
+def test_the_same_processor_or_a_better_one_will_do() -> None:
+    old = leaf(1, ecx=1 << 20, edx=0xFFFF)
+    assert missing([old], [old]) == []
+    assert missing([old], [leaf(1, ecx=3 << 20, edx=0xFFFFF)]) == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        (leaf(7, ebx=1 << 16), "avx512f"),
+        (leaf(7, edx=1 << 24), "amx_tile"),
+        (leaf(0x8000_0001, ecx=1 << 2), "svm"),
+        (leaf(1, ecx=1 << 24), "tsc_deadline_timer"),
+        (leaf(7, 1, eax=1 << 4), "CPUID leaf 0x7.1 EAX bit 4"),
+        (leaf(0xD, 0, eax=1 << 9), "CPUID leaf 0xd.0 EAX bit 9"),
+        (leaf(0x4000_0001, eax=1 << 14), "CPUID leaf 0x40000001.0 EAX bit 14"),
+    ],
+)
+def test_what_is_missing_is_named(saved: abi.kvm_cpuid_entry2, name: str) -> None:
+    assert missing([saved], []) == [name]
+    assert missing([saved], [leaf(saved.function, saved.index)]) == [name]
+    assert missing([saved], [saved]) == []
+
+
+def test_everything_that_is_missing_is_named() -> None:
+    assert missing([leaf(7, ebx=0b101), leaf(1, ecx=1 << 28)], []) == [
+        "avx",
+        "fsgsbase",
+        "CPUID leaf 0x7.0 EBX bit 2",
+    ]
+
+
+def test_bits_that_follow_the_guests_own_registers_do_not_count() -> None:
+    osxsave, monitor, ospke = 1 << 27, 1 << 3, 1 << 4
+    assert missing([leaf(1, ecx=osxsave | monitor), leaf(7, ecx=ospke)], [leaf(1), leaf(7)]) == []
+
+
+def test_topology_does_not_count() -> None:
+    assert missing([leaf(1, ebx=0x0301_0800), leaf(0xB, 0, edx=3)], [leaf(1, ebx=0)]) == []
+
+
+def test_processors_of_another_make_are_refused() -> None:
+    assert missing_features([leaf(0, **VENDOR)], [leaf(0, **INTEL)]) == [
+        "a processor made by 'AuthenticAMD' and not 'GenuineIntel'"
+    ]
+
+
+def xsave(state_components: int) -> bytes:
+    return bytes(XSAVE_HEADER) + state_components.to_bytes(8, "little") + bytes(3576)
+
+
+def test_xsave_state_has_to_be_in_the_same_place() -> None:
+    avx, pkru_intel, pkru_amd = (
+        leaf(0xD, 2, eax=256, ebx=576),
+        leaf(0xD, 9, eax=8, ebx=2688),
+        leaf(0xD, 9, eax=8, ebx=2432),
+    )
+    saved, here = [avx, pkru_intel], [avx, pkru_amd]
+    assert moved_xsave_state(xsave(0b111), saved, here) == []
+    assert moved_xsave_state(xsave(1 << 9 | 0b111), saved, here) == [9]
+    assert moved_xsave_state(xsave(1 << 9), saved, saved) == []
+    assert moved_xsave_state(xsave(1 << 9), saved, [avx]) == [9]
+
+
+def test_x87_and_sse_are_always_in_the_same_place() -> None:
+    assert moved_xsave_state(xsave(0b11), [], []) == []
