@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ from pyvmm.free_page_hints import FreePageHints
 from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
 from pyvmm.memory import Ram
 from pyvmm.outcome import Ending, Outcome
-from pyvmm.vcpu_thread import KICK_SIGNAL, GuestBuses, VcpuGate, VcpuThread
+from pyvmm.vcpu_thread import KICK_SIGNAL, SWITCH_INTERVAL_S, GuestBuses, VcpuGate, VcpuThread
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import SerialShortcut
 
@@ -173,6 +174,7 @@ class Machine:
         Raises what a device model raised, if one did: that is a bug of ours, not the guest's.
         """
         kvm_run.install_kick_handler(KICK_SIGNAL)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._doorbells.start(self._loop)
         for vcpu in self.vcpu_threads:
             vcpu.start()

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 KICK_SIGNAL = signal.SIGRTMIN
 
+SWITCH_INTERVAL_S = 0.0005
+"""For `sys.setswitchinterval`: how long an access to a device may have to wait for the GIL.
+
+While the event loop computes in Python, each such access waits for this long; Python's own 5 ms are
+an age for a guest, and a tenth of them costs the event loop a few per cent meanwhile.
+"""
+
 
 class GuestBuses:
     """Carries the guest's accesses to the two buses, one at a time.
