@@ -94,12 +94,13 @@ def moved_xsave_state(
     old, new = _by_leaf(saved), _by_leaf(here)
     present = int.from_bytes(xsave[XSTATE_BV_OFFSET:][:8], "little") & ~X87_AND_SSE
     components = (number for number in range(64) if present >> number & 1)
-    return [number for number in components if _place(old, number) != _place(new, number)]
+    return [each for each in components if not _place(old, each) == _place(new, each) != (0, 0)]
 
 
-def _place(leaves: _Leaves, component: int) -> tuple[int, int] | None:
-    leaf = leaves.get((0xD, component))
-    return (leaf.eax, leaf.ebx) if leaf else None
+def _place(leaves: _Leaves, component: int) -> tuple[int, int]:
+    """Size and offset; zeros for a component that is not there."""
+    leaf = leaves.get((0xD, component), abi.kvm_cpuid_entry2())
+    return leaf.eax, leaf.ebx
 
 
 def _by_leaf(entries: Iterable[abi.kvm_cpuid_entry2]) -> _Leaves:

@@ -40,7 +40,9 @@ READ_PORT_TWICE = """
 
 _PAGE_TABLES_GPA = 0x8000
 _PRESENT_WRITABLE = 0b11
-_LARGE_PAGE = 1 << 7
+_USER, _LARGE_PAGE = 1 << 2, 1 << 7
+_PAGE_TABLES_BYTES = 6 * 0x1000
+_CR4_OSFXSR, _RFLAGS_IOPL_3 = 1 << 9, 3 << 12
 _CR0_PE, _CR0_PG, _CR4_PAE = 1 << 0, 1 << 31, 1 << 5
 _EFER_LME, _EFER_LMA = 1 << 8, 1 << 10
 
@@ -156,6 +158,23 @@ def enter_long_mode(vcpu: Vcpu, memory: mmap.mmap) -> None:
     sregs.ds = sregs.es = sregs.ss = abi.kvm_segment(selector=16, type=3, db=1, **flat)
     vcpu.set_sregs(sregs)
     vcpu.set_regs(abi.kvm_regs(rip=CODE_GPA, rsp=CODE_GPA, rflags=2))
+
+
+def enter_ring_3(vcpu: Vcpu, memory: mmap.mmap) -> None:
+    """Start at CODE_GPA in 64-bit mode and ring 3, all memory and all ports being its own."""
+    enter_long_mode(vcpu, memory)
+    tables = memory[_PAGE_TABLES_GPA : _PAGE_TABLES_GPA + _PAGE_TABLES_BYTES]
+    for at, (entry,) in enumerate(struct.iter_unpack("<Q", tables)):
+        if entry:
+            _put(memory, _PAGE_TABLES_GPA + at * 8, struct.pack("<Q", entry | _USER))
+    sregs = vcpu.get_sregs()
+    for name in ("cs", "ds", "es", "ss"):
+        segment = getattr(sregs, name)
+        segment.selector |= 3
+        segment.dpl = 3
+    sregs.cr4 |= _CR4_OSFXSR
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(abi.kvm_regs(rip=CODE_GPA, rsp=CODE_GPA, rflags=_RFLAGS_IOPL_3 | 2))
 
 
 def _put(memory: mmap.mmap, gpa: int, data: bytes) -> None:

@@ -83,6 +83,7 @@ def test_xsave_state_has_to_be_in_the_same_place() -> None:
     assert moved_xsave_state(xsave(1 << 9 | 0b111), saved, here) == [9]
     assert moved_xsave_state(xsave(1 << 9), saved, saved) == []
     assert moved_xsave_state(xsave(1 << 9), saved, [avx]) == [9]
+    assert moved_xsave_state(xsave(1 << 9), [avx], [avx]) == [9]
 
 
 def test_x87_and_sse_are_always_in_the_same_place() -> None:
