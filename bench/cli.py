@@ -14,11 +14,12 @@ from pathlib import Path
 
 import click
 
-from bench.catalogue import CATALOGUE, Benchmark
+from bench.catalogue import CATALOGUE, Benchmark, Kvm
 from bench.measure import Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.probe import Verdict, probe_host_kvm
 from pyvmm.progress import show_progress
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,12 +83,12 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     file.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "pyvmm", "bench", name, "--measure-into", str(file)]
     argv += ["--quick"] if quick else []
-    if benchmark.kvm:
+    if benchmark.kvm is Kvm.FIT:
         from guest_images.build import build_image
 
         with show_progress() as progress:
             build_image(progress=progress)
-    if benchmark.kvm and choose_kvm("auto") is Choice.LAB:
+    if _needs_lab(benchmark.kvm):
         from pyvmm.lab.run import run_in_lab
 
         status = run_in_lab(argv, memory_mib=benchmark.lab_mib)
@@ -95,6 +96,12 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
         status = subprocess.run(argv, check=False).returncode
     if status or not file.exists():
         raise UserError(f"the benchmark {name} ended with status {status}", "see what it said")
+
+
+def _needs_lab(kvm: Kvm) -> bool:
+    if kvm is Kvm.OPENS and probe_host_kvm().verdict in (Verdict.UNFIT, Verdict.FIT):
+        return False
+    return kvm is not Kvm.NONE and choose_kvm("auto") is Choice.LAB
 
 
 def _measure(name: str, quick: bool, file: Path) -> None:

@@ -55,6 +55,12 @@ def memory_write(gpa: int) -> Access:
     return Access(bytes.fromhex("890e"), gpa)  # mov [rsi], ecx
 
 
+def with_pause(access: Access, loops: int) -> Access:
+    """The access after a loop of two instructions."""
+    pause = b"\x41\xb8" + struct.pack("<I", loops)  # mov r8d, loops
+    return Access(pause + bytes.fromhex("41ffc8 75fb") + access.code, access.address)  # dec; jnz
+
+
 class ExitGuest:
     """The virtual machine; `load` a program, then have the vCPU run it until DONE_PORT."""
 

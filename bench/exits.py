@@ -11,8 +11,9 @@ contenders serve the same vCPU, in turns:
     pyvmm, ioeventfd          for writes to memory: a queue notification, which never leaves KVM
 
 Ports are those of the UART, memory is the virtio transport's common configuration. The cases "added
-to" say what is left when the C loop's time in the same round is taken away. Checked each time: the
-sum of all that the guest read, what was printed, what the register holds, or the eventfd's count.
+to" say what is left when the C loop's time in the same round is taken away; all are processor time
+of the one thread. Checked each time: the sum of all that the guest read, what was printed, what the
+register holds, or the eventfd's count. What waiting for the GIL adds is in `bench.exit_delay`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import threading
 from collections.abc import Callable
 from time import thread_time
 
+from bench.exit_delay import delay_case
 from bench.exit_guest import (
     DEVICE_BYTES,
     DEVICE_GPA,
@@ -158,7 +160,12 @@ class Bench:
             assert result == 0, f"{access}: the guest ended with {result}"
             assert (served.accesses, served.written) == (self._count, written)
 
-        return lambda: self._checked_reads(self._timed(access, serve), answer)
+        def contend() -> dict[str, float]:
+            values = self._timed(access, serve)
+            self._check_reads(answer)
+            return values
+
+        return contend
 
     def pyvmm(
         self,
@@ -170,26 +177,28 @@ class Bench:
         check: Callable[[], None] = lambda: None,
     ) -> Contender:
         """The KVM_RUN loop with `io` and `serial`; `check` runs after each time."""
-        vcpu = self._guest.vcpu
-
-        def serve() -> None:
-            try:
-                reason = kvm_run.run(vcpu.fileno(), vcpu.run_area, io, serial)
-            except GuestDone:
-                return
-            raise AssertionError(f"{access}: exit {reason}")
 
         def contend() -> dict[str, float]:
-            values = self._checked_reads(self._timed(access, serve), answer)
+            values = self._timed(access, lambda: self.serve(io, serial))
+            self._check_reads(answer)
             check()
             return values
 
         return contend
 
-    def _checked_reads(self, values: dict[str, float], answer: int) -> dict[str, float]:
+    def serve(self, io: kvm_run.IoHandler, serial: SerialShortcut | None = None) -> None:
+        """Have the guest run its program to the end."""
+        vcpu = self._guest.vcpu
+        try:
+            reason = kvm_run.run(vcpu.fileno(), vcpu.run_area, io, serial)
+        except GuestDone:
+            return
+        raise AssertionError(f"the guest ended with exit {reason}")
+
+    def _check_reads(self, answer: int) -> None:
+        """The guest got `answer` each time."""
         if answer:
             assert self._guest.sum == answer * self._count
-        return values
 
     # --- What must have happened ------------------------------------------------------------------
     def printed(self) -> None:
@@ -262,6 +271,7 @@ def measure(plan: Plan) -> list[Case]:
             case = Case(name, "ns", against=C_LOOP)
             take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=True)
             cases += [case, _added(case)]
+        cases.append(delay_case(guest, lambda: bench.serve(Constants()), plan))
         bench.close()
     return cases
 
