@@ -29,7 +29,7 @@ from posix.mman cimport (
 )
 from posix.unistd cimport close, getpid
 
-from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.memory cimport GuestMemory, Region
 from pyvmm_native.run_list cimport Run
 from pyvmm_native.runs cimport PageRuns
 
@@ -143,12 +143,22 @@ def is_within(ranges, start, end):
 cdef const Run *find_outside(GuestMemory memory, PageRuns runs) noexcept nogil:
     """The first run that is not wholly RAM, or NULL."""
     cdef size_t i
+    cdef uint64_t gpa, end
     cdef const Run *run
+    # Runs and regions both ascend: most runs lie in the region of the one before.
+    cdef const Region *region = memory._regions
+    cdef const Region *behind = memory._regions + memory._count
     for i in range(runs.list.count):
         run = &runs.list.items[i]
-        if run.end > PFN_LIMIT or not memory.covers(
-            run.start << PAGE_SHIFT, (run.end - run.start) << PAGE_SHIFT
-        ):
+        if run.end > PFN_LIMIT:
+            return run
+        gpa = run.start << PAGE_SHIFT
+        end = run.end << PAGE_SHIFT
+        while region < behind and region.gpa + region.size_bytes <= gpa:
+            region += 1
+        if region == behind or gpa < region.gpa:
+            return run
+        if end > region.gpa + region.size_bytes and not memory.covers(gpa, end - gpa):
             return run
     return NULL
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Arrays of page runs, and the two decoders that fill them.
 #
-# A bitmap is read in 64-bit words. A word differs from itself shifted up by one bit, with the last
-# bit of the word before shifted in, exactly where a run starts or ends; counting trailing zeros
-# visits those places only. Words of all zeros or all ones inside a run cost one comparison.
+# A bitmap is read in 64-bit words. Beside the word shifted up by one bit, with the last bit of the
+# word before shifted in, it shows where runs start and where they end; counting trailing zeros
+# visits those places only, and words of all zeros or all ones inside a run cost two comparisons.
+# The runs are counted first: the list then takes no more memory than they need and is not moved,
+# which for many runs would cost more than the decoding. Should the bitmap change meanwhile, the
+# list grows.
 #
 # PFN arrays come in any order from a driver that picks pages one at a time (VIRTIO 1.2, 5.5.6).
 # Ascending and descending ones, the usual kinds, are merged as they stand; others are sorted by
@@ -17,6 +20,11 @@ from libc.string cimport memcpy, memset
 
 cdef extern from *:
     int count_trailing_zeros "__builtin_ctzll"(unsigned long long word) noexcept nogil
+    int count_ones "__builtin_popcountll"(unsigned long long word) noexcept nogil
+
+
+cdef enum:
+    WORD_RUNS = 32    # runs that can start in one word
 
 
 # Page frames from `start` up to, not including, `end`.
@@ -67,31 +75,55 @@ cdef inline bint add_run(RunList *out, uint64_t start, uint64_t end) noexcept no
     return True
 
 
+cdef inline uint64_t load_word(const uint8_t *bitmap, size_t length, size_t offset) noexcept nogil:
+    """The 64 bits at `offset`, those behind the end of the bitmap 0."""
+    cdef uint64_t word = 0
+    if length - offset >= sizeof(word):
+        memcpy(&word, bitmap + offset, sizeof(word))  # of known size, so one instruction
+    else:
+        memcpy(&word, bitmap + offset, length - offset)
+    return word
+
+
+cdef inline size_t count_runs(const uint8_t *bitmap, size_t length) noexcept nogil:
+    cdef uint64_t word, carry = 0
+    cdef size_t count = 0, offset
+    for offset in range(0, length, 8):
+        word = load_word(bitmap, length, offset)
+        count += count_ones(word & ~(word << 1 | carry))
+        carry = word >> 63
+    return count
+
+
 cdef inline bint decode_bitmap(
     RunList *out, const uint8_t *bitmap, size_t length, uint64_t pfn
 ) noexcept nogil:
-    cdef uint64_t word, edges, edge, start = 0, carry = 0
-    cdef size_t offset = 0, left
-    while offset < length:
-        left = min(length - offset, sizeof(word))
-        if left == sizeof(word):
-            memcpy(&word, bitmap + offset, sizeof(word))  # of known size, so one instruction
-        else:
-            word = 0
-            memcpy(&word, bitmap + offset, left)
-        edges = word ^ (word << 1 | carry)
+    """Fill the empty list `out`."""
+    cdef uint64_t word, below, starts, ends, carry = 0
+    cdef size_t offset, started = 0, ended = 0
+    cdef size_t capacity = count_runs(bitmap, length) + WORD_RUNS
+    for offset in range(0, length, 8):
+        word = load_word(bitmap, length, offset)
+        below = word << 1 | carry
         carry = word >> 63
-        while edges:
-            edge = pfn + <unsigned>count_trailing_zeros(edges)
-            # The bit itself tells which edge it is: the first of a run, or the first after one.
-            if word >> (edge - pfn) & 1:
-                start = edge
-            elif not append(out, start, edge):
+        starts = word & ~below
+        if starts and out.capacity - started < WORD_RUNS:
+            if not resize(out, max(capacity, 2 * out.capacity)):
                 return False
-            edges &= edges - 1
-        offset += left
+        while starts:
+            out.items[started].start = pfn + <unsigned>count_trailing_zeros(starts)
+            started += 1
+            starts &= starts - 1
+        ends = below & ~word
+        while ends:
+            out.items[ended].end = pfn + <unsigned>count_trailing_zeros(ends)
+            ended += 1
+            ends &= ends - 1
         pfn += 64
-    return not carry or append(out, start, pfn)
+    if carry:
+        out.items[ended].end = pfn
+    out.count = started
+    return True
 
 
 cdef inline bint decode_pfns(RunList *out, const void *pfns, size_t count) noexcept nogil:

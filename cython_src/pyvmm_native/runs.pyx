@@ -84,7 +84,9 @@ cdef class PageRuns:
         cdef bint complete
         if factor < 1 or factor * last > FRAME_LIMIT:
             raise ValueError(f"frames up to {last:#x} times {factor}")
-        times = factor if last else 1
+        if factor == 1 or not last:
+            return self
+        times = factor
         with nogil:
             complete = scale(&result.list, &self.list, times)
         return result._finish(complete)
@@ -95,6 +97,8 @@ cdef class PageRuns:
         cdef bint complete
         if not 1 <= pages_per_unit <= FRAME_LIMIT:
             raise ValueError(f"units of {pages_per_unit} pages")
+        if pages_per_unit == 1:
+            return self
         unit = pages_per_unit
         with nogil:
             complete = shrink_to_units(&result.list, &self.list, unit)
