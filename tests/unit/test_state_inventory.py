@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No device model can grow a field that a snapshot forgets.
+
+Read from the source: an attribute that a class sets outside `__init__`, or sets there to a value
+that does not come from outside, changes as the machine runs. Such an attribute is either mentioned
+where its class (or, for virtio devices, `devices.virtio.saved`) saves its state, or it is in the
+list below with the reason why it is not state.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import devices
+
+ROOT = Path(devices.__file__).parent
+
+NOT_STATE = {
+    # What the machine has put together before the guest runs.
+    "Bus._map": "the machine maps its devices, and restored functions their BARs",
+    "Capability.header": "made when the machine is",
+    "Capability._body": "no capability of ours has plain bits that a guest can change",
+    "PciFunction._capabilities": "made when the machine is",
+    "PciFunction._next_capability": "made when the machine is",
+    "PciFunction.on_bar_moved": "wiring",
+    "PciFunction.on_bus_master": "wiring",
+    "PciFunction.placement": "wiring",
+    "PciFunction.intx_line": "wiring",
+    "PciBus._functions": "made when the machine is; each is a part of its own",
+    "PciBus.host_bridge": "made when the machine is; a part of its own",
+    "MsixTable.on_control_written": "wiring",
+    "MsixTable._table_location": "made when the machine is",
+    "MsixTable._pba_location": "made when the machine is",
+    "I8042.data": "nobody can read what was written there",
+    "PvPanic.read": "wiring",
+    "PvPanic.write": "wiring",
+    "StatsQueue.on_report": "wiring",
+    "Uart16550.on_room": "wiring",
+    "VirtioDevice._notifier": "wiring",
+    # What is saved under another name, or follows from what is saved.
+    "RegisterTable._values": "saved by name through __getitem__",
+    "VirtioDevice._generation": "saved as config_generation",
+    "MsixTable._routed": "routes are made again from the table",
+    "PciFunction._interrupt_asserted": "driven again by whoever interrupts",
+    "PciFunction._line_level": "follows _interrupt_asserted",
+    "VirtioDevice.running": "follows status",
+    "VirtioPciTransport._placed": "follows the BARs and which queues are live",
+    "Uart16550._irq_level": "follows the registers",
+    "Uart16550._dlab": "follows LCR",
+    "Uart16550._loopback": "follows MCR",
+    "Uart16550._gate_open": "follows MCR",
+    "Uart16550._modem_inputs": "follows MCR",
+    # What belongs to the host's process, or is said anew.
+    "FreePageQueue.pages": "the hints of a round belong to the process that began it",
+    "FreePageQueue._begun": "so does the round",
+    "FreePageQueue._on_end": "so does the round",
+    "MiscQueue._question": "belongs to the process that asked it",
+    "Uart16550._refused": "the console offers again what was not taken",
+    "VirtioDevice._traced": "a log of its own",
+    "VirtioDevice._config_changed": "always true after a restore",
+}
+
+
+def own_attribute(node: ast.AST) -> str | None:
+    """The x of `self.x` or `self.x[...]`."""
+    if isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.attr if node.value.id == "self" else None
+    return None
+
+
+def assigned(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
+    """(attribute, value) of every assignment to an attribute of self."""
+    for node in ast.walk(function):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+            targets = [node.target]
+        for target in targets:
+            for each in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if name := own_attribute(each):
+                    yield name, getattr(node, "value", None)
+
+
+def comes_from_outside(function: ast.FunctionDef, value: ast.expr | None) -> bool:
+    """Whether a value set in `__init__` has to do with the arguments, or with other attributes."""
+    arguments = {each.arg for each in (*function.args.args, *function.args.kwonlyargs)}
+    names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)} if value else set()
+    return bool(names & arguments)
+
+
+def changing(function: ast.FunctionDef) -> set[str]:
+    made = function.name == "__init__"
+    return {
+        name
+        for name, value in assigned(function)
+        if not made or not comes_from_outside(function, value)
+    }
+
+
+def found() -> tuple[set[str], set[str]]:
+    """Every changing attribute as Class.name, and those among them that are saved."""
+    everything, saved = set(), set()
+    in_virtio = mentioned(ast.parse((ROOT / "virtio" / "saved.py").read_text()), "device")
+    for path in set(ROOT.rglob("*.py")) - {ROOT / "state.py"}:
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+            names = set().union(*map(changing, functions))
+            here = set().union(
+                *(mentioned(each, "self") for each in functions if each.name.startswith("save_"))
+            )
+            here |= in_virtio if node.name in ("VirtioDevice", "BalloonDevice") else set()
+            everything |= {f"{node.name}.{name}" for name in names}
+            saved |= {f"{node.name}.{name}" for name in names & here}
+    return everything, saved
+
+
+def mentioned(tree: ast.AST, owner: str) -> set[str]:
+    """Attributes of `owner`, and strings, because counters are named by strings."""
+    names = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == owner
+    }
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return names | {each for each in strings if isinstance(each, str)}
+
+
+def test_everything_that_changes_is_saved_or_is_known_not_to_be_state() -> None:
+    everything, saved = found()
+    assert sorted(everything - saved - NOT_STATE.keys()) == []
+
+
+def test_the_list_of_what_is_not_state_is_up_to_date() -> None:
+    everything, saved = found()
+    assert sorted(NOT_STATE.keys() - everything) == []
+    assert sorted(NOT_STATE.keys() & saved) == []
+
+
+def test_the_search_finds_what_it_is_for() -> None:
+    everything, saved = found()
+    assert len(everything) > 60
+    assert {"StatsQueue._kept", "Uart16550._ier", "DeviceQueue.size", "Rtc._memory"} <= saved

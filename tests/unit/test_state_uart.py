@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and restoring the UART: whatever the guest has done, the new chip goes on like the old."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.uart import Uart16550
+from tests.saved_state import move, restore_or_refuse, spoiled
+
+LSR = 5
+
+
+class Port:
+    """A UART and what came out of it."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()
+        self.level = False
+        self.uart = Uart16550(self, self.sent.extend)
+
+    def set_level(self, level: bool) -> None:
+        self.level = level
+
+    def do(self, register: int, value: int | bytes | None) -> tuple[object, ...]:
+        """Read, write or receive; returns all that can be seen of it."""
+        seen: object = None
+        if isinstance(value, bytes):
+            seen = self.uart.receive(value)
+        elif value is None:
+            seen = self.uart.read(register, 1)
+        else:
+            self.uart.write(register, 1, value)
+        return seen, self.level, bytes(self.sent)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.integers(0, 7),
+        st.none()
+        | st.binary(min_size=1, max_size=20)
+        | st.integers(0, 255)
+        | st.sampled_from([0x01, 0x0F, 0x08, 0x18, 0xC1, 0x80, 0x03]),
+    ),
+    max_size=30,
+)
+
+
+@given(ACTIONS, ACTIONS)
+def test_a_restored_uart_goes_on_like_the_saved_one(
+    before: list[tuple[int, int | bytes | None]], after: list[tuple[int, int | bytes | None]]
+) -> None:
+    old, new = Port(), Port()
+    for action in before:
+        old.do(*action)
+    move(old.uart, new.uart)
+    new.sent[:] = old.sent
+    assert new.level == old.level
+    assert new.do(LSR, None) == old.do(LSR, None)  # a new transmission begins: see restore_state
+    assert [new.do(*action) for action in after] == [old.do(*action) for action in after]
+
+
+@given(ACTIONS, st.data())
+def test_hostile_states_are_refused_and_change_nothing(
+    actions: list[tuple[int, int | bytes | None]], data: st.DataObject
+) -> None:
+    port = Port()
+    for action in actions:
+        port.do(*action)
+    state = data.draw(spoiled(port.uart.save_state()))
+    if restore_or_refuse(port.uart, state):
+        assert port.uart.save_state() == state
