@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from devices import uart_bits as bits
 from devices.ports import InterruptLine
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
@@ -40,51 +41,16 @@ from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
 
 FIFO_BYTES = 16
 
-IER_RECEIVED_DATA = 1 << 0
-IER_TRANSMITTER_EMPTY = 1 << 1
-IER_LINE_STATUS = 1 << 2
-IER_MODEM_STATUS = 1 << 3
-
-IIR_NONE = 0x1
-IIR_MODEM_STATUS = 0x0
-IIR_TRANSMITTER_EMPTY = 0x2
-IIR_RECEIVED_DATA = 0x4
-IIR_LINE_STATUS = 0x6
-IIR_TIMEOUT = 0xC
-IIR_FIFOS_ENABLED = 0xC0
-
-FCR_ENABLE = 1 << 0
-FCR_CLEAR_RECEIVER = 1 << 1
 _TRIGGER_BYTES = (1, 4, 8, 14)  # by FCR bits 7:6
-
-LCR_DLAB = 1 << 7
-
-MCR_DTR = 1 << 0
-MCR_RTS = 1 << 1
-MCR_OUT1 = 1 << 2
-MCR_OUT2 = 1 << 3
-MCR_LOOPBACK = 1 << 4
 _MCR_WRITABLE = 0x1F
-
-LSR_DATA_READY = 1 << 0
-LSR_OVERRUN = 1 << 1
-LSR_TRANSMITTER_EMPTY = 0x60  # holding register and shift register
-
-MSR_DELTA_CTS = 1 << 0
-MSR_DELTA_DSR = 1 << 1
-MSR_TRAILING_EDGE_RI = 1 << 2
-MSR_DELTA_DCD = 1 << 3
-MSR_CTS = 1 << 4
-MSR_DSR = 1 << 5
-MSR_RI = 1 << 6
-MSR_DCD = 1 << 7
-_MSR_TERMINAL = MSR_CTS | MSR_DSR | MSR_DCD  # outside there is a terminal, always ready
+# Outside there is a terminal, always ready.
+_MSR_TERMINAL = bits.MSR_CTS | bits.MSR_DSR | bits.MSR_DCD
 # In loopback each modem control output is connected to one modem status input.
 _LOOPBACK_WIRES = (
-    (MCR_RTS, MSR_CTS),
-    (MCR_DTR, MSR_DSR),
-    (MCR_OUT1, MSR_RI),
-    (MCR_OUT2, MSR_DCD),
+    (bits.MCR_RTS, bits.MSR_CTS),
+    (bits.MCR_DTR, bits.MSR_DSR),
+    (bits.MCR_OUT1, bits.MSR_RI),
+    (bits.MCR_OUT2, bits.MSR_DCD),
 )
 
 
@@ -171,29 +137,29 @@ class Uart16550:
 
     def _interrupt(self) -> int:
         """Return the IIR code of the pending enabled interrupt with the highest priority."""
-        if self._ier & IER_LINE_STATUS and self._overrun:
-            return IIR_LINE_STATUS
-        if self._ier & IER_RECEIVED_DATA and self._received:
+        if self._ier & bits.IER_LINE_STATUS and self._overrun:
+            return bits.IIR_LINE_STATUS
+        if self._ier & bits.IER_RECEIVED_DATA and self._received:
             reached = len(self._received) >= self._trigger_bytes
-            return IIR_RECEIVED_DATA if reached else IIR_TIMEOUT
-        if self._ier & IER_TRANSMITTER_EMPTY and self._transmitter_empty_pending:
-            return IIR_TRANSMITTER_EMPTY
-        if self._ier & IER_MODEM_STATUS and self._modem_deltas:
-            return IIR_MODEM_STATUS
-        return IIR_NONE
+            return bits.IIR_RECEIVED_DATA if reached else bits.IIR_TIMEOUT
+        if self._ier & bits.IER_TRANSMITTER_EMPTY and self._transmitter_empty_pending:
+            return bits.IIR_TRANSMITTER_EMPTY
+        if self._ier & bits.IER_MODEM_STATUS and self._modem_deltas:
+            return bits.IIR_MODEM_STATUS
+        return bits.IIR_NONE
 
     @property
     def _line_status(self) -> int:
         return (
-            LSR_TRANSMITTER_EMPTY
-            | LSR_DATA_READY * bool(self._received)
-            | LSR_OVERRUN * self._overrun
+            bits.LSR_TRANSMITTER_EMPTY
+            | bits.LSR_DATA_READY * bool(self._received)
+            | bits.LSR_OVERRUN * self._overrun
         )
 
     def _update(self) -> None:
         """Let the outside see what has changed; LSR first, for whoever is interrupted reads it."""
         self._shortcut.line_status = None if self._overrun else self._line_status
-        level = self._gate_open and self._interrupt() != IIR_NONE
+        level = self._gate_open and self._interrupt() != bits.IIR_NONE
         if level != self._irq_level:
             self._irq_level = level
             self._irq.set_level(level)
@@ -241,7 +207,7 @@ class Uart16550:
 
         Where no interrupt is wanted, transmissions do not matter and all characters are plain.
         """
-        wanted = self._ier & IER_TRANSMITTER_EMPTY or self._dlab or self._loopback
+        wanted = self._ier & bits.IER_TRANSMITTER_EMPTY or self._dlab or self._loopback
         self._shortcut.plain_writes = 0 if wanted else EVERY
 
     # --- Receiver and transmitter -----------------------------------------------------------
@@ -296,7 +262,7 @@ class Uart16550:
         if self._dlab:
             self._divisor = self._divisor & 0xFF | value << 8
             return
-        if value & ~self._ier & IER_TRANSMITTER_EMPTY:
+        if value & ~self._ier & bits.IER_TRANSMITTER_EMPTY:
             self._transmitter_empty_pending = True  # enabling it while THR is empty raises it
         self._ier = value & 0x0F
         self._begin_transmission()
@@ -305,15 +271,15 @@ class Uart16550:
     def _read_iir(self) -> int:
         self._begin_transmission()
         code = self._interrupt()
-        if code == IIR_TRANSMITTER_EMPTY:
+        if code == bits.IIR_TRANSMITTER_EMPTY:
             self._transmitter_empty_pending = False
             self._update()
-        return code | IIR_FIFOS_ENABLED * self._fifos_enabled
+        return code | bits.IIR_FIFOS_ENABLED * self._fifos_enabled
 
     def _write_fcr(self, value: int) -> None:
-        enable = bool(value & FCR_ENABLE)
+        enable = bool(value & bits.FCR_ENABLE)
         # Changing the mode clears the FIFOs; other bits are taken only while they are enabled.
-        if enable != self._fifos_enabled or (enable and value & FCR_CLEAR_RECEIVER):
+        if enable != self._fifos_enabled or (enable and value & bits.FCR_CLEAR_RECEIVER):
             self._received.clear()
         self._fifos_enabled = enable
         self._trigger_bytes = _TRIGGER_BYTES[value >> 6] if enable else 1
@@ -322,21 +288,21 @@ class Uart16550:
         self._offer_room()
 
     def _lcr_written(self, value: int) -> None:
-        self._dlab = bool(value & LCR_DLAB)
+        self._dlab = bool(value & bits.LCR_DLAB)
         self._begin_transmission()
 
     # --- Modem ------------------------------------------------------------------------------
     def _mcr_written(self, value: int) -> None:
-        self._loopback = bool(value & MCR_LOOPBACK)
+        self._loopback = bool(value & bits.MCR_LOOPBACK)
         self._begin_transmission()
-        self._gate_open = value & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
+        self._gate_open = value & (bits.MCR_OUT2 | bits.MCR_LOOPBACK) == bits.MCR_OUT2
         inputs = _MSR_TERMINAL
         if self._loopback:
             inputs = sum(status for control, status in _LOOPBACK_WIRES if value & control)
         changed = inputs ^ self._modem_inputs
-        deltas = changed >> 4 & (MSR_DELTA_CTS | MSR_DELTA_DSR | MSR_DELTA_DCD)
-        if changed & MSR_RI and not inputs & MSR_RI:
-            deltas |= MSR_TRAILING_EDGE_RI
+        deltas = changed >> 4 & (bits.MSR_DELTA_CTS | bits.MSR_DELTA_DSR | bits.MSR_DELTA_DCD)
+        if changed & bits.MSR_RI and not inputs & bits.MSR_RI:
+            deltas |= bits.MSR_TRAILING_EDGE_RI
         self._modem_inputs = inputs
         self._modem_deltas |= deltas
         self._update()
