@@ -18,7 +18,7 @@ run, and every page's presence is checked after it, both outside the measured ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,29 +66,33 @@ def measure(plan: Plan) -> list[Case]:
     for huge in (False, True) if have_huge_pages() else (False,):
         for pattern in PATTERNS:
             ram.use_huge_pages(huge)
-            guests = {
-                BITMAPS: FakeGuest(BITMAP, ram, rings_gpa=8 * MIB),
-                ARRAYS: FakeGuest(STANDARD, ram, rings_gpa=32 * MIB),
-            }
-            given = Given(ram, pattern.pages(span))
             case = Case(f"{pattern.name}, {'huge' if huge else '4 KiB'} pages", "s", against=BEST)
-            contenders = {name: _contender(ram, given, name, guests) for name in pattern.contenders}
+            contenders = prepare(ram, pattern.pages(span), pattern.contenders)
             cases.append(take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=False))
     ram.close()
     return cases
 
 
-def _contender(ram: TouchedRam, given: Given, name: str, guests: dict[str, FakeGuest]) -> Contender:
-    discard: Callable[[], float]
-    if name in guests:
-        discard = partial(guests[name].inflate, guests[name].requests(given.pages))
-    else:
-        discard = discarder(name, given.ranges)
+def prepare(ram: TouchedRam, pages: PageRuns, names: Iterable[str]) -> dict[str, Contender]:
+    """Contenders that give `pages` of `ram` back; its first 64 MiB are for rings."""
+    given = Given(ram, pages)
+    guests = {
+        BITMAPS: FakeGuest(BITMAP, ram, rings_gpa=8 * MIB),
+        ARRAYS: FakeGuest(STANDARD, ram, rings_gpa=32 * MIB),
+    }
 
-    def contend() -> Values:
-        ram.touch(given)
-        taken = discard()
-        ram.assert_gone(given)
-        return seconds(taken)
+    def contender(name: str) -> Contender:
+        if name in guests:
+            discard = partial(guests[name].inflate, guests[name].requests(pages))
+        else:
+            discard = partial(discarder(name), given.ranges)
 
-    return contend
+        def contend() -> Values:
+            ram.touch(given)
+            taken = discard()
+            ram.assert_gone(given)
+            return seconds(taken)
+
+        return contend
+
+    return {name: contender(name) for name in names}

@@ -27,12 +27,12 @@ class Range(ctypes.Structure):
 Ranges = ctypes.Array[Range]
 
 
-def discarder(contender: str, ranges: Ranges) -> Callable[[], float]:
-    """What discards `ranges` the way of `contender`, one of `WAYS`; returns the seconds it took."""
+def discarder(contender: str) -> Callable[[Ranges], float]:
+    """What discards ranges in the way of `contender`, one of `WAYS`; returns the seconds taken."""
     function = ctypes.CDLL(str(shared_library("discard")))[WAYS[contender]]
     function.argtypes = (ctypes.POINTER(Range), ctypes.c_size_t)
 
-    def discard() -> float:
+    def discard(ranges: Ranges) -> float:
         begin = perf_counter()
         error = function(ranges, len(ranges))
         seconds = perf_counter() - begin
