@@ -35,6 +35,8 @@ SUSPEND = (
 DEVICE = f"basename {DRIVER}/virtio*"
 REBIND = f"device=$({DEVICE}); cd {DRIVER}; echo $device > unbind; echo $device > bind"
 
+TIMES = "/sys/module/virtio_balloon_times/parameters"
+
 both_dialects = pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 
 
@@ -242,3 +244,33 @@ def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, di
         await power_off(guest)
 
     run_guest(scenario, memory_mib=128, dialect=dialect)
+
+
+async def times(guest: GuestSession, way: str) -> dict[str, int]:
+    """What the driver has added up about one direction."""
+    said = await guest.shell(f"cd {TIMES}; grep . {way}_*")
+    pairs = (line.removeprefix(f"{way}_").split(":") for line in said.split())
+    return {name: int(value) for name, value in pairs}
+
+
+@both_dialects
+def test_the_driver_says_where_its_time_goes(run_guest: RunGuest, dialect: str) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        for way, memory, target_pages in (
+            ("inflate", "alloc_ns", 100 * MIB_PAGES),
+            ("deflate", "free_ns", 0),
+        ):
+            moved = await guest.move_balloon(target_pages)
+            sums = await times(guest, way)
+            assert (sums["pages"], sums["messages"]) == (moved.pages, moved.requests)
+            assert 0 < sums[memory] < sums["total_ns"]
+            assert 0 < sums["tell_ns"] < sums["total_ns"]
+            assert sums[memory] + sums["tell_ns"] <= sums["total_ns"]
+            await guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 > $i; done")
+            assert set((await times(guest, way)).values()) == {0}
+        with pytest.raises(CommandFailed):
+            await guest.shell(f"echo soon > {TIMES}/inflate_pages")
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect)
