@@ -109,8 +109,8 @@ class ConsoleIo:
 
     `on_input` takes bytes for the guest and returns how many of them its UART accepted; when that
     was less than all, `room` must be called once there is room again. `on_action` gets QUIT and
-    OUTPUT_LOST. `output` is the queue for what shall be shown, from any thread; everything else and
-    both callbacks belong to the event loop's.
+    OUTPUT_LOST. `queue` takes what shall be shown, from any thread; everything else and both
+    callbacks belong to the event loop's.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ConsoleIo:
         self._reading = False
         self._ended = False
         self._pump = OutputPump(stdout_fd, self._output_lost)
-        self.output = self._pump.queue
+        self.queue = self._pump.queue
         self.throttle = self._pump.throttle
         self._resume()
 
@@ -195,7 +195,7 @@ class ConsoleIo:
 
     def _act(self, action: Action) -> None:
         if action is Action.HELP:
-            self.output.put(HELP_TEXT)
+            self.queue.put(HELP_TEXT)
         else:
             self._on_action(action)
 

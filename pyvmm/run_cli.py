@@ -179,7 +179,7 @@ async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
         stack.callback(console.close)
         machine = Machine(
             config,
-            console_output=console.output,
+            console_output=console.queue,
             console_throttle=console.throttle,
             on_console_room=console.room,
             tracer=LogTracer(),

@@ -7,6 +7,7 @@ a boot. Nearly always neither needs anybody's opinion: LSR reads as it did befor
 joins those that are waiting. `SerialShortcut` does just these two in the KVM_RUN loop, without
 Python, the GIL or the device lock, whenever the UART's model has said that it may. Everything else,
 the first character of a batch and one more than the queue's limit among it, goes to the model.
+What is served here is not traced, and a UART never was.
 
 Both ways of writing end in the same `ByteQueue`, so characters stay in order.
 """

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import signal
+import threading
+
 import pytest
 
 from pykvm import abi
@@ -35,6 +39,15 @@ OTHERWISE = """
     ba fa 03        mov dx, 0x3fa
     ec              in al, dx
     f4              hlt
+"""
+
+
+PRINTS_FOR_EVER = """
+    ba fd 03        mov dx, 0x3fd
+    ec              in al, dx
+    ba f8 03        mov dx, 0x3f8
+    ee              out dx, al
+    eb f6           jmp $-8
 """
 
 
@@ -90,3 +103,24 @@ def test_other_accesses_to_the_same_ports_are_the_models() -> None:
         ("in", 0x3FD, 2),
         ("in", 0x3FA, 1),
     ]
+
+
+def test_a_guest_that_only_prints_can_be_stopped_and_holds_nobody_up() -> None:
+    """The loop that serves it takes no GIL, so this thread runs meanwhile."""
+    queue, serial = shortcut(0x60)
+    kvm_run.install_kick_handler(signal.SIGRTMIN)
+    with guest(PRINTS_FOR_EVER) as machine:
+        area, reasons = machine.vcpu.run_area, list[int]()
+
+        def run() -> None:
+            reasons.append(kvm_run.run(machine.vcpu.fileno(), area, Devices(), serial))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while len(queue) < 1000:
+            pass
+        assert thread.native_id is not None
+        kvm_run.kick(thread.native_id, area)
+        thread.join()
+        assert reasons == [-errno.EINTR]
+        assert queue.take().strip(b"\x60") == b">"

@@ -215,7 +215,7 @@ def test_keys_reach_the_guest_and_its_output_the_person(terminal: tuple[int, int
         os.write(person, b"\x03ls\r\x01h")
         await bench.until(lambda: len(bench.uart.received) == 4)
         assert bench.uart.received == b"\x03ls\r"
-        bench.console.output.put(b"# ")
+        bench.console.queue.put(b"# ")
         os.write(person, b"\x01x")
         await bench.until(lambda: bool(bench.actions))
         assert bench.actions == [QUIT]
@@ -368,9 +368,9 @@ def test_a_reader_that_is_gone_is_told_once_and_output_dropped(null: int) -> Non
 
     async def scenario(bench: Bench) -> None:
         for _ in range(100):
-            bench.console.output.put(b"hello?")
+            bench.console.queue.put(b"hello?")
         await bench.until(lambda: bool(bench.actions))
-        bench.console.output.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
+        bench.console.queue.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
         bench.console.throttle()
         await bench.settle()
         assert bench.actions == [Action.OUTPUT_LOST]
@@ -389,10 +389,10 @@ def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> No
         "async def main():\n"
         "    done = asyncio.Event()\n"
         "    def echo(data):\n"
-        "        io.output.put(data.upper())\n"
+        "        io.queue.put(data.upper())\n"
         "        return len(data)\n"
         "    io = ConsoleIo(asyncio.get_running_loop(), 0, 1, echo, lambda action: done.set())\n"
-        "    io.output.put(b'ready')\n"
+        "    io.queue.put(b'ready')\n"
         "    await done.wait()\n"
         "    io.close()\n"
         "with Terminal(0): asyncio.run(main())\n"
