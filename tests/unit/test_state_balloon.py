@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a saved balloon keeps, what it drops, and what it refuses, one by one.
+
+`tests/property/test_saved_balloon.py` shows that everything else goes on as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from devices.balloon.dialects import BITMAP, STANDARD, Role
+from devices.balloon.hinting import Ending as HintEnding
+from devices.balloon.misc import Answer, Command, Ending
+from devices.balloon.stats import StatsReport
+from devices.state import Fields, StateError, encode
+from tests.balloon_requests import pfn_array
+from tests.hint_guest import DONE as HINTS_DONE
+from tests.hint_guest import HintGuest
+from tests.misc_driver import MISC, MiscDriver, MiscGuest
+from tests.mock_driver import NO_INTERRUPT, WRITE
+from tests.saved_state import move
+from tests.stats_guest import StatsGuest
+from tests.virtio_board import APERTURE, MIB, PAGE_BYTES, Board
+from tests.virtio_driver import (
+    DRIVER_OK,
+    INFLATE,
+    NEEDS_RESET,
+    NO_VECTOR,
+    NOTIFY_CFG,
+    STATS,
+    VirtioDriver,
+    started,
+)
+
+ACTUAL = 4
+CONFIG_VECTOR = 0
+
+
+def moved(driver: VirtioDriver) -> Board:
+    """Save the driver's board and let the driver go on on a new one, which has been served."""
+    new = restored(driver)
+    new.serve()
+    return new
+
+
+def restored(driver: VirtioDriver) -> Board:
+    """The same, but nothing has been served yet."""
+    old = driver.board
+    balloon = old.balloon
+    new = Board.with_balloon(balloon.dialect, ram=old.ram, offered=balloon.offered)
+    move(old.transport, new.transport)
+    driver.board = new
+    return new
+
+
+# --- What goes on -----------------------------------------------------------------------------
+def test_target_actual_and_counters_go_on() -> None:
+    driver = started(STANDARD)
+    driver.board.balloon.set_target(500)
+    driver.send(INFLATE, [pfn_array([100, 101])])
+    driver.write_device(ACTUAL, 4, 2)
+    old = driver.board.balloon
+    before = old.counters
+    new = moved(driver).balloon
+    assert (new.num_pages, new.actual) == (500, 2)
+    assert new.counters.inflate == before.inflate
+    assert new.counters.discarded_bytes == 2 * PAGE_BYTES
+    driver.send(INFLATE, [pfn_array([102])])
+    assert new.counters.inflate.pages == 3
+    driver.reset()
+    assert (new.num_pages, new.actual) == (500, 0)
+
+
+def test_an_inflated_page_that_was_announced_to_nobody_is_served() -> None:
+    driver = started(STANDARD)
+    driver.queues[INFLATE].add([pfn_array([100])])
+    driver.kick(INFLATE)  # and nobody serves it
+    board = moved(driver)
+    assert [used.length for used in driver.queues[INFLATE].take_used()] == [0]
+    assert board.balloon.counters.inflate.pages == 1
+
+
+def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() -> None:
+    driver = started(STANDARD, wanted=~(1 << 29))  # without EVENT_IDX
+    driver.queues[STATS].set_avail_flags(NO_INTERRUPT)
+    board = restored(driver)
+    vectors = {queue + 1 for queue in driver.queues if queue != STATS} | {CONFIG_VECTOR}
+    assert sorted(board.msi.triggered) == sorted(vectors)
+    assert board.msi.routes == driver.board.msi.routes
+    assert all(board.msi.routes[each] == (0xFEE0_0000, 0x40 + each) for each in vectors)
+
+
+def test_a_device_with_intx_asserts_its_line_again() -> None:
+    driver = started(STANDARD, msix=False)
+    driver.send(INFLATE, [pfn_array([100])])
+    assert driver.board.line.level
+    board = restored(driver)
+    assert board.line.level
+    assert driver.read_isr() & 1
+    assert not board.line.level
+
+
+def test_isr_status_is_kept() -> None:
+    driver = started(STANDARD)
+    driver.set_config(driver.msix_capability + 2, 2, 0)
+    driver.board.device.config_changed()
+    state: Any = driver.board.transport.save_state()
+    assert state["interrupts"]["isr_status"] == 2
+    state["interrupts"]["isr_status"] = 1
+    new = Board.with_balloon(STANDARD, ram=driver.board.ram, offered=driver.board.balloon.offered)
+    new.transport.restore_state(Fields("balloon", state))
+    assert new.transport.interrupts.isr_status == 3
+
+
+def test_a_message_behind_a_mask_waits_on() -> None:
+    driver = started(STANDARD)
+    table = driver.bars[2]
+    driver.board.mmio.write(table + 16 * (INFLATE + 1) + 12, 4, 1)
+    driver.send(INFLATE, [pfn_array([100])])
+    board = moved(driver)
+    assert INFLATE + 1 not in board.msi.triggered
+    board.mmio.write(table + 16 * (INFLATE + 1) + 12, 4, 0)
+    assert board.msi.triggered[-1] == INFLATE + 1
+
+
+def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> None:
+    driver = started(STANDARD)
+    driver.queues[INFLATE].set_avail_idx(1000)
+    driver.kick(INFLATE)
+    driver.board.serve()
+    assert driver.status & NEEDS_RESET
+    board = restored(driver)
+    assert driver.status & NEEDS_RESET
+    assert board.msi.triggered == [CONFIG_VECTOR]
+    assert not board.bells.places
+    driver.reset()
+    driver.start()
+    assert driver.send(INFLATE, [pfn_array([100])])
+
+
+def test_without_bus_mastering_nothing_is_done_before_it_is_on_again() -> None:
+    driver = started(STANDARD)
+    driver.queues[INFLATE].add([pfn_array([100])])
+    driver.set_config(0x04, 2, 0b010)
+    board = moved(driver)
+    assert board.msi.triggered == []
+    assert driver.queues[INFLATE].take_used() == []
+    driver.set_config(0x04, 2, 0b110)
+    board.serve()
+    assert driver.queues[INFLATE].take_used()
+
+
+def test_a_device_without_memory_space_has_no_doorbells_until_it_is_back() -> None:
+    driver = started(STANDARD)
+    driver.set_config(0x04, 2, 0b100)
+    board = moved(driver)
+    assert (board.function.bar_gpa(0), board.bells.places) == (None, {})
+    driver.set_config(0x04, 2, 0b110)
+    assert board.bells.places[INFLATE] == driver.gpa(NOTIFY_CFG)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_of_two_bars_at_one_address_the_first_stays(first: int) -> None:
+    driver = started(STANDARD)
+    other = 2 - first
+    gpa = APERTURE[0] + 16 * MIB
+    for bar in (first, other):
+        driver.set_config(0x10 + 4 * bar, 4, gpa)
+    assert driver.board.function.bar_gpa(first) == gpa
+    board = moved(driver)
+    assert (board.function.bar_gpa(first), board.function.bar_gpa(other)) == (gpa, None)
+
+
+def test_a_device_that_no_driver_has_found_yet() -> None:
+    driver = VirtioDriver(Board.with_balloon(BITMAP))
+    driver.board.balloon.set_target(7)
+    board = restored(driver)
+    assert board.balloon.num_pages == 7
+    assert not board.msi.triggered
+    driver.start()
+    assert board.balloon.has_live(Role.MISC)
+
+
+def test_a_driver_in_the_middle_of_its_negotiation() -> None:
+    driver = VirtioDriver(Board.with_balloon(BITMAP)).probe()
+    driver.negotiate()
+    driver.put("queue_select", 1)
+    driver.put("queue_size", 32)
+    moved(driver)
+    assert driver.get("queue_size") == 32
+    for queue in driver.existing_queues():
+        driver.set_up_queue(queue)
+    assert driver.add_status(DRIVER_OK) & DRIVER_OK
+
+
+def test_a_saved_balloon_is_small() -> None:
+    assert len(encode(started(STANDARD).board.transport.save_state())) < 8 * 1024
+
+
+# --- Conversations ----------------------------------------------------------------------------
+def test_the_kept_statistics_buffer_asks_on_the_other_side() -> None:
+    guest = StatsGuest(BITMAP).start()
+    guest.board = moved(guest.driver)
+    reports: list[StatsReport] = []
+    guest.board.balloon.stats.on_report = reports.append
+    assert guest.board.balloon.ask_for_stats()
+    assert guest.answer()
+    assert [report.questions for report in reports] == [1]
+
+
+def test_a_report_that_was_under_way_comes_unasked() -> None:
+    guest = StatsGuest(BITMAP).start()
+    guest.board.balloon.ask_for_stats()
+    guest.board = moved(guest.driver)
+    assert not guest.board.balloon.ask_for_stats()  # until the driver has answered
+    reports: list[StatsReport] = []
+    guest.board.balloon.stats.on_report = reports.append
+    assert guest.answer()
+    assert len(reports) == 1
+    assert guest.board.balloon.ask_for_stats()
+
+
+def test_the_kept_misc_buffer_asks_on_the_other_side_with_a_new_id() -> None:
+    guest = MiscGuest((0, 64 * MIB)).start()
+    guest.board.balloon.misc.ask(Command.SYNC, lambda answer: None)
+    guest.answer()
+    board = guest.board = moved(guest.driver)
+    answers: list[Answer] = []
+    board.balloon.misc.ask(Command.GET_UNUSED_PAGES, answers.append)
+    guest.answer()
+    assert [question.id for question in guest.asked] == [1, 2]
+    assert [answer.ending for answer in answers] == [Ending.ANSWERED]
+    assert answers[0].pages.pages == len(guest.unused)
+
+
+def test_the_answer_to_a_question_of_the_other_side_is_late() -> None:
+    guest = MiscGuest((0, 64 * MIB)).start()
+    old: list[Answer] = []
+    guest.board.balloon.misc.ask(Command.GET_UNUSED_PAGES, old.append)
+    board = guest.board = moved(guest.driver)
+    new: list[Answer] = []
+    board.balloon.misc.ask(Command.SYNC, new.append)
+    guest.answer()  # the old question, and a buffer for the new one
+    assert board.balloon.misc.late_messages == 2
+    guest.answer()
+    assert [answer.ending for answer in new] == [Ending.ANSWERED]
+    assert (old, [question.id for question in guest.asked]) == ([], [1, 2])
+
+
+def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() -> None:
+    guest = MiscGuest((0, 64 * MIB)).start()
+    queue = guest.driver.queues[MISC]
+    chain = guest.board.balloon.misc._buffer
+    assert chain is not None
+    queue.set_desc(chain.head, 1 << 50, 16, WRITE)
+    board = moved(guest.driver)
+    board.balloon.misc.ask(Command.SYNC, lambda answer: None)
+    assert [question.cmd for question in guest.misc.questions()] == [Command.SYNC]
+
+
+@pytest.mark.parametrize("open_round", [True, False], ids=["open", "over"])
+def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_round: bool) -> None:
+    guest = HintGuest()
+    guest.endless = open_round
+    endings: list[HintEnding] = []
+    guest.board.balloon.hinting.start(endings.append)
+    guest.answer()
+    assert guest.held
+    board = guest.board = moved(guest.driver)
+    assert CONFIG_VECTOR in board.msi.triggered
+    assert guest.driver.read_device(8) == HINTS_DONE
+    guest.answer()
+    assert not guest.held
+    assert not board.balloon.hinting.pages
+    assert len(endings) == (0 if open_round else 1)
+    guest.endless = False
+    board.balloon.hinting.start(endings.append)
+    guest.answer()
+    assert endings[-1] is HintEnding.COMPLETE
+    assert guest.rounds == 2
+
+
+# --- What is refused --------------------------------------------------------------------------
+def refusal(board: Board, state: Any) -> str:
+    before = encode(board.transport.save_state())
+    with pytest.raises(StateError) as caught:
+        board.transport.restore_state(Fields("virtio_balloon", state))
+    assert encode(board.transport.save_state()) == before
+    return str(caught.value)
+
+
+def test_another_dialect_is_refused_by_name() -> None:
+    state = started(BITMAP).board.transport.save_state()
+    assert refusal(Board.with_balloon(STANDARD), state) == (
+        "virtio_balloon.device: dialect was 'bitmap' where it was saved and is 'standard' here"
+    )
+
+
+def test_other_features_are_refused_by_name() -> None:
+    state = started(STANDARD, offered=STANDARD.features.known).board.transport.save_state()
+    why = refusal(Board.with_balloon(STANDARD), state)
+    assert why.startswith("virtio_balloon.device: offered was MUST_TELL_HOST|STATS_VQ|DEFLATE_ON_")
+    assert why.endswith("where it was saved and is MUST_TELL_HOST|STATS_VQ|PAGE_POISON|"
+                        "INDIRECT_DESC|EVENT_IDX|VERSION_1|RING_RESET here")  # fmt: skip
+
+
+def test_more_memory_in_the_balloon_than_there_is_is_refused() -> None:
+    driver = started(STANDARD)
+    driver.board.balloon.set_target(64 * MIB // PAGE_BYTES)
+    state: Any = driver.board.transport.save_state()
+    state["device"]["own"]["num_pages"] += 1
+    assert "num_pages is 16385, not from 0 to 16384" in refusal(Board.with_balloon(STANDARD), state)
+
+
+def set_at(state: Any, path: str, value: object) -> None:
+    *way, last = (int(step) if step.isdigit() else step for step in path.split("/"))
+    for step in way:
+        state = state[step]
+    state[last] = value
+
+
+HELD = {"head": 0, "gpas": [0], "lengths": [16]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("device/status", 4, "status cannot be 0x4"),
+        ("device/status", 0x10, "status cannot be 0x10"),
+        ("device/status", 3 | NEEDS_RESET, "status cannot be 0x43"),
+        ("device/status", 11, "queues[0]: indices are there before DRIVER_OK"),
+        ("device/accepted", 1 << 3 | 1 << 32 | 1 << 63, "accepted that was not offered"),
+        ("device/accepted", 1 << 32, "PAGE_BITMAP was not accepted"),
+        ("device/generation", 256, "generation is 256"),
+        ("device/queues/0/size", 3, "size cannot be 3"),
+        ("device/queues/0/size", 256, "size cannot be 256"),
+        ("device/queues/0/enabled", False, "are there for a queue that is not enabled"),
+        ("device/queues/0/indices", [1], "or not two"),
+        ("device/queues/0/indices", [], "are missing from a live queue"),
+        ("device/queues/0/indices", [0, 1 << 16], "indices is 65536"),
+        ("device/queues/0/desc_gpa", 1 << 40, "is not in guest RAM"),
+        ("device/queues/0/used_gpa", 0, "used_gpa is not known here"),
+        ("device/own/numbers", [0, 1, 3], "of the queues cannot be [0, 1, 3]"),
+        ("device/own/numbers", [], "is a buffer of a queue that is not live"),
+        ("device/own/stats/kept", [HELD, HELD], "kept has 2 items, more than 1"),
+        ("device/own/misc/buffer", [HELD | {"head": 128}], "descriptor 128 in a queue of 128"),
+        ("device/own/misc/buffer", [HELD | {"gpas": [1 << 40]}], "outside guest RAM"),
+        ("device/own/misc/buffer", [HELD | {"lengths": [15]}], "of 15 bytes is too small"),
+        ("device/own/misc/last_id", (1 << 64) - 1, "last_id is"),
+        ("interrupts/config_vector", 5, "config_vector is beyond the 5 there are"),
+        ("interrupts/queue_vectors", [NO_VECTOR] * 3, "queue_vectors has 3 items and not 4"),
+        ("msix/pending", bytes([0x20] + 7 * [0]), "pending is set for more than 5 vectors"),
+        ("msix/table/control0", 2, "control0 cannot be 0x2"),
+        ("msix/capability/message_control", 7, "message_control cannot be 0x7"),
+        ("function/bars", [0x10, 0], "bars cannot have BAR 0 at 0x10"),
+        ("function/device_id", 1, "device_id was 1 where it was saved"),
+    ],
+)
+def test_what_no_driver_can_have_brought_about_is_refused(
+    path: str, value: object, why: str
+) -> None:
+    driver = started(BITMAP)
+    misc = MiscDriver(driver)
+    misc.offer()
+    driver.send(STATS, [b""])
+    state: Any = driver.board.transport.save_state()
+    set_at(state, path, value)
+    assert why in refusal(Board.with_balloon(BITMAP), state)
