@@ -70,6 +70,7 @@ class BalloonStats:
         self._waiters: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
+        self._held = False
         self._polling_interval_s = 0
         self.last: TimedReport | None = None
         """The report that came last, whoever asked for it."""
@@ -103,6 +104,12 @@ class BalloonStats:
         finally:
             self._waiters.remove(waiter)
 
+    def hold(self, held: bool) -> None:
+        """Put no question while `held`, as each gives a buffer back and so writes to guest RAM."""
+        self._held = held
+        if self._waiters:
+            self._ask()
+
     def close(self) -> None:
         """The guest has ended: nobody needs to wait any longer."""
         self._ended = True
@@ -123,6 +130,8 @@ class BalloonStats:
         return f"the guest has not reported statistics within {timeout_s:g} s"
 
     def _ask(self) -> None:
+        if self._held:
+            return
         with self._lock:
             self._balloon.ask_for_stats()
 

@@ -45,6 +45,9 @@ COMMANDS = {
     "stats": LazyCommand(
         "pyvmm.control.stats_cli", "stats", "Show what a running guest says of its memory."
     ),
+    "snapshot": LazyCommand(
+        "pyvmm.control.snapshot_cli", "snapshot", "Write a running guest to a file."
+    ),
     "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
         "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."

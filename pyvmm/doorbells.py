@@ -60,10 +60,16 @@ class QueueDoorbells:
         for queue, event in enumerate(self._events):
             loop.add_reader(event, self._rung, queue)
 
-    def close(self) -> None:
-        for event in self._events:
-            if self._loop is not None:
+    def stop(self) -> None:
+        """Leave notifications where they are until `start` is called again."""
+        if self._loop is not None:
+            for event in self._events:
                 self._loop.remove_reader(event)
+            self._loop = None
+
+    def close(self) -> None:
+        self.stop()
+        for event in self._events:
             os.close(event)
         self._events = []
 

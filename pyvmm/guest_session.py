@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyvmm.config import MachineConfig
 from pyvmm.console_guest import POLL_S, ConsoleGuest
@@ -25,6 +26,9 @@ from pyvmm.machine import PAGE_BYTES, Machine
 from pyvmm.outcome import Outcome
 from pyvmm.scripted_console import ScriptedConsole
 from pyvmm.tracing import LogTracer
+
+if TYPE_CHECKING:
+    from pyvmm.snapshot.reader import SnapshotFile
 
 BALLOON_TIMEOUT_S = 600.0
 
@@ -72,15 +76,29 @@ class GuestSession(ConsoleGuest[Outcome]):
 
 
 @asynccontextmanager
-async def guest_session(config: MachineConfig) -> AsyncIterator[GuestSession]:
-    """Make and start the machine of `config`; it is ended and closed with the block."""
+async def guest_session(
+    config: MachineConfig, snapshot: SnapshotFile | None = None
+) -> AsyncIterator[GuestSession]:
+    """Make and start the machine of `config`; it is ended and closed with the block.
+
+    With `snapshot`, whose `config` it is, the machine goes on from there.
+    """
     console = ScriptedConsole()
     machine = Machine(
         config,
         console_output=console.queue,
         tracer=LogTracer(),
         on_console_room=console.room,
+        boot=snapshot is None,
     )
+    if snapshot is not None:
+        from pyvmm.snapshot.restore import restore
+
+        try:
+            restore(snapshot, machine)
+        except BaseException:
+            machine.close()
+            raise
     console.connect(machine.console_input)
     session = GuestSession(machine, console)
     try:

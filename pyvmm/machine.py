@@ -22,8 +22,9 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from devices.acpi_pm import AcpiPm
@@ -35,6 +36,7 @@ from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
 from devices.pvpanic import PanicEvent, PvPanic
 from devices.registers import Register, RegisterTable
 from devices.rtc import RTC_PORTS, Rtc
+from devices.state import Stateful
 from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
 from pykvm import KvmError, System, abi
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import EventSink, Status
+    from pyvmm.snapshot.saver import Snapshots
+    from pyvmm.state.parts import MachineParts
+    from pyvmm.state.records import Record
+    from pyvmm.write_log import WriteLog
     from pyvmm_native.runs import PageRuns
     from pyvmm_native.serial import ByteQueue
 
@@ -71,8 +77,9 @@ class Machine:
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
     (on vCPU threads; its `on_first` must not block); `console_throttle` may block that vCPU, with
     no lock held, until the console has room. `on_console_room` is called on the event loop when
-    `console_input` can take more. Raises `UserError` for a kernel or an initramfs that cannot be
-    used.
+    `console_input` can take more. With `boot` false there is nothing in it yet: its memory is
+    written and `restore_parts` called before it runs. Raises `UserError` for a kernel or an
+    initramfs that cannot be used.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Machine:
         tracer: Tracer,
         console_throttle: Callable[[], None] = lambda: None,
         on_console_room: Callable[[], None] = lambda: None,
+        boot: bool = True,
     ) -> None:
         self.config = config
         self.lock = threading.Lock()
@@ -94,9 +102,9 @@ class Machine:
         self._ending: Outcome | None = None  # the first that a vCPU thread asked for
         self._gate = VcpuGate()
 
-        files = read_boot_files(config)
+        files = read_boot_files(config) if boot else None
         self.ram = Ram(config.ram_bytes)
-        boot = load_linux(files, config, self.ram)
+        start = load_linux(files, config, self.ram) if files else None
         self._system = System()
         self._vm = self._system.create_vm()
         self._make_platform()
@@ -105,7 +113,7 @@ class Machine:
         self._make_legacy_devices(console_output, on_console_room)
         self._make_pci()
         buses = GuestBuses(self._pio, self._mmio, self.lock, console_throttle)
-        self.vcpu_threads = [self._make_vcpu(index, boot, buses) for index in range(config.vcpus)]
+        self.vcpu_threads = [self._make_vcpu(index, start, buses) for index in range(config.vcpus)]
 
     # --- Making it ------------------------------------------------------------------------------
     def _make_platform(self) -> None:
@@ -128,11 +136,15 @@ class Machine:
         i8042 = I8042(reset)
         self._pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
         self._pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
-        self._pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, AcpiPm(power_off, reset))
+        acpi_pm = AcpiPm(power_off, reset)
+        self._pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, acpi_pm)
         self._pio.map(layout.PVPANIC_PORT, 1, PvPanic(self._panicked))
-        self._pio.map(layout.POST_PORT, 1, RegisterTable("post", [Register("code", 0, 1)]))
+        post = RegisterTable("post", [Register("code", 0, 1)])
+        self._pio.map(layout.POST_PORT, 1, post)
         low, *high = (length for _, length in layout.ram_ranges(self.config.ram_bytes))
-        self._pio.map(layout.RTC_PORT, RTC_PORTS, Rtc(time.time, low, sum(high)))
+        rtc = Rtc(time.time, low, sum(high))
+        self._pio.map(layout.RTC_PORT, RTC_PORTS, rtc)
+        self._devices: list[Stateful] = [self._uart, acpi_pm, post, rtc]
 
     def _make_pci(self) -> None:
         config = self.config
@@ -158,12 +170,15 @@ class Machine:
         pci = PciBus(self._mmio, layout.PCI_APERTURES, tracer=self._tracer)
         slot = layout.BALLOON_PCI_DEVICE
         pci.add(slot, self._transport.function, GsiLine(self._vm, layout.intx_gsi(slot)))
-        self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ConfigMechanism1(pci))
+        ports = ConfigMechanism1(pci)
+        self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ports)
         self._mmio.map(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES, EnhancedConfig(pci))
+        self._devices += [ports, pci.host_bridge, self._transport]
 
-    def _make_vcpu(self, index: int, boot: BootInfo, buses: GuestBuses) -> VcpuThread:
+    def _make_vcpu(self, index: int, start: BootInfo | None, buses: GuestBuses) -> VcpuThread:
         vcpu = self._vm.create_vcpu(index)
-        cpu.set_up_vcpu(self._system, vcpu, index, boot)
+        if start is not None:
+            cpu.set_up_vcpu(self._system, vcpu, index, start)
         crashed = partial(self._crashed, index)
         return VcpuThread(vcpu, index, buses, self._serial, self._gate, crashed, self._bug)
 
@@ -187,6 +202,8 @@ class Machine:
             self.balloon_stats.close()
             self.balloon_questions.close()
             self.free_page_hints.close()
+            if "snapshots" in self.__dict__:
+                await self.snapshots.end()
         if outcome.ending is Ending.PANIC:
             self._status = "guest-panicked"
             self._announce("GUEST_PANICKED", {"action": "poweroff"})
@@ -216,6 +233,48 @@ class Machine:
         """Give the guest's serial port input; returns how many bytes it had room for."""
         with self.lock:
             return self._uart.receive(data)
+
+    # --- Its state; imported when it is wanted --------------------------------------------------
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """What takes snapshots of it."""
+        from pyvmm.snapshot.saver import Snapshots
+
+        return Snapshots(self)
+
+    @cached_property
+    def _parts(self) -> MachineParts:
+        from pyvmm.state.parts import MachineParts
+
+        vcpus = [thread.vcpu for thread in self.vcpu_threads]
+        return MachineParts(self._system, self._vm, vcpus, self._devices)
+
+    def log_writes(self) -> WriteLog:
+        """Have the guest's writes to memory logged for the length of a block."""
+        from pyvmm.write_log import WriteLog
+
+        return WriteLog(self._vm, self.ram)
+
+    @contextmanager
+    def quiescent(self) -> Iterator[None]:
+        """The guest is paused; devices do not touch its memory either for this block."""
+        self._doorbells.stop()
+        self.balloon_stats.hold(True)
+        try:
+            yield
+        finally:
+            self._doorbells.start(self._loop)
+            self.balloon_stats.hold(False)
+
+    def save_parts(self) -> list[Record]:
+        """Everything but memory, while the guest is paused."""
+        with self.lock:
+            return self._parts.save()
+
+    def restore_parts(self, records: Sequence[Record]) -> None:
+        """Become what was saved, before `run`. Raises StateError; only `close` may follow that."""
+        with self.lock:
+            self._parts.restore(records)
 
     # --- MachineControl ---------------------------------------------------------------------------
     @property

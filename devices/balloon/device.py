@@ -22,7 +22,6 @@ from typing import Protocol
 from devices.balloon.config import config_space
 from devices.balloon.counters import BalloonCounters, Traffic
 from devices.balloon.dialects import Dialect, GiveBack, Role
-from devices.balloon.features import PAGE_POISON
 from devices.balloon.hinting import COMMAND_ID, DONE, FIRST_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
@@ -100,7 +99,7 @@ class BalloonDevice(VirtioDevice):
         self.misc = MiscQueue(ram, self._give_back(Role.MISC), tracer)
         self.stats = StatsQueue(self._give_back(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)
-        self._reporting = ReportingQueue(ram, self._poison_val, tracer)
+        self._reporting = ReportingQueue(ram, lambda: self.poison_val, tracer)
         handlers: dict[Role, QueueHandler] = {
             Role.INFLATE: self._inflate,
             Role.DEFLATE: self._deflate,
@@ -122,6 +121,12 @@ class BalloonDevice(VirtioDevice):
     def actual(self) -> int:
         """Pages the driver says are in the balloon, at most all of RAM."""
         return min(self.config["actual"], self._ram.pages.pages)
+
+    @property
+    def poison_val(self) -> int:
+        """What the driver says its free pages hold; 0, too, from one that does not care."""
+        feature = self.dialect.features.options.get("page-poison", 0)
+        return self.config["poison_val"] if self.accepted & feature else 0
 
     def set_target(self, num_pages: int) -> None:
         """Ask the driver for a balloon of `num_pages` 4 KiB pages (VIRTIO 1.2, 5.5.6).
@@ -275,10 +280,6 @@ class BalloonDevice(VirtioDevice):
     def _set_command_id(self, command_id: int) -> None:
         self.config["free_page_hint_cmd_id"] = command_id
         self.config_changed()
-
-    def _poison_val(self) -> int:
-        """What the driver says its free pages hold; 0, too, from one that does not care."""
-        return self.config["poison_val"] if self.accepted & PAGE_POISON else 0
 
     def _actual_written(self, pages: int) -> None:
         self._on_actual(self.actual)

@@ -15,11 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.control import guest_questions, qmp, qom
+from pyvmm.control import guest_questions, qmp, qom, snapshots
 from pyvmm.control.machine_control import MachineControl
 from pyvmm.control.qmp import QmpError, Request
 
-_QMP_TYPE_NAMES = {int: "integer", float: "number", str: "string", list: "array"}
+_QMP_TYPE_NAMES = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ def _stop(machine: MachineControl) -> dict[str, Any]:
 def _cont(machine: MachineControl) -> dict[str, Any]:
     if machine.status in ("shutdown", "guest-panicked"):
         raise QmpError("Resetting the Virtual Machine is required")
+    if machine.snapshots.active:
+        raise QmpError("The guest stands still while its snapshot is taken")
     if machine.status == "paused":
         machine.resume()
     return {}
@@ -135,6 +143,12 @@ _PAGES = (
     Parameter("runs", int, required=False),
     Parameter("cells", int, required=False),
 )
+_SNAPSHOT = (
+    _PATH,
+    Parameter("keep-running", bool, required=False),
+    Parameter("unused", bool, required=False),
+    _TIMEOUT,
+)
 
 COMMANDS = {
     "qmp_capabilities": Command(_qmp_capabilities, (Parameter("enable", list, required=False),)),
@@ -152,6 +166,8 @@ COMMANDS = {
     "query-free-page-hints": Command(guest_questions.query_free_page_hints, _PAGES),
     "balloon-drop-caches": Command(guest_questions.drop_caches, (_TIMEOUT,)),
     "balloon-sync-filesystems": Command(guest_questions.sync_filesystems, (_TIMEOUT,)),
+    "snapshot-to-file": Command(snapshots.snapshot_to_file, _SNAPSHOT),
+    "query-snapshot": Command(snapshots.query_snapshot),
     "qom-list": Command(qom.qom_list, (_PATH,)),
     "qom-get": Command(qom.qom_get, (_PATH, _PROPERTY)),
     "qom-set": Command(qom.qom_set, (_PATH, _PROPERTY, Parameter("value", object))),

@@ -72,7 +72,7 @@ async def drop_caches(
     machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S
 ) -> dict[str, Any]:
     """Have the guest drop what it only caches; dirty pages stay, so sync first."""
-    _check_timeout(timeout)
+    check_timeout(timeout)
     await _answered(machine.balloon_questions.drop_caches(timeout))
     return {}
 
@@ -81,7 +81,7 @@ async def sync_filesystems(
     machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S
 ) -> dict[str, Any]:
     """Have the guest write its file systems out."""
-    _check_timeout(timeout)
+    check_timeout(timeout)
     await _answered(machine.balloon_questions.sync_filesystems(timeout))
     return {}
 
@@ -123,12 +123,13 @@ async def _answered(question: Awaitable[_T]) -> _T:
 
 
 def _check_arguments(timeout_s: float, runs: int, cells: int) -> None:
-    _check_timeout(timeout_s)
+    check_timeout(timeout_s)
     _check_at_most("runs", runs, MAX_RUNS)
     _check_at_most("cells", cells, MAX_CELLS)
 
 
-def _check_timeout(seconds: float) -> None:
+def check_timeout(seconds: float) -> None:
+    """Refuse what is no time-out."""
     if not 0 < seconds <= MAX_TIMEOUT_S:  # written so that no number that is none passes
         raise QmpError(f"Parameter 'timeout' expects seconds, more than 0 to {MAX_TIMEOUT_S:g}")
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pyvmm.balloon_questions import BalloonQuestions
     from pyvmm.balloon_stats import BalloonStats
     from pyvmm.free_page_hints import FreePageHints
+    from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
 
 Status = Literal["running", "paused", "shutdown", "guest-panicked"]
@@ -45,6 +46,10 @@ class MachineControl(Protocol):
     @property
     def free_page_hints(self) -> FreePageHints:
         """What the guest does without, if it is asked to."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """What takes snapshots of it."""
 
     @property
     def status(self) -> Status:

@@ -158,11 +158,12 @@ class Snapshots:
         self.status = SnapshotStatus("active")
         self._task = asyncio.get_running_loop().create_task(self._take(wish))
 
-    def close(self) -> None:
-        """The machine is being taken apart: give up what is not complete, and wait for that."""
+    async def end(self) -> None:
+        """The machine has ended: give up what is not complete, and wait for that."""
         self._closed.set()
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait({self._task})
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 

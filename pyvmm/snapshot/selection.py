@@ -50,7 +50,7 @@ async def ask_unused(
     writes, which must have begun before.
     """
     nothing = PageRuns()
-    if balloon.config["poison_val"]:
+    if balloon.poison_val:
         # Its kernel checks, when it takes a free page, that the poison is still there.
         return Answer(nothing, "not asked, as the guest poisons its free pages")
     try:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from devices.balloon.device import BalloonDevice
 from pyvmm import layout
 from pyvmm.balloon_questions import BalloonQuestions
 from pyvmm.balloon_stats import BalloonStats
+from pyvmm.config import MachineConfig
 from pyvmm.control.machine_control import EventSink, Status
 from pyvmm.control.server import ControlServer
 from pyvmm.free_page_hints import FreePageHints
+from pyvmm.snapshot.saver import Snapshots
+from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
 from tests.hint_guest import HintGuest
 from tests.misc_driver import MiscGuest
 from tests.stats_guest import StatsGuest
+from tests.virtio_board import AnonymousRam
 
 
 class InMemoryMachine:
@@ -41,6 +46,8 @@ class InMemoryMachine:
         self._stuck_at_bytes = stuck_at_bytes
         self._sinks: list[EventSink] = []
         self.stats_guest = StatsGuest()
+        self.written = PageRuns()
+        """What the guest is said to write while that is logged."""
 
     @cached_property
     def balloon_stats(self) -> BalloonStats:
@@ -80,6 +87,38 @@ class InMemoryMachine:
         return FreePageHints(
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
+
+    # --- What a snapshot needs ----------------------------------------------------------------
+    @property
+    def config(self) -> MachineConfig:
+        return MachineConfig(Path("/kernel"), None, "quiet", self.ram_bytes, 1, "bitmap")
+
+    @property
+    def ram(self) -> AnonymousRam:
+        return self.misc_guest.board.ram
+
+    @property
+    def balloon(self) -> BalloonDevice:
+        return self.misc_guest.board.balloon
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        return Snapshots(self)
+
+    @contextmanager
+    def log_writes(self) -> Iterator[InMemoryMachine]:
+        yield self
+
+    def take(self) -> PageRuns:
+        return self.written
+
+    @contextmanager
+    def quiescent(self) -> Iterator[None]:
+        assert self.status == "paused"
+        yield
+
+    def save_parts(self) -> Sequence[Record]:
+        return []
 
     def _soon(self, callback: Callable[..., None], *args: object) -> None:
         asyncio.get_running_loop().call_soon(callback, *args)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that take a snapshot; both are pyvmm's own.
+
+    snapshot-to-file   {"path": P, "keep-running": bool, "unused": bool, "timeout": S}
+    query-snapshot
+
+QEMU's snapshot-save keeps a snapshot inside a disk image, which this machine does not have. These
+work like its dump-guest-memory with "detach" and query-dump: the one begins and answers at once,
+the other says how far it is. All arguments but the absolute "path" are optional. With
+"keep-running" false the guest is paused when all is well; "unused" false does not ask which pages
+the guest uses, for which it may otherwise take "timeout" seconds. While the guest stands still for
+its snapshot, `cont` is refused.
+
+query-snapshot returns "status": "none", "active", "completed" or "failed"; "completed" and "total"
+bytes of guest pages; "error-desc" of a failure; and in the end "file-bytes", "seconds",
+"stopped-seconds" and "pages", which says by reason how many are not in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.control.guest_questions import check_timeout
+from pyvmm.control.qmp import QmpError
+from pyvmm.inquiry import DEFAULT_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from pyvmm.control.machine_control import MachineControl
+
+PAGE_BYTES = 4096
+
+
+def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict[str, Any]:
+    """Begin to take a snapshot."""
+    from pyvmm.snapshot.saver import Busy, Ended, Wish
+
+    timeout_s = options.get("timeout", DEFAULT_TIMEOUT_S)
+    check_timeout(timeout_s)
+    if not path.startswith("/") or "\0" in path:
+        raise QmpError("Parameter 'path' expects an absolute path")
+    wish = Wish(
+        Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
+    )
+    try:
+        machine.snapshots.start(wish)
+    except Busy:
+        raise QmpError("There is a snapshot in process, please wait") from None
+    except Ended:
+        raise QmpError("Resetting the Virtual Machine is required") from None
+    return {}
+
+
+def query_snapshot(machine: MachineControl) -> dict[str, Any]:
+    """How far the last snapshot is."""
+    status = machine.snapshots.status
+    answer: dict[str, Any] = {
+        "status": status.status,
+        "completed": status.completed_pages * PAGE_BYTES,
+        "total": status.total_pages * PAGE_BYTES,
+    }
+    if status.status == "failed":
+        answer["error-desc"] = status.error
+    if status.status == "completed" and status.report is not None:
+        answer["file-bytes"] = status.file_bytes
+        answer["seconds"] = round(status.seconds, 6)
+        answer["stopped-seconds"] = round(status.stopped_seconds, 6)
+        answer["pages"] = asdict(status.report)
+    return answer

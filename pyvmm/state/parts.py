@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a machine as records: which there are, and in which order they come back.
+
+Memory is restored before everything here, as parts look into it. Then the vCPUs, then what KVM
+holds of the machine as a whole (its interrupt controllers deliver to local APICs, its clock derives
+from time stamp counters), and devices last: they raise their lines and send their messages again,
+which takes the controllers to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from devices.acpi_pm import AcpiPm
+from devices.pci.config_space import PciFunction
+from devices.pci.host_bridge import ConfigMechanism1
+from devices.registers import RegisterTable
+from devices.rtc import Rtc
+from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, decode, encode
+from devices.uart import Uart16550
+from devices.virtio.pci_transport import VirtioPciTransport
+from pyvmm.layout import MAX_VCPUS
+from pyvmm.state import kvm_vcpu, kvm_vm
+from pyvmm.state.capabilities import Capabilities
+from pyvmm.state.records import Kind, Record
+
+if TYPE_CHECKING:
+    from pykvm import System, Vcpu, Vm
+
+_DEVICES = {
+    "acpi_pm": AcpiPm.STATE_VERSION,
+    "host-bridge": PciFunction.STATE_VERSION,
+    "pci_config_ports": ConfigMechanism1.STATE_VERSION,
+    "post": RegisterTable.STATE_VERSION,
+    "rtc": Rtc.STATE_VERSION,
+    "uart": Uart16550.STATE_VERSION,
+    "virtio_balloon": VirtioPciTransport.STATE_VERSION,
+}
+KINDS = {
+    kvm_vcpu.KIND: Kind(kvm_vcpu.VERSION, MAX_PAYLOAD_BYTES, MAX_VCPUS),
+    kvm_vm.KIND: Kind(kvm_vm.VERSION, MAX_PAYLOAD_BYTES),
+    **{name: Kind(version, MAX_PAYLOAD_BYTES) for name, version in _DEVICES.items()},
+}
+"""Every kind of record that a part of a machine may have."""
+
+
+@dataclass(frozen=True)
+class MachineParts:
+    """Everything of one machine that has state, but its memory."""
+
+    system: System
+    vm: Vm
+    vcpus: Sequence[Vcpu]
+    devices: Sequence[Stateful]
+
+    def save(self) -> list[Record]:
+        """Write down the parts of a machine whose vCPUs are all outside the guest."""
+        here = Capabilities.of(self.system, self.vm)
+        records = [
+            Record(kvm_vcpu.KIND, kvm_vcpu.VERSION, encode(kvm_vcpu.save_vcpu(vcpu, here)), index)
+            for index, vcpu in enumerate(self.vcpus)
+        ]
+        records.append(Record(kvm_vm.KIND, kvm_vm.VERSION, encode(kvm_vm.save_vm(self.vm))))
+        for device in self.devices:
+            payload = encode(device.save_state())
+            records.append(Record(device.STATE_KIND, device.STATE_VERSION, payload))
+        return records
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Become what was saved; nothing has run yet, and nothing may run after a StateError."""
+        here = Capabilities.of(self.system, self.vm)
+        saved = {(record.kind, record.instance): record for record in records}
+        for index, vcpu in enumerate(self.vcpus):
+            kvm_vcpu.restore_vcpu(vcpu, _fields(saved, kvm_vcpu.KIND, index), here)
+        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND))
+        for device in self.devices:
+            device.restore_state(_fields(saved, device.STATE_KIND))
+        for kind, instance in saved:
+            raise StateError(kind, f"number {instance} is no part of this machine")
+
+
+def _fields(saved: dict[tuple[str, int], Record], kind: str, instance: int = 0) -> Fields:
+    """Take a part out of `saved`."""
+    record = saved.pop((kind, instance), None)
+    if record is None:
+        raise StateError(kind, f"number {instance} is missing")
+    name = f"{kind} {instance}" if instance else kind
+    return Fields(name, decode(record.payload, name))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a real guest: nothing is lost, nothing comes twice, the clock goes forwards."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.outcome import Ending
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.saver import SnapshotStatus, Wish
+from pyvmm.state.parts import KINDS
+from pyvmm.units import MIB
+from tests.kvm.guests import RunGuest
+
+pytestmark = pytest.mark.kvm
+
+PATTERN_MIB = 96
+BALLOON_PAGES = 64 * MIB // PAGE_BYTES
+VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
+UPTIME = "cut -d' ' -f1 /proc/uptime"
+
+
+@pytest.fixture
+def file() -> Iterator[Path]:
+    """A place for a snapshot on a file system in memory."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory) / "snapshot"
+
+
+async def save(guest: GuestSession, path: Path, **wishes: Any) -> SnapshotStatus:
+    """Take a snapshot while everything else goes on; returns what it took."""
+    snapshots = guest.machine.snapshots
+    snapshots.start(Wish(path, **wishes))
+    while snapshots.active:
+        await asyncio.sleep(0.01)
+    return snapshots.status
+
+
+async def go_on(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
+    """Restore a machine of its own from `path` and run `scenario` in it."""
+    with SnapshotFile(path, KINDS) as snapshot:
+        async with guest_session(snapshot.config, snapshot) as guest:
+            await scenario(guest)
+
+
+async def uptime(guest: GuestSession) -> float:
+    return float(await guest.shell(UPTIME))
+
+
+async def power_off(guest: GuestSession) -> None:
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF
+    counters = guest.machine.balloon.counters
+    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
+
+
+@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_a_guest_goes_on_from_its_snapshot(
+    run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str, vcpus: int
+) -> None:
+    """With the balloon half way to its target, which the driver then reaches and leaves again."""
+    saved_at = 0.0
+
+    async def scenario(guest: GuestSession) -> None:
+        nonlocal saved_at
+        await guest.user_space()
+        for command in ("alloc 160", "fill 1", "free", f"alloc {PATTERN_MIB}", "fill 7"):
+            await guest.ask(command)
+        await guest.move_balloon(BALLOON_PAGES)
+        saved_at = await uptime(guest)
+        status = await save(guest, file)
+        assert status.status == "completed", status.error
+        report = status.report
+        assert report is not None
+        assert report.ballooned == BALLOON_PAGES
+        assert report.ram * PAGE_BYTES == guest.machine.ram_bytes
+        assert report.stored * PAGE_BYTES >= PATTERN_MIB * MIB
+        assert status.file_bytes == file.stat().st_size < (PATTERN_MIB + 56) * MIB
+        assert await guest.ask("verify 7") == VERIFIED
+        await guest.move_balloon(0)
+        await power_off(guest)
+        figure(
+            f"snapshot {dialect:8} {vcpus} vCPUs: {status.file_bytes // MIB} of"
+            f" {guest.machine.ram_bytes // MIB} MiB in {status.seconds:.2f} s, {report}"
+        )
+
+    async def restored(guest: GuestSession) -> None:
+        assert guest.machine.balloon.actual == BALLOON_PAGES
+        assert await guest.ask("verify 7") == VERIFIED
+        now = await uptime(guest)
+        assert saved_at <= now < saved_at + 60
+        await guest.move_balloon(BALLOON_PAGES + 1000)
+        await guest.move_balloon(0)
+        assert await guest.ask("verify 7") == VERIFIED
+        await guest.ask("free")
+        await guest.ask("alloc 150")
+        await guest.ask("fill 9")
+        assert await guest.ask("verify 9") == f"verified {150 * MIB} wrong 0"
+        online = await guest.shell("grep -c ^processor /proc/cpuinfo")
+        assert int(online) == vcpus
+        await power_off(guest)
+
+    offer = ["free-page-hint"] if dialect == "standard" else []
+    run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
+    for _ in range(2):
+        asyncio.run(go_on(file, restored))
