@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from pyvmm.balloon_features import OPTIONS
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
@@ -26,9 +27,13 @@ from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine
+    from pyvmm.snapshot.reader import SnapshotFile
 
 LAB_OVERHEAD_MIB = 2048
 """What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
+
+BESIDE_RESTORE = ("restore", "addresses", "kvm", "verbose", "help")
+"""What can be said of a guest that comes from a snapshot."""
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -65,6 +70,11 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 )
 @click.option("--withhold", multiple=True, metavar="NAME", help="Do not offer this one.")
 @click.option(
+    "--restore",
+    type=click.Path(path_type=Path),
+    help="Go on from a snapshot, which says itself what guest it is.",
+)
+@click.option(
     "--qmp",
     "addresses",
     multiple=True,
@@ -89,6 +99,7 @@ def run(
     dialect: str | None,
     offer: Sequence[str],
     withhold: Sequence[str],
+    restore: Path | None,
     addresses: Sequence[str],
     kvm: KvmMode,
     verbose: bool,
@@ -105,27 +116,53 @@ def run(
       pyvmm run guest.img --memory 8G --cpus 4 --qmp unix:/tmp/vm.sock
       pyvmm run --kernel /boot/vmlinuz --initrd /boot/initrd.img --append break=top
       pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
+      pyvmm run --restore vm.snap
     """
     from pyvmm.boot.loader import read_boot_files
     from pyvmm.control.unix_socket import parse_address
 
-    config = config_for_image(
-        _one_of(image, kernel),
-        initrd=initrd,
-        append=append,
-        ram_bytes=parse_size(memory),
-        vcpus=cpus,
-        dialect=dialect,
-        offer=offer,
-        withhold=withhold,
+    snapshot = _open(restore) if restore is not None else None
+    config = (
+        snapshot.config
+        if snapshot
+        else config_for_image(
+            _one_of(image, kernel),
+            initrd=initrd,
+            append=append,
+            ram_bytes=parse_size(memory),
+            vcpus=cpus,
+            dialect=dialect,
+            offer=offer,
+            withhold=withhold,
+        )
     )
     sockets = [parse_address(address) for address in addresses]
-    read_boot_files(config)  # what cannot be booted is said before anything is started for it
+    if snapshot is None:
+        read_boot_files(config)  # what cannot be booted is said before anything is started for it
     if choose_kvm(kvm) is Choice.LAB:
         return _run_in_lab(config, sockets)
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
-    return asyncio.run(run_machine(config, sockets))
+    return asyncio.run(run_machine(config, sockets, snapshot))
+
+
+def _open(restore: Path) -> SnapshotFile:
+    """The snapshot to go on from; whatever else describes a guest must not be there."""
+    from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.state.parts import KINDS
+
+    context = click.get_current_context()
+    for parameter in context.command.get_params(context):
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and name not in BESIDE_RESTORE:
+            option = parameter.param_type_name == "option"
+            shown = parameter.opts[0] if option else parameter.human_readable_name
+            raise UserError(
+                f"--restore and {shown} are both given",
+                "the snapshot says what guest it is; leave the other away",
+            )
+    return SnapshotFile(restore, KINDS)
 
 
 def _one_of(image: Path | None, kernel: Path | None) -> Path:
@@ -157,7 +194,19 @@ async def _listen(stack: AsyncExitStack, machine: Machine, path: Path) -> None:
     stack.push_async_callback(server.close)
 
 
-async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
+def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
+    """Make `machine` what was saved, with a progress bar."""
+    from pyvmm.progress import show_progress
+    from pyvmm.snapshot.restore import restore
+
+    with show_progress() as progress, snapshot:
+        progress.stage(f"restoring {snapshot.path}", snapshot.header.pages)
+        restore(snapshot, machine, progress.advance)
+
+
+async def run_machine(
+    config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
+) -> int:
     """Run one machine on this terminal to its end and return the exit status."""
     from pyvmm.console import Action, ConsoleIo, Terminal
     from pyvmm.machine import Machine
@@ -183,8 +232,11 @@ async def run_machine(config: MachineConfig, sockets: Sequence[Path]) -> int:
             console_throttle=console.throttle,
             on_console_room=console.room,
             tracer=LogTracer(),
+            boot=snapshot is None,
         )
         stack.callback(machine.close)
+        if snapshot is not None:
+            _restore(snapshot, machine)
         for path in sockets:
             await _listen(stack, machine, path)
         for signum in END_SIGNALS:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,3 +116,71 @@ def test_a_guest_goes_on_from_its_snapshot(
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
     for _ in range(2):
         asyncio.run(go_on(file, restored))
+
+
+class Program:
+    """A `pyvmm run` with pipes for a terminal."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pyvmm", "run", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self.expect(r"(ok|error) ")
+
+    def expect(self, pattern: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if re.match(pattern, line):
+                return line.strip()
+        pytest.fail(f"it ended before it said {pattern}")
+
+    def status(self) -> int:
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+
+def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:
+    """As a person does it, with the commands."""
+    qmp = f"unix:{file.parent}/qmp"
+    append = 'loglevel=4 pyvmm.run="pattern"'
+    first = Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp)
+    first.expect("user space up")
+    assert first.ask("alloc 32").startswith("ok")
+    assert first.ask("fill 3").startswith("ok")
+    command = [sys.executable, "-m", "pyvmm", "snapshot", str(file)]
+    subprocess.run([*command, "--qmp", qmp, "--stop"], check=True, timeout=60)
+    assert first.status() == 0
+    subprocess.run([*command, "--info"], check=True, timeout=60)
+    second = Program("--restore", file, "--qmp", qmp)
+    assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
+    subprocess.run([*command, "--qmp", qmp], check=True, timeout=60)
+    assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
+    assert second.ask("quit").startswith("ok")
+    assert second.status() == 0
+
+
+def test_a_damaged_snapshot_starts_no_guest(run_guest: RunGuest, file: Path) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        assert (await save(guest, file)).status == "completed"
+        guest.console.send_line("quit")
+        await guest.finished()
+
+    run_guest(scenario, memory_mib=64)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyvmm", "run", "--restore", str(file)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be used: wrong checksum of the pages from" in done.stderr
