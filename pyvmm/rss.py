@@ -9,12 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-STATM = Path("/proc/self/statm")
 
-
-def resident_bytes() -> int:
-    """RSS of this process in bytes, guest RAM included."""
-    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
+def resident_bytes(pid: int | None = None) -> int:
+    """RSS of process `pid`, this one if None, in bytes, guest RAM included."""
+    return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @dataclass(frozen=True)

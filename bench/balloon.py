@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real guest's balloon takes 7 of 8 GiB and gives them back: ours in both dialects, and QEMU's.
+
+Three guests with the same kernel live at the same time, of which two are always stopped. In its
+turn a guest is let run, uses nearly all of its RAM and frees it again (where RAM is to be touched),
+its balloon is inflated and deflated, and it is stopped. It then holds no more than what the balloon
+left it, so one guest's RAM and a bit has to fit into the machine.
+
+The time is that from setting the target until the driver has reported the size, looked at every
+`POLL_S` seconds in the same way for all (QEMU is asked by QMP). Its stages:
+
+    guest allocation     pages taken from the guest's allocator (release: given back to it)
+    guest bookkeeping    what else the driver does between messages
+    transport            from putting a message on the queue to its return, less what the device
+                         did meanwhile: the notification, waking up, the ring, the interrupt
+    decoding             a message to runs of RAM
+    discard              the runs back to the host
+    reporting the size   the rest: the driver writes `actual` after every round, we see it
+
+The driver itself counts the first three (patch 0006 in guest_images/patches), decoding and discard
+are timed here. What QEMU does with a message cannot be seen from outside, so the middle three are
+one stage of its.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from bench.measure import TOTAL, Case, Plan, Values, take_turns
+from bench.qemu import QemuGuest, qemu_guest
+from devices.balloon import page_queues
+from guest_images.build import image_path
+from guest_images.recipe import read_recipe
+from pyvmm import memory
+from pyvmm.config import config_for_image
+from pyvmm.console_guest import ConsoleGuest
+from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.rss import resident_bytes
+
+MIB = 1 << 20
+PAGES_PER_MIB = 256
+QEMU = "QEMU pc"
+APPEND = "loglevel=4"
+TIMES = "/sys/module/virtio_balloon_times/parameters"
+MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Guests of one size, and how many rounds they go through with RAM untouched and touched."""
+
+    ram_mib: int
+    vcpus: int
+    untouched_rounds: int
+    touched_rounds: int
+
+    @property
+    def inflate_mib(self) -> int:
+        return self.ram_mib * 7 // 8
+
+    @property
+    def touch_mib(self) -> int:
+        """Nearly all that a program can get."""
+        return self.ram_mib * 15 // 16 - 128
+
+
+QUICK = (Scale(1024, 1, 0, 1),)
+THOROUGH = (Scale(8192, 1, 3, 3), Scale(8192, 4, 1, 1))
+
+
+class Stopwatches:
+    """Seconds spent in `page_queues.decode_pages` and `memory.discard` while this is open."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decoding": 0.0, "discard": 0.0}
+
+    @contextmanager
+    def running(self) -> Iterator[Stopwatches]:
+        with (
+            self._timed(page_queues, "decode_pages", "decoding"),
+            self._timed(memory, "discard", "discard"),
+        ):
+            yield self
+
+    @contextmanager
+    def _timed(self, module: ModuleType, name: str, stage: str) -> Iterator[None]:
+        function: Callable[..., Any] = getattr(module, name)
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds[stage] += time.perf_counter() - begin
+
+        setattr(module, name, timed)
+        try:
+            yield
+        finally:
+            setattr(module, name, function)
+
+
+class Peer(Protocol):
+    """One contender's guest, stopped until its turn."""
+
+    @property
+    def guest(self) -> ConsoleGuest[Any]:
+        """Its console."""
+
+    async def run(self) -> None:
+        """Let the guest run."""
+
+    async def stop(self) -> None:
+        """Stop it where it is."""
+
+    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
+        """Make the balloon `pages` large; the seconds it took, and the device's by stage."""
+
+    def resident_bytes(self) -> int:
+        """RSS of its process."""
+
+
+class Pyvmm:
+    """A guest of ours, in this process."""
+
+    def __init__(self, guest: GuestSession) -> None:
+        self.guest = guest
+
+    async def run(self) -> None:
+        self.guest.machine.resume()
+
+    async def stop(self) -> None:
+        self.guest.machine.pause()
+
+    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
+        with Stopwatches().running() as watches:
+            moved = await self.guest.move_balloon(pages)
+        return moved.seconds, watches.seconds
+
+    def resident_bytes(self) -> int:
+        return resident_bytes()
+
+
+class Qemu:
+    """A guest of QEMU's."""
+
+    def __init__(self, guest: QemuGuest) -> None:
+        self.guest = guest
+
+    async def run(self) -> None:
+        await self.guest.cont()
+
+    async def stop(self) -> None:
+        await self.guest.stop()
+
+    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
+        return await self.guest.move_balloon(pages), None
+
+    def resident_bytes(self) -> int:
+        return resident_bytes(self.guest.pid)
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Run what `plan` asks for, one size of guest after the other."""
+    cases: list[Case] = []
+    for scale in QUICK if plan.quick else THOROUGH:
+        with asyncio.Runner() as runner:
+            stack = AsyncExitStack()
+            try:
+                plan.progress.stage(f"Booting three guests, {_vcpus(scale)} each")
+                peers = runner.run(_boot(stack, scale))
+                cases += _cases(peers, scale, scale.untouched_rounds, False, runner, plan)
+                cases += _cases(peers, scale, scale.touched_rounds, True, runner, plan)
+            finally:
+                runner.run(stack.aclose())
+    return cases
+
+
+async def _boot(stack: AsyncExitStack, scale: Scale) -> dict[str, Peer]:
+    """Boot the guests, one after the other, and stop them."""
+    image = image_path(read_recipe())
+    peers: dict[str, Peer] = {}
+    for name, booted in (
+        ("pyvmm, bitmap", _pyvmm(image, scale, "bitmap")),
+        ("pyvmm, standard", _pyvmm(image, scale, "standard")),
+        (QEMU, _qemu(image, scale)),
+    ):
+        peer = await stack.enter_async_context(booted)
+        await peer.guest.user_space()
+        await peer.stop()
+        peers[name] = peer
+    return peers
+
+
+@asynccontextmanager
+async def _pyvmm(image: Path, scale: Scale, dialect: str) -> AsyncIterator[Peer]:
+    config = config_for_image(
+        image,
+        append=f'{APPEND} pyvmm.run="pattern"',
+        ram_bytes=scale.ram_mib * MIB,
+        vcpus=scale.vcpus,
+        dialect=dialect,
+    )
+    async with guest_session(config) as guest:
+        yield Pyvmm(guest)
+
+
+@asynccontextmanager
+async def _qemu(image: Path, scale: Scale) -> AsyncIterator[Peer]:
+    async with qemu_guest(
+        "pc", image, ram_mib=scale.ram_mib, vcpus=scale.vcpus, append=APPEND
+    ) as guest:
+        yield Qemu(guest)
+
+
+def _cases(
+    peers: dict[str, Peer],
+    scale: Scale,
+    rounds: int,
+    touched: bool,
+    runner: asyncio.Runner,
+    plan: Plan,
+) -> list[Case]:
+    """Two cases of the same rounds: inflate and deflate."""
+    if not rounds:
+        return []
+    what = f"RAM {'touched' if touched else 'untouched'}, {_vcpus(scale)}"
+    inflate = Case(f"inflate, {what}", "s", against=QEMU)
+    deflate = Case(f"deflate, {what}", "s", against=QEMU)
+
+    def turn(name: str) -> Values:
+        values = runner.run(_turn(peers[name], scale, touched))
+        deflate.add(name, values["deflate"])
+        return values["inflate"]
+
+    contenders = {name: partial(turn, name) for name in peers}
+    take_turns(inflate, contenders, rounds, plan, rehearse=False)
+    return [inflate, deflate]
+
+
+def _vcpus(scale: Scale) -> str:
+    return f"{scale.vcpus} vCPU{'s' if scale.vcpus > 1 else ''}"
+
+
+async def _turn(peer: Peer, scale: Scale, touched: bool) -> dict[str, Values]:
+    """One round of one guest; says what `inflate` and `deflate` took."""
+    await peer.run()
+    if touched:
+        await peer.guest.ask(f"grab {scale.touch_mib}")
+        await peer.guest.ask("free")
+    before = peer.resident_bytes()
+    inflate = await _move(peer, "inflate", scale.inflate_mib * PAGES_PER_MIB)
+    if touched:
+        # The balloon may also hold what was not touched.
+        least = (scale.inflate_mib - (scale.ram_mib - scale.touch_mib)) * MIB
+        freed = before - peer.resident_bytes()
+        assert freed >= least, f"the host got {freed} bytes back, not {least}"
+    deflate = await _move(peer, "deflate", 0)
+    free = await peer.guest.free_bytes()
+    assert free >= scale.inflate_mib * MIB, f"only {free} bytes are free in the guest"
+    await peer.stop()
+    return {"inflate": inflate, "deflate": deflate}
+
+
+async def _move(peer: Peer, way: str, pages: int) -> Values:
+    """Move the balloon and ask the driver where its time went."""
+    await peer.guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 >$i; done")
+    seconds, device = await peer.move(pages)
+    said = await peer.guest.shell(f"cd {TIMES}; grep . {way}_*")
+    sums = {name: int(sum_) for name, _, sum_ in (line.partition(":") for line in said.split())}
+    return {TOTAL: seconds, **_stages(way, seconds, sums, device)}
+
+
+def _stages(
+    way: str, seconds: float, sums: dict[str, int], device: dict[str, float] | None
+) -> dict[str, float]:
+    """Split `seconds` by what the driver counted, and the device if it can be seen."""
+    memory_s = sums[f"{way}_{'alloc' if way == 'inflate' else 'free'}_ns"] / 1e9
+    tell_s = sums[f"{way}_tell_ns"] / 1e9
+    rounds_s = sums[f"{way}_total_ns"] / 1e9
+    messages = (
+        {"transport, decoding and discard": tell_s}
+        if device is None
+        else {"transport": tell_s - sum(device.values()), **device}
+    )
+    return {
+        MEMORY[way]: memory_s,
+        "guest bookkeeping": rounds_s - memory_s - tell_s,
+        **messages,
+        "reporting the size": seconds - rounds_s,
+    }
