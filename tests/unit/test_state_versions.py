@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each version of each device's state consists of.
+
+Names that come, go or change their meaning need a new STATE_VERSION, and a new line here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from devices.acpi_pm import AcpiPm
+from devices.balloon.dialects import BITMAP, STANDARD
+from devices.bus import Bus
+from devices.pci.host_bridge import ConfigMechanism1, PciBus
+from devices.rtc import Rtc
+from devices.state import Stateful, Value
+from devices.uart import Uart16550
+from tests.misc_driver import MISC, MiscDriver
+from tests.virtio_board import Line
+from tests.virtio_driver import STATS, started
+
+FUNCTION = (
+    "bars* decoded* device_id registers.cache_line_size registers.command"
+    " registers.interrupt_line vendor_id"
+)
+TRANSPORT = (
+    " common.device_feature_select common.driver_feature_select common.queue_select"
+    " interrupts.config_vector interrupts.isr_status interrupts.queue_vectors*"
+    " msix.capability.message_control msix.pending msix.table.address_high#"
+    " msix.table.address_low# msix.table.control# msix.table.data#"
+    " window.bar window.length window.offset window.pci_cfg_data "
+) + " ".join(f"function.{name}" for name in FUNCTION.split())
+DEVICE = (
+    " device.accepted device.config_notifications device.dialect device.generation device.offered"
+    " device.queues.counters.bad_payloads device.queues.counters.interrupts"
+    " device.queues.counters.readable_bytes device.queues.counters.requests"
+    " device.queues.desc_gpa device.queues.device_gpa device.queues.driver_gpa"
+    " device.queues.enabled device.queues.indices* device.queues.size device.status"
+)
+BALLOON = (
+    " device.own.deflate.pages device.own.inflate.discarded_bytes device.own.inflate.pages"
+    " device.own.num_pages device.own.numbers* device.own.stats.kept.gpas*"
+    " device.own.stats.kept.head device.own.stats.kept.lengths* device.own.stats.questions"
+)
+VIRTIO_BALLOON = TRANSPORT + DEVICE + BALLOON + " device.config.actual"
+
+VERSIONS = {
+    ("acpi_pm", 1): "pm1a_enable",
+    ("host-bridge", 1): FUNCTION,
+    ("pci_config_ports", 1): "address",
+    ("rtc", 1): "memory registers.index",
+    ("uart", 1): (
+        "divisor fifos_enabled ier modem_deltas overrun received registers.lcr registers.mcr"
+        " registers.scr transmitter_empty_pending trigger_bytes"
+    ),
+    ("virtio_balloon", 1, "bitmap"): VIRTIO_BALLOON
+    + " device.own.misc.buffer.gpas* device.own.misc.buffer.head device.own.misc.buffer.lengths*"
+    " device.own.misc.last_id device.own.misc.late_messages",
+    ("virtio_balloon", 1, "standard"): VIRTIO_BALLOON
+    + " device.config.poison_val device.own.free_page_hint.ignored"
+    " device.own.free_page_hint.last_id device.own.reporting.discarded_bytes"
+    " device.own.reporting.pages",
+}
+
+
+def names(value: Value, prefix: str = "") -> Iterator[str]:
+    """Every field, by its way from the top; * for a list of numbers, # for a vector's number."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from names(each, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list):
+        if not value or isinstance(value[0], int):
+            yield f"{prefix}*"
+        for each in value:
+            if isinstance(each, dict):
+                yield from names(each, prefix)
+    else:
+        yield re.sub(r"(msix\..*?)\d+$", r"\1#", prefix)
+
+
+def bitmap_balloon() -> Stateful:
+    driver = started(BITMAP)
+    driver.send(STATS, [b""])
+    MiscDriver(driver).offer()
+    assert MISC in driver.queues
+    return driver.board.transport
+
+
+def standard_balloon() -> Stateful:
+    driver = started(STANDARD, offered=STANDARD.features.known)
+    driver.send(STATS, [b""])
+    return driver.board.transport
+
+
+@pytest.mark.parametrize(
+    ("part", "variant"),
+    [
+        (AcpiPm(lambda: None, lambda: None), ()),
+        (PciBus(Bus("mmio"), []).host_bridge, ()),
+        (ConfigMechanism1(PciBus(Bus("mmio"), [])), ()),
+        (Rtc(lambda: 0.0, 3 << 30, 0), ()),
+        (Uart16550(Line(), lambda data: None), ()),
+        (bitmap_balloon(), ("bitmap",)),
+        (standard_balloon(), ("standard",)),
+    ],
+    ids=lambda each: getattr(each, "STATE_KIND", None) or "-".join(each),
+)
+def test_a_version_says_what_is_in_a_state(part: Stateful, variant: tuple[str, ...]) -> None:
+    known = VERSIONS[(part.STATE_KIND, part.STATE_VERSION, *variant)]
+    assert sorted(set(names(part.save_state()))) == sorted(known.split())
