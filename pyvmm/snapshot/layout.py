@@ -21,7 +21,7 @@ What can be read is bounded by limits of the machine, not by what the file says:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from devices.state import MAX_PAYLOAD_BYTES
@@ -118,12 +118,12 @@ def decode_blocks(record: Record, header: Header) -> list[Block]:
     """Raises `RecordError` for blocks that are out of order, outside RAM or not in the file."""
     if len(record.payload) % _BLOCK.size:
         raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
-    room = _bits_of_ram(header.ram_bytes)
+    ranges = ram_ranges(header.ram_bytes)
     blocks: list[Block] = []
     offset, last = PAGES_OFFSET, -1
     for number, crc, bitmap in _BLOCK.iter_unpack(record.payload):
         bits = int.from_bytes(bitmap, "little")
-        if number <= last or not bits or bits & ~room.get(number, 0):
+        if number <= last or not bits or bits & ~_bits_of_ram(number, ranges):
             raise RecordError(f"record {PAGES!r} names pages that the guest does not have")
         blocks.append(Block(number, crc, bitmap, offset))
         offset += bits.bit_count() * PAGE_BYTES
@@ -139,11 +139,10 @@ def block_numbers(ram_bytes: int) -> Iterator[range]:
         yield range(gpa // BLOCK_BYTES, -(-(gpa + length) // BLOCK_BYTES))
 
 
-def _bits_of_ram(ram_bytes: int) -> dict[int, int]:
-    """Block number to a bit for each of its pages that is RAM."""
-    bits = {}
-    for numbers, (gpa, length) in zip(block_numbers(ram_bytes), ram_ranges(ram_bytes), strict=True):
-        for number in numbers:
-            pages = min((gpa + length - number * BLOCK_BYTES) // PAGE_BYTES, BLOCK_PAGES)
-            bits[number] = (1 << pages) - 1
-    return bits
+def _bits_of_ram(number: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """A bit for each page of block `number` that is in one of `ranges` of RAM (gpa, bytes)."""
+    start = number * BLOCK_BYTES
+    for gpa, length in ranges:
+        if gpa <= start < gpa + length:
+            return (1 << min((gpa + length - start) // PAGE_BYTES, BLOCK_PAGES)) - 1
+    return 0

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any bytes are a snapshot: what the fuzzer, hypothesis and the corpus all run.
+
+Invariant: `SnapshotFile` either opens a file, and then says of every page of it whether it is right,
+or raises `UserError`. Nothing else happens, whatever the file holds.
+
+Bytes become a file in one of two ways. Raw, they are the file. Otherwise they are choices from which
+a file is put together whose checksums are right, as no fuzzer guesses those: a header with numbers
+that are right or not, and records, each a good one, a good one with changed bytes, or one made of
+bytes, in any order and number.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from devices.state import StateError, decode
+from pyvmm.config import MachineConfig
+from pyvmm.errors import UserError
+from pyvmm.snapshot import layout
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.state.parts import KINDS
+from pyvmm.state.records import Record
+from pyvmm.units import GIB, MIB
+from pyvmm_native.pages import crc32c
+
+RAM_SIZES = (64 * MIB, 65 * MIB, 4 * GIB, 16 * GIB)
+KIND_NAMES = (*sorted({**layout.OWN_KINDS, **KINDS}), layout.HEADER, "vgpu", "")
+MAX_RECORDS = 16
+PAGE = bytes(4096)
+
+
+class Choices:
+    """Takes values from bytes; zeros when they are used up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._place
+
+    def take(self, count: int) -> bytes:
+        taken = self._data[self._place : self._place + count]
+        self._place += len(taken)
+        return taken.ljust(count, b"\0")
+
+    def number(self, size: int = 1) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+
+def run(data: bytes) -> bool:
+    """Make a snapshot of `data` and read it; whether it is one."""
+    fd = os.memfd_create("snapshot")
+    try:
+        os.write(fd, _file(data))
+        return _read(Path(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path) -> bool:
+    try:
+        with SnapshotFile(path, KINDS) as snapshot:
+            pages: list[int] = []
+            snapshot.check(pages.append)
+            assert sum(pages) == snapshot.header.pages == path.stat().st_size // 4096 - 1
+            for part in snapshot.parts:
+                _decode(part)
+    except UserError:
+        return False
+    return True
+
+
+def _decode(part: Record) -> None:
+    try:
+        decode(part.payload, part.kind)
+    except StateError as error:
+        assert error.part == part.kind
+
+
+def _file(data: bytes) -> bytes:
+    choices = Choices(data)
+    how = choices.number()
+    if how == 0:
+        return data[1:]
+    ram_bytes = RAM_SIZES[how % len(RAM_SIZES)]
+    pages = choices.number() % 8
+    good = _good_records(ram_bytes, pages)
+    records = good if how & 0x40 else []
+    while choices.left and len(records) < MAX_RECORDS:
+        records.append(_record(choices, good))
+    tail = b"".join(map(_encoded, records))
+    numbers = [ram_bytes, pages, len(tail)]
+    if how & 0x80:
+        numbers[choices.number() % 3] ^= choices.number(8)
+    header = layout.Header(*numbers).encode()
+    return header + pages * PAGE + tail
+
+
+def _encoded(record: Record) -> bytes:
+    try:
+        return record.encode()
+    except ValueError:  # a kind without a name
+        return record.payload
+
+
+def _good_records(ram_bytes: int, pages: int) -> list[Record]:
+    config = MachineConfig(Path("/k"), None, "quiet", ram_bytes, 1, "bitmap")
+    report = PageReport(pages, 0, 0, ram_bytes // 4096 - pages, 0, "not asked")
+    bitmap = ((1 << pages) - 1).to_bytes(layout.BITMAP_BYTES, "little")
+    crc = crc32c(pages * PAGE)
+    blocks = [layout.Block(1, crc, bitmap, 0)] if pages else []
+    return [config_record(config), report.record(), layout.encode_blocks(blocks)]
+
+
+def _record(choices: Choices, good: list[Record]) -> Record:
+    how = choices.number()
+    if how & 1:
+        record = good[how // 2 % len(good)]
+        payload = bytearray(record.payload)
+        for _ in range(how >> 4):
+            place = choices.number(2) % (len(payload) + 1)
+            payload[place : place + 1] = choices.take(1)
+        return Record(record.kind, record.version, bytes(payload))
+    kind = KIND_NAMES[choices.number() % len(KIND_NAMES)]
+    payload = bytearray(choices.take(choices.number(2) % 1024))
+    return Record(kind, choices.number(), bytes(payload), choices.number())
