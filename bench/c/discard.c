@@ -6,8 +6,8 @@
  * MADV_DONTNEED and returns 0 or an errno. They do the same work in the three ways a VMM has:
  *
  *   discard_best      process_madvise(2) on ourselves, 1024 ranges a call (the kernel takes no
- *                     more), where it is quicker: that is, for more than a few ranges. One call
- *                     takes at most 2 GiB and says how far it got. Kernels before 6.13 refuse it.
+ *                     more), if there are several. One call takes at most 2 GiB and says how far
+ *                     it got. Kernels before 6.15 refuse it: then as the next.
  *   discard_per_run   one madvise(2) a range
  *   discard_per_page  one madvise(2) a page of 4 KiB, as QEMU's balloon does
  */
@@ -19,14 +19,14 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
 #ifndef SYS_process_madvise
 #define SYS_process_madvise 440
 #endif
+#ifndef PIDFD_SELF_THREAD
+#define PIDFD_SELF_THREAD -10000 /* <linux/pidfd.h>, Linux 6.15 */
+#endif
 
-enum { PAGE_BYTES = 4096, MOST_RANGES = 1024, FEW_RANGES = 4 };
+enum { PAGE_BYTES = 4096, MOST_RANGES = 1024 };
 
 int discard_per_run(const struct iovec *ranges, size_t count)
 {
@@ -49,10 +49,10 @@ int discard_per_page(const struct iovec *ranges, size_t count)
 }
 
 /* Returns how many ranges from the first on are done; a half-done one is done again. */
-static size_t discard_batch(int pidfd, const struct iovec *ranges, size_t count)
+static size_t discard_batch(const struct iovec *ranges, size_t count)
 {
 	size_t done = 0;
-	long got = syscall(SYS_process_madvise, pidfd, ranges,
+	long got = syscall(SYS_process_madvise, PIDFD_SELF_THREAD, ranges,
 			   count < MOST_RANGES ? count : MOST_RANGES, MADV_DONTNEED, 0);
 
 	while (got > 0 && done < count && (size_t)got >= ranges[done].iov_len)
@@ -62,20 +62,17 @@ static size_t discard_batch(int pidfd, const struct iovec *ranges, size_t count)
 
 int discard_best(const struct iovec *ranges, size_t count)
 {
-	int pidfd, error = 0;
-	size_t done = 0, got;
+	int error = 0;
 
-	if (count <= FEW_RANGES)
-		return discard_per_run(ranges, count);
-	pidfd = syscall(SYS_pidfd_open, getpid(), 0);
-	while (done < count && !error) {
-		got = discard_batch(pidfd, ranges + done, count - done);
-		if (!got) { /* refused, or a range of more than 2 GiB */
-			error = discard_per_run(ranges + done, 1);
-			got = 1;
+	while (count && !error) {
+		size_t done = count > 1 ? discard_batch(ranges, count) : 0;
+
+		if (!done) { /* refused, larger than 2 GiB, or only one */
+			error = discard_per_run(ranges, 1);
+			done = 1;
 		}
-		done += got;
+		ranges += done;
+		count -= done;
 	}
-	close(pidfd);
 	return error;
 }

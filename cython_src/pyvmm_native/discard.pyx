@@ -5,9 +5,10 @@
 `madvise(MADV_DONTNEED)` frees private anonymous pages at once and lets them read as zeros when
 they are touched again. One call costs about half a microsecond beside the freeing itself, which
 is most of the cost when single pages are given back. `process_madvise(2)`, applied to ourselves,
-takes 1024 ranges in one call. Kernels before 6.13 refuse MADV_DONTNEED there, seccomp filters may
-refuse the call, and neither is told by a version number: it is tried once on two pages of our
-own, and believed only when their contents are gone.
+takes 1024 ranges in one call. PIDFD_SELF_THREAD names us without a file descriptor to open for each
+request and to get wrong after a fork; kernels know it since 6.15 and allow MADV_DONTNEED there
+since 6.13. Seccomp filters may refuse the call, too, and neither is told by a version number: it
+is tried once on two pages of our own, and believed only when their contents are gone.
 
 On a shared or file-backed mapping the same `madvise` succeeds and frees nothing, or brings back
 the file's contents. Trying it out on a region would destroy what the guest keeps there, so the
@@ -27,7 +28,6 @@ from posix.mman cimport (
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
     munmap,
 )
-from posix.unistd cimport close, getpid
 
 from pyvmm_native.memory cimport GuestMemory, Region
 from pyvmm_native.run_list cimport Run
@@ -38,26 +38,24 @@ cdef extern from * nogil:
     #include <sys/syscall.h>
     #include <sys/uio.h>
     #include <unistd.h>
-    #ifndef SYS_pidfd_open
-    #define SYS_pidfd_open 434
-    #endif
     #ifndef SYS_process_madvise
     #define SYS_process_madvise 440
+    #endif
+    #ifndef PIDFD_SELF_THREAD
+    #define PIDFD_SELF_THREAD -10000  /* <linux/pidfd.h> */
     #endif
     """
     struct iovec:
         void *iov_base
         size_t iov_len
     long syscall(long number, ...)
-    long SYS_pidfd_open
     long SYS_process_madvise
+    int PIDFD_SELF_THREAD
 
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_SHIFT = 12
     BATCH_RANGES = 1024    # IOV_MAX: the kernel takes no more at once
-    # Opening a pidfd costs as much as a call or two.
-    WORTH_A_BATCH = 4
     # EINTR and EAGAIN in a row, after which they are an error like any other.
     MAX_RETRIES = 1000
 
@@ -65,7 +63,7 @@ cdef enum:
 cdef uint64_t PFN_LIMIT = <uint64_t>1 << 40
 
 cdef struct Work:
-    int pidfd              # of ourselves; -1 to make one call per range
+    bint together          # one call for many ranges, else one for each
     size_t count           # ranges waiting
     uint64_t size_bytes    # discarded so far
     uint64_t calls
@@ -85,24 +83,21 @@ def have_process_madvise():
 
 def discard(GuestMemory memory not None, PageRuns runs not None):
     cdef Work work
+    cdef const Run *outside
     cdef int error = 0
     if not memory.discardable:
         check_discardable(memory)
         memory.discardable = True
-    cdef const Run *outside = find_outside(memory, runs)
+    work.count = work.size_bytes = work.calls = 0
+    work.together = runs.list.count > 1 and have_process_madvise()
+    with nogil:
+        outside = find_outside(memory, runs)
+        if outside == NULL:
+            error = discard_runs(memory, runs, &work)
+            note_changes(memory, runs)
     if outside != NULL:
         raise ValueError(f"{outside.end - outside.start} page frames from {outside.start:#x} on "
                          "are not wholly inside guest RAM")
-    work.count = work.size_bytes = work.calls = 0
-    work.pidfd = -1
-    if runs.list.count >= WORTH_A_BATCH and have_process_madvise():
-        # Anew each time: one kept would still mean the parent after a fork.
-        work.pidfd = syscall(SYS_pidfd_open, getpid(), 0)
-    with nogil:
-        error = discard_runs(memory, runs, &work)
-        note_changes(memory, runs)
-    if work.pidfd >= 0:
-        close(work.pidfd)
     if error:
         raise OSError(error, "madvise(MADV_DONTNEED) on guest RAM")
     return Discarded(work.size_bytes, work.calls)
@@ -201,7 +196,7 @@ cdef int flush(Work *work) noexcept nogil:
     """Discard the waiting ranges; returns an errno or 0."""
     cdef size_t i, done = 0
     cdef int error
-    if work.pidfd >= 0:
+    if work.together:
         done = advise_together(work)
     # Whatever the batched call did not like is done, or refused for good, one by one.
     for i in range(done, work.count):
@@ -219,8 +214,8 @@ cdef size_t advise_together(Work *work) noexcept nogil:
     cdef long got
     cdef size_t advised
     while first < work.count:
-        got = syscall(SYS_process_madvise, work.pidfd, &work.ranges[first], work.count - first,
-                      MADV_DONTNEED, 0)
+        got = syscall(SYS_process_madvise, PIDFD_SELF_THREAD, &work.ranges[first],
+                      work.count - first, MADV_DONTNEED, 0)
         work.calls += 1
         if got < 0 and errno in (EINTR, EAGAIN) and retries:
             retries -= 1
@@ -265,10 +260,7 @@ cdef bint probe_process_madvise() noexcept:
     for i in range(2):
         ranges[i].iov_base = pages + i * PAGE_BYTES
         ranges[i].iov_len = PAGE_BYTES
-    cdef int pidfd = syscall(SYS_pidfd_open, getpid(), 0)
-    got = syscall(SYS_process_madvise, pidfd, ranges, 2, MADV_DONTNEED, 0)
+    got = syscall(SYS_process_madvise, PIDFD_SELF_THREAD, ranges, 2, MADV_DONTNEED, 0)
     gone = got == <long>size and pages[0] == 0 and pages[PAGE_BYTES] == 0
-    if pidfd >= 0:
-        close(pidfd)
     munmap(pages, size)
     return gone

@@ -86,12 +86,14 @@ cdef inline uint64_t load_word(const uint8_t *bitmap, size_t length, size_t offs
 
 
 cdef inline size_t count_runs(const uint8_t *bitmap, size_t length) noexcept nogil:
-    cdef uint64_t word, carry = 0
+    cdef uint64_t word, starts, carry = 0
     cdef size_t count = 0, offset
     for offset in range(0, length, 8):
         word = load_word(bitmap, length, offset)
-        count += count_ones(word & ~(word << 1 | carry))
+        starts = word & ~(word << 1 | carry)
         carry = word >> 63
+        if starts:  # not in most words; without POPCNT counting is a function call
+            count += count_ones(starts)
     return count
 
 
