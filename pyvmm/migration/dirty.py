@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of RAM have changed, whoever changed them.
+
+    with DirtyLog(vm, ram) as log:
+        changed = log.collect()
+        log.clear(start_pfn, pages)
+
+Two logs are one here. KVM's names the pages that the guest's processors write, and that KVM writes
+for them. `GuestMemory`'s names those that this process changes: rings, buffers, discards.
+
+With KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_GET_DIRTY_LOG only reads; pages are cleared, and watched
+again, a stretch at a time just before they are copied. So a page that the guest writes again in the
+meantime is copied once and not twice, and no call takes KVM's lock for all of RAM. Without it pages
+are cleared when they are read. Our own log is cleared when it is read, too.
+
+KVM API: KVM_SET_USER_MEMORY_REGION (4.35), KVM_GET_DIRTY_LOG (4.8), KVM_CLEAR_DIRTY_LOG (4.117),
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (7.18).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm import abi
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pykvm import Vm
+    from pyvmm.memory import Ram
+
+PAGE_BYTES = 4096
+_PAGES_PER_WORD = 64
+
+
+class DirtyLog:
+    """Logs changes to `ram`, whose slots are those of `vm`, while the block it is used in runs.
+
+    Satisfies `pyvmm.migration.precopy.ChangeLog`.
+    """
+
+    def __init__(self, vm: Vm, ram: Ram) -> None:
+        self._vm = vm
+        self._ram = ram
+        known = vm.check_extension(abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+        self._manual = bool(known & abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        self._bitmaps = [
+            bytearray(-(-length // PAGE_BYTES // _PAGES_PER_WORD) * (_PAGES_PER_WORD // 8))
+            for _, length in ram.memory.regions
+        ]
+
+    def __enter__(self) -> DirtyLog:
+        self._set_manual(abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        self._ram.memory.log_changes(True)
+        self._ram.attach(self._vm, abi.KVM_MEM_LOG_DIRTY_PAGES)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ram.attach(self._vm)
+        self._ram.memory.log_changes(False)
+        self._set_manual(0)
+
+    def collect(self) -> PageRuns:
+        """Pages changed since the log was switched on and not cleared since."""
+        changed = PageRuns()
+        for start_pfn, bitmap in self._ram.memory.take_changes():
+            changed = changed.union(PageRuns.from_bitmap(bitmap, start_pfn))
+        for slot, (gpa, _) in enumerate(self._ram.memory.regions):
+            self._vm.get_dirty_log(slot, self._bitmaps[slot])
+            changed = changed.union(PageRuns.from_bitmap(self._bitmaps[slot], gpa // PAGE_BYTES))
+        return changed
+
+    def clear(self, start_pfn: int, pages: int) -> None:
+        """Watch those of the given pages again that KVM named to the last `collect`.
+
+        `start_pfn` is in RAM and a multiple of 64 pages from where its region begins; the range
+        may reach beyond the end of the region, and stops there.
+        """
+        if not self._manual:
+            return
+        for slot, (gpa, length) in enumerate(self._ram.memory.regions):
+            first_page = start_pfn - gpa // PAGE_BYTES
+            count = min(pages, length // PAGE_BYTES - first_page)
+            if first_page < 0 or count <= 0:
+                continue
+            bits = self._bitmaps[slot][first_page // 8 : -(-(first_page + count) // 8)]
+            if any(bits):
+                self._vm.clear_dirty_log(slot, first_page, count, bits)
+
+    def _set_manual(self, flags: int) -> None:
+        if self._manual:
+            self._vm.enable_cap(abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, flags)

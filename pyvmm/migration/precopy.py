@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-copy: the source's side of a migration, from the first page to the hand-over.
+
+First of all the log of changes is switched on; from then on no change to a page can be missed.
+Then the guest is asked which pages it does not use. The answer is out of date when it comes, but
+what the guest has written since it looked is in the log: an unused page that is not in the log need
+not be sent, and one that gets into the log later is sent then, like any other. The first round
+sends what is left of RAM; pages that were never touched, are in the balloon, or hold only zeros are
+not sent, because a destination's RAM is zeros to begin with. Every later round sends what has
+changed since the one before, until what is left would take no longer than the downtime limit at the
+rate at which the destination took in the last round. Then the guest stops and the rest follows.
+
+Of each stretch of pages the log is cleared before they are looked at, so whatever is changed after
+a page was copied is in the log again. Pages that were sent and are zeros now, given to the balloon
+for one, are named, so that the destination frees them.
+
+All of this runs in a thread of its own. `cancel` may be called from any other, at any moment; it
+comes too late only when the commit is being sent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pyvmm.migration import messages
+from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.migration.messages import PAGE_BYTES
+from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.stream import DestinationReader
+from pyvmm_native.page_blocks import BLOCK_PAGES
+from pyvmm_native.pages import bitmap, nonzero, touched
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.migration.messages import FromSource
+    from pyvmm.snapshot.selection import Answer
+    from pyvmm.state.records import Record
+    from pyvmm_native.memory import GuestMemory
+
+STRETCH_PAGES = 16384
+"""How many pages, 64 MiB, the log is cleared for at once."""
+_BLOCK_BITMAP_BYTES = BLOCK_PAGES // 8
+
+_M = TypeVar("_M")
+
+
+class ChangeLog(Protocol):
+    """Which pages have changed; it is on."""
+
+    def collect(self) -> PageRuns:
+        """Pages changed since the log was switched on and not cleared since.
+
+        Implementations may clear pages here already; `clear` then does nothing.
+        """
+
+    def clear(self, start_pfn: int, pages: int) -> None:
+        """Log changes anew to those of the given pages that the last `collect` has named."""
+
+
+class Guest(Protocol):
+    """The guest that moves, as its source sees it. All calls come from the migration's thread."""
+
+    @property
+    def config(self) -> MachineConfig:
+        """What machine it has."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Its RAM, private anonymous memory."""
+
+    def logging(self) -> AbstractContextManager[ChangeLog]:
+        """Log changes for the length of a block."""
+
+    def ask_unused(self, timeout_s: float) -> Answer:
+        """Pages it did not use at some time after the call; none if it does not say."""
+
+    def stop(self) -> bool:
+        """Stop it, and all that changes its memory or state; whether it ran before."""
+
+    def parts(self) -> Sequence[Record]:
+        """Everything but memory; it is stopped."""
+
+    def go_on(self) -> None:
+        """Undo `stop`: it stays here."""
+
+
+class Link(Protocol):
+    """A connection. Every call but `abort` raises `MigrationError` when it is broken."""
+
+    def send(self, data: bytes) -> None:
+        """Send all of `data`."""
+
+    def receive(self, at_most: int) -> bytes:
+        """Wait for up to `at_most` bytes; none when the other side has closed."""
+
+    def readable(self) -> bool:
+        """Whether `receive` would not have to wait."""
+
+    def abort(self) -> None:
+        """Break the connection, whatever another thread does with it."""
+
+
+class Precopy:
+    """One migration of `guest` over `link`; `progress` tells how far it is."""
+
+    def __init__(self, guest: Guest, link: Link, settings: Settings, progress: Progress) -> None:
+        self._guest = guest
+        self._link = link
+        self._settings = settings
+        self._progress = progress
+        self._replies = DestinationReader()
+        self._round = 0
+        self._held: dict[int, PageRuns] = {}  # by stretch, pages not zero at the destination
+        self._cancelled = threading.Event()
+        self._deciding = threading.Lock()
+        self._committed = False
+
+    def run(self) -> None:
+        """Returns when the guest runs at the destination.
+
+        Raises `HandoverUnknown` when that is not known, and `MigrationError` or what `guest` raises
+        when the guest goes on here.
+        """
+        try:
+            self._migrate()
+        except MigrationError as error:
+            if self._committed:
+                raise
+            if self._cancelled.is_set():
+                raise Cancelled("the migration was cancelled") from error
+            raise
+
+    def cancel(self) -> bool:
+        """Have `run` raise `Cancelled`; False if the guest is the destination's already."""
+        with self._deciding:
+            if self._committed:
+                return False
+            self._cancelled.set()
+        self._link.abort()
+        return True
+
+    def _migrate(self) -> None:
+        guest, progress = self._guest, self._progress
+        self._send(messages.Hello(guest.config))
+        self._expect(messages.Welcome)
+        with guest.logging() as log:
+            todo = self._first_round(log)
+            while True:
+                took_s = self._send_round(todo, log, self._settings.max_bandwidth)
+                todo = log.collect()
+                progress.collected(todo.pages, took_s)
+                if progress.expected_downtime_s <= self._settings.downtime_limit_s:
+                    break
+            self._hand_over(todo, log)
+
+    def _first_round(self, log: ChangeLog) -> PageRuns:
+        """Pages to be sent at first; the log is on."""
+        memory = self._guest.memory
+        unused = self._guest.ask_unused(self._settings.ask_timeout_s)
+        there = touched(memory, PageRuns(memory.page_ranges))
+        # What is in the log by now may have been written after the guest looked, or for the first
+        # time after we did.
+        changed = log.collect()
+        skipped = there.intersect(unused.pages.subtract(changed))
+        todo = there.subtract(skipped).union(changed)
+        self._progress.asked(unused.how, skipped.pages)
+        self._progress.collected(todo.pages, 0.0)
+        return todo
+
+    # --- Rounds ---------------------------------------------------------------------------------
+    def _send_round(self, todo: PageRuns, log: ChangeLog, max_bandwidth: int) -> float:
+        """Send `todo` and wait until it is in memory; returns the seconds."""
+        begin = time.monotonic()
+        sent_before = self._progress.sent_bytes
+        for stretch, pages in _stretches(self._guest.memory, todo):
+            log.clear(stretch, STRETCH_PAGES)
+            for message in self._contents(stretch, pages):
+                self._send(message)
+                self._heed_replies()
+                if max_bandwidth:
+                    sent = self._progress.sent_bytes - sent_before
+                    self._cancelled.wait(begin + sent / max_bandwidth - time.monotonic())
+        self._round += 1
+        self._send(messages.RoundEnd(self._round))
+        arrived = self._expect(messages.Arrived)
+        assert arrived.number == self._round, "the reader counts rounds, too"
+        seconds = time.monotonic() - begin
+        self._progress.round_done(self._progress.sent_bytes - sent_before, seconds)
+        return seconds
+
+    def _contents(self, stretch: int, pages: PageRuns) -> Iterator[messages.Pages | messages.Zeros]:
+        """What the destination has to be told of `pages`."""
+        memory = self._guest.memory
+        full = nonzero(memory, touched(memory, pages))
+        held = self._held.get(stretch, PageRuns())
+        emptied = list(held.intersect(pages).subtract(full))
+        for first in range(0, len(emptied), messages.MAX_ZERO_RUNS):
+            yield messages.Zeros(PageRuns(emptied[first : first + messages.MAX_ZERO_RUNS]))
+        self._held[stretch] = held.subtract(PageRuns(emptied)).union(full)
+        bits = bitmap(full, stretch, STRETCH_PAGES)
+        for place in range(0, len(bits), _BLOCK_BITMAP_BYTES):
+            block = bits[place : place + _BLOCK_BITMAP_BYTES]
+            if any(block):
+                yield _copied(memory, stretch + 8 * place, block)
+        self._progress.done(pages.pages, full.pages)
+
+    # --- The end --------------------------------------------------------------------------------
+    def _hand_over(self, todo: PageRuns, log: ChangeLog) -> None:
+        """Stop the guest and make it the destination's; it goes on here if that cannot be."""
+        stopped_at = time.monotonic()
+        runs = self._guest.stop()
+        try:
+            parts = self._guest.parts()
+            todo = todo.union(log.collect())
+            self._progress.collected(todo.pages, 0.0)
+            self._send_round(todo, log, 0)
+            for part in parts:
+                self._send(messages.Part(part))
+            self._send(messages.Ready(self._progress.full_pages, len(parts), runs))
+            self._expect(messages.Complete)
+            self._commit()
+        except BaseException:
+            if not self._committed:
+                self._guest.go_on()
+            raise
+        finally:
+            self._progress.downtime_s = time.monotonic() - stopped_at
+
+    def _commit(self) -> None:
+        with self._deciding:
+            if self._cancelled.is_set():
+                raise Cancelled("the migration was cancelled")
+            self._committed = True
+        try:
+            self._send(messages.Commit())
+            self._expect(messages.Running)
+        except _GivenUp:
+            self._committed = False  # the destination will never run it
+            raise
+        except Exception as error:
+            raise HandoverUnknown(
+                f"the guest was handed over, but the destination has not confirmed it ({error})"
+            ) from error
+
+    # --- Talking --------------------------------------------------------------------------------
+    def _send(self, message: FromSource) -> None:
+        data = message.record().encode()
+        try:
+            self._link.send(data)
+        except MigrationError:
+            self._heed_last_words()
+            raise
+        self._progress.sent_bytes += len(data)
+
+    def _expect(self, wanted: type[_M]) -> _M:
+        """Wait for the next message of the destination, which must be a `wanted`."""
+        while (reply := self._replies.next()) is None:
+            data = self._link.receive(self._replies.wanted_bytes)
+            if not data:
+                raise MigrationError("the destination has closed the connection")
+            self._replies.feed(data)
+        if isinstance(reply, messages.Failed):
+            raise _GivenUp(f"the destination gives up: {reply.reason}")
+        if not isinstance(reply, wanted):
+            raise MigrationError(f"the destination says {type(reply).__name__} out of order")
+        return reply
+
+    def _heed_replies(self) -> None:
+        """While nothing is due from the destination, all it can say is that it gives up."""
+        if self._cancelled.is_set():
+            raise Cancelled("the migration was cancelled")
+        if self._link.readable():
+            self._expect(_Nothing)
+
+    def _heed_last_words(self) -> None:
+        """A broken connection may hold the reason why the destination has given up."""
+        try:
+            self._expect(_Nothing)
+        except _GivenUp:
+            raise
+        except MigrationError:
+            pass
+
+
+class _GivenUp(MigrationError):
+    """The destination has said that it gives up: it does not run the guest and never will."""
+
+
+class _Nothing:
+    """No message is one of these."""
+
+
+def _stretches(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
+    """`pages` by stretches of RAM, each with its first page frame, where there are any."""
+    for start_pfn, count in memory.page_ranges:
+        bits = bitmap(pages, start_pfn, -(-count // STRETCH_PAGES) * STRETCH_PAGES)
+        for place in range(0, len(bits), STRETCH_PAGES // 8):
+            stretch = start_pfn + 8 * place
+            found = PageRuns.from_bitmap(bits[place : place + STRETCH_PAGES // 8], stretch)
+            if found:
+                yield stretch, found
+
+
+def _copied(memory: GuestMemory, first_pfn: int, block: bytes) -> messages.Pages:
+    runs = PageRuns.from_bitmap(block, first_pfn)
+    pieces = [memory.read(start * PAGE_BYTES, count * PAGE_BYTES) for start, count in runs]
+    return messages.Pages(first_pfn, block, pieces[0] if len(pieces) == 1 else b"".join(pieces))

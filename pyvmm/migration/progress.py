@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a migration shall go, and how far it is.
+
+The migration's thread writes a `Progress`, the control socket reads it; every field is a number or
+a text of its own, so a reader sees each as it was at some moment.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+PAGE_BYTES = 4096
+_SIGNIFICANT_BYTES = 1 << 20
+"""What is shorter says more about latency than about bandwidth."""
+_MIN_SECONDS = 1e-6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What somebody wants of a migration."""
+
+    max_bandwidth: int = 0
+    """Bytes per second while the guest runs; 0 is as many as possible."""
+    downtime_limit_s: float = 0.3
+    """How long the guest may stand still for the rest of its memory, as far as can be foreseen."""
+    ask_timeout_s: float = 5.0
+    """How long the guest may take to say which pages it does not use."""
+
+
+@dataclass
+class Progress:
+    """Figures of one migration."""
+
+    begun_at: float = field(default_factory=time.monotonic)
+    """By time.monotonic(); so is `ended_at`."""
+    ended_at: float | None = None
+    how_asked: str = ""
+    skipped_pages: int = 0
+    """Touched, but unused by the guest's word, and not sent in the first round."""
+    full_pages: int = 0
+    """Sent with their contents; a page counts again whenever it is."""
+    zero_pages: int = 0
+    """Found to be zeros, and not sent."""
+    remaining_pages: int = 0
+    rounds: int = 0
+    sent_bytes: int = 0
+    bandwidth: float = 0.0
+    """Bytes per second at which the destination took in the last round worth measuring."""
+    dirty_pages_rate: int = 0
+    """Pages that have changed per second of the last round."""
+    downtime_s: float | None = None
+
+    @property
+    def expected_downtime_s(self) -> float:
+        """What sending the remaining pages would take now."""
+        if not self.remaining_pages:
+            return 0.0
+        return self.remaining_pages * PAGE_BYTES / max(self.bandwidth, _MIN_SECONDS)
+
+    @property
+    def total_s(self) -> float:
+        """How long it has taken so far, or did."""
+        return (time.monotonic() if self.ended_at is None else self.ended_at) - self.begun_at
+
+    def asked(self, how: str, skipped_pages: int) -> None:
+        """The guest was asked for unused pages."""
+        self.how_asked, self.skipped_pages = how, skipped_pages
+
+    def collected(self, pages: int, seconds: float) -> None:
+        """So many pages remain; they have changed within so many seconds, unless those are 0."""
+        self.remaining_pages = pages
+        if seconds:
+            self.dirty_pages_rate = round(pages / seconds)
+
+    def done(self, pages: int, full_pages: int) -> None:
+        """So many pages have been dealt with, `full_pages` of them by sending them."""
+        self.full_pages += full_pages
+        self.zero_pages += pages - full_pages
+        self.remaining_pages -= pages
+
+    def round_done(self, sent_bytes: int, seconds: float) -> None:
+        """A round has arrived, of so many bytes, after so many seconds."""
+        self.rounds += 1
+        if sent_bytes >= _SIGNIFICANT_BYTES or not self.bandwidth:
+            self.bandwidth = sent_bytes / max(seconds, _MIN_SECONDS)

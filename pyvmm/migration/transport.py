@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections for migrations: `tcp:HOST:PORT` or `unix:PATH`, with TLS if files for it are given.
+
+A guest's memory holds all of its secrets, and whoever can reach a waiting destination can make it
+run anything. So tcp goes beyond this host only with TLS, in which each side shows a certificate
+that the other's CA has signed (TLS 1.3; the source also checks the destination's host name), or
+where somebody has said that it need not. A unix socket is its owner's only.
+
+A `Link` blocks, in the thread that uses it, for at most `IDLE_TIMEOUT_S` without a byte moving.
+Only `abort` may be called from another thread. Every failure of a connection that exists is a
+`MigrationError`; what stands in the way of having one is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import select
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.control.unix_socket import Listener, parse_address
+from pyvmm.errors import UserError
+from pyvmm.migration.errors import MigrationError
+
+IDLE_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
+_EXAMPLES = "write tcp:HOST:PORT, e.g. tcp:127.0.0.1:4444, or unix:PATH"
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    """`port` 0 lets the system choose, for listening."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class UnixAddress:
+    """A socket file."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files: who is trusted, who we are, and the key that proves it."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """What a side needs; raises `UserError` for files that cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(
+                f"the files for TLS cannot be used: {error.strerror or error}",
+                "give PEM files: a CA, a certificate signed by it, and its key",
+            ) from error
+        return context
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a connection is protected."""
+
+    tls: TlsFiles | None = None
+    insecure: bool = False
+    """Go over a network without protection."""
+
+    def check(self, address: Address) -> None:
+        """Raises `UserError` where the guest's memory would be there for all to see."""
+        if self.tls is not None:
+            if isinstance(address, UnixAddress):
+                raise UserError("a unix socket takes no TLS", "leave the --tls options out")
+        elif isinstance(address, TcpAddress) and not self.insecure and not _is_local(address):
+            raise UserError(
+                f"{address} is not on this host, and there is no TLS",
+                "give --tls-ca, --tls-cert and --tls-key, or --insecure in a network you trust",
+            )
+
+
+def parse_migration_address(text: str) -> Address:
+    """The address in `tcp:HOST:PORT`, `tcp:[IPV6]:PORT` or `unix:PATH`. Raises `UserError`."""
+    scheme, _, rest = text.partition(":")
+    if scheme == "unix":
+        if not rest or "," in rest:
+            raise UserError(f"{text!r} is not an address", _EXAMPLES)
+        return UnixAddress(parse_address(text))
+    host, _, port = rest.rpartition(":")
+    if host[:1] == "[" and host[-1:] == "]":
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if scheme != "tcp" or not host or not (port.isascii() and port.isdigit() and len(port) < 6):
+        raise UserError(f"{text!r} is not an address", _EXAMPLES)
+    if int(port) >= 1 << 16:
+        raise UserError(f"there is no port {port}", _EXAMPLES)
+    return TcpAddress(host, int(port))
+
+
+class SocketLink:
+    """A connected stream socket; satisfies `pyvmm.migration.precopy.Link`."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        stream.settimeout(IDLE_TIMEOUT_S)
+        self._stream = stream
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:  # not sendall, whose time-out is for all of it
+                view = view[self._stream.send(view) :]
+        except OSError as error:
+            raise _broken(error) from error
+
+    def receive(self, at_most: int) -> bytes:
+        try:
+            return self._stream.recv(at_most)
+        except OSError as error:
+            raise _broken(error) from error
+
+    def readable(self) -> bool:
+        if isinstance(self._stream, ssl.SSLSocket) and self._stream.pending():
+            return True
+        try:
+            poll = select.poll()
+            poll.register(self._stream, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError) as error:
+            raise MigrationError("the connection is closed") from error
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._stream, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up; nobody uses the link any more."""
+        self._stream.close()
+
+
+class MigrationListener:
+    """Waits for one source at `address`. Raises `UserError` when that cannot be."""
+
+    def __init__(self, address: Address, security: Security) -> None:
+        security.check(address)
+        self._context = security.tls.context(server=True) if security.tls else None
+        self._file: Listener | None = None
+        self.address: Address = address
+        """Where it really listens."""
+        if isinstance(address, UnixAddress):
+            self._file = Listener(address.path)
+            self._socket = self._file.socket
+            return
+        try:
+            self._socket = socket.create_server(
+                (address.host, address.port), family=_family(address)
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {address}: {_reason(error)}", "choose another address"
+            ) from error
+        self.address = TcpAddress(address.host, self._socket.getsockname()[1])
+
+    def accept(self) -> SocketLink:
+        """Wait for a source, however long it takes; stop listening when there is one.
+
+        Who cannot prove to be trusted is turned away, and the waiting goes on. Raises
+        `MigrationError` when `close` was called.
+        """
+        while True:
+            try:
+                stream, _ = self._socket.accept()
+            except OSError as error:
+                raise MigrationError("nobody came") from error
+            try:
+                link = self._welcome(stream)
+            except MigrationError as error:
+                _log.warning("a source was turned away: %s", error)
+                continue
+            self.close()
+            return link
+
+    def _welcome(self, stream: socket.socket) -> SocketLink:
+        if self._context is None:
+            return SocketLink(stream)
+        stream.settimeout(CONNECT_TIMEOUT_S)
+        return _with_tls(stream, self._context, None)
+
+    def close(self) -> None:
+        """Stop listening; may be called from another thread, and again."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._file is not None:
+            self._file.remove()
+        self._socket.close()
+
+
+def connect(address: Address, security: Security) -> SocketLink:
+    """A connection to a destination that waits at `address`. Raises `UserError`."""
+    security.check(address)
+    context = security.tls.context(server=False) if security.tls else None
+    try:
+        if isinstance(address, TcpAddress):
+            stream = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            stream.settimeout(CONNECT_TIMEOUT_S)
+            stream.connect(str(address.path))
+    except OSError as error:
+        raise UserError(
+            f"cannot connect to {address}: {_reason(error)}",
+            f"start the destination first: pyvmm run --incoming {address}",
+        ) from error
+    if context is None or not isinstance(address, TcpAddress):
+        return SocketLink(stream)
+    try:
+        return _with_tls(stream, context, address.host)
+    except MigrationError as error:
+        raise UserError(
+            f"{address} is not to be trusted: {error}", "check the certificates of both sides"
+        ) from error
+
+
+def _with_tls(stream: socket.socket, context: ssl.SSLContext, host: str | None) -> SocketLink:
+    try:
+        return SocketLink(
+            context.wrap_socket(stream, server_side=host is None, server_hostname=host)
+        )
+    except OSError as error:
+        stream.close()
+        raise MigrationError(f"TLS failed: {_reason(error)}") from error
+
+
+def _is_local(address: TcpAddress) -> bool:
+    """Whether every address that the host name stands for is of the loopback network."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(
+            f"there is no host {address.host!r}: {_reason(error)}", "check its name"
+        ) from error
+    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+
+
+def _family(address: TcpAddress) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
+
+
+def _broken(error: OSError) -> MigrationError:
+    if isinstance(error, TimeoutError):
+        return MigrationError(f"the other side is silent since {IDLE_TIMEOUT_S:g} s")
+    return MigrationError(f"the connection broke: {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return str(getattr(error, "verify_message", "") or error.reason or error).lower()
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any bytes are what a peer of a migration says.
+
+Invariant: both readers give messages or raise `MigrationError`, nothing else; a source's pages lie
+inside the RAM it has declared; and neither holds more than one message and what it was fed last.
+
+Random bytes seldom have the right checksum, so the first byte chooses how the others are meant:
+as they are, or as the payloads of records that are then made properly.
+"""
+
+from __future__ import annotations
+
+from pyvmm.layout import ram_ranges
+from pyvmm.migration import messages
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.stream import DestinationReader, SourceReader
+from pyvmm.state.records import HEADER_BYTES, Kind, Record
+from pyvmm_native.runs import PageRuns
+from tests.migration_guest import KINDS, config_of
+
+RAM_MIB = 64
+HELLO = messages.Hello(config_of(RAM_MIB)).record().encode()
+_KINDS: dict[str, Kind] = {**messages.SOURCE_KINDS, **messages.DESTINATION_KINDS, **KINDS}
+_NAMES = sorted(_KINDS)
+MAX_MESSAGE_BYTES = max(HEADER_BYTES, *(kind.max_bytes for kind in _KINDS.values()))
+_PAGE = bytes(messages.PAGE_BYTES)
+
+
+def run(data: bytes) -> None:
+    """Feed `data` to both readers and raise what is not a `MigrationError`."""
+    way, rest = data[:1], data[1:]
+    stream = _as_records(rest) if way and way[0] & 1 else rest
+    if not way or way[0] & 2:
+        stream = HELLO + stream
+    _read(SourceReader(KINDS), stream)
+    _read(DestinationReader(), stream)
+
+
+def _as_records(data: bytes) -> bytes:
+    """Records of `data`: kind, version, instance, length, payload; perhaps with some pages."""
+    stream = bytearray()
+    while len(data) >= 4:
+        name = _NAMES[data[0] % len(_NAMES)]
+        length = data[3]
+        payload = data[4 : 4 + length]
+        if name == "pages" and data[1] & 1:
+            bits = int.from_bytes(payload[8:72], "little").bit_count()
+            payload += _PAGE * min(bits, 3)
+        stream += Record(name, 1 + (data[1] >> 6), payload, data[2] >> 6).encode()
+        data = data[4 + length :]
+    return bytes(stream)
+
+
+def _read(reader: SourceReader | DestinationReader, stream: bytes) -> None:
+    ram = PageRuns()
+    for place in range(0, len(stream), 1000):
+        piece = stream[place : place + 1000]
+        reader.feed(piece)
+        try:
+            while (message := reader.next()) is not None:
+                if isinstance(message, messages.Hello):
+                    ram = _ram_of(message)
+                _check(message, ram)
+        except MigrationError:
+            return
+        assert reader.wanted_bytes <= MAX_MESSAGE_BYTES
+
+
+def _ram_of(hello: messages.Hello) -> PageRuns:
+    ranges = ram_ranges(hello.config.ram_bytes)
+    return PageRuns((gpa // messages.PAGE_BYTES, n // messages.PAGE_BYTES) for gpa, n in ranges)
+
+
+def _check(message: object, ram: PageRuns) -> None:
+    match message:
+        case messages.Pages(_, _, data):
+            assert message.runs.pages * messages.PAGE_BYTES == len(data)
+            assert not message.runs.subtract(ram)
+        case messages.Zeros(runs):
+            assert runs
+            assert not runs.subtract(ram)
+        case messages.Failed(reason):
+            assert reason.isprintable()
