@@ -29,13 +29,15 @@ conformance: native image  ## Write docs/conformance.md from the results of the 
 	-@scripts/test-with-kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
-fuzz: native  ## Let fuzzers make up guests and snapshots, each for FUZZ_SECONDS; see tests/fuzz/fuzz_*.py
+fuzz: native  ## Fuzz guests, snapshots and saved devices, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
 	@$(BIN)/python -m tests.fuzz.corpus unpack .fuzz/corpus
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_balloon corpus \
 		-max_len=256 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
-	@mkdir -p .fuzz/snapshots
+	@mkdir -p .fuzz/snapshots .fuzz/states
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_snapshot snapshots -rss_limit_mb=1024 \
 		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_state states \
+		-max_len=64 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
 coverage: native  ## Branches of the virtio and balloon devices that the tests reach: at least 98 %
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/unit tests/property tests/fuzz

@@ -76,7 +76,7 @@ class Rtc:
             raise fields.error("memory", "has another value in a status register")
         fields.done()
         restore_registers()
-        self._memory[:] = memory
+        self._memory = bytearray(memory)
 
     def _store_ram_size(self, low_bytes: int, high_bytes: int) -> None:
         sizes = {

@@ -36,9 +36,9 @@ ODD_VALUES: st.SearchStrategy[Value] = (
 @st.composite
 def spoiled(draw: st.DrawFn, payload: Payload) -> Payload:
     """`payload` with one to three of its values, at any depth, changed, removed or added."""
-    root: dict[str, Value] = _mutable(payload)
+    root: dict[str, Value] = copy_of(payload)
     for _ in range(draw(st.integers(1, 3))):
-        holder, key = draw(st.sampled_from(list(_places(root))))
+        holder, key = draw(st.sampled_from(list(places(root))))
         action = draw(st.sampled_from(["change", "remove", "add", "flip"]))
         if action == "remove":
             del holder[key]
@@ -64,16 +64,16 @@ def restore_or_refuse(part: Stateful, payload: Payload) -> bool:
     return True
 
 
-def _mutable(value: Any) -> Any:
+def copy_of(value: Any) -> Any:
     """A copy with dictionaries and lists that can be changed."""
     if isinstance(value, dict):
-        return {name: _mutable(each) for name, each in value.items()}
+        return {name: copy_of(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_mutable(each) for each in value]
+        return [copy_of(each) for each in value]
     return value
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every (holder, key) in a payload."""
     keys: Any = ()
     if isinstance(value, dict):
@@ -82,4 +82,4 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         keys = range(len(value))
     for key in keys:
         yield value, key
-        yield from _places(value[key])
+        yield from places(value[key])

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any bytes are a saved device: what the fuzzer and the tests run.
+
+Invariant: a device either takes a state, and can then be worked with, saved and reset like any
+other, or raises `StateError` and is as it was. Nothing else happens, whatever the state says.
+
+The first byte chooses a device that a guest has used. The others spoil what it saves, change by
+change: a place in the payload, and what becomes of it. Noise that is no payload at all is left to
+`tests.fuzz.snapshot_program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.misc import Command
+from devices.rtc import Rtc
+from devices.state import Fields, Payload, StateError, Stateful, encode
+from devices.uart import Uart16550
+from devices.virtio.pci_transport import VirtioPciTransport
+from tests.fuzz.guest_program import ALL_ONES, EDGES, WRITE, Guest, OutOfBytes, Program
+from tests.fuzz.snapshot import Snapshot
+from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard
+from tests.misc_driver import MISC
+from tests.saved_state import copy_of, places
+from tests.virtio_board import AnonymousRam, Board, Line
+from tests.virtio_driver import STATS
+
+NUMBERS = [0, 1, 2, 3, 4, 7, 15, 16, 127, 128, 255, 0xFFFF, 1 << 16, 1 << 31, 1 << 63, *EDGES]
+
+
+def used_balloon(dialect: Dialect) -> Board:
+    """A board whose guest has used every queue; buffers are kept where they can be."""
+    watched = WatchedBoard(dialect, dialect.features.known)
+    guest = Guest(watched, Program(b""))
+    guest.plug_in()
+    guest.start(ALL_ONES)
+    guest.add(STATS, [], False)
+    if dialect is BITMAP:
+        guest.add(MISC, [(guest.place(bytes(16)), 16, WRITE)], False)
+    for queue in range(len(watched.device.queues)):
+        guest.ring(queue)
+    guest.serve_all()
+    ram = AnonymousRam(*REGIONS)
+    ram.maps[0][1][:] = guest.memory[:]
+    board = Board.with_balloon(dialect, ram=ram, offered=dialect.features.known)
+    board.transport.restore_state(Fields("used", watched.transport.save_state()))
+    return board
+
+
+def used_uart() -> Uart16550:
+    uart = Uart16550(Line(), lambda data: None)
+    for register, value in ((2, 0xC1), (4, 0x08), (1, 0x0F), (0, 0x41)):
+        uart.write(register, 1, value)
+    uart.receive(b"typed")
+    return uart
+
+
+MAKERS: tuple[Callable[[], Stateful], ...] = (
+    lambda: used_balloon(STANDARD).transport,
+    lambda: used_balloon(BITMAP).transport,
+    used_uart,
+    lambda: Rtc(lambda: 0.0, 3 << 30, 0),
+)
+
+
+@cache
+def _part(index: int) -> tuple[Stateful, Callable[[], None], Payload]:
+    """A part, the way back to how it is, and what it saves."""
+    part = MAKERS[index]()
+    snapshot, state = Snapshot(part), part.save_state()
+    if not isinstance(part, VirtioPciTransport):
+        return part, snapshot.restore, state
+    memory = part.device.memory
+    rings = memory.read(0, DRIVER_BYTES)
+
+    def restore() -> None:
+        snapshot.restore()
+        memory.write(0, rings)
+
+    return part, restore, state
+
+
+def run(data: bytes) -> bool:
+    """Restore what `data` makes of a state; whether the part took it."""
+    program = Program(data)
+    # The balloon has most of the fields.
+    part, put_back, state = _part((0, 0, 0, 1, 1, 1, 2, 3)[program.byte() % 8])
+    payload = copy_of(state)
+    with suppress(OutOfBytes):
+        while payload:
+            _spoil(payload, program)
+    try:
+        part.restore_state(Fields("hostile", payload))
+    except StateError:
+        assert part.save_state() == state, "it was refused and changed something"
+        return False
+    else:
+        encode(part.save_state())
+        _work_with(part)
+    finally:
+        put_back()
+    return True
+
+
+def _work_with(part: Stateful) -> None:
+    """What a machine does to a restored part, and a guest that starts anew."""
+    if isinstance(part, VirtioPciTransport):
+        for queue in range(len(part.device.queues)):
+            part.notify(queue)
+        balloon: Any = part.device
+        balloon.ask_for_stats()
+        balloon.misc.ask(Command.SYNC, lambda answer: None)
+        balloon.set_target(1)
+        part.device.write_status(0)
+    elif isinstance(part, Uart16550):
+        part.receive(b"more")
+        for register in range(8):
+            part.read(register, 1)
+            part.write(register, 1, 0xFF)
+    elif isinstance(part, Rtc):
+        for index in range(128):
+            part.write(0, 1, index)
+            part.read(1, 1)
+    encode(part.save_state())
+
+
+def _spoil(payload: Any, program: Program) -> None:
+    where = list(places(payload))
+    holder, key = where[(program.opcode() << 8 | program.byte()) % len(where)]
+    action = program.byte() % 10
+    if action == 0:
+        del holder[key]
+    elif action == 1 and isinstance(holder, dict):
+        holder[f"n{program.byte() % 4}"] = program.byte()
+    elif action == 2 and isinstance(holder, list):
+        holder.append(holder[key])
+    elif action == 3:
+        holder[key] = (b"", b"\x01" * program.byte(), "bitmap", [], {}, True)[program.byte() % 6]
+    elif action == 4 and isinstance(holder[key], bytes):
+        at = program.byte() % (len(holder[key]) or 1)
+        holder[key] = holder[key][:at] + program.take(1) + holder[key][at + 1 :]
+    elif action < 7 and type(holder[key]) is int:
+        holder[key] ^= 1 << program.byte() % 64
+    else:
+        holder[key] = program.pick(NUMBERS, 8)
