@@ -11,8 +11,8 @@ class Kvm(Enum):
     """What a benchmark needs; where this machine has no such KVM, the lab has."""
 
     NONE = auto()
-    OPENS = auto()  # for a guest of a few instructions in ring 3
-    FIT = auto()  # for Linux
+    RUNS = auto()  # a guest of a few instructions
+    FIT = auto()  # for Linux: see pyvmm.probe
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Benchmark:
 CATALOGUE = {
     "device": Benchmark("device_path", "Device path, no guest: 7 of 8 GiB given back", Kvm.NONE),
     "scaling": Benchmark("scaling", "One inflate against its size and fragmentation", Kvm.NONE),
-    "exits": Benchmark("exits", "VM exits: what a register access costs", Kvm.OPENS, 2048),
+    "exits": Benchmark("exits", "VM exits: what a register access costs", Kvm.RUNS, 2048),
     "balloon": Benchmark("balloon", "A real guest's balloon: 7 of 8 GiB", Kvm.FIT, 12288),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.FIT),
     "footprint": Benchmark("footprint", "Memory beside guest RAM", Kvm.FIT),

@@ -19,7 +19,7 @@ from bench.measure import Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import Choice, choose_kvm
-from pyvmm.probe import Verdict, probe_host_kvm
+from pyvmm.probe import probe_host_kvm
 from pyvmm.progress import show_progress
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,7 +99,7 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
 
 
 def _needs_lab(kvm: Kvm) -> bool:
-    if kvm is Kvm.OPENS and probe_host_kvm().verdict in (Verdict.UNFIT, Verdict.FIT):
+    if kvm is Kvm.RUNS and probe_host_kvm().ring0_instructions_per_second is not None:
         return False
     return kvm is not Kvm.NONE and choose_kvm("auto") is Choice.LAB
 

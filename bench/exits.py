@@ -45,6 +45,7 @@ from devices.bus import Bus
 from devices.pci.host_bridge import PciBus
 from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
+from pyvmm.lab.places import in_lab
 from pyvmm.layout import COM1_PORT, COM1_PORTS
 from pyvmm.tracing import LogTracer
 from pyvmm.vcpu_thread import GuestBuses
@@ -64,7 +65,7 @@ REGISTER_GPA = DEVICE_GPA  # device_feature_select: 4 bytes that the register ta
 REGISTER_VALUE = 0x5A
 NOTIFY_GPA = DEVICE_GPA + DEVICE_BYTES // 2
 
-ROUNDS = 41
+ROUNDS, LAB_ROUNDS = 41, 5
 ACCESSES, QUICK_ACCESSES = 2_000, 1_000
 
 _BAR0, _BAR0_HIGH, _COMMAND, _COMMAND_MEMORY = 0x10, 0x14, 0x04, 1 << 1
@@ -260,6 +261,7 @@ class Bench:
 def measure(plan: Plan) -> list[Case]:
     """Reads and writes of ports and of device memory, and what pyvmm adds to each."""
     cases = []
+    rounds = plan.rounds(LAB_ROUNDS if in_lab() else ROUNDS)
     with exit_guest() as guest:
         bench = Bench(guest, QUICK_ACCESSES if plan.quick else ACCESSES)
         for name, contenders in (
@@ -269,7 +271,7 @@ def measure(plan: Plan) -> list[Case]:
             ("memory write", bench.memory_writes()),
         ):
             case = Case(name, "ns", against=C_LOOP)
-            take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=True)
+            take_turns(case, contenders, rounds, plan, rehearse=True)
             cases += [case, _added(case)]
         cases.append(delay_case(guest, lambda: bench.serve(Constants()), plan))
         bench.close()
