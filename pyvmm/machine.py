@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import EventSink, Status
+    from pyvmm.migration.dirty import DirtyLog
+    from pyvmm.migration.leaving import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.state.parts import MachineParts
     from pyvmm.state.records import Record
@@ -69,6 +71,9 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 4096
 STOP_TIMEOUT_S = 10.0
+BALLOON_NEWS_S = 0.02
+"""News of the balloon's size are this old at most: a standard driver has some after every MiB, and
+waking the event loop for each costs as much as the MiB does."""
 
 
 class Machine:
@@ -148,7 +153,8 @@ class Machine:
 
     def _make_pci(self) -> None:
         config = self.config
-        changed = Coalesced(self._balloon_changed, self._soon)
+        later = partial(self._soon, self._loop.call_later, BALLOON_NEWS_S)
+        changed = Coalesced(self._balloon_changed, later)
         self.balloon = BalloonDevice(
             dialects.by_name(config.dialect),
             self.ram,
@@ -158,10 +164,10 @@ class Machine:
         )
         self.balloon_stats = BalloonStats(self.balloon, self.lock, self._soon)
         self.balloon_questions = BalloonQuestions(
-            self.balloon, self.lock, self._soon, lambda: self._status == "paused"
+            self.balloon, self.lock, self._soon, lambda: self._status != "running"
         )
         self.free_page_hints = FreePageHints(
-            self.balloon, self.lock, self._soon, lambda: self._status == "paused"
+            self.balloon, self.lock, self._soon, lambda: self._status != "running"
         )
         queues = len(self.balloon.queues)
         self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)
@@ -204,10 +210,12 @@ class Machine:
             self.free_page_hints.close()
             if "snapshots" in self.__dict__:
                 await self.snapshots.end()
+            if "migrations" in self.__dict__:
+                await self.migrations.end()
         if outcome.ending is Ending.PANIC:
             self._status = "guest-panicked"
-            self._announce("GUEST_PANICKED", {"action": "poweroff"})
-        self._announce("SHUTDOWN", {"guest": outcome.by_guest, "reason": outcome.ending.value})
+            self.announce("GUEST_PANICKED", {"action": "poweroff"})
+        self.announce("SHUTDOWN", {"guest": outcome.by_guest, "reason": outcome.ending.value})
         return outcome
 
     def end(self, outcome: Outcome) -> None:
@@ -243,6 +251,13 @@ class Machine:
         return Snapshots(self)
 
     @cached_property
+    def migrations(self) -> Migrations:
+        """What moves it to another pyvmm."""
+        from pyvmm.migration.leaving import Migrations
+
+        return Migrations(self)
+
+    @cached_property
     def _parts(self) -> MachineParts:
         from pyvmm.state.parts import MachineParts
 
@@ -254,6 +269,12 @@ class Machine:
         from pyvmm.write_log import WriteLog
 
         return WriteLog(self._vm, self.ram)
+
+    def log_changes(self) -> DirtyLog:
+        """Have all changes to memory logged for the length of a block."""
+        from pyvmm.migration.dirty import DirtyLog
+
+        return DirtyLog(self._vm, self.ram)
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:
@@ -307,12 +328,16 @@ class Machine:
             with contextlib.suppress(KvmError):
                 thread.vcpu.kvmclock_ctrl()
         self._status = "paused"
-        self._announce("STOP", {})
+        self.announce("STOP", {})
+
+    def set_status(self, status: Status) -> None:
+        """Say why the paused guest stands still."""
+        self._status = status
 
     def resume(self) -> None:
         self._status = "running"
         self._gate.set_paused(False)
-        self._announce("RESUME", {})
+        self.announce("RESUME", {})
 
     def quit(self) -> None:
         self.end(Outcome(Ending.QUIT))
@@ -320,7 +345,8 @@ class Machine:
     def subscribe(self, sink: EventSink) -> None:
         self._sinks.append(sink)
 
-    def _announce(self, name: str, data: Mapping[str, object]) -> None:
+    def announce(self, name: str, data: Mapping[str, object]) -> None:
+        """Tell all sinks of an event."""
         for sink in self._sinks:
             sink(name, data)
 
@@ -362,4 +388,4 @@ class Machine:
             return False
 
     def _balloon_changed(self) -> None:
-        self._announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes})
+        self.announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes})
