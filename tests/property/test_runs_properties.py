@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+import threading
 from itertools import pairwise
 
 import pytest
@@ -150,6 +153,49 @@ def test_a_large_bitmap_of_many_runs() -> None:
     assert (len(runs), runs.pages, runs.largest) == (131072, 131072, 1)
     assert list(runs)[-1] == (262142, 1)
     assert len(runs.union(PageRuns.from_bitmap(b"\xaa" * 32768))) == 1
+
+
+def test_a_bitmap_takes_no_more_memory_than_its_runs() -> None:
+    """The worst that a guest can send, 4 Mi runs of 16 bytes; in a process of its own."""
+    output = subprocess.run(
+        [sys.executable, "-c", WORST_BITMAP], check=True, capture_output=True, text=True
+    ).stdout
+    runs, peak_kib = map(int, output.split())
+    assert runs == 1 << 22
+    assert peak_kib <= 80 * 1024
+
+
+WORST_BITMAP = """
+from resource import RUSAGE_SELF, getrusage
+from pyvmm_native.runs import PageRuns
+bitmap = b"\\x55" * (1 << 20)
+before = getrusage(RUSAGE_SELF).ru_maxrss
+runs = PageRuns.from_bitmap(bitmap).scaled(1).whole(1)
+print(len(runs), getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_bitmap_that_changes_while_it_is_read() -> None:
+    """Its runs are then those of no one moment, but they are runs, inside it and in order."""
+    bitmap = bytearray(1 << 20)
+    stop = threading.Event()
+
+    def change() -> None:
+        patterns = [byte * len(bitmap) for byte in (b"\x55", b"\x00", b"\xff", b"\x5a")]
+        while not stop.is_set():
+            for pattern in patterns:
+                bitmap[:] = pattern
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        for _ in range(20):
+            runs = PageRuns.from_bitmap(bitmap)
+            assert runs.union(runs) == runs
+            assert runs.subtract(PageRuns([(0, 8 * len(bitmap))])).pages == 0
+    finally:
+        stop.set()
+        changer.join()
 
 
 @pytest.mark.parametrize(
