@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot: from the start of the process to the guest's first line of user space.
+
+Every contender is a process of its own (see `bench.started`) that boots the same kernel; the time
+is taken outside of it, when the line that the guest's /init writes arrives. pyvmm's interpreter is
+told to run `STAMPED`: it imports what `pyvmm run` imports, notes the time, and then is `pyvmm run`,
+with two functions wrapped to note when the making of the machine begins and when a vCPU first
+enters the guest. So nothing in the product measures itself.
+
+    interpreter   exec, the interpreter itself and its `site`
+    imports       our modules and those they need, up to the machine
+    machine       options, kernel and tables into guest RAM, KVM, devices; ends at the first KVM_RUN
+    guest         the kernel until its /init says so; pyvmm serves its exits
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+
+from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
+from bench.started import MACHINES, Guest, Started, in_memory
+from guest_images.build import build_image
+
+USER_SPACE = "pyvmm guest: user space up after"
+ROUNDS = 7
+CASES = (("1 vCPU, 512 MiB", 1, 512), ("4 vCPUs, 1 GiB", 4, 1024))
+
+STAMPED = """
+import time
+stamps = {"interpreter": time.monotonic()}
+import sys
+from pyvmm import cli, run_cli, machine
+def noting(name, function):
+    def wrapped(*args, **kwargs):
+        if name not in stamps:
+            stamps[name] = time.monotonic()
+            if name == "machine":
+                import json, os
+                os.write(int(fd), json.dumps(stamps).encode())
+                os.close(int(fd))
+        return function(*args, **kwargs)
+    return wrapped
+machine.kvm_run.run = noting("machine", machine.kvm_run.run)
+run_cli.config_for_image = noting("imports", run_cli.config_for_image)
+fd = sys.argv.pop(1)
+cli.main(prog_name="pyvmm")
+"""
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Boot each contender in turns; the plan's progress is told."""
+    cases = []
+    with in_memory(build_image(progress=plan.progress)) as image:
+        for name, vcpus, ram_mib in CASES[: 1 if plan.quick else None]:
+            guest = Guest(image, ram_mib, vcpus)
+            contenders: dict[str, Contender] = {"pyvmm": partial(_boot_pyvmm, guest)}
+            for machine in MACHINES:
+                contenders[machine] = partial(_boot_qemu, guest, machine)
+            case = Case(name, "s", against="QEMU pc")
+            rounds = plan.rounds(ROUNDS)
+            cases.append(take_turns(case, contenders, rounds, plan, rehearse=not plan.quick))
+    return cases
+
+
+def _boot_qemu(guest: Guest, machine: str) -> Values:
+    with Started(guest.qemu(machine)) as started:
+        return seconds(started.wait_for(USER_SPACE))
+
+
+def _boot_pyvmm(guest: Guest) -> Values:
+    reader, writer = os.pipe()
+    argv = guest.pyvmm("-c", STAMPED, str(writer))
+    with open(reader, "rb") as stamps, Started(argv, (writer,)) as started:
+        os.close(writer)
+        total = started.wait_for(USER_SPACE)
+        noted = json.load(stamps)
+    values = {TOTAL: total}
+    before = started.begin
+    for stage in ("interpreter", "imports", "machine"):
+        values[stage] = noted[stage] - before
+        before = noted[stage]
+    return {**values, "guest": started.begin + total - before}

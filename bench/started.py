@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests started as a person starts them: a new process with the serial console on its output.
+
+Nothing of this process is handed on: pyvmm gets an interpreter of its own. (In the lab a command
+`python -m pyvmm` is a fork of the lab's agent, see `pyvmm.lab.warm`; that is true of what the lab
+is asked to run, not of what such a command starts itself, so nothing needs to be done about it.)
+For all contenders image and working directory are in memory, and their programs and libraries come
+from ordinary files: in the lab, for Python's modules and QEMU's libraries alike, from its cached 9p
+mount. A rehearsal has them in the page cache.
+
+`QEMU pc` is what QEMU is without further thought, `QEMU microvm` its smallest machine with all
+optional parts off. ACPI stays: without it, and without an MP table, a kernel finds no interrupt
+controller. Both get the kernel by its PVH entry, the image's own command line, and a balloon.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from guest_images.manifest import read_manifest
+from pyvmm.errors import UserError
+from pyvmm.lab.qemu import find_qemu
+
+MEMORY = "/dev/shm"
+TIMEOUT_S = 120.0
+
+MACHINES = {
+    "QEMU pc": ("-machine", "pc", "-device", "virtio-balloon-pci"),
+    "QEMU microvm": (
+        *("-machine", "microvm,pic=off,pit=off,rtc=off"),
+        *("-device", "virtio-balloon-device"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What is booted; the image lies in memory."""
+
+    image: Path
+    ram_mib: int
+    vcpus: int
+
+    def qemu(self, machine: str) -> list[str]:
+        """QEMU's command line for one of `MACHINES`."""
+        manifest = read_manifest(self.image)
+        assert manifest is not None, f"{self.image} is no guest image"
+        return [
+            *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *MACHINES[machine],
+            *("-accel", "kvm", "-cpu", "host", "-m", f"{self.ram_mib}M", "-smp", str(self.vcpus)),
+            *("-kernel", str(self.image), "-append", manifest.command_line("standard")),
+            *("-serial", "stdio"),
+        ]
+
+    def pyvmm(self, *interpreter: str) -> list[str]:
+        """pyvmm's command line; `interpreter` are Python's own arguments, such as `-m pyvmm`."""
+        memory = ("--memory", f"{self.ram_mib}M")
+        run = ("run", str(self.image), *memory, "--cpus", str(self.vcpus), "--kvm", "host")
+        return [sys.executable, *interpreter, *run]
+
+
+@contextmanager
+def in_memory(image: Path) -> Iterator[Path]:
+    """A copy of `image` in memory."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        copy = Path(directory, "guest.img")
+        shutil.copyfile(image, copy)
+        yield copy
+
+
+class Started:
+    """A process that shows a guest's console; killed at the end of the `with` block."""
+
+    def __init__(self, argv: list[str], pass_fds: tuple[int, ...] = ()) -> None:
+        self.begin = time.monotonic()
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=MEMORY,
+            pass_fds=pass_fds,
+        )
+        self.pid = self._process.pid
+        self._said = b""
+
+    def wait_for(self, text: str) -> float:
+        """Seconds from the start of the process until `text` was on its output."""
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        while text.encode() not in self._said:
+            left_s = self.begin + TIMEOUT_S - time.monotonic()
+            ready, _, _ = select.select([fd], [], [], max(left_s, 0))
+            data = os.read(fd, 65536) if ready else b""
+            if not data:
+                why = "ended" if ready else "took too long"
+                tail = self._said[-500:].decode(errors="replace")
+                raise UserError(f"{self._process.args!r} {why} before {text!r}", f"it said: {tail}")
+            self._said += data
+        return time.monotonic() - self.begin
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()

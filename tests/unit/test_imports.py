@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What starting a guest imports: names of modules, because times would depend on the machine.
+
+Everything a new Python imports before the guest's first instruction is waited for. Modules that
+this boot has no use for stay out; what needs them imports them where they are used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.elf_kernel import elf_kernel
+
+MACHINE = """
+import pyvmm.cli, pyvmm.run_cli, pyvmm.machine, pyvmm.console, pyvmm.tracing
+from pathlib import Path
+from pyvmm.config import config_for_image
+from pyvmm.boot.loader import read_boot_files
+read_boot_files(config_for_image(Path(sys.argv[1]), ram_bytes=64 << 20))
+"""
+
+NOT_FOR_A_BOOT = {
+    "elftools": "the tables of a kernel are read by pyvmm.elf",
+    "ssl": "nobody here speaks TLS",
+    "hashlib": "only a bzImage is looked up by its hash",
+    "pyvmm.boot.bzimage": "a vmlinux needs no unpacking",
+    "pyvmm.boot.payload": "a vmlinux needs no unpacking",
+    "pyvmm.control.server": "only with --qmp",
+    "pyvmm.lab.run": "only where KVM is unfit",
+    "rich": "only commands that print tables",
+    "random": "only temporary files",
+    "tempfile": "a boot leaves no files",
+}
+
+
+def loaded(program: str, *arguments: str) -> set[str]:
+    """Names of the modules a new interpreter has loaded after `program`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    kernel = tmp_path_factory.mktemp("kernel") / "vmlinux"
+    kernel.write_bytes(elf_kernel())
+    return loaded(MACHINE, str(kernel))
+
+
+@pytest.mark.parametrize("name", NOT_FOR_A_BOOT)
+def test_a_boot_does_not_import(modules: set[str], name: str) -> None:
+    assert name not in modules, NOT_FOR_A_BOOT[name]
+
+
+def test_a_boot_imports_what_this_list_is_about(modules: set[str]) -> None:
+    assert {"asyncio", "click", "pyvmm.machine", "pyvmm.boot.image", "pykvm"} <= modules
+
+
+def test_help_imports_no_machine() -> None:
+    program = "from pyvmm.cli import main\nmain(['run', '--help'], standalone_mode=False)"
+    names = loaded(program)
+    assert "pyvmm.run_cli" in names
+    assert not names & {"pyvmm.machine", "elftools", "rich", "ssl"}
+
+
+def test_ssl_can_be_imported_later() -> None:
+    program = "from pyvmm.quick_start import asyncio\nassert 'ssl' not in sys.modules\nimport ssl"
+    assert {"asyncio", "ssl"} <= loaded(program)
+
+
+def test_asyncio_that_is_loaded_already_is_taken_as_it_is() -> None:
+    program = "import asyncio as first\nfrom pyvmm.quick_start import asyncio\n"
+    assert "ssl" in loaded(program + "assert asyncio is first")
