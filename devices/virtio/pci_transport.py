@@ -139,7 +139,6 @@ class VirtioPciTransport:
         for restore in restores:
             restore()
         self._update_doorbells()
-        self._ring_placed()
         self.device.repeat_notifications()
 
     def _structures(self, tracer: Tracer) -> list[_Structure]:
