@@ -16,10 +16,12 @@ class Port:
     def __init__(self) -> None:
         self.sent = bytearray()
         self.level = False
+        self.changes = 0
         self.uart = Uart16550(self, self.sent.extend)
 
     def set_level(self, level: bool) -> None:
         self.level = level
+        self.changes += 1
 
     def do(self, register: int, value: int | bytes | None) -> tuple[object, ...]:
         """Read, write or receive; returns all that can be seen of it."""
@@ -30,7 +32,7 @@ class Port:
             seen = self.uart.read(register, 1)
         else:
             self.uart.write(register, 1, value)
-        return seen, self.level, bytes(self.sent)
+        return seen, self.level, self.changes, bytes(self.sent)
 
 
 ACTIONS = st.lists(
@@ -54,6 +56,7 @@ def test_a_restored_uart_goes_on_like_the_saved_one(
         old.do(*action)
     move(old.uart, new.uart)
     new.sent[:] = old.sent
+    new.changes = old.changes
     assert new.level == old.level
     old.uart._begin_transmission()  # how much of one is through is not saved
     assert [new.do(*action) for action in after] == [old.do(*action) for action in after]
@@ -69,3 +72,14 @@ def test_hostile_states_are_refused_and_change_nothing(
     state = data.draw(spoiled(port.uart.save_state()))
     if restore_or_refuse(port.uart, state):
         assert port.uart.save_state() == state
+
+
+def test_a_driver_that_waits_for_the_transmitter_is_interrupted_on_the_other_side() -> None:
+    old, new = Port(), Port()
+    for register, value in ((4, 0x08), (2, 0x01), (1, 0x02), (2, None)):
+        old.do(register, value)  # OUT2, FIFOs, the transmitter's interrupt, which is seen
+    move(old.uart, new.uart)
+    assert not new.level
+    new.do(0, ord("x"))
+    assert new.level
+    assert bytes(new.sent) == b"x"
