@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 from devices.ports import Tracer
 from devices.state import Fields, Payload, Restore
@@ -54,8 +54,7 @@ class Access(enum.Enum):
 _RO, _W1C, _WO = Access.RO, Access.W1C, Access.WO
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(NamedTuple):
     """One row of a table.
 
     `offset` and `size` are bytes from the start of the table. `reset` is the first value of a

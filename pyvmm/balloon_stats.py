@@ -20,8 +20,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from devices.balloon.dialects import Role
 
@@ -34,8 +33,7 @@ class NoStats(Exception):
     """The guest did not report in time, or cannot; the message says which."""
 
 
-@dataclass(frozen=True)
-class TimedReport:
+class TimedReport(NamedTuple):
     """A report and when it came."""
 
     report: StatsReport
@@ -43,8 +41,7 @@ class TimedReport:
     """Host time, nanoseconds after the epoch."""
 
 
-@dataclass(frozen=True)
-class _Waiter:
+class _Waiter(NamedTuple):
     question: int
     """The first question whose answer is news to this waiter."""
     answer: asyncio.Future[TimedReport]

@@ -19,7 +19,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Role
@@ -33,8 +33,7 @@ NOBODY = (
 )
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(NamedTuple):
     """What the guest does not need for the time being."""
 
     pages: PageRuns

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Ending(Enum):
@@ -19,8 +19,7 @@ class Ending(Enum):
     SIGNAL = "host-signal"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """An ending and, for those that are somebody's fault, what happened in words."""
 
     ending: Ending

@@ -25,8 +25,8 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from pykvm import KvmError, System, Vcpu, Vm, abi, address_of, exits
 
@@ -62,8 +62,7 @@ class Verdict(Enum):
     FIT = "fit"
 
 
-@dataclass(frozen=True)
-class KvmFitness:
+class KvmFitness(NamedTuple):
     """The verdict, why, and what was measured (None where the probe did not get so far)."""
 
     verdict: Verdict

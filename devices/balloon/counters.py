@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Traffic:
+class Traffic(NamedTuple):
     """What went over one queue since the device was made."""
 
     requests: int
@@ -20,8 +19,7 @@ class Traffic:
     """Buffers returned with length 0 because their contents made no sense."""
 
 
-@dataclass(frozen=True)
-class BalloonCounters:
+class BalloonCounters(NamedTuple):
     """A snapshot of what the balloon has done since it was made."""
 
     inflate: Traffic

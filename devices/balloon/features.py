@@ -10,7 +10,7 @@ each dialect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MUST_TELL_HOST = 1 << 0
 STATS_VQ = 1 << 1
@@ -22,8 +22,7 @@ PAGE_POISON = 1 << 4
 REPORTING = 1 << 5
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """What one dialect can offer; the sets are masks."""
 
     names: dict[int, str]

@@ -30,6 +30,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from devices.balloon import bitmap
 from devices.balloon.dialects import GiveBack
@@ -73,8 +74,7 @@ class Ending(Enum):
     RESET = "reset"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What came of a question."""
 
     ending: Ending

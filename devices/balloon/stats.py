@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from devices.balloon.dialects import GiveBack
 from devices.balloon.stat_tags import STATISTICS
@@ -31,8 +31,7 @@ MAX_STATS_BYTES = 4096
 """Longest report taken: hundreds of entries, where drivers send about 16."""
 
 
-@dataclass(frozen=True)
-class StatsReport:
+class StatsReport(NamedTuple):
     """What the driver said once."""
 
     values: dict[int, int]

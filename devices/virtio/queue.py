@@ -11,6 +11,7 @@ fields first (4.1.4.3.2), so later writes are ignored and cannot move a ring und
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 from devices.state import Fields, Payload
 from devices.virtio import features
@@ -18,8 +19,7 @@ from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 
-@dataclass(frozen=True)
-class QueueSpec:
+class QueueSpec(NamedTuple):
     """What a device type says of one of its queues."""
 
     name: str

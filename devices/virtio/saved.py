@@ -16,7 +16,7 @@ one too few can stop a driver for good.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from devices.state import Fields, Payload, Restore
 from devices.virtio import features
@@ -25,8 +25,7 @@ from devices.virtio.queue import DeviceQueue
 from devices.virtio.status import Status, is_possible, is_running
 
 
-@dataclass(frozen=True)
-class SavedDevice:
+class SavedDevice(NamedTuple):
     """What a state says of any device, checked."""
 
     status: Status

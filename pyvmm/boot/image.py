@@ -14,9 +14,8 @@ the entry point of a vmlinux is the 64-bit entry of that protocol.
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyvmm import elf, layout
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
@@ -30,8 +29,7 @@ BEGINNING_BYTES = HEADER_OFFSET + 64
 BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One loadable piece: `file_bytes` from `offset`, then zeros up to `memory_bytes`, at `gpa`."""
 
     gpa: int
@@ -44,8 +42,7 @@ class Segment:
         return self.gpa + self.memory_bytes
 
 
-@dataclass(frozen=True)
-class KernelImage:
+class KernelImage(NamedTuple):
     """A checked kernel: where its pieces go and where it starts.
 
     `path` is the file that was given, `vmlinux` the one with the pieces; a bzImage brings its

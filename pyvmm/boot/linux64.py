@@ -12,8 +12,7 @@ Documentation/arch/x86/boot.rst, "64-bit boot protocol", and arch/x86/zero-page.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader
@@ -53,8 +52,7 @@ PTE_PRESENT_WRITABLE = 0x3
 PTE_HUGE = 0x80
 
 
-@dataclass(frozen=True)
-class BootInfo:
+class BootInfo(NamedTuple):
     """What the loader decided: the register values the boot processor starts with."""
 
     entry: int

@@ -7,8 +7,7 @@ checked before the first byte is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm import layout
 from pyvmm.boot import acpi
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from pyvmm.memory import Ram
 
 
-@dataclass(frozen=True)
-class BootFiles:
+class BootFiles(NamedTuple):
     """A kernel and perhaps an initramfs, read, checked and known to fit into the guest's RAM."""
 
     kernel: KernelImage

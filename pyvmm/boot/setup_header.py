@@ -6,14 +6,13 @@ Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HEADER_OFFSET = 0x1F1
 MAGIC = b"HdrS"
 
 
-@dataclass(frozen=True)
-class SetupHeader:
+class SetupHeader(NamedTuple):
     """What the loader takes from the header; `raw` are its bytes, from offset 0x1F1 on."""
 
     raw: bytes
