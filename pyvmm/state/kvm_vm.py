@@ -2,11 +2,11 @@
 """What KVM holds of a machine beside its vCPUs: interrupt controllers, timer, clock.
 
 Restored after the vCPUs: an interrupt that waits in the IO-APIC or an 8259 is delivered at once, to
-local APICs which must be those that were saved. The clock comes last of all, as it runs from then
-on, and as KVM derives it from the time stamp counters. So this is done just before the guest runs.
+local APICs which must be those that were saved. The clock comes last of all, as KVM derives it from
+the time stamp counters, and together with that of the boot processor (see `pyvmm.state.clock`).
 
 kvmclock, from which a guest makes CLOCK_MONOTONIC, goes on from where it stopped: it never jumps
-back, and timers see nothing of the time the guest was not there. KVM could add that time
+back, and timers see nothing of the time from the save to the restore. KVM could add that time
 (KVM_CLOCK_REALTIME), but a guest that slept in a file for a week would then find every time-out of
 the week expired, and two hosts' wall clocks need not agree. The guest's CLOCK_REALTIME is behind by
 as much, for the guest to set from the RTC or the network, as after a suspend; a live migration
@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING
 
 from devices.state import Fields, Payload
 from pykvm import abi
+from pyvmm.state.clock import read_clock, set_clock
 from pyvmm.state.kvm_vcpu import refusals, structure
 
 if TYPE_CHECKING:
-    from pykvm import Vm
+    from pykvm import Vcpu, Vm
 
 KIND = "kvm-vm"
 VERSION = 1
@@ -48,8 +49,9 @@ _CHIPS: tuple[tuple[str, int, str, type[Structure]], ...] = (
 """Name in a payload, KVM's number, member of kvm_irqchip.chip, and its type."""
 
 
-def save_vm(vm: Vm) -> Payload:
+def save_vm(vm: Vm, boot_vcpu: Vcpu) -> Payload:
     """Write down what KVM holds of `vm`, whose vCPUs are all outside the guest. Raises KvmError."""
+    clock_ns, tsc = read_clock(vm, boot_vcpu)
     pit = vm.get_pit2()
     for channel in pit.channels:
         channel.count_load_time = 0
@@ -57,11 +59,11 @@ def save_vm(vm: Vm) -> Payload:
         name: bytes(getattr(vm.get_irqchip(number).chip, member))
         for name, number, member, _ in _CHIPS
     }
-    return {**chips, "pit2": bytes(pit), "clock_ns": vm.get_clock().clock}
+    return {**chips, "pit2": bytes(pit), "clock_ns": clock_ns, "clock_tsc": tsc}
 
 
-def restore_vm(vm: Vm, fields: Fields) -> None:
-    """Make `vm` what was saved, after its vCPUs; its clock runs from here on.
+def restore_vm(vm: Vm, fields: Fields, boot_vcpu: Vcpu) -> None:
+    """Make `vm` what was saved, after its vCPUs; `boot_vcpu` is the first of them.
 
     StateError for what is malformed and what KVM refuses.
     """
@@ -71,10 +73,11 @@ def restore_vm(vm: Vm, fields: Fields) -> None:
         setattr(chip.chip, member, structure(fields, name, kind))
         chips.append(chip)
     pit = structure(fields, "pit2", abi.kvm_pit_state2)
-    clock = abi.kvm_clock_data(clock=fields.number("clock_ns", below=MAX_CLOCK_NS))
+    clock_ns = fields.number("clock_ns", below=MAX_CLOCK_NS)
+    clock_tsc = fields.number("clock_tsc")
     fields.done()
     with refusals(fields.name):
         for chip in chips:
             vm.set_irqchip(chip)
         vm.set_pit2(pit)
-        vm.set_clock(clock)
+        set_clock(vm, boot_vcpu, clock_ns, clock_tsc)

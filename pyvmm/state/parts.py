@@ -62,7 +62,8 @@ class MachineParts:
             Record(kvm_vcpu.KIND, kvm_vcpu.VERSION, encode(kvm_vcpu.save_vcpu(vcpu, here)), index)
             for index, vcpu in enumerate(self.vcpus)
         ]
-        records.append(Record(kvm_vm.KIND, kvm_vm.VERSION, encode(kvm_vm.save_vm(self.vm))))
+        vm = encode(kvm_vm.save_vm(self.vm, self.vcpus[0]))
+        records.append(Record(kvm_vm.KIND, kvm_vm.VERSION, vm))
         for device in self.devices:
             payload = encode(device.save_state())
             records.append(Record(device.STATE_KIND, device.STATE_VERSION, payload))
@@ -74,7 +75,7 @@ class MachineParts:
         saved = {(record.kind, record.instance): record for record in records}
         for index, vcpu in enumerate(self.vcpus):
             kvm_vcpu.restore_vcpu(vcpu, _fields(saved, kvm_vcpu.KIND, index), here)
-        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND))
+        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND), self.vcpus[0])
         for device in self.devices:
             device.restore_state(_fields(saved, device.STATE_KIND))
         for kind, instance in saved:

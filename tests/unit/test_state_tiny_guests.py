@@ -25,6 +25,7 @@ from pykvm import System, Vcpu, abi, address_of
 from pyvmm.boot.cpu import cpuid_for
 from pyvmm.state import kvm_vcpu, kvm_vm, msrs
 from pyvmm.state.capabilities import Capabilities
+from pyvmm.state.clock import read_clock
 from tests.kvm.bare_metal import CODE_GPA, RAM_BYTES, code, enter_ring_3
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
@@ -40,6 +41,7 @@ COUNTS = """
     e6 11           out 0x11, al
 """
 LSTAR, KERNEL_GS_BASE, TSC, MTRR_FIXED = 0xC000_0082, 0xC000_0102, 0x10, 0x250
+CLOCKS = ("clock_ns", "clock_tsc")
 LVT_TIMER, LVT_TSC_DEADLINE, SPURIOUS = 0x320, 2 << 17, 0xF0
 
 
@@ -59,12 +61,14 @@ class Tiny:
         self.cpuid = cpuid_for(system, 0)
 
     def save(self) -> dict[str, bytes]:
-        vcpu = kvm_vcpu.save_vcpu(self.vcpu, self.here)
-        return {"kvm-vcpu": encode(vcpu), "kvm-vm": encode(kvm_vm.save_vm(self.vm))}
+        return {
+            "kvm-vcpu": encode(kvm_vcpu.save_vcpu(self.vcpu, self.here)),
+            "kvm-vm": encode(kvm_vm.save_vm(self.vm, self.vcpu)),
+        }
 
     def restore(self, saved: dict[str, bytes]) -> None:
         self.restore_vcpu(decode(saved["kvm-vcpu"]))
-        kvm_vm.restore_vm(self.vm, Fields("kvm-vm", decode(saved["kvm-vm"])))
+        kvm_vm.restore_vm(self.vm, Fields("kvm-vm", decode(saved["kvm-vm"])), self.vcpu)
 
     def restore_vcpu(self, payload: Payload) -> None:
         kvm_vcpu.restore_vcpu(self.vcpu, Fields("kvm-vcpu", payload), self.here)
@@ -231,7 +235,7 @@ def msrs_of(payload: Payload) -> dict[int, int]:
 
 
 def without_time(payload: Payload) -> dict[str, Any]:
-    rest: dict[str, Any] = {name: payload[name] for name in payload if name != "clock_ns"}
+    rest: dict[str, Any] = {name: payload[name] for name in payload if name not in CLOCKS}
     if "msr_values" in rest:
         rest["msr_values"] = {**msrs_of(payload), TSC: 0}
     return rest
@@ -283,12 +287,41 @@ def test_the_time_stamp_counter_goes_on_from_where_it_stopped(
 def test_the_clock_goes_on_from_where_it_stopped() -> None:
     with tiny() as machine, tiny() as copy:
         machine.vcpu.set_cpuid2(machine.cpuid)
-        for clock in (machine.vm.get_clock().clock, 10**17):
-            machine.vm.set_clock(abi.kvm_clock_data(clock=clock))
+        for clock_ns in (machine.vm.get_clock().clock, 10**17):
+            machine.vm.set_clock(abi.kvm_clock_data(clock=clock_ns))
             saved = machine.save()
             copy.restore(saved)
             then: Any = decode(saved["kvm-vm"])["clock_ns"]
-            assert clock <= then <= copy.vm.get_clock().clock < then + 60 * 10**9
+            assert clock_ns <= then <= copy.vm.get_clock().clock < then + 60 * 10**9
+
+
+def test_clock_and_time_stamp_counter_stay_together() -> None:
+    """However long it takes from setting the one to setting the other."""
+    with tiny() as machine, tiny() as copy:
+        machine.vcpu.set_cpuid2(machine.cpuid)
+        saved = machine.save()
+        time.sleep(0.1)
+        copy.restore_vcpu(decode(saved["kvm-vcpu"]))
+        time.sleep(0.1)
+        vm = decode(saved["kvm-vm"])
+        kvm_vm.restore_vm(copy.vm, Fields("kvm-vm", vm), copy.vcpu)
+        clock_ns, tsc = read_clock(copy.vm, copy.vcpu)
+        old_ns, old_tsc = (number(vm, name) for name in CLOCKS)
+        by_tsc_ns = (tsc - old_tsc) * 1_000_000 // copy.vcpu.get_tsc_khz()
+        assert by_tsc_ns > 100_000_000
+        assert abs(clock_ns - old_ns - by_tsc_ns) < 400_000
+
+
+def test_a_counter_that_cannot_be_right_is_left_alone() -> None:
+    with tiny() as machine:
+        machine.vcpu.set_cpuid2(machine.cpuid)
+        vm = {**kvm_vm.save_vm(machine.vm, machine.vcpu), "clock_ns": 10**15}
+        kvm_vm.restore_vm(machine.vm, Fields("kvm-vm", {**vm, "clock_tsc": 1 << 63}), machine.vcpu)
+        assert 10**15 <= machine.vm.get_clock().clock < 10**15 + 60 * 10**9
+
+
+def number(payload: Payload, name: str) -> int:
+    return Fields("test", payload).number(name)
 
 
 # --- What is refused ---------------------------------------------------------------------------
@@ -398,15 +431,16 @@ def test_nested_state_cannot_claim_more_than_it_has(good: tuple[Tiny, dict[str, 
 
 def test_a_machine_takes_only_whole_controllers() -> None:
     with tiny() as machine:
-        payload: dict[str, Any] = {**kvm_vm.save_vm(machine.vm)}
+        payload: dict[str, Any] = {**kvm_vm.save_vm(machine.vm, machine.vcpu)}
         for name, value, match in (
             ("ioapic", bytes(8), "ioapic has 8 bytes and not 216"),
             ("pic_slave", b"", "pic_slave has 0 bytes and not 16"),
             ("clock_ns", 1 << 62, "clock_ns is"),
             ("hpet", b"", "hpet is not known here"),
         ):
+            fields = Fields("kvm-vm", {**payload, name: value})
             with pytest.raises(StateError, match=f"kvm-vm: {match}"):
-                kvm_vm.restore_vm(machine.vm, Fields("kvm-vm", {**payload, name: value}))
+                kvm_vm.restore_vm(machine.vm, fields, machine.vcpu)
 
 
 @settings(max_examples=25)
