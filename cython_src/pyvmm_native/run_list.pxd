@@ -4,9 +4,9 @@
 # A bitmap is read in 64-bit words. Beside the word shifted up by one bit, with the last bit of the
 # word before shifted in, it shows where runs start and where they end; counting trailing zeros
 # visits those places only, and words of all zeros or all ones inside a run cost two comparisons.
-# The runs are counted first: the list then takes no more memory than they need and is not moved,
-# which for many runs would cost more than the decoding. Should the bitmap change meanwhile, the
-# list grows.
+# When a few runs were found the rest are counted: the list then takes no more memory than they need
+# and is moved no more, which for many runs would cost more than the decoding. Should the bitmap
+# change meanwhile, they are counted again.
 #
 # PFN arrays come in any order from a driver that picks pages one at a time (VIRTIO 1.2, 5.5.6).
 # Ascending and descending ones, the usual kinds, are merged as they stand; others are sorted by
@@ -25,6 +25,7 @@ cdef extern from *:
 
 cdef enum:
     WORD_RUNS = 32    # runs that can start in one word
+    FEW_RUNS = 256
 
 
 # Page frames from `start` up to, not including, `end`.
@@ -103,14 +104,17 @@ cdef inline bint decode_bitmap(
     """Fill the empty list `out`."""
     cdef uint64_t word, below, starts, ends, carry = 0
     cdef size_t offset, started = 0, ended = 0
-    cdef size_t capacity = count_runs(bitmap, length) + WORD_RUNS
+    cdef size_t capacity
     for offset in range(0, length, 8):
         word = load_word(bitmap, length, offset)
         below = word << 1 | carry
         carry = word >> 63
         starts = word & ~below
         if starts and out.capacity - started < WORD_RUNS:
-            if not resize(out, max(capacity, 2 * out.capacity)):
+            capacity = FEW_RUNS
+            if out.capacity:
+                capacity = started + count_runs(bitmap + offset, length - offset) + WORD_RUNS
+            if not resize(out, capacity):
                 return False
         while starts:
             out.items[started].start = pfn + <unsigned>count_trailing_zeros(starts)
