@@ -92,6 +92,13 @@ def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() 
     assert all(board.msi.routes[each] == (0xFEE0_0000, 0x40 + each) for each in vectors)
 
 
+def test_a_queue_that_the_driver_left_out_stays_out() -> None:
+    driver = VirtioDriver(Board.with_balloon(STANDARD)).start(queues=[0, 1])
+    board = restored(driver)
+    assert sorted(set(board.msi.triggered)) == [CONFIG_VECTOR, 1, 2]
+    assert board.bells.places.keys() == {0, 1}
+
+
 def test_a_device_with_intx_asserts_its_line_again() -> None:
     driver = started(STANDARD, msix=False)
     driver.send(INFLATE, [pfn_array([100])])
