@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from pyvmm.control.machine_control import EventSink, Status
     from pyvmm.migration.dirty import DirtyLog
     from pyvmm.migration.leaving import Migrations
+    from pyvmm.snapshot.lazy import LazyLoader
+    from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.state.parts import MachineParts
     from pyvmm.state.records import Record
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 4096
 STOP_TIMEOUT_S = 10.0
+LOADED_POLL_S = 0.01
 BALLOON_NEWS_S = 0.02
 """News of the balloon's size are this old at most: a standard driver has some after every MiB, and
 waking the event loop for each costs as much as the MiB does."""
@@ -106,6 +109,7 @@ class Machine:
         self._finished: asyncio.Future[Outcome] = self._loop.create_future()
         self._ending: Outcome | None = None  # the first that a vCPU thread asked for
         self._gate = VcpuGate()
+        self._loader: LazyLoader | None = None
 
         files = read_boot_files(config) if boot else None
         self.ram = Ram(config.ram_bytes)
@@ -197,8 +201,7 @@ class Machine:
         kvm_run.install_kick_handler(KICK_SIGNAL)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._doorbells.start(self._loop)
-        for vcpu in self.vcpu_threads:
-            vcpu.start()
+        self._start_vcpus()
         try:
             outcome = await asyncio.shield(self._finished)
         finally:
@@ -218,6 +221,15 @@ class Machine:
         self.announce("SHUTDOWN", {"guest": outcome.by_guest, "reason": outcome.ending.value})
         return outcome
 
+    def _start_vcpus(self) -> None:
+        """Start the threads; none enters the guest before whoever may have to stop it knows it."""
+        self._gate.set_paused(True)
+        for thread in self.vcpu_threads:
+            thread.start()
+            if self._loader is not None:
+                self._loader.watch(thread, KICK_SIGNAL)
+        self._gate.set_paused(False)
+
     def end(self, outcome: Outcome) -> None:
         """End the machine; the first call decides."""
         if not self._finished.done():
@@ -227,6 +239,8 @@ class Machine:
         """Wait for the vCPU threads and give everything back to the host."""
         self._gate.stop()
         self._kick_all()
+        if self._loader is not None:
+            self._loader.stop()
         for thread in self.vcpu_threads:
             if thread.is_alive():
                 thread.join(STOP_TIMEOUT_S)
@@ -263,6 +277,22 @@ class Machine:
 
         vcpus = [thread.vcpu for thread in self.vcpu_threads]
         return MachineParts(self._system, self._vm, vcpus, self._devices)
+
+    def load_lazily(self, snapshot: SnapshotFile) -> None:
+        """Fill memory from `snapshot`, in the background and where it is touched, before `run`.
+
+        PermissionError where that is not possible. A failure ends the machine with a `UserError`.
+        """
+        from pyvmm.snapshot.lazy import LazyLoader
+
+        self._loader = LazyLoader(snapshot, self.ram, self._bug)
+        self._gate.barred = lambda: self._loader is not None and self._loader.failed
+        self._loader.start()
+
+    async def memory_loaded(self) -> None:
+        """Wait until memory is complete."""
+        while self._loader is not None and self._loader.is_alive():
+            await asyncio.sleep(LOADED_POLL_S)
 
     def log_writes(self) -> WriteLog:
         """Have the guest's writes to memory logged for the length of a block."""

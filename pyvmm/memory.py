@@ -14,6 +14,7 @@ KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pykvm import address_of
@@ -42,6 +43,8 @@ class Ram:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.host_page_pages = mmap.PAGESIZE // PAGE_BYTES
+        self.before_discard: Callable[[PageRuns], None] = lambda runs: None
+        """Told of pages that are about to be discarded."""
         self._maps: list[tuple[int, memoryview]] = []
         try:
             for gpa, length in layout.ram_ranges(size_bytes):
@@ -66,6 +69,7 @@ class Ram:
 
     def discard(self, runs: PageRuns) -> int:
         """Give the named pages back to the host and return how many bytes that were."""
+        self.before_discard(runs)
         return discard(self.memory, runs).bytes
 
     def close(self) -> None:

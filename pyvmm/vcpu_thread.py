@@ -76,6 +76,8 @@ class VcpuGate:
         self._paused = False
         self._stopping = False
         self._inside = 0
+        self.barred: Callable[[], bool] = lambda: False
+        """Whether nobody may enter any more, whatever else is said."""
 
     @property
     def stopping(self) -> bool:
@@ -84,7 +86,7 @@ class VcpuGate:
     def enter(self) -> bool:
         """Wait until the guest may run; False means the thread shall end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or not self._paused)
+            self._changed.wait_for(lambda: self._stopping or not (self._paused or self.barred()))
             if self._stopping:
                 return False
             self._inside += 1

@@ -67,6 +67,10 @@ class SnapshotFile:
     def close(self) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """The open file, for whoever reads pages later."""
+        return self._fd
+
     def _read(self, kinds: Mapping[str, Kind]) -> None:
         self.header = _read_header(self._fd)
         self.file_bytes = self.header.file_bytes

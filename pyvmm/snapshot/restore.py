@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a snapshot to a machine that goes on where the saved one stopped.
 
-The machine is made from the snapshot's own configuration, without anything to boot. Every page is
-checked before it enters guest RAM, every part checks what it is given, and KVM refuses what cannot
-be; only then does the guest run.
+The machine is made from the snapshot's own configuration, without anything to boot. Every part
+checks what it is given, and KVM refuses what cannot be; only then does the guest run. Its pages
+follow as they are touched, each checked before the guest sees it; where the kernel does not let us
+do that, all of them are there before it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def restore(snapshot: SnapshotFile, machine: Machine, on_pages: OnPages = lambda
     Raises `UserError` for a snapshot that is damaged or does not fit this host; the machine must
     not run then.
     """
-    snapshot.load(machine.ram.memory, on_pages)
+    try:
+        machine.load_lazily(snapshot)
+    except PermissionError:
+        snapshot.load(machine.ram.memory, on_pages)
     try:
         machine.restore_parts(snapshot.parts)
     except StateError as error:

@@ -90,6 +90,9 @@ class Source(Protocol):
     def resume(self) -> None:
         """Let it go on."""
 
+    async def memory_loaded(self) -> None:
+        """Wait until all of its memory is there, if it is still being restored."""
+
     def log_writes(self) -> AbstractContextManager[WriteLogger]:
         """Have the guest's writes logged for the length of a block."""
 
@@ -188,6 +191,7 @@ class Snapshots:
 
     async def _save(self, wish: Wish) -> None:
         machine = self._machine
+        await machine.memory_loaded()
         with machine.log_writes() as log:
             unused = Answer(PageRuns(), "not asked, as was wished")
             if wish.ask_unused:

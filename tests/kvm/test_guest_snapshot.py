@@ -133,12 +133,12 @@ class Program:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return self.expect(r"(ok|error) ")
+        return self.expect(r"^(ok|error) ")
 
     def expect(self, pattern: str) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if re.match(pattern, line):
+            if re.search(pattern, line):
                 return line.strip()
         pytest.fail(f"it ended before it said {pattern}")
 
@@ -146,25 +146,32 @@ class Program:
         self._process.communicate(timeout=60)
         return self._process.returncode
 
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
 
 def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:
     """As a person does it, with the commands."""
     qmp = f"unix:{file.parent}/qmp"
     append = 'loglevel=4 pyvmm.run="pattern"'
-    first = Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp)
-    first.expect("user space up")
-    assert first.ask("alloc 32").startswith("ok")
-    assert first.ask("fill 3").startswith("ok")
     command = [sys.executable, "-m", "pyvmm", "snapshot", str(file)]
-    subprocess.run([*command, "--qmp", qmp, "--stop"], check=True, timeout=60)
-    assert first.status() == 0
+    with Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as first:
+        first.expect("user space up")
+        assert first.ask("alloc 32").startswith("ok")
+        assert first.ask("fill 3").startswith("ok")
+        subprocess.run([*command, "--qmp", qmp, "--stop"], check=True, timeout=60)
+        assert first.status() == 0
     subprocess.run([*command, "--info"], check=True, timeout=60)
-    second = Program("--restore", file, "--qmp", qmp)
-    assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
-    subprocess.run([*command, "--qmp", qmp], check=True, timeout=60)
-    assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
-    assert second.ask("quit").startswith("ok")
-    assert second.status() == 0
+    with Program("--restore", file, "--qmp", qmp) as second:
+        assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
+        subprocess.run([*command, "--qmp", qmp], check=True, timeout=60)
+        assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
+        assert second.ask("quit").startswith("ok")
+        assert second.status() == 0
 
 
 def test_a_damaged_snapshot_starts_no_guest(run_guest: RunGuest, file: Path) -> None:
@@ -184,3 +191,30 @@ def test_a_damaged_snapshot_starts_no_guest(run_guest: RunGuest, file: Path) -> 
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be used: wrong checksum of the pages from" in done.stderr
+
+
+@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
+def test_what_was_freed_is_not_in_the_file(
+    run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str
+) -> None:
+    """An idle guest whose RAM was touched and freed again, with and without being asked."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        for command in ("alloc 400", "fill 1", "free"):
+            await guest.ask(command)
+        sizes = []
+        for ask in (True, False):
+            status = await save(guest, file, ask_unused=ask)
+            assert status.status == "completed", status.error
+            sizes.append(status.file_bytes)
+            figure(
+                f"snapshot {dialect:8} {'with' if ask else 'without'} unused pages:"
+                f" {status.file_bytes / MIB:.1f} of 512 MiB in {status.seconds:.2f} s,"
+                f" stopped {status.stopped_seconds:.2f} s"
+            )
+        assert sizes[0] <= 0.25 * sizes[1]
+        await power_off(guest)
+
+    offer = ["free-page-hint"] if dialect == "standard" else []
+    run_guest(scenario, memory_mib=512, dialect=dialect, offer=offer)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filling a guest's memory from a snapshot while the guest runs.
+
+A thread fetches every block that somebody waits for, and all the others in between, each checked
+before it enters RAM (`pyvmm_native.lazy_pages`). It is done within seconds, and from then on the
+memory is like any other. A block that turns out to be damaged ends the machine: no processor enters
+the guest any more, so the guest never sees what is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import UserError
+from pyvmm_native.lazy_pages import LazyPages
+from pyvmm_native.page_blocks import ChecksumError
+
+if TYPE_CHECKING:
+    from pyvmm.memory import Ram
+    from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.vcpu_thread import VcpuThread
+
+_POLL_S = 0.001
+
+
+class LazyLoader(threading.Thread):
+    """Fills `ram`, which nobody has touched, from `snapshot`, which may be closed meanwhile.
+
+    When that is not possible to the end, `on_failure` is called with the `UserError`, in this
+    thread. Raises PermissionError where page faults cannot be watched.
+    """
+
+    def __init__(
+        self, snapshot: SnapshotFile, ram: Ram, on_failure: Callable[[UserError], None]
+    ) -> None:
+        super().__init__(name="lazy-loader", daemon=True)
+        self._path = snapshot.path
+        self._on_failure = on_failure
+        self.error: UserError | None = None
+        self._fd = os.dup(snapshot.fileno())
+        try:
+            blocks = ((b.first_pfn, b.bitmap, b.offset, b.crc) for b in snapshot.blocks)
+            self._pages = LazyPages(ram.memory, blocks, self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        ram.before_discard = self._pages.forget
+
+    def start(self) -> None:
+        """Begin; from here on memory may be touched."""
+        super().start()
+        while not self._pages.serving:
+            time.sleep(_POLL_S)
+
+    def run(self) -> None:
+        try:
+            self._pages.serve()
+        except (ChecksumError, OSError) as error:
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            self.error = UserError(
+                f"the snapshot {self._path} cannot be used: {what}", "take another one"
+            )
+            self._on_failure(self.error)
+        finally:
+            os.close(self._fd)
+
+    @property
+    def failed(self) -> bool:
+        """Memory will never be complete: nothing may enter the guest."""
+        return self._pages.failed
+
+    def watch(self, thread: VcpuThread, signum: int) -> None:
+        """Let the processor of `thread`, which has started, be stopped at once after a failure."""
+        assert thread.native_id is not None
+        self._pages.watch(thread.native_id, signum, thread.vcpu.run_area)
+
+    def stop(self) -> None:
+        """Give up, and wait for it; nobody is in the guest any more, or about to leave it."""
+        self._pages.stop()
+        self.join()

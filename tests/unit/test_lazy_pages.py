@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest RAM that is filled when it is touched: read, written, or let be; and damaged files."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyvmm.memory import Ram
+from pyvmm.units import MIB
+from pyvmm_native.lazy_pages import LazyPages
+from pyvmm_native.page_blocks import BLOCK_PAGES, ChecksumError, store_block
+from pyvmm_native.pages import bitmap, touched
+from pyvmm_native.runs import PageRuns
+
+RAM_BYTES = 65 * MIB
+PAGES = PageRuns([(0, 3), (100, 1), (511, 2), (1024, 512), (RAM_BYTES // 4096 - 1, 1)])
+Block = tuple[int, bytes, int, int]
+
+
+def needs_userfaultfd() -> None:
+    try:
+        LazyPages(Ram(RAM_BYTES).memory, [], 0)
+    except PermissionError:
+        pytest.skip("this kernel does not let us watch page faults")
+
+
+class Saved:
+    """RAM with something in `PAGES`, and the file it is stored in."""
+
+    def __init__(self, path: Path) -> None:
+        self.ram = Ram(RAM_BYTES)
+        numbers = random.Random(5)
+        for start, count in PAGES:
+            self.ram.memory.write(start * 4096, numbers.randbytes(count * 4096))
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.blocks: list[Block] = []
+        offset = 4096
+        for first in range(0, RAM_BYTES // 4096, BLOCK_PAGES):
+            bits = bitmap(PAGES, first, BLOCK_PAGES)
+            if any(bits):
+                crc = store_block(self.ram.memory, first, bits, self.fd, offset)
+                self.blocks.append((first, bits, offset, crc))
+                offset += int.from_bytes(bits, "little").bit_count() * 4096
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    needs_userfaultfd()
+    return Saved(tmp_path / "pages")
+
+
+@contextmanager
+def served(lazy: LazyPages) -> Iterator[None]:
+    """A thread that serves for the length of the block, and comes to its own end then."""
+    thread = threading.Thread(target=lazy.serve, daemon=True)
+    thread.start()
+    while not lazy.serving:
+        time.sleep(0.001)
+    yield
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def same(one: Ram, other: Ram) -> bool:
+    return one.memory.read(0, RAM_BYTES) == other.memory.read(0, RAM_BYTES)
+
+
+def test_everything_comes_by_itself(saved: Saved) -> None:
+    copy = Ram(RAM_BYTES)
+    LazyPages(copy.memory, saved.blocks, saved.fd).serve()
+    assert touched(copy.memory, copy.pages) == PAGES
+    assert same(copy, saved.ram)
+
+
+@pytest.mark.parametrize("pfn", [0, 1, 50, 100, 511, 512, 1024, 1500])
+def test_what_is_touched_waits_for_its_block(saved: Saved, pfn: int) -> None:
+    copy = Ram(RAM_BYTES)
+    lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(copy.memory.read(pfn * 4096, 1 << 19)))
+    reader.start()
+    time.sleep(0.05)
+    assert not found
+    with served(lazy):
+        reader.join(30)
+    assert found == [saved.ram.memory.read(pfn * 4096, 1 << 19)]
+    assert same(copy, saved.ram)
+
+
+@pytest.mark.parametrize("pfn", [1500, RAM_BYTES // 4096 - 1])
+def test_who_waits_may_hold_the_gil(saved: Saved, pfn: int) -> None:
+    """As a short read does."""
+    copy = Ram(RAM_BYTES)
+    with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
+        assert copy.memory.read(pfn * 4096, 9) == saved.ram.memory.read(pfn * 4096, 9)
+
+
+def test_what_is_written_stays(saved: Saved) -> None:
+    copy = Ram(RAM_BYTES)
+    with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
+        copy.memory.write(1100 * 4096, b"new")
+    assert copy.memory.read(1100 * 4096, 3) == b"new"
+    assert copy.memory.read(1100 * 4096 + 3, 9) == saved.ram.memory.read(1100 * 4096 + 3, 9)
+
+
+def test_what_is_discarded_does_not_come_back(saved: Saved) -> None:
+    copy = Ram(RAM_BYTES)
+    lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
+    gone = PageRuns([(1, 1), (60, 500), (1100, 1), (1200, 30)])
+    lazy.forget(gone)
+    copy.discard(gone)
+    with served(lazy):
+        assert copy.memory.read(1100 * 4096, 4096) == bytes(4096)
+    assert touched(copy.memory, PAGES) == PAGES.subtract(gone).union(PageRuns([(1100, 1)]))
+    copy.discard(PageRuns([(1024, 512)]))
+    assert copy.memory.read(1024 * 4096, 4096) == bytes(4096)
+
+
+def test_a_damaged_block_stops_the_processors_first(saved: Saved) -> None:
+    """Whoever waited goes on when `failed` is set and every vCPU was told to leave the guest."""
+    first, bits, offset, crc = saved.blocks[-1]
+    copy = Ram(RAM_BYTES)
+    lazy = LazyPages(copy.memory, [*saved.blocks[:-1], (first, bits, offset, crc ^ 1)], saved.fd)
+    run_area = bytearray(1 << 14)
+    signalled = threading.Event()
+    sleeper = threading.Thread(target=signalled.wait, args=(30,))
+    sleeper.start()
+    assert sleeper.native_id is not None
+    lazy.watch(sleeper.native_id, 0, run_area)
+    seen: list[tuple[bool, int, bytes]] = []
+
+    def read() -> None:
+        data = copy.memory.read(RAM_BYTES - MIB, MIB)[-4:]
+        seen.append((lazy.failed, run_area[1], data))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.05)
+    assert not seen
+    with pytest.raises(ChecksumError):
+        lazy.serve()
+    reader.join(30)
+    signalled.set()
+    assert seen == [(True, 1, bytes(4))], "immediate_exit is the second byte of kvm_run"
+
+
+def test_a_file_that_ends_too_early(saved: Saved) -> None:
+    os.truncate(saved.fd, 8192)
+    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    with pytest.raises(OSError, match="Input/output error"):
+        lazy.serve()
+    assert lazy.failed
+
+
+def test_one_that_is_stopped(saved: Saved) -> None:
+    copy = Ram(RAM_BYTES)
+    lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
+    lazy.stop()
+    lazy.serve()
+    assert not lazy.failed
+    assert copy.memory.read(0, 4096) == bytes(4096), "nobody waits any more"
+
+
+@pytest.mark.parametrize("first", [1, 1 << 41, 40 * BLOCK_PAGES])
+def test_blocks_that_are_none(saved: Saved, first: int) -> None:
+    with pytest.raises(ValueError, match="block"):
+        LazyPages(Ram(RAM_BYTES).memory, [(first, bytes(64), 0, 0)], saved.fd)
+    with pytest.raises(ValueError, match="twice"):
+        LazyPages(Ram(RAM_BYTES).memory, [saved.blocks[0]] * 2, saved.fd)
