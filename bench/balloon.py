@@ -73,7 +73,7 @@ class Scale:
 
 
 QUICK = (Scale(1024, 1, 0, 1),)
-THOROUGH = (Scale(8192, 1, 3, 3), Scale(8192, 4, 1, 1))
+THOROUGH = (Scale(8192, 1, 2, 2), Scale(8192, 4, 1, 1))
 
 
 class Stopwatches:

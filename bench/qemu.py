@@ -38,9 +38,12 @@ from pyvmm.scripted_console import ScriptedConsole
 
 MachineType = Literal["pc", "microvm"]
 
-BALLOON: dict[MachineType, str] = {
-    "pc": "virtio-balloon-pci",
-    "microvm": "virtio-balloon-device",
+BALLOON: dict[MachineType, tuple[str, ...]] = {
+    "pc": ("-device", "virtio-balloon-pci"),
+    "microvm": (
+        *("-device", "virtio-balloon-device"),
+        *("-global", "virtio-mmio.force-legacy=false"),  # as on `pc`: VIRTIO 1
+    ),
 }
 PAGE_BYTES = 4096
 QMP_TIMEOUT_S = 60.0
@@ -139,7 +142,7 @@ def _arguments(
     return [
         *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", machine, "-accel", "kvm", "-cpu", "host"),
-        *("-m", f"{ram_mib}M", "-smp", str(vcpus), "-device", BALLOON[machine]),
+        *("-m", f"{ram_mib}M", "-smp", str(vcpus), *BALLOON[machine]),
         *("-kernel", str(image), "-append", f"{manifest.command_line('standard')} {append}"),
     ]
 
