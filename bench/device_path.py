@@ -25,6 +25,7 @@ from functools import partial
 from bench.discarder import WAYS, discarder
 from bench.fake_guest import FakeGuest
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
+from bench.recorded import recorded_pages
 from bench.touched_ram import HUGE_PAGE_PAGES, Given, TouchedRam, have_huge_pages
 from devices.balloon.dialects import BITMAP, STANDARD
 from pyvmm.memory import PAGE_BYTES
@@ -55,6 +56,7 @@ PATTERNS = (
     Pattern("one run", lambda span: span, (BITMAPS, ARRAYS, BEST, PER_PAGE)),
     Pattern("runs of 2 MiB", partial(every_other, unit=HUGE_PAGE_PAGES), (BITMAPS, BEST, PER_RUN)),
     Pattern("every other page", partial(every_other, unit=1), (BITMAPS, ARRAYS, BEST, PER_RUN)),
+    Pattern("recorded in a guest", recorded_pages, (BITMAPS, ARRAYS, BEST, PER_RUN)),
 )
 
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages that a real guest gave away, its memory in pieces: recorded once, laid end to end.
+
+`bench/data/fragmented-guest.xz` is the bitmap of the page frames of a guest of 1 GiB, a bit for
+each, compressed. It was made by this module, in the lab:
+
+    pyvmm image build
+    pyvmm lab --memory 2048 -- .venv/bin/python -m bench.recorded
+
+Five programs in the guest, on two vCPUs, fill its memory at the same time, so that their pages lie
+mixed. One frees its own, the others keep every 8th, 20th, 60th and 120th. The guest's kernel is
+told to use small pages, and not to tidy up meanwhile. Then the balloon takes 7 eighths of RAM, in
+the bitmap dialect, and all it discards is noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import lzma
+from pathlib import Path
+
+from guest_images.build import image_path
+from guest_images.recipe import read_recipe
+from pyvmm.config import config_for_image
+from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.memory import PAGE_BYTES, Ram
+from pyvmm_native.runs import PageRuns
+
+FILE = Path(__file__).parent / "data" / "fragmented-guest.xz"
+GUEST_BYTES = 1 << 30
+GUEST_PAGES = GUEST_BYTES // PAGE_BYTES
+PROGRAM_MIB = 170
+KEPT = ("thin 8", "thin 20", "thin 60", "thin 120", "free")
+PROGRAM = "{{ (echo grab {mib}; echo {then}; sleep 9999) | pattern; }} >/tmp/{number} 2>&1 &"
+
+
+def recorded_pages(span: PageRuns) -> PageRuns:
+    """What the guest gave away, repeated over all of `span`."""
+    pages = list(PageRuns.from_bitmap(lzma.decompress(FILE.read_bytes())))
+    copies = (
+        (base + start, count)
+        for first, total in span
+        for base in range(first, first + total, GUEST_PAGES)
+        for start, count in pages
+    )
+    return PageRuns(copies).intersect(span)
+
+
+class _RecordingRam:
+    """Notes what a machine's RAM is asked to discard."""
+
+    def __init__(self, ram: Ram) -> None:
+        self.pages = PageRuns()
+        self._discard = ram.discard
+        ram.discard = self.discard  # type: ignore[method-assign]
+
+    def discard(self, runs: PageRuns) -> int:
+        self.pages = self.pages.union(runs)
+        return self._discard(runs)
+
+
+async def _record() -> PageRuns:
+    config = config_for_image(
+        image_path(read_recipe()),
+        append='pyvmm.run="pattern"',
+        ram_bytes=GUEST_BYTES,
+        vcpus=2,
+        dialect="bitmap",
+    )
+    async with guest_session(config) as guest:
+        await guest.user_space()
+        await _break_up_memory(guest)
+        recorder = _RecordingRam(guest.machine.ram)
+        await guest.move_balloon(GUEST_PAGES // 8 * 7)
+        return recorder.pages
+
+
+async def _break_up_memory(guest: GuestSession) -> None:
+    programs = (
+        PROGRAM.format(mib=PROGRAM_MIB, then=then, number=number)
+        for number, then in enumerate(KEPT)
+    )
+    await guest.shell("echo never >/sys/kernel/mm/transparent_hugepage/enabled")
+    await guest.shell("echo 0 >/proc/sys/vm/compaction_proactiveness")
+    await guest.shell("mkdir -p /tmp; " + " ".join(programs))
+    # Each replies twice.
+    while await guest.shell("cat /tmp/* | grep -c ^ok || true") != f"{2 * len(KEPT)}\n":
+        await asyncio.sleep(1)
+
+
+def _bitmap(pages: PageRuns) -> bytes:
+    digits = bytearray(b"0" * GUEST_PAGES)
+    for start, count in pages:
+        digits[start : start + count] = b"1" * count
+    digits.reverse()  # the first digit is the highest bit
+    return int(digits, 2).to_bytes(GUEST_PAGES // 8, "little")
+
+
+if __name__ == "__main__":
+    gone = asyncio.run(_record())
+    FILE.write_bytes(lzma.compress(_bitmap(gone), preset=9))
+    print(f"{gone.pages} pages in {len(gone)} runs, {FILE.stat().st_size} bytes")
