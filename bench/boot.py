@@ -24,8 +24,8 @@ from bench.started import MACHINES, Guest, Started, in_memory
 from guest_images.build import build_image
 
 USER_SPACE = "pyvmm guest: user space up after"
-ROUNDS = 7
-CASES = (("1 vCPU, 512 MiB", 1, 512), ("4 vCPUs, 1 GiB", 4, 1024))
+# Name, vCPUs, MiB of RAM, rounds.
+CASES = (("1 vCPU, 512 MiB", 1, 512, 7), ("4 vCPUs, 1 GiB", 4, 1024, 3))
 
 STAMPED = """
 import time
@@ -53,13 +53,13 @@ def measure(plan: Plan) -> list[Case]:
     """Boot each contender in turns; the plan's progress is told."""
     cases = []
     with in_memory(build_image(progress=plan.progress)) as image:
-        for name, vcpus, ram_mib in CASES[: 1 if plan.quick else None]:
+        for name, vcpus, ram_mib, thorough in CASES[: 1 if plan.quick else None]:
             guest = Guest(image, ram_mib, vcpus)
             contenders: dict[str, Contender] = {"pyvmm": partial(_boot_pyvmm, guest)}
             for machine in MACHINES:
                 contenders[machine] = partial(_boot_qemu, guest, machine)
             case = Case(name, "s", against="QEMU pc")
-            rounds = plan.rounds(ROUNDS)
+            rounds = plan.rounds(thorough)
             cases.append(take_turns(case, contenders, rounds, plan, rehearse=not plan.quick))
     return cases
 
