@@ -28,6 +28,7 @@ from pyvmm.scripted_console import ScriptedConsole
 from pyvmm.tracing import LogTracer
 
 if TYPE_CHECKING:
+    from pyvmm.migration.transport import MigrationListener
     from pyvmm.snapshot.reader import SnapshotFile
 
 BALLOON_TIMEOUT_S = 600.0
@@ -45,8 +46,13 @@ class Transfer:
 class GuestSession(ConsoleGuest[Outcome]):
     """One running machine and the far end of its serial line."""
 
-    def __init__(self, machine: Machine, console: ScriptedConsole) -> None:
-        super().__init__(console, asyncio.create_task(machine.run()))
+    def __init__(
+        self,
+        machine: Machine,
+        console: ScriptedConsole,
+        running: asyncio.Task[Outcome] | None = None,
+    ) -> None:
+        super().__init__(console, running or asyncio.create_task(machine.run()))
         self.machine = machine
 
     async def move_balloon(self, target_pages: int) -> Transfer:
@@ -101,6 +107,42 @@ async def guest_session(
             raise
     console.connect(machine.console_input)
     session = GuestSession(machine, console)
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
+@asynccontextmanager
+async def arriving_session(listener: MigrationListener) -> AsyncIterator[GuestSession]:
+    """Wait at `listener` for a guest that another pyvmm sends; otherwise as `guest_session`.
+
+    Raises `UserError` when none has come.
+    """
+    from pyvmm.migration.arriving import arrive
+
+    console = ScriptedConsole()
+    made: list[Machine] = []
+
+    def make(config: MachineConfig) -> Machine:
+        machine = Machine(
+            config,
+            console_output=console.queue,
+            tracer=LogTracer(),
+            on_console_room=console.room,
+            boot=False,
+        )
+        made.append(machine)
+        return machine
+
+    try:
+        running = await arrive(listener, make)
+    except BaseException:
+        for machine in made:
+            machine.close()
+        raise
+    console.connect(made[0].console_input)
+    session = GuestSession(made[0], console, running)
     try:
         yield session
     finally:

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from pyvmm.balloon_questions import BalloonQuestions
     from pyvmm.balloon_stats import BalloonStats
     from pyvmm.free_page_hints import FreePageHints
+    from pyvmm.migration.leaving import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
 
-Status = Literal["running", "paused", "shutdown", "guest-panicked"]
+Status = Literal["running", "paused", "finish-migrate", "postmigrate", "shutdown", "guest-panicked"]
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and data: BALLOON_CHANGE {"actual": bytes}, STOP {}, RESUME {},
-SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str}."""
+SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str},
+MIGRATION {"status": str}."""
 
 
 class MachineControl(Protocol):
@@ -50,6 +52,10 @@ class MachineControl(Protocol):
     @property
     def snapshots(self) -> Snapshots:
         """What takes snapshots of it."""
+
+    @property
+    def migrations(self) -> Migrations:
+        """What moves it to another pyvmm."""
 
     @property
     def status(self) -> Status:

@@ -144,6 +144,11 @@ class Precopy:
         self._link.abort()
         return True
 
+    def abort(self) -> None:
+        """Have `run` come to an end whatever the destination does, also after the commit."""
+        if not self.cancel():
+            self._link.abort()
+
     def _migrate(self) -> None:
         guest, progress = self._guest, self._progress
         self._send(messages.Hello(guest.config))

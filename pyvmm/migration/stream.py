@@ -37,7 +37,7 @@ _FROM_SOURCE: dict[type, _Step] = {
     messages.Zeros: (frozenset({_Phase.COPYING}), None),
     messages.RoundEnd: (frozenset({_Phase.COPYING}), None),
     messages.Part: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.PARTS),
-    messages.Ready: (frozenset({_Phase.PARTS}), _Phase.READY),
+    messages.Ready: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.READY),
     messages.Commit: (frozenset({_Phase.READY}), _Phase.OVER),
 }
 _FROM_DESTINATION: dict[type, _Step] = {

@@ -126,6 +126,7 @@ class SocketLink:
     def __init__(self, stream: socket.socket) -> None:
         stream.settimeout(IDLE_TIMEOUT_S)
         self._stream = stream
+        self._early = b""  # what `readable` had to read to find out
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -136,20 +137,32 @@ class SocketLink:
             raise _broken(error) from error
 
     def receive(self, at_most: int) -> bytes:
+        if self._early:
+            early, self._early = self._early, b""
+            return early
         try:
             return self._stream.recv(at_most)
         except OSError as error:
             raise _broken(error) from error
 
     def readable(self) -> bool:
-        if isinstance(self._stream, ssl.SSLSocket) and self._stream.pending():
+        if self._early:
             return True
-        try:
+        if not isinstance(self._stream, ssl.SSLSocket):
             poll = select.poll()
             poll.register(self._stream, select.POLLIN)
             return bool(poll.poll(0))
-        except (OSError, ValueError) as error:
-            raise MigrationError("the connection is closed") from error
+        # What is there may be for TLS itself, a session ticket for one; reading tells.
+        self._stream.settimeout(0.0)
+        try:
+            self._early = self._stream.recv(1)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError as error:
+            raise _broken(error) from error
+        finally:
+            self._stream.settimeout(IDLE_TIMEOUT_S)
+        return True
 
     def abort(self) -> None:
         with contextlib.suppress(OSError):

@@ -98,7 +98,7 @@ def test_what_is_wanted_is_what_comes() -> None:
         ([BLOCK], "Pages came out of order"),
         ([Commit()], "Commit came out of order"),
         ([HELLO, HELLO], "Hello came out of order"),
-        ([HELLO, READY], "Ready came out of order"),
+        ([READY], "Ready came out of order"),
         ([HELLO, Commit()], "Commit came out of order"),
         ([HELLO, CPU, BLOCK], "Pages came out of order"),
         ([HELLO, CPU, RoundEnd(1)], "RoundEnd came out of order"),

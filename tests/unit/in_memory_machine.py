@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from devices.balloon.device import BalloonDevice
 from pyvmm import layout
@@ -21,6 +22,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.control.machine_control import EventSink, Status
 from pyvmm.control.server import ControlServer
 from pyvmm.free_page_hints import FreePageHints
+from pyvmm.migration.leaving import Migrations
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
@@ -88,7 +90,7 @@ class InMemoryMachine:
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
 
-    # --- What a snapshot needs ----------------------------------------------------------------
+    # --- What a snapshot or a migration needs --------------------------------------------------
     @property
     def config(self) -> MachineConfig:
         return MachineConfig(Path("/kernel"), None, "quiet", self.ram_bytes, 1, "bitmap")
@@ -105,16 +107,30 @@ class InMemoryMachine:
     def snapshots(self) -> Snapshots:
         return Snapshots(self)
 
+    @cached_property
+    def migrations(self) -> Migrations:
+        return Migrations(self)
+
+    async def memory_loaded(self) -> None:
+        pass
+
     @contextmanager
     def log_writes(self) -> Iterator[InMemoryMachine]:
         yield self
 
+    log_changes = log_writes
+
     def take(self) -> PageRuns:
         return self.written
 
+    collect = take
+
+    def clear(self, start_pfn: int, pages: int) -> None:
+        """What is said to be written stays so."""
+
     @contextmanager
     def quiescent(self) -> Iterator[None]:
-        assert self.status == "paused"
+        assert self.status in ("paused", "finish-migrate")
         yield
 
     def save_parts(self) -> Sequence[Record]:
@@ -152,8 +168,12 @@ class InMemoryMachine:
         self.status = "paused"
         self.announce("STOP")
 
+    def set_status(self, status: Status) -> None:
+        assert self.status != "running"
+        self.status = status
+
     def resume(self) -> None:
-        assert self.status == "paused"
+        assert self.status in ("paused", "finish-migrate")
         self.status = "running"
         self.announce("RESUME")
         self._answer()
@@ -170,9 +190,11 @@ class InMemoryMachine:
     def subscribe(self, sink: EventSink) -> None:
         self._sinks.append(sink)
 
-    def announce(self, name: str, **data: object) -> None:
+    def announce(
+        self, name: str, data: Mapping[str, object] = MappingProxyType({}), **more: object
+    ) -> None:
         for sink in self._sinks:
-            sink(name, data)
+            sink(name, {**data, **more})
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A destination: waits for a guest, makes a machine for it, and runs it when it is complete.
+
+    running = await arrive(listener, make)
+    outcome = await running
+
+Receiving happens in a thread; machines are made, restored and started on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from pyvmm.errors import UserError
+from pyvmm.migration.destination import Arrival
+from pyvmm.migration.errors import MigrationError
+from pyvmm.state.parts import KINDS
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.machine import Machine
+    from pyvmm.memory import Ram
+    from pyvmm.migration.transport import MigrationListener
+    from pyvmm.outcome import Outcome
+    from pyvmm.state.records import Record
+
+_T = TypeVar("_T")
+
+
+async def arrive(
+    listener: MigrationListener, make: Callable[[MachineConfig], Machine]
+) -> asyncio.Task[Outcome]:
+    """Wait at `listener` for a guest; returns when it runs, with what `Machine.run` will return.
+
+    `make` makes a machine with `boot=False`, which is the caller's to close. Raises `UserError`
+    when nothing complete has come: no guest runs here then.
+    """
+    loop = asyncio.get_running_loop()
+    thread = ThreadPoolExecutor(1, "migration")
+    target = _Arriving(loop, make)
+    try:
+        link = await _given_up_by(listener.close, loop.run_in_executor(thread, listener.accept))
+        work = loop.run_in_executor(thread, Arrival(target, link).run)
+        await _given_up_by(link.abort, work)
+        link.close()
+    except MigrationError as error:
+        raise UserError(
+            f"no guest has arrived: {error}", "unless its source says otherwise, it runs there"
+        ) from error
+    finally:
+        thread.shutdown(wait=False)
+    assert target.running is not None
+    return target.running
+
+
+async def _given_up_by(give_up: Callable[[], None], work: asyncio.Future[_T]) -> _T:
+    """Wait for the thread's `work`; when we are cancelled it is given up, and comes to its end."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        give_up()
+        await asyncio.wait({work})
+        raise
+
+
+class _Arriving:
+    """Satisfies `pyvmm.migration.destination.Target`."""
+
+    kinds = KINDS
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, make: Callable[[MachineConfig], Machine]
+    ) -> None:
+        self._loop = loop
+        self._make = make
+        self._machine: Machine | None = None
+        self.running: asyncio.Task[Outcome] | None = None
+
+    def make(self, config: MachineConfig) -> Ram:
+        self._machine = self._on_loop(lambda: self._make(config))
+        return self._machine.ram
+
+    def restore(self, parts: Sequence[Record]) -> None:
+        assert self._machine is not None
+        machine = self._machine
+        self._on_loop(lambda: machine.restore_parts(parts))
+
+    def run(self, runs: bool) -> None:
+        assert self._machine is not None
+        machine = self._machine
+
+        async def start() -> None:
+            if not runs:
+                machine.pause()
+            self.running = self._loop.create_task(machine.run())
+            await asyncio.sleep(0)  # until its vCPUs are started
+
+        asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+
+    def _on_loop(self, act: Callable[[], _T]) -> _T:
+        async def call() -> _T:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()

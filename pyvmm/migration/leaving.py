@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migrations of a running machine, from its event loop's point of view.
+
+`Migrations` starts one at a time and knows how far it is. The copying happens in a thread; what
+that needs of the machine, `LeavingGuest` has done on the event loop, like everything that is done
+to a machine.
+
+The machine's status is "finish-migrate" while it stands still to be handed over, and "postmigrate"
+when its guest runs elsewhere; from neither can it be told to go on. If the destination has not
+confirmed that it runs the guest, the machine is "paused", so that a person who has seen that the
+destination does not run it can let it go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from pyvmm.errors import UserError
+from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.migration.precopy import Precopy
+from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.transport import Address, Security, connect
+from pyvmm.snapshot.saver import Source
+from pyvmm.snapshot.selection import Answer, ask_unused
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pyvmm.control.machine_control import Status
+    from pyvmm.migration.precopy import ChangeLog
+    from pyvmm.migration.transport import SocketLink
+    from pyvmm.state.records import Record
+    from pyvmm_native.memory import GuestMemory
+
+MigrationStatus = Literal[
+    "none", "setup", "active", "device", "cancelling", "cancelled", "completed", "failed"
+]
+"""In the words of QEMU's MigrationStatus."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class LeavingMachine(Source, Protocol):
+    """The machine, as far as a migration needs it."""
+
+    def log_changes(self) -> AbstractContextManager[ChangeLog]:
+        """Have all changes to memory logged for the length of a block."""
+
+    def set_status(self, status: Status) -> None:
+        """Say why the guest, which stands still, does."""
+
+    def announce(self, name: str, data: Mapping[str, object]) -> None:
+        """Tell everybody who listens of an event."""
+
+
+class Refused(Exception):
+    """No migration can be started now; the message says why."""
+
+
+class Migrations:
+    """Migrations of `machine`, one at a time; made and called on its event loop."""
+
+    def __init__(self, machine: LeavingMachine) -> None:
+        self._machine = machine
+        self._thread = ThreadPoolExecutor(1, "migration")
+        self._task: asyncio.Task[None] | None = None
+        self._precopy: Precopy | None = None
+        self._ended = False
+        self.settings = Settings()
+        self.status: MigrationStatus = "none"
+        self.progress = Progress()
+        self.error = ""
+
+    @property
+    def active(self) -> bool:
+        """A migration is going on."""
+        return self._task is not None and not self._task.done()
+
+    def start(self, address: Address, security: Security, settings: Settings) -> None:
+        """Begin to move to the destination at `address`; `status` tells the rest.
+
+        Raises `Refused`, and `UserError` for an address that must not be used.
+        """
+        if self.active:
+            raise Refused("There's a migration process in progress")
+        if self._ended or self._machine.status not in ("running", "paused"):
+            raise Refused("The guest has ended or is elsewhere")
+        security.check(address)
+        self.progress, self.error, self._precopy = Progress(), "", None
+        self._set_status("setup")
+        loop = asyncio.get_running_loop()
+        guest = LeavingGuest(self._machine, loop, lambda: self._set_status("device"))
+        self._task = loop.create_task(self._migrate(guest, address, security, settings))
+
+    def cancel(self) -> None:
+        """Give up a migration that can still be given up; otherwise do nothing."""
+        if not self.active or self.status == "cancelling":
+            return
+        if self._precopy is not None and self._precopy.cancel():
+            self._set_status("cancelling")
+
+    async def end(self) -> None:
+        """The machine has ended: give up, and wait for that."""
+        self._ended = True
+        if self._task is not None:
+            if self._precopy is not None:
+                self._precopy.abort()
+            await asyncio.wait({self._task})
+        self._thread.shutdown(wait=True)
+
+    async def _migrate(
+        self, guest: LeavingGuest, address: Address, security: Security, settings: Settings
+    ) -> None:
+        status: MigrationStatus = "failed"
+        try:
+            link = await self._in_thread(lambda: connect(address, security))
+            try:
+                await self._move(guest, link, settings)
+            finally:
+                link.close()
+            status = "completed"
+        except Cancelled:
+            status = "cancelled"
+        except (MigrationError, UserError) as error:
+            self.error = str(error)
+        except Exception as error:
+            _log.exception("a migration failed")
+            self.error = f"a bug of pyvmm: {error!r}"
+        self.progress.ended_at = time.monotonic()
+        self._set_status(status)
+
+    async def _move(self, guest: LeavingGuest, link: SocketLink, settings: Settings) -> None:
+        if self._ended:
+            raise MigrationError("the guest has ended")
+        self._precopy = Precopy(guest, link, settings, self.progress)
+        self._set_status("active")
+        try:
+            await self._in_thread(self._precopy.run)
+        except HandoverUnknown as error:
+            guest.left("paused")
+            raise MigrationError(
+                f"{error}; it is paused here and whole: see whether it runs at the destination,"
+                " and let it go on here only if it does not"
+            ) from error
+        guest.left("postmigrate")
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _set_status(self, status: MigrationStatus) -> None:
+        self.status = status
+        self._machine.announce("MIGRATION", {"status": status})
+
+
+class LeavingGuest:
+    """Satisfies `pyvmm.migration.precopy.Guest`; `on_stop` is called on the event loop."""
+
+    def __init__(
+        self, machine: LeavingMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
+    ) -> None:
+        self._machine = machine
+        self._loop = loop
+        self._on_stop = on_stop
+        self._still = ExitStack()
+        self._ran = False
+        self.config = machine.config
+
+    @property
+    def memory(self) -> GuestMemory:
+        return self._machine.ram.memory
+
+    def logging(self) -> AbstractContextManager[ChangeLog]:
+        return self._machine.log_changes()
+
+    def ask_unused(self, timeout_s: float) -> Answer:
+        if not timeout_s:
+            return Answer(PageRuns(), "not asked, as was wished")
+
+        async def ask() -> Answer:
+            machine = self._machine
+            questions, hints = machine.balloon_questions, machine.free_page_hints
+            return await ask_unused(machine.balloon, questions, hints, timeout_s)
+
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
+
+    def stop(self) -> bool:
+        return self._on_loop(self._stop)
+
+    def parts(self) -> Sequence[Record]:
+        return self._on_loop(self._machine.save_parts)
+
+    def go_on(self) -> None:
+        self._on_loop(self._go_on)
+
+    def left(self, status: Status) -> None:
+        """The guest has been handed over; called on the event loop."""
+        self._still.close()
+        if self._machine.status == "finish-migrate":
+            self._machine.set_status(status)
+
+    def _stop(self) -> bool:
+        machine = self._machine
+        if machine.status not in ("running", "paused"):
+            raise MigrationError("the guest has ended")
+        self._ran = machine.status == "running"
+        if self._ran:
+            machine.pause()
+        machine.set_status("finish-migrate")
+        self._still.enter_context(machine.quiescent())
+        self._on_stop()
+        return self._ran
+
+    def _go_on(self) -> None:
+        self._still.close()
+        if self._machine.status != "finish-migrate":
+            return  # it has ended meanwhile
+        if self._ran:
+            self._machine.resume()
+        else:
+            self._machine.set_status("paused")
+
+    def _on_loop(self, act: Callable[[], _T]) -> _T:
+        async def call() -> _T:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections for migrations, on real sockets and with real certificates."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.transport import (
+    MigrationListener,
+    Security,
+    SocketLink,
+    TcpAddress,
+    TlsFiles,
+    UnixAddress,
+    connect,
+    parse_migration_address,
+)
+
+LOCAL = TcpAddress("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("tcp:localhost:4444", TcpAddress("localhost", 4444)),
+        ("tcp:[::1]:0", TcpAddress("::1", 0)),
+        ("unix:/tmp/m", UnixAddress(Path("/tmp/m"))),
+    ],
+)
+def test_addresses(text: str, address: TcpAddress | UnixAddress) -> None:
+    assert parse_migration_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "tcp:", "tcp:host", "tcp::1", "tcp:host:", "tcp:host:x", "tcp:host:65536"),
+        *("tcp:::1:4444", "tcp:h:²", "unix:", "unix:/x,server=on", "exec:cat", "unix:" + "x" * 200),
+    ],
+)
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_migration_address(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "security"),
+    [
+        (TcpAddress("192.0.2.1", 1), Security()),
+        (TcpAddress("0.0.0.0", 1), Security()),
+        (TcpAddress("no.such.host.invalid", 1), Security()),
+        (UnixAddress(Path("/m")), Security(TlsFiles(Path("a"), Path("b"), Path("c")))),
+    ],
+)
+def test_what_others_could_read_is_refused(
+    address: TcpAddress | UnixAddress, security: Security
+) -> None:
+    with pytest.raises(UserError):
+        security.check(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_host_needs_no_tls(host: str) -> None:
+    Security().check(TcpAddress(host, 1))
+    Security(insecure=True).check(TcpAddress("192.0.2.1", 1))
+
+
+class Meeting:
+    """A listener and what it accepts, in a thread."""
+
+    def __init__(self, listener: MigrationListener) -> None:
+        self.listener = listener
+        self.link: SocketLink | None = None
+        self.error: MigrationError | None = None
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        try:
+            self.link = self.listener.accept()
+        except MigrationError as error:
+            self.error = error
+
+    def accepted(self) -> SocketLink:
+        self._thread.join(20)
+        assert self.link is not None, self.error
+        return self.link
+
+    def close(self) -> None:
+        self.listener.close()
+        self._thread.join(20)
+        if self.link is not None:
+            self.link.close()
+
+
+@pytest.fixture
+def meet() -> Iterator[Callable[[MigrationListener], Meeting]]:
+    meetings: list[Meeting] = []
+
+    def start(listener: MigrationListener) -> Meeting:
+        meetings.append(Meeting(listener))
+        return meetings[-1]
+
+    yield start
+    for meeting in meetings:
+        meeting.close()
+
+
+def receive(link: SocketLink, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        received += link.receive(count - len(received))
+    return received
+
+
+def talk(source: SocketLink, destination: SocketLink) -> None:
+    """More than any socket holds goes over, then the end is heard."""
+    sent = bytes(range(256)) * 40_000
+    sender = threading.Thread(target=source.send, args=(sent,))
+    sender.start()
+    assert receive(destination, len(sent)) == sent
+    sender.join(20)
+    assert not source.readable()
+    destination.send(b"thanks")
+    while not source.readable():
+        pass
+    assert receive(source, 6) == b"thanks"
+    source.abort()
+    assert destination.receive(1) == b""
+    with pytest.raises(MigrationError, match="connection broke"):
+        source.send(b"more")
+    source.close()
+
+
+def test_tcp(meet: Callable[[MigrationListener], Meeting]) -> None:
+    meeting = meet(MigrationListener(LOCAL, Security()))
+    source = connect(meeting.listener.address, Security())
+    talk(source, meeting.accepted())
+    with pytest.raises(UserError, match="cannot connect"):
+        connect(meeting.listener.address, Security())
+
+
+def test_unix(meet: Callable[[MigrationListener], Meeting], tmp_path: Path) -> None:
+    address = UnixAddress(tmp_path / "m")
+    meeting = meet(MigrationListener(address, Security()))
+    assert address.path.stat().st_mode & 0o777 == 0o600
+    source = connect(address, Security())
+    talk(source, meeting.accepted())
+    assert not address.path.exists()
+
+
+def test_nobody_comes(meet: Callable[[MigrationListener], Meeting]) -> None:
+    meeting = meet(MigrationListener(LOCAL, Security()))
+    meeting.close()
+    assert "nobody came" in str(meeting.error)
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Callable[[str, str], TlsFiles]]:
+    """Certificates for `name` by a CA, made as a person would make them."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+
+        def openssl(*arguments: object) -> None:
+            subprocess.run(
+                ["openssl", *map(str, arguments)], cwd=place, check=True, capture_output=True
+            )
+
+        def make(ca: str, name: str) -> TlsFiles:
+            key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+            if not (place / f"{ca}.pem").exists():
+                openssl(
+                    *("req", "-x509", *key, "-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
+                    *("-subj", f"/CN={ca}", "-days", 2),
+                )
+            openssl(
+                *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
+                *("-subj", f"/CN={name}", "-days", 2, "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key"),
+                *("-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"),
+                *("-addext", "basicConstraints=CA:FALSE"),
+            )
+            return TlsFiles(*(place / file for file in (f"{ca}.pem", f"{name}.pem", f"{name}.key")))
+
+        yield make
+
+
+def test_tls(
+    meet: Callable[[MigrationListener], Meeting],
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    destination = Security(certificates("ca", "destination"))
+    meeting = meet(MigrationListener(LOCAL, destination))
+    source = connect(meeting.listener.address, Security(certificates("ca", "source")))
+    talk(source, meeting.accepted())
+
+
+def test_strangers_are_turned_away_and_the_waiting_goes_on(
+    meet: Callable[[MigrationListener], Meeting],
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    destination = certificates("ca", "destination")
+    meeting = meet(MigrationListener(LOCAL, Security(destination)))
+    address = meeting.listener.address
+    stranger = certificates("other", "stranger")
+    with pytest.raises(UserError, match="not to be trusted"):
+        connect(address, Security(stranger))
+    # Trusts the destination, but is not trusted by it: TLS 1.3 says so with the first answer.
+    spy = TlsFiles(destination.ca, stranger.certificate, stranger.key)
+    with pytest.raises((UserError, MigrationError)):
+        connect(address, Security(spy)).receive(1)
+    plain = connect(address, Security())
+    plain.send(b"hello")
+    assert meeting.link is None
+    plain.close()
+    source = connect(address, Security(certificates("ca", "source")))
+    talk(source, meeting.accepted())
+
+
+def test_files_that_are_no_certificates(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        MigrationListener(LOCAL, Security(TlsFiles(tmp_path, tmp_path, tmp_path)))
