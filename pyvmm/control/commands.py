@@ -109,6 +109,10 @@ def _cont(machine: MachineControl) -> dict[str, Any]:
         raise QmpError("Resetting the Virtual Machine is required")
     if machine.snapshots.active:
         raise QmpError("The guest stands still while its snapshot is taken")
+    if machine.status == "finish-migrate":
+        raise QmpError("The guest stands still while it is handed over")
+    if machine.status == "postmigrate":
+        raise QmpError("The guest has moved and runs elsewhere")
     if machine.status == "paused":
         machine.resume()
     return {}

@@ -40,6 +40,8 @@ def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict
     check_timeout(timeout_s)
     if not path.startswith("/") or "\0" in path:
         raise QmpError("Parameter 'path' expects an absolute path")
+    if machine.migrations.active:
+        raise QmpError("There's a migration process in progress")
     wish = Wish(
         Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
     )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that move the guest to another pyvmm, in QEMU's words (qapi/migration.json).
+
+    migrate                   {"uri": ADDRESS, "unused": bool, "insecure": bool,
+                               "tls-ca": FILE, "tls-cert": FILE, "tls-key": FILE}
+    migrate_cancel
+    query-migrate
+    migrate-set-parameters    {"max-bandwidth": bytes/s, "downtime-limit": ms}
+    query-migrate-parameters
+
+Like QEMU's, `migrate` answers at once, `query-migrate` and MIGRATION events tell the rest, and a
+guest that has moved leaves its machine in the status "postmigrate" until `quit`. Ours are all
+arguments of `migrate` but the first ("unused" false does not ask the guest which pages it does not
+use), and "unused-pages" of query-migrate: how many pages were left out for that reason, and how the
+question went. Here a "max-bandwidth" of 0, the default, is no limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.control.qmp import QmpError
+from pyvmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyvmm.control.machine_control import MachineControl
+    from pyvmm.migration.leaving import Migrations
+    from pyvmm.migration.transport import TlsFiles
+
+PAGE_BYTES = 4096
+MIN_BANDWIDTH = 1 << 20
+"""A slower source would seem dead to its destination."""
+MAX_DOWNTIME_MS = 2_000_000
+_TLS = ("tls-ca", "tls-cert", "tls-key")
+
+
+def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]:
+    """Begin to move the guest."""
+    from pyvmm.migration.leaving import Refused
+    from pyvmm.migration.transport import Security, parse_migration_address
+
+    if machine.snapshots.active:
+        raise QmpError("There is a snapshot in process, please wait")
+    migrations = machine.migrations
+    settings = migrations.settings
+    if not options.get("unused", True):
+        settings = replace(settings, ask_timeout_s=0.0)
+    security = Security(_tls_files(options), options.get("insecure", False))
+    try:
+        migrations.start(parse_migration_address(uri), security, settings)
+    except (Refused, UserError) as error:
+        raise QmpError(str(error)) from None
+    return {}
+
+
+def migrate_cancel(machine: MachineControl) -> dict[str, Any]:
+    """Have the guest stay; without effect once it was handed over."""
+    machine.migrations.cancel()
+    return {}
+
+
+def query_migrate(machine: MachineControl) -> dict[str, Any]:
+    """How far the last migration is; nothing if there was none."""
+    migrations = machine.migrations
+    if migrations.status == "none":
+        return {}
+    progress = migrations.progress
+    answer: dict[str, Any] = {
+        "status": migrations.status,
+        "total-time": round(progress.total_s * 1000),
+        "ram": _ram(machine, migrations),
+        "unused-pages": {"skipped": progress.skipped_pages, "how": progress.how_asked},
+    }
+    if progress.downtime_s is not None:
+        answer["downtime"] = round(progress.downtime_s * 1000)
+    elif progress.bandwidth:
+        answer["expected-downtime"] = round(progress.expected_downtime_s * 1000)
+    if migrations.error:
+        answer["error-desc"] = migrations.error
+    return answer
+
+
+def _ram(machine: MachineControl, migrations: Migrations) -> dict[str, Any]:
+    """QEMU's MigrationStats."""
+    progress = migrations.progress
+    return {
+        "transferred": progress.sent_bytes,
+        "remaining": progress.remaining_pages * PAGE_BYTES,
+        "total": machine.ram_bytes,
+        "duplicate": progress.zero_pages,
+        "normal": progress.full_pages,
+        "normal-bytes": progress.full_pages * PAGE_BYTES,
+        "dirty-pages-rate": progress.dirty_pages_rate,
+        "dirty-sync-count": progress.rounds,
+        "mbps": round(progress.bandwidth * 8 / 1e6, 3),
+        "page-size": PAGE_BYTES,
+    }
+
+
+def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[str, Any]:
+    """Change what migrations that are begun from now on keep to."""
+    migrations = machine.migrations
+    limit = parameters.get("max-bandwidth", migrations.settings.max_bandwidth)
+    downtime_ms = parameters.get(
+        "downtime-limit", round(migrations.settings.downtime_limit_s * 1000)
+    )
+    if limit and not MIN_BANDWIDTH <= limit < 1 << 63:
+        raise QmpError(
+            f"Parameter 'max-bandwidth' expects 0 or at least {MIN_BANDWIDTH} bytes/second"
+        )
+    if not 0 <= downtime_ms <= MAX_DOWNTIME_MS:
+        raise QmpError(
+            "Parameter 'downtime-limit' expects an integer in the range of"
+            f" 0 to {MAX_DOWNTIME_MS} milliseconds"
+        )
+    migrations.settings = replace(
+        migrations.settings, max_bandwidth=limit, downtime_limit_s=downtime_ms / 1000
+    )
+    return {}
+
+
+def query_migrate_parameters(machine: MachineControl) -> dict[str, Any]:
+    """What migrations keep to."""
+    settings = machine.migrations.settings
+    return {
+        "max-bandwidth": settings.max_bandwidth,
+        "downtime-limit": round(settings.downtime_limit_s * 1000),
+    }
+
+
+def _tls_files(options: dict[str, Any]) -> TlsFiles | None:
+    from pyvmm.migration.transport import TlsFiles
+
+    given = [options[name] for name in _TLS if name in options]
+    if not given:
+        return None
+    if len(given) != len(_TLS):
+        raise QmpError(f"Parameters {', '.join(_TLS)} come together")
+    return TlsFiles(*map(Path, given))

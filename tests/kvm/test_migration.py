@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real guest moves from one machine to another and back: it loses nothing and notices nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.control import commands, migrate_commands
+from pyvmm.control.qmp import QmpError, Request
+from pyvmm.guest_session import GuestSession, arriving_session
+from pyvmm.machine import PAGE_BYTES
+from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.outcome import Ending
+from pyvmm.units import MIB
+from tests.kvm.guests import RunGuest
+
+pytestmark = pytest.mark.kvm
+
+PATTERN_MIB = 32
+VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
+BALLOON_PAGES = 96 * MIB // PAGE_BYTES
+MOVES = 2
+UPTIME = "cut -d' ' -f1 /proc/uptime"
+WRITES_ALL_THE_TIME = (
+    "(while pattern alloc 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
+    " > /log 2>&1 &"
+)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A place for a socket; the lab's shared root has none."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield f"unix:{Path(directory) / 'm'}"
+
+
+def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
+    """Run a command; those that are not yet on the socket are called directly."""
+    if "migrate" in command:
+        return getattr(migrate_commands, command.replace("-", "_"))(guest.machine, **arguments)
+    return commands.execute(guest.machine, Request(command, arguments))
+
+
+async def migrated(guest: GuestSession) -> dict[str, Any]:
+    """Wait for the end of a migration; returns what query-migrate says of it."""
+    while guest.machine.migrations.active:
+        await asyncio.sleep(0.01)
+    answer: dict[str, Any] = ask(guest, "query-migrate")
+    return answer
+
+
+@asynccontextmanager
+async def moved(
+    guest: GuestSession, address: str, **options: Any
+) -> AsyncIterator[tuple[GuestSession, dict[str, Any]]]:
+    """The guest after it has moved, and what that took."""
+    listener = MigrationListener(parse_migration_address(address), Security())
+    # Whoever writes all the time, in a lab that copies slowly, never fits into less.
+    ask(guest, "migrate-set-parameters", **{"downtime-limit": 5000})
+    ask(guest, "migrate", uri=address, **options)
+    async with arriving_session(listener) as there:
+        answer = await migrated(guest)
+        assert answer["status"] == "completed", answer
+        yield there, answer
+
+
+async def power_off(guest: GuestSession) -> None:
+    guest.console.send_line("quit")
+    assert (await guest.finished()).ending is Ending.POWEROFF
+    counters = guest.machine.balloon.counters
+    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
+
+
+@pytest.mark.parametrize("unused", [True, False])
+@pytest.mark.parametrize(
+    ("dialect", "vcpus"), [("bitmap", 1), ("bitmap", 4), ("standard", 1), ("standard", 4)]
+)
+def test_a_guest_moves_again_and_again(
+    run_guest: RunGuest,
+    address: str,
+    figure: Callable[[str], None],
+    dialect: str,
+    vcpus: int,
+    unused: bool,
+) -> None:
+    """It writes memory all the time, and its balloon is on its way."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        for command in ("alloc 80", "fill 1", "free", f"alloc {PATTERN_MIB}", "fill 7"):
+            await guest.ask(command)
+        await guest.move_balloon(BALLOON_PAGES)
+        await guest.shell(WRITES_ALL_THE_TIME)
+        first, before = guest, float(await guest.shell(UPTIME))
+        async with AsyncExitStack() as stack:
+            for move in range(MOVES):
+                target = BALLOON_PAGES + 2000 * (move + 1)
+                guest.machine.set_balloon_target(guest.machine.ram_bytes - target * PAGE_BYTES)
+                place = f"{address}{move}"
+                there, answer = await stack.enter_async_context(moved(guest, place, unused=unused))
+                assert ask(guest, "query-status")["status"] == "postmigrate"
+                with pytest.raises(QmpError, match="runs elsewhere"):
+                    ask(guest, "cont")
+                assert await there.ask("verify 7") == VERIFIED
+                now = float(await there.shell(UPTIME))
+                assert before <= now < before + 120
+                before, guest = now, there
+                await guest.move_balloon(target)
+                figure(
+                    f"migration {dialect:8} {vcpus} vCPUs: {answer['total-time']} ms, down"
+                    f" {answer['downtime']} ms, {answer['ram']['transferred'] // MIB} MiB,"
+                    f" {answer['ram']['dirty-sync-count']} rounds, {answer['unused-pages']}"
+                )
+                if dialect == "bitmap" or not unused:  # hints are of large blocks, if any are free
+                    assert bool(answer["unused-pages"]["skipped"]) == unused
+            assert guest is not first
+            log = await guest.shell("cat /log")
+            assert "bad" not in log
+            assert "well" in log
+            await guest.move_balloon(0)
+            assert await guest.ask("verify 7") == VERIFIED
+            assert int(await guest.shell("grep -c ^processor /proc/cpuinfo")) == vcpus
+            await power_off(guest)
+
+    offer = ["free-page-hint"] if dialect == "standard" else []
+    run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)

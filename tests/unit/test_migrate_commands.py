@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that move a guest, on a machine without one, to a destination that is real."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.control import commands, migrate_commands
+from pyvmm.control.qmp import QmpError, Request
+from pyvmm.migration.destination import Arrival
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
+from tests.migration_guest import NewHome
+from tests.unit.in_memory_machine import InMemoryMachine
+
+
+def ask(machine: InMemoryMachine, command: str, **arguments: Any) -> Any:
+    """Run a command; those that are not yet on the socket are called directly."""
+    if "migrate" in command:
+        run = getattr(migrate_commands, command.replace("-", "_"))
+        return run(machine, **arguments)
+    return commands.execute(machine, Request(command, arguments))
+
+
+class Destination(threading.Thread):
+    """Waits at `path`; `error` is why no guest has arrived."""
+
+    def __init__(self, path: Path, home: NewHome) -> None:
+        super().__init__()
+        self._listener = MigrationListener(UnixAddress(path), Security())
+        self._home = home
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        link = self._listener.accept()
+        try:
+            Arrival(self._home, link).run()
+        except MigrationError as error:
+            self.error = error
+        link.close()
+
+
+def run(scenario: Callable[[InMemoryMachine], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        machine = InMemoryMachine()
+        await scenario(machine)
+        await machine.migrations.end()
+
+    asyncio.run(main())
+
+
+async def over(machine: InMemoryMachine) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while machine.migrations.active:
+            await asyncio.sleep(0.001)
+    answer: dict[str, Any] = ask(machine, "query-migrate")
+    return answer
+
+
+def test_the_guest_moves(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        events: list[tuple[str, object]] = []
+        machine.subscribe(lambda name, data: events.append((name, data.get("status"))))
+        home = NewHome()
+        machine.ram.memory.write(0, b"something")
+        destination = Destination(tmp_path / "m", home)
+        assert ask(machine, "query-migrate") == {}
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        with pytest.raises(QmpError, match="There's a migration process in progress"):
+            ask(machine, "migrate", uri="unix:/m")
+        with pytest.raises(QmpError, match="There's a migration process in progress"):
+            ask(machine, "snapshot-to-file", path="/snapshot")
+        answer = await over(machine)
+        destination.join()
+        assert answer["status"] == "completed"
+        assert answer["downtime"] <= answer["total-time"]
+        assert answer["ram"]["total"] == machine.ram_bytes
+        assert answer["ram"]["normal"] >= 1
+        assert answer["unused-pages"] == {"skipped": 0, "how": "not asked, as was wished"}
+        assert home.runs
+        assert home.ram is not None
+        assert home.ram.page(0)[:9] == b"something"
+        assert machine.status == "postmigrate"
+        with pytest.raises(QmpError, match="runs elsewhere"):
+            ask(machine, "cont")
+        with pytest.raises(QmpError, match="elsewhere"):
+            ask(machine, "migrate", uri="unix:/m")
+        statuses = [("MIGRATION", s) for s in ("setup", "active", "device", "completed")]
+        assert events == [*statuses[:2], ("STOP", None), *statuses[2:]]
+
+    run(scenario)
+
+
+def test_a_paused_guest_arrives_paused(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        home = NewHome()
+        ask(machine, "stop")
+        destination = Destination(tmp_path / "m", home)
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        assert (await over(machine))["status"] == "completed"
+        destination.join()
+        assert home.runs is False
+
+    run(scenario)
+
+
+def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        seen = []
+
+        def fail() -> None:
+            seen.append(machine.status)
+            with pytest.raises(QmpError, match="while it is handed over"):
+                ask(machine, "cont")
+            raise MigrationError("it has no room")
+
+        destination = Destination(tmp_path / "m", NewHome(on_restore=fail))
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        answer = await over(machine)
+        destination.join()
+        assert seen == ["finish-migrate"]
+        assert answer["status"] == "failed"
+        assert answer["error-desc"] == "the destination gives up: it has no room"
+        assert machine.status == "running"
+
+    run(scenario)
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        answer = await over(machine)
+        assert answer["status"] == "failed"
+        assert "cannot connect" in answer["error-desc"]
+        assert machine.status == "running"
+        ask(machine, "migrate_cancel")
+
+    run(scenario)
+
+
+def test_it_is_cancelled(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        link = await asyncio.to_thread(listener.accept)
+        assert await asyncio.to_thread(link.receive, 1)  # nobody ever answers
+        ask(machine, "migrate_cancel")
+        assert ask(machine, "query-migrate")["status"] == "cancelling"
+        assert (await over(machine))["status"] == "cancelled"
+        assert machine.status == "running"
+        link.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "what"),
+    [
+        ("migrate", {"uri": "exec:cat"}, "is not an address"),
+        ("migrate", {"uri": "tcp:192.0.2.1:4444"}, "there is no TLS"),
+        ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "come together"),
+        ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
+        ("migrate-set-parameters", {"max-bandwidth": -1}, "'max-bandwidth' expects 0 or"),
+        ("migrate-set-parameters", {"downtime-limit": 2_000_001}, "in the range of 0 to 2000000"),
+    ],
+)
+def test_refusals(command: str, arguments: dict[str, Any], what: str) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        with pytest.raises(QmpError, match=what):
+            ask(machine, command, **arguments)
+        assert ask(machine, "query-migrate") == {}
+
+    run(scenario)
+
+
+def test_parameters() -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        assert ask(machine, "query-migrate-parameters") == {
+            "max-bandwidth": 0,
+            "downtime-limit": 300,
+        }
+        ask(machine, "migrate-set-parameters", **{"downtime-limit": 50})
+        ask(machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        assert ask(machine, "query-migrate-parameters") == {
+            "max-bandwidth": 1 << 30,
+            "downtime-limit": 50,
+        }
+
+    run(scenario)
