@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Linux moves from machine to machine and, but for the time it takes, does not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from pyvmm.guest_session import GuestSession
+from pyvmm.machine import Machine
+from pyvmm.outcome import Ending
+from pyvmm.tracing import LogTracer
+from pyvmm.units import MIB
+from tests.kvm.guests import RunGuest
+
+pytestmark = pytest.mark.kvm
+
+GUEST_MIB = 96
+PATTERN_MIB = 24
+VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
+MOVES = 3
+FROZEN_S = 4.0
+UPTIME = "cut -d' ' -f1 /proc/uptime"
+WATCH = "while read -r up idle </proc/uptime; do echo $up; usleep 20000; done"
+TROUBLE = re.compile("stall|lockup|warning|oops|hung|backwards", re.IGNORECASE)
+
+
+async def move(guest: GuestSession, stack: AsyncExitStack, frozen_s: float = 0) -> GuestSession:
+    """Have a new machine take the guest over, which nobody runs for `frozen_s` seconds or more.
+
+    The old one stays paused and is closed by whoever made it, the new one with `stack`.
+    """
+    old, console = guest.machine, guest.console
+    new = Machine(
+        old.config,
+        console_output=console.queue,
+        tracer=LogTracer(),
+        on_console_room=console.room,
+        boot=False,
+    )
+    old.pause()
+    with old.quiescent():
+        records = old.save_parts()
+        await asyncio.sleep(frozen_s)
+        copy_ram(old, new)
+        new.restore_parts(records)
+    console.connect(new.console_input)
+    session = GuestSession(new, console)
+    stack.push_async_callback(session.close)
+    return session
+
+
+def copy_ram(old: Machine, new: Machine) -> None:
+    for gpa, length in old.ram.memory.regions:
+        for at in range(gpa, gpa + length, MIB):
+            chunk = old.ram.memory.read(at, min(MIB, gpa + length - at))
+            if chunk.count(0) != len(chunk):
+                new.ram.memory.write(at, chunk)
+
+
+async def uptime(guest: GuestSession) -> float:
+    return float(await guest.shell(UPTIME))
+
+
+async def timer_interrupts(guest: GuestSession) -> list[int]:
+    """How many interrupts of its local timer each processor has had."""
+    words = (await guest.shell("grep LOC: /proc/interrupts")).split()
+    return [int(word) for word in words[1:] if word.isdigit()]
+
+
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) -> None:
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        boot_log = await guest.shell("dmesg")
+        for command in (f"alloc {PATTERN_MIB}", "fill 3"):
+            await guest.ask(command)
+        for cpu in range(vcpus):
+            await guest.shell(f"taskset {1 << cpu:x} sh -c '{WATCH}' >/clock{cpu} 2>&1 &")
+        async with AsyncExitStack() as stack:
+            for _ in range(MOVES):
+                await guest.shell("sleep 0.2")
+                before = await uptime(guest), await timer_interrupts(guest)
+                guest = await move(guest, stack)
+                await guest.shell("sleep 0.2")
+                after = await uptime(guest), await timer_interrupts(guest)
+                assert after[0] >= before[0] + 0.2
+                assert len(after[1]) == vcpus
+                assert all(new > old for old, new in zip(before[1], after[1], strict=True))
+            assert await guest.ask("verify 3") == VERIFIED
+            for cpu in range(vcpus):
+                assert int(await guest.shell(f"wc -l </clock{cpu}")) > 3 * MOVES
+                await guest.shell(f"sort -n -c /clock{cpu}")  # fails if it ever went back
+            assert int(await guest.shell("grep -c ^processor /proc/cpuinfo")) == vcpus
+            log = await guest.shell("dmesg")
+            assert [
+                line for line in log[len(boot_log) :].splitlines() if TROUBLE.search(line)
+            ] == []
+            guest.console.send_line("quit")
+            assert (await guest.finished()).ending is Ending.POWEROFF
+
+    run_guest(scenario, memory_mib=GUEST_MIB, vcpus=vcpus)
+
+
+def test_the_clock_of_a_guest_goes_on_from_where_it_stopped(
+    run_guest: RunGuest, figure: Callable[[str], None]
+) -> None:
+    """What it was away does not pass for it, so none of its time-outs expires."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        async with AsyncExitStack() as stack:
+            begin = time.monotonic()
+            before = await uptime(guest)
+            guest = await move(guest, stack, FROZEN_S)
+            after = await uptime(guest)
+            passed = time.monotonic() - begin
+            figure(
+                f"moved in {passed:.1f} s, {FROZEN_S} of them idle; {after - before:.2f} s in it"
+            )
+            assert 0 <= after - before < passed - FROZEN_S + 0.01
+            await guest.shell("sleep 1")
+            assert await uptime(guest) >= after + 1
+
+    run_guest(scenario, memory_mib=GUEST_MIB)
