@@ -194,3 +194,21 @@ def test_parameters() -> None:
         }
 
     run(scenario)
+
+
+def test_the_machine_ends_meanwhile(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        link = await asyncio.to_thread(listener.accept)
+        assert await asyncio.to_thread(link.receive, 1)  # nobody ever answers
+        machine.quit()
+        async with asyncio.timeout(20):
+            await machine.migrations.end()
+        assert ask(machine, "query-migrate")["status"] == "cancelled"
+        assert machine.status == "shutdown"
+        with pytest.raises(QmpError, match="has ended"):
+            ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        link.close()
+
+    run(scenario)
