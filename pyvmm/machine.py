@@ -386,7 +386,7 @@ class Machine:
                 thread.kick()
 
     # --- What devices and vCPU threads call -------------------------------------------------------
-    def _soon(self, callback: Callable[..., None], *args: object) -> None:
+    def _soon(self, callback: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(callback, *args)
 
