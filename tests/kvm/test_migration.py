@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +18,19 @@ from pyvmm.control import commands, migrate_commands
 from pyvmm.control.qmp import QmpError, Request
 from pyvmm.guest_session import GuestSession, arriving_session
 from pyvmm.machine import PAGE_BYTES
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.migration.destination import Arrival
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.transport import (
+    MigrationListener,
+    Security,
+    SocketLink,
+    parse_migration_address,
+)
 from pyvmm.outcome import Ending
+from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
+from tests.migration_guest import NewHome
 
 pytestmark = pytest.mark.kvm
 
@@ -27,6 +38,7 @@ PATTERN_MIB = 32
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 BALLOON_PAGES = 96 * MIB // PAGE_BYTES
 MOVES = 2
+CUTS = 10
 UPTIME = "cut -d' ' -f1 /proc/uptime"
 WRITES_ALL_THE_TIME = (
     "(while pattern alloc 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
@@ -131,3 +143,53 @@ def test_a_guest_moves_again_and_again(
 
     offer = ["free-page-hint"] if dialect == "standard" else []
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
+
+
+class ShortLink(SocketLink):
+    """A connection that breaks when `left` bytes have been received."""
+
+    left = 0
+
+    def receive(self, at_most: int) -> bytes:
+        data = super().receive(at_most)
+        self.left -= len(data)
+        if self.left < 0:
+            self.abort()
+        return data
+
+
+def test_the_guest_survives_every_cut(
+    run_guest: RunGuest, address: str, figure: Callable[[str], None]
+) -> None:
+    """The connection breaks at any byte; the guest goes on, and moves when it is left alone."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.user_space()
+        for command in (f"alloc {PATTERN_MIB}", "fill 7"):
+            await guest.ask(command)
+        choose = random.Random(5)
+        for _ in range(CUTS):
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(address.removeprefix("unix:"))
+                server.listen()
+                ask(guest, "migrate", uri=address)
+                stream, _ = await asyncio.to_thread(server.accept)
+            Path(address.removeprefix("unix:")).unlink()
+            link = ShortLink(stream)
+            link.left = choose.randrange(PATTERN_MIB * MIB)
+            home = NewHome()
+            home.kinds = KINDS
+            with pytest.raises(MigrationError):
+                await asyncio.to_thread(Arrival(home, link).run)
+            link.close()
+            answer = await migrated(guest)
+            assert answer["status"] == "failed"
+            assert answer["error-desc"]
+            assert home.runs is None
+            assert guest.machine.status == "running"
+        assert await guest.ask("verify 7") == VERIFIED
+        async with moved(guest, address) as (there, _):
+            assert await there.ask("verify 7") == VERIFIED
+            await power_off(there)
+
+    run_guest(scenario, memory_mib=128)
