@@ -106,7 +106,6 @@ def _needs_lab(kvm: Kvm) -> bool:
 
 def _measure(name: str, quick: bool, file: Path) -> None:
     benchmark = CATALOGUE[name]
-    sys.path.append(str(Path(__file__).parents[1]))  # for the fake rings of `tests`
     module = importlib.import_module(f"bench.{benchmark.module}")
     with show_progress() as progress:
         cases = module.measure(Plan(quick, progress))

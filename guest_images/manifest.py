@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyvmm import elf
+from pyvmm.elf_tables import ElfError, read_elf_tables
 
 SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
@@ -85,13 +85,12 @@ def _read_section(file: BinaryIO) -> bytes | None:
     """Return the bytes of the manifest's section, None when there is none or no ELF file."""
     file_bytes = os.fstat(file.fileno()).st_size
     try:
-        header = elf.read_header(file)
-        section = header and elf.find_section(file, header, SECTION.encode())
-    except elf.ElfError as error:
+        elf = read_elf_tables(file)
+    except ElfError as error:
         raise ManifestError(f"damaged ELF file ({error})") from error
-    if section is None:
+    if elf is None or SECTION not in elf.sections:
         return None
-    offset, size = section
+    offset, size = elf.sections[SECTION]
     if size > MAX_NOTE_BYTES or offset + size > file_bytes:
         raise ManifestError(f"section {SECTION} does not lie inside the file")
     file.seek(offset)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading a kernel: an ELF `vmlinux` goes to the physical addresses its program headers name.
 
-`pyvmm.elf` reads the tables; this module checks. A file is hostile until every loadable segment is
-known to lie inside the file, inside guest RAM above the first MiB, and apart from the others.
-Nothing is written to guest memory before all of it has been checked. `guest.img` is such a file
-too, with a manifest beside the code (see `guest_images.manifest`); a bzImage has one inside (see
-`bzimage`).
+`pyvmm.elf_tables` reads the tables; this module checks. A file is hostile until every loadable
+segment is known to lie inside the file, inside guest RAM above the first MiB, and apart from the
+others. Nothing is written to guest memory before all of it has been checked. `guest.img` is such a
+file too, with a manifest beside the code (see `guest_images.manifest`); a bzImage has one inside
+(see `bzimage`).
 
 ELF-64 object file format, program headers; Documentation/arch/x86/boot.rst, "64-bit boot protocol":
 the entry point of a vmlinux is the 64-bit entry of that protocol.
@@ -17,8 +17,9 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from pyvmm import elf, layout
+from pyvmm import layout
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
+from pyvmm.elf_tables import MAGIC, ElfError, read_elf_tables
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def read_kernel(path: Path) -> KernelImage:
     try:
         with path.open("rb") as file:
             beginning = file.read(BEGINNING_BYTES)
-        if beginning.startswith(elf.MAGIC):
+        if beginning.startswith(MAGIC):
             return _read_elf(path, path, None)
         if is_bzimage(beginning):
             from pyvmm.boot.bzimage import open_bzimage  # with its decompressors
@@ -112,19 +113,17 @@ def _read_elf(path: Path, vmlinux: Path, header: SetupHeader | None) -> KernelIm
 
 def _parse(path: Path, file: BinaryIO) -> tuple[int, list[Segment]]:
     try:
-        header = elf.read_header(file)
-        if header is None or header.machine != elf.EM_X86_64:
-            raise UserError(
-                f"{path} is an ELF file, but not for x86-64", "give a 64-bit x86 vmlinux"
-            )
-        segments = [
-            Segment(one.p_paddr, one.p_offset, one.p_filesz, one.p_memsz)
-            for one in elf.program_headers(file, header)
-            if one.p_type == elf.PT_LOAD and one.p_memsz
-        ]
-    except elf.ElfError as error:
+        elf = read_elf_tables(file)
+    except ElfError as error:
         raise _broken(path, f"its ELF headers cannot be read ({error})") from error
-    return header.entry, segments
+    if elf is None or elf.machine != "EM_X86_64":
+        raise UserError(f"{path} is an ELF file, but not for x86-64", "give a 64-bit x86 vmlinux")
+    segments = [
+        Segment(one.p_paddr, one.p_offset, one.p_filesz, one.p_memsz)
+        for one in elf.segments
+        if one.p_memsz
+    ]
+    return elf.entry, segments
 
 
 def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:

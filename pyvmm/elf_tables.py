@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What booting needs of a 64-bit ELF file: its entry point, loadable segments and sections.
+
+pyelftools reads the file. Importing it takes as long as everything else between the command line
+and the guest's first instruction, so what it found is kept in the cache, named by the file's
+identity and the time of its last change; a kernel that was booted before needs no ELF library. A
+file that changed just now might change again without its time telling, so nothing is kept of it.
+
+A file is hostile: every number in it may be anything, and `ElfError` is all that comes of it. The
+numbers are as they stand in the file; whoever uses them checks them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import BinaryIO, NamedTuple
+
+from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.errors import UserError
+
+MAGIC = b"\x7fELF"
+MAX_SECTIONS = 4096
+"""More than any kernel has."""
+KEPT_FILES = 16
+SETTLED_NS = 2_000_000_000
+
+
+class ElfError(Exception):
+    """The file is not what its headers say; says why."""
+
+
+class Segment(NamedTuple):
+    """A program header of type PT_LOAD, its fields named as in the specification."""
+
+    p_offset: int
+    p_paddr: int
+    p_filesz: int
+    p_memsz: int
+
+
+class ElfTables(NamedTuple):
+    """What a file's headers say."""
+
+    machine: str
+    """`e_machine` by its name in the specification, such as "EM_X86_64"; "" if not 64-bit."""
+    entry: int
+    segments: tuple[Segment, ...]
+    sections: dict[str, tuple[int, int]]
+    """Offset and size in the file of the first section of each name."""
+
+
+def read_elf_tables(file: BinaryIO) -> ElfTables | None:
+    """The tables of an open file; None when it is no ELF file. Raises `ElfError`."""
+    file.seek(0)
+    if file.read(len(MAGIC)) != MAGIC:
+        return None
+    status = os.fstat(file.fileno())
+    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    name = "-".join(f"{number:x}" for number in numbers)
+    # A cache that cannot be used costs time, and nothing else.
+    with contextlib.suppress(OSError, UserError, ValueError, TypeError, AttributeError):
+        return _from_json((cache_dir("elf") / name).read_text())
+    tables = _parse(file)
+    if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        return tables
+    with contextlib.suppress(OSError, UserError):
+        kept = cache_dir("elf") / name
+        write_whole(kept, json.dumps(tables).encode())
+        keep_most_recent("*", kept, KEPT_FILES)
+    return tables
+
+
+def _from_json(text: str) -> ElfTables:
+    machine, entry, segments, sections = json.loads(text)
+    places = {name: (int(offset), int(size)) for name, (offset, size) in sections.items()}
+    return ElfTables(
+        str(machine), int(entry), tuple(Segment(*map(int, one)) for one in segments), places
+    )
+
+
+def _parse(file: BinaryIO) -> ElfTables:
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        elf = ELFFile(file)
+        if elf.elfclass != 64:
+            return ElfTables("", 0, (), {})
+        segments = tuple(
+            Segment(*(segment[field] for field in Segment._fields))
+            for segment in elf.iter_segments("PT_LOAD")
+        )
+        sections: dict[str, tuple[int, int]] = {}
+        if elf.num_sections() > MAX_SECTIONS:
+            raise ElfError(f"it has {elf.num_sections()} sections")
+        for section in elf.iter_sections():
+            sections.setdefault(section.name, (section["sh_offset"], section["sh_size"]))
+        return ElfTables(str(elf["e_machine"]), elf["e_entry"], segments, sections)
+    except Exception as error:
+        # pyelftools promises ELFError, but a damaged file also gets all kinds of others out of it.
+        raise ElfError(f"{type(error).__name__}: {error}") from error
