@@ -4,7 +4,8 @@
 A benchmark discards the same pages again and again. Between two runs `touch` has the kernel put
 memory behind them once more (MADV_POPULATE_WRITE); after each, `assert_gone` has it say of every
 page whether there is memory behind it (mincore(2)). Pages are of 4 KiB or huge; that huge ones are
-huge is seen in /proc/self/smaps_rollup.
+huge is seen in /proc/self/smaps_rollup. Once memory is touched, khugepaged is kept from it: it
+would fill holes to make huge pages of what surrounds them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pyvmm_native.runs import PageRuns
 
 MADV_POPULATE_WRITE = 23  # <asm-generic/mman-common.h>, Linux 5.14
 MADV_COLLAPSE = 25  # Linux 6.1
+PR_SET_THP_DISABLE = 41  # <linux/prctl.h>
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGE_PAGES = HUGE_PAGE_BYTES // PAGE_BYTES
 
@@ -61,16 +63,14 @@ class TouchedRam(Ram):
         self.close()
         self._huge = huge
         self._advise(self.pages, mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-        self._advise(self.pages, MADV_POPULATE_WRITE)
-        self._make_huge()
+        self._populate()
 
     def touch(self, given: Given) -> None:
         """Put memory behind all pages again after those of `given` were discarded."""
         if self._huge:
             # A huge page with holes becomes one again only after the rest of it is gone.
             self.discard(given.huge_pages)
-        self._advise(self.pages, MADV_POPULATE_WRITE)
-        self._make_huge()
+        self._populate()
 
     def assert_gone(self, given: Given) -> None:
         """That there is no memory behind what was given back, and memory behind all other pages."""
@@ -96,6 +96,12 @@ class TouchedRam(Ram):
     def _advise(self, pages: PageRuns, advice: int) -> None:
         for start, length in self.host_ranges(pages):
             _check(_libc.madvise(start, length, advice))
+
+    def _populate(self) -> None:
+        _check(_libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0))
+        self._advise(self.pages, MADV_POPULATE_WRITE)
+        self._make_huge()
+        _check(_libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
 
     def _make_huge(self) -> None:
         """A table of small pages that was left empty keeps a huge page away; collapse it."""
