@@ -5,7 +5,6 @@
         await guest.user_space()
         await guest.ask("alloc 64")
         seconds = await guest.move_balloon(pages)
-        await guest.stop()
 
 `pc` is what QEMU is without further thought, `microvm` its smallest machine. Both get what a
 careful person would give them: KVM, the host's processor, no device but a serial port and a balloon
@@ -30,8 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guest_images.manifest import read_manifest
-from pyvmm.console_guest import POLL_S, ConsoleGuest
-from pyvmm.control.client import QmpClient
+from pyvmm.console_guest import POLL_S, ConsoleGuest, GuestEnded
+from pyvmm.control.client import ConnectionClosedError, QmpClient
 from pyvmm.control.unix_socket import Listener
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.scripted_console import ScriptedConsole
@@ -61,16 +60,14 @@ class QemuGuest(ConsoleGuest[str]):
         self._qmp = qmp
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
-        """Execute one QMP command and return its value; raises what `QmpClient.execute` raises."""
-        return await asyncio.to_thread(self._qmp.execute, command, **arguments)
+        """Execute one QMP command and return its value.
 
-    async def stop(self) -> None:
-        """Stop all vCPUs."""
-        await self.qmp("stop")
-
-    async def cont(self) -> None:
-        """Let the vCPUs run again."""
-        await self.qmp("cont")
+        Raises GuestEnded, and what `QmpClient.execute` raises.
+        """
+        try:
+            return await asyncio.to_thread(self._qmp.execute, command, **arguments)
+        except ConnectionClosedError:
+            raise GuestEnded(await self.finished()) from None
 
     async def balloon_pages(self) -> int:
         """Size of the balloon as the driver last reported it, in 4 KiB pages."""

@@ -46,6 +46,7 @@ def test_a_real_program_reads_as_pyelftools_reads_it() -> None:
             one["p_offset"] for one in known.iter_segments("PT_LOAD")
         ]
         text = known.get_section_by_name(".text")
+        assert text is not None
         assert found.sections[".text"] == (text["sh_offset"], text["sh_size"])
 
 
