@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.plots import draw
 from bench.results import Result
 from bench.tables import (
     TextTable,
@@ -33,6 +32,8 @@ TOLD_FIRST = "inflate, RAM touched, 1 vCPU"
 
 def write_report(output: Path, results: Sequence[Result]) -> None:
     """Print every table, and write the page and its plots into the directory `output`."""
+    from bench.plots import draw  # with matplotlib, which not every process has a use for
+
     console = Console()
     pictures = {result.bench: draw(result, output) for result in results}
     for table in (figures_table(results), *(t for r in results for t in _tables(r))):
