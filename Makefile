@@ -26,7 +26,7 @@ bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_O
 conformance: native image  ## Write docs/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml
 	-@$(BIN)/python -m pytest -m "conformance and not kvm" -q --junitxml build/conformance-unit.xml
-	-@scripts/test-with-kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
+	-@scripts/test-with-kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
 fuzz: native  ## Fuzz guests, snapshots and saved devices, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
