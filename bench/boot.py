@@ -34,12 +34,12 @@ import sys
 from pyvmm import cli, run_cli, machine
 def noting(name, function):
     def wrapped(*args, **kwargs):
-        if name not in stamps:
-            stamps[name] = time.monotonic()
-            if name == "machine":
-                import json, os
-                os.write(int(fd), json.dumps(stamps).encode())
-                os.close(int(fd))
+        now = time.monotonic()
+        # Of several vCPU threads one is the first.
+        if stamps.setdefault(name, now) is now and name == "machine":
+            import json, os
+            os.write(int(fd), json.dumps(stamps).encode())
+            os.close(int(fd))
         return function(*args, **kwargs)
     return wrapped
 machine.kvm_run.run = noting("machine", machine.kvm_run.run)
