@@ -76,6 +76,12 @@ FIGURES: tuple[Figure, ...] = (
         "boot, against QEMU microvm", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU microvm", 1.2, 0.9
     ),
     Figure(
-        "PSS beside guest RAM, against QEMU pc", "footprint", "PSS", "pyvmm", "QEMU pc", 0.8, 0.6
+        "PSS beside guest RAM, against QEMU pc",
+        "footprint",
+        "PSS beside 1 GiB of guest RAM",
+        "pyvmm",
+        "QEMU pc",
+        0.8,
+        0.6,
     ),
 )
