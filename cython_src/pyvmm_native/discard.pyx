@@ -94,7 +94,8 @@ def discard(GuestMemory memory not None, PageRuns runs not None):
         outside = find_outside(memory, runs)
         if outside == NULL:
             error = discard_runs(memory, runs, &work)
-            note_changes(memory, runs)
+            if memory._logging:
+                note_changes(memory, runs)
     if outside != NULL:
         raise ValueError(f"{outside.end - outside.start} page frames from {outside.start:#x} on "
                          "are not wholly inside guest RAM")
