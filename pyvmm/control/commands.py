@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the control socket, as one table.
 
-Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json, qom.json
-and control.json under qapi/) where QEMU has the command, and errors are worded as QEMU words them.
-One semantic differs on purpose: a balloon target larger than the guest's RAM is an error here, and
-QEMU silently takes all of RAM instead.
+Names, arguments and answers are those of QEMU's QAPI schema (machine.json, run-state.json,
+migration.json, qom.json and control.json under qapi/) where QEMU has the command, and errors are
+worded as QEMU words them. One semantic differs on purpose: a balloon target larger than the guest's
+RAM is an error here, and QEMU silently takes all of RAM instead.
 
 A command that has to wait for the guest is a coroutine function; its client waits, others do not.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.control import guest_questions, qmp, qom, snapshots
+from pyvmm.control import guest_questions, migrate_commands, qmp, qom, snapshots
 from pyvmm.control.machine_control import MachineControl
 from pyvmm.control.qmp import QmpError, Request
 
@@ -153,6 +153,18 @@ _SNAPSHOT = (
     Parameter("unused", bool, required=False),
     _TIMEOUT,
 )
+_MIGRATE = (
+    Parameter("uri", str),
+    Parameter("unused", bool, required=False),
+    Parameter("insecure", bool, required=False),
+    Parameter("tls-ca", str, required=False),
+    Parameter("tls-cert", str, required=False),
+    Parameter("tls-key", str, required=False),
+)
+_MIGRATE_PARAMETERS = (
+    Parameter("max-bandwidth", int, required=False),
+    Parameter("downtime-limit", int, required=False),
+)
 
 COMMANDS = {
     "qmp_capabilities": Command(_qmp_capabilities, (Parameter("enable", list, required=False),)),
@@ -172,6 +184,13 @@ COMMANDS = {
     "balloon-sync-filesystems": Command(guest_questions.sync_filesystems, (_TIMEOUT,)),
     "snapshot-to-file": Command(snapshots.snapshot_to_file, _SNAPSHOT),
     "query-snapshot": Command(snapshots.query_snapshot),
+    "migrate": Command(migrate_commands.migrate, _MIGRATE),
+    "migrate_cancel": Command(migrate_commands.migrate_cancel),
+    "query-migrate": Command(migrate_commands.query_migrate),
+    "migrate-set-parameters": Command(
+        migrate_commands.migrate_set_parameters, _MIGRATE_PARAMETERS
+    ),
+    "query-migrate-parameters": Command(migrate_commands.query_migrate_parameters),
     "qom-list": Command(qom.qom_list, (_PATH,)),
     "qom-get": Command(qom.qom_get, (_PATH, _PROPERTY)),
     "qom-set": Command(qom.qom_set, (_PATH, _PROPERTY, Parameter("value", object))),

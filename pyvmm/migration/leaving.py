@@ -70,7 +70,8 @@ class Migrations:
         self._machine = machine
         self._thread = ThreadPoolExecutor(1, "migration")
         self._task: asyncio.Task[None] | None = None
-        self._precopy: Precopy | None = None
+        self._precopy: Precopy | None = None  # once there is a connection
+        self._cancelled = False
         self._ended = False
         self.settings = Settings()
         self.status: MigrationStatus = "none"
@@ -92,7 +93,8 @@ class Migrations:
         if self._ended or self._machine.status not in ("running", "paused"):
             raise Refused("The guest has ended or is elsewhere")
         security.check(address)
-        self.progress, self.error, self._precopy = Progress(), "", None
+        self.progress, self.error = Progress(), ""
+        self._precopy, self._cancelled = None, False
         self._set_status("setup")
         loop = asyncio.get_running_loop()
         guest = LeavingGuest(self._machine, loop, lambda: self._set_status("device"))
@@ -102,8 +104,11 @@ class Migrations:
         """Give up a migration that can still be given up; otherwise do nothing."""
         if not self.active or self.status == "cancelling":
             return
-        if self._precopy is not None and self._precopy.cancel():
-            self._set_status("cancelling")
+        if self._precopy is None:
+            self._cancelled = True
+        elif not self._precopy.cancel():
+            return
+        self._set_status("cancelling")
 
     async def end(self) -> None:
         """The machine has ended: give up, and wait for that."""
@@ -128,7 +133,10 @@ class Migrations:
         except Cancelled:
             status = "cancelled"
         except (MigrationError, UserError) as error:
-            self.error = str(error)
+            if self._cancelled:
+                status = "cancelled"
+            else:
+                self.error = str(error)
         except Exception as error:
             _log.exception("a migration failed")
             self.error = f"a bug of pyvmm: {error!r}"
@@ -138,6 +146,8 @@ class Migrations:
     async def _move(self, guest: LeavingGuest, link: SocketLink, settings: Settings) -> None:
         if self._ended:
             raise MigrationError("the guest has ended")
+        if self._cancelled:
+            raise Cancelled("the migration was cancelled")
         self._precopy = Precopy(guest, link, settings, self.progress)
         self._set_status("active")
         try:

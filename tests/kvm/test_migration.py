@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control import commands, migrate_commands
+from pyvmm.control import commands
 from pyvmm.control.qmp import QmpError, Request
 from pyvmm.guest_session import GuestSession, arriving_session
 from pyvmm.machine import PAGE_BYTES
@@ -54,9 +54,6 @@ def address() -> Iterator[str]:
 
 
 def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
-    """Run a command; those that are not yet on the socket are called directly."""
-    if "migrate" in command:
-        return getattr(migrate_commands, command.replace("-", "_"))(guest.machine, **arguments)
     return commands.execute(guest.machine, Request(command, arguments))
 
 

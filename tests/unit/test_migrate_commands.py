@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import EventListener, QMPClient
 
-from pyvmm.control import commands, migrate_commands
+from pyvmm.control import commands
 from pyvmm.control.qmp import QmpError, Request
+from pyvmm.control.server import ControlServer
 from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
@@ -21,10 +23,6 @@ from tests.unit.in_memory_machine import InMemoryMachine
 
 
 def ask(machine: InMemoryMachine, command: str, **arguments: Any) -> Any:
-    """Run a command; those that are not yet on the socket are called directly."""
-    if "migrate" in command:
-        run = getattr(migrate_commands, command.replace("-", "_"))
-        return run(machine, **arguments)
     return commands.execute(machine, Request(command, arguments))
 
 
@@ -160,12 +158,71 @@ def test_it_is_cancelled(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_it_is_cancelled_before_there_is_a_connection(tmp_path: Path) -> None:
+    """Whether somebody waits there or nobody does."""
+
+    async def scenario(machine: InMemoryMachine) -> None:
+        home = NewHome()
+        destination = Destination(tmp_path / "m", home)
+        for _ in range(2):
+            ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+            ask(machine, "migrate_cancel")
+            assert ask(machine, "query-migrate")["status"] == "cancelling"
+            answer = await over(machine)
+            assert (answer["status"], machine.status) == ("cancelled", "running")
+            assert "error-desc" not in answer
+        destination.join()
+        assert home.runs is None
+
+    run(scenario)
+
+
+def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
+    """Events tell how it goes, from the first to the last."""
+
+    async def statuses(listener: EventListener) -> list[str]:
+        heard: list[str] = []
+        async with asyncio.timeout(20):
+            while not heard or heard[-1] not in ("completed", "failed", "cancelled"):
+                event: Any = await listener.get()
+                heard.append(event["data"]["status"])
+        return heard
+
+    async def scenario(machine: InMemoryMachine) -> None:
+        server = ControlServer(machine, tmp_path / "qmp")
+        await server.start()
+        client = QMPClient("test")
+        await client.connect(str(tmp_path / "qmp"))
+        uri = f"unix:{tmp_path / 'm'}"
+        try:
+            with client.listener("MIGRATION") as listener:
+                assert await client.execute("migrate", {"uri": uri}) == {}
+                assert await statuses(listener) == ["setup", "failed"]
+                home = NewHome()
+                destination = Destination(tmp_path / "m", home)
+                assert await client.execute("migrate", {"uri": uri, "unused": False}) == {}
+                assert await statuses(listener) == ["setup", "active", "device", "completed"]
+                destination.join()
+            assert home.runs
+            answer: Any = await client.execute("query-migrate")
+            assert answer["status"] == "completed"
+            answer = await client.execute("query-status")
+            assert answer == {"status": "postmigrate", "running": False}
+        finally:
+            await client.disconnect()
+            await server.close()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [
         ("migrate", {"uri": "exec:cat"}, "is not an address"),
         ("migrate", {"uri": "tcp:192.0.2.1:4444"}, "there is no TLS"),
         ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "come together"),
+        ("migrate", {}, "'uri' is missing"),
+        ("migrate", {"uri": "unix:/m", "unused": 0}, "'unused', expected: boolean"),
         ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"max-bandwidth": -1}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"downtime-limit": 2_000_001}, "in the range of 0 to 2000000"),
