@@ -187,9 +187,7 @@ COMMANDS = {
     "migrate": Command(migrate_commands.migrate, _MIGRATE),
     "migrate_cancel": Command(migrate_commands.migrate_cancel),
     "query-migrate": Command(migrate_commands.query_migrate),
-    "migrate-set-parameters": Command(
-        migrate_commands.migrate_set_parameters, _MIGRATE_PARAMETERS
-    ),
+    "migrate-set-parameters": Command(migrate_commands.migrate_set_parameters, _MIGRATE_PARAMETERS),
     "query-migrate-parameters": Command(migrate_commands.query_migrate_parameters),
     "qom-list": Command(qom.qom_list, (_PATH,)),
     "qom-get": Command(qom.qom_get, (_PATH, _PROPERTY)),
