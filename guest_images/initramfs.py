@@ -17,7 +17,7 @@ from pathlib import Path
 
 LIST_NAME = "initramfs.list"  # CONFIG_INITRAMFS_SOURCE in kernel.config
 STAGE_NAME = "initramfs"
-PROGRAMS = ("pattern", "session")  # each from one file in src; others there are for tests
+PROGRAMS = ("pattern", "session")  # each from one file in src, and headers there
 LEFT_OUT = {"busybox", "init", "linuxrc"}  # not commands to be typed, or there already
 
 
@@ -42,7 +42,7 @@ def prepare_initramfs(build_directory: Path, package: Path, busybox: Path) -> No
 
 def compile_program(source: Path, program: Path) -> None:
     """Compile one C file, statically: the guest has no shared libraries."""
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-pthread"]
     subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
 
 

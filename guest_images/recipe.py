@@ -141,6 +141,7 @@ def _stamp(file: Path, name: str) -> str:
 def _own_files() -> Iterator[Path]:
     yield from (HERE / name for name in OWN_FILES)
     yield from (HERE / "src" / f"{name}.c" for name in PROGRAMS)
+    yield from sorted((HERE / "src").glob("*.h"))
     for directory in OWN_DIRECTORIES:
         yield from sorted(path for path in (HERE / directory).glob("*") if path.is_file())
 

@@ -10,6 +10,15 @@
  *   fill SEED     write the pattern of SEED over all of it
  *   verify SEED   compare with the pattern of SEED: "ok verified BYTES wrong N"
  *   free          give the memory back
+ *   churn SEED    fill it, then rewrite it all the time, on every processor, comparing every word
+ *                 before it is rewritten (background.h)
+ *   write MB_S    change one word in each page in turn, MB_S times 1,000,000 bytes' worth of pages a
+ *                 second; their pattern is gone
+ *   report        what `churn` or `write` has done so far: "ok rounds N bytes N wrong N kb_per_s N
+ *                 step_us N backward_us N". The last two are of CLOCK_MONOTONIC: the longest time
+ *                 between two readings, and how far it has ever gone backwards
+ *   still         stop that, compare all that was churned once more, and report
+ *   beat MS       print "beat N", N = 1, 2 ..., every MS milliseconds from now on
  *   meminfo       "ok total_kib T free_kib F available_kib A", from /proc/meminfo
  *   shell COMMAND "ok STATUS OUTPUT": what the shell prints, with its newlines as "\n" and its
  *                 backslashes as "\\"; COMMAND is the rest of the line
@@ -18,11 +27,7 @@
  * Every command gets exactly one reply line that begins with "ok " or "error ". As arguments
  * ("pattern alloc 100 fill 7 verify 7 free") the first error ends the run; the exit status is 1
  * after an error or a wrong byte, else 0. On standard input the status is always 0: the replies
- * tell all.
- *
- * The pattern: 64-bit word i of page p is mix(seed, p) + i * WORD_STEP. A page that was lost (and
- * reads as zeroes), moved to another place or left over from another seed differs in nearly all
- * of its bytes, and one flipped bit is still one wrong byte.
+ * tell all. While memory changes in the background, what would change it or compare it is an error.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -36,10 +41,11 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#define PAGE_BYTES 4096u
-#define WORDS_PER_PAGE (PAGE_BYTES / sizeof(uint64_t))
-#define WORD_STEP UINT64_C(0x9e3779b97f4a7c15)
+#include "background.h"
+
 #define MAX_MIB (UINT64_C(1) << 24)
+#define MAX_MB_PER_S 1000000
+#define MAX_BEAT_MS 1000000
 #define MAX_LINE 1024
 
 static uint64_t *memory;
@@ -57,23 +63,25 @@ static bool reply(bool ok, const char *format, ...)
 {
 	va_list arguments;
 
+	flockfile(stdout); /* a beat comes before or after it */
 	fputs(ok ? "ok " : "error ", stdout);
 	va_start(arguments, format);
 	vprintf(format, arguments);
 	va_end(arguments);
 	putchar('\n');
 	fflush(stdout);
+	funlockfile(stdout);
 	return ok;
 }
 
-/* The finaliser of MurmurHash3: every seed and page gives an unrelated first word. */
-static uint64_t mix(uint64_t seed, uint64_t page)
+/* Whether there is memory that nobody changes; if not, the reply has been given. */
+static bool at_rest(void)
 {
-	uint64_t x = seed * WORD_STEP ^ (page + 1) * UINT64_C(0xc2b2ae3d27d4eb4f);
-
-	x = (x ^ x >> 33) * UINT64_C(0xff51afd7ed558ccd);
-	x = (x ^ x >> 33) * UINT64_C(0xc4ceb9fe1a85ec53);
-	return x ^ x >> 33;
+	if (!memory)
+		return reply(false, "nothing is allocated");
+	if (background.does != STILL)
+		return reply(false, "memory changes in the background; say still first");
+	return true;
 }
 
 /* Value in KiB of one "Name:   123 kB" line of /proc/meminfo. */
@@ -152,8 +160,8 @@ static bool do_thin(uint64_t number, const char *text)
 	char *bytes = (char *)memory;
 
 	(void)text;
-	if (!memory)
-		return reply(false, "nothing is allocated");
+	if (!at_rest())
+		return false;
 	if (every != 1 || number < 2 || number > memory_bytes / PAGE_BYTES)
 		return reply(false, "cannot keep every %" PRIu64 ". page", number);
 	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page++)
@@ -166,25 +174,11 @@ static bool do_thin(uint64_t number, const char *text)
 static bool do_fill(uint64_t seed, const char *text)
 {
 	(void)text;
-	if (!memory)
-		return reply(false, "nothing is allocated");
-	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every) {
-		uint64_t *word = memory + page * WORDS_PER_PAGE;
-		uint64_t expected = mix(seed, page);
-
-		for (unsigned int i = 0; i < WORDS_PER_PAGE; i++, expected += WORD_STEP)
-			word[i] = expected;
-	}
+	if (!at_rest())
+		return false;
+	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every)
+		fill_page(memory + page * WORDS_PER_PAGE, mix(seed, page));
 	return reply(true, "filled %" PRIu64, pages_kept() * PAGE_BYTES);
-}
-
-static unsigned int differing_bytes(uint64_t difference)
-{
-	unsigned int count = 0;
-
-	for (; difference; difference >>= 8)
-		count += (difference & 0xff) != 0;
-	return count;
 }
 
 static bool do_verify(uint64_t seed, const char *text)
@@ -192,16 +186,10 @@ static bool do_verify(uint64_t seed, const char *text)
 	uint64_t wrong = 0;
 
 	(void)text;
-	if (!memory)
-		return reply(false, "nothing is allocated");
-	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every) {
-		const uint64_t *word = memory + page * WORDS_PER_PAGE;
-		uint64_t expected = mix(seed, page);
-
-		for (unsigned int i = 0; i < WORDS_PER_PAGE; i++, expected += WORD_STEP)
-			if (word[i] != expected)
-				wrong += differing_bytes(word[i] ^ expected);
-	}
+	if (!at_rest())
+		return false;
+	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every)
+		wrong += wrong_bytes(memory + page * WORDS_PER_PAGE, mix(seed, page));
 	wrong_bytes_seen += wrong;
 	return reply(true, "verified %" PRIu64 " wrong %" PRIu64, pages_kept() * PAGE_BYTES, wrong);
 }
@@ -211,12 +199,105 @@ static bool do_free(uint64_t number, const char *text)
 	uint64_t mib = memory_bytes >> 20;
 
 	(void)number, (void)text;
-	if (!memory)
-		return reply(false, "nothing is allocated");
+	if (!at_rest())
+		return false;
 	munmap(memory, memory_bytes);
 	memory = NULL;
 	memory_bytes = 0;
 	return reply(true, "freed %" PRIu64 " MiB", mib);
+}
+
+/* Both need all pages; those that `thin` gave back are none of ours. */
+static bool can_start(void)
+{
+	if (!at_rest())
+		return false;
+	return every == 1 || reply(false, "only every %" PRIu64 ". page was kept", every);
+}
+
+static bool do_churn(uint64_t seed, const char *text)
+{
+	(void)text;
+	if (!can_start())
+		return false;
+	if (!start_churning(memory, memory_bytes / PAGE_BYTES, seed))
+		return reply(false, "no threads: %s", strerror(errno));
+	return reply(true, "churning by %u", background.worker_count);
+}
+
+static bool do_write(uint64_t mb_per_s, const char *text)
+{
+	(void)text;
+	if (!can_start())
+		return false;
+	if (!mb_per_s || mb_per_s > MAX_MB_PER_S)
+		return reply(false, "cannot write %" PRIu64 " MB/s", mb_per_s);
+	if (!start_writing(memory, memory_bytes / PAGE_BYTES, mb_per_s * 1000000))
+		return reply(false, "no threads: %s", strerror(errno));
+	return reply(true, "writing %" PRIu64 " MB/s", mb_per_s);
+}
+
+static bool report(struct figures all)
+{
+	uint64_t bytes = all.pages * PAGE_BYTES;
+
+	return reply(true,
+		     "rounds %" PRIu64 " bytes %" PRIu64 " wrong %" PRIu64 " kb_per_s %.0f"
+		     " step_us %" PRId64 " backward_us %" PRId64,
+		     all.rounds, bytes, all.wrong, bytes / (all.ns / 1e6 + 1e-6),
+		     all.longest_step_ns / 1000, (all.longest_backward_ns + 999) / 1000);
+}
+
+static bool do_report(uint64_t number, const char *text)
+{
+	(void)number, (void)text;
+	if (background.does == STILL)
+		return reply(false, "nothing changes in the background");
+	return report(background_figures());
+}
+
+static bool do_still(uint64_t number, const char *text)
+{
+	struct figures all;
+
+	(void)number, (void)text;
+	if (background.does == STILL)
+		return reply(false, "nothing changes in the background");
+	stop_background();
+	all = background_figures();
+	wrong_bytes_seen += all.wrong;
+	return report(all);
+}
+
+static void *beat(void *argument)
+{
+	uint64_t ms = (uintptr_t)argument;
+	struct timespec pause = { ms / 1000, ms % 1000 * 1000000 };
+
+	for (uint64_t number = 1;; number++) {
+		nanosleep(&pause, NULL);
+		flockfile(stdout);
+		printf("beat %" PRIu64 "\n", number);
+		fflush(stdout);
+		funlockfile(stdout);
+	}
+	return NULL;
+}
+
+static bool do_beat(uint64_t ms, const char *text)
+{
+	static bool beats;
+	pthread_t thread;
+
+	(void)text;
+	if (beats)
+		return reply(false, "it beats already");
+	if (!ms || ms > MAX_BEAT_MS)
+		return reply(false, "cannot beat every %" PRIu64 " ms", ms);
+	if (pthread_create(&thread, NULL, beat, (void *)(uintptr_t)ms))
+		return reply(false, "no thread: %s", strerror(errno));
+	beats = true;
+	return reply(true, "every %" PRIu64 " ms", ms);
 }
 
 static bool do_meminfo(uint64_t number, const char *text)
@@ -274,7 +355,10 @@ static const struct command commands[] = {
 	{ "alloc", NUMBER, do_alloc },	  { "grab", NUMBER, do_grab },
 	{ "thin", NUMBER, do_thin },	  { "fill", NUMBER, do_fill },
 	{ "verify", NUMBER, do_verify },  { "free", NOTHING, do_free },
-	{ "meminfo", NOTHING, do_meminfo }, { "shell", TEXT, do_shell },
+	{ "churn", NUMBER, do_churn },	  { "write", NUMBER, do_write },
+	{ "report", NOTHING, do_report }, { "still", NOTHING, do_still },
+	{ "beat", NUMBER, do_beat },	  { "meminfo", NOTHING, do_meminfo },
+	{ "shell", TEXT, do_shell },
 	{ "quit", NOTHING, do_quit },
 };
 

@@ -185,17 +185,17 @@ def test_the_digest_follows_every_file_of_ours(
     shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(recipe_module, "HERE", copy)
     digests = {read_recipe(linux).digest}
-    for name in ("kernel.config", "build.py", "rootfs/init", "src/pattern.c"):
+    for name in ("kernel.config", "build.py", "rootfs/init", "src/pattern.c", "src/background.h"):
         with (copy / name).open("a") as file:
             file.write("\n")
         digests.add(read_recipe(linux).digest)
     (copy / "patches").mkdir(exist_ok=True)
     (copy / "patches" / "9999-more.patch").write_text(CREATE)
     digests.add(read_recipe(linux).digest)
-    assert len(digests) == 6
+    assert len(digests) == 7
     (copy / "src" / "for_a_test.c").write_text("not in the image")
     digests.add(read_recipe(linux).digest)
-    assert len(digests) == 6
+    assert len(digests) == 7
 
 
 def test_missing_tools_are_named_with_their_packages(

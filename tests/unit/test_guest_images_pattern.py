@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +140,11 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
         ("fill 1", "error nothing is allocated"),
         ("verify 1", "error nothing is allocated"),
         ("free", "error nothing is allocated"),
+        ("churn 1", "error nothing is allocated"),
+        ("write 1", "error nothing is allocated"),
+        ("report", "error nothing changes in the background"),
+        ("still", "error nothing changes in the background"),
+        ("beat 0", "error cannot beat every 0 ms"),
         ("alloc", "error alloc takes a number"),
         ("alloc 1 2", "error '1 2' is not a number"),
         ("free 1", "error free takes nothing"),
@@ -218,3 +225,105 @@ def test_meminfo_says_what_proc_says(session: Session) -> None:
 def test_blank_lines_get_no_reply_and_quit_ends(session: Session) -> None:
     assert session.ask("\n  \nquit") == "ok bye"
     assert session.process.wait(10) == 0
+
+
+def figures(reply: str) -> dict[str, int]:
+    """Of `report` and `still`."""
+    words = reply.split()
+    assert words[0] == "ok"
+    return dict(zip(words[1::2], map(int, words[2::2]), strict=True))
+
+
+def reported(session: Session, rounds: int) -> dict[str, int]:
+    """What `report` says as soon as so many rounds are done."""
+    while (report := figures(session.ask("report")))["rounds"] < rounds:
+        time.sleep(0.01)
+    return report
+
+
+def test_churned_memory_changes_and_is_right(session: Session) -> None:
+    session.ask("alloc 2")
+    assert re.fullmatch(r"ok churning by [1-9]\d*", session.ask("churn 7"))
+    before = session.peek(2, 0, 2 * MIB)
+    first = reported(session, 2)
+    assert session.peek(2, 0, 2 * MIB) != before
+    assert first["bytes"] >= 2 * 2 * MIB
+    last = figures(session.ask("still"))
+    assert last["bytes"] >= first["bytes"] + 2 * MIB
+    assert (last["wrong"], last["backward_us"]) == (0, 0)
+    assert last["kb_per_s"] > 0
+    still = session.peek(2, 0, 2 * MIB)
+    time.sleep(0.02)
+    assert session.peek(2, 0, 2 * MIB) == still
+    assert session.ask("free") == "ok freed 2 MiB"
+
+
+def test_churned_memory_that_is_old_or_lost_is_wrong(session: Session) -> None:
+    session.ask("alloc 2")
+    session.ask("churn 7")
+    old = session.peek(2, 5 * PAGE_BYTES, PAGE_BYTES)
+    rounds = reported(session, 2)["rounds"]
+    session.overwrite(2, 5 * PAGE_BYTES, old)
+    found = reported(session, rounds + 2)["wrong"]
+    assert found > 0.95 * PAGE_BYTES
+    session.process.send_signal(signal.SIGSTOP)
+    session.overwrite(2, 300 * PAGE_BYTES, bytes(PAGE_BYTES))
+    session.process.send_signal(signal.SIGCONT)
+    last = figures(session.ask("still"))
+    assert last["wrong"] - found > 0.95 * PAGE_BYTES
+    assert session.ask("quit") == "ok bye"
+    assert session.process.wait(10) == 1
+
+
+def test_a_stop_is_a_long_step_of_the_clock(session: Session) -> None:
+    session.ask("alloc 1")
+    session.ask("churn 7")
+    session.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    session.process.send_signal(signal.SIGCONT)
+    last = figures(session.ask("still"))
+    assert last["step_us"] >= 250_000
+    assert last["wrong"] == last["backward_us"] == 0
+
+
+def test_writes_come_at_the_rate_that_was_asked_for(session: Session) -> None:
+    session.ask("alloc 4")
+    session.ask("fill 123456789")
+    before = session.peek(4, 0, 4 * MIB)
+    assert session.ask("write 0") == "error cannot write 0 MB/s"
+    assert session.ask("write 40") == "ok writing 40 MB/s"
+    assert session.ask("verify 3").startswith("error memory changes")
+    report = reported(session, 2)
+    after = session.peek(4, 0, 4 * MIB)
+    pages = range(0, 4 * MIB, PAGE_BYTES)
+    assert all(before[at : at + PAGE_BYTES] != after[at : at + PAGE_BYTES] for at in pages)
+    assert report["bytes"] >= 2 * 4 * MIB
+    assert report["wrong"] == 0
+    assert report["kb_per_s"] <= 41_000
+    session.overwrite(4, 9 * PAGE_BYTES, bytes(PAGE_BYTES))
+    reported(session, report["rounds"] + 2)
+    assert 0 < figures(session.ask("still"))["wrong"] <= 8
+
+
+def test_memory_at_work_is_left_alone(session: Session) -> None:
+    session.ask("alloc 1")
+    session.ask("churn 7")
+    for command in ("fill 1", "verify 1", "thin 2", "free", "churn 8", "write 1"):
+        assert session.ask(command) == ("error memory changes in the background; say still first")
+    assert session.ask("shell echo well") == r"ok 0 well\n"
+    session.ask("still")
+    session.ask("thin 2")
+    assert session.ask("churn 7") == "error only every 2. page was kept"
+
+
+def test_beats_are_counted_between_replies(session: Session) -> None:
+    assert session.ask("beat 5") == "ok every 5 ms"
+    assert session.process.stdout is not None
+    assert [session.process.stdout.readline() for _ in range(3)] == [
+        "beat 1\n",
+        "beat 2\n",
+        "beat 3\n",
+    ]
+    session.ask("beat 5")
+    lines = [session.process.stdout.readline() for _ in range(9)]
+    assert all(re.fullmatch(r"beat \d+\n|error it beats already\n", line) for line in lines)
