@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine: which parts it has, how they are wired, and its life from first to last instruction.
 
-This is the only module that knows all the parts. Three kinds of thread meet here:
+This is the only module that knows all the parts. These kinds of thread meet here:
 
 * vCPU threads run the guest and call device models for its register accesses;
 * the event loop, the thread that made the machine, serves queues, console input and the control
   socket, and is the only one that starts, pauses or ends the machine;
+* `VcpuThrottle`'s, while the guest is throttled, opens and shuts the gate of the vCPU threads;
 * nobody else.
 
 One lock, `Machine.lock`, protects every device model and the interrupt routing: vCPU threads hold
@@ -53,6 +54,7 @@ from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
 from pyvmm.memory import Ram
 from pyvmm.outcome import Ending, Outcome
 from pyvmm.vcpu_thread import KICK_SIGNAL, SWITCH_INTERVAL_S, GuestBuses, VcpuGate, VcpuThread
+from pyvmm.vcpu_throttle import VcpuThrottle
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import SerialShortcut
 
@@ -109,6 +111,7 @@ class Machine:
         self._finished: asyncio.Future[Outcome] = self._loop.create_future()
         self._ending: Outcome | None = None  # the first that a vCPU thread asked for
         self._gate = VcpuGate()
+        self._throttle = VcpuThrottle(self._gate, self._kick_all)
         self._loader: LazyLoader | None = None
 
         files = read_boot_files(config) if boot else None
@@ -237,6 +240,7 @@ class Machine:
 
     def close(self) -> None:
         """Wait for the vCPU threads and give everything back to the host."""
+        self._throttle.set(0)  # it kicks vCPUs
         self._gate.stop()
         self._kick_all()
         if self._loader is not None:
@@ -305,6 +309,10 @@ class Machine:
         from pyvmm.migration.dirty import DirtyLog
 
         return DirtyLog(self._vm, self.ram)
+
+    def throttle(self, percentage: int) -> None:
+        """Have the vCPUs rest for so much of their time; 0 lets them run."""
+        self._throttle.set(percentage)
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:

@@ -69,11 +69,16 @@ class GuestBuses:
 
 
 class VcpuGate:
-    """Lets all vCPU threads run, or holds them outside the guest, or sends them home."""
+    """Lets all vCPU threads run, or holds them outside the guest, or sends them home.
+
+    It is shut for either of two reasons, which do not know of each other: the machine is paused, or
+    the processors rest because they are throttled. A thread that waits here holds no lock.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._paused = False
+        self._resting = False
         self._stopping = False
         self._inside = 0
         self.barred: Callable[[], bool] = lambda: False
@@ -86,11 +91,14 @@ class VcpuGate:
     def enter(self) -> bool:
         """Wait until the guest may run; False means the thread shall end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or not (self._paused or self.barred()))
+            self._changed.wait_for(lambda: self._stopping or not self._shut())
             if self._stopping:
                 return False
             self._inside += 1
             return True
+
+    def _shut(self) -> bool:
+        return self._paused or self._resting or self.barred()
 
     def leave(self) -> None:
         with self._changed:
@@ -100,6 +108,11 @@ class VcpuGate:
     def set_paused(self, paused: bool) -> None:
         with self._changed:
             self._paused = paused
+            self._changed.notify_all()
+
+    def set_resting(self, resting: bool) -> None:
+        with self._changed:
+            self._resting = resting
             self._changed.notify_all()
 
     def stop(self) -> None:

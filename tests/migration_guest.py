@@ -150,6 +150,7 @@ class WritingGuest:
         self.running = True
         self.left_out: set[int] = set()
         self.stops = 0
+        self.throttled: list[int] = []
         self._vm = LoggingVm(manual)
         self._unused = set(unused)
         self._step = step
@@ -166,6 +167,9 @@ class WritingGuest:
         answer = Answer(PageRuns((pfn, 1) for pfn in self._unused), "answered")
         self.go()
         return answer
+
+    def throttle(self, percentage: int) -> None:
+        self.throttled.append(percentage)
 
     def stop(self) -> bool:
         self.go()

@@ -164,6 +164,10 @@ _MIGRATE = (
 _MIGRATE_PARAMETERS = (
     Parameter("max-bandwidth", int, required=False),
     Parameter("downtime-limit", int, required=False),
+    Parameter("throttle-trigger-threshold", int, required=False),
+    Parameter("cpu-throttle-initial", int, required=False),
+    Parameter("cpu-throttle-increment", int, required=False),
+    Parameter("max-cpu-throttle", int, required=False),
 )
 
 COMMANDS = {
@@ -189,6 +193,10 @@ COMMANDS = {
     "query-migrate": Command(migrate_commands.query_migrate),
     "migrate-set-parameters": Command(migrate_commands.migrate_set_parameters, _MIGRATE_PARAMETERS),
     "query-migrate-parameters": Command(migrate_commands.query_migrate_parameters),
+    "migrate-set-capabilities": Command(
+        migrate_commands.migrate_set_capabilities, (Parameter("capabilities", list),)
+    ),
+    "query-migrate-capabilities": Command(migrate_commands.query_migrate_capabilities),
     "qom-list": Command(qom.qom_list, (_PATH,)),
     "qom-get": Command(qom.qom_get, (_PATH, _PROPERTY)),
     "qom-set": Command(qom.qom_set, (_PATH, _PROPERTY, Parameter("value", object))),

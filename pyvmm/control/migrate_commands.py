@@ -5,8 +5,12 @@
                                "tls-ca": FILE, "tls-cert": FILE, "tls-key": FILE}
     migrate_cancel
     query-migrate
-    migrate-set-parameters    {"max-bandwidth": bytes/s, "downtime-limit": ms}
+    migrate-set-parameters    {"max-bandwidth": bytes/s, "downtime-limit": ms,
+                               "throttle-trigger-threshold": %, "cpu-throttle-initial": %,
+                               "cpu-throttle-increment": %, "max-cpu-throttle": %}
     query-migrate-parameters
+    migrate-set-capabilities  {"capabilities": [{"capability": "auto-converge", "state": bool}]}
+    query-migrate-capabilities
 
 Like QEMU's, `migrate` answers at once, `query-migrate` and MIGRATION events tell the rest, and a
 guest that has moved leaves its machine in the status "postmigrate" until `quit`. Ours are all
@@ -27,12 +31,21 @@ from pyvmm.errors import UserError
 if TYPE_CHECKING:
     from pyvmm.control.machine_control import MachineControl
     from pyvmm.migration.leaving import Migrations
+    from pyvmm.migration.progress import Settings
     from pyvmm.migration.transport import TlsFiles
 
 PAGE_BYTES = 4096
 MIN_BANDWIDTH = 1 << 20
 """A slower source would seem dead to its destination."""
 MAX_DOWNTIME_MS = 2_000_000
+_PERCENTAGES = {
+    "throttle-trigger-threshold": (1, 100),
+    "cpu-throttle-initial": (1, 99),
+    "cpu-throttle-increment": (1, 99),
+    "max-cpu-throttle": (1, 99),
+}
+"""Parameters of auto-converge, and what they may be; `Settings` has them with underscores."""
+AUTO_CONVERGE = "auto-converge"
 _TLS = ("tls-ca", "tls-cert", "tls-key")
 
 
@@ -77,6 +90,8 @@ def query_migrate(machine: MachineControl) -> dict[str, Any]:
         answer["downtime"] = round(progress.downtime_s * 1000)
     elif progress.bandwidth:
         answer["expected-downtime"] = round(progress.expected_downtime_s * 1000)
+    if progress.throttle_percentage:
+        answer["cpu-throttle-percentage"] = progress.throttle_percentage
     if migrations.error:
         answer["error-desc"] = migrations.error
     return answer
@@ -116,9 +131,29 @@ def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[s
             f" 0 to {MAX_DOWNTIME_MS} milliseconds"
         )
     migrations.settings = replace(
-        migrations.settings, max_bandwidth=limit, downtime_limit_s=downtime_ms / 1000
+        migrations.settings,
+        max_bandwidth=limit,
+        downtime_limit_s=downtime_ms / 1000,
+        **_percentages(migrations.settings, parameters),
     )
     return {}
+
+
+def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, int]:
+    """Those of auto-converge as `Settings` names them, the given ones instead of what was set."""
+    values = {name: parameters.get(name, _percentage(settings, name)) for name in _PERCENTAGES}
+    for name, (least, most) in _PERCENTAGES.items():
+        if name == "max-cpu-throttle":
+            least = values["cpu-throttle-initial"]
+        if not least <= values[name] <= most:
+            raise QmpError(
+                f"Parameter '{name}' expects an integer in the range of {least} to {most}"
+            )
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _percentage(settings: Settings, name: str) -> int:
+    return int(getattr(settings, name.replace("-", "_")))
 
 
 def query_migrate_parameters(machine: MachineControl) -> dict[str, Any]:
@@ -127,7 +162,40 @@ def query_migrate_parameters(machine: MachineControl) -> dict[str, Any]:
     return {
         "max-bandwidth": settings.max_bandwidth,
         "downtime-limit": round(settings.downtime_limit_s * 1000),
+        **{name: _percentage(settings, name) for name in _PERCENTAGES},
     }
+
+
+def migrate_set_capabilities(
+    machine: MachineControl, capabilities: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Switch "auto-converge", the only capability there is, on or off for the next migrations."""
+    migrations = machine.migrations
+    if migrations.active:
+        raise QmpError("There's a migration process in progress")
+    settings = migrations.settings
+    for place, given in enumerate(capabilities):
+        settings = replace(settings, auto_converge=_auto_converge(given, place))
+    migrations.settings = settings
+    return {}
+
+
+def _auto_converge(given: Any, place: int) -> bool:
+    """The state in an element of migrate-set-capabilities' list."""
+    if type(given) is not dict or given.keys() != {"capability", "state"}:
+        raise QmpError(f"Parameter 'capabilities[{place}]' expects 'capability' and 'state'")
+    if given["capability"] != AUTO_CONVERGE:
+        raise QmpError(f"Parameter 'capability' does not accept value '{given['capability']}'")
+    if type(given["state"]) is not bool:
+        name = f"capabilities[{place}].state"
+        raise QmpError(f"Invalid parameter type for '{name}', expected: boolean")
+    return given["state"]
+
+
+def query_migrate_capabilities(machine: MachineControl) -> list[dict[str, Any]]:
+    """Which capabilities there are, and whether they are on."""
+    state = machine.migrations.settings.auto_converge
+    return [{"capability": AUTO_CONVERGE, "state": state}]
 
 
 def _tls_files(options: dict[str, Any]) -> TlsFiles | None:

@@ -52,6 +52,9 @@ class LeavingMachine(Source, Protocol):
     def log_changes(self) -> AbstractContextManager[ChangeLog]:
         """Have all changes to memory logged for the length of a block."""
 
+    def throttle(self, percentage: int) -> None:
+        """Have the guest's processors rest for so much of their time; 0 lets them run."""
+
     def set_status(self, status: Status) -> None:
         """Say why the guest, which stands still, does."""
 
@@ -124,6 +127,7 @@ class Migrations:
     ) -> None:
         status: MigrationStatus = "failed"
         try:
+            await self._machine.memory_loaded()  # what has not come yet looks like zeros
             link = await self._in_thread(lambda: connect(address, security))
             try:
                 await self._move(guest, link, settings)
@@ -198,6 +202,9 @@ class LeavingGuest:
             return await ask_unused(machine.balloon, questions, hints, timeout_s)
 
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
+
+    def throttle(self, percentage: int) -> None:
+        self._on_loop(lambda: self._machine.throttle(percentage))
 
     def stop(self) -> bool:
         return self._on_loop(self._stop)

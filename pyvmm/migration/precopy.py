@@ -10,6 +10,12 @@ not sent, because a destination's RAM is zeros to begin with. Every later round 
 changed since the one before, until what is left would take no longer than the downtime limit at the
 rate at which the destination took in the last round. Then the guest stops and the rest follows.
 
+A guest may write faster than the connection carries. Then rounds go on until somebody cancels, or,
+if that was wished, until the guest's processors have been slowed down enough
+(`pyvmm.migration.converging`). However the migration ends, they run at full speed afterwards.
+Rounds that are over in no time are not begun more often than every `MIN_ROUND_S`, to leave the rest
+of the host its processors; that costs nothing, because the log is cleared only after the wait.
+
 Of each stretch of pages the log is cleared before they are looked at, so whatever is changed after
 a page was copied is in the log again. Pages that were sent and are zeros now, given to the balloon
 for one, are named, so that the destination frees them.
@@ -27,6 +33,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pyvmm.migration import messages
+from pyvmm.migration.converging import Convergence
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
 from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 
 STRETCH_PAGES = 16384
 """How many pages, 64 MiB, the log is cleared for at once."""
+MIN_ROUND_S = 0.05
 _BLOCK_BITMAP_BYTES = BLOCK_PAGES // 8
 
 _M = TypeVar("_M")
@@ -78,6 +86,9 @@ class Guest(Protocol):
 
     def ask_unused(self, timeout_s: float) -> Answer:
         """Pages it did not use at some time after the call; none if it does not say."""
+
+    def throttle(self, percentage: int) -> None:
+        """Have its processors rest for so much of their time; 0 lets them run again."""
 
     def stop(self) -> bool:
         """Stop it, and all that changes its memory or state; whether it ran before."""
@@ -150,18 +161,35 @@ class Precopy:
             self._link.abort()
 
     def _migrate(self) -> None:
-        guest, progress = self._guest, self._progress
-        self._send(messages.Hello(guest.config))
+        self._send(messages.Hello(self._guest.config))
         self._expect(messages.Welcome)
-        with guest.logging() as log:
-            todo = self._first_round(log)
-            while True:
-                took_s = self._send_round(todo, log, self._settings.max_bandwidth)
-                todo = log.collect()
-                progress.collected(todo.pages, took_s)
-                if progress.expected_downtime_s <= self._settings.downtime_limit_s:
-                    break
-            self._hand_over(todo, log)
+        with self._guest.logging() as log:
+            try:
+                todo = self._copy_most(log)
+                self._hand_over(todo, log)
+            finally:
+                self._throttle(0)
+
+    def _copy_most(self, log: ChangeLog) -> PageRuns:
+        """Copy while the guest runs, until the rest, which is returned, fits into the limit."""
+        progress, convergence = self._progress, Convergence(self._settings)
+        todo, took_s = self._first_round(log), MIN_ROUND_S
+        while True:
+            begin, sent_before = time.monotonic(), progress.sent_bytes
+            self._cancelled.wait(MIN_ROUND_S - took_s)
+            took_s = self._send_round(todo, log, self._settings.max_bandwidth)
+            todo = log.collect()
+            period_s = time.monotonic() - begin
+            progress.collected(todo.pages, period_s)
+            if progress.expected_downtime_s <= self._settings.downtime_limit_s:
+                return todo
+            sent = progress.sent_bytes - sent_before
+            self._throttle(convergence.judge(todo.pages * PAGE_BYTES, sent, period_s))
+
+    def _throttle(self, percentage: int) -> None:
+        if percentage != self._progress.throttle_percentage:
+            self._guest.throttle(percentage)
+            self._progress.throttle_percentage = percentage
 
     def _first_round(self, log: ChangeLog) -> PageRuns:
         """Pages to be sent at first; the log is on."""

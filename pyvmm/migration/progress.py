@@ -26,6 +26,15 @@ class Settings:
     """How long the guest may stand still for the rest of its memory, as far as can be foreseen."""
     ask_timeout_s: float = 5.0
     """How long the guest may take to say which pages it does not use."""
+    auto_converge: bool = False
+    """Slow the guest down if the migration would not come to an end otherwise.
+
+    The numbers are per cent, their meaning is in `pyvmm.migration.converging`.
+    """
+    throttle_trigger_threshold: int = 50
+    cpu_throttle_initial: int = 20
+    cpu_throttle_increment: int = 10
+    max_cpu_throttle: int = 99
 
 
 @dataclass
@@ -46,9 +55,14 @@ class Progress:
     rounds: int = 0
     sent_bytes: int = 0
     bandwidth: float = 0.0
-    """Bytes per second at which the destination took in the last round worth measuring."""
+    """Bytes per second at which the destination took in the last round worth measuring.
+
+    A short round is worth it only if it was faster: what it shows to be possible is possible.
+    """
     dirty_pages_rate: int = 0
     """Pages that have changed per second of the last round."""
+    throttle_percentage: int = 0
+    """How much of their time the guest's processors have to rest at the moment."""
     downtime_s: float | None = None
 
     @property
@@ -82,5 +96,6 @@ class Progress:
     def round_done(self, sent_bytes: int, seconds: float) -> None:
         """A round has arrived, of so many bytes, after so many seconds."""
         self.rounds += 1
-        if sent_bytes >= _SIGNIFICANT_BYTES or not self.bandwidth:
-            self.bandwidth = sent_bytes / max(seconds, _MIN_SECONDS)
+        bandwidth = sent_bytes / max(seconds, _MIN_SECONDS)
+        if sent_bytes >= _SIGNIFICANT_BYTES or bandwidth > self.bandwidth:
+            self.bandwidth = bandwidth

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.migration import precopy
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
 from pyvmm.migration.precopy import Precopy
 from pyvmm.migration.progress import Settings
@@ -30,6 +33,15 @@ LOW_MIB = 65  # two stretches, the second of one MiB
 PAGES = LOW_MIB * MIB // PAGE
 CONFIG = config_of(LOW_MIB)
 HOT = [0, 1, 2, 3, 511, 512, 513, 16383, 16384, 16385, PAGES - 1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rounds_without_a_rest() -> Iterator[None]:
+    """Many a migration here has dozens of rounds that are over at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precopy, "MIN_ROUND_S", 0.0)
+        yield
+
 
 pfns = st.one_of(st.sampled_from(HOT), st.integers(0, PAGES - 1))
 acts = st.builds(Act, pfns, st.sampled_from([-1, 0, 0, 1, 2, 3, 255]))

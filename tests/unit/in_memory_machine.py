@@ -48,6 +48,8 @@ class InMemoryMachine:
         self._stuck_at_bytes = stuck_at_bytes
         self._sinks: list[EventSink] = []
         self.stats_guest = StatsGuest()
+        self.throttled: list[int] = []
+        """In per cent, each time that it was."""
         self.written = PageRuns()
         """What the guest is said to write while that is logged."""
 
@@ -127,6 +129,9 @@ class InMemoryMachine:
 
     def clear(self, start_pfn: int, pages: int) -> None:
         """What is said to be written stays so."""
+
+    def throttle(self, percentage: int) -> None:
+        self.throttled.append(percentage)
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from pyvmm.control.server import ControlServer
 from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
+from pyvmm_native.runs import PageRuns
 from tests.migration_guest import NewHome
 from tests.unit.in_memory_machine import InMemoryMachine
 
@@ -226,6 +227,23 @@ def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
         ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"max-bandwidth": -1}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"downtime-limit": 2_000_001}, "in the range of 0 to 2000000"),
+        ("migrate-set-parameters", {"throttle-trigger-threshold": 101}, "range of 1 to 100"),
+        ("migrate-set-parameters", {"cpu-throttle-initial": 0}, "range of 1 to 99"),
+        ("migrate-set-parameters", {"cpu-throttle-increment": 100}, "range of 1 to 99"),
+        ("migrate-set-parameters", {"max-cpu-throttle": 19}, "'max-cpu-throttle'.*20 to 99"),
+        ("migrate-set-parameters", {"max-cpu-throttle": 100}, "'max-cpu-throttle'.*20 to 99"),
+        ("migrate-set-capabilities", {"capabilities": ["auto-converge"]}, r"capabilities\[0\]"),
+        ("migrate-set-capabilities", {"capabilities": [{"state": True}]}, r"capabilities\[0\]"),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "xbzrle", "state": True}]},
+            "'capability' does not accept value 'xbzrle'",
+        ),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "auto-converge", "state": 1}]},
+            "expected: boolean",
+        ),
     ],
 )
 def test_refusals(command: str, arguments: dict[str, Any], what: str) -> None:
@@ -239,18 +257,90 @@ def test_refusals(command: str, arguments: dict[str, Any], what: str) -> None:
 
 def test_parameters() -> None:
     async def scenario(machine: InMemoryMachine) -> None:
-        assert ask(machine, "query-migrate-parameters") == {
+        values = {
             "max-bandwidth": 0,
             "downtime-limit": 300,
+            "throttle-trigger-threshold": 50,
+            "cpu-throttle-initial": 20,
+            "cpu-throttle-increment": 10,
+            "max-cpu-throttle": 99,
         }
-        ask(machine, "migrate-set-parameters", **{"downtime-limit": 50})
-        ask(machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 30})
-        assert ask(machine, "query-migrate-parameters") == {
-            "max-bandwidth": 1 << 30,
+        assert ask(machine, "query-migrate-parameters") == values
+        for name, value in {
             "downtime-limit": 50,
-        }
+            "max-bandwidth": 1 << 30,
+            "throttle-trigger-threshold": 100,
+            "cpu-throttle-initial": 40,
+            "cpu-throttle-increment": 5,
+            "max-cpu-throttle": 40,
+        }.items():
+            ask(machine, "migrate-set-parameters", **{name: value})
+            values[name] = value
+            assert ask(machine, "query-migrate-parameters") == values
 
     run(scenario)
+
+
+def test_capabilities(tmp_path: Path) -> None:
+    async def scenario(machine: InMemoryMachine) -> None:
+        capability = {"capability": "auto-converge", "state": False}
+        assert ask(machine, "query-migrate-capabilities") == [capability]
+        ask(machine, "migrate-set-capabilities", capabilities=[{**capability, "state": True}])
+        assert ask(machine, "query-migrate-capabilities") == [{**capability, "state": True}]
+        assert machine.migrations.settings.auto_converge
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        with pytest.raises(QmpError, match="There's a migration process in progress"):
+            ask(machine, "migrate-set-capabilities", capabilities=[])
+
+    run(scenario)
+
+
+def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> None:
+    """It writes the same pages in every round, and its destination does not let it end."""
+
+    async def scenario(machine: InMemoryMachine) -> None:
+        on = {"capability": "auto-converge", "state": True}
+        ask(machine, "migrate-set-capabilities", capabilities=[on])
+        ask(machine, "migrate-set-parameters", **{"cpu-throttle-initial": 30, "downtime-limit": 0})
+        for pfn in range(64):
+            machine.ram.memory.write(pfn * 4096, b"something")
+        machine.written = PageRuns([(0, 64)])
+        destination = Destination(tmp_path / "m", NewHome())
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        async with asyncio.timeout(20):
+            while "cpu-throttle-percentage" not in (answer := ask(machine, "query-migrate")):
+                await asyncio.sleep(0.001)
+        assert answer["cpu-throttle-percentage"] == 30
+        assert answer["ram"]["dirty-sync-count"] > 2
+        assert answer["ram"]["dirty-pages-rate"] > 0
+        ask(machine, "migrate_cancel")
+        answer = await over(machine)
+        destination.join()
+        assert answer["status"] == "cancelled"
+        assert "cpu-throttle-percentage" not in answer
+        assert machine.throttled == [30, 0]
+
+    run(scenario)
+
+
+def test_pages_that_are_still_to_come_move_too(tmp_path: Path) -> None:
+    """A restored guest may be told to move before all of its memory has been read."""
+
+    class Restored(InMemoryMachine):
+        async def memory_loaded(self) -> None:
+            await asyncio.sleep(0.05)
+            self.ram.memory.write(0, b"something")
+
+    async def main() -> None:
+        machine, home = Restored(), NewHome()
+        destination = Destination(tmp_path / "m", home)
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        assert (await over(machine))["status"] == "completed"
+        destination.join()
+        assert home.ram is not None
+        assert home.ram.page(0)[:9] == b"something"
+
+    asyncio.run(main())
 
 
 def test_the_machine_ends_meanwhile(tmp_path: Path) -> None:

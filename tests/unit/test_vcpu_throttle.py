@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads that pass a gate as vCPU threads do rest for their share, and nobody waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.vcpu_thread import VcpuGate
+from pyvmm.vcpu_throttle import RUN_S, VcpuThrottle
+
+VCPUS = 2
+SOON_S = 5.0
+
+
+class Processor(threading.Thread):
+    """Is in the guest until it is kicked, and knows for how long it has been."""
+
+    def __init__(self, gate: VcpuGate) -> None:
+        super().__init__(daemon=True)
+        self._gate = gate
+        self._kicked = threading.Event()
+        self.ran_s = 0.0
+        self.entries = 0
+
+    def run(self) -> None:
+        while self._gate.enter():
+            begin = time.monotonic()
+            self.entries += 1
+            self._kicked.wait()
+            self._kicked.clear()
+            self.ran_s += time.monotonic() - begin
+            self._gate.leave()
+
+    def kick(self) -> None:
+        self._kicked.set()
+
+
+class Guest:
+    """Two processors, a gate and a throttle."""
+
+    def __init__(self) -> None:
+        self.gate = VcpuGate()
+        self.processors = [Processor(self.gate) for _ in range(VCPUS)]
+        self.throttle = VcpuThrottle(self.gate, self.kick)
+        for processor in self.processors:
+            processor.start()
+
+    def kick(self) -> None:
+        for processor in self.processors:
+            processor.kick()
+
+    def end(self) -> None:
+        self.gate.stop()
+        self.kick()
+        for processor in self.processors:
+            processor.join(SOON_S)
+            assert not processor.is_alive()
+        self.throttle.set(0)
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.end()
+
+
+def share(guest: Guest, seconds: float) -> float:
+    """What part of its time a processor is in the guest."""
+    before = [processor.ran_s for processor in guest.processors]
+    begin = time.monotonic()
+    time.sleep(seconds)
+    guest.kick()  # who is inside counts its time when it leaves
+    time.sleep(RUN_S)
+    took_s = time.monotonic() - begin
+    ran_s = [p.ran_s - old for p, old in zip(guest.processors, before, strict=True)]
+    return max(ran_s) / took_s
+
+
+def test_processors_rest_for_their_share(guest: Guest) -> None:
+    shares = {}
+    for percentage in (0, 50, 90):
+        guest.throttle.set(percentage)
+        shares[percentage] = share(guest, 1.0)
+    # On a busy host threads wake up late; which is more and which is less stays.
+    assert shares[0] > 0.9
+    assert 0.2 < shares[50] < 0.75
+    assert shares[90] < 0.35 < shares[0]
+
+
+def test_it_ends_at_once_and_leaves_no_thread(guest: Guest) -> None:
+    guest.throttle.set(99)
+    assert guest.throttle.percentage == 99
+    time.sleep(5 * RUN_S)  # all rest, for about a second
+    begin = time.monotonic()
+    guest.throttle.set(0)
+    assert time.monotonic() - begin < 0.5
+    assert guest.throttle.percentage == 0
+    assert share(guest, 0.5) > 0.9
+    assert not [t for t in threading.enumerate() if t.name == "vcpu-throttle"]
+
+
+def test_a_pause_does_not_wait_for_a_rest_nor_end_with_it(guest: Guest) -> None:
+    guest.throttle.set(80)
+    for _ in range(10):
+        guest.gate.set_paused(True)
+        guest.kick()
+        assert guest.gate.wait_until_empty(SOON_S)
+        entries = [processor.entries for processor in guest.processors]
+        time.sleep(7 * RUN_S)  # longer than a rest
+        assert [processor.entries for processor in guest.processors] == entries
+        guest.gate.set_paused(False)
+        time.sleep(RUN_S)
+    guest.gate.set_paused(True)
+    guest.kick()
+    guest.throttle.set(0)
+    time.sleep(RUN_S)
+    entries = [processor.entries for processor in guest.processors]
+    time.sleep(2 * RUN_S)
+    assert [processor.entries for processor in guest.processors] == entries, "still paused"
+    guest.gate.set_paused(False)
+
+
+def test_processors_that_rest_go_home_at_once(guest: Guest) -> None:
+    guest.throttle.set(99)
+    time.sleep(5 * RUN_S)
+    begin = time.monotonic()
+    guest.end()
+    assert time.monotonic() - begin < 0.5
+
+
+@pytest.mark.parametrize("percentage", [-1, 100])
+def test_what_is_no_share(guest: Guest, percentage: int) -> None:
+    with pytest.raises(ValueError, match="cannot rest"):
+        guest.throttle.set(percentage)
