@@ -139,7 +139,7 @@ def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[s
     return {}
 
 
-def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, int]:
+def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, Any]:
     """Those of auto-converge as `Settings` names them, the given ones instead of what was set."""
     values = {name: parameters.get(name, _percentage(settings, name)) for name in _PERCENTAGES}
     for name, (least, most) in _PERCENTAGES.items():
