@@ -16,10 +16,12 @@ serves the link with a `Multiplexer`. Control messages, each a JSON object with 
 | outside | `ping`: number | is anybody there? |
 | agent   | `pong`: number | yes |
 | outside | `diagnose`: true | have the kernel say on its console what its processors do |
+| agent   | `unlisten`: path inside | nobody listens there any more: let nobody come for it |
 | agent   | `exit`: status | ended; 128 + N after signal N; nothing follows |
 
 Channels 0 to 2 are the command's standard streams where they are no terminal, channel 3 is the
-pseudo-terminal when at least one of them is. Higher ones are socket connections from outside.
+pseudo-terminal when at least one of them is. Higher ones are socket connections from outside, and
+from `outward.FIRST_CHANNEL` on those that commands here have asked for (`pyvmm.lab.outward`).
 Only what the command needs runs here: no udev, no init system, no network but loopback.
 """
 
@@ -37,9 +39,13 @@ from typing import Any, NoReturn
 
 from pyvmm.lab import held_vms, mounts, warm
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab.outward import Outward
+from pyvmm.lab.places import OUTWARD_DOOR
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
+FAREWELL_S = 5.0
+"""How long a client that reads nothing can keep the lab from ending."""
 _RETRY_MS = 100
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
@@ -55,6 +61,7 @@ class Agent:
         self._terminal: int | None = None
         self._status: int | None = None
         self._waiting: dict[int, str] = {}
+        self._unlistened: set[str] = set()
         self._wake, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(os.dup(wake_writer), warn_on_full_buffer=False)
@@ -66,7 +73,8 @@ class Agent:
         while self._status is None:
             self._turn()
         for channel in list(self._mux.channels.values()):
-            self._mux.drain_source(channel, patient=channel.number <= TERMINAL_CHANNEL)
+            patience_s = None if channel.number <= TERMINAL_CHANNEL else FAREWELL_S
+            self._mux.drain_source(channel, patience_s)
         os.sync()
         self._mux.send_control({"exit": self._status})
         while True:
@@ -92,16 +100,28 @@ class Agent:
     def _begin(self, request: dict[str, Any]) -> None:
         mounts.set_surroundings(request["clock"], bytes.fromhex(request["seed"]))
         mounts.mount_outside(request["programs"])
+        Outward(self._mux, mounts.inside(OUTWARD_DOOR), self._unlisten)
         self._mux.send_control({"ready": _uptime()})
 
     def _open(self, number: int, path: str) -> None:
         """Connect a channel; a client may well come before the command listens."""
         self._mux.reserve(number)
-        if not self._connect(number, path):
+        if path in self._unlistened:
+            self._mux.abandon(number)
+        elif not self._connect(number, path):
             self._waiting[number] = path
+
+    def _unlisten(self, path: str) -> None:
+        """The command listens no more; who waits for it at `path` is sent away."""
+        self._unlistened.add(path)
+        self._mux.send_control({"unlisten": path})
+        for number in [number for number, wanted in self._waiting.items() if wanted == path]:
+            del self._waiting[number]
+            self._mux.abandon(number)
 
     def _connect(self, number: int, path: str) -> bool:
         connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)  # its backlog may be full
         try:
             connection.connect(mounts.inside(path))
         except OSError:

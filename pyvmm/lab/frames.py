@@ -22,6 +22,9 @@ CREDIT = struct.Struct("<I")
 MAX_PAYLOAD_BYTES = 64 * 1024
 """Longest payload of a DATA frame."""
 
+MAX_NAME_BYTES = 4096
+"""Longest payload of an OPEN, CONNECT or CONNECTED frame."""
+
 MAX_CONTROL_BYTES = 4 * 1024 * 1024
 """Longest payload of a CONTROL frame; it must hold a whole environment and command line."""
 
@@ -38,15 +41,19 @@ class FrameType(IntEnum):
     EOF = 4  # the sender's stream ends here
     CLOSE = 5  # the sender neither sends nor takes any more
     CREDIT = 6  # u32: the sender has passed on that many bytes, as many more may be sent
+    CONNECT = 7  # new channel; payload: a migration address outside to connect it to
+    CONNECTED = 8  # what came of CONNECT; payload: nothing, or why there is no connection
 
 
 _MAX_BYTES = {
     FrameType.CONTROL: MAX_CONTROL_BYTES,
-    FrameType.OPEN: 4096,
+    FrameType.OPEN: MAX_NAME_BYTES,
     FrameType.DATA: MAX_PAYLOAD_BYTES,
     FrameType.EOF: 0,
     FrameType.CLOSE: 0,
     FrameType.CREDIT: CREDIT.size,
+    FrameType.CONNECT: MAX_NAME_BYTES,
+    FrameType.CONNECTED: MAX_NAME_BYTES,
 }
 
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import time
 from collections.abc import Callable
 from typing import Any
 
 from pyvmm.lab.frames import (
     CREDIT,
+    MAX_NAME_BYTES,
     MAX_PAYLOAD_BYTES,
     WINDOW_BYTES,
     Decoder,
@@ -32,6 +34,8 @@ from pyvmm.lab.frames import (
 )
 
 _LINK_BUFFER_BYTES = 256 * 1024
+_DRAIN_TURN_MS = 100
+_ABOUT_NEW_CHANNELS = (FrameType.OPEN, FrameType.CONNECT, FrameType.CONNECTED)
 _RETRY = (BlockingIOError, InterruptedError)
 
 
@@ -66,6 +70,8 @@ class Multiplexer:
         self._outgoing = bytearray()
         self._on_control = on_control
         self.on_open: Callable[[int, str], None] | None = None
+        self.on_connect: Callable[[int, str], None] | None = None
+        self.on_connected: Callable[[int, str], None] | None = None
         self.channels: dict[int, Channel] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self.received_bytes = 0
@@ -90,9 +96,25 @@ class Multiplexer:
         channel.attached = True
         self._drain(channel)
 
+    def abandon(self, number: int) -> None:
+        """Give up channel `number` in both directions, whatever is still under way on it."""
+        self._send(FrameType.CLOSE, number)
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        """Drop channel `number` without a word; its peer knows."""
+        channel = self.channels.pop(number)
+        for fd in {channel.source, channel.sink} - {None}:
+            os.close(fd)  # type: ignore[arg-type]
+        channel.source = channel.sink = None
+
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` whenever `fd` is readable."""
         self._watched[fd] = ready
+
+    def unwatch(self, fd: int) -> None:
+        """No longer watch `fd`."""
+        self._watched.pop(fd, None)
 
     def send_control(self, message: dict[str, Any]) -> None:
         """Queue a control message."""
@@ -100,13 +122,22 @@ class Multiplexer:
 
     def open(self, number: int, path: str, fd: int) -> None:
         """Start a channel here for socket `fd` and ask the peer to connect it to `path`."""
-        self._send(FrameType.OPEN, number, path.encode())
+        self._send(FrameType.OPEN, number, os.fsencode(path))
         self.add(number, fd, fd)
 
+    def connect(self, number: int, address: str) -> None:
+        """Reserve a channel here and ask the peer to connect it to `address` on its side."""
+        self._send(FrameType.CONNECT, number, os.fsencode(address))
+        self.reserve(number)
+
+    def answer_connect(self, number: int, refused: str = "") -> None:
+        """Tell the peer, which asked, whether `number` is connected, or why not."""
+        self._send(FrameType.CONNECTED, number, refused.encode(errors="replace")[:MAX_NAME_BYTES])
+
     @property
-    def idle(self) -> bool:
-        """Nothing received waits for a sink and nothing waits for the link."""
-        return not self._outgoing and not any(c.pending for c in self.channels.values())
+    def delivered(self) -> bool:
+        """Nothing received waits for a sink."""
+        return not any(channel.pending for channel in self.channels.values())
 
     def turn(self, timeout_ms: int | None = None) -> None:
         """Wait for one round of events and serve them. LinkClosedError, FrameError."""
@@ -125,20 +156,26 @@ class Multiplexer:
             if fd in ready:
                 callback()
 
-    def drain_source(self, channel: Channel, *, patient: bool) -> None:
-        """End a source whose writers are all gone, once what it still holds has been read.
+    def drain_source(self, channel: Channel, patience_s: float | None = None) -> None:
+        """End a source whose writers are all gone, once what it still holds has been sent.
 
-        `patient` waits for a slow reader outside; otherwise what it has no room for is dropped.
+        A reader outside that takes nothing for `patience_s` loses the rest; unless it is given
+        the waiting goes on.
         """
+        moved_at = time.monotonic()
         while channel.source is not None:
             poller = select.poll()
             poller.register(channel.source, select.POLLIN)
-            if self._may_send(channel) and poller.poll(0):
-                self._fill(channel)
-            elif patient and poller.poll(0):
-                self.turn()
-            else:
+            if not poller.poll(0):
                 self._end_source(channel)
+            elif self._may_send(channel):
+                self._fill(channel)
+                moved_at = time.monotonic()
+            elif patience_s is not None and time.monotonic() - moved_at > patience_s:
+                self.abandon(channel.number)
+                return
+            else:
+                self.turn(None if patience_s is None else _DRAIN_TURN_MS)
 
     def _may_send(self, channel: Channel) -> bool:
         return channel.credit_bytes > 0 and len(self._outgoing) < _LINK_BUFFER_BYTES
@@ -187,10 +224,8 @@ class Multiplexer:
         if frame.type is FrameType.CONTROL:
             self._on_control(_control(frame.payload))
             return
-        if frame.type is FrameType.OPEN:
-            if self.on_open is None or frame.channel in self.channels:
-                raise FrameError(f"OPEN of channel {frame.channel} makes no sense here")
-            self.on_open(frame.channel, frame.payload.decode())
+        if frame.type in _ABOUT_NEW_CHANNELS:
+            self._introduce(frame)
             return
         channel = self.channels.get(frame.channel)
         if channel is None:
@@ -204,6 +239,22 @@ class Multiplexer:
                 self._drop_source(channel)
             channel.ended = True
             self._drain(channel)
+
+    def _introduce(self, frame: Frame) -> None:
+        """Have the owner make, or go on making, a channel."""
+        serve = {
+            FrameType.OPEN: self.on_open,
+            FrameType.CONNECT: self.on_connect,
+            FrameType.CONNECTED: self.on_connected,
+        }[frame.type]
+        channel = self.channels.get(frame.channel)
+        if frame.type is FrameType.CONNECTED:
+            sensible = channel is not None and not channel.attached
+        else:
+            sensible = channel is None
+        if serve is None or not sensible:
+            raise FrameError(f"{frame.type.name} of channel {frame.channel} makes no sense here")
+        serve(frame.channel, os.fsdecode(frame.payload))
 
     def _take(self, channel: Channel, data: bytes) -> None:
         if channel.sink is None and channel.attached:
@@ -245,6 +296,8 @@ class Multiplexer:
         if data:
             channel.credit_bytes -= len(data)
             self._send(FrameType.DATA, channel.number, data)
+            if channel.number in self.channels:  # behind the others, for their turn at a full link
+                self.channels[channel.number] = self.channels.pop(channel.number)
         else:
             self._end_source(channel)
 

@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyvmm.control.unix_socket import Listener
 from pyvmm.errors import UserError
-from pyvmm.lab.places import IN_LAB_VARIABLE, inner_sockets, sockets_variable
-from pyvmm.lab.session import Session
+from pyvmm.lab.places import (
+    IN_LAB_VARIABLE,
+    INCOMING_SOCKET,
+    incoming_variable,
+    inner_sockets,
+    sockets_variable,
+)
+from pyvmm.lab.session import Door, Session
 from pyvmm.lab.start import start
 from pyvmm.lab.warm import describe_python
+
+if TYPE_CHECKING:
+    from pyvmm.migration.transport import Address, Security
 
 DEFAULT_CPUS = 2
 MIN_MEMORY_MIB = 4096
@@ -31,30 +40,47 @@ def run_in_lab(
     memory_mib: int = MIN_MEMORY_MIB,
     cpus: int = DEFAULT_CPUS,
     sockets: Sequence[Path] = (),
+    incoming: Address | None = None,
+    security: Security | None = None,
     timeout_s: float | None = None,
 ) -> int:
     """Run `argv` in the lab and return its exit status (128 + N after signal N).
 
     `memory_mib` is the lab's RAM, `cpus` its processors. Each of `sockets` is a path this process
     listens on while the command runs; the command, inside, listens on
-    `pyvmm.lab.places.listening_path` of the same path. A command that takes longer than `timeout_s`
-    is ended with status 124. Main thread only. UserError when something
-    is missing, LabError when the lab breaks.
+    `pyvmm.lab.places.listening_path` of the same path. At `incoming` a migration is waited for, on
+    behalf of the command's `MigrationListener` of the same address; `security` is what that one is
+    given, so that what it would refuse is refused before anything starts. A command that takes
+    longer than `timeout_s` is ended with status 124. Main thread only. UserError when something is
+    missing or cannot be listened on, LabError when the lab breaks.
     """
     paths = [Path(os.path.abspath(path)) for path in sockets]
     inner = inner_sockets(paths)
     env = {**os.environ, IN_LAB_VARIABLE: "1", **sockets_variable(inner)}
     _compile_our_packages()
     with ExitStack() as stack:
-        listeners = {}
+        doors = []
         for outside, inside in inner.items():
             listener = Listener(outside)
+            doors.append(Door(listener.socket, inside, listener.remove))
             stack.callback(listener.remove)
-            listeners[listener.socket] = inside
+        if incoming is not None:
+            door, variable = _incoming_door(incoming, security)
+            env.update(variable)
+            doors.append(door)
+            stack.callback(door.close)
         lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
-        return Session(lab, listeners, program_directories(), python, timeout_s).run(argv, env)
+        return Session(lab, doors, program_directories(), python, timeout_s).run(argv, env)
+
+
+def _incoming_door(incoming: Address, security: Security | None) -> tuple[Door, dict[str, str]]:
+    from pyvmm.migration.transport import MigrationListener, Security
+
+    listener = MigrationListener(incoming, security or Security())
+    door = Door(listener.socket, INCOMING_SOCKET, listener.close)
+    return door, incoming_variable(str(incoming), str(listener.address))
 
 
 def run_here(argv: Sequence[str], *, timeout_s: float | None = None) -> NoReturn:

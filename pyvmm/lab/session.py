@@ -18,13 +18,15 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from pyvmm.lab.agent import TERMINAL_CHANNEL
+from pyvmm.lab.agent import FAREWELL_S, TERMINAL_CHANNEL
+from pyvmm.lab.dialling import Dialler
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab.outward import FIRST_CHANNEL
 from pyvmm.lab.qemu import LabProcess
 from pyvmm.lab.start import START_TIMEOUT_SECONDS, LabError, broken
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
@@ -42,7 +44,19 @@ TIMED_OUT_STATUS = 124
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _FIRST_SOCKET_CHANNEL = 16
-_LAST_CHANNEL = 0xFFFF
+_LAST_SOCKET_CHANNEL = FIRST_CHANNEL - 1
+MAX_CHANNELS = 64
+"""Clients that come while there are so many connections are sent away."""
+
+
+class Door(NamedTuple):
+    """A socket that is listened on here on behalf of the command."""
+
+    socket: socket.socket
+    inside: str
+    """The path that connections go to."""
+    close: Callable[[], None]
+    """Stop listening; calling it again does nothing."""
 
 
 class Session:
@@ -51,12 +65,12 @@ class Session:
     def __init__(
         self,
         lab: LabProcess,
-        listeners: Mapping[socket.socket, str],
+        doors: Sequence[Door],
         programs: Sequence[str],
         python: Mapping[str, Any],
         timeout_s: float | None = None,
     ) -> None:
-        """`listeners`: listening socket here → path inside the lab that connections go to.
+        """`doors`: where to listen for the command.
 
         `programs`: directories the lab may cache; `python`: `warm.describe_python` of this process;
         `timeout_s`: how long the command may run.
@@ -67,9 +81,14 @@ class Session:
         self._lab = lab
         self._programs = programs
         self._mux = Multiplexer(lab.link.fileno(), self._control)
-        for listener, inside in listeners.items():
-            listener.setblocking(False)
-            self._mux.watch(listener.fileno(), partial(self._accept, listener, inside))
+        self._mux.on_connect = self._dial
+        self._dialler = Dialler()
+        self._mux.watch(self._dialler.fileno(), self._answer_dials)
+        self._doors = doors
+        for door in doors:
+            door.socket.setblocking(False)
+            self._mux.watch(door.socket.fileno(), partial(self._accept, door))
+        self._farewell_until = 0.0
         self._ready = False
         self._status: int | None = None
         self._signals = 0
@@ -89,6 +108,10 @@ class Session:
                 raise self._broken("the lab ended unexpectedly") from None
             except FrameError as error:
                 raise self._broken(str(error)) from error
+            finally:
+                self._dialler.close()
+                for number in list(self._mux.channels):
+                    self._mux.forget(number)
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
         self._deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -155,7 +178,10 @@ class Session:
         """The command has ended and all it wrote has been passed on."""
         if self._status is None:
             return False
-        return all(copier.finished() for copier in self._outputs)
+        if not all(copier.finished() for copier in self._outputs):
+            return False
+        # What clients have not taken yet is theirs, too, but not for ever.
+        return self._mux.delivered or time.monotonic() > self._farewell_until
 
     def _turn(self) -> None:
         # After the last frame only the copier threads have work, and they have no descriptor here.
@@ -200,8 +226,11 @@ class Session:
             self._begin()
         elif "ready" in message:
             self._ready = True
+        elif "unlisten" in message:
+            self._unlisten(message["unlisten"])
         elif "exit" in message:
             self._status = int(message["exit"])
+            self._farewell_until = time.monotonic() + FAREWELL_S
 
     def _on_signals(self, wake: int) -> None:
         for number in os.read(wake, 512):
@@ -224,17 +253,38 @@ class Session:
         packed = fcntl.ioctl(self._terminals[0], termios.TIOCGWINSZ, bytes(8))
         return list(struct.unpack("HHHH", packed)[:2])
 
-    def _accept(self, listener: socket.socket, path: str) -> None:
+    def _accept(self, door: Door) -> None:
         try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
+            connection, _ = door.socket.accept()
+        except OSError:
+            return
+        if len(self._mux.channels) >= MAX_CHANNELS:
+            connection.close()
             return
         while self._next_channel in self._mux.channels:
             self._next_channel += 1
-        self._mux.open(self._next_channel, path, connection.detach())
+        self._mux.open(self._next_channel, door.inside, connection.detach())
         self._next_channel += 1
-        if self._next_channel > _LAST_CHANNEL:
+        if self._next_channel > _LAST_SOCKET_CHANNEL:
             self._next_channel = _FIRST_SOCKET_CHANNEL
+
+    def _unlisten(self, inside: str) -> None:
+        for door in self._doors:
+            if door.inside == inside:
+                self._mux.unwatch(door.socket.fileno())
+                door.close()
+
+    def _dial(self, number: int, address: str) -> None:
+        self._mux.reserve(number)
+        self._dialler.dial(number, address)
+
+    def _answer_dials(self) -> None:
+        for number, stream, refused in self._dialler.results():
+            self._mux.answer_connect(number, refused)
+            if stream is None:
+                self._mux.forget(number)
+            else:
+                self._mux.attach(number, stream.detach())
 
     def _broken(self, what: str) -> LabError:
         if self._lab.resumed and not self._ready:

@@ -6,6 +6,10 @@ run anything. So tcp goes beyond this host only with TLS, in which each side sho
 that the other's CA has signed (TLS 1.3; the source also checks the destination's host name), or
 where somebody has said that it need not. A unix socket is its owner's only.
 
+In the lab an address is one of the machine outside. A listener there is listened for outside
+(`pyvmm.lab.run`), and what cannot be reached in the lab is connected to from outside; TLS goes
+through both to its end.
+
 A `Link` blocks, in the thread that uses it, for at most `IDLE_TIMEOUT_S` without a byte moving.
 Only `abort` may be called from another thread. Every failure of a connection that exists is a
 `MigrationError`; what stands in the way of having one is a `UserError`.
@@ -14,6 +18,7 @@ Only `abort` may be called from another thread. Every failure of a connection th
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import select
@@ -24,6 +29,7 @@ from pathlib import Path
 
 from pyvmm.control.unix_socket import Listener, parse_address
 from pyvmm.errors import UserError
+from pyvmm.lab.places import IncomingPlace, in_lab, incoming_place, outward_door
 from pyvmm.migration.errors import MigrationError
 
 IDLE_TIMEOUT_S = 60.0
@@ -180,21 +186,27 @@ class MigrationListener:
         security.check(address)
         self._context = security.tls.context(server=True) if security.tls else None
         self._file: Listener | None = None
+        self._inside = incoming_place(str(address))
         self.address: Address = address
         """Where it really listens."""
-        if isinstance(address, UnixAddress):
+        if self._inside is not None:
+            self.address = parse_migration_address(self._inside.address)
+            self._file = Listener(self._inside.path)
+        elif isinstance(address, UnixAddress):
             self._file = Listener(address.path)
-            self._socket = self._file.socket
+        if self._file is not None:
+            self.socket = self._file.socket
             return
+        assert isinstance(address, TcpAddress)
         try:
-            self._socket = socket.create_server(
+            self.socket = socket.create_server(
                 (address.host, address.port), family=_family(address)
             )
         except OSError as error:
             raise UserError(
-                f"cannot listen on {address}: {_reason(error)}", "choose another address"
+                f"cannot listen on {address}: {reason(error)}", "choose another address"
             ) from error
-        self.address = TcpAddress(address.host, self._socket.getsockname()[1])
+        self.address = TcpAddress(address.host, self.socket.getsockname()[1])
 
     def accept(self) -> SocketLink:
         """Wait for a source, however long it takes; stop listening when there is one.
@@ -204,7 +216,7 @@ class MigrationListener:
         """
         while True:
             try:
-                stream, _ = self._socket.accept()
+                stream, _ = self.socket.accept()
             except OSError as error:
                 raise MigrationError("nobody came") from error
             try:
@@ -224,10 +236,13 @@ class MigrationListener:
     def close(self) -> None:
         """Stop listening; may be called from another thread, and again."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
         if self._file is not None:
             self._file.remove()
-        self._socket.close()
+        self.socket.close()
+        inside, self._inside = self._inside, None
+        if inside is not None:
+            _listen_no_more(inside)
 
 
 def connect(address: Address, security: Security) -> SocketLink:
@@ -235,16 +250,10 @@ def connect(address: Address, security: Security) -> SocketLink:
     security.check(address)
     context = security.tls.context(server=False) if security.tls else None
     try:
-        if isinstance(address, TcpAddress):
-            stream = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            stream.settimeout(CONNECT_TIMEOUT_S)
-            stream.connect(str(address.path))
+        stream = _reach(address)
     except OSError as error:
         raise UserError(
-            f"cannot connect to {address}: {_reason(error)}",
+            f"cannot connect to {address}: {reason(error)}",
             f"start the destination first: pyvmm run --incoming {address}",
         ) from error
     if context is None or not isinstance(address, TcpAddress):
@@ -257,6 +266,50 @@ def connect(address: Address, security: Security) -> SocketLink:
         ) from error
 
 
+def dial(address: Address) -> socket.socket:
+    """A stream from this very machine to `address`. OSError."""
+    if isinstance(address, TcpAddress):
+        try:
+            stream = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+        except UnicodeError as error:
+            raise _no_name(address) from error
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return stream
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        stream.settimeout(CONNECT_TIMEOUT_S)
+        stream.connect(str(address.path))
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _reach(address: Address) -> socket.socket:
+    """A stream to `address`: of what listens in the same lab, if so, else outside. OSError."""
+    try:
+        return dial(address)
+    except OSError:
+        door = outward_door()
+        if door is None:
+            raise
+    from pyvmm.lab.outside import connect_outside
+
+    if isinstance(address, UnixAddress):
+        address = UnixAddress(address.path.absolute())
+    return connect_outside(door, str(address))
+
+
+def _listen_no_more(inside: IncomingPlace) -> None:
+    """Have it refused outside, too, to come here."""
+    from pyvmm.lab.outside import unlisten_outside
+
+    door = outward_door()
+    if door is not None:
+        with contextlib.suppress(OSError):  # then the lab is ending, and with it all listening
+            unlisten_outside(door, inside.path)
+
+
 def _with_tls(stream: socket.socket, context: ssl.SSLContext, host: str | None) -> SocketLink:
     try:
         return SocketLink(
@@ -264,16 +317,20 @@ def _with_tls(stream: socket.socket, context: ssl.SSLContext, host: str | None) 
         )
     except OSError as error:
         stream.close()
-        raise MigrationError(f"TLS failed: {_reason(error)}") from error
+        raise MigrationError(f"TLS failed: {reason(error)}") from error
 
 
 def _is_local(address: TcpAddress) -> bool:
     """Whether every address that the host name stands for is of the loopback network."""
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise UserError(f"there is no host {address.host!r}", "check its name") from error
     except OSError as error:
+        if in_lab():
+            return False  # names are looked up outside; the lab knows just those in /etc/hosts
         raise UserError(
-            f"there is no host {address.host!r}: {_reason(error)}", "check its name"
+            f"there is no host {address.host!r}: {reason(error)}", "check its name"
         ) from error
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
@@ -285,10 +342,15 @@ def _family(address: TcpAddress) -> socket.AddressFamily:
 def _broken(error: OSError) -> MigrationError:
     if isinstance(error, TimeoutError):
         return MigrationError(f"the other side is silent since {IDLE_TIMEOUT_S:g} s")
-    return MigrationError(f"the connection broke: {_reason(error)}")
+    return MigrationError(f"the connection broke: {reason(error)}")
 
 
-def _reason(error: OSError) -> str:
+def _no_name(address: TcpAddress) -> OSError:
+    return OSError(errno.EINVAL, f"{address.host!r} is no host name")
+
+
+def reason(error: OSError) -> str:
+    """What is wrong, for the middle of a sentence."""
     if isinstance(error, ssl.SSLError):
         return str(getattr(error, "verify_message", "") or error.reason or error).lower()
     return (error.strerror or str(error)).lower()

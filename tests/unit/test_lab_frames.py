@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pyvmm.lab.frames import (
     CREDIT,
     HEADER,
+    MAX_NAME_BYTES,
     MAX_PAYLOAD_BYTES,
     Decoder,
     Frame,
@@ -23,6 +24,8 @@ _PAYLOADS = {
     FrameType.EOF: st.just(b""),
     FrameType.CLOSE: st.just(b""),
     FrameType.CREDIT: st.binary(min_size=CREDIT.size, max_size=CREDIT.size),
+    FrameType.CONNECT: st.binary(max_size=200),
+    FrameType.CONNECTED: st.binary(max_size=200),
 }
 _FRAMES = st.sampled_from(FrameType).flatmap(
     lambda kind: st.builds(Frame, st.just(kind), st.integers(0, 0xFFFF), _PAYLOADS[kind])
@@ -61,6 +64,7 @@ def test_garbage_gives_frames_or_one_error(garbage: bytes) -> None:
         (FrameType.DATA, 0, 1, MAX_PAYLOAD_BYTES + 1),
         (FrameType.EOF, 0, 1, 1),
         (FrameType.CREDIT, 0, 1, 3),
+        (FrameType.CONNECT, 0, 1, MAX_NAME_BYTES + 1),
         (FrameType.CONTROL, 0, 0, 0xFFFFFFFF),
     ],
 )

@@ -5,12 +5,13 @@ import contextlib
 import os
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pyvmm.lab.frames import WINDOW_BYTES, Frame, FrameError, FrameType, encode
+from pyvmm.lab.frames import MAX_NAME_BYTES, WINDOW_BYTES, Frame, FrameError, FrameType, encode
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
 
 NUMBER = 20
@@ -162,12 +163,164 @@ def test_draining_a_source_sends_its_rest_and_its_end(pair: Pair) -> None:
     pair.near.add(1, sink=writer)
     channel = pair.far.add(1, source=ours)
     os.write(theirs, b"last words")
-    pair.far.drain_source(channel, patient=True)
+    pair.far.drain_source(channel)
     pair.turns()
     assert os.read(reader, 100) == b"last words"
     assert os.read(reader, 100) == b""
     os.close(theirs)
     os.close(reader)
+
+
+def test_draining_does_not_wait_for_ever_for_a_reader_that_does_not_read(
+    connected: Any,
+) -> None:
+    pair, client, server = connected
+    sent = 0
+    for _ in range(100):
+        with contextlib.suppress(BlockingIOError):
+            sent += server.send(bytes(1 << 16))
+        pair.turns(1)
+    pair.far.drain_source(pair.far.channels[NUMBER], patience_s=0.2)
+    assert not pair.far.channels
+    got = len(receive(pair, client, WINDOW_BYTES))
+    assert got < sent
+    with pytest.raises(BrokenPipeError):
+        server.send(b"x")
+
+
+def test_draining_is_patient_with_a_slow_reader(connected: Any) -> None:
+    pair, client, server = connected
+    data = random.Random(3).randbytes(2 << 20)
+    client.setblocking(True)
+    got = bytearray()
+
+    def read() -> None:
+        while piece := client.recv(1 << 14):
+            got.extend(piece)
+
+    def serve() -> None:
+        while pair.near.channels:
+            pair.near.turn(10)
+
+    server.setblocking(True)
+    threads = [threading.Thread(target=task) for task in (lambda: server.sendall(data), serve)]
+    for thread in threads:
+        thread.start()
+    while server.fileno() >= 0 and pair.far.channels[NUMBER].credit_bytes:
+        pair.far.turn(10)
+    reader = threading.Thread(target=read)
+    reader.start()
+    while threads[0].is_alive():
+        pair.far.turn(10)
+    server.close()
+    pair.far.drain_source(pair.far.channels[NUMBER], patience_s=5)
+    while reader.is_alive():
+        pair.far.turn(10)
+    client.close()
+    threads[1].join(20)
+    assert got == data
+
+
+def test_a_channel_is_connected_when_the_peer_says_so(pair: Pair) -> None:
+    caller, ours = socket.socketpair()
+    called, theirs = socket.socketpair()
+    asked: list[tuple[int, str]] = []
+
+    def connect(number: int, address: str) -> None:
+        asked.append((number, address))
+        pair.near.reserve(number)
+
+    pair.near.on_connect = connect
+    pair.far.on_connected = lambda number, refused: pair.far.attach(number, ours.detach())
+    pair.far.connect(NUMBER, "tcp:\udcff:1")
+    pair.turns()
+    assert asked == [(NUMBER, "tcp:\udcff:1")]
+    caller.sendall(b"early")
+    pair.near.answer_connect(NUMBER)
+    called.sendall(b"welcome")
+    pair.near.attach(NUMBER, theirs.detach())
+    pair.turns()
+    with caller, called:
+        assert called.recv(10) == b"early"
+        assert caller.recv(10) == b"welcome"
+        caller.close()
+        pair.turns()
+        assert called.recv(10) == b""
+
+
+def test_a_refused_channel_is_forgotten_and_its_number_is_free(pair: Pair) -> None:
+    refusals: list[str] = []
+
+    def refused(number: int, why: str) -> None:
+        refusals.append(why)
+        pair.far.forget(number)
+
+    def refuse(number: int, address: str) -> None:
+        pair.near.answer_connect(number, "no" * 10_000)
+
+    pair.near.on_connect = refuse
+    pair.far.on_connected = refused
+    for _ in range(2):
+        pair.far.connect(NUMBER, "tcp:h:1")
+        pair.turns()
+    assert refusals == ["no" * (MAX_NAME_BYTES // 2)] * 2
+    assert not pair.far.channels
+
+
+def test_an_abandoned_channel_ends_for_both_clients(connected: Any) -> None:
+    pair, client, server = connected
+    server.sendall(b"last words")
+    pair.turns()
+    client.sendall(b"on their way")
+    pair.far.abandon(NUMBER)
+    pair.turns()
+    assert client.recv(20) == b"last words"
+    assert client.recv(20) == b""
+    assert server.recv(20) == b""
+    assert not pair.near.channels
+    assert not pair.far.channels
+
+
+def test_busy_streams_leave_room_for_one_that_came_later(pair: Pair) -> None:
+    """Over a link that takes little at a time, so that its buffer is always full."""
+    pair.links[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    clients, servers = [], []
+
+    def attach(number: int, _path: str) -> None:
+        server, ours = socket.socketpair()
+        server.setblocking(False)
+        servers.append(server)
+        pair.far.reserve(number)
+        pair.far.attach(number, ours.detach())
+
+    pair.far.on_open = attach
+    for number in range(NUMBER, NUMBER + 4):
+        client, ours = socket.socketpair()
+        client.setblocking(False)
+        clients.append(client)
+        pair.near.open(number, "/socket", ours.detach())
+    pair.turns(4)
+
+    def stream() -> None:
+        for client, server in zip(clients[:-1], servers, strict=False):
+            with contextlib.suppress(BlockingIOError):
+                client.send(bytes(1 << 18))
+            with contextlib.suppress(BlockingIOError):
+                assert server.recv(1 << 18)
+        pair.turns(1)
+
+    for _ in range(200):
+        stream()
+    clients[-1].send(b"x")
+    for _ in range(200):
+        stream()
+        with contextlib.suppress(BlockingIOError):
+            assert servers[-1].recv(1) == b"x"
+            break
+    else:
+        raise AssertionError("it never got its turn")
+    for end in (*clients, *servers):
+        end.close()
 
 
 def test_control_messages_arrive_in_order(pair: Pair) -> None:
@@ -183,6 +336,8 @@ def test_control_messages_arrive_in_order(pair: Pair) -> None:
         encode(Frame(FrameType.CONTROL, 0, b"[1]")),
         encode(Frame(FrameType.CONTROL, 0, b"\xff{")),
         encode(Frame(FrameType.OPEN, 5, b"/nobody/serves/opens")),
+        encode(Frame(FrameType.CONNECT, 5, b"tcp:nobody.serves.connects:1")),
+        encode(Frame(FrameType.CONNECTED, 5)),
         b"\xee" * 8,
     ],
 )

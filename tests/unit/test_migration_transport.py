@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
+from pyvmm.lab.places import IN_LAB_VARIABLE
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import (
     MigrationListener,
@@ -72,6 +73,23 @@ def test_what_others_could_read_is_refused(
 def test_this_host_needs_no_tls(host: str) -> None:
     Security().check(TcpAddress(host, 1))
     Security(insecure=True).check(TcpAddress("192.0.2.1", 1))
+
+
+def test_in_the_lab_a_name_that_cannot_be_looked_up_is_not_this_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
+    address = TcpAddress("no.such.host.invalid", 1)
+    with pytest.raises(UserError, match="not on this host, and there is no TLS"):
+        Security().check(address)
+    Security(insecure=True).check(address)
+    Security().check(TcpAddress("localhost", 1))
+
+
+@pytest.mark.parametrize("security", [Security(), Security(insecure=True)])
+def test_a_host_that_can_have_no_such_name(security: Security) -> None:
+    with pytest.raises(UserError, match="host"):
+        connect(TcpAddress("a..b", 1), security)
 
 
 class Meeting:
