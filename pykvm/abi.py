@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ctypes import Structure, c_uint8, sizeof
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pykvm.abi_constants import *  # noqa: F403
@@ -39,6 +40,13 @@ def sized(header: type[_S], count: int) -> type[_S]:
     `header` is a structure whose last field is an array of length zero; the subclass lays the
     longer array over it, at the same offset.
     """
+    subclass: type[_S] = _sized(header, count)
+    return subclass
+
+
+@lru_cache(maxsize=64)
+def _sized(header: type[Structure], count: int) -> Any:
+    """Making a class takes as long as ten requests, and the same few are wanted again and again."""
     name = header._fields_[-1][0]
     element: Any = header._fields_[-1][1]._type_  # type: ignore[union-attr]
     return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(name, element * count)]})

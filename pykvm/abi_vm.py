@@ -190,6 +190,17 @@ class kvm_msi(Structure):
     )
 
 
+class kvm_device_attr(Structure):
+    """One attribute of a device or, here, of a vCPU; `addr` is where its value is."""
+
+    _fields_ = (
+        ("flags", c_uint32),
+        ("group", c_uint32),
+        ("attr", c_uint64),
+        ("addr", c_uint64),
+    )
+
+
 class kvm_enable_cap(Structure):
     """An optional capability to switch on."""
 

@@ -104,6 +104,9 @@ KVM_GET_NESTED_STATE = _IOWR(KVMIO, 0xBE, abi.kvm_nested_state)
 KVM_SET_NESTED_STATE = _IOW(KVMIO, 0xBF, abi.kvm_nested_state)
 KVM_GET_SREGS2 = _IOR(KVMIO, 0xCC, abi.kvm_sregs2)
 KVM_SET_SREGS2 = _IOW(KVMIO, 0xCD, abi.kvm_sregs2)
+KVM_SET_DEVICE_ATTR = _IOW(KVMIO, 0xE1, abi.kvm_device_attr)
+KVM_GET_DEVICE_ATTR = _IOW(KVMIO, 0xE2, abi.kvm_device_attr)  # sic, though the kernel writes it
+KVM_HAS_DEVICE_ATTR = _IOW(KVMIO, 0xE3, abi.kvm_device_attr)
 KVM_GET_XSAVE2 = _IOR(KVMIO, 0xCF, abi.kvm_xsave)
 
 _NAMES = {value: name for name, value in list(globals().items()) if name.startswith("KVM_")}

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterable
-from ctypes import Structure
-from errno import EAGAIN, EINTR
+from ctypes import Structure, addressof, c_uint64
+from errno import EAGAIN, EINTR, EINVAL, ENOTTY, ENXIO
 from typing import TypeVar
 
 from pykvm import abi, ioctls
@@ -193,6 +193,33 @@ class Vcpu(KvmHandle):
     def set_msrs(self, values: dict[int, int]) -> int:
         """KVM_SET_MSRS, in order; returns how many were set before one that KVM refused."""
         return self.ioctl(ioctls.KVM_SET_MSRS, abi.msrs(values.items()))
+
+    def has_device_attr(self, group: int, attr: int) -> bool:
+        """KVM_HAS_DEVICE_ATTR (4.81): whether this KVM knows the attribute of a vCPU."""
+        try:
+            self.ioctl(ioctls.KVM_HAS_DEVICE_ATTR, abi.kvm_device_attr(group=group, attr=attr))
+        except KvmError as error:
+            if error.errno in (ENXIO, EINVAL, ENOTTY):  # the last two: a KVM without any
+                return False
+            raise
+        return True
+
+    def get_device_attr(self, group: int, attr: int) -> int:
+        """KVM_GET_DEVICE_ATTR (4.80), of 64 bits: for one, KVM_VCPU_TSC_OFFSET.
+
+        That is the time stamp counter of the guest less that of the host, modulo 2^64 (the
+        kernel's Documentation/virt/kvm/devices/vcpu.rst).
+        """
+        value = c_uint64()
+        where = abi.kvm_device_attr(group=group, attr=attr, addr=addressof(value))
+        self.ioctl(ioctls.KVM_GET_DEVICE_ATTR, where)
+        return value.value
+
+    def set_device_attr(self, group: int, attr: int, value: int) -> None:
+        """KVM_SET_DEVICE_ATTR (4.80), of 64 bits."""
+        number = c_uint64(value)
+        where = abi.kvm_device_attr(group=group, attr=attr, addr=addressof(number))
+        self.ioctl(ioctls.KVM_SET_DEVICE_ATTR, where)
 
     def kvmclock_ctrl(self) -> None:
         """KVM_KVMCLOCK_CTRL: tell the guest's kvmclock that the vCPU was paused.

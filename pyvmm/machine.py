@@ -298,6 +298,13 @@ class Machine:
         while self._loader is not None and self._loader.is_alive():
             await asyncio.sleep(LOADED_POLL_S)
 
+    def prepare_parts(self) -> None:
+        """Import, make and ask all that does not need the guest to stand still.
+
+        Otherwise saving or restoring parts for the first time would; UserError if neither can be.
+        """
+        assert self._parts.here
+
     def log_writes(self) -> WriteLog:
         """Have the guest's writes to memory logged for the length of a block."""
         from pyvmm.write_log import WriteLog

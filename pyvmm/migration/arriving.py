@@ -80,8 +80,9 @@ class _Arriving:
         self.running: asyncio.Task[Outcome] | None = None
 
     def make(self, config: MachineConfig) -> Ram:
-        self._machine = self._on_loop(lambda: self._make(config))
-        return self._machine.ram
+        machine = self._machine = self._on_loop(lambda: self._make(config))
+        self._on_loop(machine.prepare_parts)
+        return machine.ram
 
     def restore(self, parts: Sequence[Record]) -> None:
         assert self._machine is not None

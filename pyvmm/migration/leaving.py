@@ -128,6 +128,7 @@ class Migrations:
         status: MigrationStatus = "failed"
         try:
             await self._machine.memory_loaded()  # what has not come yet looks like zeros
+            self._machine.prepare_parts()
             link = await self._in_thread(lambda: connect(address, security))
             try:
                 await self._move(guest, link, settings)

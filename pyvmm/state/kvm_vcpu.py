@@ -59,11 +59,15 @@ _TSC_APART_S = 100
 _S = TypeVar("_S", bound=Structure)
 
 
-def save_vcpu(vcpu: Vcpu, here: Capabilities) -> Payload:
-    """Write down all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError."""
+def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
+    """Write down all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError.
+
+    `tsc` is what its time stamp counter was when the machine's clock was read.
+    """
     mp_state = vcpu.get_mp_state()
     registers = msrs.read(vcpu, [*msrs.state_indices(vcpu, here), msrs.TSC_DEADLINE])
     deadline = registers.pop(msrs.TSC_DEADLINE, 0)
+    registers[msrs.TSC] = tsc
     return {
         "mp_state": mp_state,
         "cpuid": b"".join(bytes(entry) for entry in vcpu.get_cpuid2().entries),
@@ -82,8 +86,8 @@ def save_vcpu(vcpu: Vcpu, here: Capabilities) -> Payload:
     }
 
 
-def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
-    """Make `vcpu`, which has not run, what was saved.
+def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> int:
+    """Make `vcpu`, which has not run, what was saved; returns its time stamp counter of then.
 
     StateError for what is malformed, what this processor or KVM lacks, and what KVM refuses.
     """
@@ -106,6 +110,7 @@ def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
         vcpu.set_mp_state(saved.mp_state)
     with contextlib.suppress(KvmError):  # refused for a guest that does not use kvmclock
         vcpu.kvmclock_ctrl()
+    return saved.msrs.get(msrs.TSC, 0)
 
 
 @contextlib.contextmanager

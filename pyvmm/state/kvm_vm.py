@@ -3,7 +3,7 @@
 
 Restored after the vCPUs: an interrupt that waits in the IO-APIC or an 8259 is delivered at once, to
 local APICs which must be those that were saved. The clock comes last of all, as KVM derives it from
-the time stamp counters, and together with that of the boot processor (see `pyvmm.state.clock`).
+the time stamp counters, and together with those (see `pyvmm.state.clock`).
 
 kvmclock, from which a guest makes CLOCK_MONOTONIC, goes on from where it stopped: it never jumps
 back, and timers see nothing of the time from the save to the restore. KVM could add that time
@@ -24,12 +24,13 @@ Documentation/virt/kvm/api.rst.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import Structure
 from typing import TYPE_CHECKING
 
 from devices.state import Fields, Payload
 from pykvm import abi
-from pyvmm.state.clock import read_clock, set_clock
+from pyvmm.state.clock import set_clocks
 from pyvmm.state.kvm_vcpu import refusals, structure
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ _CHIPS: tuple[tuple[str, int, str, type[Structure]], ...] = (
 """Name in a payload, KVM's number, member of kvm_irqchip.chip, and its type."""
 
 
-def save_vm(vm: Vm, boot_vcpu: Vcpu) -> Payload:
-    """Write down what KVM holds of `vm`, whose vCPUs are all outside the guest. Raises KvmError."""
-    clock_ns, tsc = read_clock(vm, boot_vcpu)
+def save_vm(vm: Vm, clock_ns: int, tsc: int) -> Payload:
+    """Write down what KVM holds of `vm`, whose vCPUs are all outside the guest. Raises KvmError.
+
+    The clock is given, and what the counter of the boot processor was when it was read.
+    """
     pit = vm.get_pit2()
     for channel in pit.channels:
         channel.count_load_time = 0
@@ -62,8 +65,8 @@ def save_vm(vm: Vm, boot_vcpu: Vcpu) -> Payload:
     return {**chips, "pit2": bytes(pit), "clock_ns": clock_ns, "clock_tsc": tsc}
 
 
-def restore_vm(vm: Vm, fields: Fields, boot_vcpu: Vcpu) -> None:
-    """Make `vm` what was saved, after its vCPUs; `boot_vcpu` is the first of them.
+def restore_vm(vm: Vm, fields: Fields, vcpus: Sequence[Vcpu], counters: Sequence[int]) -> None:
+    """Make `vm` what was saved, after its vCPUs, with the time stamp counters that those had.
 
     StateError for what is malformed and what KVM refuses.
     """
@@ -80,4 +83,4 @@ def restore_vm(vm: Vm, fields: Fields, boot_vcpu: Vcpu) -> None:
         for chip in chips:
             vm.set_irqchip(chip)
         vm.set_pit2(pit)
-        set_clock(vm, boot_vcpu, clock_ns, clock_tsc)
+        set_clocks(vm, vcpus, clock_ns, clock_tsc, counters)

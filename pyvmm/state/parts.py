@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from devices.acpi_pm import AcpiPm
@@ -24,6 +25,7 @@ from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.layout import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
+from pyvmm.state.clock import read_clocks
 from pyvmm.state.records import Kind, Record
 
 if TYPE_CHECKING:
@@ -55,14 +57,23 @@ class MachineParts:
     vcpus: Sequence[Vcpu]
     devices: Sequence[Stateful]
 
+    @cached_property
+    def here(self) -> Capabilities:
+        """What KVM can do for it; UserError where it is too old.
+
+        To ask takes longer than anything that only a guest that stands still can be asked.
+        """
+        return Capabilities.of(self.system, self.vm)
+
     def save(self) -> list[Record]:
         """Write down the parts of a machine whose vCPUs are all outside the guest."""
-        here = Capabilities.of(self.system, self.vm)
-        records = [
-            Record(kvm_vcpu.KIND, kvm_vcpu.VERSION, encode(kvm_vcpu.save_vcpu(vcpu, here)), index)
-            for index, vcpu in enumerate(self.vcpus)
-        ]
-        vm = encode(kvm_vm.save_vm(self.vm, self.vcpus[0]))
+        here = self.here
+        clock_ns, counters = read_clocks(self.vm, self.vcpus)
+        records = []
+        for index, (vcpu, tsc) in enumerate(zip(self.vcpus, counters, strict=True)):
+            payload = encode(kvm_vcpu.save_vcpu(vcpu, here, tsc))
+            records.append(Record(kvm_vcpu.KIND, kvm_vcpu.VERSION, payload, index))
+        vm = encode(kvm_vm.save_vm(self.vm, clock_ns, counters[0]))
         records.append(Record(kvm_vm.KIND, kvm_vm.VERSION, vm))
         for device in self.devices:
             payload = encode(device.save_state())
@@ -71,11 +82,13 @@ class MachineParts:
 
     def restore(self, records: Iterable[Record]) -> None:
         """Become what was saved; nothing has run yet, and nothing may run after a StateError."""
-        here = Capabilities.of(self.system, self.vm)
+        here = self.here
         saved = {(record.kind, record.instance): record for record in records}
-        for index, vcpu in enumerate(self.vcpus):
+        counters = [
             kvm_vcpu.restore_vcpu(vcpu, _fields(saved, kvm_vcpu.KIND, index), here)
-        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND), self.vcpus[0])
+            for index, vcpu in enumerate(self.vcpus)
+        ]
+        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND), self.vcpus, counters)
         for device in self.devices:
             device.restore_state(_fields(saved, device.STATE_KIND))
         for kind, instance in saved:

@@ -27,7 +27,7 @@ MOVES = 3
 FROZEN_S = 4.0
 UPTIME = "cut -d' ' -f1 /proc/uptime"
 WATCH = "while read -r up idle </proc/uptime; do echo $up; usleep 20000; done"
-TROUBLE = re.compile("stall|lockup|warning|oops|hung|backwards", re.IGNORECASE)
+TROUBLE = re.compile("stall|lockup|warning|oops|hung|backwards|unstable", re.IGNORECASE)
 
 
 async def move(guest: GuestSession, stack: AsyncExitStack, frozen_s: float = 0) -> GuestSession:

@@ -138,6 +138,9 @@ class InMemoryMachine:
         assert self.status in ("paused", "finish-migrate")
         yield
 
+    def prepare_parts(self) -> None:
+        pass
+
     def save_parts(self) -> Sequence[Record]:
         return []
 
