@@ -118,8 +118,8 @@ def _missing(feature: tuple[int, int, str], old: _Leaves, new: _Leaves) -> Itera
     nothing = abi.kvm_cpuid_entry2()
     had = getattr(old.get((function, index), nothing), register)
     has = getattr(new.get((function, index), nothing), register)
-    names = dict(word.split(":") for word in _NAMES.get(feature, "").split())
     lacking = had & ~has & ~_FOLLOW_THE_GUEST.get(feature, 0)
+    names = dict(word.split(":") for word in _NAMES.get(feature, "").split()) if lacking else {}
     for bit in range(32):
         if lacking >> bit & 1:
             unnamed = f"CPUID leaf 0x{function:x}.{index} {register.upper()} bit {bit}"
