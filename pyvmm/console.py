@@ -109,8 +109,8 @@ class ConsoleIo:
 
     `on_input` takes bytes for the guest and returns how many of them its UART accepted; when that
     was less than all, `room` must be called once there is room again. `on_action` gets QUIT and
-    OUTPUT_LOST. `queue` takes what shall be shown, from any thread; everything else and both
-    callbacks belong to the event loop's.
+    OUTPUT_LOST. Nothing is read before `start`. `queue` takes what shall be shown, from any thread;
+    everything else and both callbacks belong to the event loop's.
     """
 
     def __init__(
@@ -132,6 +132,9 @@ class ConsoleIo:
         self._pump = OutputPump(stdout_fd, self._output_lost)
         self.queue = self._pump.queue
         self.throttle = self._pump.throttle
+
+    def start(self) -> None:
+        """There is a guest: begin to read."""
         self._resume()
 
     def room(self) -> None:

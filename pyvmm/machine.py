@@ -231,7 +231,7 @@ class Machine:
             thread.start()
             if self._loader is not None:
                 self._loader.watch(thread, KICK_SIGNAL)
-        self._gate.set_paused(False)
+        self._gate.set_paused(self._status != "running")  # it may arrive paused
 
     def end(self, outcome: Outcome) -> None:
         """End the machine; the first call decides."""

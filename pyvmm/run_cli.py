@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pyvmm run`: one guest, its console on this terminal, ended by the guest or by the person.
 
-The options become a `MachineConfig`, checked here; then either this process runs the machine or,
-where KVM is missing or unfit, the very same command line is run again in the lab.
+The options become a `MachineConfig`, a snapshot or an address to wait at, checked here; then either
+this process runs the machine or, where KVM is missing or unfit, the very same command line is run
+again in the lab.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,23 +18,22 @@ import click
 from click.core import ParameterSource
 
 from pyvmm.balloon_features import OPTIONS
-from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, MachineConfig, config_for_image
+from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.migration.options import SECURITY_OPTIONS, security, security_options
 from pyvmm.quick_start import asyncio
 from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.machine import Machine
+    from pyvmm.migration.transport import Security
     from pyvmm.snapshot.reader import SnapshotFile
 
 LAB_OVERHEAD_MIB = 2048
 """What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
 
-BESIDE_RESTORE = ("restore", "addresses", "kvm", "verbose", "help")
-"""What can be said of a guest that comes from a snapshot."""
-
-END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+OF_ANY_GUEST = ("addresses", "kvm", "verbose", "help")
+"""What can be said also of a guest that was made elsewhere, which says itself what guest it is."""
 
 
 @click.command()
@@ -50,7 +48,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     default=f"{DEFAULT_RAM_BYTES // MIB}M",
     show_default=True,
     metavar="SIZE",
-    help="Guest RAM, such as 512M or 8G.",
+    help="Guest RAM, such as 512M or 8G; with --incoming, how much the guest may have at most.",
 )
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual processors, 1 to 8.")
 @click.option(
@@ -74,6 +72,12 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     type=click.Path(path_type=Path),
     help="Go on from a snapshot, which says itself what guest it is.",
 )
+@click.option(
+    "--incoming",
+    metavar="ADDRESS",
+    help="Wait for a guest that 'pyvmm migrate' sends to tcp:HOST:PORT or unix:PATH.",
+)
+@security_options
 @click.option(
     "--qmp",
     "addresses",
@@ -100,6 +104,11 @@ def run(
     offer: Sequence[str],
     withhold: Sequence[str],
     restore: Path | None,
+    incoming: str | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
     addresses: Sequence[str],
     kvm: KvmMode,
     verbose: bool,
@@ -117,10 +126,20 @@ def run(
       pyvmm run --kernel /boot/vmlinuz --initrd /boot/initrd.img --append break=top
       pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
       pyvmm run --restore vm.snap
+      pyvmm run --incoming unix:/tmp/m --memory 8G
     """
     from pyvmm.boot.loader import read_boot_files
     from pyvmm.control.unix_socket import parse_address
 
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="pyvmm: %(message)s")
+    sockets = [parse_address(address) for address in addresses]
+    if incoming is not None:
+        _refuse_beside("incoming", "memory", *SECURITY_OPTIONS)
+        protection = security(tls_ca, tls_cert, tls_key, insecure)
+        return _run_incoming(incoming, protection, parse_size(memory), sockets, kvm)
+    for shown in _given(SECURITY_OPTIONS):
+        raise UserError(f"{shown} is only for a guest that comes here", "give --incoming, too")
     snapshot = _open(restore) if restore is not None else None
     config = (
         snapshot.config
@@ -136,13 +155,12 @@ def run(
             withhold=withhold,
         )
     )
-    sockets = [parse_address(address) for address in addresses]
     if snapshot is None:
         read_boot_files(config)  # what cannot be booted is said before anything is started for it
     if choose_kvm(kvm) is Choice.LAB:
-        return _run_in_lab(config, sockets)
-    level = logging.DEBUG if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="pyvmm: %(message)s")
+        return _run_in_lab(config.ram_bytes, sockets)
+    from pyvmm.terminal_run import run_machine
+
     return asyncio.run(run_machine(config, sockets, snapshot))
 
 
@@ -151,18 +169,30 @@ def _open(restore: Path) -> SnapshotFile:
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.state.parts import KINDS
 
+    _refuse_beside("restore")
+    return SnapshotFile(restore, KINDS)
+
+
+def _refuse_beside(option: str, *allowed: str) -> None:
+    """The guest of --`option` says itself what it is: what else does so must not be there."""
+    context = click.get_current_context()
+    names = {parameter.name or "" for parameter in context.command.get_params(context)}
+    for shown in _given(names - {option, *allowed, *OF_ANY_GUEST}):
+        raise UserError(
+            f"--{option} and {shown} are both given",
+            "that guest says itself what it is; leave the other away",
+        )
+
+
+def _given(names: Collection[str]) -> Iterator[str]:
+    """Those of these parameters that were given, as people write them."""
     context = click.get_current_context()
     for parameter in context.command.get_params(context):
         name = parameter.name or ""
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if given and name not in BESIDE_RESTORE:
+        if given and name in names:
             option = parameter.param_type_name == "option"
-            shown = parameter.opts[0] if option else parameter.human_readable_name
-            raise UserError(
-                f"--restore and {shown} are both given",
-                "the snapshot says what guest it is; leave the other away",
-            )
-    return SnapshotFile(restore, KINDS)
+            yield parameter.opts[0] if option else parameter.human_readable_name
 
 
 def _one_of(image: Path | None, kernel: Path | None) -> Path:
@@ -174,75 +204,26 @@ def _one_of(image: Path | None, kernel: Path | None) -> Path:
     return given[0]
 
 
-def _run_in_lab(config: MachineConfig, sockets: Sequence[Path]) -> int:
-    """Run our own command line again, in the lab."""
+def _run_incoming(
+    incoming: str, protection: Security, at_most_bytes: int, sockets: Sequence[Path], kvm: KvmMode
+) -> int:
+    """Wait for a guest that another pyvmm sends, and run it."""
+    from pyvmm.migration.transport import MigrationListener, parse_migration_address
+
+    address = parse_migration_address(incoming)
+    if choose_kvm(kvm) is Choice.LAB:
+        return _run_in_lab(at_most_bytes, sockets)
+    from pyvmm.terminal_run import run_arriving
+
+    listener = MigrationListener(address, protection)
+    return asyncio.run(run_arriving(listener, at_most_bytes, sockets))
+
+
+def _run_in_lab(ram_bytes: int, sockets: Sequence[Path]) -> int:
+    """Run our own command line again, in the lab, for a guest of at most that size."""
     from pyvmm.lab.run import MIN_MEMORY_MIB, run_in_lab
 
-    memory_mib = max(MIN_MEMORY_MIB, config.ram_bytes // MIB + LAB_OVERHEAD_MIB)
+    memory_mib = max(MIN_MEMORY_MIB, ram_bytes // MIB + LAB_OVERHEAD_MIB)
     return run_in_lab(
         [sys.executable, "-m", "pyvmm", *sys.argv[1:]], memory_mib=memory_mib, sockets=sockets
     )
-
-
-async def _listen(stack: AsyncExitStack, machine: Machine, path: Path) -> None:
-    """Serve control commands at `path` until `stack` is left."""
-    from pyvmm.control.server import ControlServer  # most guests have no control socket
-    from pyvmm.lab.places import listening_path
-
-    server = ControlServer(machine, listening_path(path))
-    await server.start()
-    stack.push_async_callback(server.close)
-
-
-def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
-    """Make `machine` what was saved, with a progress bar."""
-    from pyvmm.progress import show_progress
-    from pyvmm.snapshot.restore import restore
-
-    with show_progress() as progress, snapshot:
-        progress.stage(f"restoring {snapshot.path}", snapshot.header.pages)
-        restore(snapshot, machine, progress.advance)
-
-
-async def run_machine(
-    config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
-) -> int:
-    """Run one machine on this terminal to its end and return the exit status."""
-    from pyvmm.console import Action, ConsoleIo, Terminal
-    from pyvmm.machine import Machine
-    from pyvmm.outcome import Ending, Outcome
-    from pyvmm.tracing import LogTracer
-
-    loop = asyncio.get_running_loop()
-    caught: list[int] = []
-
-    def act(action: Action) -> None:
-        machine.end(Outcome(Ending.ESCAPE if action is Action.QUIT else Ending.SIGNAL))
-
-    def end_by_signal(signum: int) -> None:
-        caught.append(signum)
-        machine.end(Outcome(Ending.SIGNAL))
-
-    async with AsyncExitStack() as stack:
-        console = ConsoleIo(loop, 0, 1, lambda data: machine.console_input(data), act)
-        stack.callback(console.close)
-        machine = Machine(
-            config,
-            console_output=console.queue,
-            console_throttle=console.throttle,
-            on_console_room=console.room,
-            tracer=LogTracer(),
-            boot=snapshot is None,
-        )
-        stack.callback(machine.close)
-        if snapshot is not None:
-            _restore(snapshot, machine)
-        for path in sockets:
-            await _listen(stack, machine, path)
-        for signum in END_SIGNALS:
-            loop.add_signal_handler(signum, end_by_signal, signum)
-        stack.enter_context(Terminal(0))
-        outcome = await machine.run()
-    if outcome.exit_status:
-        print(f"pyvmm: {outcome.detail}", file=sys.stderr)
-    return 128 + caught[0] if caught else outcome.exit_status

@@ -36,19 +36,21 @@ _log = logging.getLogger(__name__)
 class ControlServer:
     """The control socket of one machine.
 
+    `place` is where it shall be, or a socket that is there already, whose clients have waited.
     `start` raises `UserError` when the path cannot be used. `close` delivers what was sent so far
     and removes the socket file.
     """
 
-    def __init__(self, machine: MachineControl, path: Path) -> None:
+    def __init__(self, machine: MachineControl, place: Path | Listener) -> None:
         self._machine = machine
-        self._path = path
+        self._place = place
         self._clients: set[_Client] = set()
 
     async def start(self) -> None:
         """Begin to listen; the machine's events are heard from here on."""
         loop = asyncio.get_running_loop()
-        self._listener = Listener(self._path)
+        place = self._place
+        self._listener = place if isinstance(place, Listener) else Listener(place)
         self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
         self._balloon_changes: Throttle[bytes] = Throttle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later

@@ -46,6 +46,7 @@ class Listener:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._removed = False
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind()
@@ -74,6 +75,9 @@ class Listener:
     def remove(self) -> None:
         """Stop listening and remove the socket file, unless another has taken its place."""
         self.socket.close()
+        if self._removed:
+            return  # what is there now is another's, even if it looks the same
+        self._removed = True
         with contextlib.suppress(FileNotFoundError):
             if _identity(self._path) == self._identity:
                 self._path.unlink()

@@ -36,7 +36,8 @@ async def arrive(
     """Wait at `listener` for a guest; returns when it runs, with what `Machine.run` will return.
 
     `make` makes a machine with `boot=False`, which is the caller's to close. Raises `UserError`
-    when nothing complete has come: no guest runs here then.
+    when nothing complete has come: no guest runs here then. To be cancelled when it runs here
+    already is too late, and has no effect.
     """
     loop = asyncio.get_running_loop()
     thread = ThreadPoolExecutor(1, "migration")
@@ -50,6 +51,9 @@ async def arrive(
         raise UserError(
             f"no guest has arrived: {error}", "unless its source says otherwise, it runs there"
         ) from error
+    except asyncio.CancelledError:
+        if target.running is None:
+            raise
     finally:
         thread.shutdown(wait=False)
     assert target.running is not None

@@ -169,6 +169,7 @@ class Bench:
         self.actions: list[Action] = []
         loop = asyncio.get_running_loop()
         self.console = ConsoleIo(loop, stdin_fd, stdout_fd, self.uart.receive, self.actions.append)
+        self.console.start()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the loop run, the guest reading all it can, until `condition` holds."""
@@ -392,6 +393,7 @@ def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> No
         "        io.queue.put(data.upper())\n"
         "        return len(data)\n"
         "    io = ConsoleIo(asyncio.get_running_loop(), 0, 1, echo, lambda action: done.set())\n"
+        "    io.start()\n"
         "    io.queue.put(b'ready')\n"
         "    await done.wait()\n"
         "    io.close()\n"

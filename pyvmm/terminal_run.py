@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One machine on this terminal, from wherever it comes, to its end.
+
+It is booted or goes on from a snapshot (`run_machine`), or it is on its way from another pyvmm
+(`run_arriving`). `_Place` is what all of these have: the console, the signals that end it, and the
+control sockets. They are bound before anything else, so that a path that cannot be used is said
+while the guest can still be elsewhere, and served when there is a guest.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.console import Action, ConsoleIo, Terminal
+from pyvmm.errors import UserError
+from pyvmm.machine import Machine
+from pyvmm.outcome import Ending, Outcome
+from pyvmm.quick_start import asyncio
+from pyvmm.tracing import LogTracer
+from pyvmm.units import MIB, format_size
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.control.unix_socket import Listener
+    from pyvmm.migration.transport import MigrationListener
+    from pyvmm.snapshot.reader import SnapshotFile
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+async def run_machine(
+    config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
+) -> int:
+    """Run one machine to its end and return the exit status."""
+    async with AsyncExitStack() as stack:
+        place = _Place(stack, sockets)
+        machine = place.make(config, boot=snapshot is None)
+        if snapshot is not None:
+            _restore(snapshot, machine)
+        return await place.run()
+
+
+async def run_arriving(
+    listener: MigrationListener, at_most_bytes: int, sockets: Sequence[Path]
+) -> int:
+    """Wait for a machine with no more RAM than that, then run it as `run_machine` does."""
+    from pyvmm.migration.arriving import arrive
+
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        place = _Place(stack, sockets)
+
+        def make(config: MachineConfig) -> Machine:
+            if config.ram_bytes > at_most_bytes:
+                raise UserError(
+                    f"the guest has {format_size(config.ram_bytes)} of RAM, and only"
+                    f" {format_size(at_most_bytes)} may come",
+                    f"start the destination with --memory {config.ram_bytes // MIB}M",
+                )
+            return place.make(config, boot=False)
+
+        _say(f"waiting for a guest at {listener.address}")
+        running = await place.wait(arrive(listener, make))
+        if running is None:
+            return place.status(0)
+        _say("the guest has arrived")
+        return await place.run(running)
+
+
+class _Place:
+    """Where a machine can run: this terminal; everything is given back when `stack` is left."""
+
+    def __init__(self, stack: AsyncExitStack, sockets: Sequence[Path]) -> None:
+        self._stack = stack
+        self._loop = asyncio.get_running_loop()
+        self._machine: Machine | None = None
+        self._waiting: asyncio.Task[asyncio.Task[Outcome]] | None = None
+        self._caught: list[int] = []
+        self._listeners = [self._bind(path) for path in sockets]
+
+    def _bind(self, path: Path) -> Listener:
+        from pyvmm.control.unix_socket import Listener  # most guests have no control socket
+        from pyvmm.lab.places import listening_path
+
+        listener = Listener(listening_path(path))
+        self._stack.callback(listener.remove)
+        return listener
+
+    def make(self, config: MachineConfig, *, boot: bool) -> Machine:
+        """Make the machine that is going to run here."""
+
+        def act(action: Action) -> None:
+            machine.end(Outcome(Ending.ESCAPE if action is Action.QUIT else Ending.SIGNAL))
+
+        def type_in(data: bytes) -> int:
+            return machine.console_input(data)
+
+        self._console = ConsoleIo(self._loop, 0, 1, type_in, act)
+        self._stack.callback(self._console.close)
+        machine = Machine(
+            config,
+            console_output=self._console.queue,
+            console_throttle=self._console.throttle,
+            on_console_room=self._console.room,
+            tracer=LogTracer(),
+            boot=boot,
+        )
+        self._stack.callback(machine.close)
+        self._machine = machine
+        return machine
+
+    async def wait(
+        self, arriving: Coroutine[Any, Any, asyncio.Task[Outcome]]
+    ) -> asyncio.Task[Outcome] | None:
+        """Wait for a machine that has been made; None when a signal has ended the waiting."""
+        self._heed_signals()
+        self._waiting = asyncio.create_task(arriving)
+        try:
+            return await self._waiting
+        except asyncio.CancelledError:
+            if not self._caught:
+                raise
+            return None
+
+    async def run(self, running: asyncio.Task[Outcome] | None = None) -> int:
+        """Run the machine, unless it is `running` already, to its end; returns the exit status."""
+        assert self._machine is not None
+        for listener in self._listeners:
+            await self._serve(self._machine, listener)
+        self._heed_signals()
+        self._stack.enter_context(Terminal(0))
+        self._console.start()
+        outcome = await (running or self._machine.run())
+        if outcome.exit_status:
+            _say(outcome.detail)
+        return self.status(outcome.exit_status)
+
+    async def _serve(self, machine: Machine, listener: Listener) -> None:
+        from pyvmm.control.server import ControlServer
+
+        server = ControlServer(machine, listener)
+        await server.start()
+        self._stack.push_async_callback(server.close)
+
+    def status(self, otherwise: int) -> int:
+        """The exit status: that of the signal that has ended us, if one has."""
+        return 128 + self._caught[0] if self._caught else otherwise
+
+    def _heed_signals(self) -> None:
+        for signum in END_SIGNALS:
+            self._loop.add_signal_handler(signum, self._end_by_signal, signum)
+
+    def _end_by_signal(self, signum: int) -> None:
+        self._caught.append(signum)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._machine is not None:
+            self._machine.end(Outcome(Ending.SIGNAL))
+
+
+def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
+    """Make `machine` what was saved, with a progress bar."""
+    from pyvmm.progress import show_progress
+    from pyvmm.snapshot.restore import restore
+
+    with show_progress() as progress, snapshot:
+        progress.stage(f"restoring {snapshot.path}", snapshot.header.pages)
+        restore(snapshot, machine, progress.advance)
+
+
+def _say(text: str) -> None:
+    print(f"pyvmm: {text}", file=sys.stderr, flush=True)
