@@ -48,6 +48,9 @@ COMMANDS = {
     "snapshot": LazyCommand(
         "pyvmm.control.snapshot_cli", "snapshot", "Write a running guest to a file."
     ),
+    "migrate": LazyCommand(
+        "pyvmm.control.migrate_cli", "migrate", "Move a running guest to another pyvmm."
+    ),
     "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
         "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."

@@ -67,6 +67,7 @@ async def _given_up_by(give_up: Callable[[], None], work: asyncio.Future[_T]) ->
     except asyncio.CancelledError:
         give_up()
         await asyncio.wait({work})
+        work.exception()  # is looked at, so that nobody complains of it
         raise
 
 

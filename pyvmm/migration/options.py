@@ -17,22 +17,21 @@ if TYPE_CHECKING:
 SECURITY_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "insecure")
 """Names of their parameters."""
 
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OPTIONS = (
     click.option(
         "--tls-ca",
-        type=click.Path(path_type=Path),
+        type=_FILE,
         metavar="FILE",
         help="TLS: certificate of the CA that has signed the other side's.",
     ),
     click.option(
         "--tls-cert",
-        type=click.Path(path_type=Path),
+        type=_FILE,
         metavar="FILE",
         help="TLS: our certificate.",
     ),
-    click.option(
-        "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="TLS: its key."
-    ),
+    click.option("--tls-key", type=_FILE, metavar="FILE", help="TLS: its key."),
     click.option("--insecure", is_flag=True, help="Use a network without TLS."),
 )
 _Command = TypeVar("_Command", bound=Callable[..., Any])
