@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
+from tests.kvm.programs import Program, pyvmm
 
 pytestmark = pytest.mark.kvm
 
@@ -116,54 +114,6 @@ def test_a_guest_goes_on_from_its_snapshot(
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
     for _ in range(2):
         asyncio.run(go_on(file, restored))
-
-
-class Program:
-    """A `pyvmm run` with pipes for a terminal."""
-
-    def __init__(self, *arguments: object) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pyvmm", "run", *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def ask(self, line: str) -> str:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        return self.expect(r"^(ok|error) ")
-
-    def expect(self, pattern: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if re.search(pattern, line):
-                return line.strip()
-        pytest.fail(f"it ended before it said {pattern}")
-
-    def status(self) -> int:
-        self._process.communicate(timeout=60)
-        return self._process.returncode
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; nobody but us gets what it prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "pyvmm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:

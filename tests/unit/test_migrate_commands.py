@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,35 +14,16 @@ from qemu.qmp import EventListener, QMPClient
 from pyvmm.control import commands
 from pyvmm.control.qmp import QmpError, Request
 from pyvmm.control.server import ControlServer
-from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import NewHome
 from tests.unit.in_memory_machine import InMemoryMachine
+from tests.unit.migration_destination import Destination
 
 
 def ask(machine: InMemoryMachine, command: str, **arguments: Any) -> Any:
     return commands.execute(machine, Request(command, arguments))
-
-
-class Destination(threading.Thread):
-    """Waits at `path`; `error` is why no guest has arrived."""
-
-    def __init__(self, path: Path, home: NewHome) -> None:
-        super().__init__()
-        self._listener = MigrationListener(UnixAddress(path), Security())
-        self._home = home
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        link = self._listener.accept()
-        try:
-            Arrival(self._home, link).run()
-        except MigrationError as error:
-            self.error = error
-        link.close()
 
 
 def run(scenario: Callable[[InMemoryMachine], Coroutine[Any, Any, None]]) -> None:

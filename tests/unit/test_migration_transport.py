@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from pyvmm.migration.transport import (
     connect,
     parse_migration_address,
 )
+from tests.certificates import certificate
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 
@@ -184,31 +185,9 @@ def test_nobody_comes(meet: Callable[[MigrationListener], Meeting]) -> None:
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[Callable[[str, str], TlsFiles]]:
-    """Certificates for `name` by a CA, made as a person would make them."""
+    """Certificates for a name by a CA."""
     with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-
-        def openssl(*arguments: object) -> None:
-            subprocess.run(
-                ["openssl", *map(str, arguments)], cwd=place, check=True, capture_output=True
-            )
-
-        def make(ca: str, name: str) -> TlsFiles:
-            key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            if not (place / f"{ca}.pem").exists():
-                openssl(
-                    *("req", "-x509", *key, "-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-                    *("-subj", f"/CN={ca}", "-days", 2),
-                )
-            openssl(
-                *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-                *("-subj", f"/CN={name}", "-days", 2, "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key"),
-                *("-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"),
-                *("-addext", "basicConstraints=CA:FALSE"),
-            )
-            return TlsFiles(*(place / file for file in (f"{ca}.pem", f"{name}.pem", f"{name}.key")))
-
-        yield make
+        yield partial(certificate, Path(directory))
 
 
 def test_tls(

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line in processes of its own, as people use it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+class Program:
+    """A `pyvmm run` with pipes for a terminal."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pyvmm", "run", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self.expect(r"^(ok|error) ")
+
+    def expect(self, pattern: str) -> str:
+        assert self._process.stdout is not None
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if re.search(pattern, line):
+                return line.strip()
+        pytest.fail(f"it ended before it said {pattern}:\n{''.join(lines)}")
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        self._process.send_signal(signum)
+
+    def status(self) -> int:
+        """Wait for the end; the exit status."""
+        self.rest, _ = self._process.communicate(timeout=60)
+        return self._process.returncode
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; nobody but us gets what it prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "pyvmm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

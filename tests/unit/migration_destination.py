@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The far end of a migration on a real socket, for tests without KVM."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from pyvmm.migration.destination import Arrival
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
+from tests.migration_guest import NewHome
+
+
+class Destination(threading.Thread):
+    """Waits at `path`; `error` is why no guest has arrived."""
+
+    def __init__(self, path: Path, home: NewHome) -> None:
+        super().__init__()
+        self._listener = MigrationListener(UnixAddress(path), Security())
+        self._home = home
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        link = self._listener.accept()
+        try:
+            Arrival(self._home, link).run()
+        except MigrationError as error:
+            self.error = error
+        link.close()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm migrate` as people meet it; the guest's process and the destination are real sockets."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.control.migrate_cli import failure, summary
+from pyvmm.migration.errors import MigrationError
+from tests.migration_guest import NewHome
+from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.unit.migration_destination import Destination
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pyvmm", "migrate", *map(str, arguments)]
+
+
+def migrate(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[InMemoryMachine]:
+    """A machine served at `tmp_path`/qmp."""
+    machine = InMemoryMachine()
+    machine.ram.memory.write(0, b"something")
+    with served_in_thread(machine, tmp_path / "qmp"):
+        yield machine
+
+
+def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryMachine) -> None:
+    """Paths are the person's, whatever the directory of the guest's process."""
+    home = NewHome()
+    destination = Destination(tmp_path / "m", home)
+    done = migrate("unix:m", "--qmp", "unix:qmp", cwd=tmp_path)
+    destination.join()
+    assert (done.returncode, machine.status) == (0, "shutdown"), done.stderr
+    assert done.stdout.startswith("the guest has moved in ")
+    assert done.stdout.count("\n") == 1
+    assert "left out as unused: 0 pages" in done.stdout
+    assert done.stderr == f"pyvmm: moving the guest to unix:{tmp_path}/m\n"
+    assert home.runs
+    assert home.ram is not None
+    assert home.ram.page(0)[:9] == b"something"
+
+
+def test_the_process_may_stay(tmp_path: Path, machine: InMemoryMachine) -> None:
+    destination = Destination(tmp_path / "m", NewHome())
+    done = migrate(
+        *(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", "--keep", "--no-unused"),
+        *("--downtime-limit", 50, "--max-bandwidth", "1G"),
+    )
+    destination.join()
+    assert (done.returncode, machine.status) == (0, "postmigrate"), done.stderr
+    assert "not asked, as was wished" in done.stdout
+    settings = machine.migrations.settings
+    assert (settings.downtime_limit_s, settings.max_bandwidth) == (0.05, 1 << 30)
+
+
+def test_nobody_is_there(tmp_path: Path, machine: InMemoryMachine) -> None:
+    done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
+    assert (done.returncode, done.stdout, machine.status) == (1, "", "running")
+    assert done.stderr.splitlines()[1] == (
+        f"pyvmm: the guest has not moved: cannot connect to unix:{tmp_path}/m: no such file or"
+        f" directory; start the destination first: pyvmm run --incoming unix:{tmp_path}/m;"
+        " it goes on here"
+    )
+
+
+def test_the_destination_gives_up(tmp_path: Path, machine: InMemoryMachine) -> None:
+    def fail() -> None:
+        raise MigrationError("it has no room")
+
+    destination = Destination(tmp_path / "m", NewHome(on_restore=fail))
+    done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
+    destination.join()
+    assert (done.returncode, machine.status) == (1, "running")
+    assert "the destination gives up: it has no room; it goes on here" in done.stderr
+
+
+class Stuck:
+    """A destination that takes a connection, and its first byte, and never answers."""
+
+    def __init__(self, path: Path) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        self._server.settimeout(20)
+
+    def wait(self) -> socket.socket:
+        stream, _ = self._server.accept()
+        stream.settimeout(20)
+        assert stream.recv(1)
+        return stream
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_it(tmp_path: Path, machine: InMemoryMachine, signum: int) -> None:
+    stuck = Stuck(tmp_path / "m")
+    process = subprocess.Popen(
+        command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with stuck.wait():
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, machine.status) == (1, "running")
+    assert said.splitlines()[1:] == [
+        "pyvmm: the guest has not moved: the migration was cancelled; it goes on here"
+    ]
+
+
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path, machine: InMemoryMachine) -> None:
+    stuck = Stuck(tmp_path / "m")
+    person, program = pty.openpty()
+    process = subprocess.Popen(
+        command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"), stderr=program
+    )
+    os.close(program)
+    shown = b""
+    with stuck.wait():
+        while b"B sent, " not in shown:
+            shown += os.read(person, 1000)
+        assert b"active" in shown
+        process.send_signal(signal.SIGINT)
+        while b"it goes on here" not in shown:
+            shown += os.read(person, 1000)
+    assert process.wait(20) == 1
+    os.close(person)
+
+
+def test_the_guests_process_ends_meanwhile(tmp_path: Path) -> None:
+    machine = InMemoryMachine()
+    machine.ram.memory.write(0, b"something")
+    stuck = Stuck(tmp_path / "m")
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = subprocess.Popen(
+            command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        stream = stuck.wait()
+    _, said = process.communicate(timeout=30)
+    stream.close()
+    assert process.returncode == 1
+    assert "see whether the guest runs at the destination" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["exec:cat"], "'exec:cat' is not an address; write tcp:HOST:PORT"),
+        (["tcp:192.0.2.1:4444"], "tcp:192.0.2.1:4444 is not on this host, and there is no TLS"),
+        (["unix:/m", "--tls-ca", __file__], "TLS takes a CA, a certificate and a key"),
+        (["unix:/m", "--tls-ca", "/nowhere"], "File '/nowhere' does not exist"),
+        (["unix:" + "x" * 100], "is longer than 107 bytes"),
+        (["unix:/m", "--max-bandwidth", "1000"], "'max-bandwidth' expects 0 or at least"),
+        (["unix:/m", "--max-bandwidth", "much"], "'much' is not a size"),
+        (["unix:/m", "--downtime-limit", "-1"], "-1 is not in the range"),
+        ([], "Missing argument 'ADDRESS'"),
+    ],
+)
+def test_what_makes_no_sense(
+    tmp_path: Path, machine: InMemoryMachine, arguments: list[str], what: str
+) -> None:
+    done = migrate(*arguments, "--qmp", f"unix:{tmp_path}/qmp")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert what in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert machine.migrations.status == "none"
+
+
+def test_tls_is_not_for_unix_sockets(tmp_path: Path, machine: InMemoryMachine) -> None:
+    files = [word for name in ("ca", "cert", "key") for word in (f"--tls-{name}", __file__)]
+    done = migrate("unix:/m", *files, "--qmp", f"unix:{tmp_path}/qmp")
+    assert (done.returncode, "a unix socket takes no TLS" in done.stderr) == (2, True)
+    assert machine.migrations.status == "none"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("running", "running", "the guest has not moved: why; it goes on here"),
+        ("paused", "paused", "the guest has not moved: why; it is still paused here"),
+        ("running", "paused", "it is not known whether the guest has moved: why"),
+    ],
+)
+def test_where_the_guest_is_is_said(before: str, now: str, said: str) -> None:
+    assert failure({"status": "failed", "error-desc": "why"}, before, now) == said
+
+
+def test_what_is_said_of_a_guest_that_has_moved() -> None:
+    answer: dict[str, Any] = {
+        "total-time": 3210,
+        "downtime": 45,
+        "ram": {"transferred": 54 << 20, "dirty-sync-count": 3},
+        "unused-pages": {"skipped": 53760, "how": "answered on the misc queue"},
+    }
+    assert summary(answer) == (
+        "the guest has moved in 3.21 s, of which it stood still 0.04 s; sent 54 MiB in 3 rounds;"
+        " left out as unused: 53,760 pages, 210 MiB (answered on the misc queue)"
+    )

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyvmm run --incoming` until a guest has come: it waits, refuses, or is ended.
+
+As inside the lab, where nobody probes KVM: until a guest comes it is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyvmm.control.unix_socket import Listener
+from pyvmm.migration import messages
+from pyvmm.migration.stream import DestinationReader
+from pyvmm.migration.transport import Security, SocketLink, connect, parse_migration_address
+from tests.migration_guest import config_of
+
+PROMPT = "pyvmm: waiting for a guest at "
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pyvmm", "run", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "PYVMM_IN_LAB": "1"}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Waiting:
+    """A process that waits for a guest; `where` is the address it says."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            command("--incoming", *arguments),
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert line.startswith(PROMPT), line + self.process.stderr.read()
+        self.where = line.removeprefix(PROMPT).strip()
+
+    def connect(self) -> SocketLink:
+        return connect(parse_migration_address(self.where), Security())
+
+    def ended(self) -> tuple[int, str]:
+        """Exit status, and what was said after the first line."""
+        out, err = self.process.communicate(timeout=60)
+        assert out == ""
+        return self.process.returncode, err
+
+
+@contextmanager
+def waiting(*arguments: object) -> Iterator[Waiting]:
+    waits = Waiting(*arguments)
+    try:
+        yield waits
+    finally:
+        waits.process.kill()
+        waits.process.communicate()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_waiting(tmp_path: Path, signum: signal.Signals) -> None:
+    address = f"unix:{tmp_path}/m"
+    with waiting(address, "--qmp", f"unix:{tmp_path}/qmp") as waits:
+        assert waits.where == address
+        assert {path.name for path in tmp_path.iterdir()} == {"m", "qmp"}
+        waits.process.send_signal(signum)
+        assert waits.ended() == (128 + signum, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_it_when_a_source_is_there_and_silent(tmp_path: Path) -> None:
+    with waiting(f"unix:{tmp_path}/m") as waits:
+        link = waits.connect()
+        while (tmp_path / "m").exists():
+            pass  # until it is accepted
+        waits.process.send_signal(signal.SIGTERM)
+        assert waits.ended() == (128 + signal.SIGTERM, "")
+        link.close()
+
+
+def test_where_it_waits_is_said_with_the_port(tmp_path: Path) -> None:
+    with waiting("tcp:127.0.0.1:0") as waits:
+        host, port = waits.where.rsplit(":", 1)
+        assert (host, int(port) > 0) == ("tcp:127.0.0.1", True)
+        waits.connect().close()
+        status, said = waits.ended()
+        assert status == 2
+        assert said == (
+            "pyvmm: no guest has arrived: the source hung up before it handed over the guest;"
+            " unless its source says otherwise, it runs there\n"
+        )
+
+
+@pytest.mark.parametrize(("options", "limit"), [([], "1 GiB"), (["--memory", "512M"], "512 MiB")])
+def test_a_guest_that_is_too_large_is_refused(
+    tmp_path: Path, options: list[str], limit: str
+) -> None:
+    with waiting(f"unix:{tmp_path}/m", *options) as waits:
+        link = waits.connect()
+        link.send(messages.Hello(config_of(2048)).record().encode())
+        replies = DestinationReader()
+        while (reply := replies.next()) is None:
+            replies.feed(link.receive(1000))
+        link.close()
+        why = (
+            f"the guest has 2 GiB of RAM, and only {limit} may come; start the destination with"
+            " --memory 2048M"
+        )
+        assert reply == messages.Failed(why)
+        status, said = waits.ended()
+        assert status == 2
+        assert said.startswith(f"pyvmm: no guest has arrived: {why}; unless its source says")
+
+
+def test_what_is_no_guest_is_one_line(tmp_path: Path) -> None:
+    with waiting(f"unix:{tmp_path}/m") as waits:
+        link = waits.connect()
+        link.send(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        link.close()
+        status, said = waits.ended()
+        assert status == 2
+        assert said.startswith("pyvmm: no guest has arrived: ")
+        assert said.count("\n") == 1
+
+
+def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path) -> None:
+    other = Listener(tmp_path / "qmp")
+    done = run("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
+    assert (done.returncode, PROMPT in done.stderr) == (2, False)
+    assert "is in use by another process" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"qmp"}
+    other.remove()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--incoming", "unix:/m", "guest.img"], "--incoming and IMAGE are both given"),
+        (["--incoming", "unix:/m", "--cpus", "1"], "--incoming and --cpus are both given"),
+        (["--incoming", "unix:/m", "--restore", "/s"], "--incoming and --restore are both given"),
+        (["--incoming", "exec:cat"], "is not an address; write tcp:HOST:PORT"),
+        (["--incoming", "unix:/m", "--memory", "much"], "'much' is not a size"),
+        (["--incoming", "tcp:192.0.2.1:1"], "is not on this host, and there is no TLS"),
+        (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS takes a CA, a certificate"),
+        (["--incoming", "unix:/nowhere/m"], "cannot make the control socket /nowhere/m"),
+        (["guest.img", "--insecure"], "--insecure is only for a guest that comes here"),
+        (["--restore", "/s", "--tls-key", __file__], "--tls-key is only for a guest that comes"),
+    ],
+)
+def test_what_makes_no_sense(arguments: list[str], what: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert what in done.stderr
+    assert done.stderr.count("\n") == 1
