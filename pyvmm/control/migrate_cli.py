@@ -45,13 +45,17 @@ Show = Callable[[dict[str, Any]], None]
     "--downtime-limit",
     "downtime_ms",
     type=click.IntRange(0, 2_000_000),
+    default=300,
+    show_default=True,
     metavar="MS",
-    help="The guest may stand still for so long in the end [default: 300].",
+    help="How long the guest may stand still in the end.",
 )
 @click.option(
     "--max-bandwidth",
+    default="0",
+    show_default=True,
     metavar="SIZE",
-    help="Send no more than so much a second while the guest runs; 0 is no limit [default].",
+    help="Send no more than so much a second while the guest runs; 0 is no limit.",
 )
 @click.option(
     "--unused/--no-unused",
@@ -60,14 +64,20 @@ Show = Callable[[dict[str, Any]], None]
     show_default=True,
     help="Ask the guest which pages it does not use, and leave them out.",
 )
+@click.option(
+    "--auto-converge",
+    is_flag=True,
+    help="Slow the guest down while it writes faster than its memory can be sent.",
+)
 @security_options
 @click.option("--keep", is_flag=True, help="Do not end the process here when its guest has moved.")
 def migrate(
     destination: str,
     address: str,
-    downtime_ms: int | None,
-    max_bandwidth: str | None,
+    downtime_ms: int,
+    max_bandwidth: str,
     ask_unused: bool,
+    auto_converge: bool,
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -99,15 +109,12 @@ def migrate(
     if (tls := protection.tls) is not None:
         files = {"tls-ca": tls.ca, "tls-cert": tls.certificate, "tls-key": tls.key}
         request |= {name: str(path) for name, path in files.items()}
-    limits = {}
-    if downtime_ms is not None:
-        limits["downtime-limit"] = downtime_ms
-    if max_bandwidth is not None:
-        limits["max-bandwidth"] = parse_size(max_bandwidth)
+    limits = {"downtime-limit": downtime_ms, "max-bandwidth": parse_size(max_bandwidth)}
+    capability = {"capability": "auto-converge", "state": auto_converge}
 
     def work(client: QmpClient) -> int:
-        if limits:
-            client.execute("migrate-set-parameters", **limits)
+        client.execute("migrate-set-parameters", **limits)
+        client.execute("migrate-set-capabilities", capabilities=[capability])
         return _move(client, request, keep)
 
     return visit(address, "pyvmm migrate", work, guest_timeout_s=MONITOR_TIMEOUT_S)
@@ -168,6 +175,8 @@ def failure(answer: dict[str, Any], before: str, now: str) -> str:
         return f"the guest has not moved: {why}; it goes on here"
     if now == before:
         return f"the guest has not moved: {why}; it is still {now} here"
+    if now in ("shutdown", "guest-panicked"):
+        return f"the guest has not moved: {why}; it has ended here"
     return f"it is not known whether the guest has moved: {why}"
 
 
@@ -204,9 +213,11 @@ def _noted_signals() -> Iterator[list[int]]:
 def progress_line(answer: dict[str, Any]) -> str:
     """How far the migration is."""
     ram = answer["ram"]
+    slowed = answer.get("cpu-throttle-percentage", 0)
     return (
         f"{format_size(ram['transferred'])} sent, {format_size(ram['remaining'])} left,"
         f" round {ram['dirty-sync-count'] + 1}"
+        + (f", the guest slowed down by {slowed} %" if slowed else "")
     )
 
 

@@ -219,6 +219,8 @@ def served_in_thread(machine: InMemoryMachine, path: Path) -> Iterator[None]:
         started.set()
         await end.wait()
         await server.close()
+        if "migrations" in machine.__dict__:
+            await machine.migrations.end()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()

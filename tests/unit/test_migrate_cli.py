@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.migrate_cli import failure, summary
+from pyvmm.control.migrate_cli import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
 from tests.migration_guest import NewHome
 from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
@@ -61,13 +61,22 @@ def test_the_process_may_stay(tmp_path: Path, machine: InMemoryMachine) -> None:
     destination = Destination(tmp_path / "m", NewHome())
     done = migrate(
         *(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", "--keep", "--no-unused"),
-        *("--downtime-limit", 50, "--max-bandwidth", "1G"),
+        *("--downtime-limit", 50, "--max-bandwidth", "1G", "--auto-converge"),
     )
     destination.join()
     assert (done.returncode, machine.status) == (0, "postmigrate"), done.stderr
     assert "not asked, as was wished" in done.stdout
     settings = machine.migrations.settings
     assert (settings.downtime_limit_s, settings.max_bandwidth) == (0.05, 1 << 30)
+    assert settings.auto_converge
+
+
+def test_what_is_not_said_is_the_default(tmp_path: Path, machine: InMemoryMachine) -> None:
+    """Whatever an earlier migration has kept to."""
+    untouched = machine.migrations.settings
+    for options in (["--downtime-limit", 5, "--max-bandwidth", "1G", "--auto-converge"], []):
+        migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", *options)
+        assert (machine.migrations.settings == untouched) == (not options)
 
 
 def test_nobody_is_there(tmp_path: Path, machine: InMemoryMachine) -> None:
@@ -196,6 +205,7 @@ def test_tls_is_not_for_unix_sockets(tmp_path: Path, machine: InMemoryMachine) -
     [
         ("running", "running", "the guest has not moved: why; it goes on here"),
         ("paused", "paused", "the guest has not moved: why; it is still paused here"),
+        ("running", "shutdown", "the guest has not moved: why; it has ended here"),
         ("running", "paused", "it is not known whether the guest has moved: why"),
     ],
 )
@@ -214,3 +224,13 @@ def test_what_is_said_of_a_guest_that_has_moved() -> None:
         "the guest has moved in 3.21 s, of which it stood still 0.04 s; sent 54 MiB in 3 rounds;"
         " left out as unused: 53,760 pages, 210 MiB (answered on the misc queue)"
     )
+
+
+def test_how_far_it_is() -> None:
+    answer: dict[str, Any] = {
+        "ram": {"transferred": 5 << 20, "remaining": 7 << 20, "dirty-sync-count": 2}
+    }
+    line = "5 MiB sent, 7 MiB left, round 3"
+    assert progress_line(answer) == line
+    answer["cpu-throttle-percentage"] = 40
+    assert progress_line(answer) == f"{line}, the guest slowed down by 40 %"
