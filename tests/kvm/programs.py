@@ -43,7 +43,7 @@ class Program:
 
     def status(self) -> int:
         """Wait for the end; the exit status."""
-        self.rest, _ = self._process.communicate(timeout=60)
+        self.rest, _ = self._process.communicate(timeout=200)
         return self._process.returncode
 
     def __enter__(self) -> Program:
@@ -60,6 +60,6 @@ def pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "pyvmm", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
