@@ -212,18 +212,27 @@ def _run_incoming(
 
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is Choice.LAB:
-        return _run_in_lab(at_most_bytes, sockets)
+        return _run_in_lab(at_most_bytes, sockets, address, protection)
     from pyvmm.terminal_run import run_arriving
 
     listener = MigrationListener(address, protection)
     return asyncio.run(run_arriving(listener, at_most_bytes, sockets))
 
 
-def _run_in_lab(ram_bytes: int, sockets: Sequence[Path]) -> int:
+def _run_in_lab(
+    ram_bytes: int,
+    sockets: Sequence[Path],
+    incoming: Address | None = None,
+    protection: Security | None = None,
+) -> int:
     """Run our own command line again, in the lab, for a guest of at most that size."""
     from pyvmm.lab.run import MIN_MEMORY_MIB, run_in_lab
 
     memory_mib = max(MIN_MEMORY_MIB, ram_bytes // MIB + LAB_OVERHEAD_MIB)
     return run_in_lab(
-        [sys.executable, "-m", "pyvmm", *sys.argv[1:]], memory_mib=memory_mib, sockets=sockets
+        [sys.executable, "-m", "pyvmm", *sys.argv[1:]],
+        memory_mib=memory_mib,
+        sockets=sockets,
+        incoming=incoming,
+        security=protection,
     )

@@ -64,6 +64,7 @@ async def run_arriving(
                 )
             return place.make(config, boot=False)
 
+        place.heed_signals()
         _say(f"waiting for a guest at {listener.address}")
         running = await place.wait(arrive(listener, make))
         if running is None:
@@ -118,7 +119,6 @@ class _Place:
         self, arriving: Coroutine[Any, Any, asyncio.Task[Outcome]]
     ) -> asyncio.Task[Outcome] | None:
         """Wait for a machine that has been made; None when a signal has ended the waiting."""
-        self._heed_signals()
         self._waiting = asyncio.create_task(arriving)
         try:
             return await self._waiting
@@ -132,7 +132,7 @@ class _Place:
         assert self._machine is not None
         for listener in self._listeners:
             await self._serve(self._machine, listener)
-        self._heed_signals()
+        self.heed_signals()
         self._stack.enter_context(Terminal(0))
         self._console.start()
         outcome = await (running or self._machine.run())
@@ -151,7 +151,8 @@ class _Place:
         """The exit status: that of the signal that has ended us, if one has."""
         return 128 + self._caught[0] if self._caught else otherwise
 
-    def _heed_signals(self) -> None:
+    def heed_signals(self) -> None:
+        """From now on a signal ends what goes on here."""
         for signum in END_SIGNALS:
             self._loop.add_signal_handler(signum, self._end_by_signal, signum)
 
