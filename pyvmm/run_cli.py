@@ -26,7 +26,7 @@ from pyvmm.quick_start import asyncio
 from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.migration.transport import Security
+    from pyvmm.migration.transport import Address, Security
     from pyvmm.snapshot.reader import SnapshotFile
 
 LAB_OVERHEAD_MIB = 2048
