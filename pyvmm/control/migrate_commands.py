@@ -115,7 +115,7 @@ def _ram(machine: MachineControl, migrations: Migrations) -> dict[str, Any]:
 
 
 def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[str, Any]:
-    """Change what migrations that are begun from now on keep to."""
+    """Change what migrations keep to, also the one that goes on."""
     migrations = machine.migrations
     limit = parameters.get("max-bandwidth", migrations.settings.max_bandwidth)
     downtime_ms = parameters.get(
@@ -130,8 +130,7 @@ def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[s
             "Parameter 'downtime-limit' expects an integer in the range of"
             f" 0 to {MAX_DOWNTIME_MS} milliseconds"
         )
-    migrations.settings = replace(
-        migrations.settings,
+    migrations.change(
         max_bandwidth=limit,
         downtime_limit_s=downtime_ms / 1000,
         **_percentages(migrations.settings, parameters),

@@ -22,24 +22,22 @@ TIMES = 2
 class Convergence:
     """Judges the rounds of one migration."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
         self._changed_bytes = self._sent_bytes = 0
         self._seconds = 0.0
         self._times = 0
         self._percentage = 0
 
-    def judge(self, changed_bytes: int, sent_bytes: int, seconds: float) -> int:
+    def judge(self, settings: Settings, changed_bytes: int, sent_bytes: int, seconds: float) -> int:
         """What processors have to rest, in per cent, after a round that went like this."""
         self._changed_bytes += changed_bytes
         self._sent_bytes += sent_bytes
         self._seconds += seconds
-        if self._settings.auto_converge and self._seconds >= PERIOD_S:
-            self._judge_period()
+        if settings.auto_converge and self._seconds >= PERIOD_S:
+            self._judge_period(settings)
         return self._percentage
 
-    def _judge_period(self) -> None:
-        settings = self._settings
+    def _judge_period(self, settings: Settings) -> None:
         threshold = settings.throttle_trigger_threshold
         self._times += 100 * self._changed_bytes > threshold * self._sent_bytes
         self._changed_bytes = self._sent_bytes = 0

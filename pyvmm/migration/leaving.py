@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
@@ -77,6 +78,8 @@ class Migrations:
         self._cancelled = False
         self._ended = False
         self.settings = Settings()
+        """For migrations that are begun from now on."""
+        self._limits: dict[str, Any] = {}  # what has been changed since this one was begun
         self.status: MigrationStatus = "none"
         self.progress = Progress()
         self.error = ""
@@ -97,11 +100,18 @@ class Migrations:
             raise Refused("The guest has ended or is elsewhere")
         security.check(address)
         self.progress, self.error = Progress(), ""
-        self._precopy, self._cancelled = None, False
+        self._precopy, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
         loop = asyncio.get_running_loop()
         guest = LeavingGuest(self._machine, loop, lambda: self._set_status("device"))
         self._task = loop.create_task(self._migrate(guest, address, security, settings))
+
+    def change(self, **limits: Any) -> None:
+        """Have a migration that goes on, and those to come, keep to other limits."""
+        self.settings = replace(self.settings, **limits)
+        self._limits |= limits
+        if self._precopy is not None:
+            self._precopy.settings = replace(self._precopy.settings, **limits)
 
     def cancel(self) -> None:
         """Give up a migration that can still be given up; otherwise do nothing."""
@@ -153,7 +163,7 @@ class Migrations:
             raise MigrationError("the guest has ended")
         if self._cancelled:
             raise Cancelled("the migration was cancelled")
-        self._precopy = Precopy(guest, link, settings, self.progress)
+        self._precopy = Precopy(guest, link, replace(settings, **self._limits), self.progress)
         self._set_status("active")
         try:
             await self._in_thread(self._precopy.run)

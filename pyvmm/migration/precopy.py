@@ -122,7 +122,8 @@ class Precopy:
     def __init__(self, guest: Guest, link: Link, settings: Settings, progress: Progress) -> None:
         self._guest = guest
         self._link = link
-        self._settings = settings
+        self.settings = settings
+        """May be replaced at any time; what is new counts from the next message or round on."""
         self._progress = progress
         self._replies = DestinationReader()
         self._round = 0
@@ -172,19 +173,20 @@ class Precopy:
 
     def _copy_most(self, log: ChangeLog) -> PageRuns:
         """Copy while the guest runs, until the rest, which is returned, fits into the limit."""
-        progress, convergence = self._progress, Convergence(self._settings)
+        progress, convergence = self._progress, Convergence()
         todo, took_s = self._first_round(log), MIN_ROUND_S
         while True:
             begin, sent_before = time.monotonic(), progress.sent_bytes
             self._cancelled.wait(MIN_ROUND_S - took_s)
-            took_s = self._send_round(todo, log, self._settings.max_bandwidth)
+            took_s = self._send_round(todo, log, limited=True)
             todo = log.collect()
             period_s = time.monotonic() - begin
             progress.collected(todo.pages, period_s)
-            if progress.expected_downtime_s <= self._settings.downtime_limit_s:
+            settings = self.settings
+            if progress.expected_downtime_s <= settings.downtime_limit_s:
                 return todo
             sent = progress.sent_bytes - sent_before
-            self._throttle(convergence.judge(todo.pages * PAGE_BYTES, sent, period_s))
+            self._throttle(convergence.judge(settings, todo.pages * PAGE_BYTES, sent, period_s))
 
     def _throttle(self, percentage: int) -> None:
         if percentage != self._progress.throttle_percentage:
@@ -194,7 +196,7 @@ class Precopy:
     def _first_round(self, log: ChangeLog) -> PageRuns:
         """Pages to be sent at first; the log is on."""
         memory = self._guest.memory
-        unused = self._guest.ask_unused(self._settings.ask_timeout_s)
+        unused = self._guest.ask_unused(self.settings.ask_timeout_s)
         there = touched(memory, PageRuns(memory.page_ranges))
         # What is in the log by now may have been written after the guest looked, or for the first
         # time after we did.
@@ -206,18 +208,19 @@ class Precopy:
         return todo
 
     # --- Rounds ---------------------------------------------------------------------------------
-    def _send_round(self, todo: PageRuns, log: ChangeLog, max_bandwidth: int) -> float:
+    def _send_round(self, todo: PageRuns, log: ChangeLog, *, limited: bool) -> float:
         """Send `todo` and wait until it is in memory; returns the seconds."""
         begin = time.monotonic()
         sent_before = self._progress.sent_bytes
+        pace = _Pace(self.settings.max_bandwidth, sent_before)
         for stretch, pages in _stretches(self._guest.memory, todo):
             log.clear(stretch, STRETCH_PAGES)
             for message in self._contents(stretch, pages):
                 self._send(message)
                 self._heed_replies()
-                if max_bandwidth:
-                    sent = self._progress.sent_bytes - sent_before
-                    self._cancelled.wait(begin + sent / max_bandwidth - time.monotonic())
+                if limited:
+                    sent = self._progress.sent_bytes
+                    self._cancelled.wait(pace.wait_s(self.settings.max_bandwidth, sent))
         self._round += 1
         self._send(messages.RoundEnd(self._round))
         arrived = self._expect(messages.Arrived)
@@ -251,7 +254,7 @@ class Precopy:
             parts = self._guest.parts()
             todo = todo.union(log.collect())
             self._progress.collected(todo.pages, 0.0)
-            self._send_round(todo, log, 0)
+            self._send_round(todo, log, limited=False)
             for part in parts:
                 self._send(messages.Part(part))
             self._send(messages.Ready(self._progress.full_pages, len(parts), runs))
@@ -318,6 +321,24 @@ class Precopy:
             raise
         except MigrationError:
             pass
+
+
+class _Pace:
+    """How long to wait so that no more is sent in a second than may be; 0 is no limit."""
+
+    def __init__(self, limit: int, sent_bytes: int) -> None:
+        self._begin(limit, sent_bytes)
+
+    def _begin(self, limit: int, sent_bytes: int) -> None:
+        self._limit, self._sent_before, self._begun_at = limit, sent_bytes, time.monotonic()
+
+    def wait_s(self, limit: int, sent_bytes: int) -> float:
+        """From now on, after so many bytes in all; what was sent under another limit is past."""
+        if limit != self._limit:
+            self._begin(limit, sent_bytes)
+        if not limit:
+            return 0.0
+        return self._begun_at + (sent_bytes - self._sent_before) / limit - time.monotonic()
 
 
 class _GivenUp(MigrationError):

@@ -303,6 +303,28 @@ def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> Non
     run(scenario)
 
 
+def test_limits_may_be_changed_on_the_way(tmp_path: Path) -> None:
+    """Whoever sees that a migration does not come to an end lets the guest stand still longer."""
+
+    async def scenario(machine: InMemoryMachine) -> None:
+        ask(machine, "migrate-set-parameters", **{"downtime-limit": 0})
+        machine.ram.memory.write(0, b"something" * (1 << 18))
+        machine.written = PageRuns([(0, 64)])
+        destination = Destination(tmp_path / "m", NewHome())
+        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        ask(machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})  # nobody listens yet
+        async with asyncio.timeout(20):
+            while ask(machine, "query-migrate")["ram"]["dirty-sync-count"] < 3:
+                await asyncio.sleep(0.001)
+        ask(machine, "migrate-set-parameters", **{"downtime-limit": 2_000_000})
+        answer = await over(machine)
+        destination.join()
+        assert answer["status"] == "completed"
+        assert ask(machine, "query-migrate-parameters")["downtime-limit"] == 2_000_000
+
+    run(scenario)
+
+
 def test_pages_that_are_still_to_come_move_too(tmp_path: Path) -> None:
     """A restored guest may be told to move before all of its memory has been read."""
 

@@ -127,6 +127,20 @@ def test_short_rounds_leave_the_host_its_processors() -> None:
     assert 2 < story.progress.rounds <= 11
 
 
+def test_the_bandwidth_may_be_raised_within_a_round() -> None:
+    """What would have taken a minute takes the rest of the time that it was slow."""
+    guest, home = WritingGuest(config_of(64), [Act(pfn, 1) for pfn in range(16 * 256)]), NewHome()
+    begin = time.monotonic()
+
+    def watch(precopy: Precopy, story: Story) -> None:
+        if story.progress.sent_bytes > 0:
+            precopy.settings = Settings()
+
+    story = migrate(guest, home, Settings(max_bandwidth=MIB // 4), watch=watch)
+    assert story.source_error is None
+    assert time.monotonic() - begin < 30
+
+
 def test_a_short_round_may_show_that_more_is_possible() -> None:
     progress = Progress()
     progress.round_done(1000, 1.0)
