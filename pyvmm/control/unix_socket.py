@@ -68,7 +68,7 @@ class Listener:
             os.chmod(self._path, 0o600)
         except OSError as error:
             raise UserError(
-                f"cannot make the control socket {self._path}: {_reason(error)}",
+                f"cannot make the socket {self._path}: {_reason(error)}",
                 "choose a path in an existing directory that you may write to",
             ) from error
 
@@ -112,7 +112,7 @@ def _remove_stale(path: Path) -> None:
         except BlockingIOError:
             pass
     raise UserError(
-        f"the control socket {path} is in use by another process",
+        f"the socket {path} is in use by another process",
         "choose another path, or end that process",
     )
 

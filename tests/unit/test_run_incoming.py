@@ -17,9 +17,17 @@ from pathlib import Path
 import pytest
 
 from pyvmm.control.unix_socket import Listener
+from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration.stream import DestinationReader
-from pyvmm.migration.transport import Security, SocketLink, connect, parse_migration_address
+from pyvmm.migration.transport import (
+    Security,
+    SocketLink,
+    TlsFiles,
+    connect,
+    parse_migration_address,
+)
+from tests.certificates import certificate
 from tests.migration_guest import config_of
 
 PROMPT = "pyvmm: waiting for a guest at "
@@ -146,6 +154,23 @@ def test_what_is_no_guest_is_one_line(tmp_path: Path) -> None:
         assert said.count("\n") == 1
 
 
+def test_strangers_are_turned_away_and_the_waiting_goes_on(tmp_path: Path) -> None:
+    ours, theirs = certificate(tmp_path, "ca", "here"), certificate(tmp_path, "other", "there")
+    files = ("--tls-ca", ours.ca, "--tls-cert", ours.certificate, "--tls-key", ours.key)
+    with waiting("tcp:127.0.0.1:0", *files) as waits:
+        address = parse_migration_address(waits.where)
+        assert waits.process.stderr is not None
+        with pytest.raises(UserError, match="is not to be trusted"):
+            connect(address, Security(theirs))
+        assert "a source was turned away: TLS failed: " in waits.process.stderr.readline()
+        link = connect(address, Security(TlsFiles(ours.ca, theirs.certificate, theirs.key)))
+        assert "a source was turned away: TLS failed: " in waits.process.stderr.readline()
+        link.close()
+        connect(address, Security(certificate(tmp_path, "ca", "there"))).close()
+        status, said = waits.ended()
+        assert (status, "no guest has arrived" in said) == (2, True)
+
+
 def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path) -> None:
     other = Listener(tmp_path / "qmp")
     done = run("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
@@ -165,7 +190,7 @@ def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path)
         (["--incoming", "unix:/m", "--memory", "much"], "'much' is not a size"),
         (["--incoming", "tcp:192.0.2.1:1"], "is not on this host, and there is no TLS"),
         (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS takes a CA, a certificate"),
-        (["--incoming", "unix:/nowhere/m"], "cannot make the control socket /nowhere/m"),
+        (["--incoming", "unix:/nowhere/m"], "cannot make the socket /nowhere/m"),
         (["guest.img", "--insecure"], "--insecure is only for a guest that comes here"),
         (["--restore", "/s", "--tls-key", __file__], "--tls-key is only for a guest that comes"),
     ],
