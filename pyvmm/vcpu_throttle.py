@@ -3,14 +3,16 @@
 
 While there is something to throttle, a thread shuts the gate of the vCPU threads and kicks them out
 of the guest, waits, opens the gate, and waits again. Processors run for `RUN_S` at a time, as with
-QEMU, and rest together, so none of them spins for a lock that a resting one holds. They rest at the
-gate, outside KVM_RUN and without any lock: devices, the event loop and whoever pauses or ends the
-machine are as quick as ever.
+QEMU, or longer on a host that is busy; how long they rest follows from how long they ran. They rest
+together, so none of them spins for a lock that a resting one holds, and at the gate, outside KVM_RUN
+and without any lock: devices, the event loop and whoever pauses or ends the machine are as quick as
+ever.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from pyvmm.vcpu_thread import VcpuGate
 
 RUN_S = 0.01
+MAX_REST_S = 1.0
+LEAVE_S = 0.1
+"""Who has not left the guest after that serves a device, and changes no memory meanwhile."""
 MAX_PERCENTAGE = 99
 
 
@@ -55,11 +60,16 @@ class VcpuThrottle:
 
     def _run(self) -> None:
         try:
+            begin = time.monotonic()
             while not self._released.is_set():
                 self._gate.set_resting(True)
                 self._kick()
-                self._released.wait(RUN_S * self._percentage / (100 - self._percentage))
+                self._gate.wait_until_empty(LEAVE_S)
+                ran_s = time.monotonic() - begin
+                rest_s = ran_s * self._percentage / (100 - self._percentage)
+                self._released.wait(min(rest_s, MAX_REST_S))
                 self._gate.set_resting(False)
+                begin = time.monotonic()
                 self._released.wait(RUN_S)
         finally:
             self._gate.set_resting(False)

@@ -23,17 +23,23 @@ class Processor(threading.Thread):
         super().__init__(daemon=True)
         self._gate = gate
         self._kicked = threading.Event()
-        self.ran_s = 0.0
+        self._stay = (0.0, 0.0)  # how long it was inside before, and since when it is; one value
         self.entries = 0
 
     def run(self) -> None:
         while self._gate.enter():
-            begin = time.monotonic()
+            ran_s, _ = self._stay
+            self._stay = ran_s, time.monotonic()
             self.entries += 1
             self._kicked.wait()
             self._kicked.clear()
-            self.ran_s += time.monotonic() - begin
+            self._stay = self.ran_s, 0.0
             self._gate.leave()
+
+    @property
+    def ran_s(self) -> float:
+        before_s, since = self._stay
+        return before_s + (time.monotonic() - since if since else 0.0)
 
     def kick(self) -> None:
         self._kicked.set()
@@ -74,8 +80,6 @@ def share(guest: Guest, seconds: float) -> float:
     before = [processor.ran_s for processor in guest.processors]
     begin = time.monotonic()
     time.sleep(seconds)
-    guest.kick()  # who is inside counts its time when it leaves
-    time.sleep(RUN_S)
     took_s = time.monotonic() - begin
     ran_s = [p.ran_s - old for p, old in zip(guest.processors, before, strict=True)]
     return max(ran_s) / took_s
@@ -88,8 +92,8 @@ def test_processors_rest_for_their_share(guest: Guest) -> None:
         shares[percentage] = share(guest, 1.0)
     # On a busy host threads wake up late; which is more and which is less stays.
     assert shares[0] > 0.9
-    assert 0.2 < shares[50] < 0.75
-    assert shares[90] < 0.35 < shares[0]
+    assert 0.2 < shares[50] < 0.7
+    assert shares[90] < 0.3
 
 
 def test_it_ends_at_once_and_leaves_no_thread(guest: Guest) -> None:
