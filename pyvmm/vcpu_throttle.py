@@ -3,10 +3,10 @@
 
 While there is something to throttle, a thread shuts the gate of the vCPU threads and kicks them out
 of the guest, waits, opens the gate, and waits again. Processors run for `RUN_S` at a time, as with
-QEMU, or longer on a host that is busy; how long they rest follows from how long they ran. They rest
-together, so none of them spins for a lock that a resting one holds, and at the gate, outside KVM_RUN
-and without any lock: devices, the event loop and whoever pauses or ends the machine are as quick as
-ever.
+QEMU, or longer on a host that is busy; how long they rest follows from how long they ran. All rest
+together, so none of them spins for a lock that a resting one holds. They rest at the gate, outside
+KVM_RUN and without any lock: devices, the event loop and whoever pauses or ends the machine are as
+quick as ever.
 """
 
 from __future__ import annotations
