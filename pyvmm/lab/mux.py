@@ -34,6 +34,7 @@ from pyvmm.lab.frames import (
 )
 
 _LINK_BUFFER_BYTES = 256 * 1024
+_LINK_READ_BYTES = 2 * MAX_PAYLOAD_BYTES
 _DRAIN_TURN_MS = 100
 _ABOUT_NEW_CHANNELS = (FrameType.OPEN, FrameType.CONNECT, FrameType.CONNECTED)
 _RETRY = (BlockingIOError, InterruptedError)
@@ -196,17 +197,29 @@ class Multiplexer:
             self._flush_link()
         if not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
             return
-        try:
-            data = os.read(self._link, 2 * MAX_PAYLOAD_BYTES)
-        except _RETRY:
-            return
-        except OSError as error:
-            raise LinkClosedError(str(error)) from error
-        if not data:
-            raise LinkClosedError("end of file")
+        data = self._read_link()
         self.received_bytes += len(data)
         for frame in self._decoder.feed(data):
             self._receive(frame)
+
+    def _read_link(self) -> bytes:
+        """What has come, up to `_LINK_READ_BYTES`; a virtio-serial port gives 4 KiB at a time."""
+        pieces: list[bytes] = []
+        room = _LINK_READ_BYTES
+        while room > 0:
+            try:
+                piece = os.read(self._link, room)
+            except _RETRY:
+                break
+            except OSError as error:
+                raise LinkClosedError(str(error)) from error
+            if not piece:
+                if pieces:
+                    break  # told again by the next read
+                raise LinkClosedError("end of file")
+            pieces.append(piece)
+            room -= len(piece)
+        return b"".join(pieces)
 
     def _flush_link(self) -> None:
         try:
