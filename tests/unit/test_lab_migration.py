@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migration sockets of programs in labs: what is sent arrives, and who dies is missed.
 
-Each test starts labs of 2 GiB, so each asks several things of them. Skipped where the lab has not
-all its parts.
+Each test starts labs, so each asks several things of them. The last is a person's whole story: two
+terminals with `pyvmm run`, each in a lab of its own, and a third with `pyvmm migrate`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from guest_images.build import image_path
+from guest_images.recipe import read_recipe
 from pyvmm.lab.places import in_lab
+from pyvmm.migration.transport import TlsFiles
+from tests.certificates import certificate
+from tests.kvm.programs import Program, pyvmm
 
 PATIENCE_S = 150
 MISSED_S = 10
@@ -150,3 +155,42 @@ def test_from_a_lab_to_this_machine_over_unix(start: Start, tmp_path: Path) -> N
     source.kill()
     assert line(destination) == "ended"
     assert destination.wait(PATIENCE_S) == 0
+
+
+def tls_options(files: TlsFiles) -> list[object]:
+    return ["--tls-ca", files.ca, "--tls-cert", files.certificate, "--tls-key", files.key]
+
+
+@pytest.mark.timeout(600)
+def test_a_guest_moves_from_lab_to_lab_with_certificates(tmp_path: Path) -> None:
+    image = image_path(read_recipe())
+    if not image.exists():
+        pytest.fail("there is no current guest image; run: make image")
+    home_files, away_files = (certificate(tmp_path, "ca", name) for name in ("home", "away"))
+    qmp = f"unix:{tmp_path}/home.sock"
+    run = ["--kvm", "lab", "--memory", "128M", "--qmp"]
+    append = 'loglevel=4 pyvmm.run="pattern"'
+    waiting = ["--incoming", "tcp:127.0.0.1:0", *tls_options(away_files)]
+    with (
+        Program(image, *run, qmp, "--append", append) as home,
+        Program(*waiting, *run, f"unix:{tmp_path}/away.sock") as away,
+    ):
+        home.expect("user space up")
+        assert home.ask("alloc 16").startswith("ok")
+        assert home.ask("fill 3").startswith("ok")
+        address = away.expect("waiting for a guest at ").split()[-1]
+        stranger = certificate(tmp_path, "other", "stranger")
+        refused = pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
+        assert refused.returncode == 1
+        assert "the guest has not moved: " in refused.stderr
+        assert home.ask("verify 3") == f"ok verified {16 << 20} wrong 0"
+        moved = pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
+        assert moved.returncode == 0, moved.stderr
+        assert home.status() == 0
+        away.expect("the guest has arrived")
+        assert away.ask("verify 3") == f"ok verified {16 << 20} wrong 0"
+        shown = pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
+        assert "running" in shown.stdout
+        assert away.ask("quit").startswith("ok")
+        assert away.status() == 0
+    assert not list(tmp_path.glob("*.sock"))
