@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
+from typing_extensions import Buffer
+
 from pykvm import Vm, abi
 from pyvmm.config import MachineConfig
 from pyvmm.layout import ram_ranges
@@ -269,9 +271,10 @@ class Wire(SocketLink):
         self._before = before
         self.sent = 0
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Buffer) -> None:
         self._before()
-        data, before = self._meddle(data, self.sent), data
+        before = bytes(data)
+        data = self._meddle(before, self.sent)
         self.sent += len(before)
         super().send(data)
         if len(data) < len(before):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Blocks of guest pages between RAM and a file.
+"""Blocks of guest pages between RAM and a file or a message.
 
 A block is 512 pages, 2 MiB, at a guest-physical address that is a multiple of that. A bitmap of 64
 bytes says which of its pages are in the file, where they follow each other without gaps; CRC-32C
@@ -90,6 +90,33 @@ def check_stored(
     finally:
         free(buffer)
     raise_error(error, first_pfn)
+
+
+def gather_block(
+    GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
+    uint8_t[::1] target not None,
+):
+    check_block(memory, first_pfn, bitmap)
+    cdef size_t size = pages_in(&bitmap[0]) << PAGE_SHIFT
+    if <size_t>target.shape[0] < size:
+        raise ValueError(f"no room for {size} bytes in {target.shape[0]}")
+    if size:
+        with nogil:
+            gather(memory, first_pfn, &bitmap[0], &target[0])
+    return size
+
+
+def scatter_block(
+    GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
+    const uint8_t[::1] source not None,
+):
+    check_block(memory, first_pfn, bitmap)
+    cdef size_t size = pages_in(&bitmap[0]) << PAGE_SHIFT
+    if <size_t>source.shape[0] != size:
+        raise ValueError(f"{source.shape[0]} bytes for pages of {size}")
+    if size:
+        with nogil:
+            scatter(memory, first_pfn, &bitmap[0], &source[0])
 
 
 cdef raise_error(int error, uint64_t first_pfn):

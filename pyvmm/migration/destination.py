@@ -19,6 +19,7 @@ from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.stream import SourceReader
+from pyvmm_native.page_blocks import scatter_block
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
@@ -116,11 +117,8 @@ class Arrival:
         return message
 
     def _store(self, memory: GuestMemory, message: messages.Pages) -> None:
-        data = memoryview(message.data)
-        for start_pfn, count in message.runs:
-            memory.write(start_pfn * PAGE_BYTES, data[: count * PAGE_BYTES])
-            data = data[count * PAGE_BYTES :]
-            self._pages += count
+        scatter_block(memory, message.first_pfn, message.bitmap, message.data)
+        self._pages += len(message.data) // PAGE_BYTES
 
     # --- Talking --------------------------------------------------------------------------------
     def _next(self) -> FromSource:

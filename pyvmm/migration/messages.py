@@ -32,8 +32,9 @@ from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, decode
 from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
 from pyvmm.snapshot.report import config_record, restore_config
-from pyvmm.state.records import Kind, Record
-from pyvmm_native.page_blocks import BLOCK_PAGES
+from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_header
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.page_blocks import BLOCK_PAGES, gather_block
 from pyvmm_native.runs import PageRuns
 
 PAGE_BYTES = 4096
@@ -43,6 +44,7 @@ MAX_ZERO_RUNS = 4096
 MAX_REASON_BYTES = 1024
 
 _PAGES = struct.Struct(f"<Q{BITMAP_BYTES}s")
+_PAGES_BEGIN = HEADER_BYTES + _PAGES.size
 _RUN = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
 _TOTALS = struct.Struct("<QQQ")
@@ -93,6 +95,24 @@ class Pages:
     def runs(self) -> PageRuns:
         """The pages."""
         return PageRuns.from_bitmap(self.bitmap, self.first_pfn)
+
+
+class PagesBuffer:
+    """Room for one `Pages` message, used again and again.
+
+    Memory of its own for each message would cost more, in page faults, than the copy itself.
+    """
+
+    def __init__(self) -> None:
+        self._room = memoryview(bytearray(_PAGES_BEGIN + BLOCK_PAGES * PAGE_BYTES))
+
+    def encoded(self, memory: GuestMemory, first_pfn: int, bitmap: bytes) -> memoryview:
+        """The encoded record of those pages as they are now; good until the next call."""
+        _PAGES.pack_into(self._room, HEADER_BYTES, first_pfn, bitmap)
+        size = gather_block(memory, first_pfn, bitmap, self._room[_PAGES_BEGIN:])
+        message = self._room[: _PAGES_BEGIN + size]
+        message[:HEADER_BYTES] = record_header("pages", VERSION, message[HEADER_BYTES:])
+        return message
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from pyvmm.migration import messages
 from pyvmm.migration.converging import Convergence
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
-from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.stream import DestinationReader
 from pyvmm_native.page_blocks import BLOCK_PAGES
@@ -43,6 +42,8 @@ from pyvmm_native.pages import bitmap, nonzero, touched
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from pyvmm.config import MachineConfig
     from pyvmm.migration.messages import FromSource
     from pyvmm.snapshot.selection import Answer
@@ -103,8 +104,8 @@ class Guest(Protocol):
 class Link(Protocol):
     """A connection. Every call but `abort` raises `MigrationError` when it is broken."""
 
-    def send(self, data: bytes) -> None:
-        """Send all of `data`."""
+    def send(self, data: Buffer) -> None:
+        """Send all of `data`, which is the caller's again afterwards."""
 
     def receive(self, at_most: int) -> bytes:
         """Wait for up to `at_most` bytes; none when the other side has closed."""
@@ -126,6 +127,7 @@ class Precopy:
         """May be replaced at any time; what is new counts from the next message or round on."""
         self._progress = progress
         self._replies = DestinationReader()
+        self._buffer = messages.PagesBuffer()
         self._round = 0
         self._held: dict[int, PageRuns] = {}  # by stretch, pages not zero at the destination
         self._cancelled = threading.Event()
@@ -215,8 +217,8 @@ class Precopy:
         pace = _Pace(self.settings.max_bandwidth, sent_before)
         for stretch, pages in _stretches(self._guest.memory, todo):
             log.clear(stretch, STRETCH_PAGES)
-            for message in self._contents(stretch, pages):
-                self._send(message)
+            for data in self._contents(stretch, pages):
+                self._send_bytes(data)
                 self._heed_replies()
                 if limited:
                     sent = self._progress.sent_bytes
@@ -229,20 +231,21 @@ class Precopy:
         self._progress.round_done(self._progress.sent_bytes - sent_before, seconds)
         return seconds
 
-    def _contents(self, stretch: int, pages: PageRuns) -> Iterator[messages.Pages | messages.Zeros]:
-        """What the destination has to be told of `pages`."""
+    def _contents(self, stretch: int, pages: PageRuns) -> Iterator[Buffer]:
+        """What the destination has to be told of `pages`, message by message."""
         memory = self._guest.memory
         full = nonzero(memory, touched(memory, pages))
         held = self._held.get(stretch, PageRuns())
         emptied = list(held.intersect(pages).subtract(full))
         for first in range(0, len(emptied), messages.MAX_ZERO_RUNS):
-            yield messages.Zeros(PageRuns(emptied[first : first + messages.MAX_ZERO_RUNS]))
+            some = PageRuns(emptied[first : first + messages.MAX_ZERO_RUNS])
+            yield messages.Zeros(some).record().encode()
         self._held[stretch] = held.subtract(PageRuns(emptied)).union(full)
         bits = bitmap(full, stretch, STRETCH_PAGES)
         for place in range(0, len(bits), _BLOCK_BITMAP_BYTES):
             block = bits[place : place + _BLOCK_BITMAP_BYTES]
             if any(block):
-                yield _copied(memory, stretch + 8 * place, block)
+                yield self._buffer.encoded(memory, stretch + 8 * place, block)
         self._progress.done(pages.pages, full.pages)
 
     # --- The end --------------------------------------------------------------------------------
@@ -285,13 +288,15 @@ class Precopy:
 
     # --- Talking --------------------------------------------------------------------------------
     def _send(self, message: FromSource) -> None:
-        data = message.record().encode()
+        self._send_bytes(message.record().encode())
+
+    def _send_bytes(self, data: Buffer) -> None:
         try:
             self._link.send(data)
         except MigrationError:
             self._heed_last_words()
             raise
-        self._progress.sent_bytes += len(data)
+        self._progress.sent_bytes += memoryview(data).nbytes
 
     def _expect(self, wanted: type[_M]) -> _M:
         """Wait for the next message of the destination, which must be a `wanted`."""
@@ -358,9 +363,3 @@ def _stretches(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, Page
             found = PageRuns.from_bitmap(bits[place : place + STRETCH_PAGES // 8], stretch)
             if found:
                 yield stretch, found
-
-
-def _copied(memory: GuestMemory, first_pfn: int, block: bytes) -> messages.Pages:
-    runs = PageRuns.from_bitmap(block, first_pfn)
-    pieces = [memory.read(start * PAGE_BYTES, count * PAGE_BYTES) for start, count in runs]
-    return messages.Pages(first_pfn, block, pieces[0] if len(pieces) == 1 else b"".join(pieces))

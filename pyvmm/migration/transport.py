@@ -26,14 +26,22 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyvmm.control.unix_socket import Listener, parse_address
 from pyvmm.errors import UserError
 from pyvmm.lab.places import IncomingPlace, in_lab, incoming_place, outward_door
 from pyvmm.migration.errors import MigrationError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 IDLE_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
+_RECEIVE_BYTES = 1 << 18
+"""At once: memory for more would be new to the process each time, a page fault for each page."""
+_SEND_BUFFER_BYTES = 4 << 20
+"""Asked of the kernel for unix sockets, which gives as much as it may: fewer, longer turns."""
 _log = logging.getLogger(__name__)
 _EXAMPLES = "write tcp:HOST:PORT, e.g. tcp:127.0.0.1:4444, or unix:PATH"
 
@@ -134,7 +142,7 @@ class SocketLink:
         self._stream = stream
         self._early = b""  # what `readable` had to read to find out
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Buffer) -> None:
         view = memoryview(data)
         try:
             while view:  # not sendall, whose time-out is for all of it
@@ -147,7 +155,7 @@ class SocketLink:
             early, self._early = self._early, b""
             return early
         try:
-            return self._stream.recv(at_most)
+            return self._stream.recv(min(at_most, _RECEIVE_BYTES))
         except OSError as error:
             raise _broken(error) from error
 

@@ -18,8 +18,9 @@ somebody who wants to deceive, so everything in a payload is checked as well.
 
 The reader does no input or output: it is fed bytes as they come and gives records when they are
 complete. It knows beforehand which kinds there are, the newest version of each that it understands
-and how large each may be, and refuses everything else by name. It holds no more than one record
-and what it was fed last, whatever a header claims.
+and how large each may be, and refuses everything else by name. It has room for no more than twice
+what was fed of one record, whatever a header claims. The room is used again for the next record:
+new memory for each of them would be a page fault for each of its pages.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyvmm_native.pages import crc32c
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _HEADER = struct.Struct("<32sIIII")
 _CRC = struct.Struct("<I")
@@ -63,12 +68,17 @@ class Record:
 
     def encode(self) -> bytes:
         """Header and payload. ValueError for a name or a number that does not fit the header."""
-        kind = self.kind.encode("ascii")
-        numbers = (self.instance, self.version, len(self.payload))
-        if not 0 < len(kind) <= _KIND_BYTES or not all(0 <= n < _U32_VALUES for n in numbers):
-            raise ValueError(f"no record: {self.kind!r} {numbers}")
-        header = _HEADER.pack(kind, *numbers, crc32c(self.payload))
-        return header + _CRC.pack(crc32c(header)) + self.payload
+        return record_header(self.kind, self.version, self.payload, self.instance) + self.payload
+
+
+def record_header(kind: str, version: int, payload: Buffer, instance: int = 0) -> bytes:
+    """What goes before `payload`. ValueError for a name or a number that does not fit."""
+    name = kind.encode("ascii")
+    numbers = (instance, version, memoryview(payload).nbytes)
+    if not 0 < len(name) <= _KIND_BYTES or not all(0 <= n < _U32_VALUES for n in numbers):
+        raise ValueError(f"no record: {kind!r} {numbers}")
+    header = _HEADER.pack(name, *numbers, crc32c(payload))
+    return header + _CRC.pack(crc32c(header))
 
 
 @dataclass(frozen=True)
@@ -85,32 +95,39 @@ class RecordReader:
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
         self._kinds = kinds
-        self._data = bytearray()
+        self._room = bytearray()
+        self._taken = 0  # bytes at the beginning of it that were given out
+        self._filled = 0  # bytes of it that were fed
         self._header: _Header | None = None
 
     @property
     def between_records(self) -> bool:
         """Nothing has been fed that was not given out as a record."""
-        return not self._data and self._header is None
+        return not self._left and self._header is None
 
     @property
     def wanted_bytes(self) -> int:
         """How many more bytes the next record needs; more may be fed."""
         size = HEADER_BYTES if self._header is None else self._header.size_bytes
-        return max(size - len(self._data), 0)
+        return max(size - self._left, 0)
 
     def feed(self, data: bytes) -> None:
         """Take the bytes that follow those fed before."""
-        self._data += data
+        left = self._left
+        self._room[:left] = self._room[self._taken : self._filled]
+        self._taken, self._filled = 0, left + len(data)
+        if self._filled > len(self._room):
+            self._room += bytes(max(self._filled, 2 * len(self._room)) - len(self._room))
+        self._room[left : self._filled] = data
 
     def next(self) -> Record | None:
         """The next complete record, or None until more is fed. Raises `RecordError`."""
         if self._header is None:
-            if len(self._data) < HEADER_BYTES:
+            if self._left < HEADER_BYTES:
                 return None
             self._header = self._checked(self._take(HEADER_BYTES))
         header = self._header
-        if len(self._data) < header.size_bytes:
+        if self._left < header.size_bytes:
             return None
         payload = self._take(header.size_bytes)
         if crc32c(payload) != header.crc:
@@ -118,9 +135,14 @@ class RecordReader:
         self._header = None
         return Record(header.kind, header.version, payload, header.instance)
 
+    @property
+    def _left(self) -> int:
+        return self._filled - self._taken
+
     def _take(self, count: int) -> bytes:
-        taken = bytes(self._data[:count])
-        del self._data[:count]
+        with memoryview(self._room) as room:
+            taken = bytes(room[self._taken : self._taken + count])
+        self._taken += count
         return taken
 
     def _checked(self, data: bytes) -> _Header:

@@ -30,9 +30,10 @@ from pyvmm.migration.messages import (
 )
 from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.state.records import Record
+from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import migration_stream
-from tests.migration_guest import KINDS, PARTS, config_of
+from tests.migration_guest import KINDS, MIB, PARTS, PlainRam, config_of
 
 HELLO = Hello(config_of(64))
 PAGE = bytes(range(256)) * 16
@@ -55,6 +56,17 @@ FROM_DESTINATION: list[messages.FromDestination] = [
     Complete(),
     Running(),
 ]
+
+
+@given(st.lists(st.sets(st.integers(0, 511), min_size=1), min_size=1, max_size=3))
+def test_pages_are_encoded_in_the_same_room_as_in_their_own(blocks: list[set[int]]) -> None:
+    ram = PlainRam(2 * MIB)
+    ram.memory.write(0, bytes(range(1, 256)) * 8192)
+    buffer = messages.PagesBuffer()
+    for pages in blocks:
+        bits = bitmap(PageRuns((pfn, 1) for pfn in pages), 0, 512)
+        data = b"".join(ram.page(pfn) for pfn in sorted(pages))
+        assert buffer.encoded(ram.memory, 0, bits) == Pages(0, bits, data).record().encode()
 
 
 def encoded(said: Sequence[messages.FromSource | messages.FromDestination]) -> bytes:

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm_native.memory import GuestMemory
-from pyvmm_native.page_blocks import BLOCK_PAGES, ChecksumError, load_block, store_block
+from pyvmm_native.page_blocks import (
+    BLOCK_PAGES,
+    ChecksumError,
+    gather_block,
+    load_block,
+    scatter_block,
+    store_block,
+)
 from pyvmm_native.pages import bitmap, crc32c, nonzero, touched
 from pyvmm_native.runs import PageRuns
 
@@ -98,6 +105,27 @@ def test_a_block_survives_the_file(pages: set[int], data: bytes) -> None:
                 load_block(copy, BLOCK_PAGES, bits, file.fileno(), 123, crc)
 
 
+@given(st.sets(st.integers(0, BLOCK_PAGES - 1)), st.binary(min_size=1, max_size=64))
+def test_a_block_survives_a_message(pages: set[int], data: bytes) -> None:
+    memory, copy = new_memory(), new_memory()
+    for number in pages:
+        memory.write(number * 4096, data)
+    bits = bitmap(runs(pages), 0, BLOCK_PAGES)
+    room = bytearray(b"!" * (len(pages) * 4096 + 1))
+    assert gather_block(memory, 0, bits, room) == len(pages) * 4096
+    assert room == b"".join(memory.read(n * 4096, 4096) for n in sorted(pages)) + b"!"
+    with pytest.raises(ValueError, match="bytes for pages of"):
+        scatter_block(copy, 0, bits, room)
+    assert not touched(copy, ALL)
+    scatter_block(copy, 0, bits, memoryview(room)[:-1])
+    assert nonzero(copy, ALL) == nonzero(memory, ALL)
+    for number in pages:
+        assert copy.read(number * 4096, 4096) == memory.read(number * 4096, 4096)
+    if pages:
+        with pytest.raises(ValueError, match="no room"):
+            gather_block(memory, 0, bits, room[:-2])
+
+
 @pytest.mark.parametrize("first_pfn", [1, 1024 + 512, 4096, 1 << 41])
 def test_blocks_that_are_none(first_pfn: int) -> None:
     memory = new_memory()
@@ -105,6 +133,9 @@ def test_blocks_that_are_none(first_pfn: int) -> None:
         store_block(memory, first_pfn, b"\xff" * 64, file.fileno(), 0)
     with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="block"):
         load_block(memory, 0, b"\xff" * 63, file.fileno(), 0, 0)
+    for copied in (gather_block, scatter_block):
+        with pytest.raises(ValueError, match="block"):
+            copied(memory, first_pfn, b"\xff" * 64, bytearray(BLOCK_PAGES * 4096))
 
 
 @pytest.mark.parametrize("outside", [[(PAGES, 1)], [(0, PAGES + 1)], [(1 << 51, 1)]])
