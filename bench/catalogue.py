@@ -33,4 +33,10 @@ CATALOGUE = {
     "balloon": Benchmark("balloon", "A real guest's balloon: 7 of 8 GiB", Kvm.FIT, 12288),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.FIT),
     "footprint": Benchmark("footprint", "Memory beside guest RAM", Kvm.FIT),
+    "migration": Benchmark(
+        "migration", "Live migration: an 8 GiB guest, with and without unused pages", Kvm.FIT, 18432
+    ),
+    "snapshot": Benchmark(
+        "snapshot", "Snapshots: an 8 GiB guest, with and without unused pages", Kvm.FIT, 18432
+    ),
 }

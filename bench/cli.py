@@ -53,6 +53,8 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       balloon    a real guest's balloon, beside QEMU's
       boot       to the first line of user space, beside QEMU
       footprint  memory beside guest RAM, beside QEMU
+      migration  to another process, with and without unused pages, beside QEMU
+      snapshot   into a file, with and without unused pages, beside QEMU
     and all of them if none is named. Contenders take turns in every round; compare ratios, not
     seconds. Leave the machine alone meanwhile.
     """

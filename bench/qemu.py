@@ -98,16 +98,27 @@ class QemuGuest(ConsoleGuest[str]):
 
 @asynccontextmanager
 async def qemu_guest(
-    machine: MachineType, image: Path, *, ram_mib: int, vcpus: int = 1, append: str = ""
+    machine: MachineType,
+    image: Path,
+    *,
+    ram_mib: int,
+    vcpus: int = 1,
+    append: str = "",
+    balloon: Sequence[str] = (),
+    incoming: str = "",
 ) -> AsyncIterator[QemuGuest]:
     """Start QEMU with the guest `image` and end it with the block.
 
-    `append` is added to the image's own command line. Raises UserError when there is no QEMU.
+    `append` is added to the image's own command line; `balloon` are arguments in place of the
+    usual ones. With `incoming` it boots nothing and waits there for a guest to arrive. Raises
+    UserError when there is no QEMU.
     """
     console = ScriptedConsole()
     with _sockets() as (ours, theirs, listener, qmp_path):
         argv = [
             *_arguments(machine, image, ram_mib, vcpus, append),
+            *(balloon or BALLOON[machine]),
+            *(("-incoming", incoming) if incoming else ()),
             *("-chardev", f"socket,id=console,fd={theirs.fileno()}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
@@ -130,7 +141,7 @@ async def qemu_guest(
 def _arguments(
     machine: MachineType, image: Path, ram_mib: int, vcpus: int, append: str
 ) -> Sequence[str]:
-    """QEMU's command line without the sockets."""
+    """QEMU's command line without the balloon and the sockets."""
     manifest = read_manifest(image)
     if manifest is None:
         raise ValueError(f"{image} is no guest image")
@@ -139,7 +150,7 @@ def _arguments(
     return [
         *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", machine, "-accel", "kvm", "-cpu", "host"),
-        *("-m", f"{ram_mib}M", "-smp", str(vcpus), *BALLOON[machine]),
+        *("-m", f"{ram_mib}M", "-smp", str(vcpus)),
         *("-kernel", str(image), "-append", f"{manifest.command_line('standard')} {append}"),
     ]
 

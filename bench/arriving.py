@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other side of a migration, in a process of its own, as in reality.
+
+    python -m bench.arriving unix:PATH
+
+It waits there for a guest. What it says on standard output: `waits`, then `runs` when the guest
+runs here; after that it hands each line of standard input to the guest's `pattern` program and
+says what that replied, until there are no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from pyvmm.guest_session import arriving_session
+from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+
+WAITS, RUNS = "waits", "runs"
+
+
+async def _serve(uri: str) -> None:
+    listener = MigrationListener(parse_migration_address(uri), Security())
+    print(WAITS, flush=True)
+    async with arriving_session(listener) as guest:
+        print(RUNS, flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(await guest.ask(line.strip()), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))
