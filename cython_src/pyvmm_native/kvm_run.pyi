@@ -36,7 +36,9 @@ class IoHandler(Protocol):
     def mmio_read(self, gpa: int, size: int) -> int: ...
     def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
 
-def run(vcpu_fd: int, run_area: Buffer, io: IoHandler, serial: SerialShortcut | None = None) -> int:
+def run(
+    vcpu_fd: int, run_area: Buffer, io: IoHandler, serial: SerialShortcut | None = None
+) -> int:
     """Run guest code until an exit that `io` cannot serve; returns its KVM_EXIT_* reason.
 
     What `serial` can serve never reaches `io`.

@@ -2,8 +2,9 @@
 """Blocks of 512 guest pages between RAM and a file or a message.
 
 `first_pfn` is the block's first page frame, a multiple of 512. `bitmap`, 64 bytes, has a bit for
-each of its pages, bit 0 of byte 0 for the first: those are in the file or the message, one after the
-other, from `offset` (bytes) on in a file. `crc` is the CRC-32C of them all. Every function releases the GIL.
+each of its pages, bit 0 of byte 0 for the first: those are in the file or the message, one after
+the other; in a file, from `offset` (bytes) on. `crc` is the CRC-32C of them all. Every function
+releases the GIL.
 """
 
 from typing_extensions import Buffer

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from pyvmm.migration import messages
 from pyvmm.migration.converging import Convergence
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.stream import DestinationReader
 from pyvmm_native.page_blocks import BLOCK_PAGES

@@ -113,12 +113,15 @@ class RecordReader:
 
     def feed(self, data: bytes) -> None:
         """Take the bytes that follow those fed before."""
-        left = self._left
-        self._room[:left] = self._room[self._taken : self._filled]
-        self._taken, self._filled = 0, left + len(data)
-        if self._filled > len(self._room):
-            self._room += bytes(max(self._filled, 2 * len(self._room)) - len(self._room))
-        self._room[left : self._filled] = data
+        if self._taken:
+            left = self._room[self._taken : self._filled]
+            self._room[: len(left)] = left
+            self._taken, self._filled = 0, len(left)
+        end = self._filled + len(data)
+        if end > len(self._room):
+            self._room += bytes(max(end, 2 * len(self._room)) - len(self._room))
+        self._room[self._filled : end] = data
+        self._filled = end
 
     def next(self) -> Record | None:
         """The next complete record, or None until more is fed. Raises `RecordError`."""
