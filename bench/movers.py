@@ -27,7 +27,8 @@ from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
 from pyvmm.console_guest import POLL_S, ConsoleGuest, GuestEnded
-from pyvmm.control import migrate_commands, snapshots
+from pyvmm.control import commands
+from pyvmm.control.qmp import Request
 from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.lab.places import in_lab
 
@@ -35,7 +36,6 @@ MIB = 1 << 20
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_TRIES = 3
-DOWNTIME_LIMIT_MS = 300  # QEMU's own and ours
 UNLIMITED = 1 << 40
 HELD_MIB, SEED = 16, 7
 VERIFIED = f"verified {HELD_MIB * MIB} wrong 0"
@@ -83,9 +83,7 @@ class PyvmmMover:
         self.guest = guest
 
     async def command(self, name: str, **arguments: Any) -> Any:
-        words = name.replace("-", "_")
-        module = snapshots if "snapshot" in name else migrate_commands
-        return getattr(module, words)(self.guest.machine, **arguments)
+        return commands.execute(self.guest.machine, Request(name, arguments))
 
     @asynccontextmanager
     async def destination(self, path: Path) -> AsyncIterator[Ask]:

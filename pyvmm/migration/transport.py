@@ -284,6 +284,7 @@ def dial(address: Address) -> socket.socket:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return stream
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
         stream.settimeout(CONNECT_TIMEOUT_S)
         stream.connect(str(address.path))
