@@ -52,6 +52,11 @@ def _balloon(case: str, contender: str, at_most: float, aim: float) -> Figure:
     return Figure(what, "balloon", case, contender, _QEMU, at_most, aim)
 
 
+def _left_out(bench: str, case: str, at_most: float, aim: float) -> Figure:
+    what = f"{case}: unused pages left out, against all"
+    return Figure(what, bench, case, _BITMAP, "pyvmm, bitmap, not asked", at_most, aim)
+
+
 FIGURES: tuple[Figure, ...] = (
     *(
         _device(f"{pattern}, {pages} pages", _BEST, 1.05, 1.02)
@@ -71,6 +76,19 @@ FIGURES: tuple[Figure, ...] = (
             _balloon(f"inflate, RAM {ram}, 1 vCPU", _STANDARD, 1.0, 0.7),
         )
     ),
+    _left_out("migration", "time, idle", 0.25, 0.10),
+    _left_out("migration", "sent, idle", 0.10, 0.05),
+    Figure(
+        "time, idle: unused pages left out, against QEMU pc with free page hints",
+        "migration",
+        "time, idle",
+        _BITMAP,
+        "QEMU pc, hints",
+        1.0,
+        0.5,
+    ),
+    _left_out("snapshot", "time to save", 0.25, 0.10),
+    _left_out("snapshot", "size of the file", 0.10, 0.05),
     Figure("boot, against QEMU pc", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU pc", 0.9, 0.6),
     Figure(
         "boot, against QEMU microvm", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU microvm", 1.2, 0.9

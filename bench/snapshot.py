@@ -44,22 +44,27 @@ Saved = tuple[float, float, float]
 def measure(plan: Plan) -> list[Case]:
     """One size of guest; quickly with one of QEMU's only."""
     size = QUICK_SIZE if plan.quick else THOROUGH_SIZE
-    time_, file, still = cases = [
-        Case("time to save", "s", against=QEMU),
-        Case("size of the file", "MiB", against=QEMU),
-        Case("the guest stands still", "ms", against=QEMU),
-    ]
+    cases = new_cases()
     peers: dict[str, Boot] = {QEMU: qemu_boot()}
     if not plan.quick:
         peers[QEMU_HINTED] = qemu_boot(*HINTING)
-    plan.progress.stage(time_.name, 1 + len(peers))
+    plan.progress.stage(cases[0].name, 1 + len(peers))
     turns = [partial(_ours, size), *(partial(_peers, name, peers[name], size) for name in peers)]
     for turn in turns:
         for name, saved in again_in_the_lab(turn).items():
             for case, value in zip(cases, saved, strict=True):
                 case.add(name, {TOTAL: value})
         plan.progress.advance()
-    return [time_, file, still]
+    return cases
+
+
+def new_cases() -> list[Case]:
+    """In the order of `Saved`."""
+    return [
+        Case("time to save", "s", against=QEMU),
+        Case("size of the file", "MiB", against=QEMU),
+        Case("the guest stands still", "ms", against=QEMU),
+    ]
 
 
 async def _ours(size: Size) -> dict[str, Saved]:

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.console_guest import GuestEnded
+from pyvmm.lab.places import in_lab
 from pyvmm.progress import Silent
 
 pytest.importorskip("bench")
 
+from bench import migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
 from bench.measure import TOTAL, Case, Plan, Values, seconds, take_turns
+from bench.movers import LAB_TRIES, again_in_the_lab
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
 from bench.tables import figures_table, seed_table
@@ -92,6 +96,33 @@ def test_only_the_part_between_the_marks_of_the_readme_changes(tmp_path: Path) -
     with pytest.raises(ValueError, match="no place"):
         update_readme(readme, tmp_path, [measured()])
     assert (ROOT / "README.md").read_text().count(BEGIN) == 1
+
+
+def test_figures_of_copies_name_their_contenders() -> None:
+    """What is set out to be reached is measured, in a thorough run."""
+    by_bench = {
+        "migration": (vars(migration.Cases("idle")).values(), set(migration.CONTENDERS)),
+        "snapshot": (
+            snapshot.new_cases(),
+            {snapshot.ASKED, snapshot.NOT_ASKED, snapshot.QEMU, snapshot.QEMU_HINTED},
+        ),
+    }
+    for figure in FIGURES:
+        if figure.bench in by_bench:
+            cases, contenders = by_bench[figure.bench]
+            assert figure.case in {case.name for case in cases}
+            assert {figure.contender, figure.against} <= contenders
+
+
+def test_a_guest_that_ends_has_its_turn_again_in_the_lab(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async def ends() -> None:
+        raise GuestEnded("it reset")
+
+    with pytest.raises(GuestEnded, match="it reset"):
+        again_in_the_lab(ends)
+    assert capfd.readouterr().err.count("once more") == (LAB_TRIES - 1 if in_lab() else 0)
 
 
 def test_figures_name_what_is_measured() -> None:
