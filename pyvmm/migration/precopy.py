@@ -200,12 +200,14 @@ class Precopy:
         """Pages to be sent at first; the log is on."""
         memory = self._guest.memory
         unused = self._guest.ask_unused(self.settings.ask_timeout_s)
-        there = touched(memory, PageRuns(memory.page_ranges))
+        # Nobody looks whether there is memory behind unused pages: that takes time for each.
+        ram = PageRuns(memory.page_ranges)
+        there = touched(memory, ram.subtract(unused.pages))
         # What is in the log by now may have been written after the guest looked, or for the first
         # time after we did.
         changed = log.collect()
-        skipped = there.intersect(unused.pages.subtract(changed))
-        todo = there.subtract(skipped).union(changed)
+        todo = there.union(changed)
+        skipped = ram.intersect(unused.pages).subtract(changed)
         self._progress.asked(unused.how, skipped.pages)
         self._progress.collected(todo.pages, 0.0)
         return todo

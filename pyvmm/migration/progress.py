@@ -46,7 +46,7 @@ class Progress:
     ended_at: float | None = None
     how_asked: str = ""
     skipped_pages: int = 0
-    """Touched, but unused by the guest's word, and not sent in the first round."""
+    """Unused by the guest's word, and not sent in the first round."""
     full_pages: int = 0
     """Sent with their contents; a page counts again whenever it is."""
     zero_pages: int = 0
