@@ -8,7 +8,7 @@ PYTHON   := pykvm devices pyvmm guest_images bench tests
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench conformance fuzz coverage lint format image stock-kernels native clean
+.PHONY: help demo test test-long bench conformance fuzz coverage lint format image stock-kernels native clean
 
 help:  ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: native image stock-kernels  ## Run every test; those that need KVM run in 
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
 
+test-long: native image  ## Long rounds of moves, snapshots and faults (LONG: as pytest's -k, e.g. migrations)
+	@LAB_MIB=4096 LIMIT_S=5400 scripts/test-with-kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
+
 bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
 	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
 
@@ -29,15 +32,17 @@ conformance: native image  ## Write docs/conformance.md from the results of the 
 	-@scripts/test-with-kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
-fuzz: native  ## Fuzz guests, snapshots and saved devices, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
+fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
 	@$(BIN)/python -m tests.fuzz.corpus unpack .fuzz/corpus
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_balloon corpus \
 		-max_len=256 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
-	@mkdir -p .fuzz/snapshots .fuzz/states
+	@mkdir -p .fuzz/snapshots .fuzz/states .fuzz/migrations
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_snapshot snapshots -rss_limit_mb=1024 \
 		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_state states \
 		-max_len=64 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_migration migrations -rss_limit_mb=1024 \
+		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
 coverage: native  ## Branches of the virtio and balloon devices that the tests reach: at least 98 %
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/unit tests/property tests/fuzz

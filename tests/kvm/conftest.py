@@ -7,14 +7,15 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import MIB, config_for_image
+from pyvmm.config import MIB, MachineConfig, config_for_image
 from pyvmm.guest_session import guest_session
-from tests.kvm.guests import RunGuest, Scenario
+from tests.kvm.guests import MakeConfig, RunGuest, Scenario
 
 FIGURES: list[str] = []
 
@@ -29,11 +30,10 @@ def guest_image() -> Path:
 
 
 @pytest.fixture
-def run_guest(guest_image: Path) -> RunGuest:
-    """Run `scenario` against a guest of `memory_mib` MiB that executes `command`."""
+def make_config(guest_image: Path) -> MakeConfig:
+    """The configuration of a guest of `memory_mib` MiB that executes `command`."""
 
-    def run(
-        scenario: Scenario,
+    def make(
         command: str = "pattern",
         *,
         memory_mib: int = 256,
@@ -43,8 +43,8 @@ def run_guest(guest_image: Path) -> RunGuest:
         append: str = "",
         offer: Sequence[str] = (),
         withhold: Sequence[str] = (),
-    ) -> None:
-        config = config_for_image(
+    ) -> MachineConfig:
+        return config_for_image(
             guest_image,
             append=f'loglevel=4 {append} pyvmm.run="{command}"',
             ram_bytes=memory_mib * MIB,
@@ -54,6 +54,16 @@ def run_guest(guest_image: Path) -> RunGuest:
             offer=offer,
             withhold=withhold,
         )
+
+    return make
+
+
+@pytest.fixture
+def run_guest(make_config: MakeConfig) -> RunGuest:
+    """Run `scenario` against a guest made as `make_config` says."""
+
+    def run(scenario: Scenario, command: str = "pattern", **options: Any) -> None:
+        config = make_config(command, **options)
 
         async def main() -> None:
             async with guest_session(config) as guest:

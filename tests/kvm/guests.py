@@ -3,7 +3,9 @@
 
 from collections.abc import Awaitable, Callable
 
+from pyvmm.config import MachineConfig
 from pyvmm.guest_session import GuestSession
 
 Scenario = Callable[[GuestSession], Awaitable[None]]
 RunGuest = Callable[..., None]
+MakeConfig = Callable[..., MachineConfig]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One side of a migration in a process of its own, for tests that kill it.
+
+    python -m tests.kvm.side leave SNAPSHOT ADDRESS    go on from there; move when told "migrate"
+    python -m tests.kvm.side arrive ADDRESS            wait for a guest
+
+Its standard output is the guest's console, and lines of its own that begin with "side: ": "waiting"
+or "running", and at the end what became of it. Other lines on standard input go to the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from pyvmm.errors import UserError
+from pyvmm.guest_session import GuestSession, arriving_session, guest_session
+from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.state.parts import KINDS
+from tests.kvm.churning import rest
+from tests.kvm.moving import migrate, migrated
+
+DOWNTIME_LIMIT_MS = 60_000
+
+
+def say(words: str) -> None:
+    print(f"side: {words}", flush=True)
+
+
+async def show_console(guest: GuestSession) -> None:
+    """Print what the guest prints, for ever."""
+    shown = 0
+    while True:
+        text = guest.console.text
+        if text[shown:]:
+            print(text[shown:], end="", flush=True)
+        shown = len(text)
+        await asyncio.sleep(0.01)
+
+
+async def obey(guest: GuestSession, address: str) -> None:
+    """Do what standard input says, until its end."""
+    showing = asyncio.create_task(show_console(guest))
+    rest(guest)
+    say("running")
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        if line != "migrate":
+            guest.console.send_line(line)
+            continue
+        migrate(guest, address, DOWNTIME_LIMIT_MS)
+        answer = await migrated(guest)
+        say(f"{answer['status']} {answer.get('error-desc', '')}")
+    showing.cancel()
+
+
+async def leave(path: Path, address: str) -> None:
+    with SnapshotFile(path, KINDS) as snapshot:
+        async with guest_session(snapshot.config, snapshot) as guest:
+            await obey(guest, address)
+
+
+async def arrive(address: str) -> None:
+    listener = MigrationListener(parse_migration_address(address), Security())
+    say("waiting")
+    async with arriving_session(listener) as guest:
+        await obey(guest, "")
+
+
+def main() -> None:
+    try:
+        match sys.argv[1:]:
+            case ["leave", path, address]:
+                asyncio.run(leave(Path(path), address))
+            case ["arrive", address]:
+                asyncio.run(arrive(address))
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
