@@ -20,8 +20,9 @@ test: native image stock-kernels  ## Run every test; those that need KVM run in 
 	@$(BIN)/python -m pytest -m "not kvm" -q
 	@scripts/test-with-kvm
 
+# LONG_MIB (512) and LONG_TRIES (20) in the environment make them smaller, LONG_SEED the same again.
 test-long: native image  ## Long rounds of moves, snapshots and faults (LONG: as pytest's -k, e.g. migrations)
-	@LAB_MIB=4096 LIMIT_S=5400 scripts/test-with-kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
+	@LAB_MIB=4096 LIMIT_S=14400 scripts/test-with-kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
 
 bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
 	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
