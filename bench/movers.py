@@ -36,6 +36,7 @@ MIB = 1 << 20
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_TRIES = 3
+PATIENCE_S = 600.0
 UNLIMITED = 1 << 40
 HELD_MIB, SEED = 16, 7
 VERIFIED = f"verified {HELD_MIB * MIB} wrong 0"
@@ -192,8 +193,9 @@ async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str
     begin = time.monotonic()
     await mover.command("migrate", uri=uri, **options)
     while (answer := await mover.command("query-migrate"))["status"] != "completed":
-        if answer["status"] == "failed":
-            raise GuestEnded(f"it did not move: {answer.get('error-desc')}")
+        seconds = time.monotonic() - begin
+        if answer["status"] == "failed" or seconds > PATIENCE_S:
+            raise GuestEnded(f"it has not moved in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - begin, answer
 
