@@ -240,6 +240,9 @@ def msrs_of(payload: Payload) -> dict[int, int]:
 
 def without_time(payload: Payload) -> dict[str, Any]:
     rest: dict[str, Any] = {name: payload[name] for name in payload if name not in CLOCKS}
+    if "pic_master" in rest:
+        _last_irr, _irr, *chip = rest["pic_master"]  # the timer may have ticked
+        rest["pic_master"] = bytes(chip)
     if "msr_values" in rest:
         rest["msr_values"] = {**msrs_of(payload), TSC: 0}
     return rest
