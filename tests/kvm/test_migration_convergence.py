@@ -110,7 +110,7 @@ async def cancelled(
     return answer, result
 
 
-@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize("vcpus", [1])
 def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
     run_guest: RunGuest, figure: Callable[[str], None], vcpus: int
 ) -> None:
