@@ -16,7 +16,7 @@ import pytest
 from tests.elf_kernel import elf_kernel
 
 MACHINE = """
-import pyvmm.cli, pyvmm.run_cli, pyvmm.machine, pyvmm.console, pyvmm.tracing
+import pyvmm.cli, pyvmm.run_cli, pyvmm.terminal_run
 from pathlib import Path
 from pyvmm.config import config_for_image
 from pyvmm.boot.loader import read_boot_files
