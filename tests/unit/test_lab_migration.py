@@ -7,6 +7,7 @@ terminals with `pyvmm run`, each in a lab of its own, and a third with `pyvmm mi
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +18,10 @@ import pytest
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
+from pyvmm.control.client import QmpClient
 from pyvmm.lab.places import in_lab
 from pyvmm.migration.transport import TlsFiles
+from pyvmm.units import MIB
 from tests.certificates import certificate
 from tests.kvm.programs import Program, pyvmm
 
@@ -161,36 +164,88 @@ def tls_options(files: TlsFiles) -> list[object]:
     return ["--tls-ca", files.ca, "--tls-cert", files.certificate, "--tls-key", files.key]
 
 
-@pytest.mark.timeout(600)
-def test_a_guest_moves_from_lab_to_lab_with_certificates(tmp_path: Path) -> None:
-    image = image_path(read_recipe())
-    if not image.exists():
+@pytest.fixture
+def image() -> Path:
+    path = image_path(read_recipe())
+    if not path.exists():
         pytest.fail("there is no current guest image; run: make image")
+    return path
+
+
+RUN = ("--kvm", "lab", "--memory", "128M")
+APPEND = ("--append", 'loglevel=4 pyvmm.run="pattern"')
+
+
+def fill(program: Program, mib: int) -> str:
+    """Have the guest hold a pattern; what it says to "verify 3" as long as nothing is lost."""
+    program.expect("user space up")
+    assert program.ask(f"alloc {mib}").startswith("ok")
+    assert program.ask("fill 3").startswith("ok")
+    return f"ok verified {mib << 20} wrong 0"
+
+
+@pytest.mark.timeout(600)
+def test_a_guest_moves_from_lab_to_lab_with_certificates(image: Path, tmp_path: Path) -> None:
     home_files, away_files = (certificate(tmp_path, "ca", name) for name in ("home", "away"))
     qmp = f"unix:{tmp_path}/home.sock"
-    run = ["--kvm", "lab", "--memory", "128M", "--qmp"]
-    append = 'loglevel=4 pyvmm.run="pattern"'
     waiting = ["--incoming", "tcp:127.0.0.1:0", *tls_options(away_files)]
     with (
-        Program(image, *run, qmp, "--append", append) as home,
-        Program(*waiting, *run, f"unix:{tmp_path}/away.sock") as away,
+        Program(image, *RUN, *APPEND, "--qmp", qmp) as home,
+        Program(*waiting, *RUN, "--qmp", f"unix:{tmp_path}/away.sock") as away,
     ):
-        home.expect("user space up")
-        assert home.ask("alloc 16").startswith("ok")
-        assert home.ask("fill 3").startswith("ok")
+        whole = fill(home, 16)
         address = away.expect("waiting for a guest at ").split()[-1]
         stranger = certificate(tmp_path, "other", "stranger")
         refused = pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
         assert refused.returncode == 1
         assert "the guest has not moved: " in refused.stderr
-        assert home.ask("verify 3") == f"ok verified {16 << 20} wrong 0"
+        assert home.ask("verify 3") == whole
         moved = pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
         assert moved.returncode == 0, moved.stderr
         assert home.status() == 0
         away.expect("the guest has arrived")
-        assert away.ask("verify 3") == f"ok verified {16 << 20} wrong 0"
+        assert away.ask("verify 3") == whole
         shown = pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
         assert "running" in shown.stdout
         assert away.ask("quit").startswith("ok")
         assert away.status() == 0
     assert not list(tmp_path.glob("*.sock"))
+
+
+def leaving(client: QmpClient, address: str) -> None:
+    """Begin to migrate; returns when the guest's memory is on its way."""
+    client.execute("migrate", uri=address)
+    state = client.execute("query-migrate")
+    while state["status"] == "setup" or state["ram"]["transferred"] < 2 * MIB:
+        assert state["status"] in ("setup", "active"), state
+        state = client.execute("query-migrate")
+
+
+@pytest.mark.timeout(600)
+def test_whoever_is_killed_with_its_lab_is_missed_by_the_other(image: Path, tmp_path: Path) -> None:
+    """First the destination, and the guest goes on; then the source, and nothing incomplete runs."""
+    addresses = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
+    qmp = tmp_path / "home.sock"
+    with (
+        Program(image, *RUN, *APPEND, "--qmp", f"unix:{qmp}") as home,
+        Program(*RUN, "--incoming", addresses[0]) as one,
+        Program(*RUN, "--incoming", addresses[1]) as two,
+    ):
+        whole = fill(home, 32)
+        for destination in (one, two):
+            destination.expect("waiting for a guest at ")
+        with QmpClient(qmp) as client:
+            client.execute("migrate-set-parameters", **{"max-bandwidth": 4 * MIB})
+            leaving(client, addresses[0])
+            one.send_signal(signal.SIGKILL)
+            killed_at = time.monotonic()
+            while (state := client.execute("query-migrate"))["status"] == "active":
+                pass
+            assert time.monotonic() - killed_at < MISSED_S
+            assert state["status"] == "failed"
+            assert client.execute("query-status")["status"] == "running"
+            assert home.ask("verify 3") == whole
+            leaving(client, addresses[1])
+            home.send_signal(signal.SIGKILL)
+            assert two.status() == 2
+            assert "no guest has arrived: " in two.rest
