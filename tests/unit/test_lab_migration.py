@@ -223,7 +223,7 @@ def leaving(client: QmpClient, address: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_whoever_is_killed_with_its_lab_is_missed_by_the_other(image: Path, tmp_path: Path) -> None:
-    """First the destination, and the guest goes on; then the source, and nothing incomplete runs."""
+    """First the destination: the guest goes on. Then the source: nothing incomplete runs."""
     addresses = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
     qmp = tmp_path / "home.sock"
     with (
