@@ -30,7 +30,11 @@ def _known(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...
     unknown = [name for name in names if name not in CATALOGUE]
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(CATALOGUE)}")
-    return list(names) or list(CATALOGUE)
+    return list(names)
+
+
+def _unnamed(quick: bool) -> list[str]:
+    return [name for name, benchmark in CATALOGUE.items() if quick or not benchmark.by_name]
 
 
 @click.command()
@@ -55,15 +59,16 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       footprint  memory beside guest RAM, beside QEMU
       migration  to another process, with and without unused pages, beside QEMU
       snapshot   into a file, with and without unused pages, beside QEMU
-    and all of them if none is named. Contenders take turns in every round; compare ratios, not
-    seconds. Leave the machine alone meanwhile.
+    and all but the last two, which take long and 20 GiB, if none is named (all if --quick).
+    Contenders take turns in every round; compare ratios, not seconds. Leave the machine alone
+    meanwhile.
     """
     if measure_into is not None:
         _measure(names[0], quick, measure_into)
         return 0
     output = output or (QUICK_RESULTS if quick else RESULTS)
     output.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for name in names or _unnamed(quick):
         _run(name, CATALOGUE[name], quick, output / f"{name}.json")
     from bench.report import update_readme, write_report
 
