@@ -50,8 +50,9 @@ PAGES_PER_MIB = 256
 QEMU = "QEMU pc"
 APPEND = "loglevel=4"
 LAB_TRIES = 5
-SLACK_BYTES = 128 * MIB
-"""By how much MemFree goes up and down by itself; freed pages wait in lists of each processor."""
+SLACK_SHARE = 8
+"""What part of RAM may be free and not in MemFree: freed pages wait in lists of the processors,
+which hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc.c)."""
 TIMES = "/sys/module/virtio_balloon_times/parameters"
 MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
 
@@ -242,7 +243,8 @@ async def _round(boot: Boot, scale: Scale, touched: bool) -> dict[str, Values]:
             assert freed >= least, f"the host got {freed} bytes back, not {least}"
         deflate = await _move(peer, "deflate", 0)
         free = await peer.guest.free_bytes()
-        assert free >= free_before - SLACK_BYTES, f"{free_before} bytes were free, now {free}"
+        slack = scale.ram_mib * MIB // SLACK_SHARE
+        assert free >= free_before - slack, f"{free_before} bytes were free, now {free}"
         return {"inflate": inflate, "deflate": deflate}
 
 
