@@ -40,8 +40,9 @@ BALLOON_PAGES = 96 * MIB // PAGE_BYTES
 MOVES = 2
 CUTS = 10
 UPTIME = "cut -d' ' -f1 /proc/uptime"
+# It does not ask first whether there is so much: free page hints keep what is free for a moment.
 WRITES_ALL_THE_TIME = (
-    "(while pattern alloc 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
+    "(while pattern grab 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
     " > /log 2>&1 &"
 )
 
