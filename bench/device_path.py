@@ -4,8 +4,8 @@
 One process, RAM as a machine's, a fake ring on it (`bench.fake_guest`). 7 of 8 GiB are named in
 requests like those of real drivers, and the time counts from each notification to its used entry:
 ring, copy, decoding, checks and the discard itself. C programs discard the same ranges of the same
-memory in turns with it, in the quickest way we know and as QEMU does, page by page; they get the
-list of ranges ready made.
+memory, in the quickest way we know and as QEMU does, page by page; they get the list of ranges
+ready made. The pages are dealt out (`bench.measure`) by what one bitmap tells of.
 
     one run                  all of it; two runs, as RAM has a hole below 4 GiB
     runs of 2 MiB            every other 2 MiB, aligned: what a guest has in large blocks
@@ -18,13 +18,14 @@ run, and every page's presence is checked after it, both outside the measured ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from bench.discarder import WAYS, discarder
-from bench.fake_guest import FakeGuest
-from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
+from bench.fake_guest import FakeGuest, bitmap_pieces
+from bench.measure import Case, Plan, deal_out
 from bench.recorded import recorded_pages
 from bench.touched_ram import HUGE_PAGE_PAGES, Given, TouchedRam, have_huge_pages
 from devices.balloon.dialects import BITMAP, STANDARD
@@ -35,7 +36,7 @@ MIB = 1 << 20
 BEST, PER_RUN, PER_PAGE = WAYS
 BITMAPS, ARRAYS = "pyvmm, bitmap", "pyvmm, standard"
 ROUNDS = 3
-SHORT_ROUNDS = 15
+SHORT_ROUNDS = 9
 """For what takes a few hundredths of a second, where a median of few rounds is mostly noise."""
 
 
@@ -78,33 +79,38 @@ def measure(plan: Plan) -> list[Case]:
         for pattern in PATTERNS:
             ram.use_huge_pages(huge)
             case = Case(f"{pattern.name}, {'huge' if huge else '4 KiB'} pages", "s", against=BEST)
-            contenders = prepare(ram, pattern.pages(span), pattern.contenders)
             rounds = plan.rounds(pattern.huge_rounds if huge else ROUNDS)
-            cases.append(take_turns(case, contenders, rounds, plan, rehearse=False))
+            take_turns_to_give(case, ram, pattern.pages(span), pattern.contenders, rounds, plan)
+            cases.append(case)
     ram.close()
     return cases
 
 
-def prepare(ram: TouchedRam, pages: PageRuns, names: Iterable[str]) -> dict[str, Contender]:
-    """Contenders that give `pages` of `ram` back; its first 64 MiB are for rings."""
-    given = Given(ram, pages)
+def take_turns_to_give(
+    case: Case,
+    ram: TouchedRam,
+    pages: PageRuns,
+    names: Iterable[str],
+    rounds: int,
+    plan: Plan,
+) -> None:
+    """Have `pages` of `ram` given back, dealt out by bitmaps; its first 64 MiB are for rings."""
     guests = {
         BITMAPS: FakeGuest(BITMAP, ram, rings_gpa=8 * MIB),
         ARRAYS: FakeGuest(STANDARD, ram, rings_gpa=32 * MIB),
     }
+    given = Given(ram, pages)
 
-    def contender(name: str) -> Contender:
+    def giver(name: str, piece: PageRuns) -> Callable[[], float]:
         if name in guests:
-            discard = partial(guests[name].inflate, guests[name].requests(pages))
-        else:
-            discard = partial(discarder(name), given.ranges)
+            return partial(guests[name].inflate, guests[name].requests(piece))
+        return partial(discarder(name), ram.ranges(piece))
 
-        def contend() -> Values:
-            ram.touch(given)
-            taken = discard()
-            ram.assert_gone(given)
-            return seconds(taken)
+    @contextmanager
+    def prepared() -> Iterator[None]:
+        ram.touch(given)
+        yield
+        ram.assert_gone(given)
 
-        return contend
-
-    return {name: contender(name) for name in names}
+    pieces = [{name: giver(name, piece) for name in names} for piece in bitmap_pieces(pages)]
+    deal_out(case, pieces, prepared, rounds, plan)

@@ -73,6 +73,12 @@ def bitmap_requests(pages: PageRuns) -> Iterator[Request]:
         ]
 
 
+def bitmap_pieces(pages: PageRuns) -> Iterator[PageRuns]:
+    """The pages that each of `bitmap_requests` tells of."""
+    for first, words in _rounds(pages):
+        yield PageRuns.from_bitmap(words.tobytes(), first)
+
+
 def pfn_requests(pages: PageRuns) -> Iterator[Request]:
     """An array of page numbers for each few pages (VIRTIO 1.2, 5.5.6)."""
     pfns = array("I")

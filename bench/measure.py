@@ -4,11 +4,16 @@
 In every round each contender runs once; the next round starts with the next contender, so that none
 is always first. The first round may be a rehearsal that is thrown away: files are then in the page
 cache and memory that the host had to find has been found.
+
+Work that comes in pieces can be dealt out instead: the contenders take turns at its pieces, again
+and again, until each has had each piece. The processor of a shared machine is a third slower for
+half a second now and then; so all of them are, to the same part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -88,6 +93,37 @@ def take_turns(
             if number >= 0:
                 case.add(name, values)
             plan.progress.advance()
+    return case
+
+
+Piece = Mapping[str, Callable[[], float]]
+"""Contender to what does one piece of the work in its way, and returns the seconds it took."""
+
+
+def deal_out(
+    case: Case,
+    pieces: Sequence[Piece],
+    prepared: Callable[[], AbstractContextManager[None]],
+    rounds: int,
+    plan: Plan,
+) -> Case:
+    """Have each contender do each piece `rounds` times, and note the sums of rounds in `case`.
+
+    All `pieces`, each by one contender, are done within a `prepared()`. Every other round goes
+    through the contenders backwards, so that none always comes behind the same one.
+    """
+    names = list(pieces[0])
+    plan.progress.stage(case.name, rounds * len(names))
+    for number in range(rounds):
+        sums = dict.fromkeys(names, 0.0)
+        for deal in range(len(names)):
+            with prepared():
+                for i, piece in enumerate(pieces):
+                    name = names[(deal + (i if number % 2 == 0 else -i)) % len(names)]
+                    sums[name] += piece[name]()
+            plan.progress.advance()
+        for name in names:
+            case.add(name, seconds(sums[name]))
     return case
 
 

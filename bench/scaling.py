@@ -12,8 +12,8 @@ Both must grow linearly: time per GiB and, where runs are many, per run is the s
 
 from __future__ import annotations
 
-from bench.device_path import BEST, BITMAPS, MIB, prepare
-from bench.measure import Case, Plan, take_turns
+from bench.device_path import BEST, BITMAPS, MIB, take_turns_to_give
+from bench.measure import Case, Plan
 from bench.touched_ram import TouchedRam
 from pyvmm.memory import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
@@ -68,5 +68,5 @@ def _size(size_bytes: int) -> str:
 
 
 def _measured(case: Case, ram: TouchedRam, pages: PageRuns, plan: Plan) -> Case:
-    contenders = prepare(ram, pages, (BITMAPS, BEST))
-    return take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=False)
+    take_turns_to_give(case, ram, pages, (BITMAPS, BEST), plan.rounds(ROUNDS), plan)
+    return case

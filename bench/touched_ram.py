@@ -14,6 +14,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.discarder import Range, Ranges
@@ -26,6 +27,7 @@ MADV_POPULATE_WRITE = 23  # <asm-generic/mman-common.h>, Linux 5.14
 MADV_COLLAPSE = 25  # Linux 6.1
 PR_SET_THP_DISABLE = 41  # <linux/prctl.h>
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PART_BYTES = 64 << 20
 HUGE_PAGE_PAGES = HUGE_PAGE_BYTES // PAGE_BYTES
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,12 +41,9 @@ def have_huge_pages() -> bool:
 
 
 class Given:
-    """Pages that a benchmark gives back, as runs and as the kernel is told of them."""
+    """Pages that a benchmark gives back, and what is seen of that."""
 
     def __init__(self, ram: TouchedRam, pages: PageRuns) -> None:
-        self.pages = pages
-        host = [Range(*each) for each in ram.host_ranges(pages)]
-        self.ranges: Ranges = (Range * len(host))(*host)
         self.huge_pages = _huge_pages_of(pages).intersect(ram.pages)
         """Every huge page in which one of them lies."""
         self.present = _presence(ram.pages, pages)
@@ -85,6 +84,11 @@ class TouchedRam(Ram):
             parts.append(part.raw)
         return b"".join(parts)
 
+    def ranges(self, pages: PageRuns) -> Ranges:
+        """`pages`, as the kernel is told of them."""
+        host = [Range(*each) for each in self.host_ranges(pages)]
+        return (Range * len(host))(*host)
+
     def host_ranges(self, pages: PageRuns) -> Iterator[tuple[int, int]]:
         """(address, bytes) of each run in this process; `pages` are RAM throughout."""
         for gpa, area in self._maps:
@@ -99,9 +103,17 @@ class TouchedRam(Ram):
 
     def _populate(self) -> None:
         _check(_libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0))
-        self._advise(self.pages, MADV_POPULATE_WRITE)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for _ in threads.map(_populate, *zip(*self._parts(), strict=True)):
+                pass
         self._make_huge()
         _check(_libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """(address, bytes) of pieces of RAM that processors can work at side by side."""
+        for start, length in self.host_ranges(self.pages):
+            for at in range(0, length, PART_BYTES):
+                yield start + at, min(PART_BYTES, length - at)
 
     def _make_huge(self) -> None:
         """A table of small pages that was left empty keeps a huge page away; collapse it."""
@@ -140,6 +152,10 @@ def _huge_bytes() -> int:
         if line.startswith("AnonHugePages:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _populate(start: int, length: int) -> None:
+    _check(_libc.madvise(start, length, MADV_POPULATE_WRITE))
 
 
 def _check(status: int) -> None:

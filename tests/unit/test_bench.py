@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frame of the benchmarks: turns, ratios, files, tables, pages. No time is looked at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ pytest.importorskip("bench")
 from bench import migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
-from bench.measure import TOTAL, Case, Plan, Values, seconds, take_turns
+from bench.measure import TOTAL, Case, Plan, Values, deal_out, seconds, take_turns
 from bench.movers import LAB_TRIES, again_in_the_lab
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
@@ -47,6 +50,26 @@ def test_contenders_take_turns_and_the_rehearsal_does_not_count() -> None:
     take_turns(case, contenders, 3, Plan(False, Silent()), rehearse=True)
     assert "".join(runs) == "abc" + "abc" + "bca" + "cab"
     assert case.rounds == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}
+
+
+def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
+    done: list[str] = []
+
+    @contextmanager
+    def prepared() -> Iterator[None]:
+        done.append("<")
+        yield
+        done.append(">")
+
+    def do(name: str, number: int) -> float:
+        done.append(f"{name}{number}")
+        return {"a": 1, "b": 10, "c": 100}[name] * 2**number
+
+    case = Case("x", "s", against="a")
+    pieces = [{name: partial(do, name, number) for name in "abc"} for number in range(2)]
+    deal_out(case, pieces, prepared, 2, Plan(False, Silent()))
+    assert "".join(done) == "<a0b1><b0c1><c0a1>" + "<a0c1><b0a1><c0b1>"
+    assert case.rounds == {"a": [3, 3], "b": [30, 30], "c": [300, 300]}
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_single_rounds() -> None:
