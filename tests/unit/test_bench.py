@@ -63,7 +63,7 @@ def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
 
     def do(name: str, number: int) -> float:
         done.append(f"{name}{number}")
-        return {"a": 1, "b": 10, "c": 100}[name] * 2**number
+        return {"a": 1.0, "b": 10.0, "c": 100.0}[name] * (1 << number)
 
     case = Case("x", "s", against="a")
     pieces = [{name: partial(do, name, number) for name in "abc"} for number in range(2)]
