@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real guest's balloon takes 7 of 8 GiB and gives them back: ours in both dialects, and QEMU's.
 
-In its turn each contender boots a guest with the same kernel. The guest uses nearly all of its RAM
-and frees it again (where RAM is to be touched), its balloon is inflated and deflated, and it ends.
+In its turn each contender boots a guest with the same kernel. Its balloon is inflated and deflated
+while nobody has touched most of its RAM; then the guest uses nearly all of that and frees it again,
+the balloon is inflated and deflated once more, and the guest ends.
 
 The time is that from setting the target until the driver has reported the size, looked at every
 `POLL_S` seconds in the same way for all (QEMU is asked by QMP). Its stages:
@@ -22,8 +23,6 @@ one stage of its.
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -34,37 +33,36 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from bench.measure import TOTAL, Case, Plan, Values, take_turns
+from bench.movers import again_in_the_lab
 from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm import memory
 from pyvmm.config import config_for_image
-from pyvmm.console_guest import ConsoleGuest, GuestEnded
+from pyvmm.console_guest import ConsoleGuest
 from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.lab.places import in_lab
 from pyvmm.rss import resident_bytes
 
 MIB = 1 << 20
 PAGES_PER_MIB = 256
 QEMU = "QEMU pc"
 APPEND = "loglevel=4"
-LAB_TRIES = 5
 SLACK_SHARE = 8
 """What part of RAM may be free and not in MemFree: freed pages wait in lists of the processors,
 which hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc.c)."""
 TIMES = "/sys/module/virtio_balloon_times/parameters"
+RAM = ("untouched", "touched")
 MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
+"""Way of the balloon to the driver's stage that is the guest's own memory."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Guests of one size, and how many rounds they go through with RAM untouched and touched."""
+    """Guests of one size."""
 
     ram_mib: int
     vcpus: int
-    untouched_rounds: int
-    touched_rounds: int
 
     @property
     def inflate_mib(self) -> int:
@@ -76,8 +74,11 @@ class Scale:
         return self.ram_mib * 15 // 16 - 128
 
 
-QUICK = (Scale(1024, 1, 0, 1),)
-THOROUGH = (Scale(8192, 1, 2, 2), Scale(8192, 4, 1, 1))
+QUICK = (Scale(1024, 1),)
+THOROUGH = (Scale(8192, 1), Scale(8192, 4))
+ROUNDS = 3
+WITHIN_S = 480
+"""For each size of guest: how many rounds there are depends on the machine."""
 
 
 class Stopwatches:
@@ -160,13 +161,7 @@ class Qemu:
 
 def measure(plan: Plan) -> list[Case]:
     """Run what `plan` asks for, one size of guest after the other."""
-    return [
-        case
-        for scale in (QUICK if plan.quick else THOROUGH)
-        for touched, rounds in ((False, scale.untouched_rounds), (True, scale.touched_rounds))
-        if rounds
-        for case in _cases(scale, rounds, touched, plan)
-    ]
+    return [case for scale in (QUICK if plan.quick else THOROUGH) for case in _cases(scale, plan)]
 
 
 @asynccontextmanager
@@ -190,8 +185,8 @@ async def _qemu(image: Path, scale: Scale) -> AsyncIterator[Peer]:
         yield Qemu(guest)
 
 
-def _cases(scale: Scale, rounds: int, touched: bool, plan: Plan) -> list[Case]:
-    """Two cases of the same rounds: inflate and deflate."""
+def _cases(scale: Scale, plan: Plan) -> list[Case]:
+    """What the same turns say of inflating and deflating, RAM untouched and touched."""
     image = image_path(read_recipe())
     contenders: dict[str, Boot] = {
         "pyvmm, bitmap": partial(_pyvmm, image, scale, "bitmap"),
@@ -199,53 +194,46 @@ def _cases(scale: Scale, rounds: int, touched: bool, plan: Plan) -> list[Case]:
         QEMU: partial(_qemu, image, scale),
     }
     vcpus = f"{scale.vcpus} vCPU{'s' if scale.vcpus > 1 else ''}"
-    what = f"RAM {'touched' if touched else 'untouched'}, {vcpus}"
-    inflate = Case(f"inflate, {what}", "s", against=QEMU)
-    deflate = Case(f"deflate, {what}", "s", against=QEMU)
+    first, *others = (
+        Case(f"{way}, RAM {ram}, {vcpus}", "s", against=QEMU) for ram in RAM for way in MEMORY
+    )
 
     def turn(name: str) -> Values:
-        values = asyncio.run(_turn(contenders[name], scale, touched))
-        deflate.add(name, values["deflate"])
-        return values["inflate"]
+        values: Values
+        values, *other_values = again_in_the_lab(partial(_round, contenders[name], scale))
+        for case, each in zip(others, other_values, strict=True):
+            case.add(name, each)
+        return values
 
     turns = {name: partial(turn, name) for name in contenders}
-    take_turns(inflate, turns, rounds, plan, rehearse=False)
-    return [inflate, deflate]
+    take_turns(first, turns, plan.rounds(ROUNDS), plan, rehearse=False, within_s=WITHIN_S)
+    return [first, *others]
 
 
-async def _turn(boot: Boot, scale: Scale, touched: bool) -> dict[str, Values]:
-    """One round of one contender; says what `inflate` and `deflate` took.
-
-    In the lab a guest sometimes resets in the middle of it, ours and QEMU's alike: QEMU's emulation
-    is known for it (DECISIONS.md, "A hanging emulator"). Such a round is taken again.
-    """
-    for _ in range(LAB_TRIES - 1 if in_lab() else 0):
-        try:
-            return await _round(boot, scale, touched)
-        except GuestEnded as ended:
-            print(f"the guest ended, once more: {ended}", file=sys.stderr, flush=True)
-    return await _round(boot, scale, touched)
-
-
-async def _round(boot: Boot, scale: Scale, touched: bool) -> dict[str, Values]:
+async def _round(boot: Boot, scale: Scale) -> list[Values]:
     async with boot() as peer:
         await peer.guest.user_space()
-        if touched:
-            await peer.guest.ask(f"grab {scale.touch_mib}")
-            await peer.guest.ask("free")
-        free_before = await peer.guest.free_bytes()
-        before = peer.resident_bytes()
-        inflate = await _move(peer, "inflate", scale.inflate_mib * PAGES_PER_MIB)
-        if touched:
-            # The balloon may also hold what was not touched.
-            least = (scale.inflate_mib - (scale.ram_mib - scale.touch_mib)) * MIB
-            freed = before - peer.resident_bytes()
-            assert freed >= least, f"the host got {freed} bytes back, not {least}"
-        deflate = await _move(peer, "deflate", 0)
-        free = await peer.guest.free_bytes()
-        slack = scale.ram_mib * MIB // SLACK_SHARE
-        assert free >= free_before - slack, f"{free_before} bytes were free, now {free}"
-        return {"inflate": inflate, "deflate": deflate}
+        untouched = await _there_and_back(peer, scale)
+        await peer.guest.ask(f"grab {scale.touch_mib}")
+        await peer.guest.ask("free")
+        # The balloon may also hold what was not touched.
+        least_freed = (scale.inflate_mib - (scale.ram_mib - scale.touch_mib)) * MIB
+        return untouched + await _there_and_back(peer, scale, least_freed)
+
+
+async def _there_and_back(peer: Peer, scale: Scale, least_freed: int | None = None) -> list[Values]:
+    """Inflate and deflate; where RAM is touched the host must get `least_freed` bytes back."""
+    free_before = await peer.guest.free_bytes()
+    before = peer.resident_bytes()
+    inflate = await _move(peer, "inflate", scale.inflate_mib * PAGES_PER_MIB)
+    if least_freed is not None:
+        freed = before - peer.resident_bytes()
+        assert freed >= least_freed, f"the host got {freed} bytes back, not {least_freed}"
+    deflate = await _move(peer, "deflate", 0)
+    free = await peer.guest.free_bytes()
+    slack = scale.ram_mib * MIB // SLACK_SHARE
+    assert free >= free_before - slack, f"{free_before} bytes were free, now {free}"
+    return [inflate, deflate]
 
 
 async def _move(peer: Peer, way: str, pages: int) -> Values:

@@ -12,6 +12,8 @@ half a second now and then; so all of them are, to the same part.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -81,12 +83,25 @@ Contender = Callable[[], Values]
 
 
 def take_turns(
-    case: Case, contenders: Mapping[str, Contender], rounds: int, plan: Plan, *, rehearse: bool
+    case: Case,
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    plan: Plan,
+    *,
+    rehearse: bool,
+    within_s: float = math.inf,
 ) -> Case:
-    """Run every contender `rounds` times, in turns, and note what each took in `case`."""
+    """Run every contender `rounds` times, in turns, and note what each took in `case`.
+
+    After the first, no round is begun that would end after `within_s` if it took as long as those
+    before it.
+    """
     names = list(contenders)
     plan.progress.stage(case.name, (rounds + rehearse) * len(names))
+    begin = time.monotonic()
     for number in range(-1 if rehearse else 0, rounds):
+        if number > 0 and (time.monotonic() - begin) * (number + 1) / number > within_s:
+            break
         first = max(number, 0) % len(names)
         for name in names[first:] + names[:first]:
             values = contenders[name]()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,22 @@ def test_contenders_take_turns_and_the_rehearsal_does_not_count() -> None:
     take_turns(case, contenders, 3, Plan(False, Silent()), rehearse=True)
     assert "".join(runs) == "abc" + "abc" + "bca" + "cab"
     assert case.rounds == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}
+
+
+def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("bench.measure.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def contend() -> Values:
+        clock[0] += 10
+        return seconds(1)
+
+    case = Case("x", "s", against="a")
+    turns = dict.fromkeys("ab", contend)
+    take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=65)
+    assert len(case.rounds["b"]) == 3
+    take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=0)
+    assert len(case.rounds["b"]) == 4
 
 
 def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
