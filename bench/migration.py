@@ -25,9 +25,15 @@ from functools import partial
 
 from bench.measure import TOTAL, Case, Plan, Values, take_turns
 from bench.movers import (
+    ASKED,
     HINTING,
     MIB,
+    NOT_ASKED,
+    QEMU,
+    QEMU_HINTED,
+    QUICK_SIZE,
     SEED,
+    THOROUGH_SIZE,
     VERIFIED,
     Boot,
     Size,
@@ -38,13 +44,7 @@ from bench.movers import (
     qemu_boot,
 )
 
-ASKED, NOT_ASKED, HINTED = (
-    "pyvmm, bitmap",
-    "pyvmm, bitmap, not asked",
-    "pyvmm, standard, hints",
-)
-QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
-QUICK_SIZE, THOROUGH_SIZE = Size(256), Size(8192)
+HINTED = "pyvmm, standard, hints"
 WRITE_MB_S = 50
 WRITTEN_MIB = {True: 16, False: 128}
 """How much memory is written to, quickly or not."""

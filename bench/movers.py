@@ -33,6 +33,8 @@ from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.lab.places import in_lab
 
 MIB = 1 << 20
+ASKED, NOT_ASKED = "pyvmm, bitmap", "pyvmm, bitmap, not asked"
+QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_TRIES = 3
@@ -56,6 +58,9 @@ class Size:
     def touch_mib(self) -> int:
         """Nearly all that a program can get."""
         return self.ram_mib * 15 // 16 - 128
+
+
+QUICK_SIZE, THOROUGH_SIZE = Size(256), Size(8192)
 
 
 class Mover(Protocol):

@@ -18,9 +18,15 @@ from typing import Any
 
 from bench.measure import TOTAL, Case, Plan
 from bench.movers import (
+    ASKED,
     HINTING,
     MIB,
+    NOT_ASKED,
+    QEMU,
+    QEMU_HINTED,
+    QUICK_SIZE,
     SEED,
+    THOROUGH_SIZE,
     VERIFIED,
     Boot,
     Mover,
@@ -32,10 +38,6 @@ from bench.movers import (
     qemu_boot,
 )
 from pyvmm.console_guest import POLL_S, GuestEnded
-
-ASKED, NOT_ASKED = "pyvmm, bitmap", "pyvmm, bitmap, not asked"
-QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
-QUICK_SIZE, THOROUGH_SIZE = Size(256), Size(8192)
 
 Saved = tuple[float, float, float]
 """Seconds, MiB of the file, milliseconds the guest stood still."""

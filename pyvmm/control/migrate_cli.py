@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, visit
+from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, unused_option, visit
 from pyvmm.migration.options import security, security_options
 from pyvmm.units import format_size, parse_size
 
@@ -57,13 +57,7 @@ Show = Callable[[dict[str, Any]], None]
     metavar="SIZE",
     help="Send no more than so much a second while the guest runs; 0 is no limit.",
 )
-@click.option(
-    "--unused/--no-unused",
-    "ask_unused",
-    default=True,
-    show_default=True,
-    help="Ask the guest which pages it does not use, and leave them out.",
-)
+@unused_option
 @click.option(
     "--auto-converge",
     is_flag=True,

@@ -25,6 +25,13 @@ REPLY_TIMEOUT_S = 10.0
 qmp_option = click.option(
     "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
 )
+unused_option = click.option(
+    "--unused/--no-unused",
+    "ask_unused",
+    default=True,
+    show_default=True,
+    help="Ask the guest which pages it does not use, and leave them out.",
+)
 
 
 def visit(

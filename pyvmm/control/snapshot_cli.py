@@ -15,7 +15,7 @@ import click
 
 from pyvmm.control.cli import parse_seconds
 from pyvmm.control.client import QmpClient
-from pyvmm.control.monitor import visit
+from pyvmm.control.monitor import unused_option, visit
 from pyvmm.errors import UserError
 from pyvmm.progress import show_progress
 from pyvmm.units import MIB, format_size
@@ -45,13 +45,7 @@ _REASONS = {
     show_default=True,
     help="Let the guest go on afterwards, or end it.",
 )
-@click.option(
-    "--unused/--no-unused",
-    "ask_unused",
-    default=True,
-    show_default=True,
-    help="Ask the guest which pages it does not use, and leave them out.",
-)
+@unused_option
 @click.option(
     "--timeout",
     "timeout_s",

@@ -33,6 +33,8 @@ REST_PERCENTAGE = 80
 PATTERN_MIB = int(os.environ.get("LONG_MIB", "512"))
 """What is rewritten by guests that are moved or saved twenty times in a row."""
 MEMORY_MIB = 2 * PATTERN_MIB + 96
+SMALL_PATTERN_MIB, SMALL_MEMORY_MIB = 16, 96
+"""For guests that faults are tried on."""
 BALLOON_MIB = (PATTERN_MIB * 3 // 8, PATTERN_MIB * 5 // 8)
 """About half of what such a guest can do without; on its way between them while it moves."""
 PATIENCE_S = 60.0

@@ -75,10 +75,28 @@ def run_guest(make_config: MakeConfig) -> RunGuest:
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    """A socket path on a file system that has sockets; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "qmp.sock"
+def directory() -> Iterator[Path]:
+    """A place for files in memory, and for sockets; the lab's shared root has none of either."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def path(directory: Path) -> Path:
+    """Of QMP's socket."""
+    return directory / "qmp.sock"
+
+
+@pytest.fixture
+def address(directory: Path) -> str:
+    """Where a guest may arrive."""
+    return f"unix:{directory / 'm'}"
+
+
+@pytest.fixture
+def file(directory: Path) -> Path:
+    """Where a snapshot may be."""
+    return directory / "snapshot"
 
 
 @pytest.fixture

@@ -16,8 +16,13 @@ from pyvmm.migration.transport import MigrationListener, Security, parse_migrati
 from pyvmm.scripted_console import ScriptedConsole
 from pyvmm.tracing import LogTracer
 
+DOWNTIME_LIMIT_MS = 60_000
+"""A guest that rewrites all of its memory within a round never fits into less."""
 
-def migrate(guest: GuestSession, address: str, downtime_limit_ms: int, **options: Any) -> None:
+
+def migrate(
+    guest: GuestSession, address: str, downtime_limit_ms: int = DOWNTIME_LIMIT_MS, **options: Any
+) -> None:
     """Begin to move it to `address`."""
     limit = {"downtime-limit": downtime_limit_ms}
     migrate_commands.migrate_set_parameters(guest.machine, **limit)

@@ -22,8 +22,6 @@ from pyvmm.state.parts import KINDS
 from tests.kvm.churning import rest
 from tests.kvm.moving import migrate, migrated
 
-DOWNTIME_LIMIT_MS = 60_000
-
 
 def say(words: str) -> None:
     print(f"side: {words}", flush=True)
@@ -49,7 +47,7 @@ async def obey(guest: GuestSession, address: str) -> None:
         if line != "migrate":
             guest.console.send_line(line)
             continue
-        migrate(guest, address, DOWNTIME_LIMIT_MS)
+        migrate(guest, address)
         answer = await migrated(guest)
         say(f"{answer['status']} {answer.get('error-desc', '')}")
     showing.cancel()

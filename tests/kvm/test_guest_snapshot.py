@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ PATTERN_MIB = 96
 BALLOON_PAGES = 64 * MIB // PAGE_BYTES
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 UPTIME = "cut -d' ' -f1 /proc/uptime"
-
-
-@pytest.fixture
-def file() -> Iterator[Path]:
-    """A place for a snapshot on a file system in memory."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "snapshot"
 
 
 async def save(guest: GuestSession, path: Path, **wishes: Any) -> SnapshotStatus:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,16 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
-from tests.kvm.churning import Report, all_is_well, assert_one_life, beats_on, churning, goes_on
+from tests.kvm.churning import (
+    SMALL_MEMORY_MIB,
+    SMALL_PATTERN_MIB,
+    Report,
+    all_is_well,
+    assert_one_life,
+    beats_on,
+    churning,
+    goes_on,
+)
 from tests.kvm.guests import MakeConfig, RunGuest
 from tests.kvm.moments import Moments
 from tests.kvm.moving import Home, migrate, migrated
@@ -30,19 +38,9 @@ from tests.kvm.relay import Harm, Relay
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(1800)]
 
-MEMORY_MIB = 96
-PATTERN_MIB = 16
 VCPUS = 2
-DOWNTIME_LIMIT_MS = 60_000
 SHARE_OF_REPLIES = 0.25
 """So many of the flipped bits are in what the destination says."""
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A place for sockets and files; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        yield Path(name)
 
 
 class Voyage:
@@ -65,7 +63,7 @@ class Voyage:
         waiting = asyncio.create_task(home.guest())
         with Relay(here, there, self._moments.choose) as relay:
             relay.harms_replies = self._moments.choose.random() < SHARE_OF_REPLIES
-            migrate(self.guest, f"unix:{here}", DOWNTIME_LIMIT_MS)
+            migrate(self.guest, f"unix:{here}")
             await asyncio.sleep(after_s)
             phase = self.guest.machine.migrations.status
             relay.harm = harm
@@ -123,11 +121,11 @@ def test_a_bad_connection(
 ) -> None:
     moments = Moments(f"connection {harm.value}")
     offer = ["free-page-hint"] if dialect == "standard" else []
-    config = make_config(memory_mib=MEMORY_MIB, vcpus=VCPUS, dialect=dialect, offer=offer)
+    config = make_config(memory_mib=SMALL_MEMORY_MIB, vcpus=VCPUS, dialect=dialect, offer=offer)
 
     async def main() -> None:
         async with guest_session(config) as first:
-            await churning(first, PATTERN_MIB)
+            await churning(first, SMALL_PATTERN_MIB)
             voyage = Voyage(first, directory, moments)
             try:
                 assert await voyage.attempt(Harm.NONE, 0.0) == ""
@@ -157,7 +155,8 @@ async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
 def small_disk(directory: Path) -> Iterator[Path]:
     """A file system of its own, in memory."""
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={8 * PATTERN_MIB}m", "tmpfs", directory], check=True
+        ["mount", "-t", "tmpfs", "-o", f"size={8 * SMALL_PATTERN_MIB}m", "tmpfs", directory],
+        check=True,
     )
     yield directory
     subprocess.run(["umount", directory], check=True)
@@ -181,12 +180,12 @@ def test_a_full_disk(run_guest: RunGuest, small_disk: Path, figure: Callable[[st
     path = small_disk / "snapshot"
 
     async def scenario(guest: GuestSession) -> None:
-        await churning(guest, PATTERN_MIB)
+        await churning(guest, SMALL_PATTERN_MIB)
         status = await save(guest, path)
         assert status.status == "completed", status.error
         old, report = path.read_bytes(), await goes_on(guest)
         while moments.left:
-            room = moments.choose.randrange(PATTERN_MIB * MIB)
+            room = moments.choose.randrange(SMALL_PATTERN_MIB * MIB)
             filler = fill_up(small_disk, room)
             status = await save(guest, path)
             filler.unlink()
@@ -207,6 +206,6 @@ def test_a_full_disk(run_guest: RunGuest, small_disk: Path, figure: Callable[[st
                 await goes_on(guest)
                 return await all_is_well(guest)
 
-    run_guest(scenario, memory_mib=MEMORY_MIB, vcpus=VCPUS)
+    run_guest(scenario, memory_mib=SMALL_MEMORY_MIB, vcpus=VCPUS)
     report = asyncio.run(from_the_old_one())
     figure(f"{moments}; {report}")

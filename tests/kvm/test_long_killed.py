@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import Wish
 from pyvmm.state.parts import KINDS
 from tests.kvm.churning import (
+    SMALL_MEMORY_MIB,
+    SMALL_PATTERN_MIB,
     Report,
     all_is_well,
     assert_one_life,
@@ -39,36 +40,25 @@ from tests.kvm.moving import Home, migrate, migrated
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(1800)]
 
-MEMORY_MIB = 96
-PATTERN_MIB = 16
-DOWNTIME_LIMIT_MS = 60_000
 PATIENCE_S = 120.0
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    """A place for sockets and files; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def snapshot(run_guest: RunGuest, directory: Path) -> Path:
+def snapshot(run_guest: RunGuest, file: Path) -> Path:
     """A guest at work, to go on from."""
-    path = directory / "snapshot"
 
     async def scenario(guest: GuestSession) -> None:
-        await churning(guest, PATTERN_MIB)
+        await churning(guest, SMALL_PATTERN_MIB)
         await beats_on(guest)
-        guest.machine.snapshots.start(Wish(path))
+        guest.machine.snapshots.start(Wish(file))
         while guest.machine.snapshots.active:
             await asyncio.sleep(0.02)
         assert guest.machine.snapshots.status.status == "completed"
         await goes_on(guest)
         await all_is_well(guest)
 
-    run_guest(scenario, memory_mib=MEMORY_MIB, vcpus=2)
-    return path
+    run_guest(scenario, memory_mib=SMALL_MEMORY_MIB, vcpus=2)
+    return file
 
 
 class Side:
@@ -161,11 +151,8 @@ async def killed_source(
         return "" if late else "moved", took_s
 
 
-def test_the_source_is_killed(
-    snapshot: Path, directory: Path, figure: Callable[[str], None]
-) -> None:
+def test_the_source_is_killed(snapshot: Path, address: str, figure: Callable[[str], None]) -> None:
     moments = Moments("source killed")
-    address = f"unix:{directory}/m"
 
     async def main() -> None:
         outcome, takes_s = await killed_source(snapshot, address)
@@ -195,7 +182,7 @@ class Stayer:
         async with side("arrive", address) as there:
             await there.says("side: waiting")
             begin = time.monotonic()
-            migrate(self._guest, address, DOWNTIME_LIMIT_MS)
+            migrate(self._guest, address)
             while machine.migrations.active and time.monotonic() < begin + after_s:
                 await asyncio.sleep(0.005)
             phase = machine.migrations.status
@@ -245,10 +232,9 @@ async def restored(path: Path) -> AsyncIterator[GuestSession]:
 
 
 def test_the_destination_is_killed(
-    snapshot: Path, directory: Path, figure: Callable[[str], None]
+    snapshot: Path, address: str, figure: Callable[[str], None]
 ) -> None:
     moments = Moments("destination killed")
-    address = f"unix:{directory}/m"
 
     async def main() -> None:
         async with restored(snapshot) as guest:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -35,13 +34,6 @@ from tests.kvm.guests import MakeConfig
 from tests.kvm.moments import TRIES
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
-
-
-@pytest.fixture
-def file() -> Iterator[Path]:
-    """A place for a snapshot on a file system in memory."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory) / "snapshot"
 
 
 async def save(guest: GuestSession, path: Path) -> SnapshotStatus:

@@ -7,7 +7,6 @@ import fcntl
 import signal
 import socket
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,17 +27,10 @@ VERIFIED = f"ok verified {PATTERN_MIB * MIB} wrong 0"
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that can have sockets; the lab's shared root cannot."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory)
-
-
-@pytest.fixture
-def at_home(guest_image: Path, place: Path) -> Iterator[Program]:
-    """A guest that holds a pattern, controlled at `place`/home."""
+def at_home(guest_image: Path, directory: Path) -> Iterator[Program]:
+    """A guest that holds a pattern, controlled at `directory`/home."""
     append = 'loglevel=4 pyvmm.run="pattern"'
-    qmp = f"unix:{place}/home"
+    qmp = f"unix:{directory}/home"
     with Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as program:
         program.expect("user space up")
         assert program.ask(f"alloc {PATTERN_MIB}").startswith("ok")
@@ -57,9 +49,9 @@ def loopback() -> None:
 
 
 @contextmanager
-def waiting(place: Path, address: str, *options: object) -> Iterator[tuple[Program, str]]:
-    """A process that waits for a guest, to be controlled at `place`/away, and where it does."""
-    with Program("--incoming", address, "--qmp", f"unix:{place}/away", *options) as program:
+def waiting(directory: Path, address: str, *options: object) -> Iterator[tuple[Program, str]]:
+    """A process that waits for a guest, to be controlled at `directory`/away, and where it does."""
+    with Program("--incoming", address, "--qmp", f"unix:{directory}/away", *options) as program:
         line = program.expect("waiting for a guest at ")
         yield program, line.split()[-1]
 
@@ -68,8 +60,8 @@ def tls_options(files: TlsFiles) -> list[object]:
     return ["--tls-ca", files.ca, "--tls-cert", files.certificate, "--tls-key", files.key]
 
 
-def migrate(place: Path, address: str, *options: object) -> tuple[int, str, str]:
-    done = pyvmm("migrate", address, "--qmp", f"unix:{place}/home", *options)
+def migrate(directory: Path, address: str, *options: object) -> tuple[int, str, str]:
+    done = pyvmm("migrate", address, "--qmp", f"unix:{directory}/home", *options)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -80,26 +72,28 @@ def lives(program: Program) -> None:
     assert program.status() == 0
 
 
-def test_over_a_unix_socket(at_home: Program, place: Path, figure: Callable[[str], None]) -> None:
-    with waiting(place, f"unix:{place}/m") as (away, address):
-        status, out, err = migrate(place, address)
+def test_over_a_unix_socket(
+    at_home: Program, directory: Path, figure: Callable[[str], None]
+) -> None:
+    with waiting(directory, f"unix:{directory}/m") as (away, address):
+        status, out, err = migrate(directory, address)
         assert (status, "the guest has moved in" in out) == (0, True), err
         figure(f"pyvmm migrate: {out.strip()}")
         assert at_home.status() == 0
         away.expect("the guest has arrived")
-        shown = pyvmm("balloon", "--qmp", f"unix:{place}/away")
+        shown = pyvmm("balloon", "--qmp", f"unix:{directory}/away")
         assert (shown.returncode, "running" in shown.stdout) == (0, True)
         lives(away)
-    assert list(place.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
 @pytest.mark.usefixtures("loopback")
-def test_over_tcp_with_certificates(at_home: Program, place: Path) -> None:
+def test_over_tcp_with_certificates(at_home: Program, directory: Path) -> None:
     """Who is not trusted gets nothing, and the guest goes on; then it moves."""
-    home, away_files = (certificate(place, "ca", name) for name in ("home", "away"))
-    stranger = certificate(place, "other", "stranger")
-    with waiting(place, "tcp:127.0.0.1:0", *tls_options(away_files)) as (away, address):
-        status, out, err = migrate(place, address, *tls_options(stranger))
+    home, away_files = (certificate(directory, "ca", name) for name in ("home", "away"))
+    stranger = certificate(directory, "other", "stranger")
+    with waiting(directory, "tcp:127.0.0.1:0", *tls_options(away_files)) as (away, address):
+        status, out, err = migrate(directory, address, *tls_options(stranger))
         assert (status, out) == (1, "")
         moving, refused = err.splitlines()
         assert moving == f"pyvmm: moving the guest to {address}"
@@ -107,32 +101,34 @@ def test_over_tcp_with_certificates(at_home: Program, place: Path) -> None:
         assert refused.endswith("; it goes on here")
         assert at_home.ask("verify 3") == VERIFIED
         away.expect("a source was turned away: TLS failed")
-        status, out, err = migrate(place, address, *tls_options(home))
+        status, out, err = migrate(directory, address, *tls_options(home))
         assert status == 0, err
         assert at_home.status() == 0
         lives(away)
 
 
 def test_a_paused_guest_arrives_paused_and_its_source_may_stay(
-    at_home: Program, place: Path
+    at_home: Program, directory: Path
 ) -> None:
-    with waiting(place, f"unix:{place}/m") as (away, address):
-        with QmpClient(place / "home") as client:
+    with waiting(directory, f"unix:{directory}/m") as (away, address):
+        with QmpClient(directory / "home") as client:
             client.execute("stop")
-            status, _, err = migrate(place, address, "--keep", "--no-unused")
+            status, _, err = migrate(directory, address, "--keep", "--no-unused")
             assert status == 0, err
             assert client.execute("query-status")["status"] == "postmigrate"
             client.execute("quit")
         assert at_home.status() == 0
-        with QmpClient(place / "away") as client:
+        with QmpClient(directory / "away") as client:
             assert client.execute("query-status") == {"status": "paused", "running": False}
             client.execute("cont")
         lives(away)
 
 
-def test_the_destination_is_ended_while_the_guest_arrives(at_home: Program, place: Path) -> None:
-    with waiting(place, f"unix:{place}/m") as (away, address):
-        with QmpClient(place / "home") as client:
+def test_the_destination_is_ended_while_the_guest_arrives(
+    at_home: Program, directory: Path
+) -> None:
+    with waiting(directory, f"unix:{directory}/m") as (away, address):
+        with QmpClient(directory / "home") as client:
             client.execute("migrate-set-parameters", **{"max-bandwidth": 4 * MIB})
             client.execute("migrate", uri=address)
             while client.execute("query-migrate")["ram"]["transferred"] < MIB:
@@ -144,12 +140,12 @@ def test_the_destination_is_ended_while_the_guest_arrives(at_home: Program, plac
                 pass
             assert client.execute("query-migrate")["status"] == "failed"
         lives(at_home)
-    assert list(place.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
-def test_a_guest_that_is_too_large_stays(at_home: Program, place: Path) -> None:
-    with waiting(place, f"unix:{place}/m", "--memory", "64M") as (away, address):
-        status, _, err = migrate(place, address)
+def test_a_guest_that_is_too_large_stays(at_home: Program, directory: Path) -> None:
+    with waiting(directory, f"unix:{directory}/m", "--memory", "64M") as (away, address):
+        status, _, err = migrate(directory, address)
         assert status == 1
         assert "the guest has 128 MiB of RAM, and only 64 MiB may come" in err
         assert away.status() == 2

@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,13 +44,6 @@ WRITES_ALL_THE_TIME = (
     "(while pattern grab 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
     " > /log 2>&1 &"
 )
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    """A place for a socket; the lab's shared root has none."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield f"unix:{Path(directory) / 'm'}"
 
 
 def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,9 +119,9 @@ async def cancelled(
 
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
-    run_guest: RunGuest, figure: Callable[[str], None], vcpus: int
+    run_guest: RunGuest, address: str, figure: Callable[[str], None], vcpus: int
 ) -> None:
-    async def scenario(guest: GuestSession, address: str) -> None:
+    async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
         for command in (f"alloc {HOT_MIB}", "churn 7"):
             await guest.ask(command)
@@ -173,6 +171,4 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
             there.console.send_line("quit")
             assert (await there.finished()).ending is Ending.POWEROFF
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        address = f"unix:{Path(directory) / 'm'}"
-        run_guest(lambda guest: scenario(guest, address), memory_mib=128, vcpus=vcpus)
+    run_guest(scenario, memory_mib=128, vcpus=vcpus)

@@ -19,7 +19,7 @@ from bench import migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
 from bench.measure import TOTAL, Case, Plan, Values, deal_out, seconds, take_turns
-from bench.movers import LAB_TRIES, again_in_the_lab
+from bench.movers import ASKED, LAB_TRIES, NOT_ASKED, QEMU, QEMU_HINTED, again_in_the_lab
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
 from bench.tables import figures_table, seed_table
@@ -142,10 +142,7 @@ def test_figures_of_copies_name_their_contenders() -> None:
     """What is set out to be reached is measured, in a thorough run."""
     by_bench = {
         "migration": (vars(migration.Cases("idle")).values(), set(migration.CONTENDERS)),
-        "snapshot": (
-            snapshot.new_cases(),
-            {snapshot.ASKED, snapshot.NOT_ASKED, snapshot.QEMU, snapshot.QEMU_HINTED},
-        ),
+        "snapshot": (snapshot.new_cases(), {ASKED, NOT_ASKED, QEMU, QEMU_HINTED}),
     }
     for figure in FIGURES:
         if figure.bench in by_bench:

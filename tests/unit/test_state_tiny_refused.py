@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine does not take of a saved state, by name, and never with a crash.
+
+Any KVM will do, be it unfit for Linux; tests/kvm runs the same tests in the lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from ctypes import sizeof
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices.state import Payload, StateError, decode, encode
+from pykvm import abi
+from pyvmm.state import kvm_vm
+from tests.unit.tiny_guest import LSTAR, Tiny, fill, filled, tiny, with_msr
+
+pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
+
+
+@pytest.fixture
+def good() -> Iterator[tuple[Tiny, dict[str, Any]]]:
+    with filled() as pair:
+        yield pair
+
+
+def refused(machine: Tiny, payload: Payload, match: str) -> None:
+    with pytest.raises(StateError, match=match):
+        machine.restore_vcpu(payload)
+
+
+def test_registers_that_kvm_does_not_know_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    refused(machine, with_msr(payload, 0x1234_5678, 0), "kvm-vcpu: msr_indices has MSR 0x12345678")
+    many = payload
+    for index in range(20):
+        many = with_msr(many, 0x7000_0000 + index, 1)
+    refused(machine, many, "MSR 0x70000007 and 12 more: not known to this KVM")
+
+
+def test_values_that_cannot_be_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    bad = with_msr(payload, LSTAR, 1 << 60)
+    refused(machine, bad, "kvm-vcpu: MSR 0xc0000082 cannot be 0x1000000000000000 here")
+
+
+def test_features_that_the_processor_lacks_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    leaf = abi.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 4, ecx=1 << 16, edx=1 << 24)
+    for name in ("hle", "la57", "amx_tile"):
+        refused(machine, {**payload, "cpuid": payload["cpuid"] + bytes(leaf)}, f"asks for.* {name}")
+
+
+def test_the_processors_of_another_maker_are_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    other = bytearray(payload["cpuid"])
+    other[16] ^= 1
+    refused(machine, {**payload, "cpuid": bytes(other)}, "asks for a processor made by")
+
+
+def test_a_guest_of_another_clock_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    khz = payload["tsc_khz"]
+    if machine.here.tsc_scaling:
+        machine.restore_vcpu({**payload, "tsc_khz": khz * 2 // 3})
+        return
+    refused(machine, {**payload, "tsc_khz": khz * 2 // 3}, "tsc_khz is .* bound to")
+    machine.restore_vcpu({**payload, "tsc_khz": khz + khz // 10_000})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("regs", bytes(8), "regs has 8 bytes and not 144"),
+        ("sregs2", bytes(319), "sregs2 has 319 bytes"),
+        ("lapic", bytes(1025), "lapic has 1025 bytes and not 1024"),
+        ("xsave", bytes(4092), "xsave has 4092 bytes, room is for"),
+        ("xsave", bytes(4097), "xsave has 4097 bytes, room is for"),
+        ("xsave", bytes(1 << 15), "xsave has 32768 bytes, room is for"),
+        ("xsave", bytes(1 << 20), "xsave has 1048576 bytes, more than 65536"),
+        ("xsave", bytes(512) + b"\x00\x00\x00\x80" + bytes(3580), "xsave has component 31"),
+        ("xcrs", bytes(4), "xcrs has 4 bytes and not 392"),
+        ("cpuid", bytes(39), "cpuid has 39 bytes, no whole number of leaves"),
+        ("cpuid", bytes(40 * 257), "cpuid has 10280 bytes, more than 10240"),
+        ("nested", bytes(100), "nested has 100 bytes"),
+        ("nested", bytes(1 << 15), "nested has 32768 bytes where this KVM has"),
+        ("mp_state", 5, "mp_state is 5, not from 0 to 4"),
+        ("msr_indices", [1 << 32], "msr_indices is 4294967296"),
+        ("msr_indices", list(range(1025)), "msr_indices has 1025 items, more than 1024"),
+        ("msr_values", [0], "msr_values has 1 items and not"),
+        ("tsc_khz", 0, "tsc_khz is 0, not from 1"),
+        ("colour", 1, "colour is not known here"),
+    ],
+)
+def test_what_has_the_wrong_size_is_refused(
+    good: tuple[Tiny, dict[str, Any]], name: str, value: Any, match: str
+) -> None:
+    machine, payload = good
+    refused(machine, {**payload, name: value}, match)
+
+
+def test_what_is_missing_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    for name in payload:
+        rest = {other: payload[other] for other in payload if other != name}
+        refused(machine, rest, f"kvm-vcpu: {name} is missing")
+
+
+def test_what_kvm_refuses_is_no_crash(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    events = abi.kvm_vcpu_events(flags=1 << 31)
+    refused(
+        machine,
+        {**payload, "vcpu_events": bytes(events)},
+        "kvm-vcpu: this KVM refuses it: KVM_SET_VCPU_EVENTS: Invalid argument",
+    )
+
+
+def test_nested_state_cannot_claim_more_than_it_has(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    size = sizeof(abi.kvm_nested_state)
+    lie = bytes(abi.kvm_nested_state(size=size + 1))
+    if machine.here.nested_bytes:
+        refused(machine, {**payload, "nested": lie}, f"says that it has {size + 1} bytes")
+    else:
+        refused(machine, {**payload, "nested": lie}, f"has {size} bytes where this KVM has 0")
+
+
+def test_a_machine_takes_only_whole_controllers() -> None:
+    with tiny() as machine:
+        payload: dict[str, Any] = {**kvm_vm.save_vm(machine.vm, 0, 0)}
+        for name, value, match in (
+            ("ioapic", bytes(8), "ioapic has 8 bytes and not 216"),
+            ("pic_slave", b"", "pic_slave has 0 bytes and not 16"),
+            ("clock_ns", 1 << 62, "clock_ns is"),
+            ("hpet", b"", "hpet is not known here"),
+        ):
+            with pytest.raises(StateError, match=f"kvm-vm: {match}"):
+                machine.restore_vm({**payload, name: value})
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_state_is_taken_or_refused(data: st.DataObject) -> None:
+    """Bits flipped anywhere: the only thing that comes out is StateError."""
+    with tiny() as machine, tiny() as copy:
+        fill(machine)
+        saved = {name: {**decode(encoded)} for name, encoded in machine.save().items()}
+        part = saved[data.draw(st.sampled_from(sorted(saved)))]
+        for name in data.draw(st.lists(st.sampled_from(sorted(part)), min_size=1, max_size=3)):
+            part[name] = spoilt(data, part[name])
+        with contextlib.suppress(StateError):
+            copy.restore({name: encode(payload) for name, payload in saved.items()})
+
+
+def spoilt(data: st.DataObject, value: Any) -> Any:
+    if isinstance(value, bytes):
+        bits = bytearray(value)
+        for at in data.draw(st.lists(st.integers(0, max(len(bits) * 8 - 1, 0)), max_size=4)):
+            if bits:
+                bits[at // 8] ^= 1 << at % 8
+        return bytes(bits)
+    if isinstance(value, list):
+        at = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:at], value[at] ^ 1 << data.draw(st.integers(0, 63)), *value[at + 1 :]]
+    return value ^ 1 << data.draw(st.integers(0, 63))
