@@ -15,17 +15,25 @@ class Kvm(Enum):
     FIT = auto()  # for Linux: see pyvmm.probe
 
 
+class Unnamed(Enum):
+    """When a benchmark runs although nobody has named it."""
+
+    ALWAYS = auto()
+    QUICKLY = auto()  # only with --quick: its thorough run takes long
+    NEVER = auto()
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """A row of the catalogue; its code is `measure` in `bench.<module>`."""
+    """A row of the catalogue; its code is `function` in `bench.<module>`."""
 
     module: str
     title: str
     kvm: Kvm
     lab_mib: int = 4096
     """RAM of that lab."""
-    by_name: bool = False
-    """Takes so long that it runs thoroughly only when it is named."""
+    unnamed: Unnamed = Unnamed.ALWAYS
+    function: str = "measure"
 
 
 CATALOGUE = {
@@ -33,6 +41,14 @@ CATALOGUE = {
     "scaling": Benchmark("scaling", "One inflate against its size and fragmentation", Kvm.NONE),
     "exits": Benchmark("exits", "VM exits: what a register access costs", Kvm.RUNS, 2048),
     "balloon": Benchmark("balloon", "A real guest's balloon: 7 of 8 GiB", Kvm.FIT, 12288),
+    "balloon-smp": Benchmark(
+        "balloon",
+        "A real guest's balloon: 7 of 8 GiB, 4 vCPUs",
+        Kvm.FIT,
+        12288,
+        Unnamed.NEVER,
+        "measure_smp",
+    ),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.FIT),
     "footprint": Benchmark("footprint", "Memory beside guest RAM", Kvm.FIT),
     "migration": Benchmark(
@@ -40,13 +56,13 @@ CATALOGUE = {
         "Live migration: an 8 GiB guest, with and without unused pages",
         Kvm.FIT,
         18432,
-        by_name=True,
+        unnamed=Unnamed.QUICKLY,
     ),
     "snapshot": Benchmark(
         "snapshot",
         "Snapshots: an 8 GiB guest, with and without unused pages",
         Kvm.FIT,
         18432,
-        by_name=True,
+        unnamed=Unnamed.QUICKLY,
     ),
 }
