@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from bench.catalogue import CATALOGUE, Benchmark, Kvm, Unnamed
-from bench.measure import Plan
+from bench.measure import Kept, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import Choice, choose_kvm
@@ -24,6 +24,7 @@ from pyvmm.progress import show_progress
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/bench")
+LAB_TRIES = 3
 
 
 def _known(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str]:
@@ -91,7 +92,9 @@ def _measured(output: Path) -> list[Path]:
 def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     """Have a process of its own measure one benchmark, where it can."""
     new = file.with_suffix(".new")
-    new.unlink(missing_ok=True)
+    kept = file.with_suffix(".kept")
+    for path in (new, kept):
+        path.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "pyvmm", "bench", name, "--measure-into", str(new)]
     argv += ["--quick"] if quick else []
     if benchmark.kvm is Kvm.FIT:
@@ -106,18 +109,20 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     if status or not new.exists():
         raise UserError(f"the benchmark {name} ended with status {status}", "see what it said")
     new.replace(file)
+    kept.unlink(missing_ok=True)
 
 
 def _run_in_lab(argv: list[str], memory_mib: int) -> int:
-    """Where the emulator stops (DECISIONS.md, "A hanging emulator"), once more, in another lab."""
+    """Where the emulator stops (DECISIONS.md, "A hanging emulator"), go on in another lab."""
     from pyvmm.lab.run import run_in_lab
     from pyvmm.lab.start import LabError
 
-    try:
-        return run_in_lab(argv, memory_mib=memory_mib)
-    except LabError as error:
-        print(f"once more: {error}", file=sys.stderr, flush=True)
-        return run_in_lab(argv, memory_mib=memory_mib)
+    for _ in range(LAB_TRIES - 1):
+        try:
+            return run_in_lab(argv, memory_mib=memory_mib)
+        except LabError as error:
+            print(f"going on in another lab: {error}", file=sys.stderr, flush=True)
+    return run_in_lab(argv, memory_mib=memory_mib)
 
 
 def _needs_lab(kvm: Kvm) -> bool:
@@ -130,5 +135,6 @@ def _measure(name: str, quick: bool, file: Path) -> None:
     benchmark = CATALOGUE[name]
     module = importlib.import_module(f"bench.{benchmark.module}")
     with show_progress() as progress:
-        cases = getattr(module, benchmark.function)(Plan(quick, progress))
+        plan = Plan(quick, progress, Kept(file.with_suffix(".kept")))
+        cases = getattr(module, benchmark.function)(plan)
     new_result(name, benchmark.title, quick, cases).save(file)

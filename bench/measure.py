@@ -12,12 +12,16 @@ half a second now and then; so all of them are, to the same part.
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pyvmm.progress import Progress
 
@@ -27,12 +31,36 @@ Values = Mapping[str, float]
 TOTAL = ""
 
 
+class Kept:
+    """What turns have given, in the file at `path`, from where a run that broke off goes on."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._done: dict[str, Any] = {}
+        self._turns: Counter[str] = Counter()
+        if path is not None and path.exists():
+            self._done = json.loads(path.read_text())
+
+    def turn(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the next piece of work of that name, and return what it gives, which JSON can hold."""
+        self._turns[name] += 1
+        key = f"{name} {self._turns[name]}"
+        if key not in self._done:
+            self._done[key] = work()
+            if self._path is not None:
+                new = self._path.with_suffix(".part")
+                new.write_text(json.dumps(self._done))
+                new.replace(self._path)
+        return self._done[key]
+
+
 @dataclass(frozen=True)
 class Plan:
     """How thorough a run is; `quick` is for seeing that the benchmarks work."""
 
     quick: bool
     progress: Progress
+    kept: Kept = field(default_factory=Kept)
 
     def rounds(self, thorough: int) -> int:
         """Rounds to take: `thorough`, or one when it shall be quick."""

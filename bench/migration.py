@@ -92,15 +92,15 @@ def measure(plan: Plan) -> list[Case]:
     ):
         for case in vars(cases).values():
             case.against = names[-1]
-        turns = {name: partial(_turn, name, size, cases, writes) for name in names}
+        turns = {name: partial(_turn, name, size, cases, writes, plan) for name in names}
         take_turns(cases.time, turns, 1, plan, rehearse=False)
     pairs = zip(vars(idle).values(), vars(writing).values(), strict=True)
     return [case for pair in pairs for case in pair]
 
 
-def _turn(name: str, size: Size, cases: Cases, writes: int) -> Values:
-    contender = CONTENDERS[name]
-    seconds, answer = again_in_the_lab(lambda: _move(contender, size, writes))
+def _turn(name: str, size: Size, cases: Cases, writes: int, plan: Plan) -> Values:
+    move = partial(_move, CONTENDERS[name], size, writes)
+    seconds, answer = plan.kept.turn(f"{name} {writes}", lambda: again_in_the_lab(move))
     cases.sent.add(name, {TOTAL: answer["ram"]["transferred"] / MIB})
     cases.downtime.add(name, {TOTAL: float(answer["downtime"])})
     cases.rounds.add(name, {TOTAL: float(answer["ram"]["dirty-sync-count"])})

@@ -51,9 +51,10 @@ def measure(plan: Plan) -> list[Case]:
     if not plan.quick:
         peers[QEMU_HINTED] = qemu_boot(*HINTING)
     plan.progress.stage(cases[0].name, 1 + len(peers))
-    turns = [partial(_ours, size), *(partial(_peers, name, peers[name], size) for name in peers)]
-    for turn in turns:
-        for name, saved in again_in_the_lab(turn).items():
+    turns = {"pyvmm": partial(_ours, size)}
+    turns |= {name: partial(_peers, name, peers[name], size) for name in peers}
+    for turn, work in turns.items():
+        for name, saved in plan.kept.turn(turn, partial(again_in_the_lab, work)).items():
             for case, value in zip(cases, saved, strict=True):
                 case.add(name, {TOTAL: value})
         plan.progress.advance()

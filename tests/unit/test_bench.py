@@ -18,7 +18,7 @@ pytest.importorskip("bench")
 from bench import migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
-from bench.measure import TOTAL, Case, Plan, Values, deal_out, seconds, take_turns
+from bench.measure import TOTAL, Case, Kept, Plan, Values, deal_out, seconds, take_turns
 from bench.movers import ASKED, LAB_TRIES, NOT_ASKED, QEMU, QEMU_HINTED, again_in_the_lab
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
@@ -67,6 +67,28 @@ def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPat
     assert len(case.rounds["b"]) == 3
     take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=0)
     assert len(case.rounds["b"]) == 4
+
+
+def test_a_run_that_was_broken_off_goes_on_from_what_it_kept(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def work(name: str) -> dict[str, int]:
+        done.append(name)
+        return {name: len(done)}
+
+    path = tmp_path / "x.kept"
+    first = Kept(path)
+    assert [first.turn(name, partial(work, name)) for name in "aba"] == [
+        {"a": 1},
+        {"b": 2},
+        {"a": 3},
+    ]
+    second = Kept(path)
+    assert [second.turn(name, partial(work, name)) for name in "abab"] == [
+        *({"a": 1}, {"b": 2}, {"a": 3}),
+        {"b": 4},
+    ]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
