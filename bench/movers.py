@@ -199,7 +199,7 @@ async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str
     await mover.command("migrate", uri=uri, **options)
     while (answer := await mover.command("query-migrate"))["status"] != "completed":
         seconds = time.monotonic() - begin
-        if answer["status"] == "failed" or seconds > PATIENCE_S:
+        if answer["status"] in ("failed", "cancelled") or seconds > PATIENCE_S:
             raise GuestEnded(f"it has not moved in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - begin, answer
