@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,7 +120,8 @@ class PyvmmMover:
             yield ask
         finally:
             to_guest.close()
-            process.kill()
+            with suppress(ProcessLookupError):  # it ended with its guest
+                process.kill()
             await process.wait()
 
 
