@@ -28,6 +28,8 @@ BEGIN = "<!-- benchmarks: written by make bench -->"
 END = "<!-- end of benchmarks -->"
 TOLD_FIRST = "inflate, RAM touched, 1 vCPU"
 """The case whose stages stand beside those of the thread that proposed the bitmaps."""
+TOLD_WHOLE = ("migration", "snapshot")
+"""Benchmarks whose table is in the project's README."""
 
 
 def write_report(output: Path, results: Sequence[Result]) -> None:
@@ -81,6 +83,8 @@ def _summary(results: Sequence[Result], output: Path) -> Iterable[str]:
     yield from _markdown(figures_table(results))
     for result in results:
         told = [seed_table(case) for case in result.cases if case.name == TOLD_FIRST]
+        if result.bench in TOLD_WHOLE:
+            told.append(cases_table(result))
         for table in told:
             yield from _markdown(table)
     for result in results:
