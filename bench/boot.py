@@ -24,9 +24,9 @@ from bench.started import MACHINES, Guest, Started, in_memory
 from guest_images.build import build_image
 
 USER_SPACE = "pyvmm guest: user space up after"
-# Name, vCPUs, MiB of RAM, rounds.
 WITHIN_S = 75
-"""For each of them; in a slow lab there are fewer rounds."""
+"""For each case; in a slow lab there are fewer rounds."""
+# Name, vCPUs, MiB of RAM, rounds.
 CASES = (("1 vCPU, 512 MiB", 1, 512, 7), ("4 vCPUs, 1 GiB", 4, 1024, 3))
 
 STAMPED = """
