@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from bench.measure import TOTAL, Case, Plan, Values, take_turns
-from bench.movers import again_in_the_lab
+from bench.movers import APPEND, MIB, QEMU, Size, again_in_the_lab
 from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
@@ -45,10 +45,7 @@ from pyvmm.guest_session import GuestSession, guest_session
 from pyvmm.lab.places import in_lab
 from pyvmm.rss import resident_bytes
 
-MIB = 1 << 20
 PAGES_PER_MIB = 256
-QEMU = "QEMU pc"
-APPEND = "loglevel=4"
 SLACK_SHARE = 8
 """What part of RAM may be free and not in MemFree: freed pages wait in lists of the processors,
 which hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc.c)."""
@@ -59,20 +56,14 @@ MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Size):
     """Guests of one size."""
 
-    ram_mib: int
     vcpus: int
 
     @property
     def inflate_mib(self) -> int:
         return self.ram_mib * 7 // 8
-
-    @property
-    def touch_mib(self) -> int:
-        """Nearly all that a program can get."""
-        return self.ram_mib * 15 // 16 - 128
 
 
 QUICK_MIB, THOROUGH_MIB = 512, 8192

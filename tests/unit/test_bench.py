@@ -11,11 +11,12 @@ import pytest
 
 from pyvmm.console_guest import GuestEnded
 from pyvmm.lab.places import in_lab
+from pyvmm.lab.start import LabError
 from pyvmm.progress import Silent
 
 pytest.importorskip("bench")
 
-from bench import migration, snapshot
+from bench import cli, migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
 from bench.measure import TOTAL, Case, Kept, Plan, Values, deal_out, seconds, take_turns
@@ -67,6 +68,22 @@ def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPat
     assert len(case.rounds["b"]) == 3
     take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=0)
     assert len(case.rounds["b"]) == 4
+
+
+def test_what_fails_in_a_lab_is_tried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int | LabError] = [LabError("it stopped", "try again"), 1, 0, 2]
+
+    def run_in_lab(argv: list[str], **limits: float) -> int:
+        end = ends.pop(0)
+        if isinstance(end, LabError):
+            raise end
+        return end
+
+    monkeypatch.setattr("pyvmm.lab.run.run_in_lab", run_in_lab)
+    assert cli._run_in_lab(["x"], 4096) == 0
+    assert ends == [2]
+    ends[:] = [3, 4, 5, 0]
+    assert cli._run_in_lab(["x"], 4096) == 5
 
 
 def test_a_run_that_was_broken_off_goes_on_from_what_it_kept(tmp_path: Path) -> None:
