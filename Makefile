@@ -18,11 +18,11 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 
 test: native image stock-kernels  ## Run every test; those that need KVM run in the lab where this machine's is unfit
 	@$(BIN)/python -m pytest -m "not kvm" -q
-	@scripts/test-with-kvm
+	@$(BIN)/python -m tests.with_kvm
 
 # LONG_MIB (512) and LONG_TRIES (20) in the environment make them smaller, LONG_SEED the same again.
 test-long: native image  ## Long rounds of moves, snapshots and faults (LONG: as pytest's -k, e.g. migrations)
-	@LAB_MIB=4096 LIMIT_S=14400 scripts/test-with-kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
+	@LAB_MIB=4096 LIMIT_S=14400 $(BIN)/python -m tests.with_kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
 
 bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
 	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
@@ -30,7 +30,7 @@ bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_O
 conformance: native image  ## Write docs/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml
 	-@$(BIN)/python -m pytest -m "conformance and not kvm" -q --junitxml build/conformance-unit.xml
-	-@scripts/test-with-kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
+	-@LABS=1 $(BIN)/python -m tests.with_kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
 fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py

@@ -29,7 +29,8 @@ from pyvmm.lab.warm import describe_python
 if TYPE_CHECKING:
     from pyvmm.migration.transport import Address, Security
 
-DEFAULT_CPUS = 2
+DEFAULT_CPUS = 1
+"""With more, QEMU 7.2 corrupts a lab in which guests of several vCPUs run (DECISIONS.md)."""
 MIN_MEMORY_MIB = 4096
 _OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
 

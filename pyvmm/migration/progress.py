@@ -51,6 +51,8 @@ class Progress:
     """Sent with their contents; a page counts again whenever it is."""
     zero_pages: int = 0
     """Found to be zeros, and not sent."""
+    collected_pages: int = 0
+    """Had to be sent when the log was last looked at, of which `remaining_pages` are left."""
     remaining_pages: int = 0
     rounds: int = 0
     sent_bytes: int = 0
@@ -67,10 +69,10 @@ class Progress:
 
     @property
     def expected_downtime_s(self) -> float:
-        """What sending the remaining pages would take now."""
-        if not self.remaining_pages:
+        """What sending all pages would have taken that remained when the log was last looked at."""
+        if not self.collected_pages:
             return 0.0
-        return self.remaining_pages * PAGE_BYTES / max(self.bandwidth, _MIN_SECONDS)
+        return self.collected_pages * PAGE_BYTES / max(self.bandwidth, _MIN_SECONDS)
 
     @property
     def total_s(self) -> float:
@@ -83,7 +85,7 @@ class Progress:
 
     def collected(self, pages: int, seconds: float) -> None:
         """So many pages remain; they have changed within so many seconds, unless those are 0."""
-        self.remaining_pages = pages
+        self.collected_pages = self.remaining_pages = pages
         if seconds:
             self.dirty_pages_rate = round(pages / seconds)
 

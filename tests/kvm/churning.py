@@ -26,7 +26,7 @@ from pyvmm.outcome import Ending
 from pyvmm.units import MIB
 
 LOST = 70
-"""The status then; `scripts/test-with-kvm` knows it."""
+"""The status then; `tests.with_kvm` knows it."""
 SEED = 7
 BEAT_MS = 100
 REST_PERCENTAGE = 80

@@ -53,6 +53,18 @@ class BusyGuest(WritingGuest):
             self._next += 1
 
 
+def test_what_the_rest_would_take_is_known_while_it_is_sent() -> None:
+    progress = Progress()
+    progress.round_done(sent_bytes=100 * PAGE, seconds=1.0)
+    progress.collected(50, 1.0)
+    assert progress.expected_downtime_s == 0.5
+    progress.done(50, 50)
+    assert progress.remaining_pages == 0
+    assert progress.expected_downtime_s == 0.5
+    progress.collected(0, 1.0)
+    assert progress.expected_downtime_s == 0.0
+
+
 def cancel_when(due: Callable[[Progress], bool]) -> Callable[[Precopy, Story], None]:
     def watch(precopy: Precopy, story: Story) -> None:
         if due(story.progress):
