@@ -86,7 +86,7 @@ async def goes_on(guest: GuestSession, since: Report | None = None, mib: int = 4
 def rest(guest: GuestSession) -> None:
     """Have its processors rest for most of their time, as in a migration that has to converge.
 
-    They are never idle, and a lab of two processors has other things to do besides.
+    They are never idle, and the lab has one processor for everything.
     """
     guest.machine.throttle(REST_PERCENTAGE)
 
