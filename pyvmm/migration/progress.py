@@ -69,7 +69,7 @@ class Progress:
 
     @property
     def expected_downtime_s(self) -> float:
-        """What sending all pages would have taken that remained when the log was last looked at."""
+        """What sending all that the last look at the log has found takes, sent by now or not."""
         if not self.collected_pages:
             return 0.0
         return self.collected_pages * PAGE_BYTES / max(self.bandwidth, _MIN_SECONDS)
