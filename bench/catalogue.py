@@ -15,6 +15,10 @@ class Kvm(Enum):
     FIT = auto()  # for Linux: see pyvmm.probe
 
 
+SMALL_LAB_MIB = 4096
+"""Enough for any quick run; one size for all, as the first lab of each size has to be booted."""
+
+
 class Unnamed(Enum):
     """When a benchmark runs although nobody has named it."""
 
@@ -30,7 +34,7 @@ class Benchmark:
     module: str
     title: str
     kvm: Kvm
-    lab_mib: int = 4096
+    lab_mib: int = SMALL_LAB_MIB
     """RAM of that lab."""
     unnamed: Unnamed = Unnamed.ALWAYS
     function: str = "measure"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from bench.catalogue import CATALOGUE, Benchmark, Kvm, Unnamed
+from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, Kvm, Unnamed
 from bench.measure import Kept, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
@@ -24,8 +24,6 @@ from pyvmm.progress import show_progress
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/bench")
-QUICK_LAB_MIB = 4096
-"""One size for all: the first lab of each size has to be booted."""
 LAB_TRIES = 3
 LAB_TIMEOUT_S = 1800.0
 """A process that the emulator never lets end must not hold up the rest for ever."""
@@ -107,7 +105,7 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
         with show_progress() as progress:
             build_image(progress=progress)
     if _needs_lab(benchmark.kvm):
-        status = _run_in_lab(argv, QUICK_LAB_MIB if quick else benchmark.lab_mib)
+        status = _run_in_lab(argv, SMALL_LAB_MIB if quick else benchmark.lab_mib)
     else:
         status = subprocess.run(argv, check=False).returncode
     if status or not new.exists():
