@@ -22,7 +22,7 @@ from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
     type=click.IntRange(1, 64),
     default=DEFAULT_CPUS,
     show_default=True,
-    help="Processors of the lab, when it is needed.",
+    help="Processors of the lab, when it is needed; QEMU before 8.1 is not safe with several.",
 )
 @click.option(
     "--kvm",

@@ -7,6 +7,8 @@ it, by way of a breakpoint. Under QEMU's TCG that can go wrong. Seen with versio
 of tests that make and close machines: a translation made while the breakpoint was there outlived
 it, and every processor that came by (the place is in the scheduler) took the breakpoint for ever.
 
+A lab of one processor is safe from that; `pyvmm lab --cpus` makes larger ones.
+
 So the agent holds what keeps these keys on for as long as the lab lives (names as in Linux 6.1):
 
     preempt_notifier_key, in the scheduler      any machine
