@@ -9,6 +9,7 @@ out by all later runs. Remove the claims before such a run. Used by `tests.with_
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    _, notes = tempfile.mkstemp(".passed", dir=config.getoption("--resume"))
+    fd, notes = tempfile.mkstemp(".passed", dir=config.getoption("--resume"))
+    os.close(fd)
     config.stash[NOTES] = Path(notes)
     config.stash[TAKEN] = {}
 
