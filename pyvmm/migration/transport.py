@@ -34,6 +34,8 @@ from pyvmm.lab.places import IncomingPlace, in_lab, incoming_place, outward_door
 from pyvmm.migration.errors import MigrationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 IDLE_TIMEOUT_S = 60.0
@@ -179,8 +181,7 @@ class SocketLink:
         return True
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._stream, socket.SHUT_RDWR)
+        _hang_up(self._stream)
 
     def close(self) -> None:
         """Hang up; nobody uses the link any more."""
@@ -194,6 +195,7 @@ class MigrationListener:
         security.check(address)
         self._context = security.tls.context(server=True) if security.tls else None
         self._file: Listener | None = None
+        self._newcomer: ssl.SSLSocket | None = None  # who has not proved anything yet
         self._inside = incoming_place(str(address))
         self.address: Address = address
         """Where it really listens."""
@@ -239,7 +241,14 @@ class MigrationListener:
         if self._context is None:
             return SocketLink(stream)
         stream.settimeout(CONNECT_TIMEOUT_S)
-        return _with_tls(stream, self._context, None)
+        link = _with_tls(stream, self._context, None, self._greet)
+        self._newcomer = None
+        return link
+
+    def _greet(self, newcomer: ssl.SSLSocket) -> None:
+        self._newcomer = newcomer
+        if self.socket.fileno() < 0:  # `close` has just not seen it
+            _hang_up(newcomer)
 
     def close(self) -> None:
         """Stop listening; may be called from another thread, and again."""
@@ -248,6 +257,8 @@ class MigrationListener:
         if self._file is not None:
             self._file.remove()
         self.socket.close()
+        if (newcomer := self._newcomer) is not None:
+            _hang_up(newcomer)
         inside, self._inside = self._inside, None
         if inside is not None:
             _listen_no_more(inside)
@@ -319,14 +330,29 @@ def _listen_no_more(inside: IncomingPlace) -> None:
             unlisten_outside(door, inside.path)
 
 
-def _with_tls(stream: socket.socket, context: ssl.SSLContext, host: str | None) -> SocketLink:
+def _with_tls(
+    stream: socket.socket,
+    context: ssl.SSLContext,
+    host: str | None,
+    begun: Callable[[ssl.SSLSocket], None] = lambda stream: None,
+) -> SocketLink:
+    """Find out who is there; without a host name, as a server. `begun` gets what can be hung up."""
     try:
-        return SocketLink(
-            context.wrap_socket(stream, server_side=host is None, server_hostname=host)
+        stream = context.wrap_socket(
+            stream, server_side=host is None, server_hostname=host, do_handshake_on_connect=False
         )
+        begun(stream)
+        stream.do_handshake()
     except OSError as error:
         stream.close()
         raise MigrationError(f"TLS failed: {reason(error)}") from error
+    return SocketLink(stream)
+
+
+def _hang_up(stream: socket.socket) -> None:
+    """End what another thread does with it. TLS itself would only be forgotten."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
 
 def _is_local(address: TcpAddress) -> bool:

@@ -36,7 +36,7 @@ from tests.kvm.moments import Moments
 from tests.kvm.moving import Home, migrate, migrated
 from tests.kvm.relay import Harm, Relay
 
-pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 VCPUS = 2
 SHARE_OF_REPLIES = 0.25

@@ -38,7 +38,7 @@ from tests.kvm.guests import RunGuest
 from tests.kvm.moments import Moments
 from tests.kvm.moving import Home, migrate, migrated
 
-pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 PATIENCE_S = 120.0
 

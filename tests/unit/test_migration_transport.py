@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pyvmm.errors import UserError
 from pyvmm.lab.places import IN_LAB_VARIABLE
+from pyvmm.migration import transport
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import (
     MigrationListener,
@@ -22,6 +24,7 @@ from pyvmm.migration.transport import (
     TlsFiles,
     UnixAddress,
     connect,
+    dial,
     parse_migration_address,
 )
 from tests.certificates import certificate
@@ -220,6 +223,20 @@ def test_strangers_are_turned_away_and_the_waiting_goes_on(
     plain.close()
     source = connect(address, Security(certificates("ca", "source")))
     talk(source, meeting.accepted())
+
+
+def test_who_says_nothing_delays_no_end(
+    meet: Callable[[MigrationListener], Meeting],
+    certificates: Callable[[str, str], TlsFiles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 60.0)  # longer than `close` waits
+    meeting = meet(MigrationListener(LOCAL, Security(certificates("ca", "destination"))))
+    with dial(meeting.listener.address):
+        while meeting.listener._newcomer is None:
+            time.sleep(0.01)
+        meeting.close()
+    assert "nobody came" in str(meeting.error)
 
 
 def test_files_that_are_no_certificates(tmp_path: Path) -> None:
