@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from devices.state import StateError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
-from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.errors import LinkBroken, MigrationError
 from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.stream import SourceReader
 from pyvmm_native.page_blocks import scatter_block
@@ -80,6 +80,10 @@ class Arrival:
         except (StateError, UserError) as error:
             self._give_up(str(error))
             raise MigrationError(str(error)) from error
+        except LinkBroken as error:
+            with suppress(MigrationError):  # it may hear us all the same
+                self._say(messages.Failed(str(error)))
+            raise
         except MigrationError as error:
             self._give_up(str(error))
             raise

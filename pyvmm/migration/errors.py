@@ -8,6 +8,10 @@ class MigrationError(Exception):
     """The migration has failed. The message says why; it is one line, without a final full stop."""
 
 
+class LinkBroken(MigrationError):
+    """The connection has broken, or nothing has come over it for too long."""
+
+
 class Cancelled(MigrationError):
     """Somebody on this side has cancelled it."""
 

@@ -12,7 +12,7 @@ through both to its end.
 
 A `Link` blocks, in the thread that uses it, for at most `IDLE_TIMEOUT_S` without a byte moving.
 Only `abort` may be called from another thread. Every failure of a connection that exists is a
-`MigrationError`; what stands in the way of having one is a `UserError`.
+`LinkBroken`; what stands in the way of having one is a `UserError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from pyvmm.control.unix_socket import Listener, parse_address
 from pyvmm.errors import UserError
 from pyvmm.lab.places import IncomingPlace, in_lab, incoming_place, outward_door
-from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.errors import LinkBroken, MigrationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -374,10 +374,10 @@ def _family(address: TcpAddress) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address.host else socket.AF_INET
 
 
-def _broken(error: OSError) -> MigrationError:
+def _broken(error: OSError) -> LinkBroken:
     if isinstance(error, TimeoutError):
-        return MigrationError(f"the other side is silent since {IDLE_TIMEOUT_S:g} s")
-    return MigrationError(f"the connection broke: {reason(error)}")
+        return LinkBroken(f"the other side is silent since {IDLE_TIMEOUT_S:g} s")
+    return LinkBroken(f"the connection broke: {reason(error)}")
 
 
 def _no_name(address: TcpAddress) -> OSError:

@@ -84,7 +84,7 @@ class Relay:
             self._copy(source, destination, False)
 
     def _copy(self, source: socket.socket, to: socket.socket, replies: bool) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := source.recv(PIECE_BYTES):
                 if self.harm is Harm.FLIPPED and replies == self.harms_replies and not self.done:
                     data = self._flip(data)
@@ -93,6 +93,9 @@ class Relay:
                     return
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
+        except OSError:  # who hangs up with bytes unread resets the connection, for both
+            _hang_up(source)
+            _hang_up(to)
 
     def _flip(self, data: bytes) -> bytes:
         bit = self._choose.randrange(8 * len(data))

@@ -4,8 +4,9 @@
     python -m tests.kvm.side leave SNAPSHOT ADDRESS    go on from there; move when told "migrate"
     python -m tests.kvm.side arrive ADDRESS            wait for a guest
 
-Its standard output is the guest's console, and lines of its own that begin with "side: ": "waiting"
-or "running", and at the end what became of it. Other lines on standard input go to the guest.
+Its standard output is the guest's console, and in the middle of that (of a line, too) words of its
+own, from "side: " to a newline: "waiting" or "running", and at the end what became of it. Other
+lines on standard input go to the guest.
 """
 
 from __future__ import annotations
@@ -27,20 +28,31 @@ def say(words: str) -> None:
     print(f"side: {words}", flush=True)
 
 
-async def show_console(guest: GuestSession) -> None:
-    """Print what the guest prints, for ever."""
-    shown = 0
-    while True:
-        text = guest.console.text
-        if text[shown:]:
-            print(text[shown:], end="", flush=True)
-        shown = len(text)
-        await asyncio.sleep(0.01)
+class Shown:
+    """A guest's console on our standard output."""
+
+    def __init__(self, guest: GuestSession) -> None:
+        self._console = guest.console
+        self._shown = 0
+
+    def update(self) -> None:
+        """Print what the guest has printed since."""
+        text = self._console.text
+        if text[self._shown :]:
+            print(text[self._shown :], end="", flush=True)
+        self._shown = len(text)
+
+    async def keep_up(self) -> None:
+        """Do that for ever."""
+        while True:
+            self.update()
+            await asyncio.sleep(0.01)
 
 
 async def obey(guest: GuestSession, address: str) -> None:
     """Do what standard input says, until its end."""
-    showing = asyncio.create_task(show_console(guest))
+    shown = Shown(guest)
+    showing = asyncio.create_task(shown.keep_up())
     rest(guest)
     say("running")
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
@@ -49,6 +61,7 @@ async def obey(guest: GuestSession, address: str) -> None:
             continue
         migrate(guest, address)
         answer = await migrated(guest)
+        shown.update()  # whoever reads that it has moved may kill us, and wants to have it all
         say(f"{answer['status']} {answer.get('error-desc', '')}")
     showing.cancel()
 

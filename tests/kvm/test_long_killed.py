@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -77,7 +78,7 @@ class Side:
     @property
     def console(self) -> str:
         """What its guest has printed."""
-        return "".join(line for line in self.text.splitlines(True) if not line.startswith("side: "))
+        return re.sub("side: .*\n", "", self.text)
 
     async def says(self, words: str) -> None:
         async with asyncio.timeout(PATIENCE_S):

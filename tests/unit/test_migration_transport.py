@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from pyvmm.errors import UserError
 from pyvmm.lab.places import IN_LAB_VARIABLE
 from pyvmm.migration import transport
+from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.transport import (
     MigrationListener,
@@ -28,6 +30,7 @@ from pyvmm.migration.transport import (
     parse_migration_address,
 )
 from tests.certificates import certificate
+from tests.migration_guest import NewHome
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 
@@ -237,6 +240,29 @@ def test_who_says_nothing_delays_no_end(
             time.sleep(0.01)
         meeting.close()
     assert "nobody came" in str(meeting.error)
+
+
+def test_a_silent_source_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "IDLE_TIMEOUT_S", 0.2)
+    received = count_calls(monkeypatch, SocketLink, "receive")
+    ours, theirs = socket.socketpair()
+    link = SocketLink(theirs)
+    with ours, pytest.raises(MigrationError, match="silent since"):
+        Arrival(NewHome(), link).run()
+    assert received() == 1
+    link.close()
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, of: type, name: str) -> Callable[[], int]:
+    """Count calls of a method from now on."""
+    method, counted = getattr(of, name), []
+
+    def counts(*arguments: object) -> object:
+        counted.append(name)
+        return method(*arguments)
+
+    monkeypatch.setattr(of, name, counts)
+    return lambda: len(counted)
 
 
 def test_files_that_are_no_certificates(tmp_path: Path) -> None:
