@@ -62,6 +62,14 @@ CATALOGUE = {
         18432,
         unnamed=Unnamed.QUICKLY,
     ),
+    "migration-writing": Benchmark(
+        "migration",
+        "Live migration: an 8 GiB guest that writes 50 MB/s",
+        Kvm.FIT,
+        18432,
+        Unnamed.QUICKLY,
+        "measure_writing",
+    ),
     "snapshot": Benchmark(
         "snapshot",
         "Snapshots: an 8 GiB guest, with and without unused pages",

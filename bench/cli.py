@@ -64,8 +64,9 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     which are run if none is named, or of
       balloon-smp  a real guest's balloon, 4 vCPUs
       migration    to another process, with and without unused pages, beside QEMU
+      migration-writing  the same of a guest that writes all the time
       snapshot     into a file, with and without unused pages, beside QEMU
-    which take long, the last two also 20 GiB of memory.
+    which take long, the last three also 20 GiB of memory.
     Contenders take turns in every round; compare ratios, not seconds. Leave the machine alone
     meanwhile.
     """

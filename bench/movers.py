@@ -38,7 +38,7 @@ QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_TRIES = 3
-PATIENCE_S = 600.0
+PATIENCE_S = 420.0
 UNLIMITED = 1 << 40
 HELD_MIB, SEED = 16, 7
 VERIFIED = f"verified {HELD_MIB * MIB} wrong 0"
@@ -194,14 +194,23 @@ async def _prepare(guest: ConsoleGuest[Any], size: Size) -> None:
         await guest.ask(line)
 
 
+class GivenUp(Exception):
+    """A guest has not moved within `PATIENCE_S`."""
+
+
 async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str, Any]]:
-    """Move it to `uri`; returns the seconds that took, and what query-migrate says in the end."""
+    """Move it to `uri`; returns the seconds that took, and what query-migrate says in the end.
+
+    Raises `GivenUp`.
+    """
     begin = time.monotonic()
     await mover.command("migrate", uri=uri, **options)
     while (answer := await mover.command("query-migrate"))["status"] != "completed":
         seconds = time.monotonic() - begin
-        if answer["status"] in ("failed", "cancelled") or seconds > PATIENCE_S:
-            raise GuestEnded(f"it has not moved in {seconds:.0f} s: {answer}")
+        if answer["status"] in ("failed", "cancelled"):
+            raise GuestEnded(f"it has not moved: {answer}")
+        if seconds > PATIENCE_S:
+            raise GivenUp(f"it has not moved in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - begin, answer
 

@@ -90,7 +90,7 @@ def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["bitmap", pytest.param("standard", marks=pytest.mark.long)])
 def test_seven_of_eight_gib(
     run_guest: RunGuest, figure: Callable[[str], None], dialect: str
 ) -> None:

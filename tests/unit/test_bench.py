@@ -180,7 +180,10 @@ def test_only_the_part_between_the_marks_of_the_readme_changes(tmp_path: Path) -
 def test_figures_of_copies_name_their_contenders() -> None:
     """What is set out to be reached is measured, in a thorough run."""
     by_bench = {
-        "migration": (vars(migration.Cases("idle")).values(), set(migration.CONTENDERS)),
+        "migration": (
+            vars(migration.Cases("idle", QEMU_HINTED)).values(),
+            set(migration.CONTENDERS),
+        ),
         "snapshot": (snapshot.new_cases(), {ASKED, NOT_ASKED, QEMU, QEMU_HINTED}),
     }
     for figure in FIGURES:
