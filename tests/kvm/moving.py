@@ -45,14 +45,21 @@ class Home:
         self.console = ScriptedConsole()
         self.error = ""
 
+    @property
+    def touched(self) -> bool:
+        """Whether a source has begun to send its guest."""
+        return bool(self._machines)
+
     async def guest(self) -> GuestSession | None:
         """Wait for one; `error` says why there is none. The session is the caller's to close."""
         try:
             running = await arrive(self._listener, self._make)
-        except UserError as error:
-            self.error = str(error)
+        except BaseException as error:
             for machine in self._machines:
                 machine.close()
+            if not isinstance(error, UserError):
+                raise
+            self.error = str(error)
             return None
         (machine,) = self._machines
         self.console.connect(machine.console_input)

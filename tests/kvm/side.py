@@ -25,7 +25,7 @@ from tests.kvm.moving import migrate, migrated
 
 
 def say(words: str) -> None:
-    print(f"side: {words}", flush=True)
+    print(f"side: {words}\n", end="", flush=True)
 
 
 class Shown:
