@@ -17,7 +17,7 @@ demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show
 	@$(BIN)/pyvmm demo
 
 test: native image stock-kernels  ## Run every test; those that need KVM run in the lab where this machine's is unfit
-	@$(BIN)/python -m pytest -m "not kvm" -q -n auto --dist loadfile
+	@$(BIN)/python -m pytest -m "not kvm" -q -n auto --maxprocesses 4 --dist loadfile
 	@$(BIN)/python -m tests.with_kvm
 
 # LONG_MIB (512) and LONG_TRIES (20) in the environment make them smaller, LONG_SEED the same again.
