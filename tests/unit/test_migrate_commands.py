@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -124,7 +126,14 @@ def test_nobody_is_there(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_where_its_memory_could_be_read() -> None:
+def test_where_its_memory_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
+        assert threading.get_ident() != of_event_loop, "the guest's devices wait for it"
+        return found(host, *arguments, **options)
+
+    of_event_loop, found = threading.get_ident(), socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
     async def scenario(machine: InMemoryMachine) -> None:
         ask(machine, "migrate", uri="tcp:192.0.2.1:4444")
         answer = await over(machine)
