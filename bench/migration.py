@@ -112,6 +112,8 @@ def _measure(plan: Plan, cases: Cases, names: Sequence[str], writes: int) -> lis
             cases.sent.add(name, {TOTAL: answer["ram"]["transferred"] / MIB})
             cases.downtime.add(name, {TOTAL: float(answer["downtime"])})
             cases.rounds.add(name, {TOTAL: float(answer["ram"]["dirty-sync-count"])})
+        elif name == cases.time.against:
+            raise GivenUp(f"{name}, by which the others are divided, has not moved")
         else:
             cases.time.add(f"{name}, given up", {TOTAL: seconds})
         plan.progress.advance()

@@ -20,7 +20,15 @@ from bench import cli, migration, snapshot
 from bench.catalogue import CATALOGUE
 from bench.figures import FIGURES
 from bench.measure import TOTAL, Case, Kept, Plan, Values, deal_out, seconds, take_turns
-from bench.movers import ASKED, LAB_TRIES, NOT_ASKED, QEMU, QEMU_HINTED, again_in_the_lab
+from bench.movers import (
+    ASKED,
+    LAB_TRIES,
+    NOT_ASKED,
+    QEMU,
+    QEMU_HINTED,
+    GivenUp,
+    again_in_the_lab,
+)
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
 from bench.tables import figures_table, seed_table
@@ -191,6 +199,29 @@ def test_figures_of_copies_name_their_contenders() -> None:
             cases, contenders = by_bench[figure.bench]
             assert figure.case in {case.name for case in cases}
             assert {figure.contender, figure.against} <= contenders
+
+
+@pytest.mark.parametrize("stays", [QEMU, ASKED])
+def test_who_has_not_moved_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stays: str
+) -> None:
+    """Unless the others are divided by it."""
+
+    async def move(contender: migration.Contender, *_: int) -> tuple[float, dict[str, object]]:
+        if contender is migration.CONTENDERS[stays]:
+            return 420.0, {}
+        return 2.0, {"ram": {"transferred": 1 << 30, "dirty-sync-count": 3}, "downtime": 200}
+
+    monkeypatch.setattr(migration, "_move", move)
+    if stays == ASKED:
+        with pytest.raises(GivenUp, match=ASKED):
+            migration.measure_writing(Plan(False, Silent()))
+        return
+    cases = migration.measure_writing(Plan(False, Silent()))
+    write_report(tmp_path, [new_result("migration-writing", "Moves", False, cases)])
+    page = (tmp_path / "README.md").read_text()
+    assert "| QEMU pc, given up | 420 s |  | 210 |" in page
+    assert page.count("| QEMU pc, hints |") == len(cases)
 
 
 def test_a_guest_that_ends_has_its_turn_again_in_the_lab(
