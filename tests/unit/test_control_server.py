@@ -3,10 +3,8 @@
 
 import asyncio
 import json
-import os
 import socket
-import stat
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from pyvmm.control import commands
 from pyvmm.control import server as server_module
 from pyvmm.control.qmp import QmpError
 from pyvmm.control.server import ControlServer
-from pyvmm.control.unix_socket import parse_address
-from pyvmm.errors import UserError
 from pyvmm.units import MIB
 from tests.unit.in_memory_machine import InMemoryMachine
 
@@ -257,112 +253,6 @@ def test_a_client_that_does_not_read_cannot_delay_the_end(
 
     asyncio.run(main())
     assert list(tmp_path.iterdir()) == []
-
-
-def started(path: Path) -> Awaitable[ControlServer]:
-    async def start() -> ControlServer:
-        server = ControlServer(InMemoryMachine(), path)
-        await server.start()
-        return server
-
-    return start()
-
-
-def refusal(path: Path) -> UserError:
-    with pytest.raises(UserError) as error:
-        asyncio.run(started(path))  # type: ignore[arg-type]
-    return error.value
-
-
-def test_only_the_owner_may_connect(serve: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-    serve(scenario)
-
-
-def test_a_stale_socket_file_is_replaced(tmp_path: Path, serve: Callable[[Scenario], None]) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "qmp"))
-        dead.listen()
-
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
-        _, writer = await negotiate(path)
-        writer.close()
-
-    serve(scenario)
-
-
-@pytest.mark.parametrize("backlog_full", [False, True])
-def test_a_path_in_use_is_refused_and_left_alone(tmp_path: Path, backlog_full: bool) -> None:
-    path = tmp_path / "qmp"
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(path))
-        other.listen(0)
-        waiting = [socket.socket(socket.AF_UNIX) for _ in range(4 if backlog_full else 0)]
-        for client in waiting:
-            client.setblocking(False)
-            client.connect_ex(str(path))
-        inode = path.stat().st_ino
-        assert "in use" in refusal(path).message
-        assert path.stat().st_ino == inode
-        for client in waiting:
-            client.close()
-
-
-def test_a_file_in_the_way_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "precious"
-    path.write_text("data")
-    assert "not a socket" in refusal(path).message
-    assert path.read_text() == "data"
-
-
-def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "absent" / "qmp")
-    assert "no such file or directory" in error.message
-    assert "directory" in error.remedy
-
-
-def test_a_socket_that_is_not_ours_any_more_stays(tmp_path: Path) -> None:
-    path = tmp_path / "qmp"
-
-    async def main() -> None:
-        server = await started(path)
-        os.rename(path, tmp_path / "moved")
-        successor = await started(path)
-        await server.close()
-        _, writer = await negotiate(path)
-        writer.close()
-        await successor.close()
-
-    asyncio.run(main())
-    assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("unix:/tmp/vm.sock", "/tmp/vm.sock"),
-        ("unix:vm.sock", "vm.sock"),
-        ("unix:/tmp/vm,server=on,wait=off", "/tmp/vm"),
-        ("unix:/tmp/vm,server,nowait", "/tmp/vm"),
-        ("unix:/" + "x" * 106, "/" + "x" * 106),
-    ],
-)
-def test_addresses(text: str, path: str) -> None:
-    assert parse_address(text) == Path(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "/tmp/vm", "unix:", "unix", "tcp:localhost:1", "unix:a,wait=on", "unix:a\0b"),
-        *("unix:/" + "x" * 107, "unix:/" + "é" * 54),
-    ],
-)
-def test_bad_addresses(text: str) -> None:
-    with pytest.raises(UserError):
-        parse_address(text)
 
 
 def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]]:
