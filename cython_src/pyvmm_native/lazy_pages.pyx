@@ -77,10 +77,17 @@ cdef extern from * nogil:
         return ioctl(fd, UFFDIO_REGISTER, &request);
     }
 
+    /*
+     * UFFDIO_UNREGISTER wakes those who wait and only then shuts the faults of this range out,
+     * where they take no more than their mapping's own lock (seen on Linux 6.18). One that falls
+     * between the two sleeps on, for ever if its page is not among those placed: so wake again.
+     */
     static int release_range(int fd, void *start, size_t length)
     {
         struct uffdio_range range = { (uintptr_t)start, length };
-        return ioctl(fd, UFFDIO_UNREGISTER, &range);
+        if (ioctl(fd, UFFDIO_UNREGISTER, &range) < 0)
+            return -1;
+        return ioctl(fd, UFFDIO_WAKE, &range);
     }
 
     /* Puts missing pages in place and leaves sleepers asleep; returns the bytes done, or -1. */
