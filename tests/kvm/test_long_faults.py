@@ -73,7 +73,11 @@ class Voyage:
             self.took_s = answer["total-time"] / 1000
             arrived = await waiting
         print(f"{harm.value} after {after_s:.2f} s, {phase}: {answer}", flush=True)
-        outcome = await self._settle(home, arrived, answer)
+        try:
+            outcome = await self._settle(home, arrived, answer)
+        finally:
+            if arrived is not None and self.guest is not arrived:  # something was not as it must be
+                await arrived.close()
         return f"while {phase}: {outcome}" if relay.done else ""
 
     async def _settle(

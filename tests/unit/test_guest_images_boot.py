@@ -46,10 +46,13 @@ def boot(image: Path, command: str, *options: str, append: str = "") -> Boot:
 
 
 def boot_with(image: Path, append: str, *options: str) -> Boot:
-    """Boot the image under QEMU with `append` added to its own command line."""
+    """Boot the image under QEMU with `append` added to its own command line.
+
+    Warnings would come between the lines of the command: a slow host's about its timers, say.
+    """
     manifest = read_manifest(image)
     assert manifest is not None
-    command_line = f"{manifest.command_line()} {append}"
+    command_line = f"{manifest.command_line()} loglevel=4 {append}"
     machine = ["-accel", "tcg", "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
     done = subprocess.run(
         [QEMU, *machine, "-kernel", str(image), "-append", command_line, *options],
