@@ -24,25 +24,25 @@ from itertools import pairwise
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.misc import Command
-from devices.bus import Bus
-from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig
 from devices.ports import BusDevice
 from devices.virtio import features
+from tests.fuzz.careless_driver import (
+    ALL_ONES,
+    BAR0,
+    BAR2,
+    PAGE_BYTES,
+    QUEUE_DESC,
+    QUEUE_ENABLE,
+    QUEUE_SIZE,
+    WRITE,
+    CarelessDriver,
+    Ring,
+    descriptor,
+)
 from tests.fuzz.snapshot import Snapshot
-from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard, check
+from tests.fuzz.watched_board import REGIONS, WatchedBoard, check
 from tests.virtio_board import APERTURE, SLOT
 
-PAGE_BYTES = 4096
-ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 11, 15
-NEXT, WRITE, INDIRECT = 1, 2, 4
-ALL_ONES = (1 << 64) - 1
-
-BAR0, BAR2 = APERTURE[0], APERTURE[0] + 0x10_0000
-STATUS, QUEUE_SELECT, QUEUE_SIZE, QUEUE_ENABLE, QUEUE_DESC, QUEUE_RESET = (
-    0x14, 0x16, 0x18, 0x1C, 0x20, 0x3A
-)  # fmt: skip
-PCI_COMMAND, PCI_BAR0, PCI_BAR2 = 0x04, 0x10, 0x18
-PAYLOAD_GPA = 8 * PAGE_BYTES  # rings are below, one page each
 KEPT_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
 
 EDGES = [
@@ -54,10 +54,6 @@ EDGES = [
 LENGTHS = [0, 1, 4, 16, 32, 64, 4096, 8192, 0x10000, 0x20000, 0x30000, 1 << 31, (1 << 32) - 1]
 RING_SIZES = [4, 8, 16, 128]
 INDICES = [0, 1, 2, 3, 7, 127, 128, 0x7FFF, 0xFFFE, 0xFFFF]
-
-
-def descriptor(gpa: int, length: int, flags: int, following: int) -> bytes:
-    return struct.pack("<QIHH", gpa & ALL_ONES, length, flags, following)
 
 
 class OutOfBytes(Exception):
@@ -97,119 +93,12 @@ class Program:
         return choices[at % len(choices)] if at < 192 else self.number(raw_bytes)
 
 
-class Ring:
-    """The driver's side of one queue, without any care for what the device says."""
-
-    def __init__(self, index: int, size: int) -> None:
-        self.size = size
-        self.desc = index * PAGE_BYTES
-        self.avail = self.desc + 16 * size
-        self.used = (self.avail + 6 + 2 * size + 3) & ~3
-        self.next_avail = 0
-        self.next_desc = 0
-
-
-class Guest:
+class Guest(CarelessDriver):
     """One guest running one program on `board`."""
 
     def __init__(self, board: WatchedBoard, program: Program) -> None:
+        super().__init__(board)
         self.program = program
-        self.memory = board.ram.driver_area
-        self.rings: dict[int, Ring] = {}
-        self.ring_size = 8
-        self.payload_gpa = PAYLOAD_GPA
-        self.room_gpa = PAYLOAD_GPA  # for the device's questions
-        self.later: list[tuple[int, bytes]] = []
-        self.countdown = 0
-        self.settle_on(board)
-        board.ram.moment = self.moment
-
-    def settle_on(self, board: WatchedBoard) -> None:
-        """Run on `board`, which has the guest's memory."""
-        self.board = board
-        self.mmio = board.mmio
-        self.config_ports = ConfigMechanism1(board.pci)
-        self.pio = Bus("pio")
-        self.pio.map(0xCF8, 8, self.config_ports)
-        self.ecam = EnhancedConfig(board.pci)
-
-    # What a well-behaved driver does.
-
-    def plug_in(self) -> None:
-        config = self.board.function.config_write
-        for register, gpa in ((PCI_BAR0, BAR0), (PCI_BAR2, BAR2)):
-            config(register, 4, gpa)
-            config(register + 4, 4, 0)
-        config(PCI_COMMAND, 2, 0b110)
-
-    def start(self, wanted: int) -> None:
-        """Negotiate `wanted` of the offered features and go to DRIVER_OK."""
-        mmio = self.mmio
-        self.rings.clear()
-        mmio.write(BAR0 + STATUS, 1, 0)
-        mmio.write(BAR0 + STATUS, 1, ACKNOWLEDGE_DRIVER)
-        accepted = self.board.device.offered & wanted
-        for half in (0, 1):
-            mmio.write(BAR0 + 8, 4, half)
-            mmio.write(BAR0 + 12, 4, accepted >> 32 * half & 0xFFFF_FFFF)
-        mmio.write(BAR0 + STATUS, 1, FEATURES_OK)
-        mmio.write(BAR0 + STATUS, 1, DRIVER_OK)
-
-    def ring(self, queue: int) -> Ring:
-        """The queue's ring, set up when it is first used."""
-        ring = self.rings.get(queue)
-        if ring is None:
-            ring = self.rings[queue] = Ring(queue, self.ring_size)
-            write = self.mmio.write
-            write(BAR0 + QUEUE_SELECT, 2, queue)
-            write(BAR0 + QUEUE_SIZE, 2, ring.size)
-            for i, gpa in enumerate((ring.desc, ring.avail, ring.used)):
-                write(BAR0 + QUEUE_DESC + 8 * i, 8, gpa)
-            write(BAR0 + QUEUE_ENABLE, 2, 1)
-        return ring
-
-    def poke(self, gpa: int, data: bytes) -> None:
-        """Write guest memory, wrapped into the part that is the guest's own."""
-        gpa %= DRIVER_BYTES
-        data = data[: DRIVER_BYTES - gpa]
-        self.memory[gpa : gpa + len(data)] = data
-
-    def place(self, data: bytes) -> int:
-        """Put `data` somewhere and say where."""
-        if self.payload_gpa + len(data) > DRIVER_BYTES:
-            self.payload_gpa = PAYLOAD_GPA
-        gpa = self.payload_gpa
-        self.poke(gpa, data)
-        self.payload_gpa += (len(data) + 15) & ~15
-        return gpa
-
-    def add(self, queue: int, elements: list[tuple[int, int, int]], indirect: bool) -> None:
-        """Make one buffer of (gpa, length, flags) elements available."""
-        ring = self.ring(queue)
-        if indirect:
-            table = b"".join(
-                descriptor(gpa, n, flags | (i < len(elements) - 1), i + 1)
-                for i, (gpa, n, flags) in enumerate(elements)
-            )
-            elements = [(self.place(table), len(table), INDIRECT)]
-        head = at = ring.next_desc
-        for i, (gpa, length, flags) in enumerate(elements):
-            following = (at + 1) % ring.size
-            flags |= i < len(elements) - 1
-            self.poke(ring.desc + 16 * at, descriptor(gpa, length, flags, following))
-            at = following
-        ring.next_desc = at
-        self.poke(ring.avail + 4 + 2 * (ring.next_avail % ring.size), struct.pack("<H", head))
-        ring.next_avail = (ring.next_avail + 1) & 0xFFFF
-        self.poke(ring.avail + 2, struct.pack("<H", ring.next_avail))
-
-    def moment(self) -> None:
-        """Another processor of the guest may write now."""
-        if self.later:
-            self.countdown -= 1
-            if self.countdown <= 0:
-                gpa, data = self.later.pop(0)
-                self.poke(gpa, data)
 
     # Operands.
 
@@ -371,11 +260,6 @@ class Guest:
 
     def reset_queue(self) -> None:
         self.reset_one(self.queue())
-
-    def reset_one(self, queue: int) -> None:
-        self.mmio.write(BAR0 + QUEUE_SELECT, 2, queue)
-        self.mmio.write(BAR0 + QUEUE_RESET, 2, 1)
-        self.rings.pop(queue, None)
 
     def place_ring(self) -> None:
         """The parts of a ring anywhere: overlapping, out of line, across a seam, no RAM at all."""

@@ -22,7 +22,8 @@ from devices.rtc import Rtc
 from devices.state import Fields, Payload, StateError, Stateful, encode
 from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
-from tests.fuzz.guest_program import ALL_ONES, EDGES, WRITE, Guest, OutOfBytes, Program
+from tests.fuzz.careless_driver import ALL_ONES, WRITE
+from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard
 from tests.misc_driver import MISC

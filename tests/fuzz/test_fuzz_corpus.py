@@ -17,7 +17,8 @@ from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import corpus, guest_program
-from tests.fuzz.guest_program import ALL_ONES, KEPT_PFNS, WRITE, Guest, Program
+from tests.fuzz.careless_driver import ALL_ONES, NEXT, WRITE, descriptor
+from tests.fuzz.guest_program import KEPT_PFNS, Guest, Program
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import Finding, WatchedBoard
 from tests.virtio_driver import INFLATE, STATS
@@ -109,7 +110,7 @@ def test_a_guest_that_changes_its_ring_meanwhile() -> None:
     changing.add(INFLATE, [(changing.place(pfn), 4, 0)], False)
     # While the first is served the second becomes a loop.
     ring = changing.rings[INFLATE]
-    changing.later = [(ring.desc + 16, guest_program.descriptor(0, 4, guest_program.NEXT, 1))]
+    changing.later = [(ring.desc + 16, descriptor(0, 4, NEXT, 1))]
     changing.serve_all()
     assert changing.board.device.status & 64
     changing.board.check_at_rest()

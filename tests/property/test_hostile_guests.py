@@ -25,7 +25,8 @@ from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.balloon_requests import bitmap_request, pfn_array
 from tests.fuzz import guest_program, oracle
-from tests.fuzz.guest_program import ALL_ONES, INSTRUCTIONS, KEPT_PFNS, Guest, Program
+from tests.fuzz.careless_driver import ALL_ONES
+from tests.fuzz.guest_program import INSTRUCTIONS, KEPT_PFNS, Guest, Program
 from tests.fuzz.watched_board import WatchedBoard
 from tests.virtio_board import MIB, Board, Trace
 from tests.virtio_driver import INFLATE, VirtioDriver
