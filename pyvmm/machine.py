@@ -62,14 +62,13 @@ if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import EventSink, Status
-    from pyvmm.migration.dirty import DirtyLog
+    from pyvmm.dirty_log import DirtyLog
     from pyvmm.migration.leaving import Migrations
     from pyvmm.snapshot.lazy import LazyLoader
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.state.parts import MachineParts
     from pyvmm.state.records import Record
-    from pyvmm.write_log import WriteLog
     from pyvmm_native.runs import PageRuns
     from pyvmm_native.serial import ByteQueue
 
@@ -305,15 +304,9 @@ class Machine:
         """
         assert self._parts.here
 
-    def log_writes(self) -> WriteLog:
-        """Have the guest's writes to memory logged for the length of a block."""
-        from pyvmm.write_log import WriteLog
-
-        return WriteLog(self._vm, self.ram)
-
     def log_changes(self) -> DirtyLog:
         """Have all changes to memory logged for the length of a block."""
-        from pyvmm.migration.dirty import DirtyLog
+        from pyvmm.dirty_log import DirtyLog
 
         return DirtyLog(self._vm, self.ram)
 

@@ -170,7 +170,7 @@ def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
     from pyvmm.snapshot.restore import restore
 
     with show_progress() as progress, snapshot:
-        progress.stage(f"restoring {snapshot.path}", snapshot.header.pages)
+        progress.stage(f"restoring {snapshot.path}", snapshot.pages)
         restore(snapshot, machine, progress.advance)
 
 

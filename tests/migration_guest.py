@@ -19,14 +19,15 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
+from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from pykvm import Vm, abi
 from pyvmm.config import MachineConfig
+from pyvmm.dirty_log import DirtyLog
 from pyvmm.layout import ram_ranges
 from pyvmm.memory import Ram
 from pyvmm.migration.destination import Arrival
-from pyvmm.migration.dirty import DirtyLog
 from pyvmm.migration.precopy import Precopy
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.transport import SocketLink
@@ -34,6 +35,7 @@ from pyvmm.snapshot.selection import Answer
 from pyvmm.state.records import Kind, Record
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
+from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 
 PAGE = 4096
@@ -224,6 +226,36 @@ class _NosyLog(DirtyLog):
         self._guest.go()
         super().clear(start_pfn, pages)
         self._guest.go()
+
+
+LOW_MIB = 65  # two stretches, the second of one MiB
+PAGES = LOW_MIB * MIB // PAGE
+CONFIG = config_of(LOW_MIB)
+HOT = [0, 1, 2, 3, 511, 512, 513, 16383, 16384, 16385, PAGES - 1]
+pfns = st.one_of(st.sampled_from(HOT), st.integers(0, PAGES - 1))
+acts = st.builds(Act, pfns, st.sampled_from([-1, 0, 0, 1, 2, 3, 255]))
+
+
+@st.composite
+def guests(draw: st.DrawFn) -> WritingGuest:
+    return WritingGuest(
+        CONFIG,
+        draw(st.lists(acts, max_size=30)),
+        draw(st.lists(acts, max_size=60)),
+        unused=draw(st.sets(pfns, max_size=20)),
+        step=draw(st.integers(1, 4)),
+        manual=draw(st.booleans()),
+    )
+
+
+def check_memory(guest: WritingGuest, copy: PlainRam | None) -> None:
+    """Every page is what it was, but for those nobody has used since the guest was asked."""
+    assert copy is not None
+    ram = PageRuns(guest.memory.page_ranges)
+    there = touched(guest.memory, ram).union(touched(copy.memory, ram))
+    pfns = {pfn for start_pfn, count in there for pfn in range(start_pfn, start_pfn + count)}
+    pfns -= guest.left_out
+    assert [pfn for pfn in sorted(pfns) if guest.ram.page(pfn) != copy.page(pfn)] == []
 
 
 class NewHome:

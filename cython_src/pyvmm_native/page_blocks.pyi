@@ -22,6 +22,12 @@ def store_block(memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, of
     OSError when they cannot be written. ValueError for a page outside RAM.
     """
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a stretch of the file `fd` (bytes) back to the disk; it reads as zeros, if it is read.
+
+    On a file system without holes it stays as it is. Other errors are an OSError.
+    """
+
 def load_block(
     memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int, crc: int
 ) -> None:

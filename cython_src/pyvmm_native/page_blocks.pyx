@@ -10,7 +10,7 @@ checked: nothing enters guest RAM before its checksum was seen to be right.
 
 import os
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EIO, EOPNOTSUPP, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -22,6 +22,18 @@ from pyvmm_native.pages cimport crc_of
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
     ssize_t pwrite(int fd, const void *buffer, size_t count, off_t offset)
+
+cdef extern from * nogil:
+    """
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+
+    static int punch(int fd, off_t offset, off_t length)
+    {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    }
+    """
+    int punch(int fd, off_t offset, off_t length)
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -54,6 +66,14 @@ def store_block(
     if error:
         raise OSError(error, os.strerror(error))
     return crc
+
+
+def punch_hole(int fd, off_t offset, off_t length):
+    cdef int error
+    with nogil:
+        error = errno if punch(fd, offset, length) < 0 else 0
+    if error and error != EOPNOTSUPP:
+        raise OSError(error, os.strerror(error))
 
 
 def load_block(

@@ -108,7 +108,7 @@ def _cont(machine: MachineControl) -> dict[str, Any]:
     if machine.status in ("shutdown", "guest-panicked"):
         raise QmpError("Resetting the Virtual Machine is required")
     if machine.snapshots.active:
-        raise QmpError("The guest stands still while its snapshot is taken")
+        raise QmpError("There is a snapshot in process, please wait")
     if machine.status == "finish-migrate":
         raise QmpError("The guest stands still while it is handed over")
     if machine.status == "postmigrate":

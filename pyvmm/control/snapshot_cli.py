@@ -65,9 +65,10 @@ def snapshot(
 ) -> int:
     """Write a running guest to FILE, from which 'pyvmm run --restore FILE' goes on.
 
-    The guest stands still while its pages are written. Pages it does not use, pages of zeros and
-    pages in its balloon are left out, so the file is about as large as what the guest really
-    needs. It takes the place of an older FILE only when it is complete and on the disk.
+    The guest runs while its pages are copied, and stands still only for those that it changes
+    meanwhile; with --stop it stands still from the beginning. Pages it does not use, pages of
+    zeros and pages in its balloon are left out, so the file is about as large as what the guest
+    really needs. It takes the place of an older FILE only when it is complete and on the disk.
 
     \b
     Save a guest, look at the file, go on from it:
@@ -103,10 +104,11 @@ def _wait(client: QmpClient) -> dict[str, Any]:
         while (answer := client.execute("query-snapshot"))["status"] == "active":
             if total == 0 and answer["total"]:
                 total = answer["total"]
-                progress.stage("writing its memory", -(-total // MIB))
-            if answer["completed"] // MIB > shown_mib:
-                progress.advance(answer["completed"] // MIB - shown_mib)
-                shown_mib = answer["completed"] // MIB
+                progress.stage("copying its memory", -(-total // MIB))
+            now_mib = min(answer["completed"], total) // MIB  # what it changes comes on top
+            if now_mib > shown_mib:
+                progress.advance(now_mib - shown_mib)
+                shown_mib = now_mib
             time.sleep(POLL_PERIOD_S)
     if answer["status"] != "completed":
         raise UserError(answer.get("error-desc", "there is no snapshot"), "the guest goes on")

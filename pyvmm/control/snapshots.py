@@ -8,12 +8,13 @@ QEMU's snapshot-save keeps a snapshot inside a disk image, which this machine do
 work like its dump-guest-memory with "detach" and query-dump: the one begins and answers at once,
 the other says how far it is. All arguments but the absolute "path" are optional. With
 "keep-running" false the guest is paused when all is well; "unused" false does not ask which pages
-the guest uses, for which it may otherwise take "timeout" seconds. While the guest stands still for
-its snapshot, `cont` is refused.
+the guest uses, for which it may otherwise take "timeout" seconds. While a snapshot is taken `cont`
+is refused, as the guest may stand still for it.
 
 query-snapshot returns "status": "none", "active", "completed" or "failed"; "completed" and "total"
-bytes of guest pages; "error-desc" of a failure; and in the end "file-bytes", "seconds",
-"stopped-seconds" and "pages", which says by reason how many are not in the file.
+bytes of guest pages, which become more when the guest changes what was copied; "error-desc" of a
+failure; and in the end "file-bytes", "seconds", "stopped-seconds" and "pages", which says by reason
+how many are not in the file.
 """
 
 from __future__ import annotations

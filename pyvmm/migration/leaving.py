@@ -33,7 +33,7 @@ from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pyvmm.control.machine_control import Status
-    from pyvmm.migration.precopy import ChangeLog
+    from pyvmm.dirty_log import ChangeLog
     from pyvmm.migration.transport import SocketLink
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory

@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from pyvmm.dirty_log import STRETCH_PAGES, stretches
 from pyvmm.migration import messages
 from pyvmm.migration.converging import Convergence
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
@@ -46,30 +47,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pyvmm.config import MachineConfig
+    from pyvmm.dirty_log import ChangeLog
     from pyvmm.migration.messages import FromSource
     from pyvmm.snapshot.selection import Answer
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 
-STRETCH_PAGES = 16384
-"""How many pages, 64 MiB, the log is cleared for at once."""
 MIN_ROUND_S = 0.05
 _BLOCK_BITMAP_BYTES = BLOCK_PAGES // 8
 
 _M = TypeVar("_M")
-
-
-class ChangeLog(Protocol):
-    """Which pages have changed; it is on."""
-
-    def collect(self) -> PageRuns:
-        """Pages changed since the log was switched on and not cleared since.
-
-        Implementations may clear pages here already; `clear` then does nothing.
-        """
-
-    def clear(self, start_pfn: int, pages: int) -> None:
-        """Log changes anew to those of the given pages that the last `collect` has named."""
 
 
 class Guest(Protocol):
@@ -218,7 +205,7 @@ class Precopy:
         begin = time.monotonic()
         sent_before = self._progress.sent_bytes
         pace = _Pace(self.settings.max_bandwidth, sent_before)
-        for stretch, pages in _stretches(self._guest.memory, todo):
+        for stretch, pages in stretches(self._guest.memory, todo):
             log.clear(stretch, STRETCH_PAGES)
             for data in self._contents(stretch, pages):
                 self._send_bytes(data)
@@ -355,14 +342,3 @@ class _GivenUp(MigrationError):
 
 class _Nothing:
     """No message is one of these."""
-
-
-def _stretches(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
-    """`pages` by stretches of RAM, each with its first page frame, where there are any."""
-    for start_pfn, count in memory.page_ranges:
-        bits = bitmap(pages, start_pfn, -(-count // STRETCH_PAGES) * STRETCH_PAGES)
-        for place in range(0, len(bits), STRETCH_PAGES // 8):
-            stretch = start_pfn + 8 * place
-            found = PageRuns.from_bitmap(bits[place : place + STRETCH_PAGES // 8], stretch)
-            if found:
-                yield stretch, found

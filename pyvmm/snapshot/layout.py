@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a snapshot file looks like.
 
-    0                 record "snapshot": how much RAM, how many pages, how many bytes of records
-    4096              guest pages, 4 KiB each, without gaps, by ascending guest-physical address
+    0                 record "snapshot": how much RAM, room for how many pages, bytes of records
+    4096              guest pages, 4 KiB each
     4096 * (1 + n)    records: "config", "report", the parts of the machine, "pages"
     end of file
 
-Every offset follows from the three numbers of the first record, so none can contradict another, and
-the size of the file tells whether any of it is missing. Guest pages are kept in blocks of 2 MiB of
-guest-physical address space (`pyvmm_native.page_blocks`). Record "pages" has an entry of 72 bytes
-for each block of which a page is in the file, ascending: block number (u32), CRC-32C of the block's
-pages in the file (u32), and a bit for each of the 512 pages. A page that is not in the file is one
-of zeros. Pages start at multiples of 4 KiB, and where a block's pages are is known without reading
-any other's, so a block can be fetched and checked at the moment the guest needs it.
+The three numbers of the first record say where everything begins, and the size of the file tells
+whether any of it is missing. Guest pages are kept in blocks of 2 MiB of guest-physical address
+space (`pyvmm_native.page_blocks`). Record "pages" has an entry of 76 bytes for each block of which
+a page is in the file, by ascending address: block number (u32), the place of its first page (u32,
+in pages), CRC-32C of its pages in the file (u32), and a bit for each of the 512 pages. The pages of
+a block follow each other; no place is that of two. A page that is not in the file is one of zeros.
+Where a block's pages are is known without reading any other's, so a block can be fetched and
+checked at the moment the guest needs it.
+
+A block that has grown while the file was being written has moved (`pyvmm.snapshot.writer`). Its old
+place is a hole: bytes that nobody reads, and that take no room on the disk where it knows holes.
 
 What can be read is bounded by limits of the machine, not by what the file says: RAM by
 `layout.MAX_RAM_BYTES`, and records by what is known of their kinds.
@@ -36,19 +40,23 @@ PAGES_OFFSET = PAGE_BYTES
 
 HEADER, CONFIG, REPORT, PAGES = "snapshot", "config", "report", "pages"
 VERSION = 1
+PAGES_VERSION = 2
+"""The first had no holes, and no places in it."""
 MAX_PARTS = 32
 """Kinds of record that a machine may have, at most."""
+MAX_ROUNDS = 5
+"""How often a block may be written, and so have moved."""
 
 _HEADER = struct.Struct("<QQQ")
-_BLOCK = struct.Struct(f"<II{BITMAP_BYTES}s")
+_BLOCK = struct.Struct(f"<III{BITMAP_BYTES}s")
 _MAX_BLOCKS = MAX_RAM_BYTES // BLOCK_BYTES
 _MAX_RECORDS_BYTES = (MAX_PARTS + MAX_VCPUS) * (HEADER_BYTES + MAX_PAYLOAD_BYTES)
 
-HEADER_KIND = {HEADER: Kind(VERSION, _HEADER.size)}
+HEADER_KIND = {HEADER: Kind(PAGES_VERSION, _HEADER.size)}
 OWN_KINDS = {
     CONFIG: Kind(VERSION, MAX_PAYLOAD_BYTES),
     REPORT: Kind(VERSION, MAX_PAYLOAD_BYTES),
-    PAGES: Kind(VERSION, _MAX_BLOCKS * _BLOCK.size),
+    PAGES: Kind(PAGES_VERSION, _MAX_BLOCKS * _BLOCK.size),
 }
 """Records that every snapshot has, whatever the parts of its machine are."""
 
@@ -58,13 +66,13 @@ class Header:
     """The first record: what the rest of the file consists of."""
 
     ram_bytes: int
-    pages: int
-    """Guest pages in the file."""
+    room: int
+    """For so many guest pages, holes included."""
     records_bytes: int
 
     @property
     def records_offset(self) -> int:
-        return PAGES_OFFSET + self.pages * PAGE_BYTES
+        return PAGES_OFFSET + self.room * PAGE_BYTES
 
     @property
     def file_bytes(self) -> int:
@@ -72,19 +80,24 @@ class Header:
 
     def encode(self) -> bytes:
         """The first page of the file."""
-        payload = _HEADER.pack(self.ram_bytes, self.pages, self.records_bytes)
-        return Record(HEADER, VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
+        payload = _HEADER.pack(self.ram_bytes, self.room, self.records_bytes)
+        return Record(HEADER, PAGES_VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
 
     @classmethod
     def decode(cls, record: Record) -> Header:
         """Raises `RecordError` for numbers that cannot be."""
+        if record.version != PAGES_VERSION:
+            raise RecordError("an older pyvmm has written it")
         if len(record.payload) != _HEADER.size:
             raise RecordError(f"record {HEADER!r} has {len(record.payload)} bytes")
         header = cls(*_HEADER.unpack(record.payload))
         ram_bytes = header.ram_bytes
         if ram_bytes % MIB or not MIN_RAM_BYTES <= ram_bytes <= MAX_RAM_BYTES:
             raise RecordError(f"a guest of {ram_bytes} bytes cannot be run here")
-        if header.pages > ram_bytes // PAGE_BYTES or header.records_bytes > _MAX_RECORDS_BYTES:
+        if (
+            header.room > MAX_ROUNDS * ram_bytes // PAGE_BYTES
+            or header.records_bytes > _MAX_RECORDS_BYTES
+        ):
             raise RecordError("it claims to be larger than the guest")
         return header
 
@@ -94,10 +107,10 @@ class Block:
     """Guest pages that are in the file: those of block `number` whose bit is set in `bitmap`."""
 
     number: int
+    place: int
+    """How many pages there is room for in the file before the first of them."""
     crc: int
     bitmap: bytes
-    offset: int
-    """Where in the file the first of them is."""
 
     @property
     def first_pfn(self) -> int:
@@ -107,11 +120,16 @@ class Block:
     def pages(self) -> int:
         return int.from_bytes(self.bitmap, "little").bit_count()
 
+    @property
+    def offset(self) -> int:
+        """Where in the file they begin."""
+        return PAGES_OFFSET + self.place * PAGE_BYTES
+
 
 def encode_blocks(blocks: Iterable[Block]) -> Record:
     """The record that says which pages are in the file."""
-    entries = (_BLOCK.pack(block.number, block.crc, block.bitmap) for block in blocks)
-    return Record(PAGES, VERSION, b"".join(entries))
+    entries = (_BLOCK.pack(b.number, b.place, b.crc, b.bitmap) for b in blocks)
+    return Record(PAGES, PAGES_VERSION, b"".join(entries))
 
 
 def decode_blocks(record: Record, header: Header) -> list[Block]:
@@ -120,23 +138,28 @@ def decode_blocks(record: Record, header: Header) -> list[Block]:
         raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
     ranges = ram_ranges(header.ram_bytes)
     blocks: list[Block] = []
-    offset, last = PAGES_OFFSET, -1
-    for number, crc, bitmap in _BLOCK.iter_unpack(record.payload):
+    last = -1
+    for number, place, crc, bitmap in _BLOCK.iter_unpack(record.payload):
         bits = int.from_bytes(bitmap, "little")
         if number <= last or not bits or bits & ~_bits_of_ram(number, ranges):
             raise RecordError(f"record {PAGES!r} names pages that the guest does not have")
-        blocks.append(Block(number, crc, bitmap, offset))
-        offset += bits.bit_count() * PAGE_BYTES
+        blocks.append(Block(number, place, crc, bitmap))
         last = number
-    if offset != header.records_offset:
+    if any(end < start for start, end in holes(blocks, header.room)):
         raise RecordError(f"record {PAGES!r} names other pages than are in the file")
     return blocks
 
 
-def block_numbers(ram_bytes: int) -> Iterator[range]:
-    """The numbers of the blocks that RAM lies in, for each stretch of RAM."""
-    for gpa, length in ram_ranges(ram_bytes):
-        yield range(gpa // BLOCK_BYTES, -(-(gpa + length) // BLOCK_BYTES))
+def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
+    """Places of no page, as (start, end), before each block and in the end; many are empty.
+
+    One that ends before it starts is where two blocks overlap, or one reaches beyond the `room`.
+    """
+    end = 0
+    for block in sorted(blocks, key=lambda block: block.place):
+        yield end, block.place
+        end = block.place + block.pages
+    yield end, room
 
 
 def _bits_of_ram(number: int, ranges: Sequence[tuple[int, int]]) -> int:

@@ -67,6 +67,11 @@ class SnapshotFile:
     def close(self) -> None:
         os.close(self._fd)
 
+    @property
+    def pages(self) -> int:
+        """How many pages it has."""
+        return sum(block.pages for block in self.blocks)
+
     def fileno(self) -> int:
         """The open file, for whoever reads pages later."""
         return self._fd

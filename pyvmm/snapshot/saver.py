@@ -3,34 +3,39 @@
 
 In this order, because each step leans on the one before:
 
-1. KVM begins to log what the guest writes.
+1. Changes to memory begin to be logged.
 2. The guest is asked which pages it does not use; it may not answer, which costs the time-out.
-3. The guest stops. Notifications that it sent before are served, and from here on nothing touches
-   its memory. What it wrote since step 1 leaves the set of unused pages.
-4. The parts of the machine write themselves down, then pages are chosen and written to the file by
-   a thread of its own, so that the control socket stays responsive.
+3. If it is to go on afterwards, pages are copied to the file while it runs, and what it has changed
+   meanwhile is copied again, for as long as each round is done in half the time of the one before.
+4. The guest stops. Notifications that it sent before are served, and from here on nothing touches
+   its memory. The parts of the machine write themselves down, and the rest is copied.
 5. The guest goes on, or stays as it is. After a failure it always goes on.
+6. The file is synced and takes its name.
 
-A snapshot that was begun is shown by `status` until the next one. The end of the machine ends it.
+A thread of its own copies, so that the control socket stays responsive. A snapshot that was begun
+is shown by `status` until the next one. The end of the machine ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
+from pyvmm.snapshot.copier import Copier
+from pyvmm.snapshot.layout import MAX_ROUNDS
 from pyvmm.snapshot.report import PageReport, config_record
-from pyvmm.snapshot.selection import Answer, ask_unused, select
-from pyvmm.snapshot.writer import write_snapshot
+from pyvmm.snapshot.selection import Answer, ask_unused
+from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
@@ -39,18 +44,14 @@ if TYPE_CHECKING:
     from pyvmm.balloon_questions import BalloonQuestions
     from pyvmm.config import MachineConfig
     from pyvmm.control.machine_control import Status
+    from pyvmm.dirty_log import ChangeLog
     from pyvmm.free_page_hints import FreePageHints
     from pyvmm.state.records import Record
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-class WriteLogger(Protocol):
-    """A log of the guest's writes that is on."""
-
-    def take(self) -> PageRuns:
-        """Pages written since it was switched on, or since the last call."""
+SHORT_S = 0.05
+"""What a round is copied in that is not worth another one before the guest stops."""
 
 
 class Source(Protocol):
@@ -63,10 +64,6 @@ class Source(Protocol):
     @property
     def ram(self) -> GuestRam:
         """Its memory."""
-
-    @property
-    def ram_pages(self) -> PageRuns:
-        """Where that lies."""
 
     @property
     def balloon(self) -> BalloonDevice:
@@ -93,8 +90,8 @@ class Source(Protocol):
     async def memory_loaded(self) -> None:
         """Wait until all of its memory is there, if it is still being restored."""
 
-    def log_writes(self) -> AbstractContextManager[WriteLogger]:
-        """Have the guest's writes logged for the length of a block."""
+    def log_changes(self) -> AbstractContextManager[ChangeLog]:
+        """Have all changes to memory logged for the length of a block."""
 
     def quiescent(self) -> AbstractContextManager[None]:
         """Keep devices from touching the memory of the stopped guest for the length of a block."""
@@ -120,7 +117,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class SnapshotStatus:
-    """How far a snapshot is. Pages are those that go to the file; times in seconds."""
+    """How far a snapshot is; times in seconds.
+
+    Pages are those to be looked at, as often as they are; those in the file when it is complete.
+    """
 
     status: Literal["none", "active", "completed", "failed"] = "none"
     completed_pages: int = 0
@@ -196,7 +196,8 @@ class Snapshots:
         machine = self._machine
         await machine.memory_loaded()
         machine.prepare_parts()
-        with machine.log_writes() as log:
+        memory = machine.ram.memory
+        with SnapshotWriter(wish.path, memory) as file, machine.log_changes() as log:
             unused = Answer(PageRuns(), "not asked, as was wished")
             if wish.ask_unused:
                 unused = await ask_unused(
@@ -205,44 +206,81 @@ class Snapshots:
                     machine.free_page_hints,
                     wish.timeout_s,
                 )
+            copier = await self._in_thread(
+                lambda: Copier(memory, log, file, unused, self._looked_at)
+            )
+            if wish.keep_running and machine.status == "running":
+                await self._copy_most(copier)
             self._check_alive()
-            with self._stopped(wish.keep_running):
-                await self._save_stopped(wish.path, unused, log.take())
-
-    async def _save_stopped(self, path: Path, unused: Answer, written: PageRuns) -> None:
-        machine = self._machine
-        parts = machine.save_parts()
-        memory = machine.ram.memory
-        chosen = await self._in_thread(lambda: select(memory, machine.ram_pages, unused, written))
-        report = replace(chosen.report, ballooned=machine.balloon.actual)
-        self.status = replace(self.status, total_pages=chosen.pages.pages, report=report)
-        records = [config_record(machine.config), report.record(), *parts]
-        size = await self._in_thread(
-            lambda: write_snapshot(path, memory, chosen.pages, records, self._written)
+            with self._still() as go_on:
+                parts = machine.save_parts()
+                await self._copy(copier, copier.last_round)
+                report = copier.selection.report(file.pages, machine.balloon.actual)
+                if wish.keep_running:
+                    go_on()
+                records = [config_record(machine.config), report.record(), *parts]
+                size = await self._in_thread(lambda: file.finish(records))
+        self.status = replace(
+            self.status,
+            completed_pages=report.stored,
+            total_pages=report.stored,
+            file_bytes=size,
+            report=report,
         )
-        self.status = replace(self.status, file_bytes=size)
+
+    async def _copy_most(self, copier: Copier) -> None:
+        """Copy while the guest runs, until what it changes meanwhile hardly becomes less."""
+        took_s = math.inf
+        for _ in range(MAX_ROUNDS - 1):
+            before_s, begin = took_s, time.monotonic()
+            await self._copy(copier, copier.round)
+            took_s = time.monotonic() - begin
+            if took_s < SHORT_S or took_s > before_s / 2:
+                break
+
+    async def _copy(self, copier: Copier, one_round: Callable[[], None]) -> None:
+        done = self.status.completed_pages
+        self.status = replace(self.status, total_pages=done + copier.todo.pages)
+        await self._in_thread(one_round)
 
     @contextmanager
-    def _stopped(self, keep_running: bool) -> Iterator[None]:
-        """The guest stands still for this block, and longer if that is wished and all is well."""
-        machine = self._machine
-        begin, ran, well = time.monotonic(), machine.status == "running", False
-        if ran:
-            machine.pause()
-        try:
-            with machine.quiescent():
-                yield
-            well = True
-        finally:
-            if ran and machine.status == "paused" and (keep_running or not well):
+    def _still(self) -> Iterator[Callable[[], None]]:
+        """The guest stands still until the function given is called, or something fails."""
+        machine, begin = self._machine, time.monotonic()
+        standing = machine.status == "running"
+
+        def go_on() -> None:
+            nonlocal standing
+            still.close()
+            if standing and machine.status == "paused":
                 machine.resume()
-            self.status = replace(self.status, stopped_seconds=time.monotonic() - begin)
+            standing = False
+
+        with ExitStack() as still:
+            still.callback(self._note_stop, begin)
+            if standing:
+                machine.pause()
+            still.enter_context(machine.quiescent())
+            try:
+                yield go_on
+            except BaseException:
+                go_on()
+                raise
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Nothing is taken away from `work` before it has ended, even if nobody waits any more."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
 
-    def _written(self, pages: int) -> None:
-        """Note progress; called in the thread that writes."""
+    def _note_stop(self, begin: float) -> None:
+        self.status = replace(self.status, stopped_seconds=time.monotonic() - begin)
+
+    def _looked_at(self, pages: int) -> None:
+        """Note progress; called in the thread that copies."""
         if self._closed.is_set():
             raise Ended
         status = self.status

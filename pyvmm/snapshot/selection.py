@@ -33,14 +33,6 @@ class Answer:
     """Who said so, or why nobody did."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Pages to copy, and a report of all of them."""
-
-    pages: PageRuns
-    report: PageReport
-
-
 async def ask_unused(
     balloon: BalloonDevice, questions: BalloonQuestions, hints: FreePageHints, timeout_s: float
 ) -> Answer:
@@ -66,21 +58,42 @@ async def ask_unused(
         return Answer(nothing, str(error))
 
 
-def select(memory: GuestMemory, ram: PageRuns, unused: Answer, written: PageRuns) -> Selection:
-    """Choose among the pages `ram` of a guest that does not run.
+class Selection:
+    """What becomes of each page of `memory`, as of the last look at it.
 
-    `written` are those written since before the guest was asked for `unused` ones.
+    `look` again at pages that have changed.
     """
-    there = touched(memory, ram)
-    skipped = there.intersect(unused.pages.subtract(written))
-    kept = there.subtract(skipped)
-    pages = nonzero(memory, kept)
-    report = PageReport(
-        stored=pages.pages,
-        zero=kept.pages - pages.pages,
-        unused=skipped.pages,
-        absent=ram.pages - there.pages,
-        ballooned=0,
-        asked=unused.how,
-    )
-    return Selection(pages, report)
+
+    def __init__(self, memory: GuestMemory, unused: Answer) -> None:
+        self._memory = memory
+        self._ram = PageRuns(memory.page_ranges)
+        self._asked = unused.how
+        there = touched(memory, self._ram)
+        self._absent = self._ram.subtract(there)
+        self._unused = there.intersect(unused.pages)
+
+    def first(self, changed: PageRuns) -> PageRuns:
+        """Pages to look at to begin with.
+
+        `changed` are those changed since before the guest was asked which it does not use.
+        """
+        return self._ram.subtract(self._absent).subtract(self._unused).union(changed)
+
+    def look(self, pages: PageRuns) -> PageRuns:
+        """Those of `pages` that hold something now."""
+        there = touched(self._memory, pages)
+        self._unused = self._unused.subtract(pages)
+        self._absent = self._absent.subtract(pages).union(pages.subtract(there))
+        return nonzero(self._memory, there)
+
+    def report(self, stored: int, ballooned: int) -> PageReport:
+        """Where all pages went, so many of them into a file."""
+        unused, absent = self._unused.pages, self._absent.pages
+        return PageReport(
+            stored=stored,
+            zero=self._ram.pages - stored - unused - absent,
+            unused=unused,
+            absent=absent,
+            ballooned=ballooned,
+            asked=self._asked,
+        )

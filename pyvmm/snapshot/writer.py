@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing a snapshot so that there is a whole one at every moment.
 
+    with SnapshotWriter(path, memory) as file:
+        file.store(...)         # any number of times, as the guest changes its memory
+        file.finish(records)
+
 Everything goes to a file of another name in the same directory. It is synced, takes the name of the
 old snapshot in one step (rename(2)), and then the directory is synced. Whatever happens before
 that step leaves the old snapshot as it was; a writer that is killed leaves a file called
 .NAME.….part besides. The file is readable by its owner only: it holds all of the guest's secrets.
+
+A block that has changed is written again, to where it was if there is room for it, else to the end;
+what was its place becomes a hole.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,85 +29,106 @@ from pyvmm.snapshot.layout import (
     PAGES_OFFSET,
     Block,
     Header,
-    block_numbers,
     encode_blocks,
+    holes,
 )
 from pyvmm.state.records import Record
 from pyvmm_native.memory import GuestMemory
-from pyvmm_native.page_blocks import BLOCK_PAGES, store_block
-from pyvmm_native.pages import bitmap
-from pyvmm_native.runs import PageRuns
-
-_NO_PAGES = bytes(BITMAP_BYTES)
-
-OnPages = Callable[[int], None]
-"""Called with the number of pages just written; may raise to give up."""
+from pyvmm_native.page_blocks import punch_hole, store_block
 
 
-def write_snapshot(
-    path: Path,
-    memory: GuestMemory,
-    pages: PageRuns,
-    records: Sequence[Record],
-    on_pages: OnPages = lambda pages: None,
-) -> int:
-    """Write `pages` of `memory` and `records` to `path`; returns the size of the file in bytes.
+class SnapshotWriter:
+    """Writes `memory` to `path`, block by block; raises `UserError` where that cannot be written.
 
-    Guest RAM must not change meanwhile. Raises `UserError`, with what was at `path` as it was, for
-    a file that cannot be written.
+    What was at `path` stays as it was until `finish` has returned. Leaving the `with` block before
+    that gives up.
     """
-    try:
-        with _replacement(path) as fd:
-            blocks = _write_pages(fd, memory, pages, on_pages)
-            tail = b"".join(record.encode() for record in (*records, encode_blocks(blocks)))
-            header = Header(memory.size_bytes, pages.pages, len(tail))
-            _write_all(fd, tail, header.records_offset)
-            _write_all(fd, header.encode(), 0)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the snapshot {path}: {error.strerror}",
-            "choose another place or make room; an older snapshot there is untouched",
-        ) from error
-    return header.file_bytes
 
+    def __init__(self, path: Path, memory: GuestMemory) -> None:
+        self._path = path
+        self._memory = memory
+        self._blocks: dict[int, Block] = {}
+        self._room_of: dict[int, int] = {}
+        self._room = 0
+        self._fd = -1
+        self._temporary = ""
 
-@contextmanager
-def _replacement(path: Path) -> Iterator[int]:
-    """A new file that takes the place of `path` when the block has come to its end."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
+    def __enter__(self) -> SnapshotWriter:
+        path = self._path
+        with self._refusing():
+            self._fd, self._temporary = tempfile.mkstemp(
+                prefix=f".{path.name}.", suffix=".part", dir=path.parent
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+        if self._temporary:
+            with suppress(OSError):
+                os.unlink(self._temporary)
+
+    @property
+    def pages(self) -> int:
+        """Guest pages in the file, as it is now."""
+        return sum(block.pages for block in self._blocks.values())
+
+    def store(self, number: int, changed: int, full: int) -> None:
+        """Bring block `number` up to date: of its `changed` pages only those in `full` are kept.
+
+        Both have a bit for each page. What the guest writes meanwhile may get into the file or not.
+        """
+        old = self._blocks.pop(number, None)
+        kept = int.from_bytes(old.bitmap, "little") & ~changed if old else 0
+        bits = kept | full
+        if not bits:
+            return
+        pages = bits.bit_count()
+        if old is not None and pages <= self._room_of[number]:
+            place = old.place
+        else:
+            place, self._room_of[number] = self._room, pages
+            self._room += pages
+        bitmap = bits.to_bytes(BITMAP_BYTES, "little")
+        block = Block(number, place, 0, bitmap)
+        with self._refusing():
+            crc = store_block(self._memory, block.first_pfn, bitmap, self._fd, block.offset)
+        self._blocks[number] = Block(number, place, crc, bitmap)
+
+    def finish(self, records: Sequence[Record]) -> int:
+        """Make it the snapshot at its path; returns the size of the file in bytes."""
+        blocks = [self._blocks[number] for number in sorted(self._blocks)]
+        tail = b"".join(record.encode() for record in (*records, encode_blocks(blocks)))
+        header = Header(self._memory.size_bytes, self._room, len(tail))
+        with self._refusing():
+            for start, end in holes(blocks, self._room):
+                if start < end:
+                    length = (end - start) * PAGE_BYTES
+                    punch_hole(self._fd, PAGES_OFFSET + start * PAGE_BYTES, length)
+            _write_all(self._fd, tail, header.records_offset)
+            _write_all(self._fd, header.encode(), 0)
+            os.fsync(self._fd)
+            os.replace(self._temporary, self._path)
+            self._temporary = ""
+            _sync_directory(self._path.parent)
+        return header.file_bytes
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         try:
-            yield fd
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write the snapshot {self._path}: {error.strerror}",
+                "choose another place or make room; an older snapshot there is untouched",
+            ) from error
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def _write_pages(fd: int, memory: GuestMemory, pages: PageRuns, on_pages: OnPages) -> list[Block]:
-    blocks = []
-    offset = PAGES_OFFSET
-    for numbers in block_numbers(memory.size_bytes):
-        bits = bitmap(pages, numbers.start * BLOCK_PAGES, len(numbers) * BLOCK_PAGES)
-        for index, number in enumerate(numbers):
-            own = bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
-            if own == _NO_PAGES:
-                continue
-            crc = store_block(memory, number * BLOCK_PAGES, own, fd, offset)
-            block = Block(number, crc, own, offset)
-            blocks.append(block)
-            offset += block.pages * PAGE_BYTES
-            on_pages(block.pages)
-    return blocks
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

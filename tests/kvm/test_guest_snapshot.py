@@ -17,12 +17,14 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
+from tests.kvm.churning import all_is_well, beats_on, churning, goes_on
 from tests.kvm.guests import RunGuest
 from tests.kvm.programs import Program, pyvmm
 
 pytestmark = pytest.mark.kvm
 
 PATTERN_MIB = 96
+CHURN_MIB = 64
 BALLOON_PAGES = 64 * MIB // PAGE_BYTES
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 UPTIME = "cut -d' ' -f1 /proc/uptime"
@@ -106,6 +108,42 @@ def test_a_guest_goes_on_from_its_snapshot(
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
     for _ in range(2):
         asyncio.run(go_on(file, restored))
+
+
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_a_guest_goes_on_while_it_is_copied(
+    run_guest: RunGuest, directory: Path, figure: Callable[[str], None], vcpus: int
+) -> None:
+    """It rewrites its memory all the time, and what is in the file is of one moment."""
+    files = [directory / f"{number}.snapshot" for number in range(3)]
+
+    async def scenario(guest: GuestSession) -> None:
+        await churning(guest, CHURN_MIB)
+        beats_meanwhile = 0
+        for path in files:
+            snapshots = guest.machine.snapshots
+            snapshots.start(Wish(path, ask_unused=False))
+            while snapshots.active:
+                await beats_on(guest)
+                beats_meanwhile += snapshots.active and guest.machine.status == "running"
+            status = snapshots.status
+            assert status.status == "completed", status.error
+            figure(
+                f"snapshot of a guest at work, {vcpus} vCPUs: {status.file_bytes / MIB:.1f} MiB in"
+                f" {status.seconds:.2f} s, stopped {status.stopped_seconds:.2f} s"
+            )
+        assert beats_meanwhile, "while it was copied"
+        await goes_on(guest)
+        await all_is_well(guest)
+
+    async def restored(guest: GuestSession) -> None:
+        await goes_on(guest)
+        await beats_on(guest)
+        await all_is_well(guest)
+
+    run_guest(scenario, memory_mib=256, vcpus=vcpus)
+    for path in files:
+        asyncio.run(go_on(path, restored))
 
 
 def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:

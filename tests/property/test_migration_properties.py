@@ -16,6 +16,8 @@ from pyvmm.migration.progress import Settings
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import (
+    CONFIG,
+    HOT,
     MIB,
     PAGE,
     PARTS,
@@ -23,16 +25,13 @@ from tests.migration_guest import (
     NewHome,
     Story,
     WritingGuest,
+    check_memory,
     config_of,
     cut_at,
     flip_at,
+    guests,
     migrate,
 )
-
-LOW_MIB = 65  # two stretches, the second of one MiB
-PAGES = LOW_MIB * MIB // PAGE
-CONFIG = config_of(LOW_MIB)
-HOT = [0, 1, 2, 3, 511, 512, 513, 16383, 16384, 16385, PAGES - 1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,32 +40,6 @@ def rounds_without_a_rest() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precopy, "MIN_ROUND_S", 0.0)
         yield
-
-
-pfns = st.one_of(st.sampled_from(HOT), st.integers(0, PAGES - 1))
-acts = st.builds(Act, pfns, st.sampled_from([-1, 0, 0, 1, 2, 3, 255]))
-
-
-@st.composite
-def guests(draw: st.DrawFn) -> WritingGuest:
-    return WritingGuest(
-        CONFIG,
-        draw(st.lists(acts, max_size=30)),
-        draw(st.lists(acts, max_size=60)),
-        unused=draw(st.sets(pfns, max_size=20)),
-        step=draw(st.integers(1, 4)),
-        manual=draw(st.booleans()),
-    )
-
-
-def check_memory(guest: WritingGuest, home: NewHome) -> None:
-    """Every page is what it was, but for those nobody has used since the guest was asked."""
-    assert home.ram is not None
-    ram = PageRuns(guest.memory.page_ranges)
-    there = touched(guest.memory, ram).union(touched(home.ram.memory, ram))
-    pfns = {pfn for start_pfn, count in there for pfn in range(start_pfn, start_pfn + count)}
-    pfns -= guest.left_out
-    assert [pfn for pfn in sorted(pfns) if guest.ram.page(pfn) != home.ram.page(pfn)] == []
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,7 +51,7 @@ def test_memory_arrives(guest: WritingGuest, downtime_limit_s: float) -> None:
     assert home.runs is True
     assert not guest.running
     assert home.parts == PARTS
-    check_memory(guest, home)
+    check_memory(guest, home.ram)
     assert story.progress.remaining_pages == 0
 
 
@@ -94,7 +67,7 @@ def check_one_side(guest: WritingGuest, home: NewHome, story: Story) -> None:
         assert guest.running
         assert home.runs is None
     if home.runs:
-        check_memory(guest, home)
+        check_memory(guest, home.ram)
     else:
         assert isinstance(story.target_error, MigrationError)
 
@@ -174,7 +147,7 @@ def test_the_same_guest_may_try_again() -> None:
     assert guest.running, story
     story = migrate(guest, home)
     assert story.source_error is None
-    check_memory(guest, home)
+    check_memory(guest, home.ram)
 
 
 def test_ram_above_the_hole() -> None:
@@ -198,7 +171,7 @@ def test_what_is_empty_or_unused_is_not_sent(manual: bool) -> None:
     progress = migrate(guest, home).progress
     assert (progress.skipped_pages, progress.full_pages, progress.zero_pages) == (890, 110, 1000)
     assert progress.sent_bytes < 120 * PAGE
-    check_memory(guest, home)
+    check_memory(guest, home.ram)
     assert home.ram is not None
     assert not any(any(home.ram.page(pfn)) for pfn in range(10, 900))
 

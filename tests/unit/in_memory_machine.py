@@ -117,15 +117,11 @@ class InMemoryMachine:
         pass
 
     @contextmanager
-    def log_writes(self) -> Iterator[InMemoryMachine]:
+    def log_changes(self) -> Iterator[InMemoryMachine]:
         yield self
 
-    log_changes = log_writes
-
-    def take(self) -> PageRuns:
+    def collect(self) -> PageRuns:
         return self.written
-
-    collect = take
 
     def clear(self, start_pfn: int, pages: int) -> None:
         """What is said to be written stays so."""

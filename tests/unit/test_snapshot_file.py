@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from pyvmm.memory import Ram
 from pyvmm.snapshot import layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport, config_record
-from pyvmm.snapshot.writer import write_snapshot
+from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import GIB, MIB
+from pyvmm_native.page_blocks import BLOCK_PAGES
+from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
 KINDS = {"part": Kind(2, 100, max_instances=3)}
@@ -52,9 +55,27 @@ def filled(pages: PageRuns = PAGES, ram_bytes: int = RAM_BYTES, seed: int = 1) -
     return ram
 
 
-def write(path: Path, ram: Ram, pages: PageRuns = PAGES, records: list[Record] = PARTS) -> int:
+def write(
+    path: Path,
+    ram: Ram,
+    pages: PageRuns = PAGES,
+    records: list[Record] = PARTS,
+    on_block: Callable[[int], object] = lambda number: None,
+) -> int:
     own = [config_record(config(ram.size_bytes)), report(pages, ram.size_bytes).record()]
-    return write_snapshot(path, ram.memory, pages, [*own, *records])
+    with SnapshotWriter(path, ram.memory) as file:
+        for number, bits in blocks_of(pages, ram):
+            file.store(number, bits, bits)
+            on_block(number)
+        return file.finish([*own, *records])
+
+
+def blocks_of(pages: PageRuns, ram: Ram) -> Iterator[tuple[int, int]]:
+    """Number and bits of each block that has some of `pages`."""
+    for start_pfn, count in ram.memory.page_ranges:
+        for first_pfn in range(start_pfn, start_pfn + count, BLOCK_PAGES):
+            if bits := int.from_bytes(bitmap(pages, first_pfn, BLOCK_PAGES), "little"):
+                yield first_pfn // BLOCK_PAGES, bits
 
 
 @pytest.fixture
@@ -136,7 +157,7 @@ def rewritten(path: Path, *records: Record, **header: int) -> None:
     """Make the file one whose checksums are right and whose records are others."""
     pages = path.read_bytes()[4096 : (1 + PAGES.pages) * 4096]
     tail = b"".join(record.encode() for record in records)
-    said = {"ram_bytes": RAM_BYTES, "pages": PAGES.pages, "records_bytes": len(tail), **header}
+    said = {"ram_bytes": RAM_BYTES, "room": PAGES.pages, "records_bytes": len(tail), **header}
     path.write_bytes(layout.Header(**said).encode() + pages + tail)
 
 
@@ -185,7 +206,7 @@ def test_the_config_of_another_guest(snapshot: Path) -> None:
     [
         ("ram_bytes", 1 << 60, "cannot be run here"),
         ("ram_bytes", RAM_BYTES + 1, "cannot be run here"),
-        ("pages", 1 << 60, "larger than the guest"),
+        ("room", 1 << 60, "larger than the guest"),
         ("records_bytes", 1 << 60, "larger than the guest"),
     ],
 )
@@ -200,13 +221,16 @@ ONE = b"\1".ljust(64, b"\0")
 @pytest.mark.parametrize(
     "blocks",
     [
-        [layout.Block(0, 0, ONE, 0)],
-        [layout.Block(1, 0, ONE, 0), layout.Block(0, 0, ONE, 0)],
-        [layout.Block(0, 0, ONE, 0), layout.Block(0, 0, ONE, 0)],
-        [layout.Block(0, 0, bytes(64), 0)],
-        [layout.Block(32, 0, b"\xff" * 64, 0)],  # half of it is RAM
-        [layout.Block(33, 0, ONE, 0)],
-        [layout.Block(0xFFFF_FFFF, 0, ONE, 0)],
+        [layout.Block(1, 0, 0, ONE), layout.Block(0, 1, 0, ONE)],
+        [layout.Block(0, 0, 0, ONE), layout.Block(0, 1, 0, ONE)],
+        [layout.Block(0, 0, 0, bytes(64))],
+        [layout.Block(32, 0, 0, b"\xff" * 64)],  # half of it is RAM
+        [layout.Block(33, 0, 0, ONE)],
+        [layout.Block(0xFFFF_FFFF, 0, 0, ONE)],
+        [layout.Block(0, PAGES.pages, 0, ONE)],  # beyond the room for pages
+        [layout.Block(0, 0xFFFF_FFFF, 0, ONE)],
+        [layout.Block(0, 3, 0, ONE), layout.Block(1, 3, 0, ONE)],  # in one place
+        [layout.Block(0, 1, 0, ONE), layout.Block(1, 0, 0, b"\3".ljust(64, b"\0"))],
     ],
 )
 def test_an_index_of_pages_that_cannot_be(snapshot: Path, blocks: list[layout.Block]) -> None:
@@ -257,12 +281,11 @@ def die(*arguments):
 if moment == 4:
     os.replace = die
 seen = []
-def on_pages(pages):
-    seen.append(pages)
+def on_block(number):
+    seen.append(number)
     if len(seen) == moment + 1:
         die()
-own = [config_record(config()), report(PAGES).record()]
-write_snapshot(pathlib.Path(sys.argv[1]), filled(seed=2).memory, PAGES, own, on_pages)
+write(pathlib.Path(sys.argv[1]), filled(seed=2), on_block=on_block)
 """
     for moment in range(5):
         command = [sys.executable, "-c", script, str(snapshot), str(moment)]
@@ -274,11 +297,11 @@ write_snapshot(pathlib.Path(sys.argv[1]), filled(seed=2).memory, PAGES, own, on_
 def test_a_writer_that_gives_up_leaves_nothing(snapshot: Path) -> None:
     old = snapshot.read_bytes()
 
-    def enough(pages: int) -> None:
-        raise InterruptedError
+    def enough(number: int) -> None:
+        raise KeyboardInterrupt
 
-    with pytest.raises(UserError, match="cannot write"):
-        write_snapshot(snapshot, filled(seed=2).memory, PAGES, [], enough)
+    with pytest.raises(KeyboardInterrupt):
+        write(snapshot, filled(seed=2), on_block=enough)
     assert snapshot.read_bytes() == old
     assert os.listdir(snapshot.parent) == [snapshot.name]
 

@@ -3,7 +3,11 @@
 
     with DirtyLog(vm, ram) as log:
         changed = log.collect()
-        log.clear(start_pfn, pages)
+        for start_pfn, pages in stretches(memory, changed):
+            log.clear(start_pfn, STRETCH_PAGES)
+            ...     # copy `pages`
+
+What is changed after its stretch was cleared is in the log again, so no change can be missed.
 
 Two logs are one here. KVM's names the pages that the guest's processors write, and that KVM writes
 for them. `GuestMemory`'s names those that this process changes: rings, buffers, discards.
@@ -19,23 +23,52 @@ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (7.18).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm import abi
+from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pykvm import Vm
     from pyvmm.memory import Ram
+    from pyvmm_native.memory import GuestMemory
 
 PAGE_BYTES = 4096
+STRETCH_PAGES = 16384
+"""How many pages, 64 MiB, the log is cleared for at once."""
 _PAGES_PER_WORD = 64
+
+
+class ChangeLog(Protocol):
+    """Which pages have changed; it is on."""
+
+    def collect(self) -> PageRuns:
+        """Pages changed since the log was switched on and not cleared since.
+
+        Implementations may clear pages here already; `clear` then does nothing.
+        """
+
+    def clear(self, start_pfn: int, pages: int) -> None:
+        """Log changes anew to those of the given pages that the last `collect` has named."""
+
+
+def stretches(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
+    """`pages` by stretches of RAM, each with its first page frame, where there are any."""
+    for start_pfn, count in memory.page_ranges:
+        bits = bitmap(pages, start_pfn, -(-count // STRETCH_PAGES) * STRETCH_PAGES)
+        for place in range(0, len(bits), STRETCH_PAGES // 8):
+            stretch = start_pfn + 8 * place
+            found = PageRuns.from_bitmap(bits[place : place + STRETCH_PAGES // 8], stretch)
+            if found:
+                yield stretch, found
 
 
 class DirtyLog:
     """Logs changes to `ram`, whose slots are those of `vm`, while the block it is used in runs.
 
-    Satisfies `pyvmm.migration.precopy.ChangeLog`.
+    Satisfies `ChangeLog`.
     """
 
     def __init__(self, vm: Vm, ram: Ram) -> None:
@@ -62,8 +95,8 @@ class DirtyLog:
     def collect(self) -> PageRuns:
         """Pages changed since the log was switched on and not cleared since."""
         changed = PageRuns()
-        for start_pfn, bitmap in self._ram.memory.take_changes():
-            changed = changed.union(PageRuns.from_bitmap(bitmap, start_pfn))
+        for start_pfn, bits in self._ram.memory.take_changes():
+            changed = changed.union(PageRuns.from_bitmap(bits, start_pfn))
         for slot, (gpa, _) in enumerate(self._ram.memory.regions):
             self._vm.get_dirty_log(slot, self._bitmaps[slot])
             changed = changed.union(PageRuns.from_bitmap(self._bitmaps[slot], gpa // PAGE_BYTES))
