@@ -25,6 +25,8 @@ pytestmark = pytest.mark.kvm
 
 PATTERN_MIB = 96
 CHURN_MIB = 64
+BALLAST = "b=/bin/busybox; b=`echo $b $b $b $b $b`; cat $b $b $b $b $b $b $b $b >/ballast"
+"""Some 60 MiB more that is to be copied."""
 BALLOON_PAGES = 64 * MIB // PAGE_BYTES
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 UPTIME = "cut -d' ' -f1 /proc/uptime"
@@ -115,10 +117,13 @@ def test_a_guest_goes_on_while_it_is_copied(
     run_guest: RunGuest, directory: Path, figure: Callable[[str], None], vcpus: int
 ) -> None:
     """It rewrites its memory all the time, and what is in the file is of one moment."""
-    files = [directory / f"{number}.snapshot" for number in range(3)]
+    files = [directory / f"{number}.snapshot" for number in range(2)]
 
     async def scenario(guest: GuestSession) -> None:
         await churning(guest, CHURN_MIB)
+        guest.machine.throttle(0)
+        await guest.shell(BALLAST)
+        await goes_on(guest)
         beats_meanwhile = 0
         for path in files:
             snapshots = guest.machine.snapshots
@@ -141,7 +146,7 @@ def test_a_guest_goes_on_while_it_is_copied(
         await beats_on(guest)
         await all_is_well(guest)
 
-    run_guest(scenario, memory_mib=256, vcpus=vcpus)
+    run_guest(scenario, memory_mib=384, vcpus=vcpus)
     for path in files:
         asyncio.run(go_on(path, restored))
 
