@@ -7,6 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from pyvmm.control.session import Session
 from pyvmm.memory import Ram
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
@@ -120,6 +122,30 @@ def test_the_guest_stays_paused_if_that_is_wished(tmp_path: Path) -> None:
     assert machine.status == "paused", "it did not run before either"
 
 
+@pytest.mark.parametrize(
+    ("keep_running", "expected"),
+    [
+        (True, [("STOP", True, False), ("RESUME", True, False)]),
+        (False, [("STOP", False, False)]),
+    ],
+)
+def test_the_guest_stops_for_the_rest_only_and_does_not_wait_for_the_disk(
+    tmp_path: Path, keep_running: bool, expected: list[tuple[str, bool, bool]]
+) -> None:
+    """Events, each with whether pages were copied before and whether the file was there."""
+    machine = machine_with_pages()
+    seen: list[tuple[str, bool, bool]] = []
+
+    def sink(name: str, data: object) -> None:
+        copied = machine.snapshots.status.completed_pages > 0
+        seen.append((name, copied, (tmp_path / "s").exists()))
+
+    machine.subscribe(sink)
+    answer = take(machine, tmp_path / "s", **{"keep-running": keep_running})
+    assert answer["status"] == "completed"
+    assert seen == expected
+
+
 def test_after_a_failure_the_guest_goes_on(tmp_path: Path) -> None:
     machine = machine_with_pages()
     answer = take(machine, tmp_path / "nowhere" / "s", **{"keep-running": False})
@@ -163,6 +189,42 @@ def test_the_end_of_the_machine_ends_it(tmp_path: Path) -> None:
         assert again["error"]["desc"] == "Resetting the Virtual Machine is required"
 
     asyncio.run(main())
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_copies_when_the_machine_ends_has_its_file_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor may be another file's by then."""
+    machine = machine_with_pages()
+    copying, go_on = threading.Event(), threading.Event()
+    stored: list[int] = []
+    store = SnapshotWriter.store
+
+    def slow(file: SnapshotWriter, number: int, changed: int, full: int) -> None:
+        copying.set()
+        assert go_on.wait(10)
+        store(file, number, changed, full)
+        stored.append(number)
+
+    monkeypatch.setattr(SnapshotWriter, "store", slow)
+
+    async def main() -> None:
+        session = Session(machine)
+        await execute(session, "qmp_capabilities")
+        await execute(session, "snapshot-to-file", path=str(tmp_path / "s"))
+        while not copying.is_set():
+            await asyncio.sleep(0.01)
+        machine.quit()
+        end = asyncio.create_task(machine.snapshots.end())
+        await asyncio.sleep(0.05)
+        assert len(os.listdir(tmp_path)) == 1
+        go_on.set()
+        await end
+        assert machine.snapshots.status.error == "the guest has ended"
+
+    asyncio.run(main())
+    assert len(stored) == 1
     assert os.listdir(tmp_path) == []
 
 
