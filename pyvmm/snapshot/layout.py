@@ -41,7 +41,7 @@ PAGES_OFFSET = PAGE_BYTES
 HEADER, CONFIG, REPORT, PAGES = "snapshot", "config", "report", "pages"
 VERSION = 1
 PAGES_VERSION = 2
-"""The first had no holes, and no places in it."""
+"""Of records "snapshot" and "pages"; in version 1 blocks had no places of their own."""
 MAX_PARTS = 32
 """Kinds of record that a machine may have, at most."""
 MAX_ROUNDS = 5
@@ -86,8 +86,7 @@ class Header:
     @classmethod
     def decode(cls, record: Record) -> Header:
         """Raises `RecordError` for numbers that cannot be."""
-        if record.version != PAGES_VERSION:
-            raise RecordError("an older pyvmm has written it")
+        _check_version(record)
         if len(record.payload) != _HEADER.size:
             raise RecordError(f"record {HEADER!r} has {len(record.payload)} bytes")
         header = cls(*_HEADER.unpack(record.payload))
@@ -134,6 +133,7 @@ def encode_blocks(blocks: Iterable[Block]) -> Record:
 
 def decode_blocks(record: Record, header: Header) -> list[Block]:
     """Raises `RecordError` for blocks that are out of order, outside RAM or not in the file."""
+    _check_version(record)
     if len(record.payload) % _BLOCK.size:
         raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
     ranges = ram_ranges(header.ram_bytes)
@@ -160,6 +160,11 @@ def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
         yield end, block.place
         end = block.place + block.pages
     yield end, room
+
+
+def _check_version(record: Record) -> None:
+    if record.version != PAGES_VERSION:
+        raise RecordError(f"record {record.kind!r} is that of an older pyvmm")
 
 
 def _bits_of_ram(number: int, ranges: Sequence[tuple[int, int]]) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,6 +189,17 @@ def test_a_part_of_a_newer_version(snapshot: Path) -> None:
     whole = own_records(snapshot)
     rewritten(snapshot, *whole, Record("part", 3, b""))
     refused(snapshot, "record 'part' has version 3; this pyvmm reads 1 to 2")
+
+
+def test_one_of_the_first_version(snapshot: Path) -> None:
+    *rest, pages = own_records(snapshot)
+    rewritten(snapshot, *rest, Record("pages", 1, pages.payload))
+    refused(snapshot, "record 'pages' is that of an older pyvmm")
+    data = snapshot.read_bytes()
+    numbers = struct.pack("<QQQ", RAM_BYTES, PAGES.pages, 0)
+    header = Record("snapshot", 1, numbers).encode()
+    snapshot.write_bytes(header + data[len(header) :])
+    refused(snapshot, "record 'snapshot' is that of an older pyvmm")
 
 
 def test_an_unknown_part(snapshot: Path) -> None:
