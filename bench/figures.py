@@ -89,6 +89,15 @@ FIGURES: tuple[Figure, ...] = (
     ),
     _left_out("snapshot", "time to save", 0.25, 0.10),
     _left_out("snapshot", "size of the file", 0.10, 0.05),
+    Figure(
+        "the guest stands still to be saved, against QEMU pc with free page hints",
+        "snapshot",
+        "the guest stands still",
+        _BITMAP,
+        "QEMU pc, hints",
+        1.0,
+        0.5,
+    ),
     Figure("boot, against QEMU pc", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU pc", 0.9, 0.6),
     Figure(
         "boot, against QEMU microvm", "boot", "1 vCPU, 512 MiB", "pyvmm", "QEMU microvm", 1.2, 0.9
