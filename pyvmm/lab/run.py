@@ -33,6 +33,10 @@ DEFAULT_CPUS = 1
 """With more, QEMU 7.2 corrupts a lab in which guests of several vCPUs run (DECISIONS.md)."""
 MIN_MEMORY_MIB = 4096
 _OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
+_OWN_VARIABLES = {IN_LAB_VARIABLE: "1", "TMPDIR": "/dev/shm"}
+"""Temporary files are in the lab's memory: outside's are reached by name, even when they are open,
+and those have none any more.
+"""
 
 
 def run_in_lab(
@@ -57,7 +61,7 @@ def run_in_lab(
     """
     paths = [Path(os.path.abspath(path)) for path in sockets]
     inner = inner_sockets(paths)
-    env = {**os.environ, IN_LAB_VARIABLE: "1", **sockets_variable(inner)}
+    env = {**os.environ, **_OWN_VARIABLES, **sockets_variable(inner)}
     _compile_our_packages()
     with ExitStack() as stack:
         doors = []

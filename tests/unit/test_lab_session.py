@@ -94,6 +94,15 @@ def test_a_command_that_is_not_there() -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_temporary_file_is_one_after_it_was_unlinked() -> None:
+    """As pytest's, for what tests print."""
+    script = "import tempfile; file = tempfile.TemporaryFile(); file.truncate(9); print('well')"
+    result = subprocess.run(
+        lab(sys.executable, "-c", script), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout == "well\n", result.stderr
+
+
 def test_a_flood_ends_when_its_reader_goes() -> None:
     command = subprocess.Popen(lab("yes", "flood"), stdout=subprocess.PIPE)
     assert command.stdout is not None
