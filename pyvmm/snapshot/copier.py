@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copying a guest's pages into the file of its snapshot, round by round, while it may be running.
 
-The first round takes the pages that hold something and are not known to be unused. Each later one
-takes what has been changed since the round before had come to it, in the log or by then; the last
-is that of a guest that stands still, and after it the file is what memory is.
+The first round takes the pages that hold something and are not known to be unused, each later one
+those that have changed since they were last looked at. The last is that of a guest that stands
+still, and after it the file is what memory is.
 
 As in `pyvmm.migration.precopy`, the log is cleared before pages are looked at.
 """
@@ -30,8 +30,8 @@ class Copier:
     """Copies from `memory`, whose changes are in `log`, to `file`.
 
     `unused` are pages that the guest did not use at some time since the log is on. `on_pages` is
-    called with the number of pages just looked at, and may raise to give up. Every call but the
-    reading of `todo` takes its time.
+    called with the number of pages just looked at, and may raise to give up. Every call may take
+    seconds, making one included.
     """
 
     def __init__(
