@@ -197,7 +197,8 @@ class Snapshots:
         await machine.memory_loaded()
         machine.prepare_parts()
         memory = machine.ram.memory
-        with SnapshotWriter(wish.path, memory) as file, machine.log_changes() as log:
+        with SnapshotWriter(wish.path, memory) as file, ExitStack() as logging_on:
+            log = logging_on.enter_context(machine.log_changes())
             unused = Answer(PageRuns(), "not asked, as was wished")
             if wish.ask_unused:
                 unused = await ask_unused(
@@ -218,6 +219,7 @@ class Snapshots:
                 report = copier.selection.report(file.pages, machine.balloon.actual)
                 if wish.keep_running:
                     go_on()
+                    logging_on.close()  # each page written costs the guest a fault
                 records = [config_record(machine.config), report.record(), *parts]
                 size = await self._in_thread(lambda: file.finish(records))
         self.status = replace(
