@@ -46,7 +46,7 @@ fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for 
 		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
 coverage: native  ## Branches of the virtio and balloon devices that the tests reach: at least 98 %
-	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/unit tests/property tests/fuzz
+	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
 	@$(BIN)/coverage report
 
 lint: native  ## Style, types, native code, and the one direction of imports

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from pyvmm.guest_session import arriving_session
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.harness.guest_session import arriving_session
+from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 
 WAITS, RUNS = "waits", "runs"
 

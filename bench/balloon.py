@@ -38,12 +38,12 @@ from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm import memory
 from pyvmm.config import config_for_image
-from pyvmm.console_guest import ConsoleGuest
-from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.lab.places import in_lab
-from pyvmm.rss import resident_bytes
+from pyvmm.harness.console_guest import ConsoleGuest
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.memory import ram as memory
+from pyvmm.memory.rss import resident_bytes
+from pyvmm.sockets.lab_paths import in_lab
 
 PAGES_PER_MIB = 256
 SLACK_SHARE = 8

@@ -33,7 +33,8 @@ STAMPED = """
 import time
 stamps = {"interpreter": time.monotonic()}
 import sys
-from pyvmm import cli, run_cli, machine
+from pyvmm.cli import main as cli, run as run_cli
+from pyvmm.machine import machine
 def noting(name, function):
     def wrapped(*args, **kwargs):
         now = time.monotonic()

@@ -12,7 +12,7 @@ class Kvm(Enum):
 
     NONE = auto()
     RUNS = auto()  # a guest of a few instructions
-    FIT = auto()  # for Linux: see pyvmm.probe
+    FIT = auto()  # for Linux: see pyvmm.machine.kvm_probe
 
 
 SMALL_LAB_MIB = 4096

@@ -19,8 +19,8 @@ from bench.measure import Kept, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import Choice, choose_kvm
-from pyvmm.probe import probe_host_kvm
-from pyvmm.progress import show_progress
+from pyvmm.machine.kvm_probe import probe_host_kvm
+from pyvmm.progress.reporter import show_progress
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/bench")

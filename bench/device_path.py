@@ -29,7 +29,7 @@ from bench.measure import Case, Plan, deal_out
 from bench.recorded import recorded_pages
 from bench.touched_ram import HUGE_PAGE_PAGES, Given, TouchedRam, have_huge_pages
 from devices.balloon.dialects import BITMAP, STANDARD
-from pyvmm.memory import PAGE_BYTES
+from pyvmm.memory.ram import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 MIB = 1 << 20

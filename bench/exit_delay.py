@@ -17,7 +17,7 @@ from time import perf_counter
 
 from bench.exit_guest import ExitGuest, port_read, with_pause
 from bench.measure import Case, Contender, Plan, seconds, take_turns
-from pyvmm.vcpu_thread import SWITCH_INTERVAL_S
+from pyvmm.machine.vcpu_thread import SWITCH_INTERVAL_S
 
 PYTHONS_INTERVAL_S = 0.005
 NOBODY = "nobody computes"

@@ -42,13 +42,13 @@ from bench.native import shared_library
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import STANDARD
 from devices.bus import Bus
+from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import PciBus
-from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
-from pyvmm.lab.places import in_lab
-from pyvmm.layout import COM1_PORT, COM1_PORTS
-from pyvmm.tracing import LogTracer
-from pyvmm.vcpu_thread import GuestBuses
+from pyvmm.machine.vcpu_thread import GuestBuses
+from pyvmm.memory.layout import COM1_PORT, COM1_PORTS
+from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.trace.logging import LogTracer
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import ByteQueue, SerialShortcut
 from tests.virtio_board import AnonymousRam, Bells, Line, Messages

@@ -15,7 +15,7 @@ from typing import cast
 
 from devices.balloon.bitmap import HEADER, PAGE_SHIFT
 from devices.balloon.dialects import BITMAP, Dialect
-from pyvmm.memory import Ram
+from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
 from tests.virtio_board import AnonymousRam, Board
 from tests.virtio_driver import INFLATE, VirtioDriver

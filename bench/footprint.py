@@ -33,8 +33,8 @@ WITHIN_S = 60
 
 PROGRAMS = {
     "python -c pass": "pass",
-    "import pyvmm.machine": "import pyvmm.machine",
-    "all that pyvmm run imports": "import pyvmm.cli, pyvmm.run_cli, pyvmm.machine",
+    "import pyvmm.machine": "import pyvmm.machine.machine",
+    "all that pyvmm run imports": "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.machine.machine",
 }
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")

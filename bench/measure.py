@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pyvmm.progress import Progress
+from pyvmm.progress.reporter import Progress
 
 Values = Mapping[str, float]
 """Stage of the work to what it took; the stage `TOTAL` is the figure itself."""

@@ -26,11 +26,11 @@ from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
-from pyvmm.console_guest import POLL_S, ConsoleGuest, GuestEnded
-from pyvmm.control import commands
-from pyvmm.control.qmp import Request
-from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.lab.places import in_lab
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestEnded
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import Request
+from pyvmm.sockets.lab_paths import in_lab
 
 MIB = 1 << 20
 ASKED, NOT_ASKED = "pyvmm, bitmap", "pyvmm, bitmap, not asked"

@@ -12,7 +12,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from pyvmm.cache import cache_dir
+from pyvmm.cache.directory import cache_dir
 from pyvmm.errors import UserError
 
 SOURCES = Path(__file__).parent / "c"

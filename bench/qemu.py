@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guest_images.manifest import read_manifest
-from pyvmm.console_guest import POLL_S, ConsoleGuest, GuestEnded
-from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.unix_socket import Listener
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestEnded
+from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.lab.qemu import find_qemu
-from pyvmm.scripted_console import ScriptedConsole
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.sockets.unix import Listener
 
 MachineType = Literal["pc", "microvm"]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
-from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.memory import PAGE_BYTES, Ram
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.memory.ram import PAGE_BYTES, Ram
 from pyvmm_native.runs import PageRuns
 
 FILE = Path(__file__).parent / "data" / "fragmented-guest.xz"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.measure import Case
-from pyvmm.lab.places import in_lab
+from pyvmm.sockets.lab_paths import in_lab
 
 FORMAT = 1
 

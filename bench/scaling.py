@@ -15,7 +15,7 @@ from __future__ import annotations
 from bench.device_path import BEST, BITMAPS, MIB, take_turns_to_give
 from bench.measure import Case, Plan
 from bench.touched_ram import TouchedRam
-from pyvmm.memory import PAGE_BYTES
+from pyvmm.memory.ram import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 GIB = 1 << 30

@@ -37,7 +37,7 @@ from bench.movers import (
     pyvmm_boot,
     qemu_boot,
 )
-from pyvmm.console_guest import POLL_S, GuestEnded
+from pyvmm.harness.console_guest import POLL_S, GuestEnded
 
 Saved = tuple[float, float, float]
 """Seconds, MiB of the file, milliseconds the guest stood still."""

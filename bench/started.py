@@ -2,11 +2,11 @@
 """Guests started as a person starts them: a new process with the serial console on its output.
 
 Nothing of this process is handed on: pyvmm gets an interpreter of its own. (In the lab a command
-`python -m pyvmm` is a fork of the lab's agent, see `pyvmm.lab.warm`; that is true of what the lab
-is asked to run, not of what such a command starts itself, so nothing needs to be done about it.)
-For all contenders image and working directory are in memory, and their programs and libraries come
-from ordinary files: in the lab, for Python's modules and QEMU's libraries alike, from its cached 9p
-mount. A rehearsal has them in the page cache.
+`python -m pyvmm` is a fork of the lab's agent, see `pyvmm.lab.preload`; that is true of what the
+lab is asked to run, not of what such a command starts itself, so nothing needs to be done about
+it.) For all contenders image and working directory are in memory, and their programs and libraries
+come from ordinary files: in the lab, for Python's modules and QEMU's libraries alike, from its
+cached 9p mount. A rehearsal has them in the page cache.
 
 `QEMU pc` is what QEMU is without further thought, `QEMU microvm` its smallest machine with all
 optional parts off. ACPI stays: without it, and without an MP table, a kernel finds no interrupt

@@ -27,7 +27,7 @@ from guest_images.kernel import KernelTree
 from guest_images.manifest import SECTION, Manifest, ManifestError, read_manifest
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
 from pyvmm.errors import UserError
-from pyvmm.progress import Progress
+from pyvmm.progress.reporter import Progress
 
 DIALECT = "bitmap"
 DIALECT_APPEND = {"bitmap": "virtio_balloon.page_bitmap=1", "standard": ""}

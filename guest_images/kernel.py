@@ -19,7 +19,7 @@ from pathlib import Path
 
 from guest_images.recipe import KERNEL_SERIES, Recipe, kernel_version
 from pyvmm.errors import UserError
-from pyvmm.progress import Progress
+from pyvmm.progress.reporter import Progress
 
 # Lines that a build from nothing prints; only the progress bar depends on it.
 BUILD_LINES = 1420

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyvmm.elf_tables import ElfError, read_elf_tables
+from pyvmm.elf.tables import ElfError, read_elf_tables
 
 SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"

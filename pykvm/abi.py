@@ -3,7 +3,7 @@
 
 A transcription of the parts of <linux/kvm.h> and, for x86, <asm/kvm.h> that this package uses, as
 they stand in Linux 6.1; the behaviour behind them is described in the kernel's
-Documentation/virt/kvm/api.rst. tests/abi compares every structure field by field and every
+Documentation/virt/kvm/api.rst. tests/pykvm compares every structure field by field and every
 constant with the installed headers, so a mistake here fails the test suite.
 
 Structures that end in a flexible array member have none of its elements here; `sized` and the

@@ -3,7 +3,7 @@
 
 Numbers are computed as <asm-generic/ioctl.h> does it, from the direction, KVM's type byte, the
 request's own number and the size of the structure it takes, so a wrong structure size shows as a
-wrong request number. tests/abi compares each with the installed <linux/kvm.h>.
+wrong request number. tests/pykvm compares each with the installed <linux/kvm.h>.
 """
 
 from __future__ import annotations

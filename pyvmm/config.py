@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devices.balloon.features import BY_DIALECT
-from pyvmm import layout
-from pyvmm.balloon_features import balloon_features
+from pyvmm.balloon.features import balloon_features
 from pyvmm.errors import UserError
+from pyvmm.memory import layout
 
 MIB = 1 << 20
 DEFAULT_RAM_BYTES = 1024 * MIB

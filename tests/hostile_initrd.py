@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from guest_images.initramfs import compile_program
-from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
 from pyvmm.lab.initramfs import cpio
 
 SOURCE = Path(__file__).parent / "kvm" / "hostile_init.c"

@@ -24,14 +24,14 @@ from typing_extensions import Buffer
 
 from pykvm import Vm, abi
 from pyvmm.config import MachineConfig
-from pyvmm.dirty_log import DirtyLog
-from pyvmm.layout import ram_ranges
-from pyvmm.memory import Ram
+from pyvmm.memory.dirty_log import DirtyLog
+from pyvmm.memory.layout import ram_ranges
+from pyvmm.memory.page_selection import Answer
+from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import Arrival
-from pyvmm.migration.precopy import Precopy
 from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.transport import SocketLink
-from pyvmm.snapshot.selection import Answer
+from pyvmm.migration.source import Precopy
+from pyvmm.sockets.transport import SocketLink
 from pyvmm.state.records import Kind, Record
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
@@ -136,7 +136,7 @@ class Act:
 
 
 class WritingGuest:
-    """Satisfies `pyvmm.migration.precopy.Guest`; `acts` are done `step` at a time."""
+    """Satisfies `pyvmm.migration.source.Guest`; `acts` are done `step` at a time."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from devices import uart_bits as bits
+from devices.legacy import uart_bits as bits
 from devices.ports import InterruptLine
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload

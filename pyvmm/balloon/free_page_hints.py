@@ -10,7 +10,7 @@ take turns. A copy may leave out hinted pages if writes are logged since before 
 and must then still take every page the log names (`devices.balloon.hinting`).
 
 A driver that is slow, or never ends, is stopped after the time-out; what it has hinted is as good
-as the rest, so that is no error. Errors are those of `pyvmm.inquiry`.
+as the rest, so that is no error. Errors are those of `pyvmm.balloon.guest_requests`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Role
 from devices.balloon.hinting import Ending
-from pyvmm.inquiry import DEFAULT_TIMEOUT_S, GuestReset, Inquirer, NoAnswer
+from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestReset, Inquirer, NoAnswer
 from pyvmm_native.runs import PageRuns
 
 NOBODY = (

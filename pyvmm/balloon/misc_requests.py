@@ -6,7 +6,8 @@
 The queue takes one question at a time (`devices.balloon.misc`), so callers take turns, first come
 first served; a caller's time-out counts from its call and includes its wait for the turn. A
 question that is not answered in time, or whose caller was cancelled, is withdrawn: what the guest
-says to it later is counted by the device and ignored. Errors are those of `pyvmm.inquiry`.
+says to it later is counted by the device and ignored. Errors are those of
+`pyvmm.balloon.guest_requests`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from devices.balloon.dialects import Role
 from devices.balloon.misc import Answer, Command, Ending
-from pyvmm.inquiry import (
+from pyvmm.balloon.guest_requests import (
     DEFAULT_TIMEOUT_S,
     BadAnswer,
     GuestReset,

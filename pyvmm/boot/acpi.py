@@ -3,9 +3,9 @@
 
 `build_tables` lays out RSDP, FACS, DSDT, FADT, MADT and XSDT one after another in one blob for the
 area below 1 MiB, where an operating system looks for the RSDP on 16-byte boundaries; the boot
-protocol passes its address as well. The tables say what `pyvmm.layout` and the device models say
-and take their numbers from there. In them the guest finds its vCPUs and the IO-APIC (MADT), how to
-power off and reset (FADT, \\_S5), the PCI host bridge with its windows and interrupt wiring, the
+protocol passes its address as well. The tables say what `pyvmm.memory.layout` and the device models
+say and take their numbers from there. In them the guest finds its vCPUs and the IO-APIC (MADT), how
+to power off and reset (FADT, \\_S5), the PCI host bridge with its windows and interrupt wiring, the
 serial port and pvpanic (DSDT), and where PCI configuration space lies in memory (MCFG). There is no
 8042, no VGA and no PM timer, and the tables say so: what is announced as absent is not probed.
 """
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import struct
 
-from devices import acpi_pm, rtc
-from pyvmm import layout
+from devices.legacy import acpi_pm, rtc
 from pyvmm.boot import aml
+from pyvmm.memory import layout
 
 _OEM_ID = b"PYVMM "
 _OEM_TABLE_ID = b"PYVMM   "

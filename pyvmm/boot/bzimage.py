@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pyvmm.boot.payload import PayloadError, decompress
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
 from pyvmm.errors import UserError
 
 SECTOR_BYTES = 512

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading a kernel: an ELF `vmlinux` goes to the physical addresses its program headers name.
 
-`pyvmm.elf_tables` reads the tables; this module checks. A file is hostile until every loadable
+`pyvmm.elf.tables` reads the tables; this module checks. A file is hostile until every loadable
 segment is known to lie inside the file, inside guest RAM above the first MiB, and apart from the
 others. Nothing is written to guest memory before all of it has been checked. `guest.img` is such a
 file too, with a manifest beside the code (see `guest_images.manifest`); a bzImage has one inside
@@ -17,10 +17,10 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from pyvmm import layout
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.elf_tables import MAGIC, ElfError, read_elf_tables
+from pyvmm.elf.tables import MAGIC, ElfError, read_elf_tables
 from pyvmm.errors import UserError
+from pyvmm.memory import layout
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory

@@ -14,9 +14,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm import layout
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader
 from pyvmm.errors import UserError
+from pyvmm.memory import layout
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm import layout
 from pyvmm.boot import acpi
 from pyvmm.boot.image import KernelImage, read_initrd, read_kernel
 from pyvmm.boot.linux64 import BootInfo, place_initrd, write_boot_data
+from pyvmm.memory import layout
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
-    from pyvmm.memory import Ram
+    from pyvmm.memory.ram import Ram
 
 
 class BootFiles(NamedTuple):

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import click
 
-from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, visit
+from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, visit
 from pyvmm.errors import UserError
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.units import format_size, parse_size
 
 POLL_PERIOD_S = 0.2

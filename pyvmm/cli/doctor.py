@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from pyvmm.errors import UserError
-from pyvmm.probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
+from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
 
 EXIT_NOTHING_USABLE = 2
 

@@ -38,7 +38,7 @@ def build(output: Path | None, source: Path | None, jobs: int | None, force: boo
     The image is a Linux 6.12 kernel with our balloon driver and a small userland, in one ELF file.
     """
     from guest_images.build import build_image
-    from pyvmm.progress import show_progress
+    from pyvmm.progress.reporter import show_progress
 
     with show_progress() as progress:
         path = build_image(output, source=source, jobs=jobs, progress=progress, force=force)

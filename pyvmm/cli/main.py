@@ -35,29 +35,29 @@ class LazyCommand(NamedTuple):
 
 
 COMMANDS = {
-    "run": LazyCommand("pyvmm.run_cli", "run", "Boot a Linux guest, its console on this terminal."),
+    "run": LazyCommand("pyvmm.cli.run", "run", "Boot a Linux guest, its console on this terminal."),
     "balloon": LazyCommand(
-        "pyvmm.control.cli", "balloon", "Show or change how much RAM a running guest keeps."
+        "pyvmm.cli.balloon", "balloon", "Show or change how much RAM a running guest keeps."
     ),
     "unused": LazyCommand(
-        "pyvmm.control.unused_cli", "unused", "Show which memory a running guest does not use."
+        "pyvmm.cli.unused", "unused", "Show which memory a running guest does not use."
     ),
     "stats": LazyCommand(
-        "pyvmm.control.stats_cli", "stats", "Show what a running guest says of its memory."
+        "pyvmm.cli.stats", "stats", "Show what a running guest says of its memory."
     ),
-    "snapshot": LazyCommand(
-        "pyvmm.control.snapshot_cli", "snapshot", "Write a running guest to a file."
-    ),
+    "snapshot": LazyCommand("pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file."),
     "migrate": LazyCommand(
-        "pyvmm.control.migrate_cli", "migrate", "Move a running guest to another pyvmm."
+        "pyvmm.cli.migrate", "migrate", "Move a running guest to another pyvmm."
     ),
-    "image": LazyCommand("guest_images.cli", "image", "Build and inspect guest images."),
+    "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
-        "pyvmm.doctor", "doctor", "Say what KVM was found, what will be used and why."
+        "pyvmm.cli.doctor", "doctor", "Say what KVM was found, what will be used and why."
     ),
-    "lab": LazyCommand("pyvmm.lab.cli", "lab", "Run a command where KVM works."),
+    "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works."),
     "demo": LazyCommand(
-        "pyvmm.demo_cli", "demo", "Boot, inflate, deflate and verify, told as a short story."
+        "pyvmm.cli.demo.command",
+        "demo",
+        "Boot, inflate, deflate and verify, told as a short story.",
     ),
     "bench": LazyCommand(
         "bench.cli", "bench", "Measure it beside QEMU and beside what the machine can do."

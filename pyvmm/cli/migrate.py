@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, unused_option, visit
-from pyvmm.migration.options import security, security_options
+from pyvmm.cli.migration_options import security, security_options
+from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, unused_option, visit
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.migration.transport import Security
+    from pyvmm.sockets.transport import Security
 
 POLL_PERIOD_S = 0.1
 MONITOR_TIMEOUT_S = 30.0
@@ -116,7 +116,7 @@ def migrate(
 
 def _checked(destination: str, protection: Security) -> str:
     """The address as the guest's process has to have it, whose directory is another."""
-    from pyvmm.migration.transport import UnixAddress, parse_migration_address
+    from pyvmm.sockets.transport import UnixAddress, parse_migration_address
 
     address = parse_migration_address(destination)
     if isinstance(address, UnixAddress):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import click
 
-from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.unix_socket import parse_address
 from pyvmm.errors import UserError
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.qmp.messages import QmpError
+from pyvmm.sockets.unix import parse_address
 
 EXIT_NOT_DONE = 1
 REPLY_TIMEOUT_S = 10.0

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from pyvmm.balloon_features import OPTIONS
+from pyvmm.balloon.features import OPTIONS
+from pyvmm.cli.asyncio_without_ssl import asyncio
+from pyvmm.cli.migration_options import SECURITY_OPTIONS, security, security_options
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
-from pyvmm.migration.options import SECURITY_OPTIONS, security, security_options
-from pyvmm.quick_start import asyncio
 from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.migration.transport import Address, Security
     from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.sockets.transport import Address, Security
 
 LAB_OVERHEAD_MIB = 2048
 """What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
@@ -129,7 +129,7 @@ def run(
       pyvmm run --incoming unix:/tmp/m --memory 8G
     """
     from pyvmm.boot.loader import read_boot_files
-    from pyvmm.control.unix_socket import parse_address
+    from pyvmm.sockets.unix import parse_address
 
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
@@ -159,7 +159,7 @@ def run(
         read_boot_files(config)  # what cannot be booted is said before anything is started for it
     if choose_kvm(kvm) is Choice.LAB:
         return _run_in_lab(config.ram_bytes, sockets)
-    from pyvmm.terminal_run import run_machine
+    from pyvmm.cli.terminal_run import run_machine
 
     return asyncio.run(run_machine(config, sockets, snapshot))
 
@@ -208,12 +208,12 @@ def _run_incoming(
     incoming: str, protection: Security, at_most_bytes: int, sockets: Sequence[Path], kvm: KvmMode
 ) -> int:
     """Wait for a guest that another pyvmm sends, and run it."""
-    from pyvmm.migration.transport import MigrationListener, parse_migration_address
+    from pyvmm.sockets.transport import MigrationListener, parse_migration_address
 
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is Choice.LAB:
         return _run_in_lab(at_most_bytes, sockets, address, protection)
-    from pyvmm.terminal_run import run_arriving
+    from pyvmm.cli.terminal_run import run_arriving
 
     listener = MigrationListener(address, protection)
     return asyncio.run(run_arriving(listener, at_most_bytes, sockets))

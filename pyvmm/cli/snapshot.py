@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.control.cli import parse_seconds
-from pyvmm.control.client import QmpClient
-from pyvmm.control.monitor import unused_option, visit
+from pyvmm.cli.balloon import parse_seconds
+from pyvmm.cli.monitor import unused_option, visit
 from pyvmm.errors import UserError
-from pyvmm.progress import show_progress
+from pyvmm.progress.reporter import show_progress
+from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB, format_size
 
 if TYPE_CHECKING:

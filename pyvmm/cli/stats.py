@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from devices.balloon.stat_tags import BY_NAME
-from pyvmm.control.cli import parse_seconds
-from pyvmm.control.client import ConnectionClosedError, QmpClient
-from pyvmm.control.monitor import EXIT_NOT_DONE, qmp_option, visit
-from pyvmm.control.qmp import QmpError
+from pyvmm.cli.balloon import parse_seconds
+from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, visit
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.qmp.messages import QmpError
 from pyvmm.units import format_size
 
 if TYPE_CHECKING:

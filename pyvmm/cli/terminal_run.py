@@ -16,19 +16,19 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.console import Action, ConsoleIo, Terminal
+from pyvmm.cli.asyncio_without_ssl import asyncio
+from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
 from pyvmm.errors import UserError
-from pyvmm.machine import Machine
-from pyvmm.outcome import Ending, Outcome
-from pyvmm.quick_start import asyncio
-from pyvmm.tracing import LogTracer
+from pyvmm.machine.exit_result import Ending, Outcome
+from pyvmm.machine.machine import Machine
+from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
-    from pyvmm.control.unix_socket import Listener
-    from pyvmm.migration.transport import MigrationListener
     from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.sockets.transport import MigrationListener
+    from pyvmm.sockets.unix import Listener
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -49,7 +49,7 @@ async def run_arriving(
     listener: MigrationListener, at_most_bytes: int, sockets: Sequence[Path]
 ) -> int:
     """Wait for a machine with no more RAM than that, then run it as `run_machine` does."""
-    from pyvmm.migration.arriving import arrive
+    from pyvmm.migration.incoming import arrive
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
@@ -85,8 +85,8 @@ class _Place:
         self._listeners = [self._bind(path) for path in sockets]
 
     def _bind(self, path: Path) -> Listener:
-        from pyvmm.control.unix_socket import Listener  # most guests have no control socket
-        from pyvmm.lab.places import listening_path
+        from pyvmm.sockets.lab_paths import listening_path
+        from pyvmm.sockets.unix import Listener  # most guests have no control socket
 
         listener = Listener(listening_path(path))
         self._stack.callback(listener.remove)
@@ -141,7 +141,7 @@ class _Place:
         return self.status(outcome.exit_status)
 
     async def _serve(self, machine: Machine, listener: Listener) -> None:
-        from pyvmm.control.server import ControlServer
+        from pyvmm.qmp.server import ControlServer
 
         server = ControlServer(machine, listener)
         await server.start()
@@ -166,7 +166,7 @@ class _Place:
 
 def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
     """Make `machine` what was saved, with a progress bar."""
-    from pyvmm.progress import show_progress
+    from pyvmm.progress.reporter import show_progress
     from pyvmm.snapshot.restore import restore
 
     with show_progress() as progress, snapshot:

@@ -2,7 +2,7 @@
 """`pyvmm unused`: how much of its memory a running guest does not use, and where that lies.
 
 The guest is asked over QMP; its answer comes as numbers and as cells of its address space
-(`pyvmm.control.guest_questions`), which `picture` draws one character each.
+(`pyvmm.qmp.guest_request_commands`), which `picture` draws one character each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from pyvmm.control.cli import parse_seconds
-from pyvmm.control.client import QmpClient
-from pyvmm.control.monitor import qmp_option, visit
+from pyvmm.cli.balloon import parse_seconds
+from pyvmm.cli.monitor import qmp_option, visit
+from pyvmm.qmp.client import QmpClient
 from pyvmm.units import format_size
 
 COLUMNS = 64

@@ -18,7 +18,7 @@ import os
 import time
 from typing import BinaryIO, NamedTuple
 
-from pyvmm.cache import cache_dir, keep_most_recent, write_whole
+from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
 from pyvmm.errors import UserError
 
 MAGIC = b"\x7fELF"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest whose console a program holds: wait for its lines, have it do things, hear of its end.
 
-Whatever runs the guest, our own machine (`pyvmm.guest_session`) or another, gives a
+Whatever runs the guest, our own machine (`pyvmm.harness.guest_session`) or another, gives a
 `ScriptedConsole` and a task that ends when the guest does; waiting for the guest ends with it.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
-from pyvmm.scripted_console import ScriptedConsole
+from pyvmm.harness.scripted_console import ScriptedConsole
 
 POLL_S = 0.02
 """How often the size of a balloon that is on its way is looked at."""

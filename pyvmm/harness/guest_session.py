@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyvmm.config import MachineConfig
-from pyvmm.console_guest import POLL_S, ConsoleGuest
-from pyvmm.machine import PAGE_BYTES, Machine
-from pyvmm.outcome import Outcome
-from pyvmm.scripted_console import ScriptedConsole
-from pyvmm.tracing import LogTracer
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
+from pyvmm.harness.scripted_console import ScriptedConsole
+from pyvmm.machine.exit_result import Outcome
+from pyvmm.machine.machine import PAGE_BYTES, Machine
+from pyvmm.trace.logging import LogTracer
 
 if TYPE_CHECKING:
-    from pyvmm.migration.transport import MigrationListener
     from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.sockets.transport import MigrationListener
 
 BALLOON_TIMEOUT_S = 600.0
 
@@ -119,7 +119,7 @@ async def arriving_session(listener: MigrationListener) -> AsyncIterator[GuestSe
 
     Raises `UserError` when none has come.
     """
-    from pyvmm.migration.arriving import arrive
+    from pyvmm.migration.incoming import arrive
 
     console = ScriptedConsole()
     made: list[Machine] = []

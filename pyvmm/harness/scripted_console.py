@@ -2,8 +2,8 @@
 """Drive a guest's serial console from a program: send a line, wait for a line.
 
 The demonstration, the tests and the benches talk to guests this way; a person uses
-`pyvmm.console`. Output arrives byte by byte on vCPU threads; the event loop is woken once for the
-bytes of one moment and collects them.
+`pyvmm.cli.console.terminal`. Output arrives byte by byte on vCPU threads; the event loop is woken
+once for the bytes of one moment and collects them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ serves the link with a `Multiplexer`. Control messages, each a JSON object with 
 
 Channels 0 to 2 are the command's standard streams where they are no terminal, channel 3 is the
 pseudo-terminal when at least one of them is. Higher ones are socket connections from outside, and
-from `outward.FIRST_CHANNEL` on those that commands here have asked for (`pyvmm.lab.outward`).
+from `outward.FIRST_CHANNEL` on those that commands here have asked for (`pyvmm.lab.proxy`).
 Only what the command needs runs here: no udev, no init system, no network but loopback.
 """
 
@@ -37,10 +37,12 @@ import termios
 import traceback
 from typing import Any, NoReturn
 
-from pyvmm.lab import held_vms, mounts, warm
+from pyvmm.lab import mounts
+from pyvmm.lab import pinned_static_keys as held_vms
+from pyvmm.lab import preload as warm
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
-from pyvmm.lab.outward import Outward
-from pyvmm.lab.places import OUTWARD_DOOR
+from pyvmm.lab.proxy import Outward
+from pyvmm.sockets.lab_paths import OUTWARD_DOOR
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"

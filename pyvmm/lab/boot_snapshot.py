@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.cache import keep_most_recent
+from pyvmm.cache.directory import keep_most_recent
 from pyvmm.lab.kernel import lab_cache
 
 _TIMEOUT_SECONDS = 60.0

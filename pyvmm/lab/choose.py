@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Literal
 
 from pyvmm.errors import UserError
-from pyvmm.lab.places import in_lab
-from pyvmm.probe import KvmFitness, Verdict, probe_host_kvm
+from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
+from pyvmm.sockets.lab_paths import in_lab
 
 KvmMode = Literal["auto", "host", "lab"]
 KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")

@@ -21,9 +21,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pyvmm.cache import keep_most_recent, write_whole
+from pyvmm.cache.directory import keep_most_recent, write_whole
 from pyvmm.lab.kernel import LabKernel, lab_cache, read_module
-from pyvmm.lab.warm import ORIGINS, PRELOADED
+from pyvmm.lab.preload import ORIGINS, PRELOADED
 
 PYTHON_HOME = "/lab"
 _LIBRARY = f"{PYTHON_HOME}/lib/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,8 +32,8 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _LIST_LOADED = """
 import sys
 sys.path[:0] = sys.argv[1:]
-import pyvmm.lab.agent, pyvmm.lab.warm, base64, importlib, json, marshal
-for name in pyvmm.lab.warm.PRELOADED:
+import pyvmm.lab.agent, pyvmm.lab.preload, base64, importlib, json, marshal
+for name in pyvmm.lab.preload.PRELOADED:
     importlib.import_module(name)
 header = importlib.util.MAGIC_NUMBER + bytes(12)
 modules, objects, extensions, origins = {}, set(), {}, {}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.boot.bzimage import open_bzimage
-from pyvmm.cache import cache_dir
+from pyvmm.cache.directory import cache_dir
 from pyvmm.errors import UserError
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")

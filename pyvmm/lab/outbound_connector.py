@@ -67,7 +67,7 @@ class Dialler:
 
     def _dial(self, number: int, text: str) -> None:
         from pyvmm.errors import UserError
-        from pyvmm.migration.transport import dial, parse_migration_address, reason
+        from pyvmm.sockets.transport import dial, parse_migration_address, reason
 
         try:
             stream = dial(parse_migration_address(text))

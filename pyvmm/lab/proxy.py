@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's side of `pyvmm.lab.outside`: whoever in the lab wants to reach something outside.
+"""The agent's side of `pyvmm.sockets.proxy_client`: the way from the lab to sockets outside.
+
 
 A caller's request is read without waiting for it. For `connect` a channel is reserved and the
 machine outside asked for the connection; its answer is the caller's, and from then on the caller's
@@ -17,7 +18,7 @@ from functools import partial
 
 from pyvmm.lab.frames import MAX_NAME_BYTES
 from pyvmm.lab.mux import Multiplexer
-from pyvmm.lab.outside import LENGTH
+from pyvmm.sockets.proxy_client import LENGTH
 
 FIRST_CHANNEL = 0x8000
 LAST_CHANNEL = 0xFFFF

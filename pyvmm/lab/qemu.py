@@ -20,9 +20,9 @@ from pathlib import Path
 
 from pyvmm.errors import UserError
 from pyvmm.lab.agent import PORT_NAME
+from pyvmm.lab.boot_snapshot import Monitor, SnapshotError, resume_arguments
 from pyvmm.lab.initramfs import build_initramfs, init_arguments
 from pyvmm.lab.kernel import find_kernel, startable_image
-from pyvmm.lab.snapshot import Monitor, SnapshotError, resume_arguments
 
 QEMU = "qemu-system-x86_64"
 INSTALL_REMEDY = "apt-get install qemu-system-x86"

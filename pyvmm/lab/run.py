@@ -13,21 +13,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pyvmm.control.unix_socket import Listener
 from pyvmm.errors import UserError
-from pyvmm.lab.places import (
+from pyvmm.lab.preload import describe_python
+from pyvmm.lab.session import Door, Session
+from pyvmm.lab.start import start
+from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
     INCOMING_SOCKET,
     incoming_variable,
     inner_sockets,
     sockets_variable,
 )
-from pyvmm.lab.session import Door, Session
-from pyvmm.lab.start import start
-from pyvmm.lab.warm import describe_python
+from pyvmm.sockets.unix import Listener
 
 if TYPE_CHECKING:
-    from pyvmm.migration.transport import Address, Security
+    from pyvmm.sockets.transport import Address, Security
 
 DEFAULT_CPUS = 1
 """With more, QEMU 7.2 corrupts a lab in which guests of several vCPUs run (DECISIONS.md)."""
@@ -53,11 +53,11 @@ def run_in_lab(
 
     `memory_mib` is the lab's RAM, `cpus` its processors. Each of `sockets` is a path this process
     listens on while the command runs; the command, inside, listens on
-    `pyvmm.lab.places.listening_path` of the same path. At `incoming` a migration is waited for, on
-    behalf of the command's `MigrationListener` of the same address; `security` is what that one is
-    given, so that what it would refuse is refused before anything starts. A command that takes
-    longer than `timeout_s` is ended with status 124. Main thread only. UserError when something is
-    missing or cannot be listened on, LabError when the lab breaks.
+    `pyvmm.sockets.lab_paths.listening_path` of the same path. At `incoming` a migration is waited
+    for, on behalf of the command's `MigrationListener` of the same address; `security` is what that
+    one is given, so that what it would refuse is refused before anything starts. A command that
+    takes longer than `timeout_s` is ended with status 124. Main thread only. UserError when
+    something is missing or cannot be listened on, LabError when the lab breaks.
     """
     paths = [Path(os.path.abspath(path)) for path in sockets]
     inner = inner_sockets(paths)
@@ -81,7 +81,7 @@ def run_in_lab(
 
 
 def _incoming_door(incoming: Address, security: Security | None) -> tuple[Door, dict[str, str]]:
-    from pyvmm.migration.transport import MigrationListener, Security
+    from pyvmm.sockets.transport import MigrationListener, Security
 
     listener = MigrationListener(incoming, security or Security())
     door = Door(listener.socket, INCOMING_SOCKET, listener.close)

@@ -23,10 +23,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pyvmm.lab.agent import FAREWELL_S, TERMINAL_CHANNEL
-from pyvmm.lab.dialling import Dialler
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
-from pyvmm.lab.outward import FIRST_CHANNEL
+from pyvmm.lab.outbound_connector import Dialler
+from pyvmm.lab.proxy import FIRST_CHANNEL
 from pyvmm.lab.qemu import LabProcess
 from pyvmm.lab.start import START_TIMEOUT_SECONDS, LabError, broken
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import UserError
+from pyvmm.lab.boot_snapshot import SnapshotError, path_for, resume, save
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
 from pyvmm.lab.qemu import LabProcess, machine_arguments
-from pyvmm.lab.snapshot import SnapshotError, path_for, resume, save
 
 START_TIMEOUT_SECONDS = 180.0
 

@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pykvm import abi, irqchip_route, msi_route
-from pyvmm import layout
+from pyvmm.memory import layout
 
 if TYPE_CHECKING:
     from pykvm import Vm

@@ -28,45 +28,51 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from devices.acpi_pm import AcpiPm
 from devices.balloon import dialects
 from devices.balloon.device import BalloonDevice
 from devices.bus import Bus
-from devices.i8042 import I8042
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.i8042 import I8042
+from devices.legacy.pvpanic import PanicEvent, PvPanic
+from devices.legacy.rtc import RTC_PORTS, Rtc
+from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
-from devices.pvpanic import PanicEvent, PvPanic
 from devices.registers import Register, RegisterTable
-from devices.rtc import RTC_PORTS, Rtc
 from devices.state import Stateful
-from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
 from pykvm import KvmError, System, abi
-from pyvmm import layout
-from pyvmm.balloon_questions import BalloonQuestions
-from pyvmm.balloon_stats import BalloonStats
+from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.misc_requests import BalloonQuestions
+from pyvmm.balloon.statistics import BalloonStats
 from pyvmm.boot import cpu
 from pyvmm.boot.linux64 import BootInfo
 from pyvmm.boot.loader import load_linux, read_boot_files
-from pyvmm.coalesced import Coalesced
-from pyvmm.doorbells import QueueDoorbells
-from pyvmm.free_page_hints import FreePageHints
-from pyvmm.interrupts import GsiLine, InterruptRouter, MsiVectors
-from pyvmm.memory import Ram
-from pyvmm.outcome import Ending, Outcome
-from pyvmm.vcpu_thread import KICK_SIGNAL, SWITCH_INTERVAL_S, GuestBuses, VcpuGate, VcpuThread
-from pyvmm.vcpu_throttle import VcpuThrottle
+from pyvmm.machine.coalesced_callback import Coalesced
+from pyvmm.machine.exit_result import Ending, Outcome
+from pyvmm.machine.host_notifiers import QueueDoorbells
+from pyvmm.machine.interrupts import GsiLine, InterruptRouter, MsiVectors
+from pyvmm.machine.vcpu_thread import (
+    KICK_SIGNAL,
+    SWITCH_INTERVAL_S,
+    GuestBuses,
+    VcpuGate,
+    VcpuThread,
+)
+from pyvmm.machine.vcpu_throttle import VcpuThrottle
+from pyvmm.memory import layout
+from pyvmm.memory.ram import Ram
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import SerialShortcut
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
-    from pyvmm.control.machine_control import EventSink, Status
-    from pyvmm.dirty_log import DirtyLog
-    from pyvmm.migration.leaving import Migrations
-    from pyvmm.snapshot.lazy import LazyLoader
+    from pyvmm.memory.dirty_log import DirtyLog
+    from pyvmm.migration.outgoing import Migrations
+    from pyvmm.qmp.vm_control import EventSink, Status
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import Snapshots
+    from pyvmm.snapshot.userfaultfd_loader import LazyLoader
     from pyvmm.state.parts import MachineParts
     from pyvmm.state.records import Record
     from pyvmm_native.runs import PageRuns
@@ -81,7 +87,7 @@ waking the event loop for each costs as much as the MiB does."""
 
 
 class Machine:
-    """One guest and all it sees; satisfies `pyvmm.control.machine_control.MachineControl`.
+    """One guest and all it sees; satisfies `pyvmm.qmp.vm_control.MachineControl`.
 
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
     (on vCPU threads; its `on_first` must not block); `console_throttle` may block that vCPU, with
@@ -270,7 +276,7 @@ class Machine:
     @cached_property
     def migrations(self) -> Migrations:
         """What moves it to another pyvmm."""
-        from pyvmm.migration.leaving import Migrations
+        from pyvmm.migration.outgoing import Migrations
 
         return Migrations(self)
 
@@ -286,7 +292,7 @@ class Machine:
 
         PermissionError where that is not possible. A failure ends the machine with a `UserError`.
         """
-        from pyvmm.snapshot.lazy import LazyLoader
+        from pyvmm.snapshot.userfaultfd_loader import LazyLoader
 
         self._loader = LazyLoader(snapshot, self.ram, self._bug)
         self._gate.barred = lambda: self._loader is not None and self._loader.failed
@@ -306,7 +312,7 @@ class Machine:
 
     def log_changes(self) -> DirtyLog:
         """Have all changes to memory logged for the length of a block."""
-        from pyvmm.dirty_log import DirtyLog
+        from pyvmm.memory.dirty_log import DirtyLog
 
         return DirtyLog(self._vm, self.ram)
 

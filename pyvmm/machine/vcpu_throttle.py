@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyvmm.vcpu_thread import VcpuGate
+    from pyvmm.machine.vcpu_thread import VcpuGate
 
 RUN_S = 0.01
 MAX_REST_S = 1.0

@@ -32,7 +32,7 @@ from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pykvm import Vm
-    from pyvmm.memory import Ram
+    from pyvmm.memory.ram import Ram
     from pyvmm_native.memory import GuestMemory
 
 PAGE_BYTES = 4096

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyvmm.inquiry import NobodyToAsk, QuestionError
+from pyvmm.balloon.guest_requests import NobodyToAsk, QuestionError
 from pyvmm.snapshot.report import PageReport
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.pages import nonzero, touched
@@ -20,8 +20,8 @@ from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
-    from pyvmm.balloon_questions import BalloonQuestions
-    from pyvmm.free_page_hints import FreePageHints
+    from pyvmm.balloon.free_page_hints import FreePageHints
+    from pyvmm.balloon.misc_requests import BalloonQuestions
 
 
 @dataclass(frozen=True)

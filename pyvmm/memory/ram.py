@@ -2,11 +2,11 @@
 """Guest RAM: private anonymous memory, given to KVM as memory slots and to devices as `GuestRam`.
 
 RAM is one mapping below the PCI hole and, when it does not fit there, a second one from 4 GiB up
-(see `pyvmm.layout`). It is reserved lazily: a page costs host memory only once the guest, or the
-boot loader on its behalf, has touched it, and `discard` returns it to that state. Transparent huge
-pages are asked for, as every page fault avoided is a nested fault avoided; KVM can only use them
-where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are aligned. A
-discard of part of a huge page makes the kernel split it.
+(see `pyvmm.memory.layout`). It is reserved lazily: a page costs host memory only once the guest, or
+the boot loader on its behalf, has touched it, and `discard` returns it to that state. Transparent
+huge pages are asked for, as every page fault avoided is a nested fault avoided; KVM can only use
+them where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are
+aligned. A discard of part of a huge page makes the kernel split it.
 
 KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
 """
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pykvm import address_of
-from pyvmm import layout
 from pyvmm.errors import UserError
+from pyvmm.memory import layout
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns

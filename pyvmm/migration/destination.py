@@ -25,7 +25,7 @@ from pyvmm_native.runs import PageRuns
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.migration.messages import FromDestination, FromSource
-    from pyvmm.migration.precopy import Link
+    from pyvmm.migration.source import Link
     from pyvmm.state.records import Kind, Record
     from pyvmm_native.memory import GuestMemory
 

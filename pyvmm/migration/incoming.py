@@ -21,10 +21,10 @@ from pyvmm.state.parts import KINDS
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
-    from pyvmm.machine import Machine
-    from pyvmm.memory import Ram
-    from pyvmm.migration.transport import MigrationListener
-    from pyvmm.outcome import Outcome
+    from pyvmm.machine.exit_result import Outcome
+    from pyvmm.machine.machine import Machine
+    from pyvmm.memory.ram import Ram
+    from pyvmm.sockets.transport import MigrationListener
     from pyvmm.state.records import Record
 
 _T = TypeVar("_T")

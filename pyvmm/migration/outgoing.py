@@ -23,18 +23,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
+from pyvmm.memory.page_selection import Answer, ask_unused
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
-from pyvmm.migration.precopy import Precopy
 from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.transport import Address, Security, connect
+from pyvmm.migration.source import Precopy
 from pyvmm.snapshot.saver import Source
-from pyvmm.snapshot.selection import Answer, ask_unused
+from pyvmm.sockets.transport import Address, Security, connect
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
-    from pyvmm.control.machine_control import Status
-    from pyvmm.dirty_log import ChangeLog
-    from pyvmm.migration.transport import SocketLink
+    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.qmp.vm_control import Status
+    from pyvmm.sockets.transport import SocketLink
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 
@@ -184,7 +184,7 @@ class Migrations:
 
 
 class LeavingGuest:
-    """Satisfies `pyvmm.migration.precopy.Guest`; `on_stop` is called on the event loop."""
+    """Satisfies `pyvmm.migration.source.Guest`; `on_stop` is called on the event loop."""
 
     def __init__(
         self, machine: LeavingMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]

@@ -29,7 +29,7 @@ class Settings:
     auto_converge: bool = False
     """Slow the guest down if the migration would not come to an end otherwise.
 
-    The numbers are per cent, their meaning is in `pyvmm.migration.converging`.
+    The numbers are per cent, their meaning is in `pyvmm.migration.auto_converge`.
     """
     throttle_trigger_threshold: int = 50
     cpu_throttle_initial: int = 20

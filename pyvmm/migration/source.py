@@ -12,7 +12,7 @@ rate at which the destination took in the last round. Then the guest stops and t
 
 A guest may write faster than the connection carries. Then rounds go on until somebody cancels, or,
 if that was wished, until the guest's processors have been slowed down enough
-(`pyvmm.migration.converging`). However the migration ends, they run at full speed afterwards.
+(`pyvmm.migration.auto_converge`). However the migration ends, they run at full speed afterwards.
 Rounds that are over in no time are not begun more often than every `MIN_ROUND_S`, to leave the rest
 of the host its processors; that costs nothing, because the log is cleared only after the wait.
 
@@ -32,9 +32,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pyvmm.dirty_log import STRETCH_PAGES, stretches
+from pyvmm.memory.dirty_log import STRETCH_PAGES, stretches
 from pyvmm.migration import messages
-from pyvmm.migration.converging import Convergence
+from pyvmm.migration.auto_converge import Convergence
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
 from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pyvmm.config import MachineConfig
-    from pyvmm.dirty_log import ChangeLog
+    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.memory.page_selection import Answer
     from pyvmm.migration.messages import FromSource
-    from pyvmm.snapshot.selection import Answer
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 

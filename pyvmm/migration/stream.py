@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 
-from pyvmm.layout import ram_ranges
+from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import FromDestination, FromSource

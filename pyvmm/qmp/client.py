@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyvmm.control import qmp
-from pyvmm.control.json_stream import JsonStream
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.unix_socket import connect
 from pyvmm.errors import UserError
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.json_stream import JsonStream
+from pyvmm.qmp.messages import QmpError
+from pyvmm.sockets.unix import connect
 
 _READ_BYTES = 1 << 16
 

@@ -15,9 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.control import guest_questions, migrate_commands, qmp, qom, snapshots
-from pyvmm.control.machine_control import MachineControl
-from pyvmm.control.qmp import QmpError, Request
+from pyvmm.qmp import guest_request_commands as guest_questions
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp import migration_commands as migrate_commands
+from pyvmm.qmp import qom
+from pyvmm.qmp import snapshot_commands as snapshots
+from pyvmm.qmp.messages import QmpError, Request
+from pyvmm.qmp.vm_control import MachineControl
 
 _QMP_TYPE_NAMES = {
     bool: "boolean",

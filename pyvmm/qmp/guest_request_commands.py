@@ -26,12 +26,12 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyvmm.control.qmp import QmpError
-from pyvmm.inquiry import DEFAULT_TIMEOUT_S, QuestionError
+from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, QuestionError
+from pyvmm.qmp.messages import QmpError
 
 if TYPE_CHECKING:
-    from pyvmm.control.machine_control import MachineControl
-    from pyvmm.free_page_hints import Hints
+    from pyvmm.balloon.free_page_hints import Hints
+    from pyvmm.qmp.vm_control import MachineControl
     from pyvmm_native.runs import PageRuns
 
 MAX_TIMEOUT_S = 86400.0

@@ -19,7 +19,7 @@ import math
 import re
 from typing import Any
 
-from pyvmm.control.qmp import QmpError
+from pyvmm.qmp.messages import QmpError
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_DEPTH = 64

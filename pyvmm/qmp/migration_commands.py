@@ -25,14 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.control.qmp import QmpError
 from pyvmm.errors import UserError
+from pyvmm.qmp.messages import QmpError
 
 if TYPE_CHECKING:
-    from pyvmm.control.machine_control import MachineControl
-    from pyvmm.migration.leaving import Migrations
+    from pyvmm.migration.outgoing import Migrations
     from pyvmm.migration.progress import Settings
-    from pyvmm.migration.transport import TlsFiles
+    from pyvmm.qmp.vm_control import MachineControl
+    from pyvmm.sockets.transport import TlsFiles
 
 PAGE_BYTES = 4096
 MIN_BANDWIDTH = 1 << 20
@@ -51,8 +51,8 @@ _TLS = ("tls-ca", "tls-cert", "tls-key")
 
 def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]:
     """Begin to move the guest."""
-    from pyvmm.migration.leaving import Refused
-    from pyvmm.migration.transport import Security, parse_migration_address
+    from pyvmm.migration.outgoing import Refused
+    from pyvmm.sockets.transport import Security, parse_migration_address
 
     if machine.snapshots.active:
         raise QmpError("There is a snapshot in process, please wait")
@@ -198,7 +198,7 @@ def query_migrate_capabilities(machine: MachineControl) -> list[dict[str, Any]]:
 
 
 def _tls_files(options: dict[str, Any]) -> TlsFiles | None:
-    from pyvmm.migration.transport import TlsFiles
+    from pyvmm.sockets.transport import TlsFiles
 
     given = [options[name] for name in _TLS if name in options]
     if not given:

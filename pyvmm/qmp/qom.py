@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devices.balloon.stat_tags import STATISTICS
-from pyvmm.balloon_stats import NoStats
-from pyvmm.control.machine_control import MachineControl
-from pyvmm.control.qmp import QmpError
+from pyvmm.balloon.statistics import NoStats
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.vm_control import MachineControl
 
 ABSENT = 2**64 - 1
 """How QEMU's `guest-stats` shows a statistic that the guest did not report: -1, unsigned."""

@@ -18,13 +18,13 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import cast
 
-from pyvmm.control import qmp
-from pyvmm.control.json_stream import JsonStream
-from pyvmm.control.machine_control import MachineControl
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.session import Reply, Session
-from pyvmm.control.throttle import Throttle
-from pyvmm.control.unix_socket import Listener
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.event_throttle import Throttle
+from pyvmm.qmp.json_stream import JsonStream
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.session import Reply, Session
+from pyvmm.qmp.vm_control import MachineControl
+from pyvmm.sockets.unix import Listener
 
 MAX_UNSENT_BYTES = 1 << 20
 BALLOON_CHANGE_PERIOD_S = 1.0

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Mapping
 from inspect import isawaitable
 from typing import Any
 
-from pyvmm.control import qmp
-from pyvmm.control.commands import execute
-from pyvmm.control.machine_control import MachineControl
-from pyvmm.control.qmp import QmpError
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.commands import execute
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.vm_control import MachineControl
 
 _NEGOTIATE = "qmp_capabilities"
 

@@ -23,12 +23,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.control.guest_questions import check_timeout
-from pyvmm.control.qmp import QmpError
-from pyvmm.inquiry import DEFAULT_TIMEOUT_S
+from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S
+from pyvmm.qmp.guest_request_commands import check_timeout
+from pyvmm.qmp.messages import QmpError
 
 if TYPE_CHECKING:
-    from pyvmm.control.machine_control import MachineControl
+    from pyvmm.qmp.vm_control import MachineControl
 
 PAGE_BYTES = 4096
 

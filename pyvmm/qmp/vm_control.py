@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from pyvmm.balloon_questions import BalloonQuestions
-    from pyvmm.balloon_stats import BalloonStats
-    from pyvmm.free_page_hints import FreePageHints
-    from pyvmm.migration.leaving import Migrations
+    from pyvmm.balloon.free_page_hints import FreePageHints
+    from pyvmm.balloon.misc_requests import BalloonQuestions
+    from pyvmm.balloon.statistics import BalloonStats
+    from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
 

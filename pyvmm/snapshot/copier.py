@@ -5,7 +5,7 @@ The first round takes the pages that hold something and are not known to be unus
 those that have changed since they were last looked at. The last is that of a guest that stands
 still, and after it the file is what memory is.
 
-As in `pyvmm.migration.precopy`, the log is cleared before pages are looked at.
+As in `pyvmm.migration.source`, the log is cleared before pages are looked at.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyvmm.dirty_log import STRETCH_PAGES, stretches
-from pyvmm.snapshot.layout import BITMAP_BYTES
-from pyvmm.snapshot.selection import Answer, Selection
+from pyvmm.memory.dirty_log import STRETCH_PAGES, stretches
+from pyvmm.memory.page_selection import Answer, Selection
+from pyvmm.snapshot.format import BITMAP_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap
 
 if TYPE_CHECKING:
-    from pyvmm.dirty_log import ChangeLog
+    from pyvmm.memory.dirty_log import ChangeLog
     from pyvmm.snapshot.writer import SnapshotWriter
     from pyvmm_native.memory import GuestMemory
     from pyvmm_native.runs import PageRuns

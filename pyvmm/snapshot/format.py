@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from devices.state import MAX_PAYLOAD_BYTES
-from pyvmm.layout import MAX_RAM_BYTES, MAX_VCPUS, MIB, MIN_RAM_BYTES, ram_ranges
+from pyvmm.memory.layout import MAX_RAM_BYTES, MAX_VCPUS, MIB, MIN_RAM_BYTES, ram_ranges
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
 from pyvmm_native.page_blocks import BLOCK_PAGES
 

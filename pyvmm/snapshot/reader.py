@@ -15,7 +15,7 @@ from pathlib import Path
 
 from devices.state import Fields, StateError, decode
 from pyvmm.errors import UserError
-from pyvmm.snapshot.layout import (
+from pyvmm.snapshot.format import (
     CONFIG,
     HEADER_KIND,
     OWN_KINDS,

@@ -10,8 +10,8 @@ from pathlib import Path
 from devices.state import Fields, Payload, encode
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
-from pyvmm.layout import MAX_RAM_BYTES
-from pyvmm.snapshot.layout import CONFIG, PAGE_BYTES, REPORT, VERSION
+from pyvmm.memory.layout import MAX_RAM_BYTES
+from pyvmm.snapshot.format import CONFIG, PAGE_BYTES, REPORT, VERSION
 from pyvmm.state.records import Record
 
 _PAGES_LIMIT = MAX_RAM_BYTES // PAGE_BYTES + 1

@@ -16,7 +16,7 @@ from pyvmm.errors import UserError
 from pyvmm.snapshot.reader import OnPages
 
 if TYPE_CHECKING:
-    from pyvmm.machine import Machine
+    from pyvmm.machine.machine import Machine
     from pyvmm.snapshot.reader import SnapshotFile
 
 

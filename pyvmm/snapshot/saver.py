@@ -31,21 +31,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
+from pyvmm.memory.page_selection import Answer, ask_unused
 from pyvmm.snapshot.copier import Copier
-from pyvmm.snapshot.layout import MAX_ROUNDS
+from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.report import PageReport, config_record
-from pyvmm.snapshot.selection import Answer, ask_unused
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from devices.ports import GuestRam
-    from pyvmm.balloon_questions import BalloonQuestions
+    from pyvmm.balloon.free_page_hints import FreePageHints
+    from pyvmm.balloon.misc_requests import BalloonQuestions
     from pyvmm.config import MachineConfig
-    from pyvmm.control.machine_control import Status
-    from pyvmm.dirty_log import ChangeLog
-    from pyvmm.free_page_hints import FreePageHints
+    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.qmp.vm_control import Status
     from pyvmm.state.records import Record
 
 _log = logging.getLogger(__name__)

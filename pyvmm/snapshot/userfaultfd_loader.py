@@ -20,9 +20,9 @@ from pyvmm_native.lazy_pages import LazyPages
 from pyvmm_native.page_blocks import ChecksumError
 
 if TYPE_CHECKING:
-    from pyvmm.memory import Ram
+    from pyvmm.machine.vcpu_thread import VcpuThread
+    from pyvmm.memory.ram import Ram
     from pyvmm.snapshot.reader import SnapshotFile
-    from pyvmm.vcpu_thread import VcpuThread
 
 _POLL_S = 0.001
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyvmm.errors import UserError
-from pyvmm.snapshot.layout import (
+from pyvmm.snapshot.format import (
     BITMAP_BYTES,
     PAGE_BYTES,
     PAGES_OFFSET,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """For a command in the lab: sockets outside, by way of the agent.
 
-The agent (`pyvmm.lab.outward`) listens at `places.outward_door`. Each connection to it carries one
+The agent (`pyvmm.lab.proxy`) listens at `places.outward_door`. Each connection to it carries one
 request and one answer, both a u16 length in little-endian and as many bytes. Requests are JSON
 objects with one key:
 

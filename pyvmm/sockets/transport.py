@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.control.unix_socket import Listener, parse_address
 from pyvmm.errors import UserError
-from pyvmm.lab.places import IncomingPlace, in_lab, incoming_place, outward_door
 from pyvmm.migration.errors import LinkBroken, MigrationError
+from pyvmm.sockets.lab_paths import IncomingPlace, in_lab, incoming_place, outward_door
+from pyvmm.sockets.unix import Listener, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def parse_migration_address(text: str) -> Address:
 
 
 class SocketLink:
-    """A connected stream socket; satisfies `pyvmm.migration.precopy.Link`."""
+    """A connected stream socket; satisfies `pyvmm.migration.source.Link`."""
 
     def __init__(self, stream: socket.socket) -> None:
         stream.settimeout(IDLE_TIMEOUT_S)
@@ -313,7 +313,7 @@ def _reach(address: Address) -> socket.socket:
         door = outward_door()
         if door is None:
             raise
-    from pyvmm.lab.outside import connect_outside
+    from pyvmm.sockets.proxy_client import connect_outside
 
     if isinstance(address, UnixAddress):
         address = UnixAddress(address.path.absolute())
@@ -322,7 +322,7 @@ def _reach(address: Address) -> socket.socket:
 
 def _listen_no_more(inside: IncomingPlace) -> None:
     """Have it refused outside, too, to come here."""
-    from pyvmm.lab.outside import unlisten_outside
+    from pyvmm.sockets.proxy_client import unlisten_outside
 
     door = outward_door()
     if door is not None:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from devices.acpi_pm import AcpiPm
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.rtc import Rtc
+from devices.legacy.uart import Uart16550
 from devices.pci.config_space import PciFunction
 from devices.pci.host_bridge import ConfigMechanism1
 from devices.registers import RegisterTable
-from devices.rtc import Rtc
 from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, decode, encode
-from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
-from pyvmm.layout import MAX_VCPUS
+from pyvmm.memory.layout import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
 from pyvmm.state.clock import read_clocks

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvmm.console_guest import GuestEnded
-from pyvmm.lab.places import in_lab
+from pyvmm.harness.console_guest import GuestEnded
 from pyvmm.lab.start import LabError
-from pyvmm.progress import Silent
+from pyvmm.progress.reporter import Silent
+from pyvmm.sockets.lab_paths import in_lab
 
 pytest.importorskip("bench")
 

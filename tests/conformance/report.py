@@ -9,7 +9,8 @@ pytest writes:
     python -m tests.conformance.report build/conformance-*.xml
 
 `make conformance` does both. `problems` says where statements and marks disagree, and
-`tests/unit/test_conformance_document.py` fails when the document is not what they make together.
+`tests/conformance/test_conformance_document.py` fails when the document is not what they make
+together.
 """
 
 from __future__ import annotations

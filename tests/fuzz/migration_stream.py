@@ -10,7 +10,7 @@ as they are, or as the payloads of records that are then made properly.
 
 from __future__ import annotations
 
-from pyvmm.layout import ram_ranges
+from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.stream import DestinationReader, SourceReader

@@ -19,7 +19,7 @@ from pathlib import Path
 from devices.state import StateError, decode
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
-from pyvmm.snapshot import layout
+from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport, config_record
 from pyvmm.state.parts import KINDS

@@ -18,9 +18,9 @@ from typing import Any
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from devices.balloon.misc import Command
-from devices.rtc import Rtc
+from devices.legacy.rtc import Rtc
+from devices.legacy.uart import Uart16550
 from devices.state import Fields, Payload, StateError, Stateful, encode
-from devices.uart import Uart16550
 from devices.virtio.pci_transport import VirtioPciTransport
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
 from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program

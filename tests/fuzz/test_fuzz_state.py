@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.rtc import Rtc
+from devices.legacy.rtc import Rtc
 from devices.state import Fields, StateError
 from tests.fuzz import state_program
 

@@ -17,7 +17,7 @@ import pytest
 
 from guest_images.build import build_image
 from guest_images.manifest import read_manifest
-from pyvmm.progress import Silent
+from pyvmm.progress.reporter import Silent
 
 QEMU = "qemu-system-x86_64"
 

@@ -19,12 +19,12 @@ from click.testing import CliRunner
 
 from guest_images import recipe as recipe_module
 from guest_images.build import build_image, cache_directory, image_path
-from guest_images.cli import image as image_command
 from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree, lost_options
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
+from pyvmm.cli.image import image as image_command
 from pyvmm.errors import UserError
-from pyvmm.progress import Silent
+from pyvmm.progress.reporter import Silent
 
 MAKEFILE = "# comment\nVERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 117\nEXTRAVERSION =\n"
 CHANGE = """\

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from guest_images.build import add_manifest
-from guest_images.cli import image as image_command
 from guest_images.manifest import Manifest, ManifestError, read_manifest
+from pyvmm.cli.image import image as image_command
 from pyvmm.errors import UserError
 
 MANIFEST = Manifest(

@@ -20,9 +20,9 @@ from statistics import median
 
 import pytest
 
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.units import MIB
 
 LOST = 70

@@ -14,7 +14,7 @@ import pytest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import MIB, MachineConfig, config_for_image
-from pyvmm.guest_session import guest_session
+from pyvmm.harness.guest_session import guest_session
 from tests.kvm.guests import MakeConfig, RunGuest, Scenario
 
 FIGURES: list[str] = []

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from guest_images.initramfs import PROGRAMS, compile_program
 from guest_images.recipe import BUSYBOX, HERE
-from pyvmm.cache import cache_dir, write_whole
+from pyvmm.cache.directory import cache_dir, write_whole
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")

@@ -4,7 +4,7 @@
 from collections.abc import Awaitable, Callable
 
 from pyvmm.config import MachineConfig
-from pyvmm.guest_session import GuestSession
+from pyvmm.harness.guest_session import GuestSession
 
 Scenario = Callable[[GuestSession], Awaitable[None]]
 RunGuest = Callable[..., None]

@@ -7,14 +7,14 @@ import asyncio
 from typing import Any
 
 from pyvmm.config import MachineConfig
-from pyvmm.control import migrate_commands
 from pyvmm.errors import UserError
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import Machine
-from pyvmm.migration.arriving import arrive
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
-from pyvmm.scripted_console import ScriptedConsole
-from pyvmm.tracing import LogTracer
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.harness.scripted_console import ScriptedConsole
+from pyvmm.machine.machine import Machine
+from pyvmm.migration.incoming import arrive
+from pyvmm.qmp import migration_commands as migrate_commands
+from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.trace.logging import LogTracer
 
 DOWNTIME_LIMIT_MS = 60_000
 """A guest that rewrites all of its memory within a round never fits into less."""

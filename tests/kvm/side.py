@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from pyvmm.errors import UserError
-from pyvmm.guest_session import GuestSession, arriving_session, guest_session
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.harness.guest_session import GuestSession, arriving_session, guest_session
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from pyvmm.state.parts import KINDS
 from tests.kvm.churning import rest
 from tests.kvm.moving import migrate, migrated

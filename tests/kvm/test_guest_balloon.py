@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
-from pyvmm.rss import resident_bytes
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.memory.rss import resident_bytes
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

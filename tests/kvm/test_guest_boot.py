@@ -12,9 +12,9 @@ import pytest
 
 from pyvmm.boot.linux64 import place_initrd
 from pyvmm.config import MIB, config_for_image
-from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
-from pyvmm.outcome import Ending
+from pyvmm.machine.exit_result import Ending
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

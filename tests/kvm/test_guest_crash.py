@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.config import MIB, MachineConfig
-from pyvmm.guest_session import guest_session
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import guest_session
+from pyvmm.machine.exit_result import Ending
 from tests.elf_kernel import elf_kernel
 
 pytestmark = pytest.mark.kvm

@@ -17,10 +17,10 @@ import pytest
 
 from devices.balloon import features
 from pyvmm.config import MIB, config_for_image
-from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
-from pyvmm.rss import resident_bytes
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.memory.rss import resident_bytes
 from tests.kvm import debian_kernels
 from tests.kvm.debian_kernels import StockKernel
 

@@ -13,10 +13,10 @@ import re
 
 import pytest
 
-from pyvmm.console_guest import CommandFailed
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
+from pyvmm.harness.console_guest import CommandFailed
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

@@ -15,11 +15,11 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.guest_session import GuestSession
-from pyvmm.inquiry import NobodyToAsk
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
-from pyvmm.rss import resident_bytes
+from pyvmm.balloon.guest_requests import NobodyToAsk
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.memory.rss import resident_bytes
 from pyvmm_native.ring import Chain
 from tests.kvm.guests import RunGuest
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
-from pyvmm.balloon_stats import NoStats
-from pyvmm.control.server import ControlServer
-from pyvmm.guest_session import GuestSession
-from pyvmm.inquiry import QuestionError
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
-from pyvmm.rss import resident_bytes
+from pyvmm.balloon.guest_requests import QuestionError
+from pyvmm.balloon.statistics import NoStats
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.memory.rss import resident_bytes
+from pyvmm.qmp.server import ControlServer
 from tests.hostile_initrd import hostile_initrd
 from tests.kvm.guests import RunGuest
 

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import Machine
-from pyvmm.outcome import Ending
-from pyvmm.tracing import LogTracer
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import Machine
+from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
 

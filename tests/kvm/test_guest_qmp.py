@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
-from pyvmm.control.server import ControlServer
-from pyvmm.guest_session import GuestSession
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.qmp.server import ControlServer
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pyvmm.guest_session import GuestSession, guest_session
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
-from pyvmm.control.server import ControlServer
-from pyvmm.guest_session import GuestSession
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.qmp.server import ControlServer
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

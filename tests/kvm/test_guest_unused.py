@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon.features import MISC_VQ
-from pyvmm.control import commands
-from pyvmm.control.qmp import QmpError, Request
-from pyvmm.guest_session import GuestSession
-from pyvmm.inquiry import NobodyToAsk
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
+from pyvmm.balloon.guest_requests import NobodyToAsk
+from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import QmpError, Request
 from pyvmm_native.runs import PageRuns
 from tests.kvm.guests import RunGuest
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control import commands
-from pyvmm.control.qmp import Request
-from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import Request
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pyvmm.guest_session import GuestSession, arriving_session, guest_session
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.harness.guest_session import GuestSession, arriving_session, guest_session
+from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from tests.kvm.churning import (
     BALLOON_MIB,
     MEMORY_MIB,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.guest_session import GuestSession, guest_session
+from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotStatus, Wish
 from pyvmm.state.parts import KINDS

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.client import QmpClient
-from pyvmm.migration.transport import TlsFiles
+from pyvmm.qmp.client import QmpClient
+from pyvmm.sockets.transport import TlsFiles
 from pyvmm.units import MIB
 from tests.certificates import certificate
 from tests.kvm.programs import Program, pyvmm

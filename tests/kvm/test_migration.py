@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control import commands
-from pyvmm.control.qmp import QmpError, Request
-from pyvmm.guest_session import GuestSession, arriving_session
-from pyvmm.machine import PAGE_BYTES
+from pyvmm.harness.guest_session import GuestSession, arriving_session
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
-from pyvmm.migration.transport import (
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import QmpError, Request
+from pyvmm.sockets.transport import (
     MigrationListener,
     Security,
     SocketLink,
     parse_migration_address,
 )
-from pyvmm.outcome import Ending
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest

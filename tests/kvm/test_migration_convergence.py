@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control import commands
-from pyvmm.control.qmp import Request
 from pyvmm.errors import UserError
-from pyvmm.guest_session import GuestSession, arriving_session
-from pyvmm.migration.transport import MigrationListener, Security, parse_migration_address
-from pyvmm.outcome import Ending
+from pyvmm.harness.guest_session import GuestSession, arriving_session
+from pyvmm.machine.exit_result import Ending
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import Request
+from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from pyvmm import probe
+from pyvmm.machine import kvm_probe as probe
 
 pytestmark = pytest.mark.kvm
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.memory import Ram
+from pyvmm.memory.ram import Ram
 from pyvmm.units import MIB
 from pyvmm_native.lazy_pages import LazyPages
 from pyvmm_native.page_blocks import BLOCK_PAGES, ChecksumError, store_block

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from devices.uart import Uart16550
+from devices.legacy.uart import Uart16550
 from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
 
 THR, IER, LCR, MCR, LSR, SCR = 0, 1, 3, 4, 5, 7

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
 from tests.mock_driver import MockDriver, Used, need_event, ram
-from tests.property.ring_oracle import Broken, expected_pop
+from tests.native.ring_oracle import Broken, expected_pop
 
 MIB = 1 << 20
 sizes = st.sampled_from([1, 2, 4, 8, 16, 64])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from devices.uart import Uart16550
+from devices.legacy.uart import Uart16550
 from pyvmm_native.serial import ByteQueue, SerialShortcut
 
 RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)

@@ -16,7 +16,7 @@ import pytest
 from tests.elf_kernel import elf_kernel
 
 MACHINE = """
-import pyvmm.cli, pyvmm.run_cli, pyvmm.terminal_run
+import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run
 from pathlib import Path
 from pyvmm.config import config_for_image
 from pyvmm.boot.loader import read_boot_files
@@ -29,7 +29,7 @@ NOT_FOR_A_BOOT = {
     "hashlib": "only a bzImage is looked up by its hash",
     "pyvmm.boot.bzimage": "a vmlinux needs no unpacking",
     "pyvmm.boot.payload": "a vmlinux needs no unpacking",
-    "pyvmm.control.server": "only with --qmp",
+    "pyvmm.qmp.server": "only with --qmp",
     "pyvmm.lab.run": "only where KVM is unfit",
     "rich": "only commands that print tables",
     "random": "only temporary files",
@@ -63,21 +63,24 @@ def test_a_boot_does_not_import(modules: set[str], name: str) -> None:
 
 
 def test_a_boot_imports_what_this_list_is_about(modules: set[str]) -> None:
-    assert {"asyncio", "click", "pyvmm.machine", "pyvmm.boot.image", "pykvm"} <= modules
+    assert {"asyncio", "click", "pyvmm.machine.machine", "pyvmm.boot.image", "pykvm"} <= modules
 
 
 def test_help_imports_no_machine() -> None:
-    program = "from pyvmm.cli import main\nmain(['run', '--help'], standalone_mode=False)"
+    program = "from pyvmm.cli.main import main\nmain(['run', '--help'], standalone_mode=False)"
     names = loaded(program)
-    assert "pyvmm.run_cli" in names
-    assert not names & {"pyvmm.machine", "elftools", "rich", "ssl"}
+    assert "pyvmm.cli.run" in names
+    assert not names & {"pyvmm.machine.machine", "elftools", "rich", "ssl"}
 
 
 def test_ssl_can_be_imported_later() -> None:
-    program = "from pyvmm.quick_start import asyncio\nassert 'ssl' not in sys.modules\nimport ssl"
+    program = (
+        "from pyvmm.cli.asyncio_without_ssl import asyncio\n"
+        "assert 'ssl' not in sys.modules\nimport ssl"
+    )
     assert {"asyncio", "ssl"} <= loaded(program)
 
 
 def test_asyncio_that_is_loaded_already_is_taken_as_it_is() -> None:
-    program = "import asyncio as first\nfrom pyvmm.quick_start import asyncio\n"
+    program = "import asyncio as first\nfrom pyvmm.cli.asyncio_without_ssl import asyncio\n"
     assert "ssl" in loaded(program + "assert asyncio is first")

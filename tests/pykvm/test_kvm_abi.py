@@ -8,7 +8,7 @@ from ctypes import Structure, c_int32, c_uint32, c_uint64
 import pytest
 
 from pykvm import abi, abi_constants, abi_state, abi_vcpu, abi_vm, ioctls
-from tests.abi.c_layout import (
+from tests.c_layout import (
     Fact,
     constant_facts,
     implicit_padding,

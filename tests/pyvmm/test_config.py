@@ -11,7 +11,7 @@ import pytest
 from devices.balloon import features
 from pyvmm.config import MIB, MachineConfig, config_for_image
 from pyvmm.errors import UserError
-from pyvmm.outcome import Ending, Outcome
+from pyvmm.machine.exit_result import Ending, Outcome
 from tests.elf_kernel import elf_kernel
 
 GOOD: dict[str, Any] = {

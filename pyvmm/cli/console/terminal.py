@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from pyvmm.output_pump import OutputPump
+from pyvmm.cli.console.writer import OutputPump
 
 ESCAPE = 0x01  # Ctrl-A
 HELP_TEXT = (

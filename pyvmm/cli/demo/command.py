@@ -16,7 +16,7 @@ from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
 from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.demo import Script
+    from pyvmm.cli.demo.measure import Script
 
 MEASUREMENTS_FILE = "measurements.json"
 
@@ -55,12 +55,12 @@ def demo(
     The exit status is 1 when less than 95 % of what was inflated came back to the host, or when a
     byte that the guest kept has changed.
     """
-    from pyvmm.demo import Script
+    from pyvmm.cli.demo.measure import Script
 
     script = Script(parse_size(memory) // MIB, parse_size(inflate) // MIB)
     if image is None:
         from guest_images.build import build_image
-        from pyvmm.progress import show_progress
+        from pyvmm.progress.reporter import show_progress
 
         with show_progress() as progress:
             image = build_image(progress=progress)
@@ -72,13 +72,13 @@ def demo(
     status = _measure_where_kvm_works(image, script, dialect, output, kvm)
     if status:
         return status
-    from pyvmm.demo_report import report
+    from pyvmm.cli.demo.report import report
 
     return report(json.loads(figures.read_text()), output)
 
 
 def _measure(image: Path, script: Script, dialect: str | None, figures: Path) -> int:
-    from pyvmm.demo import Demonstration
+    from pyvmm.cli.demo.measure import Demonstration
 
     async def run() -> None:
         result = await Demonstration(image, script, dialect, _say).measure()
@@ -93,8 +93,8 @@ def _measure_where_kvm_works(
 ) -> int:
     if choose_kvm(kvm) is Choice.HOST:
         return _measure(image, script, dialect, output / MEASUREMENTS_FILE)
+    from pyvmm.cli.run import LAB_OVERHEAD_MIB
     from pyvmm.lab.run import MIN_MEMORY_MIB, run_in_lab
-    from pyvmm.run_cli import LAB_OVERHEAD_MIB
 
     argv = [sys.executable, "-m", "pyvmm", "demo", str(image), "--output", str(output)]
     argv += ["--memory", f"{script.ram_mib}M", "--inflate", f"{script.inflate_mib}M"]

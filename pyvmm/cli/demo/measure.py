@@ -8,7 +8,7 @@ and deflated again, and the guest uses what it got back; the pattern is verified
 each step. The host's side of it is the resident set size of this process, read from /proc.
 
 What `measure` returns is plain data, written as JSON: it is taken where KVM works (perhaps in the
-lab) and told by `pyvmm.demo_report` where the person is.
+lab) and told by `pyvmm.cli.demo.report` where the person is.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.config import config_for_image
-from pyvmm.console_guest import GuestEnded
 from pyvmm.errors import UserError
-from pyvmm.guest_session import GuestSession, Transfer, guest_session
-from pyvmm.machine import PAGE_BYTES
-from pyvmm.outcome import Ending
-from pyvmm.rss import RssSampler, Sample, resident_bytes
+from pyvmm.harness.console_guest import GuestEnded
+from pyvmm.harness.guest_session import GuestSession, Transfer, guest_session
+from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.memory.rss import RssSampler, Sample, resident_bytes
 
 MIB = 1 << 20
 SEED = 7

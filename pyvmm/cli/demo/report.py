@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the demonstration's figures mean: a table, a picture, and a verdict.
 
-Takes what `pyvmm.demo` measured, as plain JSON data. matplotlib draws the picture; where it is not
-installed the table says the same without it.
+Takes what `pyvmm.cli.demo.measure` measured, as plain JSON data. matplotlib draws the picture;
+where it is not installed the table says the same without it.
 """
 
 from __future__ import annotations

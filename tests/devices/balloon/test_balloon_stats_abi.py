@@ -6,7 +6,7 @@ Headers before Linux 6.12 end after tag 9; the later tags are checked where the 
 
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import ENTRY
-from tests.abi.c_layout import Fact, mismatches
+from tests.c_layout import Fact, mismatches
 
 HEADERS = ("linux/virtio_balloon.h",)
 NAMES = {

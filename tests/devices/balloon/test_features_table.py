@@ -12,7 +12,7 @@ import pytest
 
 from devices.balloon.features import BY_DIALECT, Features
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs" / "features.md"
 
 

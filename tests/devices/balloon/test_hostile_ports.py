@@ -10,15 +10,15 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.acpi_pm import AcpiPm
 from devices.balloon.dialects import STANDARD
 from devices.bus import Bus
-from devices.i8042 import I8042
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.i8042 import I8042
+from devices.legacy.pvpanic import PvPanic
+from devices.legacy.rtc import RTC_PORTS, Rtc
+from devices.legacy.uart import FIFO_BYTES, Uart16550
 from devices.pci.host_bridge import ConfigMechanism1
-from devices.pvpanic import PvPanic
-from devices.rtc import RTC_PORTS, Rtc
-from devices.uart import FIFO_BYTES, Uart16550
-from pyvmm import layout
+from pyvmm.memory import layout
 from tests.fuzz.watched_board import WatchedBoard
 from tests.virtio_board import Line, Trace
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a saved balloon keeps, what it drops, and what it refuses, one by one.
 
-`tests/property/test_saved_balloon.py` shows that everything else goes on as before.
+`tests/devices/balloon/test_saved_balloon.py` shows that everything else goes on as before.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.acpi_pm import AcpiPm
 from devices.bus import Bus
-from devices.i8042 import I8042
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.i8042 import I8042
+from devices.legacy.pvpanic import PanicEvent, PvPanic
+from devices.legacy.rtc import Rtc
 from devices.ports import BusDevice
-from devices.pvpanic import PanicEvent, PvPanic
-from devices.rtc import Rtc
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.acpi_pm import AcpiPm
 from devices.bus import Bus
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.rtc import Rtc
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
 from devices.registers import Access, Register, RegisterTable
-from devices.rtc import Rtc
 from devices.state import Fields, Payload, StateError, Stateful
 from tests.saved_state import move, restore_or_refuse, spoiled
 

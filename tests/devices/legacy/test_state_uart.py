@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.uart import Uart16550
+from devices.legacy.uart import Uart16550
 from tests.saved_state import move, restore_or_refuse, spoiled
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.uart import Uart16550
+from devices.legacy.uart import Uart16550
 
 RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 THR, FCR = RBR, IIR

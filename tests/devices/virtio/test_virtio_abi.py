@@ -6,7 +6,7 @@ from devices.balloon.config import config_space
 from devices.balloon.device import DEVICE_ID
 from devices.virtio import features, pci_interrupts, pci_transport, pci_window
 from devices.virtio.status import Status
-from tests.abi.c_layout import Fact, mismatches
+from tests.c_layout import Fact, mismatches
 from tests.virtio_board import Board, Trace
 from tests.virtio_driver import COMMON
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.tracing import WARNINGS
+from pyvmm.trace.logging import WARNINGS
 from tests.balloon_requests import pfn_array
 from tests.virtio_board import APERTURE, MIB, AnonymousRam, Board
 from tests.virtio_driver import (

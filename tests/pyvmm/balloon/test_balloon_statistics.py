@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from pyvmm.balloon_stats import BalloonStats, NoStats, TimedReport
+from pyvmm.balloon.statistics import BalloonStats, NoStats, TimedReport
 from tests.stats_guest import FREE, StatsGuest
 from tests.virtio_driver import DEFLATE, INFLATE, VERSION_1
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.commands import execute
-from pyvmm.control.qmp import QmpError, Request
-from pyvmm.free_page_hints import FreePageHints
-from pyvmm.inquiry import GuestEnded, GuestPaused, GuestReset, NoAnswer, NobodyToAsk
+from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.guest_requests import GuestEnded, GuestPaused, GuestReset, NoAnswer, NobodyToAsk
+from pyvmm.qmp.commands import execute
+from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.hint_guest import HintGuest
-from tests.unit.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 SOON_S = 0.05
 LONG_S = 20.0

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from devices.balloon.features import MISC_VQ
-from pyvmm.balloon_questions import BalloonQuestions
-from pyvmm.inquiry import (
+from pyvmm.balloon.guest_requests import (
     BadAnswer,
     GuestEnded,
     GuestPaused,
@@ -24,10 +23,11 @@ from pyvmm.inquiry import (
     NobodyToAsk,
     UnknownToGuest,
 )
+from pyvmm.balloon.misc_requests import BalloonQuestions
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
-from tests.unit.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 from tests.virtio_driver import ALL_FEATURES
 
 SOON_S = 0.05

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import layout
 from pyvmm.boot import aml
 from pyvmm.boot.acpi import build_tables
+from pyvmm.memory import layout
 
 VCPUS = 4
 

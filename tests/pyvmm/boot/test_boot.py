@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import layout
 from pyvmm.boot import linux64
 from pyvmm.boot.image import read_kernel
 from pyvmm.boot.loader import load_linux, read_boot_files
 from pyvmm.config import MIB, MachineConfig
 from pyvmm.errors import UserError
-from pyvmm.memory import Ram
+from pyvmm.memory import layout
+from pyvmm.memory.ram import Ram
 from pyvmm_native.memory import GuestMemory
 from tests.elf_kernel import CODE_OFFSET, LOAD_GPA, elf_kernel
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyvmm.units import GIB, MIB
-from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def balloon(*arguments: str) -> subprocess.CompletedProcess[str]:

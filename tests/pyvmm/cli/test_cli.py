@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from pyvmm import cli
+from pyvmm.cli import main as cli
 from pyvmm.errors import UserError
 from pyvmm.version import VERSION
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run_main(arguments: list[str]) -> int:
@@ -155,7 +155,7 @@ def test_a_closed_standard_output_is_no_traceback() -> None:
 def test_ctrl_c_ends_without_traceback() -> None:
     script = (
         "import os, signal, sys, click\n"
-        "from pyvmm import cli\n"
+        "from pyvmm.cli import main as cli\n"
         "@click.command\n"
         "def test(): os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
         "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '')\n"
@@ -175,10 +175,10 @@ def test_ctrl_c_ends_without_traceback() -> None:
 def test_help_imports_no_subcommand() -> None:
     script = (
         "import sys\n"
-        "from pyvmm.cli import main\n"
+        "from pyvmm.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'asyncio', 'rich', 'ctypes', 'guest_images', 'pyvmm.control.cli'}\n"
+        "heavy = {'asyncio', 'rich', 'ctypes', 'guest_images', 'pyvmm.cli.balloon'}\n"
         "sys.exit(sorted(heavy & set(sys.modules)).__repr__() if heavy & set(sys.modules) else 0)\n"
     )
     process = subprocess.run(

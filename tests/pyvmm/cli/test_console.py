@@ -18,11 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import output_pump
-from pyvmm.console import HELP_TEXT, MAX_PENDING_BYTES, Action, ConsoleIo, EscapeFilter, Terminal
-from pyvmm.output_pump import MAX_UNWRITTEN_BYTES, OutputPump
+from pyvmm.cli.console import writer as output_pump
+from pyvmm.cli.console.terminal import (
+    HELP_TEXT,
+    MAX_PENDING_BYTES,
+    Action,
+    ConsoleIo,
+    EscapeFilter,
+    Terminal,
+)
+from pyvmm.cli.console.writer import MAX_UNWRITTEN_BYTES, OutputPump
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUIT, HELP = Action.QUIT, Action.HELP
 
 
@@ -112,7 +119,7 @@ def test_raw_mode_is_taken_back_however_the_program_ends(
     before = termios.tcgetattr(fd)
     script = (
         "import os, signal, sys, termios\n"
-        "from pyvmm.console import Terminal\n"
+        "from pyvmm.cli.console.terminal import Terminal\n"
         "Terminal(0).__enter__()\n"
         "assert not termios.tcgetattr(0)[3] & termios.ICANON\n"
         "sys.stdout.write('raw')\n" + ending
@@ -386,7 +393,7 @@ def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> No
     before = termios.tcgetattr(program)
     script = (
         "import asyncio, os\n"
-        "from pyvmm.console import ConsoleIo, Terminal\n"
+        "from pyvmm.cli.console.terminal import ConsoleIo, Terminal\n"
         "async def main():\n"
         "    done = asyncio.Event()\n"
         "    def echo(data):\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyvmm.demo import Script
-from pyvmm.demo_report import PICTURE_FILE, report
+from pyvmm.cli.demo.measure import Script
+from pyvmm.cli.demo.report import PICTURE_FILE, report
 from pyvmm.errors import UserError
 
 MIB = 1 << 20

@@ -4,9 +4,9 @@
 import pytest
 from click.testing import CliRunner
 
-from pyvmm import doctor
-from pyvmm.doctor import Finding, Needed, conclude, describe_figures, install_lines
-from pyvmm.probe import KvmFitness, Verdict
+from pyvmm.cli import doctor
+from pyvmm.cli.doctor import Finding, Needed, conclude, describe_figures, install_lines
+from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 
 UNFIT = KvmFitness(Verdict.UNFIT, "ring 0 crawls", 1.6e6, False)
 FIT = KvmFitness(Verdict.FIT, "good", 2e9, True)

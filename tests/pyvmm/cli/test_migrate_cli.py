@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.migrate_cli import failure, progress_line, summary
+from pyvmm.cli.migrate import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
 from tests.migration_guest import NewHome
-from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
-from tests.unit.migration_destination import Destination
+from tests.pyvmm.migration.migration_destination import Destination
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
 
 def command(*arguments: object) -> list[str]:

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.unix_socket import Listener
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration.stream import DestinationReader
-from pyvmm.migration.transport import (
+from pyvmm.sockets.transport import (
     Security,
     SocketLink,
     TlsFiles,
     connect,
     parse_migration_address,
 )
+from pyvmm.sockets.unix import Listener
 from tests.certificates import certificate
 from tests.migration_guest import config_of
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.session import Session
-from pyvmm.memory import Ram
+from pyvmm.memory.ram import Ram
+from pyvmm.qmp.session import Session
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
-from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IN_USE, UNUSED, WRITTEN = 5000, 6000, 7000
 """Pages with something in them: in use, unused, and unused until it was written."""
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.stats_cli import table
+from pyvmm.cli.stats import table
 from pyvmm.units import MIB
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
-from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.unused_cli import ASCII, BLOCKS, COLUMNS, MAX_ROWS, picture
+from pyvmm.cli.unused import ASCII, BLOCKS, COLUMNS, MAX_ROWS, picture
 from pyvmm.units import GIB, MIB
 from tests.misc_driver import GET_UNUSED_PAGES
-from tests.unit.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def unused(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from pyvmm import elf_tables
-from pyvmm.elf_tables import ElfError, ElfTables, read_elf_tables
+from pyvmm.elf import tables as elf_tables
+from pyvmm.elf.tables import ElfError, ElfTables, read_elf_tables
 from tests.elf_kernel import elf_kernel
 
 INTERPRETER = Path(sys.executable).resolve()

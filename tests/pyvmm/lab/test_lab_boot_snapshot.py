@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.cache import KEPT_FILES, keep_most_recent
+from pyvmm.cache.directory import KEPT_FILES, keep_most_recent
 from pyvmm.errors import UserError
+from pyvmm.lab.boot_snapshot import path_for
 from pyvmm.lab.kernel import lab_cache
-from pyvmm.lab.places import in_lab
-from pyvmm.lab.snapshot import path_for
+from pyvmm.sockets.lab_paths import in_lab
 
 
 @pytest.fixture(autouse=True)

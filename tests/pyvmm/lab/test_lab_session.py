@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.lab.places import in_lab
+from pyvmm.sockets.lab_paths import in_lab
 
 PATIENCE_SECONDS = 120
 
@@ -180,7 +180,7 @@ def test_a_terminal_with_its_size_interrupt_and_restored_modes(
 SERVER = """
 import socket, sys, threading
 from pathlib import Path
-from pyvmm.lab.places import listening_path
+from pyvmm.sockets.lab_paths import listening_path
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(str(listening_path(Path(sys.argv[1]))))
 listener.listen()
@@ -234,7 +234,7 @@ def test_a_socket_path_in_use_is_refused_before_anything_starts(tmp_path: Path) 
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
-        runner = f"import pyvmm.cli\n{RUNNER}"
+        runner = f"import pyvmm.cli.main\n{RUNNER}"
         result = subprocess.run(
             [sys.executable, "-c", runner, str(path), SERVER],
             capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,

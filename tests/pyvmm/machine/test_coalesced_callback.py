@@ -5,7 +5,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from pyvmm.coalesced import Coalesced
+from pyvmm.machine.coalesced_callback import Coalesced
 
 
 def test_many_calls_are_one() -> None:

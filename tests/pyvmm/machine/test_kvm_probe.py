@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import probe
-from pyvmm.probe import MIN_RING0_INSTRUCTIONS_PER_SECOND, Verdict
+from pyvmm.machine import kvm_probe as probe
+from pyvmm.machine.kvm_probe import MIN_RING0_INSTRUCTIONS_PER_SECOND, Verdict
 
 FAST = 2 * MIN_RING0_INSTRUCTIONS_PER_SECOND
 SLOW = MIN_RING0_INSTRUCTIONS_PER_SECOND / 2

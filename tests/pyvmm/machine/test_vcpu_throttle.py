@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.vcpu_thread import VcpuGate
-from pyvmm.vcpu_throttle import RUN_S, VcpuThrottle
+from pyvmm.machine.vcpu_thread import VcpuGate
+from pyvmm.machine.vcpu_throttle import RUN_S, VcpuThrottle
 
 VCPUS = 2
 SOON_S = 5.0

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import layout
+from pyvmm.memory import layout
 
 PAGE_BYTES = 4096
 ram_sizes = st.integers(layout.MIN_RAM_BYTES // layout.MIB, layout.MAX_RAM_BYTES // layout.MIB).map(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
-from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
+from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
 from tests.migration_guest import NewHome
 
 

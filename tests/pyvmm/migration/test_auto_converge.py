@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.migration import converging
+from pyvmm.migration import auto_converge as converging
 from pyvmm.migration.errors import Cancelled, MigrationError
-from pyvmm.migration.precopy import MIN_ROUND_S, Precopy
 from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.source import MIN_ROUND_S, Precopy
 from tests.migration_guest import (
     MIB,
     PAGE,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.migration.converging import Convergence
+from pyvmm.migration.auto_converge import Convergence
 from pyvmm.migration.progress import Settings
 
 ON = Settings(auto_converge=True)

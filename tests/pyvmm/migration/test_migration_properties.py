@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.migration import precopy
+from pyvmm.migration import source as precopy
 from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
-from pyvmm.migration.precopy import Precopy
 from pyvmm.migration.progress import Settings
+from pyvmm.migration.source import Precopy
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import (

@@ -9,7 +9,7 @@ import pty
 
 import pytest
 
-from pyvmm.progress import PlainLines, show_progress
+from pyvmm.progress.reporter import PlainLines, show_progress
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("pyvmm.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("pyvmm.progress.reporter.time.monotonic", lambda: self.now)
 
 
 def test_without_a_terminal_every_stage_is_one_line() -> None:

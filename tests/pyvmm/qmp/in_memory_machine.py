@@ -15,14 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from devices.balloon.device import BalloonDevice
-from pyvmm import layout
-from pyvmm.balloon_questions import BalloonQuestions
-from pyvmm.balloon_stats import BalloonStats
+from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.misc_requests import BalloonQuestions
+from pyvmm.balloon.statistics import BalloonStats
 from pyvmm.config import MachineConfig
-from pyvmm.control.machine_control import EventSink, Status
-from pyvmm.control.server import ControlServer
-from pyvmm.free_page_hints import FreePageHints
-from pyvmm.migration.leaving import Migrations
+from pyvmm.memory import layout
+from pyvmm.migration.outgoing import Migrations
+from pyvmm.qmp.server import ControlServer
+from pyvmm.qmp.vm_control import EventSink, Status
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB

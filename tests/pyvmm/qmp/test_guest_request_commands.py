@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.session import Session
+from pyvmm.qmp.session import Session
 from pyvmm.units import GIB, MIB
 from tests.misc_driver import GET_UNUSED_PAGES
-from tests.unit.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
 async def execute(session: Session, command: str, **arguments: Any) -> Any:

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
-from pyvmm.control import commands
-from pyvmm.control.qmp import QmpError, Request
-from pyvmm.control.server import ControlServer
 from pyvmm.migration.errors import MigrationError
-from pyvmm.migration.transport import MigrationListener, Security, UnixAddress
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import QmpError, Request
+from pyvmm.qmp.server import ControlServer
+from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import NewHome
-from tests.unit.in_memory_machine import InMemoryMachine
-from tests.unit.migration_destination import Destination
+from tests.pyvmm.migration.migration_destination import Destination
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
 def ask(machine: InMemoryMachine, command: str, **arguments: Any) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control import qmp
-from pyvmm.control.commands import COMMANDS
-from pyvmm.control.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.session import Session
-from pyvmm.control.throttle import Throttle
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.commands import COMMANDS
+from pyvmm.qmp.event_throttle import Throttle
+from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.session import Session
 from pyvmm.units import GIB, MIB
-from tests.unit.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
 def drain(stream: JsonStream) -> list[Any]:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
-from pyvmm.control import commands
-from pyvmm.control import server as server_module
-from pyvmm.control.qmp import QmpError
-from pyvmm.control.server import ControlServer
+from pyvmm.qmp import commands
+from pyvmm.qmp import server as server_module
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
-from tests.unit.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Scenario = Callable[[InMemoryMachine, Path], Coroutine[Any, Any, None]]

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.control.json_stream import JsonStream
-from pyvmm.control.qmp import QmpError
+from pyvmm.qmp.json_stream import JsonStream
+from pyvmm.qmp.messages import QmpError
 
 LIMIT_BYTES = 60
 

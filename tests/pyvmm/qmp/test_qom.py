@@ -10,9 +10,9 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from devices.balloon.stat_tags import STATISTICS
-from pyvmm.control.server import ControlServer
+from pyvmm.qmp.server import ControlServer
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
-from tests.unit.in_memory_machine import InMemoryMachine
 
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = "guest-stats-polling-interval"

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
-from pyvmm.control.server import ControlServer
+from pyvmm.qmp.server import ControlServer
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 from tests.stats_guest import StatsGuest
-from tests.unit.in_memory_machine import InMemoryMachine
 
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = "/machine/peripheral/balloon0"

@@ -16,8 +16,8 @@ import pytest
 
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
-from pyvmm.memory import Ram
-from pyvmm.snapshot import layout
+from pyvmm.memory.ram import Ram
+from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport, config_record
 from pyvmm.snapshot.writer import SnapshotWriter
@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_old_snapshot(tmp_path: Path) -> None:
     """A file system of its own with room for the old one and a bit of the new one."""
     script = """
 import pathlib, sys
-from tests.unit.test_snapshot_file import *
+from tests.pyvmm.snapshot.test_snapshot_file import *
 path = pathlib.Path(sys.argv[1]) / "snapshot"
 write(path, filled())
 old = path.read_bytes()
@@ -286,7 +286,7 @@ def test_a_writer_that_is_killed_leaves_the_old_snapshot(snapshot: Path) -> None
     old = snapshot.read_bytes()
     script = """
 import os, pathlib, signal, sys
-from tests.unit.test_snapshot_file import *
+from tests.pyvmm.snapshot.test_snapshot_file import *
 moment = int(sys.argv[2])
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.memory.page_selection import Answer
 from pyvmm.snapshot.copier import Copier
-from pyvmm.snapshot.layout import MAX_ROUNDS
+from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport, config_record
-from pyvmm.snapshot.selection import Answer
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import (

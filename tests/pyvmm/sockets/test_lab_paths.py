@@ -8,7 +8,9 @@ import pytest
 from pyvmm.errors import UserError
 from pyvmm.lab import choose
 from pyvmm.lab.choose import Choice, choose_kvm
-from pyvmm.lab.places import (
+from pyvmm.lab.run import program_directories
+from pyvmm.machine.kvm_probe import KvmFitness, Verdict
+from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
     in_lab,
     incoming_place,
@@ -18,8 +20,6 @@ from pyvmm.lab.places import (
     outward_door,
     sockets_variable,
 )
-from pyvmm.lab.run import program_directories
-from pyvmm.probe import KvmFitness, Verdict
 
 MISSING = KvmFitness(Verdict.MISSING, "there is no /dev/kvm")
 UNREADABLE = KvmFitness(Verdict.UNREADABLE, "/dev/kvm may not be opened by this user")

@@ -17,14 +17,16 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.lab import dialling, outward, places
-from pyvmm.lab.dialling import MAX_DIALS, Dialler
+from pyvmm.lab import outbound_connector as dialling
+from pyvmm.lab import proxy as outward
 from pyvmm.lab.frames import MAX_NAME_BYTES
 from pyvmm.lab.mux import Multiplexer
-from pyvmm.lab.outside import LENGTH, connect_outside, unlisten_outside
-from pyvmm.lab.outward import FIRST_CHANNEL, Outward
+from pyvmm.lab.outbound_connector import MAX_DIALS, Dialler
+from pyvmm.lab.proxy import FIRST_CHANNEL, Outward
 from pyvmm.lab.session import Session
-from pyvmm.migration.transport import (
+from pyvmm.sockets import lab_paths as places
+from pyvmm.sockets.proxy_client import LENGTH, connect_outside, unlisten_outside
+from pyvmm.sockets.transport import (
     Security,
     TcpAddress,
     UnixAddress,

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.lab.places import IN_LAB_VARIABLE
-from pyvmm.migration import transport
 from pyvmm.migration.destination import Arrival
 from pyvmm.migration.errors import MigrationError
-from pyvmm.migration.transport import (
+from pyvmm.sockets import transport
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+from pyvmm.sockets.transport import (
     MigrationListener,
     Security,
     SocketLink,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.unix_socket import Listener, connect, parse_address
 from pyvmm.errors import UserError
+from pyvmm.sockets.unix import Listener, connect, parse_address
 
 
 def assert_answered(listener: Listener, path: Path) -> None:

@@ -21,7 +21,17 @@ from pykvm import Vcpu, abi
 from pyvmm.state import kvm_vm, msrs
 from pyvmm.state.clock import read_clocks, set_clocks
 from tests.kvm.bare_metal import CODE_GPA, code, enter_ring_3
-from tests.unit.tiny_guest import LSTAR, TSC, Tiny, blank, fill, filled, msrs_of, tiny, with_msr
+from tests.pyvmm.state.tiny_guest import (
+    LSTAR,
+    TSC,
+    Tiny,
+    blank,
+    fill,
+    filled,
+    msrs_of,
+    tiny,
+    with_msr,
+)
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
 

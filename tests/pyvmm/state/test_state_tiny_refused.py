@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from devices.state import Payload, StateError, decode, encode
 from pykvm import abi
 from pyvmm.state import kvm_vm
-from tests.unit.tiny_guest import LSTAR, Tiny, fill, filled, tiny, with_msr
+from tests.pyvmm.state.tiny_guest import LSTAR, Tiny, fill, filled, tiny, with_msr
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.acpi_pm import AcpiPm
 from devices.balloon.dialects import BITMAP, STANDARD
 from devices.bus import Bus
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.rtc import Rtc
+from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
-from devices.rtc import Rtc
 from devices.state import Stateful, Value
-from devices.uart import Uart16550
 from tests.misc_driver import MISC, MiscDriver
 from tests.virtio_board import Line
 from tests.virtio_driver import STATS, started
