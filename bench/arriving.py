@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from pyvmm.harness.guest_session import arriving_session
+from pyvmm.harness.guest_session import incoming_session
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 
 WAITS, RUNS = "waits", "runs"
@@ -22,7 +22,7 @@ WAITS, RUNS = "waits", "runs"
 async def _serve(uri: str) -> None:
     listener = MigrationListener(parse_migration_address(uri), Security())
     print(WAITS, flush=True)
-    async with arriving_session(listener) as guest:
+    async with incoming_session(listener) as guest:
         print(RUNS, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             print(await guest.ask(line.strip()), flush=True)

@@ -51,7 +51,7 @@ from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import ByteQueue, SerialShortcut
-from tests.virtio_board import AnonymousRam, Bells, Line, Messages
+from tests.virtio_board import AnonymousRam, Line, Messages, RecordingNotifiers
 
 C_LOOP = "C loop"
 SHORTCUT = "pyvmm, Cython fast path"
@@ -96,7 +96,7 @@ class Platform:
         pio.map(COM1_PORT, COM1_PORTS, Uart16550(Line(), self.queue.put, self.serial))
         pio.map(DONE_PORT, 1, DonePort())
         device = BalloonDevice(STANDARD, AnonymousRam((0, 1 << 20)), tracer, lambda pages: None)
-        transport = VirtioPciTransport(device, Messages(), Bells(), tracer)
+        transport = VirtioPciTransport(device, Messages(), RecordingNotifiers(), tracer)
         PciBus(mmio, [(DEVICE_GPA, DEVICE_BYTES)]).add(1, transport.function)
         transport.function.config_write(_BAR0, 4, DEVICE_GPA)
         transport.function.config_write(_BAR0_HIGH, 4, 0)

@@ -26,7 +26,7 @@ from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
-from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestEnded
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestExited
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
@@ -104,7 +104,7 @@ class PyvmmMover:
         async def said() -> str:
             line = (await from_guest.readline()).decode().strip()
             if not line:
-                raise GuestEnded("the destination ended")
+                raise GuestExited("the destination ended")
             return line
 
         async def ask(line: str) -> str:
@@ -208,7 +208,7 @@ async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str
     while (answer := await mover.command("query-migrate"))["status"] != "completed":
         seconds = time.monotonic() - begin
         if answer["status"] in ("failed", "cancelled"):
-            raise GuestEnded(f"it has not moved: {answer}")
+            raise GuestExited(f"it has not moved: {answer}")
         if seconds > PATIENCE_S:
             raise GivenUp(f"it has not moved in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
@@ -229,7 +229,7 @@ def again_in_the_lab(work: Callable[[], Awaitable[Any]]) -> Any:
         for _ in range(LAB_TRIES - 1 if in_lab() else 0):
             try:
                 return await work()
-            except GuestEnded as ended:
+            except GuestExited as ended:
                 print(f"the guest ended, once more: {ended}", file=sys.stderr, flush=True)
         return await work()
 

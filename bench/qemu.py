@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guest_images.manifest import read_manifest
-from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestEnded
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestExited
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
@@ -62,12 +62,12 @@ class QemuGuest(ConsoleGuest[str]):
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """Execute one QMP command and return its value.
 
-        Raises GuestEnded, and what `QmpClient.execute` raises.
+        Raises GuestExited, and what `QmpClient.execute` raises.
         """
         try:
             return await asyncio.to_thread(self._qmp.execute, command, **arguments)
         except ConnectionClosedError:
-            raise GuestEnded(await self.finished()) from None
+            raise GuestExited(await self.finished()) from None
 
     async def balloon_pages(self) -> int:
         """Size of the balloon as the driver last reported it, in 4 KiB pages."""

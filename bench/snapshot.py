@@ -37,7 +37,7 @@ from bench.movers import (
     pyvmm_boot,
     qemu_boot,
 )
-from pyvmm.harness.console_guest import POLL_S, GuestEnded
+from pyvmm.harness.console_guest import POLL_S, GuestExited
 
 Saved = tuple[float, float, float]
 """Seconds, MiB of the file, milliseconds the guest stood still."""
@@ -84,7 +84,7 @@ async def _saved(mover: Mover, path: Path, unused: bool) -> Saved:
     answer: dict[str, Any]
     while (answer := await mover.command("query-snapshot"))["status"] != "completed":
         if answer["status"] == "failed":
-            raise GuestEnded(f"it was not saved: {answer['error-desc']}")
+            raise GuestExited(f"it was not saved: {answer['error-desc']}")
         await asyncio.sleep(POLL_S)
     seconds = time.monotonic() - begin
     return await _checked(mover, path, seconds, answer["stopped-seconds"] * 1000)

@@ -42,7 +42,7 @@ class MsiSink(Protocol):
         """Send the message last given to `route`."""
 
 
-class Doorbells(Protocol):
+class HostNotifiers(Protocol):
     """Where a virtio device's available buffer notifications are caught.
 
     The transport says at which guest-physical addresses its queues are notified; the machine may

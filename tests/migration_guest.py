@@ -3,9 +3,9 @@
 
 `WritingGuest` writes, frees and gives away pages at every moment that the migration gives it: when
 the log is read or cleared, when it is asked for unused pages, and before every message. `LoggingVm`
-keeps KVM's dirty log for it, with manual protection or without, so that the `DirtyLog` under test
-is the real one. `NewHome` is where it goes. `migrate` runs both sides, each in its thread, over a
-socket pair.
+keeps KVM's dirty log for it, with manual protection or without, so that the `KvmDirtyLog` under
+test is the real one. `FakeTarget` is where it goes. `migrate` runs both sides, each in its thread,
+over a socket pair.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing_extensions import Buffer
 
 from pykvm import Vm, abi
 from pyvmm.config import MachineConfig
-from pyvmm.memory.dirty_log import DirtyLog
+from pyvmm.memory.dirty_log import KvmDirtyLog
 from pyvmm.memory.layout import ram_ranges
-from pyvmm.memory.page_selection import Answer
+from pyvmm.memory.page_selection import UnusedPages
 from pyvmm.memory.ram import Ram
-from pyvmm.migration.destination import Arrival
+from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.source import Precopy
+from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.transport import SocketLink
 from pyvmm.state.records import Kind, Record
 from pyvmm_native.discard import discard
@@ -161,14 +161,14 @@ class WritingGuest:
         self.do(before)
         self._acts = iter(acts)
 
-    def logging(self) -> DirtyLog:
+    def logging(self) -> KvmDirtyLog:
         self.left_out = set()
         return _NosyLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
 
-    def ask_unused(self, timeout_s: float) -> Answer:
+    def ask_unused(self, timeout_s: float) -> UnusedPages:
         self.go()
         self.left_out = set(self._unused)
-        answer = Answer(PageRuns((pfn, 1) for pfn in self._unused), "answered")
+        answer = UnusedPages(PageRuns((pfn, 1) for pfn in self._unused), "answered")
         self.go()
         return answer
 
@@ -185,7 +185,7 @@ class WritingGuest:
         assert not self.running
         return PARTS
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         assert not self.running
         self.running = True
 
@@ -209,7 +209,7 @@ class WritingGuest:
             self._vm.written(slot, page)
 
 
-class _NosyLog(DirtyLog):
+class _NosyLog(KvmDirtyLog):
     """The log under test; the guest goes on before and after everything it does."""
 
     def __init__(self, guest: WritingGuest, vm: Vm, ram: Ram) -> None:
@@ -228,7 +228,7 @@ class _NosyLog(DirtyLog):
         self._guest.go()
 
 
-LOW_MIB = 65  # two stretches, the second of one MiB
+LOW_MIB = 65  # two chunks, the second of one MiB
 PAGES = LOW_MIB * MIB // PAGE
 CONFIG = config_of(LOW_MIB)
 HOT = [0, 1, 2, 3, 511, 512, 513, 16383, 16384, 16385, PAGES - 1]
@@ -258,7 +258,7 @@ def check_memory(guest: WritingGuest, copy: PlainRam | None) -> None:
     assert [pfn for pfn in sorted(pfns) if guest.ram.page(pfn) != copy.page(pfn)] == []
 
 
-class NewHome:
+class FakeTarget:
     """Satisfies `pyvmm.migration.destination.Target`."""
 
     kinds: Mapping[str, Kind] = KINDS
@@ -344,12 +344,12 @@ class Story:
 
 def migrate(
     guest: WritingGuest,
-    home: NewHome,
+    home: FakeTarget,
     settings: Settings | None = None,
     *,
     spoil_source: Meddle = untouched,
     spoil_target: Meddle = untouched,
-    watch: Callable[[Precopy, Story], None] = lambda precopy, story: None,
+    watch: Callable[[SourceMigration, Story], None] = lambda precopy, story: None,
 ) -> Story:
     """Let `guest` move `home`; errors of both sides are in the story."""
     one, other = socket.socketpair()
@@ -361,8 +361,8 @@ def migrate(
 
     source_wire = Wire(one, spoil_source, before)
     target_wire = Wire(other, spoil_target)
-    arrival = Arrival(home, target_wire)
-    precopy = Precopy(guest, source_wire, settings or Settings(), story.progress)
+    arrival = DestinationMigration(home, target_wire)
+    precopy = SourceMigration(guest, source_wire, settings or Settings(), story.progress)
 
     def arrive() -> None:
         try:

@@ -72,8 +72,8 @@ class Line:
 
 
 @dataclass
-class Bells:
-    """Doorbells: where queues are notified, and which were rung."""
+class RecordingNotifiers:
+    """HostNotifiers: where queues are notified, and which were rung."""
 
     places: dict[int, int] = field(default_factory=dict)
     rung: list[int] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Board:
         self.ram = ram
         self.trace = trace
         self.msi = Messages()
-        self.bells = Bells()
+        self.bells = RecordingNotifiers()
         self.line = Line()
         self.actuals: list[int] = []
         self.transport = VirtioPciTransport(device, self.msi, self.bells, trace)

@@ -54,14 +54,14 @@ class GuestMemory:
     def write(self, gpa: int, data: Buffer) -> None:
         """Copy the bytes of `data` into guest RAM at `gpa`; same errors as `read`."""
 
-    def log_changes(self, on: bool) -> None:
+    def log_dirty_pages(self, on: bool) -> None:
         """Begin, with nothing in the log, or stop to log which pages this process changes.
 
         What is logged are writes and discards through this object and objects made of it, such as
         rings; not what the guest writes itself. A log that is on stays as it is.
         """
 
-    def take_changes(self) -> list[tuple[int, bytes]]:
+    def take_dirty_pages(self) -> list[tuple[int, bytes]]:
         """Pages changed since logging began or since the last call, as a bitmap for each region.
 
         Each is (start_pfn, bitmap), for `PageRuns.from_bitmap`. A change that is being made during

@@ -124,7 +124,7 @@ cdef class GuestMemory:
         finally:
             PyBuffer_Release(&source)
 
-    def log_changes(self, bint on):
+    def log_dirty_pages(self, bint on):
         # The table stays when logging ends: a copy without the GIL may be noting in it.
         if self._changed == NULL and on:
             self._changed = <uint8_t *>calloc(self.size_bytes >> PAGE_SHIFT, 1)
@@ -134,7 +134,7 @@ cdef class GuestMemory:
             memset(self._changed, 0, self.size_bytes >> PAGE_SHIFT)
         self._logging = on
 
-    def take_changes(self):
+    def take_dirty_pages(self):
         cdef uint64_t pages, page
         cdef uint8_t *changed = self._changed
         cdef uint8_t *bits

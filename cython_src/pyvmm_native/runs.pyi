@@ -60,7 +60,7 @@ class PageRuns:
         """
 
     def per_cell(self, pages_per_cell: int, cells: int) -> list[int]:
-        """How many frames lie in each of `cells` stretches of `pages_per_cell` frames, from 0 on.
+        """How many frames lie in each of `cells` chunks of `pages_per_cell` frames, from 0 on.
 
         Frames beyond the last cell are not counted. ValueError unless `pages_per_cell` is positive
         and `cells` not negative, both at most 2**52.

@@ -3,7 +3,7 @@
 """Sets of guest page frames as runs of consecutive ones.
 
 What a balloon request names, what a guest reports as unused and what a dirty log contains are all
-sets of page frames. Guest memory is mostly taken and given in long stretches, so such a set is
+sets of page frames. Guest memory is mostly taken and given in long chunks, so such a set is
 kept as an array of (start, end) pairs, ascending and apart from each other, in memory in
 proportion to the number of runs. Every operation is one linear pass over its operands that
 appends to the result in ascending order, without the GIL. How bitmaps and PFN arrays are decoded is

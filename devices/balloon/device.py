@@ -21,7 +21,7 @@ from typing import Protocol
 
 from devices.balloon.config import config_space
 from devices.balloon.counters import BalloonCounters, Traffic
-from devices.balloon.dialects import Dialect, GiveBack, Role
+from devices.balloon.dialects import CompleteBuffer, Dialect, Role
 from devices.balloon.hinting import COMMAND_ID, DONE, FIRST_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
 from devices.balloon.page_queues import DeflateQueue, InflateQueue
@@ -96,8 +96,8 @@ class BalloonDevice(VirtioDevice):
         self._on_actual = on_actual
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
-        self.misc = MiscQueue(ram, self._give_back(Role.MISC), tracer)
-        self.stats = StatsQueue(self._give_back(Role.STATS))
+        self.misc = MiscQueue(ram, self._complete_with(Role.MISC), tracer)
+        self.stats = StatsQueue(self._complete_with(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)
         self._reporting = ReportingQueue(ram, lambda: self.poison_val, tracer)
         handlers: dict[Role, QueueHandler] = {
@@ -268,7 +268,7 @@ class BalloonDevice(VirtioDevice):
 
         return restore
 
-    def _give_back(self, role: Role) -> GiveBack:
+    def _complete_with(self, role: Role) -> CompleteBuffer:
         """How the handler of `role` returns a buffer, wherever the driver numbered its queue."""
 
         def give_back(chain: Chain, written: int) -> None:

@@ -47,7 +47,7 @@ class Role(StrEnum):
     REPORTING = "reporting"
 
 
-GiveBack = Callable[[Chain, int], None]
+CompleteBuffer = Callable[[Chain, int], None]
 """Returns a buffer that a queue's handler kept, with how many bytes were written to it."""
 
 

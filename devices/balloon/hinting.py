@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable
 from enum import Enum
 
-from devices.balloon.page_queues import lent_pages
+from devices.balloon.page_queues import writable_pages
 from devices.errors import BadPayload
 from devices.ports import Tracer
 from devices.state import Fields, Payload, Restore, check_counters, save_counters
@@ -43,7 +43,7 @@ MAX_RUNS = 64 * 1024
 are 4,096."""
 
 
-class Ending(Enum):
+class HintingResult(Enum):
     """How a round of hinting ended."""
 
     COMPLETE = "complete"
@@ -62,7 +62,7 @@ class FreePageQueue:
         self._tracer = tracer
         self.last_id = FIRST_ID - 1
         """Id of the last round; FIRST_ID - 1 before the first."""
-        self._on_end: Callable[[Ending], None] | None = None
+        self._on_end: Callable[[HintingResult], None] | None = None
         self._begun = False
         """The driver has said that what follows belongs to the round that is open."""
         self.pages = PageRuns()
@@ -71,7 +71,7 @@ class FreePageQueue:
 
     # What the machine calls.
 
-    def start(self, on_end: Callable[[Ending], None]) -> None:
+    def start(self, on_end: Callable[[HintingResult], None]) -> None:
         """Begin a round; `on_end` is called once. One round at a time: the last one has ended."""
         assert self._on_end is None, "one round at a time"
         self._on_end = on_end
@@ -81,7 +81,7 @@ class FreePageQueue:
     def stop(self) -> None:
         """End the round that is open, if any; the driver keeps what it has hinted."""
         if self._on_end is not None:
-            self._end(Ending.STOPPED)
+            self._end(HintingResult.STOPPED)
 
     def finish(self) -> None:
         """Forget all hints and have the driver use its pages again; ends an open round."""
@@ -99,16 +99,16 @@ class FreePageQueue:
         elif not self._begun:
             self.ignored += 1
         else:
-            self.pages = self.pages.union(lent_pages(chain))
+            self.pages = self.pages.union(writable_pages(chain))
             if len(self.pages) > MAX_RUNS:
-                self._end(Ending.STOPPED)
+                self._end(HintingResult.STOPPED)
         return 0
 
     def reset(self) -> None:
         """The driver has its pages, and will not hint any more."""
         self.pages = PageRuns()
         if self._on_end is not None:
-            self._end(Ending.RESET)
+            self._end(HintingResult.RESET)
         else:
             self._set_command_id(STOP)
 
@@ -135,11 +135,11 @@ class FreePageQueue:
             raise BadPayload(f"a command id of {len(payload)} bytes")
         (command_id,) = COMMAND_ID.unpack(payload)
         if command_id == STOP and self._begun:
-            self._end(Ending.COMPLETE)
+            self._end(HintingResult.COMPLETE)
         else:
             self._begun = self._on_end is not None and command_id == self.last_id
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: HintingResult) -> None:
         """The round that is open is over; a field that says STOP keeps more from coming."""
         on_end, self._on_end = self._on_end, None
         self._begun = False

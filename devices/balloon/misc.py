@@ -33,11 +33,11 @@ from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from devices.balloon import bitmap
-from devices.balloon.dialects import GiveBack
+from devices.balloon.dialects import CompleteBuffer
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore, check_counters, save_counters
-from devices.virtio.queue import check_held, save_held
+from devices.virtio.queue import check_in_flight, save_in_flight
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
@@ -65,30 +65,30 @@ class Flag(IntEnum):
     """The driver does not know the command; our own driver's, others leave it unanswered."""
 
 
-class Ending(Enum):
+class RequestStatus(Enum):
     """How a question ended; one that was withdrawn has no ending."""
 
     ANSWERED = "answered"
     UNSUPPORTED = "unsupported"
-    BAD_ANSWER = "bad answer"
+    INVALID_RESPONSE = "bad answer"
     RESET = "reset"
 
 
-class Answer(NamedTuple):
+class MiscResponse(NamedTuple):
     """What came of a question."""
 
-    ending: Ending
+    ending: RequestStatus
     pages: PageRuns
     """Pages that were unused when the guest looked: ANSWERED GET_UNUSED_PAGES, else empty."""
     why: str = ""
-    """What was wrong with a BAD_ANSWER."""
+    """What was wrong with a INVALID_RESPONSE."""
 
 
-OnAnswer = Callable[[Answer], None]
+OnAnswer = Callable[[MiscResponse], None]
 
 
 @dataclass
-class _Question:
+class _Request:
     command: Command
     on_answer: OnAnswer
     id: int | None = None
@@ -100,12 +100,12 @@ class _Question:
 class MiscQueue:
     """Puts one question at a time and collects its answer."""
 
-    def __init__(self, ram: GuestRam, give_back: GiveBack, tracer: Tracer) -> None:
+    def __init__(self, ram: GuestRam, give_back: CompleteBuffer, tracer: Tracer) -> None:
         self._ram = ram
-        self._give_back = give_back
+        self._complete_with = give_back
         self._tracer = tracer
         self._buffer: Chain | None = None
-        self._question: _Question | None = None
+        self._question: _Request | None = None
         self.last_id = 0
         """Id of the last question that the driver was given."""
         self.late_messages = 0
@@ -120,10 +120,10 @@ class MiscQueue:
         question is withdrawn before. One question at a time: the last one is over or withdrawn.
         """
         assert self._question is None, "one question at a time"
-        self._question = _Question(command, on_answer)
+        self._question = _Request(command, on_answer)
         if self._buffer is not None:
             buffer, self._buffer = self._buffer, None
-            self._give_back(buffer, self._fill_in(buffer, self._question))
+            self._complete_with(buffer, self._fill_in(buffer, self._question))
 
     def withdraw(self) -> bool:
         """Give up the open question, if any; whether the driver had been given it."""
@@ -151,18 +151,18 @@ class MiscQueue:
     def reset(self) -> None:
         """The driver took its buffer back, and will not answer any more."""
         self._buffer = None
-        self._end(Ending.RESET)
+        self._end(RequestStatus.RESET)
 
     def save_state(self) -> Payload:
         """The driver's buffer and the last id, after which the answer to a question that is open
         now is a late message; the question itself belongs to the process that asked it."""
         counters = save_counters(self, "late_messages", "last_id")
-        return {**counters, "buffer": save_held(self._buffer)}
+        return {**counters, "buffer": save_in_flight(self._buffer)}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
         restore_counters = check_counters(self, fields, "late_messages", "last_id")
-        buffer = check_held(fields, "buffer", ring)
+        buffer = check_in_flight(fields, "buffer", ring)
         if buffer is not None and buffer.writable_bytes < QUESTION.size:
             raise fields.error("buffer", f"of {buffer.writable_bytes} bytes is too small")
 
@@ -186,7 +186,7 @@ class MiscQueue:
         self._buffer = chain
         return None
 
-    def _fill_in(self, buffer: Chain, question: _Question) -> int:
+    def _fill_in(self, buffer: Chain, question: _Request) -> int:
         self.last_id += 1
         question.id = self.last_id
         return buffer.write(QUESTION.pack(question.command, question.id))
@@ -206,15 +206,15 @@ class MiscQueue:
         if header.cmd != question.command:
             raise BadPayload(f"command {question.command} answered as {header.cmd}")
         if header.flag == Flag.UNSUPPORTED:
-            self._end(Ending.UNSUPPORTED)
+            self._end(RequestStatus.UNSUPPORTED)
         elif question.command is Command.GET_UNUSED_PAGES:
             self._collect(question, header, payload)
         elif header.flag == Flag.DONE and not header.bmap_len:
-            self._end(Ending.ANSWERED)
+            self._end(RequestStatus.ANSWERED)
         else:
             raise BadPayload(f"flag {header.flag}, bmap_len {header.bmap_len}: no answer")
 
-    def _collect(self, question: _Question, header: bitmap.Header, payload: bytes) -> None:
+    def _collect(self, question: _Request, header: bitmap.Header, payload: bytes) -> None:
         """Take in the pages of one message; without a bitmap it names none."""
         if header.flag not in (Flag.CONT, Flag.DONE):
             raise BadPayload(f"unknown flag {header.flag:#x}")
@@ -225,18 +225,18 @@ class MiscQueue:
                 raise BadPayload(f"{strays.pages} of {pages.pages} pages are not RAM")
             question.pages = question.pages.union(pages)
         if header.flag == Flag.DONE:
-            self._end(Ending.ANSWERED)
+            self._end(RequestStatus.ANSWERED)
 
     def _spoil(self, why: str) -> None:
         """What the driver says cannot be believed; nothing is lost where it was not asked yet."""
         if self._question is not None and self._question.id is not None:
-            self._end(Ending.BAD_ANSWER, why)
+            self._end(RequestStatus.INVALID_RESPONSE, why)
 
-    def _end(self, ending: Ending, why: str = "") -> None:
+    def _end(self, ending: RequestStatus, why: str = "") -> None:
         """End the open question, if any; nobody sees the pages of half an answer."""
         question, self._question = self._question, None
         if question is None:
             return
-        pages = question.pages if ending is Ending.ANSWERED else PageRuns()
+        pages = question.pages if ending is RequestStatus.ANSWERED else PageRuns()
         self._tracer.event("balloon.question", command=question.command.name, ending=ending.value)
-        question.on_answer(Answer(ending, pages, why))
+        question.on_answer(MiscResponse(ending, pages, why))

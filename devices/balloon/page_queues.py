@@ -28,7 +28,7 @@ def decode_pages(dialect: Dialect, ram: GuestRam, payload: bytes) -> PageRuns:
     return runs
 
 
-def lent_pages(chain: Chain) -> PageRuns:
+def writable_pages(chain: Chain) -> PageRuns:
     """Pages that lie wholly inside one device-writable element of a buffer.
 
     On the free page queues a buffer is not room to write but the message: the driver lends free

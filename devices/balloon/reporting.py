@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devices.balloon.page_queues import lent_pages
+from devices.balloon.page_queues import writable_pages
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore, check_counters, save_counters
@@ -33,7 +33,7 @@ class ReportingQueue:
         self.discarded_bytes = 0
 
     def serve(self, chain: Chain) -> int:
-        pages = lent_pages(chain)
+        pages = writable_pages(chain)
         if not pages:
             raise BadPayload("a report without a whole page")
         self.pages += pages.pages

@@ -19,11 +19,11 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from devices.balloon.dialects import GiveBack
+from devices.balloon.dialects import CompleteBuffer
 from devices.balloon.stat_tags import STATISTICS
 from devices.errors import BadPayload
 from devices.state import Fields, Payload, Restore, check_counters, save_counters
-from devices.virtio.queue import check_held, save_held
+from devices.virtio.queue import check_in_flight, save_in_flight
 from pyvmm_native.ring import Chain, SplitQueue
 
 ENTRY = struct.Struct("<HQ")
@@ -61,8 +61,8 @@ def decode(payload: bytes) -> dict[int, int]:
 class StatsQueue:
     """Keeps the driver's buffer; `on_report` gets every good report, asked for or not."""
 
-    def __init__(self, give_back: GiveBack) -> None:
-        self._give_back = give_back
+    def __init__(self, give_back: CompleteBuffer) -> None:
+        self._complete_with = give_back
         self._kept: Chain | None = None
         self.questions = 0
         """Questions asked since the device was made."""
@@ -91,7 +91,7 @@ class StatsQueue:
             return False
         chain, self._kept = self._kept, None
         self.questions += 1
-        self._give_back(chain, 0)
+        self._complete_with(chain, 0)
         return True
 
     def reset(self) -> None:
@@ -100,12 +100,12 @@ class StatsQueue:
 
     def save_state(self) -> Payload:
         """The driver's buffer. The report to an open question comes like one that is not asked."""
-        return {**save_counters(self, "questions"), "kept": save_held(self._kept)}
+        return {**save_counters(self, "questions"), "kept": save_in_flight(self._kept)}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
         restore_counters = check_counters(self, fields, "questions")
-        kept = check_held(fields, "kept", ring)
+        kept = check_in_flight(fields, "kept", ring)
 
         def restore() -> None:
             restore_counters()

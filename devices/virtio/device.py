@@ -43,7 +43,7 @@ many bytes to read, write or discard: no guest can keep the caller's thread, and
 a turn of its own."""
 
 
-class Notifier(Protocol):
+class GuestNotifier(Protocol):
     """How a transport carries the device's notifications to the driver (VIRTIO 1.2, 2.3)."""
 
     @property
@@ -85,7 +85,7 @@ class VirtioDevice(ABC):
         self.config_notifications = 0
         self.memory = memory
         self._tracer = tracer
-        self._notifier: Notifier | None = None
+        self._guest_notifier: GuestNotifier | None = None
         self._traced: dict[str, int] = {}
         self._generation = 0
         self._config_changed = False
@@ -97,7 +97,9 @@ class VirtioDevice(ABC):
     @property
     def live(self) -> bool:
         """Whether the rings may be touched now: running, and not barred from memory."""
-        return self.running and (self._notifier is None or self._notifier.memory_accessible)
+        return self.running and (
+            self._guest_notifier is None or self._guest_notifier.memory_accessible
+        )
 
     # What a device type provides.
 
@@ -147,9 +149,9 @@ class VirtioDevice(ABC):
 
     # What the transport calls.
 
-    def connect(self, notifier: Notifier) -> None:
-        """Send notifications through `notifier` from now on."""
-        self._notifier = notifier
+    def connect(self, guest_notifier: GuestNotifier) -> None:
+        """Send notifications through `guest_notifier` from now on."""
+        self._guest_notifier = guest_notifier
 
     def read_config(self, offset: int, size: int) -> int:
         """Driver reads the configuration space through the transport.
@@ -328,14 +330,14 @@ class VirtioDevice(ABC):
         self._notify_config()
 
     def _notify_used(self, queue: DeviceQueue, ring: SplitQueue) -> None:
-        if ring.should_interrupt() and self._notifier is not None:
+        if ring.should_interrupt() and self._guest_notifier is not None:
             queue.counters.interrupts += 1
-            self._notifier.notify_used(queue.index)
+            self._guest_notifier.notify_used(queue.index)
 
     def _notify_config(self) -> None:
-        if self._notifier is not None:
+        if self._guest_notifier is not None:
             self.config_notifications += 1
-            self._notifier.notify_config()
+            self._guest_notifier.notify_config()
 
     def _trace(self, event: str, **fields: int | str) -> None:
         """Trace the 1st, 2nd, 4th, 8th ... event of its kind: a guest cannot fill a log."""

@@ -9,7 +9,7 @@ All structures live in one memory BAR, each on its own page, and the MSI-X table
            0x3000 notification: 4 bytes for each queue
 
 The driver notifies queue N by writing to 0x3000 + 4 N. While the queue is live and the BAR decoded,
-`Doorbells.place` tells the machine that address, so that an ioeventfd can catch the write.
+`HostNotifiers.place` tells the machine that address, so that an ioeventfd can catch the write.
 Whichever way a notification comes in, its work is done later and elsewhere: the doorbell is rung
 and its owner calls `notify`, which serves a bounded number of buffers and says whether there may be
 more. So a vCPU thread never serves a queue, and one busy queue does not starve the others.
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from devices.bus import Bus
 from devices.pci.config_space import PciFunction
 from devices.pci.msix import MsixTable
-from devices.ports import BusDevice, Doorbells, MsiSink, Tracer
+from devices.ports import BusDevice, HostNotifiers, MsiSink, Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
 from devices.virtio.common_config import CommonConfig
@@ -65,10 +65,10 @@ class VirtioPciTransport:
     """PCI function, BARs and interrupts of `device`; `function` goes on the PCI bus."""
 
     def __init__(
-        self, device: VirtioDevice, msi: MsiSink, doorbells: Doorbells, tracer: Tracer
+        self, device: VirtioDevice, msi: MsiSink, doorbells: HostNotifiers, tracer: Tracer
     ) -> None:
         self.device = device
-        self._doorbells = doorbells
+        self._host_notifiers = doorbells
         self._placed: list[int | None] = [None] * len(device.queues)
         pci_device_id = DEVICE_ID_BASE + device.device_id
         self.function = PciFunction(
@@ -86,10 +86,10 @@ class VirtioPciTransport:
         self.msix = MsixTable(len(device.queues) + 1, msi)
         self.interrupts = PciInterrupts(self.function, self.msix, len(device.queues))
         device.connect(self.interrupts)
-        self.common = CommonConfig(device, self.interrupts, self._update_doorbells, tracer)
+        self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)
         self._add_to_function(self._structures(tracer), tracer)
         self.function.on_bar_moved = self._bar_moved
-        self.function.on_bus_master = self._ring_placed
+        self.function.on_bus_master = self._notify_assigned
 
     def notify(self, queue: int) -> bool:
         """Serve `queue` after its doorbell rang; True if there may be more, so call again.
@@ -101,7 +101,7 @@ class VirtioPciTransport:
             return False
         more = self.device.process_queue(queue)
         if not self.device.running:
-            self._update_doorbells()
+            self._update_host_notifiers()
         return more
 
     STATE_VERSION = 1
@@ -138,7 +138,7 @@ class VirtioPciTransport:
         fields.done()
         for restore in restores:
             restore()
-        self._update_doorbells()
+        self._update_host_notifiers()
         self.device.repeat_notifications()
 
     def _structures(self, tracer: Tracer) -> list[_Structure]:
@@ -185,19 +185,19 @@ class VirtioPciTransport:
         function.add_bar(MSIX_BAR, MSIX_BAR_BYTES, msix_bar)
 
     def _notified(self, queue: int, _value: int) -> None:
-        self._doorbells.ring(queue)
+        self._host_notifiers.ring(queue)
 
     def _bar_moved(self, index: int, _gpa: int | None) -> None:
         if index == VIRTIO_BAR:
-            self._update_doorbells()
+            self._update_host_notifiers()
 
-    def _ring_placed(self) -> None:
+    def _notify_assigned(self) -> None:
         """A notification that came without bus mastering had no effect: look now."""
         for queue, gpa in enumerate(self._placed):
             if gpa is not None:
-                self._doorbells.ring(queue)
+                self._host_notifiers.ring(queue)
 
-    def _update_doorbells(self) -> None:
+    def _update_host_notifiers(self) -> None:
         """Tell the machine where each live queue is notified, if that changed.
 
         A queue is rung when it appears somewhere: its driver may have made buffers available
@@ -212,9 +212,9 @@ class VirtioPciTransport:
             if gpa == self._placed[queue.index]:
                 continue
             self._placed[queue.index] = gpa
-            self._doorbells.place(queue.index, gpa)
+            self._host_notifiers.place(queue.index, gpa)
             if gpa is not None:
-                self._doorbells.ring(queue.index)
+                self._host_notifiers.ring(queue.index)
 
 
 class _Structure(NamedTuple):

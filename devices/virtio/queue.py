@@ -142,8 +142,8 @@ class DeviceQueue:
         self.ring.next_avail, self.ring.next_used = indices
 
 
-def save_held(chain: Chain | None) -> list[Payload]:
-    """A buffer that a device type keeps, or none; `check_held` reads it."""
+def save_in_flight(chain: Chain | None) -> list[Payload]:
+    """A buffer that a device type keeps, or none; `check_in_flight` reads it."""
     if chain is None:
         return []
     segments = chain.writable_segments
@@ -156,7 +156,7 @@ def save_held(chain: Chain | None) -> list[Payload]:
     ]
 
 
-def check_held(state: Fields, name: str, ring: SplitQueue | None) -> Chain | None:
+def check_in_flight(state: Fields, name: str, ring: SplitQueue | None) -> Chain | None:
     """The buffer of `ring`, which is None for a queue that is not live, that was kept; or none."""
     for held in state.parts(name, at_most=1):
         head, gpas = held.number("head", below=1 << 16), held.numbers("gpas")

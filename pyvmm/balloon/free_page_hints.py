@@ -23,8 +23,13 @@ from typing import NamedTuple
 
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Role
-from devices.balloon.hinting import Ending
-from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestReset, Inquirer, NoAnswer
+from devices.balloon.hinting import HintingResult
+from pyvmm.balloon.guest_requests import (
+    DEFAULT_TIMEOUT_S,
+    GuestRequestChannel,
+    GuestReset,
+    RequestTimeout,
+)
 from pyvmm_native.runs import PageRuns
 
 NOBODY = (
@@ -42,7 +47,7 @@ class Hints(NamedTuple):
 
 
 class FreePageHints:
-    """Asks the driver of `balloon`; the arguments are those of `Inquirer`."""
+    """Asks the driver of `balloon`; the arguments are those of `GuestRequestChannel`."""
 
     def __init__(
         self,
@@ -52,53 +57,58 @@ class FreePageHints:
         is_paused: Callable[[], bool],
     ) -> None:
         self._balloon = balloon
-        self._inquirer: Inquirer[Ending] = Inquirer(
+        self._channel: GuestRequestChannel[HintingResult] = GuestRequestChannel(
             balloon, Role.FREE_PAGE_HINT, lock, soon, is_paused, NOBODY
         )
-        self.close = self._inquirer.close
+        self.close = self._channel.close
 
     @asynccontextmanager
     async def held(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Hints]:
-        """Hints for the length of the block; the time-out ends the asking. Raises `QuestionError`.
+        """Hints for the length of the block; the time-out ends it.
+
+        Raises `GuestRequestError`.
+
 
         It includes the wait for another holder.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                await self._inquirer.turn.acquire()
+                await self._channel.turn.acquire()
         except TimeoutError:
-            raise NoAnswer(f"the hints are held by somebody else since {timeout_s:g} s") from None
+            raise RequestTimeout(
+                f"the hints are held by somebody else since {timeout_s:g} s"
+            ) from None
         try:
-            self._inquirer.check()
+            self._channel.check()
             try:
                 complete = await self._ask(deadline)
-                with self._inquirer.lock:
+                with self._channel.lock:
                     pages = self._balloon.hinting.pages
                 yield Hints(pages, complete)
             finally:
-                self._give_back()
+                self._complete_with()
         finally:
-            self._inquirer.turn.release()
+            self._channel.turn.release()
 
     async def _ask(self, deadline: float) -> bool:
         """Have one round of hinting; whether the driver came to its end."""
         hinting = self._balloon.hinting
-        with self._inquirer.asking(hinting.start) as ended:
+        with self._channel.asking(hinting.start) as ended:
             try:
                 async with asyncio.timeout_at(deadline):
                     ending = await ended
             except TimeoutError:
-                self._inquirer.check()
-                with self._inquirer.lock:
+                self._channel.check()
+                with self._channel.lock:
                     hinting.stop()
                 return False
-        if ending is Ending.RESET:
+        if ending is HintingResult.RESET:
             raise GuestReset("the guest's balloon driver was reset while it gave hints")
-        return ending is Ending.COMPLETE
+        return ending is HintingResult.COMPLETE
 
-    def _give_back(self) -> None:
+    def _complete_with(self) -> None:
         """Let the guest use its pages again, if there still is a guest."""
-        with self._inquirer.lock:
+        with self._channel.lock:
             if self._balloon.has_live(Role.FREE_PAGE_HINT):
                 self._balloon.hinting.finish()

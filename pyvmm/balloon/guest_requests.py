@@ -5,15 +5,15 @@ A question is put to a queue of the balloon under the machine's lock, and answer
 model, also under the lock and on any thread; the answer is delivered on the event loop. The end of
 the guest ends the question that is open.
 
-Every way to have no answer is a `QuestionError` of its own:
+Every way to have no answer is a `GuestRequestError` of its own:
 
-    NobodyToAsk      no driver runs, or it has not accepted the queue's feature
-    UnknownToGuest   the driver does not know this question
+    DriverUnavailable      no driver runs, or it has not accepted the queue's feature
+    RequestUnsupported   the driver does not know this question
     GuestPaused      the vCPUs are stopped, or were when the time was over
     GuestReset       the driver was reset or restarted before it answered
     GuestEnded       the machine has ended, or ended meanwhile
-    NoAnswer         time is over
-    BadAnswer        the driver answered nonsense
+    RequestTimeout         time is over
+    InvalidResponse        the driver answered nonsense
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ DEFAULT_TIMEOUT_S = 10.0
 _T = TypeVar("_T")
 
 
-class QuestionError(Exception):
+class GuestRequestError(Exception):
     """There is no answer; the message says why."""
 
 
-class NobodyToAsk(QuestionError):
+class DriverUnavailable(GuestRequestError):
     """No driver that could answer runs in the guest."""
 
 
-class UnknownToGuest(QuestionError):
+class RequestUnsupported(GuestRequestError):
     """The driver knows other questions, not this one."""
 
 
-class GuestPaused(QuestionError):
+class GuestPaused(GuestRequestError):
     """A guest that does not run cannot answer."""
 
 
-class GuestReset(QuestionError):
+class GuestReset(GuestRequestError):
     """The driver that was asked is gone."""
 
 
-class GuestEnded(QuestionError):
+class GuestEnded(GuestRequestError):
     """The guest is gone."""
 
 
-class NoAnswer(QuestionError):
+class RequestTimeout(GuestRequestError):
     """Time is over."""
 
 
-class BadAnswer(QuestionError):
+class InvalidResponse(GuestRequestError):
     """The driver is wrong, or hostile."""
 
 
-class Inquirer(Generic[_T]):
+class GuestRequestChannel(Generic[_T]):
     """Puts questions, one at a time, to the queue of `role`; an answer is a `_T`.
 
     Made and called on a running event loop. Every use of `balloon` is under `lock`. `soon` calls a
@@ -127,7 +127,7 @@ class Inquirer(Generic[_T]):
         if self._is_paused():
             raise GuestPaused("the guest is paused and cannot answer")
         if not self._balloon.has_live(self._role):
-            raise NobodyToAsk(self._nobody)
+            raise DriverUnavailable(self._nobody)
 
 
 def _deliver(answered: asyncio.Future[_T], answer: _T) -> None:

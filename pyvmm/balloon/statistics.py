@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from devices.balloon.stats import StatsReport
 
 
-class NoStats(Exception):
+class StatisticsUnavailable(Exception):
     """The guest did not report in time, or cannot; the message says which."""
 
 
@@ -47,7 +47,7 @@ class _Waiter(NamedTuple):
     answer: asyncio.Future[TimedReport]
 
 
-class BalloonStats:
+class BalloonStatistics:
     """Statistics of the guest behind `balloon`, whose every use is under `lock`.
 
     Made on a running event loop. `soon` runs a function on it later; it may be called from any
@@ -88,7 +88,10 @@ class BalloonStats:
             self._poll()
 
     async def fresh(self, timeout_s: float) -> TimedReport:
-        """A report measured after this call; raises `NoStats` when none comes in `timeout_s`."""
+        """Return a report measured after this call.
+
+        Raises `StatisticsUnavailable` when none comes within `timeout_s`.
+        """
         self._check_possible()
         waiter = _Waiter(self._balloon.stats.questions + 1, self._loop.create_future())
         self._waiters.append(waiter)
@@ -97,7 +100,7 @@ class BalloonStats:
             async with asyncio.timeout(timeout_s):
                 return await waiter.answer
         except TimeoutError:
-            raise NoStats(self._why_silent(timeout_s)) from None
+            raise StatisticsUnavailable(self._why_silent(timeout_s)) from None
         finally:
             self._waiters.remove(waiter)
 
@@ -113,13 +116,13 @@ class BalloonStats:
         self._stop_timer()
         for waiter in self._waiters:
             if not waiter.answer.done():
-                waiter.answer.set_exception(NoStats("the guest has ended"))
+                waiter.answer.set_exception(StatisticsUnavailable("the guest has ended"))
 
     def _check_possible(self) -> None:
         if self._ended:
-            raise NoStats("the guest has ended")
+            raise StatisticsUnavailable("the guest has ended")
         if self._balloon.running and not self._balloon.has_live(Role.STATS):
-            raise NoStats("the guest's balloon driver does not report statistics")
+            raise StatisticsUnavailable("the guest's balloon driver does not report statistics")
 
     def _why_silent(self, timeout_s: float) -> str:
         if not self._balloon.running:

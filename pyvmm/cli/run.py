@@ -213,10 +213,10 @@ def _run_incoming(
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is Choice.LAB:
         return _run_in_lab(at_most_bytes, sockets, address, protection)
-    from pyvmm.cli.terminal_run import run_arriving
+    from pyvmm.cli.terminal_run import run_incoming
 
     listener = MigrationListener(address, protection)
-    return asyncio.run(run_arriving(listener, at_most_bytes, sockets))
+    return asyncio.run(run_incoming(listener, at_most_bytes, sockets))
 
 
 def _run_in_lab(

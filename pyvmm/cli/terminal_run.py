@@ -2,9 +2,9 @@
 """One machine on this terminal, from wherever it comes, to its end.
 
 It is booted or goes on from a snapshot (`run_machine`), or it is on its way from another pyvmm
-(`run_arriving`). `_Place` is what all of these have: the console, the signals that end it, and the
-control sockets. They are bound before anything else, so that a path that cannot be used is said
-while the guest can still be elsewhere, and served when there is a guest.
+(`run_incoming`). `_TerminalRun` is what all of these have: the console, the signals that end it,
+and the control sockets. They are bound before anything else, so that a path that cannot be used is
+said while the guest can still be elsewhere, and served when there is a guest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
 from pyvmm.errors import UserError
-from pyvmm.machine.exit_result import Ending, Outcome
+from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
@@ -38,14 +38,14 @@ async def run_machine(
 ) -> int:
     """Run one machine to its end and return the exit status."""
     async with AsyncExitStack() as stack:
-        place = _Place(stack, sockets)
+        place = _TerminalRun(stack, sockets)
         machine = place.make(config, boot=snapshot is None)
         if snapshot is not None:
             _restore(snapshot, machine)
         return await place.run()
 
 
-async def run_arriving(
+async def run_incoming(
     listener: MigrationListener, at_most_bytes: int, sockets: Sequence[Path]
 ) -> int:
     """Wait for a machine with no more RAM than that, then run it as `run_machine` does."""
@@ -53,7 +53,7 @@ async def run_arriving(
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        place = _Place(stack, sockets)
+        place = _TerminalRun(stack, sockets)
 
         def make(config: MachineConfig) -> Machine:
             if config.ram_bytes > at_most_bytes:
@@ -73,14 +73,14 @@ async def run_arriving(
         return await place.run(running)
 
 
-class _Place:
+class _TerminalRun:
     """Where a machine can run: this terminal; everything is given back when `stack` is left."""
 
     def __init__(self, stack: AsyncExitStack, sockets: Sequence[Path]) -> None:
         self._stack = stack
         self._loop = asyncio.get_running_loop()
         self._machine: Machine | None = None
-        self._waiting: asyncio.Task[asyncio.Task[Outcome]] | None = None
+        self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
         self._caught: list[int] = []
         self._listeners = [self._bind(path) for path in sockets]
 
@@ -96,7 +96,9 @@ class _Place:
         """Make the machine that is going to run here."""
 
         def act(action: Action) -> None:
-            machine.end(Outcome(Ending.ESCAPE if action is Action.QUIT else Ending.SIGNAL))
+            machine.end(
+                ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.SIGNAL)
+            )
 
         def type_in(data: bytes) -> int:
             return machine.console_input(data)
@@ -116,8 +118,8 @@ class _Place:
         return machine
 
     async def wait(
-        self, arriving: Coroutine[Any, Any, asyncio.Task[Outcome]]
-    ) -> asyncio.Task[Outcome] | None:
+        self, arriving: Coroutine[Any, Any, asyncio.Task[ExitResult]]
+    ) -> asyncio.Task[ExitResult] | None:
         """Wait for a machine that has been made; None when a signal has ended the waiting."""
         self._waiting = asyncio.create_task(arriving)
         try:
@@ -127,7 +129,7 @@ class _Place:
                 raise
             return None
 
-    async def run(self, running: asyncio.Task[Outcome] | None = None) -> int:
+    async def run(self, running: asyncio.Task[ExitResult] | None = None) -> int:
         """Run the machine, unless it is `running` already, to its end; returns the exit status."""
         assert self._machine is not None
         for listener in self._listeners:
@@ -161,7 +163,7 @@ class _Place:
         if self._waiting is not None:
             self._waiting.cancel()
         if self._machine is not None:
-            self._machine.end(Outcome(Ending.SIGNAL))
+            self._machine.end(ExitResult(ExitReason.SIGNAL))
 
 
 def _restore(snapshot: SnapshotFile, machine: Machine) -> None:

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _Ending = TypeVar("_Ending")
 
 
-class GuestEnded(Exception):
+class GuestExited(Exception):
     """The guest ended while something else was expected of it."""
 
 
@@ -41,13 +41,13 @@ class ConsoleGuest(Generic[_Ending]):
         return await self._running
 
     async def while_running(self, doing: Coroutine[Any, Any, _T]) -> _T:
-        """Do something that only makes sense while the guest runs; raises GuestEnded."""
+        """Do something that only makes sense while the guest runs; raises GuestExited."""
         task = asyncio.create_task(doing)
         try:
             await asyncio.wait({task, self._running}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 ending = await self._running
-                raise GuestEnded(f"{ending}; last lines:\n{self.console.text[-600:]}")
+                raise GuestExited(f"{ending}; last lines:\n{self.console.text[-600:]}")
             return await task
         finally:
             task.cancel()

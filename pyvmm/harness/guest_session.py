@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pyvmm.config import MachineConfig
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.scripted_console import ScriptedConsole
-from pyvmm.machine.exit_result import Outcome
+from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import PAGE_BYTES, Machine
 from pyvmm.trace.logging import LogTracer
 
@@ -43,14 +43,14 @@ class Transfer:
     requests: int
 
 
-class GuestSession(ConsoleGuest[Outcome]):
+class GuestSession(ConsoleGuest[ExitResult]):
     """One running machine and the far end of its serial line."""
 
     def __init__(
         self,
         machine: Machine,
         console: ScriptedConsole,
-        running: asyncio.Task[Outcome] | None = None,
+        running: asyncio.Task[ExitResult] | None = None,
     ) -> None:
         super().__init__(console, running or asyncio.create_task(machine.run()))
         self.machine = machine
@@ -114,7 +114,7 @@ async def guest_session(
 
 
 @asynccontextmanager
-async def arriving_session(listener: MigrationListener) -> AsyncIterator[GuestSession]:
+async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSession]:
     """Wait at `listener` for a guest that another pyvmm sends; otherwise as `guest_session`.
 
     Raises `UserError` when none has come.

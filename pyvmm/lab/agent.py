@@ -41,8 +41,8 @@ from pyvmm.lab import mounts
 from pyvmm.lab import pinned_static_keys as held_vms
 from pyvmm.lab import preload as warm
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
-from pyvmm.lab.proxy import Outward
-from pyvmm.sockets.lab_paths import OUTWARD_DOOR
+from pyvmm.lab.proxy import SocketProxy
+from pyvmm.sockets.lab_paths import PROXY_SOCKET
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
@@ -102,7 +102,7 @@ class Agent:
     def _begin(self, request: dict[str, Any]) -> None:
         mounts.set_surroundings(request["clock"], bytes.fromhex(request["seed"]))
         mounts.mount_outside(request["programs"])
-        Outward(self._mux, mounts.inside(OUTWARD_DOOR), self._unlisten)
+        SocketProxy(self._mux, mounts.inside(PROXY_SOCKET), self._unlisten)
         self._mux.send_control({"ready": _uptime()})
 
     def _open(self, number: int, path: str) -> None:

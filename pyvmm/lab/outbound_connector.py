@@ -18,7 +18,7 @@ from typing import NamedTuple
 MAX_DIALS = 16
 
 
-class Dialled(NamedTuple):
+class Connected(NamedTuple):
     """What came of a request: a connection, or why there is none."""
 
     number: int
@@ -26,11 +26,11 @@ class Dialled(NamedTuple):
     refused: str = ""
 
 
-class Dialler:
+class OutboundConnector:
     """Makes connections; readable (`fileno`) when one is there, or is not to be had."""
 
     def __init__(self) -> None:
-        self._results: queue.SimpleQueue[Dialled] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Connected] = queue.SimpleQueue()
         self._bell, self._ring = socket.socketpair()
         self._bell.setblocking(False)
         self._waiting = 0
@@ -43,12 +43,12 @@ class Dialler:
         """Connect to `address`, a migration address, for channel `number`."""
         self._waiting += 1
         if self._waiting > MAX_DIALS:
-            self._finish(Dialled(number, None, "too many connections are being made"))
+            self._finish(Connected(number, None, "too many connections are being made"))
             return
         name = f"dial {address[:40]}"
         threading.Thread(target=self._dial, args=(number, address), name=name, daemon=True).start()
 
-    def results(self) -> Iterator[Dialled]:
+    def results(self) -> Iterator[Connected]:
         """What has come since."""
         with contextlib.suppress(BlockingIOError):
             self._bell.recv(4096)
@@ -72,17 +72,17 @@ class Dialler:
         try:
             stream = dial(parse_migration_address(text))
         except OSError as error:
-            self._finish(Dialled(number, None, reason(error)))
+            self._finish(Connected(number, None, reason(error)))
         except UserError as error:
-            self._finish(Dialled(number, None, str(error)))
+            self._finish(Connected(number, None, str(error)))
         except BaseException as error:
-            self._finish(Dialled(number, None, f"pyvmm has a bug: {error!r}"))
+            self._finish(Connected(number, None, f"pyvmm has a bug: {error!r}"))
             raise
         else:
             stream.settimeout(None)
-            self._finish(Dialled(number, stream))
+            self._finish(Connected(number, stream))
 
-    def _finish(self, result: Dialled) -> None:
+    def _finish(self, result: Connected) -> None:
         self._results.put(result)
         with contextlib.suppress(OSError):  # the session has ended
             self._ring.send(b"x")

@@ -25,7 +25,7 @@ LAST_CHANNEL = 0xFFFF
 MAX_CALLERS = 64
 
 
-class Outward:
+class SocketProxy:
     """Serves the door at `path`; `unlisten` is called with the path that a caller gives up."""
 
     def __init__(self, mux: Multiplexer, path: str, unlisten: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pyvmm.errors import UserError
 from pyvmm.lab.preload import describe_python
-from pyvmm.lab.session import Door, Session
+from pyvmm.lab.session import ForwardedListener, LabSession
 from pyvmm.lab.start import start
 from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
@@ -67,24 +67,26 @@ def run_in_lab(
         doors = []
         for outside, inside in inner.items():
             listener = Listener(outside)
-            doors.append(Door(listener.socket, inside, listener.remove))
+            doors.append(ForwardedListener(listener.socket, inside, listener.remove))
             stack.callback(listener.remove)
         if incoming is not None:
-            door, variable = _incoming_door(incoming, security)
+            door, variable = _incoming_listener(incoming, security)
             env.update(variable)
             doors.append(door)
             stack.callback(door.close)
         lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
-        return Session(lab, doors, program_directories(), python, timeout_s).run(argv, env)
+        return LabSession(lab, doors, program_directories(), python, timeout_s).run(argv, env)
 
 
-def _incoming_door(incoming: Address, security: Security | None) -> tuple[Door, dict[str, str]]:
+def _incoming_listener(
+    incoming: Address, security: Security | None
+) -> tuple[ForwardedListener, dict[str, str]]:
     from pyvmm.sockets.transport import MigrationListener, Security
 
     listener = MigrationListener(incoming, security or Security())
-    door = Door(listener.socket, INCOMING_SOCKET, listener.close)
+    door = ForwardedListener(listener.socket, INCOMING_SOCKET, listener.close)
     return door, incoming_variable(str(incoming), str(listener.address))
 
 

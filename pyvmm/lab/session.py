@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One command in the lab, as seen from the machine outside.
 
-`Session` joins this process's standard streams, terminal, signals and forwarded sockets to the
+`LabSession` joins this process's standard streams, terminal, signals and forwarded sockets to the
 agent inside (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there is one
 loop and no locking.
 
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pyvmm.lab.agent import FAREWELL_S, TERMINAL_CHANNEL
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import LinkClosedError, Multiplexer
-from pyvmm.lab.outbound_connector import Dialler
+from pyvmm.lab.outbound_connector import OutboundConnector
 from pyvmm.lab.proxy import FIRST_CHANNEL
 from pyvmm.lab.qemu import LabProcess
 from pyvmm.lab.start import START_TIMEOUT_SECONDS, LabError, broken
@@ -49,7 +49,7 @@ MAX_CHANNELS = 64
 """Clients that come while there are so many connections are sent away."""
 
 
-class Door(NamedTuple):
+class ForwardedListener(NamedTuple):
     """A socket that is listened on here on behalf of the command."""
 
     socket: socket.socket
@@ -59,13 +59,13 @@ class Door(NamedTuple):
     """Stop listening; calling it again does nothing."""
 
 
-class Session:
+class LabSession:
     """Runs one command in a started lab."""
 
     def __init__(
         self,
         lab: LabProcess,
-        doors: Sequence[Door],
+        doors: Sequence[ForwardedListener],
         programs: Sequence[str],
         python: Mapping[str, Any],
         timeout_s: float | None = None,
@@ -82,7 +82,7 @@ class Session:
         self._programs = programs
         self._mux = Multiplexer(lab.link.fileno(), self._control)
         self._mux.on_connect = self._dial
-        self._dialler = Dialler()
+        self._dialler = OutboundConnector()
         self._mux.watch(self._dialler.fileno(), self._answer_dials)
         self._doors = doors
         for door in doors:
@@ -253,7 +253,7 @@ class Session:
         packed = fcntl.ioctl(self._terminals[0], termios.TIOCGWINSZ, bytes(8))
         return list(struct.unpack("HHHH", packed)[:2])
 
-    def _accept(self, door: Door) -> None:
+    def _accept(self, door: ForwardedListener) -> None:
         try:
             connection, _ = door.socket.accept()
         except OSError:

@@ -5,7 +5,7 @@ A guest decides how often a device model has news: it can write a register a hun
 a second, from each of its processors. One callback on the event loop for each of them would be a
 queue that only the guest's will bounds. What is of interest is that there is news, and the latest:
 
-    changed = Coalesced(announce, soon)
+    changed = CoalescedCallback(announce, soon)
     changed()      # on a vCPU thread: `announce` runs soon on the loop ...
     changed()      # ... and not once more before it has begun
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Coalesced:
+class CoalescedCallback:
     """Has `callback` run by `soon`, which calls a function on the event loop from any thread.
 
     Callers change first what `callback` will look at, and call then. The flag falls before the

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class Ending(Enum):
+class ExitReason(Enum):
     """Why the machine stopped; the value is QMP's reason in the SHUTDOWN event."""
 
     POWEROFF = "guest-shutdown"
@@ -19,10 +19,10 @@ class Ending(Enum):
     SIGNAL = "host-signal"
 
 
-class Outcome(NamedTuple):
+class ExitResult(NamedTuple):
     """An ending and, for those that are somebody's fault, what happened in words."""
 
-    ending: Ending
+    ending: ExitReason
     detail: str = ""
 
     def __str__(self) -> str:
@@ -31,9 +31,9 @@ class Outcome(NamedTuple):
     @property
     def by_guest(self) -> bool:
         """Whether the guest ended it, in QMP's sense of the word."""
-        return self.ending in (Ending.POWEROFF, Ending.RESET, Ending.PANIC)
+        return self.ending in (ExitReason.POWEROFF, ExitReason.RESET, ExitReason.PANIC)
 
     @property
     def exit_status(self) -> int:
         """0 unless the guest crashed."""
-        return 1 if self.ending in (Ending.PANIC, Ending.CRASH) else 0
+        return 1 if self.ending in (ExitReason.PANIC, ExitReason.CRASH) else 0

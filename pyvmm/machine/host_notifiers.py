@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 NOTIFICATION_BYTES = 2
 
 
-class QueueDoorbells:
-    """The doorbells of one device; satisfies `devices.ports.Doorbells`.
+class IoeventfdNotifiers:
+    """The doorbells of one device; satisfies `devices.ports.HostNotifiers`.
 
     `serve(queue)` does a bounded piece of work and returns True when there is more; it is called
     on the event loop only. `place` and `ring` may be called from any thread that holds the

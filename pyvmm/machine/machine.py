@@ -42,14 +42,14 @@ from devices.state import Stateful
 from devices.virtio.pci_transport import VirtioPciTransport
 from pykvm import KvmError, System, abi
 from pyvmm.balloon.free_page_hints import FreePageHints
-from pyvmm.balloon.misc_requests import BalloonQuestions
-from pyvmm.balloon.statistics import BalloonStats
+from pyvmm.balloon.misc_requests import MiscRequests
+from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.boot import cpu
 from pyvmm.boot.linux64 import BootInfo
 from pyvmm.boot.loader import load_linux, read_boot_files
-from pyvmm.machine.coalesced_callback import Coalesced
-from pyvmm.machine.exit_result import Ending, Outcome
-from pyvmm.machine.host_notifiers import QueueDoorbells
+from pyvmm.machine.coalesced_callback import CoalescedCallback
+from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.host_notifiers import IoeventfdNotifiers
 from pyvmm.machine.interrupts import GsiLine, InterruptRouter, MsiVectors
 from pyvmm.machine.vcpu_thread import (
     KICK_SIGNAL,
@@ -67,12 +67,12 @@ from pyvmm_native.serial import SerialShortcut
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
-    from pyvmm.memory.dirty_log import DirtyLog
+    from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.qmp.vm_control import EventSink, Status
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import Snapshots
-    from pyvmm.snapshot.userfaultfd_loader import LazyLoader
+    from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader
     from pyvmm.state.parts import MachineParts
     from pyvmm.state.records import Record
     from pyvmm_native.runs import PageRuns
@@ -113,11 +113,11 @@ class Machine:
         self._tracer = tracer
         self._sinks: list[EventSink] = []
         self._status: Status = "running"
-        self._finished: asyncio.Future[Outcome] = self._loop.create_future()
-        self._ending: Outcome | None = None  # the first that a vCPU thread asked for
+        self._finished: asyncio.Future[ExitResult] = self._loop.create_future()
+        self._ending: ExitResult | None = None  # the first that a vCPU thread asked for
         self._gate = VcpuGate()
         self._throttle = VcpuThrottle(self._gate, self._kick_all)
-        self._loader: LazyLoader | None = None
+        self._loader: UserfaultfdLoader | None = None
 
         files = read_boot_files(config) if boot else None
         self.ram = Ram(config.ram_bytes)
@@ -148,8 +148,8 @@ class Machine:
         self._uart = Uart16550(line, console_output.put, self._serial)
         self._uart.on_room = lambda: self._soon(on_room)
         self._pio.map(layout.COM1_PORT, layout.COM1_PORTS, self._uart)
-        power_off = partial(self._end_soon, Outcome(Ending.POWEROFF))
-        reset = partial(self._end_soon, Outcome(Ending.RESET))
+        power_off = partial(self._end_soon, ExitResult(ExitReason.POWEROFF))
+        reset = partial(self._end_soon, ExitResult(ExitReason.RESET))
         i8042 = I8042(reset)
         self._pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
         self._pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
@@ -166,7 +166,7 @@ class Machine:
     def _make_pci(self) -> None:
         config = self.config
         later = partial(self._soon, self._loop.call_later, BALLOON_NEWS_S)
-        changed = Coalesced(self._balloon_changed, later)
+        changed = CoalescedCallback(self._balloon_changed, later)
         self.balloon = BalloonDevice(
             dialects.by_name(config.dialect),
             self.ram,
@@ -174,17 +174,19 @@ class Machine:
             lambda pages: changed(),
             offered=config.balloon_features,
         )
-        self.balloon_stats = BalloonStats(self.balloon, self.lock, self._soon)
-        self.balloon_questions = BalloonQuestions(
+        self.balloon_statistics = BalloonStatistics(self.balloon, self.lock, self._soon)
+        self.misc_requests = MiscRequests(
             self.balloon, self.lock, self._soon, lambda: self._status != "running"
         )
         self.free_page_hints = FreePageHints(
             self.balloon, self.lock, self._soon, lambda: self._status != "running"
         )
         queues = len(self.balloon.queues)
-        self._doorbells = QueueDoorbells(self._vm, queues, self._serve_balloon)
+        self._host_notifiers = IoeventfdNotifiers(self._vm, queues, self._serve_balloon)
         self._msi = MsiVectors(self._router, queues + 1)
-        self._transport = VirtioPciTransport(self.balloon, self._msi, self._doorbells, self._tracer)
+        self._transport = VirtioPciTransport(
+            self.balloon, self._msi, self._host_notifiers, self._tracer
+        )
         pci = PciBus(self._mmio, layout.PCI_APERTURES, tracer=self._tracer)
         slot = layout.BALLOON_PCI_DEVICE
         pci.add(slot, self._transport.function, GsiLine(self._vm, layout.intx_gsi(slot)))
@@ -201,14 +203,14 @@ class Machine:
         return VcpuThread(vcpu, index, buses, self._serial, self._gate, crashed, self._bug)
 
     # --- Its life, on the event loop ------------------------------------------------------------
-    async def run(self) -> Outcome:
+    async def run(self) -> ExitResult:
         """Run the guest until it ends or is ended; all vCPUs are outside the guest afterwards.
 
         Raises what a device model raised, if one did: that is a bug of ours, not the guest's.
         """
         kvm_run.install_kick_handler(KICK_SIGNAL)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._doorbells.start(self._loop)
+        self._host_notifiers.start(self._loop)
         self._start_vcpus()
         try:
             outcome = await asyncio.shield(self._finished)
@@ -216,14 +218,14 @@ class Machine:
             self._status = "shutdown"
             self._gate.stop()
             self._kick_all()
-            self.balloon_stats.close()
-            self.balloon_questions.close()
+            self.balloon_statistics.close()
+            self.misc_requests.close()
             self.free_page_hints.close()
             if "snapshots" in self.__dict__:
                 await self.snapshots.end()
             if "migrations" in self.__dict__:
                 await self.migrations.end()
-        if outcome.ending is Ending.PANIC:
+        if outcome.ending is ExitReason.PANIC:
             self._status = "guest-panicked"
             self.announce("GUEST_PANICKED", {"action": "poweroff"})
         self.announce("SHUTDOWN", {"guest": outcome.by_guest, "reason": outcome.ending.value})
@@ -238,7 +240,7 @@ class Machine:
                 self._loader.watch(thread, KICK_SIGNAL)
         self._gate.set_paused(self._status != "running")  # it may arrive paused
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: ExitResult) -> None:
         """End the machine; the first call decides."""
         if not self._finished.done():
             self._finished.set_result(outcome)
@@ -254,7 +256,7 @@ class Machine:
             if thread.is_alive():
                 thread.join(STOP_TIMEOUT_S)
             thread.vcpu.close()
-        self._doorbells.close()
+        self._host_notifiers.close()
         self._msi.close()
         self._vm.close()
         self._system.close()
@@ -292,9 +294,9 @@ class Machine:
 
         PermissionError where that is not possible. A failure ends the machine with a `UserError`.
         """
-        from pyvmm.snapshot.userfaultfd_loader import LazyLoader
+        from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader
 
-        self._loader = LazyLoader(snapshot, self.ram, self._bug)
+        self._loader = UserfaultfdLoader(snapshot, self.ram, self._bug)
         self._gate.barred = lambda: self._loader is not None and self._loader.failed
         self._loader.start()
 
@@ -310,11 +312,11 @@ class Machine:
         """
         assert self._parts.here
 
-    def log_changes(self) -> DirtyLog:
+    def log_dirty_pages(self) -> KvmDirtyLog:
         """Have all changes to memory logged for the length of a block."""
-        from pyvmm.memory.dirty_log import DirtyLog
+        from pyvmm.memory.dirty_log import KvmDirtyLog
 
-        return DirtyLog(self._vm, self.ram)
+        return KvmDirtyLog(self._vm, self.ram)
 
     def throttle(self, percentage: int) -> None:
         """Have the vCPUs rest for so much of their time; 0 lets them run."""
@@ -323,13 +325,13 @@ class Machine:
     @contextmanager
     def quiescent(self) -> Iterator[None]:
         """The guest is paused; devices do not touch its memory either for this block."""
-        self._doorbells.stop()
-        self.balloon_stats.hold(True)
+        self._host_notifiers.stop()
+        self.balloon_statistics.hold(True)
         try:
             yield
         finally:
-            self._doorbells.start(self._loop)
-            self.balloon_stats.hold(False)
+            self._host_notifiers.start(self._loop)
+            self.balloon_statistics.hold(False)
 
     def save_parts(self) -> list[Record]:
         """Everything but memory, while the guest is paused."""
@@ -384,7 +386,7 @@ class Machine:
         self.announce("RESUME", {})
 
     def quit(self) -> None:
-        self.end(Outcome(Ending.QUIT))
+        self.end(ExitResult(ExitReason.QUIT))
 
     def subscribe(self, sink: EventSink) -> None:
         self._sinks.append(sink)
@@ -404,17 +406,17 @@ class Machine:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _end_soon(self, outcome: Outcome) -> None:
+    def _end_soon(self, outcome: ExitResult) -> None:
         if self._ending is None:  # a guest may ask a hundred thousand times a second
             self._ending = outcome
             self._soon(self.end, outcome)
 
     def _crashed(self, index: int, what: str) -> None:
-        self._end_soon(Outcome(Ending.CRASH, f"vCPU {index} stopped: {what}"))
+        self._end_soon(ExitResult(ExitReason.CRASH, f"vCPU {index} stopped: {what}"))
 
     def _panicked(self, event: PanicEvent) -> None:
         if event is PanicEvent.PANICKED:
-            self._end_soon(Outcome(Ending.PANIC, "the guest kernel panicked"))
+            self._end_soon(ExitResult(ExitReason.PANIC, "the guest kernel panicked"))
 
     def _bug(self, error: BaseException) -> None:
         def fail() -> None:

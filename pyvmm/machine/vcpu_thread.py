@@ -78,7 +78,7 @@ class VcpuGate:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._paused = False
-        self._resting = False
+        self._throttled = False
         self._stopping = False
         self._inside = 0
         self.barred: Callable[[], bool] = lambda: False
@@ -98,7 +98,7 @@ class VcpuGate:
             return True
 
     def _shut(self) -> bool:
-        return self._paused or self._resting or self.barred()
+        return self._paused or self._throttled or self.barred()
 
     def leave(self) -> None:
         with self._changed:
@@ -110,9 +110,9 @@ class VcpuGate:
             self._paused = paused
             self._changed.notify_all()
 
-    def set_resting(self, resting: bool) -> None:
+    def set_throttled(self, resting: bool) -> None:
         with self._changed:
-            self._resting = resting
+            self._throttled = resting
             self._changed.notify_all()
 
     def stop(self) -> None:

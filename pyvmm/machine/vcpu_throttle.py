@@ -62,14 +62,14 @@ class VcpuThrottle:
         try:
             begin = time.monotonic()
             while not self._released.is_set():
-                self._gate.set_resting(True)
+                self._gate.set_throttled(True)
                 self._kick()
                 self._gate.wait_until_empty(LEAVE_S)
                 ran_s = time.monotonic() - begin
                 rest_s = ran_s * self._percentage / (100 - self._percentage)
                 self._released.wait(min(rest_s, MAX_REST_S))
-                self._gate.set_resting(False)
+                self._gate.set_throttled(False)
                 begin = time.monotonic()
                 self._released.wait(RUN_S)
         finally:
-            self._gate.set_resting(False)
+            self._gate.set_throttled(False)

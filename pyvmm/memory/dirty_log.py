@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pages of RAM have changed, whoever changed them.
 
-    with DirtyLog(vm, ram) as log:
+    with KvmDirtyLog(vm, ram) as log:
         changed = log.collect()
-        for start_pfn, pages in stretches(memory, changed):
-            log.clear(start_pfn, STRETCH_PAGES)
+        for start_pfn, pages in chunks(memory, changed):
+            log.clear(start_pfn, CHUNK_PAGES)
             ...     # copy `pages`
 
 What is changed after its stretch was cleared is in the log again, so no change can be missed.
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
 PAGE_BYTES = 4096
-STRETCH_PAGES = 16384
+CHUNK_PAGES = 16384
 """How many pages, 64 MiB, the log is cleared for at once."""
 _PAGES_PER_WORD = 64
 
 
-class ChangeLog(Protocol):
+class DirtyLog(Protocol):
     """Which pages have changed; it is on."""
 
     def collect(self) -> PageRuns:
@@ -54,21 +54,21 @@ class ChangeLog(Protocol):
         """Log changes anew to those of the given pages that the last `collect` has named."""
 
 
-def stretches(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
-    """`pages` by stretches of RAM, each with its first page frame, where there are any."""
+def chunks(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
+    """`pages` by chunks of RAM, each with its first page frame, where there are any."""
     for start_pfn, count in memory.page_ranges:
-        bits = bitmap(pages, start_pfn, -(-count // STRETCH_PAGES) * STRETCH_PAGES)
-        for place in range(0, len(bits), STRETCH_PAGES // 8):
+        bits = bitmap(pages, start_pfn, -(-count // CHUNK_PAGES) * CHUNK_PAGES)
+        for place in range(0, len(bits), CHUNK_PAGES // 8):
             stretch = start_pfn + 8 * place
-            found = PageRuns.from_bitmap(bits[place : place + STRETCH_PAGES // 8], stretch)
+            found = PageRuns.from_bitmap(bits[place : place + CHUNK_PAGES // 8], stretch)
             if found:
                 yield stretch, found
 
 
-class DirtyLog:
+class KvmDirtyLog:
     """Logs changes to `ram`, whose slots are those of `vm`, while the block it is used in runs.
 
-    Satisfies `ChangeLog`.
+    Satisfies `DirtyLog`.
     """
 
     def __init__(self, vm: Vm, ram: Ram) -> None:
@@ -81,21 +81,21 @@ class DirtyLog:
             for _, length in ram.memory.regions
         ]
 
-    def __enter__(self) -> DirtyLog:
+    def __enter__(self) -> KvmDirtyLog:
         self._set_manual(abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
-        self._ram.memory.log_changes(True)
+        self._ram.memory.log_dirty_pages(True)
         self._ram.attach(self._vm, abi.KVM_MEM_LOG_DIRTY_PAGES)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._ram.attach(self._vm)
-        self._ram.memory.log_changes(False)
+        self._ram.memory.log_dirty_pages(False)
         self._set_manual(0)
 
     def collect(self) -> PageRuns:
         """Pages changed since the log was switched on and not cleared since."""
         changed = PageRuns()
-        for start_pfn, bits in self._ram.memory.take_changes():
+        for start_pfn, bits in self._ram.memory.take_dirty_pages():
             changed = changed.union(PageRuns.from_bitmap(bits, start_pfn))
         for slot, (gpa, _) in enumerate(self._ram.memory.regions):
             self._vm.get_dirty_log(slot, self._bitmaps[slot])

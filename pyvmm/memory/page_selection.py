@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyvmm.balloon.guest_requests import NobodyToAsk, QuestionError
+from pyvmm.balloon.guest_requests import DriverUnavailable, GuestRequestError
 from pyvmm.snapshot.report import PageReport
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.pages import nonzero, touched
@@ -21,11 +21,11 @@ from pyvmm_native.runs import PageRuns
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from pyvmm.balloon.free_page_hints import FreePageHints
-    from pyvmm.balloon.misc_requests import BalloonQuestions
+    from pyvmm.balloon.misc_requests import MiscRequests
 
 
 @dataclass(frozen=True)
-class Answer:
+class UnusedPages:
     """Pages that the guest did not use when it looked."""
 
     pages: PageRuns
@@ -34,8 +34,8 @@ class Answer:
 
 
 async def ask_unused(
-    balloon: BalloonDevice, questions: BalloonQuestions, hints: FreePageHints, timeout_s: float
-) -> Answer:
+    balloon: BalloonDevice, questions: MiscRequests, hints: FreePageHints, timeout_s: float
+) -> UnusedPages:
     """Ask the guest, either way it may understand; no answer is an answer, too.
 
     Free page hints go back to the guest at once. What it does with them then is in the log of
@@ -44,27 +44,27 @@ async def ask_unused(
     nothing = PageRuns()
     if balloon.poison_val:
         # Its kernel checks, when it takes a free page, that the poison is still there.
-        return Answer(nothing, "not asked, as the guest poisons its free pages")
+        return UnusedPages(nothing, "not asked, as the guest poisons its free pages")
     try:
-        return Answer(await questions.unused_pages(timeout_s), "answered on the misc queue")
-    except NobodyToAsk:
+        return UnusedPages(await questions.unused_pages(timeout_s), "answered on the misc queue")
+    except DriverUnavailable:
         pass
-    except QuestionError as error:
-        return Answer(nothing, str(error))
+    except GuestRequestError as error:
+        return UnusedPages(nothing, str(error))
     try:
         async with hints.held(timeout_s) as held:
-            return Answer(held.pages, "answered by free page hints")
-    except QuestionError as error:
-        return Answer(nothing, str(error))
+            return UnusedPages(held.pages, "answered by free page hints")
+    except GuestRequestError as error:
+        return UnusedPages(nothing, str(error))
 
 
-class Selection:
+class PageSelection:
     """What becomes of each page of `memory`, as of the last look at it.
 
     `look` again at pages that have changed.
     """
 
-    def __init__(self, memory: GuestMemory, unused: Answer) -> None:
+    def __init__(self, memory: GuestMemory, unused: UnusedPages) -> None:
         self._memory = memory
         self._ram = PageRuns(memory.page_ranges)
         self._asked = unused.how

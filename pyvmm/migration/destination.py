@@ -61,7 +61,7 @@ class Target(Protocol):
         """Let it run, or, unless `runs`, be as a machine that is paused."""
 
 
-class Arrival:
+class DestinationMigration:
     """One migration to `target` over `link`."""
 
     def __init__(self, target: Target, link: Link) -> None:
@@ -107,8 +107,8 @@ class Arrival:
                 case messages.Zeros(runs):
                     ram.discard(runs)
                 case messages.RoundEnd(number):
-                    self._say(messages.Arrived(number))
-                case messages.Part(part):
+                    self._say(messages.RoundAck(number))
+                case messages.DeviceState(part):
                     parts.append(part)
         if (message.pages, message.parts) != (self._pages, len(parts)):
             raise MigrationError(
@@ -116,7 +116,7 @@ class Arrival:
                 f" {message.pages} and {message.parts}"
             )
         self._target.restore(parts)
-        self._say(messages.Complete())
+        self._say(messages.StateRestored())
         self._wait_for(messages.Commit)
         return message
 

@@ -16,7 +16,7 @@ class Cancelled(MigrationError):
     """Somebody on this side has cancelled it."""
 
 
-class HandoverUnknown(MigrationError):
+class SwitchoverUnconfirmed(MigrationError):
     """The commit was sent and not answered: the destination may or may not run the guest.
 
     The source does not run it any more, but still has all of it.

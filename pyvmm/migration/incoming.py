@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from pyvmm.errors import UserError
-from pyvmm.migration.destination import Arrival
+from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.state.parts import KINDS
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
-    from pyvmm.machine.exit_result import Outcome
+    from pyvmm.machine.exit_result import ExitResult
     from pyvmm.machine.machine import Machine
     from pyvmm.memory.ram import Ram
     from pyvmm.sockets.transport import MigrationListener
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 async def arrive(
     listener: MigrationListener, make: Callable[[MachineConfig], Machine]
-) -> asyncio.Task[Outcome]:
+) -> asyncio.Task[ExitResult]:
     """Wait at `listener` for a guest; returns when it runs, with what `Machine.run` will return.
 
     `make` makes a machine with `boot=False`, which is the caller's to close. Raises `UserError`
@@ -41,10 +41,10 @@ async def arrive(
     """
     loop = asyncio.get_running_loop()
     thread = ThreadPoolExecutor(1, "migration")
-    target = _Arriving(loop, make)
+    target = _IncomingTarget(loop, make)
     try:
         link = await _given_up_by(listener.close, loop.run_in_executor(thread, listener.accept))
-        work = loop.run_in_executor(thread, Arrival(target, link).run)
+        work = loop.run_in_executor(thread, DestinationMigration(target, link).run)
         await _given_up_by(link.abort, work)
         link.close()
     except MigrationError as error:
@@ -71,7 +71,7 @@ async def _given_up_by(give_up: Callable[[], None], work: asyncio.Future[_T]) ->
         raise
 
 
-class _Arriving:
+class _IncomingTarget:
     """Satisfies `pyvmm.migration.destination.Target`."""
 
     kinds = KINDS
@@ -82,7 +82,7 @@ class _Arriving:
         self._loop = loop
         self._make = make
         self._machine: Machine | None = None
-        self.running: asyncio.Task[Outcome] | None = None
+        self.running: asyncio.Task[ExitResult] | None = None
 
     def make(self, config: MachineConfig) -> Ram:
         machine = self._machine = self._on_loop(lambda: self._make(config))

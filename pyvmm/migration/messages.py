@@ -149,7 +149,7 @@ class RoundEnd:
 
 
 @dataclass(frozen=True)
-class Part:
+class DeviceState:
     """One part of the machine, its payload not yet looked at."""
 
     part: Record
@@ -203,7 +203,7 @@ class Welcome:
 
 
 @dataclass(frozen=True)
-class Arrived:
+class RoundAck:
     """All of round `number` is in memory."""
 
     number: int
@@ -212,19 +212,19 @@ class Arrived:
         return Record("arrived", VERSION, _NUMBER.pack(self.number))
 
     @classmethod
-    def read(cls, payload: bytes) -> Arrived:
+    def read(cls, payload: bytes) -> RoundAck:
         return cls(*_unpacked("arrived", _NUMBER, payload))
 
 
 @dataclass(frozen=True)
-class Complete:
+class StateRestored:
     """The guest could run here; it does not yet."""
 
     def record(self) -> Record:
         return Record("complete", VERSION, b"")
 
     @classmethod
-    def read(cls, payload: bytes) -> Complete:
+    def read(cls, payload: bytes) -> StateRestored:
         return cls(*_unpacked("complete", _NOTHING, payload))
 
 
@@ -254,8 +254,8 @@ class Failed:
         return cls(_reason_text(payload))
 
 
-FromSource: TypeAlias = Hello | Pages | Zeros | RoundEnd | Part | Ready | Commit
-FromDestination: TypeAlias = Welcome | Arrived | Complete | Running | Failed
+FromSource: TypeAlias = Hello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
+FromDestination: TypeAlias = Welcome | RoundAck | StateRestored | Running | Failed
 
 SOURCE_KINDS = {
     "migration": Kind(VERSION, MAX_PAYLOAD_BYTES),

@@ -2,7 +2,7 @@
 """Migrations of a running machine, from its event loop's point of view.
 
 `Migrations` starts one at a time and knows how far it is. The copying happens in a thread; what
-that needs of the machine, `LeavingGuest` has done on the event loop, like everything that is done
+that needs of the machine, `OutgoingGuest` has done on the event loop, like everything that is done
 to a machine.
 
 The machine's status is "finish-migrate" while it stands still to be handed over, and "postmigrate"
@@ -23,16 +23,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
-from pyvmm.memory.page_selection import Answer, ask_unused
-from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.memory.page_selection import UnusedPages, ask_unused
+from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.source import Precopy
-from pyvmm.snapshot.saver import Source
+from pyvmm.migration.source import SourceMigration
+from pyvmm.snapshot.saver import SnapshotMachine
 from pyvmm.sockets.transport import Address, Security, connect
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
-    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.qmp.vm_control import Status
     from pyvmm.sockets.transport import SocketLink
     from pyvmm.state.records import Record
@@ -47,10 +47,10 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class LeavingMachine(Source, Protocol):
+class SourceMachine(SnapshotMachine, Protocol):
     """The machine, as far as a migration needs it."""
 
-    def log_changes(self) -> AbstractContextManager[ChangeLog]:
+    def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Have all changes to memory logged for the length of a block."""
 
     def throttle(self, percentage: int) -> None:
@@ -70,11 +70,11 @@ class Refused(Exception):
 class Migrations:
     """Migrations of `machine`, one at a time; made and called on its event loop."""
 
-    def __init__(self, machine: LeavingMachine) -> None:
+    def __init__(self, machine: SourceMachine) -> None:
         self._machine = machine
         self._thread = ThreadPoolExecutor(1, "migration")
         self._task: asyncio.Task[None] | None = None
-        self._precopy: Precopy | None = None  # once there is a connection
+        self._source: SourceMigration | None = None  # once there is a connection
         self._cancelled = False
         self._ended = False
         self.settings = Settings()
@@ -100,26 +100,26 @@ class Migrations:
         if self._ended or self._machine.status not in ("running", "paused"):
             raise Refused("The guest has ended or is elsewhere")
         self.progress, self.error = Progress(), ""
-        self._precopy, self._cancelled, self._limits = None, False, {}
+        self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
         loop = asyncio.get_running_loop()
-        guest = LeavingGuest(self._machine, loop, lambda: self._set_status("device"))
+        guest = OutgoingGuest(self._machine, loop, lambda: self._set_status("device"))
         self._task = loop.create_task(self._migrate(guest, address, security, settings))
 
     def change(self, **limits: Any) -> None:
         """Have a migration that goes on, and those to come, keep to other limits."""
         self.settings = replace(self.settings, **limits)
         self._limits |= limits
-        if self._precopy is not None:
-            self._precopy.settings = replace(self._precopy.settings, **limits)
+        if self._source is not None:
+            self._source.settings = replace(self._source.settings, **limits)
 
     def cancel(self) -> None:
         """Give up a migration that can still be given up; otherwise do nothing."""
         if not self.active or self.status == "cancelling":
             return
-        if self._precopy is None:
+        if self._source is None:
             self._cancelled = True
-        elif not self._precopy.cancel():
+        elif not self._source.cancel():
             return
         self._set_status("cancelling")
 
@@ -127,13 +127,13 @@ class Migrations:
         """The machine has ended: give up, and wait for that."""
         self._ended = True
         if self._task is not None:
-            if self._precopy is not None:
-                self._precopy.abort()
+            if self._source is not None:
+                self._source.abort()
             await asyncio.wait({self._task})
         self._thread.shutdown(wait=True)
 
     async def _migrate(
-        self, guest: LeavingGuest, address: Address, security: Security, settings: Settings
+        self, guest: OutgoingGuest, address: Address, security: Security, settings: Settings
     ) -> None:
         status: MigrationStatus = "failed"
         try:
@@ -158,16 +158,18 @@ class Migrations:
         self.progress.ended_at = time.monotonic()
         self._set_status(status)
 
-    async def _move(self, guest: LeavingGuest, link: SocketLink, settings: Settings) -> None:
+    async def _move(self, guest: OutgoingGuest, link: SocketLink, settings: Settings) -> None:
         if self._ended:
             raise MigrationError("the guest has ended")
         if self._cancelled:
             raise Cancelled("the migration was cancelled")
-        self._precopy = Precopy(guest, link, replace(settings, **self._limits), self.progress)
+        self._source = SourceMigration(
+            guest, link, replace(settings, **self._limits), self.progress
+        )
         self._set_status("active")
         try:
-            await self._in_thread(self._precopy.run)
-        except HandoverUnknown as error:
+            await self._in_thread(self._source.run)
+        except SwitchoverUnconfirmed as error:
             guest.left("paused")
             raise MigrationError(
                 f"{error}; it is paused here and whole: see whether it runs at the destination,"
@@ -183,11 +185,11 @@ class Migrations:
         self._machine.announce("MIGRATION", {"status": status})
 
 
-class LeavingGuest:
+class OutgoingGuest:
     """Satisfies `pyvmm.migration.source.Guest`; `on_stop` is called on the event loop."""
 
     def __init__(
-        self, machine: LeavingMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
+        self, machine: SourceMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
     ) -> None:
         self._machine = machine
         self._loop = loop
@@ -200,16 +202,16 @@ class LeavingGuest:
     def memory(self) -> GuestMemory:
         return self._machine.ram.memory
 
-    def logging(self) -> AbstractContextManager[ChangeLog]:
-        return self._machine.log_changes()
+    def logging(self) -> AbstractContextManager[DirtyLog]:
+        return self._machine.log_dirty_pages()
 
-    def ask_unused(self, timeout_s: float) -> Answer:
+    def ask_unused(self, timeout_s: float) -> UnusedPages:
         if not timeout_s:
-            return Answer(PageRuns(), "not asked, as was wished")
+            return UnusedPages(PageRuns(), "not asked, as was wished")
 
-        async def ask() -> Answer:
+        async def ask() -> UnusedPages:
             machine = self._machine
-            questions, hints = machine.balloon_questions, machine.free_page_hints
+            questions, hints = machine.misc_requests, machine.free_page_hints
             return await ask_unused(machine.balloon, questions, hints, timeout_s)
 
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
@@ -223,8 +225,8 @@ class LeavingGuest:
     def parts(self) -> Sequence[Record]:
         return self._on_loop(self._machine.save_parts)
 
-    def go_on(self) -> None:
-        self._on_loop(self._go_on)
+    def resume(self) -> None:
+        self._on_loop(self._resume)
 
     def left(self, status: Status) -> None:
         """The guest has been handed over; called on the event loop."""
@@ -244,7 +246,7 @@ class LeavingGuest:
         self._on_stop()
         return self._ran
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._still.close()
         if self._machine.status != "finish-migrate":
             return  # it has ended meanwhile

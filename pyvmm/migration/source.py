@@ -32,10 +32,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pyvmm.memory.dirty_log import STRETCH_PAGES, stretches
+from pyvmm.memory.dirty_log import CHUNK_PAGES, chunks
 from pyvmm.migration import messages
 from pyvmm.migration.auto_converge import Convergence
-from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.stream import DestinationReader
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pyvmm.config import MachineConfig
-    from pyvmm.memory.dirty_log import ChangeLog
-    from pyvmm.memory.page_selection import Answer
+    from pyvmm.memory.dirty_log import DirtyLog
+    from pyvmm.memory.page_selection import UnusedPages
     from pyvmm.migration.messages import FromSource
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
@@ -70,10 +70,10 @@ class Guest(Protocol):
     def memory(self) -> GuestMemory:
         """Its RAM, private anonymous memory."""
 
-    def logging(self) -> AbstractContextManager[ChangeLog]:
+    def logging(self) -> AbstractContextManager[DirtyLog]:
         """Log changes for the length of a block."""
 
-    def ask_unused(self, timeout_s: float) -> Answer:
+    def ask_unused(self, timeout_s: float) -> UnusedPages:
         """Pages it did not use at some time after the call; none if it does not say."""
 
     def throttle(self, percentage: int) -> None:
@@ -85,7 +85,7 @@ class Guest(Protocol):
     def parts(self) -> Sequence[Record]:
         """Everything but memory; it is stopped."""
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Undo `stop`: it stays here."""
 
 
@@ -105,7 +105,7 @@ class Link(Protocol):
         """Break the connection, whatever another thread does with it."""
 
 
-class Precopy:
+class SourceMigration:
     """One migration of `guest` over `link`; `progress` tells how far it is."""
 
     def __init__(self, guest: Guest, link: Link, settings: Settings, progress: Progress) -> None:
@@ -125,7 +125,8 @@ class Precopy:
     def run(self) -> None:
         """Returns when the guest runs at the destination.
 
-        Raises `HandoverUnknown` when that is not known, and `MigrationError` or what `guest` raises
+        Raises `SwitchoverUnconfirmed` when that is not known, and `MigrationError` or what `guest`
+        raises
         when the guest goes on here.
         """
         try:
@@ -157,11 +158,11 @@ class Precopy:
         with self._guest.logging() as log:
             try:
                 todo = self._copy_most(log)
-                self._hand_over(todo, log)
+                self._switch_over(todo, log)
             finally:
                 self._throttle(0)
 
-    def _copy_most(self, log: ChangeLog) -> PageRuns:
+    def _copy_most(self, log: DirtyLog) -> PageRuns:
         """Copy while the guest runs, until the rest, which is returned, fits into the limit."""
         progress, convergence = self._progress, Convergence()
         todo, took_s = self._first_round(log), MIN_ROUND_S
@@ -183,7 +184,7 @@ class Precopy:
             self._guest.throttle(percentage)
             self._progress.throttle_percentage = percentage
 
-    def _first_round(self, log: ChangeLog) -> PageRuns:
+    def _first_round(self, log: DirtyLog) -> PageRuns:
         """Pages to be sent at first; the log is on."""
         memory = self._guest.memory
         unused = self._guest.ask_unused(self.settings.ask_timeout_s)
@@ -200,13 +201,13 @@ class Precopy:
         return todo
 
     # --- Rounds ---------------------------------------------------------------------------------
-    def _send_round(self, todo: PageRuns, log: ChangeLog, *, limited: bool) -> float:
+    def _send_round(self, todo: PageRuns, log: DirtyLog, *, limited: bool) -> float:
         """Send `todo` and wait until it is in memory; returns the seconds."""
         begin = time.monotonic()
         sent_before = self._progress.sent_bytes
-        pace = _Pace(self.settings.max_bandwidth, sent_before)
-        for stretch, pages in stretches(self._guest.memory, todo):
-            log.clear(stretch, STRETCH_PAGES)
+        pace = _RateLimiter(self.settings.max_bandwidth, sent_before)
+        for stretch, pages in chunks(self._guest.memory, todo):
+            log.clear(stretch, CHUNK_PAGES)
             for data in self._contents(stretch, pages):
                 self._send_bytes(data)
                 self._heed_replies()
@@ -215,7 +216,7 @@ class Precopy:
                     self._cancelled.wait(pace.wait_s(self.settings.max_bandwidth, sent))
         self._round += 1
         self._send(messages.RoundEnd(self._round))
-        arrived = self._expect(messages.Arrived)
+        arrived = self._expect(messages.RoundAck)
         assert arrived.number == self._round, "the reader counts rounds, too"
         seconds = time.monotonic() - begin
         self._progress.round_done(self._progress.sent_bytes - sent_before, seconds)
@@ -231,7 +232,7 @@ class Precopy:
             some = PageRuns(emptied[first : first + messages.MAX_ZERO_RUNS])
             yield messages.Zeros(some).record().encode()
         self._held[stretch] = held.subtract(PageRuns(emptied)).union(full)
-        bits = bitmap(full, stretch, STRETCH_PAGES)
+        bits = bitmap(full, stretch, CHUNK_PAGES)
         for place in range(0, len(bits), _BLOCK_BITMAP_BYTES):
             block = bits[place : place + _BLOCK_BITMAP_BYTES]
             if any(block):
@@ -239,7 +240,7 @@ class Precopy:
         self._progress.done(pages.pages, full.pages)
 
     # --- The end --------------------------------------------------------------------------------
-    def _hand_over(self, todo: PageRuns, log: ChangeLog) -> None:
+    def _switch_over(self, todo: PageRuns, log: DirtyLog) -> None:
         """Stop the guest and make it the destination's; it goes on here if that cannot be."""
         stopped_at = time.monotonic()
         runs = self._guest.stop()
@@ -249,13 +250,13 @@ class Precopy:
             self._progress.collected(todo.pages, 0.0)
             self._send_round(todo, log, limited=False)
             for part in parts:
-                self._send(messages.Part(part))
+                self._send(messages.DeviceState(part))
             self._send(messages.Ready(self._progress.full_pages, len(parts), runs))
-            self._expect(messages.Complete)
+            self._expect(messages.StateRestored)
             self._commit()
         except BaseException:
             if not self._committed:
-                self._guest.go_on()
+                self._guest.resume()
             raise
         finally:
             self._progress.downtime_s = time.monotonic() - stopped_at
@@ -268,11 +269,11 @@ class Precopy:
         try:
             self._send(messages.Commit())
             self._expect(messages.Running)
-        except _GivenUp:
+        except PeerAborted:
             self._committed = False  # the destination will never run it
             raise
         except Exception as error:
-            raise HandoverUnknown(
+            raise SwitchoverUnconfirmed(
                 f"the guest was handed over, but the destination has not confirmed it ({error})"
             ) from error
 
@@ -296,7 +297,7 @@ class Precopy:
                 raise MigrationError("the destination has closed the connection")
             self._replies.feed(data)
         if isinstance(reply, messages.Failed):
-            raise _GivenUp(f"the destination gives up: {reply.reason}")
+            raise PeerAborted(f"the destination gives up: {reply.reason}")
         if not isinstance(reply, wanted):
             raise MigrationError(f"the destination says {type(reply).__name__} out of order")
         return reply
@@ -312,13 +313,13 @@ class Precopy:
         """A broken connection may hold the reason why the destination has given up."""
         try:
             self._expect(_Nothing)
-        except _GivenUp:
+        except PeerAborted:
             raise
         except MigrationError:
             pass
 
 
-class _Pace:
+class _RateLimiter:
     """How long to wait so that no more is sent in a second than may be; 0 is no limit."""
 
     def __init__(self, limit: int, sent_bytes: int) -> None:
@@ -336,7 +337,7 @@ class _Pace:
         return self._begun_at + (sent_bytes - self._sent_before) / limit - time.monotonic()
 
 
-class _GivenUp(MigrationError):
+class PeerAborted(MigrationError):
     """The destination has said that it gives up: it does not run the guest and never will."""
 
 

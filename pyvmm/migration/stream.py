@@ -36,14 +36,14 @@ _FROM_SOURCE: dict[type, _Step] = {
     messages.Pages: (frozenset({_Phase.COPYING}), None),
     messages.Zeros: (frozenset({_Phase.COPYING}), None),
     messages.RoundEnd: (frozenset({_Phase.COPYING}), None),
-    messages.Part: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.PARTS),
+    messages.DeviceState: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.PARTS),
     messages.Ready: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.READY),
     messages.Commit: (frozenset({_Phase.READY}), _Phase.OVER),
 }
 _FROM_DESTINATION: dict[type, _Step] = {
     messages.Welcome: (frozenset({_Phase.START}), _Phase.COPYING),
-    messages.Arrived: (frozenset({_Phase.COPYING}), None),
-    messages.Complete: (frozenset({_Phase.COPYING}), _Phase.READY),
+    messages.RoundAck: (frozenset({_Phase.COPYING}), None),
+    messages.StateRestored: (frozenset({_Phase.COPYING}), _Phase.READY),
     messages.Running: (frozenset({_Phase.READY}), _Phase.OVER),
     messages.Failed: (frozenset(_Phase) - {_Phase.OVER}, _Phase.OVER),
 }
@@ -58,8 +58,8 @@ _SOURCE_READS: dict[str, Callable[[bytes], FromSource]] = {
 }
 _DESTINATION_READS: dict[str, Callable[[bytes], FromDestination]] = {
     "welcome": messages.Welcome.read,
-    "arrived": messages.Arrived.read,
-    "complete": messages.Complete.read,
+    "arrived": messages.RoundAck.read,
+    "complete": messages.StateRestored.read,
     "running": messages.Running.read,
     "failed": messages.Failed.read,
 }
@@ -100,7 +100,7 @@ class _Reader:
         allowed, following = self._steps[type(message)]
         if self._phase not in allowed:
             raise MigrationError(f"message {type(message).__name__} came out of order")
-        if isinstance(message, messages.RoundEnd | messages.Arrived):
+        if isinstance(message, messages.RoundEnd | messages.RoundAck):
             self._rounds += 1
             if message.number != self._rounds:
                 raise MigrationError(f"round {message.number} came where {self._rounds} was due")
@@ -123,7 +123,7 @@ class SourceReader(_Reader):
         if record is None:
             return None
         read = _SOURCE_READS.get(record.kind)
-        message = read(record.payload) if read else messages.Part(record)
+        message = read(record.payload) if read else messages.DeviceState(record)
         self._check_order(message)
         match message:
             case messages.Hello(config):
@@ -134,7 +134,7 @@ class SourceReader(_Reader):
             case messages.Pages() | messages.Zeros():
                 if message.runs.subtract(self._ram):
                     raise MigrationError("pages came that the guest does not have")
-            case messages.Part(part):
+            case messages.DeviceState(part):
                 if (part.kind, part.instance) in self._parts:
                     raise MigrationError(f"part {part.kind!r} number {part.instance} came twice")
                 self._parts.add((part.kind, part.instance))

@@ -17,7 +17,7 @@ CallLater = Callable[[float, Callable[[], None]], object]
 """`asyncio.AbstractEventLoop.call_later`: a delay in seconds and what to call then."""
 
 
-class Throttle(Generic[T]):
+class EventThrottle(Generic[T]):
     """Hands values on to `send`, at most one per `period_s` seconds."""
 
     def __init__(self, period_s: float, send: Callable[[T], None], call_later: CallLater) -> None:

@@ -14,7 +14,7 @@ Unused pages are what the guest's kernel calls free when it is asked (bitmap dia
 what its driver can allocate and hold for us for a moment (standard dialect, FREE_PAGE_HINT), with
 "complete" if that came to an end in time. They come as numbers, and on request as runs and as
 cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by address;
-"run-count" says how many there are. Cells are equal stretches of guest-physical address space from
+"run-count" says how many there are. Cells are equal chunks of guest-physical address space from
 0 to the end of RAM, at most `cells` of them, of a power of two of pages each: how many pages of
 each are RAM and how many unused, which is enough for a picture. A cell without RAM lies in the hole
 below 4 GiB.
@@ -26,7 +26,7 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, QuestionError
+from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestRequestError
 from pyvmm.qmp.messages import QmpError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def query_unused_pages(
     """What the guest did not use a moment ago."""
     _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
-    unused = await _answered(machine.balloon_questions.unused_pages(timeout))
+    unused = await _answered(machine.misc_requests.unused_pages(timeout))
     seconds = time.monotonic() - begin
     return _described(machine.ram_pages, unused, seconds, runs, cells)
 
@@ -73,7 +73,7 @@ async def drop_caches(
 ) -> dict[str, Any]:
     """Have the guest drop what it only caches; dirty pages stay, so sync first."""
     check_timeout(timeout)
-    await _answered(machine.balloon_questions.drop_caches(timeout))
+    await _answered(machine.misc_requests.drop_caches(timeout))
     return {}
 
 
@@ -82,7 +82,7 @@ async def sync_filesystems(
 ) -> dict[str, Any]:
     """Have the guest write its file systems out."""
     check_timeout(timeout)
-    await _answered(machine.balloon_questions.sync_filesystems(timeout))
+    await _answered(machine.misc_requests.sync_filesystems(timeout))
     return {}
 
 
@@ -118,7 +118,7 @@ def _cells(ram: PageRuns, unused: PageRuns, at_most: int) -> dict[str, Any]:
 async def _answered(question: Awaitable[_T]) -> _T:
     try:
         return await question
-    except QuestionError as error:
+    except GuestRequestError as error:
         raise QmpError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devices.balloon.stat_tags import STATISTICS
-from pyvmm.balloon.statistics import NoStats
+from pyvmm.balloon.statistics import StatisticsUnavailable
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.vm_control import MachineControl
 
@@ -45,7 +45,7 @@ class Node:
 
 def _guest_stats(machine: MachineControl) -> dict[str, Any]:
     """Whatever came last; "last-update" 0 says that nothing came yet."""
-    last = machine.balloon_stats.last
+    last = machine.balloon_statistics.last
     values = last.report.values if last else {}
     return {
         "stats": {each.name: values.get(tag, ABSENT) for tag, each in enumerate(STATISTICS)},
@@ -62,7 +62,7 @@ def _set_polling_interval(machine: MachineControl, value: Any) -> None:
         raise QmpError("timer value must be greater than zero")
     if value > MAX_INTERVAL_S:
         raise QmpError("timer value is too big")
-    machine.balloon_stats.set_polling_interval(value)
+    machine.balloon_statistics.set_polling_interval(value)
 
 
 _TREE = {
@@ -75,7 +75,7 @@ _TREE = {
             "guest-stats": Property("guest statistics", _guest_stats),
             "guest-stats-polling-interval": Property(
                 "int",
-                lambda machine: machine.balloon_stats.polling_interval_s,
+                lambda machine: machine.balloon_statistics.polling_interval_s,
                 _set_polling_interval,
             ),
         },
@@ -142,8 +142,8 @@ async def query_balloon_stats(
     if not 0 <= timeout <= MAX_TIMEOUT_S:
         raise QmpError(f"Parameter 'timeout' expects seconds, 0 to {MAX_TIMEOUT_S:g}")
     try:
-        timed = await machine.balloon_stats.fresh(timeout)
-    except NoStats as error:
+        timed = await machine.balloon_statistics.fresh(timeout)
+    except StatisticsUnavailable as error:
         paused = ": it is paused" if machine.status == "paused" else ""
         raise QmpError(f"{error}{paused}", "DeviceNotActive") from None
     seconds, nanoseconds = divmod(timed.time_ns, 1_000_000_000)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import cast
 
 from pyvmm.qmp import messages as qmp
-from pyvmm.qmp.event_throttle import Throttle
+from pyvmm.qmp.event_throttle import EventThrottle
 from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
-from pyvmm.qmp.session import Reply, Session
+from pyvmm.qmp.session import QmpSession, Reply
 from pyvmm.qmp.vm_control import MachineControl
 from pyvmm.sockets.unix import Listener
 
@@ -52,7 +52,7 @@ class ControlServer:
         place = self._place
         self._listener = place if isinstance(place, Listener) else Listener(place)
         self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
-        self._balloon_changes: Throttle[bytes] = Throttle(
+        self._balloon_changes: EventThrottle[bytes] = EventThrottle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later
         )
         self._machine.subscribe(self._on_event)
@@ -88,7 +88,7 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, machine: MachineControl, clients: set[_Client]) -> None:
         self._clients = clients
-        self._session = Session(machine)
+        self._session = QmpSession(machine)
         self._stream = JsonStream()
         self._reads = True  # whether the client reads what we write
         self._waiting: asyncio.Task[None] | None = None  # a command that has to wait

@@ -23,7 +23,7 @@ _NEGOTIATE = "qmp_capabilities"
 Reply = dict[str, Any]
 
 
-class Session:
+class QmpSession:
     """What one client has negotiated, and what it is answered."""
 
     def __init__(self, machine: MachineControl) -> None:

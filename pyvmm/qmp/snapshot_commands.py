@@ -35,7 +35,7 @@ PAGE_BYTES = 4096
 
 def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict[str, Any]:
     """Begin to take a snapshot."""
-    from pyvmm.snapshot.saver import Busy, Ended, Wish
+    from pyvmm.snapshot.saver import Busy, Ended, SnapshotRequest
 
     timeout_s = options.get("timeout", DEFAULT_TIMEOUT_S)
     check_timeout(timeout_s)
@@ -43,7 +43,7 @@ def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict
         raise QmpError("Parameter 'path' expects an absolute path")
     if machine.migrations.active:
         raise QmpError("There's a migration process in progress")
-    wish = Wish(
+    wish = SnapshotRequest(
         Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
     )
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from pyvmm.balloon.free_page_hints import FreePageHints
-    from pyvmm.balloon.misc_requests import BalloonQuestions
-    from pyvmm.balloon.statistics import BalloonStats
+    from pyvmm.balloon.misc_requests import MiscRequests
+    from pyvmm.balloon.statistics import BalloonStatistics
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
@@ -38,11 +38,11 @@ class MachineControl(Protocol):
         """RAM the guest has now: `ram_bytes` less what its balloon holds."""
 
     @property
-    def balloon_stats(self) -> BalloonStats:
+    def balloon_statistics(self) -> BalloonStatistics:
         """What the guest reports of its memory."""
 
     @property
-    def balloon_questions(self) -> BalloonQuestions:
+    def misc_requests(self) -> MiscRequests:
         """What the guest can be asked."""
 
     @property

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyvmm.memory.dirty_log import STRETCH_PAGES, stretches
-from pyvmm.memory.page_selection import Answer, Selection
+from pyvmm.memory.dirty_log import CHUNK_PAGES, chunks
+from pyvmm.memory.page_selection import PageSelection, UnusedPages
 from pyvmm.snapshot.format import BITMAP_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap
 
 if TYPE_CHECKING:
-    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.snapshot.writer import SnapshotWriter
     from pyvmm_native.memory import GuestMemory
     from pyvmm_native.runs import PageRuns
@@ -37,25 +37,25 @@ class Copier:
     def __init__(
         self,
         memory: GuestMemory,
-        log: ChangeLog,
+        log: DirtyLog,
         file: SnapshotWriter,
-        unused: Answer,
+        unused: UnusedPages,
         on_pages: Callable[[int], None],
     ) -> None:
         self._memory = memory
         self._log = log
         self._file = file
         self._on_pages = on_pages
-        self.selection = Selection(memory, unused)
+        self.selection = PageSelection(memory, unused)
         self.todo: PageRuns = self.selection.first(log.collect())
         """What the next round will look at."""
 
     def round(self) -> None:
         """Bring the file up to date with `todo`."""
-        for stretch, pages in stretches(self._memory, self.todo):
-            self._log.clear(stretch, STRETCH_PAGES)
+        for stretch, pages in chunks(self._memory, self.todo):
+            self._log.clear(stretch, CHUNK_PAGES)
             full = self.selection.look(pages)
-            changed_bits, full_bits = (bitmap(p, stretch, STRETCH_PAGES) for p in (pages, full))
+            changed_bits, full_bits = (bitmap(p, stretch, CHUNK_PAGES) for p in (pages, full))
             for place in range(0, len(changed_bits), BITMAP_BYTES):
                 changed, kept = (
                     int.from_bytes(bits[place : place + BITMAP_BYTES], "little")

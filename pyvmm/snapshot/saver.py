@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from pyvmm.errors import UserError
-from pyvmm.memory.page_selection import Answer, ask_unused
+from pyvmm.memory.page_selection import UnusedPages, ask_unused
 from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.report import PageReport, config_record
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from devices.ports import GuestRam
     from pyvmm.balloon.free_page_hints import FreePageHints
-    from pyvmm.balloon.misc_requests import BalloonQuestions
+    from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.config import MachineConfig
-    from pyvmm.memory.dirty_log import ChangeLog
+    from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.qmp.vm_control import Status
     from pyvmm.state.records import Record
 
@@ -54,7 +54,7 @@ SHORT_S = 0.05
 """What a round is copied in that is not worth another one before the guest stops."""
 
 
-class Source(Protocol):
+class SnapshotMachine(Protocol):
     """The machine, as far as a snapshot needs it. Everything is called on its event loop."""
 
     @property
@@ -70,7 +70,7 @@ class Source(Protocol):
         """Its balloon."""
 
     @property
-    def balloon_questions(self) -> BalloonQuestions:
+    def misc_requests(self) -> MiscRequests:
         """What its guest can be asked."""
 
     @property
@@ -90,7 +90,7 @@ class Source(Protocol):
     async def memory_loaded(self) -> None:
         """Wait until all of its memory is there, if it is still being restored."""
 
-    def log_changes(self) -> AbstractContextManager[ChangeLog]:
+    def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Have all changes to memory logged for the length of a block."""
 
     def quiescent(self) -> AbstractContextManager[None]:
@@ -104,7 +104,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Wish:
+class SnapshotRequest:
     """What somebody wants of a snapshot."""
 
     path: Path
@@ -144,7 +144,7 @@ class Ended(Exception):
 class Snapshots:
     """Takes snapshots of `machine`, one at a time; made on its event loop."""
 
-    def __init__(self, machine: Source) -> None:
+    def __init__(self, machine: SnapshotMachine) -> None:
         self._machine = machine
         self._task: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -156,7 +156,7 @@ class Snapshots:
         """A snapshot is being taken; the guest may stand still for it."""
         return self.status.status == "active"
 
-    def start(self, wish: Wish) -> None:
+    def start(self, wish: SnapshotRequest) -> None:
         """Begin to take a snapshot; `status` tells the rest. Raises `Busy` or `Ended`."""
         if self.active:
             raise Busy
@@ -173,7 +173,7 @@ class Snapshots:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    async def _take(self, wish: Wish) -> None:
+    async def _take(self, wish: SnapshotRequest) -> None:
         begin = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "snapshot")
         try:
@@ -192,18 +192,18 @@ class Snapshots:
     def _fail(self, why: str) -> None:
         self.status = SnapshotStatus("failed", error=why)
 
-    async def _save(self, wish: Wish) -> None:
+    async def _save(self, wish: SnapshotRequest) -> None:
         machine = self._machine
         await machine.memory_loaded()
         machine.prepare_parts()
         memory = machine.ram.memory
         with SnapshotWriter(wish.path, memory) as file, ExitStack() as logging_on:
-            log = logging_on.enter_context(machine.log_changes())
-            unused = Answer(PageRuns(), "not asked, as was wished")
+            log = logging_on.enter_context(machine.log_dirty_pages())
+            unused = UnusedPages(PageRuns(), "not asked, as was wished")
             if wish.ask_unused:
                 unused = await ask_unused(
                     machine.balloon,
-                    machine.balloon_questions,
+                    machine.misc_requests,
                     machine.free_page_hints,
                     wish.timeout_s,
                 )
@@ -213,12 +213,12 @@ class Snapshots:
             if wish.keep_running and machine.status == "running":
                 await self._copy_most(copier)
             self._check_alive()
-            with self._still() as go_on:
+            with self._still() as resume:
                 parts = machine.save_parts()
                 await self._copy(copier, copier.last_round)
                 report = copier.selection.report(file.pages, machine.balloon.actual)
                 if wish.keep_running:
-                    go_on()
+                    resume()
                     logging_on.close()  # each page written costs the guest a fault
                 records = [config_record(machine.config), report.record(), *parts]
                 size = await self._in_thread(lambda: file.finish(records))
@@ -251,7 +251,7 @@ class Snapshots:
         machine, begin = self._machine, time.monotonic()
         standing = machine.status == "running"
 
-        def go_on() -> None:
+        def resume() -> None:
             nonlocal standing
             still.close()
             if standing and machine.status == "paused":
@@ -264,9 +264,9 @@ class Snapshots:
                 machine.pause()
             still.enter_context(machine.quiescent())
             try:
-                yield go_on
+                yield resume
             except BaseException:
-                go_on()
+                resume()
                 raise
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.001
 
 
-class LazyLoader(threading.Thread):
+class UserfaultfdLoader(threading.Thread):
     """Fills `ram`, which nobody has touched, from `snapshot`, which may be closed meanwhile.
 
     When that is not possible to the end, `on_failure` is called with the `UserError`, in this

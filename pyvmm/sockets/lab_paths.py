@@ -3,8 +3,8 @@
 
 The lab is transparent but for its sockets. One that clients outside connect to is listened on
 outside, at the address the person gave, and the command inside listens somewhere that only the
-agent looks: `listening_path` translates for control sockets, `incoming_place` for the one at which
-a migration arrives. What is outside is reached through the agent, which listens at `outward_door`.
+agent looks: `listening_path` translates for control sockets, `incoming_socket` for the one at which
+a migration arrives. What is outside is reached through the agent, which listens at `proxy_socket`.
 Outside the lab nothing is translated and there is no door.
 """
 
@@ -20,11 +20,11 @@ IN_LAB_VARIABLE = "PYVMM_IN_LAB"
 _SOCKETS_VARIABLE = "PYVMM_LAB_SOCKETS"
 _INCOMING_VARIABLE = "PYVMM_LAB_INCOMING"
 _INNER_DIRECTORY = "/dev/shm"
-OUTWARD_DOOR = f"{_INNER_DIRECTORY}/pyvmm-outward.sock"
+PROXY_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-outward.sock"
 INCOMING_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-incoming.sock"
 
 
-class IncomingPlace(NamedTuple):
+class IncomingSocket(NamedTuple):
     """Where a migration arrives."""
 
     path: Path
@@ -64,14 +64,14 @@ def incoming_variable(asked: str, address: str) -> dict[str, str]:
     return {_INCOMING_VARIABLE: json.dumps({asked: address})}
 
 
-def incoming_place(asked: str) -> IncomingPlace | None:
+def incoming_socket(asked: str) -> IncomingSocket | None:
     """Where to wait for a migration to the address `asked`; None if just there."""
     if not in_lab():
         return None
     address = json.loads(os.environ.get(_INCOMING_VARIABLE, "{}")).get(asked)
-    return IncomingPlace(Path(INCOMING_SOCKET), address) if address else None
+    return IncomingSocket(Path(INCOMING_SOCKET), address) if address else None
 
 
-def outward_door() -> Path | None:
+def proxy_socket() -> Path | None:
     """The agent's socket for whoever wants to reach something outside the lab."""
-    return Path(OUTWARD_DOOR) if in_lab() else None
+    return Path(PROXY_SOCKET) if in_lab() else None

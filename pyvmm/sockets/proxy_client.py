@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """For a command in the lab: sockets outside, by way of the agent.
 
-The agent (`pyvmm.lab.proxy`) listens at `places.outward_door`. Each connection to it carries one
+The agent (`pyvmm.lab.proxy`) listens at `places.proxy_socket`. Each connection to it carries one
 request and one answer, both a u16 length in little-endian and as many bytes. Requests are JSON
 objects with one key:
 
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 60.0
 """The other side has time-outs of its own, and says when one has passed."""
 
 
-def connect_outside(door: Path, address: str) -> socket.socket:
+def connect_through_proxy(door: Path, address: str) -> socket.socket:
     """A stream to `address` outside. OSError, in the words of the system outside."""
     stream, refused = _ask(door, {"connect": address})
     if refused:
@@ -33,7 +33,7 @@ def connect_outside(door: Path, address: str) -> socket.socket:
     return stream
 
 
-def unlisten_outside(door: Path, path: Path) -> None:
+def close_forwarded_listener(door: Path, path: Path) -> None:
     """Have nobody sent to `path` any more. OSError."""
     _ask(door, {"unlisten": str(path)})[0].close()
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.errors import UserError
 from pyvmm.migration.errors import LinkBroken, MigrationError
-from pyvmm.sockets.lab_paths import IncomingPlace, in_lab, incoming_place, outward_door
+from pyvmm.sockets.lab_paths import IncomingSocket, in_lab, incoming_socket, proxy_socket
 from pyvmm.sockets.unix import Listener, parse_address
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class MigrationListener:
         self._context = security.tls.context(server=True) if security.tls else None
         self._file: Listener | None = None
         self._newcomer: ssl.SSLSocket | None = None  # who has not proved anything yet
-        self._inside = incoming_place(str(address))
+        self._inside = incoming_socket(str(address))
         self.address: Address = address
         """Where it really listens."""
         if self._inside is not None:
@@ -310,24 +310,24 @@ def _reach(address: Address) -> socket.socket:
     try:
         return dial(address)
     except OSError:
-        door = outward_door()
+        door = proxy_socket()
         if door is None:
             raise
-    from pyvmm.sockets.proxy_client import connect_outside
+    from pyvmm.sockets.proxy_client import connect_through_proxy
 
     if isinstance(address, UnixAddress):
         address = UnixAddress(address.path.absolute())
-    return connect_outside(door, str(address))
+    return connect_through_proxy(door, str(address))
 
 
-def _listen_no_more(inside: IncomingPlace) -> None:
+def _listen_no_more(inside: IncomingSocket) -> None:
     """Have it refused outside, too, to come here."""
-    from pyvmm.sockets.proxy_client import unlisten_outside
+    from pyvmm.sockets.proxy_client import close_forwarded_listener
 
-    door = outward_door()
+    door = proxy_socket()
     if door is not None:
         with contextlib.suppress(OSError):  # then the lab is ending, and with it all listening
-            unlisten_outside(door, inside.path)
+            close_forwarded_listener(door, inside.path)
 
 
 def _with_tls(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvmm.harness.console_guest import GuestEnded
+from pyvmm.harness.console_guest import GuestExited
 from pyvmm.lab.start import LabError
 from pyvmm.progress.reporter import Silent
 from pyvmm.sockets.lab_paths import in_lab
@@ -228,9 +228,9 @@ def test_a_guest_that_ends_has_its_turn_again_in_the_lab(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     async def ends() -> None:
-        raise GuestEnded("it reset")
+        raise GuestExited("it reset")
 
-    with pytest.raises(GuestEnded, match="it reset"):
+    with pytest.raises(GuestExited, match="it reset"):
         again_in_the_lab(ends)
     assert capfd.readouterr().err.count("once more") == (LAB_TRIES - 1 if in_lab() else 0)
 

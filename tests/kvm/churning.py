@@ -21,7 +21,7 @@ from statistics import median
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.units import MIB
 
@@ -121,7 +121,7 @@ async def all_is_well(guest: GuestSession) -> Report:
     guest.machine.throttle(0)
     report = Report.read(await guest.ask("still")).checked()
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
     return report

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from pyvmm.errors import UserError
-from pyvmm.harness.guest_session import GuestSession, arriving_session, guest_session
+from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from pyvmm.state.parts import KINDS
@@ -75,7 +75,7 @@ async def leave(path: Path, address: str) -> None:
 async def arrive(address: str) -> None:
     listener = MigrationListener(parse_migration_address(address), Security())
     say("waiting")
-    async with arriving_session(listener) as guest:
+    async with incoming_session(listener) as guest:
         await obey(guest, "")
 
 

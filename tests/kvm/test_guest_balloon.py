@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
 from tests.kvm.guests import RunGuest
@@ -53,7 +53,7 @@ def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: i
         assert await guest.ask("fill 12")
         assert await guest.ask("verify 12") == f"verified {350 * MIB} wrong 0"
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
         assert guest.machine.balloon.counters.inflate.bad_payloads == 0
         assert guest.machine.balloon.counters.deflate.bad_payloads == 0
 
@@ -69,7 +69,7 @@ def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: st
             free_mib = await guest.free_bytes() // MIB
             assert free_mib < 256 - target_mib
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
@@ -83,7 +83,7 @@ def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> Non
         guest.console.send_line("quit")
         pins = await guest.expect(r"(\d+): +\d+ +IO-APIC +17-fasteoi")
         assert int(pins) == 17
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, "pattern; cat /proc/interrupts", append="pci=nomsi")
 
@@ -116,6 +116,6 @@ def test_seven_of_eight_gib(
             f"deflated {rss_after // MIB} MiB"
         )
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=8192, dialect=dialect)

@@ -14,7 +14,7 @@ from pyvmm.boot.linux64 import place_initrd
 from pyvmm.config import MIB, config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
@@ -36,7 +36,7 @@ def test_boots_with(
         assert int(await guest.expect(r"processors (\d+)\s")) == vcpus
         total_kib = int(await guest.expect(r"total_kib (\d+)\s"))
         assert 0.7 * memory_mib < total_kib / 1024 <= memory_mib
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     command = "echo processors $(nproc); pattern meminfo"
     run_guest(scenario, command, memory_mib=memory_mib, vcpus=vcpus)
@@ -45,7 +45,7 @@ def test_boots_with(
 def test_reboot_ends_the_machine_cleanly(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         outcome = await guest.finished()
-        assert outcome.ending is Ending.RESET
+        assert outcome.ending is ExitReason.RESET
         assert outcome.exit_status == 0
 
     run_guest(scenario, "reboot -f")
@@ -57,7 +57,7 @@ def test_a_panic_is_told_and_is_a_failure(guest_image: Path) -> None:
     async def main() -> None:
         async with guest_session(config) as guest:
             outcome = await guest.finished()
-            assert outcome.ending is Ending.PANIC
+            assert outcome.ending is ExitReason.PANIC
             assert outcome.exit_status == 1
             assert "Kernel panic" in guest.console.text
 
@@ -70,7 +70,7 @@ def test_an_initramfs_of_ones_own_is_unpacked_too(run_guest: RunGuest, tmp_path:
 
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("hello from the second archive")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, "cat /greeting", initrd=archive)
 
@@ -86,7 +86,7 @@ def test_a_paused_guest_stands_still(run_guest: RunGuest) -> None:
         guest.machine.resume()
         await guest.expect("tick")
         guest.machine.quit()
-        assert (await guest.finished()).ending is Ending.QUIT
+        assert (await guest.finished()).ending is ExitReason.QUIT
 
     run_guest(scenario, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")
 

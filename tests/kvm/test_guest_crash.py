@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.config import MIB, MachineConfig
 from pyvmm.harness.guest_session import guest_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from tests.elf_kernel import elf_kernel
 
 pytestmark = pytest.mark.kvm
@@ -32,7 +32,7 @@ def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     async def main() -> None:
         async with guest_session(config) as guest:
             outcome = await guest.finished()
-            assert outcome.ending is Ending.CRASH
+            assert outcome.ending is ExitReason.CRASH
             assert outcome.exit_status == 1
             assert "KVM_EXIT_SHUTDOWN" in outcome.detail
 

@@ -18,7 +18,7 @@ import pytest
 from devices.balloon import features
 from pyvmm.config import MIB, config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
 from tests.kvm import debian_kernels
@@ -81,7 +81,7 @@ def test_a_stock_kernel(
                 times.took("hint")
             await _verify(guest)
             guest.console.send_line("quit")
-            assert (await guest.finished()).ending is Ending.POWEROFF
+            assert (await guest.finished()).ending is ExitReason.POWEROFF
             assert guest.machine.balloon.counters.inflate.bad_payloads == 0
             assert guest.machine.balloon.counters.deflate.bad_payloads == 0
         figure(f"{kernel.version}: {times}")
@@ -145,7 +145,7 @@ async def _inflates(guest: GuestSession, *, reported: bool) -> None:
 
 
 async def _tells_statistics(guest: GuestSession) -> None:
-    report = (await guest.machine.balloon_stats.fresh(STATS_TIMEOUT_S)).report
+    report = (await guest.machine.balloon_statistics.fresh(STATS_TIMEOUT_S)).report
     words = (await guest.ask("meminfo")).split()
     meminfo = {words[i]: int(words[i + 1]) * 1024 for i in range(0, len(words), 2)}
     stats = report.known

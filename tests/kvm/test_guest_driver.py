@@ -15,7 +15,7 @@ import pytest
 
 from pyvmm.harness.console_guest import CommandFailed
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 
@@ -54,7 +54,7 @@ async def total_kib(guest: GuestSession) -> int:
 async def power_off(guest: GuestSession) -> None:
     """End the guest; in all that it did, no request was a bad one."""
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
@@ -183,7 +183,7 @@ def test_chores_are_done_and_the_queue_outlives_the_driver(run_guest: RunGuest) 
 
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
-        questions = guest.machine.balloon_questions
+        questions = guest.machine.misc_requests
         for restart in (None, SUSPEND, REBIND):
             if restart is not None:
                 await guest.shell(restart)

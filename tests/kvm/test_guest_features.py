@@ -15,9 +15,9 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.balloon.guest_requests import NobodyToAsk
+from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
 from pyvmm_native.ring import Chain
@@ -51,7 +51,7 @@ async def intact(guest: GuestSession, mib: int, seed: int) -> bool:
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -175,7 +175,7 @@ def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
         assert not await accepted(guest) & features.FREE_PAGE_HINT
-        with pytest.raises(NobodyToAsk):
+        with pytest.raises(DriverUnavailable):
             async with guest.machine.free_page_hints.held():
                 pytest.fail("hints without the feature")
         await power_off(guest)

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
-from pyvmm.balloon.guest_requests import QuestionError
-from pyvmm.balloon.statistics import NoStats
+from pyvmm.balloon.guest_requests import GuestRequestError
+from pyvmm.balloon.statistics import StatisticsUnavailable
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.qmp.server import ControlServer
@@ -42,11 +42,11 @@ async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) ->
         answer = await client.execute("query-balloon")
         assert 0 <= answer["actual"] <= MEMORY_MIB * MIB
         await client.execute("balloon", {"value": (100 + asked % 20) * MIB})
-        with contextlib.suppress(NoStats):
-            await guest.machine.balloon_stats.fresh(0.05)
-        with contextlib.suppress(QuestionError):
-            await guest.machine.balloon_questions.unused_pages(0.05)
-        with contextlib.suppress(QuestionError):
+        with contextlib.suppress(StatisticsUnavailable):
+            await guest.machine.balloon_statistics.fresh(0.05)
+        with contextlib.suppress(GuestRequestError):
+            await guest.machine.misc_requests.unused_pages(0.05)
+        with contextlib.suppress(GuestRequestError):
             async with guest.machine.free_page_hints.held(0.05):
                 pass
         asked += 1
@@ -122,4 +122,4 @@ async def an_honest_driver_follows(guest: GuestSession) -> None:
     assert await guest.ask("verify 7") == f"verified {24 * MIB} wrong 0"
     await guest.move_balloon(0)
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
@@ -102,7 +102,7 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
                 line for line in log[len(boot_log) :].splitlines() if TROUBLE.search(line)
             ] == []
             guest.console.send_line("quit")
-            assert (await guest.finished()).ending is Ending.POWEROFF
+            assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=GUEST_MIB, vcpus=vcpus)
 

@@ -11,7 +11,7 @@ import pytest
 from qemu.qmp import EventListener, QMPClient
 
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp.server import ControlServer
 from tests.kvm.guests import RunGuest
 
@@ -48,7 +48,7 @@ def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> Non
                 guest.console.send_line("quit")
                 event = await asyncio.wait_for(ends.get(), 60)
             assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
-            assert (await guest.finished()).ending is Ending.POWEROFF
+            assert (await guest.finished()).ending is ExitReason.POWEROFF
         finally:
             await client.disconnect()
             await server.close()

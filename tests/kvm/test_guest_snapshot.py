@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.saver import SnapshotStatus, Wish
+from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.churning import all_is_well, beats_on, churning, goes_on
@@ -35,13 +35,13 @@ UPTIME = "cut -d' ' -f1 /proc/uptime"
 async def save(guest: GuestSession, path: Path, **wishes: Any) -> SnapshotStatus:
     """Take a snapshot while everything else goes on; returns what it took."""
     snapshots = guest.machine.snapshots
-    snapshots.start(Wish(path, **wishes))
+    snapshots.start(SnapshotRequest(path, **wishes))
     while snapshots.active:
         await asyncio.sleep(0.01)
     return snapshots.status
 
 
-async def go_on(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
+async def resume(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
     """Restore a machine of its own from `path` and run `scenario` in it."""
     with SnapshotFile(path, KINDS) as snapshot:
         async with guest_session(snapshot.config, snapshot) as guest:
@@ -54,7 +54,7 @@ async def uptime(guest: GuestSession) -> float:
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
@@ -109,7 +109,7 @@ def test_a_guest_goes_on_from_its_snapshot(
     offer = ["free-page-hint"] if dialect == "standard" else []
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
     for _ in range(2):
-        asyncio.run(go_on(file, restored))
+        asyncio.run(resume(file, restored))
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
@@ -127,7 +127,7 @@ def test_a_guest_goes_on_while_it_is_copied(
         beats_meanwhile = 0
         for path in files:
             snapshots = guest.machine.snapshots
-            snapshots.start(Wish(path, ask_unused=False))
+            snapshots.start(SnapshotRequest(path, ask_unused=False))
             while snapshots.active:
                 await beats_on(guest)
                 beats_meanwhile += snapshots.active and guest.machine.status == "running"
@@ -148,7 +148,7 @@ def test_a_guest_goes_on_while_it_is_copied(
 
     run_guest(scenario, memory_mib=384, vcpus=vcpus)
     for path in files:
-        asyncio.run(go_on(path, restored))
+        asyncio.run(resume(path, restored))
 
 
 def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:

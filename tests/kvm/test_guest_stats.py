@@ -13,7 +13,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.qmp.server import ControlServer
 from tests.kvm.guests import RunGuest
@@ -31,7 +31,7 @@ INTERVAL = "guest-stats-polling-interval"
 
 
 async def fresh(guest: GuestSession) -> dict[str, int | None]:
-    timed = await guest.while_running(guest.machine.balloon_stats.fresh(60))
+    timed = await guest.while_running(guest.machine.balloon_statistics.fresh(60))
     assert timed.report.unknown == {}
     return timed.report.known
 
@@ -78,7 +78,7 @@ def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) ->
         assert guest.machine.balloon.stats.questions <= asked + 2, "they share an answer"
 
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
@@ -98,7 +98,7 @@ def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
             await client.disconnect()
             await server.close()
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is Ending.POWEROFF
+        assert (await guest.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario)
 

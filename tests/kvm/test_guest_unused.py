@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon.features import MISC_VQ
-from pyvmm.balloon.guest_requests import NobodyToAsk
+from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
@@ -32,13 +32,13 @@ PIECE_BYTES = 4 * MIB
 
 
 async def unused_pages(guest: GuestSession) -> PageRuns:
-    return await guest.while_running(guest.machine.balloon_questions.unused_pages(60))
+    return await guest.while_running(guest.machine.misc_requests.unused_pages(60))
 
 
 async def power_off(guest: GuestSession) -> None:
     """End the guest, whose driver never said anything wrong or late, and lost nothing."""
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
     balloon = guest.machine.balloon
     assert [queue.counters.bad_payloads for queue in balloon.queues] == [0] * len(balloon.queues)
     assert balloon.misc.late_messages == 0
@@ -138,7 +138,7 @@ def test_dropping_caches_leaves_more_unused(
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
         await guest.shell("find /proc /sys > /dev/null")
-        questions = guest.machine.balloon_questions
+        questions = guest.machine.misc_requests
         before = await unused_pages(guest)
         await guest.while_running(questions.sync_filesystems(60))
         await guest.while_running(questions.drop_caches(60))
@@ -178,8 +178,8 @@ def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
 def test_without_misc_vq_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.user_space()
-        with pytest.raises(NobodyToAsk):
-            await guest.machine.balloon_questions.unused_pages(60)
+        with pytest.raises(DriverUnavailable):
+            await guest.machine.misc_requests.unused_pages(60)
         assert not guest.machine.balloon.accepted & MISC_VQ
         await guest.move_balloon(64 * MIB // PAGE_BYTES)
         await power_off(guest)

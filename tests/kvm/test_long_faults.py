@@ -18,7 +18,7 @@ from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.saver import SnapshotStatus, Wish
+from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.churning import (
@@ -149,7 +149,7 @@ def test_a_bad_connection(
 
 async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
     snapshots = guest.machine.snapshots
-    snapshots.start(Wish(path))
+    snapshots.start(SnapshotRequest(path))
     while snapshots.active:
         await asyncio.sleep(0.01)
     return snapshots.status

@@ -22,7 +22,7 @@ from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.saver import Wish
+from pyvmm.snapshot.saver import SnapshotRequest
 from pyvmm.state.parts import KINDS
 from tests.kvm.churning import (
     SMALL_MEMORY_MIB,
@@ -53,7 +53,7 @@ def snapshot(run_guest: RunGuest, file: Path) -> Path:
     async def scenario(guest: GuestSession) -> None:
         await churning(guest, SMALL_PATTERN_MIB)
         await beats_on(guest)
-        guest.machine.snapshots.start(Wish(file))
+        guest.machine.snapshots.start(SnapshotRequest(file))
         while guest.machine.snapshots.active:
             await asyncio.sleep(0.02)
         assert guest.machine.snapshots.status.status == "completed"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.harness.guest_session import GuestSession, arriving_session, guest_session
+from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from tests.kvm.churning import (
     BALLOON_MIB,
@@ -49,7 +49,7 @@ def test_nothing_is_lost_in_twenty_moves(
     async def move(guest: GuestSession, place: str, stack: AsyncExitStack) -> GuestSession:
         listener = MigrationListener(parse_migration_address(place), Security())
         migrate(guest, place)
-        there = await stack.enter_async_context(arriving_session(listener))
+        there = await stack.enter_async_context(incoming_session(listener))
         answers.append(await migrated(guest))
         assert answers[-1]["status"] == "completed", answers[-1]
         assert guest.machine.status == "postmigrate"

@@ -13,7 +13,7 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.saver import SnapshotStatus, Wish
+from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from tests.kvm.churning import (
     BALLOON_MIB,
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
     """Take a snapshot and have the guest stay as it is saved."""
     snapshots = guest.machine.snapshots
-    snapshots.start(Wish(path, keep_running=False))
+    snapshots.start(SnapshotRequest(path, keep_running=False))
     while snapshots.active:
         await asyncio.sleep(0.01)
     status = snapshots.status

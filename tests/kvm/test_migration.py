@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pyvmm.harness.guest_session import GuestSession, arriving_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.harness.guest_session import GuestSession, incoming_session
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
-from pyvmm.migration.destination import Arrival
+from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
@@ -29,7 +29,7 @@ from pyvmm.sockets.transport import (
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
-from tests.migration_guest import NewHome
+from tests.migration_guest import FakeTarget
 
 pytestmark = pytest.mark.kvm
 
@@ -67,7 +67,7 @@ async def moved(
     # Whoever writes all the time, in a lab that copies slowly, never fits into less.
     ask(guest, "migrate-set-parameters", **{"downtime-limit": 5000})
     ask(guest, "migrate", uri=address, **options)
-    async with arriving_session(listener) as there:
+    async with incoming_session(listener) as there:
         answer = await migrated(guest)
         assert answer["status"] == "completed", answer
         yield there, answer
@@ -75,7 +75,7 @@ async def moved(
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is Ending.POWEROFF
+    assert (await guest.finished()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
@@ -167,10 +167,10 @@ def test_the_guest_survives_every_cut(
             Path(address.removeprefix("unix:")).unlink()
             link = ShortLink(stream)
             link.left = choose.randrange(PATTERN_MIB * MIB)
-            home = NewHome()
+            home = FakeTarget()
             home.kinds = KINDS
             with pytest.raises(MigrationError):
-                await asyncio.to_thread(Arrival(home, link).run)
+                await asyncio.to_thread(DestinationMigration(home, link).run)
             link.close()
             answer = await migrated(guest)
             assert answer["status"] == "failed"

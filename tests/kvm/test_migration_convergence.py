@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.harness.guest_session import GuestSession, arriving_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.harness.guest_session import GuestSession, incoming_session
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
@@ -95,7 +95,7 @@ def listener(address: str) -> MigrationListener:
 async def until_given_up(address: str) -> None:
     """Wait for a guest that will not come."""
     with pytest.raises(UserError, match="no guest has arrived"):
-        async with arriving_session(listener(address)):
+        async with incoming_session(listener(address)):
             pass
 
 
@@ -154,7 +154,7 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
         ask(guest, "migrate-set-parameters", **MOVES)
         destination = listener(f"{address}3")
         ask(guest, "migrate", uri=f"{address}3")
-        async with arriving_session(destination) as there:
+        async with incoming_session(destination) as there:
             answer = await over(guest)
             assert answer["status"] == "completed", answer
             assert "cpu-throttle-percentage" not in answer
@@ -169,6 +169,6 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
             assert " wrong 0 " in told
             assert "backward_us 0" in told
             there.console.send_line("quit")
-            assert (await there.finished()).ending is Ending.POWEROFF
+            assert (await there.finished()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=128, vcpus=vcpus)

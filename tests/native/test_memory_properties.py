@@ -131,7 +131,7 @@ def test_changes_are_logged(writes: list[tuple[int, bytes]], taken: int) -> None
     """Every page written since the log was taken is in it, and no other."""
     memory = make_memory()
     memory.write(REGIONS[0][0], b"before it is logged")
-    memory.log_changes(True)
+    memory.log_dirty_pages(True)
     changed: set[int] = set()
     for number, (start, data) in enumerate(writes):
         if number == taken:
@@ -147,7 +147,7 @@ def test_changes_are_logged(writes: list[tuple[int, bytes]], taken: int) -> None
 def logged(memory: GuestMemory) -> set[int]:
     return {
         start_pfn + 8 * place + bit
-        for start_pfn, bitmap in memory.take_changes()
+        for start_pfn, bitmap in memory.take_dirty_pages()
         for place, byte in enumerate(bitmap)
         for bit in range(8)
         if byte >> bit & 1
@@ -157,14 +157,14 @@ def logged(memory: GuestMemory) -> set[int]:
 def test_a_log_that_is_off_cannot_be_taken() -> None:
     memory = make_memory()
     with pytest.raises(ValueError, match="not being logged"):
-        memory.take_changes()
-    memory.log_changes(True)
+        memory.take_dirty_pages()
+    memory.log_dirty_pages(True)
     memory.write(REGIONS[0][0], b"x")
-    memory.log_changes(True)
+    memory.log_dirty_pages(True)
     assert logged(memory) == {REGIONS[0][0] // PAGE}, "asking once more changes nothing"
     memory.write(REGIONS[0][0], b"x")
-    memory.log_changes(False)
+    memory.log_dirty_pages(False)
     with pytest.raises(ValueError, match="not being logged"):
-        memory.take_changes()
-    memory.log_changes(True)
+        memory.take_dirty_pages()
+    memory.log_dirty_pages(True)
     assert logged(memory) == set(), "what came before is forgotten"

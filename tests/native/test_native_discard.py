@@ -97,9 +97,9 @@ def test_discards_are_in_the_log_of_changes() -> None:
     low, high = filled(4), filled(4)
     memory = GuestMemory([(BASE_GPA, low), (BASE_GPA + 4 * PAGE, high)])
     discard(memory, runs_of((0, 1)))
-    memory.log_changes(True)
+    memory.log_dirty_pages(True)
     discard(memory, runs_of((3, 2), (6, 1)))
-    assert memory.take_changes() == [(BASE_PFN, b"\x08"), (BASE_PFN + 4, b"\x05")]
+    assert memory.take_dirty_pages() == [(BASE_PFN, b"\x08"), (BASE_PFN + 4, b"\x05")]
 
 
 def test_more_than_one_call_may_take() -> None:

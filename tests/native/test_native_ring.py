@@ -174,16 +174,16 @@ def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> Non
     queue = driver.device_queue()
     memory = queue.memory
     driver.add(lent=[(8 * 4096 - 1, 2)])
-    memory.log_changes(True)
+    memory.log_dirty_pages(True)
 
     def changes(*acts: Callable[[], object]) -> set[int]:
         """Pages that `acts` change, all of which must be in the log."""
         before = memory.read(0, RAM_BYTES)
-        memory.take_changes()
+        memory.take_dirty_pages()
         for act in acts:
             act()
         after = memory.read(0, RAM_BYTES)
-        [(_, bitmap)] = memory.take_changes()
+        [(_, bitmap)] = memory.take_dirty_pages()
         changed = {i // 4096 for i in range(RAM_BYTES) if before[i] != after[i]}
         assert {page for page in changed if not bitmap[page >> 3] >> (page & 7) & 1} == set()
         return changed

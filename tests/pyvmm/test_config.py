@@ -11,7 +11,7 @@ import pytest
 from devices.balloon import features
 from pyvmm.config import MIB, MachineConfig, config_for_image
 from pyvmm.errors import UserError
-from pyvmm.machine.exit_result import Ending, Outcome
+from pyvmm.machine.exit_result import ExitReason, ExitResult
 from tests.elf_kernel import elf_kernel
 
 GOOD: dict[str, Any] = {
@@ -62,9 +62,9 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
         config_for_image(tmp_path / "none")
 
 
-@pytest.mark.parametrize("ending", Ending)
-def test_only_crashes_are_failures(ending: Ending) -> None:
-    assert Outcome(ending).exit_status == (ending in (Ending.PANIC, Ending.CRASH))
+@pytest.mark.parametrize("ending", ExitReason)
+def test_only_crashes_are_failures(ending: ExitReason) -> None:
+    assert ExitResult(ending).exit_status == (ending in (ExitReason.PANIC, ExitReason.CRASH))
 
 
 @pytest.mark.parametrize(

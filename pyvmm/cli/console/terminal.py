@@ -6,8 +6,8 @@ Input: standard input, in raw mode if it is a terminal, is read on the event loo
 has no room for waits here, and once `MAX_PENDING_BYTES` wait no more is read. A pipe, a file or
 /dev/null will do as well: at its end there is no more input, and the guest runs on.
 
-Output: `OutputPump` writes it from a thread of its own. When its reader is gone for good, output is
-dropped and `Action.OUTPUT_LOST` says so once.
+Output: `ConsoleWriter` writes it from a thread of its own. When its reader is gone for good, output
+is dropped and `Action.OUTPUT_LOST` says so once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from pyvmm.cli.console.writer import OutputPump
+from pyvmm.cli.console.writer import ConsoleWriter
 
 ESCAPE = 0x01  # Ctrl-A
 HELP_TEXT = (
@@ -129,7 +129,7 @@ class ConsoleIo:
         self._pending = bytearray()
         self._reading = False
         self._ended = False
-        self._pump = OutputPump(stdout_fd, self._output_lost)
+        self._pump = ConsoleWriter(stdout_fd, self._output_lost)
         self.queue = self._pump.queue
         self.throttle = self._pump.throttle
 

@@ -24,7 +24,7 @@ THROTTLE_S = 0.1
 _GATHER_S = 0.004  # output of one such moment becomes one write; nobody sees the delay
 
 
-class OutputPump:
+class ConsoleWriter:
     """Writes what any thread puts into `queue` to `fd`, in order, from a thread of its own.
 
     `on_lost` is called on that thread, once, if `fd` cannot be written to any more.

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from pyvmm.config import config_for_image
 from pyvmm.errors import UserError
-from pyvmm.harness.console_guest import GuestEnded
+from pyvmm.harness.console_guest import GuestExited
 from pyvmm.harness.guest_session import GuestSession, Transfer, guest_session
-from pyvmm.machine.exit_result import Ending
+from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import RssSampler, Sample, resident_bytes
 
@@ -118,8 +118,8 @@ class Demonstration:
                 outcome = await guest.finished()
         finally:
             self._sampler.stop()
-        if outcome.ending is not Ending.POWEROFF:
-            raise GuestEnded(f"the guest did not power off but: {outcome}")
+        if outcome.ending is not ExitReason.POWEROFF:
+            raise GuestExited(f"the guest did not power off but: {outcome}")
         return result
 
     async def _story(self, guest: GuestSession) -> Measurements:

@@ -9,7 +9,7 @@ import pytest
 
 from devices.balloon import hinting
 from devices.balloon.dialects import STANDARD, Role
-from devices.balloon.hinting import DONE, STOP, Ending
+from devices.balloon.hinting import DONE, STOP, HintingResult
 from pyvmm_native.runs import PageRuns
 from tests.mock_driver import Used
 from tests.virtio_board import MIB, PAGE_BYTES
@@ -26,7 +26,7 @@ class Hinter:
         self.driver: VirtioDriver = started(STANDARD, offered=STANDARD.features.known)
         self.balloon = self.driver.board.balloon
         self.hinting = self.balloon.hinting
-        self.endings: list[Ending] = []
+        self.endings: list[HintingResult] = []
 
     @property
     def field(self) -> int:
@@ -78,7 +78,7 @@ def test_a_round(hinter: Hinter) -> None:
     hinter.hint((12 * MIB, MIB), (16 * MIB, MIB))
     assert hinter.endings == []
     hinter.command(STOP)
-    assert hinter.endings == [Ending.COMPLETE]
+    assert hinter.endings == [HintingResult.COMPLETE]
     assert hinter.field == STOP
     assert hinter.hinting.pages == runs((4 * MIB, 4 * MIB), (12 * MIB, MIB), (16 * MIB, MIB))
     hinter.hinting.finish()
@@ -106,7 +106,7 @@ def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> 
     assert second not in (first, STOP, DONE)
     hinter.hint((2 * MIB, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [Ending.COMPLETE] * 2
+    assert hinter.endings == [HintingResult.COMPLETE] * 2
     assert hinter.hinting.pages == runs((0, MIB), (2 * MIB, MIB))
 
 
@@ -160,7 +160,7 @@ def test_hints_after_the_end(hinter: Hinter) -> None:
     hinter.command(STOP)
     hinter.hint((0, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [Ending.COMPLETE]
+    assert hinter.endings == [HintingResult.COMPLETE]
     assert not hinter.hinting.pages
 
 
@@ -169,7 +169,7 @@ def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
     hinter.hinting.stop()
-    assert (hinter.endings, hinter.field) == ([Ending.STOPPED], STOP)
+    assert (hinter.endings, hinter.field) == ([HintingResult.STOPPED], STOP)
     hinter.hint((2 * MIB, MIB))
     hinter.hinting.stop()
     assert hinter.hinting.pages == runs((0, MIB)), "what was hinted in time stays"
@@ -180,7 +180,7 @@ def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
     hinter.command(hinter.field)
     hinter.hint((6 * MIB, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [Ending.STOPPED, Ending.COMPLETE]
+    assert hinter.endings == [HintingResult.STOPPED, HintingResult.COMPLETE]
     assert hinter.hinting.pages == runs((0, MIB), (6 * MIB, MIB))
 
 
@@ -189,7 +189,7 @@ def test_finishing_ends_a_round(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
     hinter.hinting.finish()
-    assert (hinter.endings, hinter.field) == ([Ending.STOPPED], DONE)
+    assert (hinter.endings, hinter.field) == ([HintingResult.STOPPED], DONE)
     hinter.hint((0, MIB))
     assert not hinter.hinting.pages
 
@@ -219,7 +219,7 @@ def test_endless_hints_are_bounded(hinter: Hinter, monkeypatch: pytest.MonkeyPat
     hinter.begin()
     for first in range(0, 400, 50):
         hinter.hint(*((2 * page * PAGE_BYTES, PAGE_BYTES) for page in range(first, first + 50)))
-    assert hinter.endings == [Ending.STOPPED]
+    assert hinter.endings == [HintingResult.STOPPED]
     assert hinter.field == STOP
     assert len(hinter.hinting.pages) == 150, "one buffer more than the bound, and no further one"
 
@@ -236,7 +236,7 @@ def test_reset_ends_a_round_and_takes_the_hints(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
     hinter.driver.reset()
-    assert hinter.endings == [Ending.RESET]
+    assert hinter.endings == [HintingResult.RESET]
     assert not hinter.hinting.pages
     assert hinter.field == STOP
     hinter.driver.start()
@@ -248,7 +248,7 @@ def test_reset_after_finish(hinter: Hinter) -> None:
     hinter.hinting.finish()
     hinter.driver.reset()
     assert hinter.field == STOP
-    assert hinter.endings == [Ending.STOPPED]
+    assert hinter.endings == [HintingResult.STOPPED]
 
 
 def test_without_the_feature_there_is_no_queue() -> None:

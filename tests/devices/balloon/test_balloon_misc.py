@@ -11,7 +11,7 @@ import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.features import MISC_VQ
-from devices.balloon.misc import MAX_MESSAGES, Answer, Command, Ending
+from devices.balloon.misc import MAX_MESSAGES, Command, MiscResponse, RequestStatus
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import CONT, DONE, MISC, UNSUPPORTED, MiscDriver, Question
 from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam
@@ -27,7 +27,7 @@ class Host:
         self.driver = MiscDriver(started(BITMAP, ram))
         self.board = self.driver.driver.board
         self.misc = self.board.balloon.misc
-        self.answers: list[Answer] = []
+        self.answers: list[MiscResponse] = []
 
     def ask(self, command: Command = Command.GET_UNUSED_PAGES) -> None:
         self.misc.ask(command, self.answers.append)
@@ -79,7 +79,7 @@ def test_the_answer_is_the_pages_named(host: Host) -> None:
     question = host.asked()
     (used,) = host.driver.answer(question, [5, 6, 7, 4000])
     assert used.length == 0
-    assert host.answers == [Answer(Ending.ANSWERED, pages(5, 6, 7, 4000))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(5, 6, 7, 4000))]
 
 
 def test_nothing_is_discarded(host: Host) -> None:
@@ -98,13 +98,13 @@ def test_several_messages_are_one_answer(host: Host) -> None:
         assert host.answers == []
     host.driver.answer(question, [50, 150])
     expected = pages(range(100), range(1000, 1100), range(2000, 2100), 150)
-    assert host.answers == [Answer(Ending.ANSWERED, expected)]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, expected)]
 
 
 def test_an_answer_may_name_no_page(host: Host) -> None:
     host.driver.answer(host.asked(), bmap_len=64, supplied_bytes=64, start_pfn=0)
     host.driver.answer(host.asked())  # a header alone
-    assert host.answers == [Answer(Ending.ANSWERED, PageRuns())] * 2
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns())] * 2
     assert host.bad_payloads == 0
 
 
@@ -127,7 +127,7 @@ def test_a_question_waits_for_the_buffer(host: Host) -> None:
     host.driver.offer()
     (question,) = host.driver.questions()
     host.driver.answer(question, [9])
-    assert host.answers == [Answer(Ending.ANSWERED, pages(9))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(9))]
 
 
 def test_a_larger_buffer_is_used_from_its_start(host: Host) -> None:
@@ -139,13 +139,13 @@ def test_a_larger_buffer_is_used_from_its_start(host: Host) -> None:
 @pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
 def test_commands_are_answered_by_a_header(host: Host, command: Command) -> None:
     host.driver.answer(host.asked(command))
-    assert host.answers == [Answer(Ending.ANSWERED, PageRuns())]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns())]
 
 
 @pytest.mark.parametrize("command", list(Command))
 def test_a_driver_may_not_know_the_command(host: Host, command: Command) -> None:
     host.driver.answer(host.asked(command), flag=UNSUPPORTED)
-    assert host.answers == [Answer(Ending.UNSUPPORTED, PageRuns())]
+    assert host.answers == [MiscResponse(RequestStatus.UNSUPPORTED, PageRuns())]
     assert host.bad_payloads == 0
 
 
@@ -161,7 +161,7 @@ def test_a_withdrawn_question_is_answered_in_vain(host: Host) -> None:
     assert host.answers == []
     assert host.misc.late_messages == 2
     host.driver.answer(new, [3])
-    assert host.answers == [Answer(Ending.ANSWERED, pages(3))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(3))]
     assert host.bad_payloads == 0
 
 
@@ -179,7 +179,7 @@ def test_a_second_answer_is_late(host: Host) -> None:
     question = host.asked()
     for pfn in (1, 2):
         assert [used.length for used in host.driver.answer(question, [pfn])] == [0]
-    assert host.answers == [Answer(Ending.ANSWERED, pages(1))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(1))]
     assert host.misc.late_messages == 1
 
 
@@ -193,7 +193,7 @@ def test_an_answer_without_a_question(host: Host, req_id: int) -> None:
     host.driver.offer()
     (question,) = host.driver.questions()
     host.driver.answer(question, [7])
-    assert host.answers == [Answer(Ending.ANSWERED, pages(7))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(7))]
 
 
 def test_a_driver_that_offers_its_buffer_before_it_answers(host: Host) -> None:
@@ -201,7 +201,7 @@ def test_a_driver_that_offers_its_buffer_before_it_answers(host: Host) -> None:
     host.driver.offer()
     assert host.driver.questions() == [], "one question at a time"
     host.driver.answer(question, [4])
-    assert host.answers == [Answer(Ending.ANSWERED, pages(4))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(4))]
     host.ask()
     assert len(host.driver.questions()) == 1
 
@@ -234,7 +234,7 @@ def test_a_buffer_both_ways(host: Host) -> None:
     assert [used.length for used in host.driver.used] == [0]
     assert "both a message and room" in host.why
     host.driver.answer(question, [1])
-    assert host.answers == [Answer(Ending.ANSWERED, pages(1))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(1))]
 
 
 # Messages that make no sense spoil the answer.
@@ -265,14 +265,14 @@ def test_a_bad_message_spoils_the_answer(host: Host, why: str, messages_before: 
     (used,) = host.driver.answer(question, [header.get("start_pfn", 0) + 3], **header)
     assert used.length == 0
     (answer,) = host.answers
-    assert answer.ending is Ending.BAD_ANSWER
+    assert answer.ending is RequestStatus.INVALID_RESPONSE
     assert answer.pages == PageRuns()
     assert why in answer.why == host.why
     # What else the driver has to say on it is late, and the next question is another.
     host.driver.answer(question, [11])
     assert host.misc.late_messages == 1
     host.driver.answer(host.asked(), [12])
-    assert host.answers[1:] == [Answer(Ending.ANSWERED, pages(12))]
+    assert host.answers[1:] == [MiscResponse(RequestStatus.ANSWERED, pages(12))]
     assert host.bad_payloads == 1
 
 
@@ -282,7 +282,7 @@ def test_a_message_cut_short(host: Host, message: list[bytes]) -> None:
     assert host.bad_payloads == 1, "and nothing was open"
     host.asked()
     host.driver.send(message or [b""])
-    assert host.answers[0].ending is Ending.BAD_ANSWER
+    assert host.answers[0].ending is RequestStatus.INVALID_RESPONSE
 
 
 def test_a_message_too_long_to_be_read(host: Host) -> None:
@@ -291,7 +291,9 @@ def test_a_message_too_long_to_be_read(host: Host) -> None:
     host.asked()
     (used,) = host.driver.send([bytes(1 << 20), bytes(1 << 20)])
     assert used.length == 0
-    assert host.answers == [Answer(Ending.BAD_ANSWER, PageRuns(), f"a message of {2 << 20} bytes")]
+    assert host.answers == [
+        MiscResponse(RequestStatus.INVALID_RESPONSE, PageRuns(), f"a message of {2 << 20} bytes")
+    ]
 
 
 def test_one_page_outside_ram_spoils_all() -> None:
@@ -300,7 +302,9 @@ def test_one_page_outside_ram_spoils_all() -> None:
     host.driver.answer(host.asked(), [hole - 1, 32 * MIB // PAGE_BYTES])
     assert host.answers[-1].pages.pages == 2, "an answer may span the hole"
     host.driver.answer(host.asked(), range(hole - 5, hole + 1))
-    assert host.answers[-1] == Answer(Ending.BAD_ANSWER, PageRuns(), "1 of 6 pages are not RAM")
+    assert host.answers[-1] == MiscResponse(
+        RequestStatus.INVALID_RESPONSE, PageRuns(), "1 of 6 pages are not RAM"
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_one_page_outside_ram_spoils_all() -> None:
 @pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
 def test_commands_have_one_answer(host: Host, command: Command, header: dict[str, Any]) -> None:
     host.driver.answer(host.asked(command), **header)
-    assert host.answers[0].ending is Ending.BAD_ANSWER
+    assert host.answers[0].ending is RequestStatus.INVALID_RESPONSE
 
 
 def test_an_answer_without_end(host: Host) -> None:
@@ -319,7 +323,11 @@ def test_an_answer_without_end(host: Host) -> None:
     assert host.answers == []
     host.driver.answer(question, [0], flag=CONT)
     assert host.answers == [
-        Answer(Ending.BAD_ANSWER, PageRuns(), f"more than {MAX_MESSAGES} messages in one answer")
+        MiscResponse(
+            RequestStatus.INVALID_RESPONSE,
+            PageRuns(),
+            f"more than {MAX_MESSAGES} messages in one answer",
+        )
     ]
     host.driver.answer(question, [0], flag=DONE)
     assert host.misc.late_messages == 1
@@ -333,7 +341,7 @@ def test_what_is_kept_of_an_answer_is_bounded_by_ram(host: Host) -> None:
     for bits in (even, odd, even):
         host.driver.send([header, bits + bytes((1 << 20) - len(bits))])
     host.driver.answer(question)
-    assert host.answers == [Answer(Ending.ANSWERED, PageRuns([(0, RAM_PAGES)]))]
+    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns([(0, RAM_PAGES)]))]
 
 
 # Resets.
@@ -342,13 +350,13 @@ def test_what_is_kept_of_an_answer_is_bounded_by_ram(host: Host) -> None:
 def test_a_reset_ends_the_question(host: Host) -> None:
     host.asked()
     host.driver.driver.reset()
-    assert host.answers == [Answer(Ending.RESET, PageRuns())]
+    assert host.answers == [MiscResponse(RequestStatus.RESET, PageRuns())]
 
 
 def test_a_reset_ends_a_question_that_waits(host: Host) -> None:
     host.ask()
     host.driver.driver.reset()
-    assert host.answers == [Answer(Ending.RESET, PageRuns())]
+    assert host.answers == [MiscResponse(RequestStatus.RESET, PageRuns())]
 
 
 def test_ids_go_on_after_a_reset(host: Host) -> None:
@@ -361,7 +369,10 @@ def test_ids_go_on_after_a_reset(host: Host) -> None:
     driver.answer(old, [1])
     assert host.misc.late_messages == 1
     driver.answer(new, [2])
-    assert [answer.ending for answer in host.answers] == [Ending.RESET, Ending.ANSWERED]
+    assert [answer.ending for answer in host.answers] == [
+        RequestStatus.RESET,
+        RequestStatus.ANSWERED,
+    ]
 
 
 def test_a_buffer_is_forgotten_with_a_reset(host: Host) -> None:

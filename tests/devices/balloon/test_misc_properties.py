@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP
-from devices.balloon.misc import Answer, Command, Ending
+from devices.balloon.misc import Command, MiscResponse, RequestStatus
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import CONT, DONE, UNSUPPORTED, MiscDriver
 from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam
@@ -88,8 +88,8 @@ others = st.one_of(
     st.tuples(st.just("offer"), mostly(st.sampled_from([16, 40]), 1, 15)),
     st.tuples(st.sampled_from(["withdraw", "reset", "raw"]), st.binary(max_size=31)),
 )
-go_on = st.sampled_from([("offer", 16), ("ask", Command.GET_UNUSED_PAGES)])
-steps = st.lists(st.one_of(messages, messages, messages, go_on, others), min_size=10, max_size=60)
+resume = st.sampled_from([("offer", 16), ("ask", Command.GET_UNUSED_PAGES)])
+steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_size=10, max_size=60)
 
 
 @dataclass
@@ -102,18 +102,18 @@ class Model:
     frames: set[int] = field(default_factory=set)
     given: list[int] = field(default_factory=list)
     """Every id the driver was given."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[MiscResponse] = field(default_factory=list)
     late: int = 0
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: RequestStatus) -> None:
         if self.command is not None:
-            pages = self.frames if ending is Ending.ANSWERED else set()
-            self.answers.append(Answer(ending, PageRuns((pfn, 1) for pfn in pages)))
+            pages = self.frames if ending is RequestStatus.ANSWERED else set()
+            self.answers.append(MiscResponse(ending, PageRuns((pfn, 1) for pfn in pages)))
         self.command, self.id, self.frames = None, None, set()
 
     def spoil(self) -> None:
         if self.id is not None:
-            self.end(Ending.BAD_ANSWER)
+            self.end(RequestStatus.INVALID_RESPONSE)
 
     def hear(self, message: Message, req_id: int) -> None:
         if req_id not in self.given:
@@ -125,14 +125,14 @@ class Model:
         if message.cmd not in (None, self.command):
             return self.spoil()
         if message.flag == UNSUPPORTED:
-            return self.end(Ending.UNSUPPORTED)
+            return self.end(RequestStatus.UNSUPPORTED)
         if self.command is not Command.GET_UNUSED_PAGES:
             done = message.flag == DONE and not message.length
-            return self.end(Ending.ANSWERED) if done else self.spoil()
+            return self.end(RequestStatus.ANSWERED) if done else self.spoil()
         if message.flag not in (CONT, DONE) or frames is None or not frames <= FRAMES:
             return self.spoil()
         self.frames |= frames
-        return self.end(Ending.ANSWERED) if message.flag == DONE else None
+        return self.end(RequestStatus.ANSWERED) if message.flag == DONE else None
 
 
 class Conversation:
@@ -144,7 +144,7 @@ class Conversation:
         self.misc = self.driver.board.balloon.misc
         self.guest = MiscDriver(self.driver)
         self.model = Model()
-        self.answers: list[Answer] = []
+        self.answers: list[MiscResponse] = []
 
     def step(self, step: Any) -> None:
         if isinstance(step, Message):
@@ -197,7 +197,7 @@ class Conversation:
     def reset(self, _: bytes) -> None:
         self.guest = MiscDriver(self.driver.start())
         self.model.held = False
-        self.model.end(Ending.RESET)
+        self.model.end(RequestStatus.RESET)
 
     def note_questions(self) -> None:
         """A question goes out exactly when there is one and a buffer for it."""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
-from devices.balloon.hinting import Ending as HintEnding
-from devices.balloon.misc import Answer, Command, Ending
+from devices.balloon.hinting import HintingResult
+from devices.balloon.misc import Command, MiscResponse, RequestStatus
 from devices.balloon.stats import StatsReport
 from devices.state import Fields, StateError, encode
 from tests.balloon_requests import pfn_array
@@ -231,25 +231,25 @@ def test_the_kept_misc_buffer_asks_on_the_other_side_with_a_new_id() -> None:
     guest.board.balloon.misc.ask(Command.SYNC, lambda answer: None)
     guest.answer()
     board = guest.board = moved(guest.driver)
-    answers: list[Answer] = []
+    answers: list[MiscResponse] = []
     board.balloon.misc.ask(Command.GET_UNUSED_PAGES, answers.append)
     guest.answer()
     assert [question.id for question in guest.asked] == [1, 2]
-    assert [answer.ending for answer in answers] == [Ending.ANSWERED]
+    assert [answer.ending for answer in answers] == [RequestStatus.ANSWERED]
     assert answers[0].pages.pages == len(guest.unused)
 
 
 def test_the_answer_to_a_question_of_the_other_side_is_late() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
-    old: list[Answer] = []
+    old: list[MiscResponse] = []
     guest.board.balloon.misc.ask(Command.GET_UNUSED_PAGES, old.append)
     board = guest.board = moved(guest.driver)
-    new: list[Answer] = []
+    new: list[MiscResponse] = []
     board.balloon.misc.ask(Command.SYNC, new.append)
     guest.answer()  # the old question, and a buffer for the new one
     assert board.balloon.misc.late_messages == 2
     guest.answer()
-    assert [answer.ending for answer in new] == [Ending.ANSWERED]
+    assert [answer.ending for answer in new] == [RequestStatus.ANSWERED]
     assert (old, [question.id for question in guest.asked]) == ([], [1, 2])
 
 
@@ -268,7 +268,7 @@ def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() 
 def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_round: bool) -> None:
     guest = HintGuest()
     guest.endless = open_round
-    endings: list[HintEnding] = []
+    endings: list[HintingResult] = []
     guest.board.balloon.hinting.start(endings.append)
     guest.answer()
     assert guest.held
@@ -282,7 +282,7 @@ def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_ro
     guest.endless = False
     board.balloon.hinting.start(endings.append)
     guest.answer()
-    assert endings[-1] is HintEnding.COMPLETE
+    assert endings[-1] is HintingResult.COMPLETE
     assert guest.rounds == 2
 
 

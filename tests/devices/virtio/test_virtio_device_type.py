@@ -8,7 +8,7 @@ from devices.registers import RegisterTable
 from devices.state import Fields, Payload, Restore
 from devices.virtio import features
 from devices.virtio.device import VirtioDevice
-from devices.virtio.queue import QueueSpec, check_held, save_held
+from devices.virtio.queue import QueueSpec, check_in_flight, save_in_flight
 from devices.virtio.saved import SavedDevice, check_device, save_device
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
@@ -47,10 +47,10 @@ class Echo(VirtioDevice):
         return {}
 
     def save_own_state(self) -> Payload:
-        return {"kept": save_held(self.kept[-1] if self.kept else None)}
+        return {"kept": save_in_flight(self.kept[-1] if self.kept else None)}
 
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
-        kept = check_held(state, "kept", saved.queues[0].ring)
+        kept = check_in_flight(state, "kept", saved.queues[0].ring)
         return lambda: self.kept.extend([kept] if kept else [])
 
     def on_queue_reset(self, queue: int) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from pyvmm.balloon.statistics import BalloonStats, NoStats, TimedReport
+from pyvmm.balloon.statistics import BalloonStatistics, StatisticsUnavailable, TimedReport
 from tests.stats_guest import FREE, StatsGuest
 from tests.virtio_driver import DEFLATE, INFLATE, VERSION_1
 
 LONG_S = 600.0
 """No test waits that long."""
-Scenario = Callable[[StatsGuest, BalloonStats], Coroutine[Any, Any, None]]
+Scenario = Callable[[StatsGuest, BalloonStatistics], Coroutine[Any, Any, None]]
 
 
 def run(scenario: Scenario) -> None:
@@ -30,7 +30,7 @@ def run(scenario: Scenario) -> None:
         def soon(callback: Callable[[], None]) -> None:
             loop.call_soon(callback)
 
-        stats = BalloonStats(guest.board.balloon, threading.Lock(), soon)
+        stats = BalloonStatistics(guest.board.balloon, threading.Lock(), soon)
         try:
             await asyncio.wait_for(scenario(guest, stats), 30)
         finally:
@@ -45,7 +45,7 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def asked(stats: BalloonStats, count: int = 1) -> list[asyncio.Task[TimedReport]]:
+async def asked(stats: BalloonStatistics, count: int = 1) -> list[asyncio.Task[TimedReport]]:
     """Tasks waiting for fresh statistics, their questions put if that is possible."""
     tasks = [asyncio.create_task(stats.fresh(LONG_S)) for _ in range(count)]
     await turns()
@@ -61,7 +61,7 @@ async def in_time(waiting: Awaitable[TimedReport]) -> int | None:
 
 
 def test_the_first_report_is_the_last_one() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         assert stats.last is None
         guest.start()
         await turns()
@@ -73,7 +73,7 @@ def test_the_first_report_is_the_last_one() -> None:
 
 
 def test_fresh_is_measured_after_the_call() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         await turns()
         [task] = await asked(stats)
@@ -90,7 +90,7 @@ def test_fresh_is_measured_after_the_call() -> None:
 def test_a_report_already_on_its_way_is_not_fresh() -> None:
     """Measured before the second question, arriving after it: only the first waiter may have it."""
 
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         [first] = await asked(stats)
         guest.statistics[FREE] = 1  # what the driver measures for the first question
@@ -110,7 +110,7 @@ def test_a_report_already_on_its_way_is_not_fresh() -> None:
 def test_a_report_not_looked_at_yet_is_not_fresh() -> None:
     """It has reached the device, but this module hears of it in a later turn."""
 
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         [first] = await asked(stats)
         guest.statistics[FREE] = 1
@@ -127,7 +127,7 @@ def test_a_report_not_looked_at_yet_is_not_fresh() -> None:
 
 
 def test_one_question_serves_all_who_waited_for_it() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         await asked(stats)
         waiting = await asked(stats, 10)
@@ -144,7 +144,7 @@ def test_one_question_serves_all_who_waited_for_it() -> None:
 
 
 def test_waiting_begins_before_the_driver_does() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         [task] = await asked(stats)
         guest.statistics[FREE] = 1
         guest.start()
@@ -159,7 +159,7 @@ def test_waiting_begins_before_the_driver_does() -> None:
 
 @pytest.mark.parametrize("buffer_is_with_the_driver", [True, False])
 def test_a_reset_meanwhile(buffer_is_with_the_driver: bool) -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         earlier = await asked(stats) if buffer_is_with_the_driver else []
         [task] = await asked(stats)
@@ -180,12 +180,14 @@ def test_a_reset_meanwhile(buffer_is_with_the_driver: bool) -> None:
 
 
 def test_no_answer_in_time() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         await turns()
         before = stats.last
         for _ in range(3):
-            with pytest.raises(NoStats, match=r"not reported statistics within 0\.01 s"):
+            with pytest.raises(
+                StatisticsUnavailable, match=r"not reported statistics within 0\.01 s"
+            ):
                 await stats.fresh(0.01)
         assert stats.last is before
         # The answer comes late: it is kept as the last one, and new waiters get a newer one.
@@ -204,24 +206,24 @@ def test_no_answer_in_time() -> None:
 
 
 def test_no_driver_in_time() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
-        with pytest.raises(NoStats, match="no balloon driver has started"):
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
+        with pytest.raises(StatisticsUnavailable, match="no balloon driver has started"):
             await stats.fresh(0)
 
     run(scenario)
 
 
 def test_a_driver_without_statistics_is_not_waited_for() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.driver.start(wanted=VERSION_1, queues=[INFLATE, DEFLATE])
-        with pytest.raises(NoStats, match="does not report statistics"):
+        with pytest.raises(StatisticsUnavailable, match="does not report statistics"):
             await stats.fresh(LONG_S)
 
     run(scenario)
 
 
 def test_a_bad_answer_is_no_answer_and_does_not_stop_the_next() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         [first] = await asked(stats)
         guest.answer(b"nonsense!!!")
@@ -235,7 +237,7 @@ def test_a_bad_answer_is_no_answer_and_does_not_stop_the_next() -> None:
 
 
 def test_who_gives_up_waiting_disturbs_nobody() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         first, second = await asked(stats, 2)
         first.cancel()
@@ -250,15 +252,15 @@ def test_who_gives_up_waiting_disturbs_nobody() -> None:
 
 
 def test_the_end_of_the_guest_ends_all_waiting() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         waiting = await asked(stats, 2)
         stats.set_polling_interval(1)
         stats.close()
         for task in waiting:
-            with pytest.raises(NoStats, match="has ended"):
+            with pytest.raises(StatisticsUnavailable, match="has ended"):
                 await task
-        with pytest.raises(NoStats, match="has ended"):
+        with pytest.raises(StatisticsUnavailable, match="has ended"):
             await stats.fresh(LONG_S)
         stats.set_polling_interval(2)
 
@@ -277,7 +279,7 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
         timers.append((delay_s, callback))
         return Timer()
 
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
         stats.set_polling_interval(10)
         assert stats.polling_interval_s == 10
@@ -306,7 +308,7 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_polling_a_guest_that_is_slow_asks_once() -> None:
-    async def scenario(guest: StatsGuest, stats: BalloonStats) -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         for interval_s in range(1, 50):
             stats.set_polling_interval(interval_s)

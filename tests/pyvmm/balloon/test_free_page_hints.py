@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from pyvmm.balloon.free_page_hints import FreePageHints
-from pyvmm.balloon.guest_requests import GuestEnded, GuestPaused, GuestReset, NoAnswer, NobodyToAsk
+from pyvmm.balloon.guest_requests import (
+    DriverUnavailable,
+    GuestEnded,
+    GuestPaused,
+    GuestReset,
+    RequestTimeout,
+)
 from pyvmm.qmp.commands import execute
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.units import MIB
@@ -58,7 +64,7 @@ def test_hints_are_held_for_the_block() -> None:
 def test_holders_take_turns() -> None:
     async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         async with hints.held(LONG_S):
-            with pytest.raises(NoAnswer, match="somebody else"):
+            with pytest.raises(RequestTimeout, match="somebody else"):
                 async with hints.held(SOON_S):
                     pytest.fail("held twice")
             assert guest.held, "and the first still holds them"
@@ -110,7 +116,7 @@ def test_a_guest_that_goes_away(error: type[Exception]) -> None:
         with pytest.raises(error):
             async with hints.held(LONG_S):
                 pytest.fail("it gave all its hints")
-        with pytest.raises(NobodyToAsk if error is GuestReset else GuestEnded):
+        with pytest.raises(DriverUnavailable if error is GuestReset else GuestEnded):
             async with hints.held(LONG_S):
                 pytest.fail("nobody is there")
 

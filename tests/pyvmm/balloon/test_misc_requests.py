@@ -15,15 +15,15 @@ import pytest
 
 from devices.balloon.features import MISC_VQ
 from pyvmm.balloon.guest_requests import (
-    BadAnswer,
+    DriverUnavailable,
     GuestEnded,
     GuestPaused,
     GuestReset,
-    NoAnswer,
-    NobodyToAsk,
-    UnknownToGuest,
+    InvalidResponse,
+    RequestTimeout,
+    RequestUnsupported,
 )
-from pyvmm.balloon.misc_requests import BalloonQuestions
+from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
@@ -33,7 +33,7 @@ from tests.virtio_driver import ALL_FEATURES
 SOON_S = 0.05
 LONG_S = 20.0
 
-Scenario = Callable[[InMemoryMachine, MiscGuest, BalloonQuestions], Coroutine[Any, Any, None]]
+Scenario = Callable[[InMemoryMachine, MiscGuest, MiscRequests], Coroutine[Any, Any, None]]
 
 
 def play(scenario: Scenario) -> None:
@@ -41,7 +41,7 @@ def play(scenario: Scenario) -> None:
 
     async def main() -> None:
         machine = InMemoryMachine(64 * MIB)
-        questions = machine.balloon_questions
+        questions = machine.misc_requests
         await asyncio.wait_for(scenario(machine, machine.misc_guest, questions), 60)
 
     asyncio.run(main())
@@ -61,7 +61,7 @@ async def asked(guest: MiscGuest) -> Question:
 
 
 def test_unused_pages_are_what_the_guest_says() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         guest.unused = {7, 8, 9, 4000}
         assert await ask.unused_pages(LONG_S) == PageRuns([(7, 3), (4000, 1)])
         guest.unused.clear()
@@ -71,7 +71,7 @@ def test_unused_pages_are_what_the_guest_says() -> None:
 
 
 def test_caches_are_dropped_once_they_are_clean() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
         await ask.drop_caches(LONG_S)
         assert await ask.unused_pages(LONG_S) == PageRuns([(1, 2)])
@@ -85,7 +85,7 @@ def test_caches_are_dropped_once_they_are_clean() -> None:
 
 
 def test_callers_take_turns() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
         done: list[int] = []
 
@@ -110,18 +110,18 @@ def test_callers_take_turns() -> None:
 
 
 def test_a_guest_that_never_answers() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
-        with pytest.raises(NoAnswer, match=r"not answered within 0\.05 s"):
+        with pytest.raises(RequestTimeout, match=r"not answered within 0\.05 s"):
             await ask.unused_pages(SOON_S)
 
     play(scenario)
 
 
 def test_a_late_answer_is_not_that_of_the_next_question() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await ask.unused_pages(SOON_S)
         old = await asked(guest)
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
@@ -141,10 +141,10 @@ def test_a_late_answer_is_not_that_of_the_next_question() -> None:
 def test_a_guest_that_lost_its_buffer_is_not_asked() -> None:
     """Time-outs one after the other; what was withdrawn never goes out."""
 
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
         for _ in range(3):
-            with pytest.raises(NoAnswer):
+            with pytest.raises(RequestTimeout):
                 await ask.drop_caches(SOON_S)
         assert await asked(guest) == Question(DROP_CACHE, 1)
         guest.misc.offer()
@@ -159,11 +159,11 @@ def test_a_guest_that_lost_its_buffer_is_not_asked() -> None:
 
 
 def test_the_wait_for_the_turn_counts() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
         first = asyncio.create_task(ask.unused_pages(LONG_S))
         question = await asked(guest)
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await ask.unused_pages(SOON_S)
         guest.misc.answer(question, [5])
         assert await first == PageRuns([(5, 1)])
@@ -172,7 +172,7 @@ def test_the_wait_for_the_turn_counts() -> None:
 
 
 def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
         gone = asyncio.create_task(ask.unused_pages(LONG_S))
         old = await asked(guest)
@@ -192,7 +192,7 @@ def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
 
 
 def test_a_paused_guest_is_not_asked() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         machine.pause()
         with pytest.raises(GuestPaused, match="is paused"):
             await ask.unused_pages(LONG_S)
@@ -204,7 +204,7 @@ def test_a_paused_guest_is_not_asked() -> None:
 
 
 def test_a_guest_paused_meanwhile() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         waiting = asyncio.create_task(ask.unused_pages(SOON_S))
         await asyncio.sleep(0)
         machine.pause()
@@ -223,12 +223,12 @@ def test_a_guest_paused_meanwhile() -> None:
 
 
 def test_a_driver_that_takes_no_questions() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         guest.driver.reset()
-        with pytest.raises(NobodyToAsk, match="MISC_VQ"):
+        with pytest.raises(DriverUnavailable, match="MISC_VQ"):
             await ask.unused_pages(LONG_S)
         guest.start(wanted=ALL_FEATURES & ~MISC_VQ)
-        with pytest.raises(NobodyToAsk):
+        with pytest.raises(DriverUnavailable):
             await ask.unused_pages(LONG_S)
         guest.start()
         assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
@@ -237,10 +237,10 @@ def test_a_driver_that_takes_no_questions() -> None:
 
 
 def test_a_driver_that_does_not_know_the_question() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         guest.knows = {GET_UNUSED_PAGES}
         for question in (ask.drop_caches, ask.sync_filesystems):
-            with pytest.raises(UnknownToGuest, match="does not know"):
+            with pytest.raises(RequestUnsupported, match="does not know"):
                 await question(LONG_S)
         assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
 
@@ -248,23 +248,23 @@ def test_a_driver_that_does_not_know_the_question() -> None:
 
 
 def test_a_driver_that_answers_nonsense() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         guest.unused.add(64 * MIB // 4096)
-        with pytest.raises(BadAnswer, match=r"1 of \d+ pages are not RAM"):
+        with pytest.raises(InvalidResponse, match=r"1 of \d+ pages are not RAM"):
             await ask.unused_pages(LONG_S)
 
     play(scenario)
 
 
 def test_a_driver_that_is_reset_on_a_vcpu_thread() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, __: BalloonQuestions) -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, __: MiscRequests) -> None:
         silence(guest)
         loop, lock = asyncio.get_running_loop(), threading.Lock()
 
         def soon(callback: Callable[..., None], *args: object) -> None:
             loop.call_soon_threadsafe(callback, *args)
 
-        ask = BalloonQuestions(guest.board.balloon, lock, soon, lambda: False)
+        ask = MiscRequests(guest.board.balloon, lock, soon, lambda: False)
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
         await asked(guest)
 
@@ -280,7 +280,7 @@ def test_a_driver_that_is_reset_on_a_vcpu_thread() -> None:
 
 
 def test_a_guest_that_ends() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: BalloonQuestions) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
         callers = [asyncio.create_task(ask.unused_pages(LONG_S)) for _ in range(3)]
         await asked(guest)

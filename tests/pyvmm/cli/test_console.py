@@ -27,7 +27,7 @@ from pyvmm.cli.console.terminal import (
     EscapeFilter,
     Terminal,
 )
-from pyvmm.cli.console.writer import MAX_UNWRITTEN_BYTES, OutputPump
+from pyvmm.cli.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
 
 ROOT = Path(__file__).parents[3]
 QUIT, HELP = Action.QUIT, Action.HELP
@@ -306,7 +306,7 @@ def test_the_end_of_input_is_no_event(source: str, null: int) -> None:
 def test_output_to_a_file_is_complete_at_close(tmp_path: Path) -> None:
     text = os.urandom(300_000)
     with (tmp_path / "output").open("wb") as file:
-        pump = OutputPump(file.fileno(), pytest.fail)
+        pump = ConsoleWriter(file.fileno(), pytest.fail)
         for at in range(0, len(text), 7):
             pump.queue.put(text[at : at + 7])
         pump.close()
@@ -318,7 +318,7 @@ def test_output_waits_for_its_reader(nonblocking: bool) -> None:
     text = os.urandom(1_000_000)
     reader, writer = os.pipe()
     os.set_blocking(writer, not nonblocking)
-    pump = OutputPump(writer, pytest.fail)
+    pump = ConsoleWriter(writer, pytest.fail)
     pump.queue.put(text)
     got = bytearray()
     while len(got) < len(text):
@@ -334,7 +334,7 @@ def test_throttle_holds_up_only_who_writes_faster_than_is_read(
 ) -> None:
     monkeypatch.setattr(output_pump, "THROTTLE_S", 20.0)
     reader, writer = os.pipe()
-    pump = OutputPump(writer, pytest.fail)
+    pump = ConsoleWriter(writer, pytest.fail)
     pump.queue.put(b"x")
     pump.throttle()  # at once
     held_up = threading.Thread(target=pump.throttle)
@@ -359,7 +359,7 @@ def test_throttle_lets_go_by_itself_and_close_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr(output_pump, "THROTTLE_S", 0.01)
     reader, writer = os.pipe()
-    pump = OutputPump(writer, lambda: None)
+    pump = ConsoleWriter(writer, lambda: None)
     for _ in range(100):
         pump.queue.put(b"x" * 10_000)
         pump.throttle()

@@ -17,7 +17,7 @@ import pytest
 
 from pyvmm.cli.migrate import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
-from tests.migration_guest import NewHome
+from tests.migration_guest import FakeTarget
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
@@ -43,7 +43,7 @@ def machine(tmp_path: Path) -> Iterator[InMemoryMachine]:
 
 def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryMachine) -> None:
     """Paths are the person's, whatever the directory of the guest's process."""
-    home = NewHome()
+    home = FakeTarget()
     destination = Destination(tmp_path / "m", home)
     done = migrate("unix:m", "--qmp", "unix:qmp", cwd=tmp_path)
     destination.join()
@@ -58,7 +58,7 @@ def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryM
 
 
 def test_the_process_may_stay(tmp_path: Path, machine: InMemoryMachine) -> None:
-    destination = Destination(tmp_path / "m", NewHome())
+    destination = Destination(tmp_path / "m", FakeTarget())
     done = migrate(
         *(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", "--keep", "--no-unused"),
         *("--downtime-limit", 50, "--max-bandwidth", "1G", "--auto-converge"),
@@ -93,7 +93,7 @@ def test_the_destination_gives_up(tmp_path: Path, machine: InMemoryMachine) -> N
     def fail() -> None:
         raise MigrationError("it has no room")
 
-    destination = Destination(tmp_path / "m", NewHome(on_restore=fail))
+    destination = Destination(tmp_path / "m", FakeTarget(on_restore=fail))
     done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     destination.join()
     assert (done.returncode, machine.status) == (1, "running")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pyvmm.memory.ram import Ram
-from pyvmm.qmp.session import Session
+from pyvmm.qmp.session import QmpSession
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.parts import KINDS
@@ -45,13 +45,13 @@ def restored(path: Path) -> tuple[SnapshotFile, Ram]:
     return snapshot, ram
 
 
-async def execute(session: Session, command: str, **arguments: Any) -> Any:
+async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
     reply = session.answer({"execute": command, "arguments": arguments})
     reply = await reply if isawaitable(reply) else reply
     return reply.get("return", reply)
 
 
-async def finished(session: Session) -> Any:
+async def finished(session: QmpSession) -> Any:
     async with asyncio.timeout(30):
         while (answer := await execute(session, "query-snapshot"))["status"] == "active":
             await asyncio.sleep(0.01)
@@ -62,7 +62,7 @@ def take(machine: InMemoryMachine, path: Path, **options: Any) -> Any:
     """What query-snapshot says in the end."""
 
     async def main() -> Any:
-        session = Session(machine)
+        session = QmpSession(machine)
         await execute(session, "qmp_capabilities")
         begun = await execute(session, "snapshot-to-file", path=str(path), **options)
         return begun or await finished(session)
@@ -90,7 +90,7 @@ def test_what_is_needed_is_in_the_file(tmp_path: Path) -> None:
 
 def test_before_the_first_there_is_none() -> None:
     async def main() -> Any:
-        session = Session(InMemoryMachine(64 * MIB))
+        session = QmpSession(InMemoryMachine(64 * MIB))
         await execute(session, "qmp_capabilities")
         return await execute(session, "query-snapshot")
 
@@ -158,7 +158,7 @@ def test_meanwhile_there_is_no_other_and_no_going_on(tmp_path: Path) -> None:
     machine = machine_with_pages()
 
     async def main() -> None:
-        session = Session(machine)
+        session = QmpSession(machine)
         await execute(session, "qmp_capabilities")
         path = str(tmp_path / "s")
         assert await execute(session, "snapshot-to-file", path=path) == {}
@@ -177,7 +177,7 @@ def test_the_end_of_the_machine_ends_it(tmp_path: Path) -> None:
     machine.misc_guest.answer = lambda: None  # type: ignore[method-assign]
 
     async def main() -> None:
-        session = Session(machine)
+        session = QmpSession(machine)
         await execute(session, "qmp_capabilities")
         await execute(session, "snapshot-to-file", path=str(tmp_path / "s"))
         await asyncio.sleep(0.05)
@@ -197,20 +197,20 @@ def test_who_copies_when_the_machine_ends_has_its_file_to_the_end(
 ) -> None:
     """Its descriptor may be another file's by then."""
     machine = machine_with_pages()
-    copying, go_on = threading.Event(), threading.Event()
+    copying, resume = threading.Event(), threading.Event()
     stored: list[int] = []
     store = SnapshotWriter.store
 
     def slow(file: SnapshotWriter, number: int, changed: int, full: int) -> None:
         copying.set()
-        assert go_on.wait(10)
+        assert resume.wait(10)
         store(file, number, changed, full)
         stored.append(number)
 
     monkeypatch.setattr(SnapshotWriter, "store", slow)
 
     async def main() -> None:
-        session = Session(machine)
+        session = QmpSession(machine)
         await execute(session, "qmp_capabilities")
         await execute(session, "snapshot-to-file", path=str(tmp_path / "s"))
         while not copying.is_set():
@@ -219,7 +219,7 @@ def test_who_copies_when_the_machine_ends_has_its_file_to_the_end(
         end = asyncio.create_task(machine.snapshots.end())
         await asyncio.sleep(0.05)
         assert len(os.listdir(tmp_path)) == 1
-        go_on.set()
+        resume.set()
         await end
         assert machine.snapshots.status.error == "the guest has ended"
 
@@ -239,7 +239,7 @@ def test_who_copies_when_the_machine_ends_has_its_file_to_the_end(
 )
 def test_arguments_that_make_no_sense(arguments: dict[str, Any], desc: str) -> None:
     async def main() -> str:
-        session = Session(InMemoryMachine(64 * MIB))
+        session = QmpSession(InMemoryMachine(64 * MIB))
         await execute(session, "qmp_capabilities")
         reply = await execute(session, "snapshot-to-file", **arguments)
         return str(reply["error"]["desc"])

@@ -290,13 +290,13 @@ def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session, "PING_SECONDS", 0.2)
     monkeypatch.setattr(session, "PINGS", 5)
-    start = session.Session._start
+    start = session.LabSession._start
 
-    def start_and_hang(self: session.Session, *args: object) -> None:
+    def start_and_hang(self: session.LabSession, *args: object) -> None:
         start(self, *args)  # type: ignore[arg-type]
         self._lab.monitor.execute("stop")
 
-    monkeypatch.setattr(session.Session, "_start", start_and_hang)
+    monkeypatch.setattr(session.LabSession, "_start", start_and_hang)
     with pytest.raises(LabError, match=r"stopped answering \(CPU#0; RIP="):
         run_in_lab(["sleep", "1000"], memory_mib=4096)
 

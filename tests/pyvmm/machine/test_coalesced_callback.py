@@ -5,14 +5,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from pyvmm.machine.coalesced_callback import Coalesced
+from pyvmm.machine.coalesced_callback import CoalescedCallback
 
 
 def test_many_calls_are_one() -> None:
     waiting: list[Callable[[], None]] = []
     seen: list[int] = []
     value = 0
-    changed = Coalesced(lambda: seen.append(value), waiting.append)
+    changed = CoalescedCallback(lambda: seen.append(value), waiting.append)
     for _ in range(100_000):
         value += 1
         changed()
@@ -32,7 +32,7 @@ def test_a_call_from_the_callback_is_another() -> None:
         rounds += 1
         changed()
 
-    changed = Coalesced(again, waiting.append)
+    changed = CoalescedCallback(again, waiting.append)
     changed()
     for _ in range(3):
         waiting.pop()()
@@ -51,7 +51,7 @@ def test_no_news_are_lost_between_threads() -> None:
         def soon(callback: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(callback)
 
-        changed = Coalesced(lambda: seen.append(count), soon)
+        changed = CoalescedCallback(lambda: seen.append(count), soon)
 
         def guest() -> None:
             nonlocal count

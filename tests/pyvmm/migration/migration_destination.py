@@ -6,16 +6,16 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from pyvmm.migration.destination import Arrival
+from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
-from tests.migration_guest import NewHome
+from tests.migration_guest import FakeTarget
 
 
 class Destination(threading.Thread):
     """Waits at `path`; `error` is why no guest has arrived."""
 
-    def __init__(self, path: Path, home: NewHome) -> None:
+    def __init__(self, path: Path, home: FakeTarget) -> None:
         super().__init__()
         self._listener = MigrationListener(UnixAddress(path), Security())
         self._home = home
@@ -25,7 +25,7 @@ class Destination(threading.Thread):
     def run(self) -> None:
         link = self._listener.accept()
         try:
-            Arrival(self._home, link).run()
+            DestinationMigration(self._home, link).run()
         except MigrationError as error:
             self.error = error
         link.close()

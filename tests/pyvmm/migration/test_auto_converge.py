@@ -11,12 +11,12 @@ import pytest
 from pyvmm.migration import auto_converge as converging
 from pyvmm.migration.errors import Cancelled, MigrationError
 from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.source import MIN_ROUND_S, Precopy
+from pyvmm.migration.source import MIN_ROUND_S, SourceMigration
 from tests.migration_guest import (
     MIB,
     PAGE,
     Act,
-    NewHome,
+    FakeTarget,
     Story,
     WritingGuest,
     config_of,
@@ -65,8 +65,8 @@ def test_what_the_rest_would_take_is_known_while_it_is_sent() -> None:
     assert progress.expected_downtime_s == 0.0
 
 
-def cancel_when(due: Callable[[Progress], bool]) -> Callable[[Precopy, Story], None]:
-    def watch(precopy: Precopy, story: Story) -> None:
+def cancel_when(due: Callable[[Progress], bool]) -> Callable[[SourceMigration, Story], None]:
+    def watch(precopy: SourceMigration, story: Story) -> None:
         if due(story.progress):
             precopy.cancel()
 
@@ -80,7 +80,7 @@ def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_periods")
 def test_it_goes_on_for_ever_and_can_be_cancelled() -> None:
-    guest, home = BusyGuest(), NewHome()
+    guest, home = BusyGuest(), FakeTarget()
     watch = cancel_when(lambda progress: progress.rounds == 8)
     story = migrate(guest, home, SETTINGS, watch=watch)
     assert isinstance(story.source_error, Cancelled)
@@ -92,7 +92,7 @@ def test_it_goes_on_for_ever_and_can_be_cancelled() -> None:
 
 @pytest.mark.usefixtures("short_periods")
 def test_it_converges_when_it_is_slowed_down() -> None:
-    guest, home = BusyGuest(), NewHome()
+    guest, home = BusyGuest(), FakeTarget()
     story = migrate(guest, home, Settings(**{**vars(SETTINGS), "auto_converge": True}))
     assert (story.source_error, story.target_error) == (None, None)
     assert home.runs
@@ -114,7 +114,7 @@ def test_it_is_as_fast_as_before_when_it_stays(how: str) -> None:
 
     cancel = cancel_when(lambda progress: how == "cancelled" and progress.throttle_percentage > 0)
     guest = BusyGuest()
-    home = NewHome(refuse if how == "refused" else lambda: None)
+    home = FakeTarget(refuse if how == "refused" else lambda: None)
     spoil = cut_at(8 * MIB) if how == "cut" else untouched
     story = migrate(guest, home, settings, watch=cancel, spoil_source=spoil)
     assert isinstance(story.source_error, MigrationError)
@@ -126,10 +126,10 @@ def test_it_is_as_fast_as_before_when_it_stays(how: str) -> None:
 
 def test_short_rounds_leave_the_host_its_processors() -> None:
     """One page changes all the time, and no downtime at all is allowed."""
-    guest, home = WritingGuest(config_of(64)), NewHome()
+    guest, home = WritingGuest(config_of(64)), FakeTarget()
     begin = time.monotonic()
 
-    def watch(precopy: Precopy, story: Story) -> None:
+    def watch(precopy: SourceMigration, story: Story) -> None:
         guest.do([Act(7, 1)])
         if time.monotonic() - begin > 10 * MIN_ROUND_S:
             precopy.cancel()
@@ -141,10 +141,13 @@ def test_short_rounds_leave_the_host_its_processors() -> None:
 
 def test_the_bandwidth_may_be_raised_within_a_round() -> None:
     """What would have taken a minute takes the rest of the time that it was slow."""
-    guest, home = WritingGuest(config_of(64), [Act(pfn, 1) for pfn in range(16 * 256)]), NewHome()
+    guest, home = (
+        WritingGuest(config_of(64), [Act(pfn, 1) for pfn in range(16 * 256)]),
+        FakeTarget(),
+    )
     begin = time.monotonic()
 
-    def watch(precopy: Precopy, story: Story) -> None:
+    def watch(precopy: SourceMigration, story: Story) -> None:
         if story.progress.sent_bytes > 0:
             precopy.settings = Settings()
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.migration import source as precopy
-from pyvmm.migration.errors import Cancelled, HandoverUnknown, MigrationError
+from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.progress import Settings
-from pyvmm.migration.source import Precopy
+from pyvmm.migration.source import SourceMigration
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import (
@@ -22,7 +22,7 @@ from tests.migration_guest import (
     PAGE,
     PARTS,
     Act,
-    NewHome,
+    FakeTarget,
     Story,
     WritingGuest,
     check_memory,
@@ -45,7 +45,7 @@ def rounds_without_a_rest() -> Iterator[None]:
 @settings(max_examples=150, deadline=None)
 @given(guests(), st.sampled_from([0.0, 0.3]))
 def test_memory_arrives(guest: WritingGuest, downtime_limit_s: float) -> None:
-    home = NewHome()
+    home = FakeTarget()
     story = migrate(guest, home, Settings(downtime_limit_s=downtime_limit_s))
     assert (story.source_error, story.target_error) == (None, None)
     assert home.runs is True
@@ -55,9 +55,9 @@ def test_memory_arrives(guest: WritingGuest, downtime_limit_s: float) -> None:
     assert story.progress.remaining_pages == 0
 
 
-def check_one_side(guest: WritingGuest, home: NewHome, story: Story) -> None:
+def check_one_side(guest: WritingGuest, home: FakeTarget, story: Story) -> None:
     """One side has the guest, and the source knows which unless the commit was not answered."""
-    if isinstance(story.source_error, HandoverUnknown):
+    if isinstance(story.source_error, SwitchoverUnconfirmed):
         assert not guest.running
     elif story.source_error is None:
         assert not guest.running
@@ -74,7 +74,7 @@ def check_one_side(guest: WritingGuest, home: NewHome, story: Story) -> None:
 
 def lengths() -> tuple[int, int]:
     """How many bytes an undisturbed migration of `ten_pages` takes, in either direction."""
-    story = migrate(ten_pages(), NewHome())
+    story = migrate(ten_pages(), FakeTarget())
     assert story.source_error is None
     return story.sent_bytes, story.replied_bytes
 
@@ -89,7 +89,7 @@ SENT, REPLIED = lengths()
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.integers(0, SENT), st.integers(SENT - 200, SENT)))
 def test_the_source_is_cut_off(place: int) -> None:
-    guest, home = ten_pages(), NewHome()
+    guest, home = ten_pages(), FakeTarget()
     story = migrate(guest, home, spoil_source=cut_at(place))
     check_one_side(guest, home, story)
 
@@ -97,7 +97,7 @@ def test_the_source_is_cut_off(place: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, REPLIED))
 def test_the_destination_is_cut_off(place: int) -> None:
-    guest, home = ten_pages(), NewHome()
+    guest, home = ten_pages(), FakeTarget()
     story = migrate(guest, home, spoil_target=cut_at(place))
     check_one_side(guest, home, story)
 
@@ -105,7 +105,7 @@ def test_the_destination_is_cut_off(place: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.integers(0, SENT - 1), st.integers(SENT - 200, SENT - 1)), st.integers(0, 7))
 def test_a_bit_is_flipped_on_the_way(place: int, bit: int) -> None:
-    guest, home = ten_pages(), NewHome()
+    guest, home = ten_pages(), FakeTarget()
     story = migrate(guest, home, spoil_source=flip_at(place, bit))
     check_one_side(guest, home, story)
     assert guest.running, "the destination has noticed, and has said so"
@@ -114,7 +114,7 @@ def test_a_bit_is_flipped_on_the_way(place: int, bit: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, REPLIED - 1), st.integers(0, 7))
 def test_a_bit_of_a_reply_is_flipped(place: int, bit: int) -> None:
-    guest, home = ten_pages(), NewHome()
+    guest, home = ten_pages(), FakeTarget()
     story = migrate(guest, home, spoil_target=flip_at(place, bit))
     check_one_side(guest, home, story)
     assert story.source_error is not None
@@ -126,12 +126,12 @@ def test_it_is_cancelled(message: int) -> None:
     """Before any message; nothing that was sent before counts."""
     countdown = [message]
 
-    def watch(precopy: Precopy, story: Story) -> None:
+    def watch(precopy: SourceMigration, story: Story) -> None:
         countdown[0] -= 1
         if countdown[0] == -1:
             countdown.append(precopy.cancel())
 
-    guest, home = ten_pages(), NewHome()
+    guest, home = ten_pages(), FakeTarget()
     story = migrate(guest, home, watch=watch)
     check_one_side(guest, home, story)
     if countdown[1:] == [True]:
@@ -142,8 +142,8 @@ def test_it_is_cancelled(message: int) -> None:
 
 
 def test_the_same_guest_may_try_again() -> None:
-    guest, home = ten_pages(), NewHome()
-    story = migrate(guest, NewHome(), spoil_source=cut_at(SENT // 2))
+    guest, home = ten_pages(), FakeTarget()
+    story = migrate(guest, FakeTarget(), spoil_source=cut_at(SENT // 2))
     assert guest.running, story
     story = migrate(guest, home)
     assert story.source_error is None
@@ -156,7 +156,7 @@ def test_ram_above_the_hole() -> None:
     low_end = (3 << 30) // PAGE
     places = [0, low_end - 1, high, high + 255]
     guest = WritingGuest(config, [Act(pfn, 3) for pfn in places], [Act(high + 1, 4)])
-    home = NewHome()
+    home = FakeTarget()
     assert migrate(guest, home).source_error is None
     assert home.ram is not None
     for pfn in [*places, high + 1]:
@@ -167,7 +167,7 @@ def test_ram_above_the_hole() -> None:
 def test_what_is_empty_or_unused_is_not_sent(manual: bool) -> None:
     before = [Act(pfn, 5) for pfn in range(1000)] + [Act(pfn, 0) for pfn in range(1000, 2000)]
     guest = WritingGuest(CONFIG, before, unused=range(10, 900), manual=manual)
-    home = NewHome()
+    home = FakeTarget()
     progress = migrate(guest, home).progress
     assert (progress.skipped_pages, progress.full_pages, progress.zero_pages) == (890, 110, 1000)
     assert progress.sent_bytes < 120 * PAGE
@@ -181,11 +181,11 @@ def test_what_has_become_empty_is_freed_at_the_destination(value: int) -> None:
     """Given to the balloon, which no KVM logs, or zeroed."""
     pfns = range(0, 9000, 2)
 
-    def watch(precopy: Precopy, story: Story) -> None:
+    def watch(precopy: SourceMigration, story: Story) -> None:
         if story.progress.rounds == 0 and story.progress.full_pages == len(pfns):
             guest.do(Act(pfn, value) for pfn in pfns)
 
-    guest, home = WritingGuest(CONFIG, [Act(pfn, 5) for pfn in pfns]), NewHome()
+    guest, home = WritingGuest(CONFIG, [Act(pfn, 5) for pfn in pfns]), FakeTarget()
     story = migrate(guest, home, watch=watch)
     assert story.source_error is None
     assert home.ram is not None
@@ -195,6 +195,6 @@ def test_what_has_become_empty_is_freed_at_the_destination(value: int) -> None:
 def test_bandwidth_is_limited() -> None:
     before = [Act(pfn, 5) for pfn in range(1024)]
     limit = 16 * MIB
-    story = migrate(WritingGuest(CONFIG, before), NewHome(), Settings(max_bandwidth=limit))
+    story = migrate(WritingGuest(CONFIG, before), FakeTarget(), Settings(max_bandwidth=limit))
     assert story.progress.total_s > 0.9 * 4 * MIB / limit
     assert story.progress.bandwidth < 1.1 * limit

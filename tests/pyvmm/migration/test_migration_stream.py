@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import (
-    Arrived,
     Commit,
-    Complete,
+    DeviceState,
     Failed,
     Hello,
     Pages,
-    Part,
     Ready,
+    RoundAck,
     RoundEnd,
     Running,
+    StateRestored,
     Welcome,
     Zeros,
 )
@@ -38,7 +38,7 @@ from tests.migration_guest import KINDS, MIB, PARTS, PlainRam, config_of
 HELLO = Hello(config_of(64))
 PAGE = bytes(range(256)) * 16
 BLOCK = Pages(512, b"\x03" + bytes(63), PAGE + PAGE)
-CPU = Part(PARTS[0])
+CPU = DeviceState(PARTS[0])
 READY = Ready(2, 1, True)
 FROM_SOURCE: list[messages.FromSource] = [
     HELLO,
@@ -48,12 +48,12 @@ FROM_SOURCE: list[messages.FromSource] = [
     BLOCK,
     RoundEnd(2),
 ]
-FROM_SOURCE += [*(Part(part) for part in PARTS), READY, Commit()]
+FROM_SOURCE += [*(DeviceState(part) for part in PARTS), READY, Commit()]
 FROM_DESTINATION: list[messages.FromDestination] = [
     Welcome(),
-    Arrived(1),
-    Arrived(2),
-    Complete(),
+    RoundAck(1),
+    RoundAck(2),
+    StateRestored(),
     Running(),
 ]
 
@@ -120,8 +120,11 @@ def test_what_is_wanted_is_what_comes() -> None:
         ([HELLO, RoundEnd(2)], "round 2 came where 1 was due"),
         ([HELLO, RoundEnd(1), RoundEnd(1)], "round 1 came where 2 was due"),
         ([HELLO, CPU, CPU], "part 'cpu' number 0 came twice"),
-        ([HELLO, Part(Record("vgpu", 1, b""))], "'vgpu' are not known"),
-        ([HELLO, Part(Record("cpu", 2, b""))], "'cpu' has version 2; this pyvmm reads 1 to 1"),
+        ([HELLO, DeviceState(Record("vgpu", 1, b""))], "'vgpu' are not known"),
+        (
+            [HELLO, DeviceState(Record("cpu", 2, b""))],
+            "'cpu' has version 2; this pyvmm reads 1 to 1",
+        ),
         ([HELLO, Pages(64 << 8, b"\1" + bytes(63), PAGE)], "that the guest does not have"),
         ([HELLO, Pages(1 << 39, b"\1" + bytes(63), PAGE)], "that the guest does not have"),
         ([HELLO, Pages(1 << 40, b"\1" + bytes(63), PAGE)], "no block of pages begins"),
@@ -162,11 +165,11 @@ def test_a_message_of_a_source_is_refused(record: Record, what: str) -> None:
 @pytest.mark.parametrize(
     ("said", "what"),
     [
-        ([Arrived(1)], "out of order"),
-        ([Complete()], "out of order"),
+        ([RoundAck(1)], "out of order"),
+        ([StateRestored()], "out of order"),
         ([Welcome(), Running()], "out of order"),
-        ([Welcome(), Arrived(2)], "round 2 came where 1 was due"),
-        ([Welcome(), Complete(), Arrived(1)], "out of order"),
+        ([Welcome(), RoundAck(2)], "round 2 came where 1 was due"),
+        ([Welcome(), StateRestored(), RoundAck(1)], "out of order"),
         ([Failed("it is full"), Welcome()], "out of order"),
     ],
 )

@@ -16,8 +16,8 @@ from types import MappingProxyType
 
 from devices.balloon.device import BalloonDevice
 from pyvmm.balloon.free_page_hints import FreePageHints
-from pyvmm.balloon.misc_requests import BalloonQuestions
-from pyvmm.balloon.statistics import BalloonStats
+from pyvmm.balloon.misc_requests import MiscRequests
+from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.config import MachineConfig
 from pyvmm.memory import layout
 from pyvmm.migration.outgoing import Migrations
@@ -54,10 +54,10 @@ class InMemoryMachine:
         """What the guest is said to write while that is logged."""
 
     @cached_property
-    def balloon_stats(self) -> BalloonStats:
+    def balloon_statistics(self) -> BalloonStatistics:
         """Statistics of `stats_guest`, whose driver answers at once unless it is paused."""
         loop, board = asyncio.get_running_loop(), self.stats_guest.board
-        stats = BalloonStats(board.balloon, threading.Lock(), self._soon)
+        stats = BalloonStatistics(board.balloon, threading.Lock(), self._soon)
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
         self.stats_guest.start()
         return stats
@@ -72,10 +72,10 @@ class InMemoryMachine:
         return self.misc_guest.board.ram.pages
 
     @cached_property
-    def balloon_questions(self) -> BalloonQuestions:
+    def misc_requests(self) -> MiscRequests:
         loop, board = asyncio.get_running_loop(), self.misc_guest.board
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
-        return BalloonQuestions(
+        return MiscRequests(
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
 
@@ -117,7 +117,7 @@ class InMemoryMachine:
         pass
 
     @contextmanager
-    def log_changes(self) -> Iterator[InMemoryMachine]:
+    def log_dirty_pages(self) -> Iterator[InMemoryMachine]:
         yield self
 
     def collect(self) -> PageRuns:
@@ -184,8 +184,8 @@ class InMemoryMachine:
 
     def quit(self) -> None:
         self.status = "shutdown"
-        if "balloon_questions" in self.__dict__:
-            self.balloon_questions.close()
+        if "misc_requests" in self.__dict__:
+            self.misc_requests.close()
         if "free_page_hints" in self.__dict__:
             self.free_page_hints.close()
         self.announce("SHUTDOWN", guest=False, reason="host-qmp-quit")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pyvmm.qmp.session import Session
+from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
 from tests.misc_driver import GET_UNUSED_PAGES
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
-async def execute(session: Session, command: str, **arguments: Any) -> Any:
+async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
     reply = session.answer({"execute": command, "arguments": arguments})
     reply = await reply if isawaitable(reply) else reply
     return reply.get("return", reply)
@@ -26,7 +26,7 @@ def talk(machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]) -> lis
     """What the machine answers to each command in turn."""
 
     async def main() -> list[Any]:
-        session = Session(machine)
+        session = QmpSession(machine)
         await execute(session, "qmp_capabilities")
         return [await execute(session, command, **arguments) for command, arguments in requests]
 
@@ -133,9 +133,9 @@ def test_a_paused_guest() -> None:
 def test_a_silent_guest_holds_up_nobody_else() -> None:
     async def main() -> None:
         machine = InMemoryMachine(64 * MIB)
-        machine.balloon_questions  # noqa: B018 (made with its guest, who is then made silent)
+        machine.misc_requests  # noqa: B018 (made with its guest, who is then made silent)
         machine.misc_guest.board.msi.on_trigger = lambda vector: None
-        asking, other = Session(machine), Session(machine)
+        asking, other = QmpSession(machine), QmpSession(machine)
         for session in (asking, other):
             await execute(session, "qmp_capabilities")
         waiting = asyncio.create_task(execute(asking, "query-unused-pages", timeout=0.2))

@@ -19,7 +19,7 @@ from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.server import ControlServer
 from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
 from pyvmm_native.runs import PageRuns
-from tests.migration_guest import NewHome
+from tests.migration_guest import FakeTarget
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
@@ -49,7 +49,7 @@ def test_the_guest_moves(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         events: list[tuple[str, object]] = []
         machine.subscribe(lambda name, data: events.append((name, data.get("status"))))
-        home = NewHome()
+        home = FakeTarget()
         machine.ram.memory.write(0, b"something")
         destination = Destination(tmp_path / "m", home)
         assert ask(machine, "query-migrate") == {}
@@ -81,7 +81,7 @@ def test_the_guest_moves(tmp_path: Path) -> None:
 
 def test_a_paused_guest_arrives_paused(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
-        home = NewHome()
+        home = FakeTarget()
         ask(machine, "stop")
         destination = Destination(tmp_path / "m", home)
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
@@ -102,7 +102,7 @@ def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
                 ask(machine, "cont")
             raise MigrationError("it has no room")
 
-        destination = Destination(tmp_path / "m", NewHome(on_restore=fail))
+        destination = Destination(tmp_path / "m", FakeTarget(on_restore=fail))
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
         answer = await over(machine)
         destination.join()
@@ -163,7 +163,7 @@ def test_it_is_cancelled_before_there_is_a_connection(tmp_path: Path) -> None:
     """Whether somebody waits there or nobody does."""
 
     async def scenario(machine: InMemoryMachine) -> None:
-        home = NewHome()
+        home = FakeTarget()
         destination = Destination(tmp_path / "m", home)
         for _ in range(2):
             ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
@@ -199,7 +199,7 @@ def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
             with client.listener("MIGRATION") as listener:
                 assert await client.execute("migrate", {"uri": uri}) == {}
                 assert await statuses(listener) == ["setup", "failed"]
-                home = NewHome()
+                home = FakeTarget()
                 destination = Destination(tmp_path / "m", home)
                 assert await client.execute("migrate", {"uri": uri, "unused": False}) == {}
                 assert await statuses(listener) == ["setup", "active", "device", "completed"]
@@ -304,7 +304,7 @@ def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> Non
         for pfn in range(64):
             machine.ram.memory.write(pfn * 4096, b"something")
         machine.written = PageRuns([(0, 64)])
-        destination = Destination(tmp_path / "m", NewHome())
+        destination = Destination(tmp_path / "m", FakeTarget())
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         async with asyncio.timeout(20):
             while "cpu-throttle-percentage" not in (answer := ask(machine, "query-migrate")):
@@ -329,7 +329,7 @@ def test_limits_may_be_changed_on_the_way(tmp_path: Path) -> None:
         ask(machine, "migrate-set-parameters", **{"downtime-limit": 0})
         machine.ram.memory.write(0, b"something" * (1 << 18))
         machine.written = PageRuns([(0, 64)])
-        destination = Destination(tmp_path / "m", NewHome())
+        destination = Destination(tmp_path / "m", FakeTarget())
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         ask(machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})  # nobody listens yet
         async with asyncio.timeout(20):
@@ -353,7 +353,7 @@ def test_pages_that_are_still_to_come_move_too(tmp_path: Path) -> None:
             self.ram.memory.write(0, b"something")
 
     async def main() -> None:
-        machine, home = Restored(), NewHome()
+        machine, home = Restored(), FakeTarget()
         destination = Destination(tmp_path / "m", home)
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         assert (await over(machine))["status"] == "completed"

@@ -13,10 +13,10 @@ import pytest
 
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.commands import COMMANDS
-from pyvmm.qmp.event_throttle import Throttle
+from pyvmm.qmp.event_throttle import EventThrottle
 from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
-from pyvmm.qmp.session import Session
+from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
@@ -171,7 +171,7 @@ def test_lines_are_ascii_and_end_as_qemus() -> None:
 Ask = Callable[..., Any]
 
 
-def reply_to(session: Session, message: dict[str, Any]) -> dict[str, Any]:
+def reply_to(session: QmpSession, message: dict[str, Any]) -> dict[str, Any]:
     """The reply to a message that need not wait for the guest."""
     reply = session.answer(message)
     assert isinstance(reply, dict)
@@ -186,7 +186,7 @@ def machine() -> InMemoryMachine:
 @pytest.fixture
 def ask(machine: InMemoryMachine) -> Ask:
     """Ask a negotiated session, returning its value or its (class, desc)."""
-    session = Session(machine)
+    session = QmpSession(machine)
     session.answer({"execute": "qmp_capabilities"})
 
     def ask(command: str, **arguments: Any) -> Any:
@@ -201,7 +201,7 @@ def ask(machine: InMemoryMachine) -> Ask:
 
 
 def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
-    session = Session(machine)
+    session = QmpSession(machine)
     reply = reply_to(session, {"execute": "stop", "id": [1]})
     assert reply == {
         "error": {
@@ -236,7 +236,7 @@ def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
 def test_malformed_requests_keep_their_id(
     machine: InMemoryMachine, message: dict[str, Any], desc: str
 ) -> None:
-    session = Session(machine)
+    session = QmpSession(machine)
     session.answer({"execute": "qmp_capabilities"})
     reply = reply_to(session, {**message, "id": "é"})
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": "é"}
@@ -314,7 +314,7 @@ def test_balloon_needs_exactly_its_argument(ask: Ask, machine: InMemoryMachine) 
 
 
 def test_every_reply_can_be_encoded(machine: InMemoryMachine) -> None:
-    session = Session(machine)
+    session = QmpSession(machine)
     for message in parse(b'{"id": [1e308, "\\ud800", null, -0.0]} {"execute": "\\udfff"}'):
         json.loads(qmp.encode(reply_to(session, message)))
 
@@ -341,7 +341,7 @@ class Clock:
 
 def test_throttle_sends_the_first_at_once_and_the_last_always() -> None:
     clock, sent = Clock(), list[tuple[float, int]]()
-    throttle: Throttle[int] = Throttle(
+    throttle: EventThrottle[int] = EventThrottle(
         1.0, lambda value: sent.append((clock.now_s, value)), clock.call_later
     )
     for value in range(25):
@@ -357,7 +357,7 @@ def test_throttle_sends_the_first_at_once_and_the_last_always() -> None:
 
 def test_throttle_flush_sends_what_is_held_once() -> None:
     clock, sent = Clock(), list[int]()
-    throttle: Throttle[int] = Throttle(1.0, sent.append, clock.call_later)
+    throttle: EventThrottle[int] = EventThrottle(1.0, sent.append, clock.call_later)
     throttle.offer(1)
     throttle.offer(2)
     throttle.flush()

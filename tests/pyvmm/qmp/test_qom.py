@@ -34,7 +34,7 @@ def with_client(tmp_path: Path) -> Callable[[Scenario], None]:
             try:
                 await asyncio.wait_for(scenario(machine, client), 30)
             finally:
-                machine.balloon_stats.close()
+                machine.balloon_statistics.close()
                 await client.disconnect()
                 await server.close()
 
@@ -203,7 +203,7 @@ def test_a_paused_guest_answers_when_it_goes_on(
         other = QMPClient("other")
         await other.connect(str(tmp_path / "qmp"))
         waiting = asyncio.create_task(other.execute("query-balloon-stats", {"timeout": 30}))
-        while machine.balloon_stats._balloon.stats.questions < 2:
+        while machine.balloon_statistics._balloon.stats.questions < 2:
             await asyncio.sleep(0)
         machine.stats_guest.statistics[FREE] = 77
         await client.execute("cont")

@@ -93,7 +93,7 @@ async def pyvmm(directory: Path) -> AsyncIterator[QMPClient]:
         async with client_of(directory / "pyvmm") as client:
             yield client
     finally:
-        machine.balloon_stats.close()
+        machine.balloon_statistics.close()
         await server.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.memory.page_selection import Answer
+from pyvmm.memory.page_selection import UnusedPages
 from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.reader import SnapshotFile
@@ -45,7 +45,7 @@ class Taken:
         with TemporaryDirectory() as directory:
             path = Path(directory) / "snapshot"
             with guest.logging() as log, SnapshotWriter(path, guest.memory) as file:
-                unused = guest.ask_unused(1.0) if ask else Answer(PageRuns(), "not asked")
+                unused = guest.ask_unused(1.0) if ask else UnusedPages(PageRuns(), "not asked")
                 copier = Copier(guest.memory, log, file, unused, on_pages)
                 for _ in range(rounds):
                     copier.round()

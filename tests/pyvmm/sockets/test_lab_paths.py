@@ -13,11 +13,11 @@ from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
     in_lab,
-    incoming_place,
+    incoming_socket,
     incoming_variable,
     inner_sockets,
     listening_path,
-    outward_door,
+    proxy_socket,
     sockets_variable,
 )
 
@@ -35,8 +35,8 @@ def _outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outside_a_socket_is_where_it_was_asked_for() -> None:
     assert not in_lab()
     assert listening_path(Path("relative.sock")) == Path("relative.sock")
-    assert incoming_place("tcp:127.0.0.1:0") is None
-    assert outward_door() is None
+    assert incoming_socket("tcp:127.0.0.1:0") is None
+    assert proxy_socket() is None
 
 
 def test_inside_only_forwarded_sockets_move(
@@ -57,14 +57,14 @@ def test_inside_only_the_address_that_is_listened_on_outside_moves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(IN_LAB_VARIABLE, "1")
-    assert incoming_place("tcp:127.0.0.1:0") is None
+    assert incoming_socket("tcp:127.0.0.1:0") is None
     for name, value in incoming_variable("tcp:127.0.0.1:0", "tcp:127.0.0.1:4444").items():
         monkeypatch.setenv(name, value)
-    place = incoming_place("tcp:127.0.0.1:0")
+    place = incoming_socket("tcp:127.0.0.1:0")
     assert place is not None
     assert place.address == "tcp:127.0.0.1:4444"
-    assert place.path != outward_door()
-    assert incoming_place("tcp:127.0.0.1:1") is None
+    assert place.path != proxy_socket()
+    assert incoming_socket("tcp:127.0.0.1:1") is None
 
 
 @pytest.mark.parametrize(

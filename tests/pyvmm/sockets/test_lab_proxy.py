@@ -21,11 +21,11 @@ from pyvmm.lab import outbound_connector as dialling
 from pyvmm.lab import proxy as outward
 from pyvmm.lab.frames import MAX_NAME_BYTES
 from pyvmm.lab.mux import Multiplexer
-from pyvmm.lab.outbound_connector import MAX_DIALS, Dialler
-from pyvmm.lab.proxy import FIRST_CHANNEL, Outward
-from pyvmm.lab.session import Session
+from pyvmm.lab.outbound_connector import MAX_DIALS, OutboundConnector
+from pyvmm.lab.proxy import FIRST_CHANNEL, SocketProxy
+from pyvmm.lab.session import LabSession
 from pyvmm.sockets import lab_paths as places
-from pyvmm.sockets.proxy_client import LENGTH, connect_outside, unlisten_outside
+from pyvmm.sockets.proxy_client import LENGTH, close_forwarded_listener, connect_through_proxy
 from pyvmm.sockets.transport import (
     Security,
     TcpAddress,
@@ -44,9 +44,9 @@ class Passage:
         self.agent = Multiplexer(self.links[1].fileno(), lambda message: None)
         self.unlistened: list[str] = []
         self.door = door
-        Outward(self.agent, str(door), self.unlistened.append)
-        session = Session.__new__(Session)
-        session._mux, session._dialler = self.outside, Dialler()
+        SocketProxy(self.agent, str(door), self.unlistened.append)
+        session = LabSession.__new__(LabSession)
+        session._mux, session._dialler = self.outside, OutboundConnector()
         self.outside.on_connect = session._dial
         self.outside.watch(session._dialler.fileno(), session._answer_dials)
         self._stop = threading.Event()
@@ -107,7 +107,7 @@ def until(condition: Callable[[], object]) -> None:
 
 def test_a_stream_to_a_unix_socket_and_back(passage: Passage, listener: socket.socket) -> None:
     data = random.Random(4).randbytes(3 << 20)
-    caller = connect_outside(passage.door, f"unix:{listener.getsockname()}")
+    caller = connect_through_proxy(passage.door, f"unix:{listener.getsockname()}")
     called, _ = listener.accept()
     called.settimeout(20)
     with caller, called:
@@ -134,7 +134,7 @@ def test_what_is_sent_at_once_is_not_taken_for_the_answer(
 
     server = threading.Thread(target=greet)
     server.start()
-    with connect_outside(passage.door, f"unix:{listener.getsockname()}") as caller:
+    with connect_through_proxy(passage.door, f"unix:{listener.getsockname()}") as caller:
         assert receive(caller, 100) == b"welcome"
     server.join(20)
 
@@ -142,7 +142,7 @@ def test_what_is_sent_at_once_is_not_taken_for_the_answer(
 def test_whoever_dies_is_missed_at_the_other_end(passage: Passage, listener: socket.socket) -> None:
     address = f"unix:{listener.getsockname()}"
     for dies_outside in (True, False):
-        caller = connect_outside(passage.door, address)
+        caller = connect_through_proxy(passage.door, address)
         called, _ = listener.accept()
         called.settimeout(20)
         dying, left = (called, caller) if dies_outside else (caller, called)
@@ -168,7 +168,7 @@ def test_refusals_read_as_they_do_without_the_lab(
     with pytest.raises(UserError) as without:
         connect(address, Security())
     monkeypatch.setenv(places.IN_LAB_VARIABLE, "1")
-    monkeypatch.setattr(places, "OUTWARD_DOOR", str(passage.door))
+    monkeypatch.setattr(places, "PROXY_SOCKET", str(passage.door))
     with pytest.raises(UserError) as within:
         connect(address, Security())
     assert str(within.value) == str(without.value)
@@ -180,15 +180,15 @@ def test_in_the_lab_what_is_outside_is_reached_by_its_address(
 ) -> None:
     """A relative path is the caller's, wherever the session outside is."""
     monkeypatch.setenv(places.IN_LAB_VARIABLE, "1")
-    monkeypatch.setattr(places, "OUTWARD_DOOR", str(passage.door))
+    monkeypatch.setattr(places, "PROXY_SOCKET", str(passage.door))
     dialled: list[str] = []
-    dial = dialling.Dialler.dial
+    dial = dialling.OutboundConnector.dial
 
-    def watched(self: Dialler, number: int, address: str) -> None:
+    def watched(self: OutboundConnector, number: int, address: str) -> None:
         dialled.append(address)
         dial(self, number, address)
 
-    monkeypatch.setattr(dialling.Dialler, "dial", watched)
+    monkeypatch.setattr(dialling.OutboundConnector, "dial", watched)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"cannot connect to unix:m: no such file"):
         connect(parse_migration_address("unix:m"), Security())
@@ -200,7 +200,7 @@ def test_in_the_lab_what_is_outside_is_reached_by_its_address(
 )
 def test_what_is_no_address_outside_is_refused(passage: Passage, address: str) -> None:
     with pytest.raises(OSError, match=r"is not an address|longer than|no host name"):
-        connect_outside(passage.door, address)
+        connect_through_proxy(passage.door, address)
 
 
 @pytest.mark.parametrize(
@@ -226,20 +226,20 @@ def test_a_senseless_request_is_hung_up_on_and_the_next_is_served(
         caller.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionResetError):
             assert caller.recv(1) == b""
-    connect_outside(passage.door, f"unix:{listener.getsockname()}").close()
+    connect_through_proxy(passage.door, f"unix:{listener.getsockname()}").close()
 
 
 def test_a_caller_that_gives_up_before_the_answer_leaves_nothing(
     passage: Passage, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = threading.Event()
-    dial = dialling.Dialler._dial
+    dial = dialling.OutboundConnector._dial
 
-    def late(self: Dialler, number: int, text: str) -> None:
+    def late(self: OutboundConnector, number: int, text: str) -> None:
         gone.wait(20)
         dial(self, number, text)
 
-    monkeypatch.setattr(dialling.Dialler, "_dial", late)
+    monkeypatch.setattr(dialling.OutboundConnector, "_dial", late)
     request = b'{"connect": "unix:%s"}' % os.fsencode(listener.getsockname())
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(passage.door))
@@ -256,29 +256,31 @@ def test_too_many_at_once_are_refused(
     passage: Passage, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
     release = threading.Event()
-    dial = dialling.Dialler._dial
+    dial = dialling.OutboundConnector._dial
 
-    def late(self: Dialler, number: int, text: str) -> None:
+    def late(self: OutboundConnector, number: int, text: str) -> None:
         release.wait(20)
         dial(self, number, text)
 
-    monkeypatch.setattr(dialling.Dialler, "_dial", late)
+    monkeypatch.setattr(dialling.OutboundConnector, "_dial", late)
     address = f"unix:{listener.getsockname()}"
     streams: list[socket.socket] = []
     threads = [
-        threading.Thread(target=lambda: streams.append(connect_outside(passage.door, address)))
+        threading.Thread(
+            target=lambda: streams.append(connect_through_proxy(passage.door, address))
+        )
         for _ in range(MAX_DIALS)
     ]
     for thread in threads:
         thread.start()
     until(lambda: len(passage.outside.channels) == MAX_DIALS)
     with pytest.raises(OSError, match="too many"):
-        connect_outside(passage.door, address)
+        connect_through_proxy(passage.door, address)
     release.set()
     for thread in threads:
         thread.join(20)
     assert len(streams) == MAX_DIALS
-    connect_outside(passage.door, address).close()
+    connect_through_proxy(passage.door, address).close()
     for stream in streams:
         stream.close()
 
@@ -294,5 +296,5 @@ def test_callers_that_say_nothing_do_not_pile_up(passage: Passage) -> None:
 
 
 def test_listening_no_more_is_passed_on(passage: Passage) -> None:
-    unlisten_outside(passage.door, Path("/dev/shm/x"))
+    close_forwarded_listener(passage.door, Path("/dev/shm/x"))
     assert passage.unlistened == ["/dev/shm/x"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.migration.destination import Arrival
+from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.sockets import transport
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
@@ -30,7 +30,7 @@ from pyvmm.sockets.transport import (
     parse_migration_address,
 )
 from tests.certificates import certificate
-from tests.migration_guest import NewHome
+from tests.migration_guest import FakeTarget
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 
@@ -248,7 +248,7 @@ def test_a_silent_source_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> 
     ours, theirs = socket.socketpair()
     link = SocketLink(theirs)
     with ours, pytest.raises(MigrationError, match="silent since"):
-        Arrival(NewHome(), link).run()
+        DestinationMigration(FakeTarget(), link).run()
     assert received() == 1
     link.close()
 

@@ -38,7 +38,7 @@ NOT_STATE = {
     "PvPanic.write": "wiring",
     "StatsQueue.on_report": "wiring",
     "Uart16550.on_room": "wiring",
-    "VirtioDevice._notifier": "wiring",
+    "VirtioDevice._guest_notifier": "wiring",
     # What is saved under another name, or follows from what is saved.
     "RegisterTable._values": "saved by name through __getitem__",
     "VirtioDevice._generation": "saved as config_generation",
