@@ -196,17 +196,17 @@ class BalloonDevice(VirtioDevice):
             raise BadPayload(f"{len(chain.readable)} bytes are too many on the {role} queue")
         return self._handlers[role].serve(chain)
 
-    def refuse(self, queue: int, chain: Chain) -> int | None:
+    def on_bad_payload(self, queue: int, chain: Chain) -> int | None:
         """Handlers for which a bad buffer means more than that it goes back empty have their say.
 
         On the statistics queue giving it back is a question, on the misc queue it was an answer.
         """
         role = self.roles.get(queue)
         if role is Role.STATS:
-            return self.stats.refuse(chain)
+            return self.stats.on_bad_payload(chain)
         if role is Role.MISC:
-            return self.misc.refuse(chain)
-        return super().refuse(queue, chain)
+            return self.misc.on_bad_payload(chain)
+        return super().on_bad_payload(queue, chain)
 
     def has_queue(self, index: int) -> bool:
         """5.5.2: a queue that belongs to a feature exists only with it, in either numbering."""
@@ -232,7 +232,7 @@ class BalloonDevice(VirtioDevice):
         if role is not None:
             self._handlers[role].reset()
 
-    def make(self) -> dict[str, str]:
+    def compatibility_key(self) -> dict[str, str]:
         """A driver cannot be given another dialect."""
         return {"dialect": self.dialect.name}
 

@@ -142,7 +142,7 @@ class MiscQueue:
             raise
         return 0
 
-    def refuse(self, chain: Chain) -> int:
+    def on_bad_payload(self, chain: Chain) -> int:
         """A message that was too long to be served spoils the answer, too."""
         if not chain.writable_bytes:
             self._spoil(f"a message of {chain.readable_bytes} bytes")

@@ -75,8 +75,8 @@ class StatsQueue:
         self._kept = chain
         self.on_report(StatsReport(values, self.questions))
 
-    def refuse(self, chain: Chain) -> int | None:
-        """As `VirtioDevice.refuse`: a bad report's buffer is kept to ask with, if none is yet."""
+    def on_bad_payload(self, chain: Chain) -> int | None:
+        """Keep the buffer of a bad report to request the next one with, unless one is kept."""
         if self._kept is not None:
             return 0
         self._kept = chain

@@ -8,7 +8,8 @@ holds and what one buffer means. It is also the one place of the policy on bad g
 * a broken ring or descriptor chain (`RingError`): DEVICE_NEEDS_RESET, a configuration change
   notification once DRIVER_OK (2.1.2), and no queue is touched again before the driver resets;
 * a bad payload (`BadPayload`): the buffer goes back with length 0 so that the guest does not hang
-  (`refuse` tells the exception), it is counted, and traced at a rate that falls as the count grows.
+  (unless `on_bad_payload` keeps it), it is counted, and traced at a rate that falls as the count
+  grows.
 
 Work per call is bounded: `process_queue` serves a few buffers, interrupts at most once, and says
 whether to call again.
@@ -112,10 +113,10 @@ class VirtioDevice(ABC):
         if the request makes no sense.
         """
 
-    def refuse(self, queue: int, chain: Chain) -> int | None:
-        """What becomes of a buffer of `queue` with a bad payload; the result is as of `serve`.
+    def on_bad_payload(self, queue: int, chain: Chain) -> int | None:
+        """Decide what happens to a buffer of `queue` with a bad payload; returns as `serve` does.
 
-        It goes back with length 0, unless a device type has a reason to keep it.
+        By default it goes back with length 0; a device type may have a reason to keep it.
         """
         return 0
 
@@ -136,8 +137,8 @@ class VirtioDevice(ABC):
         """Drop the buffers of `queue` that `serve` kept: the driver has taken them back."""
 
     @abstractmethod
-    def make(self) -> Mapping[str, str]:
-        """What else must be the same, by name, where the saved device is restored."""
+    def compatibility_key(self) -> Mapping[str, str]:
+        """Return what else must be the same, by name, where the saved device is restored."""
 
     @abstractmethod
     def save_own_state(self) -> Payload:
@@ -236,8 +237,8 @@ class VirtioDevice(ABC):
             self._break(queue, error)
             return False
 
-    def become(self, saved: SavedDevice, *further: Restore) -> None:
-        """Take over a state (`devices.virtio.saved`); not running meanwhile, so nobody is told."""
+    def apply_state(self, saved: SavedDevice, *further: Restore) -> None:
+        """Apply a saved state (`devices.virtio.saved`); the driver is not notified meanwhile."""
         self._set_status(Status.RESET)
         self.accepted = saved.accepted
         self.queues = saved.queues
@@ -315,7 +316,7 @@ class VirtioDevice(ABC):
         except BadPayload as error:
             queue.counters.bad_payloads += 1
             self._trace("bad_payload", queue=queue.spec.name, why=str(error))
-            written = self.refuse(queue.index, chain)
+            written = self.on_bad_payload(queue.index, chain)
         if written is not None:
             ring.push(chain, written)
         return written is not None

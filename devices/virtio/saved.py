@@ -38,7 +38,7 @@ class SavedDevice(NamedTuple):
 def save_device(device: VirtioDevice) -> Payload:
     """All state of `device` that is not its transport's."""
     return {
-        **device.make(),
+        **device.compatibility_key(),
         "offered": device.offered,
         "accepted": device.accepted,
         "status": int(device.status),
@@ -55,11 +55,11 @@ def check_device(device: VirtioDevice, state: Fields) -> Restore:
     saved = _check_common(device, state)
     restore_config = device.config.check_state(state.part("config"))
     restore_own = device.check_own_state(state.part("own"), saved)
-    return lambda: device.become(saved, restore_config, restore_own)
+    return lambda: device.apply_state(saved, restore_config, restore_own)
 
 
 def _check_common(device: VirtioDevice, state: Fields) -> SavedDevice:
-    for name, here in device.make().items():
+    for name, here in device.compatibility_key().items():
         state.same(name, here)
     offered, accepted = state.number("offered"), state.number("accepted")
     if offered != device.offered:

@@ -134,8 +134,8 @@ class WatchedBalloon(BalloonDevice):
         self._note_kept(queue, role, written)
         return written
 
-    def refuse(self, queue: int, chain: Chain) -> int | None:
-        written = super().refuse(queue, chain)
+    def on_bad_payload(self, queue: int, chain: Chain) -> int | None:
+        written = super().on_bad_payload(queue, chain)
         self._note_kept(queue, self.role(queue), written)
         return written
 

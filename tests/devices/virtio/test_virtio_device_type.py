@@ -43,7 +43,7 @@ class Echo(VirtioDevice):
     def on_reset(self) -> None:
         self.kept.clear()
 
-    def make(self) -> dict[str, str]:
+    def compatibility_key(self) -> dict[str, str]:
         return {}
 
     def save_own_state(self) -> Payload:
