@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from devices.balloon.features import BY_DIALECT
-from pyvmm.balloon.features import balloon_features
+from devices.balloon.features import BY_DIALECT, FeatureSelectionError, offered_features
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
 
@@ -53,12 +52,15 @@ class MachineConfig:
                 f"there is no balloon dialect {self.dialect!r}",
                 f"choose --dialect {' or '.join(DIALECTS)}",
             )
-        _ = self.balloon_features  # names are checked too
+        try:
+            _ = self.balloon_features  # checks the names
+        except FeatureSelectionError as error:
+            raise UserError(str(error), "change --offer, --withhold or --dialect") from None
 
     @property
     def balloon_features(self) -> int:
         """Feature bits the balloon offers."""
-        return balloon_features(self.dialect, self.offer, self.withhold)
+        return offered_features(self.dialect, self.offer, self.withhold)
 
 
 def config_for_image(

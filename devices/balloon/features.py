@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature bits of the balloon, by dialect (VIRTIO 1.2, section 5.5.3).
 
-Which bits a device offers is a person's choice: a dialect says what it offers unless told otherwise
-(`default`), what else it can (`optional`) and what of the default cannot be withheld (`fixed`). A
-driver that does not accept what is `required` cannot be served. Bits 3 and 4 mean one thing in the
-standard and another in the bitmap extension of 2016, so there is no table of bits, only one for
-each dialect.
+The user chooses which bits a device offers (`offered_features`): each dialect has bits that it
+offers by default (`default`), further ones that it can offer (`optional`) and some of the default
+that cannot be withheld (`fixed`). A driver that does not accept what is `required` cannot be
+served. Bits 3 and 4 mean one thing in the standard and another in the bitmap extension of 2016, so
+there is one table for each dialect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 MUST_TELL_HOST = 1 << 0
@@ -23,7 +24,7 @@ REPORTING = 1 << 5
 
 
 class Features(NamedTuple):
-    """What one dialect can offer; the sets are masks."""
+    """The features of one dialect; all sets are masks."""
 
     names: dict[int, str]
     """Every bit of the dialect, by the specification's name."""
@@ -34,12 +35,12 @@ class Features(NamedTuple):
 
     @property
     def known(self) -> int:
-        """All that can be offered."""
+        """Return all bits that can be offered."""
         return self.default | self.optional
 
     @property
     def options(self) -> dict[str, int]:
-        """The bits that can be offered as a person types them: `must-tell-host` and so on."""
+        """Return the bits that can be offered by their names as options: `must-tell-host` etc."""
         return {
             name.lower().replace("_", "-"): bit
             for bit, name in self.names.items()
@@ -48,12 +49,12 @@ class Features(NamedTuple):
 
 
 # MUST_TELL_HOST keeps deflated pages out of use until the device has seen the request. Discarding
-# anonymous memory does not need it, but every driver can do it at no cost, and counting what the
-# guest really uses does need it. STATS_VQ costs one buffer. PAGE_POISON is offered as QEMU does:
-# it only lets a driver say that it fills free pages, and one that cannot say so declines REPORTING.
-# DEFLATE_ON_OOM changes what a balloon is, from a limit to a loan; FREE_PAGE_HINT has guests hold
-# on to all their free memory for a while; REPORTING makes a guest's free memory cost page faults
-# whenever it is used again. So these are asked for.
+# anonymous memory does not need it, but every driver supports it at no cost, and accounting for the
+# memory that the guest really uses does need it. STATS_VQ costs one buffer. PAGE_POISON is offered
+# as in QEMU: it only lets a driver announce that it fills free pages, and a driver that cannot
+# announce it declines REPORTING. Off by default: DEFLATE_ON_OOM turns the balloon from a limit into
+# a loan; FREE_PAGE_HINT has guests hold all their free memory for a while; REPORTING makes free
+# memory cost page faults when it is used again.
 STANDARD = Features(
     names={
         MUST_TELL_HOST: "MUST_TELL_HOST",
@@ -84,3 +85,46 @@ BITMAP = Features(
 )
 
 BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP}
+
+OPTIONS = tuple(dict.fromkeys(name for each in BY_DIALECT.values() for name in each.options))
+"""Every name that `offered_features` takes in either dialect."""
+
+
+class FeatureSelectionError(ValueError):
+    """A feature was named that the dialect does not have, or that cannot be set as asked."""
+
+
+def offered_features(dialect: str, offer: Iterable[str], withhold: Iterable[str]) -> int:
+    """Return the bits to offer in `dialect`: its default plus `offer` less `withhold`, by name.
+
+    Raises FeatureSelectionError for an unknown name, for one that is both offered and withheld,
+    and for withholding a feature that the dialect cannot do without.
+    """
+    features = BY_DIALECT[dialect]
+    more, less = _bits(dialect, offer), _bits(dialect, withhold)
+    if more & less:
+        raise FeatureSelectionError(
+            f"{_option_names(features, more & less)} cannot be both offered and withheld"
+        )
+    if less & features.fixed:
+        raise FeatureSelectionError(
+            f"the {dialect} balloon dialect does not work without"
+            f" {_option_names(features, less & features.fixed)}"
+        )
+    return features.default & ~less | more
+
+
+def _bits(dialect: str, names: Iterable[str]) -> int:
+    options = BY_DIALECT[dialect].options
+    bits = 0
+    for name in names:
+        if name not in options:
+            raise FeatureSelectionError(
+                f"the {dialect} balloon dialect has no feature {name!r}, only {', '.join(options)}"
+            )
+        bits |= options[name]
+    return bits
+
+
+def _option_names(features: Features, bits: int) -> str:
+    return ", ".join(name for name, bit in features.options.items() if bit & bits)

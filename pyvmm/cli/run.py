@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from pyvmm.balloon.features import OPTIONS
+from devices.balloon.features import OPTIONS
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.migration_options import SECURITY_OPTIONS, security, security_options
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, config_for_image

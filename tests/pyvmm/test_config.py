@@ -88,8 +88,8 @@ def test_features_are_offered_and_withheld_by_name(
 @pytest.mark.parametrize(
     ("dialect", "offer", "withhold", "words"),
     [
-        ("standard", ["page-bitmap"], [], "choose from must-tell-host, stats-vq, deflate-on-oom"),
-        ("bitmap", [], ["reporting"], "choose from .*page-bitmap"),
+        ("standard", ["page-bitmap"], [], "only must-tell-host, stats-vq, deflate-on-oom"),
+        ("bitmap", [], ["reporting"], "only .*page-bitmap"),
         ("standard", ["guess"], [], "no feature 'guess'"),
         ("standard", ["stats-vq"], ["stats-vq"], "stats-vq cannot be both"),
         ("bitmap", [], ["page-bitmap"], "without page-bitmap"),
