@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from bench.measure import TOTAL, Case, Plan, Values, take_turns
-from bench.movers import APPEND, MIB, QEMU, Size, again_in_the_lab
+from bench.movers import APPEND, QEMU, Size, again_in_the_lab
 from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
@@ -44,6 +44,7 @@ from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory import ram as memory
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.units import MIB
 
 PAGES_PER_MIB = 256
 SLACK_SHARE = 8

@@ -29,10 +29,10 @@ from bench.measure import Case, Plan, deal_out
 from bench.recorded import recorded_pages
 from bench.touched_ram import HUGE_PAGE_PAGES, Given, TouchedRam, have_huge_pages
 from devices.balloon.dialects import BITMAP, STANDARD
-from pyvmm.memory.ram import PAGE_BYTES
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
-MIB = 1 << 20
 BEST, PER_RUN, PER_PAGE = WAYS
 BITMAPS, ARRAYS = "pyvmm, bitmap", "pyvmm, standard"
 ROUNDS = 3

@@ -33,7 +33,6 @@ from bench.measure import TOTAL, Case, Plan
 from bench.movers import (
     ASKED,
     HINTING,
-    MIB,
     NOT_ASKED,
     PATIENCE_S,
     QEMU,
@@ -51,6 +50,7 @@ from bench.movers import (
     pyvmm_boot,
     qemu_boot,
 )
+from pyvmm.units import MIB
 
 HINTED = "pyvmm, standard, hints"
 WRITE_MB_S = 50

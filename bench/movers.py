@@ -31,8 +31,8 @@ from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.units import MIB
 
-MIB = 1 << 20
 ASKED, NOT_ASKED = "pyvmm, bitmap", "pyvmm, bitmap, not asked"
 QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
 APPEND = "loglevel=4"

@@ -34,6 +34,7 @@ from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.unix import Listener
+from pyvmm_native import PAGE_BYTES
 
 MachineType = Literal["pc", "microvm"]
 
@@ -44,7 +45,6 @@ BALLOON: dict[MachineType, tuple[str, ...]] = {
         *("-global", "virtio-mmio.force-legacy=false"),  # as on `pc`: VIRTIO 1
     ),
 }
-PAGE_BYTES = 4096
 QMP_TIMEOUT_S = 60.0
 BALLOON_TIMEOUT_S = 600.0
 

@@ -23,7 +23,8 @@ from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
-from pyvmm.memory.ram import PAGE_BYTES, Ram
+from pyvmm.memory.ram import Ram
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 FILE = Path(__file__).parent / "data" / "fragmented-guest.xz"

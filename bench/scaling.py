@@ -12,13 +12,13 @@ Both must grow linearly: time per GiB and, where runs are many, per run is the s
 
 from __future__ import annotations
 
-from bench.device_path import BEST, BITMAPS, MIB, take_turns_to_give
+from bench.device_path import BEST, BITMAPS, take_turns_to_give
 from bench.measure import Case, Plan
 from bench.touched_ram import TouchedRam
-from pyvmm.memory.ram import PAGE_BYTES
+from pyvmm.units import GIB, MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
-GIB = 1 << 30
 ROUNDS = 3
 RINGS_BYTES = 64 * MIB
 SIZES = [64 * MIB, 256 * MIB, GIB, 4 * GIB, 12 * GIB]

@@ -20,7 +20,6 @@ from bench.measure import TOTAL, Case, Plan
 from bench.movers import (
     ASKED,
     HINTING,
-    MIB,
     NOT_ASKED,
     QEMU,
     QEMU_HINTED,
@@ -38,6 +37,7 @@ from bench.movers import (
     qemu_boot,
 )
 from pyvmm.harness.console_guest import POLL_S, GuestExited
+from pyvmm.units import MIB
 
 Saved = tuple[float, float, float]
 """Seconds, MiB of the file, milliseconds the guest stood still."""

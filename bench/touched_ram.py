@@ -20,7 +20,8 @@ from pathlib import Path
 from bench.discarder import Range, Ranges
 from pykvm import address_of
 from pyvmm.errors import UserError
-from pyvmm.memory.ram import HUGE_PAGE_BYTES, PAGE_BYTES, Ram
+from pyvmm.memory.ram import HUGE_PAGE_BYTES, Ram
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 MADV_POPULATE_WRITE = 23  # <asm-generic/mman-common.h>, Linux 5.14

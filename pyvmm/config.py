@@ -15,8 +15,8 @@ from pathlib import Path
 from devices.balloon.features import BY_DIALECT, FeatureSelectionError, offered_features
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
+from pyvmm.units import MIB
 
-MIB = 1 << 20
 DEFAULT_RAM_BYTES = 1024 * MIB
 DIALECTS = tuple(BY_DIALECT)
 FOREIGN_COMMAND_LINE = "console=ttyS0"

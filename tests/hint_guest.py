@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 
 from devices.balloon.dialects import STANDARD
-from tests.virtio_board import MIB, AnonymousRam, Board
+from pyvmm.units import MIB
+from tests.virtio_board import AnonymousRam, Board
 from tests.virtio_driver import VirtioDriver
 
 HINTS = 3

@@ -33,13 +33,13 @@ from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.transport import SocketLink
 from pyvmm.state.records import Kind, Record
+from pyvmm.units import MIB
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 
 PAGE = 4096
-MIB = 1 << 20
 KINDS = {"cpu": Kind(1, 1000, max_instances=4), "disk": Kind(1, 10)}
 PARTS = [Record("cpu", 1, b"registers", 0), Record("cpu", 1, b"more", 1), Record("disk", 1, b"")]
 

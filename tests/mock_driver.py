@@ -25,10 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import SplitQueue
-
-PAGE_BYTES = 4096
 
 NEXT = 1  # VIRTQ_DESC_F_*, 2.7.5
 WRITE = 2

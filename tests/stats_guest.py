@@ -16,7 +16,8 @@ import struct
 from collections.abc import Iterable
 
 from devices.balloon.dialects import BITMAP, Dialect
-from tests.virtio_board import MIB, AnonymousRam, Board
+from pyvmm.units import MIB
+from tests.virtio_board import AnonymousRam, Board
 from tests.virtio_driver import ALL_FEATURES, STATS, VirtioDriver
 
 MAJOR_FAULTS, FREE, TOTAL = 2, 4, 5

@@ -13,10 +13,9 @@ from devices.balloon.dialects import Dialect
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
-
-PAGE_BYTES = 4096
 
 
 def decode_pages(dialect: Dialect, ram: GuestRam, payload: bytes) -> PageRuns:

@@ -21,11 +21,11 @@ from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.elf.tables import MAGIC, ElfError, read_elf_tables
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
+from pyvmm.units import MIB
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
-MIB = 1 << 20
 BEGINNING_BYTES = HEADER_OFFSET + 64
 BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
 

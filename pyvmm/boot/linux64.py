@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
-PAGE_BYTES = 4096
-MIB = 1 << 20
 COMMAND_LINE_MAX_BYTES = 2047
 """COMMAND_LINE_SIZE of the x86 kernel is 2048 with the final NUL."""
 

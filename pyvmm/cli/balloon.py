@@ -19,9 +19,9 @@ from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, visit
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.units import format_size, parse_size
+from pyvmm_native import PAGE_BYTES
 
 POLL_PERIOD_S = 0.2
-_PAGE_BYTES = 4096  # the balloon's unit, whatever the guest's page size (VIRTIO 1.2, 5.5.6)
 
 OnProgress = Callable[[int], None]
 """Takes what the guest has now, in bytes."""
@@ -121,8 +121,8 @@ class Change:
         self.start_bytes = self.actual_bytes = _actual_bytes(self.client)
         self.client.execute("balloon", value=self.target_bytes)
         # The device counts whole pages taken, so what the guest keeps is rounded up.
-        taken_pages = (self.ram_bytes - self.target_bytes) // _PAGE_BYTES
-        self.goal_bytes = self.ram_bytes - taken_pages * _PAGE_BYTES
+        taken_pages = (self.ram_bytes - self.target_bytes) // PAGE_BYTES
+        self.goal_bytes = self.ram_bytes - taken_pages * PAGE_BYTES
 
     @property
     def reached(self) -> bool:

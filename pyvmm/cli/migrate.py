@@ -22,6 +22,7 @@ from pyvmm.cli.migration_options import security, security_options
 from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, unused_option, visit
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.units import format_size, parse_size
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.sockets.transport import Security
@@ -30,7 +31,6 @@ POLL_PERIOD_S = 0.1
 MONITOR_TIMEOUT_S = 30.0
 """The source's monitor may be busy while it hands over the guest."""
 QUIET_SECONDS = 10.0
-_PAGE_BYTES = 4096
 _ENDED = ("completed", "failed", "cancelled")
 _CANCELLING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -177,7 +177,7 @@ def failure(answer: dict[str, Any], before: str, now: str) -> str:
 def summary(answer: dict[str, Any]) -> str:
     """What is said of a guest that has moved."""
     ram, unused = answer["ram"], answer["unused-pages"]
-    left_out = f"{unused['skipped']:,} pages, {format_size(unused['skipped'] * _PAGE_BYTES)}"
+    left_out = f"{unused['skipped']:,} pages, {format_size(unused['skipped'] * PAGE_BYTES)}"
     return (
         f"the guest has moved in {answer['total-time'] / 1000:.2f} s, of which it stood still"
         f" {answer['downtime'] / 1000:.2f} s; sent {format_size(ram['transferred'])} in"

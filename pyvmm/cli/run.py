@@ -20,10 +20,10 @@ from click.core import ParameterSource
 from devices.balloon.features import OPTIONS
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.migration_options import SECURITY_OPTIONS, security, security_options
-from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, MIB, config_for_image
+from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
-from pyvmm.units import parse_size
+from pyvmm.units import MIB, parse_size
 
 if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile

@@ -19,6 +19,7 @@ from pyvmm.errors import UserError
 from pyvmm.progress.reporter import show_progress
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB, format_size
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
 
 POLL_PERIOD_S = 0.1
-_PAGE_BYTES = 4096
 _REASONS = {
     "stored": "in the file",
     "zero": "zeros",
@@ -120,7 +120,7 @@ def summary(file: Path, answer: dict[str, Any]) -> str:
     """What is said of a snapshot that was just taken."""
     pages = answer["pages"]
     left_out = ", ".join(
-        f"{format_size(pages[reason] * _PAGE_BYTES)} {text}"
+        f"{format_size(pages[reason] * PAGE_BYTES)} {text}"
         for reason, text in _REASONS.items()
         if reason != "stored" and pages[reason]
     )
@@ -168,8 +168,8 @@ def _pages(opened: SnapshotFile) -> Table:
     for reason, text in _REASONS.items():
         count: int = getattr(report, reason)
         share = f"{count / max(report.ram, 1):.1%}"
-        table.add_row(text, f"{count:,}", format_size(count * _PAGE_BYTES), share)
-    table.caption = f"in the balloon: {format_size(report.ballooned * _PAGE_BYTES)}"
+        table.add_row(text, f"{count:,}", format_size(count * PAGE_BYTES), share)
+    table.caption = f"in the balloon: {format_size(report.ballooned * PAGE_BYTES)}"
     return table
 
 

@@ -19,10 +19,10 @@ from pyvmm.cli.balloon import parse_seconds
 from pyvmm.cli.monitor import qmp_option, visit
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import format_size
+from pyvmm_native import PAGE_BYTES
 
 COLUMNS = 64
 MAX_ROWS = 32
-_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def report(answer: Mapping[str, Any], shades: Shades) -> Iterator[str]:
     """What is printed for the answer of `query-unused-pages`."""
     pages, ram_pages = answer["unused-pages"], answer["ram-pages"]
     yield (
-        f"unused: {pages:,} pages, {format_size(pages * _PAGE_BYTES)}"
-        f" of {format_size(ram_pages * _PAGE_BYTES)} ({answer['share']:.1%})"
+        f"unused: {pages:,} pages, {format_size(pages * PAGE_BYTES)}"
+        f" of {format_size(ram_pages * PAGE_BYTES)} ({answer['share']:.1%})"
     )
     yield (
-        f"largest run: {format_size(answer['largest-run'] * _PAGE_BYTES)},"
+        f"largest run: {format_size(answer['largest-run'] * PAGE_BYTES)},"
         f" of {answer['run-count']:,}; answered in {answer['seconds']:.3f} s"
     )
     yield ""
@@ -111,7 +111,7 @@ def report(answer: Mapping[str, Any], shades: Shades) -> Iterator[str]:
     yield ""
     yield (
         f"{shades.unused} unused  {' '.join(reversed(shades.partly))} partly  {shades.in_use} in"
-        f" use   (a character is {format_size(cells['pages'] * _PAGE_BYTES)})"
+        f" use   (a character is {format_size(cells['pages'] * PAGE_BYTES)})"
     )
 
 
@@ -123,7 +123,7 @@ def picture(
     for is_ram, group in groupby(starts, key=lambda start: any(ram[start : start + COLUMNS])):
         rows = list(group)
         if not is_ram:
-            size = format_size(len(rows) * COLUMNS * cell_pages * _PAGE_BYTES)
+            size = format_size(len(rows) * COLUMNS * cell_pages * PAGE_BYTES)
             yield f"{_address(rows[0] * cell_pages)}  (no RAM here: {size})"
             continue
         for start in rows:
@@ -134,7 +134,7 @@ def picture(
 
 def _address(pfn: int) -> str:
     """A guest-physical address in 0x1_0000_0000 form."""
-    gpa = pfn * _PAGE_BYTES
+    gpa = pfn * PAGE_BYTES
     return f"0x{gpa >> 32:x}_{gpa >> 16 & 0xFFFF:04x}_{gpa & 0xFFFF:04x}"
 
 

@@ -24,8 +24,9 @@ from pyvmm.config import MachineConfig
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.exit_result import ExitResult
-from pyvmm.machine.machine import PAGE_BYTES, Machine
+from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile

@@ -61,7 +61,7 @@ from pyvmm.machine.vcpu_thread import (
 from pyvmm.machine.vcpu_throttle import VcpuThrottle
 from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
-from pyvmm_native import kvm_run
+from pyvmm_native import PAGE_BYTES, kvm_run
 from pyvmm_native.serial import SerialShortcut
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ if TYPE_CHECKING:
     from pyvmm_native.runs import PageRuns
     from pyvmm_native.serial import ByteQueue
 
-PAGE_BYTES = 4096
 STOP_TIMEOUT_S = 10.0
 LOADED_POLL_S = 0.01
 BALLOON_NEWS_S = 0.02

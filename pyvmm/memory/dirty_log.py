@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm import abi
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from pyvmm.memory.ram import Ram
     from pyvmm_native.memory import GuestMemory
 
-PAGE_BYTES = 4096
 CHUNK_PAGES = 16384
 """How many pages, 64 MiB, the log is cleared for at once."""
 _PAGES_PER_WORD = 64

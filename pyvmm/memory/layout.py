@@ -26,8 +26,7 @@ interrupt controllers as KVM numbers them, in `_BYTES` sizes.
 
 from __future__ import annotations
 
-MIB = 1 << 20
-GIB = 1 << 30
+from pyvmm.units import GIB, MIB
 
 # --- Limits ---------------------------------------------------------------------------------
 MIN_RAM_BYTES = 64 * MIB

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from pykvm import address_of
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
@@ -27,8 +29,6 @@ from pyvmm_native.runs import PageRuns
 if TYPE_CHECKING:
     from pykvm import Vm
 
-PAGE_BYTES = 4096
-MIB = 1 << 20
 HUGE_PAGE_BYTES = 2 << 20
 MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; Python's mmap module names it from 3.12 on
 

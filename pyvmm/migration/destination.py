@@ -17,8 +17,8 @@ from devices.state import StateError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration.errors import LinkBroken, MigrationError
-from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.stream import SourceReader
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import scatter_block
 from pyvmm_native.runs import PageRuns
 

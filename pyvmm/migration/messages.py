@@ -33,11 +33,11 @@ from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
 from pyvmm.snapshot.report import config_record, restore_config
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_header
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import BLOCK_PAGES, gather_block
 from pyvmm_native.runs import PageRuns
 
-PAGE_BYTES = 4096
 BITMAP_BYTES = BLOCK_PAGES // 8
 VERSION = 1
 MAX_ZERO_RUNS = 4096

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-PAGE_BYTES = 4096
+from pyvmm_native import PAGE_BYTES
+
 _SIGNIFICANT_BYTES = 1 << 20
 """What is shorter says more about latency than about bandwidth."""
 _MIN_SECONDS = 1e-6

@@ -36,9 +36,9 @@ from pyvmm.memory.dirty_log import CHUNK_PAGES, chunks
 from pyvmm.migration import messages
 from pyvmm.migration.auto_converge import Convergence
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
-from pyvmm.migration.messages import PAGE_BYTES
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.stream import DestinationReader
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap, nonzero, touched
 from pyvmm_native.runs import PageRuns

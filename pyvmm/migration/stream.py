@@ -17,6 +17,7 @@ from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import FromDestination, FromSource
 from pyvmm.state.records import Kind, Record, RecordError, RecordReader
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 
@@ -128,7 +129,7 @@ class SourceReader(_Reader):
         match message:
             case messages.Hello(config):
                 self._ram = PageRuns(
-                    (gpa // messages.PAGE_BYTES, length // messages.PAGE_BYTES)
+                    (gpa // PAGE_BYTES, length // PAGE_BYTES)
                     for gpa, length in ram_ranges(config.ram_bytes)
                 )
             case messages.Pages() | messages.Zeros():

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import UserError
 from pyvmm.qmp.messages import QmpError
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.migration.outgoing import Migrations
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pyvmm.qmp.vm_control import MachineControl
     from pyvmm.sockets.transport import TlsFiles
 
-PAGE_BYTES = 4096
 MIN_BANDWIDTH = 1 << 20
 """A slower source would seem dead to its destination."""
 MAX_DOWNTIME_MS = 2_000_000

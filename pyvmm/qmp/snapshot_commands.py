@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S
 from pyvmm.qmp.guest_request_commands import check_timeout
 from pyvmm.qmp.messages import QmpError
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.qmp.vm_control import MachineControl
-
-PAGE_BYTES = 4096
 
 
 def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict[str, Any]:

@@ -29,11 +29,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from devices.state import MAX_PAYLOAD_BYTES
-from pyvmm.memory.layout import MAX_RAM_BYTES, MAX_VCPUS, MIB, MIN_RAM_BYTES, ram_ranges
+from pyvmm.memory.layout import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ram_ranges
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 
-PAGE_BYTES = 4096
 BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
 BITMAP_BYTES = BLOCK_PAGES // 8
 PAGES_OFFSET = PAGE_BYTES

@@ -11,8 +11,9 @@ from devices.state import Fields, Payload, encode
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.layout import MAX_RAM_BYTES
-from pyvmm.snapshot.format import CONFIG, PAGE_BYTES, REPORT, VERSION
+from pyvmm.snapshot.format import CONFIG, REPORT, VERSION
 from pyvmm.state.records import Record
+from pyvmm_native import PAGE_BYTES
 
 _PAGES_LIMIT = MAX_RAM_BYTES // PAGE_BYTES + 1
 _MAX_TEXT_BYTES = 1 << 16

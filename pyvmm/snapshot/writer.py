@@ -23,16 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyvmm.errors import UserError
-from pyvmm.snapshot.format import (
-    BITMAP_BYTES,
-    PAGE_BYTES,
-    PAGES_OFFSET,
-    Block,
-    Header,
-    encode_blocks,
-    holes,
-)
+from pyvmm.snapshot.format import BITMAP_BYTES, PAGES_OFFSET, Block, Header, encode_blocks, holes
 from pyvmm.state.records import Record
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import punch_hole, store_block
 

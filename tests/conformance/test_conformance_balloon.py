@@ -9,9 +9,10 @@ import pytest
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
 from devices.balloon.stats import StatsReport
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.balloon_requests import pfn_array
 from tests.stats_guest import stats_payload
-from tests.virtio_board import MIB, PAGE_BYTES
 from tests.virtio_driver import (
     ALL_FEATURES,
     DEFLATE,

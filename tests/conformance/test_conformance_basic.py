@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
 from tests.balloon_requests import pfn_array
@@ -38,7 +39,6 @@ from tests.virtio_driver import (
 )
 
 EVERYTHING = features.STANDARD.known
-PAGE_BYTES = 4096
 
 
 def offering_everything() -> VirtioDriver:

@@ -11,10 +11,10 @@ import struct
 
 from devices.bus import Bus
 from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig
+from pyvmm_native import PAGE_BYTES
 from tests.fuzz.watched_board import DRIVER_BYTES, WatchedBoard
 from tests.virtio_board import APERTURE
 
-PAGE_BYTES = 4096
 ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 11, 15
 NEXT, WRITE, INDIRECT = 1, 2, 4
 ALL_ONES = (1 << 64) - 1

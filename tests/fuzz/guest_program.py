@@ -26,11 +26,11 @@ from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.misc import Command
 from devices.ports import BusDevice
 from devices.virtio import features
+from pyvmm_native import PAGE_BYTES
 from tests.fuzz.careless_driver import (
     ALL_ONES,
     BAR0,
     BAR2,
-    PAGE_BYTES,
     QUEUE_DESC,
     QUEUE_ENABLE,
     QUEUE_SIZE,

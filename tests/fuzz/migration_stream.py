@@ -15,6 +15,7 @@ from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.state.records import HEADER_BYTES, Kind, Record
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import KINDS, config_of
 
@@ -23,7 +24,7 @@ HELLO = messages.Hello(config_of(RAM_MIB)).record().encode()
 _KINDS: dict[str, Kind] = {**messages.SOURCE_KINDS, **messages.DESTINATION_KINDS, **KINDS}
 _NAMES = sorted(_KINDS)
 MAX_MESSAGE_BYTES = max(HEADER_BYTES, *(kind.max_bytes for kind in _KINDS.values()))
-_PAGE = bytes(messages.PAGE_BYTES)
+_PAGE = bytes(PAGE_BYTES)
 
 
 def run(data: bytes) -> None:
@@ -68,13 +69,13 @@ def _read(reader: SourceReader | DestinationReader, stream: bytes) -> None:
 
 def _ram_of(hello: messages.Hello) -> PageRuns:
     ranges = ram_ranges(hello.config.ram_bytes)
-    return PageRuns((gpa // messages.PAGE_BYTES, n // messages.PAGE_BYTES) for gpa, n in ranges)
+    return PageRuns((gpa // PAGE_BYTES, n // PAGE_BYTES) for gpa, n in ranges)
 
 
 def _check(message: object, ram: PageRuns) -> None:
     match message:
         case messages.Pages(_, _, data):
-            assert message.runs.pages * messages.PAGE_BYTES == len(data)
+            assert message.runs.pages * PAGE_BYTES == len(data)
             assert not message.runs.subtract(ram)
         case messages.Zeros(runs):
             assert runs

@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-PAGE_BYTES = 4096
+from pyvmm_native import PAGE_BYTES
+
 Pages = frozenset[int]
 
 

@@ -27,10 +27,11 @@ from devices.balloon.dialects import Dialect, Role
 from devices.errors import BadPayload
 from devices.virtio.device import BUFFERS_PER_CALL
 from devices.virtio.status import Status
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import oracle
-from tests.fuzz.oracle import PAGE_BYTES, Pages
+from tests.fuzz.oracle import Pages
 from tests.virtio_board import AnonymousRam, Board, Trace
 
 DRIVER_BYTES = 16 * PAGE_BYTES

@@ -16,9 +16,8 @@ import pytest
 
 from guest_images.initramfs import compile_program
 from guest_images.recipe import HERE
-
-MIB = 1 << 20
-PAGE_BYTES = 4096
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
 LOST = 70
 """The status then; `tests.with_kvm` knows it."""

@@ -13,8 +13,9 @@ import pytest
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import MIB, MachineConfig, config_for_image
+from pyvmm.config import MachineConfig, config_for_image
 from pyvmm.harness.guest_session import guest_session
+from pyvmm.units import MIB
 from tests.kvm.guests import MakeConfig, RunGuest, Scenario
 
 FIGURES: list[str] = []

@@ -13,13 +13,13 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 DIALECTS = ("bitmap", "standard")
 INFLATE_MIB = 192
 SLACK_BYTES = 24 * MIB

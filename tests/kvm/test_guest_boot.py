@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.boot.linux64 import place_initrd
-from pyvmm.config import MIB, config_for_image
+from pyvmm.config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
 from pyvmm.machine.exit_result import ExitReason
+from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm

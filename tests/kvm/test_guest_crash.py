@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.config import MIB, MachineConfig
+from pyvmm.config import MachineConfig
 from pyvmm.harness.guest_session import guest_session
 from pyvmm.machine.exit_result import ExitReason
+from pyvmm.units import MIB
 from tests.elf_kernel import elf_kernel
 
 pytestmark = pytest.mark.kvm

@@ -16,11 +16,12 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon import features
-from pyvmm.config import MIB, config_for_image
+from pyvmm.config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm import debian_kernels
 from tests.kvm.debian_kernels import StockKernel
 

@@ -16,12 +16,12 @@ import pytest
 from pyvmm.harness.console_guest import CommandFailed
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 MIB_PAGES = MIB // PAGE_BYTES
 DRIVER = "/sys/bus/virtio/drivers/virtio_balloon"
 HEADER_BYTES, WORD_BYTES = 32, 8

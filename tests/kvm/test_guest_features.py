@@ -18,14 +18,14 @@ from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 MIB_PAGES = MIB // PAGE_BYTES
 SLACK_BYTES = 24 * MIB
 REPORTS_TIMEOUT_S = 120

@@ -21,15 +21,15 @@ from pyvmm.balloon.guest_requests import GuestRequestError
 from pyvmm.balloon.statistics import StatisticsUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.qmp.server import ControlServer
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.hostile_initrd import hostile_initrd
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 MEMORY_MIB = 128
 
 

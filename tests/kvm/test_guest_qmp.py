@@ -13,11 +13,10 @@ from qemu.qmp import EventListener, QMPClient
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp.server import ControlServer
+from pyvmm.units import MIB
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
-
-MIB = 1 << 20
 
 
 def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm.churning import all_is_well, beats_on, churning, goes_on
 from tests.kvm.guests import RunGuest
 from tests.kvm.programs import Program, pyvmm

@@ -14,13 +14,13 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.qmp.server import ControlServer
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 SLACK_BYTES = 6 * MIB
 """What a guest's own bookkeeping may move its free memory by between two looks at it."""
 LISTS_BYTES = 24 * MIB

@@ -14,15 +14,15 @@ from devices.balloon.features import MISC_VQ
 from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 from tests.kvm.guests import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-MIB = 1 << 20
 SEED = 21
 PATTERN_MIB = 48
 ON_CPU_LISTS = 256 * MIB // 8 // PAGE_BYTES

@@ -15,7 +15,6 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, incoming_session
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.qmp import commands
@@ -28,6 +27,7 @@ from pyvmm.sockets.transport import (
 )
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.kvm.guests import RunGuest
 from tests.migration_guest import FakeTarget
 

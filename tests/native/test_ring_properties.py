@@ -16,12 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
 from tests.mock_driver import MockDriver, Used, need_event, ram
 from tests.native.ring_oracle import Broken, expected_pop
 
-MIB = 1 << 20
 sizes = st.sampled_from([1, 2, 4, 8, 16, 64])
 start_indices = st.one_of(st.just(0), st.integers(65400, 65535), st.integers(0, 65535))
 buffers = st.tuples(

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from devices.balloon import features
-from pyvmm.config import MIB, MachineConfig, config_for_image
+from pyvmm.config import MachineConfig, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.units import MIB
 from tests.elf_kernel import elf_kernel
 
 GOOD: dict[str, Any] = {

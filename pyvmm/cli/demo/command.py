@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.config import DIALECTS, MIB
+from pyvmm.config import DIALECTS
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
-from pyvmm.units import parse_size
+from pyvmm.units import MIB, parse_size
 
 if TYPE_CHECKING:
     from pyvmm.cli.demo.measure import Script

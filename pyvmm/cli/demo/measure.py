@@ -23,10 +23,10 @@ from pyvmm.errors import UserError
 from pyvmm.harness.console_guest import GuestExited
 from pyvmm.harness.guest_session import GuestSession, Transfer, guest_session
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import PAGE_BYTES
 from pyvmm.memory.rss import RssSampler, Sample, resident_bytes
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
-MIB = 1 << 20
 SEED = 7
 MIN_INFLATE_MIB = 64
 MIN_KEPT_MIB = 256

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-MIB = 1 << 20
+from pyvmm.units import MIB
+
 NEEDED_SHARE = 0.95
 PICTURE_FILE = "resident-memory.png"
 STEP_NAMES = {

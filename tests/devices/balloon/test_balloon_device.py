@@ -8,9 +8,11 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 from tests.balloon_requests import bitmap_request, pfn_array
-from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam, Board
+from tests.virtio_board import AnonymousRam, Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     DEFLATE,

@@ -7,8 +7,10 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.mock_driver import Used
-from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam
+from tests.virtio_board import AnonymousRam
 from tests.virtio_driver import ALL_FEATURES, VirtioDriver, started
 
 REPORTING = 4

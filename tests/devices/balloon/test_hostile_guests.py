@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
@@ -28,7 +29,7 @@ from tests.fuzz import guest_program, oracle
 from tests.fuzz.careless_driver import ALL_ONES
 from tests.fuzz.guest_program import INSTRUCTIONS, KEPT_PFNS, Guest, Program
 from tests.fuzz.watched_board import WatchedBoard
-from tests.virtio_board import MIB, Board, Trace
+from tests.virtio_board import Board, Trace
 from tests.virtio_driver import INFLATE, VirtioDriver
 
 instructions = st.builds(

@@ -19,10 +19,10 @@ from devices.legacy.rtc import RTC_PORTS, Rtc
 from devices.legacy.uart import FIFO_BYTES, Uart16550
 from devices.pci.host_bridge import ConfigMechanism1
 from pyvmm.memory import layout
+from pyvmm.units import MIB
 from tests.fuzz.watched_board import WatchedBoard
 from tests.virtio_board import Line, Trace
 
-MIB = 1 << 20
 BOARD = WatchedBoard(STANDARD, STANDARD.features.known)
 PORTS = [
     *range(layout.COM1_PORT, layout.COM1_PORT + layout.COM1_PORTS),

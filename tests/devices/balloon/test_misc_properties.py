@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 from tests.misc_driver import CONT, DONE, UNSUPPORTED, MiscDriver
-from tests.virtio_board import MIB, PAGE_BYTES, AnonymousRam
+from tests.virtio_board import AnonymousRam
 from tests.virtio_driver import NEEDS_RESET, started
 
 LOW_PAGES = 16 * MIB // PAGE_BYTES

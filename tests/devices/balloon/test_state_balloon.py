@@ -15,6 +15,8 @@ from devices.balloon.hinting import HintingResult
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
 from devices.balloon.stats import StatsReport
 from devices.state import Fields, StateError, encode
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 from tests.balloon_requests import pfn_array
 from tests.hint_guest import DONE as HINTS_DONE
 from tests.hint_guest import HintGuest
@@ -22,7 +24,7 @@ from tests.misc_driver import MISC, MiscDriver, MiscGuest
 from tests.mock_driver import NO_INTERRUPT, WRITE
 from tests.saved_state import move
 from tests.stats_guest import StatsGuest
-from tests.virtio_board import APERTURE, MIB, PAGE_BYTES, Board
+from tests.virtio_board import APERTURE, Board
 from tests.virtio_driver import (
     DRIVER_OK,
     INFLATE,

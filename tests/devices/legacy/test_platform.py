@@ -16,9 +16,7 @@ from devices.legacy.i8042 import I8042
 from devices.legacy.pvpanic import PanicEvent, PvPanic
 from devices.legacy.rtc import Rtc
 from devices.ports import BusDevice
-
-MIB = 1 << 20
-GIB = 1 << 30
+from pyvmm.units import GIB, MIB
 
 
 class Calls(list[str]):

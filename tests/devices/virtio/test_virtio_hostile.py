@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from pyvmm.trace.logging import WARNINGS
+from pyvmm.units import MIB
 from tests.balloon_requests import pfn_array
-from tests.virtio_board import APERTURE, MIB, AnonymousRam, Board
+from tests.virtio_board import APERTURE, AnonymousRam, Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,

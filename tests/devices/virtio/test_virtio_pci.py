@@ -4,8 +4,9 @@
 import pytest
 
 from devices.balloon.dialects import STANDARD
+from pyvmm.units import MIB
 from tests.balloon_requests import pfn_array
-from tests.virtio_board import APERTURE, MIB, Board
+from tests.virtio_board import APERTURE, Board
 from tests.virtio_driver import (
     ACKNOWLEDGE,
     COMMON,

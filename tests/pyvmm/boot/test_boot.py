@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from pyvmm.boot import linux64
 from pyvmm.boot.image import read_kernel
 from pyvmm.boot.loader import load_linux, read_boot_files
-from pyvmm.config import MIB, MachineConfig
+from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
+from pyvmm.units import GIB, MIB
 from pyvmm_native.memory import GuestMemory
 from tests.elf_kernel import CODE_OFFSET, LOAD_GPA, elf_kernel
-
-GIB = 1 << 30
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from pyvmm.boot.image import read_kernel
 from pyvmm.boot.loader import load_linux, read_boot_files
 from pyvmm.boot.payload import LZO_BLOCK_BYTES, MAX_KERNEL_BYTES, PayloadError, decompress
 from pyvmm.cache.directory import cache_dir
-from pyvmm.config import MIB, MachineConfig
+from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.ram import Ram
+from pyvmm.units import MIB
 from tests.bzimage_kernel import TOOLS, bzimage, pack
 from tests.elf_kernel import LOAD_GPA, elf_kernel
 

@@ -11,8 +11,7 @@ import pytest
 from pyvmm.cli.demo.measure import Script
 from pyvmm.cli.demo.report import PICTURE_FILE, report
 from pyvmm.errors import UserError
-
-MIB = 1 << 20
+from pyvmm.units import MIB
 
 
 def figures(*, fallen_mib: float = 512, wrong_bytes: int = 0) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.memory import layout
+from pyvmm.units import GIB, MIB
+from pyvmm_native import PAGE_BYTES
 
-PAGE_BYTES = 4096
-ram_sizes = st.integers(layout.MIN_RAM_BYTES // layout.MIB, layout.MAX_RAM_BYTES // layout.MIB).map(
-    lambda mib: mib * layout.MIB
+ram_sizes = st.integers(layout.MIN_RAM_BYTES // MIB, layout.MAX_RAM_BYTES // MIB).map(
+    lambda mib: mib * MIB
 )
 
 BOOT_DATA = [
@@ -53,7 +54,7 @@ def test_what_the_guest_may_use_is_ram_without_the_legacy_area(ram_bytes: int) -
 
 
 def test_the_3_gib_boundary() -> None:
-    gib = layout.GIB
+    gib = GIB
     assert layout.ram_ranges(3 * gib) == ((0, 3 * gib),)
     assert layout.ram_ranges(3 * gib + PAGE_BYTES) == ((0, 3 * gib), (4 * gib, PAGE_BYTES))
 

@@ -12,8 +12,8 @@ from pyvmm.migration import auto_converge as converging
 from pyvmm.migration.errors import Cancelled, MigrationError
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import MIN_ROUND_S, SourceMigration
+from pyvmm.units import MIB
 from tests.migration_guest import (
-    MIB,
     PAGE,
     Act,
     FakeTarget,

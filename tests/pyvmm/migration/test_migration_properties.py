@@ -13,12 +13,12 @@ from pyvmm.migration import source as precopy
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.progress import Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.units import MIB
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 from tests.migration_guest import (
     CONFIG,
     HOT,
-    MIB,
     PAGE,
     PARTS,
     Act,
