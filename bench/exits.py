@@ -44,6 +44,7 @@ from devices.balloon.dialects import STANDARD
 from devices.bus import Bus
 from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import PciBus
+from devices.testing.board import AnonymousRam, Line, Messages, RecordingNotifiers
 from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.machine.vcpu_thread import GuestBuses
 from pyvmm.memory.layout import COM1_PORT, COM1_PORTS
@@ -51,7 +52,6 @@ from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import ByteQueue, SerialShortcut
-from tests.virtio_board import AnonymousRam, Line, Messages, RecordingNotifiers
 
 C_LOOP = "C loop"
 SHORTCUT = "pyvmm, Cython fast path"

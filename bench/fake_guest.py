@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that is only a ring: it sends what a real driver would, and nothing else takes time.
 
-The driver of `tests.virtio_driver` brings the balloon of a `Board` up in RAM that is never given
+The driver of `devices.testing.driver` brings the balloon of a `Board` up in RAM that is never given
 away. `inflate` then sends requests one after the other, as Linux does, which waits for each; only
 the device's part is timed, from the notification to the used entry (and the interrupt after it).
 """
@@ -15,10 +15,10 @@ from typing import cast
 
 from devices.balloon.bitmap import HEADER, PAGE_SHIFT
 from devices.balloon.dialects import BITMAP, Dialect
+from devices.testing.board import AnonymousRam, Board
+from devices.testing.driver import INFLATE, VirtioDriver
 from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
-from tests.virtio_board import AnonymousRam, Board
-from tests.virtio_driver import INFLATE, VirtioDriver
 
 ROUND_PAGES = 65536
 """Pages our guest driver collects before it tells of them: ROUND_PAGES of its patch."""

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devices.balloon.dialects import Dialect
+from devices.testing.board import APERTURE, AnonymousRam, Board
+from devices.testing.driver_queue import MockDriver, Used
 from pyvmm.units import MIB
-from tests.mock_driver import MockDriver, Used
-from tests.virtio_board import APERTURE, AnonymousRam, Board
 
 INFLATE, DEFLATE, STATS = 0, 1, 2
 

@@ -9,11 +9,9 @@ import pytest
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
 from devices.balloon.stats import StatsReport
-from pyvmm.units import MIB
-from pyvmm_native import PAGE_BYTES
-from tests.balloon_requests import pfn_array
-from tests.stats_guest import stats_payload
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.balloon.statistics import stats_payload
+from devices.testing.driver import (
     ALL_FEATURES,
     DEFLATE,
     INFLATE,
@@ -22,6 +20,8 @@ from tests.virtio_driver import (
     VirtioDriver,
     started,
 )
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
 HINTS, REPORTS = 3, 4
 COMMAND_ID, POISON_VAL = 8, 12

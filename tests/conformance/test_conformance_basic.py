@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
-from pyvmm_native import PAGE_BYTES
-from pyvmm_native.memory import GuestMemory
-from pyvmm_native.runs import PageRuns
-from tests.balloon_requests import pfn_array
-from tests.mock_driver import INDIRECT, NEXT, NO_INTERRUPT, WRITE, MockDriver, chain_table, ram
-from tests.virtio_board import Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.board import Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     DEFLATE,
     DRIVER,
@@ -37,6 +33,18 @@ from tests.virtio_driver import (
     probed,
     started,
 )
+from devices.testing.driver_queue import (
+    INDIRECT,
+    NEXT,
+    NO_INTERRUPT,
+    WRITE,
+    MockDriver,
+    chain_table,
+    ram,
+)
+from pyvmm_native import PAGE_BYTES
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.runs import PageRuns
 
 EVERYTHING = features.STANDARD.known
 

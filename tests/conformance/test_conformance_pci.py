@@ -5,9 +5,9 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
-from tests.balloon_requests import pfn_array
-from tests.virtio_board import Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.board import Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,
     COMMON,

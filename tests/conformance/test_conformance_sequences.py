@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 )
 
 from devices.balloon.dialects import STANDARD
-from tests.balloon_requests import pfn_array
-from tests.virtio_board import Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.board import Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     DEFLATE,
     DRIVER,

@@ -11,9 +11,9 @@ import struct
 
 from devices.bus import Bus
 from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig
+from devices.testing.board import APERTURE
 from pyvmm_native import PAGE_BYTES
 from tests.fuzz.watched_board import DRIVER_BYTES, WatchedBoard
-from tests.virtio_board import APERTURE
 
 ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 11, 15
 NEXT, WRITE, INDIRECT = 1, 2, 4

@@ -25,6 +25,7 @@ from itertools import pairwise
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.misc import Command
 from devices.ports import BusDevice
+from devices.testing.board import APERTURE, SLOT
 from devices.virtio import features
 from pyvmm_native import PAGE_BYTES
 from tests.fuzz.careless_driver import (
@@ -41,7 +42,6 @@ from tests.fuzz.careless_driver import (
 )
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import REGIONS, WatchedBoard, check
-from tests.virtio_board import APERTURE, SLOT
 
 KEPT_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
 

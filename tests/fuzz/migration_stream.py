@@ -17,7 +17,7 @@ from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.state.records import HEADER_BYTES, Kind, Record
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
-from tests.migration_guest import KINDS, config_of
+from tests.pyvmm.migration.migration_guest import KINDS, config_of
 
 RAM_MIB = 64
 HELLO = messages.Hello(config_of(RAM_MIB)).record().encode()

@@ -21,15 +21,15 @@ from devices.balloon.misc import Command
 from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.state import Fields, Payload, StateError, Stateful, encode
+from devices.testing.balloon.misc import MISC
+from devices.testing.board import AnonymousRam, Board, Line
+from devices.testing.driver import STATS
+from devices.testing.strategies import copy_of, places
 from devices.virtio.pci_transport import VirtioPciTransport
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
 from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard
-from tests.misc_driver import MISC
-from tests.saved_state import copy_of, places
-from tests.virtio_board import AnonymousRam, Board, Line
-from tests.virtio_driver import STATS
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 15, 16, 127, 128, 255, 0xFFFF, 1 << 16, 1 << 31, 1 << 63, *EDGES]
 

@@ -12,6 +12,7 @@ import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD
 from devices.balloon.page_queues import InflateQueue
+from devices.testing.driver import INFLATE, STATS
 from devices.virtio.device import VirtioDevice
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
@@ -21,7 +22,6 @@ from tests.fuzz.careless_driver import ALL_ONES, NEXT, WRITE, descriptor
 from tests.fuzz.guest_program import KEPT_PFNS, Guest, Program
 from tests.fuzz.snapshot import Snapshot
 from tests.fuzz.watched_board import Finding, WatchedBoard
-from tests.virtio_driver import INFLATE, STATS
 
 
 def test_the_corpus_again() -> None:

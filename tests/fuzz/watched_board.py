@@ -25,6 +25,7 @@ from collections.abc import Callable
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Dialect, Role
 from devices.errors import BadPayload
+from devices.testing.board import AnonymousRam, Board, Trace
 from devices.virtio.device import BUFFERS_PER_CALL
 from devices.virtio.status import Status
 from pyvmm_native import PAGE_BYTES
@@ -32,7 +33,6 @@ from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import oracle
 from tests.fuzz.oracle import Pages
-from tests.virtio_board import AnonymousRam, Board, Trace
 
 DRIVER_BYTES = 16 * PAGE_BYTES
 REGIONS = (

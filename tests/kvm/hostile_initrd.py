@@ -14,7 +14,7 @@ from guest_images.initramfs import compile_program
 from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
 from pyvmm.lab.initramfs import cpio
 
-SOURCE = Path(__file__).parent / "kvm" / "hostile_init.c"
+SOURCE = Path(__file__).with_name("hostile_init.c")
 
 
 def hostile_initrd() -> Path:

@@ -12,7 +12,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.harness.guest_session import guest_session
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
-from tests.elf_kernel import elf_kernel
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 pytestmark = pytest.mark.kvm
 

@@ -25,8 +25,8 @@ from pyvmm.memory.rss import resident_bytes
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.hostile_initrd import hostile_initrd
 from tests.kvm.guests import RunGuest
+from tests.kvm.hostile_initrd import hostile_initrd
 
 pytestmark = pytest.mark.kvm
 

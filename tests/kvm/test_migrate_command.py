@@ -16,8 +16,8 @@ import pytest
 from pyvmm.qmp.client import QmpClient
 from pyvmm.sockets.transport import TlsFiles
 from pyvmm.units import MIB
-from tests.certificates import certificate
 from tests.kvm.programs import Program, pyvmm
+from tests.pyvmm.sockets.certificates import certificate
 
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(600)]
 

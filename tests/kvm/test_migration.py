@@ -29,7 +29,7 @@ from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from tests.kvm.guests import RunGuest
-from tests.migration_guest import FakeTarget
+from tests.pyvmm.migration.migration_guest import FakeTarget
 
 pytestmark = pytest.mark.kvm
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from devices.testing.driver_queue import INDIRECT, NEXT, WRITE, MockDriver
 from pyvmm_native.memory import GuestMemory
-from tests.mock_driver import INDIRECT, NEXT, WRITE, MockDriver
 
 
 class Broken(Exception):

@@ -8,9 +8,7 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import pytest
 
-from pyvmm_native.memory import GuestMemory
-from pyvmm_native.ring import Chain, RingError, SplitQueue
-from tests.mock_driver import (
+from devices.testing.driver_queue import (
     INDIRECT,
     NEXT,
     NO_INTERRUPT,
@@ -21,6 +19,8 @@ from tests.mock_driver import (
     descriptor,
     ram,
 )
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 RAM_BYTES = 1 << 18
 MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; the mmap module lacks it in Python 3.11

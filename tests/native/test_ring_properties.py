@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from devices.testing.driver_queue import MockDriver, Used, need_event, ram
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
-from tests.mock_driver import MockDriver, Used, need_event, ram
 from tests.native.ring_oracle import Broken, expected_pop
 
 sizes = st.sampled_from([1, 2, 4, 8, 16, 64])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hostile guest of the tests with KVM compiles, without a warning, into an initramfs."""
 
-from tests.hostile_initrd import hostile_initrd
+from tests.kvm.hostile_initrd import hostile_initrd
 
 
 def test_the_hostile_program_compiles() -> None:

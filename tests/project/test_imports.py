@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from tests.elf_kernel import elf_kernel
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 MACHINE = """
 import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run

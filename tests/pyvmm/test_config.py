@@ -13,7 +13,7 @@ from pyvmm.config import MachineConfig, config_for_image
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.units import MIB
-from tests.elf_kernel import elf_kernel
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 GOOD: dict[str, Any] = {
     "kernel": Path("vmlinux"),

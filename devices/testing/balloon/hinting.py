@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 
 from devices.balloon.dialects import STANDARD
+from devices.testing.board import AnonymousRam, Board
+from devices.testing.driver import VirtioDriver
 from pyvmm.units import MIB
-from tests.virtio_board import AnonymousRam, Board
-from tests.virtio_driver import VirtioDriver
 
 HINTS = 3
 COMMAND_ID_OFFSET = 8

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from devices.balloon.dialects import BITMAP
-from tests.balloon_requests import bitmap_request
-from tests.mock_driver import Used
-from tests.virtio_board import AnonymousRam
-from tests.virtio_driver import ALL_FEATURES, VirtioDriver, probed
+from devices.testing.balloon.requests import bitmap_request
+from devices.testing.board import AnonymousRam
+from devices.testing.driver import ALL_FEATURES, VirtioDriver, probed
+from devices.testing.driver_queue import Used
 
 MISC = 3
 CONT, DONE, UNSUPPORTED = 0, 1, 2

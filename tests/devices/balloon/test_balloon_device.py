@@ -8,12 +8,9 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.units import MIB
-from pyvmm_native import PAGE_BYTES
-from pyvmm_native.runs import PageRuns
-from tests.balloon_requests import bitmap_request, pfn_array
-from tests.virtio_board import AnonymousRam, Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import bitmap_request, pfn_array
+from devices.testing.board import AnonymousRam, Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     DEFLATE,
     DEVICE_CFG,
@@ -28,6 +25,9 @@ from tests.virtio_driver import (
     probed,
     started,
 )
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
+from pyvmm_native.runs import PageRuns
 
 BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 HOLE_GPA = 16 * MIB

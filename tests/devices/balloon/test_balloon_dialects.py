@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from devices.balloon import bitmap, dialects, features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
 from devices.errors import BadPayload
+from devices.testing.balloon.requests import bitmap_request, pfn_array
 from pyvmm_native.runs import PageRuns
-from tests.balloon_requests import bitmap_request, pfn_array
 
 
 def joined(*args: object, **kwargs: int) -> bytes:

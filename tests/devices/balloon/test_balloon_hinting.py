@@ -10,11 +10,11 @@ import pytest
 from devices.balloon import hinting
 from devices.balloon.dialects import STANDARD, Role
 from devices.balloon.hinting import DONE, STOP, HintingResult
+from devices.testing.driver import VirtioDriver, started
+from devices.testing.driver_queue import Used
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
-from tests.mock_driver import Used
-from tests.virtio_driver import VirtioDriver, started
 
 HINTS = 3
 COMMAND_ID_OFFSET = 8

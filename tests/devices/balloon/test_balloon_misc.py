@@ -12,12 +12,12 @@ import pytest
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.features import MISC_VQ
 from devices.balloon.misc import MAX_MESSAGES, Command, MiscResponse, RequestStatus
+from devices.testing.balloon.misc import CONT, DONE, MISC, UNSUPPORTED, MiscDriver, Question
+from devices.testing.board import AnonymousRam
+from devices.testing.driver import ALL_FEATURES, STATS, VirtioDriver, started
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
-from tests.misc_driver import CONT, DONE, MISC, UNSUPPORTED, MiscDriver, Question
-from tests.virtio_board import AnonymousRam
-from tests.virtio_driver import ALL_FEATURES, STATS, VirtioDriver, started
 
 RAM_PAGES = 64 * MIB // PAGE_BYTES
 

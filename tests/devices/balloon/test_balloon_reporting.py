@@ -7,11 +7,11 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
+from devices.testing.board import AnonymousRam
+from devices.testing.driver import ALL_FEATURES, VirtioDriver, started
+from devices.testing.driver_queue import Used
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.mock_driver import Used
-from tests.virtio_board import AnonymousRam
-from tests.virtio_driver import ALL_FEATURES, VirtioDriver, started
 
 REPORTING = 4
 """By either numbering when all queues are there."""

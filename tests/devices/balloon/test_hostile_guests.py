@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.testing.balloon.requests import bitmap_request, pfn_array
+from devices.testing.board import Board, Trace
+from devices.testing.driver import INFLATE, VirtioDriver
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
-from tests.balloon_requests import bitmap_request, pfn_array
 from tests.fuzz import guest_program, oracle
 from tests.fuzz.careless_driver import ALL_ONES
 from tests.fuzz.guest_program import INSTRUCTIONS, KEPT_PFNS, Guest, Program
 from tests.fuzz.watched_board import WatchedBoard
-from tests.virtio_board import Board, Trace
-from tests.virtio_driver import INFLATE, VirtioDriver
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,

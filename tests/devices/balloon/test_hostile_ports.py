@@ -18,10 +18,10 @@ from devices.legacy.pvpanic import PvPanic
 from devices.legacy.rtc import RTC_PORTS, Rtc
 from devices.legacy.uart import FIFO_BYTES, Uart16550
 from devices.pci.host_bridge import ConfigMechanism1
+from devices.testing.board import Line, Trace
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 from tests.fuzz.watched_board import WatchedBoard
-from tests.virtio_board import Line, Trace
 
 BOARD = WatchedBoard(STANDARD, STANDARD.features.known)
 PORTS = [

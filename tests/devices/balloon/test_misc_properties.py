@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.testing.balloon.misc import CONT, DONE, UNSUPPORTED, MiscDriver
+from devices.testing.board import AnonymousRam
+from devices.testing.driver import NEEDS_RESET, started
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
-from tests.misc_driver import CONT, DONE, UNSUPPORTED, MiscDriver
-from tests.virtio_board import AnonymousRam
-from tests.virtio_driver import NEEDS_RESET, started
 
 LOW_PAGES = 16 * MIB // PAGE_BYTES
 RAM = AnonymousRam((0, 16 * MIB), (32 * MIB, 32 * MIB))

@@ -19,12 +19,12 @@ from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
 from devices.balloon.hinting import DONE, FIRST_ID
 from devices.balloon.misc import Command
 from devices.state import Payload, encode
+from devices.testing.board import AnonymousRam, Board
+from devices.testing.strategies import move, restore_or_refuse, spoiled
 from pyvmm_native.runs import PageRuns
 from tests.fuzz.careless_driver import ALL_ONES
 from tests.fuzz.guest_program import INSTRUCTIONS, RING_SIZES, Guest, Program
 from tests.fuzz.watched_board import REGIONS, WatchedBoard
-from tests.saved_state import move, restore_or_refuse, spoiled
-from tests.virtio_board import AnonymousRam, Board
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,

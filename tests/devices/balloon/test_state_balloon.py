@@ -15,17 +15,13 @@ from devices.balloon.hinting import HintingResult
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
 from devices.balloon.stats import StatsReport
 from devices.state import Fields, StateError, encode
-from pyvmm.units import MIB
-from pyvmm_native import PAGE_BYTES
-from tests.balloon_requests import pfn_array
-from tests.hint_guest import DONE as HINTS_DONE
-from tests.hint_guest import HintGuest
-from tests.misc_driver import MISC, MiscDriver, MiscGuest
-from tests.mock_driver import NO_INTERRUPT, WRITE
-from tests.saved_state import move
-from tests.stats_guest import StatsGuest
-from tests.virtio_board import APERTURE, Board
-from tests.virtio_driver import (
+from devices.testing.balloon.hinting import DONE as HINTS_DONE
+from devices.testing.balloon.hinting import HintGuest
+from devices.testing.balloon.misc import MISC, MiscDriver, MiscGuest
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.balloon.statistics import StatsGuest
+from devices.testing.board import APERTURE, Board
+from devices.testing.driver import (
     DRIVER_OK,
     INFLATE,
     NEEDS_RESET,
@@ -35,6 +31,10 @@ from tests.virtio_driver import (
     VirtioDriver,
     started,
 )
+from devices.testing.driver_queue import NO_INTERRUPT, WRITE
+from devices.testing.strategies import move
+from pyvmm.units import MIB
+from pyvmm_native import PAGE_BYTES
 
 ACTUAL = 4
 CONFIG_VECTOR = 0

@@ -7,8 +7,8 @@ from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import StatsReport
-from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL, StatsGuest, stats_payload
-from tests.virtio_driver import DEFLATE, FAILED, INFLATE, STATS, VERSION_1
+from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL, StatsGuest, stats_payload
+from devices.testing.driver import DEFLATE, FAILED, INFLATE, STATS, VERSION_1
 
 BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 

@@ -15,7 +15,7 @@ from devices.legacy.rtc import Rtc
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, StateError, Stateful
-from tests.saved_state import move, restore_or_refuse, spoiled
+from devices.testing.strategies import move, restore_or_refuse, spoiled
 
 NOON = 43_200.0
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.legacy.uart import Uart16550
-from tests.saved_state import move, restore_or_refuse, spoiled
+from devices.testing.strategies import move, restore_or_refuse, spoiled
 
 
 class Port:

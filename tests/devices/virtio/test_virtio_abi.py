@@ -4,11 +4,11 @@
 from devices.balloon import bitmap, dialects
 from devices.balloon.config import config_space
 from devices.balloon.device import DEVICE_ID
+from devices.testing.board import Board, Trace
+from devices.testing.driver import COMMON
 from devices.virtio import features, pci_interrupts, pci_transport, pci_window
 from devices.virtio.status import Status
 from tests.c_layout import Fact, mismatches
-from tests.virtio_board import Board, Trace
-from tests.virtio_driver import COMMON
 
 HEADERS = (
     "linux/virtio_balloon.h",

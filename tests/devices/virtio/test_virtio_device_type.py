@@ -6,14 +6,14 @@ from __future__ import annotations
 from devices.errors import BadPayload
 from devices.registers import RegisterTable
 from devices.state import Fields, Payload, Restore
+from devices.testing.board import Trace
+from devices.testing.driver_queue import MockDriver, Used, ram
 from devices.virtio import features
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import QueueSpec, check_in_flight, save_in_flight
 from devices.virtio.saved import SavedDevice, check_device, save_device
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
-from tests.mock_driver import MockDriver, Used, ram
-from tests.virtio_board import Trace
 
 
 class Echo(VirtioDevice):

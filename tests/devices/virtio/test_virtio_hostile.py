@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from pyvmm.trace.logging import WARNINGS
-from pyvmm.units import MIB
-from tests.balloon_requests import pfn_array
-from tests.virtio_board import APERTURE, AnonymousRam, Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.board import APERTURE, AnonymousRam, Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,
     DEFLATE,
@@ -25,6 +23,8 @@ from tests.virtio_driver import (
     probed,
     started,
 )
+from pyvmm.trace.logging import WARNINGS
+from pyvmm.units import MIB
 
 
 @pytest.mark.conformance("2.1.2-2", "2.1.2-3")

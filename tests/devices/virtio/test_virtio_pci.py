@@ -4,10 +4,9 @@
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from pyvmm.units import MIB
-from tests.balloon_requests import pfn_array
-from tests.virtio_board import APERTURE, Board
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.board import APERTURE, Board
+from devices.testing.driver import (
     ACKNOWLEDGE,
     COMMON,
     COMMON_CFG,
@@ -27,6 +26,7 @@ from tests.virtio_driver import (
     probed,
     started,
 )
+from pyvmm.units import MIB
 
 
 @pytest.mark.conformance("4.1.2.1-1", "4.1.2.1-2", "4.1.2.1-4", "4.1.2.1-5", "4.1.2.1-6", "5.5.1-1")

@@ -4,7 +4,7 @@
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from tests.virtio_driver import (
+from devices.testing.driver import (
     ACKNOWLEDGE,
     COMMON_CFG,
     ISR_CFG,

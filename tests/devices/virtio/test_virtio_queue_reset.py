@@ -4,8 +4,8 @@
 import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD
-from tests.balloon_requests import pfn_array
-from tests.virtio_driver import (
+from devices.testing.balloon.requests import pfn_array
+from devices.testing.driver import (
     ALL_FEATURES,
     DEFLATE,
     INFLATE,

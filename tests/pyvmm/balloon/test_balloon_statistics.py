@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from devices.balloon.dialects import STANDARD
+from devices.testing.balloon.statistics import FREE, StatsGuest
+from devices.testing.driver import DEFLATE, INFLATE, VERSION_1
 from pyvmm.balloon.statistics import BalloonStatistics, StatisticsUnavailable, TimedReport
-from tests.stats_guest import FREE, StatsGuest
-from tests.virtio_driver import DEFLATE, INFLATE, VERSION_1
 
 LONG_S = 600.0
 """No test waits that long."""

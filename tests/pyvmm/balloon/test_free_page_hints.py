@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from devices.testing.balloon.hinting import HintGuest
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.guest_requests import (
     DriverUnavailable,
@@ -21,7 +22,6 @@ from pyvmm.qmp.commands import execute
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
-from tests.hint_guest import HintGuest
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 SOON_S = 0.05

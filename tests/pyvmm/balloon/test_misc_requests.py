@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from devices.balloon.features import MISC_VQ
+from devices.testing.balloon.misc import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
+from devices.testing.driver import ALL_FEATURES
 from pyvmm.balloon.guest_requests import (
     DriverUnavailable,
     GuestEnded,
@@ -26,9 +28,7 @@ from pyvmm.balloon.guest_requests import (
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
-from tests.misc_driver import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
-from tests.virtio_driver import ALL_FEATURES
 
 SOON_S = 0.05
 LONG_S = 20.0

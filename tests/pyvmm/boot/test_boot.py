@@ -21,7 +21,7 @@ from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
 from pyvmm.units import GIB, MIB
 from pyvmm_native.memory import GuestMemory
-from tests.elf_kernel import CODE_OFFSET, LOAD_GPA, elf_kernel
+from tests.pyvmm.boot.elf_kernel import CODE_OFFSET, LOAD_GPA, elf_kernel
 
 
 @pytest.fixture

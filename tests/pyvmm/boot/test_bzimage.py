@@ -21,8 +21,8 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.ram import Ram
 from pyvmm.units import MIB
-from tests.bzimage_kernel import TOOLS, bzimage, pack
-from tests.elf_kernel import LOAD_GPA, elf_kernel
+from tests.pyvmm.boot.bzimage_kernel import TOOLS, bzimage, pack
+from tests.pyvmm.boot.elf_kernel import LOAD_GPA, elf_kernel
 
 # Half of it cannot be compressed and half can: both kinds of block, and more than one of each.
 CODE = random.Random(3).randbytes(2 * LZO_BLOCK_BYTES) + b"kernel" * 100_000

@@ -17,8 +17,8 @@ import pytest
 
 from pyvmm.cli.migrate import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
-from tests.migration_guest import FakeTarget
 from tests.pyvmm.migration.migration_destination import Destination
+from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
 

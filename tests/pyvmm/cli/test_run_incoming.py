@@ -27,8 +27,8 @@ from pyvmm.sockets.transport import (
     parse_migration_address,
 )
 from pyvmm.sockets.unix import Listener
-from tests.certificates import certificate
-from tests.migration_guest import config_of
+from tests.pyvmm.migration.migration_guest import config_of
+from tests.pyvmm.sockets.certificates import certificate
 
 PROMPT = "pyvmm: waiting for a guest at "
 

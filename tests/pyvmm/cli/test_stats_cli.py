@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.cli.stats import table
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
-from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}

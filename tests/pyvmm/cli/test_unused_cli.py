@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from devices.testing.balloon.misc import GET_UNUSED_PAGES
 from pyvmm.cli.unused import ASCII, BLOCKS, COLUMNS, MAX_ROWS, picture
 from pyvmm.units import GIB, MIB
-from tests.misc_driver import GET_UNUSED_PAGES
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
 ROOT = Path(__file__).parents[3]

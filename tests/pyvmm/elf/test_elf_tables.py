@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 
 from pyvmm.elf import tables as elf_tables
 from pyvmm.elf.tables import ElfError, ElfTables, read_elf_tables
-from tests.elf_kernel import elf_kernel
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 INTERPRETER = Path(sys.executable).resolve()
 

@@ -15,8 +15,8 @@ from pyvmm.lab.kernel import (
     startable_image,
     strip_signature,
 )
-from tests.bzimage_kernel import bzimage, pack
-from tests.elf_kernel import elf_kernel
+from tests.pyvmm.boot.bzimage_kernel import bzimage, pack
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 DEPENDENCIES = """\
 kernel/drivers/virtio/virtio.ko:

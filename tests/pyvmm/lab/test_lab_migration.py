@@ -22,8 +22,8 @@ from pyvmm.qmp.client import QmpClient
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.sockets.transport import TlsFiles
 from pyvmm.units import MIB
-from tests.certificates import certificate
 from tests.kvm.programs import Program, pyvmm
+from tests.pyvmm.sockets.certificates import certificate
 
 PATIENCE_S = 150
 MISSED_S = 10

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
-from tests.migration_guest import FakeTarget
+from tests.pyvmm.migration.migration_guest import FakeTarget
 
 
 class Destination(threading.Thread):

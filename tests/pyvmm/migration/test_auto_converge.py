@@ -13,7 +13,7 @@ from pyvmm.migration.errors import Cancelled, MigrationError
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import MIN_ROUND_S, SourceMigration
 from pyvmm.units import MIB
-from tests.migration_guest import (
+from tests.pyvmm.migration.migration_guest import (
     PAGE,
     Act,
     FakeTarget,

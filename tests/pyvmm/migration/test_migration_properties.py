@@ -16,7 +16,7 @@ from pyvmm.migration.source import SourceMigration
 from pyvmm.units import MIB
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
-from tests.migration_guest import (
+from tests.pyvmm.migration.migration_guest import (
     CONFIG,
     HOT,
     PAGE,

@@ -34,7 +34,7 @@ from pyvmm.units import MIB
 from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import migration_stream
-from tests.migration_guest import KINDS, PARTS, PlainRam, config_of
+from tests.pyvmm.migration.migration_guest import KINDS, PARTS, PlainRam, config_of
 
 HELLO = Hello(config_of(64))
 PAGE = bytes(range(256)) * 16

@@ -15,6 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from devices.balloon.device import BalloonDevice
+from devices.testing.balloon.hinting import HintGuest
+from devices.testing.balloon.misc import MiscGuest
+from devices.testing.balloon.statistics import StatsGuest
+from devices.testing.board import AnonymousRam
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
@@ -27,10 +31,6 @@ from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
-from tests.hint_guest import HintGuest
-from tests.misc_driver import MiscGuest
-from tests.stats_guest import StatsGuest
-from tests.virtio_board import AnonymousRam
 
 
 class InMemoryMachine:

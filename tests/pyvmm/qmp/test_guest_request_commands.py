@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from devices.testing.balloon.misc import GET_UNUSED_PAGES
 from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
-from tests.misc_driver import GET_UNUSED_PAGES
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 

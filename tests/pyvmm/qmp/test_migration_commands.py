@@ -19,8 +19,8 @@ from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.server import ControlServer
 from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
 from pyvmm_native.runs import PageRuns
-from tests.migration_guest import FakeTarget
 from tests.pyvmm.migration.migration_destination import Destination
+from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 

@@ -10,9 +10,9 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from devices.balloon.stat_tags import STATISTICS
+from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.qmp.server import ControlServer
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
-from tests.stats_guest import FREE, MAJOR_FAULTS, TOTAL
 
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = "guest-stats-polling-interval"

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
+from devices.testing.balloon.statistics import StatsGuest
 from pyvmm.qmp.server import ControlServer
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
-from tests.stats_guest import StatsGuest
 
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = "/machine/peripheral/balloon0"

@@ -17,7 +17,7 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport, config_record
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm_native.runs import PageRuns
-from tests.migration_guest import (
+from tests.pyvmm.migration.migration_guest import (
     CONFIG,
     PAGE,
     PAGES,

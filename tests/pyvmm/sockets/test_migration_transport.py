@@ -29,8 +29,8 @@ from pyvmm.sockets.transport import (
     dial,
     parse_migration_address,
 )
-from tests.certificates import certificate
-from tests.migration_guest import FakeTarget
+from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.sockets.certificates import certificate
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 

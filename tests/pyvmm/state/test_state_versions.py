@@ -18,9 +18,9 @@ from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
 from devices.state import Stateful, Value
-from tests.misc_driver import MISC, MiscDriver
-from tests.virtio_board import Line
-from tests.virtio_driver import STATS, started
+from devices.testing.balloon.misc import MISC, MiscDriver
+from devices.testing.board import Line
+from devices.testing.driver import STATS, started
 
 FUNCTION = (
     "bars* decoded* device_id registers.cache_line_size registers.command"
