@@ -25,7 +25,7 @@ async def _serve(uri: str) -> None:
     async with incoming_session(listener) as guest:
         print(RUNS, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
-            print(await guest.ask(line.strip()), flush=True)
+            print(await guest.command(line.strip()), flush=True)
 
 
 if __name__ == "__main__":

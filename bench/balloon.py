@@ -130,7 +130,7 @@ class Pyvmm:
 
     async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
         with Stopwatches().running() as watches:
-            moved = await self.guest.move_balloon(pages)
+            moved = await self.guest.resize_balloon(pages)
         return moved.seconds, watches.seconds
 
     def resident_bytes(self) -> int:
@@ -144,7 +144,7 @@ class Qemu:
         self.guest = guest
 
     async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
-        return await self.guest.move_balloon(pages), None
+        return await self.guest.resize_balloon(pages), None
 
     def resident_bytes(self) -> int:
         return resident_bytes(self.guest.pid)
@@ -211,10 +211,10 @@ def _cases(scale: Scale, plan: Plan) -> list[Case]:
 
 async def _round(boot: Boot, scale: Scale) -> list[Values]:
     async with boot() as peer:
-        await peer.guest.user_space()
+        await peer.guest.wait_for_user_space()
         untouched = await _there_and_back(peer, scale)
-        await peer.guest.ask(f"grab {scale.touch_mib}")
-        await peer.guest.ask("free")
+        await peer.guest.command(f"grab {scale.touch_mib}")
+        await peer.guest.command("free")
         # The balloon may also hold what was not touched.
         least_freed = (scale.inflate_mib - (scale.ram_mib - scale.touch_mib)) * MIB
         return untouched + await _there_and_back(peer, scale, least_freed)

@@ -17,8 +17,8 @@ Downtime limits are 300 ms, as they come.
 
 The guest that writes (`measure_writing`) changes 50 MB of its memory a second, a page after the
 other and round again, from before the migration until after it. Since the lab copies hardly faster
-than that, its migration may slow it down (`auto-converge`). Who has not moved after `PATIENCE_S` is
-listed as given up, with that time.
+than that, its migration may slow it down (`auto-converge`). A guest that has not moved after
+`MIGRATION_TIMEOUT_S` is listed as given up, with that time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from bench.measure import TOTAL, Case, Plan
 from bench.movers import (
     ASKED,
     HINTING,
+    MIGRATION_TIMEOUT_S,
     NOT_ASKED,
-    PATIENCE_S,
     QEMU,
     QEMU_HINTED,
     QUICK_SIZE,
@@ -124,19 +124,19 @@ async def _move(contender: Contender, size: Size, writes: int) -> tuple[float, d
     options = {} if contender.asks is None else {"unused": contender.asks}
     async with contender.boot(size) as mover, in_memory() as directory:
         path = directory / "migration"
-        async with mover.destination(path) as ask:
+        async with mover.destination(path) as command:
             if writes:
-                await mover.command("migrate-set-capabilities", capabilities=CONVERGE)
+                await mover.qmp("migrate-set-capabilities", capabilities=CONVERGE)
                 for line in ("free", f"alloc {writes}", f"write {WRITE_MB_S}"):
-                    await mover.guest.ask(line)
+                    await mover.guest.command(line)
             try:
                 seconds, answer = await moved(mover, f"unix:{path}", **options)
             except GivenUp as error:
                 print(error, file=sys.stderr, flush=True)
-                return PATIENCE_S, {}
+                return MIGRATION_TIMEOUT_S, {}
             if writes:
-                assert "wrong 0" in await ask("report")  # it still writes
+                assert "wrong 0" in await command("report")  # it still writes
             else:
-                found = await ask(f"verify {SEED}")
+                found = await command(f"verify {SEED}")
                 assert found == VERIFIED, f"the guest found its memory changed: {found}"
     return seconds, answer

@@ -26,7 +26,8 @@ from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.config import config_for_image
-from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestExited
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
+from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
@@ -38,7 +39,7 @@ QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_TRIES = 3
-PATIENCE_S = 420.0
+MIGRATION_TIMEOUT_S = 420.0
 UNLIMITED = 1 << 40
 HELD_MIB, SEED = 16, 7
 VERIFIED = f"verified {HELD_MIB * MIB} wrong 0"
@@ -70,14 +71,14 @@ class Mover(Protocol):
     def guest(self) -> ConsoleGuest[Any]:
         """Its console."""
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def qmp(self, name: str, **arguments: Any) -> Any:
         """Execute one command."""
 
-    def destination(self, path: Path) -> AbstractAsyncContextManager[Ask]:
+    def destination(self, path: Path) -> AbstractAsyncContextManager[GuestCommand]:
         """A process that waits for it at the socket `path`."""
 
 
-Ask = Callable[[str], Awaitable[str]]
+GuestCommand = Callable[[str], Awaitable[str]]
 """Has the `pattern` program of the guest, where it is now, carry out one command."""
 Boot = Callable[[Size], AbstractAsyncContextManager[Mover]]
 
@@ -88,11 +89,11 @@ class PyvmmMover:
     def __init__(self, guest: GuestSession) -> None:
         self.guest = guest
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def qmp(self, name: str, **arguments: Any) -> Any:
         return commands.execute(self.guest.machine, Request(name, arguments))
 
     @asynccontextmanager
-    async def destination(self, path: Path) -> AsyncIterator[Ask]:
+    async def destination(self, path: Path) -> AsyncIterator[GuestCommand]:
         pipe = asyncio.subprocess.PIPE
         argv = (sys.executable, "-m", "bench.arriving", f"unix:{path}")
         process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe)
@@ -107,7 +108,7 @@ class PyvmmMover:
                 raise GuestExited("the destination ended")
             return line
 
-        async def ask(line: str) -> str:
+        async def command(line: str) -> str:
             nonlocal arrived
             if not arrived:
                 assert await said() == RUNS
@@ -117,7 +118,7 @@ class PyvmmMover:
 
         try:
             assert await said() == WAITS
-            yield ask
+            yield command
         finally:
             to_guest.close()
             with suppress(ProcessLookupError):  # it ended with its guest
@@ -133,13 +134,13 @@ class QemuMover:
         self._size = size
         self._balloon = balloon
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def qmp(self, name: str, **arguments: Any) -> Any:
         return await self.guest.qmp(name, **arguments)
 
     @asynccontextmanager
-    async def destination(self, path: Path) -> AsyncIterator[Ask]:
+    async def destination(self, path: Path) -> AsyncIterator[GuestCommand]:
         async with _qemu_guest(self._size, self._balloon, f"unix:{path}") as there:
-            yield there.ask
+            yield there.command
 
 
 def pyvmm_boot(dialect: str, *offer: str) -> Boot:
@@ -189,13 +190,13 @@ def _qemu_guest(
 
 
 async def _prepare(guest: ConsoleGuest[Any], size: Size) -> None:
-    await guest.user_space()
+    await guest.wait_for_user_space()
     for line in (f"grab {size.touch_mib}", "fill 1", "free", f"alloc {HELD_MIB}", f"fill {SEED}"):
-        await guest.ask(line)
+        await guest.command(line)
 
 
 class GivenUp(Exception):
-    """A guest has not moved within `PATIENCE_S`."""
+    """A guest has not moved within `MIGRATION_TIMEOUT_S`."""
 
 
 async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str, Any]]:
@@ -204,12 +205,12 @@ async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str
     Raises `GivenUp`.
     """
     begin = time.monotonic()
-    await mover.command("migrate", uri=uri, **options)
-    while (answer := await mover.command("query-migrate"))["status"] != "completed":
+    await mover.qmp("migrate", uri=uri, **options)
+    while (answer := await mover.qmp("query-migrate"))["status"] != "completed":
         seconds = time.monotonic() - begin
         if answer["status"] in ("failed", "cancelled"):
             raise GuestExited(f"it has not moved: {answer}")
-        if seconds > PATIENCE_S:
+        if seconds > MIGRATION_TIMEOUT_S:
             raise GivenUp(f"it has not moved in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - begin, answer

@@ -2,9 +2,9 @@
 """The peer: the same guest in the installed QEMU, on the same KVM.
 
     async with qemu_guest("pc", image, ram_mib=1024, vcpus=1) as guest:
-        await guest.user_space()
-        await guest.ask("alloc 64")
-        seconds = await guest.move_balloon(pages)
+        await guest.wait_for_user_space()
+        await guest.command("alloc 64")
+        seconds = await guest.resize_balloon(pages)
 
 `pc` is what QEMU is without further thought, `microvm` its smallest machine. Both get what a
 careful person would give them: KVM, the host's processor, no device but a serial port and a balloon
@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guest_images.manifest import read_manifest
-from pyvmm.harness.console_guest import POLL_S, ConsoleGuest, GuestExited
+from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
+from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
@@ -67,16 +68,16 @@ class QemuGuest(ConsoleGuest[str]):
         try:
             return await asyncio.to_thread(self._qmp.execute, command, **arguments)
         except ConnectionClosedError:
-            raise GuestExited(await self.finished()) from None
+            raise GuestExited(await self.wait_for_exit()) from None
 
     async def balloon_pages(self) -> int:
         """Size of the balloon as the driver last reported it, in 4 KiB pages."""
         return (await self._ram_bytes() - await self._kept_bytes()) // PAGE_BYTES
 
-    async def move_balloon(self, target_pages: int) -> float:
+    async def resize_balloon(self, target_pages: int) -> float:
         """Set the balloon's target, in 4 KiB pages, and wait until the driver reports it.
 
-        Returns the seconds that took, measured as `GuestSession.move_balloon` measures them.
+        Returns the seconds that took, measured as `GuestSession.resize_balloon` measures them.
         """
         keep_bytes = await self._ram_bytes() - target_pages * PAGE_BYTES
         begin = time.monotonic()

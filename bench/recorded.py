@@ -69,10 +69,10 @@ async def _record() -> PageRuns:
         dialect="bitmap",
     )
     async with guest_session(config) as guest:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         await _break_up_memory(guest)
         recorder = _RecordingRam(guest.machine.ram)
-        await guest.move_balloon(GUEST_PAGES // 8 * 7)
+        await guest.resize_balloon(GUEST_PAGES // 8 * 7)
         return recorder.pages
 
 

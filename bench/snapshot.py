@@ -36,7 +36,8 @@ from bench.movers import (
     pyvmm_boot,
     qemu_boot,
 )
-from pyvmm.harness.console_guest import POLL_S, GuestExited
+from pyvmm.harness.console_guest import POLL_S
+from pyvmm.harness.errors import GuestExited
 from pyvmm.units import MIB
 
 Saved = tuple[float, float, float]
@@ -80,9 +81,9 @@ async def _ours(size: Size) -> dict[str, Saved]:
 
 async def _saved(mover: Mover, path: Path, unused: bool) -> Saved:
     begin = time.monotonic()
-    await mover.command("snapshot-to-file", path=str(path), unused=unused)
+    await mover.qmp("snapshot-to-file", path=str(path), unused=unused)
     answer: dict[str, Any]
-    while (answer := await mover.command("query-snapshot"))["status"] != "completed":
+    while (answer := await mover.qmp("query-snapshot"))["status"] != "completed":
         if answer["status"] == "failed":
             raise GuestExited(f"it was not saved: {answer['error-desc']}")
         await asyncio.sleep(POLL_S)
@@ -94,7 +95,7 @@ async def _peers(name: str, boot: Boot, size: Size) -> dict[str, Saved]:
     async with boot(size) as mover, in_memory() as directory:
         path = directory / "guest.state"
         seconds, answer = await moved(mover, f"exec:cat > {path}")
-        await mover.command("cont")
+        await mover.qmp("cont")
         return {name: await _checked(mover, path, seconds, answer["downtime"])}
 
 
@@ -102,5 +103,5 @@ async def _checked(mover: Mover, path: Path, seconds: float, still_ms: float) ->
     """Measure the file, which is not needed any more; the guest has to go on as it was."""
     saved = seconds, path.stat().st_size / MIB, still_ms
     path.unlink()
-    assert await mover.guest.ask(f"verify {SEED}") == VERIFIED
+    assert await mover.guest.command(f"verify {SEED}") == VERIFIED
     return saved

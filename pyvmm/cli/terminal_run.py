@@ -109,7 +109,7 @@ class _TerminalRun:
             config,
             console_output=self._console.queue,
             console_throttle=self._console.throttle,
-            on_console_room=self._console.room,
+            on_console_room=self._console.send_pending,
             tracer=LogTracer(),
             boot=boot,
         )

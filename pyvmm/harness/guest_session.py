@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest driven by a program: its machine, its console, its balloon.
+"""A guest driven by a script: its machine, its console, its balloon.
 
     async with guest_session(config) as guest:
-        await guest.user_space()
-        await guest.ask("alloc 64")
-        moved = await guest.move_balloon(pages)
-        outcome = await guest.finished()
+        await guest.wait_for_user_space()
+        await guest.command("alloc 64")
+        result = await guest.resize_balloon(pages)
+        exit_result = await guest.wait_for_exit()
 
-Waiting for the console or the balloon ends as soon as the machine does. The demonstration, the
-tests and the benches are such programs.
+Waiting for the console or the balloon ends as soon as the machine does.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ BALLOON_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """What moving the balloon took, from the target to the driver's last word on it."""
+class ResizeResult:
+    """What a resize took, from setting the target until the driver reported it as reached."""
 
     seconds: float
     pages: int
@@ -56,7 +55,7 @@ class GuestSession(ConsoleGuest[ExitResult]):
         super().__init__(console, running or asyncio.create_task(machine.run()))
         self.machine = machine
 
-    async def move_balloon(self, target_pages: int) -> Transfer:
+    async def resize_balloon(self, target_pages: int) -> ResizeResult:
         """Set the balloon's target, in 4 KiB pages, and wait until the driver reports it."""
         before = self._traffic()
         begin = time.monotonic()
@@ -64,7 +63,7 @@ class GuestSession(ConsoleGuest[ExitResult]):
         await self.while_running(self._reach(target_pages))
         seconds = time.monotonic() - begin
         pages, requests = (new - old for new, old in zip(self._traffic(), before, strict=True))
-        return Transfer(seconds, pages, requests)
+        return ResizeResult(seconds, pages, requests)
 
     async def _reach(self, target_pages: int) -> None:
         async with asyncio.timeout(BALLOON_TIMEOUT_S):
@@ -95,7 +94,7 @@ async def guest_session(
         config,
         console_output=console.queue,
         tracer=LogTracer(),
-        on_console_room=console.room,
+        on_console_room=console.send_pending,
         boot=snapshot is None,
     )
     if snapshot is not None:
@@ -130,7 +129,7 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
             config,
             console_output=console.queue,
             tracer=LogTracer(),
-            on_console_room=console.room,
+            on_console_room=console.send_pending,
             boot=False,
         )
         made.append(machine)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drive a guest's serial console from a program: send a line, wait for a line.
+"""Drive a guest's serial console from a script: send a line, wait for output.
 
-The demonstration, the tests and the benches talk to guests this way; a person uses
-`pyvmm.cli.console.terminal`. Output arrives byte by byte on vCPU threads; the event loop is woken
-once for the bytes of one moment and collects them.
+This is to a script what `pyvmm.cli.console.terminal` is to a person. Output arrives byte by byte on
+vCPU threads; they wake the event loop once every `_GATHER_S` seconds at most, and it collects what
+has arrived.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import asyncio
 import re
 from collections.abc import Callable
 
+from pyvmm.harness.errors import CommandFailed, ConsoleTimeout
 from pyvmm_native.serial import ByteQueue
 
-PATIENCE_S = 600.0
-"""For a guest that touches all of a large RAM where every instruction is emulated."""
+DEFAULT_TIMEOUT_S = 600.0
+"""Enough for an emulated guest to touch all of a large RAM."""
 _GATHER_S = 0.004
 _QUEUE_BYTES = 1 << 16
 
 
-class ConsoleTimeout(Exception):
-    """The guest did not print what was waited for; carries the end of what it did print."""
-
-
 class ScriptedConsole:
-    """The far end of one guest's serial line, used on the event loop that made it.
+    """The far end of one guest's serial line; belongs to the event loop that creates it.
 
-    `queue` is the machine's console output, which `output` adds to as well (any thread). `connect`
-    gives the way in: a function that takes bytes and returns how many of them the UART accepted.
+    `queue` receives the guest's output from any thread, and so does its method `output`. `connect`
+    takes the function that sends input: it is given bytes and returns how many the UART accepted.
     """
 
     def __init__(self) -> None:
@@ -42,6 +39,7 @@ class ScriptedConsole:
         self._send: Callable[[bytes], int] = lambda data: 0
 
     def connect(self, send: Callable[[bytes], int]) -> None:
+        """Send input with `send` from now on."""
         self._send = send
 
     @property
@@ -56,17 +54,18 @@ class ScriptedConsole:
     def _collect(self) -> None:
         self._text += self.queue.take()
 
-    def room(self) -> None:
-        """The UART has room again: send what it did not take (on the event loop)."""
+    def send_pending(self) -> None:
+        """Send the input that the UART had no room for (on the event loop)."""
         if self._unsent:
             self._unsent = self._unsent[self._send(self._unsent) :]
 
     def send_line(self, line: str) -> None:
+        """Type `line` and a newline; what the UART has no room for waits."""
         self._unsent += line.encode() + b"\n"
-        self.room()
+        self.send_pending()
 
-    async def expect(self, pattern: str, timeout_s: float = PATIENCE_S) -> re.Match[str]:
-        """Wait for `pattern` in what was printed since the last match; raises ConsoleTimeout."""
+    async def expect(self, pattern: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> re.Match[str]:
+        """Wait for `pattern` in the output since the last match; raises ConsoleTimeout."""
         compiled = re.compile(pattern)
         try:
             async with asyncio.timeout(timeout_s):
@@ -80,12 +79,14 @@ class ScriptedConsole:
                     await self._arrived.wait()
         except TimeoutError:
             tail = self.text[-600:]
-            raise ConsoleTimeout(f"no {pattern!r} from the guest; it last said:\n{tail}") from None
+            raise ConsoleTimeout(
+                f"no {pattern!r} within {timeout_s:g} s; last output:\n{tail}"
+            ) from None
 
-    async def ask(self, line: str, timeout_s: float = PATIENCE_S) -> str:
-        """Send a line to the guest's `pattern` program and return its reply after "ok "."""
+    async def command(self, line: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
+        """Run one command of the guest's `pattern` program and return its reply after "ok "."""
         self.send_line(line)
         match = await self.expect(r"(?m)^(ok|error) ?([^\r\n]*)\r?\n", timeout_s)
         if match[1] == "error":
-            raise ConsoleTimeout(f"the guest answered {line!r} with: {match[0].strip()}")
+            raise CommandFailed(f"{line}: {match[0].strip()}")
         return match[2]

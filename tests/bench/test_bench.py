@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvmm.harness.console_guest import GuestExited
+from pyvmm.harness.errors import GuestExited
 from pyvmm.lab.start import LabError
 from pyvmm.progress.reporter import Silent
 from pyvmm.sockets.lab_paths import in_lab

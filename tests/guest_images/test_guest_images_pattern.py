@@ -35,7 +35,7 @@ class Session:
             [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, command: str) -> str:
+    def command(self, command: str) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(command + "\n")
@@ -104,26 +104,26 @@ def test_another_seed_is_wrong_nearly_everywhere(program: Path) -> None:
 
 
 def test_every_changed_byte_counts_once(session: Session) -> None:
-    assert session.ask("alloc 4") == "ok allocated 4 MiB"
-    assert session.ask("fill 42") == "ok filled 4194304"
+    assert session.command("alloc 4") == "ok allocated 4 MiB"
+    assert session.command("fill 42") == "ok filled 4194304"
     offsets = [0, 1, 4095, 4096, 2 * MIB + 3, 4 * MIB - 1]
     for count, offset in enumerate(offsets, start=1):
         (before,) = session.peek(4, offset, 1)
         session.overwrite(4, offset, bytes([before ^ 0x10]))
-        assert session.ask("verify 42") == f"ok verified 4194304 wrong {count}"
-    assert session.ask("fill 42") == "ok filled 4194304"
-    assert session.ask("verify 42") == "ok verified 4194304 wrong 0"
+        assert session.command("verify 42") == f"ok verified 4194304 wrong {count}"
+    assert session.command("fill 42") == "ok filled 4194304"
+    assert session.command("verify 42") == "ok verified 4194304 wrong 0"
 
 
 def test_a_page_lost_or_moved_is_wrong(session: Session) -> None:
-    session.ask("alloc 2")
-    session.ask("fill 1")
+    session.command("alloc 2")
+    session.command("fill 1")
     page = session.peek(2, 5 * PAGE_BYTES, PAGE_BYTES)
     session.overwrite(2, 5 * PAGE_BYTES, bytes(PAGE_BYTES))
-    lost = int(session.ask("verify 1").rpartition(" ")[2])
+    lost = int(session.command("verify 1").rpartition(" ")[2])
     assert lost == PAGE_BYTES - page.count(0)
     session.overwrite(2, 5 * PAGE_BYTES, session.peek(2, 6 * PAGE_BYTES, PAGE_BYTES))
-    moved = int(session.ask("verify 1").rpartition(" ")[2])
+    moved = int(session.command("verify 1").rpartition(" ")[2])
     assert moved > 0.95 * PAGE_BYTES
 
 
@@ -134,11 +134,11 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
         assert found is not None
         return int(found[1])
 
-    session.ask("meminfo")
+    session.command("meminfo")
     before = resident_kib()
-    session.ask("alloc 16")
+    session.command("alloc 16")
     assert resident_kib() >= before + 16 * 1024
-    session.ask("free")
+    session.command("free")
     assert resident_kib() < before + 1024
 
 
@@ -171,33 +171,33 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
 def test_bad_commands_get_one_reply_and_change_nothing(
     session: Session, command: str, reply: str
 ) -> None:
-    assert session.ask(command) == reply
-    assert session.ask("alloc 1") == "ok allocated 1 MiB"
+    assert session.command(command) == reply
+    assert session.command("alloc 1") == "ok allocated 1 MiB"
 
 
 def test_more_memory_than_there_is_is_refused(session: Session) -> None:
     assert re.fullmatch(
-        r"error 8388608 MiB asked for, \d+ MiB available", session.ask("alloc 8388608")
+        r"error 8388608 MiB asked for, \d+ MiB available", session.command("alloc 8388608")
     )
-    assert session.ask("alloc 1") == "ok allocated 1 MiB"
-    assert session.ask("alloc 1") == "error 1 MiB are allocated already"
+    assert session.command("alloc 1") == "ok allocated 1 MiB"
+    assert session.command("alloc 1") == "error 1 MiB are allocated already"
 
 
 def test_thinned_memory_keeps_its_pattern_and_gives_the_rest_back(session: Session) -> None:
-    session.ask("alloc 1")
-    session.ask("fill 6")
-    assert session.ask("thin 1") == "error cannot keep every 1. page"
-    assert session.ask("thin 3") == f"ok kept {86 * PAGE_BYTES}"
-    assert session.ask("verify 6") == f"ok verified {86 * PAGE_BYTES} wrong 0"
+    session.command("alloc 1")
+    session.command("fill 6")
+    assert session.command("thin 1") == "error cannot keep every 1. page"
+    assert session.command("thin 3") == f"ok kept {86 * PAGE_BYTES}"
+    assert session.command("verify 6") == f"ok verified {86 * PAGE_BYTES} wrong 0"
     for page in (1, 2, 255):
         given_back = bytes(PAGE_BYTES)
         assert (session.peek(1, page * PAGE_BYTES, PAGE_BYTES) == given_back) == (page % 3 != 0)
     session.overwrite(1, 255 * PAGE_BYTES, bytes(PAGE_BYTES))
-    assert session.ask("verify 6").startswith(f"ok verified {86 * PAGE_BYTES} wrong 4")
-    assert session.ask("thin 2") == "error cannot keep every 2. page"
-    assert session.ask("free") == "ok freed 1 MiB"
-    assert session.ask("alloc 1") == "ok allocated 1 MiB"
-    assert session.ask("fill 6") == f"ok filled {MIB}"
+    assert session.command("verify 6").startswith(f"ok verified {86 * PAGE_BYTES} wrong 4")
+    assert session.command("thin 2") == "error cannot keep every 2. page"
+    assert session.command("free") == "ok freed 1 MiB"
+    assert session.command("alloc 1") == "ok allocated 1 MiB"
+    assert session.command("fill 6") == f"ok filled {MIB}"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_thinned_memory_keeps_its_pattern_and_gives_the_rest_back(session: Sessi
     ],
 )
 def test_the_shell_s_words_come_on_one_line(session: Session, command: str, reply: str) -> None:
-    assert session.ask(f"shell {command}") == reply
+    assert session.command(f"shell {command}") == reply
 
 
 def test_the_first_error_ends_a_one_shot_run(program: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_first_error_ends_a_one_shot_run(program: Path) -> None:
 
 
 def test_meminfo_says_what_proc_says(session: Session) -> None:
-    reply = session.ask("meminfo")
+    reply = session.command("meminfo")
     found = re.fullmatch(r"ok total_kib (\d+) free_kib (\d+) available_kib (\d+)", reply)
     assert found is not None
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
@@ -231,7 +231,7 @@ def test_meminfo_says_what_proc_says(session: Session) -> None:
 
 
 def test_blank_lines_get_no_reply_and_quit_ends(session: Session) -> None:
-    assert session.ask("\n  \nquit") == "ok bye"
+    assert session.command("\n  \nquit") == "ok bye"
     assert session.process.wait(10) == 0
 
 
@@ -254,32 +254,32 @@ def pages_of(memory: bytes) -> list[bytes]:
 def reported(session: Session, figure: str, least: int) -> dict[str, int]:
     """What `report` says as soon as `figure` has come so far."""
     deadline = time.monotonic() + 60
-    while (report := figures(session.ask("report")))[figure] < least:
+    while (report := figures(session.command("report")))[figure] < least:
         assert time.monotonic() < deadline, report
         time.sleep(0.01)
     return report
 
 
 def test_churned_memory_changes_and_is_right(session: Session) -> None:
-    session.ask("alloc 2")
-    assert re.fullmatch(r"ok churning by [1-9]\d*", session.ask("churn 7"))
+    session.command("alloc 2")
+    assert re.fullmatch(r"ok churning by [1-9]\d*", session.command("churn 7"))
     before = session.peek(2, 0, 2 * MIB)
     first = reported(session, "rounds", 2)
     assert session.peek(2, 0, 2 * MIB) != before
     assert first["bytes"] >= 2 * 2 * MIB
-    last = figures(session.ask("still"))
+    last = figures(session.command("still"))
     assert last["bytes"] >= first["bytes"] + 2 * MIB
     assert (last["wrong"], last["backward_us"]) == (0, 0)
     assert last["kb_per_s"] > 0
     still = session.peek(2, 0, 2 * MIB)
     time.sleep(0.02)
     assert session.peek(2, 0, 2 * MIB) == still
-    assert session.ask("free") == "ok freed 2 MiB"
+    assert session.command("free") == "ok freed 2 MiB"
 
 
 def test_churned_memory_that_is_old_or_lost_is_wrong(session: Session) -> None:
-    session.ask("alloc 2")
-    session.ask("churn 7")
+    session.command("alloc 2")
+    session.command("churn 7")
     old = session.peek(2, 0, CHANGED_PAGES * PAGE_BYTES)
     while any(map(bytes.__eq__, pages_of(old), pages_of(session.peek(2, 0, len(old))))):
         time.sleep(0.01)
@@ -288,31 +288,31 @@ def test_churned_memory_that_is_old_or_lost_is_wrong(session: Session) -> None:
     found = reported(session, "wrong", SEEN_BYTES)["wrong"]
     with session.standing_still():
         session.overwrite(2, 300 * PAGE_BYTES, bytes(CHANGED_PAGES * PAGE_BYTES))
-    last = figures(session.ask("still"))
+    last = figures(session.command("still"))
     assert last["wrong"] - found >= SEEN_BYTES
-    assert session.ask("quit") == "ok bye"
+    assert session.command("quit") == "ok bye"
     assert session.process.wait(10) == 1
 
 
 def test_a_stop_is_a_long_step_of_the_clock(session: Session) -> None:
-    session.ask("alloc 1")
-    session.ask("churn 7")
+    session.command("alloc 1")
+    session.command("churn 7")
     rounds = reported(session, "rounds", 1)["rounds"]
     with session.standing_still():
         time.sleep(0.3)
     reported(session, "rounds", rounds + 1)
-    last = figures(session.ask("still"))
+    last = figures(session.command("still"))
     assert last["step_us"] >= 250_000
     assert last["wrong"] == last["backward_us"] == 0
 
 
 def test_writes_come_at_the_rate_that_was_asked_for(session: Session) -> None:
-    session.ask("alloc 4")
-    session.ask("fill 123456789")
+    session.command("alloc 4")
+    session.command("fill 123456789")
     before = session.peek(4, 0, 4 * MIB)
-    assert session.ask("write 0") == "error cannot write 0 MB/s"
-    assert session.ask("write 40") == "ok writing 40 MB/s"
-    assert session.ask("verify 3").startswith("error memory changes")
+    assert session.command("write 0") == "error cannot write 0 MB/s"
+    assert session.command("write 40") == "ok writing 40 MB/s"
+    assert session.command("verify 3").startswith("error memory changes")
     report = reported(session, "rounds", 2)
     after = session.peek(4, 0, 4 * MIB)
     assert all(map(bytes.__ne__, pages_of(before), pages_of(after)))
@@ -321,28 +321,30 @@ def test_writes_come_at_the_rate_that_was_asked_for(session: Session) -> None:
     assert report["kb_per_s"] <= 41_000
     session.overwrite(4, 9 * PAGE_BYTES, bytes(PAGE_BYTES))
     reported(session, "rounds", report["rounds"] + 2)
-    assert 0 < figures(session.ask("still"))["wrong"] <= 8
+    assert 0 < figures(session.command("still"))["wrong"] <= 8
 
 
 def test_memory_at_work_is_left_alone(session: Session) -> None:
-    session.ask("alloc 1")
-    session.ask("churn 7")
+    session.command("alloc 1")
+    session.command("churn 7")
     for command in ("fill 1", "verify 1", "thin 2", "free", "churn 8", "write 1"):
-        assert session.ask(command) == ("error memory changes in the background; say still first")
-    assert session.ask("shell echo well") == r"ok 0 well\n"
-    session.ask("still")
-    session.ask("thin 2")
-    assert session.ask("churn 7") == "error only every 2. page was kept"
+        assert session.command(command) == (
+            "error memory changes in the background; say still first"
+        )
+    assert session.command("shell echo well") == r"ok 0 well\n"
+    session.command("still")
+    session.command("thin 2")
+    assert session.command("churn 7") == "error only every 2. page was kept"
 
 
 def test_beats_are_counted_between_replies(session: Session) -> None:
-    assert session.ask("beat 5") == "ok every 5 ms"
+    assert session.command("beat 5") == "ok every 5 ms"
     assert session.process.stdout is not None
     assert [session.process.stdout.readline() for _ in range(3)] == [
         "beat 1\n",
         "beat 2\n",
         "beat 3\n",
     ]
-    session.ask("beat 5")
+    session.command("beat 5")
     lines = [session.process.stdout.readline() for _ in range(9)]
     assert all(re.fullmatch(r"beat \d+\n|error it beats already\n", line) for line in lines)

@@ -37,7 +37,7 @@ SMALL_PATTERN_MIB, SMALL_MEMORY_MIB = 16, 96
 """For guests that faults are tried on."""
 BALLOON_MIB = (PATTERN_MIB * 3 // 8, PATTERN_MIB * 5 // 8)
 """About half of what such a guest can do without; on its way between them while it moves."""
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 _UPTIME = "cut -d' ' -f1 /proc/uptime"
 
 
@@ -66,11 +66,11 @@ class Report:
 
 async def churning(guest: GuestSession, mib: int) -> None:
     """Have a guest that has just been started do all that, for once around at least."""
-    print(f"guest up after {await guest.user_space()} s", flush=True)
+    print(f"guest up after {await guest.wait_for_user_space()} s", flush=True)
     await guest.shell("stty -echo")  # what we type would come in the middle of a beat
-    await guest.ask(f"alloc {mib}")
-    await guest.ask(f"churn {SEED}")
-    await guest.ask(f"beat {BEAT_MS}")
+    await guest.command(f"alloc {mib}")
+    await guest.command(f"churn {SEED}")
+    await guest.command(f"beat {BEAT_MS}")
     print(await goes_on(guest, mib=mib), flush=True)
 
 
@@ -78,7 +78,7 @@ async def goes_on(guest: GuestSession, since: Report | None = None, mib: int = 4
     """Wait until it has compared that much more than when it said `since`; nothing is wrong."""
     rest(guest)
     wanted = (since.bytes if since else 0) + mib * MIB
-    while (report := Report.read(await guest.ask("report")).checked()).bytes < wanted:
+    while (report := Report.read(await guest.command("report")).checked()).bytes < wanted:
         await asyncio.sleep(0.05)
     return report
 
@@ -94,7 +94,7 @@ def rest(guest: GuestSession) -> None:
 async def beats_on(guest: GuestSession) -> None:
     """Wait for its next beat."""
     before = len(beats(guest.console.text))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while len(beats(guest.console.text)) <= before:
             await asyncio.sleep(0.02)
 
@@ -112,16 +112,16 @@ async def balloon_reaches(guest: GuestSession, mib: int) -> None:
     """Wait for that, with processors at work: a request goes from one of them to another, and four
     that rest in the lab take 25 times as long for it."""
     guest.machine.throttle(0)
-    await guest.move_balloon(mib * MIB // PAGE_BYTES)
+    await guest.resize_balloon(mib * MIB // PAGE_BYTES)
     rest(guest)
 
 
 async def all_is_well(guest: GuestSession) -> Report:
     """Compare everything once more, and power off."""
     guest.machine.throttle(0)
-    report = Report.read(await guest.ask("still")).checked()
+    report = Report.read(await guest.command("still")).checked()
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
     return report

@@ -70,7 +70,7 @@ class Home:
             config,
             console_output=self.console.queue,
             tracer=LogTracer(),
-            on_console_room=self.console.room,
+            on_console_room=self.console.send_pending,
             boot=False,
         )
         self._machines.append(machine)

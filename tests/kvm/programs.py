@@ -23,7 +23,7 @@ class Program:
             text=True,
         )
 
-    def ask(self, line: str) -> str:
+    def command(self, line: str) -> str:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()

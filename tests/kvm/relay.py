@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 PIECE_BYTES = 1 << 16
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class Harm(enum.Enum):
@@ -64,7 +64,7 @@ class Relay:
 
     def cut(self) -> None:
         """Break the connection now, whether or not anything moves, or as soon as there is one."""
-        assert self._connected.wait(PATIENCE_S)
+        assert self._connected.wait(TIMEOUT_S)
         self.done = "cut"
         for stream in self._streams:
             _hang_up(stream)

@@ -32,28 +32,28 @@ eighth of RAM may moreover lie on the guest's per-CPU lists, which MemFree does 
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: int) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in ("alloc 400", "free", "alloc 96", "fill 11"):
-            await guest.ask(command)
+            await guest.command(command)
         rss_full, free_full = resident_bytes(), await guest.free_bytes()
-        inflate = await guest.move_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
+        inflate = await guest.resize_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
         freed = rss_full - resident_bytes()
         assert inflate.pages == INFLATE_MIB * MIB // PAGE_BYTES
         assert freed >= 0.95 * INFLATE_MIB * MIB
         assert freed <= (INFLATE_MIB + 8) * MIB
         assert abs(free_full - await guest.free_bytes() - INFLATE_MIB * MIB) < SLACK_BYTES
-        assert await guest.ask("verify 11") == f"verified {96 * MIB} wrong 0"
+        assert await guest.command("verify 11") == f"verified {96 * MIB} wrong 0"
 
-        deflate = await guest.move_balloon(0)
+        deflate = await guest.resize_balloon(0)
         assert deflate.pages == inflate.pages
         assert free_full - await guest.free_bytes() < 512 * MIB // 8 + SLACK_BYTES
-        assert await guest.ask("verify 11") == f"verified {96 * MIB} wrong 0"
-        await guest.ask("free")
-        assert (await guest.ask("alloc 350")).startswith("allocated")
-        assert await guest.ask("fill 12")
-        assert await guest.ask("verify 12") == f"verified {350 * MIB} wrong 0"
+        assert await guest.command("verify 11") == f"verified {96 * MIB} wrong 0"
+        await guest.command("free")
+        assert (await guest.command("alloc 350")).startswith("allocated")
+        assert await guest.command("fill 12")
+        assert await guest.command("verify 12") == f"verified {350 * MIB} wrong 0"
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
         assert guest.machine.balloon.counters.inflate.bad_payloads == 0
         assert guest.machine.balloon.counters.deflate.bad_payloads == 0
 
@@ -63,13 +63,13 @@ def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: i
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for target_mib in (64, 16, 120, 119, 0, 1, 100, 0):
-            await guest.move_balloon(target_mib * MIB // PAGE_BYTES)
+            await guest.resize_balloon(target_mib * MIB // PAGE_BYTES)
             free_mib = await guest.free_bytes() // MIB
             assert free_mib < 256 - target_mib
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
@@ -77,13 +77,13 @@ def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: st
 @pytest.mark.conformance("4.1.4.5.1-3")
 def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for target_mib in (64, 0):
-            await guest.move_balloon(target_mib * MIB // PAGE_BYTES)
+            await guest.resize_balloon(target_mib * MIB // PAGE_BYTES)
         guest.console.send_line("quit")
         pins = await guest.expect(r"(\d+): +\d+ +IO-APIC +17-fasteoi")
         assert int(pins) == 17
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, "pattern; cat /proc/interrupts", append="pci=nomsi")
 
@@ -95,17 +95,17 @@ def test_seven_of_eight_gib(
     run_guest: RunGuest, figure: Callable[[str], None], dialect: str
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
-        await guest.ask("alloc 512")
-        await guest.ask("fill 5")
+        await guest.wait_for_user_space()
+        await guest.command("alloc 512")
+        await guest.command("fill 5")
         rss_before = resident_bytes()
-        inflate = await guest.move_balloon(7 * 1024 * MIB // PAGE_BYTES)
+        inflate = await guest.resize_balloon(7 * 1024 * MIB // PAGE_BYTES)
         rss_inflated = resident_bytes()
-        deflate = await guest.move_balloon(0)
+        deflate = await guest.resize_balloon(0)
         rss_after = resident_bytes()
         assert inflate.pages == deflate.pages == 7 * 1024 * MIB // PAGE_BYTES
         assert rss_inflated <= rss_before + 16 * MIB
-        assert await guest.ask("verify 5") == f"verified {512 * MIB} wrong 0"
+        assert await guest.command("verify 5") == f"verified {512 * MIB} wrong 0"
         for name, moved in (("inflate", inflate), ("deflate", deflate)):
             figure(
                 f"{dialect:8} {name} 7 of 8 GiB: {moved.seconds:6.1f} s, "
@@ -116,6 +116,6 @@ def test_seven_of_eight_gib(
             f"deflated {rss_after // MIB} MiB"
         )
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=8192, dialect=dialect)

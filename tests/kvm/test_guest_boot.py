@@ -29,7 +29,7 @@ def test_boots_with(
     begin = time.monotonic()
 
     async def scenario(guest: GuestSession) -> None:
-        guest_s = await guest.user_space()
+        guest_s = await guest.wait_for_user_space()
         figure(
             f"boot {vcpus} vCPU {memory_mib:5} MiB: first user-space line {guest_s} s after the "
             f"kernel's first, {time.monotonic() - begin:.1f} s after the machine was made"
@@ -37,7 +37,7 @@ def test_boots_with(
         assert int(await guest.expect(r"processors (\d+)\s")) == vcpus
         total_kib = int(await guest.expect(r"total_kib (\d+)\s"))
         assert 0.7 * memory_mib < total_kib / 1024 <= memory_mib
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     command = "echo processors $(nproc); pattern meminfo"
     run_guest(scenario, command, memory_mib=memory_mib, vcpus=vcpus)
@@ -45,7 +45,7 @@ def test_boots_with(
 
 def test_reboot_ends_the_machine_cleanly(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        outcome = await guest.finished()
+        outcome = await guest.wait_for_exit()
         assert outcome.ending is ExitReason.RESET
         assert outcome.exit_status == 0
 
@@ -57,7 +57,7 @@ def test_a_panic_is_told_and_is_a_failure(guest_image: Path) -> None:
 
     async def main() -> None:
         async with guest_session(config) as guest:
-            outcome = await guest.finished()
+            outcome = await guest.wait_for_exit()
             assert outcome.ending is ExitReason.PANIC
             assert outcome.exit_status == 1
             assert "Kernel panic" in guest.console.text
@@ -71,7 +71,7 @@ def test_an_initramfs_of_ones_own_is_unpacked_too(run_guest: RunGuest, tmp_path:
 
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("hello from the second archive")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, "cat /greeting", initrd=archive)
 
@@ -87,7 +87,7 @@ def test_a_paused_guest_stands_still(run_guest: RunGuest) -> None:
         guest.machine.resume()
         await guest.expect("tick")
         guest.machine.quit()
-        assert (await guest.finished()).ending is ExitReason.QUIT
+        assert (await guest.wait_for_exit()).ending is ExitReason.QUIT
 
     run_guest(scenario, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")
 
@@ -97,7 +97,7 @@ def test_many_processors_stop_promptly(run_guest: RunGuest) -> None:
         await guest.expect("spinning")
         begin = time.monotonic()
         guest.machine.quit()
-        await guest.finished()
+        await guest.wait_for_exit()
         guest.machine.close()
         assert not any(thread.is_alive() for thread in guest.machine.vcpu_threads)
         assert time.monotonic() - begin < 10

@@ -63,26 +63,26 @@ def test_a_stock_kernel(
         async with guest_session(config) as guest:
             await _boots(guest, kernel)
             times.took("boot")
-            assert (await guest.ask("alloc 600")).startswith("allocated")
+            assert (await guest.command("alloc 600")).startswith("allocated")
             times.took("touch 600 MiB")
             if offer:
                 await _reports_what_is_free(guest)
                 times.took("report")
             else:
-                await guest.ask("free")
-            await guest.ask(f"alloc {PATTERN_MIB}")
-            await guest.ask("fill 3")
+                await guest.command("free")
+            await guest.command(f"alloc {PATTERN_MIB}")
+            await guest.command("fill 3")
             await _inflates(guest, reported=bool(offer))
             times.took("inflate 512 MiB")
             await _tells_statistics(guest)
-            await guest.move_balloon(0)
+            await guest.resize_balloon(0)
             times.took("deflate")
             if offer:
                 await _hints_what_is_free(guest)
                 times.took("hint")
             await _verify(guest)
             guest.console.send_line("quit")
-            assert (await guest.finished()).ending is ExitReason.POWEROFF
+            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
             assert guest.machine.balloon.counters.inflate.bad_payloads == 0
             assert guest.machine.balloon.counters.deflate.bad_payloads == 0
         figure(f"{kernel.version}: {times}")
@@ -107,14 +107,14 @@ class Times:
 
 
 async def _verify(guest: GuestSession) -> None:
-    assert await guest.ask("verify 3") == f"verified {PATTERN_MIB * MIB} wrong 0"
+    assert await guest.command("verify 3") == f"verified {PATTERN_MIB * MIB} wrong 0"
 
 
 async def _boots(guest: GuestSession, kernel: StockKernel) -> None:
-    await guest.user_space()
+    await guest.wait_for_user_space()
     package, _, _ = kernel.version.partition(" ")
     assert await guest.expect(r"\n(\d+\.\d+\S+)\r?\n") == package.removeprefix("linux-image-")
-    await guest.ask("meminfo")
+    await guest.command("meminfo")
     balloon = guest.machine.balloon
     assert balloon.running
     # PAGE_POISON is for kernels that fill their free pages, which Debian's do not.
@@ -123,7 +123,7 @@ async def _boots(guest: GuestSession, kernel: StockKernel) -> None:
 
 async def _reports_what_is_free(guest: GuestSession) -> None:
     rss_full, before = resident_bytes(), guest.machine.balloon.counters
-    await guest.ask("free")
+    await guest.command("free")
     async with asyncio.timeout(NEWS_TIMEOUT_S):
         while rss_full - resident_bytes() < 500 * MIB:
             await guest.while_running(asyncio.sleep(0.1))
@@ -135,7 +135,7 @@ async def _reports_what_is_free(guest: GuestSession) -> None:
 
 async def _inflates(guest: GuestSession, *, reported: bool) -> None:
     rss_before, free_before = resident_bytes(), await guest.free_bytes()
-    moved = await guest.move_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
+    moved = await guest.resize_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
     assert moved.pages == INFLATE_MIB * MIB // PAGE_BYTES
     assert guest.machine.balloon.counters.discarded_bytes == INFLATE_MIB * MIB
     if not reported:  # otherwise the memory was given back before
@@ -147,7 +147,7 @@ async def _inflates(guest: GuestSession, *, reported: bool) -> None:
 
 async def _tells_statistics(guest: GuestSession) -> None:
     report = (await guest.machine.balloon_statistics.fresh(STATS_TIMEOUT_S)).report
-    words = (await guest.ask("meminfo")).split()
+    words = (await guest.command("meminfo")).split()
     meminfo = {words[i]: int(words[i + 1]) * 1024 for i in range(0, len(words), 2)}
     stats = report.known
     assert stats["stat-total-memory"] == meminfo["total_kib"]

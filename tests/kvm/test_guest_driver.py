@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from pyvmm.harness.console_guest import CommandFailed
+from pyvmm.harness.errors import CommandFailed
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
@@ -47,23 +47,23 @@ async def vmstat(guest: GuestSession, name: str) -> int:
 
 async def total_kib(guest: GuestSession) -> int:
     """The RAM Linux manages: less by what is in the balloon, to the page."""
-    words = (await guest.ask("meminfo")).split()
+    words = (await guest.command("meminfo")).split()
     return int(words[words.index("total_kib") + 1])
 
 
 async def power_off(guest: GuestSession) -> None:
     """End the guest; in all that it did, no request was a bad one."""
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
 async def squeeze(guest: GuestSession) -> int:
     """Inflate until hardly anything is left; returns the pages in the balloon."""
-    await guest.user_space()
+    await guest.wait_for_user_space()
     target_pages = await guest.free_bytes() // PAGE_BYTES - 40 * MIB_PAGES
-    await guest.move_balloon(target_pages)
+    await guest.resize_balloon(target_pages)
     return target_pages
 
 
@@ -79,7 +79,7 @@ def test_a_squeezed_guest_gets_pages_back_before_anything_is_killed(
         assert replies.splitlines()[-1] == f"ok verified {mib * MIB} wrong 0"
         assert await vmstat(guest, "oom_kill") == 0
         assert guest.machine.balloon.actual < squeezed - (mib - 60) * MIB_PAGES
-        await guest.move_balloon(0)
+        await guest.resize_balloon(0)
         await power_off(guest)
 
     run_guest(scenario, memory_mib=512, dialect=dialect, offer=["deflate-on-oom"])
@@ -93,7 +93,7 @@ def test_without_deflate_on_oom_the_oom_killer_acts(run_guest: RunGuest, dialect
             await guest.shell("pattern grab 300")
         assert await vmstat(guest, "oom_kill") == 1
         assert guest.machine.balloon.actual == squeezed
-        await guest.move_balloon(0)
+        await guest.resize_balloon(0)
         await power_off(guest)
 
     run_guest(scenario, memory_mib=512, dialect=dialect, withhold=["deflate-on-oom"])
@@ -104,19 +104,19 @@ def test_a_suspended_guest_has_no_balloon_and_an_awake_one_has_it_again(
     run_guest: RunGuest, dialect: str
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
-        await guest.ask("alloc 48")
-        await guest.ask("fill 3")
+        await guest.wait_for_user_space()
+        await guest.command("alloc 48")
+        await guest.command("fill 3")
         target_pages = 100 * MIB_PAGES
-        await guest.move_balloon(target_pages)
+        await guest.resize_balloon(target_pages)
         for cycle in (1, 2):
             await guest.shell(SUSPEND)
-            await guest.move_balloon(target_pages)
+            await guest.resize_balloon(target_pages)
             counters = guest.machine.balloon.counters
             assert counters.deflate.pages == cycle * target_pages
             assert counters.inflate.pages == (cycle + 1) * target_pages
-        assert await guest.ask("verify 3") == f"verified {48 * MIB} wrong 0"
-        await guest.move_balloon(0)
+        assert await guest.command("verify 3") == f"verified {48 * MIB} wrong 0"
+        await guest.resize_balloon(0)
         await power_off(guest)
 
     run_guest(scenario, dialect=dialect)
@@ -125,31 +125,31 @@ def test_a_suspended_guest_has_no_balloon_and_an_awake_one_has_it_again(
 @both_dialects
 def test_an_unbound_driver_returns_every_page(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         balloon = guest.machine.balloon
         device = (await guest.shell(DEVICE)).strip()
         whole_kib = await total_kib(guest)
         target_pages = 128 * MIB_PAGES
-        await guest.move_balloon(target_pages)
+        await guest.resize_balloon(target_pages)
         assert await total_kib(guest) == whole_kib - 128 * 1024
         await guest.shell(f"echo {device} > {DRIVER}/unbind")
         assert balloon.actual == 0
         assert balloon.counters.inflate.pages == balloon.counters.deflate.pages == target_pages
         assert await total_kib(guest) == whole_kib
-        await guest.ask("alloc 180")
-        await guest.ask("fill 9")
-        assert await guest.ask("verify 9") == f"verified {180 * MIB} wrong 0"
-        await guest.ask("free")
+        await guest.command("alloc 180")
+        await guest.command("fill 9")
+        assert await guest.command("verify 9") == f"verified {180 * MIB} wrong 0"
+        await guest.command("free")
         await guest.shell(f"echo {device} > {DRIVER}/bind")
-        await guest.move_balloon(target_pages)
+        await guest.resize_balloon(target_pages)
         # On its way to a target, too.
         guest.machine.set_balloon_target(guest.machine.ram_bytes - 200 * MIB)
         await guest.shell(f"echo {device} > {DRIVER}/unbind")
         assert await total_kib(guest) == whole_kib
         guest.machine.set_balloon_target(guest.machine.ram_bytes)
         await guest.shell(f"echo {device} > {DRIVER}/bind")
-        await guest.move_balloon(target_pages)
-        await guest.move_balloon(0)
+        await guest.resize_balloon(target_pages)
+        await guest.resize_balloon(0)
         assert await total_kib(guest) == whole_kib
         await power_off(guest)
 
@@ -160,13 +160,13 @@ def test_few_pages_take_a_short_request(run_guest: RunGuest) -> None:
     """A bitmap reaches from the first page to the last, and only new pages are told."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         balloon = guest.machine.balloon
         for start_pages in (0, 20 * MIB_PAGES):
-            await guest.move_balloon(start_pages)
+            await guest.resize_balloon(start_pages)
             before = balloon.counters
-            await guest.move_balloon(start_pages + 1)
-            await guest.move_balloon(start_pages)
+            await guest.resize_balloon(start_pages + 1)
+            await guest.resize_balloon(start_pages)
             for new, old in (
                 (balloon.counters.inflate, before.inflate),
                 (balloon.counters.deflate, before.deflate),
@@ -182,7 +182,7 @@ def test_chores_are_done_and_the_queue_outlives_the_driver(run_guest: RunGuest) 
     """The misc queue's extension commands, and questions again after every new start."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         questions = guest.machine.misc_requests
         for restart in (None, SUSPEND, REBIND):
             if restart is not None:
@@ -214,16 +214,16 @@ def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, di
     """Two of three pages are free: the balloon takes such small blocks, compaction moves them."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         await guest.shell(SMALL_PAGES_ONLY)
-        await guest.ask("alloc 72")
-        await guest.ask("fill 4")
-        await guest.ask("thin 3")
+        await guest.command("alloc 72")
+        await guest.command("fill 4")
+        await guest.command("thin 3")
         kept = f"verified {24 * MIB} wrong 0"
         target_pages = 40 * MIB_PAGES
         assert await free_blocks_bytes(guest, 2) < target_pages * PAGE_BYTES
-        await guest.move_balloon(target_pages)
-        assert await guest.ask("verify 4") == kept
+        await guest.resize_balloon(target_pages)
+        assert await guest.command("verify 4") == kept
 
         # One page moves at a time; where kcompactd is at it, another compaction fails quickly.
         await guest.shell(
@@ -231,16 +231,16 @@ def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, di
             " do echo 1 > /proc/sys/vm/compact_memory; sleep 0.1; done"
         )
         assert guest.machine.balloon.actual == target_pages
-        assert await guest.ask("verify 4") == kept
-        await guest.move_balloon(0)
-        assert await guest.ask("verify 4") == kept
+        assert await guest.command("verify 4") == kept
+        await guest.resize_balloon(0)
+        assert await guest.command("verify 4") == kept
         moved = await vmstat(guest, "balloon_migrate")
         assert guest.machine.balloon.counters.inflate.pages == target_pages + moved
         assert guest.machine.balloon.counters.deflate.pages == target_pages + moved
-        await guest.ask("free")
-        await guest.ask("alloc 64")
-        await guest.ask("fill 5")
-        assert await guest.ask("verify 5") == f"verified {64 * MIB} wrong 0"
+        await guest.command("free")
+        await guest.command("alloc 64")
+        await guest.command("fill 5")
+        assert await guest.command("verify 5") == f"verified {64 * MIB} wrong 0"
         await power_off(guest)
 
     run_guest(scenario, memory_mib=128, dialect=dialect)
@@ -256,12 +256,12 @@ async def times(guest: GuestSession, way: str) -> dict[str, int]:
 @both_dialects
 def test_the_driver_says_where_its_time_goes(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for way, memory, target_pages in (
             ("inflate", "alloc_ns", 100 * MIB_PAGES),
             ("deflate", "free_ns", 0),
         ):
-            moved = await guest.move_balloon(target_pages)
+            moved = await guest.resize_balloon(target_pages)
             sums = await times(guest, way)
             assert (sums["pages"], sums["messages"]) == (moved.pages, moved.requests)
             assert 0 < sums[memory] < sums["total_ns"]

@@ -41,17 +41,17 @@ async def accepted(guest: GuestSession) -> int:
 
 
 async def hold(guest: GuestSession, mib: int, seed: int) -> None:
-    await guest.ask(f"alloc {mib}")
-    await guest.ask(f"fill {seed}")
+    await guest.command(f"alloc {mib}")
+    await guest.command(f"fill {seed}")
 
 
 async def intact(guest: GuestSession, mib: int, seed: int) -> bool:
-    return await guest.ask(f"verify {seed}") == f"verified {mib * MIB} wrong 0"
+    return await guest.command(f"verify {seed}") == f"verified {mib * MIB} wrong 0"
 
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -70,15 +70,15 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
     used_too_early: list[int] = []
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.MUST_TELL_HOST
         await hold(guest, 180, 1)
-        await guest.ask("free")
+        await guest.command("free")
         watch_deflates(guest)
         rss = resident_bytes()
-        await guest.move_balloon(100 * MIB_PAGES)
+        await guest.resize_balloon(100 * MIB_PAGES)
         assert rss - resident_bytes() > 90 * MIB
-        await guest.move_balloon(0)
+        await guest.resize_balloon(0)
         assert sum(told) == 100 * MIB_PAGES
         assert used_too_early == []
         await power_off(guest)
@@ -111,11 +111,11 @@ def test_what_is_withheld_is_not_accepted(run_guest: RunGuest, dialect: Dialect)
     names = [name for name, bit in dialect.features.options.items() if bit & withheld]
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) == dialect.features.fixed
         await hold(guest, 64, 2)
         for target_mib in (64, 0):
-            await guest.move_balloon(target_mib * MIB_PAGES)
+            await guest.resize_balloon(target_mib * MIB_PAGES)
         assert await intact(guest, 64, 2)
         await power_off(guest)
 
@@ -134,10 +134,10 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
     """
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.FREE_PAGE_HINT
-        await guest.ask("alloc 300")
-        await guest.ask("free")
+        await guest.command("alloc 300")
+        await guest.command("free")
         await hold(guest, 64, 4)
         ram = guest.machine.ram
         free, rss = await guest.free_bytes(), resident_bytes()
@@ -156,7 +156,7 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
             assert again.complete
             assert again.pages.pages * PAGE_BYTES > 0.8 * free
         await until_free(guest, free)
-        await guest.ask("free")
+        await guest.command("free")
         await hold(guest, 300, 5)
         assert await intact(guest, 300, 5)
         counters = guest.machine.balloon.counters
@@ -173,7 +173,7 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
 
 def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert not await accepted(guest) & features.FREE_PAGE_HINT
         with pytest.raises(DriverUnavailable):
             async with guest.machine.free_page_hints.held():
@@ -192,11 +192,11 @@ def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
     """
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.REPORTING
         await hold(guest, 180, 6)
         rss = resident_bytes()
-        await guest.ask("free")
+        await guest.command("free")
         await until(lambda: rss - resident_bytes() > 140 * MIB)
         counters = guest.machine.balloon.counters
         assert counters.reported_bytes == counters.reported_pages * PAGE_BYTES > 140 * MIB
@@ -222,13 +222,13 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
     enough = 80 * MIB_PAGES
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.PAGE_POISON
         assert guest.machine.balloon.config["poison_val"] == poison_val
         await hold(guest, 128, 8)
         balloon, rss = guest.machine.balloon, resident_bytes()
         before = balloon.counters
-        await guest.ask("free")
+        await guest.command("free")
         await until(lambda: balloon.counters.reported_pages - before.reported_pages > enough)
         if poison_val:
             assert balloon.counters.reported_bytes == 0
@@ -236,7 +236,7 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
         else:
             assert rss - resident_bytes() > (enough - 8 * MIB_PAGES) * PAGE_BYTES
         for target_mib in (64, 0):
-            await guest.move_balloon(target_mib * MIB_PAGES)
+            await guest.resize_balloon(target_mib * MIB_PAGES)
         await hold(guest, 128, 9)
         assert await intact(guest, 128, 9)
         assert "corruption" not in await guest.shell("dmesg")
@@ -247,7 +247,7 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
 
 def test_a_guest_that_cannot_tell_of_its_poison_reports_nothing(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert not await accepted(guest) & (features.PAGE_POISON | features.REPORTING)
         await power_off(guest)
 
@@ -267,18 +267,18 @@ def test_page_bitmap(run_guest: RunGuest) -> None:
     """By bitmap the balloon takes few requests; the standard dialect takes one for 256 pages."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.PAGE_BITMAP
         await hold(guest, 180, 10)
-        await guest.ask("free")
+        await guest.command("free")
         await hold(guest, 32, 11)
         rss = resident_bytes()
-        inflate = await guest.move_balloon(128 * MIB_PAGES)
+        inflate = await guest.resize_balloon(128 * MIB_PAGES)
         assert rss - resident_bytes() > 120 * MIB
         assert inflate.pages == 128 * MIB_PAGES
         assert inflate.requests < 128 * MIB_PAGES // 256 / 4
         assert await intact(guest, 32, 11)
-        await guest.move_balloon(0)
+        await guest.resize_balloon(0)
         assert await intact(guest, 32, 11)
         await power_off(guest)
 
@@ -293,7 +293,7 @@ def test_a_stock_driver_finds_no_balloon_in_the_bitmap_dialect(run_guest: RunGue
     """It takes PAGE_BITMAP for FREE_PAGE_HINT, whose queue is not there: it gives up."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.FREE_PAGE_HINT
         assert not guest.machine.balloon.running
         assert "failed with error -2" in await guest.shell("dmesg | grep virtio_balloon")
@@ -313,18 +313,18 @@ def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest)
     """
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) == BITMAP.features.default
         await hold(guest, 64, 13)
         rss = resident_bytes()
-        await guest.move_balloon(100 * MIB_PAGES)
+        await guest.resize_balloon(100 * MIB_PAGES)
         counters = guest.machine.balloon.counters
         assert counters.inflate.bad_payloads == counters.inflate.requests >= 100
         assert counters.inflate.pages == counters.discarded_bytes == 0
         assert rss - resident_bytes() < SLACK_BYTES
         assert await intact(guest, 64, 13)
-        await guest.move_balloon(0)
-        await guest.ask("free")
+        await guest.resize_balloon(0)
+        await guest.command("free")
         await hold(guest, 160, 14)
         assert await intact(guest, 160, 14)
         assert "corruption" not in await guest.shell("dmesg")
@@ -337,17 +337,17 @@ def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGue
     """The mistake the other way round: its requests name page 0 twice, read as arrays."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert await accepted(guest) & features.PAGE_BITMAP
         await hold(guest, 64, 15)
         rss = resident_bytes()
-        await guest.move_balloon(100 * MIB_PAGES)
+        await guest.resize_balloon(100 * MIB_PAGES)
         counters = guest.machine.balloon.counters
         assert counters.inflate.bad_payloads == counters.inflate.requests > 0
         assert counters.inflate.pages == counters.discarded_bytes == 0
         assert rss - resident_bytes() < SLACK_BYTES
         assert await intact(guest, 64, 15)
-        await guest.move_balloon(0)
+        await guest.resize_balloon(0)
         assert await intact(guest, 64, 15)
         await power_off(guest)
 

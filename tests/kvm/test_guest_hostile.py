@@ -109,17 +109,17 @@ def test_a_hostile_first_process(
 
 
 async def an_honest_driver_follows(guest: GuestSession) -> None:
-    await guest.user_space()
+    await guest.wait_for_user_space()
     machine = guest.machine
-    await guest.move_balloon(0)  # from what people asked for meanwhile
-    await guest.ask("alloc 24")
-    await guest.ask("fill 7")
+    await guest.resize_balloon(0)  # from what people asked for meanwhile
+    await guest.command("alloc 24")
+    await guest.command("fill 7")
     before = machine.balloon.counters.inflate
-    await guest.move_balloon(48 * MIB // PAGE_BYTES)
+    await guest.resize_balloon(48 * MIB // PAGE_BYTES)
     after = machine.balloon.counters.inflate
     assert after.pages - before.pages >= 48 * MIB // PAGE_BYTES
     assert after.bad_payloads == before.bad_payloads
-    assert await guest.ask("verify 7") == f"verified {24 * MIB} wrong 0"
-    await guest.move_balloon(0)
+    assert await guest.command("verify 7") == f"verified {24 * MIB} wrong 0"
+    await guest.resize_balloon(0)
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF

@@ -40,7 +40,7 @@ async def move(guest: GuestSession, stack: AsyncExitStack, frozen_s: float = 0) 
         old.config,
         console_output=console.queue,
         tracer=LogTracer(),
-        on_console_room=console.room,
+        on_console_room=console.send_pending,
         boot=False,
     )
     old.pause()
@@ -76,10 +76,10 @@ async def timer_interrupts(guest: GuestSession) -> list[int]:
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         boot_log = await guest.shell("dmesg")
         for command in (f"alloc {PATTERN_MIB}", "fill 3"):
-            await guest.ask(command)
+            await guest.command(command)
         for cpu in range(vcpus):
             await guest.shell(f"taskset {1 << cpu:x} sh -c '{WATCH}' >/clock{cpu} 2>&1 &")
         async with AsyncExitStack() as stack:
@@ -92,7 +92,7 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
                 assert after[0] >= before[0] + 0.2
                 assert len(after[1]) == vcpus
                 assert all(new > old for old, new in zip(before[1], after[1], strict=True))
-            assert await guest.ask("verify 3") == VERIFIED
+            assert await guest.command("verify 3") == VERIFIED
             for cpu in range(vcpus):
                 assert int(await guest.shell(f"wc -l </clock{cpu}")) > 3 * MOVES
                 await guest.shell(f"sort -n -c /clock{cpu}")  # fails if it ever went back
@@ -102,7 +102,7 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
                 line for line in log[len(boot_log) :].splitlines() if TROUBLE.search(line)
             ] == []
             guest.console.send_line("quit")
-            assert (await guest.finished()).ending is ExitReason.POWEROFF
+            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=GUEST_MIB, vcpus=vcpus)
 
@@ -113,7 +113,7 @@ def test_the_clock_of_a_guest_goes_on_from_where_it_stopped(
     """What it was away does not pass for it, so none of its time-outs expires."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         async with AsyncExitStack() as stack:
             begin = time.monotonic()
             before = await uptime(guest)

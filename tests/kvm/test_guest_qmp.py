@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kvm
 def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> None:
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         server = ControlServer(guest.machine, path)
         await server.start()
         client = QMPClient("test")
@@ -47,7 +47,7 @@ def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> Non
                 guest.console.send_line("quit")
                 event = await asyncio.wait_for(ends.get(), 60)
             assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
-            assert (await guest.finished()).ending is ExitReason.POWEROFF
+            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
         finally:
             await client.disconnect()
             await server.close()

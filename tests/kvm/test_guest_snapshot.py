@@ -54,7 +54,7 @@ async def uptime(guest: GuestSession) -> float:
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
@@ -69,10 +69,10 @@ def test_a_guest_goes_on_from_its_snapshot(
 
     async def scenario(guest: GuestSession) -> None:
         nonlocal saved_at
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in ("alloc 160", "fill 1", "free", f"alloc {PATTERN_MIB}", "fill 7"):
-            await guest.ask(command)
-        await guest.move_balloon(BALLOON_PAGES)
+            await guest.command(command)
+        await guest.resize_balloon(BALLOON_PAGES)
         saved_at = await uptime(guest)
         status = await save(guest, file)
         assert status.status == "completed", status.error
@@ -82,8 +82,8 @@ def test_a_guest_goes_on_from_its_snapshot(
         assert report.ram * PAGE_BYTES == guest.machine.ram_bytes
         assert report.stored * PAGE_BYTES >= PATTERN_MIB * MIB
         assert status.file_bytes == file.stat().st_size < (PATTERN_MIB + 56) * MIB
-        assert await guest.ask("verify 7") == VERIFIED
-        await guest.move_balloon(0)
+        assert await guest.command("verify 7") == VERIFIED
+        await guest.resize_balloon(0)
         await power_off(guest)
         figure(
             f"snapshot {dialect:8} {vcpus} vCPUs: {status.file_bytes // MIB} of"
@@ -92,16 +92,16 @@ def test_a_guest_goes_on_from_its_snapshot(
 
     async def restored(guest: GuestSession) -> None:
         assert guest.machine.balloon.actual == BALLOON_PAGES
-        assert await guest.ask("verify 7") == VERIFIED
+        assert await guest.command("verify 7") == VERIFIED
         now = await uptime(guest)
         assert saved_at <= now < saved_at + 60
-        await guest.move_balloon(BALLOON_PAGES + 1000)
-        await guest.move_balloon(0)
-        assert await guest.ask("verify 7") == VERIFIED
-        await guest.ask("free")
-        await guest.ask("alloc 150")
-        await guest.ask("fill 9")
-        assert await guest.ask("verify 9") == f"verified {150 * MIB} wrong 0"
+        await guest.resize_balloon(BALLOON_PAGES + 1000)
+        await guest.resize_balloon(0)
+        assert await guest.command("verify 7") == VERIFIED
+        await guest.command("free")
+        await guest.command("alloc 150")
+        await guest.command("fill 9")
+        assert await guest.command("verify 9") == f"verified {150 * MIB} wrong 0"
         online = await guest.shell("grep -c ^processor /proc/cpuinfo")
         assert int(online) == vcpus
         await power_off(guest)
@@ -157,25 +157,25 @@ def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:
     append = 'loglevel=4 pyvmm.run="pattern"'
     with Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as first:
         first.expect("user space up")
-        assert first.ask("alloc 32").startswith("ok")
-        assert first.ask("fill 3").startswith("ok")
+        assert first.command("alloc 32").startswith("ok")
+        assert first.command("fill 3").startswith("ok")
         assert pyvmm("snapshot", file, "--qmp", qmp, "--stop").returncode == 0
         assert first.status() == 0
     assert "every checksum is right" in pyvmm("snapshot", file, "--info").stdout
     with Program("--restore", file, "--qmp", qmp) as second:
-        assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
+        assert second.command("verify 3") == f"ok verified {32 * MIB} wrong 0"
         assert pyvmm("snapshot", file, "--qmp", qmp).returncode == 0
-        assert second.ask("verify 3") == f"ok verified {32 * MIB} wrong 0"
-        assert second.ask("quit").startswith("ok")
+        assert second.command("verify 3") == f"ok verified {32 * MIB} wrong 0"
+        assert second.command("quit").startswith("ok")
         assert second.status() == 0
 
 
 def test_a_damaged_snapshot_is_one_error(run_guest: RunGuest, file: Path) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         assert (await save(guest, file)).status == "completed"
         guest.console.send_line("quit")
-        await guest.finished()
+        await guest.wait_for_exit()
 
     run_guest(scenario, memory_mib=64)
     data = bytearray(file.read_bytes())
@@ -193,9 +193,9 @@ def test_what_was_freed_is_not_in_the_file(
     """An idle guest whose RAM was touched and freed again, with and without being asked."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in ("alloc 400", "fill 1", "free"):
-            await guest.ask(command)
+            await guest.command(command)
         sizes = []
         for ask in (True, False):
             status = await save(guest, file, ask_unused=ask)

@@ -38,7 +38,7 @@ async def fresh(guest: GuestSession) -> dict[str, int | None]:
 
 async def meminfo(guest: GuestSession) -> dict[str, int]:
     """Bytes by the names of the statistics, from the guest's own mouth."""
-    words = (await guest.ask("meminfo")).split()
+    words = (await guest.command("meminfo")).split()
     kib = dict(zip(words[::2], map(int, words[1::2]), strict=True))
     return {
         f"stat-{name}-memory": kib[f"{name}_kib"] * 1024 for name in ("total", "free", "available")
@@ -58,17 +58,17 @@ async def assert_agrees(guest: GuestSession) -> dict[str, int]:
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         absent = {name for name, value in (await fresh(guest)).items() if value is None}
         assert absent <= NEEDS_HUGETLB
         idle = await assert_agrees(guest)
 
-        await guest.ask("alloc 96")
+        await guest.command("alloc 96")
         full = await assert_agrees(guest)
         used = idle["stat-free-memory"] - full["stat-free-memory"]
         assert abs(used - 96 * MIB) < LISTS_BYTES
 
-        await guest.move_balloon(32 * MIB // PAGE_BYTES)
+        await guest.resize_balloon(32 * MIB // PAGE_BYTES)
         taken = await assert_agrees(guest)
         assert idle["stat-total-memory"] - taken["stat-total-memory"] == 32 * MIB
 
@@ -78,14 +78,14 @@ def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) ->
         assert guest.machine.balloon.stats.questions <= asked + 2, "they share an answer"
 
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
 
 def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         server = ControlServer(guest.machine, path)
         await server.start()
         client = QMPClient("test")
@@ -98,7 +98,7 @@ def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
             await client.disconnect()
             await server.close()
         guest.console.send_line("quit")
-        assert (await guest.finished()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario)
 
@@ -115,7 +115,7 @@ async def polling_works(guest: GuestSession, client: QMPClient) -> None:
     assert await client.execute("qom-get", interval) == 0
     assert await client.execute("qom-set", {**interval, "value": 1}) == {}
     truth = await meminfo(guest)
-    await guest.ask("alloc 64")
+    await guest.command("alloc 64")
     limit = truth["stat-free-memory"] - 64 * MIB + LISTS_BYTES
     async with asyncio.timeout(60):
         while (answer := await guest_stats(client))["stats"]["stat-free-memory"] > limit:

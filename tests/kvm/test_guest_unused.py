@@ -38,7 +38,7 @@ async def unused_pages(guest: GuestSession) -> PageRuns:
 async def power_off(guest: GuestSession) -> None:
     """End the guest, whose driver never said anything wrong or late, and lost nothing."""
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     balloon = guest.machine.balloon
     assert [queue.counters.bad_payloads for queue in balloon.queues] == [0] * len(balloon.queues)
     assert balloon.misc.late_messages == 0
@@ -74,7 +74,7 @@ def test_unused_is_what_the_guest_calls_free(
     run_guest: RunGuest, figure: Callable[[str], None], memory_mib: int, vcpus: int
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         before = await guest.free_bytes()
         begin = time.monotonic()
         unused = await unused_pages(guest)
@@ -97,19 +97,19 @@ def test_no_page_in_use_is_called_unused(run_guest: RunGuest) -> None:
     """A copy that leaves out what is called unused must not lose a page of the pattern."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         before = await unused_pages(guest)
         for command in (f"alloc {PATTERN_MIB}", f"fill {SEED}"):
-            await guest.ask(command)
+            await guest.command(command)
         pattern = pattern_pages(guest)
         assert pattern.pages == PATTERN_MIB * MIB // PAGE_BYTES
         assert before.intersect(pattern).pages > pattern.pages / 2, "they were free before"
         unused = await unused_pages(guest)
         assert list(unused.intersect(pattern)) == []
         verified = f"verified {PATTERN_MIB * MIB} wrong 0"
-        assert await guest.ask(f"verify {SEED}") == verified
+        assert await guest.command(f"verify {SEED}") == verified
         assert pattern_pages(guest) == pattern, "nor were the frames themselves touched"
-        await guest.ask("free")
+        await guest.command("free")
         freed = (await unused_pages(guest)).intersect(pattern)
         assert freed.pages >= pattern.pages - ON_CPU_LISTS
         await power_off(guest)
@@ -121,8 +121,8 @@ def test_pages_in_the_balloon_are_not_unused(run_guest: RunGuest) -> None:
     """To the guest they are taken; what it says of the others still holds."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
-        await guest.move_balloon(128 * MIB // PAGE_BYTES)
+        await guest.wait_for_user_space()
+        await guest.resize_balloon(128 * MIB // PAGE_BYTES)
         unused = await unused_pages(guest)
         free = await guest.free_bytes()
         assert free < 128 * MIB
@@ -136,7 +136,7 @@ def test_dropping_caches_leaves_more_unused(
     run_guest: RunGuest, figure: Callable[[str], None]
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         await guest.shell("find /proc /sys > /dev/null")
         questions = guest.machine.misc_requests
         before = await unused_pages(guest)
@@ -156,7 +156,7 @@ def test_dropping_caches_leaves_more_unused(
 
 def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         request = Request("query-unused-pages", {"runs": 1000, "cells": 64})
         for _ in range(5):
             answer = await guest.while_running(commands.execute(guest.machine, request))
@@ -177,11 +177,11 @@ def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
 
 def test_without_misc_vq_nobody_is_asked(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         with pytest.raises(DriverUnavailable):
             await guest.machine.misc_requests.unused_pages(60)
         assert not guest.machine.balloon.accepted & MISC_VQ
-        await guest.move_balloon(64 * MIB // PAGE_BYTES)
+        await guest.resize_balloon(64 * MIB // PAGE_BYTES)
         await power_off(guest)
 
     run_guest(scenario, withhold=("misc-vq",))

@@ -41,7 +41,7 @@ from tests.kvm.moving import Home, migrate, migrated
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 GONE_S = 10.0
 """Who is killed has hung up by then."""
 
@@ -83,7 +83,7 @@ class Side:
         return re.sub("side: .*\n?", "", self.text)  # it may be killed before the newline
 
     async def says(self, words: str) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while words not in self.text:
                 assert not self._reading.done(), self.text
                 await asyncio.sleep(0.01)
@@ -117,13 +117,13 @@ async def side(*arguments: object) -> AsyncIterator[Side]:
 
 async def leaves(source: Side) -> None:
     await source.says("side: running")
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not beats(source.console):
             await asyncio.sleep(0.01)
 
 
 async def killed_source(
-    snapshot: Path, address: str, after_s: float = PATIENCE_S
+    snapshot: Path, address: str, after_s: float = TIMEOUT_S
 ) -> tuple[str, float]:
     """Move a guest here, and kill its source after that long, or when it has no guest any more.
 
@@ -196,7 +196,7 @@ class Stayer:
         self.takes_s = 0.0
         """Of a migration that nobody disturbed."""
 
-    async def attempt(self, address: str, after_s: float = PATIENCE_S) -> str:
+    async def attempt(self, address: str, after_s: float = TIMEOUT_S) -> str:
         """Move it away, and kill its destination after that long, unless it has moved by then."""
         machine = self._guest.machine
         async with side("arrive", address) as there:

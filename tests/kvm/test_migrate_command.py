@@ -33,8 +33,8 @@ def at_home(guest_image: Path, directory: Path) -> Iterator[Program]:
     qmp = f"unix:{directory}/home"
     with Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as program:
         program.expect("user space up")
-        assert program.ask(f"alloc {PATTERN_MIB}").startswith("ok")
-        assert program.ask("fill 3").startswith("ok")
+        assert program.command(f"alloc {PATTERN_MIB}").startswith("ok")
+        assert program.command("fill 3").startswith("ok")
         yield program
 
 
@@ -67,8 +67,8 @@ def migrate(directory: Path, address: str, *options: object) -> tuple[int, str, 
 
 def lives(program: Program) -> None:
     """The guest is there, has lost nothing, and ends when it is told to."""
-    assert program.ask("verify 3") == VERIFIED
-    assert program.ask("quit").startswith("ok")
+    assert program.command("verify 3") == VERIFIED
+    assert program.command("quit").startswith("ok")
     assert program.status() == 0
 
 
@@ -99,7 +99,7 @@ def test_over_tcp_with_certificates(at_home: Program, directory: Path) -> None:
         assert moving == f"pyvmm: moving the guest to {address}"
         assert refused.startswith(f"pyvmm: the guest has not moved: {address} is not to be trusted")
         assert refused.endswith("; it goes on here")
-        assert at_home.ask("verify 3") == VERIFIED
+        assert at_home.command("verify 3") == VERIFIED
         away.expect("a source was turned away: TLS failed")
         status, out, err = migrate(directory, address, *tls_options(home))
         assert status == 0, err

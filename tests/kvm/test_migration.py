@@ -75,7 +75,7 @@ async def moved(
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.finished()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
@@ -95,10 +95,10 @@ def test_a_guest_moves_again_and_again(
     """It writes memory all the time, and its balloon is on its way."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in ("alloc 80", "fill 1", "free", f"alloc {PATTERN_MIB}", "fill 7"):
-            await guest.ask(command)
-        await guest.move_balloon(BALLOON_PAGES)
+            await guest.command(command)
+        await guest.resize_balloon(BALLOON_PAGES)
         await guest.shell(WRITES_ALL_THE_TIME)
         first, before = guest, float(await guest.shell(UPTIME))
         async with AsyncExitStack() as stack:
@@ -110,11 +110,11 @@ def test_a_guest_moves_again_and_again(
                 assert ask(guest, "query-status")["status"] == "postmigrate"
                 with pytest.raises(QmpError, match="runs elsewhere"):
                     ask(guest, "cont")
-                assert await there.ask("verify 7") == VERIFIED
+                assert await there.command("verify 7") == VERIFIED
                 now = float(await there.shell(UPTIME))
                 assert before <= now < before + 120
                 before, guest = now, there
-                await guest.move_balloon(target)
+                await guest.resize_balloon(target)
                 figure(
                     f"migration {dialect:8} {vcpus} vCPUs: {answer['total-time']} ms, down"
                     f" {answer['downtime']} ms, {answer['ram']['transferred'] // MIB} MiB,"
@@ -126,8 +126,8 @@ def test_a_guest_moves_again_and_again(
             log = await guest.shell("cat /log")
             assert "bad" not in log
             assert "well" in log
-            await guest.move_balloon(0)
-            assert await guest.ask("verify 7") == VERIFIED
+            await guest.resize_balloon(0)
+            assert await guest.command("verify 7") == VERIFIED
             assert int(await guest.shell("grep -c ^processor /proc/cpuinfo")) == vcpus
             await power_off(guest)
 
@@ -154,9 +154,9 @@ def test_the_guest_survives_every_cut(
     """The connection breaks at any byte; the guest goes on, and moves when it is left alone."""
 
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in (f"alloc {PATTERN_MIB}", "fill 7"):
-            await guest.ask(command)
+            await guest.command(command)
         choose = random.Random(5)
         for _ in range(CUTS):
             with socket.socket(socket.AF_UNIX) as server:
@@ -177,9 +177,9 @@ def test_the_guest_survives_every_cut(
             assert answer["error-desc"]
             assert home.runs is None
             assert guest.machine.status == "running"
-        assert await guest.ask("verify 7") == VERIFIED
+        assert await guest.command("verify 7") == VERIFIED
         async with moved(guest, address) as (there, _):
-            assert await there.ask("verify 7") == VERIFIED
+            assert await there.command("verify 7") == VERIFIED
             await power_off(there)
 
     run_guest(scenario, memory_mib=128)

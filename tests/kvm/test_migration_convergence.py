@@ -49,7 +49,7 @@ def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
 
 
 async def rewritten(guest: GuestSession) -> int:
-    found = re.search(r"bytes (\d+)", await guest.ask("report"))
+    found = re.search(r"bytes (\d+)", await guest.command("report"))
     assert found
     return int(found[1])
 
@@ -122,9 +122,9 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
     run_guest: RunGuest, address: str, figure: Callable[[str], None], vcpus: int
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        await guest.user_space()
+        await guest.wait_for_user_space()
         for command in (f"alloc {HOT_MIB}", "churn 7"):
-            await guest.ask(command)
+            await guest.command(command)
         full = await best_speed(guest)
         ask(guest, "migrate-set-parameters", **PARAMETERS)
 
@@ -165,10 +165,10 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
                 f" {moved / 1e6:.1f} MB/s"
             )
             assert moved > HALF * full
-            told = await there.ask("still")
+            told = await there.command("still")
             assert " wrong 0 " in told
             assert "backward_us 0" in told
             there.console.send_line("quit")
-            assert (await there.finished()).ending is ExitReason.POWEROFF
+            assert (await there.wait_for_exit()).ending is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=128, vcpus=vcpus)

@@ -137,7 +137,7 @@ class ConsoleIo:
         """There is a guest: begin to read."""
         self._resume()
 
-    def room(self) -> None:
+    def send_pending(self) -> None:
         """The UART may have room again."""
         while self._pending:
             offer = bytes(self._pending[:_OFFER_BYTES])
@@ -190,7 +190,7 @@ class ConsoleIo:
             return
         for_guest, actions = self._filter.feed(data)
         self._pending += for_guest
-        self.room()
+        self.send_pending()
         if len(self._pending) >= MAX_PENDING_BYTES:
             self._pause()
         for action in actions:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from pyvmm.config import config_for_image
 from pyvmm.errors import UserError
-from pyvmm.harness.console_guest import GuestExited
-from pyvmm.harness.guest_session import GuestSession, Transfer, guest_session
+from pyvmm.harness.errors import GuestExited
+from pyvmm.harness.guest_session import GuestSession, ResizeResult, guest_session
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.memory.rss import RssSampler, Sample, resident_bytes
 from pyvmm.units import MIB
@@ -84,8 +84,8 @@ class Measurements:
     dialect: str
     boot_seconds: float
     steps: list[Step]
-    inflate: Transfer
-    deflate: Transfer
+    inflate: ResizeResult
+    deflate: ResizeResult
     verified_bytes: int
     wrong_bytes: int
     samples: list[Sample]
@@ -115,7 +115,7 @@ class Demonstration:
         try:
             async with guest_session(self._config) as guest:
                 result = await self._story(guest)
-                outcome = await guest.finished()
+                outcome = await guest.wait_for_exit()
         finally:
             self._sampler.stop()
         if outcome.ending is not ExitReason.POWEROFF:
@@ -125,26 +125,26 @@ class Demonstration:
     async def _story(self, guest: GuestSession) -> Measurements:
         script = self._script
         self._say(f"Booting Linux with {script.ram_mib} MiB")
-        boot_seconds = await guest.user_space()
+        boot_seconds = await guest.wait_for_user_space()
         await self._record(guest, "booted")
         self._say(f"The guest touches {script.touch_mib} MiB and frees them again")
         for command in (f"alloc {script.touch_mib}", "free"):
-            await guest.ask(command)
+            await guest.command(command)
         self._say(f"It fills {script.keep_mib} MiB with a pattern, to keep")
         for command in (f"alloc {script.keep_mib}", f"fill {SEED}"):
-            await guest.ask(command)
+            await guest.command(command)
         await self._record(guest, "before")
         self._say(f"The balloon takes {script.inflate_mib} MiB")
-        inflate = await guest.move_balloon(script.inflate_mib * MIB // PAGE_BYTES)
+        inflate = await guest.resize_balloon(script.inflate_mib * MIB // PAGE_BYTES)
         await self._record(guest, "inflated")
         await self._verify(guest)
         self._say("The balloon gives them back")
-        deflate = await guest.move_balloon(0)
+        deflate = await guest.resize_balloon(0)
         await self._record(guest, "deflated")
         await self._verify(guest)
         self._say(f"It uses what it got back: {script.reuse_mib} MiB")
         for command in ("free", f"alloc {script.reuse_mib}", f"fill {SEED}"):
-            await guest.ask(command)
+            await guest.command(command)
         await self._record(guest, "reused")
         await self._verify(guest)
         guest.console.send_line("quit")
@@ -169,6 +169,6 @@ class Demonstration:
 
     async def _verify(self, guest: GuestSession) -> None:
         self._say("The guest verifies its pattern")
-        words = (await guest.ask(f"verify {SEED}")).split()
+        words = (await guest.command(f"verify {SEED}")).split()
         self._verified += int(words[1])
         self._wrong += int(words[3])

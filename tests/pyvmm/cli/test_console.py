@@ -184,7 +184,7 @@ class Bench:
             while not condition():
                 await asyncio.sleep(0)
                 self.uart.read_all()
-                self.console.room()
+                self.console.send_pending()
 
     async def filled(self) -> None:
         """Let the loop run until the guest, which reads nothing, has no more room."""

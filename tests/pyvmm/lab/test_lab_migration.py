@@ -25,7 +25,7 @@ from pyvmm.units import MIB
 from tests.kvm.programs import Program, pyvmm
 from tests.pyvmm.sockets.certificates import certificate
 
-PATIENCE_S = 150
+TIMEOUT_S = 150
 MISSED_S = 10
 """A few times what it takes on a busy machine to see that the other side is gone."""
 
@@ -108,7 +108,7 @@ def start() -> Iterator[Start]:
     yield start
     for process in started:
         process.kill()
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -132,7 +132,7 @@ def test_from_lab_to_lab_over_tcp(start: Start) -> None:
     killed_at = time.monotonic()
     assert line(destination) == "ended"
     assert time.monotonic() - killed_at < MISSED_S
-    assert destination.wait(PATIENCE_S) == 0
+    assert destination.wait(TIMEOUT_S) == 0
 
 
 def test_between_a_lab_and_this_machine_over_unix(start: Start, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_between_a_lab_and_this_machine_over_unix(start: Start, tmp_path: Path) 
     assert not path.exists()
     source.kill()
     assert line(destination) == "ended"
-    assert destination.wait(PATIENCE_S) == 0
+    assert destination.wait(TIMEOUT_S) == 0
 
 
 def test_from_a_lab_to_this_machine_over_unix(start: Start, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_from_a_lab_to_this_machine_over_unix(start: Start, tmp_path: Path) -> N
     assert line(source).startswith(f"cannot connect to {address}: no such file")
     source.kill()
     assert line(destination) == "ended"
-    assert destination.wait(PATIENCE_S) == 0
+    assert destination.wait(TIMEOUT_S) == 0
 
 
 def tls_options(files: TlsFiles) -> list[object]:
@@ -179,8 +179,8 @@ APPEND = ("--append", 'loglevel=4 pyvmm.run="pattern"')
 def fill(program: Program, mib: int) -> str:
     """Have the guest hold a pattern; what it says to "verify 3" as long as nothing is lost."""
     program.expect("user space up")
-    assert program.ask(f"alloc {mib}").startswith("ok")
-    assert program.ask("fill 3").startswith("ok")
+    assert program.command(f"alloc {mib}").startswith("ok")
+    assert program.command("fill 3").startswith("ok")
     return f"ok verified {mib << 20} wrong 0"
 
 
@@ -199,15 +199,15 @@ def test_a_guest_moves_from_lab_to_lab_with_certificates(image: Path, tmp_path: 
         refused = pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
         assert refused.returncode == 1
         assert "the guest has not moved: " in refused.stderr
-        assert home.ask("verify 3") == whole
+        assert home.command("verify 3") == whole
         moved = pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
         assert moved.returncode == 0, moved.stderr
         assert home.status() == 0
         away.expect("the guest has arrived")
-        assert away.ask("verify 3") == whole
+        assert away.command("verify 3") == whole
         shown = pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
         assert "running" in shown.stdout
-        assert away.ask("quit").startswith("ok")
+        assert away.command("quit").startswith("ok")
         assert away.status() == 0
     assert not list(tmp_path.glob("*.sock"))
 
@@ -244,7 +244,7 @@ def test_whoever_is_killed_with_its_lab_is_missed_by_the_other(image: Path, tmp_
             assert time.monotonic() - killed_at < MISSED_S
             assert state["status"] == "failed"
             assert client.execute("query-status")["status"] == "running"
-            assert home.ask("verify 3") == whole
+            assert home.command("verify 3") == whole
             leaving(client, addresses[1])
             home.send_signal(signal.SIGKILL)
             assert two.status() == 2

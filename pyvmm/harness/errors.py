@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways in which a scripted guest fails its script."""
+
+
+class GuestExited(Exception):
+    """The guest ended before the script expected it to."""
+
+
+class CommandFailed(Exception):
+    """The guest's `pattern` program reported an error, or a shell command a status other than 0."""
+
+
+class ConsoleTimeout(Exception):
+    """The expected output did not appear in time; the message ends with the last output seen."""
