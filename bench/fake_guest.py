@@ -48,7 +48,7 @@ class FakeGuest:
     def inflate(self, requests: list[Request]) -> float:
         """Send the requests; returns the seconds in which the device had them."""
         board, queue = self._driver.board, self._driver.queues[INFLATE]
-        notify, balloon = board.transport.notify, board.balloon
+        notify, balloon = board.transport.serve_queue, board.balloon
         seconds = 0.0
         for request in requests:
             queue.add(request)

@@ -8,6 +8,7 @@ lines of its own and the machine can connect the same device to irqfds, ioeventf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from pyvmm_native.memory import GuestMemory
@@ -43,18 +44,45 @@ class MsiSink(Protocol):
 
 
 class HostNotifiers(Protocol):
-    """Where a virtio device's available buffer notifications are caught.
+    """The host notifiers of one virtio device: they carry available buffer notifications.
 
-    The transport says at which guest-physical addresses its queues are notified; the machine may
-    then serve those writes without going through the device's registers (ioeventfd). Either way
-    the work is done later, by whoever owns the doorbells.
+    The transport assigns each live queue the guest-physical address at which the driver notifies
+    it; the machine may then catch that write without a register access. Either way the queue is
+    served later, by the owner of the notifiers.
     """
 
-    def place(self, queue: int, gpa: int | None) -> None:
-        """Queue `queue` is notified by a write to `gpa`; None means no longer anywhere."""
+    def assign(self, queue: int, gpa: int | None) -> None:
+        """Catch 16-bit writes to `gpa` as notifications of `queue`; None catches none."""
 
-    def ring(self, queue: int) -> None:
-        """Have `queue` served soon: a notification arrived as a register access."""
+    def notify(self, queue: int) -> None:
+        """Serve `queue` soon: a notification arrived as a register access."""
+
+
+class Timer(Protocol):
+    """A one-shot timer of a device model, on the guest's virtual clock."""
+
+    @property
+    def remaining_ns(self) -> int | None:
+        """Nanoseconds until the timer expires, at least 0; None while it is not armed."""
+
+    def arm(self, delay_ns: int) -> None:
+        """Expire once, `delay_ns` nanoseconds from now; replaces an earlier deadline."""
+
+    def cancel(self) -> None:
+        """Do not expire."""
+
+
+class Timers(Protocol):
+    """Makes timers. Their clock stands while the guest is paused, as do their deadlines.
+
+    A callback runs under the device lock, like every other call of a device model.
+    """
+
+    def now_ns(self) -> int:
+        """Return the virtual clock: nanoseconds, never falling, from an arbitrary origin."""
+
+    def timer(self, on_expiry: Callable[[], None]) -> Timer:
+        """Make a timer, not armed, that calls `on_expiry` when it expires."""
 
 
 class GuestRam(Protocol):

@@ -10,8 +10,8 @@ A BAR is *decoded* while the function's memory space is enabled and its address 
 `BarPlacement` accepts. Whoever owns the memory map (`devices.pci.host_bridge.PciBus`) is that
 placement: it keeps BARs off RAM and interrupt controllers and puts the BAR's handler on the MMIO
 bus. A refused BAR keeps its address and is tried again at the next write to the command register
-or to a BAR. `on_bar_moved(index, gpa)` is called after each change, with None when the BAR is no
-longer decoded.
+or to a BAR. Listeners of `bar_moved` are called with (index, gpa) after each change; gpa is None
+when the BAR is no longer decoded.
 
 A capability with behaviour gives `read` and `write` handlers for its body, whose offset 0 is the
 byte after the next pointer:
@@ -27,6 +27,7 @@ from functools import partial
 from typing import Protocol
 
 from devices.bus import Bus
+from devices.listeners import Listeners
 from devices.pci.capability import Capability
 from devices.ports import BusDevice, InterruptLine
 from devices.registers import Access, Register, RegisterTable
@@ -71,8 +72,7 @@ class PciFunction:
     """One function: header, BARs, capabilities and INTx.
 
     `class_code` has 24 bits (base class, subclass, interface). `interrupt_pin` is 0 for none, 1 for
-    INTA#. `on_bar_moved` may be assigned at any time before the guest runs, and so may
-    `on_bus_master`, which is called when a write to the command register leaves bus mastering on.
+    INTA#. `bus_master_set` is called when a write to the command register leaves bus mastering on.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class PciFunction:
         name: str,
     ) -> None:
         self.name = name
-        self.on_bar_moved: Callable[[int, int | None], None] = lambda index, gpa: None
-        self.on_bus_master: Callable[[], None] = lambda: None
+        self.bar_moved: Listeners[int, int | None] = Listeners()
+        self.bus_master_set: Listeners[[]] = Listeners()
         self.placement: BarPlacement | None = None  # None: every address is accepted
         self.intx_line: InterruptLine | None = None
         self._interrupt_asserted = False
@@ -263,7 +263,7 @@ class PciFunction:
         self._drive_intx()
         self._update_decoding()
         if self.bus_master_enabled:
-            self.on_bus_master()
+            self.bus_master_set()
 
     def _read_status(self) -> int:
         return STATUS_INTERRUPT * self._interrupt_asserted | STATUS_CAPABILITIES * bool(
@@ -336,4 +336,4 @@ class PciFunction:
                 bar.gpa = bar.address
         for bar, gpa in zip(moving, before, strict=True):
             if bar.gpa != gpa:
-                self.on_bar_moved(bar.index, bar.gpa)
+                self.bar_moved(bar.index, bar.gpa)

@@ -20,9 +20,9 @@ use INTx.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
+from devices.listeners import Listeners
 from devices.pci.config_space import PciFunction
 from devices.ports import MsiSink
 from devices.registers import Access, Register, RegisterTable
@@ -40,7 +40,7 @@ VECTOR_MASKED = 1 << 0
 class MsixTable:
     """MSI-X state of one function with `vectors` vectors (1 to 2048).
 
-    `on_control_written` may be assigned; it is called when MSI-X may have been turned on or off.
+    `control_written` is called when MSI-X may have been enabled or disabled.
     """
 
     def __init__(self, vectors: int, sink: MsiSink) -> None:
@@ -48,7 +48,7 @@ class MsixTable:
             raise ValueError(f"a function cannot have {vectors} MSI-X vectors")
         self.vectors = vectors
         self._sink = sink
-        self.on_control_written: Callable[[], None] = lambda: None
+        self.control_written: Listeners[[]] = Listeners()
         self._pending = 0
         # The message last given to the sink for each vector; None before the first.
         self._routed: list[tuple[int, int] | None] = [None] * vectors
@@ -183,7 +183,7 @@ class MsixTable:
     def _control_written(self, _value: int) -> None:
         for vector in range(self.vectors):
             self._refresh(vector)
-        self.on_control_written()
+        self.control_written()
 
     def _refresh(self, vector: int) -> None:
         """Bring the sink up to date with a vector that may have become live or changed."""

@@ -75,17 +75,17 @@ class Line:
 class RecordingNotifiers:
     """HostNotifiers: where queues are notified, and which were rung."""
 
-    places: dict[int, int] = field(default_factory=dict)
-    rung: list[int] = field(default_factory=list)
+    assigned: dict[int, int] = field(default_factory=dict)
+    notified: list[int] = field(default_factory=list)
 
-    def place(self, queue: int, gpa: int | None) -> None:
+    def assign(self, queue: int, gpa: int | None) -> None:
         if gpa is None:
-            del self.places[queue]
+            del self.assigned[queue]
         else:
-            self.places[queue] = gpa
+            self.assigned[queue] = gpa
 
-    def ring(self, queue: int) -> None:
-        self.rung.append(queue)
+    def notify(self, queue: int) -> None:
+        self.notified.append(queue)
 
 
 class AnonymousRam:
@@ -116,10 +116,10 @@ class Board:
         self.ram = ram
         self.trace = trace
         self.msi = Messages()
-        self.bells = RecordingNotifiers()
+        self.notifiers = RecordingNotifiers()
         self.line = Line()
         self.actuals: list[int] = []
-        self.transport = VirtioPciTransport(device, self.msi, self.bells, trace)
+        self.transport = VirtioPciTransport(device, self.msi, self.notifiers, trace)
         self.function = self.transport.function
         self.mmio = Bus("mmio", tracer=trace)
         self.pci = PciBus(self.mmio, [APERTURE])
@@ -146,9 +146,9 @@ class Board:
     def serve(self) -> int:
         """Do all queue work that doorbells ask for, as the event loop does; returns the calls."""
         calls = 0
-        while self.bells.rung:
-            queue = self.bells.rung.pop(0)
+        while self.notifiers.notified:
+            queue = self.notifiers.notified.pop(0)
             calls += 1
-            if self.transport.notify(queue):
-                self.bells.ring(queue)
+            if self.transport.serve_queue(queue):
+                self.notifiers.notify(queue)
         return calls

@@ -20,7 +20,7 @@ ISR_CONFIG = 1 << 1
 
 
 class PciInterrupts:
-    """Notifier of one device; vectors beyond the MSI-X table read back as NO_VECTOR."""
+    """Guest notifiers of one device; vectors beyond the MSI-X table read back as NO_VECTOR."""
 
     def __init__(self, function: PciFunction, msix: MsixTable, queues: int) -> None:
         self._function = function
@@ -29,7 +29,7 @@ class PciInterrupts:
         self.isr_status = 0
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * queues
-        msix.on_control_written = self._drive_intx
+        msix.control_written.add(self._drive_intx)
 
     def reset(self) -> None:
         """Unmap all events (4.1.5.1.2.1) and drop what is pending: 2.4.1, nothing is sent now."""

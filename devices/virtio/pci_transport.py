@@ -8,11 +8,13 @@ All structures live in one memory BAR, each on its own page, and the MSI-X table
            0x2000 device configuration
            0x3000 notification: 4 bytes for each queue
 
-The driver notifies queue N by writing to 0x3000 + 4 N. While the queue is live and the BAR decoded,
-`HostNotifiers.place` tells the machine that address, so that an ioeventfd can catch the write.
-Whichever way a notification comes in, its work is done later and elsewhere: the doorbell is rung
-and its owner calls `notify`, which serves a bounded number of buffers and says whether there may be
-more. So a vCPU thread never serves a queue, and one busy queue does not starve the others.
+The driver notifies queue N by writing to 0x3000 + 4 N. While the queue is live and the BAR is
+decoded, that address is assigned to the queue's host notifier, so that the machine can catch the
+write without a register access. Either way the queue is served later: the owner of the notifiers
+calls `serve_queue`, which serves a bounded number of buffers and returns whether there may be more.
+So a vCPU thread never serves a queue, and one busy queue does not starve the others.
+
+A device without a configuration space has no VIRTIO_PCI_CAP_DEVICE_CFG capability (4.1.4.6).
 
 Nothing here locks: every method, and every access to `function` and its BARs, happens under the
 device lock of the machine.
@@ -65,11 +67,11 @@ class VirtioPciTransport:
     """PCI function, BARs and interrupts of `device`; `function` goes on the PCI bus."""
 
     def __init__(
-        self, device: VirtioDevice, msi: MsiSink, doorbells: HostNotifiers, tracer: Tracer
+        self, device: VirtioDevice, msi: MsiSink, host_notifiers: HostNotifiers, tracer: Tracer
     ) -> None:
         self.device = device
-        self._host_notifiers = doorbells
-        self._placed: list[int | None] = [None] * len(device.queues)
+        self._host_notifiers = host_notifiers
+        self._assigned: list[int | None] = [None] * len(device.queues)
         pci_device_id = DEVICE_ID_BASE + device.device_id
         self.function = PciFunction(
             vendor_id=VENDOR_ID,
@@ -88,11 +90,11 @@ class VirtioPciTransport:
         device.connect(self.interrupts)
         self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)
         self._add_to_function(self._structures(tracer), tracer)
-        self.function.on_bar_moved = self._bar_moved
-        self.function.on_bus_master = self._notify_assigned
+        self.function.bar_moved.add(self._bar_moved)
+        self.function.bus_master_set.add(self._notify_assigned)
 
-    def notify(self, queue: int) -> bool:
-        """Serve `queue` after its doorbell rang; True if there may be more, so call again.
+    def serve_queue(self, queue: int) -> bool:
+        """Serve a notified `queue`; return True if there may be more buffers, so call again.
 
         Harmless at any time: nothing happens while the device is not running, nor without bus
         mastering, when a function must not access memory.
@@ -125,7 +127,7 @@ class VirtioPciTransport:
     def restore_state(self, fields: Fields) -> None:
         """As `Stateful.restore_state`; guest RAM and interrupt controllers are restored before.
 
-        At the end the doorbells of live queues ring and the driver is notified of everything.
+        Live queues are notified at the end, and so is the driver, of everything.
         """
         restores = [
             check_device(self.device, fields.part("device")),
@@ -146,7 +148,7 @@ class VirtioPciTransport:
         device, common = self.device, self.common.registers
         isr = Register("isr_status", 0, 1, Access.RO, read=self.interrupts.read_isr)
         # 4.1.5.2: the driver writes the queue's index; the address says the same.
-        bells = [
+        registers = [
             Register(
                 f"queue{queue.index}",
                 NOTIFY_MULTIPLIER * queue.index,
@@ -156,16 +158,19 @@ class VirtioPciTransport:
             )
             for queue in device.queues
         ]
-        notify = RegisterTable(f"{device.name}.notify", bells, tracer=tracer)
-        notify_bytes = NOTIFY_MULTIPLIER * len(bells)
+        notify = RegisterTable(f"{device.name}.notify", registers, tracer=tracer)
+        notify_bytes = NOTIFY_MULTIPLIER * len(registers)
         isr_table = RegisterTable(f"{device.name}.isr", [isr], tracer=tracer)
         config_bytes = device.config.size_bytes
-        return [
+        structures = [
             _Structure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
             _Structure(CAP_ISR_CFG, ISR_OFFSET, isr_table.size_bytes, isr_table),
-            _Structure(CAP_DEVICE_CFG, DEVICE_OFFSET, config_bytes, _DeviceConfig(device)),
             _Structure(CAP_NOTIFY_CFG, NOTIFY_OFFSET, notify_bytes, notify),
         ]
+        if config_bytes:  # 4.1.4.6: only for devices that have a device-specific configuration
+            config = _Structure(CAP_DEVICE_CFG, DEVICE_OFFSET, config_bytes, _DeviceConfig(device))
+            structures.insert(2, config)
+        return structures
 
     def _add_to_function(self, structures: list[_Structure], tracer: Tracer) -> None:
         function, msix = self.function, self.msix
@@ -185,23 +190,23 @@ class VirtioPciTransport:
         function.add_bar(MSIX_BAR, MSIX_BAR_BYTES, msix_bar)
 
     def _notified(self, queue: int, _value: int) -> None:
-        self._host_notifiers.ring(queue)
+        self._host_notifiers.notify(queue)
 
     def _bar_moved(self, index: int, _gpa: int | None) -> None:
         if index == VIRTIO_BAR:
             self._update_host_notifiers()
 
     def _notify_assigned(self) -> None:
-        """A notification that came without bus mastering had no effect: look now."""
-        for queue, gpa in enumerate(self._placed):
+        """Notify all live queues: without bus mastering, notifications had no effect."""
+        for queue, gpa in enumerate(self._assigned):
             if gpa is not None:
-                self._host_notifiers.ring(queue)
+                self._host_notifiers.notify(queue)
 
     def _update_host_notifiers(self) -> None:
-        """Tell the machine where each live queue is notified, if that changed.
+        """Assign each live queue the address at which it is notified, if that changed.
 
-        A queue is rung when it appears somewhere: its driver may have made buffers available
-        before, when a notification had no effect.
+        A queue with a new address is notified: its driver may have made buffers available before,
+        when a notification had no effect.
         """
         bar_gpa = self.function.bar_gpa(VIRTIO_BAR)
         for queue in self.device.queues:
@@ -209,12 +214,12 @@ class VirtioPciTransport:
             gpa = None
             if live and bar_gpa is not None:
                 gpa = bar_gpa + NOTIFY_OFFSET + NOTIFY_MULTIPLIER * queue.index
-            if gpa == self._placed[queue.index]:
+            if gpa == self._assigned[queue.index]:
                 continue
-            self._placed[queue.index] = gpa
-            self._host_notifiers.place(queue.index, gpa)
+            self._assigned[queue.index] = gpa
+            self._host_notifiers.assign(queue.index, gpa)
             if gpa is not None:
-                self._host_notifiers.ring(queue.index)
+                self._host_notifiers.notify(queue.index)
 
 
 class _Structure(NamedTuple):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Available buffer notifications, from the guest's store to queue work on the event loop.
+"""Host notifiers: from the guest's store to queue work on the event loop.
 
-Each queue has an eventfd. While the transport says where the queue is notified, KVM turns a 16-bit
+Each queue has an eventfd. While the transport has assigned the queue an address, KVM turns a 16-bit
 write there into a signal on that eventfd (ioeventfd) and the vCPU goes on at once; the event loop
 wakes and serves the queue. A queue with more work than one call does is served again after
 everything else that is ready, so no guest can keep the loop to itself.
@@ -12,7 +12,6 @@ KVM API: KVM_IOEVENTFD (4.59). VIRTIO 1.2, 4.1.5.2: without NOTIFICATION_DATA th
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,59 +20,63 @@ from pykvm import abi
 
 if TYPE_CHECKING:
     from pykvm import Vm
+    from pyvmm.machine.event_loop import EventLoop
 
 NOTIFICATION_BYTES = 2
 
 
 class IoeventfdNotifiers:
-    """The doorbells of one device; satisfies `devices.ports.HostNotifiers`.
+    """The host notifiers of one device; satisfies `devices.ports.HostNotifiers`.
 
-    `serve(queue)` does a bounded piece of work and returns True when there is more; it is called
-    on the event loop only. `place` and `ring` may be called from any thread that holds the
-    machine's lock.
+    `serve(queue)` does a bounded piece of work and returns True when there is more.
+
+    Threads: `serve` is called on the event loop only; `assign` and `notify` by any thread that
+    holds the device lock; the others on the event loop.
     """
 
     def __init__(self, vm: Vm, queues: int, serve: Callable[[int], bool]) -> None:
         self._vm = vm
         self._serve = serve
-        self._places: dict[int, int] = {}
+        self._addresses: dict[int, int] = {}
         self._events = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(queues)]
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: EventLoop | None = None
 
-    def place(self, queue: int, gpa: int | None) -> None:
-        before = self._places.pop(queue, None)
+    def assign(self, queue: int, gpa: int | None) -> None:
+        """As `HostNotifiers.assign`."""
+        before = self._addresses.pop(queue, None)
         event = self._events[queue]
         if before is not None:
             flags = abi.KVM_IOEVENTFD_FLAG_DEASSIGN
             self._vm.ioeventfd(event, before, NOTIFICATION_BYTES, flags=flags)
         if gpa is not None:
             self._vm.ioeventfd(event, gpa, NOTIFICATION_BYTES)
-            self._places[queue] = gpa
+            self._addresses[queue] = gpa
 
-    def ring(self, queue: int) -> None:
-        """A notification that reached the device another way (a register access)."""
+    def notify(self, queue: int) -> None:
+        """As `HostNotifiers.notify`."""
         os.eventfd_write(self._events[queue], 1)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve the queues on `loop` from now on."""
+    def start(self, loop: EventLoop) -> None:
+        """Serve notified queues on `loop` from now on, those notified earlier included."""
         self._loop = loop
         for queue, event in enumerate(self._events):
-            loop.add_reader(event, self._rung, queue)
+            loop.add_reader(event, self._notified, queue)
 
     def stop(self) -> None:
-        """Leave notifications where they are until `start` is called again."""
+        """Leave notifications pending until `start` is called again."""
         if self._loop is not None:
             for event in self._events:
                 self._loop.remove_reader(event)
             self._loop = None
 
     def close(self) -> None:
+        """Stop, and close the eventfds."""
         self.stop()
         for event in self._events:
             os.close(event)
         self._events = []
 
-    def _rung(self, queue: int) -> None:
+    def _notified(self, queue: int) -> None:
         os.eventfd_read(self._events[queue])
         if self._serve(queue):
-            self.ring(queue)
+            self.notify(queue)

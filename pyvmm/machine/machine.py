@@ -427,7 +427,7 @@ class Machine:
     def _serve_balloon(self, queue: int) -> bool:
         try:
             with self.lock:
-                return self._transport.notify(queue)
+                return self._transport.serve_queue(queue)
         except Exception as error:  # on the loop nobody would hear of it
             self._bug(error)
             return False

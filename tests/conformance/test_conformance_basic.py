@@ -73,9 +73,9 @@ def test_nothing_happens_before_driver_ok(msix: bool) -> None:
     queue.add([pfn_array([1])])
     for _ in range(2):
         driver.kick(INFLATE)
-        board.bells.ring(INFLATE)
+        board.notifiers.notify(INFLATE)
         board.serve()
-        board.transport.notify(INFLATE)
+        board.transport.serve_queue(INFLATE)
     assert queue.used_idx == 0
     assert board.ram.discarded == []
     assert board.msi.triggered == []
@@ -127,7 +127,7 @@ def test_a_reset_device_is_silent_and_touches_nothing() -> None:
         board.mmio.write(entry + 16 * vector, 4, 0)
     for index in queues:
         driver.kick(index)
-        board.bells.ring(index)
+        board.notifiers.notify(index)
     board.serve()
     board.balloon.ask_for_stats()
     board.balloon.set_target(6)

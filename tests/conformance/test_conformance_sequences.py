@@ -194,7 +194,7 @@ class AnyDriver(RuleBasedStateMachine):
 
     def _serve_in_order(self) -> None:
         """What serving the doorbells, in the order they were rung, has to bring about."""
-        for queue in self.board.bells.rung:
+        for queue in self.board.notifiers.notified:
             if not self.live or queue not in self.driver.queues:
                 continue
             if queue == self.broken:

@@ -241,10 +241,10 @@ class Guest(CarelessDriver):
 
     def serve_once(self) -> None:
         """The event loop serves the bell that has waited longest."""
-        rung = self.board.bells.rung
+        rung = self.board.notifiers.notified
         if rung:
             queue = rung.pop(0)
-            if self.board.transport.notify(queue):
+            if self.board.transport.serve_queue(queue):
                 rung.append(queue)
 
     def serve_all(self) -> None:

@@ -112,7 +112,7 @@ def _work_with(part: Stateful) -> None:
     """What a machine does to a restored part, and a guest that starts anew."""
     if isinstance(part, VirtioPciTransport):
         for queue in range(len(part.device.queues)):
-            part.notify(queue)
+            part.serve_queue(queue)
         balloon: Any = part.device
         balloon.ask_for_stats()
         balloon.misc.ask(Command.SYNC, lambda answer: None)

@@ -225,7 +225,7 @@ class WatchedBoard(Board):
         no end, but each call has.
         """
         limit = 2 + 2 * self.device.queues[queue].size
-        while self.transport.notify(queue):
+        while self.transport.serve_queue(queue):
             limit -= 1
             if not limit:
                 check(self._feeds_itself(queue), f"queue {queue} does not come to an end")
@@ -250,7 +250,7 @@ class WatchedBoard(Board):
                 continue
             if self.device.running and self.function.bus_master_enabled and queue.ring is not None:
                 check(queue.ring.pending == 0, f"{queue.spec.name} is not served")
-        self.bells.rung.clear()
+        self.notifiers.notified.clear()
         self.watched.check_buffers()
         bar_gpa = self.function.bar_gpa(0)
         live = {
@@ -258,7 +258,10 @@ class WatchedBoard(Board):
             for queue in self.device.queues
             if self.device.running and queue.ring is not None and bar_gpa is not None
         }
-        check(self.bells.places == live, f"doorbells at {self.bells.places}, queues at {live}")
+        check(
+            self.notifiers.assigned == live,
+            f"doorbells at {self.notifiers.assigned}, queues at {live}",
+        )
         broken = self.device.status & Status.DEVICE_NEEDS_RESET
         check(not broken or not self.device.running, "goes on in NEEDS_RESET")
         self.ram.check_and_refill()

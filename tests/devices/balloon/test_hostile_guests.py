@@ -151,7 +151,7 @@ def test_a_driver_that_writes_meanwhile(dialect: Dialect) -> None:
     try:
         while min(balloon.goods, balloon.bads, broken) < 40:
             for queue in driver.queues:
-                driver.board.transport.notify(queue)
+                driver.board.transport.serve_queue(queue)
             if not balloon.running:
                 broken += 1
                 restart(driver)

@@ -71,7 +71,7 @@ class Watcher:
         self.board = guest.board
         self.sent: list[tuple[int, int, int]] = []
         self.board.msi.on_trigger = self._sent
-        self.board.bells.rung[:] = sorted(self.board.bells.places)
+        self.board.notifiers.notified[:] = sorted(self.board.notifiers.assigned)
         self.discards = len(self.board.ram.discarded)
 
     def _sent(self, vector: int) -> None:
@@ -85,7 +85,7 @@ class Watcher:
             "ports": self.guest.config_ports.save_state(),
             "sent": self.sent,
             "line": board.line.level,
-            "doorbells": (board.bells.places, board.bells.rung),
+            "doorbells": (board.notifiers.assigned, board.notifiers.notified),
             "discards": [list(runs) for runs in board.ram.discarded[self.discards :]],
             "balloon": (board.watched.counters, board.watched.actual, board.watched.num_pages),
             "decoded": [board.function.bar_gpa(bar) for bar in (0, 2)],
@@ -116,7 +116,9 @@ def move_guest(guest: Guest) -> None:
     new.watched.kept[:] = old.watched.kept
     move(old.transport, new.transport)
     move(old_ports, guest.config_ports)
-    assert set(new.bells.rung) == new.bells.places.keys(), "every live queue is looked at"
+    assert set(new.notifiers.notified) == new.notifiers.assigned.keys(), (
+        "every live queue is looked at"
+    )
 
 
 @settings(max_examples=250, deadline=None)
@@ -152,11 +154,11 @@ def test_hostile_states_are_refused_and_change_nothing(
     state: Payload = data.draw(spoiled(guest.board.transport.save_state()))
     if restore_or_refuse(new.transport, state):
         for queue in range(len(new.device.queues)):
-            new.transport.notify(queue)  # whatever it is, it can be worked with
+            new.transport.serve_queue(queue)  # whatever it is, it can be worked with
         new.balloon.ask_for_stats()
         new.balloon.misc.ask(Command.SYNC, lambda answer: None)
         encode(new.transport.save_state())
         new.device.write_status(0)
     else:
-        assert not new.bells.rung
+        assert not new.notifiers.notified
         assert not new.msi.triggered

@@ -98,7 +98,7 @@ def test_a_queue_that_the_driver_left_out_stays_out() -> None:
     driver = VirtioDriver(Board.with_balloon(STANDARD)).start(queues=[0, 1])
     board = restored(driver)
     assert sorted(set(board.msi.triggered)) == [CONFIG_VECTOR, 1, 2]
-    assert board.bells.places.keys() == {0, 1}
+    assert board.notifiers.assigned.keys() == {0, 1}
 
 
 def test_a_device_with_intx_asserts_its_line_again() -> None:
@@ -140,7 +140,7 @@ def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> N
     board = restored(driver)
     assert driver.status & NEEDS_RESET
     assert board.msi.triggered == [CONFIG_VECTOR]
-    assert not board.bells.places
+    assert not board.notifiers.assigned
     driver.reset()
     driver.start()
     assert driver.send(INFLATE, [pfn_array([100])])
@@ -162,9 +162,9 @@ def test_a_device_without_memory_space_has_no_doorbells_until_it_is_back() -> No
     driver = started(STANDARD)
     driver.set_config(0x04, 2, 0b100)
     board = moved(driver)
-    assert (board.function.bar_gpa(0), board.bells.places) == (None, {})
+    assert (board.function.bar_gpa(0), board.notifiers.assigned) == (None, {})
     driver.set_config(0x04, 2, 0b110)
-    assert board.bells.places[INFLATE] == driver.gpa(NOTIFY_CFG)
+    assert board.notifiers.assigned[INFLATE] == driver.gpa(NOTIFY_CFG)
 
 
 @pytest.mark.parametrize("first", [0, 2])

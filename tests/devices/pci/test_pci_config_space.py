@@ -48,7 +48,7 @@ class Board:
         )
         self.function.add_bar(0, 0x4000, self.bar0)
         self.function.add_bar(2, 0x100, self.bar2, is_64bit=False, prefetchable=True)
-        self.function.on_bar_moved = lambda index, gpa: self.moves.append((index, gpa))
+        self.function.bar_moved.add(lambda index, gpa: self.moves.append((index, gpa)))
         PciBus(self.mmio, [WINDOW, WINDOW64]).add(1, self.function, self.line)
 
     def place(self, bar0: int, bar2: int, command: int = MEMORY) -> None:

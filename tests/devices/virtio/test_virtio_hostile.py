@@ -40,7 +40,7 @@ def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
     assert driver.read_isr() == 2
     assert [name for name in board.trace.names if "reset" in name] == ["balloon.needs_reset"]
     # The device touches no queue any more, the healthy one included.
-    assert board.bells.places == {}
+    assert board.notifiers.assigned == {}
     assert driver.send(DEFLATE, [pfn_array([1])]) == []
     board.balloon.set_target(5)
     assert board.msi.triggered == [0]
@@ -60,7 +60,7 @@ def test_ring_outside_ram_needs_reset_at_driver_ok() -> None:
     driver.put("queue_enable", 1)
     assert driver.add_status(DRIVER_OK) & NEEDS_RESET
     assert driver.board.msi.triggered == [0]
-    assert driver.board.bells.places == {}
+    assert driver.board.notifiers.assigned == {}
 
 
 def test_a_guest_cannot_fill_the_log() -> None:
@@ -162,7 +162,7 @@ def test_no_ring_raises(
     returned = ring.used_idx
     if driver.status & NEEDS_RESET:
         assert board.msi.triggered[-1] == 0
-        assert board.bells.places == {}
+        assert board.notifiers.assigned == {}
     else:
         assert returned == avail_idx
     assert all(run.subtract(board.ram.pages).pages == 0 for run in board.ram.discarded)
@@ -200,7 +200,7 @@ def test_configuration_storms_leave_nothing_behind() -> None:
         driver.write_device(4, 4, i)
     driver.set_config(0x04, 2, 0b110)
     driver.set_config(0x10, 4, driver.bars[0])
-    assert set(board.bells.places.values()) == {
+    assert set(board.notifiers.assigned.values()) == {
         driver.bars[0] + 0x3000 + 4 * index for index in driver.queues
     }
     loud = [name for name in board.trace.names if name.rpartition(".")[2] in WARNINGS]
@@ -220,7 +220,7 @@ def test_indices_wrap_while_buffers_are_served() -> None:
         queue.set_avail_ring(slot, 0)
     for index in range(1 + queue.size, 65536 + 3 * queue.size, queue.size):
         queue.set_avail_idx(index)
-        while driver.board.transport.notify(INFLATE):
+        while driver.board.transport.serve_queue(INFLATE):
             pass
         assert queue.used_idx == index & 0xFFFF
     assert driver.board.balloon.counters.inflate.pages > 65536

@@ -182,9 +182,9 @@ def test_reset_forgets_everything() -> None:
     driver = started(STANDARD)
     board = driver.board
     board.balloon.set_target(10)
-    assert board.bells.places
+    assert board.notifiers.assigned
     driver.reset()
-    assert board.bells.places == {}
+    assert board.notifiers.assigned == {}
     assert driver.read_isr() == 0
     assert driver.get("config_msix_vector") == NO_VECTOR
     for queue in (INFLATE, DEFLATE):
@@ -203,22 +203,22 @@ def test_reset_forgets_everything() -> None:
 @pytest.mark.conformance("3.3-1")
 def test_doorbells_follow_the_bar_and_the_queues() -> None:
     driver = probed(STANDARD)
-    bells = driver.board.bells
+    notifiers = driver.board.notifiers
     driver.negotiate()
     driver.set_up_queue(DEFLATE)
-    assert bells.places == {}, "not before DRIVER_OK"
+    assert notifiers.assigned == {}, "not before DRIVER_OK"
     driver.add_status(DRIVER_OK)
-    assert bells.places == {DEFLATE: driver.gpa(NOTIFY_CFG, 4 * DEFLATE)}
-    assert bells.rung == [DEFLATE], "buffers may have been waiting"
+    assert notifiers.assigned == {DEFLATE: driver.gpa(NOTIFY_CFG, 4 * DEFLATE)}
+    assert notifiers.notified == [DEFLATE], "buffers may have been waiting"
     driver.set_config(0x10, 4, APERTURE[0] + 8 * MIB)
-    assert bells.places == {DEFLATE: APERTURE[0] + 8 * MIB + 0x3000 + 4}
+    assert notifiers.assigned == {DEFLATE: APERTURE[0] + 8 * MIB + 0x3000 + 4}
     driver.set_config(0x04, 2, 0b100)
-    assert bells.places == {}
+    assert notifiers.assigned == {}
     driver.set_config(0x04, 2, 0b110)
-    assert DEFLATE in bells.places
+    assert DEFLATE in notifiers.assigned
     driver.bars[0] = APERTURE[0] + 8 * MIB
     driver.add_status(FAILED)
-    assert bells.places == {}
+    assert notifiers.assigned == {}
 
 
 def test_queue_enabled_after_driver_ok_works() -> None:

@@ -45,8 +45,8 @@ def test_nothing_is_taken_from_a_reset_queue() -> None:
     board = driver.board
     driver.queues[INFLATE].add([pfn_array([1])])
     reset_queue(driver, INFLATE)
-    assert INFLATE not in board.bells.places
-    board.bells.ring(INFLATE)
+    assert INFLATE not in board.notifiers.assigned
+    board.notifiers.notify(INFLATE)
     board.serve()
     assert driver.queues[INFLATE].used_idx == 0
     assert board.ram.discarded == []
