@@ -21,11 +21,11 @@ from devices.bus import Bus
 from devices.pci.host_bridge import PciBus
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci_transport import VirtioPciTransport
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
 
-PAGE_BYTES = 4096
 MIB = 1 << 20
 APERTURE = (0xC000_0000, 0x1000_0000)
 SLOT = 3

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devices.balloon.dialects import Dialect
-from devices.testing.board import APERTURE, AnonymousRam, Board
+from devices.testing.board import APERTURE, MIB, AnonymousRam, Board
 from devices.testing.driver_queue import MockDriver, Used
-from pyvmm.units import MIB
 
 INFLATE, DEFLATE, STATS = 0, 1, 2
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import struct
 
 from devices.balloon.dialects import STANDARD
-from devices.testing.board import AnonymousRam, Board
+from devices.testing.board import MIB, AnonymousRam, Board
 from devices.testing.driver import VirtioDriver
-from pyvmm.units import MIB
 
 HINTS = 3
 COMMAND_ID_OFFSET = 8

@@ -16,9 +16,8 @@ import struct
 from collections.abc import Iterable
 
 from devices.balloon.dialects import BITMAP, Dialect
-from devices.testing.board import AnonymousRam, Board
+from devices.testing.board import MIB, AnonymousRam, Board
 from devices.testing.driver import ALL_FEATURES, STATS, VirtioDriver
-from pyvmm.units import MIB
 
 MAJOR_FAULTS, FREE, TOTAL = 2, 4, 5
 
