@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from devices.errors import BadPayload
@@ -61,8 +62,22 @@ class GuestNotifier(Protocol):
 class VirtioDevice(ABC):
     """A device of type `device_id` (VIRTIO 1.2, section 5) with its queues in `memory`.
 
-    `config` is the device-specific configuration space; a subclass that changes a value in it
-    says so with `config_changed`.
+    A subclass implements `serve` and overrides whatever else its device has:
+
+        class Echo(VirtioDevice):
+            def __init__(self, memory: GuestMemory, tracer: Tracer) -> None:
+                queues = [QueueSpec("echo")]
+                super().__init__(
+                    device_id=63, name="echo", queues=queues, memory=memory, tracer=tracer
+                )
+
+            def serve(self, queue: int, chain: Chain) -> int:
+                return chain.write(chain.readable[: chain.writable_bytes])
+
+    `name` is unique among the devices of a machine. `offered` are the feature bits of the device
+    type, `feature_names` their names by bit mask. `config` is the device-specific configuration
+    space; a subclass that changes a value in it calls `config_changed`. Without `config` the device
+    has none.
     """
 
     def __init__(
@@ -70,19 +85,19 @@ class VirtioDevice(ABC):
         *,
         device_id: int,
         name: str,
-        offered: int,
-        feature_names: dict[int, str],
         queues: Sequence[QueueSpec],
-        config: RegisterTable,
         memory: GuestMemory,
         tracer: Tracer,
+        offered: int = 0,
+        feature_names: Mapping[int, str] = MappingProxyType({}),
+        config: RegisterTable | None = None,
     ) -> None:
         self.device_id = device_id
         self.name = name
         self.offered = offered | features.TRANSPORT
         self.feature_names = feature_names
         self.queues = tuple(DeviceQueue(index, spec) for index, spec in enumerate(queues))
-        self.config = config
+        self.config = config or RegisterTable(f"{name}.config", [])
         self.config_notifications = 0
         self.memory = memory
         self._tracer = tracer
@@ -128,25 +143,28 @@ class VirtioDevice(ABC):
         """Why the driver's choice of features cannot be taken; None if it can (2.2.2, 3.1.1)."""
         return features.refusal(self.offered, accepted)
 
-    @abstractmethod
     def on_reset(self) -> None:
-        """Drop whatever the device type keeps for its driver."""
+        """Drop everything the device type keeps for its driver, buffers in flight included.
 
-    @abstractmethod
-    def on_queue_reset(self, queue: int) -> None:
+        By default the buffers of each queue are dropped by `on_queue_reset`.
+        """
+        for queue in self.queues:
+            self.on_queue_reset(queue.index)
+
+    def on_queue_reset(self, queue: int) -> None:  # noqa: B027 (nothing to drop by default)
         """Drop the buffers of `queue` that `serve` kept: the driver has taken them back."""
 
-    @abstractmethod
     def compatibility_key(self) -> Mapping[str, str]:
-        """Return what else must be the same, by name, where the saved device is restored."""
+        """Return further values, by name, that must be equal where the saved device is restored."""
+        return {}
 
-    @abstractmethod
     def save_own_state(self) -> Payload:
-        """What the device type keeps beyond its configuration space and the queues."""
+        """Return the state that the device type keeps beyond its configuration space and queues."""
+        return {}
 
-    @abstractmethod
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
         """Check what `save_own_state` returned; `saved` is the rest of the device, checked."""
+        return lambda: None
 
     # What the transport calls.
 

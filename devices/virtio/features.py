@@ -8,6 +8,8 @@ device makes when the driver sets FEATURES_OK (VIRTIO 1.2, 2.2.2 and 3.1.1).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 INDIRECT_DESC = 1 << 28
 """A descriptor may point at a table of descriptors (VIRTIO 1.2, 2.7.5.3)."""
 
@@ -24,9 +26,10 @@ TRANSPORT = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
 """What every device here offers besides its own bits."""
 
 
-def names(mask: int, device_names: dict[int, str]) -> str:
+def names(mask: int, device_names: Mapping[int, str]) -> str:
     """Feature set as words for logs, such as ``STATS_VQ|VERSION_1``; unnamed bits as ``bit N``."""
-    known = device_names | {
+    known = {
+        **device_names,
         INDIRECT_DESC: "INDIRECT_DESC",
         EVENT_IDX: "EVENT_IDX",
         VERSION_1: "VERSION_1",

@@ -23,9 +23,9 @@ class QueueSpec(NamedTuple):
     """What a device type says of one of its queues."""
 
     name: str
-    max_size: int
+    max_size: int = 256
     """Most descriptors, a power of 2 up to 32768 (VIRTIO 1.2, 2.6)."""
-    max_readable_bytes: int
+    max_readable_bytes: int = 4096
     """Longest request worth copying out of the guest; a longer one is a bad payload."""
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from devices.errors import BadPayload
-from devices.registers import RegisterTable
 from devices.state import Fields, Payload, Restore
 from devices.testing.board import Trace
 from devices.testing.driver_queue import MockDriver, Used, ram
@@ -24,10 +23,7 @@ class Echo(VirtioDevice):
         super().__init__(
             device_id=99,
             name="echo",
-            offered=0,
-            feature_names={},
             queues=[QueueSpec("echo", 8, 64)],
-            config=RegisterTable("echo", []),
             memory=memory or ram(1 << 20),
             tracer=Trace(),
         )
@@ -39,12 +35,6 @@ class Echo(VirtioDevice):
         if len(chain.readable) > chain.writable_bytes:
             raise BadPayload("no room")
         return chain.write(chain.readable)
-
-    def on_reset(self) -> None:
-        self.kept.clear()
-
-    def compatibility_key(self) -> dict[str, str]:
-        return {}
 
     def save_own_state(self) -> Payload:
         return {"kept": save_in_flight(self.kept[-1] if self.kept else None)}
