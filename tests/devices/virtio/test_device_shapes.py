@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices of any shape on the PCI bus: with one queue or eight, without a configuration space."""
+
+from __future__ import annotations
+
+import pytest
+
+from devices.testing.board import AnonymousRam, Board, Trace
+from devices.testing.driver import DEVICE_CFG, VirtioDriver
+from devices.virtio.device import VirtioDevice
+from devices.virtio.queue import QueueSpec
+from pyvmm_native import PAGE_BYTES
+from pyvmm_native.ring import Chain
+
+
+class Reverse(VirtioDevice):
+    """Returns each request reversed."""
+
+    def __init__(self, ram: AnonymousRam, trace: Trace, queues: int) -> None:
+        super().__init__(
+            device_id=63,
+            name="reverse",
+            queues=[QueueSpec(f"queue {index}") for index in range(queues)],
+            memory=ram.memory,
+            tracer=trace,
+        )
+
+    def serve(self, queue: int, chain: Chain) -> int:
+        return chain.write(chain.readable[::-1])
+
+
+def board(queues: int) -> Board:
+    ram, trace = AnonymousRam((0, 16384 * PAGE_BYTES)), Trace()
+    return Board(Reverse(ram, trace, queues), ram, trace)
+
+
+@pytest.mark.parametrize("queues", [1, 8])
+def test_every_queue_has_its_own_notifications(queues: int) -> None:
+    driver = VirtioDriver(board(queues)).start()
+    driver.enable_msix()
+    assert driver.get("num_queues") == queues
+    assert driver.msix_vectors == queues + 1
+    for index in range(queues):
+        driver.queues[index].add([b"abc"], [3])
+        driver.kick(index)
+        driver.board.serve()
+        (used,) = driver.queues[index].take_used()
+        assert used.data == b"cba"
+        assert driver.board.msi.triggered == list(range(1, index + 2)), "one vector each"
+
+
+@pytest.mark.conformance("4.1.4.6-1")
+def test_a_device_without_configuration_has_no_structure_for_it() -> None:
+    driver = VirtioDriver(board(1)).start()
+    assert DEVICE_CFG not in driver.structures
+    assert driver.board.device.config.size_bytes == 0
