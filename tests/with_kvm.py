@@ -24,7 +24,7 @@ import threading
 from pathlib import Path
 
 from pyvmm.lab.choose import Choice, choose_kvm
-from tests.kvm.churning import LOST
+from tests.kvm.verifying_guest import GUEST_CORRUPTED
 
 ROOT = Path(__file__).parents[1]
 MISUNDERSTOOD = 4
@@ -63,7 +63,7 @@ def side_by_side(command: list[str], count: int) -> int:
             process.kill()
         for thread in threads:
             thread.join()
-    return LOST if LOST in statuses else max(statuses, key=abs)
+    return GUEST_CORRUPTED if GUEST_CORRUPTED in statuses else max(statuses, key=abs)
 
 
 def _relay(process: subprocess.Popen[bytes], label: bytes) -> None:
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
             return subprocess.run(command, check=False, cwd=ROOT).returncode
         labs = int(os.environ.get("LABS", "2"))
         status = side_by_side(in_a_lab(command), labs)
-        if status in (0, MISUNDERSTOOD, LOST):  # what a guest has lost is never excused
+        if status in (0, MISUNDERSTOOD, GUEST_CORRUPTED):  # what a guest has lost is never excused
             return status
         print(f"status {status}; once more, in new labs, for what has not passed", flush=True)
         for claim in record.glob("*.taken"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests with real guests share: the image, a way to run one, and a table of figures."""
+"""Fixtures of the tests with real guests: the image, running one, and a table of figures."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from guest_images.recipe import read_recipe
 from pyvmm.config import MachineConfig, config_for_image
 from pyvmm.harness.guest_session import guest_session
 from pyvmm.units import MIB
-from tests.kvm.guests import MakeConfig, RunGuest, Scenario
+from tests.kvm.fixture_types import MakeConfig, RunGuest, Scenario
 
 FIGURES: list[str] = []
 
 
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
-    """The standard guest.img, from the cache that `make image` fills; never built in the lab."""
+    """The standard guest.img, from the cache that `make image` fills; not built in the lab."""
     image = image_path(read_recipe())
     if not image.exists():
         pytest.fail("there is no current guest image; run: make image")
@@ -32,7 +32,7 @@ def guest_image() -> Path:
 
 @pytest.fixture
 def make_config(guest_image: Path) -> MakeConfig:
-    """The configuration of a guest of `memory_mib` MiB that executes `command`."""
+    """Make the configuration of a guest of `memory_mib` MiB that executes `command`."""
 
     def make(
         command: str = "pattern",
@@ -61,7 +61,7 @@ def make_config(guest_image: Path) -> MakeConfig:
 
 @pytest.fixture
 def run_guest(make_config: MakeConfig) -> RunGuest:
-    """Run `scenario` against a guest made as `make_config` says."""
+    """Run `scenario` with a guest configured by `make_config`."""
 
     def run(scenario: Scenario, command: str = "pattern", **options: Any) -> None:
         config = make_config(command, **options)
@@ -77,32 +77,32 @@ def run_guest(make_config: MakeConfig) -> RunGuest:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A place for files in memory, and for sockets; the lab's shared root has none of either."""
+    """A tmpfs directory for files and sockets; the lab's shared root supports neither."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def path(directory: Path) -> Path:
-    """Of QMP's socket."""
+    """Path of the QMP socket."""
     return directory / "qmp.sock"
 
 
 @pytest.fixture
 def address(directory: Path) -> str:
-    """Where a guest may arrive."""
+    """Address of an incoming migration."""
     return f"unix:{directory / 'm'}"
 
 
 @pytest.fixture
 def file(directory: Path) -> Path:
-    """Where a snapshot may be."""
+    """Path of a snapshot."""
     return directory / "snapshot"
 
 
 @pytest.fixture
 def figure() -> Callable[[str], None]:
-    """Add a line to the table printed at the end of the run; figures are never asserted on."""
+    """Add a line to the table printed at the end of the run; no test asserts on these figures."""
     return FIGURES.append
 
 

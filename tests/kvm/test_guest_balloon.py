@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balloon of a real guest, against the host's own count of resident memory.
+"""The balloon of a real guest, compared with the host's resident memory (RSS).
 
-The guest first touches nearly all of its RAM, so that every page the balloon takes is one that the
-host holds, and keeps a pattern that must survive.
+The guest first touches nearly all of its RAM, so that every page that it inflates is resident, and
+keeps a pattern that must survive.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pyvmm.machine.exit_result import ExitReason
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 DIALECTS = ("bitmap", "standard")
 INFLATE_MIB = 192
 SLACK_BYTES = 24 * MIB
-"""What the guest's own bookkeeping may move its free memory by meanwhile. After a deflate up to an
-eighth of RAM may moreover lie on the guest's per-CPU lists, which MemFree does not count."""
+"""Tolerance for the guest's own allocations meanwhile. After a deflate up to an eighth of RAM may
+also be on the guest's per-CPU lists, which MemFree does not count."""
 
 
 @pytest.mark.conformance("3.1-1", "5.5.6.2-1")
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: int) -> None:
+def test_inflating_frees_host_memory(run_guest: RunGuest, dialect: str, vcpus: int) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for command in ("alloc 400", "free", "alloc 96", "fill 11"):
@@ -61,7 +61,7 @@ def test_inflating_gives_memory_back(run_guest: RunGuest, dialect: str, vcpus: i
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: str) -> None:
+def test_the_driver_follows_a_changing_target(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for target_mib in (64, 16, 120, 119, 0, 1, 100, 0):
@@ -75,7 +75,7 @@ def test_the_driver_follows_a_target_that_moves(run_guest: RunGuest, dialect: st
 
 
 @pytest.mark.conformance("4.1.4.5.1-3")
-def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> None:
+def test_a_guest_without_msi_uses_intx(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for target_mib in (64, 0):
@@ -91,7 +91,7 @@ def test_a_guest_without_msi_is_interrupted_by_a_pin(run_guest: RunGuest) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("dialect", ["bitmap", pytest.param("standard", marks=pytest.mark.long)])
-def test_seven_of_eight_gib(
+def test_inflating_7_of_8_gib(
     run_guest: RunGuest, figure: Callable[[str], None], dialect: str
 ) -> None:
     async def scenario(guest: GuestSession) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux boots, with any number of processors and any size of RAM, and ends the way it says."""
+"""Boot Linux with several numbers of vCPUs and sizes of RAM, and end it in each way."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 
 @pytest.mark.parametrize("memory_mib", [64, 1024, 8192])
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_boots_with(
+def test_linux_boots(
     run_guest: RunGuest, figure: Callable[[str], None], vcpus: int, memory_mib: int
 ) -> None:
     begin = time.monotonic()
@@ -32,7 +32,7 @@ def test_boots_with(
         guest_s = await guest.wait_for_user_space()
         figure(
             f"boot {vcpus} vCPU {memory_mib:5} MiB: first user-space line {guest_s} s after the "
-            f"kernel's first, {time.monotonic() - begin:.1f} s after the machine was made"
+            f"kernel's first, {time.monotonic() - begin:.1f} s after the machine was created"
         )
         assert int(await guest.expect(r"processors (\d+)\s")) == vcpus
         total_kib = int(await guest.expect(r"total_kib (\d+)\s"))
@@ -43,7 +43,7 @@ def test_boots_with(
     run_guest(scenario, command, memory_mib=memory_mib, vcpus=vcpus)
 
 
-def test_reboot_ends_the_machine_cleanly(run_guest: RunGuest) -> None:
+def test_a_reboot_ends_the_machine_with_status_0(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         outcome = await guest.wait_for_exit()
         assert outcome.ending is ExitReason.RESET
@@ -52,7 +52,7 @@ def test_reboot_ends_the_machine_cleanly(run_guest: RunGuest) -> None:
     run_guest(scenario, "reboot -f")
 
 
-def test_a_panic_is_told_and_is_a_failure(guest_image: Path) -> None:
+def test_a_panic_is_reported_as_a_failure(guest_image: Path) -> None:
     config = config_for_image(guest_image, append="rdinit=/none init=/none", ram_bytes=256 * MIB)
 
     async def main() -> None:
@@ -65,7 +65,7 @@ def test_a_panic_is_told_and_is_a_failure(guest_image: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_initramfs_of_ones_own_is_unpacked_too(run_guest: RunGuest, tmp_path: Path) -> None:
+def test_an_additional_initramfs_is_unpacked(run_guest: RunGuest, tmp_path: Path) -> None:
     archive = tmp_path / "extra.cpio"
     archive.write_bytes(cpio({"greeting": b"hello from the second archive\n"}))
 
@@ -76,13 +76,13 @@ def test_an_initramfs_of_ones_own_is_unpacked_too(run_guest: RunGuest, tmp_path:
     run_guest(scenario, "cat /greeting", initrd=archive)
 
 
-def test_a_paused_guest_stands_still(run_guest: RunGuest) -> None:
+def test_a_paused_guest_does_not_run(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("tick 3")
         guest.machine.pause()
         assert guest.machine.status == "paused"
         frozen = guest.console.text
-        await asyncio.sleep(1.0)  # far more than a tick
+        await asyncio.sleep(1.0)  # many ticks
         assert guest.console.text == frozen
         guest.machine.resume()
         await guest.expect("tick")
@@ -92,7 +92,7 @@ def test_a_paused_guest_stands_still(run_guest: RunGuest) -> None:
     run_guest(scenario, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")
 
 
-def test_many_processors_stop_promptly(run_guest: RunGuest) -> None:
+def test_spinning_vcpus_stop_promptly(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("spinning")
         begin = time.monotonic()
@@ -106,5 +106,5 @@ def test_many_processors_stop_promptly(run_guest: RunGuest) -> None:
     run_guest(scenario, spin, vcpus=4)
 
 
-def test_initrd_goes_as_high_as_it_fits() -> None:
+def test_the_initrd_is_placed_at_the_end_of_ram() -> None:
     assert place_initrd(5000, 32 * MIB, 64 * MIB) == 64 * MIB - 8192

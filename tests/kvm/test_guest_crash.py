@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that the processor gives up on ends pyvmm with words and a failure."""
+"""A guest that ends in a triple fault is reported as a crash."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's own kernels, as they come: bzImage, modules, stock virtio_balloon.
+"""Debian's stock kernels: bzImage, modules and an unpatched virtio_balloon.
 
-One boot of each does everything a balloon is for. The first is run as anybody would who knows no
-options; the others are offered free page hints and reports too, and are told not to zero every page
-they allocate, as Debian's do: in an emulator half a minute goes into zeroing what is given away.
-See `debian_kernels` for where the kernels come from and what is in their initramfs.
+One boot of each covers all of the balloon's features. The first kernel runs with the default
+options. The others are also offered free page hints and reporting, and run with init_on_alloc=0:
+Debian's kernels zero each page that they allocate, which takes half a minute in the emulator. See
+`debian_kernels` for the source of the kernels and the contents of their initramfs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kvm
 INFLATE_MIB = 512
 PATTERN_MIB = 64
 STATS_TIMEOUT_S = 60.0
-NEWS_TIMEOUT_S = 120.0
+REPORTING_TIMEOUT_S = 120.0
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ NEWS_TIMEOUT_S = 120.0
         ("linux-image-6.12-amd64", 2, ("free-page-hint", "reporting")),
     ],
 )
-def test_a_stock_kernel(
+def test_the_balloon_of_a_stock_kernel(
     name: str, vcpus: int, offer: tuple[str, ...], figure: Callable[[str], None]
 ) -> None:
     kernel = debian_kernels.cached(name)
     if kernel is None:
-        pytest.skip(f"{name} was never downloaded; with a network: {debian_kernels.FETCH}")
+        pytest.skip(f"{name} has not been downloaded; run `{debian_kernels.FETCH}` with a network")
     quick = "init_on_alloc=0" if offer else ""
     config = config_for_image(
         kernel.vmlinuz,
@@ -59,28 +59,28 @@ def test_a_stock_kernel(
     assert config.dialect == "standard"
 
     async def main() -> None:
-        times = Times()
+        times = StepTimes()
         async with guest_session(config) as guest:
-            await _boots(guest, kernel)
-            times.took("boot")
+            await _boot(guest, kernel)
+            times.record("boot")
             assert (await guest.command("alloc 600")).startswith("allocated")
-            times.took("touch 600 MiB")
+            times.record("touch 600 MiB")
             if offer:
-                await _reports_what_is_free(guest)
-                times.took("report")
+                await _check_reporting(guest)
+                times.record("report")
             else:
                 await guest.command("free")
             await guest.command(f"alloc {PATTERN_MIB}")
             await guest.command("fill 3")
-            await _inflates(guest, reported=bool(offer))
-            times.took("inflate 512 MiB")
-            await _tells_statistics(guest)
+            await _check_inflate(guest, reported=bool(offer))
+            times.record("inflate 512 MiB")
+            await _check_statistics(guest)
             await guest.resize_balloon(0)
-            times.took("deflate")
+            times.record("deflate")
             if offer:
-                await _hints_what_is_free(guest)
-                times.took("hint")
-            await _verify(guest)
+                await _check_hints(guest)
+                times.record("hint")
+            await _verify_pattern(guest)
             guest.console.send_line("quit")
             assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
             assert guest.machine.balloon.counters.inflate.bad_payloads == 0
@@ -90,14 +90,14 @@ def test_a_stock_kernel(
     asyncio.run(main())
 
 
-class Times:
-    """How long each step took, for people to read."""
+class StepTimes:
+    """Durations of the steps of a test, for the table of figures."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
         self._steps: list[str] = []
 
-    def took(self, step: str) -> None:
+    def record(self, step: str) -> None:
         now = time.monotonic()
         self._steps.append(f"{step} {now - self._last:.1f}")
         self._last = now
@@ -106,25 +106,25 @@ class Times:
         return ", ".join(self._steps) + " s"
 
 
-async def _verify(guest: GuestSession) -> None:
+async def _verify_pattern(guest: GuestSession) -> None:
     assert await guest.command("verify 3") == f"verified {PATTERN_MIB * MIB} wrong 0"
 
 
-async def _boots(guest: GuestSession, kernel: StockKernel) -> None:
+async def _boot(guest: GuestSession, kernel: StockKernel) -> None:
     await guest.wait_for_user_space()
     package, _, _ = kernel.version.partition(" ")
     assert await guest.expect(r"\n(\d+\.\d+\S+)\r?\n") == package.removeprefix("linux-image-")
     await guest.command("meminfo")
     balloon = guest.machine.balloon
     assert balloon.running
-    # PAGE_POISON is for kernels that fill their free pages, which Debian's do not.
+    # Linux accepts PAGE_POISON only if it poisons free pages; Debian's kernels do not.
     assert balloon.accepted & 0x3F == balloon.offered & 0x3F & ~features.PAGE_POISON
 
 
-async def _reports_what_is_free(guest: GuestSession) -> None:
+async def _check_reporting(guest: GuestSession) -> None:
     rss_full, before = resident_bytes(), guest.machine.balloon.counters
     await guest.command("free")
-    async with asyncio.timeout(NEWS_TIMEOUT_S):
+    async with asyncio.timeout(REPORTING_TIMEOUT_S):
         while rss_full - resident_bytes() < 500 * MIB:
             await guest.while_running(asyncio.sleep(0.1))
     after = guest.machine.balloon.counters
@@ -133,19 +133,19 @@ async def _reports_what_is_free(guest: GuestSession) -> None:
     assert after.inflate.pages == 0
 
 
-async def _inflates(guest: GuestSession, *, reported: bool) -> None:
+async def _check_inflate(guest: GuestSession, *, reported: bool) -> None:
     rss_before, free_before = resident_bytes(), await guest.free_bytes()
     moved = await guest.resize_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
     assert moved.pages == INFLATE_MIB * MIB // PAGE_BYTES
     assert guest.machine.balloon.counters.discarded_bytes == INFLATE_MIB * MIB
-    if not reported:  # otherwise the memory was given back before
+    if not reported:  # reporting has freed this memory before
         assert rss_before - resident_bytes() > 0.95 * INFLATE_MIB * MIB
     taken = free_before - await guest.free_bytes()
     assert abs(taken - INFLATE_MIB * MIB) < 32 * MIB
-    await _verify(guest)
+    await _verify_pattern(guest)
 
 
-async def _tells_statistics(guest: GuestSession) -> None:
+async def _check_statistics(guest: GuestSession) -> None:
     report = (await guest.machine.balloon_statistics.fresh(STATS_TIMEOUT_S)).report
     words = (await guest.command("meminfo")).split()
     meminfo = {words[i]: int(words[i + 1]) * 1024 for i in range(0, len(words), 2)}
@@ -157,13 +157,15 @@ async def _tells_statistics(guest: GuestSession) -> None:
     assert not report.unknown
 
 
-async def _hints_what_is_free(guest: GuestSession) -> None:
+async def _check_hints(guest: GuestSession) -> None:
     free = await guest.free_bytes()
-    async with guest.machine.free_page_hints.held(timeout_s=NEWS_TIMEOUT_S) as hints:
+    async with guest.machine.free_page_hints.held(timeout_s=REPORTING_TIMEOUT_S) as hints:
         assert hints.complete
         hinted = hints.pages.pages * PAGE_BYTES
         assert 0.5 * free < hinted <= guest.machine.ram_bytes
-        assert await guest.free_bytes() < free - hinted + 64 * MIB  # the driver holds on to them
-    async with asyncio.timeout(NEWS_TIMEOUT_S):
+        assert (
+            await guest.free_bytes() < free - hinted + 64 * MIB
+        )  # the driver keeps hinted pages allocated
+    async with asyncio.timeout(REPORTING_TIMEOUT_S):
         while await guest.free_bytes() < free - 64 * MIB:
             await guest.while_running(asyncio.sleep(0.1))

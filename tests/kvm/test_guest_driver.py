@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's balloon driver under everything Linux does to a driver besides moving its target.
+"""The guest's balloon driver under out-of-memory, suspend, unbind and compaction.
 
-Memory runs out, the machine is suspended, the driver is unbound and bound again, pages are moved
-about by compaction. The guest's own counters, the device's, and a pattern that must survive say
-what became of the pages. Both dialects go through the same, so these tests also hold the patched
-driver to the stock one's behaviour.
+The guest's counters, the device's counters and a pattern that must survive show what became of the
+pages. Both dialects run the same tests, so the patched driver must behave as the stock one does.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -27,7 +25,7 @@ DRIVER = "/sys/bus/virtio/drivers/virtio_balloon"
 HEADER_BYTES, WORD_BYTES = 32, 8
 SMALL_PAGES_ONLY = "echo never > /sys/kernel/mm/transparent_hugepage/enabled"
 
-# Devices are suspended and resumed; nothing could wake a machine that sleeps for real.
+# pm_test suspends and resumes devices only: nothing could wake a guest from a real suspend.
 SUSPEND = (
     "echo 0 > /sys/module/suspend/parameters/pm_test_delay;"
     " echo devices > /sys/power/pm_test; echo freeze > /sys/power/state"
@@ -41,18 +39,18 @@ both_dialects = pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 
 
 async def vmstat(guest: GuestSession, name: str) -> int:
-    """A counter of the guest's kernel."""
+    """Return a counter of the guest's /proc/vmstat."""
     return int(await guest.shell(f"sed -n 's/^{name} //p' /proc/vmstat"))
 
 
 async def total_kib(guest: GuestSession) -> int:
-    """The RAM Linux manages: less by what is in the balloon, to the page."""
+    """Return MemTotal, from which Linux subtracts each page in the balloon."""
     words = (await guest.command("meminfo")).split()
     return int(words[words.index("total_kib") + 1])
 
 
 async def power_off(guest: GuestSession) -> None:
-    """End the guest; in all that it did, no request was a bad one."""
+    """Power off; assert that the driver sent no bad request."""
     guest.console.send_line("quit")
     assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     counters = guest.machine.balloon.counters
@@ -60,7 +58,7 @@ async def power_off(guest: GuestSession) -> None:
 
 
 async def squeeze(guest: GuestSession) -> int:
-    """Inflate until hardly anything is left; returns the pages in the balloon."""
+    """Inflate until 40 MiB are free; return the pages in the balloon."""
     await guest.wait_for_user_space()
     target_pages = await guest.free_bytes() // PAGE_BYTES - 40 * MIB_PAGES
     await guest.resize_balloon(target_pages)
@@ -68,7 +66,7 @@ async def squeeze(guest: GuestSession) -> int:
 
 
 @pytest.mark.parametrize(("dialect", "mib"), [("bitmap", 300), ("standard", 100)])
-def test_a_squeezed_guest_gets_pages_back_before_anything_is_killed(
+def test_deflate_on_oom_prevents_the_oom_killer(
     run_guest: RunGuest, dialect: str, mib: int
 ) -> None:
     """VIRTIO_BALLOON_F_DEFLATE_ON_OOM (VIRTIO 1.2, 5.5.6.1)."""
@@ -86,7 +84,7 @@ def test_a_squeezed_guest_gets_pages_back_before_anything_is_killed(
 
 
 @both_dialects
-def test_without_deflate_on_oom_the_oom_killer_acts(run_guest: RunGuest, dialect: str) -> None:
+def test_without_deflate_on_oom_the_oom_killer_runs(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         squeezed = await squeeze(guest)
         with pytest.raises(CommandFailed, match="status 137"):
@@ -100,9 +98,7 @@ def test_without_deflate_on_oom_the_oom_killer_acts(run_guest: RunGuest, dialect
 
 
 @both_dialects
-def test_a_suspended_guest_has_no_balloon_and_an_awake_one_has_it_again(
-    run_guest: RunGuest, dialect: str
-) -> None:
+def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         await guest.command("alloc 48")
@@ -123,7 +119,7 @@ def test_a_suspended_guest_has_no_balloon_and_an_awake_one_has_it_again(
 
 
 @both_dialects
-def test_an_unbound_driver_returns_every_page(run_guest: RunGuest, dialect: str) -> None:
+def test_unbinding_the_driver_deflates_the_balloon(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         balloon = guest.machine.balloon
@@ -142,7 +138,7 @@ def test_an_unbound_driver_returns_every_page(run_guest: RunGuest, dialect: str)
         await guest.command("free")
         await guest.shell(f"echo {device} > {DRIVER}/bind")
         await guest.resize_balloon(target_pages)
-        # On its way to a target, too.
+        # Unbind while the balloon inflates, too.
         guest.machine.set_balloon_target(guest.machine.ram_bytes - 200 * MIB)
         await guest.shell(f"echo {device} > {DRIVER}/unbind")
         assert await total_kib(guest) == whole_kib
@@ -156,8 +152,8 @@ def test_an_unbound_driver_returns_every_page(run_guest: RunGuest, dialect: str)
     run_guest(scenario, dialect=dialect)
 
 
-def test_few_pages_take_a_short_request(run_guest: RunGuest) -> None:
-    """A bitmap reaches from the first page to the last, and only new pages are told."""
+def test_a_request_for_one_page_is_short(run_guest: RunGuest) -> None:
+    """A bitmap spans only from its first to its last page, and names new pages only."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -178,22 +174,22 @@ def test_few_pages_take_a_short_request(run_guest: RunGuest) -> None:
     run_guest(scenario, dialect="bitmap")
 
 
-def test_chores_are_done_and_the_queue_outlives_the_driver(run_guest: RunGuest) -> None:
-    """The misc queue's extension commands, and questions again after every new start."""
+def test_misc_requests_work_again_after_suspend_and_rebind(run_guest: RunGuest) -> None:
+    """All commands of the misc queue, after each restart of the driver."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        questions = guest.machine.misc_requests
+        requests = guest.machine.misc_requests
         for restart in (None, SUSPEND, REBIND):
             if restart is not None:
                 await guest.shell(restart)
-            dropped = [await vmstat(guest, f"drop_{what}") for what in ("pagecache", "slab")]
-            await guest.while_running(questions.drop_caches())
-            assert [await vmstat(guest, f"drop_{what}") for what in ("pagecache", "slab")] == [
+            dropped = [await vmstat(guest, f"drop_{cache}") for cache in ("pagecache", "slab")]
+            await guest.while_running(requests.drop_caches())
+            assert [await vmstat(guest, f"drop_{cache}") for cache in ("pagecache", "slab")] == [
                 count + 1 for count in dropped
             ]
-            await guest.while_running(questions.sync_filesystems())
-            unused = await guest.while_running(questions.unused_pages())
+            await guest.while_running(requests.sync_filesystems())
+            unused = await guest.while_running(requests.unused_pages())
             assert unused.pages > 100 * MIB_PAGES
         await power_off(guest)
 
@@ -201,7 +197,7 @@ def test_chores_are_done_and_the_queue_outlives_the_driver(run_guest: RunGuest) 
 
 
 async def free_blocks_bytes(guest: GuestSession, order: int) -> int:
-    """Free memory in blocks of 2**`order` pages and more."""
+    """Return the free memory in blocks of at least 2**`order` pages."""
     total = 0
     for line in (await guest.shell("cat /proc/buddyinfo")).splitlines():
         blocks = re.findall(r" (\d+)(?= |$)", line.partition("zone")[2])
@@ -210,8 +206,8 @@ async def free_blocks_bytes(guest: GuestSession, order: int) -> int:
 
 
 @both_dialects
-def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, dialect: str) -> None:
-    """Two of three pages are free: the balloon takes such small blocks, compaction moves them."""
+def test_inflate_and_compaction_in_a_fragmented_guest(run_guest: RunGuest, dialect: str) -> None:
+    """Two of three pages are free: the balloon allocates small blocks, compaction moves them."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -225,7 +221,7 @@ def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, di
         await guest.resize_balloon(target_pages)
         assert await guest.command("verify 4") == kept
 
-        # One page moves at a time; where kcompactd is at it, another compaction fails quickly.
+        # Compaction moves one page at a time, and fails quickly while kcompactd runs.
         await guest.shell(
             "while moved=$(sed -n 's/^balloon_migrate //p' /proc/vmstat); [ $moved -lt 100 ];"
             " do echo 1 > /proc/sys/vm/compact_memory; sleep 0.1; done"
@@ -246,29 +242,29 @@ def test_pages_are_found_and_moved_in_a_fragmented_guest(run_guest: RunGuest, di
     run_guest(scenario, memory_mib=128, dialect=dialect)
 
 
-async def times(guest: GuestSession, way: str) -> dict[str, int]:
-    """What the driver has added up about one direction."""
-    said = await guest.shell(f"cd {TIMES}; grep . {way}_*")
-    pairs = (line.removeprefix(f"{way}_").split(":") for line in said.split())
+async def driver_times(guest: GuestSession, direction: str) -> dict[str, int]:
+    """Return the driver's sums for one direction, inflate or deflate."""
+    said = await guest.shell(f"cd {TIMES}; grep . {direction}_*")
+    pairs = (line.removeprefix(f"{direction}_").split(":") for line in said.split())
     return {name: int(value) for name, value in pairs}
 
 
 @both_dialects
-def test_the_driver_says_where_its_time_goes(run_guest: RunGuest, dialect: str) -> None:
+def test_the_driver_reports_its_timing(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        for way, memory, target_pages in (
+        for direction, memory, target_pages in (
             ("inflate", "alloc_ns", 100 * MIB_PAGES),
             ("deflate", "free_ns", 0),
         ):
             moved = await guest.resize_balloon(target_pages)
-            sums = await times(guest, way)
+            sums = await driver_times(guest, direction)
             assert (sums["pages"], sums["messages"]) == (moved.pages, moved.requests)
             assert 0 < sums[memory] < sums["total_ns"]
             assert 0 < sums["tell_ns"] < sums["total_ns"]
             assert sums[memory] + sums["tell_ns"] <= sums["total_ns"]
-            await guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 > $i; done")
-            assert set((await times(guest, way)).values()) == {0}
+            await guest.shell(f"for i in {TIMES}/{direction}_*; do echo 0 > $i; done")
+            assert set((await driver_times(guest, direction)).values()) == {0}
         with pytest.raises(CommandFailed):
             await guest.shell(f"echo soon > {TIMES}/inflate_pages")
         await power_off(guest)

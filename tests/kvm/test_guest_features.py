@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each feature bit with a real driver: what it changes in the guest and on the host.
+"""The effect of each feature bit in a real guest and on the host.
 
-The table of docs/features.md names a test for every bit of both dialects. Those which are not here
-are about more than their bit: statistics, out of memory, unused pages. `test_features_table.py`
-holds the table to the tests that exist.
+The table of docs/features.md names a test for every bit of both dialects; `test_features_table.py`
+checks that these tests exist. Statistics, out of memory and unused pages are tested in other files.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -33,7 +32,7 @@ BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: e
 
 
 async def accepted(guest: GuestSession) -> int:
-    """The device's own bits the driver accepted, as the guest's kernel and the device see them."""
+    """Return the device-specific bits that the driver accepted; the guest and the device agree."""
     bits = (await guest.shell("cat /sys/bus/virtio/devices/virtio0/features")).strip()
     mask = sum(1 << bit for bit, on in enumerate(bits[:24]) if on == "1")
     assert mask == guest.machine.balloon.accepted & 0xFF_FFFF
@@ -65,8 +64,8 @@ async def until(done: Callable[[], bool]) -> None:
 
 @BOTH
 def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
-    """No page is used before its deflate request: all of them still hold what a discard leaves."""
-    told: list[int] = []
+    """The guest uses no page before its deflate request: all of them still hold zeros."""
+    deflated: list[int] = []
     used_too_early: list[int] = []
 
     async def scenario(guest: GuestSession) -> None:
@@ -79,7 +78,7 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
         await guest.resize_balloon(100 * MIB_PAGES)
         assert rss - resident_bytes() > 90 * MIB
         await guest.resize_balloon(0)
-        assert sum(told) == 100 * MIB_PAGES
+        assert sum(deflated) == 100 * MIB_PAGES
         assert used_too_early == []
         await power_off(guest)
 
@@ -90,7 +89,7 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
         def watching(queue: int, chain: Chain) -> int | None:
             if queue == 1:
                 runs = dialect.decode(chain.readable)
-                told.append(runs.pages)
+                deflated.append(runs.pages)
                 used_too_early.extend(
                     start
                     for start, count in runs
@@ -105,8 +104,8 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
 
 
 @BOTH
-def test_what_is_withheld_is_not_accepted(run_guest: RunGuest, dialect: Dialect) -> None:
-    """The driver goes by the bits: without them the balloon still moves, in as few words."""
+def test_withheld_features_are_not_accepted(run_guest: RunGuest, dialect: Dialect) -> None:
+    """The driver accepts only offered features, and still inflates and deflates without them."""
     withheld = dialect.features.default & ~dialect.features.fixed
     names = [name for name, bit in dialect.features.options.items() if bit & withheld]
 
@@ -127,10 +126,10 @@ def test_what_is_withheld_is_not_accepted(run_guest: RunGuest, dialect: Dialect)
 
 @pytest.mark.conformance("5.5.6.5.2-5", "5.5.6.5.2-6")
 def test_free_page_hint(run_guest: RunGuest) -> None:
-    """Hints are most of the guest's free memory and none of the rest: taken away, nothing breaks.
+    """Hints cover most of the guest's free memory and no page in use, so they can be discarded.
 
-    The device itself discards no hint. This test does so in its place, while the hints are held,
-    as VIRTIO 1.2, 5.5.6.5.2 allows.
+    The device itself discards no hint. This test does, before it sets the command id to DONE, as
+    VIRTIO 1.2, 5.5.6.5.2 allows.
     """
 
     async def scenario(guest: GuestSession) -> None:
@@ -146,7 +145,7 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
             hinted_bytes = hints.pages.pages * PAGE_BYTES
             assert 0.8 * free < hinted_bytes <= free
             assert abs(free - hinted_bytes - await guest.free_bytes()) < SLACK_BYTES
-            assert rss - resident_bytes() < SLACK_BYTES, "a hint is no gift"
+            assert rss - resident_bytes() < SLACK_BYTES, "a hint alone discards nothing"
             ram.discard(hints.pages)
             assert rss - resident_bytes() > 180 * MIB
             assert await intact(guest, 64, 4)
@@ -171,7 +170,7 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
     run_guest(scenario, dialect="standard", memory_mib=512, offer=["free-page-hint"])
 
 
-def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
+def test_without_free_page_hint_no_request_is_sent(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         assert not await accepted(guest) & features.FREE_PAGE_HINT
@@ -186,9 +185,9 @@ def test_without_free_page_hint_nobody_is_asked(run_guest: RunGuest) -> None:
 @pytest.mark.conformance("5.5.2-1", "5.5.6.7.2-1")
 @pytest.mark.parametrize("hinting", [False, True])
 def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
-    """Memory that a program frees goes back to the host by itself, and comes back when needed.
+    """Freed memory is reported and discarded, and is usable again.
 
-    Without FREE_PAGE_HINT Linux gives the reporting queue another number (see `Dialect.roles`).
+    Without FREE_PAGE_HINT Linux uses another index for the reporting queue (see `Dialect.roles`).
     """
 
     async def scenario(guest: GuestSession) -> None:
@@ -206,7 +205,7 @@ def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
         await power_off(guest)
 
     offer = ["reporting", *(["free-page-hint"] if hinting else [])]
-    # Linux sends up to 128 MiB in one report, which until it is returned are nobody's to allocate.
+    # A report covers up to 128 MiB, which cannot be allocated until the device returns it.
     run_guest(scenario, dialect="standard", offer=offer, memory_mib=512)
 
 
@@ -215,9 +214,9 @@ def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
     ("append", "poison_val"), [("page_poison=1", 0xAAAA_AAAA), ("init_on_free=1", 0)]
 )
 def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
-    """Free pages that hold a pattern are left alone; those that hold zeros may be discarded.
+    """Free pages that hold a pattern are kept; those that hold zeros may be discarded.
 
-    The guest's kernel checks the pattern of each page it allocates and complains if it is gone.
+    The guest's kernel checks the pattern of each page that it allocates, and logs a corruption.
     """
     enough = 80 * MIB_PAGES
 
@@ -245,7 +244,7 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
     run_guest(scenario, dialect="standard", append=append, offer=["reporting"])
 
 
-def test_a_guest_that_cannot_tell_of_its_poison_reports_nothing(run_guest: RunGuest) -> None:
+def test_without_page_poison_a_poisoning_guest_does_not_report(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         assert not await accepted(guest) & (features.PAGE_POISON | features.REPORTING)
@@ -264,7 +263,7 @@ def test_a_guest_that_cannot_tell_of_its_poison_reports_nothing(run_guest: RunGu
 
 
 def test_page_bitmap(run_guest: RunGuest) -> None:
-    """By bitmap the balloon takes few requests; the standard dialect takes one for 256 pages."""
+    """The bitmap dialect needs few requests; the standard dialect needs one for 256 pages."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -286,11 +285,11 @@ def test_page_bitmap(run_guest: RunGuest) -> None:
 
 
 STOCK = "virtio_balloon.page_bitmap=0"
-"""With this our driver does what a stock one does; the device says nothing else than before."""
+"""Makes the patched driver behave as a stock one; the device offers the same features."""
 
 
 def test_a_stock_driver_finds_no_balloon_in_the_bitmap_dialect(run_guest: RunGuest) -> None:
-    """It takes PAGE_BITMAP for FREE_PAGE_HINT, whose queue is not there: it gives up."""
+    """It takes PAGE_BITMAP for FREE_PAGE_HINT, whose queue does not exist: its probe fails."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -309,7 +308,7 @@ def test_a_stock_driver_finds_no_balloon_in_the_bitmap_dialect(run_guest: RunGue
 def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest) -> None:
     """With free pages poisoned it takes MISC_VQ for PAGE_POISON, and finds all of its queues.
 
-    It sends PFN arrays, and each of them is refused as a whole (see `devices.balloon.bitmap`).
+    It sends PFN arrays, each of which is refused as a whole (see `devices.balloon.bitmap`).
     """
 
     async def scenario(guest: GuestSession) -> None:
@@ -334,7 +333,7 @@ def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest)
 
 
 def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGuest) -> None:
-    """The mistake the other way round: its requests name page 0 twice, read as arrays."""
+    """The converse mismatch: read as PFN arrays, its requests name page 0 twice."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()

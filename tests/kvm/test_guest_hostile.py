@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest whose first process means harm to the balloon (hostile_init.c), and what is left of it.
+"""A guest whose init process attacks the balloon device (hostile_init.c).
 
-While it works, people go on asking pyvmm over QMP; afterwards the guest's ordinary driver binds to
-the device again and inflates, nothing was lost that the guest did not give, and pyvmm is not larger
-than its guest.
+QMP clients are served meanwhile. Afterwards the guest's ordinary driver binds to the device and
+inflates, no page was discarded that the guest did not name, and pyvmm has not grown by more than
+the size of its guest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyvmm.memory.rss import resident_bytes
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 from tests.kvm.hostile_initrd import hostile_initrd
 
 pytestmark = pytest.mark.kvm
@@ -33,15 +33,15 @@ pytestmark = pytest.mark.kvm
 MEMORY_MIB = 128
 
 
-async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) -> int:
-    """Ask this and that of the balloon until `done`; returns how often."""
-    asked = 0
+async def query_until(guest: GuestSession, client: QMPClient, done: asyncio.Event) -> int:
+    """Send QMP commands and guest requests until `done`; return the number of rounds."""
+    rounds = 0
     while not done.is_set():
         answer: Any = await client.execute("query-status")
         assert answer["status"] == "running"
         answer = await client.execute("query-balloon")
         assert 0 <= answer["actual"] <= MEMORY_MIB * MIB
-        await client.execute("balloon", {"value": (100 + asked % 20) * MIB})
+        await client.execute("balloon", {"value": (100 + rounds % 20) * MIB})
         with contextlib.suppress(StatisticsUnavailable):
             await guest.machine.balloon_statistics.fresh(0.05)
         with contextlib.suppress(GuestRequestError):
@@ -49,8 +49,8 @@ async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) ->
         with contextlib.suppress(GuestRequestError):
             async with guest.machine.free_page_hints.held(0.05):
                 pass
-        asked += 1
-    return asked
+        rounds += 1
+    return rounds
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def bother(guest: GuestSession, client: QMPClient, done: asyncio.Event) ->
     ],
     ids=["standard", "bitmap"],
 )
-def test_a_hostile_first_process(
+def test_a_hostile_init_process_harms_neither_pyvmm_nor_its_guest(
     run_guest: RunGuest,
     path: Path,
     figure: Callable[[str], None],
@@ -78,23 +78,23 @@ def test_a_hostile_first_process(
             await guest.expect("hostile: begins")
             rss_before = resident_bytes()
             ended = asyncio.Event()
-            people = asyncio.create_task(bother(guest, client, ended))
+            clients = asyncio.create_task(query_until(guest, client, ended))
             done = await guest.expect(r"hostile: done ([^\r\n]*)\r?\n")
             ended.set()
-            assert await people > 3
+            assert await clients > 3
         finally:
             await client.disconnect()
             await server.close()
         words = done.split()
         report = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-        assert report["changed"] == 0, "memory that the guest never named"
+        assert report["changed"] == 0, "a page changed that the guest never named"
         assert report["accesses"] >= 1500
         assert min(report["requests"], report["resets"]) > 5
         assert resident_bytes() - rss_before < MEMORY_MIB * MIB
         balloon = guest.machine.balloon
         assert balloon.counters.inflate.bad_payloads > 0
-        await an_honest_driver_follows(guest)
-        figure(f"hostile first process, {dialect}: {done}")
+        await check_ordinary_driver(guest)
+        figure(f"hostile init process, {dialect}: {done}")
 
     run_guest(
         scenario,
@@ -108,10 +108,10 @@ def test_a_hostile_first_process(
     )
 
 
-async def an_honest_driver_follows(guest: GuestSession) -> None:
+async def check_ordinary_driver(guest: GuestSession) -> None:
     await guest.wait_for_user_space()
     machine = guest.machine
-    await guest.resize_balloon(0)  # from what people asked for meanwhile
+    await guest.resize_balloon(0)  # undo the sizes that `query_until` has set
     await guest.command("alloc 24")
     await guest.command("fill 7")
     before = machine.balloon.counters.inflate

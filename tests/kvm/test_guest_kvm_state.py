@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Linux moves from machine to machine and, but for the time it takes, does not notice."""
+"""Transfer the state of a running Linux between machines; only the time it takes is visible."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 GUEST_MIB = 96
 PATTERN_MIB = 24
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
-MOVES = 3
+TRANSFERS = 3
 FROZEN_S = 4.0
 UPTIME = "cut -d' ' -f1 /proc/uptime"
 WATCH = "while read -r up idle </proc/uptime; do echo $up; usleep 20000; done"
 TROUBLE = re.compile("stall|lockup|warning|oops|hung|backwards|unstable", re.IGNORECASE)
 
 
-async def move(guest: GuestSession, stack: AsyncExitStack, frozen_s: float = 0) -> GuestSession:
-    """Have a new machine take the guest over, which nobody runs for `frozen_s` seconds or more.
+async def transfer(guest: GuestSession, stack: AsyncExitStack, frozen_s: float = 0) -> GuestSession:
+    """Transfer the guest to a new machine, paused for at least `frozen_s` seconds.
 
-    The old one stays paused and is closed by whoever made it, the new one with `stack`.
+    The old machine stays paused and its creator closes it; `stack` closes the new one.
     """
     old, console = guest.machine, guest.console
     new = Machine(
@@ -68,13 +68,13 @@ async def uptime(guest: GuestSession) -> float:
 
 
 async def timer_interrupts(guest: GuestSession) -> list[int]:
-    """How many interrupts of its local timer each processor has had."""
+    """Return the number of local APIC timer interrupts of each processor."""
     words = (await guest.shell("grep LOC: /proc/interrupts")).split()
     return [int(word) for word in words[1:] if word.isdigit()]
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) -> None:
+def test_a_guest_continues_on_another_machine(run_guest: RunGuest, vcpus: int) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         boot_log = await guest.shell("dmesg")
@@ -83,10 +83,10 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
         for cpu in range(vcpus):
             await guest.shell(f"taskset {1 << cpu:x} sh -c '{WATCH}' >/clock{cpu} 2>&1 &")
         async with AsyncExitStack() as stack:
-            for _ in range(MOVES):
+            for _ in range(TRANSFERS):
                 await guest.shell("sleep 0.2")
                 before = await uptime(guest), await timer_interrupts(guest)
-                guest = await move(guest, stack)
+                guest = await transfer(guest, stack)
                 await guest.shell("sleep 0.2")
                 after = await uptime(guest), await timer_interrupts(guest)
                 assert after[0] >= before[0] + 0.2
@@ -94,8 +94,10 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
                 assert all(new > old for old, new in zip(before[1], after[1], strict=True))
             assert await guest.command("verify 3") == VERIFIED
             for cpu in range(vcpus):
-                assert int(await guest.shell(f"wc -l </clock{cpu}")) > 3 * MOVES
-                await guest.shell(f"sort -n -c /clock{cpu}")  # fails if it ever went back
+                assert int(await guest.shell(f"wc -l </clock{cpu}")) > 3 * TRANSFERS
+                await guest.shell(
+                    f"sort -n -c /clock{cpu}"
+                )  # fails if the clock ever went backwards
             assert int(await guest.shell("grep -c ^processor /proc/cpuinfo")) == vcpus
             log = await guest.shell("dmesg")
             assert [
@@ -107,21 +109,22 @@ def test_a_guest_moves_from_machine_to_machine(run_guest: RunGuest, vcpus: int) 
     run_guest(scenario, memory_mib=GUEST_MIB, vcpus=vcpus)
 
 
-def test_the_clock_of_a_guest_goes_on_from_where_it_stopped(
+def test_the_guests_clock_does_not_count_the_transfer(
     run_guest: RunGuest, figure: Callable[[str], None]
 ) -> None:
-    """What it was away does not pass for it, so none of its time-outs expires."""
+    """Time does not pass for a paused guest, so none of its time-outs expires."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         async with AsyncExitStack() as stack:
             begin = time.monotonic()
             before = await uptime(guest)
-            guest = await move(guest, stack, FROZEN_S)
+            guest = await transfer(guest, stack, FROZEN_S)
             after = await uptime(guest)
             passed = time.monotonic() - begin
             figure(
-                f"moved in {passed:.1f} s, {FROZEN_S} of them idle; {after - before:.2f} s in it"
+                f"transferred in {passed:.1f} s, {FROZEN_S} of them idle;"
+                f" {after - before:.2f} s in the guest"
             )
             assert 0 <= after - before < passed - FROZEN_S + 0.01
             await guest.shell("sleep 1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's own QMP client moves the balloon of a real guest."""
+"""QEMU's own QMP client resizes the balloon of a real guest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 
-def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> None:
+def test_qemus_client_resizes_the_balloon(run_guest: RunGuest, path: Path) -> None:
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -57,7 +57,7 @@ def test_qemus_client_drives_the_balloon(run_guest: RunGuest, path: Path) -> Non
 
 
 async def until_actual(changes: EventListener, target_bytes: int) -> None:
-    """Events are at most one a second; the last one tells the final size."""
+    """Wait for the event with the final size; events are at most one a second."""
     async with asyncio.timeout(60):
         event: Any = await changes.get()
         while event["data"]["actual"] != target_bytes:

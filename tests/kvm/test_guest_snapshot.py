@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of a real guest: nothing is lost, nothing comes twice, the clock goes forwards."""
+"""Snapshots of a real guest: no data is lost, no heartbeat repeated, the clock never goes back."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.churning import all_is_well, beats_on, churning, goes_on
-from tests.kvm.guests import RunGuest
-from tests.kvm.programs import Program, pyvmm
+from tests.kvm.fixture_types import RunGuest
+from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
+from tests.kvm.verifying_guest import (
+    start_verifying,
+    verify_and_power_off,
+    verify_more,
+    wait_for_heartbeat,
+)
 
 pytestmark = pytest.mark.kvm
 
 PATTERN_MIB = 96
-CHURN_MIB = 64
+VERIFIED_MIB = 64
 BALLAST = "b=/bin/busybox; b=`echo $b $b $b $b $b`; cat $b $b $b $b $b $b $b $b >/ballast"
-"""Some 60 MiB more that is to be copied."""
+"""Some 60 MiB of file contents, to make the copy take longer."""
 BALLOON_PAGES = 64 * MIB // PAGE_BYTES
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 UPTIME = "cut -d' ' -f1 /proc/uptime"
 
 
-async def save(guest: GuestSession, path: Path, **wishes: Any) -> SnapshotStatus:
-    """Take a snapshot while everything else goes on; returns what it took."""
+async def save(guest: GuestSession, path: Path, **options: Any) -> SnapshotStatus:
+    """Save a snapshot while the event loop serves the guest; return its status."""
     snapshots = guest.machine.snapshots
-    snapshots.start(SnapshotRequest(path, **wishes))
+    snapshots.start(SnapshotRequest(path, **options))
     while snapshots.active:
         await asyncio.sleep(0.01)
     return snapshots.status
 
 
 async def resume(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
-    """Restore a machine of its own from `path` and run `scenario` in it."""
+    """Restore a new machine from `path` and run `scenario` with it."""
     with SnapshotFile(path, KINDS) as snapshot:
         async with guest_session(snapshot.config, snapshot) as guest:
             await scenario(guest)
@@ -61,10 +66,10 @@ async def power_off(guest: GuestSession) -> None:
 
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_a_guest_goes_on_from_its_snapshot(
+def test_a_restored_guest_continues(
     run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str, vcpus: int
 ) -> None:
-    """With the balloon half way to its target, which the driver then reaches and leaves again."""
+    """The balloon is inflated when the guest is saved, and is resized after the restore."""
     saved_at = 0.0
 
     async def scenario(guest: GuestSession) -> None:
@@ -113,64 +118,63 @@ def test_a_guest_goes_on_from_its_snapshot(
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_a_guest_goes_on_while_it_is_copied(
+def test_a_guest_keeps_running_while_it_is_saved(
     run_guest: RunGuest, directory: Path, figure: Callable[[str], None], vcpus: int
 ) -> None:
-    """It rewrites its memory all the time, and what is in the file is of one moment."""
+    """The guest rewrites its memory in a loop, and the file holds its state at one instant."""
     files = [directory / f"{number}.snapshot" for number in range(2)]
 
     async def scenario(guest: GuestSession) -> None:
-        await churning(guest, CHURN_MIB)
+        await start_verifying(guest, VERIFIED_MIB)
         guest.machine.throttle(0)
         await guest.shell(BALLAST)
-        await goes_on(guest)
-        beats_meanwhile = 0
+        await verify_more(guest)
+        heartbeats_meanwhile = 0
         for path in files:
             snapshots = guest.machine.snapshots
             snapshots.start(SnapshotRequest(path, ask_unused=False))
             while snapshots.active:
-                await beats_on(guest)
-                beats_meanwhile += snapshots.active and guest.machine.status == "running"
+                await wait_for_heartbeat(guest)
+                heartbeats_meanwhile += snapshots.active and guest.machine.status == "running"
             status = snapshots.status
             assert status.status == "completed", status.error
             figure(
-                f"snapshot of a guest at work, {vcpus} vCPUs: {status.file_bytes / MIB:.1f} MiB in"
+                f"snapshot of a writing guest, {vcpus} vCPUs: {status.file_bytes / MIB:.1f} MiB in"
                 f" {status.seconds:.2f} s, stopped {status.stopped_seconds:.2f} s"
             )
-        assert beats_meanwhile, "while it was copied"
-        await goes_on(guest)
-        await all_is_well(guest)
+        assert heartbeats_meanwhile, "the guest ran while it was saved"
+        await verify_more(guest)
+        await verify_and_power_off(guest)
 
     async def restored(guest: GuestSession) -> None:
-        await goes_on(guest)
-        await beats_on(guest)
-        await all_is_well(guest)
+        await verify_more(guest)
+        await wait_for_heartbeat(guest)
+        await verify_and_power_off(guest)
 
     run_guest(scenario, memory_mib=384, vcpus=vcpus)
     for path in files:
         asyncio.run(resume(path, restored))
 
 
-def test_from_one_process_to_another(guest_image: Path, file: Path) -> None:
-    """As a person does it, with the commands."""
+def test_snapshot_and_restore_commands(guest_image: Path, file: Path) -> None:
     qmp = f"unix:{file.parent}/qmp"
     append = 'loglevel=4 pyvmm.run="pattern"'
-    with Program(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as first:
+    with RunProcess(guest_image, "--memory", "128M", "--append", append, "--qmp", qmp) as first:
         first.expect("user space up")
         assert first.command("alloc 32").startswith("ok")
         assert first.command("fill 3").startswith("ok")
-        assert pyvmm("snapshot", file, "--qmp", qmp, "--stop").returncode == 0
+        assert run_pyvmm("snapshot", file, "--qmp", qmp, "--stop").returncode == 0
         assert first.status() == 0
-    assert "every checksum is right" in pyvmm("snapshot", file, "--info").stdout
-    with Program("--restore", file, "--qmp", qmp) as second:
+    assert "every checksum is right" in run_pyvmm("snapshot", file, "--info").stdout
+    with RunProcess("--restore", file, "--qmp", qmp) as second:
         assert second.command("verify 3") == f"ok verified {32 * MIB} wrong 0"
-        assert pyvmm("snapshot", file, "--qmp", qmp).returncode == 0
+        assert run_pyvmm("snapshot", file, "--qmp", qmp).returncode == 0
         assert second.command("verify 3") == f"ok verified {32 * MIB} wrong 0"
         assert second.command("quit").startswith("ok")
         assert second.status() == 0
 
 
-def test_a_damaged_snapshot_is_one_error(run_guest: RunGuest, file: Path) -> None:
+def test_a_damaged_snapshot_is_refused_with_one_line(run_guest: RunGuest, file: Path) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         assert (await save(guest, file)).status == "completed"
@@ -181,16 +185,16 @@ def test_a_damaged_snapshot_is_one_error(run_guest: RunGuest, file: Path) -> Non
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(data)
-    done = pyvmm("run", "--restore", file)
+    done = run_pyvmm("run", "--restore", file)
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be used: wrong checksum" in done.stderr
 
 
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
-def test_what_was_freed_is_not_in_the_file(
+def test_free_memory_is_not_saved(
     run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str
 ) -> None:
-    """An idle guest whose RAM was touched and freed again, with and without being asked."""
+    """An idle guest whose RAM was touched and freed again, with and without a guest request."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()

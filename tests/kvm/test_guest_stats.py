@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a real guest, against what its own /proc/meminfo says."""
+"""Statistics of a real guest, compared with its own /proc/meminfo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 SLACK_BYTES = 6 * MIB
-"""What a guest's own bookkeeping may move its free memory by between two looks at it."""
-LISTS_BYTES = 24 * MIB
-"""What an allocation may find on lists of free pages that the guest does not count as free."""
+"""Tolerance for the guest's own allocations between two readings."""
+PCP_BYTES = 24 * MIB
+"""Tolerance for pages on per-CPU lists, which the guest does not count as free."""
 NEEDS_HUGETLB = {"stat-htlb-pgalloc", "stat-htlb-pgfail"}
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = "guest-stats-polling-interval"
@@ -37,7 +37,7 @@ async def fresh(guest: GuestSession) -> dict[str, int | None]:
 
 
 async def meminfo(guest: GuestSession) -> dict[str, int]:
-    """Bytes by the names of the statistics, from the guest's own mouth."""
+    """Return the guest's meminfo in bytes, by the names of the statistics."""
     words = (await guest.command("meminfo")).split()
     kib = dict(zip(words[::2], map(int, words[1::2]), strict=True))
     return {
@@ -46,17 +46,17 @@ async def meminfo(guest: GuestSession) -> dict[str, int]:
 
 
 async def assert_agrees(guest: GuestSession) -> dict[str, int]:
-    """Fresh statistics say what the guest's meminfo says; returns what that is."""
-    stats, truth = await fresh(guest), await meminfo(guest)
-    assert stats["stat-total-memory"] == truth["stat-total-memory"]
+    """Assert that fresh statistics match the guest's meminfo; return the latter."""
+    stats, expected = await fresh(guest), await meminfo(guest)
+    assert stats["stat-total-memory"] == expected["stat-total-memory"]
     for name in ("stat-free-memory", "stat-available-memory"):
-        assert abs((stats[name] or 0) - truth[name]) < SLACK_BYTES, name
-    return truth
+        assert abs((stats[name] or 0) - expected[name]) < SLACK_BYTES, name
+    return expected
 
 
 @pytest.mark.conformance("5.5.6.3.2-2")
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
-def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) -> None:
+def test_statistics_match_the_guests_meminfo(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         absent = {name for name, value in (await fresh(guest)).items() if value is None}
@@ -66,16 +66,16 @@ def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) ->
         await guest.command("alloc 96")
         full = await assert_agrees(guest)
         used = idle["stat-free-memory"] - full["stat-free-memory"]
-        assert abs(used - 96 * MIB) < LISTS_BYTES
+        assert abs(used - 96 * MIB) < PCP_BYTES
 
         await guest.resize_balloon(32 * MIB // PAGE_BYTES)
         taken = await assert_agrees(guest)
         assert idle["stat-total-memory"] - taken["stat-total-memory"] == 32 * MIB
 
         waiting = [asyncio.create_task(fresh(guest)) for _ in range(8)]
-        asked = guest.machine.balloon.stats.questions
+        before = guest.machine.balloon.stats.questions
         assert all(await asyncio.gather(*waiting))
-        assert guest.machine.balloon.stats.questions <= asked + 2, "they share an answer"
+        assert guest.machine.balloon.stats.questions <= before + 2, "waiters share a report"
 
         guest.console.send_line("quit")
         assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
@@ -83,7 +83,7 @@ def test_statistics_are_those_of_the_guest(run_guest: RunGuest, dialect: str) ->
     run_guest(scenario, dialect=dialect)
 
 
-def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
+def test_qemu_clients_read_statistics(run_guest: RunGuest, path: Path) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         server = ControlServer(guest.machine, path)
@@ -91,9 +91,9 @@ def test_clients_of_qemu_read_them(run_guest: RunGuest, path: Path) -> None:
         client = QMPClient("test")
         await client.connect(str(path))
         try:
-            await polling_works(guest, client)
-            await a_paused_guest_does_not_answer(client)
-            await the_command_line_shows_them(guest, path)
+            await check_polling(guest, client)
+            await check_paused_guest(client)
+            await check_stats_command(guest, path)
         finally:
             await client.disconnect()
             await server.close()
@@ -109,18 +109,18 @@ async def guest_stats(client: QMPClient) -> dict[str, Any]:
     return answer
 
 
-async def polling_works(guest: GuestSession, client: QMPClient) -> None:
-    """With the interval set `guest-stats` follows the guest; nobody asks otherwise."""
+async def check_polling(guest: GuestSession, client: QMPClient) -> None:
+    """`guest-stats` is updated while a polling interval is set."""
     interval = {"path": BALLOON, "property": INTERVAL}
     assert await client.execute("qom-get", interval) == 0
     assert await client.execute("qom-set", {**interval, "value": 1}) == {}
-    truth = await meminfo(guest)
+    expected = await meminfo(guest)
     await guest.command("alloc 64")
-    limit = truth["stat-free-memory"] - 64 * MIB + LISTS_BYTES
+    limit = expected["stat-free-memory"] - 64 * MIB + PCP_BYTES
     async with asyncio.timeout(60):
         while (answer := await guest_stats(client))["stats"]["stat-free-memory"] > limit:
             await asyncio.sleep(0.1)
-    assert answer["stats"]["stat-total-memory"] == truth["stat-total-memory"]
+    assert answer["stats"]["stat-total-memory"] == expected["stat-total-memory"]
     async with asyncio.timeout(60):
         while (await guest_stats(client))["last-update"] <= answer["last-update"]:
             await asyncio.sleep(0.1)
@@ -128,7 +128,7 @@ async def polling_works(guest: GuestSession, client: QMPClient) -> None:
     assert await client.execute("qom-get", interval) == 0
 
 
-async def a_paused_guest_does_not_answer(client: QMPClient) -> None:
+async def check_paused_guest(client: QMPClient) -> None:
     await client.execute("query-balloon-stats", {"timeout": 60})
     await client.execute("stop")
     with pytest.raises(ExecuteError, match="it is paused"):
@@ -138,7 +138,7 @@ async def a_paused_guest_does_not_answer(client: QMPClient) -> None:
     assert answer["unknown"] == {}
 
 
-async def the_command_line_shows_them(guest: GuestSession, path: Path) -> None:
+async def check_stats_command(guest: GuestSession, path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pyvmm", "stats", "--qmp", f"unix:{path}", "--json"),
         *("--timeout", "60"),
@@ -146,5 +146,5 @@ async def the_command_line_shows_them(guest: GuestSession, path: Path) -> None:
     )
     output, _ = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 0
-    truth = await meminfo(guest)
-    assert json.loads(output)["stats"]["stat-total-memory"] == truth["stat-total-memory"]
+    expected = await meminfo(guest)
+    assert json.loads(output)["stats"]["stat-total-memory"] == expected["stat-total-memory"]

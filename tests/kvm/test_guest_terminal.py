@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm run` on a terminal: typing reaches the shell, the escape key ends it, the tty survives."""
+"""`pyvmm run` on a terminal: input reaches the shell, ^A x ends it, the tty is restored."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ TIMEOUT_S = 150.0
 
 
 class Terminal:
-    """A pseudo-terminal with pyvmm behind it."""
+    """A pseudo-terminal that is the terminal of a pyvmm process."""
 
     def __init__(self, master: int, slave: int, process: subprocess.Popen[bytes]) -> None:
         self.master, self.slave, self.process = master, slave, process
-        self.text = ""
+        self.output = ""
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def expect(self, wanted: str) -> None:
+    def expect(self, text: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
-        while wanted not in self.text:
+        while text not in self.output:
             ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
-            assert ready, f"no {wanted!r} in:\n{self.text}"
-            self.text += os.read(self.master, 4096).decode(errors="replace")
-        self.text = self.text[self.text.index(wanted) + len(wanted) :]
+            assert ready, f"no {text!r} in:\n{self.output}"
+            self.output += os.read(self.master, 4096).decode(errors="replace")
+        self.output = self.output[self.output.index(text) + len(text) :]
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def pyvmm_run(*arguments: str) -> Iterator[Terminal]:
         os.close(slave)
 
 
-def test_a_shell_on_the_terminal(guest_image: Path) -> None:
+def test_a_terminal_session_restores_the_tty(guest_image: Path) -> None:
     with pyvmm_run(str(guest_image), "--memory", "128M") as terminal:
         before = termios.tcgetattr(terminal.slave)
         terminal.expect("guest# ")
@@ -69,7 +69,7 @@ def test_a_shell_on_the_terminal(guest_image: Path) -> None:
 def test_interrupt_reaches_the_guest_and_exit_powers_off(guest_image: Path) -> None:
     with pyvmm_run(str(guest_image), "--memory", "128M") as terminal:
         terminal.expect("guest# ")
-        # Only what runs in the foreground already can be interrupted: wait for its own words.
+        # Wait for the program's output: ^C interrupts only a program that is in the foreground.
         terminal.type("sh -c 'echo now asleep; exec sleep 1000'\r")
         terminal.expect("now asleep\r")
         terminal.type("\x03")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection that breaks, ends early or flips a bit, and a full disk, each at random moments.
+"""Inject a broken, truncated or corrupted connection, and a full disk, at random times.
 
-Whatever happens, the guest goes on, on exactly one side: it says so on its console, where no beat
-comes twice, and it finds no wrong byte in memory that it rewrites all the time.
+Whatever happens, the guest continues on exactly one side: its console shows every heartbeat once,
+and it finds no wrong byte in the memory that it rewrites in a loop.
 """
 
 from __future__ import annotations
@@ -21,128 +21,136 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
-from tests.kvm.churning import (
+from tests.kvm.fault_injection import FaultSchedule
+from tests.kvm.faulty_relay import FaultyRelay, InjectedFailure
+from tests.kvm.fixture_types import MakeConfig, RunGuest
+from tests.kvm.migration_endpoints import GuestReceiver, migration_result, start_migration
+from tests.kvm.verifying_guest import (
     SMALL_MEMORY_MIB,
     SMALL_PATTERN_MIB,
-    Report,
-    all_is_well,
-    assert_one_life,
-    beats_on,
-    churning,
-    goes_on,
+    VerificationReport,
+    assert_heartbeats_contiguous,
+    start_verifying,
+    verify_and_power_off,
+    verify_more,
+    wait_for_heartbeat,
 )
-from tests.kvm.guests import MakeConfig, RunGuest
-from tests.kvm.moments import Moments
-from tests.kvm.moving import Home, migrate, migrated
-from tests.kvm.relay import Harm, Relay
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 VCPUS = 2
-SHARE_OF_REPLIES = 0.25
-"""So many of the flipped bits are in what the destination says."""
+REPLY_SHARE = 0.25
+"""The share of the flipped bits that are in the replies of the destination."""
 
 
-class Voyage:
-    """A guest that is sent through a bad network, again and again."""
+class GuestMigration:
+    """A guest that is migrated repeatedly through a faulty connection."""
 
-    def __init__(self, guest: GuestSession, directory: Path, moments: Moments) -> None:
+    def __init__(self, guest: GuestSession, directory: Path, schedule: FaultSchedule) -> None:
         self.guest = guest
-        self.took_s = 0.0
-        """Of the last migration."""
-        self._report: Report | None = None
+        self.total_time_s = 0.0
+        """Duration of the last migration."""
+        self._report: VerificationReport | None = None
         self._directory = directory
-        self._moments = moments
+        self._schedule = schedule
         self._number = 0
 
-    async def attempt(self, harm: Harm, after_s: float) -> str:
-        """Migrate it, and do harm after that many seconds; returns what became of it."""
+    async def attempt(self, failure: InjectedFailure, after_s: float) -> str:
+        """Migrate the guest and inject `failure` after `after_s` seconds; return the outcome."""
         self._number += 1
         here, there = (self._directory / f"{side}{self._number}" for side in ("here", "there"))
-        home = Home(f"unix:{there}")
-        waiting = asyncio.create_task(home.guest())
-        with Relay(here, there, self._moments.choose) as relay:
-            relay.harms_replies = self._moments.choose.random() < SHARE_OF_REPLIES
-            migrate(self.guest, f"unix:{here}")
+        receiver = GuestReceiver(f"unix:{there}")
+        receiving = asyncio.create_task(receiver.receive())
+        with FaultyRelay(here, there, self._schedule.random) as relay:
+            relay.fail_replies = self._schedule.random.random() < REPLY_SHARE
+            start_migration(self.guest, f"unix:{here}")
             await asyncio.sleep(after_s)
             phase = self.guest.machine.migrations.status
-            relay.harm = harm
-            if harm is Harm.CUT and phase != "completed":
+            relay.failure = failure
+            if failure is InjectedFailure.CUT and phase != "completed":
                 relay.cut()
-            answer = await migrated(self.guest)
-            self.took_s = answer["total-time"] / 1000
-            arrived = await waiting
-        print(f"{harm.value} after {after_s:.2f} s, {phase}: {answer}", flush=True)
+            answer = await migration_result(self.guest)
+            self.total_time_s = answer["total-time"] / 1000
+            received = await receiving
+        print(f"{failure.value} after {after_s:.2f} s, {phase}: {answer}", flush=True)
         try:
-            outcome = await self._settle(home, arrived, answer)
+            outcome = await self._check_outcome(receiver, received, answer)
         finally:
-            if arrived is not None and self.guest is not arrived:  # something was not as it must be
-                await arrived.close()
-        return f"while {phase}: {outcome}" if relay.done else ""
+            if received is not None and self.guest is not received:  # a check failed
+                await received.close()
+        return f"while {phase}: {outcome}" if relay.injected else ""
 
-    async def _settle(
-        self, home: Home, arrived: GuestSession | None, answer: dict[str, object]
+    async def _check_outcome(
+        self, receiver: GuestReceiver, received: GuestSession | None, answer: dict[str, object]
     ) -> str:
-        """See who has the guest; that one goes on, and the other does not."""
+        """Check that exactly one side runs the guest; return which."""
         status = self.guest.machine.status
-        if arrived is None:
+        if received is None:
             assert answer["status"] == "failed", answer
             assert answer["error-desc"], answer
-            assert home.error.startswith("no guest has arrived: "), home.error
-            if status == "paused":  # the source cannot know; we do
+            assert receiver.error.startswith("no guest has arrived: "), receiver.error
+            if (
+                status == "paused"
+            ):  # the source cannot know whether the guest runs there; the test does
                 commands.execute(self.guest.machine, Request("cont", {}))
             else:
                 assert status == "running"
-            await self._alive(self.guest)
-            assert_one_life(self.guest.console.text)
-            assert home.console.text == ""
-            return "stays" if status == "running" else "stays, when it is told to"
+            await self._check_running(self.guest)
+            assert_heartbeats_contiguous(self.guest.console.text)
+            assert receiver.console.text == ""
+            return "stays" if status == "running" else "stays after `cont`"
         assert status == ("postmigrate" if answer["status"] == "completed" else "paused"), answer
         printed = self.guest.console.text
-        await self._alive(arrived)
+        await self._check_running(received)
         assert self.guest.console.text == printed
-        assert_one_life(printed, arrived.console.text)
+        assert_heartbeats_contiguous(printed, received.console.text)
         await self.guest.close()
-        self.guest = arrived
-        return "moved" if status == "postmigrate" else "moved, and its source cannot know"
+        self.guest = received
+        return "migrated" if status == "postmigrate" else "migrated, unknown to its source"
 
-    async def _alive(self, guest: GuestSession) -> None:
-        self._report = await goes_on(guest, self._report)
-        await beats_on(guest)
+    async def _check_running(self, guest: GuestSession) -> None:
+        self._report = await verify_more(guest, self._report)
+        await wait_for_heartbeat(guest)
 
 
 @pytest.mark.parametrize(
-    ("harm", "dialect"),
-    [(Harm.CUT, "bitmap"), (Harm.TRUNCATED, "standard"), (Harm.FLIPPED, "bitmap")],
-    ids=lambda value: value.value if isinstance(value, Harm) else value,
+    ("failure", "dialect"),
+    [
+        (InjectedFailure.CUT, "bitmap"),
+        (InjectedFailure.TRUNCATED, "standard"),
+        (InjectedFailure.FLIPPED, "bitmap"),
+    ],
+    ids=lambda value: value.value if isinstance(value, InjectedFailure) else value,
 )
-def test_a_bad_connection(
+def test_a_guest_survives_connection_failures_during_migration(
     make_config: MakeConfig,
     directory: Path,
     figure: Callable[[str], None],
-    harm: Harm,
+    failure: InjectedFailure,
     dialect: str,
 ) -> None:
-    moments = Moments(f"connection {harm.value}")
+    schedule = FaultSchedule(f"connection {failure.value}")
     offer = ["free-page-hint"] if dialect == "standard" else []
     config = make_config(memory_mib=SMALL_MEMORY_MIB, vcpus=VCPUS, dialect=dialect, offer=offer)
 
     async def main() -> None:
         async with guest_session(config) as first:
-            await churning(first, SMALL_PATTERN_MIB)
-            voyage = Voyage(first, directory, moments)
+            await start_verifying(first, SMALL_PATTERN_MIB)
+            migration = GuestMigration(first, directory, schedule)
             try:
-                assert await voyage.attempt(Harm.NONE, 0.0) == ""
-                assert voyage.guest is not first
-                takes_s = voyage.took_s
-                while moments.left:
-                    if outcome := await voyage.attempt(harm, moments.choose.uniform(0, takes_s)):
-                        moments.struck(outcome)
-                report = await all_is_well(voyage.guest)
+                assert await migration.attempt(InjectedFailure.NONE, 0.0) == ""
+                assert migration.guest is not first
+                total_time_s = migration.total_time_s
+                while schedule.next_attempt():
+                    if outcome := await migration.attempt(
+                        failure, schedule.random.uniform(0, total_time_s)
+                    ):
+                        schedule.record(outcome)
+                report = await verify_and_power_off(migration.guest)
             finally:
-                if voyage.guest is not first:
-                    await voyage.guest.close()
-        figure(f"{moments}; {report}")
+                if migration.guest is not first:
+                    await migration.guest.close()
+        figure(f"{schedule}; {report}")
 
     asyncio.run(main())
 
@@ -157,7 +165,7 @@ async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
 
 @pytest.fixture
 def small_disk(directory: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """Mount a small tmpfs."""
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={8 * SMALL_PATTERN_MIB}m", "tmpfs", directory],
         check=True,
@@ -167,49 +175,51 @@ def small_disk(directory: Path) -> Iterator[Path]:
 
 
 def fill_up(disk: Path, left_bytes: int) -> Path:
-    """Have a file of zeros leave only so much room."""
+    """Allocate a file that leaves only `left_bytes` on `disk`; return its path."""
     filler = disk / "filler"
     filler.write_bytes(b"")
-    room = subprocess.run(
+    df = subprocess.run(
         ["df", "--output=avail", "-B1", disk], capture_output=True, text=True, check=True
     )
-    size = max(int(room.stdout.split()[1]) - left_bytes, 0)
+    size = max(int(df.stdout.split()[1]) - left_bytes, 0)
     subprocess.run(["fallocate", "-l", str(size or 1), filler], check=True)
     return filler
 
 
-def test_a_full_disk(run_guest: RunGuest, small_disk: Path, figure: Callable[[str], None]) -> None:
-    """The old snapshot stays, every byte of it, and can still be gone on from."""
-    moments = Moments("disk full")
+def test_a_full_disk_leaves_the_previous_snapshot_intact(
+    run_guest: RunGuest, small_disk: Path, figure: Callable[[str], None]
+) -> None:
+    """Every byte of the previous snapshot remains, and it can still be restored."""
+    schedule = FaultSchedule("disk full")
     path = small_disk / "snapshot"
 
     async def scenario(guest: GuestSession) -> None:
-        await churning(guest, SMALL_PATTERN_MIB)
+        await start_verifying(guest, SMALL_PATTERN_MIB)
         status = await save(guest, path)
         assert status.status == "completed", status.error
-        old, report = path.read_bytes(), await goes_on(guest)
-        while moments.left:
-            room = moments.choose.randrange(SMALL_PATTERN_MIB * MIB)
-            filler = fill_up(small_disk, room)
+        previous, report = path.read_bytes(), await verify_more(guest)
+        while schedule.next_attempt():
+            left_bytes = schedule.random.randrange(SMALL_PATTERN_MIB * MIB)
+            filler = fill_up(small_disk, left_bytes)
             status = await save(guest, path)
             filler.unlink()
             assert status.status == "failed"
             assert "No space left on device; choose another place or make room" in status.error
-            assert path.read_bytes() == old
+            assert path.read_bytes() == previous
             assert list(small_disk.iterdir()) == [path]
             assert guest.machine.status == "running"
-            report = await goes_on(guest, report)
-            await beats_on(guest)
-            moments.struck("the old snapshot is whole")
-        assert_one_life(guest.console.text)
-        await all_is_well(guest)
+            report = await verify_more(guest, report)
+            await wait_for_heartbeat(guest)
+            schedule.record("the previous snapshot is intact")
+        assert_heartbeats_contiguous(guest.console.text)
+        await verify_and_power_off(guest)
 
-    async def from_the_old_one() -> Report:
+    async def restore_previous() -> VerificationReport:
         with SnapshotFile(path, KINDS) as snapshot:
             async with guest_session(snapshot.config, snapshot) as guest:
-                await goes_on(guest)
-                return await all_is_well(guest)
+                await verify_more(guest)
+                return await verify_and_power_off(guest)
 
     run_guest(scenario, memory_mib=SMALL_MEMORY_MIB, vcpus=VCPUS)
-    report = asyncio.run(from_the_old_one())
-    figure(f"{moments}; {report}")
+    report = asyncio.run(restore_previous())
+    figure(f"{schedule}; {report}")

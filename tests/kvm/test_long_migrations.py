@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Twenty moves in a row: a guest that rewrites its memory all the time never finds a wrong byte."""
+"""Migrate a guest that continuously rewrites and verifies its memory, repeatedly."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
-from tests.kvm.churning import (
+from tests.kvm.fault_injection import REPETITIONS
+from tests.kvm.fixture_types import MakeConfig
+from tests.kvm.migration_endpoints import migration_result, start_migration
+from tests.kvm.verifying_guest import (
     BALLOON_MIB,
     MEMORY_MIB,
     PATTERN_MIB,
-    aim_balloon,
-    all_is_well,
-    assert_one_life,
-    balloon_reaches,
-    beats_on,
-    churning,
-    goes_on,
-    spread,
+    assert_heartbeats_contiguous,
+    min_median_max,
+    set_balloon_target,
+    start_verifying,
     uptime,
+    verify_and_power_off,
+    verify_more,
+    wait_for_balloon,
+    wait_for_heartbeat,
 )
-from tests.kvm.guests import MakeConfig
-from tests.kvm.moments import TRIES
-from tests.kvm.moving import migrate, migrated
 
 pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
 @pytest.mark.parametrize("dialect", ["bitmap", "standard"])
-def test_nothing_is_lost_in_twenty_moves(
+def test_no_data_is_lost_in_repeated_migrations(
     make_config: MakeConfig,
     address: str,
     figure: Callable[[str], None],
@@ -46,11 +46,11 @@ def test_nothing_is_lost_in_twenty_moves(
     answers: list[dict[str, Any]] = []
     begin = time.monotonic()
 
-    async def move(guest: GuestSession, place: str, stack: AsyncExitStack) -> GuestSession:
-        listener = MigrationListener(parse_migration_address(place), Security())
-        migrate(guest, place)
+    async def migrate(guest: GuestSession, to: str, stack: AsyncExitStack) -> GuestSession:
+        listener = MigrationListener(parse_migration_address(to), Security())
+        start_migration(guest, to)
         there = await stack.enter_async_context(incoming_session(listener))
-        answers.append(await migrated(guest))
+        answers.append(await migration_result(guest))
         assert answers[-1]["status"] == "completed", answers[-1]
         assert guest.machine.status == "postmigrate"
         return there
@@ -60,36 +60,37 @@ def test_nothing_is_lost_in_twenty_moves(
         config = make_config(memory_mib=MEMORY_MIB, vcpus=vcpus, dialect=dialect, offer=offer)
         here = AsyncExitStack()
         guest = await here.enter_async_context(guest_session(config))
-        await churning(guest, PATTERN_MIB)
-        await balloon_reaches(guest, BALLOON_MIB[0])
-        report, clock = await goes_on(guest), await uptime(guest)
-        for number in range(TRIES):
+        await start_verifying(guest, PATTERN_MIB)
+        await wait_for_balloon(guest, BALLOON_MIB[0])
+        report, clock = await verify_more(guest), await uptime(guest)
+        for number in range(REPETITIONS):
             balloon = BALLOON_MIB[(number + 1) % 2]
-            aim_balloon(guest, balloon)
+            set_balloon_target(guest, balloon)
             there = AsyncExitStack()
-            moved = await move(guest, f"{address}{number}", there)
+            moved = await migrate(guest, f"{address}{number}", there)
             printed = guest.console.text
-            report = await goes_on(moved, report)
-            await beats_on(moved)
+            report = await verify_more(moved, report)
+            await wait_for_heartbeat(moved)
             now = await uptime(moved)
             assert clock <= now, f"the clock went from {clock} to {now}"
             clock = now
-            assert guest.console.text == printed, "it still prints where it was"
-            assert_one_life(printed, moved.console.text)
+            assert guest.console.text == printed, "the source still prints"
+            assert_heartbeats_contiguous(printed, moved.console.text)
             await here.aclose()
             here, guest = there, moved
-            await balloon_reaches(guest, balloon)
+            await wait_for_balloon(guest, balloon)
             print(
-                f"{time.monotonic() - begin:.0f} s, move {number + 1}: {answers[-1]}\n  {report}",
+                f"{time.monotonic() - begin:.0f} s, migration {number + 1}: {answers[-1]}\n"
+                f"  {report}",
                 flush=True,
             )
-        last = await all_is_well(guest)
+        last = await verify_and_power_off(guest)
         await here.aclose()
-        down = spread([answer["downtime"] for answer in answers], "ms")
-        total = spread([answer["total-time"] for answer in answers], "ms")
+        down = min_median_max([answer["downtime"] for answer in answers], "ms")
+        total = min_median_max([answer["total-time"] for answer in answers], "ms")
         sent = sum(answer["ram"]["transferred"] for answer in answers) >> 20
         figure(
-            f"{TRIES} moves, {PATTERN_MIB} MiB, {dialect:8} {vcpus} vCPUs,"
+            f"{REPETITIONS} migrations, {PATTERN_MIB} MiB, {dialect:8} {vcpus} vCPUs,"
             f" {time.monotonic() - begin:.0f} s: down {down}, total {total}, {sent} MiB; {last}"
         )
 

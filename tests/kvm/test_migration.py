@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real guest moves from one machine to another and back: it loses nothing and notices nothing."""
+"""Migrate a real guest between machines, repeatedly and through broken connections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pyvmm.sockets.transport import (
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 from tests.pyvmm.migration.migration_guest import FakeTarget
 
 pytestmark = pytest.mark.kvm
@@ -36,12 +36,12 @@ pytestmark = pytest.mark.kvm
 PATTERN_MIB = 32
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
 BALLOON_PAGES = 96 * MIB // PAGE_BYTES
-MOVES = 2
-CUTS = 10
+MIGRATIONS = 2
+DISCONNECTS = 10
 UPTIME = "cut -d' ' -f1 /proc/uptime"
-# It does not ask first whether there is so much: free page hints keep what is free for a moment.
-WRITES_ALL_THE_TIME = (
-    "(while pattern grab 8 fill 3 verify 3 fill 4 verify 4 free; do echo well; done; echo bad)"
+# `grab` allocates without checking MemFree, which is low while free page hints are in flight.
+WRITE_CONTINUOUSLY = (
+    "(while pattern grab 8 fill 3 verify 3 fill 4 verify 4 free; do echo good; done; echo bad)"
     " > /log 2>&1 &"
 )
 
@@ -50,8 +50,8 @@ def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
     return commands.execute(guest.machine, Request(command, arguments))
 
 
-async def migrated(guest: GuestSession) -> dict[str, Any]:
-    """Wait for the end of a migration; returns what query-migrate says of it."""
+async def migration_result(guest: GuestSession) -> dict[str, Any]:
+    """Wait for the end of a migration; return the reply of query-migrate."""
     while guest.machine.migrations.active:
         await asyncio.sleep(0.01)
     answer: dict[str, Any] = ask(guest, "query-migrate")
@@ -59,16 +59,16 @@ async def migrated(guest: GuestSession) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def moved(
+async def migrated_guest(
     guest: GuestSession, address: str, **options: Any
 ) -> AsyncIterator[tuple[GuestSession, dict[str, Any]]]:
-    """The guest after it has moved, and what that took."""
+    """Migrate the guest; yield its session at the destination, and the reply of query-migrate."""
     listener = MigrationListener(parse_migration_address(address), Security())
-    # Whoever writes all the time, in a lab that copies slowly, never fits into less.
+    # The lab copies too slowly for a guest that writes continuously to converge to less.
     ask(guest, "migrate-set-parameters", **{"downtime-limit": 5000})
     ask(guest, "migrate", uri=address, **options)
     async with incoming_session(listener) as there:
-        answer = await migrated(guest)
+        answer = await migration_result(guest)
         assert answer["status"] == "completed", answer
         yield there, answer
 
@@ -84,7 +84,7 @@ async def power_off(guest: GuestSession) -> None:
 @pytest.mark.parametrize(
     ("dialect", "vcpus"), [("bitmap", 1), ("bitmap", 4), ("standard", 1), ("standard", 4)]
 )
-def test_a_guest_moves_again_and_again(
+def test_a_guest_migrates_repeatedly(
     run_guest: RunGuest,
     address: str,
     figure: Callable[[str], None],
@@ -92,21 +92,23 @@ def test_a_guest_moves_again_and_again(
     vcpus: int,
     unused: bool,
 ) -> None:
-    """It writes memory all the time, and its balloon is on its way."""
+    """The guest writes memory continuously, and its balloon is between two sizes."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for command in ("alloc 80", "fill 1", "free", f"alloc {PATTERN_MIB}", "fill 7"):
             await guest.command(command)
         await guest.resize_balloon(BALLOON_PAGES)
-        await guest.shell(WRITES_ALL_THE_TIME)
+        await guest.shell(WRITE_CONTINUOUSLY)
         first, before = guest, float(await guest.shell(UPTIME))
         async with AsyncExitStack() as stack:
-            for move in range(MOVES):
-                target = BALLOON_PAGES + 2000 * (move + 1)
+            for number in range(MIGRATIONS):
+                target = BALLOON_PAGES + 2000 * (number + 1)
                 guest.machine.set_balloon_target(guest.machine.ram_bytes - target * PAGE_BYTES)
-                place = f"{address}{move}"
-                there, answer = await stack.enter_async_context(moved(guest, place, unused=unused))
+                to = f"{address}{number}"
+                there, answer = await stack.enter_async_context(
+                    migrated_guest(guest, to, unused=unused)
+                )
                 assert ask(guest, "query-status")["status"] == "postmigrate"
                 with pytest.raises(QmpError, match="runs elsewhere"):
                     ask(guest, "cont")
@@ -120,12 +122,14 @@ def test_a_guest_moves_again_and_again(
                     f" {answer['downtime']} ms, {answer['ram']['transferred'] // MIB} MiB,"
                     f" {answer['ram']['dirty-sync-count']} rounds, {answer['unused-pages']}"
                 )
-                if dialect == "bitmap" or not unused:  # hints are of large blocks, if any are free
+                if (
+                    dialect == "bitmap" or not unused
+                ):  # hints cover large free blocks only, if there are any
                     assert bool(answer["unused-pages"]["skipped"]) == unused
             assert guest is not first
             log = await guest.shell("cat /log")
             assert "bad" not in log
-            assert "well" in log
+            assert "good" in log
             await guest.resize_balloon(0)
             assert await guest.command("verify 7") == VERIFIED
             assert int(await guest.shell("grep -c ^processor /proc/cpuinfo")) == vcpus
@@ -135,7 +139,7 @@ def test_a_guest_moves_again_and_again(
     run_guest(scenario, memory_mib=256, dialect=dialect, vcpus=vcpus, offer=offer)
 
 
-class ShortLink(SocketLink):
+class BreakingLink(SocketLink):
     """A connection that breaks when `left` bytes have been received."""
 
     left = 0
@@ -148,37 +152,37 @@ class ShortLink(SocketLink):
         return data
 
 
-def test_the_guest_survives_every_cut(
+def test_the_guest_survives_every_disconnect(
     run_guest: RunGuest, address: str, figure: Callable[[str], None]
 ) -> None:
-    """The connection breaks at any byte; the guest goes on, and moves when it is left alone."""
+    """The connection breaks at a random byte; the guest keeps running and can migrate later."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for command in (f"alloc {PATTERN_MIB}", "fill 7"):
             await guest.command(command)
         choose = random.Random(5)
-        for _ in range(CUTS):
+        for _ in range(DISCONNECTS):
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(address.removeprefix("unix:"))
                 server.listen()
                 ask(guest, "migrate", uri=address)
                 stream, _ = await asyncio.to_thread(server.accept)
             Path(address.removeprefix("unix:")).unlink()
-            link = ShortLink(stream)
+            link = BreakingLink(stream)
             link.left = choose.randrange(PATTERN_MIB * MIB)
-            home = FakeTarget()
-            home.kinds = KINDS
+            target = FakeTarget()
+            target.kinds = KINDS
             with pytest.raises(MigrationError):
-                await asyncio.to_thread(DestinationMigration(home, link).run)
+                await asyncio.to_thread(DestinationMigration(target, link).run)
             link.close()
-            answer = await migrated(guest)
+            answer = await migration_result(guest)
             assert answer["status"] == "failed"
             assert answer["error-desc"]
-            assert home.runs is None
+            assert target.runs is None
             assert guest.machine.status == "running"
         assert await guest.command("verify 7") == VERIFIED
-        async with moved(guest, address) as (there, _):
+        async with migrated_guest(guest, address) as (there, _):
             assert await there.command("verify 7") == VERIFIED
             await power_off(there)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real guest that writes faster than the connection carries: it moves when it is slowed down.
+"""Auto-converge: a real guest that writes faster than the connection migrates once throttled.
 
-How fast its processors are it says itself: how much of its memory its program rewrites in a second.
+The speed of its vCPUs is how many bytes of memory its program rewrites in a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
 from pyvmm.units import MIB
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
@@ -32,56 +32,58 @@ PARAMETERS = {
     "cpu-throttle-increment": 19,
     "max-cpu-throttle": 80,
 }
-LINGERS = {"max-bandwidth": MIB}
-"""While its speed is measured: the round takes seconds. Between short ones nothing changes as long
-as it rests, and it would be gone."""
-MOVES = {"max-bandwidth": 4 * MIB, "downtime-limit": 300, "max-cpu-throttle": 99}
-"""When it shall move. Before, it has to be fast enough to answer."""
+LONG_ROUND = {"max-bandwidth": MIB}
+"""Makes a round take seconds while the speed is measured; a throttled guest dirties so little that
+short rounds would converge."""
+CONVERGES = {"max-bandwidth": 4 * MIB, "downtime-limit": 300, "max-cpu-throttle": 99}
+"""Lets the migration complete. Until then the guest must be fast enough to reply."""
 ROUNDS = 5
-"""So many, each about as long as the one before, do not come to an end."""
+"""After this many rounds of about equal length a migration does not converge."""
 HALF = 0.5
-"""Of its speed: far from what a busy host changes, and farther from what is left by throttling."""
-LOOKS = 3
+"""Threshold of the speed: well below the noise of a busy host, well above a throttled guest."""
+SAMPLES = 3
 
 
 def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
     return commands.execute(guest.machine, Request(command, arguments))
 
 
-async def rewritten(guest: GuestSession) -> int:
+async def rewritten_bytes(guest: GuestSession) -> int:
     found = re.search(r"bytes (\d+)", await guest.command("report"))
     assert found
     return int(found[1])
 
 
 async def speed(guest: GuestSession) -> float:
-    """Bytes rewritten in a second, by the host's clock."""
+    """Return the bytes rewritten in a second, by the host's clock."""
     loop = asyncio.get_running_loop()
-    before, begin = await rewritten(guest), loop.time()
+    before, begin = await rewritten_bytes(guest), loop.time()
     await asyncio.sleep(2)
-    return (await rewritten(guest) - before) / (loop.time() - begin)
+    return (await rewritten_bytes(guest) - before) / (loop.time() - begin)
 
 
 async def speed_in_a_long_round(guest: GuestSession) -> float:
-    ask(guest, "migrate-set-parameters", **LINGERS)
+    ask(guest, "migrate-set-parameters", **LONG_ROUND)
     return await speed(guest)
 
 
 async def best_speed(guest: GuestSession) -> float:
-    return max([await speed(guest) for _ in range(LOOKS)])
+    return max([await speed(guest) for _ in range(SAMPLES)])
 
 
-async def shown(guest: GuestSession, due: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Wait until query-migrate shows what is `due`; returns it."""
+async def wait_for_progress(
+    guest: GuestSession, condition: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Wait until the reply of query-migrate meets `condition`; return it."""
     while True:
         answer: dict[str, Any] = ask(guest, "query-migrate")
         assert answer["status"] in ("setup", "active"), answer
-        if due(answer):
+        if condition(answer):
             return answer
         await asyncio.sleep(0.02)
 
 
-async def over(guest: GuestSession) -> dict[str, Any]:
+async def migration_result(guest: GuestSession) -> dict[str, Any]:
     while guest.machine.migrations.active:
         await asyncio.sleep(0.02)
     answer: dict[str, Any] = ask(guest, "query-migrate")
@@ -92,52 +94,55 @@ def listener(address: str) -> MigrationListener:
     return MigrationListener(parse_migration_address(address), Security())
 
 
-async def until_given_up(address: str) -> None:
-    """Wait for a guest that will not come."""
+async def expect_no_guest(address: str) -> None:
+    """Wait for a guest whose migration is cancelled."""
     with pytest.raises(UserError, match="no guest has arrived"):
         async with incoming_session(listener(address)):
             pass
 
 
-async def cancelled(
+async def cancelled_migration(
     guest: GuestSession,
     address: str,
-    due: Callable[[dict[str, Any]], bool],
+    condition: Callable[[dict[str, Any]], bool],
     meanwhile: Callable[[GuestSession], Any] = lambda guest: asyncio.sleep(0),
 ) -> tuple[dict[str, Any], Any]:
-    """Have it begin to move and cancel after `meanwhile`; what was shown, what that returned."""
-    waiting = asyncio.create_task(until_given_up(address))
+    """Start to migrate, await `condition` and `meanwhile`, then cancel.
+
+    Return the reply that met `condition`, and the result of `meanwhile`.
+    """
+    waiting = asyncio.create_task(expect_no_guest(address))
     await asyncio.sleep(0)
     ask(guest, "migrate", uri=address)
-    answer = await shown(guest, due)
+    answer = await wait_for_progress(guest, condition)
     result = await meanwhile(guest)
     ask(guest, "migrate_cancel")
-    assert (await over(guest))["status"] == "cancelled"
+    assert (await migration_result(guest))["status"] == "cancelled"
     await waiting
     return answer, result
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
+def test_auto_converge_lets_a_writing_guest_migrate(
     run_guest: RunGuest, address: str, figure: Callable[[str], None], vcpus: int
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         for command in (f"alloc {HOT_MIB}", "churn 7"):
             await guest.command(command)
-        full = await best_speed(guest)
+        full_speed = await best_speed(guest)
         ask(guest, "migrate-set-parameters", **PARAMETERS)
 
-        answer, _ = await cancelled(
+        answer, _ = await cancelled_migration(
             guest, f"{address}1", lambda answer: answer["ram"]["dirty-sync-count"] >= ROUNDS
         )
         assert "cpu-throttle-percentage" not in answer
-        assert answer["expected-downtime"] > MOVES["downtime-limit"]
+        assert answer["expected-downtime"] > CONVERGES["downtime-limit"]
         rate = answer["ram"]["dirty-pages-rate"]
 
         on = {"capability": "auto-converge", "state": True}
         ask(guest, "migrate-set-capabilities", capabilities=[on])
-        answer, slow = await cancelled(
+        answer, slow = await cancelled_migration(
             guest,
             f"{address}2",
             lambda answer: "cpu-throttle-percentage" in answer,
@@ -145,17 +150,18 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
         )
         back = await best_speed(guest)
         figure(
-            f"convergence {vcpus} vCPUs: {full / 1e6:.1f} MB/s rewritten, {rate} dirty pages/s; at"
-            f" {answer['cpu-throttle-percentage']} % {slow / 1e6:.1f}, cancelled {back / 1e6:.1f}"
+            f"convergence {vcpus} vCPUs: {full_speed / 1e6:.1f} MB/s rewritten,"
+            f" {rate} dirty pages/s; at {answer['cpu-throttle-percentage']} %"
+            f" {slow / 1e6:.1f}, cancelled {back / 1e6:.1f}"
         )
-        assert slow < HALF * full
-        assert back > HALF * full
+        assert slow < HALF * full_speed
+        assert back > HALF * full_speed
 
-        ask(guest, "migrate-set-parameters", **MOVES)
+        ask(guest, "migrate-set-parameters", **CONVERGES)
         destination = listener(f"{address}3")
         ask(guest, "migrate", uri=f"{address}3")
         async with incoming_session(destination) as there:
-            answer = await over(guest)
+            answer = await migration_result(guest)
             assert answer["status"] == "completed", answer
             assert "cpu-throttle-percentage" not in answer
             moved = await best_speed(there)
@@ -164,10 +170,10 @@ def test_a_guest_that_writes_all_the_time_moves_when_it_is_slowed_down(
                 f" {answer['downtime']}, {answer['ram']['dirty-sync-count']} rounds;"
                 f" {moved / 1e6:.1f} MB/s"
             )
-            assert moved > HALF * full
-            told = await there.command("still")
-            assert " wrong 0 " in told
-            assert "backward_us 0" in told
+            assert moved > HALF * full_speed
+            reply = await there.command("still")
+            assert " wrong 0 " in reply
+            assert "backward_us 0" in reply
             there.console.send_line("quit")
             assert (await there.wait_for_exit()).ending is ExitReason.POWEROFF
 

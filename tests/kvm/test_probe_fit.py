@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Linux runs, the probe says so."""
+"""The probe accepts a KVM that runs Linux."""
 
 import pytest
 
-from pyvmm.machine import kvm_probe as probe
+from pyvmm.machine import kvm_probe
 
 pytestmark = pytest.mark.kvm
 
 
-def test_a_working_kvm_is_found_fit() -> None:
-    fitness = probe.probe(probe.KVM_DEVICE)
+def test_the_probe_accepts_a_working_kvm() -> None:
+    fitness = kvm_probe.probe(kvm_probe.KVM_DEVICE)
     assert fitness.fit, fitness
     assert fitness.syscall_arrives

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM_RUN loop serves a polling driver's console itself, and asks for everything else."""
+"""The KVM_RUN loop serves LSR and THR of a polling console itself, and passes on the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRINTS = """
     75 f0           jnz $-14
     f4              hlt
 """
-OTHERWISE = """
+OTHER_ACCESSES = """
     ba f8 03        mov dx, 0x3f8
     ec              in al, dx
     ef              out dx, ax
@@ -42,7 +42,7 @@ OTHERWISE = """
 """
 
 
-PRINTS_FOR_EVER = """
+PRINTS_FOREVER = """
     ba fd 03        mov dx, 0x3fd
     ec              in al, dx
     ba f8 03        mov dx, 0x3f8
@@ -59,7 +59,7 @@ def shortcut(line_status: int | None) -> tuple[ByteQueue, SerialShortcut]:
     return queue, serial
 
 
-def test_a_polling_console_is_served_without_its_model() -> None:
+def test_a_polling_console_does_not_reach_the_uart_model() -> None:
     text = bytes(range(1, 256)) * 4 + b"\0"
     devices, (queue, serial) = Devices(), shortcut(0x61)
     with guest(PRINTS) as machine:
@@ -71,7 +71,7 @@ def test_a_polling_console_is_served_without_its_model() -> None:
     assert devices.accesses == []
 
 
-def test_what_the_shortcut_does_not_take_goes_to_the_model_and_comes_back() -> None:
+def test_accesses_outside_the_fast_path_reach_the_uart_model() -> None:
     text = b"ab\0"
     devices, (queue, serial) = Devices(answers=[0x60] * len(text)), shortcut(None)
     serial.plain_writes = 1
@@ -90,9 +90,9 @@ def test_what_the_shortcut_does_not_take_goes_to_the_model_and_comes_back() -> N
     ]
 
 
-def test_other_accesses_to_the_same_ports_are_the_models() -> None:
+def test_other_accesses_to_the_same_ports_reach_the_uart_model() -> None:
     devices, (queue, serial) = Devices(answers=[0x11, 0x2222, 0x33]), shortcut(0x60)
-    with guest(OTHERWISE) as machine:
+    with guest(OTHER_ACCESSES) as machine:
         vcpu = machine.vcpu
         assert kvm_run.run(vcpu.fileno(), vcpu.run_area, devices, serial) == abi.KVM_EXIT_HLT
     assert queue.take() == b">"
@@ -105,11 +105,11 @@ def test_other_accesses_to_the_same_ports_are_the_models() -> None:
     ]
 
 
-def test_a_guest_that_only_prints_can_be_stopped_and_holds_nobody_up() -> None:
-    """The loop that serves it takes no GIL, so this thread runs meanwhile."""
+def test_a_guest_that_only_prints_can_be_kicked_and_leaves_the_gil_free() -> None:
+    """The loop that serves it releases the GIL, so this thread runs meanwhile."""
     queue, serial = shortcut(0x60)
     kvm_run.install_kick_handler(signal.SIGRTMIN)
-    with guest(PRINTS_FOR_EVER) as machine:
+    with guest(PRINTS_FOREVER) as machine:
         area, reasons = machine.vcpu.run_area, list[int]()
 
         def run() -> None:

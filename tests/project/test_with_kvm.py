@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.lab.choose import Choice
 from tests import with_kvm
-from tests.kvm.churning import LOST
+from tests.kvm.verifying_guest import GUEST_CORRUPTED
 from tests.with_kvm import MISUNDERSTOOD, side_by_side
 
 FIRST_COME = """
@@ -32,7 +32,8 @@ def command(directory: Path, *statuses: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("statuses", "gravest"), [((0, 1), 1), ((1, 0), 1), ((LOST, 124), LOST), ((124, 0), 124)]
+    ("statuses", "gravest"),
+    [((0, 1), 1), ((1, 0), 1), ((GUEST_CORRUPTED, 124), GUEST_CORRUPTED), ((124, 0), 124)],
 )
 def test_the_gravest_status_counts(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], statuses: tuple[int], gravest: int
@@ -44,7 +45,8 @@ def test_the_gravest_status_counts(
 
 
 @pytest.mark.parametrize(
-    ("statuses", "runs"), [((0,), 1), ((MISUNDERSTOOD,), 1), ((LOST,), 1), ((1, 0), 2), ((1, 2), 2)]
+    ("statuses", "runs"),
+    [((0,), 1), ((MISUNDERSTOOD,), 1), ((GUEST_CORRUPTED,), 1), ((1, 0), 2), ((1, 2), 2)],
 )
 def test_what_failed_in_the_lab_is_run_once_more(
     monkeypatch: pytest.MonkeyPatch, statuses: tuple[int, ...], runs: int

@@ -22,7 +22,7 @@ from pyvmm.qmp.client import QmpClient
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.sockets.transport import TlsFiles
 from pyvmm.units import MIB
-from tests.kvm.programs import Program, pyvmm
+from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.pyvmm.sockets.certificates import certificate
 
 TIMEOUT_S = 150
@@ -176,7 +176,7 @@ RUN = ("--kvm", "lab", "--memory", "128M")
 APPEND = ("--append", 'loglevel=4 pyvmm.run="pattern"')
 
 
-def fill(program: Program, mib: int) -> str:
+def fill(program: RunProcess, mib: int) -> str:
     """Have the guest hold a pattern; what it says to "verify 3" as long as nothing is lost."""
     program.expect("user space up")
     assert program.command(f"alloc {mib}").startswith("ok")
@@ -190,22 +190,22 @@ def test_a_guest_moves_from_lab_to_lab_with_certificates(image: Path, tmp_path: 
     qmp = f"unix:{tmp_path}/home.sock"
     waiting = ["--incoming", "tcp:127.0.0.1:0", *tls_options(away_files)]
     with (
-        Program(image, *RUN, *APPEND, "--qmp", qmp) as home,
-        Program(*waiting, *RUN, "--qmp", f"unix:{tmp_path}/away.sock") as away,
+        RunProcess(image, *RUN, *APPEND, "--qmp", qmp) as home,
+        RunProcess(*waiting, *RUN, "--qmp", f"unix:{tmp_path}/away.sock") as away,
     ):
         whole = fill(home, 16)
         address = away.expect("waiting for a guest at ").split()[-1]
         stranger = certificate(tmp_path, "other", "stranger")
-        refused = pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
+        refused = run_pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
         assert refused.returncode == 1
         assert "the guest has not moved: " in refused.stderr
         assert home.command("verify 3") == whole
-        moved = pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
+        moved = run_pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
         assert moved.returncode == 0, moved.stderr
         assert home.status() == 0
         away.expect("the guest has arrived")
         assert away.command("verify 3") == whole
-        shown = pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
+        shown = run_pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
         assert "running" in shown.stdout
         assert away.command("quit").startswith("ok")
         assert away.status() == 0
@@ -227,9 +227,9 @@ def test_whoever_is_killed_with_its_lab_is_missed_by_the_other(image: Path, tmp_
     addresses = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
     qmp = tmp_path / "home.sock"
     with (
-        Program(image, *RUN, *APPEND, "--qmp", f"unix:{qmp}") as home,
-        Program(*RUN, "--incoming", addresses[0]) as one,
-        Program(*RUN, "--incoming", addresses[1]) as two,
+        RunProcess(image, *RUN, *APPEND, "--qmp", f"unix:{qmp}") as home,
+        RunProcess(*RUN, "--incoming", addresses[0]) as one,
+        RunProcess(*RUN, "--incoming", addresses[1]) as two,
     ):
         whole = fill(home, 32)
         for destination in (one, two):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bad network: it stands between the two sides of a migration and does harm when it is told to.
+"""A relay between the two sides of a migration that injects network failures.
 
-    with Relay(here, there) as relay:
-        ... migrate to `here`, have a destination wait at `there` ...
-        relay.harm = Harm.CUT
+    with FaultyRelay(here, there, random.Random(seed)) as relay:
+        ... migrate to `here`, with a destination that listens at `there` ...
+        relay.failure = InjectedFailure.TRUNCATED
 
-It copies with a thread for each direction; what it is told takes effect with the next bytes.
+One thread copies each direction; an injected failure applies to the next bytes that are copied.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import socket
 import threading
 from pathlib import Path
 
-PIECE_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 20.0
 
 
-class Harm(enum.Enum):
-    """What can happen to a connection."""
+class InjectedFailure(enum.Enum):
+    """A failure of the connection."""
 
     NONE = "none"
     CUT = "cut"
-    """It breaks for both sides."""
+    """The connection breaks for both sides."""
     TRUNCATED = "truncated"
-    """The destination gets some bytes more and then the end; the source can go on sending."""
+    """The destination receives a few more bytes and then EOF; the source can still send."""
     FLIPPED = "flipped"
-    """One bit on its way to the destination, or in its replies, is another."""
+    """One bit of the stream, or of the replies, is inverted."""
 
 
-class Relay:
-    """One connection from `here`, where it listens, to `there`; both are paths of sockets."""
+class FaultyRelay:
+    """Relay one connection from the socket path `here`, where it listens, to the one at `there`."""
 
-    def __init__(self, here: Path, there: Path, choose: random.Random) -> None:
-        self._choose = choose
+    def __init__(self, here: Path, there: Path, random: random.Random) -> None:
+        self._random = random
         self._there = there
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(here))
@@ -45,32 +45,32 @@ class Relay:
         self._streams: list[socket.socket] = []
         self._connected = threading.Event()
         self._threads = [threading.Thread(target=self._serve, name="relay")]
-        self.harm = Harm.NONE
-        self.harms_replies = False
-        self.done = ""
-        """What harm was done."""
+        self.failure = InjectedFailure.NONE
+        self.fail_replies = False
+        self.injected = ""
+        """Description of the failure that was injected, or empty."""
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> FaultyRelay:
         self._threads[0].start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         for stream in (self._server, *self._streams):
-            _hang_up(stream)
+            _shut_down(stream)
         for thread in self._threads:
             thread.join()
         for stream in (self._server, *self._streams):
             stream.close()
 
     def cut(self) -> None:
-        """Break the connection now, whether or not anything moves, or as soon as there is one."""
+        """Break the connection now, even if it is idle; if there is none yet, once it is made."""
         assert self._connected.wait(TIMEOUT_S)
-        self.done = "cut"
+        self.injected = "cut"
         for stream in self._streams:
-            _hang_up(stream)
+            _shut_down(stream)
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # nobody came
+        with contextlib.suppress(OSError):  # closed before a source connected
             source, _ = self._server.accept()
             destination = socket.socket(socket.AF_UNIX)
             destination.connect(str(self._there))
@@ -85,34 +85,38 @@ class Relay:
 
     def _copy(self, source: socket.socket, to: socket.socket, replies: bool) -> None:
         try:
-            while data := source.recv(PIECE_BYTES):
-                if self.harm is Harm.FLIPPED and replies == self.harms_replies and not self.done:
+            while data := source.recv(CHUNK_BYTES):
+                if (
+                    self.failure is InjectedFailure.FLIPPED
+                    and replies == self.fail_replies
+                    and not self.injected
+                ):
                     data = self._flip(data)
-                if self.harm is Harm.TRUNCATED and not replies:
+                if self.failure is InjectedFailure.TRUNCATED and not replies:
                     self._truncate(data, source, to)
                     return
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
-        except OSError:  # who hangs up with bytes unread resets the connection, for both
-            _hang_up(source)
-            _hang_up(to)
+        except OSError:  # closing with unread bytes resets the connection for both sides
+            _shut_down(source)
+            _shut_down(to)
 
     def _flip(self, data: bytes) -> bytes:
-        bit = self._choose.randrange(8 * len(data))
-        self.done = f"bit {bit} of {len(data)} bytes"
+        bit = self._random.randrange(8 * len(data))
+        self.injected = f"bit {bit} of {len(data)} bytes"
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         return bytes(changed)
 
     def _truncate(self, data: bytes, source: socket.socket, to: socket.socket) -> None:
-        kept = self._choose.randrange(len(data))
-        self.done = f"after {kept} of {len(data)} bytes"
+        kept = self._random.randrange(len(data))
+        self.injected = f"after {kept} of {len(data)} bytes"
         to.sendall(data[:kept])
         to.shutdown(socket.SHUT_WR)
-        while source.recv(PIECE_BYTES):
+        while source.recv(CHUNK_BYTES):
             pass
 
 
-def _hang_up(stream: socket.socket) -> None:
+def _shut_down(stream: socket.socket) -> None:
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)

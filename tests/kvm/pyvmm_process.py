@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line in processes of its own, as people use it."""
+"""Run pyvmm's commands in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sys
 import pytest
 
 
-class Program:
-    """A `pyvmm run` with pipes for a terminal."""
+class RunProcess:
+    """A `pyvmm run` whose console is a pair of pipes."""
 
     def __init__(self, *arguments: object) -> None:
         self._process = subprocess.Popen(
@@ -24,29 +24,31 @@ class Program:
         )
 
     def command(self, line: str) -> str:
+        """Send a command to the `pattern` program in the guest; return its reply."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         return self.expect(r"^(ok|error) ")
 
     def expect(self, pattern: str) -> str:
+        """Read lines until one matches `pattern`; return it."""
         assert self._process.stdout is not None
         lines = []
         for line in self._process.stdout:
             lines.append(line)
             if re.search(pattern, line):
                 return line.strip()
-        pytest.fail(f"it ended before it said {pattern}:\n{''.join(lines)}")
+        pytest.fail(f"the process ended without {pattern!r} in its output:\n{''.join(lines)}")
 
     def send_signal(self, signum: signal.Signals) -> None:
         self._process.send_signal(signum)
 
     def status(self) -> int:
-        """Wait for the end; the exit status."""
+        """Wait for the process to end; return its exit status."""
         self.rest, _ = self._process.communicate(timeout=200)
         return self._process.returncode
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> RunProcess:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -54,8 +56,8 @@ class Program:
         self._process.wait()
 
 
-def pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; nobody but us gets what it prints."""
+def run_pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and capture its output."""
     return subprocess.run(
         [sys.executable, "-m", "pyvmm", *map(str, arguments)],
         capture_output=True,

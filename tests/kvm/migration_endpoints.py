@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving a guest that the test holds, by the commands that a person would use."""
+"""Both sides of a migration within the test's process, controlled by QMP commands."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pyvmm.sockets.transport import MigrationListener, Security, parse_migration
 from pyvmm.trace.logging import LogTracer
 
 DOWNTIME_LIMIT_MS = 60_000
-"""A guest that rewrites all of its memory within a round never fits into less."""
+"""Enough for a guest that rewrites all of its memory within a round."""
 
 
-def migrate(
+def start_migration(
     guest: GuestSession, address: str, downtime_limit_ms: int = DOWNTIME_LIMIT_MS, **options: Any
 ) -> None:
-    """Begin to move it to `address`."""
+    """Start to migrate `guest` to `address`."""
     limit = {"downtime-limit": downtime_limit_ms}
     migrate_commands.migrate_set_parameters(guest.machine, **limit)
     migrate_commands.migrate(guest.machine, address, **options)
 
 
-async def migrated(guest: GuestSession) -> dict[str, Any]:
-    """Wait for the end of a migration; returns what query-migrate says of it."""
+async def migration_result(guest: GuestSession) -> dict[str, Any]:
+    """Wait for the end of a migration; return the reply of query-migrate."""
     while guest.machine.migrations.active:
         await asyncio.sleep(0.01)
     return migrate_commands.query_migrate(guest.machine)
 
 
-class Home:
-    """Where a guest may arrive; its console can be looked at whether or not one does."""
+class GuestReceiver:
+    """The destination of one migration, whose console can be read whether or not it succeeds."""
 
     def __init__(self, address: str) -> None:
         self._listener = MigrationListener(parse_migration_address(address), Security())
@@ -46,12 +46,12 @@ class Home:
         self.error = ""
 
     @property
-    def touched(self) -> bool:
-        """Whether a source has begun to send its guest."""
+    def stream_started(self) -> bool:
+        """True once a source has sent the configuration of its guest."""
         return bool(self._machines)
 
-    async def guest(self) -> GuestSession | None:
-        """Wait for one; `error` says why there is none. The session is the caller's to close."""
+    async def receive(self) -> GuestSession | None:
+        """Wait for a guest, whose session the caller closes; None if `error` says why not."""
         try:
             running = await arrive(self._listener, self._make)
         except BaseException as error:

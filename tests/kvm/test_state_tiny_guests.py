@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of tests/pyvmm/state/test_state_tiny_*.py, with a KVM that can run Linux: the lab's."""
+"""Run the tests of tests/pyvmm/state/test_state_tiny_*.py on a KVM that runs Linux, too."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a real guest answers on the misc queue, against its own counters and its own memory."""
+"""The unused pages that a real guest reports, compared with its counters and its memory."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
-from tests.kvm.guests import RunGuest
+from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 SEED = 21
 PATTERN_MIB = 48
-ON_CPU_LISTS = 256 * MIB // 8 // PAGE_BYTES
-"""Up to an eighth of RAM may wait on per-CPU lists once freed: neither unused nor in use."""
+PCP_PAGES = 256 * MIB // 8 // PAGE_BYTES
+"""Up to an eighth of RAM may be on per-CPU lists once freed: neither unused nor in use."""
 WORD = (1 << 64) - 1
-PIECE_BYTES = 4 * MIB
+CHUNK_BYTES = 4 * MIB
 
 
 async def unused_pages(guest: GuestSession) -> PageRuns:
@@ -36,7 +36,7 @@ async def unused_pages(guest: GuestSession) -> PageRuns:
 
 
 async def power_off(guest: GuestSession) -> None:
-    """End the guest, whose driver never said anything wrong or late, and lost nothing."""
+    """Power off; assert that the driver sent no bad and no late message."""
     guest.console.send_line("quit")
     assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
     balloon = guest.machine.balloon
@@ -45,7 +45,7 @@ async def power_off(guest: GuestSession) -> None:
 
 
 def first_word(seed: int, page: int) -> int:
-    """How page `page` of the guest's pattern of `seed` begins (guest_images/src/pattern.c)."""
+    """Return the first word of page `page` of the pattern (guest_images/src/pattern.c)."""
     x = seed * 0x9E3779B97F4A7C15 & WORD ^ (page + 1) * 0xC2B2AE3D27D4EB4F & WORD
     x = (x ^ x >> 33) * 0xFF51AFD7ED558CCD & WORD
     x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 & WORD
@@ -53,24 +53,24 @@ def first_word(seed: int, page: int) -> int:
 
 
 def pattern_pages(guest: GuestSession) -> PageRuns:
-    """The frames that hold the guest's pattern, found by looking at all of its RAM."""
+    """Return the page frames that hold the guest's pattern, found by scanning all of its RAM."""
     pages = PATTERN_MIB * MIB // PAGE_BYTES
     words = {struct.pack("<Q", first_word(SEED, page)) for page in range(pages)}
     found = []
     memory = guest.machine.ram.memory
     for gpa, size_bytes in memory.regions:
-        for start in range(gpa, gpa + size_bytes, PIECE_BYTES):
-            piece = memory.read(start, min(PIECE_BYTES, gpa + size_bytes - start))
+        for start in range(gpa, gpa + size_bytes, CHUNK_BYTES):
+            chunk = memory.read(start, min(CHUNK_BYTES, gpa + size_bytes - start))
             found += [
                 (start + offset) // PAGE_BYTES
-                for offset in range(0, len(piece), PAGE_BYTES)
-                if piece[offset : offset + 8] in words
+                for offset in range(0, len(chunk), PAGE_BYTES)
+                if chunk[offset : offset + 8] in words
             ]
     return PageRuns((pfn, 1) for pfn in found)
 
 
 @pytest.mark.parametrize(("memory_mib", "vcpus"), [(8192, 1), (256, 4)])
-def test_unused_is_what_the_guest_calls_free(
+def test_unused_pages_match_the_guests_free_memory(
     run_guest: RunGuest, figure: Callable[[str], None], memory_mib: int, vcpus: int
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
@@ -93,8 +93,8 @@ def test_unused_is_what_the_guest_calls_free(
     run_guest(scenario, memory_mib=memory_mib, vcpus=vcpus)
 
 
-def test_no_page_in_use_is_called_unused(run_guest: RunGuest) -> None:
-    """A copy that leaves out what is called unused must not lose a page of the pattern."""
+def test_no_page_in_use_is_reported_unused(run_guest: RunGuest) -> None:
+    """No page of the pattern is reported unused: a copy may skip all reported pages."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -108,17 +108,17 @@ def test_no_page_in_use_is_called_unused(run_guest: RunGuest) -> None:
         assert list(unused.intersect(pattern)) == []
         verified = f"verified {PATTERN_MIB * MIB} wrong 0"
         assert await guest.command(f"verify {SEED}") == verified
-        assert pattern_pages(guest) == pattern, "nor were the frames themselves touched"
+        assert pattern_pages(guest) == pattern, "the pattern stays in the same frames"
         await guest.command("free")
         freed = (await unused_pages(guest)).intersect(pattern)
-        assert freed.pages >= pattern.pages - ON_CPU_LISTS
+        assert freed.pages >= pattern.pages - PCP_PAGES
         await power_off(guest)
 
     run_guest(scenario, vcpus=2)
 
 
-def test_pages_in_the_balloon_are_not_unused(run_guest: RunGuest) -> None:
-    """To the guest they are taken; what it says of the others still holds."""
+def test_ballooned_pages_are_not_reported_unused(run_guest: RunGuest) -> None:
+    """The guest counts ballooned pages as allocated, and reports its other free pages."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -132,17 +132,17 @@ def test_pages_in_the_balloon_are_not_unused(run_guest: RunGuest) -> None:
     run_guest(scenario)
 
 
-def test_dropping_caches_leaves_more_unused(
+def test_dropping_caches_increases_unused_pages(
     run_guest: RunGuest, figure: Callable[[str], None]
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         await guest.shell("find /proc /sys > /dev/null")
-        questions = guest.machine.misc_requests
+        requests = guest.machine.misc_requests
         before = await unused_pages(guest)
-        await guest.while_running(questions.sync_filesystems(60))
-        await guest.while_running(questions.drop_caches(60))
-        # Linux frees dentries after an RCU grace period, and a page once all in it are free.
+        await guest.while_running(requests.sync_filesystems(60))
+        await guest.while_running(requests.drop_caches(60))
+        # Linux frees dentries after an RCU grace period, and a slab page once all of it is free.
         async with asyncio.timeout(60):
             while (after := await unused_pages(guest)).pages < before.pages + MIB // PAGE_BYTES:
                 await asyncio.sleep(0.1)
@@ -154,7 +154,7 @@ def test_dropping_caches_leaves_more_unused(
     run_guest(scenario)
 
 
-def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
+def test_query_unused_pages_repeatedly(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         request = Request("query-unused-pages", {"runs": 1000, "cells": 64})
@@ -165,7 +165,7 @@ def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
             assert sum(answer["cells"]["unused"]) == answer["unused-pages"]
             assert len(answer["runs"]) == min(1000, answer["run-count"])
             assert max(count for _, count in answer["runs"]) <= answer["largest-run"]
-            # A guest that is paused is not asked, and answers when it runs again.
+            # A paused guest gets no request, and replies again once it is resumed.
             guest.machine.pause()
             with pytest.raises(QmpError, match="is paused"):
                 await commands.execute(guest.machine, request)
@@ -175,7 +175,7 @@ def test_over_qmp_again_and_again(run_guest: RunGuest) -> None:
     run_guest(scenario)
 
 
-def test_without_misc_vq_nobody_is_asked(run_guest: RunGuest) -> None:
+def test_without_misc_vq_no_request_is_sent(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         with pytest.raises(DriverUnavailable):
