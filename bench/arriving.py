@@ -14,7 +14,9 @@ import asyncio
 import sys
 
 from pyvmm.harness.guest_session import incoming_session
-from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 
 WAITS, RUNS = "waits", "runs"
 

@@ -34,7 +34,7 @@ from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
-from pyvmm.sockets.unix import Listener
+from pyvmm.sockets.unix import UnixListener
 from pyvmm_native import PAGE_BYTES
 
 MachineType = Literal["pc", "microvm"]
@@ -165,7 +165,7 @@ def _sockets() -> Iterator[tuple[socket.socket, socket.socket, socket.socket, Pa
     ours, theirs = socket.socketpair()
     with ours, theirs, tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         path = Path(directory, "qmp")
-        listener = Listener(path)
+        listener = UnixListener(path)
         try:
             yield ours, theirs, listener.socket, path
         finally:

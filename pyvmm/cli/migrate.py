@@ -25,7 +25,7 @@ from pyvmm.units import format_size, parse_size
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from pyvmm.sockets.transport import Security
+    from pyvmm.sockets.tls import Security
 
 POLL_PERIOD_S = 0.1
 MONITOR_TIMEOUT_S = 30.0
@@ -116,7 +116,7 @@ def migrate(
 
 def _checked(destination: str, protection: Security) -> str:
     """The address as the guest's process has to have it, whose directory is another."""
-    from pyvmm.sockets.transport import UnixAddress, parse_migration_address
+    from pyvmm.sockets.addresses import UnixAddress, parse_migration_address
 
     address = parse_migration_address(destination)
     if isinstance(address, UnixAddress):

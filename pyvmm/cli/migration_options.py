@@ -12,7 +12,7 @@ import click
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
-    from pyvmm.sockets.transport import Security
+    from pyvmm.sockets.tls import Security
 
 SECURITY_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "insecure")
 """Names of their parameters."""
@@ -48,7 +48,7 @@ def security(
     tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, insecure: bool
 ) -> Security:
     """What the options mean. Raises `UserError`."""
-    from pyvmm.sockets.transport import Security, TlsFiles
+    from pyvmm.sockets.tls import Security, TlsFiles
 
     if tls_ca and tls_cert and tls_key:
         return Security(TlsFiles(*(path.absolute() for path in (tls_ca, tls_cert, tls_key))))

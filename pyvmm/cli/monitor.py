@@ -15,7 +15,7 @@ import click
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
-from pyvmm.sockets.unix import parse_address
+from pyvmm.sockets.addresses import parse_unix_address
 
 EXIT_NOT_DONE = 1
 REPLY_TIMEOUT_S = 10.0
@@ -45,7 +45,7 @@ def visit(
 
     `guest_timeout_s` is what the monitor itself may wait for the guest.
     """
-    with QmpClient(parse_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
+    with QmpClient(parse_unix_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
         try:
             return work(client)
         except QmpError as error:

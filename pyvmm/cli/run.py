@@ -27,7 +27,8 @@ from pyvmm.units import MIB, parse_size
 
 if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
-    from pyvmm.sockets.transport import Address, Security
+    from pyvmm.sockets.addresses import Address
+    from pyvmm.sockets.tls import Security
 
 LAB_OVERHEAD_MIB = 2048
 """What the lab's own system, Python and pyvmm need beside guest RAM, with room to spare."""
@@ -129,11 +130,11 @@ def run(
       pyvmm run --incoming unix:/tmp/m --memory 8G
     """
     from pyvmm.boot.loader import read_boot_files
-    from pyvmm.sockets.unix import parse_address
+    from pyvmm.sockets.addresses import parse_unix_address
 
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
-    sockets = [parse_address(address) for address in addresses]
+    sockets = [parse_unix_address(address) for address in addresses]
     if incoming is not None:
         _refuse_beside("incoming", "memory", *SECURITY_OPTIONS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
@@ -208,7 +209,8 @@ def _run_incoming(
     incoming: str, protection: Security, at_most_bytes: int, sockets: Sequence[Path], kvm: KvmMode
 ) -> int:
     """Wait for a guest that another pyvmm sends, and run it."""
-    from pyvmm.sockets.transport import MigrationListener, parse_migration_address
+    from pyvmm.sockets.addresses import parse_migration_address
+    from pyvmm.sockets.listener import MigrationListener
 
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is Choice.LAB:

@@ -27,8 +27,8 @@ from pyvmm.units import MIB, format_size
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
-    from pyvmm.sockets.transport import MigrationListener
-    from pyvmm.sockets.unix import Listener
+    from pyvmm.sockets.listener import MigrationListener
+    from pyvmm.sockets.unix import UnixListener
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -84,11 +84,11 @@ class _TerminalRun:
         self._caught: list[int] = []
         self._listeners = [self._bind(path) for path in sockets]
 
-    def _bind(self, path: Path) -> Listener:
+    def _bind(self, path: Path) -> UnixListener:
         from pyvmm.sockets.lab_paths import listening_path
-        from pyvmm.sockets.unix import Listener  # most guests have no control socket
+        from pyvmm.sockets.unix import UnixListener  # most guests have no control socket
 
-        listener = Listener(listening_path(path))
+        listener = UnixListener(listening_path(path), shown_as=path)
         self._stack.callback(listener.remove)
         return listener
 
@@ -142,7 +142,7 @@ class _TerminalRun:
             _say(outcome.detail)
         return self.status(outcome.exit_status)
 
-    async def _serve(self, machine: Machine, listener: Listener) -> None:
+    async def _serve(self, machine: Machine, listener: UnixListener) -> None:
         from pyvmm.qmp.server import ControlServer
 
         server = ControlServer(machine, listener)

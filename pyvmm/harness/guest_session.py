@@ -29,7 +29,7 @@ from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
-    from pyvmm.sockets.transport import MigrationListener
+    from pyvmm.sockets.listener import MigrationListener
 
 BALLOON_TIMEOUT_S = 600.0
 

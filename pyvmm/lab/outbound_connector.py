@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that a command in the lab asks for, made outside without holding up the session.
+"""Connect to sockets on the host for commands in the lab, without blocking the session.
 
-Looking up a name and connecting both wait, so each request has a thread of its own, which does just
-what would be done without the lab and so fails in the same words. Threads are daemons and few: one
-that still waits when the session ends keeps nobody.
+Name lookup and connecting block, so each request has a thread of its own, which does exactly what
+the command would do without the lab and so fails with the same messages. The threads are daemons
+and few: one that is still connecting when the session ends does not keep the process.
 """
 
 from __future__ import annotations
@@ -15,74 +15,81 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-MAX_DIALS = 16
+MAX_PENDING = 16
 
 
-class Connected(NamedTuple):
-    """What came of a request: a connection, or why there is none."""
+class ConnectResult(NamedTuple):
+    """The result of a request: a connection, or else an error message."""
 
-    number: int
+    channel: int
     stream: socket.socket | None
-    refused: str = ""
+    error: str = ""
 
 
 class OutboundConnector:
-    """Makes connections; readable (`fileno`) when one is there, or is not to be had."""
+    """Makes connections; its `fileno` is readable when there are results."""
 
     def __init__(self) -> None:
-        self._results: queue.SimpleQueue[Connected] = queue.SimpleQueue()
-        self._bell, self._ring = socket.socketpair()
-        self._bell.setblocking(False)
-        self._waiting = 0
+        self._results: queue.SimpleQueue[ConnectResult] = queue.SimpleQueue()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._pending = 0
 
     def fileno(self) -> int:
-        """To wait for."""
-        return self._bell.fileno()
+        """Return the descriptor to poll for input."""
+        return self._wake_reader.fileno()
 
-    def dial(self, number: int, address: str) -> None:
-        """Connect to `address`, a migration address, for channel `number`."""
-        self._waiting += 1
-        if self._waiting > MAX_DIALS:
-            self._finish(Connected(number, None, "too many connections are being made"))
+    def connect(self, channel: int, address: str) -> None:
+        """Connect to `address`, a migration address, for `channel`; the result comes later."""
+        self._pending += 1
+        if self._pending > MAX_PENDING:
+            self._finish(ConnectResult(channel, None, "too many connections are being made"))
             return
-        name = f"dial {address[:40]}"
-        threading.Thread(target=self._dial, args=(number, address), name=name, daemon=True).start()
+        threading.Thread(
+            target=self._connect,
+            args=(channel, address),
+            name=f"connect {address[:40]}",
+            daemon=True,
+        ).start()
 
-    def results(self) -> Iterator[Connected]:
-        """What has come since."""
+    def results(self) -> Iterator[ConnectResult]:
+        """Yield the results that are ready."""
         with contextlib.suppress(BlockingIOError):
-            self._bell.recv(4096)
+            self._wake_reader.recv(4096)
         while True:
             try:
                 result = self._results.get_nowait()
             except queue.Empty:
                 return
-            self._waiting -= 1
+            self._pending -= 1
             yield result
 
     def close(self) -> None:
-        """Ask no more; connections that come later are closed."""
-        self._bell.close()
-        self._ring.close()
+        """Stop: results that come later are dropped, which closes their connections."""
+        self._wake_reader.close()
+        self._wake_writer.close()
 
-    def _dial(self, number: int, text: str) -> None:
+    def _connect(self, channel: int, text: str) -> None:
+        # Saves 7 ms (ssl) for commands that connect to nothing.
         from pyvmm.errors import UserError
-        from pyvmm.sockets.transport import dial, parse_migration_address, reason
+        from pyvmm.sockets.addresses import parse_migration_address
+        from pyvmm.sockets.connect import connect_directly
+        from pyvmm.sockets.errors import reason
 
         try:
-            stream = dial(parse_migration_address(text))
+            stream = connect_directly(parse_migration_address(text))
         except OSError as error:
-            self._finish(Connected(number, None, reason(error)))
+            self._finish(ConnectResult(channel, None, reason(error)))
         except UserError as error:
-            self._finish(Connected(number, None, str(error)))
+            self._finish(ConnectResult(channel, None, str(error)))
         except BaseException as error:
-            self._finish(Connected(number, None, f"pyvmm has a bug: {error!r}"))
+            self._finish(ConnectResult(channel, None, f"pyvmm has a bug: {error!r}"))
             raise
         else:
             stream.settimeout(None)
-            self._finish(Connected(number, stream))
+            self._finish(ConnectResult(channel, stream))
 
-    def _finish(self, result: Connected) -> None:
+    def _finish(self, result: ConnectResult) -> None:
         self._results.put(result)
         with contextlib.suppress(OSError):  # the session has ended
-            self._ring.send(b"x")
+            self._wake_writer.send(b"x")

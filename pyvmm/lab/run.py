@@ -24,10 +24,11 @@ from pyvmm.sockets.lab_paths import (
     inner_sockets,
     sockets_variable,
 )
-from pyvmm.sockets.unix import Listener
+from pyvmm.sockets.unix import UnixListener
 
 if TYPE_CHECKING:
-    from pyvmm.sockets.transport import Address, Security
+    from pyvmm.sockets.addresses import Address
+    from pyvmm.sockets.tls import Security
 
 DEFAULT_CPUS = 1
 """With more, QEMU 7.2 corrupts a lab in which guests of several vCPUs run (DECISIONS.md)."""
@@ -66,7 +67,7 @@ def run_in_lab(
     with ExitStack() as stack:
         doors = []
         for outside, inside in inner.items():
-            listener = Listener(outside)
+            listener = UnixListener(outside)
             doors.append(ForwardedListener(listener.socket, inside, listener.remove))
             stack.callback(listener.remove)
         if incoming is not None:
@@ -83,7 +84,8 @@ def run_in_lab(
 def _incoming_listener(
     incoming: Address, security: Security | None
 ) -> tuple[ForwardedListener, dict[str, str]]:
-    from pyvmm.sockets.transport import MigrationListener, Security
+    from pyvmm.sockets.listener import MigrationListener
+    from pyvmm.sockets.tls import Security
 
     listener = MigrationListener(incoming, security or Security())
     door = ForwardedListener(listener.socket, INCOMING_SOCKET, listener.close)

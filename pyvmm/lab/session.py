@@ -276,7 +276,7 @@ class LabSession:
 
     def _dial(self, number: int, address: str) -> None:
         self._mux.reserve(number)
-        self._dialler.dial(number, address)
+        self._dialler.connect(number, address)
 
     def _answer_dials(self) -> None:
         for number, stream, refused in self._dialler.results():

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 from pyvmm.errors import UserError
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.link import MigrationLink
+from pyvmm.sockets.errors import ListenerClosed
 from pyvmm.state.parts import KINDS
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.exit_result import ExitResult
     from pyvmm.machine.machine import Machine
     from pyvmm.memory.ram import Ram
-    from pyvmm.sockets.transport import MigrationListener
+    from pyvmm.sockets.listener import MigrationListener
     from pyvmm.state.records import Record
 
 _T = TypeVar("_T")
@@ -43,11 +45,12 @@ async def arrive(
     thread = ThreadPoolExecutor(1, "migration")
     target = _IncomingTarget(loop, make)
     try:
-        link = await _given_up_by(listener.close, loop.run_in_executor(thread, listener.accept))
+        accepted = loop.run_in_executor(thread, listener.accept)
+        link = MigrationLink(await _given_up_by(listener.close, accepted))
         work = loop.run_in_executor(thread, DestinationMigration(target, link).run)
         await _given_up_by(link.abort, work)
         link.close()
-    except MigrationError as error:
+    except (MigrationError, ListenerClosed) as error:
         raise UserError(
             f"no guest has arrived: {error}", "unless its source says otherwise, it runs there"
         ) from error

@@ -25,16 +25,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from pyvmm.errors import UserError
 from pyvmm.memory.page_selection import UnusedPages, ask_unused
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
+from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.snapshot.saver import SnapshotMachine
-from pyvmm.sockets.transport import Address, Security, connect
+from pyvmm.sockets.connect import connect
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.qmp.vm_control import Status
-    from pyvmm.sockets.transport import SocketLink
+    from pyvmm.sockets.addresses import Address
+    from pyvmm.sockets.tls import Security
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 
@@ -139,7 +141,7 @@ class Migrations:
         try:
             await self._machine.memory_loaded()  # what has not come yet looks like zeros
             self._machine.prepare_parts()
-            link = await self._in_thread(lambda: connect(address, security))
+            link = await self._in_thread(lambda: MigrationLink(connect(address, security)))
             try:
                 await self._move(guest, link, settings)
             finally:
@@ -158,7 +160,7 @@ class Migrations:
         self.progress.ended_at = time.monotonic()
         self._set_status(status)
 
-    async def _move(self, guest: OutgoingGuest, link: SocketLink, settings: Settings) -> None:
+    async def _move(self, guest: OutgoingGuest, link: MigrationLink, settings: Settings) -> None:
         if self._ended:
             raise MigrationError("the guest has ended")
         if self._cancelled:

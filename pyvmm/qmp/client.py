@@ -18,7 +18,7 @@ from pyvmm.errors import UserError
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
-from pyvmm.sockets.unix import connect
+from pyvmm.sockets.unix import connect_unix
 
 _READ_BYTES = 1 << 16
 
@@ -34,7 +34,7 @@ class QmpClient:
         self._timeout_s = timeout_s
         self._messages = JsonStream()
         self._events: list[dict[str, Any]] = []
-        self._socket = connect(path, timeout_s)
+        self._socket = connect_unix(path, timeout_s)
         try:
             self._negotiate(path)
         except BaseException:

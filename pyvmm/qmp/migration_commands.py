@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.migration.progress import Settings
     from pyvmm.qmp.vm_control import MachineControl
-    from pyvmm.sockets.transport import TlsFiles
+    from pyvmm.sockets.tls import TlsFiles
 
 MIN_BANDWIDTH = 1 << 20
 """A slower source would seem dead to its destination."""
@@ -52,7 +52,8 @@ _TLS = ("tls-ca", "tls-cert", "tls-key")
 def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]:
     """Begin to move the guest."""
     from pyvmm.migration.outgoing import Refused
-    from pyvmm.sockets.transport import Security, parse_migration_address
+    from pyvmm.sockets.addresses import parse_migration_address
+    from pyvmm.sockets.tls import Security
 
     if machine.snapshots.active:
         raise QmpError("There is a snapshot in process, please wait")
@@ -198,7 +199,7 @@ def query_migrate_capabilities(machine: MachineControl) -> list[dict[str, Any]]:
 
 
 def _tls_files(options: dict[str, Any]) -> TlsFiles | None:
-    from pyvmm.sockets.transport import TlsFiles
+    from pyvmm.sockets.tls import TlsFiles
 
     given = [options[name] for name in _TLS if name in options]
     if not given:

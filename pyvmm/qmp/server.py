@@ -24,7 +24,7 @@ from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession, Reply
 from pyvmm.qmp.vm_control import MachineControl
-from pyvmm.sockets.unix import Listener
+from pyvmm.sockets.unix import UnixListener
 
 MAX_UNSENT_BYTES = 1 << 20
 BALLOON_CHANGE_PERIOD_S = 1.0
@@ -41,7 +41,7 @@ class ControlServer:
     and removes the socket file.
     """
 
-    def __init__(self, machine: MachineControl, place: Path | Listener) -> None:
+    def __init__(self, machine: MachineControl, place: Path | UnixListener) -> None:
         self._machine = machine
         self._place = place
         self._clients: set[_Client] = set()
@@ -50,7 +50,7 @@ class ControlServer:
         """Begin to listen; the machine's events are heard from here on."""
         loop = asyncio.get_running_loop()
         place = self._place
-        self._listener = place if isinstance(place, Listener) else Listener(place)
+        self._listener = place if isinstance(place, UnixListener) else UnixListener(place)
         self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
         self._balloon_changes: EventThrottle[bytes] = EventThrottle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later

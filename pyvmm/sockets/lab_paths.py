@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What code that runs in the lab has to know about being there.
+"""Socket paths in the lab.
 
-The lab is transparent but for its sockets. One that clients outside connect to is listened on
-outside, at the address the person gave, and the command inside listens somewhere that only the
-agent looks: `listening_path` translates for control sockets, `incoming_socket` for the one at which
-a migration arrives. What is outside is reached through the agent, which listens at `proxy_socket`.
-Outside the lab nothing is translated and there is no door.
+A command in the lab sees the host's files, but a unix socket that it creates there is not reachable
+from the host, nor the other way round. So `pyvmm.lab.run` listens on the host, at the address the
+person gave, and forwards connections to a path in the lab's /dev/shm, where the command listens
+instead: `listening_path` maps a control socket, `incoming_socket` the address of an incoming
+migration. Sockets on the host are reached through the agent's proxy, at `proxy_socket`. Outside the
+lab nothing is mapped and there is no proxy. Two environment variables carry the maps.
 """
 
 from __future__ import annotations
@@ -20,58 +21,58 @@ IN_LAB_VARIABLE = "PYVMM_IN_LAB"
 _SOCKETS_VARIABLE = "PYVMM_LAB_SOCKETS"
 _INCOMING_VARIABLE = "PYVMM_LAB_INCOMING"
 _INNER_DIRECTORY = "/dev/shm"
-PROXY_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-outward.sock"
+PROXY_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-proxy.sock"
 INCOMING_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-incoming.sock"
 
 
 class IncomingSocket(NamedTuple):
-    """Where a migration arrives."""
+    """The socket in the lab at which a migration arrives."""
 
     path: Path
-    """Where to listen, in the lab."""
+    """Its path in the lab."""
     address: str
-    """Where that is reached from outside; the port that was 0 when it was asked for is known."""
+    """The host's address that leads to it; its port is never 0."""
 
 
 def in_lab() -> bool:
-    """This process runs inside the lab."""
+    """Return True if this process runs in the lab."""
     return os.environ.get(IN_LAB_VARIABLE) == "1"
 
 
 def inner_sockets(paths: Sequence[Path]) -> dict[Path, str]:
-    """For every absolute path outside, where the command inside is to listen."""
+    """Map each absolute path on the host to the path in the lab where the command listens."""
     return {path: f"{_INNER_DIRECTORY}/pyvmm-{index}.sock" for index, path in enumerate(paths)}
 
 
 def sockets_variable(inner: Mapping[Path, str]) -> dict[str, str]:
-    """The environment variable that tells the command about `inner`."""
-    return {_SOCKETS_VARIABLE: json.dumps({str(path): place for path, place in inner.items()})}
+    """Return the environment variable that passes the map of `inner_sockets` to the command."""
+    return {_SOCKETS_VARIABLE: json.dumps({str(path): inside for path, inside in inner.items()})}
 
 
 def listening_path(path: Path) -> Path:
-    """Where to listen so that clients find the socket at `path`."""
+    """Return the path to bind so that clients on the host find the socket at `path`."""
     if not in_lab():
         return path
     inner = json.loads(os.environ.get(_SOCKETS_VARIABLE, "{}"))
     return Path(inner.get(os.path.abspath(path), path))
 
 
-def incoming_variable(asked: str, address: str) -> dict[str, str]:
-    """The environment variable that tells the command where it is listened on for a migration.
+def incoming_variable(requested: str, bound: str) -> dict[str, str]:
+    """Return the environment variable that tells the command where its migration arrives.
 
-    `asked` is the address as the person gave it, `address` the one that came of it.
+    `requested` is the address as the person gave it, `bound` the one the host listens at.
     """
-    return {_INCOMING_VARIABLE: json.dumps({asked: address})}
+    return {_INCOMING_VARIABLE: json.dumps({requested: bound})}
 
 
-def incoming_socket(asked: str) -> IncomingSocket | None:
-    """Where to wait for a migration to the address `asked`; None if just there."""
+def incoming_socket(requested: str) -> IncomingSocket | None:
+    """Return where a migration to `requested` arrives in the lab; None if not forwarded."""
     if not in_lab():
         return None
-    address = json.loads(os.environ.get(_INCOMING_VARIABLE, "{}")).get(asked)
-    return IncomingSocket(Path(INCOMING_SOCKET), address) if address else None
+    bound = json.loads(os.environ.get(_INCOMING_VARIABLE, "{}")).get(requested)
+    return IncomingSocket(Path(INCOMING_SOCKET), bound) if bound else None
 
 
 def proxy_socket() -> Path | None:
-    """The agent's socket for whoever wants to reach something outside the lab."""
+    """Return the path of the agent's proxy to the host; None outside the lab."""
     return Path(PROXY_SOCKET) if in_lab() else None

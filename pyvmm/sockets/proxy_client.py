@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For a command in the lab: sockets outside, by way of the agent.
+"""The client of the lab's proxy, through which a command in the lab reaches sockets of the host.
 
-The agent (`pyvmm.lab.proxy`) listens at `places.proxy_socket`. Each connection to it carries one
-request and one answer, both a u16 length in little-endian and as many bytes. Requests are JSON
-objects with one key:
+The agent's proxy (`pyvmm.lab.proxy`) listens at `lab_paths.proxy_socket`. Each connection to it
+carries one request and one reply, both a little-endian u16 length and as many bytes. A request is a
+JSON object with one key:
 
-| request | answer |
+| request | reply |
 | ---     | --- |
-| `connect`: a migration address | empty: the connection now is the one asked for; else why not |
-| `unlisten`: a path inside | empty: nobody is listened for any more on behalf of that path |
+| `connect`: a migration address | empty: this connection now leads there; else the error |
+| `unlisten`: a path in the lab | empty: the host has closed the listener that led to that path |
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ import struct
 from pathlib import Path
 
 LENGTH = struct.Struct("<H")
-ANSWER_TIMEOUT_S = 60.0
-"""The other side has time-outs of its own, and says when one has passed."""
+REPLY_TIMEOUT_S = 60.0
+"""A backstop: the host has shorter time-outs of its own, and reports them."""
 
 
-def connect_through_proxy(door: Path, address: str) -> socket.socket:
-    """A stream to `address` outside. OSError, in the words of the system outside."""
-    stream, refused = _ask(door, {"connect": address})
-    if refused:
+def connect_through_proxy(proxy: Path, address: str) -> socket.socket:
+    """Return a stream to `address` on the host. Raises `OSError` with the host's error message."""
+    stream, error = _request(proxy, {"connect": address})
+    if error:
         stream.close()
-        raise OSError(errno.ECONNREFUSED, refused)
+        raise OSError(errno.ECONNREFUSED, error)
     return stream
 
 
-def close_forwarded_listener(door: Path, path: Path) -> None:
-    """Have nobody sent to `path` any more. OSError."""
-    _ask(door, {"unlisten": str(path)})[0].close()
+def close_forwarded_listener(proxy: Path, path: Path) -> None:
+    """Close the host's listener whose connections are forwarded to `path`. Raises `OSError`."""
+    _request(proxy, {"unlisten": str(path)})[0].close()
 
 
-def _ask(door: Path, request: dict[str, str]) -> tuple[socket.socket, str]:
+def _request(proxy: Path, request: dict[str, str]) -> tuple[socket.socket, str]:
     stream = socket.socket(socket.AF_UNIX)
     try:
-        stream.settimeout(ANSWER_TIMEOUT_S)
-        stream.connect(str(door))
+        stream.settimeout(REPLY_TIMEOUT_S)
+        stream.connect(str(proxy))
         text = json.dumps(request).encode()
         stream.sendall(LENGTH.pack(len(text)) + text)
         (length,) = LENGTH.unpack(_receive(stream, LENGTH.size))
@@ -53,11 +53,11 @@ def _ask(door: Path, request: dict[str, str]) -> tuple[socket.socket, str]:
 
 
 def _receive(stream: socket.socket, count: int) -> bytes:
-    """`count` bytes and not one more: what follows belongs to the connection."""
+    """Return exactly `count` bytes; those that follow belong to the connection."""
     data = b""
     while len(data) < count:
         piece = stream.recv(count - len(data))
         if not piece:
-            raise ConnectionResetError(errno.ECONNRESET, "the lab hung up")
+            raise ConnectionResetError(errno.ECONNRESET, "the lab closed the connection")
         data += piece
     return data

@@ -13,7 +13,9 @@ from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.machine import Machine
 from pyvmm.migration.incoming import arrive
 from pyvmm.qmp import migration_commands as migrate_commands
-from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from pyvmm.trace.logging import LogTracer
 
 DOWNTIME_LIMIT_MS = 60_000

@@ -19,7 +19,9 @@ from pathlib import Path
 from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from pyvmm.state.parts import KINDS
 from tests.kvm.migration_endpoints import migration_result, start_migration
 from tests.kvm.verifying_guest import throttle

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
-from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from tests.kvm.fault_injection import REPETITIONS
 from tests.kvm.fixture_types import MakeConfig
 from tests.kvm.migration_endpoints import migration_result, start_migration

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.qmp.client import QmpClient
-from pyvmm.sockets.transport import TlsFiles
+from pyvmm.sockets.tls import TlsFiles
 from pyvmm.units import MIB
 from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.pyvmm.sockets.certificates import certificate

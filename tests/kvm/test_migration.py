@@ -17,14 +17,13 @@ from pyvmm.harness.guest_session import GuestSession, incoming_session
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.link import MigrationLink
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
-from pyvmm.sockets.transport import (
-    MigrationListener,
-    Security,
-    SocketLink,
-    parse_migration_address,
-)
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.link import SocketLink
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
@@ -174,7 +173,7 @@ def test_the_guest_survives_every_disconnect(
             target = FakeTarget()
             target.kinds = KINDS
             with pytest.raises(MigrationError):
-                await asyncio.to_thread(DestinationMigration(target, link).run)
+                await asyncio.to_thread(DestinationMigration(target, MigrationLink(link)).run)
             link.close()
             answer = await migration_result(guest)
             assert answer["status"] == "failed"

@@ -18,7 +18,9 @@ from pyvmm.harness.guest_session import GuestSession, incoming_session
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
-from pyvmm.sockets.transport import MigrationListener, Security, parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from pyvmm.units import MIB
 from tests.kvm.fixture_types import RunGuest
 

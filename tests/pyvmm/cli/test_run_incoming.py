@@ -19,14 +19,11 @@ import pytest
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration.stream import DestinationReader
-from pyvmm.sockets.transport import (
-    Security,
-    SocketLink,
-    TlsFiles,
-    connect,
-    parse_migration_address,
-)
-from pyvmm.sockets.unix import Listener
+from pyvmm.sockets.addresses import parse_migration_address
+from pyvmm.sockets.connect import connect
+from pyvmm.sockets.link import SocketLink
+from pyvmm.sockets.tls import Security, TlsFiles
+from pyvmm.sockets.unix import UnixListener
 from tests.pyvmm.migration.migration_guest import config_of
 from tests.pyvmm.sockets.certificates import certificate
 
@@ -172,7 +169,7 @@ def test_strangers_are_turned_away_and_the_waiting_goes_on(tmp_path: Path) -> No
 
 
 def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path) -> None:
-    other = Listener(tmp_path / "qmp")
+    other = UnixListener(tmp_path / "qmp")
     done = run("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, PROMPT in done.stderr) == (2, False)
     assert "is in use by another process" in done.stderr
@@ -190,7 +187,7 @@ def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path)
         (["--incoming", "unix:/m", "--memory", "much"], "'much' is not a size"),
         (["--incoming", "tcp:192.0.2.1:1"], "is not on this host, and there is no TLS"),
         (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS takes a CA, a certificate"),
-        (["--incoming", "unix:/nowhere/m"], "cannot make the socket /nowhere/m"),
+        (["--incoming", "unix:/nowhere/m"], "cannot create the socket /nowhere/m"),
         (["guest.img", "--insecure"], "--insecure is only for a guest that comes here"),
         (["--restore", "/s", "--tls-key", __file__], "--tls-key is only for a guest that comes"),
     ],

@@ -20,7 +20,7 @@ from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.qmp.client import QmpClient
 from pyvmm.sockets.lab_paths import in_lab
-from pyvmm.sockets.transport import TlsFiles
+from pyvmm.sockets.tls import TlsFiles
 from pyvmm.units import MIB
 from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.pyvmm.sockets.certificates import certificate
@@ -32,7 +32,7 @@ MISSED_S = 10
 RUNNER = """
 import sys
 from pyvmm.lab.run import run_in_lab
-from pyvmm.sockets.transport import parse_migration_address
+from pyvmm.sockets.addresses import parse_migration_address
 incoming = parse_migration_address(sys.argv[1]) if sys.argv[1] else None
 command = [sys.executable, "-u", "-c", *sys.argv[2:]]
 sys.exit(run_in_lab(command, memory_mib=2048, incoming=incoming))
@@ -40,8 +40,10 @@ sys.exit(run_in_lab(command, memory_mib=2048, incoming=incoming))
 
 PEER = """
 import random, sys, threading, zlib
-from pyvmm.sockets.transport import MigrationListener, Security, connect
-from pyvmm.sockets.transport import parse_migration_address
+from pyvmm.sockets.connect import connect
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
+from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.errors import UserError
 
 role, address, mib = sys.argv[1], parse_migration_address(sys.argv[2]), int(sys.argv[3])

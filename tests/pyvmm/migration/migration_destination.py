@@ -8,7 +8,10 @@ from pathlib import Path
 
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
-from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
+from pyvmm.migration.link import MigrationLink
+from pyvmm.sockets.addresses import UnixAddress
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from tests.pyvmm.migration.migration_guest import FakeTarget
 
 
@@ -23,7 +26,7 @@ class Destination(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        link = self._listener.accept()
+        link = MigrationLink(self._listener.accept())
         try:
             DestinationMigration(self._home, link).run()
         except MigrationError as error:

@@ -29,9 +29,10 @@ from pyvmm.memory.layout import ram_ranges
 from pyvmm.memory.page_selection import UnusedPages
 from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import DestinationMigration
+from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import SourceMigration
-from pyvmm.sockets.transport import SocketLink
+from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import MIB
 from pyvmm_native.discard import discard
@@ -289,7 +290,7 @@ def untouched(data: bytes, place: int) -> bytes:
     return data
 
 
-class Wire(SocketLink):
+class Wire(MigrationLink):
     """A link on which `meddle(data, place)` may change or cut what is sent at byte `place`."""
 
     def __init__(
@@ -298,7 +299,7 @@ class Wire(SocketLink):
         meddle: Meddle = untouched,
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(stream)
+        super().__init__(SocketLink(stream))
         self._meddle = meddle
         self._before = before
         self.sent = 0

@@ -17,7 +17,9 @@ from pyvmm.migration.errors import MigrationError
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.server import ControlServer
-from pyvmm.sockets.transport import MigrationListener, Security, UnixAddress
+from pyvmm.sockets.addresses import UnixAddress
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget

@@ -21,18 +21,14 @@ from pyvmm.lab import outbound_connector as dialling
 from pyvmm.lab import proxy as outward
 from pyvmm.lab.frames import MAX_NAME_BYTES
 from pyvmm.lab.mux import Multiplexer
-from pyvmm.lab.outbound_connector import MAX_DIALS, OutboundConnector
+from pyvmm.lab.outbound_connector import MAX_PENDING, OutboundConnector
 from pyvmm.lab.proxy import FIRST_CHANNEL, SocketProxy
 from pyvmm.lab.session import LabSession
 from pyvmm.sockets import lab_paths as places
+from pyvmm.sockets.addresses import TcpAddress, UnixAddress, parse_migration_address
+from pyvmm.sockets.connect import connect
 from pyvmm.sockets.proxy_client import LENGTH, close_forwarded_listener, connect_through_proxy
-from pyvmm.sockets.transport import (
-    Security,
-    TcpAddress,
-    UnixAddress,
-    connect,
-    parse_migration_address,
-)
+from pyvmm.sockets.tls import Security
 
 
 class Passage:
@@ -182,13 +178,13 @@ def test_in_the_lab_what_is_outside_is_reached_by_its_address(
     monkeypatch.setenv(places.IN_LAB_VARIABLE, "1")
     monkeypatch.setattr(places, "PROXY_SOCKET", str(passage.door))
     dialled: list[str] = []
-    dial = dialling.OutboundConnector.dial
+    dial = dialling.OutboundConnector.connect
 
     def watched(self: OutboundConnector, number: int, address: str) -> None:
         dialled.append(address)
         dial(self, number, address)
 
-    monkeypatch.setattr(dialling.OutboundConnector, "dial", watched)
+    monkeypatch.setattr(dialling.OutboundConnector, "connect", watched)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"cannot connect to unix:m: no such file"):
         connect(parse_migration_address("unix:m"), Security())
@@ -199,7 +195,7 @@ def test_in_the_lab_what_is_outside_is_reached_by_its_address(
     "address", ["exec:rm", "tcp:host", "unix:" + "x" * 200, "\0", "tcp:a..b:1", "é" * 500]
 )
 def test_what_is_no_address_outside_is_refused(passage: Passage, address: str) -> None:
-    with pytest.raises(OSError, match=r"is not an address|longer than|no host name"):
+    with pytest.raises(OSError, match=r"is not an address|longer than|not a host name"):
         connect_through_proxy(passage.door, address)
 
 
@@ -233,13 +229,13 @@ def test_a_caller_that_gives_up_before_the_answer_leaves_nothing(
     passage: Passage, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = threading.Event()
-    dial = dialling.OutboundConnector._dial
+    dial = dialling.OutboundConnector._connect
 
     def late(self: OutboundConnector, number: int, text: str) -> None:
         gone.wait(20)
         dial(self, number, text)
 
-    monkeypatch.setattr(dialling.OutboundConnector, "_dial", late)
+    monkeypatch.setattr(dialling.OutboundConnector, "_connect", late)
     request = b'{"connect": "unix:%s"}' % os.fsencode(listener.getsockname())
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(passage.door))
@@ -256,30 +252,30 @@ def test_too_many_at_once_are_refused(
     passage: Passage, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
     release = threading.Event()
-    dial = dialling.OutboundConnector._dial
+    dial = dialling.OutboundConnector._connect
 
     def late(self: OutboundConnector, number: int, text: str) -> None:
         release.wait(20)
         dial(self, number, text)
 
-    monkeypatch.setattr(dialling.OutboundConnector, "_dial", late)
+    monkeypatch.setattr(dialling.OutboundConnector, "_connect", late)
     address = f"unix:{listener.getsockname()}"
     streams: list[socket.socket] = []
     threads = [
         threading.Thread(
             target=lambda: streams.append(connect_through_proxy(passage.door, address))
         )
-        for _ in range(MAX_DIALS)
+        for _ in range(MAX_PENDING)
     ]
     for thread in threads:
         thread.start()
-    until(lambda: len(passage.outside.channels) == MAX_DIALS)
+    until(lambda: len(passage.outside.channels) == MAX_PENDING)
     with pytest.raises(OSError, match="too many"):
         connect_through_proxy(passage.door, address)
     release.set()
     for thread in threads:
         thread.join(20)
-    assert len(streams) == MAX_DIALS
+    assert len(streams) == MAX_PENDING
     connect_through_proxy(passage.door, address).close()
     for stream in streams:
         stream.close()

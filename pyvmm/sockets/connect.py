@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connect to a migration's destination.
+
+In the lab an address is tried there first and then, through the proxy, on the host; TLS runs
+between the two ends, through the proxy unread.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from pyvmm.errors import UserError
+from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
+from pyvmm.sockets.errors import HandshakeFailed, reason
+from pyvmm.sockets.lab_paths import proxy_socket
+from pyvmm.sockets.link import SocketLink
+from pyvmm.sockets.proxy_client import connect_through_proxy
+from pyvmm.sockets.tls import Security, handshake
+
+CONNECT_TIMEOUT_S = 10.0
+_SEND_BUFFER_BYTES = 4 << 20
+"""Requested for unix sockets; the kernel grants what it may. Fewer and longer sends."""
+
+
+def connect(address: Address, security: Security) -> SocketLink:
+    """Return a link to the destination that listens at `address`. Raises `UserError`."""
+    security.check(address)
+    context = security.tls.context(server=False) if security.tls else None
+    try:
+        stream = _connect_here_or_outside(address)
+    except OSError as error:
+        raise UserError(
+            f"cannot connect to {address}: {reason(error)}",
+            f"start the destination first: pyvmm run --incoming {address}",
+        ) from error
+    if context is None or not isinstance(address, TcpAddress):
+        return SocketLink(stream)
+    try:
+        return SocketLink(handshake(stream, context, address.host))
+    except HandshakeFailed as error:
+        raise UserError(
+            f"{address} is not to be trusted: {error}", "check the certificates of both sides"
+        ) from error
+
+
+def connect_directly(address: Address) -> socket.socket:
+    """Return a stream from this machine, be it the lab or the host, to `address`.
+
+    Raises `OSError`.
+    """
+    if isinstance(address, TcpAddress):
+        try:
+            stream = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+        except UnicodeError as error:
+            raise OSError(errno.EINVAL, f"{address.host!r} is not a host name") from error
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return stream
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    try:
+        stream.settimeout(CONNECT_TIMEOUT_S)
+        stream.connect(str(address.path))
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _connect_here_or_outside(address: Address) -> socket.socket:
+    try:
+        return connect_directly(address)
+    except OSError:
+        proxy = proxy_socket()
+        if proxy is None:
+            raise
+    if isinstance(address, UnixAddress):
+        address = UnixAddress(address.path.absolute())
+    return connect_through_proxy(proxy, str(address))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener at which a migration's source connects.
+
+It accepts one source and closes. A peer that fails the TLS handshake is turned away and the
+listener waits on. In the lab the address is one of the host, where `pyvmm.lab.run` listens; the
+listener in the lab binds a unix socket to which those connections are forwarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import UserError
+from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress, parse_migration_address
+from pyvmm.sockets.errors import HandshakeFailed, ListenerClosed, reason
+from pyvmm.sockets.lab_paths import IncomingSocket, incoming_socket, proxy_socket
+from pyvmm.sockets.link import SocketLink, shut_down
+from pyvmm.sockets.proxy_client import close_forwarded_listener
+from pyvmm.sockets.tls import Security, handshake
+from pyvmm.sockets.unix import UnixListener
+
+if TYPE_CHECKING:
+    import ssl
+
+HANDSHAKE_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+class MigrationListener:
+    """Listens for one source at `address`. Raises `UserError` if the address cannot be used."""
+
+    def __init__(self, address: Address, security: Security) -> None:
+        security.check(address)
+        self._context = security.tls.context(server=True) if security.tls else None
+        self._file: UnixListener | None = None
+        self._handshaking: ssl.SSLSocket | None = None  # a peer not yet authenticated
+        self._forwarded = incoming_socket(str(address))
+        self.address: Address = address
+        """The bound address: with the port that was chosen if 0 was asked for."""
+        if self._forwarded is not None:
+            self.address = parse_migration_address(self._forwarded.address)
+            self._file = UnixListener(self._forwarded.path, shown_as=address)
+        elif isinstance(address, UnixAddress):
+            self._file = UnixListener(address.path)
+        if self._file is not None:
+            self.socket = self._file.socket
+        else:
+            assert isinstance(address, TcpAddress)
+            self.socket = _listen_tcp(address)
+            self.address = TcpAddress(address.host, self.socket.getsockname()[1])
+
+    def accept(self) -> SocketLink:
+        """Wait, without a time limit, for a source; then stop listening and return its link.
+
+        Raises `ListenerClosed` when `close` was called.
+        """
+        while True:
+            try:
+                stream, _ = self.socket.accept()
+            except OSError as error:
+                raise ListenerClosed("no source connected") from error
+            try:
+                link = self._link(stream)
+            except HandshakeFailed as error:
+                _log.warning("a source was turned away: %s", error)
+                continue
+            self.close()
+            return link
+
+    def _link(self, stream: socket.socket) -> SocketLink:
+        if self._context is None:
+            return SocketLink(stream)
+        stream.settimeout(HANDSHAKE_TIMEOUT_S)
+        protected = handshake(stream, self._context, None, self._note_handshake)
+        self._handshaking = None
+        return SocketLink(protected)
+
+    def _note_handshake(self, stream: ssl.SSLSocket) -> None:
+        self._handshaking = stream
+        if self.socket.fileno() < 0:  # `close` ran before the assignment
+            shut_down(stream)
+
+    def close(self) -> None:
+        """Stop listening. May be called from another thread, and repeatedly."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        if self._file is not None:
+            self._file.remove()
+        self.socket.close()
+        if (stream := self._handshaking) is not None:
+            shut_down(stream)
+        forwarded, self._forwarded = self._forwarded, None
+        if forwarded is not None:
+            _close_outside(forwarded)
+
+
+def _listen_tcp(address: TcpAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {address}: {reason(error)}", "choose another address"
+        ) from error
+
+
+def _close_outside(forwarded: IncomingSocket) -> None:
+    """Close the host's listener together with this one."""
+    proxy = proxy_socket()
+    if proxy is not None:
+        with contextlib.suppress(OSError):  # the lab is ending, and its listeners with it
+            close_forwarded_listener(proxy, forwarded.path)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protection of a connection: TLS 1.3 with certificates on both sides.
+
+Guest memory holds all of the guest's secrets, and a peer that reaches a waiting destination can
+make it run anything. So a TCP connection leaves this host only with TLS, in which each side shows a
+certificate signed by the other's CA (the source also checks the destination's host name), or when
+the person has waived it. A unix socket is protected by its file mode, which admits its owner only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import UserError
+from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
+from pyvmm.sockets.errors import HandshakeFailed, reason
+from pyvmm.sockets.lab_paths import in_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files: the CA to trust, our certificate, and its key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """Return the TLS context of one side; raise `UserError` for files that cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(
+                f"the files for TLS cannot be used: {error.strerror or error}",
+                "give PEM files: a CA, a certificate signed by it, and its key",
+            ) from error
+        return context
+
+
+@dataclass(frozen=True)
+class Security:
+    """The protection of a connection."""
+
+    tls: TlsFiles | None = None
+    insecure: bool = False
+    """Use a network without protection."""
+
+    def check(self, address: Address) -> None:
+        """Raise `UserError` if guest memory would cross a network unprotected."""
+        if self.tls is not None:
+            if isinstance(address, UnixAddress):
+                raise UserError("a unix socket takes no TLS", "leave the --tls options out")
+        elif isinstance(address, TcpAddress) and not self.insecure and not _is_local(address):
+            raise UserError(
+                f"{address} is not on this host, and there is no TLS",
+                "give --tls-ca, --tls-cert and --tls-key, or --insecure in a network you trust",
+            )
+
+
+def handshake(
+    stream: socket.socket,
+    context: ssl.SSLContext,
+    host: str | None,
+    started: Callable[[ssl.SSLSocket], None] = lambda stream: None,
+) -> ssl.SSLSocket:
+    """Return `stream` with TLS on top, as a client of `host` or, if that is None, as a server.
+
+    `started` is called with the socket before the handshake blocks on it. Closes `stream` and
+    raises `HandshakeFailed` on failure.
+    """
+    try:
+        wrapped = context.wrap_socket(
+            stream, server_side=host is None, server_hostname=host, do_handshake_on_connect=False
+        )
+        stream = wrapped
+        started(wrapped)
+        wrapped.do_handshake()
+    except OSError as error:
+        stream.close()
+        raise HandshakeFailed(f"TLS failed: {reason(error)}") from error
+    return wrapped
+
+
+def _is_local(address: TcpAddress) -> bool:
+    """Return True if every address of the host is a loopback address."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise UserError(f"there is no host {address.host!r}", "check its name") from error
+    except OSError as error:
+        if in_lab():
+            return False  # names are looked up outside; the lab knows only /etc/hosts
+        raise UserError(
+            f"there is no host {address.host!r}: {reason(error)}", "check its name"
+        ) from error
+    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)

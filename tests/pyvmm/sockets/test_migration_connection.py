@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A source connects to a destination, on real sockets and with real certificates."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.sockets import listener
+from pyvmm.sockets.addresses import TcpAddress, UnixAddress
+from pyvmm.sockets.connect import connect, connect_directly
+from pyvmm.sockets.errors import ConnectionLost, ListenerClosed
+from pyvmm.sockets.link import SocketLink
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security, TlsFiles
+from tests.pyvmm.sockets.certificates import certificate
+
+LOCAL = TcpAddress("127.0.0.1", 0)
+
+
+class AcceptThread:
+    """Runs `MigrationListener.accept` in a thread; `link` or `error` is the result."""
+
+    def __init__(self, listener: MigrationListener) -> None:
+        self.listener = listener
+        self.link: SocketLink | None = None
+        self.error: ListenerClosed | None = None
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        try:
+            self.link = self.listener.accept()
+        except ListenerClosed as error:
+            self.error = error
+
+    def accepted(self) -> SocketLink:
+        self._thread.join(20)
+        assert self.link is not None, self.error
+        return self.link
+
+    def close(self) -> None:
+        self.listener.close()
+        self._thread.join(20)
+        if self.link is not None:
+            self.link.close()
+
+
+Accept = Callable[[MigrationListener], AcceptThread]
+
+
+@pytest.fixture
+def accept() -> Iterator[Accept]:
+    started: list[AcceptThread] = []
+
+    def start(listener: MigrationListener) -> AcceptThread:
+        started.append(AcceptThread(listener))
+        return started[-1]
+
+    yield start
+    for thread in started:
+        thread.close()
+
+
+def receive(link: SocketLink, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        received += link.receive(count - len(received))
+    return received
+
+
+def exchange(source: SocketLink, destination: SocketLink) -> None:
+    """Send more than the sockets buffer, then abort and check that both sides notice."""
+    sent = bytes(range(256)) * 40_000
+    sender = threading.Thread(target=source.send, args=(sent,))
+    sender.start()
+    assert receive(destination, len(sent)) == sent
+    sender.join(20)
+    assert not source.readable()
+    destination.send(b"thanks")
+    while not source.readable():
+        pass
+    assert receive(source, 6) == b"thanks"
+    source.abort()
+    assert destination.receive(1) == b""
+    with pytest.raises(ConnectionLost, match="connection broke"):
+        source.send(b"more")
+    source.close()
+
+
+def test_bytes_cross_a_tcp_connection(accept: Accept) -> None:
+    accepting = accept(MigrationListener(LOCAL, Security()))
+    source = connect(accepting.listener.address, Security())
+    exchange(source, accepting.accepted())
+    with pytest.raises(UserError, match="cannot connect"):
+        connect(accepting.listener.address, Security())
+
+
+def test_bytes_cross_a_unix_socket_and_its_file_is_removed(accept: Accept, tmp_path: Path) -> None:
+    address = UnixAddress(tmp_path / "m")
+    accepting = accept(MigrationListener(address, Security()))
+    assert address.path.stat().st_mode & 0o777 == 0o600
+    source = connect(address, Security())
+    exchange(source, accepting.accepted())
+    assert not address.path.exists()
+
+
+def test_accept_ends_when_the_listener_is_closed(accept: Accept) -> None:
+    accepting = accept(MigrationListener(LOCAL, Security()))
+    accepting.close()
+    assert "no source connected" in str(accepting.error)
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Callable[[str, str], TlsFiles]]:
+    """Make a certificate, by the CA and for the name given."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield partial(certificate, Path(directory))
+
+
+def test_bytes_cross_a_tls_connection(
+    accept: Accept,
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    destination = Security(certificates("ca", "destination"))
+    accepting = accept(MigrationListener(LOCAL, destination))
+    source = connect(accepting.listener.address, Security(certificates("ca", "source")))
+    exchange(source, accepting.accepted())
+
+
+def test_untrusted_peers_are_turned_away_and_the_listener_waits_on(
+    accept: Accept,
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    destination = certificates("ca", "destination")
+    accepting = accept(MigrationListener(LOCAL, Security(destination)))
+    address = accepting.listener.address
+    stranger = certificates("other", "stranger")
+    with pytest.raises(UserError, match="not to be trusted"):
+        connect(address, Security(stranger))
+    # Trusts the destination but is not trusted by it: TLS 1.3 reports that with the first reply.
+    spy = TlsFiles(destination.ca, stranger.certificate, stranger.key)
+    with pytest.raises((UserError, ConnectionLost)):
+        connect(address, Security(spy)).receive(1)
+    plain = connect(address, Security())
+    plain.send(b"hello")
+    assert accepting.link is None
+    plain.close()
+    source = connect(address, Security(certificates("ca", "source")))
+    exchange(source, accepting.accepted())
+
+
+def test_close_does_not_wait_for_a_silent_tls_peer(
+    accept: Accept,
+    certificates: Callable[[str, str], TlsFiles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 60.0)  # longer than `close` waits
+    accepting = accept(MigrationListener(LOCAL, Security(certificates("ca", "destination"))))
+    with connect_directly(accepting.listener.address):
+        while accepting.listener._handshaking is None:
+            time.sleep(0.01)
+        accepting.close()
+    assert "no source connected" in str(accepting.error)

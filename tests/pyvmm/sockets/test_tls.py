@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a connection needs TLS, and files that cannot be used for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.sockets.addresses import TcpAddress, UnixAddress
+from pyvmm.sockets.connect import connect
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security, TlsFiles
+
+LOCAL = TcpAddress("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "security"),
+    [
+        (TcpAddress("192.0.2.1", 1), Security()),
+        (TcpAddress("0.0.0.0", 1), Security()),
+        (TcpAddress("no.such.host.invalid", 1), Security()),
+        (UnixAddress(Path("/m")), Security(TlsFiles(Path("a"), Path("b"), Path("c")))),
+    ],
+)
+def test_an_unprotected_network_and_tls_on_a_unix_socket_are_refused(
+    address: TcpAddress | UnixAddress, security: Security
+) -> None:
+    with pytest.raises(UserError):
+        security.check(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_tls(host: str) -> None:
+    Security().check(TcpAddress(host, 1))
+    Security(insecure=True).check(TcpAddress("192.0.2.1", 1))
+
+
+def test_in_the_lab_a_name_that_does_not_resolve_is_not_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
+    address = TcpAddress("no.such.host.invalid", 1)
+    with pytest.raises(UserError, match="not on this host, and there is no TLS"):
+        Security().check(address)
+    Security(insecure=True).check(address)
+    Security().check(TcpAddress("localhost", 1))
+
+
+@pytest.mark.parametrize("security", [Security(), Security(insecure=True)])
+def test_an_impossible_host_name_is_refused(security: Security) -> None:
+    with pytest.raises(UserError, match="host"):
+        connect(TcpAddress("a..b", 1), security)
+
+
+def test_files_that_are_not_certificates_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        MigrationListener(LOCAL, Security(TlsFiles(tmp_path, tmp_path, tmp_path)))
