@@ -67,9 +67,11 @@ from pyvmm_native.serial import SerialShortcut
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.guest import Status
     from pyvmm.memory.dirty_log import KvmDirtyLog
+    from pyvmm.memory.precopy import UnusedPages
     from pyvmm.migration.outgoing import Migrations
-    from pyvmm.qmp.vm_control import EventSink, Status
+    from pyvmm.qmp.vm_control import EventSink
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader
@@ -313,9 +315,19 @@ class Machine:
 
     def log_dirty_pages(self) -> KvmDirtyLog:
         """Have all changes to memory logged for the length of a block."""
-        from pyvmm.memory.dirty_log import KvmDirtyLog
+        from pyvmm.machine.guest import Status
+    from pyvmm.memory.dirty_log import KvmDirtyLog
+    from pyvmm.memory.precopy import UnusedPages
 
         return KvmDirtyLog(self._vm, self.ram)
+
+    async def unused_pages(self, timeout_s: float) -> UnusedPages:
+        """Ask the guest which pages it does not use; with a time-out of 0, do not ask."""
+        from pyvmm.balloon.unused_pages import query_unused_pages
+
+        return await query_unused_pages(
+            self.balloon, self.misc_requests, self.free_page_hints, timeout_s
+        )
 
     def throttle(self, percentage: int) -> None:
         """Have the vCPUs rest for so much of their time; 0 lets them run."""

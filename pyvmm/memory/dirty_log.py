@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages of RAM have changed, whoever changed them.
+"""Which pages of RAM have changed, written by the guest or by this process.
 
-    with KvmDirtyLog(vm, ram) as log:
-        changed = log.collect()
-        for start_pfn, pages in chunks(memory, changed):
-            log.clear(start_pfn, CHUNK_PAGES)
-            ...     # copy `pages`
+`KvmDirtyLog` combines two logs. KVM's names the pages that the vCPUs write, and that KVM writes on
+their behalf. `GuestMemory`'s names the pages that this process changes: rings, buffers, discards.
 
-What is changed after its stretch was cleared is in the log again, so no change can be missed.
-
-Two logs are one here. KVM's names the pages that the guest's processors write, and that KVM writes
-for them. `GuestMemory`'s names those that this process changes: rings, buffers, discards.
-
-With KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_GET_DIRTY_LOG only reads; pages are cleared, and watched
-again, a stretch at a time just before they are copied. So a page that the guest writes again in the
-meantime is copied once and not twice, and no call takes KVM's lock for all of RAM. Without it pages
-are cleared when they are read. Our own log is cleared when it is read, too.
+With KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_GET_DIRTY_LOG only reads; pages are cleared, and write
+protected again, a chunk at a time just before they are copied. So a page that the guest writes
+again in the meantime is copied once and not twice, and no call holds KVM's lock for all of RAM.
+Without the capability, reading the log clears it. Reading our own log always clears it.
 
 KVM API: KVM_SET_USER_MEMORY_REGION (4.35), KVM_GET_DIRTY_LOG (4.8), KVM_CLEAR_DIRTY_LOG (4.117),
 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (7.18).
@@ -23,59 +15,45 @@ KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (7.18).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from pykvm import abi
 from pyvmm_native import PAGE_BYTES
-from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pykvm import Vm
     from pyvmm.memory.ram import Ram
-    from pyvmm_native.memory import GuestMemory
 
-CHUNK_PAGES = 16384
-"""How many pages, 64 MiB, the log is cleared for at once."""
 _PAGES_PER_WORD = 64
 
 
 class DirtyLog(Protocol):
-    """Which pages have changed; it is on."""
+    """A dirty log that is on."""
 
     def collect(self) -> PageRuns:
-        """Pages changed since the log was switched on and not cleared since.
+        """Return the pages changed since the log was switched on and not cleared since.
 
         Implementations may clear pages here already; `clear` then does nothing.
         """
 
     def clear(self, start_pfn: int, pages: int) -> None:
-        """Log changes anew to those of the given pages that the last `collect` has named."""
-
-
-def chunks(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
-    """`pages` by chunks of RAM, each with its first page frame, where there are any."""
-    for start_pfn, count in memory.page_ranges:
-        bits = bitmap(pages, start_pfn, -(-count // CHUNK_PAGES) * CHUNK_PAGES)
-        for place in range(0, len(bits), CHUNK_PAGES // 8):
-            stretch = start_pfn + 8 * place
-            found = PageRuns.from_bitmap(bits[place : place + CHUNK_PAGES // 8], stretch)
-            if found:
-                yield stretch, found
+        """Log further changes to those of the given pages that the last `collect` has named."""
 
 
 class KvmDirtyLog:
-    """Logs changes to `ram`, whose slots are those of `vm`, while the block it is used in runs.
+    """Logs changes to `ram`, whose slots are those of `vm`; on while its `with` block runs.
 
     Satisfies `DirtyLog`.
+
+    Threads: event loop, snapshot, migration; one at a time.
     """
 
     def __init__(self, vm: Vm, ram: Ram) -> None:
         self._vm = vm
         self._ram = ram
-        known = vm.check_extension(abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
-        self._manual = bool(known & abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        supported = vm.check_extension(abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+        self._manual = bool(supported & abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
         self._bitmaps = [
             bytearray(-(-length // PAGE_BYTES // _PAGES_PER_WORD) * (_PAGES_PER_WORD // 8))
             for _, length in ram.memory.regions
@@ -93,7 +71,7 @@ class KvmDirtyLog:
         self._set_manual(0)
 
     def collect(self) -> PageRuns:
-        """Pages changed since the log was switched on and not cleared since."""
+        """Return the pages changed since the log was switched on and not cleared since."""
         changed = PageRuns()
         for start_pfn, bits in self._ram.memory.take_dirty_pages():
             changed = changed.union(PageRuns.from_bitmap(bits, start_pfn))
@@ -103,10 +81,10 @@ class KvmDirtyLog:
         return changed
 
     def clear(self, start_pfn: int, pages: int) -> None:
-        """Watch those of the given pages again that KVM named to the last `collect`.
+        """Write protect those of the given pages again that KVM named in the last `collect`.
 
-        `start_pfn` is in RAM and a multiple of 64 pages from where its region begins; the range
-        may reach beyond the end of the region, and stops there.
+        `start_pfn` is in RAM, a multiple of 64 pages from the start of its region. The part of the
+        range beyond the end of the region is ignored.
         """
         if not self._manual:
             return

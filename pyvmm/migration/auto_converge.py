@@ -19,7 +19,7 @@ PERIOD_S = 1.0
 TIMES = 2
 
 
-class Convergence:
+class AutoConverge:
     """Judges the rounds of one migration."""
 
     def __init__(self) -> None:

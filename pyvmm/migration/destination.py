@@ -24,8 +24,8 @@ from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
+    from pyvmm.migration.link import Link
     from pyvmm.migration.messages import FromDestination, FromSource
-    from pyvmm.migration.source import Link
     from pyvmm.state.records import Kind, Record
     from pyvmm_native.memory import GuestMemory
 

@@ -16,6 +16,10 @@ class Cancelled(MigrationError):
     """Somebody on this side has cancelled it."""
 
 
+class PeerAborted(MigrationError):
+    """The destination has aborted: it does not run the guest and never will."""
+
+
 class SwitchoverUnconfirmed(MigrationError):
     """The commit was sent and not answered: the destination may or may not run the guest.
 

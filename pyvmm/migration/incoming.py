@@ -18,6 +18,7 @@ from pyvmm.errors import UserError
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.sockets.errors import ListenerClosed
 from pyvmm.state.parts import KINDS
 
@@ -88,14 +89,14 @@ class _IncomingTarget:
         self.running: asyncio.Task[ExitResult] | None = None
 
     def make(self, config: MachineConfig) -> Ram:
-        machine = self._machine = self._on_loop(lambda: self._make(config))
-        self._on_loop(machine.prepare_parts)
+        machine = self._machine = call_on_loop(self._loop, lambda: self._make(config))
+        call_on_loop(self._loop, machine.prepare_parts)
         return machine.ram
 
     def restore(self, parts: Sequence[Record]) -> None:
         assert self._machine is not None
         machine = self._machine
-        self._on_loop(lambda: machine.restore_parts(parts))
+        call_on_loop(self._loop, lambda: machine.restore_parts(parts))
 
     def run(self, runs: bool) -> None:
         assert self._machine is not None
@@ -108,9 +109,3 @@ class _IncomingTarget:
             await asyncio.sleep(0)  # until its vCPUs are started
 
         asyncio.run_coroutine_threadsafe(start(), self._loop).result()
-
-    def _on_loop(self, act: Callable[[], _T]) -> _T:
-        async def call() -> _T:
-            return act()
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A socket link whose failures are migration errors: the one place that converts them."""
+"""The connection between the two sides of a migration.
+
+`Link` is what both sides need of it; `MigrationLink` is one over a socket, and the only place that
+turns errors of the socket into errors of the migration.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.migration.errors import LinkBroken
 from pyvmm.sockets.errors import ConnectionLost
@@ -14,8 +18,30 @@ if TYPE_CHECKING:
     from pyvmm.sockets.link import SocketLink
 
 
+class Link(Protocol):
+    """A connection; all methods but `abort` raise `MigrationError` when it is broken.
+
+    Threads: migration; `abort` any.
+    """
+
+    def send(self, data: Buffer) -> None:
+        """Send all of `data`, which the caller may reuse afterwards."""
+
+    def receive(self, at_most: int) -> bytes:
+        """Wait for up to `at_most` bytes; return none when the other side has closed."""
+
+    def readable(self) -> bool:
+        """Return whether `receive` would return at once."""
+
+    def abort(self) -> None:
+        """Break the connection, even while another thread uses it."""
+
+
 class MigrationLink:
-    """Wraps `link`; satisfies `pyvmm.migration.source.Link`."""
+    """Wraps `link`; satisfies `Link`.
+
+    Threads: migration; `abort` any, `close` the event loop.
+    """
 
     def __init__(self, link: SocketLink) -> None:
         self._link = link

@@ -25,13 +25,14 @@ having seen the messages before: a payload that is not exactly as above is a `Mi
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, decode
 from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
-from pyvmm.snapshot.report import config_record, restore_config
+from pyvmm.state.config_record import encode_config, restore_config
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_header
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
@@ -57,7 +58,7 @@ class Hello:
     config: MachineConfig
 
     def record(self) -> Record:
-        return Record("migration", VERSION, config_record(self.config).payload)
+        return Record("migration", VERSION, encode_config(self.config))
 
     @classmethod
     def read(cls, payload: bytes) -> Hello:
@@ -120,6 +121,13 @@ class Zeros:
     """Pages that hold nothing but zeros, at most `MAX_ZERO_RUNS` runs of them."""
 
     runs: PageRuns
+
+    @classmethod
+    def split(cls, runs: PageRuns) -> Iterator[Zeros]:
+        """Yield messages for any number of runs."""
+        listed = list(runs)
+        for first in range(0, len(listed), MAX_ZERO_RUNS):
+            yield cls(PageRuns(listed[first : first + MAX_ZERO_RUNS]))
 
     def record(self) -> Record:
         return Record("zeros", VERSION, b"".join(_RUN.pack(*run) for run in self.runs))

@@ -16,25 +16,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pyvmm.errors import UserError
-from pyvmm.memory.page_selection import UnusedPages, ask_unused
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.progress import Progress, Settings
 from pyvmm.migration.source import SourceMigration
-from pyvmm.snapshot.saver import SnapshotMachine
 from pyvmm.sockets.connect import connect
-from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
+    from pyvmm.machine.guest import GuestMachine, Status
     from pyvmm.memory.dirty_log import DirtyLog
-    from pyvmm.qmp.vm_control import Status
+    from pyvmm.memory.precopy import UnusedPages
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
     from pyvmm.state.records import Record
@@ -49,22 +48,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class SourceMachine(SnapshotMachine, Protocol):
-    """The machine, as far as a migration needs it."""
-
-    def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
-        """Have all changes to memory logged for the length of a block."""
-
-    def throttle(self, percentage: int) -> None:
-        """Have the guest's processors rest for so much of their time; 0 lets them run."""
-
-    def set_status(self, status: Status) -> None:
-        """Say why the guest, which stands still, does."""
-
-    def announce(self, name: str, data: Mapping[str, object]) -> None:
-        """Tell everybody who listens of an event."""
-
-
 class Refused(Exception):
     """No migration can be started now; the message says why."""
 
@@ -72,7 +55,7 @@ class Refused(Exception):
 class Migrations:
     """Migrations of `machine`, one at a time; made and called on its event loop."""
 
-    def __init__(self, machine: SourceMachine) -> None:
+    def __init__(self, machine: GuestMachine) -> None:
         self._machine = machine
         self._thread = ThreadPoolExecutor(1, "migration")
         self._task: asyncio.Task[None] | None = None
@@ -191,7 +174,7 @@ class OutgoingGuest:
     """Satisfies `pyvmm.migration.source.Guest`; `on_stop` is called on the event loop."""
 
     def __init__(
-        self, machine: SourceMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
+        self, machine: GuestMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
     ) -> None:
         self._machine = machine
         self._loop = loop
@@ -204,31 +187,24 @@ class OutgoingGuest:
     def memory(self) -> GuestMemory:
         return self._machine.ram.memory
 
-    def logging(self) -> AbstractContextManager[DirtyLog]:
+    def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         return self._machine.log_dirty_pages()
 
-    def ask_unused(self, timeout_s: float) -> UnusedPages:
-        if not timeout_s:
-            return UnusedPages(PageRuns(), "not asked, as was wished")
-
-        async def ask() -> UnusedPages:
-            machine = self._machine
-            questions, hints = machine.misc_requests, machine.free_page_hints
-            return await ask_unused(machine.balloon, questions, hints, timeout_s)
-
-        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
+    def unused_pages(self, timeout_s: float) -> UnusedPages:
+        query = self._machine.unused_pages(timeout_s)
+        return asyncio.run_coroutine_threadsafe(query, self._loop).result()
 
     def throttle(self, percentage: int) -> None:
-        self._on_loop(lambda: self._machine.throttle(percentage))
+        call_on_loop(self._loop, lambda: self._machine.throttle(percentage))
 
     def stop(self) -> bool:
-        return self._on_loop(self._stop)
+        return call_on_loop(self._loop, self._stop)
 
-    def parts(self) -> Sequence[Record]:
-        return self._on_loop(self._machine.save_parts)
+    def save_parts(self) -> Sequence[Record]:
+        return call_on_loop(self._loop, self._machine.save_parts)
 
     def resume(self) -> None:
-        self._on_loop(self._resume)
+        call_on_loop(self._loop, self._resume)
 
     def left(self, status: Status) -> None:
         """The guest has been handed over; called on the event loop."""
@@ -256,9 +232,3 @@ class OutgoingGuest:
             self._machine.resume()
         else:
             self._machine.set_status("paused")
-
-    def _on_loop(self, act: Callable[[], _T]) -> _T:
-        async def call() -> _T:
-            return act()
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()

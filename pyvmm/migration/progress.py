@@ -25,7 +25,7 @@ class Settings:
     """Bytes per second while the guest runs; 0 is as many as possible."""
     downtime_limit_s: float = 0.3
     """How long the guest may stand still for the rest of its memory, as far as can be foreseen."""
-    ask_timeout_s: float = 5.0
+    unused_timeout_s: float = 5.0
     """How long the guest may take to say which pages it does not use."""
     auto_converge: bool = False
     """Slow the guest down if the migration would not come to an end otherwise.
@@ -45,7 +45,7 @@ class Progress:
     begun_at: float = field(default_factory=time.monotonic)
     """By time.monotonic(); so is `ended_at`."""
     ended_at: float | None = None
-    how_asked: str = ""
+    unused_how: str = ""
     skipped_pages: int = 0
     """Unused by the guest's word, and not sent in the first round."""
     full_pages: int = 0
@@ -80,9 +80,9 @@ class Progress:
         """How long it has taken so far, or did."""
         return (time.monotonic() if self.ended_at is None else self.ended_at) - self.begun_at
 
-    def asked(self, how: str, skipped_pages: int) -> None:
+    def selected(self, how: str, skipped_pages: int) -> None:
         """The guest was asked for unused pages."""
-        self.how_asked, self.skipped_pages = how, skipped_pages
+        self.unused_how, self.skipped_pages = how, skipped_pages
 
     def collected(self, pages: int, seconds: float) -> None:
         """So many pages remain; they have changed within so many seconds, unless those are 0."""

@@ -60,7 +60,7 @@ def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]
     migrations = machine.migrations
     settings = migrations.settings
     if not options.get("unused", True):
-        settings = replace(settings, ask_timeout_s=0.0)
+        settings = replace(settings, unused_timeout_s=0.0)
     security = Security(_tls_files(options), options.get("insecure", False))
     try:
         migrations.start(parse_migration_address(uri), security, settings)
@@ -85,7 +85,7 @@ def query_migrate(machine: MachineControl) -> dict[str, Any]:
         "status": migrations.status,
         "total-time": round(progress.total_s * 1000),
         "ram": _ram(machine, migrations),
-        "unused-pages": {"skipped": progress.skipped_pages, "how": progress.how_asked},
+        "unused-pages": {"skipped": progress.skipped_pages, "how": progress.unused_how},
     }
     if progress.downtime_s is not None:
         answer["downtime"] = round(progress.downtime_s * 1000)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict[str, Any]:
     """Begin to take a snapshot."""
-    from pyvmm.snapshot.saver import Busy, Ended, SnapshotRequest
+    from pyvmm.snapshot.saver import MachineEnded, SnapshotActive, SnapshotRequest
 
     timeout_s = options.get("timeout", DEFAULT_TIMEOUT_S)
     check_timeout(timeout_s)
@@ -42,14 +42,14 @@ def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict
         raise QmpError("Parameter 'path' expects an absolute path")
     if machine.migrations.active:
         raise QmpError("There's a migration process in progress")
-    wish = SnapshotRequest(
+    request = SnapshotRequest(
         Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
     )
     try:
-        machine.snapshots.start(wish)
-    except Busy:
+        machine.snapshots.start(request)
+    except SnapshotActive:
         raise QmpError("There is a snapshot in process, please wait") from None
-    except Ended:
+    except MachineEnded:
         raise QmpError("Resetting the Virtual Machine is required") from None
     return {}
 

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
+    from pyvmm.machine.guest import Status
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
-
-Status = Literal["running", "paused", "finish-migrate", "postmigrate", "shutdown", "guest-panicked"]
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and data: BALLOON_CHANGE {"actual": bytes}, STOP {}, RESUME {},

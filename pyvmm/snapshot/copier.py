@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying a guest's pages into the file of its snapshot, round by round, while it may be running.
+"""Copy guest memory into the file of a snapshot, and account for the pages that are left out.
 
-The first round takes the pages that hold something and are not known to be unused, each later one
-those that have changed since they were last looked at. The last is that of a guest that stands
-still, and after it the file is what memory is.
-
-As in `pyvmm.migration.source`, the log is cleared before pages are looked at.
+The rounds are those of `pyvmm.memory.precopy`; each chunk of a round updates the blocks of the file
+that it lies in. After the last round, with the guest paused, the file holds what memory does.
 """
 
 from __future__ import annotations
@@ -13,25 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyvmm.memory.dirty_log import CHUNK_PAGES, chunks
-from pyvmm.memory.page_selection import PageSelection, UnusedPages
+from pyvmm.memory.precopy import CHUNK_PAGES, Chunk, PreCopy, UnusedPages
 from pyvmm.snapshot.format import BITMAP_BYTES
+from pyvmm.snapshot.report import PageReport
 from pyvmm_native.page_blocks import BLOCK_PAGES
-from pyvmm_native.pages import bitmap
+from pyvmm_native.pages import bitmap, touched
+from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.snapshot.writer import SnapshotWriter
     from pyvmm_native.memory import GuestMemory
-    from pyvmm_native.runs import PageRuns
 
 
 class Copier:
     """Copies from `memory`, whose changes are in `log`, to `file`.
 
-    `unused` are pages that the guest did not use at some time since the log is on. `on_pages` is
-    called with the number of pages just looked at, and may raise to give up. Every call may take
-    seconds, making one included.
+    `unused` is the guest's answer to a question asked while the log was on. `on_pages` is called
+    with the number of pages just dealt with, and may raise to abort. Every call may take seconds,
+    construction included.
+
+    Threads: snapshot.
     """
 
     def __init__(
@@ -42,31 +41,65 @@ class Copier:
         unused: UnusedPages,
         on_pages: Callable[[int], None],
     ) -> None:
-        self._memory = memory
-        self._log = log
         self._file = file
         self._on_pages = on_pages
-        self.selection = PageSelection(memory, unused)
-        self.todo: PageRuns = self.selection.first(log.collect())
-        """What the next round will look at."""
+        self._precopy = PreCopy(memory, log, unused)
+        self._accounts = _PageAccounts(memory, unused, self._precopy.populated)
+
+    @property
+    def todo(self) -> PageRuns:
+        """Pages that the next round deals with."""
+        return self._precopy.todo
 
     def round(self) -> None:
-        """Bring the file up to date with `todo`."""
-        for stretch, pages in chunks(self._memory, self.todo):
-            self._log.clear(stretch, CHUNK_PAGES)
-            full = self.selection.look(pages)
-            changed_bits, full_bits = (bitmap(p, stretch, CHUNK_PAGES) for p in (pages, full))
-            for place in range(0, len(changed_bits), BITMAP_BYTES):
-                changed, kept = (
-                    int.from_bytes(bits[place : place + BITMAP_BYTES], "little")
-                    for bits in (changed_bits, full_bits)
-                )
-                if changed:
-                    self._file.store((stretch + 8 * place) // BLOCK_PAGES, changed, kept)
-                    self._on_pages(changed.bit_count())
-        self.todo = self._log.collect()
+        """Bring the file up to date with `todo`, then collect what has changed meanwhile."""
+        self._precopy.copy(self._store)
+        self._precopy.collect()
 
     def last_round(self) -> None:
-        """The same for a guest that stands still and has changed something since `round`."""
-        self.todo = self.todo.union(self._log.collect())
+        """Run `round` for a paused guest, with its changes since the previous one."""
+        self._precopy.collect()
         self.round()
+
+    def report(self, ballooned: int) -> PageReport:
+        """Account for all pages of RAM, `ballooned` of which are in the balloon."""
+        return self._accounts.report(self._file.pages, ballooned)
+
+    def _store(self, chunk: Chunk) -> None:
+        self._accounts.update(chunk)
+        changed_bits, kept_bits = (
+            bitmap(pages, chunk.start_pfn, CHUNK_PAGES) for pages in (chunk.pages, chunk.nonzero)
+        )
+        for offset in range(0, len(changed_bits), BITMAP_BYTES):
+            changed, kept = (
+                int.from_bytes(bits[offset : offset + BITMAP_BYTES], "little")
+                for bits in (changed_bits, kept_bits)
+            )
+            if changed:
+                self._file.store((chunk.start_pfn + 8 * offset) // BLOCK_PAGES, changed, kept)
+                self._on_pages(changed.bit_count())
+
+
+class _PageAccounts:
+    """Accounts for the pages of `memory` that are not in the file.
+
+    `populated` are the pages, `unused` ones left out, that have memory behind them.
+    """
+
+    def __init__(self, memory: GuestMemory, unused: UnusedPages, populated: PageRuns) -> None:
+        ram = PageRuns(memory.page_ranges)
+        self._how = unused.how
+        self._ram_pages = ram.pages
+        self._unused = touched(memory, ram.intersect(unused.pages))
+        self._absent = ram.subtract(populated).subtract(self._unused)
+
+    def update(self, chunk: Chunk) -> None:
+        """Account anew for the pages of `chunk`."""
+        self._unused = self._unused.subtract(chunk.pages)
+        empty = chunk.pages.subtract(chunk.populated)
+        self._absent = self._absent.subtract(chunk.pages).union(empty)
+
+    def report(self, stored: int, ballooned: int) -> PageReport:
+        unused, absent = self._unused.pages, self._absent.pages
+        zero = self._ram_pages - stored - unused - absent
+        return PageReport(stored, zero, unused, absent, ballooned, self._how)

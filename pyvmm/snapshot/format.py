@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 from devices.state import MAX_PAYLOAD_BYTES
 from pyvmm.memory.layout import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ram_ranges
+from pyvmm.state.config_record import CONFIG, CONFIG_KIND
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
@@ -39,7 +40,7 @@ BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
 BITMAP_BYTES = BLOCK_PAGES // 8
 PAGES_OFFSET = PAGE_BYTES
 
-HEADER, CONFIG, REPORT, PAGES = "snapshot", "config", "report", "pages"
+HEADER, REPORT, PAGES = "snapshot", "report", "pages"
 VERSION = 1
 PAGES_VERSION = 2
 """Of records "snapshot" and "pages"; in version 1 blocks had no places of their own."""
@@ -55,7 +56,7 @@ _MAX_RECORDS_BYTES = (MAX_PARTS + MAX_VCPUS) * (HEADER_BYTES + MAX_PAYLOAD_BYTES
 
 HEADER_KIND = {HEADER: Kind(PAGES_VERSION, _HEADER.size)}
 OWN_KINDS = {
-    CONFIG: Kind(VERSION, MAX_PAYLOAD_BYTES),
+    CONFIG: CONFIG_KIND,
     REPORT: Kind(VERSION, MAX_PAYLOAD_BYTES),
     PAGES: Kind(PAGES_VERSION, _MAX_BLOCKS * _BLOCK.size),
 }

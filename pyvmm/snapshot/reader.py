@@ -16,7 +16,6 @@ from pathlib import Path
 from devices.state import Fields, StateError, decode
 from pyvmm.errors import UserError
 from pyvmm.snapshot.format import (
-    CONFIG,
     HEADER_KIND,
     OWN_KINDS,
     PAGES,
@@ -25,7 +24,8 @@ from pyvmm.snapshot.format import (
     Header,
     decode_blocks,
 )
-from pyvmm.snapshot.report import PageReport, restore_config
+from pyvmm.snapshot.report import PageReport
+from pyvmm.state.config_record import CONFIG, restore_config
 from pyvmm.state.records import Kind, Record, RecordError, RecordReader
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import ChecksumError, check_stored, load_block

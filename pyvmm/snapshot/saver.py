@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking a snapshot of a running machine, on its event loop.
+"""Take a snapshot of a machine, on its event loop.
 
-In this order, because each step leans on the one before:
+The order of the steps matters:
 
-1. Changes to memory begin to be logged.
-2. The guest is asked which pages it does not use; it may not answer, which costs the time-out.
-3. If it is to go on afterwards, pages are copied to the file while it runs, and what it has changed
-   meanwhile is copied again, for as long as each round is done in half the time of the one before.
-4. The guest stops. Notifications that it sent before are served, and from here on nothing touches
-   its memory. The parts of the machine write themselves down, and the rest is copied.
-5. The guest goes on, or stays as it is. After a failure it always goes on.
+1. The dirty log is switched on.
+2. The guest is asked which pages it does not use; if it does not answer, that costs the time-out.
+3. If the guest is to continue afterwards, pages are copied to the file while it runs, and what it
+   changes meanwhile is copied again, as long as each round takes at most half the time of the one
+   before.
+4. The guest is paused. Notifications that it sent before are served; from here on nothing touches
+   its memory. The state of vCPUs and devices is saved, and the rest of memory is copied.
+5. The guest continues if it is to. After a failure it always continues.
 6. The file is synced and takes its name.
 
-A thread of its own copies, so that the control socket stays responsive. A snapshot that was begun
-is shown by `status` until the next one. The end of the machine ends it.
+A thread of its own copies, so the control socket stays responsive. `status` describes the last
+snapshot, running or not. When the machine ends, a running snapshot fails.
 """
 
 from __future__ import annotations
@@ -23,103 +24,51 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pyvmm.errors import UserError
-from pyvmm.memory.page_selection import UnusedPages, ask_unused
+from pyvmm.memory.precopy import UnusedPages
 from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.format import MAX_ROUNDS
-from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.snapshot.report import PageReport
 from pyvmm.snapshot.writer import SnapshotWriter
-from pyvmm_native.runs import PageRuns
+from pyvmm.state.config_record import config_record
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
-    from devices.ports import GuestRam
-    from pyvmm.balloon.free_page_hints import FreePageHints
-    from pyvmm.balloon.misc_requests import MiscRequests
-    from pyvmm.config import MachineConfig
+    from pyvmm.machine.guest import GuestMachine
     from pyvmm.memory.dirty_log import DirtyLog
-    from pyvmm.qmp.vm_control import Status
-    from pyvmm.state.records import Record
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-SHORT_S = 0.05
-"""What a round is copied in that is not worth another one before the guest stops."""
-
-
-class SnapshotMachine(Protocol):
-    """The machine, as far as a snapshot needs it. Everything is called on its event loop."""
-
-    @property
-    def config(self) -> MachineConfig:
-        """What it was made from."""
-
-    @property
-    def ram(self) -> GuestRam:
-        """Its memory."""
-
-    @property
-    def balloon(self) -> BalloonDevice:
-        """Its balloon."""
-
-    @property
-    def misc_requests(self) -> MiscRequests:
-        """What its guest can be asked."""
-
-    @property
-    def free_page_hints(self) -> FreePageHints:
-        """What its guest does without, if it is asked to."""
-
-    @property
-    def status(self) -> Status:
-        """Whether it runs."""
-
-    def pause(self) -> None:
-        """Stop the guest."""
-
-    def resume(self) -> None:
-        """Let it go on."""
-
-    async def memory_loaded(self) -> None:
-        """Wait until all of its memory is there, if it is still being restored."""
-
-    def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
-        """Have all changes to memory logged for the length of a block."""
-
-    def quiescent(self) -> AbstractContextManager[None]:
-        """Keep devices from touching the memory of the stopped guest for the length of a block."""
-
-    def prepare_parts(self) -> None:
-        """Have `save_parts` take no longer than it must."""
-
-    def save_parts(self) -> Sequence[Record]:
-        """Everything but memory, of the stopped guest."""
+SHORT_ROUND_S = 0.05
+"""After a round this short, the rest is copied with the guest paused."""
 
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """What somebody wants of a snapshot."""
+    """A request to take a snapshot."""
 
     path: Path
     keep_running: bool = True
-    """Afterwards the guest goes on if it ran before; otherwise it stays stopped."""
+    """Resume the guest afterwards if it ran before; otherwise it stays paused."""
     ask_unused: bool = True
+    """Ask the guest which pages it does not use."""
     timeout_s: float = 10.0
-    """How long the guest may take to say which pages it does not use."""
+    """How long the guest may take to answer that."""
 
 
 @dataclass(frozen=True)
 class SnapshotStatus:
-    """How far a snapshot is; times in seconds.
+    """Progress or result of a snapshot; times in seconds.
 
-    Pages are those to be looked at, as often as they are; those in the file when it is complete.
+    While it is active, pages are counted as often as they are copied; when it is complete, only
+    those in the file.
     """
 
     status: Literal["none", "active", "completed", "failed"] = "none"
@@ -129,22 +78,25 @@ class SnapshotStatus:
     file_bytes: int = 0
     seconds: float = 0.0
     stopped_seconds: float = 0.0
-    """How long the guest stood still."""
+    """How long the guest was paused."""
     report: PageReport | None = None
 
 
-class Busy(Exception):
-    """A snapshot is being taken already."""
+class SnapshotActive(Exception):
+    """A snapshot is already being taken."""
 
 
-class Ended(Exception):
+class MachineEnded(Exception):
     """The machine has ended."""
 
 
 class Snapshots:
-    """Takes snapshots of `machine`, one at a time; made on its event loop."""
+    """Takes snapshots of `machine`, one at a time.
 
-    def __init__(self, machine: SnapshotMachine) -> None:
+    Threads: event loop.
+    """
+
+    def __init__(self, machine: GuestMachine) -> None:
         self._machine = machine
         self._task: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -153,19 +105,22 @@ class Snapshots:
 
     @property
     def active(self) -> bool:
-        """A snapshot is being taken; the guest may stand still for it."""
+        """A snapshot is being taken; the guest may be paused for it."""
         return self.status.status == "active"
 
-    def start(self, wish: SnapshotRequest) -> None:
-        """Begin to take a snapshot; `status` tells the rest. Raises `Busy` or `Ended`."""
+    def start(self, request: SnapshotRequest) -> None:
+        """Begin to take a snapshot, whose progress and result are in `status`.
+
+        Raises `SnapshotActive` or `MachineEnded`.
+        """
         if self.active:
-            raise Busy
-        self._check_alive()
+            raise SnapshotActive
+        self._check_machine()
         self.status = SnapshotStatus("active")
-        self._task = asyncio.get_running_loop().create_task(self._take(wish))
+        self._task = asyncio.get_running_loop().create_task(self._take(request))
 
     async def end(self) -> None:
-        """The machine has ended: give up what is not complete, and wait for that."""
+        """Abort a snapshot that is active, as the machine has ended, and wait until it is over."""
         self._closed.set()
         if self._task is not None:
             self._task.cancel()
@@ -173,13 +128,13 @@ class Snapshots:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    async def _take(self, wish: SnapshotRequest) -> None:
+    async def _take(self, request: SnapshotRequest) -> None:
         begin = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "snapshot")
         try:
-            await self._save(wish)
+            await self._save(request)
             self.status = replace(self.status, status="completed", seconds=time.monotonic() - begin)
-        except (Ended, asyncio.CancelledError):
+        except (MachineEnded, asyncio.CancelledError):
             self._fail("the guest has ended")
         except UserError as error:
             self._fail(str(error))
@@ -189,35 +144,26 @@ class Snapshots:
         finally:
             self._thread.shutdown(wait=False)
 
-    def _fail(self, why: str) -> None:
-        self.status = SnapshotStatus("failed", error=why)
+    def _fail(self, reason: str) -> None:
+        self.status = SnapshotStatus("failed", error=reason)
 
-    async def _save(self, wish: SnapshotRequest) -> None:
+    async def _save(self, request: SnapshotRequest) -> None:
         machine = self._machine
         await machine.memory_loaded()
         machine.prepare_parts()
-        memory = machine.ram.memory
-        with SnapshotWriter(wish.path, memory) as file, ExitStack() as logging_on:
+        with SnapshotWriter(request.path, machine.ram.memory) as file, ExitStack() as logging_on:
             log = logging_on.enter_context(machine.log_dirty_pages())
-            unused = UnusedPages(PageRuns(), "not asked, as was wished")
-            if wish.ask_unused:
-                unused = await ask_unused(
-                    machine.balloon,
-                    machine.misc_requests,
-                    machine.free_page_hints,
-                    wish.timeout_s,
-                )
-            copier = await self._in_thread(
-                lambda: Copier(memory, log, file, unused, self._looked_at)
-            )
-            if wish.keep_running and machine.status == "running":
-                await self._copy_most(copier)
-            self._check_alive()
-            with self._still() as resume:
+            unused = await machine.unused_pages(request.timeout_s if request.ask_unused else 0.0)
+            copier = await self._in_thread(lambda: self._copier(log, file, unused))
+            if request.keep_running and machine.status == "running":
+                await self._precopy(copier)
+            self._check_machine()
+            with self._paused() as resume:
                 parts = machine.save_parts()
                 await self._copy(copier, copier.last_round)
-                report = copier.selection.report(file.pages, machine.balloon.actual)
-                if wish.keep_running:
+                ballooned_bytes = machine.config.ram_bytes - machine.balloon_actual_bytes
+                report = copier.report(ballooned_bytes // PAGE_BYTES)
+                if request.keep_running:
                     resume()
                     logging_on.close()  # each page written costs the guest a fault
                 records = [config_record(machine.config), report.record(), *parts]
@@ -230,14 +176,17 @@ class Snapshots:
             report=report,
         )
 
-    async def _copy_most(self, copier: Copier) -> None:
-        """Copy while the guest runs, until what it changes meanwhile hardly becomes less."""
+    def _copier(self, log: DirtyLog, file: SnapshotWriter, unused: UnusedPages) -> Copier:
+        return Copier(self._machine.ram.memory, log, file, unused, self._pages_copied)
+
+    async def _precopy(self, copier: Copier) -> None:
+        """Copy while the guest runs, until rounds hardly become shorter."""
         took_s = math.inf
         for _ in range(MAX_ROUNDS - 1):
             before_s, begin = took_s, time.monotonic()
             await self._copy(copier, copier.round)
             took_s = time.monotonic() - begin
-            if took_s < SHORT_S or took_s > before_s / 2:
+            if took_s < SHORT_ROUND_S or took_s > before_s / 2:
                 break
 
     async def _copy(self, copier: Copier, one_round: Callable[[], None]) -> None:
@@ -246,23 +195,23 @@ class Snapshots:
         await self._in_thread(one_round)
 
     @contextmanager
-    def _still(self) -> Iterator[Callable[[], None]]:
-        """The guest stands still until the function given is called, or something fails."""
+    def _paused(self) -> Iterator[Callable[[], None]]:
+        """Keep the guest paused until the function given is called, or the block raises."""
         machine, begin = self._machine, time.monotonic()
-        standing = machine.status == "running"
+        was_running = machine.status == "running"
 
         def resume() -> None:
-            nonlocal standing
-            still.close()
-            if standing and machine.status == "paused":
+            nonlocal was_running
+            paused.close()
+            if was_running and machine.status == "paused":
                 machine.resume()
-            standing = False
+            was_running = False
 
-        with ExitStack() as still:
-            still.callback(self._note_stop, begin)
-            if standing:
+        with ExitStack() as paused:
+            paused.callback(self._note_downtime, begin)
+            if was_running:
                 machine.pause()
-            still.enter_context(machine.quiescent())
+            paused.enter_context(machine.quiescent())
             try:
                 yield resume
             except BaseException:
@@ -270,7 +219,7 @@ class Snapshots:
                 raise
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Nothing is taken away from `work` before it has ended, even if nobody waits any more."""
+        """Run `work` in the snapshot's thread; return only when it has ended, even if cancelled."""
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)
@@ -278,16 +227,16 @@ class Snapshots:
             await asyncio.wait({future})
             raise
 
-    def _note_stop(self, begin: float) -> None:
+    def _note_downtime(self, begin: float) -> None:
         self.status = replace(self.status, stopped_seconds=time.monotonic() - begin)
 
-    def _looked_at(self, pages: int) -> None:
-        """Note progress; called in the thread that copies."""
+    def _pages_copied(self, pages: int) -> None:
+        """Note progress. Threads: snapshot."""
         if self._closed.is_set():
-            raise Ended
+            raise MachineEnded
         status = self.status
         self.status = replace(status, completed_pages=status.completed_pages + pages)
 
-    def _check_alive(self) -> None:
+    def _check_machine(self) -> None:
         if self._closed.is_set() or self._machine.status not in ("running", "paused"):
-            raise Ended
+            raise MachineEnded

@@ -21,7 +21,8 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.snapshot.report import PageReport
+from pyvmm.state.config_record import config_record
 from pyvmm.state.parts import KINDS
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB

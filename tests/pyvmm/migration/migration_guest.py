@@ -26,7 +26,7 @@ from pykvm import Vm, abi
 from pyvmm.config import MachineConfig
 from pyvmm.memory.dirty_log import KvmDirtyLog
 from pyvmm.memory.layout import ram_ranges
-from pyvmm.memory.page_selection import UnusedPages
+from pyvmm.memory.precopy import UnusedPages
 from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.link import MigrationLink

@@ -6,14 +6,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.migration.auto_converge import Convergence
+from pyvmm.migration.auto_converge import AutoConverge
 from pyvmm.migration.progress import Settings
 
 ON = Settings(auto_converge=True)
 
 
 def percentages(settings: Settings, *rounds: tuple[int, int, float]) -> list[int]:
-    convergence = Convergence()
+    convergence = AutoConverge()
     return [convergence.judge(settings, *each) for each in rounds]
 
 

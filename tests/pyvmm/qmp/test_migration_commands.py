@@ -66,7 +66,7 @@ def test_the_guest_moves(tmp_path: Path) -> None:
         assert answer["downtime"] <= answer["total-time"]
         assert answer["ram"]["total"] == machine.ram_bytes
         assert answer["ram"]["normal"] >= 1
-        assert answer["unused-pages"] == {"skipped": 0, "how": "not asked, as was wished"}
+        assert answer["unused-pages"] == {"skipped": 0, "how": "query disabled"}
         assert home.runs
         assert home.ram is not None
         assert home.ram.page(0)[:9] == b"something"
@@ -110,7 +110,7 @@ def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
         destination.join()
         assert seen == ["finish-migrate"]
         assert answer["status"] == "failed"
-        assert answer["error-desc"] == "the destination gives up: it has no room"
+        assert answer["error-desc"] == "the destination has aborted: it has no room"
         assert machine.status == "running"
 
     run(scenario)

@@ -19,8 +19,9 @@ from pyvmm.errors import UserError
 from pyvmm.memory.ram import Ram
 from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.snapshot.report import PageReport
 from pyvmm.snapshot.writer import SnapshotWriter
+from pyvmm.state.config_record import config_record
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import GIB, MIB
 from pyvmm_native.page_blocks import BLOCK_PAGES

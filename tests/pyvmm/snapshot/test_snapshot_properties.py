@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.memory.page_selection import UnusedPages
+from pyvmm.memory.precopy import UnusedPages
 from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.report import PageReport, config_record
+from pyvmm.snapshot.report import PageReport
 from pyvmm.snapshot.writer import SnapshotWriter
+from pyvmm.state.config_record import config_record
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_guest import (
     CONFIG,
@@ -52,7 +53,7 @@ class Taken:
                 guest.stop()
                 copier.last_round()
                 assert not copier.todo
-                self.report = copier.selection.report(file.pages, ballooned=0)
+                self.report = copier.report(ballooned=0)
                 file.finish([config_record(CONFIG), self.report.record()])
             status = path.stat()
             self.bytes_on_disk, self.looked_at = status.st_blocks * 512, sum(looked_at)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask the guest which pages it does not use, by whichever request its balloon driver understands.
+
+The driver of the bitmap dialect answers on the misc queue; the standard one gives free page hints
+(VIRTIO 1.2, 5.5.6.7). Hinted pages go back to the guest at once: what it writes to them from then
+on is in the dirty log, which must have been switched on before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyvmm.balloon.guest_requests import DriverUnavailable, GuestRequestError
+from pyvmm.memory.precopy import NOT_QUERIED, UnusedPages
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from devices.balloon.device import BalloonDevice
+    from pyvmm.balloon.free_page_hints import FreePageHints
+    from pyvmm.balloon.misc_requests import MiscRequests
+
+
+async def query_unused_pages(
+    balloon: BalloonDevice,
+    misc_requests: MiscRequests,
+    free_page_hints: FreePageHints,
+    timeout_s: float,
+) -> UnusedPages:
+    """Return the pages that the guest reports as unused within `timeout_s`.
+
+    A guest that does not answer has none, and `how` says why; a time-out of 0 disables the query.
+
+    Threads: event loop.
+    """
+    if not timeout_s:
+        return NOT_QUERIED
+    none = PageRuns()
+    if balloon.poison_val:
+        # The guest's kernel checks a free page for the poison when it allocates the page.
+        return UnusedPages(none, "query disabled: the guest poisons its free pages")
+    try:
+        return UnusedPages(
+            await misc_requests.unused_pages(timeout_s), "answered on the misc queue"
+        )
+    except DriverUnavailable:
+        pass
+    except GuestRequestError as error:
+        return UnusedPages(none, str(error))
+    try:
+        async with free_page_hints.held(timeout_s) as hints:
+            return UnusedPages(hints.pages, "answered by free page hints")
+    except GuestRequestError as error:
+        return UnusedPages(none, str(error))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-copy rounds: guest memory is copied while the guest runs, and what it changes is copied again.
+
+Live migration and snapshots both copy this way:
+
+    with machine.log_dirty_pages() as log:
+        unused = ...                                # ask the guest which pages it does not use
+        precopy = PreCopy(memory, log, unused)      # selects the pages of the first round
+        while worthwhile:
+            precopy.copy(sink)                      # one round
+            precopy.collect()                       # what has changed since
+        ...                                         # stop the guest
+        precopy.collect()
+        precopy.copy(sink)                          # the last round
+
+The first round takes the pages that have memory behind them on the host and that the guest is not
+known to leave unused. A page without memory behind it reads as zeros: it was never touched, or it is
+in the balloon. An unused page may be left out because the dirty log was on before the guest was
+asked: if the guest has used the page since, the log names it. Every later round takes what the log
+names.
+
+A round goes through RAM in chunks of 64 MiB. The dirty log of a chunk is cleared before its pages
+are read, so a page written after it was copied is in the log again, and no change can be missed.
+The sink is told which pages of the chunk hold anything but zeros; the memory of a restored guest is
+zeros to begin with, so zero pages matter only where an earlier round has copied something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from pyvmm_native.pages import bitmap, nonzero, touched
+from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pyvmm.memory.dirty_log import DirtyLog
+    from pyvmm_native.memory import GuestMemory
+
+CHUNK_PAGES = 16384
+"""Pages, 64 MiB, that the dirty log is cleared for at once."""
+
+
+class UnusedPages(NamedTuple):
+    """Pages that the guest did not use at some moment after it was asked."""
+
+    pages: PageRuns
+    how: str
+    """How the guest was asked, or why there is no answer."""
+
+
+NOT_QUERIED = UnusedPages(PageRuns(), "query disabled")
+
+
+class Chunk(NamedTuple):
+    """Pages of one round within `CHUNK_PAGES` of guest-physical address space."""
+
+    start_pfn: int
+    pages: PageRuns
+    """All pages of the chunk that this round deals with."""
+    populated: PageRuns
+    """Those with memory behind them on the host."""
+    nonzero: PageRuns
+    """Those that hold anything but zeros."""
+
+
+ChunkSink: TypeAlias = Callable[[Chunk], None]
+
+
+class PreCopy:
+    """Copies `memory`, whose changes are in `log`, round by round.
+
+    `unused` is the guest's answer to a question asked while the log was on. Every call may take
+    seconds, construction included.
+
+    Threads: snapshot, migration; one thread for the whole copy.
+    """
+
+    def __init__(self, memory: GuestMemory, log: DirtyLog, unused: UnusedPages) -> None:
+        self._memory = memory
+        self._log = log
+        ram = PageRuns(memory.page_ranges)
+        # Unused pages are not looked up on the host: that takes time for each of them.
+        self.populated = touched(memory, ram.subtract(unused.pages))
+        """Pages selected because they have memory behind them."""
+        # The log names pages written after the guest answered, or first touched after the lookup.
+        changed = log.collect()
+        self.todo = self.populated.union(changed)
+        """Pages that the next round deals with."""
+        self.skipped = ram.intersect(unused.pages).subtract(changed)
+        """Pages left out of the first round because they are unused."""
+
+    def copy(self, sink: ChunkSink) -> None:
+        """Hand all pages of `todo` to `sink`, chunk by chunk; what it raises ends the round."""
+        todo, self.todo = self.todo, PageRuns()
+        memory, log = self._memory, self._log
+        for start_pfn, pages in chunks(memory, todo):
+            log.clear(start_pfn, CHUNK_PAGES)
+            populated = touched(memory, pages)
+            sink(Chunk(start_pfn, pages, populated, nonzero(memory, populated)))
+
+    def collect(self) -> None:
+        """Add the pages that have changed since their chunk was last cleared to `todo`."""
+        self.todo = self.todo.union(self._log.collect())
+
+
+def chunks(memory: GuestMemory, pages: PageRuns) -> Iterator[tuple[int, PageRuns]]:
+    """Yield (first page frame, pages) for each chunk of RAM that has any of `pages`."""
+    for start_pfn, count in memory.page_ranges:
+        bits = bitmap(pages, start_pfn, -(-count // CHUNK_PAGES) * CHUNK_PAGES)
+        for offset in range(0, len(bits), CHUNK_PAGES // 8):
+            chunk_pfn = start_pfn + 8 * offset
+            found = PageRuns.from_bitmap(bits[offset : offset + CHUNK_PAGES // 8], chunk_pfn)
+            if found:
+                yield chunk_pfn, found

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a machine as a record: in a snapshot, and first in a migration stream."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from devices.state import MAX_PAYLOAD_BYTES, Fields, Payload, encode
+from pyvmm.config import MachineConfig
+from pyvmm.errors import UserError
+from pyvmm.state.records import Kind, Record
+
+CONFIG = "config"
+CONFIG_KIND = Kind(1, MAX_PAYLOAD_BYTES)
+
+_MAX_TEXT_BYTES = 1 << 16
+_MAX_FEATURES = 64
+
+
+def encode_config(config: MachineConfig) -> bytes:
+    """Return the payload that `restore_config` reads."""
+    payload: Payload = {
+        "kernel": os.fsencode(config.kernel),
+        "initrd": os.fsencode(config.initrd) if config.initrd else b"",
+        "command_line": os.fsencode(config.command_line),
+        "ram_bytes": config.ram_bytes,
+        "vcpus": config.vcpus,
+        "dialect": config.dialect,
+        "offer": list(config.offer),
+        "withhold": list(config.withhold),
+    }
+    return encode(payload)
+
+
+def config_record(config: MachineConfig) -> Record:
+    """Return the record of `config` in a snapshot."""
+    return Record(CONFIG, CONFIG_KIND.version, encode_config(config))
+
+
+def restore_config(fields: Fields) -> MachineConfig:
+    """Read a configuration; StateError for one that no machine here can have."""
+    kernel = fields.data("kernel", at_most=_MAX_TEXT_BYTES)
+    initrd = fields.data("initrd", at_most=_MAX_TEXT_BYTES)
+    command_line = fields.data("command_line", at_most=_MAX_TEXT_BYTES)
+    ram_bytes, vcpus = fields.number("ram_bytes"), fields.number("vcpus")
+    dialect = fields.text("dialect")
+    offer, withhold = _names(fields, "offer"), _names(fields, "withhold")
+    fields.done()
+    try:
+        return MachineConfig(
+            kernel=Path(os.fsdecode(kernel)),
+            initrd=Path(os.fsdecode(initrd)) if initrd else None,
+            command_line=os.fsdecode(command_line),
+            ram_bytes=ram_bytes,
+            vcpus=vcpus,
+            dialect=dialect,
+            offer=offer,
+            withhold=withhold,
+        )
+    except UserError as error:
+        raise fields.error("as a whole", f"is no machine: {error.message}") from error
+
+
+def _names(fields: Fields, name: str) -> tuple[str, ...]:
+    names = fields.items(name, at_most=_MAX_FEATURES)
+    if not all(isinstance(each, str) for each in names):
+        raise fields.error(name, "has an item that is not a name")
+    return tuple(str(each) for each in names)
