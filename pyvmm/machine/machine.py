@@ -315,9 +315,7 @@ class Machine:
 
     def log_dirty_pages(self) -> KvmDirtyLog:
         """Have all changes to memory logged for the length of a block."""
-        from pyvmm.machine.guest import Status
-    from pyvmm.memory.dirty_log import KvmDirtyLog
-    from pyvmm.memory.precopy import UnusedPages
+        from pyvmm.memory.dirty_log import KvmDirtyLog
 
         return KvmDirtyLog(self._vm, self.ram)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-copy rounds: guest memory is copied while the guest runs, and what it changes is copied again.
+"""Pre-copy: copy guest memory in rounds while the guest runs and changes it.
 
 Live migration and snapshots both copy this way:
 
@@ -13,11 +13,11 @@ Live migration and snapshots both copy this way:
         precopy.collect()
         precopy.copy(sink)                          # the last round
 
-The first round takes the pages that have memory behind them on the host and that the guest is not
-known to leave unused. A page without memory behind it reads as zeros: it was never touched, or it is
+The first round takes the pages that have memory behind them on the host, except those that the
+guest does not use. A page without memory behind it reads as zeros: it was never touched, or it is
 in the balloon. An unused page may be left out because the dirty log was on before the guest was
-asked: if the guest has used the page since, the log names it. Every later round takes what the log
-names.
+asked: if the guest has written to the page since, the log names it. Every later round takes what
+the log names.
 
 A round goes through RAM in chunks of 64 MiB. The dirty log of a chunk is cleared before its pages
 are read, so a page written after it was copied is in the log again, and no change can be missed.

@@ -162,11 +162,11 @@ class WritingGuest:
         self.do(before)
         self._acts = iter(acts)
 
-    def logging(self) -> KvmDirtyLog:
+    def log_dirty_pages(self) -> KvmDirtyLog:
         self.left_out = set()
         return _NosyLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
 
-    def ask_unused(self, timeout_s: float) -> UnusedPages:
+    def unused_pages(self, timeout_s: float) -> UnusedPages:
         self.go()
         self.left_out = set(self._unused)
         answer = UnusedPages(PageRuns((pfn, 1) for pfn in self._unused), "answered")
@@ -182,7 +182,7 @@ class WritingGuest:
         self.running = False
         return True
 
-    def parts(self) -> Sequence[Record]:
+    def save_parts(self) -> Sequence[Record]:
         assert not self.running
         return PARTS
 

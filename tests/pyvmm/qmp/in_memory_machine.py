@@ -22,11 +22,14 @@ from devices.testing.board import AnonymousRam
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
+from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
+from pyvmm.machine.guest import Status
 from pyvmm.memory import layout
+from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
 from pyvmm.qmp.server import ControlServer
-from pyvmm.qmp.vm_control import EventSink, Status
+from pyvmm.qmp.vm_control import EventSink
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
@@ -115,6 +118,11 @@ class InMemoryMachine:
 
     async def memory_loaded(self) -> None:
         pass
+
+    async def unused_pages(self, timeout_s: float) -> UnusedPages:
+        return await query_unused_pages(
+            self.balloon, self.misc_requests, self.free_page_hints, timeout_s
+        )
 
     @contextmanager
     def log_dirty_pages(self) -> Iterator[InMemoryMachine]:

@@ -45,8 +45,8 @@ class Taken:
 
         with TemporaryDirectory() as directory:
             path = Path(directory) / "snapshot"
-            with guest.logging() as log, SnapshotWriter(path, guest.memory) as file:
-                unused = guest.ask_unused(1.0) if ask else UnusedPages(PageRuns(), "not asked")
+            with guest.log_dirty_pages() as log, SnapshotWriter(path, guest.memory) as file:
+                unused = guest.unused_pages(1.0) if ask else UnusedPages(PageRuns(), "not asked")
                 copier = Copier(guest.memory, log, file, unused, on_pages)
                 for _ in range(rounds):
                     copier.round()

@@ -106,7 +106,7 @@ def found() -> tuple[set[str], set[str]]:
     """Every changing attribute as Class.name, and those among them that are saved."""
     everything, saved = set(), set()
     in_virtio = mentioned(ast.parse((ROOT / "virtio" / "saved.py").read_text()), "device")
-    for path in set(ROOT.rglob("*.py")) - {ROOT / "state.py", *(ROOT / "testing").iterdir()}:
+    for path in set(ROOT.rglob("*.py")) - {ROOT / "state.py", *(ROOT / "testing").rglob("*.py")}:
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.ClassDef):
                 continue
