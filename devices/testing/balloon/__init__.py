@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Drivers and requests for tests of the balloon device."""

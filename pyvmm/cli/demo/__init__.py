@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""`pyvmm demo`: run a scripted guest, measure its balloon, and plot the result."""
