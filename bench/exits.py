@@ -5,7 +5,7 @@ A guest of a few instructions (`bench.exit_guest`) reads or writes one register 
 contenders serve the same vCPU, in turns:
 
     C loop                    bench/c/exits.c: KVM_RUN, look, answer, again
-    pyvmm, Cython fast path   what `SerialShortcut` serves: LSR and THR of the UART
+    pyvmm, Cython fast path   what `SerialFastPath` serves: LSR and THR of the UART
     pyvmm, nothing in Python  the KVM_RUN loop with handlers that only return: the way into Python
     pyvmm, Python model       the machine's own: device lock, bus, register table, device
     pyvmm, ioeventfd          for writes to memory: a queue notification, which never leaves KVM
@@ -51,7 +51,7 @@ from pyvmm.memory.layout import COM1_PORT, COM1_PORTS
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native import kvm_run
-from pyvmm_native.serial import ByteQueue, SerialShortcut
+from pyvmm_native.serial import ByteQueue, SerialFastPath
 
 C_LOOP = "C loop"
 SHORTCUT = "pyvmm, Cython fast path"
@@ -91,7 +91,7 @@ class Platform:
     def __init__(self) -> None:
         tracer = LogTracer()
         self.queue = ByteQueue(lambda: None, 1 << 30)
-        self.serial = SerialShortcut(self.queue, COM1_PORT)
+        self.serial = SerialFastPath(self.queue, COM1_PORT)
         pio, mmio = Bus("pio", tracer=tracer), Bus("mmio", tracer=tracer)
         pio.map(COM1_PORT, COM1_PORTS, Uart16550(Line(), self.queue.put, self.serial))
         pio.map(DONE_PORT, 1, DonePort())
@@ -173,7 +173,7 @@ class Bench:
         access: Access,
         io: kvm_run.IoHandler,
         *,
-        serial: SerialShortcut | None = None,
+        serial: SerialFastPath | None = None,
         answer: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> Contender:
@@ -187,7 +187,7 @@ class Bench:
 
         return contend
 
-    def serve(self, io: kvm_run.IoHandler, serial: SerialShortcut | None = None) -> None:
+    def serve(self, io: kvm_run.IoHandler, serial: SerialFastPath | None = None) -> None:
         """Have the guest run its program to the end."""
         vcpu = self._guest.vcpu
         try:

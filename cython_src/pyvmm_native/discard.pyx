@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Giving guest memory back to the host.
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Returning guest memory to the host.
 
 `madvise(MADV_DONTNEED)` frees private anonymous pages at once and lets them read as zeros when
 they are touched again. One call costs about half a microsecond beside the freeing itself, which
-is most of the cost when single pages are given back. `process_madvise(2)`, applied to ourselves,
-takes 1024 ranges in one call. PIDFD_SELF_THREAD names us without a file descriptor to open for each
-request and to get wrong after a fork; kernels know it since 6.15 and allow MADV_DONTNEED there
-since 6.13. Seccomp filters may refuse the call, too, and neither is told by a version number: it
-is tried once on two pages of our own, and believed only when their contents are gone.
+is most of the cost when single pages are discarded. `process_madvise(2)`, applied to this process,
+takes 1024 ranges in one call. PIDFD_SELF_THREAD names the process without a file descriptor that
+would have to be opened for each request and checked after a fork; kernels accept it since 6.15, and
+MADV_DONTNEED there since 6.13. Seccomp filters may refuse the call, too, and no version number
+tells of either: it is tried once on two pages of our own, and trusted only if their contents are
+gone.
 
 On a shared or file-backed mapping the same `madvise` succeeds and frees nothing, or brings back
-the file's contents. Trying it out on a region would destroy what the guest keeps there, so the
+the file's contents. Trying it out on a region would destroy the guest's data there, so the
 kernel is asked instead: all of a region must be listed in /proc/self/maps as private and without
 an inode. That is looked up once per `GuestMemory`, which holds its buffers and so its mappings.
 
@@ -29,7 +31,7 @@ from posix.mman cimport (
     munmap,
 )
 
-from pyvmm_native.memory cimport GuestMemory, Region
+from pyvmm_native.memory cimport PAGE_BYTES, PAGE_SHIFT, GuestMemory, Region
 from pyvmm_native.run_list cimport Run
 from pyvmm_native.runs cimport PageRuns
 
@@ -53,28 +55,33 @@ cdef extern from * nogil:
     int PIDFD_SELF_THREAD
 
 cdef enum:
-    PAGE_BYTES = 4096
-    PAGE_SHIFT = 12
     BATCH_RANGES = 1024    # IOV_MAX: the kernel takes no more at once
-    # EINTR and EAGAIN in a row, after which they are an error like any other.
+    # After this many retries EINTR and EAGAIN are errors like any other.
     MAX_RETRIES = 1000
 
 # Runs may name frames whose address does not fit 64 bits; RAM ends below 2**52 bytes.
 cdef uint64_t PFN_LIMIT = <uint64_t>1 << 40
 
 cdef struct Work:
-    bint together          # one call for many ranges, else one for each
+    bint batched           # one call for many ranges, else one for each
     size_t count           # ranges waiting
     uint64_t size_bytes    # discarded so far
     uint64_t calls
     iovec ranges[BATCH_RANGES]
 
-Discarded = namedtuple("Discarded", ["bytes", "calls"])
+Discarded = namedtuple("Discarded", ["bytes", "calls"], module=__name__)
+Discarded.__doc__ = "Result of a discard: its size in bytes and the number of system calls."
+Discarded.bytes.__doc__ = "Bytes whose contents were discarded, resident before or not."
+Discarded.calls.__doc__ = "System calls it took."
 
 cdef object process_madvise_works = None
 
 
 def have_process_madvise():
+    """Return whether process_madvise(2) can discard memory of this process.
+
+    It is tried once, on pages mapped for the purpose.
+    """
     global process_madvise_works
     if process_madvise_works is None:
         process_madvise_works = probe_process_madvise()
@@ -82,6 +89,15 @@ def have_process_madvise():
 
 
 def discard(GuestMemory memory not None, PageRuns runs not None):
+    """Free the host memory behind `runs`; the guest reads zeros there until it writes again.
+
+    Return a `Discarded` once the memory is free. Ranges go to the kernel 1024 at a time if
+    `have_process_madvise`, one at a time otherwise, without the GIL. ValueError, with nothing
+    discarded, when a run is not wholly inside RAM, or when a region of `memory` is not private
+    anonymous memory at page-aligned host addresses (a `bytearray`, a file, a shared mapping:
+    `mmap.mmap(-1, n)` is shared unless given `flags=mmap.MAP_PRIVATE`). OSError when the kernel
+    refuses a range, for example locked memory; the ranges before it have been discarded then.
+    """
     cdef Work work
     cdef const Run *outside
     cdef int error = 0
@@ -89,13 +105,13 @@ def discard(GuestMemory memory not None, PageRuns runs not None):
         check_discardable(memory)
         memory.discardable = True
     work.count = work.size_bytes = work.calls = 0
-    work.together = runs.list.count > 1 and have_process_madvise()
+    work.batched = runs.list.count > 1 and have_process_madvise()
     with nogil:
         outside = find_outside(memory, runs)
         if outside == NULL:
             error = discard_runs(memory, runs, &work)
-            if memory._logging:
-                note_changes(memory, runs)
+            if memory._dirty_logging:
+                mark_runs_dirty(memory, runs)
     if outside != NULL:
         raise ValueError(f"{outside.end - outside.start} page frames from {outside.start:#x} on "
                          "are not wholly inside guest RAM")
@@ -118,7 +134,11 @@ cdef check_discardable(GuestMemory memory):
 
 
 def private_anonymous_ranges():
-    """(start, end) of our private mappings that have no file, ascending (proc_pid_maps(5))."""
+    """Return the host address ranges (start, end) of this process that a discard would free,
+    ascending.
+
+    They are the private mappings without a file (proc_pid_maps(5)).
+    """
     ranges = []
     with open("/proc/self/maps") as maps:
         for line in maps:
@@ -129,7 +149,7 @@ def private_anonymous_ranges():
 
 
 def is_within(ranges, start, end):
-    """Whether ascending `ranges` cover [start, end) without a gap."""
+    """Return whether ascending, disjoint `ranges` cover [start, end) without a gap."""
     for range_start, range_end in ranges:
         if range_start <= start < range_end:
             start = range_end
@@ -137,7 +157,7 @@ def is_within(ranges, start, end):
 
 
 cdef const Run *find_outside(GuestMemory memory, PageRuns runs) noexcept nogil:
-    """The first run that is not wholly RAM, or NULL."""
+    """Return the first run that is not wholly RAM, or NULL."""
     cdef size_t i
     cdef uint64_t gpa, end
     cdef const Run *run
@@ -160,7 +180,7 @@ cdef const Run *find_outside(GuestMemory memory, PageRuns runs) noexcept nogil:
 
 
 cdef int discard_runs(GuestMemory memory, PageRuns runs, Work *work) noexcept nogil:
-    """Discard runs that are inside RAM; returns an errno or 0."""
+    """Discard runs that are inside RAM; return an errno or 0."""
     cdef size_t i
     cdef uint64_t gpa, left, got
     cdef int error
@@ -180,7 +200,7 @@ cdef int discard_runs(GuestMemory memory, PageRuns runs, Work *work) noexcept no
     return flush(work)
 
 
-cdef void note_changes(GuestMemory memory, PageRuns runs) noexcept nogil:
+cdef void mark_runs_dirty(GuestMemory memory, PageRuns runs) noexcept nogil:
     cdef size_t i
     cdef uint64_t gpa, left, got
     for i in range(runs.list.count):
@@ -188,18 +208,18 @@ cdef void note_changes(GuestMemory memory, PageRuns runs) noexcept nogil:
         left = (runs.list.items[i].end << PAGE_SHIFT) - gpa
         while left:
             memory.span(gpa, left, &got)
-            memory.note_change(gpa, got)
+            memory.mark_dirty(gpa, got)
             gpa += got
             left -= got
 
 
 cdef int flush(Work *work) noexcept nogil:
-    """Discard the waiting ranges; returns an errno or 0."""
+    """Discard the waiting ranges; return an errno or 0."""
     cdef size_t i, done = 0
     cdef int error
-    if work.together:
-        done = advise_together(work)
-    # Whatever the batched call did not like is done, or refused for good, one by one.
+    if work.batched:
+        done = advise_batch(work)
+    # Ranges that the batched call refused are discarded, or refused for good, one by one.
     for i in range(done, work.count):
         error = advise_one(work, &work.ranges[i])
         if error:
@@ -208,8 +228,8 @@ cdef int flush(Work *work) noexcept nogil:
     return 0
 
 
-cdef size_t advise_together(Work *work) noexcept nogil:
-    """Returns how many of the waiting ranges are done, leaving the rest of a half-done one."""
+cdef size_t advise_batch(Work *work) noexcept nogil:
+    """Discard waiting ranges; return how many are done, leaving the rest of a partly done one."""
     cdef size_t first = 0
     cdef int retries = MAX_RETRIES
     cdef long got

@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The KVM_RUN loop of one vCPU, and the way to interrupt it (described in kvm_run.pyi).
+# cython: embedsignature=True, embedsignature.format=clinic
+"""The KVM_RUN loop of one vCPU, and how to interrupt it.
 
 Most exits of a running guest are accesses to device registers. Going through Python for each
 ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
-device model, and goes back in; not even that for what a `SerialShortcut` serves. The kernel
-writes what it wants to `struct kvm_run` at the start of the area shared with the vCPU, and
+device model, and goes back in; accesses that a `SerialFastPath` serves do not even take the GIL.
+The kernel describes the exit in `struct kvm_run` at the start of the area shared with the vCPU, and
 completes the guest's access when KVM_RUN is called again (Documentation/virt/kvm/api.rst,
 section 5, "The kvm_run structure").
+
+`run` belongs to the vCPU's thread; it serves port and memory-mapped I/O by calling an `IoHandler`
+and returns for everything else. Another thread makes it return with `kick`, without a race: `kick`
+sets `kvm_run.immediate_exit`, which KVM checks when KVM_RUN starts, and then sends a signal, which
+ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread goes
+
+    while True:
+        reason = run(vcpu_fd, run_area, io)
+        if reason == -errno.EINTR:
+            clear_kick(run_area)
+            ...look for requests to this thread...
+
+and the requesting thread stores its request, then kicks. The kick is cleared before the thread
+looks, so a request made at any moment is either seen now or interrupts the next `run`.
 """
 
 from cpython.buffer cimport (
@@ -20,7 +35,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
 
-from pyvmm_native.serial cimport SerialShortcut
+from pyvmm_native.serial cimport SerialFastPath
 
 cdef extern from "<linux/kvm.h>" nogil:
     enum:
@@ -29,8 +44,8 @@ cdef extern from "<linux/kvm.h>" nogil:
         KVM_EXIT_IO_OUT
         KVM_EXIT_MMIO
 
-    # The two members of kvm_run's unnamed union that are served here. They have no names in C;
-    # the ones given here never reach the C compiler.
+    # The two members of kvm_run's unnamed union that are served here. These names are Cython's
+    # only: the types have none in C.
     struct pio_exit:
         uint8_t direction
         uint8_t size
@@ -75,8 +90,8 @@ cdef extern from *:
     {
         __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELEASE);
     }
-    /* What the vCPU thread reads afterwards must not be older than the clearing: else a kick in
-       between would be wiped out and its reason not seen. */
+    /* The vCPU thread's reads after the clearing must not be older than it: else a kick in between
+       would be cleared and its reason not seen. */
     static inline void clear_immediate_exit(struct kvm_run *run)
     {
         __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
@@ -106,10 +121,21 @@ cdef class _RunArea:
         PyBuffer_Release(&self.view)
 
 
-def run(int vcpu_fd, run_area, io, SerialShortcut serial=None):
+def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
+    """Run guest code until an exit that `io` cannot serve, and return its KVM_EXIT_* reason.
+
+    Return -errno.EINTR when a signal arrived or `immediate_exit` is set. `run_area` is the whole
+    mmap of `vcpu_fd`; it cannot be closed meanwhile. Accesses that `serial` serves never reach
+    `io`. The GIL is released while guest code runs. Python signal handlers do not run in here, only
+    between two calls.
+
+    An exception raised by a method of `io` is passed on; so is OverflowError if it returns a value
+    that does not fit the read. The guest then reads all ones for what was not answered, once `run`
+    is called again. OSError if KVM_RUN fails, RuntimeError if KVM names data outside `run_area`.
+    """
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
-    cdef bint shortcut = serial is not None
+    cdef bint has_fast_path = serial is not None
     cdef object pio_read = io.pio_read
     cdef object pio_write = io.pio_write
     cdef object mmio_read = io.mmio_read
@@ -117,7 +143,7 @@ def run(int vcpu_fd, run_area, io, SerialShortcut serial=None):
     while True:
         with nogil:
             result = ioctl(vcpu_fd, KVM_RUN, 0)
-            while result == 0 and shortcut and _serve_serial(area, serial):
+            while result == 0 and has_fast_path and _serve_serial(area, serial):
                 result = ioctl(vcpu_fd, KVM_RUN, 0)
             if result < 0:
                 error = errno  # before taking the GIL, which may change it
@@ -136,8 +162,8 @@ def run(int vcpu_fd, run_area, io, SerialShortcut serial=None):
             return area.run.exit_reason
 
 
-cdef bint _serve_serial(_RunArea area, SerialShortcut serial) noexcept nogil:
-    """Serve a one-byte IN or OUT by the shortcut; False: nothing was done."""
+cdef bint _serve_serial(_RunArea area, SerialFastPath serial) noexcept nogil:
+    """Serve a one-byte IN or OUT on the fast path; return False if nothing was done."""
     cdef kvm_run *run = area.run
     cdef uint8_t *data
     if run.exit_reason != KVM_EXIT_IO or run.io.size != 1 or run.io.count != 1:
@@ -172,7 +198,7 @@ cdef int _serve_pio(_RunArea area, object pio_read, object pio_write) except -1:
             pio_write(port, size, value)
             data += size
         return 0
-    # Should the handler raise, the guest finds what an absent device answers, not stale bytes.
+    # Should the handler raise, the guest reads all ones, as of an absent device, not stale bytes.
     memset(data, 0xFF, length)
     for _ in range(count):
         _store(data, size, pio_read(port, size))
@@ -183,8 +209,8 @@ cdef int _serve_pio(_RunArea area, object pio_read, object pio_write) except -1:
 cdef int _serve_mmio(kvm_run *area, object mmio_read, object mmio_write) except -1:
     """Pass one access to the handler, in pieces of 1, 2, 4 or 8 bytes.
 
-    An access that crosses a page arrives as two, of any length from 1 to 7; devices are asked
-    only for the sizes that a bus has.
+    An access that crosses a page arrives as two, of any length from 1 to 7; devices see only the
+    sizes that a bus has.
     """
     cdef uint64_t gpa = area.mmio.phys_addr
     cdef uint32_t left = area.mmio.len
@@ -210,19 +236,24 @@ cdef int _serve_mmio(kvm_run *area, object mmio_read, object mmio_write) except 
 
 
 cdef int _store(uint8_t *data, uint32_t size, object value) except -1:
-    """Store a handler's answer, little-endian; a value that does not fit is the handler's bug."""
+    """Store a handler's result, little-endian; a value that does not fit is the handler's bug."""
     cdef uint64_t bits = value
     if size < 8 and bits >> (8 * size):
-        raise OverflowError(f"handler answered {value:#x} to a read of {size} bytes")
+        raise OverflowError(f"the handler returned {value:#x} for a read of {size} bytes")
     memcpy(data, &bits, size)
     return 0
 
 
 cdef void _on_kick(int signum) noexcept nogil:
-    """Do nothing: that the signal arrived is enough to end the ioctl."""
+    """Do nothing: the arrival of the signal alone ends the ioctl."""
 
 
 def install_kick_handler(int signum):
+    """Make `signum` the signal that `kick` sends, and give it a handler that does nothing.
+
+    The handler is process-wide, in C and without SA_RESTART. Call it once, before the first vCPU
+    runs; the signal must not be blocked in the vCPUs' threads. Raises OSError.
+    """
     global kick_signal
     cdef sigaction_t action
     memset(&action, 0, sizeof(action))
@@ -235,6 +266,12 @@ def install_kick_handler(int signum):
 
 
 def kick(int native_thread_id, run_area):
+    """Make the current or next `run` of another thread return -errno.EINTR without delay.
+
+    `native_thread_id` is that thread's `threading.get_native_id()`; `run_area` its vCPU's. Return
+    False if that thread has ended. The kick stays in force until `clear_kick`. Raises RuntimeError
+    if `install_kick_handler` was not called.
+    """
     cdef _RunArea area = _RunArea(run_area)
     if kick_signal == 0:
         raise RuntimeError("install_kick_handler() was not called")
@@ -243,5 +280,6 @@ def kick(int native_thread_id, run_area):
 
 
 def clear_kick(run_area):
+    """Let the vCPU of `run_area` run again; called by its own thread after -errno.EINTR."""
     cdef _RunArea area = _RunArea(run_area)
     clear_immediate_exit(area.run)

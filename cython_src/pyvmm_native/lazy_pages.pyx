@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Guest RAM that is filled from a file when it is touched, block by block, each checked before.
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Guest RAM that is loaded from a file when it is touched, block by block, each checked first.
 
-The kernel tells of the first access to a missing page through userfaultfd(2) and lets the thread
-that made it wait, be it a vCPU in KVM or one of ours. The block is then read into a buffer, its
-checksum verified, and only then are its pages put in place (UFFDIO_COPY); what waits goes on when
-the block is no longer watched (UFFDIO_UNREGISTER). Whenever nobody waits, the next block follows
-without being asked for. RAM stays private anonymous memory, so it can be discarded as ever, but
-pages must not come back from the file after they were: `forget` is told of them first.
+The kernel reports the first access to a missing page through userfaultfd(2) and suspends the
+thread that made it, be it a vCPU in KVM or one of ours. The block is then read into a buffer, its
+checksum verified, and only then are its pages put in place (UFFDIO_COPY); the thread resumes when
+the block is no longer registered (UFFDIO_UNREGISTER). While no thread waits, blocks are loaded in
+order. RAM stays private anonymous memory, so it can be discarded as usual, but discarded pages must
+not come back from the file: `skip` is told of them first.
 
 All of that happens without the GIL, which a thread that waits for a page may be holding.
 
-When a block is damaged no processor may run on, as what it waits for cannot be had. So every vCPU
-is made to leave the guest at once, and only then those who wait are let go; they find zeros, which
-the guest does not live to see.
+When a block is damaged no vCPU may run on, as the page it waits for cannot be had. So every vCPU is
+made to leave the guest at once, and only then are the waiting threads released; they read zeros,
+and no vCPU enters the guest again to see them.
 
 Documentation/admin-guide/mm/userfaultfd.rst.
 """
 
 import os
 
-from cpython.buffer cimport Py_buffer, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport Py_buffer
+from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
@@ -29,7 +31,7 @@ from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.unistd cimport close, getpid, read
 
-from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport (
     BITMAP_BYTES, BLOCK_BYTES_, BLOCK_PAGES_, WRONG_CHECKSUM, next_run, read_block,
 )
@@ -78,9 +80,9 @@ cdef extern from * nogil:
     }
 
     /*
-     * UFFDIO_UNREGISTER wakes those who wait and only then shuts the faults of this range out,
-     * where they take no more than their mapping's own lock (seen on Linux 6.18). One that falls
-     * between the two sleeps on, for ever if its page is not among those placed: so wake again.
+     * UFFDIO_UNREGISTER wakes waiting threads and only then stops reporting faults of this range,
+     * where faults take no more than the lock of their own mapping (seen on Linux 6.18). A thread
+     * that faults between the two sleeps on, for ever if its page is not placed: so wake again.
      */
     static int release_range(int fd, void *start, size_t length)
     {
@@ -90,7 +92,7 @@ cdef extern from * nogil:
         return ioctl(fd, UFFDIO_WAKE, &range);
     }
 
-    /* Puts missing pages in place and leaves sleepers asleep; returns the bytes done, or -1. */
+    /* Put missing pages in place without waking threads; return the bytes done, or -1. */
     static long long place_pages(int fd, void *target, void *source, size_t length)
     {
         struct uffdio_copy copy = {
@@ -125,7 +127,6 @@ cdef extern from * nogil:
     void leave_guest(kvm_run *run)
 
 cdef enum:
-    PAGE_SHIFT = 12
     MAX_VCPUS = 64
     MAX_RETRIES = 1000
 
@@ -137,33 +138,47 @@ cdef struct Block:
     uint32_t crc
     bint done
     uint8_t stored[BITMAP_BYTES]
-    uint8_t wanted[BITMAP_BYTES]    # those of `stored` that were not forgotten
+    uint8_t wanted[BITMAP_BYTES]    # those of `stored` that are not skipped
 
-cdef struct Processor:
+cdef struct Vcpu:
     int tid
     int signum
     kvm_run *run
 
 
 cdef class LazyPages:
+    """Guest RAM that is loaded, block by block, from the file `fd` when it is touched.
+
+    `blocks` are (first_pfn, bitmap, offset, crc) as in `pyvmm_native.page_blocks`; nobody has
+    touched `memory` yet. As soon as the object exists, a thread that touches a page of a block
+    waits until `serve`, in a thread of its own, has loaded it. OSError where the kernel does not
+    let this process watch page faults (EPERM without CAP_SYS_PTRACE, unless
+    vm.unprivileged_userfaultfd is 1). ValueError for a block outside RAM or given twice.
+
+    `serving` is True once `serve` runs without the GIL: until then nobody may touch the memory
+    while holding the GIL. `failed` is True once `serve` has met a block that cannot be used; it is
+    set before any thread can read zeros instead.
+    """
+
     cdef GuestMemory memory
-    cdef int fd, file
+    cdef int uffd, fd
     cdef Block *blocks
     cdef size_t count
-    cdef Processor processors[MAX_VCPUS]
-    cdef int processor_count
-    cdef list run_areas
-    cdef pthread_mutex_t mutex    # for `wanted` and `done` of the blocks, and the processors
+    cdef Vcpu vcpus[MAX_VCPUS]
+    cdef int vcpu_count
+    cdef list exports             # of the run areas that `vcpus` point into
+    cdef pthread_mutex_t mutex    # for `wanted` and `done` of the blocks, and the vCPUs
     cdef uint8_t *buffer
     cdef volatile bint stopping
+    cdef bint finished            # `serve` has returned
     cdef readonly bint serving
     cdef readonly bint failed
 
-    def __cinit__(self, GuestMemory memory not None, blocks, int file):
+    def __cinit__(self, GuestMemory memory not None, blocks, int fd):
         self.memory = memory
-        self.file = file
-        self.fd = -1
-        self.run_areas = []
+        self.fd = fd
+        self.uffd = -1
+        self.exports = []
         pthread_mutex_init(&self.mutex, NULL)
         ordered = sorted(blocks)
         self.blocks = <Block *>calloc(max(len(ordered), 1), sizeof(Block))
@@ -172,14 +187,14 @@ cdef class LazyPages:
             raise MemoryError
         for first_pfn, bitmap, offset, crc in ordered:
             self._append(first_pfn, bitmap, offset, crc)
-        self.fd = open_userfaultfd()
-        if self.fd < 0:
+        self.uffd = open_userfaultfd()
+        if self.uffd < 0:
             raise OSError(errno, os.strerror(errno), "userfaultfd")
         self._watch_all()
 
     def __dealloc__(self):
-        if self.fd >= 0:
-            close(self.fd)
+        if self.uffd >= 0:
+            close(self.uffd)
         free(self.blocks)
         free(self.buffer)
 
@@ -189,9 +204,9 @@ cdef class LazyPages:
         if bitmap.shape[0] != BITMAP_BYTES or first_pfn % BLOCK_PAGES_ or first_pfn >> 40:
             raise ValueError(f"no block at page frame {first_pfn:#x}")
         if self.count and (block - 1).first_pfn >= first_pfn:
-            raise ValueError(f"the block at page frame {first_pfn:#x} is there twice")
+            raise ValueError(f"the block at page frame {first_pfn:#x} is given twice")
         block.hva = self.memory.span(first_pfn << PAGE_SHIFT, BLOCK_BYTES_, &got)
-        if block.hva == NULL:
+        if block.hva == NULL or last_page(&bitmap[0]) >= <int>(got >> PAGE_SHIFT):
             raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
         block.first_pfn, block.size_bytes = first_pfn, got
         block.offset, block.crc = offset, crc
@@ -202,43 +217,63 @@ cdef class LazyPages:
     cdef _watch_all(self):
         cdef size_t i
         for i in range(self.count):
-            if watch_range(self.fd, self.blocks[i].hva, self.blocks[i].size_bytes) < 0:
+            if watch_range(self.uffd, self.blocks[i].hva, self.blocks[i].size_bytes) < 0:
                 raise OSError(errno, os.strerror(errno), "userfaultfd")
 
-    def watch(self, int tid, int signum, run_area):
-        cdef Py_buffer view
-        if self.processor_count == MAX_VCPUS:
+    def add_vcpu(self, int tid, int signum, run_area):
+        """Register a vCPU, to be stopped before it could run on without a block that cannot be
+        used.
+
+        `tid` is its thread's id, `signum` a signal whose only effect is that KVM_RUN returns,
+        `run_area` the vCPU's mapping of `kvm_run`, which stays exported until `serve` returns.
+        ValueError for more than 64 vCPUs.
+        """
+        if self.finished:
+            return
+        if self.vcpu_count == MAX_VCPUS:
             raise ValueError("too many vCPUs")
-        PyObject_GetBuffer(run_area, &view, PyBUF_WRITABLE)
-        self.run_areas.append(run_area)
+        export = PyMemoryView_FromObject(run_area)
+        cdef Py_buffer *view = PyMemoryView_GET_BUFFER(export)
+        if view.readonly:
+            raise ValueError("the run area is not writable")
+        self.exports.append(export)
         with nogil:
             pthread_mutex_lock(&self.mutex)
-        self.processors[self.processor_count] = Processor(tid, signum, <kvm_run *>view.buf)
-        self.processor_count += 1
+        self.vcpus[self.vcpu_count] = Vcpu(tid, signum, <kvm_run *>view.buf)
+        self.vcpu_count += 1
         pthread_mutex_unlock(&self.mutex)
-        PyBuffer_Release(&view)
 
-    def forget(self, PageRuns pages not None):
+    def skip(self, PageRuns pages not None):
+        """Never load `pages`: they are about to be discarded."""
         cdef size_t i
         with nogil:
             pthread_mutex_lock(&self.mutex)
             for i in range(pages.list.count):
-                self._forget_run(pages.list.items[i].start, pages.list.items[i].end)
+                self._skip_run(pages.list.items[i].start, pages.list.items[i].end)
             pthread_mutex_unlock(&self.mutex)
 
     def stop(self):
+        """Make `serve` return soon, with RAM incomplete. Stop the guest first."""
         self.stopping = True
 
     def serve(self):
+        """Load blocks, those that threads wait for first, and return when all are loaded.
+
+        ChecksumError for a damaged block, OSError for one that cannot be read: by then every vCPU
+        has been made to leave the guest, and RAM is incomplete. Runs without the GIL.
+        """
         cdef int error
         with nogil:
             error = self._serve()
+        self.finished = True
+        self.vcpu_count = 0
+        self.exports.clear()
         if error == WRONG_CHECKSUM:
             raise ChecksumError("wrong checksum of a block of pages")
         if error:
             raise OSError(error, os.strerror(error))
 
-    cdef void _forget_run(self, uint64_t start, uint64_t end) noexcept nogil:
+    cdef void _skip_run(self, uint64_t start, uint64_t end) noexcept nogil:
         cdef size_t low = 0, high = self.count, middle
         cdef uint64_t pfn, bit
         while low < high:    # the first block that ends after `start`
@@ -257,13 +292,13 @@ cdef class LazyPages:
             low += 1
 
     cdef int _serve(self) noexcept nogil:
-        """Everything until all is there, `stop` was called or something is wrong."""
+        """Load blocks until all are loaded, `stop` was called or one cannot be used."""
         cdef size_t next_block = 0
         cdef Block *block
         cdef int error = 0
         self.serving = True
         while not error and not self.stopping:
-            block = self._asked_for()
+            block = self._faulted_block()
             if block == NULL:
                 while next_block < self.count and self.blocks[next_block].done:
                     next_block += 1
@@ -275,16 +310,16 @@ cdef class LazyPages:
             pthread_mutex_unlock(&self.mutex)
         if error:
             self.failed = True
-            self._stop_processors()
+            self._stop_vcpus()
         self._release_all()
         return error
 
-    cdef Block *_asked_for(self) noexcept nogil:
-        """The block that somebody waits for, or NULL if nobody does."""
+    cdef Block *_faulted_block(self) noexcept nogil:
+        """Return a block that a thread waits for, or NULL if none does."""
         cdef uffd_msg message
         cdef uintptr_t address = 0
         cdef size_t i
-        while read(self.fd, &message, sizeof(message)) == <ssize_t>sizeof(message):
+        while read(self.uffd, &message, sizeof(message)) == <ssize_t>sizeof(message):
             if not is_fault(&message, &address):
                 continue
             for i in range(self.count):
@@ -294,12 +329,12 @@ cdef class LazyPages:
         return NULL
 
     cdef int _load(self, Block *block) noexcept nogil:
-        """Put a block in place; 0, an errno or WRONG_CHECKSUM."""
+        """Put a block in place; return 0, an errno or WRONG_CHECKSUM."""
         cdef int start, end = 0, error
         cdef uint8_t *source = self.buffer
         if block.done:
             return 0
-        error = read_block(self.file, block.offset, block.stored, block.crc, self.buffer)
+        error = read_block(self.fd, block.offset, block.stored, block.crc, self.buffer)
         if error:
             return error
         start = next_run(block.stored, 0, &end)
@@ -310,12 +345,12 @@ cdef class LazyPages:
             source += <size_t>(end - start) << PAGE_SHIFT
             start = next_run(block.stored, end, &end)
         block.done = True
-        if release_range(self.fd, block.hva, block.size_bytes) < 0:
+        if release_range(self.uffd, block.hva, block.size_bytes) < 0:
             return errno
         return 0
 
     cdef int _place(self, Block *block, int start, int end, uint8_t *source) noexcept nogil:
-        """Place the pages from `start` to `end` of a block, less those that were forgotten."""
+        """Place the pages from `start` to `end` of a block, except skipped ones."""
         cdef int first = start, stop = start
         cdef size_t size, done
         cdef long long got
@@ -327,7 +362,7 @@ cdef class LazyPages:
             done = 0
             while done < size:
                 got = place_pages(
-                    self.fd, block.hva + (<size_t>first << PAGE_SHIFT) + done,
+                    self.uffd, block.hva + (<size_t>first << PAGE_SHIFT) + done,
                     source + (<size_t>(first - start) << PAGE_SHIFT) + done, size - done,
                 )
                 if got < 0:
@@ -339,16 +374,24 @@ cdef class LazyPages:
             first = next_run(block.wanted, stop, &stop)
         return 0
 
-    cdef void _stop_processors(self) noexcept nogil:
+    cdef void _stop_vcpus(self) noexcept nogil:
         cdef int i
         pthread_mutex_lock(&self.mutex)
-        for i in range(self.processor_count):
-            leave_guest(self.processors[i].run)
-            tgkill(getpid(), self.processors[i].tid, self.processors[i].signum)
+        for i in range(self.vcpu_count):
+            leave_guest(self.vcpus[i].run)
+            tgkill(getpid(), self.vcpus[i].tid, self.vcpus[i].signum)
         pthread_mutex_unlock(&self.mutex)
 
     cdef void _release_all(self) noexcept nogil:
         cdef size_t i
         for i in range(self.count):
             if not self.blocks[i].done:
-                release_range(self.fd, self.blocks[i].hva, self.blocks[i].size_bytes)
+                release_range(self.uffd, self.blocks[i].hva, self.blocks[i].size_bytes)
+
+
+cdef int last_page(const uint8_t *bitmap) noexcept nogil:
+    """Return the number of the last page whose bit is set, or -1."""
+    cdef int page = BLOCK_PAGES_ - 1
+    while page >= 0 and not bitmap[page >> 3] >> (page & 7) & 1:
+        page -= 1
+    return page

@@ -13,11 +13,11 @@ cdef class GuestMemory:
     cdef Py_ssize_t _count
     cdef list _exports
     cdef readonly uint64_t size_bytes
-    # Set once the host memory was seen to be such that discarding frees it (discard.pyx).
+    # Set once the host memory is known to be of a kind that a discard frees (discard.pyx).
     cdef bint discardable
-    # A byte for each page of every region, one after the other, once changes have been logged.
-    cdef uint8_t *_changed
-    cdef bint _logging
+    # A byte for each page of every region in turn; NULL until dirty pages were first logged.
+    cdef uint8_t *_dirty
+    cdef bint _dirty_logging
 
     cdef int _append(self, object gpa, object buffer) except -1
     cdef (uint64_t, uint64_t) _checked(self, object gpa, object length) except *
@@ -31,10 +31,12 @@ cdef class GuestMemory:
     # Copies for ranges that `covers` has accepted; they stop early at the end of RAM otherwise.
     cdef void copy_out(self, uint64_t gpa, void *target, uint64_t length) noexcept nogil
     cdef void copy_in(self, uint64_t gpa, const void *source, uint64_t length) noexcept nogil
-    # Log that [gpa, gpa + length), which is RAM, was changed, if changes are logged.
-    cdef void note_change(self, uint64_t gpa, uint64_t length) noexcept nogil
+    # Mark [gpa, gpa + length), which is RAM, as dirty, if dirty pages are being logged.
+    cdef void mark_dirty(self, uint64_t gpa, uint64_t length) noexcept nogil
 
 
-# From this many bytes on a copy is worth giving other threads the interpreter.
 cdef enum:
+    PAGE_SHIFT = 12
+    PAGE_BYTES = 1 << 12
+    # Copies of at least this size release the GIL.
     GIL_FREE_BYTES = 256 * 1024

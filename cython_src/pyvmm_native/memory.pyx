@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Guest-physical memory for device models.
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Guest-physical memory for device models: gpa ranges over host buffers.
 
-A `GuestMemory` is a short table of (gpa, size, host address), sorted by gpa. Everything that
-touches guest RAM from native code asks this table and nothing else. Addresses and lengths come
-from the guest and may be any 64-bit number, so a range is never checked by adding to it: the
-offset into the region is taken first, which cannot wrap, and the length is compared with what is
-left there.
+A `GuestMemory` is a short table of (gpa, size, host address), sorted by gpa. All native code that
+touches guest RAM uses this table and nothing else. Addresses and lengths come from the guest and
+may be any 64-bit number, so a range is never checked by adding to it: the offset into the region
+is taken first, which cannot wrap, and the length is compared with what is left there.
 
 The guest may change any byte at any time, so callers copy what they need exactly once and check
 the copy.
 
-KVM's dirty log names what the guest writes and nothing of what this process changes: copies into
-RAM, used rings, discards. Those are logged here when somebody asks for it. A change is noted after
-it was made: noted before, it could be taken from the log and its page copied too early.
+KVM's dirty log records what the guest writes and nothing that this process changes: copies into
+RAM, used rings, discards. Those are logged here while somebody needs them. A page is marked after
+it was changed: marked before, it could be taken from the log and copied too early.
+
+The log, a byte per page, is allocated when logging first starts, and copies without the GIL look
+at it at any moment. `_dirty_logging` is therefore stored with release order after the log exists,
+and loaded with acquire order before the log is used; the log is kept until the object ends.
 """
 
 cimport cython
@@ -28,15 +32,16 @@ from libc.string cimport memcpy, memset
 
 cdef extern from *:
     """
-    #define NOTE(byte) __atomic_store_n(byte, 1, __ATOMIC_RELEASE)
-    #define TAKE(byte) __atomic_exchange_n(byte, 0, __ATOMIC_ACQ_REL)
+    #define load_acquire(flag) __atomic_load_n(flag, __ATOMIC_ACQUIRE)
+    #define store_release(flag, value) __atomic_store_n(flag, value, __ATOMIC_RELEASE)
+    #define test_and_clear(byte) __atomic_exchange_n(byte, 0, __ATOMIC_ACQ_REL)
     """
-    void NOTE(uint8_t *byte) noexcept nogil
-    uint8_t TAKE(uint8_t *byte) noexcept nogil
+    bint load_acquire(bint *flag) noexcept nogil
+    void store_release "store_release"(bint *flag, bint value) noexcept nogil
+    void mark_byte "store_release"(uint8_t *byte, uint8_t value) noexcept nogil
+    uint8_t test_and_clear(uint8_t *byte) noexcept nogil
 
 cdef enum:
-    PAGE_SHIFT = 12
-    PAGE_BYTES = 4096
     HOST_ALIGN_BYTES = 16
 
 # Physical addresses have at most 52 bits on x86-64.
@@ -44,6 +49,11 @@ cdef uint64_t GPA_LIMIT = <uint64_t>1 << 52
 
 
 class GuestAddressError(ValueError):
+    """An address range that is not wholly inside guest RAM.
+
+    `gpa` is its guest-physical start and `length` its size in bytes.
+    """
+
     def __init__(self, gpa, length):
         super().__init__(f"{length} bytes at gpa {gpa:#x} are not wholly inside guest RAM")
         self.gpa = gpa
@@ -52,6 +62,20 @@ class GuestAddressError(ValueError):
 
 @cython.final
 cdef class GuestMemory:
+    """Guest-physical RAM as device models see it: disjoint regions of host memory, sorted by gpa.
+
+    `regions` are (gpa, buffer) pairs in any order. A buffer is writable and contiguous, such as an
+    `mmap` or a `bytearray`; its host address is a multiple of 16, its gpa and its size are
+    multiples of 4096 and its end is below 2**52. ValueError when it is not, or when regions
+    overlap; TypeError or BufferError for an object without such a buffer.
+
+    The buffers stay exported for the life of this object: meanwhile an `mmap` cannot be closed and
+    a `bytearray` cannot be resized (both raise BufferError). Every method may be called while guest
+    code changes the memory. Copies of 256 KiB and more release the GIL.
+
+    `size_bytes` is the size of all regions together.
+    """
+
     def __cinit__(self, regions):
         ordered = sorted(regions, key=lambda region: region[0])
         self._exports = []
@@ -63,7 +87,7 @@ cdef class GuestMemory:
 
     def __dealloc__(self):
         free(self._regions)
-        free(self._changed)
+        free(self._dirty)
 
     cdef int _append(self, object gpa, object buffer) except -1:
         cdef Region *region = &self._regions[self._count]
@@ -90,15 +114,23 @@ cdef class GuestMemory:
 
     @property
     def regions(self):
+        """(gpa, size in bytes) of every region, ascending."""
         cdef Py_ssize_t i
         return tuple([(self._regions[i].gpa, self._regions[i].size_bytes)
                       for i in range(self._count)])
 
     @property
     def page_ranges(self):
+        """(start_pfn, count) of every region in 4 KiB page frames, ascending."""
         return tuple([(gpa // PAGE_BYTES, size // PAGE_BYTES) for gpa, size in self.regions])
 
     def read(self, gpa, length):
+        """Return a copy of `length` bytes of guest RAM at `gpa`; each byte is read exactly once.
+
+        The range may cross from one region to the next where they touch in guest-physical address
+        space. GuestAddressError when any byte of it is not RAM (an empty range always is);
+        ValueError for a negative length.
+        """
         cdef uint64_t start, size
         start, size = self._checked(gpa, length)
         cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
@@ -111,6 +143,10 @@ cdef class GuestMemory:
         return data
 
     def write(self, gpa, data):
+        """Copy the bytes of `data` into guest RAM at `gpa`.
+
+        GuestAddressError when any byte of the range is not RAM; nothing is written then.
+        """
         cdef uint64_t start, size
         cdef Py_buffer source
         PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
@@ -125,23 +161,33 @@ cdef class GuestMemory:
             PyBuffer_Release(&source)
 
     def log_dirty_pages(self, bint on):
-        # The table stays when logging ends: a copy without the GIL may be noting in it.
-        if self._changed == NULL and on:
-            self._changed = <uint8_t *>calloc(self.size_bytes >> PAGE_SHIFT, 1)
-            if self._changed == NULL:
+        """Start, with an empty log, or stop logging the pages that this process dirties.
+
+        Logged are writes and discards through this object and through objects made of it, such as
+        rings; not what the guest itself writes. Starting a log that is running changes nothing.
+        Raises MemoryError when there is no memory for the log, a byte per page.
+        """
+        if self._dirty == NULL and on:
+            self._dirty = <uint8_t *>calloc(self.size_bytes >> PAGE_SHIFT, 1)
+            if self._dirty == NULL:
                 raise MemoryError
-        if on and not self._logging:
-            memset(self._changed, 0, self.size_bytes >> PAGE_SHIFT)
-        self._logging = on
+        if on and not self._dirty_logging:
+            memset(self._dirty, 0, self.size_bytes >> PAGE_SHIFT)
+        store_release(&self._dirty_logging, on)
 
     def take_dirty_pages(self):
+        """Return and clear the log: (start_pfn, bitmap) of each region, for `PageRuns.from_bitmap`.
+
+        A page that is being written during the call may be in the next result only. ValueError when
+        dirty pages are not being logged.
+        """
         cdef uint64_t pages, page
-        cdef uint8_t *changed = self._changed
+        cdef uint8_t *dirty = self._dirty
         cdef uint8_t *bits
         cdef bytes bitmap
         cdef Py_ssize_t i
-        if not self._logging:
-            raise ValueError("changes are not being logged")
+        if not self._dirty_logging:
+            raise ValueError("dirty pages are not being logged")
         bitmaps = []
         for i in range(self._count):
             pages = self._regions[i].size_bytes >> PAGE_SHIFT
@@ -149,9 +195,9 @@ cdef class GuestMemory:
             bits = <uint8_t *>PyBytes_AS_STRING(bitmap)
             memset(bits, 0, (pages + 7) // 8)
             for page in range(pages):
-                if changed[page] and TAKE(&changed[page]):
+                if dirty[page] and test_and_clear(&dirty[page]):
                     bits[page >> 3] |= 1 << (page & 7)
-            changed += pages
+            dirty += pages
             bitmaps.append((self._regions[i].gpa >> PAGE_SHIFT, bitmap))
         return bitmaps
 
@@ -211,22 +257,23 @@ cdef class GuestMemory:
             if hva == NULL:
                 return
             memcpy(hva, cursor, got)
-            self.note_change(gpa, got)
+            self.mark_dirty(gpa, got)
             gpa += got
             cursor += got
             length -= got
 
-    cdef void note_change(self, uint64_t gpa, uint64_t length) noexcept nogil:
-        cdef uint8_t *changed = self._changed
+    cdef void mark_dirty(self, uint64_t gpa, uint64_t length) noexcept nogil:
+        cdef uint8_t *dirty
         cdef uint64_t offset, page, end
         cdef Py_ssize_t i
-        if not self._logging or not length:
+        if not load_acquire(&self._dirty_logging) or not length:
             return
+        dirty = self._dirty
         for i in range(self._count):
             offset = gpa - self._regions[i].gpa
             if offset < self._regions[i].size_bytes:
                 end = min(offset + length, self._regions[i].size_bytes)
                 for page in range(offset >> PAGE_SHIFT, (end + PAGE_BYTES - 1) >> PAGE_SHIFT):
-                    NOTE(&changed[page])
+                    mark_byte(&dirty[page], 1)
                 return
-            changed += self._regions[i].size_bytes >> PAGE_SHIFT
+            dirty += self._regions[i].size_bytes >> PAGE_SHIFT

@@ -7,18 +7,18 @@ cdef enum:
     BLOCK_BYTES_ = 512 * 4096
     BITMAP_BYTES = 64
 
-# A checksum that is not what it should be, beside errno values.
+# Result for a wrong checksum, beside errno values.
 cdef enum:
     WRONG_CHECKSUM = -1
 
 cdef uint64_t pages_in(const uint8_t *bitmap) noexcept nogil
 
-# Reads the pages of a block into `buffer` (BLOCK_BYTES_) and checks them: 0, an errno or
+# Read the pages of a block into `buffer` (BLOCK_BYTES_) and check them; return 0, an errno or
 # WRONG_CHECKSUM.
 cdef int read_block(
     int fd, off_t offset, const uint8_t *bitmap, uint32_t crc, uint8_t *buffer
 ) noexcept nogil
 
-# The run of set bits that starts at or after page `start`: its first page; `end` is where it ends.
-# BLOCK_PAGES_ when there is none.
+# Return the first page of the first run of set bits at or after page `start`, and store where it
+# ends in `end`; return BLOCK_PAGES_ when there is none.
 cdef int next_run(const uint8_t *bitmap, int start, int *end) noexcept nogil

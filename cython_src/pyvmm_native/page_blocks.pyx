@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
 """Blocks of guest pages between RAM and a file or a message.
 
-A block is 512 pages, 2 MiB, at a guest-physical address that is a multiple of that. A bitmap of 64
-bytes says which of its pages are in the file, where they follow each other without gaps; CRC-32C
-covers them all. A block is copied between RAM and a buffer, once, and what was copied is what is
-checked: nothing enters guest RAM before its checksum was seen to be right.
+A block is 512 pages, 2 MiB. `first_pfn` is its first page frame, a multiple of 512. `bitmap`, 64
+bytes, has a bit for each of its pages, bit 0 of byte 0 for the first: the pages whose bit is set
+are in the file or the message, without gaps, in a file from `offset` (bytes) on. `crc` is the
+CRC-32C of them all. A block is copied between RAM and a buffer, once, and the copy is what is
+checked: nothing enters guest RAM before its checksum is known to be right. Every function releases
+the GIL.
 """
 
 import os
@@ -16,7 +19,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.types cimport off_t
 
-from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.pages cimport crc_of
 
 cdef extern from "<unistd.h>" nogil:
@@ -35,20 +38,21 @@ cdef extern from * nogil:
     """
     int punch(int fd, off_t offset, off_t length)
 
-cdef enum:
-    PAGE_SHIFT = 12
-
 BLOCK_PAGES = BLOCK_PAGES_
 
 
 class ChecksumError(ValueError):
-    pass
+    """Pages of a file do not match their checksum."""
 
 
 def store_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
     int fd, off_t offset,
 ):
+    """Write the pages of a block to the file `fd` at `offset` and return their checksum.
+
+    OSError when they cannot be written, ValueError for a page outside RAM.
+    """
     check_block(memory, first_pfn, bitmap)
     cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
     cdef size_t size
@@ -69,6 +73,10 @@ def store_block(
 
 
 def punch_hole(int fd, off_t offset, off_t length):
+    """Deallocate `length` bytes of the file `fd` at `offset`; they read as zeros afterwards.
+
+    The file is left as it is on a file system without holes. OSError for other failures.
+    """
     cdef int error
     with nogil:
         error = errno if punch(fd, offset, length) < 0 else 0
@@ -80,6 +88,11 @@ def load_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
     int fd, off_t offset, uint32_t crc,
 ):
+    """Read the pages of a block from the file `fd` into guest RAM, if their checksum is right.
+
+    ChecksumError, with RAM unchanged, if it is not; OSError when they cannot be read, EIO where the
+    file ends too early. ValueError for a page outside RAM.
+    """
     check_block(memory, first_pfn, bitmap)
     cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
     cdef int error
@@ -98,6 +111,10 @@ def load_block(
 def check_stored(
     uint64_t first_pfn, const uint8_t[::1] bitmap not None, int fd, off_t offset, uint32_t crc
 ):
+    """Read the pages of a block and check them as `load_block` does, without a guest.
+
+    ChecksumError and OSError as for `load_block`; ValueError for a bitmap of a wrong size.
+    """
     if bitmap.shape[0] != BITMAP_BYTES:
         raise ValueError(f"a bitmap of {bitmap.shape[0]} bytes")
     cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
@@ -116,6 +133,10 @@ def gather_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
     uint8_t[::1] target not None,
 ):
+    """Copy the pages of a block to the beginning of `target` and return their size in bytes.
+
+    ValueError for a page outside RAM, and when `target` is too small.
+    """
     check_block(memory, first_pfn, bitmap)
     cdef size_t size = pages_in(&bitmap[0]) << PAGE_SHIFT
     if <size_t>target.shape[0] < size:
@@ -130,6 +151,10 @@ def scatter_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
     const uint8_t[::1] source not None,
 ):
+    """Copy `source` into the pages of a block.
+
+    ValueError for a page outside RAM, and unless `source` has exactly the bytes of those pages.
+    """
     check_block(memory, first_pfn, bitmap)
     cdef size_t size = pages_in(&bitmap[0]) << PAGE_SHIFT
     if <size_t>source.shape[0] != size:
@@ -147,7 +172,7 @@ cdef raise_error(int error, uint64_t first_pfn):
 
 
 cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap):
-    """A block as described, none of whose pages is outside RAM."""
+    """Raise ValueError unless the arguments describe a block whose pages are all in RAM."""
     cdef int start, end = 0
     cdef uint64_t gpa
     if bitmap.shape[0] != BITMAP_BYTES or first_pfn % BLOCK_PAGES_ or first_pfn >> 40:
@@ -228,7 +253,7 @@ cdef int read_block(
 
 
 cdef int write_all(int fd, const uint8_t *buffer, size_t left, off_t offset) noexcept nogil:
-    """Returns 0 or an errno."""
+    """Return 0 or an errno."""
     cdef ssize_t put
     while left:
         put = pwrite(fd, buffer, left, offset)

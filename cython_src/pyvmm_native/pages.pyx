@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Looking at the pages of guest RAM from outside: which are there, which hold anything, checksums.
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Inspecting the pages of guest RAM: which are backed, which hold data, checksums.
 
-What the host never had to back with memory is told by /proc/self/pagemap, bits 63 (present) and 62
-(swapped out) of a page's entry (Documentation/admin-guide/mm/pagemap.rst); mincore(2) would call a
-page in swap absent. Reading guest RAM to find out would cost a page fault each.
+/proc/self/pagemap tells which pages the host has never had to back: bits 63 (present) and 62
+(swapped out) of a page's entry are clear (Documentation/admin-guide/mm/pagemap.rst). mincore(2)
+would call a page in swap absent, and reading guest RAM to find out would cost a page fault each.
 
 CRC-32C (Castagnoli) is the checksum of page blocks and records because x86 has an instruction for
-it since SSE4.2. Where that is missing, or slower because the processor is emulated (QEMU's TCG goes
-bit by bit), eight tables of 256 entries serve: byte n of a word is looked up in the one that says
-what it becomes n bytes further on. Which is faster here is tried once.
+it since SSE4.2. Where that is missing, or slower because the processor is emulated (QEMU's TCG
+computes it bit by bit), eight tables of 256 entries serve: byte n of a word is looked up in the
+table of its contribution n bytes further on. The faster of the two is chosen once, by measuring.
 """
 
 import os
@@ -22,7 +23,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from posix.types cimport off_t
 
-from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.run_list cimport RunList, add_run
 from pyvmm_native.runs cimport PageRuns
 
@@ -110,7 +111,7 @@ cdef extern from * nogil:
             crc32c_seconds(crc32c_by_instruction) < crc32c_seconds(crc32c_by_table);
     }
 
-    /* Whether a page, aligned to 8 bytes, holds nothing but zeros. */
+    /* Return whether a page, aligned to 8 bytes, holds only zeros. */
     static int is_zero_page(const uint8_t *page)
     {
         const uint64_t *word = (const uint64_t *)page, *end = (const uint64_t *)(page + 4096);
@@ -127,11 +128,10 @@ cdef extern from * nogil:
     bint is_zero_page(const uint8_t *page)
 
 cdef enum:
-    PAGE_SHIFT = 12
     ENTRIES = 512          # of pagemap, read at once: those of 2 MiB
     ENTRY_BYTES = 8
 
-cdef uint64_t THERE = <uint64_t>3 << 62    # present, or in swap
+cdef uint64_t BACKED = <uint64_t>3 << 62    # present, or in swap
 
 crc32c_prepare()
 
@@ -143,6 +143,11 @@ cdef uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) noexcept 
 
 
 def crc32c(data, uint32_t crc=0, *, bint by_table=False):
+    """Return the CRC-32C (polynomial 0x1EDC6F41, RFC 3720) of `data`, computed without the GIL.
+
+    `crc` is the checksum of the preceding bytes, for data that comes in pieces. `by_table` avoids
+    the processor's instruction, for tests.
+    """
     cdef Py_buffer view
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
@@ -156,6 +161,11 @@ def crc32c(data, uint32_t crc=0, *, bint by_table=False):
 
 
 def touched(GuestMemory memory not None, PageRuns pages not None):
+    """Return those of `pages` that the host backs with memory or swap; the others read as zeros.
+
+    For pages of private anonymous memory only. ValueError when one is not inside RAM, OSError when
+    /proc/self/pagemap cannot be read. Releases the GIL.
+    """
     check_inside(memory, pages)
     cdef PageRuns found = PageRuns.__new__(PageRuns)
     cdef int error, pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,6 +180,11 @@ def touched(GuestMemory memory not None, PageRuns pages not None):
 
 
 def nonzero(GuestMemory memory not None, PageRuns pages not None):
+    """Return those of `pages` that hold a byte other than 0. Releases the GIL.
+
+    ValueError when one is not inside RAM. If the guest is running, its concurrent writes may or may
+    not be seen.
+    """
     check_inside(memory, pages)
     cdef PageRuns found = PageRuns.__new__(PageRuns)
     cdef bint complete
@@ -179,6 +194,11 @@ def nonzero(GuestMemory memory not None, PageRuns pages not None):
 
 
 def bitmap(PageRuns pages not None, uint64_t start_pfn, uint64_t count):
+    """Return the bitmap of `count` frames from `start_pfn` on, the inverse of
+    `PageRuns.from_bitmap`.
+
+    `count` is a multiple of 8, and both are below 2**52; ValueError otherwise.
+    """
     if start_pfn >= <uint64_t>1 << 52 or count >= <uint64_t>1 << 52 or count % 8:
         raise ValueError(f"no bitmap of {count} pages from {start_pfn:#x} on")
     cdef bytes bits = PyBytes_FromStringAndSize(NULL, count // 8)
@@ -203,7 +223,7 @@ cdef check_inside(GuestMemory memory, PageRuns pages):
 cdef int find_touched(
     RunList *found, GuestMemory memory, PageRuns pages, int pagemap
 ) noexcept nogil:
-    """Returns 0, an errno, or -1 when there is no memory for the answer."""
+    """Return 0, an errno, or -1 when there is no memory for the result."""
     cdef uint64_t entries[ENTRIES]
     cdef uint64_t pfn, got, wanted
     cdef uintptr_t hva
@@ -222,7 +242,7 @@ cdef int find_touched(
                 return errno if size < 0 else EIO
             got = size // ENTRY_BYTES
             for j in range(got):
-                if entries[j] & THERE and not add_run(found, pfn + j, pfn + j + 1):
+                if entries[j] & BACKED and not add_run(found, pfn + j, pfn + j + 1):
                     return -1
             pfn += got
     return 0

@@ -44,7 +44,7 @@ cdef class SplitQueue:
     cdef uint64_t _used_gpa
     cdef uint16_t _next_avail
     cdef uint16_t _next_used
-    cdef uint32_t _unannounced
+    cdef uint32_t _unsignalled
     # What `_walk` found: the elements of one chain, readable ones first.
     cdef Segment *_segments
     cdef uint32_t _readable_count
@@ -53,7 +53,7 @@ cdef class SplitQueue:
     cdef uint64_t _writable_bytes
 
     cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL
-    cdef void _note_used(self) noexcept
+    cdef void _mark_used_dirty(self) noexcept
     cdef int _available(self) except -1
     cdef const char *_walk(self, uint16_t head) noexcept nogil
     cdef const char *_enter_table(

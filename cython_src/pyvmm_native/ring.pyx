@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
 """The device's side of a split virtqueue (VIRTIO 1.2, 2.7).
 
 A queue is three areas of guest RAM: the descriptor table and the available ring, which the
@@ -9,9 +10,8 @@ once, when the queue is made.
 The driver may be malicious and runs at the same time. So every field is loaded exactly once, with
 a volatile or atomic access that the compiler may not repeat, into a local that is then checked
 and used. A walk over a chain first collects its elements as (gpa, length) pairs, each checked to
-be RAM; only a chain that is good as a whole is copied. A walk takes at most Queue Size elements,
-so a loop ends. What is wrong with a ring or chain is reported as `RingError`, and leaves the
-queue as it was.
+be RAM; only a chain that is valid as a whole is copied. A walk takes at most Queue Size elements,
+so a loop ends. A malformed ring or chain raises `RingError` and leaves the queue as it was.
 
 Order (2.7.13.3, 2.7.14): the available index is loaded with acquire order, so what the driver
 wrote before it is seen after it; the used index is stored with release order, after the element
@@ -50,11 +50,27 @@ cdef uint64_t MAX_CHAIN_BYTES = <uint64_t>1 << 32
 
 
 class RingError(Exception):
-    pass
+    """A malformed ring or descriptor chain: the driver's fault, after which the device needs a
+    reset.
+
+    The message names the fault. The queue is left as it was before the call.
+    """
 
 
 @cython.final
 cdef class Chain:
+    """One buffer the driver made available, already checked (VIRTIO 1.2, 2.7.5).
+
+    Made only by `SplitQueue.pop` and `SplitQueue.restore_in_flight`. All its elements are in guest
+    RAM, device-readable elements come before device-writable ones, and it is at most Queue Size
+    elements and 2**32 bytes long.
+
+    `head` is the index of the first descriptor, by which the buffer is returned (2.7.8). `readable`
+    is the device-readable part, copied out of guest memory once, and empty when `readable_bytes`
+    exceeds the limit given to `pop`. `readable_bytes` and `writable_bytes` are the sizes of the two
+    parts as the driver described them.
+    """
+
     def __init__(self):
         raise TypeError("chains are made by SplitQueue.pop")
 
@@ -63,6 +79,11 @@ cdef class Chain:
 
     @property
     def writable_segments(self):
+        """(gpa, length in bytes) of each device-writable element, in order.
+
+        For devices that take a buffer as the message itself, not as room to write. Each element is
+        in guest RAM; elements of zero bytes are left out.
+        """
         # As many as the chain has elements, so at most Queue Size.
         cdef uint32_t i
         return tuple([
@@ -72,6 +93,10 @@ cdef class Chain:
         ])
 
     def write(self, data):
+        """Copy `data` to the start of the device-writable part and return its size in bytes.
+
+        ValueError when it is longer than `writable_bytes`. A second call overwrites the first.
+        """
         cdef Py_buffer source
         PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
         try:
@@ -109,6 +134,18 @@ cdef class Chain:
 
 @cython.final
 cdef class SplitQueue:
+    """The device side of one split virtqueue of `size` entries.
+
+    The areas are given by guest-physical address. RingError when `size` is not a power of two from
+    1 to 32768, or when an area is not aligned (16, 2 and 4 bytes) or not inside one region of
+    `memory` (VIRTIO 1.2, 2.7). `event_idx` and `indirect` say whether VIRTIO_F_EVENT_IDX and
+    VIRTIO_F_INDIRECT_DESC were negotiated. Indices start at 0; nothing is written to the ring.
+
+    `memory`, `size`, `event_idx` and `indirect` are as given.
+
+    Only one thread may use a queue at a time. The driver may change the ring meanwhile.
+    """
+
     def __cinit__(self, GuestMemory memory not None, size, desc_gpa, avail_gpa, used_gpa, *,
                   bint event_idx=False, bint indirect=False):
         # 2.7: the queue size is a power of two, at most 32768.
@@ -140,11 +177,15 @@ cdef class SplitQueue:
             raise RingError(f"{name} of {length} bytes at gpa {gpa:#x} is not in guest RAM")
         return hva
 
-    cdef void _note_used(self) noexcept:
-        self.memory.note_change(self._used_gpa, 6 + 8 * <uint64_t>self.size)
+    cdef void _mark_used_dirty(self) noexcept:
+        self.memory.mark_dirty(self._used_gpa, 6 + 8 * <uint64_t>self.size)
 
     @property
     def next_avail(self):
+        """Index, modulo 2**16, of the next buffer to pop.
+
+        Set it only to restore a saved queue.
+        """
         return self._next_avail
 
     @next_avail.setter
@@ -153,16 +194,25 @@ cdef class SplitQueue:
 
     @property
     def next_used(self):
+        """Index, modulo 2**16, of the next used element; the ring is not consulted for it.
+
+        Set it only to restore a saved queue. It is not known then whether the driver was notified
+        of the last used buffers, so the next `should_interrupt` assumes that it was not.
+        """
         return self._next_used
 
     @next_used.setter
     def next_used(self, uint16_t value):
         self._next_used = value
-        # Whether the driver was told of what is already in the ring is not known here.
-        self._unannounced = ALL_EVENTS
+        # It is not known whether the driver was notified of what is already in the ring.
+        self._unsignalled = ALL_EVENTS
 
     @property
     def pending(self):
+        """Number of buffers available and not yet popped.
+
+        RingError when that is more than the queue can hold.
+        """
         return self._available()
 
     cdef int _available(self) except -1:
@@ -173,6 +223,19 @@ cdef class SplitQueue:
         return count
 
     def pop(self, uint64_t max_readable_bytes):
+        """Take the next available buffer; None when there is none (VIRTIO 1.2, 2.7.6).
+
+        At most Queue Size elements are walked. When the device-readable part is larger than
+        `max_readable_bytes`, the chain is returned with `readable` empty, to be pushed with length
+        0; it is never dropped. An element of zero bytes is legal, since no clause of 2.7 forbids
+        it; its address is ignored.
+
+        RingError for a malformed ring or chain: head or next index outside the table, a loop or
+        more than Queue Size elements, an address outside RAM, a device-readable element after a
+        writable one (2.7.4.2), more than 2**32 bytes (2.7.5.2), and indirect tables that were not
+        negotiated, are nested, carry NEXT, or whose size is zero or not a multiple of 16
+        (2.7.5.3.1).
+        """
         if self._available() == 0:
             return None
         cdef uint32_t slot = self._next_avail & (self.size - 1)
@@ -183,7 +246,13 @@ cdef class SplitQueue:
         self._next_avail += 1
         return self._take(head, max_readable_bytes)
 
-    def held(self, uint16_t head, writable_segments):
+    def restore_in_flight(self, uint16_t head, writable_segments):
+        """Return the chain of a buffer that was popped, but not pushed, when this queue was saved.
+
+        `writable_segments` are (gpa, length in bytes) pairs as the driver described them at the
+        time; the descriptors are not read again, and the device-readable part is empty. RingError,
+        as for `pop`, if no pop can have returned such a chain.
+        """
         cdef Descriptor desc
         cdef const char *fault
         if head >= self.size:
@@ -198,6 +267,12 @@ cdef class SplitQueue:
         return self._take(head, 0)
 
     def push(self, chain, written=0):
+        """Return a buffer, given by its chain or its head index, as used (VIRTIO 1.2, 2.7.8).
+
+        `written` is the number of bytes the device wrote from the start of the writable part.
+        ValueError when that exceeds the room in the chain or the index is outside the table,
+        OverflowError when it does not fit 32 bits: these are errors of the device model.
+        """
         cdef uint16_t head
         if isinstance(chain, Chain):
             head = (<Chain>chain).head
@@ -215,18 +290,24 @@ cdef class SplitQueue:
         self._next_used += 1
         # 2.7.8.2: the element, len included, is set before the index that publishes it.
         store_release_u16(self._used + RING_IDX, self._next_used)
-        self._note_used()
-        if self._unannounced < ALL_EVENTS:
-            self._unannounced += 1
+        self._mark_used_dirty()
+        if self._unsignalled < ALL_EVENTS:
+            self._unsignalled += 1
 
     def should_interrupt(self):
-        cdef uint32_t count = self._unannounced
+        """Return whether the driver expects a used buffer notification for recent pushes.
+
+        Recent are those since the last call; False when there are none. Otherwise decided by
+        VIRTQ_AVAIL_F_NO_INTERRUPT or, with EVENT_IDX, by whether `used_event` names one of the new
+        elements (2.7.7.2), however many there are.
+        """
+        cdef uint32_t count = self._unsignalled
         cdef uint16_t event
         if count == 0:
             return False
-        self._unannounced = 0
-        # The driver enables interrupts, then looks at the used index once more; we publish the
-        # index, then look whether interrupts are enabled. Without the barrier both could miss.
+        self._unsignalled = 0
+        # The driver enables interrupts, then checks the used index again; we publish the index,
+        # then check whether interrupts are enabled. Without the barrier both could miss.
         full_barrier()
         if not self.event_idx:
             return not load_u16(self._avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT
@@ -235,22 +316,28 @@ cdef class SplitQueue:
         return <uint16_t>(self._next_used - event - 1) < count
 
     def enable_notifications(self):
+        """Request available buffer notifications from the driver (VIRTIO 1.2, 2.7.10).
+
+        Return whether buffers became available meanwhile, for which no notification may come: the
+        caller then continues popping. Does not raise; `pop` reports a broken index.
+        """
         if self.event_idx:
             # 2.7.10.1: flags stay 0; a notification is due when index avail_event is passed.
             store_u16(self._used + RING_ELEMENTS + 8 * self.size, self._next_avail)
         else:
             store_u16(self._used + RING_FLAGS, 0)
-        self._note_used()
+        self._mark_used_dirty()
         # The driver publishes its index, then reads these; see should_interrupt.
         full_barrier()
         return load_acquire_u16(self._avail + RING_IDX) != self._next_avail
 
     def disable_notifications(self):
-        # With EVENT_IDX there is nothing to write: the driver has passed avail_event and stays
-        # silent until enable_notifications moves it.
+        """Tell the driver that notifications are not needed; it may still send some."""
+        # With EVENT_IDX there is nothing to write: the driver has passed avail_event and sends no
+        # notification until enable_notifications moves it.
         if not self.event_idx:
             store_u16(self._used + RING_FLAGS, USED_F_NO_NOTIFY)
-            self._note_used()
+            self._mark_used_dirty()
 
     cdef const char *_walk(self, uint16_t head) noexcept nogil:
         cdef const uint8_t *table = self._desc
@@ -312,15 +399,15 @@ cdef class SplitQueue:
             self._readable_count += 1
         if self._readable_bytes + self._writable_bytes > MAX_CHAIN_BYTES:
             return b"longer than 2^32 bytes"
-        # No clause forbids an element of no bytes, so it is one: it counts towards the length
-        # of the chain, contributes nothing, and its address is not looked at.
+        # No clause forbids an element of no bytes, so it is accepted: it counts towards the number
+        # of elements, contributes no data, and its address is ignored.
         segment.gpa = desc.addr
         segment.length = desc.length
         self._segment_count += 1
         return NULL
 
     cdef Chain _take(self, uint16_t head, uint64_t max_readable_bytes):
-        # The chain owns copies of all it needs: another thread may pop while this one copies.
+        # The chain owns copies of all its data: another thread may pop while this one copies.
         cdef uint64_t size = self._readable_bytes
         cdef size_t table_bytes = self._segment_count * sizeof(Segment)
         cdef Chain chain = Chain.__new__(Chain)

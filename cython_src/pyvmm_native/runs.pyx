@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
 """Sets of guest page frames as runs of consecutive ones.
 
-What a balloon request names, what a guest reports as unused and what a dirty log contains are all
-sets of page frames. Guest memory is mostly taken and given in long chunks, so such a set is
-kept as an array of (start, end) pairs, ascending and apart from each other, in memory in
-proportion to the number of runs. Every operation is one linear pass over its operands that
-appends to the result in ascending order, without the GIL. How bitmaps and PFN arrays are decoded is
-in run_list.pxd.
+The pages of a balloon request, those a guest reports as unused and those of a dirty log are all
+sets of page frames. Guest memory is mostly allocated and freed in long chunks, so such a set is
+kept as an array of (start, end) pairs, ascending and apart from each other; its memory is
+proportional to the number of runs. Every operation is one linear pass over its operands that
+appends to the result in ascending order, without the GIL. run_list.pxd describes how bitmaps and
+PFN arrays are decoded.
 """
 
 from itertools import islice
@@ -32,6 +33,18 @@ cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
 
 @cython.final
 cdef class PageRuns:
+    """An immutable set of 4 KiB guest page frames, kept as ascending, separate runs.
+
+    `runs` are (start_pfn, count) pairs in any order; overlapping and touching ones are merged.
+    ValueError when a count is not positive or a run is not within [0, 2**52) frames.
+
+    Iterating gives (start_pfn, count); `len` is the number of runs; `pfn in runs` looks one frame
+    up in O(log runs). Two sets are equal when they hold the same frames. Sets are not hashable.
+
+    `pages` is the number of frames in the set, `largest` the number in its longest run (0 when
+    empty).
+    """
+
     def __cinit__(self, runs=()):
         if runs is ():
             return
@@ -47,6 +60,12 @@ cdef class PageRuns:
 
     @classmethod
     def from_bitmap(cls, bitmap, start_pfn=0):
+        """Return the frames whose bits are set: bit 0 of byte 0 is frame `start_pfn`.
+
+        `bitmap` is a little-endian bit string of any length in bytes, at any alignment. It is read
+        once, in memory proportional to the runs found. ValueError when it reaches beyond 2**52
+        frames or `start_pfn` is negative.
+        """
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef Py_buffer view
         cdef uint64_t first
@@ -64,6 +83,11 @@ cdef class PageRuns:
 
     @classmethod
     def from_pfns(cls, pfns):
+        """Return the frames of an array of little-endian 32-bit PFNs (VIRTIO 1.2, 5.5.6).
+
+        PFNs may be in any order; duplicates count once. ValueError when the length in bytes is not
+        a multiple of 4.
+        """
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef Py_buffer view
         cdef bint complete
@@ -78,6 +102,10 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def scaled(self, factor):
+        """Return the 4 KiB frames of this set, taking its frames as `factor` times 4 KiB each.
+
+        ValueError when `factor` is not positive or the result exceeds 2**52 frames.
+        """
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef uint64_t times
         cdef uint64_t last = self.list.items[self.list.count - 1].end if self.list.count else 0
@@ -92,6 +120,12 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def whole(self, pages_per_unit):
+        """Return the frames of those units of `pages_per_unit` frames that lie wholly in the set.
+
+        Units are aligned to their size in guest-physical address space. This serves host pages
+        larger than 4 KiB, which can only be discarded whole. ValueError unless `pages_per_unit` is
+        positive.
+        """
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef uint64_t unit
         cdef bint complete
@@ -105,6 +139,7 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def intersect(self, PageRuns other not None):
+        """Return the frames in both sets."""
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef bint complete
         with nogil:
@@ -112,6 +147,7 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def subtract(self, PageRuns other not None):
+        """Return the frames in this set and not in `other`."""
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef bint complete
         with nogil:
@@ -119,6 +155,7 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def union(self, PageRuns other not None):
+        """Return the frames in either set."""
         cdef PageRuns result = PageRuns.__new__(PageRuns)
         cdef bint complete
         with nogil:
@@ -126,6 +163,12 @@ cdef class PageRuns:
         return result._finish(complete)
 
     def per_cell(self, pages_per_cell, cells):
+        """Return the number of frames in each of `cells` cells of `pages_per_cell` frames, from
+        frame 0 on.
+
+        Frames beyond the last cell are not counted. ValueError unless `pages_per_cell` is positive
+        and `cells` is not negative, both at most 2**52.
+        """
         cdef uint64_t width
         cdef size_t count, i
         cdef uint64_t *pages
@@ -181,7 +224,7 @@ cdef class PageRuns:
         return f"PageRuns([{', '.join(shown)}])"
 
     cdef PageRuns _finish(self, bint complete):
-        """Give back spare room and sum up; `complete` is false when memory ran out."""
+        """Release spare capacity and sum up; `complete` is false when memory ran out."""
         cdef size_t i
         cdef uint64_t count
         if not complete:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# What the KVM_RUN loop calls without the GIL.
+# The C interface of serial.pyx, for the KVM_RUN loop without the GIL.
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
@@ -9,7 +9,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef class ByteQueue:
     cdef pthread_mutex_t mutex
-    cdef object on_first
+    cdef object on_nonempty
     cdef uint8_t *data
     cdef size_t length
     cdef size_t room
@@ -18,14 +18,14 @@ cdef class ByteQueue:
 
     cdef int append(self, const uint8_t *data, size_t length) except -1
     cdef bint grow(self, size_t least) noexcept
-    cdef bint takes_one(self) noexcept nogil
+    cdef bint may_append_one(self) noexcept nogil
 
-cdef class SerialShortcut:
+cdef class SerialFastPath:
     cdef ByteQueue queue
     cdef int port
-    cdef int status  # what LSR reads as, or ASK
-    cdef int plain  # writes to THR that need only the queue
+    cdef int status  # the value of LSR, or TO_MODEL
+    cdef int credits  # writes to THR that need only the queue
 
-    cdef bint count_plain(self) noexcept nogil
+    cdef bint use_credit(self) noexcept nogil
     cdef bint serve_read(self, int port, uint8_t *value) noexcept nogil
     cdef bint serve_write(self, int port, uint8_t value) noexcept nogil

@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The console's bytes on their way from the guest's OUT to whoever shows them (see serial.pyi).
+# cython: embedsignature=True, embedsignature.format=clinic
+"""The console's bytes on their way from the guest's OUT to the thread that writes them.
 
-One mutex, the queue's, covers the bytes and the shortcut's two numbers. It is held for a few
-instructions and nothing is waited for meanwhile, so threads may take it with or without the GIL.
+A guest that prints does, for every character, one read of the UART's line status register (LSR) and
+one write to its transmitter holding register (THR); with a verbose kernel that is 19 of 20 exits of
+a boot. Nearly always neither needs the model: LSR reads as it did before, and the character is
+appended to those that are waiting. `SerialFastPath` does just these two in the KVM_RUN loop,
+without Python, the GIL or the device lock, whenever the UART's model has said that it may.
+Everything else goes to the model: among others the first character of a batch, and the first beyond
+the queue's limit. Accesses served here are not traced, and neither are the UART's.
+
+Both paths end in the same `ByteQueue`, so characters stay in order. One mutex, the queue's, covers
+the bytes and the fast path's two numbers. It is held for a few instructions and no thread waits
+while holding it, so it may be taken with or without the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -19,17 +29,24 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     THR = 0
     LSR = 5
-    ASK = -1
+    TO_MODEL = -1
     FIRST_ROOM_BYTES = 4096
 
-EVERY = (1 << 31) - 1
-cdef int every = EVERY
+# For `SerialFastPath.thr_credits`: all writes, until further notice.
+UNLIMITED = (1 << 31) - 1
+cdef int unlimited = UNLIMITED
 
 
 cdef class ByteQueue:
-    def __cinit__(self, on_first, size_t limit_bytes):
+    """Bytes from any number of threads to one that takes them all at once, in order.
+
+    `on_nonempty()` is called by `put`, on its thread, when it made an empty queue a non-empty one.
+    `limit_bytes` is the length at which the fast path stops; `put` takes any number.
+    """
+
+    def __cinit__(self, on_nonempty, size_t limit_bytes):
         pthread_mutex_init(&self.mutex, NULL)
-        self.on_first = on_first
+        self.on_nonempty = on_nonempty
         self.limit = limit_bytes
 
     def __dealloc__(self):
@@ -40,18 +57,19 @@ cdef class ByteQueue:
         return self.length
 
     def put(self, bytes data not None):
+        """Append `data`; MemoryError, with nothing appended, when there is no memory for it."""
         if self.append(<const uint8_t *>PyBytes_AS_STRING(data), len(data)):
-            self.on_first()
+            self.on_nonempty()
 
     cdef int append(self, const uint8_t *data, size_t length) except -1:
-        """Append; 1 if the queue was empty before and is not any more, else 0."""
+        """Append; return 1 if that made an empty queue a non-empty one, else 0."""
         cdef bint enough = True, first = False
         pthread_mutex_lock(&self.mutex)
-        if not self.closed:
+        if length and not self.closed:
             if self.length + length > self.room:
                 enough = self.grow(self.length + length)
             if enough:
-                first = self.length == 0 and length > 0
+                first = self.length == 0
                 memcpy(self.data + self.length, data, length)
                 self.length += length
         pthread_mutex_unlock(&self.mutex)
@@ -60,7 +78,7 @@ cdef class ByteQueue:
         return first
 
     cdef bint grow(self, size_t least) noexcept:
-        """Make room for `least` bytes or more; False if there is no memory."""
+        """Make room for at least `least` bytes; return False if there is no memory."""
         cdef size_t room = max(least, 2 * self.room, <size_t>FIRST_ROOM_BYTES)
         cdef uint8_t *data = <uint8_t *>realloc(self.data, room)
         if data == NULL:
@@ -69,14 +87,15 @@ cdef class ByteQueue:
         self.room = room
         return True
 
-    cdef bint takes_one(self) noexcept nogil:
-        """Whether one byte can be appended without Python, the mutex being held.
+    cdef bint may_append_one(self) noexcept nogil:
+        """Return whether one byte can be appended without Python, the mutex being held.
 
-        The first has to wake somebody, and where there are too many their writer has to wait.
+        The first byte has to wake the reader, and beyond the limit the writer has to wait.
         """
         return 0 < self.length < min(self.limit, self.room)
 
     def take(self):
+        """Remove and return all bytes."""
         cdef bytes taken
         pthread_mutex_lock(&self.mutex)
         try:
@@ -87,58 +106,83 @@ cdef class ByteQueue:
         return taken
 
     def close(self):
+        """Discard all bytes, now and in future: nobody will take them."""
         pthread_mutex_lock(&self.mutex)
         self.closed = True
         self.length = 0
         pthread_mutex_unlock(&self.mutex)
 
 
-cdef class SerialShortcut:
+cdef class SerialFastPath:
+    """Fast path for two registers of the UART at I/O port `port`; characters go to `queue`.
+
+    The UART's model decides what may be served here; each of its settings takes effect at once, for
+    all threads. An access served here is ordered before or after what the model does at the same
+    time.
+    """
+
     def __cinit__(self, ByteQueue queue not None, int port):
         self.queue = queue
         self.port = port
-        self.status = ASK
+        self.status = TO_MODEL
 
     @property
     def line_status(self):
-        return None if self.status == ASK else self.status
+        """The byte that a read of LSR returns, or None when the model must serve it.
+
+        A byte may be given while reading LSR has no effect on the model but to end `thr_credits`.
+        """
+        return None if self.status == TO_MODEL else self.status
 
     @line_status.setter
     def line_status(self, value):
-        cdef int status = ASK if value is None else value
+        cdef int status = TO_MODEL if value is None else value
         pthread_mutex_lock(&self.queue.mutex)
         self.status = status
         pthread_mutex_unlock(&self.queue.mutex)
 
     @property
-    def plain_writes(self):
-        return self.plain
+    def thr_credits(self):
+        """Number of writes to THR that the fast path may still serve, or `UNLIMITED`.
 
-    @plain_writes.setter
-    def plain_writes(self, int count):
+        A read of LSR resets it to 0, unless it is `UNLIMITED`.
+        """
+        return self.credits
+
+    @thr_credits.setter
+    def thr_credits(self, int count):
         pthread_mutex_lock(&self.queue.mutex)
-        self.plain = count
+        self.credits = count
         pthread_mutex_unlock(&self.queue.mutex)
 
-    def take_plain_write(self):
+    def take_thr_credit(self):
+        """Use a credit for a write that came to the model; return False when none is left."""
         cdef bint taken
         pthread_mutex_lock(&self.queue.mutex)
-        taken = self.count_plain()
+        taken = self.use_credit()
         pthread_mutex_unlock(&self.queue.mutex)
         return taken
 
     def read(self, int offset):
+        """Serve a one-byte IN at register `offset` as the KVM_RUN loop does.
+
+        Return None when the model must serve it.
+        """
         cdef uint8_t value = 0
         return value if self.serve_read(self.port + offset, &value) else None
 
     def write(self, int offset, uint8_t value):
+        """Serve a one-byte OUT as the KVM_RUN loop does.
+
+        Return False, with nothing done, when the model must serve it.
+        """
         return bool(self.serve_write(self.port + offset, value))
 
-    cdef bint count_plain(self) noexcept nogil:
-        if self.plain == 0:
+    cdef bint use_credit(self) noexcept nogil:
+        if self.credits == 0:
             return False
-        if self.plain != every:
-            self.plain -= 1
+        if self.credits != unlimited:
+            self.credits -= 1
         return True
 
     cdef bint serve_read(self, int port, uint8_t *value) noexcept nogil:
@@ -147,10 +191,10 @@ cdef class SerialShortcut:
             return False
         pthread_mutex_lock(&self.queue.mutex)
         status = self.status
-        if status != ASK and self.plain != every:
-            self.plain = 0
+        if status != TO_MODEL and self.credits != unlimited:
+            self.credits = 0
         pthread_mutex_unlock(&self.queue.mutex)
-        if status == ASK:
+        if status == TO_MODEL:
             return False
         value[0] = <uint8_t>status
         return True
@@ -160,7 +204,7 @@ cdef class SerialShortcut:
         if port != self.port + THR:
             return False
         pthread_mutex_lock(&self.queue.mutex)
-        served = self.queue.takes_one() and self.count_plain()
+        served = self.queue.may_append_one() and self.use_credit()
         if served:
             self.queue.data[self.queue.length] = value
             self.queue.length += 1

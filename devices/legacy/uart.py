@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A 16550A UART (National Semiconductor PC16550D data sheet), as COM1 of a PC.
 
-Time does not pass in this UART: a character written is sent at once, so the transmitter is always
-empty again, and four character times without activity, after which the receiver reports a
-character time-out, have always passed. Characters that fill the transmitter FIFO without a look at
-the chip in between count as one transmission: the interrupt that says it is over falls and rises
-once, not 16 times. Everything else is the chip's: both FIFO modes, trigger levels, interrupt
-priorities and what clears each interrupt, loopback, modem status with deltas.
+No time passes in this UART: a character written is sent at once, so the transmitter is always
+empty again, and the four character times without activity, after which the receiver reports a
+character time-out, have always passed. Characters that fill the transmitter FIFO without another
+access to the chip in between count as one transmission: the transmitter empty interrupt falls and
+rises once, not 16 times. Everything else is as in the chip: both FIFO modes, trigger levels,
+interrupt priorities and what clears each interrupt, loopback, modem status with deltas.
 
 Interrupts, highest first, with what clears them (data sheet, table 5):
     receiver line status    IIR 0x6   reading LSR
@@ -17,14 +17,14 @@ Interrupts, highest first, with what clears them (data sheet, table 5):
 
 On a PC the chip's interrupt output passes a gate that OUT2 opens; loopback forces OUT2 off.
 
-The two registers that a console is made of have a short way past this model: what LSR reads as, and
-how many characters may go to THR before the model must see one again, are always up to date in its
-`SerialShortcut`, and the KVM_RUN loop serves them from there (pyvmm_native.serial). A driver that
-polls wants no transmitter interrupt, and all its characters go that way; of one that waits for the
-interrupt, all but the first of each FIFO filling.
+LSR and THR, and no other register, have a fast path past this model. Its `SerialFastPath` always
+has the current value of LSR and the number of writes to THR that the model need not see, and the
+KVM_RUN loop serves both registers from there (pyvmm_native.serial). A driver that polls leaves the
+transmitter interrupt disabled, and all its characters take the fast path; of a driver that waits
+for the interrupt, all but the first of each FIFO filling do.
 
-Characters from outside come in by `receive`, which takes no more than there is room for. After it
-took less than it was offered, `on_room` is called once the guest has emptied the receiver. The
+Characters from outside arrive by `receive`, which accepts no more than there is room for. After it
+accepted less than it was offered, `on_room` is called once the guest has emptied the receiver. The
 caller serialises `receive` with the guest's accesses (the machine's device lock).
 """
 
@@ -37,13 +37,13 @@ from devices.legacy import uart_bits as bits
 from devices.ports import InterruptLine
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
-from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
+from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
 
 FIFO_BYTES = 16
 
 _TRIGGER_BYTES = (1, 4, 8, 14)  # by FCR bits 7:6
 _MCR_WRITABLE = 0x1F
-# Outside there is a terminal, always ready.
+# The line is connected to a terminal that is always ready.
 _MSR_TERMINAL = bits.MSR_CTS | bits.MSR_DSR | bits.MSR_DCD
 # In loopback each modem control output is connected to one modem status input.
 _LOOPBACK_WIRES = (
@@ -57,8 +57,8 @@ _LOOPBACK_WIRES = (
 class Uart16550:
     """A 16550A; a `BusDevice` of eight one-byte registers.
 
-    `irq` follows the interrupt output as a level; `output` is given every character sent, but for
-    those that `shortcut` puts into its queue; have both end in the same queue.
+    `irq` follows the interrupt output as a level. `output` is called with every character sent
+    except those that `fast_path` appends to its queue; both must end in the same queue.
     """
 
     STATE_KIND = "uart"
@@ -68,14 +68,14 @@ class Uart16550:
         self,
         irq: InterruptLine,
         output: Callable[[bytes], None],
-        shortcut: SerialShortcut | None = None,
+        fast_path: SerialFastPath | None = None,
     ) -> None:
         self.on_room: Callable[[], None] = lambda: None
         self._irq = irq
         self._output = output
-        self._shortcut = shortcut or SerialShortcut(ByteQueue(lambda: None, 0), 0)  # used by nobody
+        self._fast_path = fast_path or SerialFastPath(ByteQueue(lambda: None, 0), 0)  # never used
         self._irq_level = False
-        self._refused = False  # receive() took less than it was offered
+        self._refused = False  # receive() accepted less than it was offered
         self._received: deque[int] = deque()
         self._fifos_enabled = False
         self._trigger_bytes = 1
@@ -109,11 +109,11 @@ class Uart16550:
     # --- Outside ----------------------------------------------------------------------------
     @property
     def can_receive(self) -> bool:
-        """Whether `receive` would take at least one character now."""
+        """Whether `receive` would accept at least one character now."""
         return self._room_bytes() > 0
 
     def receive(self, data: bytes) -> int:
-        """Take as many characters of `data` as there is room for; return how many."""
+        """Accept as many characters of `data` as there is room for; return their number."""
         accepted = min(len(data), self._room_bytes())
         self._refused = accepted < len(data)
         self._received.extend(data[:accepted])
@@ -157,15 +157,15 @@ class Uart16550:
         )
 
     def _update(self) -> None:
-        """Let the outside see what has changed; LSR first, for whoever is interrupted reads it."""
-        self._shortcut.line_status = None if self._overrun else self._line_status
+        """Publish LSR and the interrupt level; LSR first, as an interrupted driver reads it."""
+        self._fast_path.line_status = None if self._overrun else self._line_status
         level = self._gate_open and self._interrupt() != bits.IIR_NONE
         if level != self._irq_level:
             self._irq_level = level
             self._irq.set_level(level)
 
     def save_state(self) -> Payload:
-        """The chip; whoever offered characters offers what was not taken to the next one anew."""
+        """Return the chip's state, without the characters that were offered but not accepted."""
         return {
             "registers": self._registers.save_state(),
             "received": bytes(self._received),
@@ -190,7 +190,7 @@ class Uart16550:
         overrun, pending = fields.flag("overrun"), fields.flag("transmitter_empty_pending")
         modem_deltas = fields.number("modem_deltas", below=1 << 4)
         fields.done()
-        self._ier = 0  # no interrupt before everything is in its place
+        self._ier = 0  # no interrupt before the whole state is restored
         restore_registers()
         self._fifos_enabled, self._trigger_bytes = fifos_enabled, trigger_bytes
         self._received = deque(received)
@@ -203,12 +203,13 @@ class Uart16550:
         self._update()
 
     def _begin_transmission(self) -> None:
-        """The driver has looked at the chip: the next character is the first of a transmission.
+        """Make the next character the first of a transmission, after an access by the driver.
 
-        Where no interrupt is wanted, transmissions do not matter and all characters are plain.
+        With the transmitter interrupt disabled, transmissions do not matter and the fast path may
+        serve all writes to THR.
         """
-        wanted = self._ier & bits.IER_TRANSMITTER_EMPTY or self._dlab or self._loopback
-        self._shortcut.plain_writes = 0 if wanted else EVERY
+        needed = self._ier & bits.IER_TRANSMITTER_EMPTY or self._dlab or self._loopback
+        self._fast_path.thr_credits = 0 if needed else UNLIMITED
 
     # --- Receiver and transmitter -----------------------------------------------------------
     def _read_data(self) -> int:
@@ -223,13 +224,13 @@ class Uart16550:
         if self._dlab:
             self._divisor = self._divisor & 0xFF00 | value
             return
-        if self._shortcut.take_plain_write():
+        if self._fast_path.take_thr_credit():
             self._output(bytes([value]))
             return
-        # The interrupt goes away and comes back, which an edge-triggered input must see.
+        # The interrupt falls and rises, which an edge-triggered input must see.
         self._transmitter_empty_pending = False
         self._update()
-        self._shortcut.plain_writes = 0 if self._loopback else self._capacity_bytes - 1
+        self._fast_path.thr_credits = 0 if self._loopback else self._capacity_bytes - 1
         if self._loopback:
             self._receive_own(value)
         else:
@@ -238,12 +239,12 @@ class Uart16550:
         self._update()
 
     def _receive_own(self, value: int) -> None:
-        """Receive a character from the transmitter, which does not wait for room."""
+        """Receive a character of our own in loopback; the transmitter does not wait for room."""
         if len(self._received) < self._capacity_bytes:
             self._received.append(value)
             return
         self._overrun = True
-        if not self._fifos_enabled:  # RBR is overwritten; a full FIFO keeps what it has
+        if not self._fifos_enabled:  # RBR is overwritten; a full FIFO keeps its contents
             self._received[0] = value
 
     def _read_lsr(self) -> int:

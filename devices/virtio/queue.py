@@ -164,7 +164,7 @@ def check_in_flight(state: Fields, name: str, ring: SplitQueue | None) -> Chain 
         if ring is None:
             raise state.error(name, "is a buffer of a queue that is not live")
         try:
-            return ring.held(head, zip(gpas, lengths, strict=True))
+            return ring.restore_in_flight(head, zip(gpas, lengths, strict=True))
         except RingError as error:
             raise state.error(name, f"is no buffer: {error}") from error
     return None

@@ -11,7 +11,7 @@ This is the only module that knows all the parts. These kinds of thread meet her
 
 One lock, `Machine.lock`, protects every device model and the interrupt routing: vCPU threads hold
 it for one register access, the event loop for one bounded piece of queue work. Two registers of the
-UART are served outside it, by the KVM_RUN loop: see `SerialShortcut`, whose own mutex is taken last
+UART are served outside it, by the KVM_RUN loop: see `SerialFastPath`, whose own mutex is taken last
 and held for one character. Everything else belongs to the event loop; vCPU threads reach it with
 `call_soon_threadsafe`. The lock is never held while waiting for a vCPU or for the console.
 """
@@ -62,7 +62,7 @@ from pyvmm.machine.vcpu_throttle import VcpuThrottle
 from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
 from pyvmm_native import PAGE_BYTES, kvm_run
-from pyvmm_native.serial import SerialShortcut
+from pyvmm_native.serial import SerialFastPath
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
@@ -91,7 +91,7 @@ class Machine:
     """One guest and all it sees; satisfies `pyvmm.qmp.vm_control.MachineControl`.
 
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
-    (on vCPU threads; its `on_first` must not block); `console_throttle` may block that vCPU, with
+    (on vCPU threads; its `on_nonempty` must not block); `console_throttle` may block that vCPU, with
     no lock held, until the console has room. `on_console_room` is called on the event loop when
     `console_input` can take more. With `boot` false there is nothing in it yet: its memory is
     written and `restore_parts` called before it runs. Raises `UserError` for a kernel or an
@@ -144,7 +144,7 @@ class Machine:
         self.ram.attach(self._vm)
 
     def _make_legacy_devices(self, console_output: ByteQueue, on_room: Callable[[], None]) -> None:
-        self._serial = SerialShortcut(console_output, layout.COM1_PORT)
+        self._serial = SerialFastPath(console_output, layout.COM1_PORT)
         line = GsiLine(self._vm, layout.COM1_GSI)
         self._uart = Uart16550(line, console_output.put, self._serial)
         self._uart.on_room = lambda: self._soon(on_room)

@@ -3,7 +3,7 @@
 
 The thread spends its life in `pyvmm_native.kvm_run.run`, which holds no GIL while the guest runs
 and hands port and memory-mapped accesses to `GuestBuses`, other than the few that it serves by the
-console's `SerialShortcut`. It comes back here only when something
+console's `SerialFastPath`. It comes back here only when something
 ends or interrupts the run. To interrupt, another thread changes `VcpuGate` and kicks: KVM_RUN then
 returns at once, even when the kick came just before it was entered (`immediate_exit`,
 Documentation/virt/kvm/api.rst, section 5).
@@ -23,7 +23,7 @@ from pyvmm_native import kvm_run
 if TYPE_CHECKING:
     from devices.bus import Bus
     from pykvm import Vcpu
-    from pyvmm_native.serial import SerialShortcut
+    from pyvmm_native.serial import SerialFastPath
 
 KICK_SIGNAL = signal.SIGRTMIN
 
@@ -138,7 +138,7 @@ class VcpuThread(threading.Thread):
         vcpu: Vcpu,
         index: int,
         buses: GuestBuses,
-        serial: SerialShortcut,
+        serial: SerialFastPath,
         gate: VcpuGate,
         on_end: Callable[[str], None],
         on_bug: Callable[[BaseException], None],

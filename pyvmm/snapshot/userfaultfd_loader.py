@@ -48,7 +48,7 @@ class UserfaultfdLoader(threading.Thread):
         except BaseException:
             os.close(self._fd)
             raise
-        ram.before_discard = self._pages.forget
+        ram.before_discard = self._pages.skip
 
     def start(self) -> None:
         """Begin; from here on memory may be touched."""
@@ -76,7 +76,7 @@ class UserfaultfdLoader(threading.Thread):
     def watch(self, thread: VcpuThread, signum: int) -> None:
         """Let the processor of `thread`, which has started, be stopped at once after a failure."""
         assert thread.native_id is not None
-        self._pages.watch(thread.native_id, signum, thread.vcpu.run_area)
+        self._pages.add_vcpu(thread.native_id, signum, thread.vcpu.run_area)
 
     def stop(self) -> None:
         """Give up, and wait for it; nobody is in the guest any more, or about to leave it."""

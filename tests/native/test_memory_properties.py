@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 
 import pytest
 from hypothesis import given
@@ -168,3 +169,23 @@ def test_a_log_that_is_off_cannot_be_taken() -> None:
         memory.take_dirty_pages()
     memory.log_dirty_pages(True)
     assert logged(memory) == set(), "what came before is forgotten"
+
+
+def test_logging_may_begin_while_a_copy_runs_without_the_gil() -> None:
+    """Many small regions: each is marked by itself, so a copy looks at the log 64 times."""
+    data = bytes(64 * PAGE)
+    for _ in range(20):
+        memory = GuestMemory([(i * PAGE, bytearray(PAGE)) for i in range(64)])
+        stopping = threading.Event()
+        writer = threading.Thread(target=write_until, args=(memory, data, stopping))
+        writer.start()
+        memory.log_dirty_pages(True)
+        memory.write(0, b"x")
+        stopping.set()
+        writer.join()
+        assert memory.take_dirty_pages()[0] == (0, b"\x01")
+
+
+def write_until(memory: GuestMemory, data: bytes, stopping: threading.Event) -> None:
+    while not stopping.is_set():
+        memory.write(0, data)

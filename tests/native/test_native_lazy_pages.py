@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_what_is_discarded_does_not_come_back(saved: Saved) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     gone = PageRuns([(1, 1), (60, 500), (1100, 1), (1200, 30)])
-    lazy.forget(gone)
+    lazy.skip(gone)
     copy.discard(gone)
     with served(lazy):
         assert copy.memory.read(1100 * 4096, 4096) == bytes(4096)
@@ -149,7 +150,7 @@ def test_a_damaged_block_stops_the_processors_first(saved: Saved) -> None:
     sleeper = threading.Thread(target=signalled.wait, args=(30,))
     sleeper.start()
     assert sleeper.native_id is not None
-    lazy.watch(sleeper.native_id, 0, run_area)
+    lazy.add_vcpu(sleeper.native_id, 0, run_area)
     seen: list[tuple[bool, int, bytes]] = []
 
     def read() -> None:
@@ -182,6 +183,25 @@ def test_one_that_is_stopped(saved: Saved) -> None:
     lazy.serve()
     assert not lazy.failed
     assert copy.memory.read(0, 4096) == bytes(4096), "nobody waits any more"
+
+
+def test_a_run_area_stays_mapped_until_serving_ends(saved: Saved) -> None:
+    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    with mmap.mmap(-1, 1 << 14) as run_area:
+        lazy.add_vcpu(threading.get_native_id(), 0, run_area)
+        with pytest.raises(BufferError):
+            run_area.close()
+        lazy.serve()
+        lazy.add_vcpu(threading.get_native_id(), 0, run_area)  # too late to be stopped
+
+
+def test_a_page_of_a_block_beyond_ram_is_refused(saved: Saved) -> None:
+    last = (RAM_BYTES // 4096 - 1) // BLOCK_PAGES * BLOCK_PAGES
+    inside = RAM_BYTES // 4096 - last
+    for page, refused in ((inside - 1, False), (inside, True)):
+        bits = (1 << page).to_bytes(64, "little")
+        with pytest.raises(ValueError, match="not inside guest RAM") if refused else nullcontext():
+            LazyPages(Ram(RAM_BYTES).memory, [(last, bits, 0, 0)], saved.fd)
 
 
 @pytest.mark.parametrize("first", [1, 1 << 41, 40 * BLOCK_PAGES])

@@ -381,7 +381,7 @@ def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: Mock
     driver.set_desc(popped.head, 1 << 40, 16, WRITE)
     new = driver.device_queue()
     new.next_avail = old.next_avail
-    held = new.held(popped.head, popped.writable_segments)
+    held = new.restore_in_flight(popped.head, popped.writable_segments)
     assert (held.head, held.writable_bytes) == (popped.head, popped.writable_bytes)
     assert held.writable_segments == popped.writable_segments
     assert (held.readable, held.readable_bytes) == (b"", 0)
@@ -404,7 +404,7 @@ def test_a_buffer_that_cannot_have_been_held(
     driver: MockDriver, head: int, segments: list[tuple[int, int]], why: str
 ) -> None:
     with pytest.raises(RingError, match=why):
-        driver.device_queue().held(head, segments)
+        driver.device_queue().restore_in_flight(head, segments)
 
 
 @pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-2")

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from devices.legacy.uart import Uart16550
-from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
+from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
 
 THR, IER, LCR, MCR, LSR, SCR = 0, 1, 3, 4, 5, 7
 FCR = 2
@@ -22,13 +22,13 @@ class Line:
 
 
 class Console:
-    """A UART, its shortcut and the queue that both write to."""
+    """A UART, its fast path and the queue that both write to."""
 
     def __init__(self) -> None:
         self.firsts = 0
         self.queue = ByteQueue(self._first, LIMIT_BYTES)
-        self.shortcut = SerialShortcut(self.queue, PORT)
-        self.uart = Uart16550(Line(), self.queue.put, self.shortcut)
+        self.fast_path = SerialFastPath(self.queue, PORT)
+        self.uart = Uart16550(Line(), self.queue.put, self.fast_path)
 
     def _first(self) -> None:
         self.firsts += 1
@@ -79,19 +79,19 @@ def test_a_closed_queue_keeps_nothing() -> None:
     console.queue.put(b"abc")
     console.queue.close()
     console.queue.put(b"def")
-    assert not console.shortcut.write(THR, 0x41)
+    assert not console.fast_path.write(THR, 0x41)
     assert console.queue.take() == b""
     assert console.firsts == 1
 
 
 def test_the_first_character_of_a_batch_is_the_models() -> None:
     console = Console()
-    assert not console.shortcut.write(THR, ord("a"))
+    assert not console.fast_path.write(THR, ord("a"))
     console.uart.write(THR, 1, ord("a"))
     assert console.firsts == 1
-    assert console.shortcut.write(THR, ord("b"))
+    assert console.fast_path.write(THR, ord("b"))
     console.uart.write(THR, 1, ord("c"))
-    assert console.shortcut.write(THR, ord("d"))
+    assert console.fast_path.write(THR, ord("d"))
     assert console.queue.take() == b"abcd"
     assert console.firsts == 1
 
@@ -100,7 +100,7 @@ def test_the_limit_is_where_the_model_may_throttle() -> None:
     console = Console()
     console.uart.write(THR, 1, 0)
     served = 0
-    while console.shortcut.write(THR, 0):
+    while console.fast_path.write(THR, 0):
         served += 1
     assert len(console.queue) == served + 1 == LIMIT_BYTES
     console.uart.write(THR, 1, 0)  # is not lost
@@ -113,12 +113,12 @@ def test_with_the_interrupt_a_filling_of_the_fifo_is_served_but_for_its_first() 
     console.uart.write(FCR, 1, 1)
     console.uart.write(IER, 1, 2)
     for _ in range(2):
-        assert not console.shortcut.write(THR, 0)
+        assert not console.fast_path.write(THR, 0)
         console.uart.write(THR, 1, 0)
-        assert [console.shortcut.write(THR, 0) for _ in range(16)] == [True] * 15 + [False]
+        assert [console.fast_path.write(THR, 0) for _ in range(16)] == [True] * 15 + [False]
         console.uart.write(THR, 1, 0)
-        assert console.shortcut.write(THR, 0)
-        assert console.shortcut.read(LSR) == 0x60  # a look: the next is a first one again
+        assert console.fast_path.write(THR, 0)
+        assert console.fast_path.read(LSR) == 0x60  # a look: the next is a first one again
 
 
 @pytest.mark.parametrize(("register", "value"), [(LCR, 0x80), (MCR, 0x10)], ids=["DLAB", "loop"])
@@ -126,19 +126,19 @@ def test_what_is_no_character_for_the_outside_is_the_models(register: int, value
     console = Console()
     console.queue.put(b"-")
     console.uart.write(register, 1, value)
-    assert not console.shortcut.write(THR, 0x41)
+    assert not console.fast_path.write(THR, 0x41)
     console.uart.write(register, 1, 0)
-    assert console.shortcut.write(THR, 0x41)
+    assert console.fast_path.write(THR, 0x41)
     assert console.queue.take() == b"-A"
 
 
 def test_line_status_is_always_the_latest() -> None:
     console = Console()
-    assert console.shortcut.read(LSR) == 0x60
+    assert console.fast_path.read(LSR) == 0x60
     console.uart.receive(b"x")
-    assert console.shortcut.read(LSR) == 0x61
+    assert console.fast_path.read(LSR) == 0x61
     console.uart.read(THR, 1)
-    assert console.shortcut.read(LSR) == 0x60
+    assert console.fast_path.read(LSR) == 0x60
 
 
 def test_an_overrun_is_told_once_and_by_the_model() -> None:
@@ -146,24 +146,24 @@ def test_an_overrun_is_told_once_and_by_the_model() -> None:
     console.uart.write(MCR, 1, 0x10)
     console.uart.write(THR, 1, 1)
     console.uart.write(THR, 1, 2)
-    assert console.shortcut.read(LSR) is None
+    assert console.fast_path.read(LSR) is None
     assert console.uart.read(LSR, 1) == 0x63
-    assert console.shortcut.read(LSR) == 0x61
+    assert console.fast_path.read(LSR) == 0x61
 
 
 def test_other_registers_are_the_models() -> None:
     console = Console()
     console.queue.put(b"-")
-    assert console.shortcut.plain_writes == EVERY
-    assert all(console.shortcut.read(register) is None for register in range(8) if register != LSR)
-    assert not any(console.shortcut.write(register, 0) for register in range(1, 8))
+    assert console.fast_path.thr_credits == UNLIMITED
+    assert all(console.fast_path.read(register) is None for register in range(8) if register != LSR)
+    assert not any(console.fast_path.write(register, 0) for register in range(1, 8))
 
 
 def test_threads_lose_nothing() -> None:
-    """Some put, some use the shortcut, one takes."""
+    """Two threads put, two use the fast path, one takes."""
     each, queue = 20_000, ByteQueue(lambda: None, 1 << 20)
-    shortcut = SerialShortcut(queue, PORT)
-    shortcut.plain_writes = EVERY
+    fast_path = SerialFastPath(queue, PORT)
+    fast_path.thr_credits = UNLIMITED
 
     def put() -> None:
         for _ in range(each):
@@ -172,7 +172,7 @@ def test_threads_lose_nothing() -> None:
     def write() -> None:
         written = 0
         while written < each:
-            written += shortcut.write(THR, ord("s"))
+            written += fast_path.write(THR, ord("s"))
 
     queue.put(b"-")
     writers = [threading.Thread(target=work) for work in (put, put, write, write)]

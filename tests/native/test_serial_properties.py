@@ -2,8 +2,8 @@
 """The KVM_RUN loop's short way to the UART and its model are one chip.
 
 The same accesses go to two UARTs. One has every access served by its model. The other is served as
-in the KVM_RUN loop: by the shortcut if that takes it, else by the model. Nobody can tell them apart
-by what is read, by the characters sent, or by the interrupt's every change.
+in the KVM_RUN loop: by the fast path if it can, else by the model. Values read, characters sent and
+changes of the interrupt are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from devices.legacy.uart import Uart16550
-from pyvmm_native.serial import ByteQueue, SerialShortcut
+from pyvmm_native.serial import ByteQueue, SerialFastPath
 
 RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 PORT = 0x3F8
@@ -29,20 +29,20 @@ class Chip:
         self.sent = b""
         self.served = 0
         self.queue = ByteQueue(lambda: None, QUEUE_BYTES)
-        self.shortcut = SerialShortcut(self.queue, PORT)
-        self.uart = Uart16550(self, self.queue.put, self.shortcut)
+        self.fast_path = SerialFastPath(self.queue, PORT)
+        self.uart = Uart16550(self, self.queue.put, self.fast_path)
         self.uart.on_room = lambda: self.seen.append("room")
 
     def set_level(self, level: bool) -> None:
         self.seen.append(level)
 
     def read(self, register: int, value: int) -> None:
-        answer = self.shortcut.read(register) if self.short else None
+        answer = self.fast_path.read(register) if self.short else None
         self.served += answer is not None
         self.seen.append(self.uart.read(register, 1) if answer is None else answer)
 
     def write(self, register: int, value: int) -> None:
-        if self.short and self.shortcut.write(register, value):
+        if self.short and self.fast_path.write(register, value):
             self.served += 1
         else:
             self.uart.write(register, 1, value)
@@ -92,4 +92,4 @@ def test_nobody_can_tell_the_shortcut_from_the_model(
     for chip in chips:
         chip.take(0, 0)
     assert chips[0].sent == chips[1].sent
-    event(f"the shortcut served {min(chips[0].served, 10)} or more")
+    event(f"the fast path served {min(chips[0].served, 10)} or more")

@@ -11,7 +11,7 @@ import pytest
 
 from pykvm import abi
 from pyvmm_native import kvm_run
-from pyvmm_native.serial import EVERY, ByteQueue, SerialShortcut
+from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
 from tests.kvm.bare_metal import Devices, guest
 
 pytestmark = pytest.mark.kvm
@@ -51,17 +51,17 @@ PRINTS_FOREVER = """
 """
 
 
-def shortcut(line_status: int | None) -> tuple[ByteQueue, SerialShortcut]:
+def fast_path(line_status: int | None) -> tuple[ByteQueue, SerialFastPath]:
     queue = ByteQueue(lambda: None, 1 << 16)
-    serial = SerialShortcut(queue, PORT)
-    serial.line_status, serial.plain_writes = line_status, EVERY
+    serial = SerialFastPath(queue, PORT)
+    serial.line_status, serial.thr_credits = line_status, UNLIMITED
     queue.put(b">")
     return queue, serial
 
 
 def test_a_polling_console_does_not_reach_the_uart_model() -> None:
     text = bytes(range(1, 256)) * 4 + b"\0"
-    devices, (queue, serial) = Devices(), shortcut(0x61)
+    devices, (queue, serial) = Devices(), fast_path(0x61)
     with guest(PRINTS) as machine:
         machine.memory[0x2000 : 0x2000 + len(text)] = text
         vcpu = machine.vcpu
@@ -73,8 +73,8 @@ def test_a_polling_console_does_not_reach_the_uart_model() -> None:
 
 def test_accesses_outside_the_fast_path_reach_the_uart_model() -> None:
     text = b"ab\0"
-    devices, (queue, serial) = Devices(answers=[0x60] * len(text)), shortcut(None)
-    serial.plain_writes = 1
+    devices, (queue, serial) = Devices(answers=[0x60] * len(text)), fast_path(None)
+    serial.thr_credits = 1
     with guest(PRINTS) as machine:
         machine.memory[0x2000 : 0x2000 + len(text)] = text
         vcpu = machine.vcpu
@@ -91,7 +91,7 @@ def test_accesses_outside_the_fast_path_reach_the_uart_model() -> None:
 
 
 def test_other_accesses_to_the_same_ports_reach_the_uart_model() -> None:
-    devices, (queue, serial) = Devices(answers=[0x11, 0x2222, 0x33]), shortcut(0x60)
+    devices, (queue, serial) = Devices(answers=[0x11, 0x2222, 0x33]), fast_path(0x60)
     with guest(OTHER_ACCESSES) as machine:
         vcpu = machine.vcpu
         assert kvm_run.run(vcpu.fileno(), vcpu.run_area, devices, serial) == abi.KVM_EXIT_HLT
@@ -107,7 +107,7 @@ def test_other_accesses_to_the_same_ports_reach_the_uart_model() -> None:
 
 def test_a_guest_that_only_prints_can_be_kicked_and_leaves_the_gil_free() -> None:
     """The loop that serves it releases the GIL, so this thread runs meanwhile."""
-    queue, serial = shortcut(0x60)
+    queue, serial = fast_path(0x60)
     kvm_run.install_kick_handler(signal.SIGRTMIN)
     with guest(PRINTS_FOREVER) as machine:
         area, reasons = machine.vcpu.run_area, list[int]()
