@@ -91,9 +91,9 @@ class Machine:
     """One guest and all it sees; satisfies `pyvmm.qmp.vm_control.MachineControl`.
 
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
-    (on vCPU threads; its `on_nonempty` must not block); `console_throttle` may block that vCPU, with
-    no lock held, until the console has room. `on_console_room` is called on the event loop when
-    `console_input` can take more. With `boot` false there is nothing in it yet: its memory is
+    (on vCPU threads; its `on_nonempty` must not block); `console_throttle` may block that vCPU,
+    with no lock held, until the console has room. `on_console_room` is called on the event loop
+    when `console_input` can take more. With `boot` false there is nothing in it yet: its memory is
     written and `restore_parts` called before it runs. Raises `UserError` for a kernel or an
     initramfs that cannot be used.
     """

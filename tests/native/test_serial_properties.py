@@ -80,7 +80,7 @@ STEPS = st.lists(BURST | st.lists(FREELY | LIKE_A_DRIVER, max_size=20), max_size
 
 @settings(max_examples=400, deadline=None)
 @given(STEPS)
-def test_nobody_can_tell_the_shortcut_from_the_model(
+def test_the_fast_path_and_the_model_behave_alike(
     groups: list[list[tuple[str, int, int]]],
 ) -> None:
     chips = Chip(short=True), Chip(short=False)
