@@ -44,7 +44,12 @@ from devices.balloon.dialects import STANDARD
 from devices.bus import Bus
 from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import PciBus
-from devices.testing.board import AnonymousRam, Line, Messages, RecordingNotifiers
+from devices.testing.ram import AnonymousRam
+from devices.testing.recorders import (
+    RecordingHostNotifiers,
+    RecordingInterruptLine,
+    RecordingMsiSink,
+)
 from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.machine.vcpu_thread import GuestBuses
 from pyvmm.memory.layout import COM1_PORT, COM1_PORTS
@@ -93,10 +98,12 @@ class Platform:
         self.queue = ByteQueue(lambda: None, 1 << 30)
         self.serial = SerialFastPath(self.queue, COM1_PORT)
         pio, mmio = Bus("pio", tracer=tracer), Bus("mmio", tracer=tracer)
-        pio.map(COM1_PORT, COM1_PORTS, Uart16550(Line(), self.queue.put, self.serial))
+        pio.map(
+            COM1_PORT, COM1_PORTS, Uart16550(RecordingInterruptLine(), self.queue.put, self.serial)
+        )
         pio.map(DONE_PORT, 1, DonePort())
         device = BalloonDevice(STANDARD, AnonymousRam((0, 1 << 20)), tracer, lambda pages: None)
-        transport = VirtioPciTransport(device, Messages(), RecordingNotifiers(), tracer)
+        transport = VirtioPciTransport(device, RecordingMsiSink(), RecordingHostNotifiers(), tracer)
         PciBus(mmio, [(DEVICE_GPA, DEVICE_BYTES)]).add(1, transport.function)
         transport.function.config_write(_BAR0, 4, DEVICE_GPA)
         transport.function.config_write(_BAR0_HIGH, 4, 0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that is only a ring: it sends what a real driver would, and nothing else takes time.
 
-The driver of `devices.testing.driver` brings the balloon of a `Board` up in RAM that is never given
-away. `inflate` then sends requests one after the other, as Linux does, which waits for each; only
-the device's part is timed, from the notification to the used entry (and the interrupt after it).
+A `BalloonDriver` brings its balloon up in RAM that is never discarded. `inflate` then sends
+requests one after the other, as Linux does, which waits for each; only the device's part is timed,
+from the notification to the used entry (and the interrupt after it).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import cast
 
 from devices.balloon.bitmap import HEADER, PAGE_SHIFT
 from devices.balloon.dialects import BITMAP, Dialect
-from devices.testing.board import AnonymousRam, Board
-from devices.testing.driver import INFLATE, VirtioDriver
+from devices.testing.balloon.driver import INFLATE, BalloonDriver
+from devices.testing.ram import AnonymousRam
 from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
 
@@ -36,8 +36,8 @@ class FakeGuest:
     """The driver of a balloon that speaks `dialect`; its rings take 20 MiB from `rings_gpa`."""
 
     def __init__(self, dialect: Dialect, ram: Ram, rings_gpa: int) -> None:
-        board = Board.with_balloon(dialect, ram=cast(AnonymousRam, ram))
-        self._driver = VirtioDriver(board, rings_gpa=rings_gpa).start()
+        memory = cast(AnonymousRam, ram)
+        self._driver = BalloonDriver(dialect, ram=memory, rings_gpa=rings_gpa).start()
         self._dialect = dialect
 
     def requests(self, pages: PageRuns) -> list[Request]:
@@ -58,7 +58,7 @@ class FakeGuest:
             seconds += perf_counter() - begin
             assert len(queue.take_used()) == 1
         assert balloon.counters.inflate.bad_payloads == 0
-        board.trace.events.clear()
+        board.tracer.events.clear()
         board.msi.triggered.clear()
         return seconds
 

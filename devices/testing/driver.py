@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtio PCI driver that knows nothing but registers, for tests.
 
-`VirtioDriver` finds the device the way an operating system does (VIRTIO 1.2, 3.1 and 4.1.5.1):
-it sizes and assigns BARs, walks the capability list, negotiates features, sets queues up and turns
-MSI-X on, all by reads and writes of configuration space and memory. Offsets are those of the
-Linux user API header `linux/virtio_pci.h`, written down here a second time on purpose.
+`VirtioDriver` finds the device as an operating system does (VIRTIO 1.2, 3.1 and 4.1.5.1): it sizes
+and assigns BARs, walks the capability list, negotiates features, sets up queues and enables MSI-X,
+all by reads and writes of configuration space and memory. Offsets and bits are those of the Linux
+user API header `linux/virtio_pci.h`, written a second time on purpose: a mistake of the device's
+own tables is not shared.
 
-    driver = started(STANDARD)
-    driver.send(INFLATE, [pfn_array([100, 101])])
+    driver = VirtioDriver(Board(device)).start()
+    used = driver.send(0, [b"request"], [16])
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from devices.balloon.dialects import Dialect
-from devices.testing.board import APERTURE, MIB, AnonymousRam, Board
-from devices.testing.driver_queue import MockDriver, Used
-
-INFLATE, DEFLATE, STATS = 0, 1, 2
+from devices.testing.board import APERTURE, Board
+from devices.testing.driver_queue import DriverQueue, Used
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET = 1 << 28, 1 << 29, 1 << 32, 1 << 40
@@ -28,6 +27,9 @@ ALL_FEATURES = (1 << 64) - 1
 COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
 CAP_VENDOR, CAP_MSIX = 0x09, 0x11
 NO_VECTOR = 0xFFFF
+
+RINGS_GPA = 32 << 20
+QUEUE_SPACING_BYTES = 4 << 20
 
 COMMON = {
     "device_feature_select": (0, 4),
@@ -51,13 +53,12 @@ COMMON = {
     "queue_device_hi": (52, 4),
     "queue_reset": (58, 2),
 }
-
-QUEUE_SPACING_BYTES = 4 * MIB
+"""(offset, size in bytes) of each field of the common configuration structure (4.1.4.3)."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Where one virtio structure lies, and where its capability does in configuration space."""
+    """A virtio structure: BAR, byte offset and length, and the offset of its PCI capability."""
 
     bar: int
     offset: int
@@ -66,13 +67,18 @@ class Structure:
 
 
 class VirtioDriver:
-    """Driver of the device on `board`, whose rings and buffers lie in RAM from `rings_gpa`."""
+    """Driver of the device on `board`.
+
+    Queue N and its buffers lie in the device's memory from `rings_gpa` + N * 4 MiB, BARs from
+    `bars_gpa`. After `start`, `queues` has the driver's side of each queue by number and `features`
+    the features negotiated.
+    """
 
     def __init__(
-        self, board: Board, *, rings_gpa: int = 32 * MIB, bars_gpa: int = APERTURE[0]
+        self, board: Board, *, rings_gpa: int = RINGS_GPA, bars_gpa: int = APERTURE[0]
     ) -> None:
         self.board = board
-        self.memory = board.ram.memory
+        self.memory = board.device.memory
         self.rings_gpa = rings_gpa
         self.bars_gpa = bars_gpa
         self.bars: dict[int, int] = {}
@@ -80,106 +86,118 @@ class VirtioDriver:
         self.msix_capability = 0
         self.notify_multiplier = 0
         self.features = 0
-        self.queues: dict[int, MockDriver] = {}
+        self.queues: dict[int, DriverQueue] = {}
 
-    # Configuration space.
+    # PCI configuration space.
 
-    def config(self, offset: int, size: int = 4) -> int:
+    def read_pci(self, offset: int, size: int = 4) -> int:
+        """Read `size` bytes of the function's configuration space."""
         return self.board.function.config_read(offset, size)
 
-    def set_config(self, offset: int, size: int, value: int) -> None:
+    def write_pci(self, offset: int, size: int, value: int) -> None:
+        """Write `size` bytes of the function's configuration space."""
         self.board.function.config_write(offset, size, value)
 
-    def probe(self) -> VirtioDriver:
+    def probe(self) -> Self:
         """Assign BARs, walk the capability list, enable memory space and bus mastering."""
         self._assign_bars()
-        pointer = self.config(0x34, 1)
+        pointer = self.read_pci(0x34, 1)
         while pointer:
-            if self.config(pointer, 1) == CAP_VENDOR:
+            if self.read_pci(pointer, 1) == CAP_VENDOR:
                 self._note_structure(pointer)
-            elif self.config(pointer, 1) == CAP_MSIX:
+            elif self.read_pci(pointer, 1) == CAP_MSIX:
                 self.msix_capability = pointer
-            pointer = self.config(pointer + 1, 1)
-        self.set_config(0x04, 2, 0b110)
+            pointer = self.read_pci(pointer + 1, 1)
+        self.write_pci(0x04, 2, 0b110)
         return self
 
     def _assign_bars(self) -> None:
         gpa, index = self.bars_gpa, 0
         while index < 6:
             register = 0x10 + 4 * index
-            flags = self.config(register) & 0xF
+            flags = self.read_pci(register) & 0xF
             wide = flags & 0b100
-            self.set_config(register, 4, 0xFFFF_FFFF)
-            mask = self.config(register) & ~0xF
+            self.write_pci(register, 4, 0xFFFF_FFFF)
+            mask = self.read_pci(register) & ~0xF
             if mask:
                 size_bytes = (~mask & 0xFFFF_FFFF) + 1
                 gpa = -(-gpa // size_bytes) * size_bytes
-                self.set_config(register, 4, gpa)
+                self.write_pci(register, 4, gpa)
                 if wide:
-                    self.set_config(register + 4, 4, 0)
+                    self.write_pci(register + 4, 4, 0)
                 self.bars[index] = gpa
                 gpa += size_bytes
             index += 2 if wide else 1
 
     def _note_structure(self, pointer: int) -> None:
-        cap_len, cfg_type, bar = (self.config(pointer + i, 1) for i in (2, 3, 4))
-        offset, length = self.config(pointer + 8), self.config(pointer + 12)
+        cap_len, cfg_type, bar = (self.read_pci(pointer + i, 1) for i in (2, 3, 4))
+        offset, length = self.read_pci(pointer + 8), self.read_pci(pointer + 12)
         assert cap_len >= 16
         self.structures.setdefault(cfg_type, Structure(bar, offset, length, pointer))
         if cfg_type == NOTIFY_CFG:
-            self.notify_multiplier = self.config(pointer + 16)
+            self.notify_multiplier = self.read_pci(pointer + 16)
 
     # Structures in BARs.
 
-    def gpa(self, cfg_type: int, offset: int = 0) -> int:
+    def structure_gpa(self, cfg_type: int, offset: int = 0) -> int:
+        """Return the address of byte `offset` of the structure `cfg_type`, such as COMMON_CFG."""
         structure = self.structures[cfg_type]
         return self.bars[structure.bar] + structure.offset + offset
 
-    def get(self, name: str) -> int:
+    def read_common(self, name: str) -> int:
         """Read a field of the common configuration."""
         offset, size = COMMON[name]
-        return self.board.mmio.read(self.gpa(COMMON_CFG, offset), size)
+        return self.board.mmio.read(self.structure_gpa(COMMON_CFG, offset), size)
 
-    def put(self, name: str, value: int) -> None:
+    def write_common(self, name: str, value: int) -> None:
         """Write a field of the common configuration."""
         offset, size = COMMON[name]
-        self.board.mmio.write(self.gpa(COMMON_CFG, offset), size, value)
+        self.board.mmio.write(self.structure_gpa(COMMON_CFG, offset), size, value)
 
     @property
     def status(self) -> int:
-        return self.get("device_status")
+        """The device status field (2.1)."""
+        return self.read_common("device_status")
 
     def add_status(self, bit: int) -> int:
-        """Set one more status bit; returns what the device makes of it."""
-        self.put("device_status", self.status | bit)
+        """Set a further status bit; return the status that the device then shows."""
+        self.write_common("device_status", self.status | bit)
         return self.status
 
     def read_isr(self) -> int:
-        return self.board.mmio.read(self.gpa(ISR_CFG), 1)
+        """Read the ISR status, which clears it (4.1.4.5)."""
+        return self.board.mmio.read(self.structure_gpa(ISR_CFG), 1)
 
-    def read_device(self, offset: int, size: int = 4) -> int:
-        return self.board.mmio.read(self.gpa(DEVICE_CFG, offset), size)
+    def read_config(self, offset: int, size: int = 4) -> int:
+        """Read `size` bytes of the device-specific configuration (4.1.4.6)."""
+        return self.board.mmio.read(self.structure_gpa(DEVICE_CFG, offset), size)
 
-    def write_device(self, offset: int, size: int, value: int) -> None:
-        self.board.mmio.write(self.gpa(DEVICE_CFG, offset), size, value)
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Write `size` bytes of the device-specific configuration."""
+        self.board.mmio.write(self.structure_gpa(DEVICE_CFG, offset), size, value)
 
     # Initialisation, VIRTIO 1.2, 3.1.1.
 
     def start(
         self,
         *,
-        wanted: int = ALL_FEATURES,
+        features: int = ALL_FEATURES,
         queues: Sequence[int] | None = None,
         size: int | None = None,
         msix: bool = True,
-    ) -> VirtioDriver:
-        """The whole sequence up to DRIVER_OK; `queues` defaults to all that exist."""
+    ) -> Self:
+        """Bring the device up to DRIVER_OK and serve it once.
+
+        Accepts those of `features` that are offered, and sets up `queues` (by default all that
+        exist) with `size` entries (by default as many as offered). Configuration changes interrupt
+        with vector 0 and queue N with vector N + 1, or all with INTx if not `msix`.
+        """
         self.probe()
         if msix:
             self.enable_msix()
-        self.negotiate(wanted)
+        self.negotiate(features)
         if msix:
-            self.put("config_msix_vector", 0)
+            self.write_common("config_msix_vector", 0)
         for index in self.existing_queues() if queues is None else queues:
             self.set_up_queue(index, size=size, vector=index + 1 if msix else NO_VECTOR)
         assert self.add_status(DRIVER_OK) & DRIVER_OK
@@ -187,50 +205,53 @@ class VirtioDriver:
         return self
 
     def reset(self) -> None:
-        self.put("device_status", 0)
+        """Reset the device and forget all queues."""
+        self.write_common("device_status", 0)
         assert self.status == 0
         self.queues = {}
 
-    def offered(self) -> int:
+    def read_device_features(self) -> int:
+        """Return the features that the device offers."""
         features = 0
         for select in (0, 1):
-            self.put("device_feature_select", select)
-            features |= self.get("device_feature") << 32 * select
+            self.write_common("device_feature_select", select)
+            features |= self.read_common("device_feature") << 32 * select
         return features
 
-    def negotiate(self, wanted: int = ALL_FEATURES) -> None:
-        """Reset, then accept what is both offered and wanted."""
+    def negotiate(self, features: int = ALL_FEATURES) -> None:
+        """Reset, then accept those of `features` that are offered, up to FEATURES_OK."""
         self.reset()
         self.add_status(ACKNOWLEDGE)
         self.add_status(DRIVER)
-        self.features = self.offered() & wanted
-        self.accept(self.features)
+        self.features = self.read_device_features() & features
+        self.write_driver_features(self.features)
         assert self.add_status(FEATURES_OK) & FEATURES_OK
 
-    def accept(self, features: int) -> None:
+    def write_driver_features(self, features: int) -> None:
+        """Write the features that the driver accepts, without FEATURES_OK."""
         for select in (0, 1):
-            self.put("driver_feature_select", select)
-            self.put("driver_feature", features >> 32 * select & 0xFFFF_FFFF)
+            self.write_common("driver_feature_select", select)
+            self.write_common("driver_feature", features >> 32 * select & 0xFFFF_FFFF)
 
     def existing_queues(self) -> list[int]:
-        """4.1.5.1.3: a queue of size 0 does not exist."""
+        """Return the numbers of the queues that exist: those whose size is not 0 (4.1.4.3.1)."""
         existing = []
-        for index in range(self.get("num_queues")):
-            self.put("queue_select", index)
-            if self.get("queue_size"):
+        for index in range(self.read_common("num_queues")):
+            self.write_common("queue_select", index)
+            if self.read_common("queue_size"):
                 existing.append(index)
         return existing
 
     def set_up_queue(
         self, index: int, *, size: int | None = None, vector: int = NO_VECTOR
-    ) -> MockDriver:
-        """Place a queue in memory, tell the device and enable it."""
-        self.put("queue_select", index)
-        size = size or self.get("queue_size")
-        self.put("queue_size", size)
-        self.put("queue_msix_vector", vector)
-        assert self.get("queue_msix_vector") == vector
-        queue = MockDriver(
+    ) -> DriverQueue:
+        """Lay out a queue in memory, configure the device with it and enable it (4.1.5.1.3)."""
+        self.write_common("queue_select", index)
+        size = size or self.read_common("queue_size")
+        self.write_common("queue_size", size)
+        self.write_common("queue_msix_vector", vector)
+        assert self.read_common("queue_msix_vector") == vector
+        queue = DriverQueue(
             self.memory,
             size,
             base_gpa=self.rings_gpa + index * QUEUE_SPACING_BYTES,
@@ -239,58 +260,51 @@ class VirtioDriver:
         )
         for area in ("desc", "driver", "device"):
             gpa = getattr(queue, {"driver": "avail", "device": "used"}.get(area, area) + "_gpa")
-            self.put(f"queue_{area}_lo", gpa & 0xFFFF_FFFF)
-            self.put(f"queue_{area}_hi", gpa >> 32)
-        self.put("queue_enable", 1)
+            self.write_common(f"queue_{area}_lo", gpa & 0xFFFF_FFFF)
+            self.write_common(f"queue_{area}_hi", gpa >> 32)
+        self.write_common("queue_enable", 1)
         self.queues[index] = queue
         return queue
 
     def enable_msix(self) -> None:
-        """Give vector N the message (0xFEE0_0000, 0x40 + N), unmask all, enable."""
-        table = self.config(self.msix_capability + 4)
+        """Give vector N the message (0xFEE0_0000, 0x40 + N), unmask all and enable MSI-X."""
+        table = self.read_pci(self.msix_capability + 4)
         base = self.bars[table & 7] + (table & ~7)
         for vector in range(self.msix_vectors):
             entry = base + 16 * vector
             words = (0xFEE0_0000, 0, 0x40 + vector, 0)
             for i, word in enumerate(words):
                 self.board.mmio.write(entry + 4 * i, 4, word)
-        self.set_config(self.msix_capability + 2, 2, 1 << 15)
+        self.write_pci(self.msix_capability + 2, 2, 1 << 15)
 
     @property
     def msix_vectors(self) -> int:
-        return (self.config(self.msix_capability + 2, 2) & 0x7FF) + 1
+        """Number of vectors in the MSI-X table."""
+        return (self.read_pci(self.msix_capability + 2, 2) & 0x7FF) + 1
 
     # Operation.
 
-    def kick(self, index: int) -> None:
-        """Notify the device of queue `index` (4.1.5.2)."""
-        self.put("queue_select", index)
-        offset = self.get("queue_notify_off") * self.notify_multiplier
-        self.board.mmio.write(self.gpa(NOTIFY_CFG, offset), 2, index)
+    def notify(self, index: int) -> None:
+        """Send an available buffer notification for queue `index` (4.1.5.2)."""
+        self.write_common("queue_select", index)
+        offset = self.read_common("queue_notify_off") * self.notify_multiplier
+        self.board.mmio.write(self.structure_gpa(NOTIFY_CFG, offset), 2, index)
 
-    def send(self, index: int, readable: Sequence[bytes], *, indirect: bool = False) -> list[Used]:
-        """One buffer through queue `index`, served; returns what the device gave back."""
+    def send(
+        self,
+        index: int,
+        readable: Sequence[bytes] = (),
+        writable: Sequence[int] = (),
+        *,
+        indirect: bool = False,
+    ) -> list[Used]:
+        """Send one buffer through queue `index` and serve it; return the buffers given back.
+
+        Arguments are those of `DriverQueue.add`.
+        """
         queue = self.queues[index]
-        queue.add(readable, indirect=indirect)
-        if queue.kick_wanted():
-            self.kick(index)
+        queue.add(readable, writable, indirect=indirect)
+        if queue.should_notify():
+            self.notify(index)
         self.board.serve()
         return queue.take_used()
-
-
-def probed(dialect: Dialect, ram: AnonymousRam | None = None) -> VirtioDriver:
-    """A driver that has found a balloon and its structures, and done nothing more."""
-    return VirtioDriver(Board.with_balloon(dialect, ram=ram)).probe()
-
-
-def started(
-    dialect: Dialect,
-    ram: AnonymousRam | None = None,
-    *,
-    offered: int | None = None,
-    wanted: int = ALL_FEATURES,
-    msix: bool = True,
-) -> VirtioDriver:
-    """A driver that has brought a balloon up to DRIVER_OK."""
-    board = Board.with_balloon(dialect, ram=ram, offered=offered)
-    return VirtioDriver(board).start(wanted=wanted, msix=msix)

@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving a part's state into another one, and spoiling it on the way, for tests.
+"""Hypothesis strategies for tests of device models; needs `pip install pyvmm[hypothesis]`.
 
-move(uart, new_uart)                      # through the bytes of a file
-assert_hostile_states_are_refused(...)    # anything else is a StateError and changes nothing
+Nothing else in `devices.testing` imports Hypothesis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from hypothesis import strategies as st
 
-from devices.state import Fields, Payload, StateError, Stateful, Value, decode, encode
+from devices.state import Payload, Value
+from devices.testing.states import mutable_copy, payload_items
+
+MAX_PFN = (1 << 20) - 1
+"""Largest 4 KiB page frame number of `page_frames`: the last page below 4 GiB."""
 
 
-def move(source: Stateful, target: Stateful) -> None:
-    """Restore `target` to the state of `source`, which stays as it was."""
-    data = encode(source.save_state())
-    target.restore_state(Fields(source.STATE_KIND, decode(data)))
-    assert encode(source.save_state()) == data, "saving changed something"
+def page_frames(below: int = MAX_PFN + 1, max_size: int = 300) -> st.SearchStrategy[list[int]]:
+    """Lists of different 4 KiB page frame numbers, scattered and in runs, in any order."""
+    run = st.tuples(st.integers(0, below - 1), st.integers(1, 40))
+    runs = st.lists(run, max_size=8).map(
+        lambda each: [pfn for start, count in each for pfn in range(start, start + count)]
+    )
+    frames = runs.map(lambda pfns: list(dict.fromkeys(p for p in pfns if p < below))[:max_size])
+    return frames.flatmap(st.permutations)
 
 
-ODD_VALUES: st.SearchStrategy[Value] = (
+hostile_values: st.SearchStrategy[Value] = (
     st.integers(-(1 << 63), (1 << 64) - 1)
     | st.sampled_from([0, 1, 2, 255, 256, 65535, 65536, (1 << 32) - 1, 1 << 32])
     | st.booleans()
@@ -31,55 +34,24 @@ ODD_VALUES: st.SearchStrategy[Value] = (
     | st.lists(st.integers(0, 300), max_size=4)
     | st.just({})
 )
+"""Values of every type that a payload may hold, at the limits of common fields."""
 
 
 @st.composite
-def spoiled(draw: st.DrawFn, payload: Payload) -> Payload:
-    """`payload` with one to three of its values, at any depth, changed, removed or added."""
-    root: dict[str, Value] = copy_of(payload)
+def corrupted(draw: st.DrawFn, payload: Payload) -> Payload:
+    """Copies of `payload` with one to three values, at any depth, changed, removed or added."""
+    root: dict[str, Value] = mutable_copy(payload)
     for _ in range(draw(st.integers(1, 3))):
-        holder, key = draw(st.sampled_from(list(places(root))))
+        container, key = draw(st.sampled_from(list(payload_items(root))))
         action = draw(st.sampled_from(["change", "remove", "add", "flip"]))
         if action == "remove":
-            del holder[key]
-        elif action == "add" and isinstance(holder, dict):
-            holder["unheard_of"] = draw(ODD_VALUES)
-        elif action == "flip" and isinstance(holder[key], int):
-            holder[key] ^= 1 << draw(st.integers(0, 40))
+            del container[key]
+        elif action == "add" and isinstance(container, dict):
+            container["unknown"] = draw(hostile_values)
+        elif action == "flip" and isinstance(container[key], int):
+            container[key] ^= 1 << draw(st.integers(0, 40))
         else:
-            holder[key] = draw(ODD_VALUES)
+            container[key] = draw(hostile_values)
         if not root:
             break
     return root
-
-
-def restore_or_refuse(part: Stateful, payload: Payload) -> bool:
-    """Whether `part` took `payload`; if not, StateError came out and nothing has changed."""
-    before = encode(part.save_state())
-    try:
-        part.restore_state(Fields("hostile", payload))
-    except StateError:
-        assert encode(part.save_state()) == before
-        return False
-    return True
-
-
-def copy_of(value: Any) -> Any:
-    """A copy with dictionaries and lists that can be changed."""
-    if isinstance(value, dict):
-        return {name: copy_of(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [copy_of(each) for each in value]
-    return value
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (holder, key) in a payload."""
-    keys: Any = ()
-    if isinstance(value, dict):
-        keys = list(value)
-    elif isinstance(value, list):
-        keys = range(len(value))
-    for key in keys:
-        yield value, key
-        yield from places(value[key])

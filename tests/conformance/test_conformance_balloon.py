@@ -9,17 +9,9 @@ import pytest
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
 from devices.balloon.stats import StatsReport
-from devices.testing.balloon.requests import pfn_array
-from devices.testing.balloon.statistics import stats_payload
-from devices.testing.driver import (
-    ALL_FEATURES,
-    DEFLATE,
-    INFLATE,
-    STATS,
-    VERSION_1,
-    VirtioDriver,
-    started,
-)
+from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonDriver
+from devices.testing.balloon.requests import pfn_array, stats_payload
+from devices.testing.driver import ALL_FEATURES, VERSION_1
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 
@@ -28,15 +20,15 @@ COMMAND_ID, POISON_VAL = 8, 12
 EVERYTHING = STANDARD.features.known
 
 
-def lend(driver: VirtioDriver, queue: int, gpa: int) -> None:
-    driver.queues[queue].add(lent=[(gpa, PAGE_BYTES)])
-    driver.kick(queue)
+def lend(driver: BalloonDriver, queue: int, gpa: int) -> None:
+    driver.queues[queue].add(writable_segments=[(gpa, PAGE_BYTES)])
+    driver.notify(queue)
     driver.board.serve()
 
 
 @pytest.mark.conformance("5.5.2-1")
 def test_each_queue_has_the_number_of_the_list() -> None:
-    driver = started(STANDARD, offered=EVERYTHING)
+    driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     balloon = driver.board.balloon
     assert driver.existing_queues() == [0, 1, 2, 3, 4]
     driver.send(0, [pfn_array([1])])
@@ -47,7 +39,7 @@ def test_each_queue_has_the_number_of_the_list() -> None:
     driver.send(2, [stats_payload([(4, 77)])])
     assert [report.values for report in reports] == [{4: 77}]
     balloon.hinting.start(lambda ending: None)
-    driver.send(3, [struct.pack("<I", driver.read_device(COMMAND_ID))])
+    driver.send(3, [struct.pack("<I", driver.read_config(COMMAND_ID))])
     lend(driver, 3, 3 * MIB)
     assert list(balloon.hinting.pages) == [(3 * MIB // PAGE_BYTES, 1)]
     lend(driver, 4, 4 * MIB)
@@ -65,9 +57,9 @@ def test_further_queues_exist_only_with_their_features(declined: int, number: in
     rest = EVERYTHING & ~declined & ~later
     if by == "driver":
         wanted = ALL_FEATURES & ~declined & ~later
-        driver = started(STANDARD, offered=EVERYTHING, wanted=wanted)
+        driver = BalloonDriver(STANDARD, offered=EVERYTHING).start(features=wanted)
     else:
-        driver = started(STANDARD, offered=rest)
+        driver = BalloonDriver(STANDARD, offered=rest).start()
     assert driver.existing_queues() == list(range(number))
     driver.negotiate(ALL_FEATURES & ~later)
     assert (number in driver.existing_queues()) == (by == "driver")
@@ -75,30 +67,30 @@ def test_further_queues_exist_only_with_their_features(declined: int, number: in
 
 @pytest.mark.conformance("5.5.4-1", "5.5.4-2", "5.5.4-3")
 def test_the_fields_of_the_configuration_space() -> None:
-    driver = started(STANDARD, offered=EVERYTHING)
+    driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     balloon = driver.board.balloon
     balloon.set_target(0x1000)
     balloon.hinting.start(lambda ending: None)
-    command_id = driver.read_device(COMMAND_ID)
+    command_id = driver.read_config(COMMAND_ID)
     assert command_id >= 2
     for offset in range(0, 16, 4):
-        driver.write_device(offset, 4, 0x0A0B_0C0D)
-    fields = [driver.read_device(offset) for offset in range(0, 16, 4)]
+        driver.write_config(offset, 4, 0x0A0B_0C0D)
+    fields = [driver.read_config(offset) for offset in range(0, 16, 4)]
     assert fields == [0x1000, 0x0A0B_0C0D, command_id, 0x0A0B_0C0D]
 
 
 @pytest.mark.conformance("5.5.4-1")
 def test_target_and_actual_are_there_without_any_feature() -> None:
-    driver = started(STANDARD, offered=0, wanted=VERSION_1)
+    driver = BalloonDriver(STANDARD, offered=0).start(features=VERSION_1)
     driver.board.balloon.set_target(3)
-    assert driver.read_device(0) == 3
-    driver.write_device(4, 4, 2)
-    assert driver.board.balloon.actual == driver.read_device(4) == 2
+    assert driver.read_config(0) == 3
+    driver.write_config(4, 4, 2)
+    assert driver.board.balloon.actual == driver.read_config(4) == 2
 
 
 @pytest.mark.conformance("5.5.6.2-1")
 def test_pages_are_left_alone_once_their_inflate_request_has_come_back() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.send(INFLATE, [pfn_array([100])])
     driver.memory.write(100 * PAGE_BYTES, b"the guest's again")
     driver.send(INFLATE, [pfn_array([101])])
@@ -110,7 +102,7 @@ def test_pages_are_left_alone_once_their_inflate_request_has_come_back() -> None
 def test_statistics_in_any_order_with_unknown_ones_between() -> None:
     entries = [(4, 10), (0, 20), (999, 30), (5, 40)]
     for order in permutations(entries):
-        driver = started(STANDARD)
+        driver = BalloonDriver(STANDARD).start()
         reports: list[StatsReport] = []
         driver.board.balloon.stats.on_report = reports.append
         driver.send(STATS, [stats_payload(order)])
@@ -120,13 +112,13 @@ def test_statistics_in_any_order_with_unknown_ones_between() -> None:
             "stat-swap-in": 20,
             "stat-total-memory": 40,
         }
-        assert "balloon.bad_payload" not in driver.board.trace.names
+        assert "balloon.bad_payload" not in driver.board.tracer.names
 
 
 @pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-3")
 def test_no_hint_is_wanted_before_the_device_asks() -> None:
-    driver = started(STANDARD, offered=EVERYTHING)
-    assert driver.read_device(COMMAND_ID) == 0
+    driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
+    assert driver.read_config(COMMAND_ID) == 0
     lend(driver, HINTS, 3 * MIB)
     driver.send(HINTS, [struct.pack("<I", 0)])
     assert not driver.board.balloon.hinting.pages
@@ -134,15 +126,15 @@ def test_no_hint_is_wanted_before_the_device_asks() -> None:
 
 @pytest.mark.conformance("5.5.6.5.2-5")
 def test_hinted_pages_are_not_touched_before_nor_after_done() -> None:
-    driver = started(STANDARD, offered=EVERYTHING)
+    driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     hinting = driver.board.balloon.hinting
     driver.memory.write(3 * MIB, b"hinted")
     hinting.start(lambda ending: None)
-    driver.send(HINTS, [struct.pack("<I", driver.read_device(COMMAND_ID))])
+    driver.send(HINTS, [struct.pack("<I", driver.read_config(COMMAND_ID))])
     lend(driver, HINTS, 3 * MIB)
     assert hinting.pages
     hinting.finish()
-    assert driver.read_device(COMMAND_ID) == 1
+    assert driver.read_config(COMMAND_ID) == 1
     lend(driver, HINTS, 3 * MIB)
     assert driver.memory.read(3 * MIB, 6) == b"hinted"
     assert driver.board.ram.discarded == []

@@ -13,35 +13,29 @@ from hypothesis import strategies as st
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
+from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
-from devices.testing.board import Board
 from devices.testing.driver import (
     ACKNOWLEDGE,
-    DEFLATE,
     DRIVER,
     DRIVER_OK,
     EVENT_IDX,
     FEATURES_OK,
     INDIRECT_DESC,
-    INFLATE,
     NEEDS_RESET,
     NO_VECTOR,
     RING_RESET,
-    STATS,
     VERSION_1,
-    VirtioDriver,
-    probed,
-    started,
 )
 from devices.testing.driver_queue import (
     INDIRECT,
     NEXT,
     NO_INTERRUPT,
     WRITE,
-    MockDriver,
+    DriverQueue,
     chain_table,
-    ram,
 )
+from devices.testing.ram import guest_memory
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
@@ -49,8 +43,8 @@ from pyvmm_native.runs import PageRuns
 EVERYTHING = features.STANDARD.known
 
 
-def offering_everything() -> VirtioDriver:
-    return VirtioDriver(Board.with_balloon(STANDARD, offered=EVERYTHING)).probe()
+def offering_everything() -> BalloonDriver:
+    return BalloonDriver(STANDARD, offered=EVERYTHING).probe()
 
 
 # Status, features, reset.
@@ -58,13 +52,13 @@ def offering_everything() -> VirtioDriver:
 
 @pytest.mark.conformance("2.1-1")
 def test_status_starts_as_0() -> None:
-    assert probed(STANDARD).status == 0
+    assert BalloonDriver(STANDARD).probe().status == 0
 
 
 @pytest.mark.conformance("2.1.2-1")
 @pytest.mark.parametrize("msix", [False, True])
 def test_nothing_happens_before_driver_ok(msix: bool) -> None:
-    driver = probed(STANDARD)
+    driver = BalloonDriver(STANDARD).probe()
     board = driver.board
     if msix:
         driver.enable_msix()
@@ -72,7 +66,7 @@ def test_nothing_happens_before_driver_ok(msix: bool) -> None:
     queue = driver.set_up_queue(INFLATE, vector=1 if msix else NO_VECTOR)
     queue.add([pfn_array([1])])
     for _ in range(2):
-        driver.kick(INFLATE)
+        driver.notify(INFLATE)
         board.notifiers.notify(INFLATE)
         board.serve()
         board.transport.serve_queue(INFLATE)
@@ -91,13 +85,15 @@ def test_only_features_of_a_balloon_on_pci_that_need_no_other_are_offered() -> N
     # 5.5.3 and 6: none of these bits is described as depending on another one.
     balloon = 0b111111
     independent = balloon | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
-    assert offering_everything().offered() & ~independent == 0
+    assert offering_everything().read_device_features() & ~independent == 0
 
 
 @pytest.mark.conformance("2.2.2-2", "2.2.2-5", "6.2-1")
 def test_every_subset_of_the_offer_is_accepted_and_again_after_a_reset() -> None:
     driver = offering_everything()
-    optional = [1 << bit for bit in range(64) if (driver.offered() & ~VERSION_1) >> bit & 1]
+    optional = [
+        1 << bit for bit in range(64) if (driver.read_device_features() & ~VERSION_1) >> bit & 1
+    ]
     assert len(optional) >= 5
     for count in range(len(optional) + 1):
         for chosen in combinations(optional, count):
@@ -108,7 +104,7 @@ def test_every_subset_of_the_offer_is_accepted_and_again_after_a_reset() -> None
 
 @pytest.mark.conformance("2.4.1-2", "3.3-1")
 def test_a_reset_device_is_silent_and_touches_nothing() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     board = driver.board
     assert driver.send(STATS, [b""]) == [], "kept by the device"
     queues = dict(driver.queues)
@@ -126,7 +122,7 @@ def test_a_reset_device_is_silent_and_touches_nothing() -> None:
     for vector in range(driver.msix_vectors):
         board.mmio.write(entry + 16 * vector, 4, 0)
     for index in queues:
-        driver.kick(index)
+        driver.notify(index)
         board.notifiers.notify(index)
     board.serve()
     board.balloon.ask_for_stats()
@@ -147,9 +143,9 @@ def test_every_field_can_be_read_before_features_ok() -> None:
     driver.board.balloon.set_target(0x1234)
     fields = list(driver.board.device.config)
     for status in (0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER):
-        driver.put("device_status", status)
+        driver.write_common("device_status", status)
         assert driver.status & FEATURES_OK == 0
-        values = {each.name: driver.read_device(each.offset, each.size) for each in fields}
+        values = {each.name: driver.read_config(each.offset, each.size) for each in fields}
         assert values.pop("num_pages") == 0x1234
         assert values.pop("actual") == 0
         assert set(values.values()) <= {0}, "nothing was hinted or poisoned"
@@ -158,16 +154,16 @@ def test_every_field_can_be_read_before_features_ok() -> None:
 @pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
 @pytest.mark.parametrize("change", ["reset", "write"])
 def test_the_generation_tells_versions_apart_that_the_driver_caused(change: str) -> None:
-    driver = started(STANDARD, offered=0)
-    driver.write_device(4, 4, 10)
-    assert driver.read_device(4) == 10
-    before = driver.get("config_generation")
+    driver = BalloonDriver(STANDARD, offered=0).start()
+    driver.write_config(4, 4, 10)
+    assert driver.read_config(4) == 10
+    before = driver.read_common("config_generation")
     if change == "reset":
         driver.reset()
     else:
-        driver.write_device(4, 4, 0)
-    assert driver.read_device(4) == 0
-    assert driver.get("config_generation") != before
+        driver.write_config(4, 4, 0)
+    assert driver.read_config(4) == 0
+    assert driver.read_common("config_generation") != before
 
 
 # Rings.
@@ -185,13 +181,13 @@ def test_framing_says_nothing(
     pfns: list[int], cuts: list[int], indirect: bool, direct_first: int
 ) -> None:
     """One request, cut into descriptors in any way, some of them empty: one meaning."""
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     whole = pfn_array(pfns)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     pieces = [whole[start:end] for start, end in pairwise(edges)]
     queue = driver.queues[INFLATE]
     queue.add(pieces, indirect=indirect, direct_first=min(direct_first, len(pieces) - 1))
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     assert [used.length for used in queue.take_used()] == [0]
     assert driver.board.ram.discarded == [PageRuns((pfn, 1) for pfn in sorted(pfns))]
@@ -199,7 +195,7 @@ def test_framing_says_nothing(
 
 @pytest.mark.conformance("2.7.4.1-2")
 def test_a_chain_may_take_the_whole_queue() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     whole = pfn_array(range(32))
     assert len(driver.send(INFLATE, [whole[i : i + 1] for i in range(128)])) == 1
     assert driver.board.balloon.counters.inflate.pages == 32
@@ -208,7 +204,7 @@ def test_a_chain_may_take_the_whole_queue() -> None:
 @pytest.mark.conformance("2.7.5.1-1")
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE, STATS])
 def test_device_readable_buffers_stay_as_they_are(queue: int) -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     contents = bytes(range(200))
     gpa = driver.queues[queue].data_gpa
     driver.send(queue, [contents])
@@ -218,12 +214,12 @@ def test_device_readable_buffers_stay_as_they_are(queue: int) -> None:
 @pytest.mark.conformance("2.7.5.1-2")
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
 def test_what_stands_in_a_device_writable_buffer_is_not_read(queue: int) -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[queue]
     ring.set_desc(0, ring.place(pfn_array([7])), 4, WRITE)
     ring.set_avail_ring(0, 0)
     ring.set_avail_idx(1)
-    driver.kick(queue)
+    driver.notify(queue)
     driver.board.serve()
     assert ring.used_idx == 1
     counters = driver.board.balloon.counters
@@ -234,7 +230,7 @@ def test_what_stands_in_a_device_writable_buffer_is_not_read(queue: int) -> None
 @pytest.mark.conformance("2.7.5.3.2-1", "2.7.5.3.2-2")
 @pytest.mark.parametrize("direct", [0, 1, 2])
 def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[INFLATE]
     for index in range(direct):
         ring.set_desc(index, ring.place(pfn_array([index])), 4, NEXT, index + 1)
@@ -242,7 +238,7 @@ def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) 
     ring.set_desc(direct, ring.place(table), len(table), INDIRECT | WRITE)
     ring.set_avail_ring(0, 0)
     ring.set_avail_idx(1)
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     assert driver.board.balloon.counters.inflate.pages == direct + 2
 
@@ -250,7 +246,7 @@ def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) 
 @pytest.mark.conformance("2.7.7.2-1", "2.7.7.2-3")
 @pytest.mark.parametrize("used_event", [0, 1, 5, 0xFFFF])
 def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
-    driver = MockDriver(ram(1 << 16), 8, event_idx=False)
+    driver = DriverQueue(guest_memory(1 << 16), 8, event_idx=False)
     queue = driver.device_queue()
     for _ in range(3):
         driver.add([b"x"])
@@ -264,12 +260,12 @@ def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
 @pytest.mark.conformance("2.7.7.2-3", "2.7.7.2-5")
 @pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
 def test_buffers_used_before_their_ring_broke_are_notified(wanted: int) -> None:
-    driver = started(STANDARD, wanted=wanted)
+    driver = BalloonDriver(STANDARD).start(features=wanted)
     ring = driver.queues[INFLATE]
     ring.add([pfn_array([1])])
     ring.set_avail_ring(1, 500)
     ring.set_avail_idx(2)
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     assert driver.status & NEEDS_RESET
     assert ring.used_idx == 1
@@ -278,7 +274,7 @@ def test_buffers_used_before_their_ring_broke_are_notified(wanted: int) -> None:
 
 @pytest.mark.conformance("2.7.7.2-4", "2.7.7.2-5")
 def test_flags_mean_nothing_with_event_idx() -> None:
-    driver = MockDriver(ram(1 << 16), 8, event_idx=True)
+    driver = DriverQueue(guest_memory(1 << 16), 8, event_idx=True)
     queue = driver.device_queue()
     driver.set_avail_flags(NO_INTERRUPT)
     driver.set_used_event(0)
@@ -293,14 +289,14 @@ SIZE = 1024
 """So large a queue has some of its used elements on another page than the index."""
 
 
-def push_with(protected_page: int) -> tuple[int, GuestMemory, MockDriver]:
+def push_with(protected_page: int) -> tuple[int, GuestMemory, DriverQueue]:
     """Have a child process push used element 700 of a ring, with a page it cannot write.
 
     Returns the signal it died of, and the memory it left behind.
     """
     area = mmap(-1, 1 << 20)
     memory = GuestMemory([(0, area)])
-    driver = MockDriver(memory, SIZE, base_gpa=0, start_index=700)
+    driver = DriverQueue(memory, SIZE, base_gpa=0, start_index=700)
     assert driver.used_gpa // PAGE_BYTES != (driver.used_gpa + 4 + 8 * 700) // PAGE_BYTES
     queue = driver.device_queue()
     driver.add(writable=[16])
@@ -325,7 +321,7 @@ def push_with(protected_page: int) -> tuple[int, GuestMemory, MockDriver]:
 @pytest.mark.conformance("2.7.8.2-1", "2.7.8.2-2")
 def test_the_used_element_is_complete_before_the_index_moves() -> None:
     """The order of the stores, seen by stopping the device at each of them."""
-    layout = MockDriver(ram(1 << 20), SIZE, base_gpa=0)
+    layout = DriverQueue(guest_memory(1 << 20), SIZE, base_gpa=0)
     index_page = (layout.used_gpa + 2) // PAGE_BYTES
     element_page = (layout.used_gpa + 4 + 8 * 700) // PAGE_BYTES
     stopped, _, driver = push_with(element_page)
@@ -342,7 +338,7 @@ def test_the_used_element_is_complete_before_the_index_moves() -> None:
 @pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-3")
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_used_flags_are_0_or_1_and_0_with_event_idx(event_idx: bool) -> None:
-    driver = started(STANDARD, wanted=VERSION_1 | EVENT_IDX * event_idx)
+    driver = BalloonDriver(STANDARD).start(features=VERSION_1 | EVENT_IDX * event_idx)
     ring, seen = driver.queues[INFLATE], set()
     real = driver.board.ram.discard
 
@@ -360,10 +356,10 @@ def test_used_flags_are_0_or_1_and_0_with_event_idx(event_idx: bool) -> None:
 @pytest.mark.conformance("2.7.10.2-5")
 @pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
 def test_notifications_of_nothing_do_nothing(wanted: int) -> None:
-    driver = started(STANDARD, wanted=wanted)
+    driver = BalloonDriver(STANDARD).start(features=wanted)
     for _ in range(3):
         for queue in (INFLATE, DEFLATE):
-            driver.kick(queue)
+            driver.notify(queue)
             driver.board.serve()
         assert driver.board.msi.triggered == []
         assert driver.board.balloon.counters.inflate.requests == 0
@@ -372,7 +368,7 @@ def test_notifications_of_nothing_do_nothing(wanted: int) -> None:
 
 @pytest.mark.conformance("2.7.13.3-1")
 def test_a_buffer_needs_no_notification_of_its_own() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[INFLATE]
     real = driver.board.ram.discard
 

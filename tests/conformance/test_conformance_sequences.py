@@ -21,20 +21,17 @@ from hypothesis.stateful import (
 )
 
 from devices.balloon.dialects import STANDARD
+from devices.testing.balloon.driver import DEFLATE, INFLATE, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
-from devices.testing.board import Board
 from devices.testing.driver import (
     ACKNOWLEDGE,
-    DEFLATE,
     DRIVER,
     DRIVER_OK,
     FEATURES_OK,
-    INFLATE,
     NEEDS_RESET,
     NO_VECTOR,
     RING_RESET,
     VERSION_1,
-    VirtioDriver,
 )
 
 ISR_QUEUE, ISR_CONFIG = 1, 2
@@ -50,8 +47,8 @@ class AnyDriver(RuleBasedStateMachine):
 
     @initialize()
     def find(self) -> None:
-        self.board = Board.with_balloon(STANDARD)
-        self.driver = VirtioDriver(self.board).probe()
+        self.driver = BalloonDriver(STANDARD).probe()
+        self.board = self.driver.board
         self.driver.enable_msix()
         self.msix = True
         self.intx_disabled = False
@@ -86,7 +83,7 @@ class AnyDriver(RuleBasedStateMachine):
     @rule(reset=st.sampled_from([True, False, False, False]))
     def reset_device(self, reset: bool) -> None:
         if reset:
-            self.driver.put("device_status", 0)
+            self.driver.write_common("device_status", 0)
             self._forget()
             self.isr = 0
 
@@ -119,10 +116,10 @@ class AnyDriver(RuleBasedStateMachine):
     @precondition(lambda self: self.status & FEATURES_OK)
     @rule(queue=st.sampled_from(QUEUES))
     def reset_queue(self, queue: int) -> None:
-        self.driver.put("queue_select", queue)
-        self.driver.put("queue_reset", 1)
-        assert self.driver.get("queue_reset") == 0
-        assert self.driver.get("queue_enable") == 0
+        self.driver.write_common("queue_select", queue)
+        self.driver.write_common("queue_reset", 1)
+        assert self.driver.read_common("queue_reset") == 0
+        assert self.driver.read_common("queue_enable") == 0
         self.driver.queues.pop(queue, None)
         self.vectors[queue] = NO_VECTOR
         self.waiting[queue] = self.used[queue] = 0
@@ -134,19 +131,21 @@ class AnyDriver(RuleBasedStateMachine):
     @rule(on=st.booleans())
     def turn_msix(self, on: bool) -> None:
         self.msix = on
-        self.driver.set_config(self.driver.msix_capability + 2, 2, on << 15)
+        self.driver.write_pci(self.driver.msix_capability + 2, 2, on << 15)
 
     @rule(disabled=st.booleans())
     def disable_intx(self, disabled: bool) -> None:
         self.intx_disabled = disabled
-        self.driver.set_config(0x04, 2, 0b110 | INTX_DISABLE * disabled)
+        self.driver.write_pci(0x04, 2, 0b110 | INTX_DISABLE * disabled)
 
     @precondition(lambda self: self.status & FEATURES_OK)
     @rule(event=st.sampled_from([CONFIG, *QUEUES]), vector=VECTOR)
     def map_vector(self, event: str | int, vector: int) -> None:
         if event != CONFIG:
-            self.driver.put("queue_select", int(event))
-        self.driver.put("config_msix_vector" if event == CONFIG else "queue_msix_vector", vector)
+            self.driver.write_common("queue_select", int(event))
+        self.driver.write_common(
+            "config_msix_vector" if event == CONFIG else "queue_msix_vector", vector
+        )
         self.vectors[event] = vector
 
     @rule()
@@ -162,7 +161,7 @@ class AnyDriver(RuleBasedStateMachine):
         if self.live:
             self._notified(CONFIG)
         self.board.balloon.set_target(self.target)
-        assert self.driver.read_device(0) == self.target
+        assert self.driver.read_config(0) == self.target
 
     @precondition(lambda self: self.driver.queues)
     @rule(queue=st.sampled_from(QUEUES), count=st.integers(1, 4), serve=st.booleans())
@@ -172,7 +171,7 @@ class AnyDriver(RuleBasedStateMachine):
             for _ in range(count):
                 ring.add([pfn_array([7])])
             self.waiting[queue] += count
-            self.driver.kick(queue)
+            self.driver.notify(queue)
         if serve:
             self.serve()
 
@@ -183,7 +182,7 @@ class AnyDriver(RuleBasedStateMachine):
             ring = self.driver.queues[queue]
             ring.set_avail_idx(ring.avail_idx + 1000)
             self.broken = queue
-            self.driver.kick(queue)
+            self.driver.notify(queue)
 
     @rule()
     def serve(self) -> None:
@@ -211,7 +210,7 @@ class AnyDriver(RuleBasedStateMachine):
     def interrupts_are_those_due(self) -> None:
         assert self.board.msi.triggered == self.triggered
         asserted = bool(self.isr) and not self.msix
-        assert bool(self.driver.config(0x06, 2) & 1 << 3) == asserted
+        assert bool(self.driver.read_pci(0x06, 2) & 1 << 3) == asserted
         assert self.board.line.level == (asserted and not self.intx_disabled)
         assert self.board.transport.interrupts.isr_status == self.isr
 
@@ -219,12 +218,12 @@ class AnyDriver(RuleBasedStateMachine):
     def the_device_is_where_the_driver_put_it(self) -> None:
         assert self.driver.status == self.status
         for queue in QUEUES:
-            self.driver.put("queue_select", queue)
-            assert self.driver.get("queue_enable") == (queue in self.driver.queues)
-            assert self.driver.get("queue_msix_vector") == self.vectors[queue]
+            self.driver.write_common("queue_select", queue)
+            assert self.driver.read_common("queue_enable") == (queue in self.driver.queues)
+            assert self.driver.read_common("queue_msix_vector") == self.vectors[queue]
         for queue, ring in self.driver.queues.items():
             assert ring.used_idx == self.used[queue] & 0xFFFF
-        assert self.driver.get("config_msix_vector") == self.vectors[CONFIG]
+        assert self.driver.read_common("config_msix_vector") == self.vectors[CONFIG]
 
 
 @pytest.mark.conformance("2.1.2-1", "2.1.2-3", "2.4.1-2", "2.6.1.1.1-1", "2.6.1.1.1-2", "2.7.7.2-3")

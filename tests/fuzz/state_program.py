@@ -21,10 +21,12 @@ from devices.balloon.misc import Command
 from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.state import Fields, Payload, StateError, Stateful, encode
+from devices.testing.balloon.driver import STATS, BalloonBoard
 from devices.testing.balloon.misc import MISC
-from devices.testing.board import AnonymousRam, Board, Line
-from devices.testing.driver import STATS
-from devices.testing.strategies import copy_of, places
+from devices.testing.board import Board
+from devices.testing.ram import AnonymousRam
+from devices.testing.recorders import RecordingInterruptLine
+from devices.testing.states import mutable_copy, payload_items
 from devices.virtio.pci_transport import VirtioPciTransport
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
 from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program
@@ -48,13 +50,13 @@ def used_balloon(dialect: Dialect) -> Board:
     guest.serve_all()
     ram = AnonymousRam(*REGIONS)
     ram.maps[0][1][:] = guest.memory[:]
-    board = Board.with_balloon(dialect, ram=ram, offered=dialect.features.known)
+    board = BalloonBoard(dialect, ram=ram, offered=dialect.features.known)
     board.transport.restore_state(Fields("used", watched.transport.save_state()))
     return board
 
 
 def used_uart() -> Uart16550:
-    uart = Uart16550(Line(), lambda data: None)
+    uart = Uart16550(RecordingInterruptLine(), lambda data: None)
     for register, value in ((2, 0xC1), (4, 0x08), (1, 0x0F), (0, 0x41)):
         uart.write(register, 1, value)
     uart.receive(b"typed")
@@ -91,7 +93,7 @@ def run(data: bytes) -> bool:
     program = Program(data)
     # The balloon has most of the fields.
     part, put_back, state = _part((0, 0, 0, 1, 1, 1, 2, 3)[program.byte() % 8])
-    payload = copy_of(state)
+    payload = mutable_copy(state)
     with suppress(OutOfBytes):
         while payload:
             _spoil(payload, program)
@@ -131,7 +133,7 @@ def _work_with(part: Stateful) -> None:
 
 
 def _spoil(payload: Any, program: Program) -> None:
-    where = list(places(payload))
+    where = list(payload_items(payload))
     holder, key = where[(program.opcode() << 8 | program.byte()) % len(where)]
     action = program.byte() % 10
     if action == 0:

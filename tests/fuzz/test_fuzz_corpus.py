@@ -12,7 +12,7 @@ import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD
 from devices.balloon.page_queues import InflateQueue
-from devices.testing.driver import INFLATE, STATS
+from devices.testing.balloon.driver import INFLATE, STATS
 from devices.virtio.device import VirtioDevice
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
@@ -130,10 +130,10 @@ def test_a_snapshot_brings_everything_back() -> None:
             driven.kick()
             driven.serve_all()
             states.append(
-                (list(board.trace.events), board.device.status, list(board.msi.triggered))
+                (list(board.tracer.events), board.device.status, list(board.msi.triggered))
             )
             snapshot.restore()
             assert board.function.bar_gpa(0) is None
             assert board.device.status == 0
-            assert board.trace.events == []
+            assert board.tracer.events == []
         assert states[0] == states[1]

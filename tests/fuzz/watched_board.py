@@ -25,7 +25,9 @@ from collections.abc import Callable
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Dialect, Role
 from devices.errors import BadPayload
-from devices.testing.board import AnonymousRam, Board, Trace
+from devices.testing.board import Board
+from devices.testing.ram import AnonymousRam
+from devices.testing.recorders import RecordingTracer
 from devices.virtio.device import BUFFERS_PER_CALL
 from devices.virtio.status import Status
 from pyvmm_native import PAGE_BYTES
@@ -104,11 +106,13 @@ class WatchedBalloon(BalloonDevice):
 
     ram: WatchedRam
 
-    def __init__(self, dialect: Dialect, ram: WatchedRam, trace: Trace, offered: int) -> None:
+    def __init__(
+        self, dialect: Dialect, ram: WatchedRam, tracer: RecordingTracer, offered: int
+    ) -> None:
         self.ram = ram
         self.kept = [0] * 8
         self.served = 0
-        super().__init__(dialect, ram, trace, lambda pages: None, offered=offered)
+        super().__init__(dialect, ram, tracer, lambda pages: None, offered=offered)
 
     def role(self, queue: int) -> Role | None:
         return self.roles.get(queue)
@@ -210,8 +214,9 @@ class WatchedBoard(Board):
     ram: WatchedRam
 
     def __init__(self, dialect: Dialect, offered: int, ram: WatchedRam | None = None) -> None:
-        ram, trace = ram or WatchedRam(), Trace()
-        super().__init__(WatchedBalloon(dialect, ram, trace, offered), ram, trace)
+        self.ram = ram or WatchedRam()
+        tracer = RecordingTracer()
+        super().__init__(WatchedBalloon(dialect, self.ram, tracer, offered), tracer)
 
     @property
     def watched(self) -> WatchedBalloon:

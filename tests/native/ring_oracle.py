@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from devices.testing.driver_queue import INDIRECT, NEXT, WRITE, MockDriver
+from devices.testing.driver_queue import INDIRECT, NEXT, WRITE, DriverQueue
 from pyvmm_native.memory import GuestMemory
 
 
@@ -32,7 +32,7 @@ class Expected(NamedTuple):
     writable_bytes: int
 
 
-def expected_pop(driver: MockDriver, next_avail: int, limit: int) -> Expected | None:
+def expected_pop(driver: DriverQueue, next_avail: int, limit: int) -> Expected | None:
     """What pop(limit) has to return at index `next_avail`; raises Broken."""
     available = (driver.avail_idx - next_avail) % 65536
     if available > driver.size:
@@ -57,7 +57,7 @@ def expected_pop(driver: MockDriver, next_avail: int, limit: int) -> Expected | 
     return Expected(head, readable, readable_bytes, writable_bytes)
 
 
-def chain_elements(driver: MockDriver, head: int) -> list[Element]:
+def chain_elements(driver: DriverQueue, head: int) -> list[Element]:
     table_gpa, entries, nested = driver.desc_gpa, driver.size, False
     elements: list[Element] = []
     index = head

@@ -14,11 +14,11 @@ from devices.testing.driver_queue import (
     NO_INTERRUPT,
     NO_NOTIFY,
     WRITE,
-    MockDriver,
+    DriverQueue,
     chain_table,
     descriptor,
-    ram,
 )
+from devices.testing.ram import guest_memory
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
 
@@ -27,11 +27,11 @@ MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; the mmap module lacks it in Pyth
 
 
 @pytest.fixture
-def driver() -> MockDriver:
-    return MockDriver(ram(RAM_BYTES), 8, indirect=True)
+def driver() -> DriverQueue:
+    return DriverQueue(guest_memory(RAM_BYTES), 8, indirect=True)
 
 
-def offer(driver: MockDriver, *descriptors: tuple[int, int, int, int]) -> SplitQueue:
+def offer(driver: DriverQueue, *descriptors: tuple[int, int, int, int]) -> SplitQueue:
     """Lay raw descriptors from index 0 on and make descriptor 0 available."""
     for index, fields in enumerate(descriptors):
         driver.set_desc(index, *fields)
@@ -40,7 +40,7 @@ def offer(driver: MockDriver, *descriptors: tuple[int, int, int, int]) -> SplitQ
     return driver.device_queue()
 
 
-def offer_table(driver: MockDriver, table: bytes, flags: int = INDIRECT) -> SplitQueue:
+def offer_table(driver: DriverQueue, table: bytes, flags: int = INDIRECT) -> SplitQueue:
     return offer(driver, (driver.place(table), len(table), flags, 0))
 
 
@@ -51,7 +51,7 @@ def offer_table(driver: MockDriver, table: bytes, flags: int = INDIRECT) -> Spli
 @pytest.mark.parametrize("size", [0, -1, 3, 6, 32767, 65536, 1 << 40])
 def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
     with pytest.raises(RingError, match="queue size"):
-        SplitQueue(ram(1 << 20), size, 0, 0, 0)
+        SplitQueue(guest_memory(1 << 20), size, 0, 0, 0)
 
 
 @pytest.mark.conformance("2.7-1")
@@ -65,7 +65,7 @@ def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
 )
 def test_areas_are_aligned(areas: tuple[int, int, int], name: str) -> None:
     with pytest.raises(RingError, match=f"{name}.*aligned"):
-        SplitQueue(ram(RAM_BYTES), 8, *areas)
+        SplitQueue(guest_memory(RAM_BYTES), 8, *areas)
 
 
 @pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16, 1 << 64, -16])
@@ -74,11 +74,11 @@ def test_areas_are_in_ram(area: int, gpa: int) -> None:
     areas = [0, 4096, 8192]
     areas[area] = gpa
     with pytest.raises(RingError, match="not in guest RAM"):
-        SplitQueue(ram(RAM_BYTES), 8, *areas)
+        SplitQueue(guest_memory(RAM_BYTES), 8, *areas)
 
 
 def test_areas_may_end_where_ram_ends() -> None:
-    memory = ram(4096)
+    memory = guest_memory(4096)
     # 6 + 8 * 8 bytes of used ring; 2-byte alignment would allow less, 4-byte does not.
     SplitQueue(memory, 8, 0, 1024, 4096 - 72)
     with pytest.raises(RingError):
@@ -87,7 +87,7 @@ def test_areas_may_end_where_ram_ends() -> None:
 
 @pytest.mark.conformance("2.7-1")
 def test_largest_queue() -> None:
-    driver = MockDriver(ram(1 << 21), 32768, indirect=True)
+    driver = DriverQueue(guest_memory(1 << 21), 32768, indirect=True)
     queue = driver.device_queue()
     driver.add([b"x"] * 300, [1] * 32468)
     chain = queue.pop(300)
@@ -98,7 +98,7 @@ def test_largest_queue() -> None:
 # Indices (2.7.6).
 
 
-def test_more_available_than_the_queue_holds(driver: MockDriver) -> None:
+def test_more_available_than_the_queue_holds(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_idx(9)
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_more_available_than_the_queue_holds(driver: MockDriver) -> None:
     assert queue.pending == 8
 
 
-def test_head_outside_the_table(driver: MockDriver) -> None:
+def test_head_outside_the_table(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_ring(0, 8)
     driver.set_avail_idx(1)
@@ -122,17 +122,17 @@ def test_head_outside_the_table(driver: MockDriver) -> None:
 # Chains (2.7.4.2, 2.7.5).
 
 
-def test_next_outside_the_table(driver: MockDriver) -> None:
+def test_next_outside_the_table(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="index outside"):
         offer(driver, (0, 4, NEXT, 8)).pop(100)
 
 
-def test_loops(driver: MockDriver) -> None:
+def test_loops(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="loop"):
         offer(driver, (0, 4, NEXT, 1), (0, 4, NEXT, 0)).pop(100)
 
 
-def test_readable_after_writable(driver: MockDriver) -> None:
+def test_readable_after_writable(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="readable element after"):
         offer(driver, (0, 4, WRITE | NEXT, 1), (0, 4, 0, 0)).pop(100)
 
@@ -142,12 +142,12 @@ def test_readable_after_writable(driver: MockDriver) -> None:
     ("gpa", "length"),
     [(RAM_BYTES, 1), (RAM_BYTES - 4, 5), ((1 << 64) - 1, 1), ((1 << 64) - 4, 8), (0, 0xFFFFFFFF)],
 )
-def test_element_outside_ram(driver: MockDriver, gpa: int, length: int, flags: int) -> None:
+def test_element_outside_ram(driver: DriverQueue, gpa: int, length: int, flags: int) -> None:
     with pytest.raises(RingError, match="outside guest RAM"):
         offer(driver, (gpa, length, flags, 0)).pop(100)
 
 
-def test_element_of_no_bytes_is_legal_wherever_it_points(driver: MockDriver) -> None:
+def test_element_of_no_bytes_is_legal_wherever_it_points(driver: DriverQueue) -> None:
     queue = offer(
         driver, (1 << 63, 0, NEXT, 1), (driver.place(b"data"), 4, NEXT, 2), (0, 0, WRITE, 0)
     )
@@ -156,9 +156,9 @@ def test_element_of_no_bytes_is_legal_wherever_it_points(driver: MockDriver) -> 
     assert (chain.readable, chain.writable_bytes) == (b"data", 0)
 
 
-def test_writable_elements_are_named(driver: MockDriver) -> None:
+def test_writable_elements_are_named(driver: DriverQueue) -> None:
     queue = driver.device_queue()
-    driver.add([b"a"], lent=[(4096, 8192), (1 << 63, 0), (100, 1)], indirect=True)
+    driver.add([b"a"], writable_segments=[(4096, 8192), (1 << 63, 0), (100, 1)], indirect=True)
     driver.add([b"a"])
     chain, readable = queue.pop(1), queue.pop(1)
     assert chain is not None
@@ -170,10 +170,10 @@ def test_writable_elements_are_named(driver: MockDriver) -> None:
 
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> None:
-    driver = MockDriver(ram(RAM_BYTES), 256, event_idx=event_idx)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 256, event_idx=event_idx)
     queue = driver.device_queue()
     memory = queue.memory
-    driver.add(lent=[(8 * 4096 - 1, 2)])
+    driver.add(writable_segments=[(8 * 4096 - 1, 2)])
     memory.log_dirty_pages(True)
 
     def changes(*acts: Callable[[], object]) -> set[int]:
@@ -196,7 +196,7 @@ def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> Non
     assert changes(lambda: queue.push(chain, 2))
 
 
-def test_unknown_flags_are_ignored(driver: MockDriver) -> None:
+def test_unknown_flags_are_ignored(driver: DriverQueue) -> None:
     chain = offer(driver, (driver.place(b"data"), 4, 0xFFF8, 7)).pop(100)
     assert chain is not None
     assert chain.readable == b"data"
@@ -204,7 +204,7 @@ def test_unknown_flags_are_ignored(driver: MockDriver) -> None:
 
 def test_element_across_two_regions_that_touch() -> None:
     memory = GuestMemory([(0, bytearray(8192)), (8192, bytearray(8192))])
-    driver = MockDriver(memory, 8)
+    driver = DriverQueue(memory, 8)
     memory.write(8190, b"abcd")
     queue = offer(driver, (8190, 4, NEXT, 1), (8191, 3, WRITE, 0))
     chain = queue.pop(100)
@@ -216,7 +216,7 @@ def test_element_across_two_regions_that_touch() -> None:
 
 def test_longer_than_2_to_the_32() -> None:
     area = mmap(-1, 1 << 32, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
-    driver = MockDriver(GuestMemory([(0, area)]), 8)
+    driver = DriverQueue(GuestMemory([(0, area)]), 8)
     half = 1 << 31
     queue = offer(driver, (0, half, NEXT, 1), (0, half, NEXT, 2), (0, 0, 0, 0))
     chain = queue.pop(4096)
@@ -227,7 +227,7 @@ def test_longer_than_2_to_the_32() -> None:
         driver.device_queue().pop(4096)
 
 
-def test_over_the_limit_comes_back_to_be_returned(driver: MockDriver) -> None:
+def test_over_the_limit_comes_back_to_be_returned(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     head = driver.add([b"12345"], [4])
     chain = queue.pop(4)
@@ -241,13 +241,13 @@ def test_over_the_limit_comes_back_to_be_returned(driver: MockDriver) -> None:
 
 
 def test_indirect_not_negotiated() -> None:
-    driver = MockDriver(ram(RAM_BYTES), 8, indirect=False)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 8, indirect=False)
     with pytest.raises(RingError, match="not negotiated"):
         offer_table(driver, chain_table([(0, 4, 0)])).pop(100)
 
 
 @pytest.mark.conformance("2.7.5.3.2-1")
-def test_indirect_write_flag_is_ignored(driver: MockDriver) -> None:
+def test_indirect_write_flag_is_ignored(driver: DriverQueue) -> None:
     table = chain_table([(driver.place(b"data"), 4, 0), (driver.place(b""), 2, WRITE)])
     chain = offer_table(driver, table, INDIRECT | WRITE).pop(100)
     assert chain is not None
@@ -255,7 +255,7 @@ def test_indirect_write_flag_is_ignored(driver: MockDriver) -> None:
 
 
 @pytest.mark.conformance("2.7.5.3.2-2")
-def test_indirect_after_direct_elements(driver: MockDriver) -> None:
+def test_indirect_after_direct_elements(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.add([b"a", b"b", b"c"], [1], indirect=True, direct_first=2)
     chain = queue.pop(100)
@@ -263,47 +263,47 @@ def test_indirect_after_direct_elements(driver: MockDriver) -> None:
     assert (chain.readable, chain.writable_bytes) == (b"abc", 1)
 
 
-def test_indirect_with_next(driver: MockDriver) -> None:
+def test_indirect_with_next(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="NEXT and INDIRECT"):
         offer_table(driver, chain_table([(0, 4, 0)]), INDIRECT | NEXT).pop(100)
 
 
-def test_nested_indirect(driver: MockDriver) -> None:
+def test_nested_indirect(driver: DriverQueue) -> None:
     inner = driver.place(chain_table([(0, 4, 0)]))
     with pytest.raises(RingError, match="inside an indirect table"):
         offer_table(driver, descriptor(inner, 16, INDIRECT)).pop(100)
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 17, 24])
-def test_indirect_table_of_odd_size(driver: MockDriver, length: int) -> None:
+def test_indirect_table_of_odd_size(driver: DriverQueue, length: int) -> None:
     with pytest.raises(RingError, match="whole number"):
         offer(driver, (4096, length, INDIRECT, 0)).pop(100)
 
 
 @pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16])
-def test_indirect_table_outside_ram(driver: MockDriver, gpa: int) -> None:
+def test_indirect_table_outside_ram(driver: DriverQueue, gpa: int) -> None:
     with pytest.raises(RingError, match="table outside"):
         offer(driver, (gpa, 32, INDIRECT, 0)).pop(100)
 
 
-def test_indirect_next_outside_its_table(driver: MockDriver) -> None:
+def test_indirect_next_outside_its_table(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="index outside"):
         offer_table(driver, descriptor(0, 4, NEXT, 2) + descriptor(0, 4)).pop(100)
 
 
-def test_indirect_loop(driver: MockDriver) -> None:
+def test_indirect_loop(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="loop"):
         offer_table(driver, descriptor(0, 4, NEXT, 0)).pop(100)
 
 
 @pytest.mark.conformance("2.7.4.1-2")
-def test_indirect_chain_is_no_longer_than_the_queue(driver: MockDriver) -> None:
+def test_indirect_chain_is_no_longer_than_the_queue(driver: DriverQueue) -> None:
     assert offer_table(driver, chain_table([(0, 4, 0)] * 8)).pop(100)
     with pytest.raises(RingError, match="longer than the queue"):
         offer_table(driver, chain_table([(0, 4, 0)] * 9)).pop(100)
 
 
-def test_indirect_table_at_an_odd_address(driver: MockDriver) -> None:
+def test_indirect_table_at_an_odd_address(driver: DriverQueue) -> None:
     table = b"?" + chain_table([(driver.place(b"data"), 4, 0)])
     chain = offer(driver, (driver.place(table) + 1, 16, INDIRECT, 0)).pop(100)
     assert chain is not None
@@ -313,7 +313,7 @@ def test_indirect_table_at_an_odd_address(driver: MockDriver) -> None:
 # Returning buffers (2.7.8) and notifications (2.7.7, 2.7.10).
 
 
-def test_mistakes_of_the_device_model(driver: MockDriver) -> None:
+def test_mistakes_of_the_device_model(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.add([], [4])
     chain = queue.pop(0)
@@ -332,7 +332,7 @@ def test_mistakes_of_the_device_model(driver: MockDriver) -> None:
 
 
 def test_used_ring_wraps() -> None:
-    driver = MockDriver(ram(RAM_BYTES), 2, start_index=65535)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 2, start_index=65535)
     queue = driver.device_queue()
     for expected in (0, 1, 2):
         driver.add([b"x"])
@@ -342,7 +342,7 @@ def test_used_ring_wraps() -> None:
 
 
 @pytest.mark.conformance("2.7.7.2-2", "2.7.7.2-3")
-def test_interrupts_by_flag(driver: MockDriver) -> None:
+def test_interrupts_by_flag(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     assert not queue.should_interrupt()
     queue.push(0)
@@ -356,7 +356,7 @@ def test_interrupts_by_flag(driver: MockDriver) -> None:
 
 
 def test_interrupt_after_more_buffers_than_an_index_counts() -> None:
-    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()
     driver.set_used_event(5)
     for _ in range(65536 + 3):
@@ -365,7 +365,7 @@ def test_interrupt_after_more_buffers_than_an_index_counts() -> None:
 
 
 def test_a_restored_queue_interrupts_once() -> None:
-    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()
     queue.next_used = 100
     driver.set_used_event(7)
@@ -373,7 +373,7 @@ def test_a_restored_queue_interrupts_once() -> None:
     assert not queue.should_interrupt()
 
 
-def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: MockDriver) -> None:
+def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: DriverQueue) -> None:
     driver.add(readable=[b"asked"], writable=[4, 12])
     old = driver.device_queue()
     popped = old.pop(64)
@@ -401,19 +401,19 @@ def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: Mock
     ],
 )
 def test_a_buffer_that_cannot_have_been_held(
-    driver: MockDriver, head: int, segments: list[tuple[int, int]], why: str
+    driver: DriverQueue, head: int, segments: list[tuple[int, int]], why: str
 ) -> None:
     with pytest.raises(RingError, match=why):
         driver.device_queue().restore_in_flight(head, segments)
 
 
 @pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-2")
-def test_notifications_by_flag(driver: MockDriver) -> None:
+def test_notifications_by_flag(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     queue.disable_notifications()
     assert driver.used_flags == NO_NOTIFY
     driver.add([b"x"])
-    assert not driver.kick_wanted()
+    assert not driver.should_notify()
     assert queue.enable_notifications()
     assert driver.used_flags == 0
     queue.pop(1)
@@ -422,7 +422,7 @@ def test_notifications_by_flag(driver: MockDriver) -> None:
 
 @pytest.mark.conformance("2.7.10.2-3", "2.7.10.2-4")
 def test_notifications_by_event_index() -> None:
-    driver = MockDriver(ram(RAM_BYTES), 8, event_idx=True)
+    driver = DriverQueue(guest_memory(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()
     for _ in range(3):
         driver.add([b"x"])
@@ -433,13 +433,13 @@ def test_notifications_by_event_index() -> None:
     assert (driver.avail_event, driver.used_flags) == (3, 0)
 
 
-def test_enabling_leaves_a_broken_index_to_pop(driver: MockDriver) -> None:
+def test_enabling_leaves_a_broken_index_to_pop(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_idx(1000)
     assert queue.enable_notifications()
 
 
-def test_describes_itself(driver: MockDriver) -> None:
+def test_describes_itself(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     assert (queue.size, queue.indirect, queue.event_idx) == (8, True, False)
     assert queue.memory is driver.memory

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from devices.testing.driver_queue import MockDriver, Used, need_event, ram
+from devices.testing.driver_queue import DriverQueue, Used, need_event
+from devices.testing.ram import guest_memory
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
@@ -32,7 +33,7 @@ buffers = st.tuples(
 )
 
 
-def add(driver: MockDriver, buffer: tuple[list[bytes], list[int], bool, int]) -> int | None:
+def add(driver: DriverQueue, buffer: tuple[list[bytes], list[int], bool, int]) -> int | None:
     """Make a generated buffer available; None when this queue cannot hold it."""
     readable, writable, indirect, direct_first = buffer
     elements = len(readable) + len(writable)
@@ -65,8 +66,8 @@ def test_every_buffer_makes_the_round_trip(
     rounds: list[list[tuple[list[bytes], list[int], bool, int]]],
     data: st.DataObject,
 ) -> None:
-    driver = MockDriver(
-        ram(MIB // 4),
+    driver = DriverQueue(
+        guest_memory(MIB // 4),
         size,
         event_idx=event_idx,
         indirect=indirect,
@@ -104,7 +105,7 @@ def test_every_buffer_makes_the_round_trip(
 def test_used_event_is_passed_exactly_when_its_element_is_new(
     size: int, start: int, pushes: list[int], data: st.DataObject
 ) -> None:
-    driver = MockDriver(ram(MIB), size, event_idx=True)
+    driver = DriverQueue(guest_memory(MIB), size, event_idx=True)
     queue = driver.device_queue()
     queue.next_used = start
     queue.should_interrupt()  # nobody knows yet what was announced before
@@ -122,13 +123,13 @@ def test_used_event_is_passed_exactly_when_its_element_is_new(
 @given(start=start_indices, rounds=st.lists(st.integers(0, 8), max_size=8), event_idx=st.booleans())
 def test_no_notification_is_missed(start: int, rounds: list[int], event_idx: bool) -> None:
     """A device that always enables notifications before it goes idle never stalls."""
-    driver = MockDriver(ram(MIB), 8, event_idx=event_idx, start_index=start)
+    driver = DriverQueue(guest_memory(MIB), 8, event_idx=event_idx, start_index=start)
     queue = driver.device_queue()
     assert not queue.enable_notifications()
     for count in rounds:
         for _ in range(count):
             driver.add([b"x"])
-        assert driver.kick_wanted() == (count > 0)
+        assert driver.should_notify() == (count > 0)
         queue.disable_notifications()
         if count:
             queue.push(queue.pop(1) or 0)
@@ -147,7 +148,7 @@ EDGES = [0, 4096, LOW, LOW + HIGH, APART, APART + 4096, 1 << 63, (1 << 64) - 1]
 RINGS, TABLES = 2 * 4096, 4096
 
 
-class HostileDriver(MockDriver):
+class HostileDriver(DriverQueue):
     """Writes rings that are nearly right: a field is hostile with probability `hostility`."""
 
     def __init__(self, memory: GuestMemory, size: int, seed: int, hostility: float) -> None:
@@ -226,7 +227,7 @@ def test_hostile_rings_are_taken_as_the_oracle_says(
 @given(image=st.binary(min_size=512, max_size=512), size=sizes, indirect=st.booleans())
 @example(image=b"\xff" * 512, size=8, indirect=True)
 def test_any_bytes_are_a_ring(image: bytes, size: int, indirect: bool) -> None:
-    memory = ram(8192)
+    memory = guest_memory(8192)
     queue = SplitQueue(memory, size, 0, 1024, 2048, indirect=indirect, event_idx=True)
     for gpa in range(0, 4096, 512):
         memory.write(gpa, image)
@@ -244,7 +245,7 @@ def test_any_bytes_are_a_ring(image: bytes, size: int, indirect: bool) -> None:
         queue.enable_notifications()
 
 
-def scribble(memory: GuestMemory, driver: MockDriver, seed: int) -> None:
+def scribble(memory: GuestMemory, driver: DriverQueue, seed: int) -> None:
     """Be the driver from hell until killed."""
     rng = random.Random(seed)
     gpas = [0, 64, 4096, 8192, MIB - 64, MIB - 1, MIB, 1 << 63, (1 << 64) - 16]
@@ -265,7 +266,7 @@ def scribble(memory: GuestMemory, driver: MockDriver, seed: int) -> None:
 def test_a_driver_that_scribbles_meanwhile(size: int) -> None:
     """A second process writes the ring, for real and at the same time, through shared memory."""
     memory = GuestMemory([(0, mmap(-1, MIB))])
-    driver = MockDriver(memory, size, base_gpa=8192, indirect=True, event_idx=True)
+    driver = DriverQueue(memory, size, base_gpa=8192, indirect=True, event_idx=True)
     queue = driver.device_queue()
     child = os.fork()
     if child == 0:

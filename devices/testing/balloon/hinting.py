@@ -1,66 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver that gives free page hints over a real virtqueue, for tests.
+"""The driver of a balloon's free page hinting queue (VIRTIO 1.2, 5.5.6.5).
 
-As Linux's driver does, it looks at `free_page_hint_cmd_id` when it hears of a configuration change:
-a new id has it hint all of `free`, DONE has it take its pages back.
+As Linux's driver does, it reads `free_page_hint_cmd_id` after a configuration change: with a new id
+it hints all of `free`, with DONE it takes its pages back.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from devices.balloon.dialects import STANDARD
-from devices.testing.board import MIB, AnonymousRam, Board
-from devices.testing.driver import VirtioDriver
+from devices.testing.balloon.driver import BalloonDriver
+from devices.testing.ram import AnonymousRam
 
 HINTS = 3
+"""Queue number with all features accepted."""
 COMMAND_ID_OFFSET = 8
 STOP, DONE = 0, 1
+"""Command ids with a meaning of their own, VIRTIO_BALLOON_CMD_ID_*."""
 
 
 class HintGuest:
-    """A board with a balloon and the driver of its free page queue; 64 MiB of RAM unless given."""
+    """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`."""
 
     def __init__(self, *regions: tuple[int, int]) -> None:
-        ram = AnonymousRam(*(regions or ((0, 64 * MIB),)))
-        self.board = Board.with_balloon(STANDARD, ram=ram, offered=STANDARD.features.known)
-        self.driver = VirtioDriver(self.board).start()
-        self.free: list[tuple[int, int]] = [(4 * MIB, 4 * MIB), (12 * MIB, MIB)]
+        self.driver = BalloonDriver(
+            STANDARD, ram=AnonymousRam(*regions), offered=STANDARD.features.known
+        ).start()
+        self.board = self.driver.board
+        self.free: list[tuple[int, int]] = [(4 << 20, 4 << 20), (12 << 20, 1 << 20)]
         """(gpa, size in bytes) of each free block."""
-        self.held: list[tuple[int, int]] = []
+        self.hinted: list[tuple[int, int]] = []
+        """Blocks hinted to the device and not taken back."""
         self.rounds = 0
         self.endless = False
-        """Never says that there are no more pages."""
+        """Do not end rounds: send no STOP."""
         self._id = STOP
 
-    def answer(self) -> None:
-        """Do what the device asks for, if it is something new."""
+    def respond(self) -> None:
+        """Act on `free_page_hint_cmd_id` if it has changed."""
         if not self.board.balloon.running:
             return
-        command_id = self.driver.read_device(COMMAND_ID_OFFSET)
+        command_id = self.driver.read_config(COMMAND_ID_OFFSET)
         if command_id == DONE:
-            self.free += self.held
-            self.held = []
+            self.free += self.hinted
+            self.hinted = []
         elif command_id not in (STOP, self._id):
             self._id = command_id
             self.rounds += 1
             self.hint(command_id)
 
     def hint(self, command_id: int) -> None:
-        """One round under `command_id`."""
+        """Hint all of `free` under `command_id`."""
         self.send(struct.pack("<I", command_id))
         for block in self.free:
-            self.send(lent=[block])
-        self.held += self.free
+            self.send(pages=[block])
+        self.hinted += self.free
         self.free = []
         if not self.endless:
             self.send(struct.pack("<I", STOP))
 
-    def send(self, text: bytes = b"", lent: list[tuple[int, int]] | None = None) -> None:
-        """One buffer on the free page queue, which comes back."""
+    def send(self, command: bytes = b"", pages: Sequence[tuple[int, int]] = ()) -> None:
+        """Send one buffer of a command, or of `pages` as (gpa, size in bytes), which comes back."""
         queue = self.driver.queues[HINTS]
-        queue.add([text] if text else [], lent=lent or [])
-        self.driver.kick(HINTS)
+        queue.add([command] if command else [], writable_segments=pages)
+        self.driver.notify(HINTS)
         self.board.serve()
         (used,) = queue.take_used()
         assert used.length == 0

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver's side of the balloon's misc queue, in Python: what a guest's kernel does, or should.
+"""The driver of the bitmap dialect's misc queue (`devices.balloon.misc`).
 
-driver = MiscDriver(started(BITMAP))
-driver.offer()
-balloon.misc.ask(Command.GET_UNUSED_PAGES, answers.append)
-(question,) = driver.questions()
-driver.answer(question, [1, 2, 3])
+`MiscDriver` sends single buffers, `MiscGuest` responds to requests as the driver of our guest image
+does.
+
+    driver = MiscDriver(BalloonDriver(BITMAP).start())
+    driver.offer_buffer()
+    balloon.misc.ask(Command.GET_UNUSED_PAGES, responses.append)
+    (request,) = driver.take_requests()
+    driver.respond(request, [1, 2, 3])
 """
 
 from __future__ import annotations
@@ -15,17 +18,21 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from devices.balloon.dialects import BITMAP
+from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.requests import bitmap_request
-from devices.testing.board import AnonymousRam
-from devices.testing.driver import ALL_FEATURES, VirtioDriver, probed
+from devices.testing.driver import ALL_FEATURES
 from devices.testing.driver_queue import Used
+from devices.testing.ram import AnonymousRam
 
 MISC = 3
+"""Queue number with all features accepted."""
 CONT, DONE, UNSUPPORTED = 0, 1, 2
+"""Values of `flag` in a message."""
 GET_UNUSED_PAGES, DROP_CACHE, SYNC = 0, 1, 2
+"""Values of `cmd` in a request."""
 
 
-class Question(NamedTuple):
+class MiscRequest(NamedTuple):
     """`struct virtio_balloon_misc_req` as the driver reads it."""
 
     cmd: int
@@ -33,101 +40,104 @@ class Question(NamedTuple):
 
 
 class MiscDriver:
-    """Drives queue MISC of a balloon that `driver` has started; keeps what came back."""
+    """Drives queue MISC of the balloon that `driver` has started."""
 
-    def __init__(self, driver: VirtioDriver) -> None:
+    def __init__(self, driver: BalloonDriver) -> None:
         self.driver = driver
         self.used: list[Used] = []
         """Buffers returned for messages and refused offers, in order."""
         self._offered: set[int] = set()
-        self._questions: list[Question] = []
+        self._requests: list[MiscRequest] = []
 
-    def offer(self, *sizes: int, readable: Sequence[bytes] = ()) -> None:
-        """Offer a buffer for a question: one element of 16 bytes, or of `sizes`."""
+    def offer_buffer(self, *sizes: int, readable: Sequence[bytes] = ()) -> None:
+        """Make a buffer available for a request: one element of 16 bytes, or of `sizes`."""
         queue = self.driver.queues[MISC]
         self._offered.add(queue.add(readable, sizes or (16,)))
-        self._go()
+        self._serve()
 
-    def answer(
-        self, question: Question | None, pfns: Iterable[int] = (), **header: int
+    def respond(
+        self, request: MiscRequest | None, pfns: Iterable[int] = (), **header: int
     ) -> list[Used]:
-        """Send one message about `pfns`, DONE unless `flag` says otherwise; returns what came."""
-        if question is not None:
-            header = {"cmd": question.cmd, "req_id": question.id} | header
-        return self.send(bitmap_request(pfns, **({"flag": DONE} | header)))
+        """Send a message about the pages `pfns` and return the buffers that came back.
 
-    def send(self, message: Sequence[bytes]) -> list[Used]:
-        """Send any device-readable bytes."""
+        Its flag is DONE; `header` sets this and other fields as for `bitmap_request`.
+        """
+        if request is not None:
+            header = {"cmd": request.cmd, "req_id": request.id} | header
+        return self.send_message(bitmap_request(pfns, **({"flag": DONE} | header)))
+
+    def send_message(self, message: Sequence[bytes]) -> list[Used]:
+        """Send device-readable elements and return the buffers that came back."""
         before = len(self.used)
         self.driver.queues[MISC].add(message)
-        self._go()
+        self._serve()
         return self.used[before:]
 
-    def questions(self) -> list[Question]:
-        """Questions that have come since last asked for."""
+    def take_requests(self) -> list[MiscRequest]:
+        """Return the requests received since the last call."""
         self._collect()
-        questions, self._questions = self._questions, []
-        return questions
+        requests, self._requests = self._requests, []
+        return requests
 
-    def _go(self) -> None:
-        self.driver.kick(MISC)
+    def _serve(self) -> None:
+        self.driver.notify(MISC)
         self.driver.board.serve()
         self._collect()
 
     def _collect(self) -> None:
         for used in self.driver.queues[MISC].take_used():
             if used.head in self._offered and used.length:
-                assert used.length == 16, "the used length of a question is 16"
+                assert used.length == 16, "the used length of a request is 16"
                 cmd, reserved, param = struct.unpack("<H6sQ", used.data)
                 assert reserved == bytes(6)
-                self._questions.append(Question(cmd, param))
+                self._requests.append(MiscRequest(cmd, param))
             else:
                 self.used.append(used)
             self._offered.discard(used.head)
 
 
 class MiscGuest:
-    """A board with a balloon and a guest that answers what it is asked, as ours does.
+    """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`.
 
     `unused` are the page frames it does not use, `cached` those that dropping its caches would free
-    and `dirty` those that must be synced before; `knows` are the commands of its driver. Whoever
-    wants answers calls `answer`; it is silent otherwise.
+    and `dirty` those that must be synced before. Its driver supports `commands`. It responds only
+    when `respond` is called; `requests` are those it responded to.
     """
 
-    def __init__(self, *ram_ranges: tuple[int, int]) -> None:
-        self.driver = probed(BITMAP, AnonymousRam(*ram_ranges))
+    def __init__(self, *regions: tuple[int, int]) -> None:
+        self.driver = BalloonDriver(BITMAP, ram=AnonymousRam(*regions)).probe()
         self.board = self.driver.board
         self.unused: set[int] = set(range(1024, 2048))
         self.cached: set[int] = set()
         self.dirty: set[int] = set()
-        self.knows = {GET_UNUSED_PAGES, DROP_CACHE, SYNC}
-        self.asked: list[Question] = []
+        self.commands = {GET_UNUSED_PAGES, DROP_CACHE, SYNC}
+        self.requests: list[MiscRequest] = []
 
-    def start(self, wanted: int = ALL_FEATURES) -> MiscGuest:
+    def start(self, features: int = ALL_FEATURES) -> MiscGuest:
         """Bring the device up (again) and offer a buffer."""
-        self.misc = MiscDriver(self.driver.start(wanted=wanted))
+        self.misc = MiscDriver(self.driver.start(features=features))
         if MISC in self.driver.queues:
-            self.misc.offer()
+            self.misc.offer_buffer()
         return self
 
-    def answer(self) -> None:
-        """Answer the question that has come, if one has, and offer the buffer again."""
-        for question in self.misc.questions():
-            self.asked.append(question)
-            self._answer(question)
-            self.misc.offer()
+    def respond(self) -> None:
+        """Respond to the request that was received, if any, and offer the buffer again."""
+        for request in self.misc.take_requests():
+            self.requests.append(request)
+            self._respond(request)
+            self.misc.offer_buffer()
 
-    def _answer(self, question: Question) -> None:
-        if question.cmd not in self.knows:
-            self.misc.answer(question, flag=UNSUPPORTED)
-        elif question.cmd == GET_UNUSED_PAGES:
+    def _respond(self, request: MiscRequest) -> None:
+        if request.cmd not in self.commands:
+            self.misc.respond(request, flag=UNSUPPORTED)
+        elif request.cmd == GET_UNUSED_PAGES:
             half = sorted(self.unused)[: len(self.unused) // 2]
-            self.misc.answer(question, half, flag=CONT)
-            self.misc.answer(question, self.unused.difference(half))
+            self.misc.respond(request, half, flag=CONT)
+            self.misc.respond(request, self.unused.difference(half))
         else:
-            if question.cmd == SYNC:
+            if request.cmd == SYNC:
                 self.dirty.clear()
             else:
                 self.unused |= self.cached - self.dirty
                 self.cached &= self.dirty
-            self.misc.answer(question)
+            self.misc.respond(request)

@@ -8,23 +8,18 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonBoard, BalloonDriver
 from devices.testing.balloon.requests import bitmap_request, pfn_array
-from devices.testing.board import AnonymousRam, Board
 from devices.testing.driver import (
     ACKNOWLEDGE,
-    DEFLATE,
     DEVICE_CFG,
     DRIVER,
     DRIVER_OK,
     FEATURES_OK,
-    INFLATE,
     RING_RESET,
-    STATS,
     VERSION_1,
-    VirtioDriver,
-    probed,
-    started,
 )
+from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
@@ -52,7 +47,7 @@ def resident_bytes(ram: AnonymousRam) -> int:
 @pytest.mark.conformance("5.5.6.2-1")
 @BOTH
 def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
     ram.memory.write(0, b"\xa5" * (16 * MIB))
     before = resident_bytes(ram)
@@ -77,7 +72,7 @@ def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> Non
 @pytest.mark.conformance("5.5.6.2-1")
 @BOTH
 def test_buffer_comes_back_after_the_memory_is_gone(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
     ram.memory.write(PAGE_BYTES, b"x")
     seen = []
@@ -93,7 +88,7 @@ def test_buffer_comes_back_after_the_memory_is_gone(dialect: Dialect) -> None:
 
 @BOTH
 def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     driver.memory.write(5 * PAGE_BYTES, b"kept")
     assert driver.send(DEFLATE, request(dialect, [5, 6]))[0].length == 0
     assert driver.memory.read(5 * PAGE_BYTES, 4) == b"kept"
@@ -107,7 +102,7 @@ def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
 def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
-    driver = started(dialect, ram)
+    driver = BalloonDriver(dialect, ram=ram).start()
     last = HOLE_GPA // PAGE_BYTES - 1
     ram.memory.write(last * PAGE_BYTES, b"kept")
     assert driver.send(queue, request(dialect, [last, last + 1]))[0].length == 0
@@ -115,7 +110,7 @@ def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -
     assert ram.discarded == []
     traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
     assert (traffic.requests, traffic.pages, traffic.bad_payloads) == (1, 0, 1)
-    name, fields = driver.board.trace.events[-1]
+    name, fields = driver.board.tracer.events[-1]
     assert name == "balloon.bad_payload"
     assert fields["why"] == "1 of 2 pages are not RAM"
     # The queue goes on working.
@@ -127,7 +122,7 @@ def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -
 @BOTH
 def test_a_request_may_span_the_hole(dialect: Dialect) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
-    driver = started(dialect, ram)
+    driver = BalloonDriver(dialect, ram=ram).start()
     pfns = [HOLE_GPA // PAGE_BYTES - 1, 60 * MIB // PAGE_BYTES]
     driver.send(INFLATE, request(dialect, pfns))
     assert driver.board.balloon.counters.inflate.pages == 2
@@ -135,14 +130,14 @@ def test_a_request_may_span_the_hole(dialect: Dialect) -> None:
 
 def test_pages_above_4_gib() -> None:
     ram = AnonymousRam((0, 64 * MIB), (HIGH_GPA, 4 * MIB))
-    driver = started(BITMAP, ram)
+    driver = BalloonDriver(BITMAP, ram=ram).start()
     ram.memory.write(HIGH_GPA, b"gone")
     driver.send(INFLATE, request(BITMAP, [HIGH_GPA // PAGE_BYTES]))
     assert ram.memory.read(HIGH_GPA, 4) == bytes(4)
 
 
 def test_only_whole_host_pages_are_discarded() -> None:
-    driver = started(BITMAP, AnonymousRam((0, 64 * MIB), host_page_pages=16))
+    driver = BalloonDriver(BITMAP, ram=AnonymousRam((0, 64 * MIB), host_page_pages=16)).start()
     driver.send(INFLATE, request(BITMAP, range(8, 40)))
     assert [list(runs) for runs in driver.board.ram.discarded] == [[(16, 16)]]
     counters = driver.board.balloon.counters
@@ -152,7 +147,7 @@ def test_only_whole_host_pages_are_discarded() -> None:
 
 @pytest.mark.parametrize("indirect", [False, True])
 def test_bitmap_over_many_descriptors(indirect: bool) -> None:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     pieces = bitmap_request(range(64, 64 + 4096))
     header, bits = pieces[0], pieces[1]
     split = [header[:5], header[5:], *(bits[i : i + 16] for i in range(0, len(bits), 16))]
@@ -161,32 +156,32 @@ def test_bitmap_over_many_descriptors(indirect: bool) -> None:
 
 
 def test_a_large_request_is_a_turn_of_its_own() -> None:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     queue = driver.queues[INFLATE]
     for _ in range(3):
         queue.add(bitmap_request([1], bmap_len=65536, supplied_bytes=65536))
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     assert driver.board.serve() == 4, "three requests, and one call to see that there are no more"
     assert len(queue.take_used()) == 3
 
 
 @BOTH
 def test_over_long_request_comes_back_unread(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     piece = bytes(64 * 1024)
     count = dialect.max_request_bytes // len(piece) + 1
     assert driver.send(INFLATE, [piece] * count)[0].length == 0
-    assert "too long" in str(driver.board.trace.events[-1][1]["why"])
+    assert "too long" in str(driver.board.tracer.events[-1][1]["why"])
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
     assert driver.board.ram.discarded == []
 
 
 @BOTH
 def test_request_without_readable_bytes(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     queue = driver.queues[INFLATE]
     queue.add([], [64])
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     assert [used.length for used in queue.take_used()] == [0]
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
@@ -194,7 +189,7 @@ def test_request_without_readable_bytes(dialect: Dialect) -> None:
 
 def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
     """The trap of the colliding feature bits: the wrong dialect must discard nothing."""
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     assert driver.send(INFLATE, [pfn_array(range(256))])[0].length == 0
     assert driver.board.ram.discarded == []
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
@@ -202,10 +197,10 @@ def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
 
 def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
     """It acks bit 3 as FREE_PAGE_HINT, finds no command id, and its arrays are refused whole."""
-    driver = started(BITMAP)
-    driver.write_device(12, 4, 0xAAAA_AAAA)  # poison_val, if the guest poisons free pages
+    driver = BalloonDriver(BITMAP).start()
+    driver.write_config(12, 4, 0xAAAA_AAAA)  # poison_val, if the guest poisons free pages
     assert driver.structures[DEVICE_CFG].length == 16, "room for that"
-    assert driver.read_device(8, 8) == 0, "STOP; and no poison_val"
+    assert driver.read_config(8, 8) == 0, "STOP; and no poison_val"
     for first in range(0, 4096, 256):
         (used,) = driver.send(INFLATE, [pfn_array(range(first, first + 256))])
         assert used.length == 0
@@ -215,15 +210,15 @@ def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
 
 def test_a_driver_without_page_bitmap_is_turned_away() -> None:
     """3.1.1: FEATURES_OK does not stay set, so the driver gives up before it has given a page."""
-    driver = probed(BITMAP)
+    driver = BalloonDriver(BITMAP).probe()
     for accepted in (VERSION_1, VERSION_1 | features.STATS_VQ):
         driver.reset()
         driver.add_status(ACKNOWLEDGE)
         driver.add_status(DRIVER)
-        driver.accept(accepted)
+        driver.write_driver_features(accepted)
         assert not driver.add_status(FEATURES_OK) & FEATURES_OK
-        assert driver.board.trace.events[-1][1]["why"] == "PAGE_BITMAP was not accepted"
-    driver.accept(VERSION_1 | features.PAGE_BITMAP)
+        assert driver.board.tracer.events[-1][1]["why"] == "PAGE_BITMAP was not accepted"
+    driver.write_driver_features(VERSION_1 | features.PAGE_BITMAP)
     assert driver.add_status(FEATURES_OK) & FEATURES_OK
 
 
@@ -233,28 +228,28 @@ def test_a_driver_without_page_bitmap_is_turned_away() -> None:
 @pytest.mark.conformance("3.2.1-1", "5.5.4-1")
 @BOTH
 def test_target_reaches_the_driver(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     balloon = driver.board.balloon
     balloon.set_target(1234)
     assert driver.board.msi.triggered[-1] == 0
-    assert driver.read_device(0) == balloon.num_pages == 1234
-    driver.write_device(0, 4, 9)
-    assert driver.read_device(0) == 1234, "num_pages is the device's to change"
+    assert driver.read_config(0) == balloon.num_pages == 1234
+    driver.write_config(0, 4, 9)
+    assert driver.read_config(0) == 1234, "num_pages is the device's to change"
 
 
 @pytest.mark.conformance("2.5.2-1")
 def test_target_before_driver_ok_is_kept_and_silent() -> None:
-    driver = probed(STANDARD)
+    driver = BalloonDriver(STANDARD).probe()
     driver.board.balloon.set_target(77)
     assert driver.board.line.level is False
-    assert driver.read_device(0) == 77, "2.5.3: readable before FEATURES_OK"
+    assert driver.read_config(0) == 77, "2.5.3: readable before FEATURES_OK"
     driver.start()
-    assert driver.read_device(0) == 77
+    assert driver.read_config(0) == 77
 
 
 @pytest.mark.parametrize("pages", [-1, 64 * MIB // PAGE_BYTES + 1])
 def test_target_outside_ram(pages: int) -> None:
-    board = Board.with_balloon(STANDARD)
+    board = BalloonBoard(STANDARD)
     with pytest.raises(ValueError, match="pages asked"):
         board.balloon.set_target(pages)
     board.balloon.set_target(64 * MIB // PAGE_BYTES)
@@ -262,17 +257,17 @@ def test_target_outside_ram(pages: int) -> None:
 
 @BOTH
 def test_actual_is_reported_and_never_more_than_ram(dialect: Dialect) -> None:
-    driver = started(dialect)
+    driver = BalloonDriver(dialect).start()
     board = driver.board
     for written, actual in ((10, 10), (0xFFFF_FFFF, 64 * MIB // PAGE_BYTES), (0, 0)):
-        driver.write_device(4, 4, written)
-        assert driver.read_device(4) == written
+        driver.write_config(4, 4, written)
+        assert driver.read_config(4) == written
         assert board.balloon.actual == board.actuals[-1] == actual
 
 
 def test_actual_starts_anew_with_the_driver() -> None:
-    driver = started(STANDARD)
-    driver.write_device(4, 4, 10)
+    driver = BalloonDriver(STANDARD).start()
+    driver.write_config(4, 4, 10)
     driver.board.balloon.set_target(20)
     driver.reset()
     assert driver.board.actuals == [10, 0]
@@ -282,27 +277,26 @@ def test_actual_starts_anew_with_the_driver() -> None:
 
 @pytest.mark.conformance("2.5-1")
 def test_config_space_takes_any_access_size() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.board.balloon.set_target(0x3456)
-    assert driver.read_device(0, 1) == 0x56
-    assert driver.read_device(1, 1) == 0x34
+    assert driver.read_config(0, 1) == 0x56
+    assert driver.read_config(1, 1) == 0x34
     for i, byte in enumerate((0x21, 0x43, 0, 0)):
-        driver.write_device(4 + i, 1, byte)
-    assert driver.read_device(0, 8) == 0x4321 << 32 | 0x3456
+        driver.write_config(4 + i, 1, byte)
+    assert driver.read_config(0, 8) == 0x4321 << 32 | 0x3456
 
 
 @pytest.mark.parametrize("cmd_id", [0, features.FREE_PAGE_HINT])
 @pytest.mark.parametrize("poison", [0, features.PAGE_POISON])
 def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> None:
-    board = Board.with_balloon(STANDARD, offered=cmd_id | poison)
-    driver = VirtioDriver(board).probe()
+    driver = BalloonDriver(STANDARD, offered=cmd_id | poison).probe()
     assert driver.structures[DEVICE_CFG].length == 16, "struct virtio_balloon_config"
     driver.start()
-    driver.write_device(8, 8, 0xAAAA_AAAA << 32 | 0x55)
-    assert driver.read_device(8) == 0, "free_page_hint_cmd_id is read-only to the driver (5.5.4)"
-    assert driver.read_device(12) == (0xAAAA_AAAA if poison else 0)
+    driver.write_config(8, 8, 0xAAAA_AAAA << 32 | 0x55)
+    assert driver.read_config(8) == 0, "free_page_hint_cmd_id is read-only to the driver (5.5.4)"
+    assert driver.read_config(12) == (0xAAAA_AAAA if poison else 0)
     driver.reset()
-    assert driver.read_device(12) == 0
+    assert driver.read_config(12) == 0
 
 
 # Features and the statistics queue.
@@ -311,13 +305,13 @@ def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> Non
 @BOTH
 def test_offered_features_are_those_chosen(dialect: Dialect) -> None:
     for chosen in (None, dialect.features.known, dialect.features.fixed):
-        offered = VirtioDriver(Board.with_balloon(dialect, offered=chosen)).probe().offered()
+        offered = BalloonDriver(dialect, offered=chosen).probe().read_device_features()
         assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
         assert offered >> 24 == (RING_RESET | VERSION_1 | 0b11 << 28) >> 24
 
 
 def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     assert driver.send(STATS, [bytes(10)]) == []
     again = driver.send(STATS, [bytes(10)])
     assert [used.length for used in again] == [0]
@@ -326,21 +320,21 @@ def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
 
 
 def test_stats_queue_without_its_feature_serves_nothing() -> None:
-    driver = probed(BITMAP)
+    driver = BalloonDriver(BITMAP).probe()
     driver.reset()
     driver.add_status(ACKNOWLEDGE)
     driver.add_status(DRIVER)
     driver.set_up_queue(STATS)  # too early: once the features are settled it does not exist
-    driver.accept(VERSION_1 | features.PAGE_BITMAP)
+    driver.write_driver_features(VERSION_1 | features.PAGE_BITMAP)
     driver.add_status(FEATURES_OK)
     assert driver.existing_queues() == [INFLATE, DEFLATE]
     driver.add_status(DRIVER_OK)
     assert driver.send(STATS, [bytes(10)])[0].length == 0
-    assert driver.board.trace.events[-1][1]["why"] == "the feature of this queue was not accepted"
+    assert driver.board.tracer.events[-1][1]["why"] == "the feature of this queue was not accepted"
 
 
 def test_counters_are_a_snapshot() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     before = driver.board.balloon.counters
     driver.send(INFLATE, [pfn_array([1])])
     assert before.inflate.requests == 0

@@ -10,7 +10,7 @@ import pytest
 from devices.balloon import hinting
 from devices.balloon.dialects import STANDARD, Role
 from devices.balloon.hinting import DONE, STOP, HintingResult
-from devices.testing.driver import VirtioDriver, started
+from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.driver_queue import Used
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
@@ -24,14 +24,16 @@ class Hinter:
     """A driver with a free page queue, and a device that may ask for hints."""
 
     def __init__(self) -> None:
-        self.driver: VirtioDriver = started(STANDARD, offered=STANDARD.features.known)
+        self.driver: BalloonDriver = BalloonDriver(
+            STANDARD, offered=STANDARD.features.known
+        ).start()
         self.balloon = self.driver.board.balloon
         self.hinting = self.balloon.hinting
         self.endings: list[HintingResult] = []
 
     @property
     def field(self) -> int:
-        return self.driver.read_device(COMMAND_ID_OFFSET)
+        return self.driver.read_config(COMMAND_ID_OFFSET)
 
     def begin(self) -> int:
         """The device starts a round, the driver answers with its id."""
@@ -44,8 +46,8 @@ class Hinter:
 
     def send(self, text: bytes = b"", *lent: tuple[int, int]) -> list[Used]:
         queue = self.driver.queues[HINTS]
-        queue.add([text] if text else [], lent=lent)
-        self.driver.kick(HINTS)
+        queue.add([text] if text else [], writable_segments=lent)
+        self.driver.notify(HINTS)
         self.driver.board.serve()
         used = queue.take_used()
         assert [each.length for each in used] == [0], "the buffer is back, nothing written"
@@ -56,7 +58,7 @@ class Hinter:
 
     @property
     def bad_payloads(self) -> int:
-        return self.driver.board.trace.names.count("balloon.bad_payload")
+        return self.driver.board.tracer.names.count("balloon.bad_payload")
 
 
 @pytest.fixture
@@ -253,6 +255,6 @@ def test_reset_after_finish(hinter: Hinter) -> None:
 
 
 def test_without_the_feature_there_is_no_queue() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     assert not driver.board.balloon.has_live(Role.FREE_PAGE_HINT)
     driver.reset()

@@ -7,9 +7,10 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import STANDARD
-from devices.testing.board import AnonymousRam
-from devices.testing.driver import ALL_FEATURES, VirtioDriver, started
+from devices.testing.balloon.driver import BalloonDriver
+from devices.testing.driver import ALL_FEATURES
 from devices.testing.driver_queue import Used
+from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 
@@ -20,25 +21,25 @@ POISON_OFFSET = 12
 
 
 def reporter(
-    *, wanted: int = ALL_FEATURES, ram: AnonymousRam | None = None, poison: int = 0
-) -> VirtioDriver:
+    *, accepted: int = ALL_FEATURES, ram: AnonymousRam | None = None, poison: int = 0
+) -> BalloonDriver:
     """A driver that reports, whose first 16 MiB hold 0xA5."""
-    driver = started(STANDARD, ram, offered=OFFERED, wanted=wanted)
+    driver = BalloonDriver(STANDARD, ram=ram, offered=OFFERED).start(features=accepted)
     driver.memory.write(0, b"\xa5" * (16 * MIB))
-    driver.write_device(POISON_OFFSET, 4, poison)
+    driver.write_config(POISON_OFFSET, 4, poison)
     return driver
 
 
 def report(
-    driver: VirtioDriver, *lent: tuple[int, int], queue: int = REPORTING, text: bytes = b""
+    driver: BalloonDriver, *pages: tuple[int, int], queue: int = REPORTING, text: bytes = b""
 ) -> list[Used]:
-    driver.queues[queue].add([text] if text else [], lent=lent)
-    driver.kick(queue)
+    driver.queues[queue].add([text] if text else [], writable_segments=pages)
+    driver.notify(queue)
     driver.board.serve()
     return driver.queues[queue].take_used()
 
 
-def pages_with(driver: VirtioDriver, byte: bytes) -> int:
+def pages_with(driver: BalloonDriver, byte: bytes) -> int:
     """How many of the first 16 MiB's pages hold nothing but `byte`."""
     data = driver.memory.read(0, 16 * MIB)
     page = byte * PAGE_BYTES
@@ -101,7 +102,7 @@ def test_a_poison_of_zero_is_what_a_discarded_page_holds() -> None:
 
 @pytest.mark.conformance("5.5.6.7.2-1")
 def test_poison_says_nothing_without_its_feature() -> None:
-    driver = reporter(wanted=ALL_FEATURES & ~features.PAGE_POISON, poison=0xAAAA_AAAA)
+    driver = reporter(accepted=ALL_FEATURES & ~features.PAGE_POISON, poison=0xAAAA_AAAA)
     report(driver, (0, PAGE_BYTES))
     assert pages_with(driver, b"\0") == 1
 
@@ -121,14 +122,14 @@ def test_a_report_with_something_to_read_is_refused(
     driver = reporter()
     assert [used.length for used in report(driver, *lent, text=text)] == [0]
     assert pages_with(driver, b"\0") == 0
-    assert "balloon.bad_payload" in driver.board.trace.names
+    assert "balloon.bad_payload" in driver.board.tracer.names
 
 
 @pytest.mark.conformance("5.5.2-3")
 @pytest.mark.parametrize("number", [3, 4])
 def test_either_numbering_without_free_page_hinting(number: int) -> None:
     """Linux counts the queues that exist, the list of 5.5.2 says 4 (see `Dialect.roles`)."""
-    driver = started(STANDARD, offered=OFFERED & ~features.FREE_PAGE_HINT)
+    driver = BalloonDriver(STANDARD, offered=OFFERED & ~features.FREE_PAGE_HINT).start()
     driver.start(queues=[0, 1, 2, number])
     driver.memory.write(0, b"\xa5" * (16 * MIB))
     report(driver, (0, PAGE_BYTES), queue=number)
@@ -138,7 +139,7 @@ def test_either_numbering_without_free_page_hinting(number: int) -> None:
 @pytest.mark.conformance("5.5.2-3")
 def test_hints_are_not_taken_for_reports_by_the_numbers_of_the_list() -> None:
     """Without STATS_VQ the list's free_page_vq has the number that Linux gives reporting_vq."""
-    driver = started(STANDARD, offered=OFFERED & ~features.STATS_VQ)
+    driver = BalloonDriver(STANDARD, offered=OFFERED & ~features.STATS_VQ).start()
     driver.start(queues=[0, 1, 3, 4])
     driver.memory.write(0, b"\xa5" * (16 * MIB))
     report(driver, (0, PAGE_BYTES), queue=3)

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.testing.balloon.driver import INFLATE
 from devices.testing.balloon.requests import bitmap_request, pfn_array
-from devices.testing.board import Board, Trace
-from devices.testing.driver import INFLATE, VirtioDriver
+from devices.testing.board import Board
+from devices.testing.driver import VirtioDriver
+from devices.testing.recorders import RecordingTracer
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
@@ -136,10 +138,10 @@ def scribble(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:
 
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 def test_a_driver_that_writes_meanwhile(dialect: Dialect) -> None:
-    ram, trace = SharedRam(), Trace()
+    ram, trace = SharedRam(), RecordingTracer()
     balloon = JudgedBalloon(dialect, ram, trace, lambda pages: None, offered=dialect.features.known)
     balloon.ram = ram
-    driver = VirtioDriver(Board(balloon, ram, trace), rings_gpa=0)  # type: ignore[arg-type]
+    driver = VirtioDriver(Board(balloon, trace), rings_gpa=0)
     restart(driver)
     child = os.fork()
     if child == 0:
@@ -165,8 +167,8 @@ def restart(driver: VirtioDriver) -> None:
     """As a driver does, with rings where they were."""
     driver.probe()
     driver.negotiate()
-    for index in range(driver.get("num_queues")):
-        driver.put("queue_select", index)
-        if driver.get("queue_size"):
+    for index in range(driver.read_common("num_queues")):
+        driver.write_common("queue_select", index)
+        if driver.read_common("queue_size"):
             driver.set_up_queue(index, size=8)
-    driver.put("device_status", 15)
+    driver.write_common("device_status", 15)

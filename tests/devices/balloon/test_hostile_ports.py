@@ -18,7 +18,7 @@ from devices.legacy.pvpanic import PvPanic
 from devices.legacy.rtc import RTC_PORTS, Rtc
 from devices.legacy.uart import FIFO_BYTES, Uart16550
 from devices.pci.host_bridge import ConfigMechanism1
-from devices.testing.board import Line, Trace
+from devices.testing.recorders import RecordingInterruptLine, RecordingTracer
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 from tests.fuzz.watched_board import WatchedBoard
@@ -42,8 +42,8 @@ class Ports:
         self.output: list[bytes] = []
         self.ends: list[str] = []
         self.rooms = 0
-        self.bus = Bus("pio", tracer=Trace())
-        self.uart = Uart16550(Line(), self.output.append)
+        self.bus = Bus("pio", tracer=RecordingTracer())
+        self.uart = Uart16550(RecordingInterruptLine(), self.output.append)
         self.uart.on_room = self._room
         end = self.ends.append
         i8042 = I8042(lambda: end("reset"))

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import CONT, DONE, UNSUPPORTED, MiscDriver
-from devices.testing.board import AnonymousRam
-from devices.testing.driver import NEEDS_RESET, started
+from devices.testing.driver import NEEDS_RESET
+from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
@@ -142,7 +143,7 @@ class Conversation:
 
     def __init__(self) -> None:
         RAM.discarded.clear()
-        self.driver = started(BITMAP, RAM)
+        self.driver = BalloonDriver(BITMAP, ram=RAM).start()
         self.misc = self.driver.board.balloon.misc
         self.guest = MiscDriver(self.driver)
         self.model = Model()
@@ -171,12 +172,12 @@ class Conversation:
             "<HHHHQQQ", cmd, message.page_shift, message.flag, 0, req_id, message.start,
             message.length,
         )  # fmt: skip
-        used = self.guest.send([header, message.bitmap] if message.bitmap else [header])
+        used = self.guest.send_message([header, message.bitmap] if message.bitmap else [header])
         assert [each.length for each in used] == [0]
         self.model.hear(message, req_id)
 
     def raw(self, data: bytes) -> None:
-        used = self.guest.send([data])
+        used = self.guest.send_message([data])
         assert [each.length for each in used] == [0]
         self.model.spoil()
 
@@ -191,7 +192,7 @@ class Conversation:
 
     def offer(self, size: int) -> None:
         before = len(self.guest.used)
-        self.guest.offer(size)
+        self.guest.offer_buffer(size)
         refused = size < 16 or self.model.held
         assert [used.length for used in self.guest.used[before:]] == [0] * refused
         self.model.held |= not refused
@@ -203,7 +204,7 @@ class Conversation:
 
     def note_questions(self) -> None:
         """A question goes out exactly when there is one and a buffer for it."""
-        questions = self.guest.questions()
+        questions = self.guest.take_requests()
         due = self.model.command is not None and self.model.id is None and self.model.held
         assert len(questions) == due
         for question in questions:

@@ -19,8 +19,10 @@ from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
 from devices.balloon.hinting import DONE, FIRST_ID
 from devices.balloon.misc import Command
 from devices.state import Payload, encode
-from devices.testing.board import AnonymousRam, Board
-from devices.testing.strategies import move, restore_or_refuse, spoiled
+from devices.testing.balloon.driver import BalloonBoard
+from devices.testing.ram import AnonymousRam
+from devices.testing.states import restores, transfer_state
+from devices.testing.strategies import corrupted
 from pyvmm_native.runs import PageRuns
 from tests.fuzz.careless_driver import ALL_ONES
 from tests.fuzz.guest_program import INSTRUCTIONS, RING_SIZES, Guest, Program
@@ -114,8 +116,8 @@ def move_guest(guest: Guest) -> None:
     new = WatchedBoard(old.watched.dialect, old.watched.offered, old.ram)
     guest.settle_on(new)
     new.watched.kept[:] = old.watched.kept
-    move(old.transport, new.transport)
-    move(old_ports, guest.config_ports)
+    transfer_state(old.transport, new.transport)
+    transfer_state(old_ports, guest.config_ports)
     assert set(new.notifiers.notified) == new.notifiers.assigned.keys(), (
         "every live queue is looked at"
     )
@@ -150,9 +152,9 @@ def test_hostile_states_are_refused_and_change_nothing(
     guest.run()
     ram = AnonymousRam(*REGIONS)
     ram.maps[0][1][:] = guest.memory[:]
-    new = Board.with_balloon(dialect, ram=ram, offered=dialect.features.known)
-    state: Payload = data.draw(spoiled(guest.board.transport.save_state()))
-    if restore_or_refuse(new.transport, state):
+    new = BalloonBoard(dialect, ram=ram, offered=dialect.features.known)
+    state: Payload = data.draw(corrupted(guest.board.transport.save_state()))
+    if restores(new.transport, state):
         for queue in range(len(new.device.queues)):
             new.transport.serve_queue(queue)  # whatever it is, it can be worked with
         new.balloon.ask_for_stats()

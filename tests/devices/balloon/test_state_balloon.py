@@ -15,24 +15,16 @@ from devices.balloon.hinting import HintingResult
 from devices.balloon.misc import Command, MiscResponse, RequestStatus
 from devices.balloon.stats import StatsReport
 from devices.state import Fields, StateError, encode
+from devices.testing.balloon.driver import INFLATE, STATS, BalloonBoard, BalloonDriver
 from devices.testing.balloon.hinting import DONE as HINTS_DONE
 from devices.testing.balloon.hinting import HintGuest
 from devices.testing.balloon.misc import MISC, MiscDriver, MiscGuest
 from devices.testing.balloon.requests import pfn_array
-from devices.testing.balloon.statistics import StatsGuest
-from devices.testing.board import APERTURE, Board
-from devices.testing.driver import (
-    DRIVER_OK,
-    INFLATE,
-    NEEDS_RESET,
-    NO_VECTOR,
-    NOTIFY_CFG,
-    STATS,
-    VirtioDriver,
-    started,
-)
+from devices.testing.balloon.stats import StatsGuest
+from devices.testing.board import APERTURE
+from devices.testing.driver import DRIVER_OK, NEEDS_RESET, NO_VECTOR, NOTIFY_CFG
 from devices.testing.driver_queue import NO_INTERRUPT, WRITE
-from devices.testing.strategies import move
+from devices.testing.states import transfer_state
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 
@@ -40,29 +32,29 @@ ACTUAL = 4
 CONFIG_VECTOR = 0
 
 
-def moved(driver: VirtioDriver) -> Board:
+def moved(driver: BalloonDriver) -> BalloonBoard:
     """Save the driver's board and let the driver go on on a new one, which has been served."""
     new = restored(driver)
     new.serve()
     return new
 
 
-def restored(driver: VirtioDriver) -> Board:
+def restored(driver: BalloonDriver) -> BalloonBoard:
     """The same, but nothing has been served yet."""
     old = driver.board
     balloon = old.balloon
-    new = Board.with_balloon(balloon.dialect, ram=old.ram, offered=balloon.offered)
-    move(old.transport, new.transport)
+    new = BalloonBoard(balloon.dialect, ram=old.ram, offered=balloon.offered)
+    transfer_state(old.transport, new.transport)
     driver.board = new
     return new
 
 
 # --- What goes on -----------------------------------------------------------------------------
 def test_target_actual_and_counters_go_on() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.board.balloon.set_target(500)
     driver.send(INFLATE, [pfn_array([100, 101])])
-    driver.write_device(ACTUAL, 4, 2)
+    driver.write_config(ACTUAL, 4, 2)
     old = driver.board.balloon
     before = old.counters
     new = moved(driver).balloon
@@ -76,16 +68,16 @@ def test_target_actual_and_counters_go_on() -> None:
 
 
 def test_an_inflated_page_that_was_announced_to_nobody_is_served() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].add([pfn_array([100])])
-    driver.kick(INFLATE)  # and nobody serves it
+    driver.notify(INFLATE)  # and nobody serves it
     board = moved(driver)
     assert [used.length for used in driver.queues[INFLATE].take_used()] == [0]
     assert board.balloon.counters.inflate.pages == 1
 
 
 def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() -> None:
-    driver = started(STANDARD, wanted=~(1 << 29))  # without EVENT_IDX
+    driver = BalloonDriver(STANDARD).start(features=~(1 << 29))  # without EVENT_IDX
     driver.queues[STATS].set_avail_flags(NO_INTERRUPT)
     board = restored(driver)
     vectors = {queue + 1 for queue in driver.queues if queue != STATS} | {CONFIG_VECTOR}
@@ -95,14 +87,14 @@ def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() 
 
 
 def test_a_queue_that_the_driver_left_out_stays_out() -> None:
-    driver = VirtioDriver(Board.with_balloon(STANDARD)).start(queues=[0, 1])
+    driver = BalloonDriver(STANDARD).start(queues=[0, 1])
     board = restored(driver)
     assert sorted(set(board.msi.triggered)) == [CONFIG_VECTOR, 1, 2]
     assert board.notifiers.assigned.keys() == {0, 1}
 
 
 def test_a_device_with_intx_asserts_its_line_again() -> None:
-    driver = started(STANDARD, msix=False)
+    driver = BalloonDriver(STANDARD).start(msix=False)
     driver.send(INFLATE, [pfn_array([100])])
     assert driver.board.line.level
     board = restored(driver)
@@ -112,16 +104,16 @@ def test_a_device_with_intx_asserts_its_line_again() -> None:
 
 
 def test_isr_status_and_line_are_kept() -> None:
-    state: Any = Board.with_balloon(STANDARD).transport.save_state()
+    state: Any = BalloonBoard(STANDARD).transport.save_state()
     state["interrupts"]["isr_status"] = 1
-    new = Board.with_balloon(STANDARD)
+    new = BalloonBoard(STANDARD)
     new.transport.restore_state(Fields("balloon", state))
     assert new.line.level
     assert new.transport.interrupts.read_isr() == 1
 
 
 def test_a_message_behind_a_mask_waits_on() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     table = driver.bars[2]
     driver.board.mmio.write(table + 16 * (INFLATE + 1) + 12, 4, 1)
     driver.send(INFLATE, [pfn_array([100])])
@@ -132,9 +124,9 @@ def test_a_message_behind_a_mask_waits_on() -> None:
 
 
 def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].set_avail_idx(1000)
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     assert driver.status & NEEDS_RESET
     board = restored(driver)
@@ -147,40 +139,40 @@ def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> N
 
 
 def test_without_bus_mastering_nothing_is_done_before_it_is_on_again() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].add([pfn_array([100])])
-    driver.set_config(0x04, 2, 0b010)
+    driver.write_pci(0x04, 2, 0b010)
     board = moved(driver)
     assert board.msi.triggered == []
     assert driver.queues[INFLATE].take_used() == []
-    driver.set_config(0x04, 2, 0b110)
+    driver.write_pci(0x04, 2, 0b110)
     board.serve()
     assert driver.queues[INFLATE].take_used()
 
 
 def test_a_device_without_memory_space_has_no_doorbells_until_it_is_back() -> None:
-    driver = started(STANDARD)
-    driver.set_config(0x04, 2, 0b100)
+    driver = BalloonDriver(STANDARD).start()
+    driver.write_pci(0x04, 2, 0b100)
     board = moved(driver)
     assert (board.function.bar_gpa(0), board.notifiers.assigned) == (None, {})
-    driver.set_config(0x04, 2, 0b110)
-    assert board.notifiers.assigned[INFLATE] == driver.gpa(NOTIFY_CFG)
+    driver.write_pci(0x04, 2, 0b110)
+    assert board.notifiers.assigned[INFLATE] == driver.structure_gpa(NOTIFY_CFG)
 
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_of_two_bars_at_one_address_the_first_stays(first: int) -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     other = 2 - first
     gpa = APERTURE[0] + 16 * MIB
     for bar in (first, other):
-        driver.set_config(0x10 + 4 * bar, 4, gpa)
+        driver.write_pci(0x10 + 4 * bar, 4, gpa)
     assert driver.board.function.bar_gpa(first) == gpa
     board = moved(driver)
     assert (board.function.bar_gpa(first), board.function.bar_gpa(other)) == (gpa, None)
 
 
 def test_a_device_that_no_driver_has_found_yet() -> None:
-    driver = VirtioDriver(Board.with_balloon(BITMAP))
+    driver = BalloonDriver(BITMAP)
     driver.board.balloon.set_target(7)
     board = restored(driver)
     assert board.balloon.num_pages == 7
@@ -190,19 +182,19 @@ def test_a_device_that_no_driver_has_found_yet() -> None:
 
 
 def test_a_driver_in_the_middle_of_its_negotiation() -> None:
-    driver = VirtioDriver(Board.with_balloon(BITMAP)).probe()
+    driver = BalloonDriver(BITMAP).probe()
     driver.negotiate()
-    driver.put("queue_select", 1)
-    driver.put("queue_size", 32)
+    driver.write_common("queue_select", 1)
+    driver.write_common("queue_size", 32)
     moved(driver)
-    assert driver.get("queue_size") == 32
+    assert driver.read_common("queue_size") == 32
     for queue in driver.existing_queues():
         driver.set_up_queue(queue)
     assert driver.add_status(DRIVER_OK) & DRIVER_OK
 
 
 def test_a_saved_balloon_is_small() -> None:
-    assert len(encode(started(STANDARD).board.transport.save_state())) < 8 * 1024
+    assert len(encode(BalloonDriver(STANDARD).start().board.transport.save_state())) < 8 * 1024
 
 
 # --- Conversations ----------------------------------------------------------------------------
@@ -212,7 +204,7 @@ def test_the_kept_statistics_buffer_asks_on_the_other_side() -> None:
     reports: list[StatsReport] = []
     guest.board.balloon.stats.on_report = reports.append
     assert guest.board.balloon.ask_for_stats()
-    assert guest.answer()
+    assert guest.respond()
     assert [report.questions for report in reports] == [1]
 
 
@@ -223,7 +215,7 @@ def test_a_report_that_was_under_way_comes_unasked() -> None:
     assert not guest.board.balloon.ask_for_stats()  # until the driver has answered
     reports: list[StatsReport] = []
     guest.board.balloon.stats.on_report = reports.append
-    assert guest.answer()
+    assert guest.respond()
     assert len(reports) == 1
     assert guest.board.balloon.ask_for_stats()
 
@@ -231,12 +223,12 @@ def test_a_report_that_was_under_way_comes_unasked() -> None:
 def test_the_kept_misc_buffer_asks_on_the_other_side_with_a_new_id() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
     guest.board.balloon.misc.ask(Command.SYNC, lambda answer: None)
-    guest.answer()
+    guest.respond()
     board = guest.board = moved(guest.driver)
     answers: list[MiscResponse] = []
     board.balloon.misc.ask(Command.GET_UNUSED_PAGES, answers.append)
-    guest.answer()
-    assert [question.id for question in guest.asked] == [1, 2]
+    guest.respond()
+    assert [question.id for question in guest.requests] == [1, 2]
     assert [answer.ending for answer in answers] == [RequestStatus.ANSWERED]
     assert answers[0].pages.pages == len(guest.unused)
 
@@ -248,11 +240,11 @@ def test_the_answer_to_a_question_of_the_other_side_is_late() -> None:
     board = guest.board = moved(guest.driver)
     new: list[MiscResponse] = []
     board.balloon.misc.ask(Command.SYNC, new.append)
-    guest.answer()  # the old question, and a buffer for the new one
+    guest.respond()  # the old question, and a buffer for the new one
     assert board.balloon.misc.late_messages == 2
-    guest.answer()
+    guest.respond()
     assert [answer.ending for answer in new] == [RequestStatus.ANSWERED]
-    assert (old, [question.id for question in guest.asked]) == ([], [1, 2])
+    assert (old, [question.id for question in guest.requests]) == ([], [1, 2])
 
 
 def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() -> None:
@@ -263,7 +255,7 @@ def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() 
     queue.set_desc(chain.head, 1 << 50, 16, WRITE)
     board = moved(guest.driver)
     board.balloon.misc.ask(Command.SYNC, lambda answer: None)
-    assert [question.cmd for question in guest.misc.questions()] == [Command.SYNC]
+    assert [question.cmd for question in guest.misc.take_requests()] == [Command.SYNC]
 
 
 @pytest.mark.parametrize("open_round", [True, False], ids=["open", "over"])
@@ -272,24 +264,24 @@ def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_ro
     guest.endless = open_round
     endings: list[HintingResult] = []
     guest.board.balloon.hinting.start(endings.append)
-    guest.answer()
-    assert guest.held
+    guest.respond()
+    assert guest.hinted
     board = guest.board = moved(guest.driver)
     assert CONFIG_VECTOR in board.msi.triggered
-    assert guest.driver.read_device(8) == HINTS_DONE
-    guest.answer()
-    assert not guest.held
+    assert guest.driver.read_config(8) == HINTS_DONE
+    guest.respond()
+    assert not guest.hinted
     assert not board.balloon.hinting.pages
     assert len(endings) == (0 if open_round else 1)
     guest.endless = False
     board.balloon.hinting.start(endings.append)
-    guest.answer()
+    guest.respond()
     assert endings[-1] is HintingResult.COMPLETE
     assert guest.rounds == 2
 
 
 # --- What is refused --------------------------------------------------------------------------
-def refusal(board: Board, state: Any) -> str:
+def refusal(board: BalloonBoard, state: Any) -> str:
     before = encode(board.transport.save_state())
     with pytest.raises(StateError) as caught:
         board.transport.restore_state(Fields("virtio_balloon", state))
@@ -298,32 +290,36 @@ def refusal(board: Board, state: Any) -> str:
 
 
 def test_another_dialect_is_refused_by_name() -> None:
-    state = started(BITMAP).board.transport.save_state()
-    assert refusal(Board.with_balloon(STANDARD), state) == (
+    state = BalloonDriver(BITMAP).start().board.transport.save_state()
+    assert refusal(BalloonBoard(STANDARD), state) == (
         "virtio_balloon.device: dialect was 'bitmap' where it was saved and is 'standard' here"
     )
 
 
 def test_other_features_are_refused_by_name() -> None:
-    state = started(STANDARD, offered=STANDARD.features.known).board.transport.save_state()
-    why = refusal(Board.with_balloon(STANDARD), state)
+    state = (
+        BalloonDriver(STANDARD, offered=STANDARD.features.known)
+        .start()
+        .board.transport.save_state()
+    )
+    why = refusal(BalloonBoard(STANDARD), state)
     assert why.startswith("virtio_balloon.device: offered was MUST_TELL_HOST|STATS_VQ|DEFLATE_ON_")
     assert why.endswith("where it was saved and is MUST_TELL_HOST|STATS_VQ|PAGE_POISON|"
                         "INDIRECT_DESC|EVENT_IDX|VERSION_1|RING_RESET here")  # fmt: skip
 
 
 def test_more_memory_in_the_balloon_than_there_is_is_refused() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.board.balloon.set_target(64 * MIB // PAGE_BYTES)
     state: Any = driver.board.transport.save_state()
     state["device"]["own"]["num_pages"] += 1
-    assert "num_pages is 16385, not from 0 to 16384" in refusal(Board.with_balloon(STANDARD), state)
+    assert "num_pages is 16385, not from 0 to 16384" in refusal(BalloonBoard(STANDARD), state)
 
 
 def test_queues_have_no_roles_before_the_driver_has_chosen() -> None:
-    state: Any = Board.with_balloon(STANDARD).transport.save_state()
+    state: Any = BalloonBoard(STANDARD).transport.save_state()
     state["device"]["own"]["numbers"] = [0, 1]
-    assert "numbers of the queues cannot be [0, 1]" in refusal(Board.with_balloon(STANDARD), state)
+    assert "numbers of the queues cannot be [0, 1]" in refusal(BalloonBoard(STANDARD), state)
 
 
 def set_at(state: Any, path: str, value: object) -> None:
@@ -373,10 +369,10 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
 def test_what_no_driver_can_have_brought_about_is_refused(
     path: str, value: object, why: str
 ) -> None:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     misc = MiscDriver(driver)
-    misc.offer()
+    misc.offer_buffer()
     driver.send(STATS, [b""])
     state: Any = driver.board.transport.save_state()
     set_at(state, path, value)
-    assert why in refusal(Board.with_balloon(BITMAP), state)
+    assert why in refusal(BalloonBoard(BITMAP), state)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import StatsReport, decode
 from devices.errors import BadPayload
-from devices.testing.balloon.statistics import stats_payload
+from devices.testing.balloon.requests import stats_payload
 
 tags = st.integers(0, 20) | st.integers(0, 0xFFFF)
 entries = st.lists(st.tuples(tags, st.integers(0, 2**64 - 1)), max_size=40)

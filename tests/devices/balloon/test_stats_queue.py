@@ -7,8 +7,10 @@ from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import StatsReport
-from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL, StatsGuest, stats_payload
-from devices.testing.driver import DEFLATE, FAILED, INFLATE, STATS, VERSION_1
+from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS
+from devices.testing.balloon.requests import stats_payload
+from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL, StatsGuest
+from devices.testing.driver import FAILED, VERSION_1
 
 BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 
@@ -31,7 +33,7 @@ def test_the_first_report_comes_unasked_and_its_buffer_stays(guest: StatsGuest) 
     assert [report.values for report in reports] == [guest.statistics]
     assert reports[0].questions == 0
     assert guest.driver.queues[STATS].in_flight == 1
-    assert guest.answer() is False
+    assert guest.respond() is False
 
 
 def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
@@ -41,7 +43,7 @@ def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
     assert guest.board.balloon.ask_for_stats()
     assert guest.board.msi.triggered == [*interrupts, STATS + 1]
     guest.statistics[FREE] -= 4096
-    assert guest.answer()
+    assert guest.respond()
     assert [report.questions for report in reports] == [0, 1]
     assert reports[1].values[FREE] == reports[0].values[FREE] - 4096
 
@@ -52,8 +54,8 @@ def test_there_is_one_question_at_a_time(guest: StatsGuest) -> None:
     guest.start()
     assert balloon.ask_for_stats()
     assert not balloon.ask_for_stats(), "the buffer is the driver's"
-    assert guest.answer()
-    assert not guest.answer()
+    assert guest.respond()
+    assert not guest.respond()
     assert balloon.ask_for_stats()
     assert balloon.stats.questions == 2
 
@@ -93,12 +95,12 @@ def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, paylo
     assert reports == []
     queue = guest.board.balloon.queues[STATS]
     assert queue.counters.bad_payloads == 1
-    assert guest.board.trace.names[-1] == "balloon.bad_payload"
-    assert not guest.answer(), "giving the buffer back would be a question"
+    assert guest.board.tracer.names[-1] == "balloon.bad_payload"
+    assert not guest.respond(), "giving the buffer back would be a question"
     assert guest.board.balloon.ask_for_stats()
-    assert guest.answer(payload)
+    assert guest.respond(payload)
     assert guest.board.balloon.ask_for_stats()
-    assert guest.answer()
+    assert guest.respond()
     assert queue.counters.bad_payloads == 2
     assert [report.questions for report in reports] == [2]
 
@@ -107,7 +109,7 @@ def test_a_driver_that_always_answers_badly_causes_no_work(guest: StatsGuest) ->
     guest.driver.start()
     guest.send(bytes(3))
     for _ in range(100):
-        guest.answer(bytes(3))
+        guest.respond(bytes(3))
         guest.board.serve()
     assert guest.board.balloon.queues[STATS].counters.requests == 1
 
@@ -132,7 +134,7 @@ def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
     guest.start()
     assert guest.driver.queues[STATS].take_used() == []
     assert guest.board.balloon.ask_for_stats()
-    assert guest.answer()
+    assert guest.respond()
     assert len(reports) == 3
 
 
@@ -147,17 +149,17 @@ def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
 def test_without_bus_mastering_the_buffer_is_kept(guest: StatsGuest) -> None:
     """Asking writes a used element, and a function must not write to memory then."""
     guest.start()
-    guest.driver.set_config(0x04, 2, 0b010)
+    guest.driver.write_pci(0x04, 2, 0b010)
     assert not guest.board.balloon.ask_for_stats()
     assert guest.driver.queues[STATS].take_used() == []
-    guest.driver.set_config(0x04, 2, 0b110)
+    guest.driver.write_pci(0x04, 2, 0b110)
     assert guest.board.balloon.ask_for_stats()
-    assert guest.answer()
+    assert guest.respond()
 
 
 def test_a_driver_without_the_feature_is_not_asked() -> None:
     guest = StatsGuest(STANDARD)
-    guest.driver.start(wanted=VERSION_1, queues=[INFLATE, DEFLATE])
+    guest.driver.start(features=VERSION_1, queues=[INFLATE, DEFLATE])
     assert not guest.board.balloon.ask_for_stats()
     assert guest.board.balloon.stats.questions == 0
 

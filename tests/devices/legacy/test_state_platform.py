@@ -15,7 +15,8 @@ from devices.legacy.rtc import Rtc
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, StateError, Stateful
-from devices.testing.strategies import move, restore_or_refuse, spoiled
+from devices.testing.states import restores, transfer_state
+from devices.testing.strategies import corrupted
 
 NOON = 43_200.0
 
@@ -29,7 +30,7 @@ def test_the_clock_goes_on_with_the_new_hosts_time() -> None:
     old.write(0, 1, 0x50)
     old.write(1, 1, 0xA5)
     old.write(0, 1, 0x04)
-    move(old, new)
+    transfer_state(old, new)
     assert (old.read(1, 1), new.read(1, 1)) == (0x12, 0x13)  # the index was saved
     new.write(0, 1, 0x50)
     assert new.read(1, 1) == 0xA5
@@ -49,7 +50,7 @@ def acpi_pm() -> AcpiPm:
 def test_enabled_acpi_events_are_restored() -> None:
     old, new = acpi_pm(), acpi_pm()
     old.write(2, 2, 0x0120)
-    move(old, new)
+    transfer_state(old, new)
     assert new.read(2, 2) == 0x0120
 
 
@@ -60,7 +61,7 @@ def pci_ports() -> ConfigMechanism1:
 def test_the_selected_pci_register_is_restored() -> None:
     old, new = pci_ports(), pci_ports()
     old.write(0, 4, 0x8000_0008)
-    move(old, new)
+    transfer_state(old, new)
     assert new.read(0, 4) == 0x8000_0008
     assert new.read(7, 1) == 0x06  # class code of the host bridge
 
@@ -72,7 +73,7 @@ def host_bridge() -> Stateful:
 def test_the_host_bridge_is_restored() -> None:
     old, new = PciBus(Bus("mmio"), []), PciBus(Bus("mmio"), [])
     old.host_bridge.config_write(0x3C, 1, 0x0B)
-    move(old.host_bridge, new.host_bridge)
+    transfer_state(old.host_bridge, new.host_bridge)
     assert new.host_bridge.config_read(0x3C, 1) == 0x0B
 
 
@@ -97,7 +98,7 @@ def test_a_table_saves_what_the_guest_can_write() -> None:
     old["fixed"] = 8
     assert old.STATE_KIND == "table"
     assert old.save_state() == {"plain": 0xAAAA, "masked": 0x8FF1, "hidden": 0x55}
-    move(old, new)
+    transfer_state(old, new)
     assert (new["plain"], new["masked"], new["hidden"], new["fixed"]) == (0xAAAA, 0x8FF1, 0x55, 7)
 
 
@@ -122,6 +123,6 @@ def test_hostile_states_are_refused_and_change_nothing(
     make: Callable[[], Stateful], data: st.DataObject
 ) -> None:
     part = make()
-    payload: Payload = data.draw(spoiled(part.save_state()))
-    if restore_or_refuse(part, payload):
+    payload: Payload = data.draw(corrupted(part.save_state()))
+    if restores(part, payload):
         assert part.save_state() == payload

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.legacy.uart import Uart16550
-from devices.testing.strategies import move, restore_or_refuse, spoiled
+from devices.testing.states import restores, transfer_state
+from devices.testing.strategies import corrupted
 
 
 class Port:
@@ -54,7 +55,7 @@ def test_a_restored_uart_goes_on_like_the_saved_one(
     old, new = Port(), Port()
     for action in before:
         old.do(*action)
-    move(old.uart, new.uart)
+    transfer_state(old.uart, new.uart)
     new.sent[:] = old.sent
     new.changes = old.changes
     assert new.level == old.level
@@ -69,8 +70,8 @@ def test_hostile_states_are_refused_and_change_nothing(
     port = Port()
     for action in actions:
         port.do(*action)
-    state = data.draw(spoiled(port.uart.save_state()))
-    if restore_or_refuse(port.uart, state):
+    state = data.draw(corrupted(port.uart.save_state()))
+    if restores(port.uart, state):
         assert port.uart.save_state() == state
 
 
@@ -78,7 +79,7 @@ def test_a_driver_that_waits_for_the_transmitter_is_interrupted_on_the_other_sid
     old, new = Port(), Port()
     for register, value in ((4, 0x08), (2, 0x01), (1, 0x02), (2, None)):
         old.do(register, value)  # OUT2, FIFOs, the transmitter's interrupt, which is seen
-    move(old.uart, new.uart)
+    transfer_state(old.uart, new.uart)
     assert not new.level
     new.do(0, ord("x"))
     assert new.level

@@ -5,24 +5,25 @@ from __future__ import annotations
 
 import pytest
 
-from devices.testing.board import AnonymousRam, Board, Trace
+from devices.testing.board import Board
 from devices.testing.driver import DEVICE_CFG, VirtioDriver
+from devices.testing.ram import AnonymousRam
+from devices.testing.recorders import RecordingTracer
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import QueueSpec
-from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
 
 
 class Reverse(VirtioDevice):
     """Returns each request reversed."""
 
-    def __init__(self, ram: AnonymousRam, trace: Trace, queues: int) -> None:
+    def __init__(self, ram: AnonymousRam, tracer: RecordingTracer, queues: int) -> None:
         super().__init__(
             device_id=63,
             name="reverse",
             queues=[QueueSpec(f"queue {index}") for index in range(queues)],
             memory=ram.memory,
-            tracer=trace,
+            tracer=tracer,
         )
 
     def serve(self, queue: int, chain: Chain) -> int:
@@ -30,19 +31,19 @@ class Reverse(VirtioDevice):
 
 
 def board(queues: int) -> Board:
-    ram, trace = AnonymousRam((0, 16384 * PAGE_BYTES)), Trace()
-    return Board(Reverse(ram, trace, queues), ram, trace)
+    tracer = RecordingTracer()
+    return Board(Reverse(AnonymousRam(), tracer, queues), tracer)
 
 
 @pytest.mark.parametrize("queues", [1, 8])
 def test_every_queue_has_its_own_notifications(queues: int) -> None:
     driver = VirtioDriver(board(queues)).start()
     driver.enable_msix()
-    assert driver.get("num_queues") == queues
+    assert driver.read_common("num_queues") == queues
     assert driver.msix_vectors == queues + 1
     for index in range(queues):
         driver.queues[index].add([b"abc"], [3])
-        driver.kick(index)
+        driver.notify(index)
         driver.board.serve()
         (used,) = driver.queues[index].take_used()
         assert used.data == b"cba"

@@ -4,8 +4,9 @@
 from devices.balloon import bitmap, dialects
 from devices.balloon.config import config_space
 from devices.balloon.device import DEVICE_ID
-from devices.testing.board import Board, Trace
+from devices.testing.balloon.driver import BalloonBoard
 from devices.testing.driver import COMMON
+from devices.testing.recorders import RecordingTracer
 from devices.virtio import features, pci_interrupts, pci_transport, pci_window
 from devices.virtio.status import Status
 from tests.c_layout import Fact, mismatches
@@ -54,7 +55,7 @@ def test_status_and_feature_bits() -> None:
 
 
 def test_common_configuration_as_the_device_has_it() -> None:
-    registers = Board.with_balloon(dialects.STANDARD).transport.common.registers
+    registers = BalloonBoard(dialects.STANDARD).transport.common.registers
     *first, queue_reset = registers
     facts = [
         Fact(
@@ -97,7 +98,9 @@ def test_capabilities() -> None:
 
 def test_balloon_configuration() -> None:
     standard = dialects.STANDARD
-    registers = config_space(standard, standard.features.known, lambda pages: None, Trace())
+    registers = config_space(
+        standard, standard.features.known, lambda pages: None, RecordingTracer()
+    )
     assert len(list(registers)) == 4
     facts = [
         Fact(f"offsetof(struct virtio_balloon_config, {register.name})", register.offset)

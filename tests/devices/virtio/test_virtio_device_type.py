@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from devices.errors import BadPayload
 from devices.state import Fields, Payload, Restore
-from devices.testing.board import Trace
-from devices.testing.driver_queue import MockDriver, Used, ram
+from devices.testing.driver_queue import DriverQueue, Used
+from devices.testing.ram import guest_memory
+from devices.testing.recorders import RecordingTracer
 from devices.virtio import features
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import QueueSpec, check_in_flight, save_in_flight
@@ -24,8 +25,8 @@ class Echo(VirtioDevice):
             device_id=99,
             name="echo",
             queues=[QueueSpec("echo", 8, 64)],
-            memory=memory or ram(1 << 20),
-            tracer=Trace(),
+            memory=memory or guest_memory(1 << 20),
+            tracer=RecordingTracer(),
         )
 
     def serve(self, queue: int, chain: Chain) -> int | None:
@@ -47,9 +48,9 @@ class Echo(VirtioDevice):
         self.kept.clear()
 
 
-def running(device: Echo) -> MockDriver:
+def running(device: Echo) -> DriverQueue:
     """Bring the device up without any transport."""
-    driver = MockDriver(device.memory, 8)
+    driver = DriverQueue(device.memory, 8)
     for status in (0, 3):
         device.write_status(status)
     device.accept_features(32, features.VERSION_1 >> 32)

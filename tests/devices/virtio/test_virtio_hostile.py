@@ -6,22 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.testing.balloon.driver import DEFLATE, INFLATE, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
-from devices.testing.board import APERTURE, AnonymousRam, Board
+from devices.testing.board import APERTURE
 from devices.testing.driver import (
     ACKNOWLEDGE,
     ALL_FEATURES,
-    DEFLATE,
     DRIVER,
     DRIVER_OK,
     FEATURES_OK,
     INDIRECT_DESC,
-    INFLATE,
     NEEDS_RESET,
     VERSION_1,
-    VirtioDriver,
-    probed,
-    started,
 )
 from pyvmm.trace.logging import WARNINGS
 from pyvmm.units import MIB
@@ -29,16 +25,16 @@ from pyvmm.units import MIB
 
 @pytest.mark.conformance("2.1.2-2", "2.1.2-3")
 def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     board, queue = driver.board, driver.queues[INFLATE]
     queue.set_avail_ring(0, 500)
     queue.set_avail_idx(1)
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     board.serve()
     assert driver.status == ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET
     assert board.msi.triggered == [0]
     assert driver.read_isr() == 2
-    assert [name for name in board.trace.names if "reset" in name] == ["balloon.needs_reset"]
+    assert [name for name in board.tracer.names if "reset" in name] == ["balloon.needs_reset"]
     # The device touches no queue any more, the healthy one included.
     assert board.notifiers.assigned == {}
     assert driver.send(DEFLATE, [pfn_array([1])]) == []
@@ -50,24 +46,24 @@ def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
 
 @pytest.mark.conformance("2.1.2-2", "2.1.2-3")
 def test_ring_outside_ram_needs_reset_at_driver_ok() -> None:
-    driver = probed(STANDARD)
+    driver = BalloonDriver(STANDARD).probe()
     driver.enable_msix()
     driver.negotiate()
-    driver.put("config_msix_vector", 0)
+    driver.write_common("config_msix_vector", 0)
     driver.set_up_queue(INFLATE)
-    driver.put("queue_select", DEFLATE)
-    driver.put("queue_desc_hi", 0xFFFF)
-    driver.put("queue_enable", 1)
+    driver.write_common("queue_select", DEFLATE)
+    driver.write_common("queue_desc_hi", 0xFFFF)
+    driver.write_common("queue_enable", 1)
     assert driver.add_status(DRIVER_OK) & NEEDS_RESET
     assert driver.board.msi.triggered == [0]
     assert driver.board.notifiers.assigned == {}
 
 
 def test_a_guest_cannot_fill_the_log() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     for _ in range(1000):
         assert driver.send(INFLATE, [b"odd"])[0].length == 0
-    bad = [fields for name, fields in driver.board.trace.events if name == "balloon.bad_payload"]
+    bad = [fields for name, fields in driver.board.tracer.events if name == "balloon.bad_payload"]
     assert [fields["count"] for fields in bad] == [1 << n for n in range(10)]
     assert driver.board.balloon.counters.inflate.bad_payloads == 1000
 
@@ -88,8 +84,8 @@ ACCESS = st.tuples(
 def test_no_access_raises(
     accesses: list[tuple[bool, str, int, int, int]], dialect: Dialect
 ) -> None:
-    board = Board.with_balloon(dialect, ram=AnonymousRam((0, 64 * MIB)))
-    driver = VirtioDriver(board).start()
+    driver = BalloonDriver(dialect).start()
+    board = driver.board
     ranges = {"virtio": (driver.bars[0], 0x4000), "msix": (driver.bars[2], 0x1000)}
     for is_write, space, offset, size, value in accesses:
         value &= (1 << 8 * size) - 1
@@ -98,9 +94,9 @@ def test_no_access_raises(
             size = min(size, 4, 256 - offset)
             value &= (1 << 8 * size) - 1
             if is_write:
-                driver.set_config(offset, size, value)
+                driver.write_pci(offset, size, value)
             else:
-                assert 0 <= driver.config(offset, size) < 1 << 8 * size
+                assert 0 <= driver.read_pci(offset, size) < 1 << 8 * size
         else:
             base, length = ranges[space]
             if is_write:
@@ -133,7 +129,7 @@ DESCRIPTOR = st.tuples(
     used_event=INDEX,
     payload=st.binary(max_size=256),
     dialect=st.sampled_from([STANDARD, BITMAP]),
-    wanted=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
+    features=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
     queue=st.sampled_from([INFLATE, DEFLATE]),
 )
 def test_no_ring_raises(
@@ -143,12 +139,12 @@ def test_no_ring_raises(
     used_event: int,
     payload: bytes,
     dialect: Dialect,
-    wanted: int,
+    features: int,
     queue: int,
 ) -> None:
-    board = Board.with_balloon(dialect)
-    wanted |= dialect.features.required
-    driver = VirtioDriver(board, rings_gpa=1 * MIB).start(wanted=wanted, size=16)
+    features |= dialect.features.required
+    driver = BalloonDriver(dialect, rings_gpa=1 * MIB).start(features=features, size=16)
+    board = driver.board
     ring = driver.queues[queue]
     board.ram.memory.write(0, payload)
     for index, (gpa, length, flags, next_) in enumerate(descriptors):
@@ -157,7 +153,7 @@ def test_no_ring_raises(
         ring.set_avail_ring(slot, head)
     ring.set_used_event(used_event)
     ring.set_avail_idx(avail_idx)
-    driver.kick(queue)
+    driver.notify(queue)
     assert board.serve() <= 17, "16 entries are at most 16 rounds of work and one to see the end"
     returned = ring.used_idx
     if driver.status & NEEDS_RESET:
@@ -170,40 +166,40 @@ def test_no_ring_raises(
 
 def test_a_large_report_is_a_turn_of_its_own() -> None:
     """What a buffer has the device write or discard counts as what it has it read."""
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     queue = driver.queues[INFLATE]
     for _ in range(3):
         queue.add([pfn_array([1])], [64 * 1024])
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     assert driver.board.serve() == 4, "three buffers, and one call to see that there are no more"
 
 
 def test_nothing_is_lost_without_bus_mastering() -> None:
     """A function that must not access memory serves what it was notified of when it may again."""
-    driver = started(STANDARD)
-    driver.set_config(0x04, 2, 0b010)
+    driver = BalloonDriver(STANDARD).start()
+    driver.write_pci(0x04, 2, 0b010)
     assert driver.send(INFLATE, [pfn_array([1])]) == []
-    driver.set_config(0x04, 2, 0b110)
+    driver.write_pci(0x04, 2, 0b110)
     driver.board.serve()
     assert len(driver.queues[INFLATE].take_used()) == 1
 
 
 def test_configuration_storms_leave_nothing_behind() -> None:
     """BARs that move, vectors rewritten, notifications: state as after the last write."""
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     board = driver.board
     for i in range(2000):
-        driver.set_config(0x10, 4, APERTURE[0] + (i % 7) * 0x4000)
-        driver.set_config(0x04, 2, 0b110 if i % 3 else 0b100)
+        driver.write_pci(0x10, 4, APERTURE[0] + (i % 7) * 0x4000)
+        driver.write_pci(0x04, 2, 0b110 if i % 3 else 0b100)
         board.mmio.write(driver.bars[2] + 16 + 8, 4, i)
-        driver.kick(INFLATE)
-        driver.write_device(4, 4, i)
-    driver.set_config(0x04, 2, 0b110)
-    driver.set_config(0x10, 4, driver.bars[0])
+        driver.notify(INFLATE)
+        driver.write_config(4, 4, i)
+    driver.write_pci(0x04, 2, 0b110)
+    driver.write_pci(0x10, 4, driver.bars[0])
     assert set(board.notifiers.assigned.values()) == {
         driver.bars[0] + 0x3000 + 4 * index for index in driver.queues
     }
-    loud = [name for name in board.trace.names if name.rpartition(".")[2] in WARNINGS]
+    loud = [name for name in board.tracer.names if name.rpartition(".")[2] in WARNINGS]
     assert len(loud) < 20
     board.serve()
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
@@ -211,10 +207,10 @@ def test_configuration_storms_leave_nothing_behind() -> None:
 
 def test_indices_wrap_while_buffers_are_served() -> None:
     """More buffers than an index can count, of the same descriptors again and again."""
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     queue = driver.queues[INFLATE]
     queue.add([pfn_array([1])])
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     for slot in range(queue.size):
         queue.set_avail_ring(slot, 0)

@@ -4,55 +4,48 @@
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from devices.testing.driver import (
-    ACKNOWLEDGE,
-    COMMON_CFG,
-    ISR_CFG,
-    PCI_CFG,
-    VirtioDriver,
-    probed,
-    started,
-)
+from devices.testing.balloon.driver import BalloonDriver
+from devices.testing.driver import ACKNOWLEDGE, COMMON_CFG, ISR_CFG, PCI_CFG
 
 
-def window(driver: VirtioDriver, bar: int, offset: int, length: int) -> int:
+def window(driver: BalloonDriver, bar: int, offset: int, length: int) -> int:
     capability = driver.structures[PCI_CFG].capability
-    driver.set_config(capability + 4, 1, bar)
-    driver.set_config(capability + 8, 4, offset)
-    driver.set_config(capability + 12, 4, length)
+    driver.write_pci(capability + 4, 1, bar)
+    driver.write_pci(capability + 8, 4, offset)
+    driver.write_pci(capability + 12, 4, length)
     return capability + 16
 
 
 @pytest.mark.conformance("4.1.4.9.1-2", "4.1.4.9.1-3")
 def test_pci_cfg_window_reads_and_writes_the_structures() -> None:
-    driver = probed(STANDARD)
+    driver = BalloonDriver(STANDARD).probe()
     common = driver.structures[COMMON_CFG].offset
     data = window(driver, 0, common + 20, 1)
-    driver.set_config(data, 1, ACKNOWLEDGE)
+    driver.write_pci(data, 1, ACKNOWLEDGE)
     assert driver.status == ACKNOWLEDGE
-    assert driver.config(data, 1) == ACKNOWLEDGE
+    assert driver.read_pci(data, 1) == ACKNOWLEDGE
     data = window(driver, 0, common + 18, 2)
-    assert driver.config(data, 2) == len(driver.board.device.queues)
+    assert driver.read_pci(data, 2) == len(driver.board.device.queues)
     data = window(driver, 0, common + 0, 4)
-    driver.set_config(data, 4, 1)
-    assert driver.get("device_feature_select") == 1
-    assert driver.config(driver.structures[PCI_CFG].capability + 12, 4) == 4
+    driver.write_pci(data, 4, 1)
+    assert driver.read_common("device_feature_select") == 1
+    assert driver.read_pci(driver.structures[PCI_CFG].capability + 12, 4) == 4
 
 
 def test_pci_cfg_window_needs_no_decoded_bar() -> None:
-    driver = probed(STANDARD)
-    driver.set_config(0x04, 2, 0)
-    assert driver.config(window(driver, 0, 18, 2), 2) == len(driver.board.device.queues)
+    driver = BalloonDriver(STANDARD).probe()
+    driver.write_pci(0x04, 2, 0)
+    assert driver.read_pci(window(driver, 0, 18, 2), 2) == len(driver.board.device.queues)
 
 
 def test_only_reading_the_data_reads_the_bar() -> None:
-    driver = started(STANDARD, msix=False)
+    driver = BalloonDriver(STANDARD).start(msix=False)
     driver.board.balloon.set_target(1)
     data = window(driver, 0, driver.structures[ISR_CFG].offset, 1)
-    driver.set_config(data, 1, 0xFF)
-    assert driver.config(data - 4, 4) == 1, "the length field"
+    driver.write_pci(data, 1, 0xFF)
+    assert driver.read_pci(data - 4, 4) == 1, "the length field"
     assert driver.board.line.level is True
-    assert driver.config(data, 1) == 2
+    assert driver.read_pci(data, 1) == 2
     assert driver.board.line.level is False
 
 
@@ -73,11 +66,11 @@ def test_only_reading_the_data_reads_the_bar() -> None:
     ],
 )
 def test_hostile_windows_do_nothing(bar: int, offset: int, length: int) -> None:
-    driver = probed(STANDARD)
-    before = driver.board.trace.events[:]
+    driver = BalloonDriver(STANDARD).probe()
+    before = driver.board.tracer.events[:]
     data = window(driver, bar, offset, length)
-    assert driver.config(data, 4) == 0
-    driver.set_config(data, 4, 0xFFFF_FFFF)
+    assert driver.read_pci(data, 4) == 0
+    driver.write_pci(data, 4, 0xFFFF_FFFF)
     assert driver.status == 0
-    assert driver.get("device_feature_select") == 0
-    assert driver.board.trace.events == before
+    assert driver.read_common("device_feature_select") == 0
+    assert driver.board.tracer.events == before

@@ -4,44 +4,35 @@
 import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD
+from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
-from devices.testing.driver import (
-    ALL_FEATURES,
-    DEFLATE,
-    INFLATE,
-    NEEDS_RESET,
-    NO_VECTOR,
-    RING_RESET,
-    STATS,
-    VirtioDriver,
-    started,
-)
+from devices.testing.driver import ALL_FEATURES, NEEDS_RESET, NO_VECTOR, RING_RESET
 
 
-def reset_queue(driver: VirtioDriver, index: int) -> None:
-    driver.put("queue_select", index)
-    driver.put("queue_reset", 1)
+def reset_queue(driver: BalloonDriver, index: int) -> None:
+    driver.write_common("queue_select", index)
+    driver.write_common("queue_reset", 1)
 
 
 @pytest.mark.conformance("2.6.1.1.1-2", "4.1.4.3.1-11", "4.1.4.3.1-13")
 def test_a_reset_queue_is_as_on_a_fresh_device() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     assert driver.features & RING_RESET
     reset_queue(driver, INFLATE)
-    assert driver.get("queue_reset") == 0, "reset is complete"
-    assert driver.get("queue_enable") == 0
-    assert driver.get("queue_size") == 128
-    assert driver.get("queue_msix_vector") == NO_VECTOR
+    assert driver.read_common("queue_reset") == 0, "reset is complete"
+    assert driver.read_common("queue_enable") == 0
+    assert driver.read_common("queue_size") == 128
+    assert driver.read_common("queue_msix_vector") == NO_VECTOR
     for half in ("desc_lo", "desc_hi", "driver_lo", "device_lo"):
-        assert driver.get(f"queue_{half}") == 0
-    driver.put("queue_select", DEFLATE)
-    assert driver.get("queue_enable") == 1
-    assert driver.get("queue_msix_vector") == DEFLATE + 1
+        assert driver.read_common(f"queue_{half}") == 0
+    driver.write_common("queue_select", DEFLATE)
+    assert driver.read_common("queue_enable") == 1
+    assert driver.read_common("queue_msix_vector") == DEFLATE + 1
 
 
 @pytest.mark.conformance("2.6.1.1.1-1")
 def test_nothing_is_taken_from_a_reset_queue() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     board = driver.board
     driver.queues[INFLATE].add([pfn_array([1])])
     reset_queue(driver, INFLATE)
@@ -56,7 +47,7 @@ def test_nothing_is_taken_from_a_reset_queue() -> None:
 
 @pytest.mark.conformance("2.6.1.1.1-2", "2.6.1.2.1-1")
 def test_a_queue_may_be_enabled_again_elsewhere_and_smaller() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
     reset_queue(driver, INFLATE)
     driver.rings_gpa += 64 * 4096
@@ -68,7 +59,7 @@ def test_a_queue_may_be_enabled_again_elsewhere_and_smaller() -> None:
 
 
 def test_a_kept_buffer_is_forgotten() -> None:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     assert driver.send(STATS, [bytes(10)]) == []
     reset_queue(driver, STATS)
     driver.set_up_queue(STATS)
@@ -76,9 +67,9 @@ def test_a_kept_buffer_is_forgotten() -> None:
 
 
 def test_a_broken_ring_still_needs_a_device_reset() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].set_avail_idx(999)
-    driver.kick(INFLATE)
+    driver.notify(INFLATE)
     driver.board.serve()
     reset_queue(driver, INFLATE)
     driver.set_up_queue(INFLATE)
@@ -88,21 +79,21 @@ def test_a_broken_ring_still_needs_a_device_reset() -> None:
 
 @pytest.mark.parametrize("value", [0, 2, 0xFFFF])
 def test_nothing_but_1_resets(value: int) -> None:
-    driver = started(STANDARD)
-    driver.put("queue_select", INFLATE)
-    driver.put("queue_reset", value)
-    assert driver.get("queue_enable") == 1
+    driver = BalloonDriver(STANDARD).start()
+    driver.write_common("queue_select", INFLATE)
+    driver.write_common("queue_reset", value)
+    assert driver.read_common("queue_enable") == 1
 
 
 def test_without_the_feature_there_is_no_such_field() -> None:
-    driver = started(STANDARD, wanted=ALL_FEATURES & ~RING_RESET)
+    driver = BalloonDriver(STANDARD).start(features=ALL_FEATURES & ~RING_RESET)
     reset_queue(driver, INFLATE)
-    assert driver.get("queue_enable") == 1
-    assert driver.get("queue_reset") == 0
+    assert driver.read_common("queue_enable") == 1
+    assert driver.read_common("queue_reset") == 0
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
 
 
 def test_a_queue_that_does_not_exist() -> None:
-    driver = started(STANDARD)
+    driver = BalloonDriver(STANDARD).start()
     reset_queue(driver, 99)
-    assert driver.get("queue_reset") == 0
+    assert driver.read_common("queue_reset") == 0

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from devices.balloon.dialects import STANDARD
-from devices.testing.balloon.statistics import FREE, StatsGuest
-from devices.testing.driver import DEFLATE, INFLATE, VERSION_1
+from devices.testing.balloon.driver import DEFLATE, INFLATE
+from devices.testing.balloon.stats import FREE, StatsGuest
+from devices.testing.driver import VERSION_1
 from pyvmm.balloon.statistics import BalloonStatistics, StatisticsUnavailable, TimedReport
 
 LONG_S = 600.0
@@ -67,7 +68,7 @@ def test_the_first_report_is_the_last_one() -> None:
         await turns()
         assert stats.last is not None
         assert stats.last.report.values == guest.statistics
-        assert guest.asked == 0
+        assert guest.requests == 0
 
     run(scenario)
 
@@ -79,10 +80,10 @@ def test_fresh_is_measured_after_the_call() -> None:
         [task] = await asked(stats)
         assert not task.done(), "the last report is known, but it is old"
         guest.statistics[FREE] = 5
-        assert guest.answer()
+        assert guest.respond()
         assert await in_time(task) == 5
         assert stats.last == task.result()
-        assert guest.asked == 1
+        assert guest.requests == 1
 
     run(scenario)
 
@@ -95,13 +96,13 @@ def test_a_report_already_on_its_way_is_not_fresh() -> None:
         [first] = await asked(stats)
         guest.statistics[FREE] = 1  # what the driver measures for the first question
         [second] = await asked(stats)
-        assert guest.asked == 0
-        guest.answer()
+        assert guest.requests == 0
+        guest.respond()
         assert await in_time(first) == 1
         await turns()
         assert not second.done()
         guest.statistics[FREE] = 2
-        assert guest.answer(), "asked again for the second waiter"
+        assert guest.respond(), "asked again for the second waiter"
         assert await in_time(second) == 2
 
     run(scenario)
@@ -114,13 +115,13 @@ def test_a_report_not_looked_at_yet_is_not_fresh() -> None:
         guest.start()
         [first] = await asked(stats)
         guest.statistics[FREE] = 1
-        guest.answer()
+        guest.respond()
         second = asyncio.create_task(stats.fresh(LONG_S))
         assert await in_time(first) == 1
         await turns()
         assert not second.done()
         guest.statistics[FREE] = 2
-        assert guest.answer()
+        assert guest.respond()
         assert await in_time(second) == 2
 
     run(scenario)
@@ -131,14 +132,14 @@ def test_one_question_serves_all_who_waited_for_it() -> None:
         guest.start()
         await asked(stats)
         waiting = await asked(stats, 10)
-        guest.answer()
+        guest.respond()
         await turns()
         guest.statistics[FREE] = 3
-        guest.answer()
+        guest.respond()
         assert [await in_time(task) for task in waiting] == [3] * 10
-        assert guest.asked == 2
+        assert guest.requests == 2
         await turns()
-        assert not guest.answer()
+        assert not guest.respond()
 
     run(scenario)
 
@@ -151,7 +152,7 @@ def test_waiting_begins_before_the_driver_does() -> None:
         await turns()
         assert not task.done(), "the first report may be older than the question"
         guest.statistics[FREE] = 2
-        assert guest.answer()
+        assert guest.respond()
         assert await in_time(task) == 2
 
     run(scenario)
@@ -171,7 +172,7 @@ def test_a_reset_meanwhile(buffer_is_with_the_driver: bool) -> None:
         guest.statistics[FREE] = 9
         while not task.done():
             await turns()
-            guest.answer()
+            guest.respond()
         # The first report after the reset answers a question that was put before it.
         assert [await in_time(each) for each in earlier] == [8] * len(earlier)
         assert await in_time(task) == (9 if buffer_is_with_the_driver else 8)
@@ -193,13 +194,13 @@ def test_no_answer_in_time() -> None:
         # The answer comes late: it is kept as the last one, and new waiters get a newer one.
         guest.statistics[FREE] = 1
         [task] = await asked(stats)
-        guest.answer()
+        guest.respond()
         await turns()
         assert stats.last is not None
         assert free(stats.last) == 1
         assert not task.done()
         guest.statistics[FREE] = 2
-        guest.answer()
+        guest.respond()
         assert await in_time(task) == 2
 
     run(scenario)
@@ -215,7 +216,7 @@ def test_no_driver_in_time() -> None:
 
 def test_a_driver_without_statistics_is_not_waited_for() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
-        guest.driver.start(wanted=VERSION_1, queues=[INFLATE, DEFLATE])
+        guest.driver.start(features=VERSION_1, queues=[INFLATE, DEFLATE])
         with pytest.raises(StatisticsUnavailable, match="does not report statistics"):
             await stats.fresh(LONG_S)
 
@@ -226,11 +227,11 @@ def test_a_bad_answer_is_no_answer_and_does_not_stop_the_next() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         [first] = await asked(stats)
-        guest.answer(b"nonsense!!!")
+        guest.respond(b"nonsense!!!")
         await turns()
         assert not first.done()
         [second] = await asked(stats)
-        guest.answer()
+        guest.respond()
         assert await in_time(second) == await in_time(first) == guest.statistics[FREE]
 
     run(scenario)
@@ -242,9 +243,9 @@ def test_who_gives_up_waiting_disturbs_nobody() -> None:
         first, second = await asked(stats, 2)
         first.cancel()
         await turns()
-        guest.answer()
+        guest.respond()
         await turns()
-        guest.answer()
+        guest.respond()
         assert await in_time(second) == guest.statistics[FREE]
         assert first.cancelled()
 
@@ -284,22 +285,22 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
         stats.set_polling_interval(10)
         assert stats.polling_interval_s == 10
         guest.start()
-        assert not guest.answer(), "there was no driver to ask"
+        assert not guest.respond(), "there was no driver to ask"
         for free_bytes in (1, 2, 3):
             [(delay_s, tick)] = timers
             timers.clear()
             assert delay_s == 10
             guest.statistics[FREE] = free_bytes
             tick()
-            assert guest.answer()
+            assert guest.respond()
             await turns()
             assert stats.last is not None
             assert free(stats.last) == free_bytes
         stats.set_polling_interval(10)
-        assert not guest.answer(), "nothing changed"
+        assert not guest.respond(), "nothing changed"
         stats.set_polling_interval(20)
         assert [delay_s for delay_s, _ in timers] == [20]
-        assert guest.answer(), "a new interval asks at once"
+        assert guest.respond(), "a new interval asks at once"
         stats.set_polling_interval(0)
         assert timers == []
         assert stats.polling_interval_s == 0
@@ -312,8 +313,8 @@ def test_polling_a_guest_that_is_slow_asks_once() -> None:
         guest.start()
         for interval_s in range(1, 50):
             stats.set_polling_interval(interval_s)
-        assert guest.answer()
-        assert not guest.answer()
+        assert guest.respond()
+        assert not guest.respond()
         assert guest.board.balloon.stats.questions == 1
 
     run(scenario)

@@ -53,9 +53,9 @@ def test_hints_are_held_for_the_block() -> None:
         async with hints.held(LONG_S) as held:
             assert held.complete
             assert held.pages == HINTED
-            assert guest.held
+            assert guest.hinted
         await settle()
-        assert not guest.held, "the guest has its pages back"
+        assert not guest.hinted, "the guest has its pages back"
         assert guest.board.ram.discarded == []
 
     play(scenario)
@@ -67,7 +67,7 @@ def test_holders_take_turns() -> None:
             with pytest.raises(RequestTimeout, match="somebody else"):
                 async with hints.held(SOON_S):
                     pytest.fail("held twice")
-            assert guest.held, "and the first still holds them"
+            assert guest.hinted, "and the first still holds them"
         await settle()
         async with hints.held(LONG_S) as held:
             assert held.pages == HINTED
@@ -83,7 +83,7 @@ def test_a_driver_that_never_ends_is_stopped() -> None:
             assert not held.complete
             assert held.pages == HINTED, "what it has hinted is good"
         await settle()
-        assert not guest.held
+        assert not guest.hinted
         guest.endless = False
         async with hints.held(LONG_S) as held:
             assert held.complete
@@ -130,12 +130,12 @@ def test_a_holder_that_is_cancelled_gives_them_back() -> None:
                 await asyncio.sleep(LONG_S)
 
         task = asyncio.create_task(hold())
-        while not guest.held:
+        while not guest.hinted:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})
         await settle()
-        assert not guest.held
+        assert not guest.hinted
         async with hints.held(LONG_S) as held:
             assert held.pages == HINTED
 
@@ -157,7 +157,7 @@ def test_the_command_reports_and_gives_back() -> None:
             "runs": [[1024, 1024]],
         }
         await settle()
-        assert not guest.held
+        assert not guest.hinted
         guest.driver.reset()
         with pytest.raises(QmpError, match="--offer free-page-hint"):
             await execute(machine, Request("query-free-page-hints", {}))

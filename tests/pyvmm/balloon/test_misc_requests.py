@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from devices.balloon.features import MISC_VQ
-from devices.testing.balloon.misc import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, Question
+from devices.testing.balloon.misc import DROP_CACHE, GET_UNUSED_PAGES, SYNC, MiscGuest, MiscRequest
 from devices.testing.driver import ALL_FEATURES
 from pyvmm.balloon.guest_requests import (
     DriverUnavailable,
@@ -52,9 +52,9 @@ def silence(guest: MiscGuest) -> None:
     guest.board.msi.on_trigger = lambda vector: None
 
 
-async def asked(guest: MiscGuest) -> Question:
+async def asked(guest: MiscGuest) -> MiscRequest:
     """The question that reaches a silent guest next."""
-    while not (questions := guest.misc.questions()):
+    while not (questions := guest.misc.take_requests()):
         await asyncio.sleep(0)
     (question,) = questions
     return question
@@ -78,7 +78,7 @@ def test_caches_are_dropped_once_they_are_clean() -> None:
         await ask.sync_filesystems(LONG_S)
         await ask.drop_caches(LONG_S)
         assert await ask.unused_pages(LONG_S) == PageRuns([(1, 3)])
-        commands = [question.cmd for question in guest.asked]
+        commands = [question.cmd for question in guest.requests]
         assert commands == [1, 0, SYNC, DROP_CACHE, GET_UNUSED_PAGES]
 
     play(scenario)
@@ -99,10 +99,10 @@ def test_callers_take_turns() -> None:
             question = await asked(guest)
             for _ in range(10):
                 await asyncio.sleep(0)
-            assert guest.misc.questions() == [], "one at a time"
+            assert guest.misc.take_requests() == [], "one at a time"
             assert done == list(range(number))
-            guest.misc.answer(question, [100 + number])
-            guest.misc.offer()
+            guest.misc.respond(question, [100 + number])
+            guest.misc.offer_buffer()
             assert await callers[number] == PageRuns([(100 + number, 1)])
         assert done == [0, 1, 2, 3]
 
@@ -126,12 +126,12 @@ def test_a_late_answer_is_not_that_of_the_next_question() -> None:
         old = await asked(guest)
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
         await asyncio.sleep(0)
-        guest.misc.answer(old, [1])  # the driver was just slow
-        guest.misc.answer(old, [2])
-        guest.misc.offer()
+        guest.misc.respond(old, [1])  # the driver was just slow
+        guest.misc.respond(old, [2])
+        guest.misc.offer_buffer()
         new = await asked(guest)
         assert new.id == old.id + 1
-        guest.misc.answer(new, [3])
+        guest.misc.respond(new, [3])
         assert await waiting == PageRuns([(3, 1)])
         assert guest.board.balloon.misc.late_messages == 2
 
@@ -146,13 +146,13 @@ def test_a_guest_that_lost_its_buffer_is_not_asked() -> None:
         for _ in range(3):
             with pytest.raises(RequestTimeout):
                 await ask.drop_caches(SOON_S)
-        assert await asked(guest) == Question(DROP_CACHE, 1)
-        guest.misc.offer()
-        assert guest.misc.questions() == []
+        assert await asked(guest) == MiscRequest(DROP_CACHE, 1)
+        guest.misc.offer_buffer()
+        assert guest.misc.take_requests() == []
         waiting = asyncio.create_task(ask.sync_filesystems(LONG_S))
         question = await asked(guest)
-        assert question == Question(SYNC, 2)
-        guest.misc.answer(question)
+        assert question == MiscRequest(SYNC, 2)
+        guest.misc.respond(question)
         await waiting
 
     play(scenario)
@@ -165,7 +165,7 @@ def test_the_wait_for_the_turn_counts() -> None:
         question = await asked(guest)
         with pytest.raises(RequestTimeout):
             await ask.unused_pages(SOON_S)
-        guest.misc.answer(question, [5])
+        guest.misc.respond(question, [5])
         assert await first == PageRuns([(5, 1)])
 
     play(scenario)
@@ -180,9 +180,9 @@ def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
         await asyncio.wait({gone})
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
         await asyncio.sleep(0)
-        guest.misc.answer(old, [1])
-        guest.misc.offer()
-        guest.misc.answer(await asked(guest), [2])
+        guest.misc.respond(old, [1])
+        guest.misc.offer_buffer()
+        guest.misc.respond(await asked(guest), [2])
         assert await waiting == PageRuns([(2, 1)])
 
     play(scenario)
@@ -196,7 +196,7 @@ def test_a_paused_guest_is_not_asked() -> None:
         machine.pause()
         with pytest.raises(GuestPaused, match="is paused"):
             await ask.unused_pages(LONG_S)
-        assert guest.misc.questions() == []
+        assert guest.misc.take_requests() == []
         machine.resume()
         assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
 
@@ -210,7 +210,7 @@ def test_a_guest_paused_meanwhile() -> None:
         machine.pause()
         with pytest.raises(GuestPaused):
             await waiting
-        assert guest.asked == []
+        assert guest.requests == []
         machine.resume()
         waiting = asyncio.create_task(ask.unused_pages(LONG_S))
         await asyncio.sleep(0)
@@ -227,7 +227,7 @@ def test_a_driver_that_takes_no_questions() -> None:
         guest.driver.reset()
         with pytest.raises(DriverUnavailable, match="MISC_VQ"):
             await ask.unused_pages(LONG_S)
-        guest.start(wanted=ALL_FEATURES & ~MISC_VQ)
+        guest.start(features=ALL_FEATURES & ~MISC_VQ)
         with pytest.raises(DriverUnavailable):
             await ask.unused_pages(LONG_S)
         guest.start()
@@ -238,7 +238,7 @@ def test_a_driver_that_takes_no_questions() -> None:
 
 def test_a_driver_that_does_not_know_the_question() -> None:
     async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
-        guest.knows = {GET_UNUSED_PAGES}
+        guest.commands = {GET_UNUSED_PAGES}
         for question in (ask.drop_caches, ask.sync_filesystems):
             with pytest.raises(RequestUnsupported, match="does not know"):
                 await question(LONG_S)

@@ -106,8 +106,8 @@ def test_a_guest_that_was_not_asked(tmp_path: Path) -> None:
 
 def test_a_guest_that_does_not_answer_costs_the_time_out(tmp_path: Path) -> None:
     machine = machine_with_pages()
-    machine.misc_guest.knows = set()
-    machine.misc_guest.answer = lambda: None  # type: ignore[method-assign]
+    machine.misc_guest.commands = set()
+    machine.misc_guest.respond = lambda: None  # type: ignore[method-assign]
     answer = take(machine, tmp_path / "s", timeout=0.2)
     assert (answer["status"], answer["pages"]["unused"]) == ("completed", 0)
     assert answer["pages"]["asked"] == "the guest has not answered within 0.2 s"
@@ -174,7 +174,7 @@ def test_meanwhile_there_is_no_other_and_no_going_on(tmp_path: Path) -> None:
 
 def test_the_end_of_the_machine_ends_it(tmp_path: Path) -> None:
     machine = machine_with_pages()
-    machine.misc_guest.answer = lambda: None  # type: ignore[method-assign]
+    machine.misc_guest.respond = lambda: None  # type: ignore[method-assign]
 
     async def main() -> None:
         session = QmpSession(machine)

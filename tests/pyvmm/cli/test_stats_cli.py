@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL
+from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.cli.stats import table
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
@@ -85,7 +85,7 @@ def test_a_table_for_people(tmp_path: Path) -> None:
         *("htlb pgalloc", "htlb pgfail", "oom kills", "alloc stalls"),
         *("async scans", "direct scans", "async reclaims", "direct reclaims"),
     ]
-    assert machine.stats_guest.asked == 1
+    assert machine.stats_guest.requests == 1
 
 
 def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_caches_are_synced_and_dropped_first(tmp_path: Path) -> None:
 
 def test_a_driver_that_cannot_drop_caches(tmp_path: Path) -> None:
     machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.knows = {GET_UNUSED_PAGES}
+    machine.misc_guest.commands = {GET_UNUSED_PAGES}
     with served_in_thread(machine, tmp_path / "qmp"):
         process = unused("--drop-caches", "--qmp", f"unix:{tmp_path}/qmp")
     assert (process.returncode, process.stdout) == (2, "")

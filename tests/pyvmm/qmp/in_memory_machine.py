@@ -17,8 +17,8 @@ from types import MappingProxyType
 from devices.balloon.device import BalloonDevice
 from devices.testing.balloon.hinting import HintGuest
 from devices.testing.balloon.misc import MiscGuest
-from devices.testing.balloon.statistics import StatsGuest
-from devices.testing.board import AnonymousRam
+from devices.testing.balloon.stats import StatsGuest
+from devices.testing.ram import AnonymousRam
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
@@ -153,11 +153,11 @@ class InMemoryMachine:
 
     def _answer(self) -> None:
         if self.status == "running":
-            self.stats_guest.answer()
+            self.stats_guest.respond()
             if "hint_guest" in self.__dict__:
-                self.hint_guest.answer()
+                self.hint_guest.respond()
             if "misc_guest" in self.__dict__:
-                self.misc_guest.answer()
+                self.misc_guest.respond()
 
     def set_balloon_target(self, target_bytes: int) -> None:
         self.targets.append(target_bytes)

@@ -118,7 +118,7 @@ def test_drop_caches_and_sync() -> None:
 
 def test_a_guest_that_does_not_know_them() -> None:
     machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.knows = {GET_UNUSED_PAGES}
+    machine.misc_guest.commands = {GET_UNUSED_PAGES}
     sync, drop = talk(machine, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))
     assert error(sync) == "the guest's balloon driver does not know SYNC"
     assert error(drop) == "the guest's balloon driver does not know DROP_CACHE"

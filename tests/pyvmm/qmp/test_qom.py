@@ -10,7 +10,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from devices.balloon.stat_tags import STATISTICS
-from devices.testing.balloon.statistics import FREE, MAJOR_FAULTS, TOTAL
+from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.qmp.server import ControlServer
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
@@ -107,10 +107,10 @@ def test_guest_stats_before_and_after_the_first_report(
 def test_the_polling_interval_is_what_was_set(with_client: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         assert await get(client, INTERVAL) == 0
-        assert machine.stats_guest.asked == 0
+        assert machine.stats_guest.requests == 0
         assert await put(client, 3600) == {}
         assert await get(client, INTERVAL) == 3600
-        while machine.stats_guest.asked == 0:
+        while machine.stats_guest.requests == 0:
             await asyncio.sleep(0)
         assert await put(client, 2**32 - 1) == {}
         assert await put(client, 0) == {}
@@ -172,7 +172,7 @@ def test_fresh_statistics_name_what_is_absent_and_what_is_unknown(
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         machine.stats_guest.statistics = {FREE: 1, TOTAL: 2**64 - 1, MAJOR_FAULTS: 0, 99: 4}
         answer: Any = await client.execute("query-balloon-stats", {"timeout": 30})
-        assert machine.stats_guest.asked == 1
+        assert machine.stats_guest.requests == 1
         present = {NAMES[FREE]: 1, NAMES[TOTAL]: 2**64 - 1, NAMES[MAJOR_FAULTS]: 0}
         assert answer["stats"] == {**dict.fromkeys(NAMES), **present}
         assert answer["unknown"] == {"99": 4}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
-from devices.testing.balloon.statistics import StatsGuest
+from devices.testing.balloon.stats import StatsGuest
 from pyvmm.qmp.server import ControlServer
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 

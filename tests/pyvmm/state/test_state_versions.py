@@ -18,9 +18,9 @@ from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
 from devices.state import Stateful, Value
+from devices.testing.balloon.driver import STATS, BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver
-from devices.testing.board import Line
-from devices.testing.driver import STATS, started
+from devices.testing.recorders import RecordingInterruptLine
 
 FUNCTION = (
     "bars* decoded* device_id registers.cache_line_size registers.command"
@@ -82,15 +82,15 @@ def names(value: Value, prefix: str = "") -> Iterator[str]:
 
 
 def bitmap_balloon() -> Stateful:
-    driver = started(BITMAP)
+    driver = BalloonDriver(BITMAP).start()
     driver.send(STATS, [b""])
-    MiscDriver(driver).offer()
+    MiscDriver(driver).offer_buffer()
     assert MISC in driver.queues
     return driver.board.transport
 
 
 def standard_balloon() -> Stateful:
-    driver = started(STANDARD, offered=STANDARD.features.known)
+    driver = BalloonDriver(STANDARD, offered=STANDARD.features.known).start()
     driver.send(STATS, [b""])
     return driver.board.transport
 
@@ -102,7 +102,7 @@ def standard_balloon() -> Stateful:
         (PciBus(Bus("mmio"), []).host_bridge, ()),
         (ConfigMechanism1(PciBus(Bus("mmio"), [])), ()),
         (Rtc(lambda: 0.0, 3 << 30, 0), ()),
-        (Uart16550(Line(), lambda data: None), ()),
+        (Uart16550(RecordingInterruptLine(), lambda data: None), ()),
         (bitmap_balloon(), ("bitmap",)),
         (standard_balloon(), ("standard",)),
     ],

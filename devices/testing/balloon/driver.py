@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A balloon on a board and its driver, in either dialect.
+
+driver = BalloonDriver(STANDARD).start()
+driver.inflate([100, 101])
+assert driver.board.ram.discarded_pages == PageRuns([(100, 2)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from devices.balloon.device import BalloonDevice
+from devices.balloon.dialects import BITMAP, Dialect
+from devices.testing.balloon.requests import bitmap_request, pfn_array
+from devices.testing.board import Board
+from devices.testing.driver import RINGS_GPA, VirtioDriver
+from devices.testing.driver_queue import Used
+from devices.testing.ram import AnonymousRam
+from devices.testing.recorders import RecordingTracer
+
+INFLATE, DEFLATE, STATS = 0, 1, 2
+"""Queue numbers (5.5.2); STATS if the driver accepts VIRTIO_BALLOON_F_STATS_VQ."""
+
+NUM_PAGES_OFFSET, ACTUAL_OFFSET = 0, 4
+
+
+class BalloonBoard(Board):
+    """A board with a balloon that speaks `dialect` and offers `offered`.
+
+    RAM is that of `AnonymousRam` unless given. `actuals` collects the sizes, in 4 KiB pages, that
+    the balloon reports to the machine when the driver writes `actual`.
+    """
+
+    def __init__(
+        self, dialect: Dialect, *, ram: AnonymousRam | None = None, offered: int | None = None
+    ) -> None:
+        self.ram = ram or AnonymousRam()
+        self.actuals: list[int] = []
+        tracer = RecordingTracer()
+        self.balloon = BalloonDevice(
+            dialect, self.ram, tracer, self.actuals.append, offered=offered
+        )
+        super().__init__(self.balloon, tracer)
+
+
+class BalloonDriver(VirtioDriver):
+    """Driver of a balloon on a `BalloonBoard` of its own, made with the same arguments."""
+
+    board: BalloonBoard
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        ram: AnonymousRam | None = None,
+        offered: int | None = None,
+        rings_gpa: int = RINGS_GPA,
+    ) -> None:
+        super().__init__(BalloonBoard(dialect, ram=ram, offered=offered), rings_gpa=rings_gpa)
+        self._dialect = dialect
+
+    def inflate(self, pfns: Iterable[int]) -> list[Used]:
+        """Give the 4 KiB pages `pfns` to the balloon; return the buffers that came back."""
+        return self.send(INFLATE, self._request(pfns))
+
+    def deflate(self, pfns: Iterable[int]) -> list[Used]:
+        """Take the 4 KiB pages `pfns` back; return the buffers that came back."""
+        return self.send(DEFLATE, self._request(pfns))
+
+    @property
+    def num_pages(self) -> int:
+        """Size of the balloon that the device asks for, in 4 KiB pages."""
+        return self.read_config(NUM_PAGES_OFFSET)
+
+    def write_actual(self, pages: int) -> None:
+        """Report a balloon of `pages` 4 KiB pages."""
+        self.write_config(ACTUAL_OFFSET, 4, pages)
+
+    def _request(self, pfns: Iterable[int]) -> list[bytes]:
+        return bitmap_request(pfns) if self._dialect is BITMAP else [pfn_array(pfns)]
