@@ -128,22 +128,6 @@ def _valued(read: object) -> object:
     return read
 
 
-def save_counters(owner: object, *names: str) -> Payload:
-    """The attributes `names` of `owner`, all of them numbers from 0."""
-    return {name: getattr(owner, name) for name in names}
-
-
-def check_counters(owner: object, fields: Fields, *names: str) -> Restore:
-    """Check what `save_counters` returned."""
-    values = {name: fields.counter(name) for name in names}
-
-    def restore() -> None:
-        for name, value in values.items():
-            setattr(owner, name, value)
-
-    return restore
-
-
 class Fields:
     """The fields of one payload, each checked as it is taken; `part` is its name in errors.
 

@@ -30,7 +30,7 @@ from enum import Enum
 from devices.balloon.page_queues import writable_pages
 from devices.errors import BadPayload
 from devices.ports import Tracer
-from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.state import Fields, Payload, Restore
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
@@ -114,16 +114,15 @@ class FreePageQueue:
 
     def save_state(self) -> Payload:
         """The last id. A round and its hints belong to the process that began it."""
-        return {**save_counters(self, "ignored"), "last_id": self.last_id}
+        return {"ignored": self.ignored, "last_id": self.last_id}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        restore_counters = check_counters(self, fields, "ignored")
+        ignored = fields.counter("ignored")
         last_id = fields.number("last_id", at_least=FIRST_ID - 1, below=LAST_ID + 1)
 
         def restore() -> None:
-            restore_counters()
-            self.last_id = last_id
+            self.ignored, self.last_id = ignored, last_id
             self.pages = PageRuns()
             self._on_end = None
             self._begun = False

@@ -36,7 +36,7 @@ from devices.balloon import bitmap
 from devices.balloon.dialects import CompleteBuffer
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.state import Fields, Payload, Restore
 from devices.virtio.queue import check_in_flight, save_in_flight
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
@@ -156,18 +156,21 @@ class MiscQueue:
     def save_state(self) -> Payload:
         """The driver's buffer and the last id, after which the answer to a question that is open
         now is a late message; the question itself belongs to the process that asked it."""
-        counters = save_counters(self, "late_messages", "last_id")
-        return {**counters, "buffer": save_in_flight(self._buffer)}
+        return {
+            "late_messages": self.late_messages,
+            "last_id": self.last_id,
+            "buffer": save_in_flight(self._buffer),
+        }
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        restore_counters = check_counters(self, fields, "late_messages", "last_id")
+        late_messages, last_id = fields.counter("late_messages"), fields.counter("last_id")
         buffer = check_in_flight(fields, "buffer", ring)
         if buffer is not None and buffer.writable_bytes < QUESTION.size:
             raise fields.error("buffer", f"of {buffer.writable_bytes} bytes is too small")
 
         def restore() -> None:
-            restore_counters()
+            self.late_messages, self.last_id = late_messages, last_id
             self._buffer = buffer
             self._question = None
 

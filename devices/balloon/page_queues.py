@@ -12,7 +12,7 @@ from __future__ import annotations
 from devices.balloon.dialects import Dialect
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.state import Fields, Payload, Restore
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
@@ -63,11 +63,16 @@ class InflateQueue:
 
     def save_state(self) -> Payload:
         """The counters."""
-        return save_counters(self, "pages", "discarded_bytes")
+        return {"pages": self.pages, "discarded_bytes": self.discarded_bytes}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        return check_counters(self, fields, "pages", "discarded_bytes")
+        pages, discarded_bytes = fields.counter("pages"), fields.counter("discarded_bytes")
+
+        def restore() -> None:
+            self.pages, self.discarded_bytes = pages, discarded_bytes
+
+        return restore
 
 
 class DeflateQueue:
@@ -91,8 +96,13 @@ class DeflateQueue:
 
     def save_state(self) -> Payload:
         """The counters."""
-        return save_counters(self, "pages")
+        return {"pages": self.pages}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        return check_counters(self, fields, "pages")
+        pages = fields.counter("pages")
+
+        def restore() -> None:
+            self.pages = pages
+
+        return restore

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from devices.balloon.page_queues import writable_pages
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
-from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.state import Fields, Payload, Restore
 from pyvmm_native.ring import Chain, SplitQueue
 
 
@@ -48,8 +48,13 @@ class ReportingQueue:
 
     def save_state(self) -> Payload:
         """The counters."""
-        return save_counters(self, "pages", "discarded_bytes")
+        return {"pages": self.pages, "discarded_bytes": self.discarded_bytes}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        return check_counters(self, fields, "pages", "discarded_bytes")
+        pages, discarded_bytes = fields.counter("pages"), fields.counter("discarded_bytes")
+
+        def restore() -> None:
+            self.pages, self.discarded_bytes = pages, discarded_bytes
+
+        return restore

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from devices.balloon.dialects import CompleteBuffer
 from devices.balloon.stat_tags import STATISTICS
 from devices.errors import BadPayload
-from devices.state import Fields, Payload, Restore, check_counters, save_counters
+from devices.state import Fields, Payload, Restore
 from devices.virtio.queue import check_in_flight, save_in_flight
 from pyvmm_native.ring import Chain, SplitQueue
 
@@ -100,15 +100,14 @@ class StatsQueue:
 
     def save_state(self) -> Payload:
         """The driver's buffer. The report to an open question comes like one that is not asked."""
-        return {**save_counters(self, "questions"), "kept": save_in_flight(self._kept)}
+        return {"questions": self.questions, "kept": save_in_flight(self._kept)}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        restore_counters = check_counters(self, fields, "questions")
+        questions = fields.counter("questions")
         kept = check_in_flight(fields, "kept", ring)
 
         def restore() -> None:
-            restore_counters()
-            self._kept = kept
+            self.questions, self._kept = questions, kept
 
         return restore
