@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: click commands, and everything that a terminal sees.
+"""The `pyvmm` command: the commands of the command line and all that a terminal shows.
 
-Each command is a module, imported when it runs (see `main`). Remedies for errors are added here;
-the rooms below know no options. No other room imports this one.
+One module per command (`run`, `balloon`, `unused`, `stats`, `snapshot`, `migrate`, `image`,
+`doctor`, `lab`; `demo` is a package); `main` is the group that imports a command when it is
+called, and turns exceptions into exit statuses. Options that several commands have are in
+`options`, a command's conversation with a running guest's control socket in `qmp_command`. The
+guest's console is in `console`, and `terminal_run` joins it with a virtual machine.
+
+Belongs here: click, rich, texts for people, exit statuses, and advice about options. No
+other package of pyvmm knows of a command line.
 """

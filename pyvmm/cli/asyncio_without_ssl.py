@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""asyncio, imported without TLS.
+"""asyncio, imported without OpenSSL.
 
-asyncio imports `ssl` when it is there. Nothing here speaks TLS, and OpenSSL is a fifth of all that
-`pyvmm run` would load before its guest starts, and some megabytes of memory as long as it runs. So
-`ssl` looks absent while asyncio is imported, and only then: who needs it later can import it.
-Import asyncio from here in what the command line starts; everywhere else it is then loaded already.
+asyncio imports `ssl` if it can, and works without: only its own TLS needs it, which pyvmm does not
+use (`pyvmm.sockets.tls` wraps its sockets itself). OpenSSL costs `pyvmm run` 8 of its 59 ms
+of imports and 4.3 MiB of memory for as long as the guest runs (CPython 3.11, x86-64), so asyncio is
+imported here as if `ssl` did not exist. An entry of None in `sys.modules` is the import system's
+documented way to say so. It is gone as soon as asyncio is loaded; code that imports `ssl` later
+gets it. An alternative without the entry, a finder on `sys.meta_path`, does the same with more.
+
+Import asyncio from here in modules that the command line loads first.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import sys
 if "ssl" in sys.modules or "asyncio" in sys.modules:
     import asyncio
 else:
-    sys.modules["ssl"] = None  # type: ignore[assignment] # makes importing it an ImportError
+    sys.modules["ssl"] = None  # type: ignore[assignment] # the import statement allows None
     try:
         import asyncio
     finally:

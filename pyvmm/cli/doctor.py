@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm doctor`: what this machine has, what pyvmm will use and why, and what to install.
+"""`pyvmm doctor`: report the state of this machine, where guests will run, and what to install.
 
-Every line of the report is a `Finding`, made by one small function that only looks. A finding that
-is not well carries its remedy, and says whether the lab or the guest image needs it. The verdict
-follows from the findings: the host's KVM when it is fit, else the lab when it has all its parts.
+Every line of the report is a `Finding`, returned by one small function that changes nothing. A
+finding with a problem has a remedy, and names what needs it: the lab or the guest image. The
+conclusion follows from the findings: this machine's KVM if it is fit, else the lab if it is
+complete. The command works with native modules missing: it reports them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ from enum import Enum
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from guest_images.recipe import BUSYBOX, KERNEL_ARCHIVE, KERNEL_SERIES, TOOLS, check_tools
 from pyvmm.errors import UserError
+from pyvmm.lab.kernel import find_kernel
+from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
 
 EXIT_NOTHING_USABLE = 2
 
 
 class Needed(Enum):
-    """What a finding is needed for."""
+    """The parts of pyvmm that need something that a finding is about."""
 
     HOST = "host KVM"
     LAB = "lab"
@@ -37,20 +44,21 @@ class Needed(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `remedy` is empty when nothing is amiss."""
+    """One line of the report; `remedy` is empty when there is no problem."""
 
-    what: str
+    subject: str
     found: str
     needed: Needed = Needed.NOTHING
     remedy: str = ""
 
     @property
-    def good(self) -> bool:
+    def ok(self) -> bool:
+        """True when nothing needs to be done."""
         return not self.remedy
 
 
-def find_device() -> Finding:
-    """/dev/kvm, its owner and mode."""
+def check_device() -> Finding:
+    """Report the mode and owner of /dev/kvm."""
     try:
         status = os.stat(KVM_DEVICE)
     except FileNotFoundError:
@@ -60,32 +68,32 @@ def find_device() -> Finding:
     if os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return Finding(KVM_DEVICE, found, Needed.HOST)
     remedy = f"usermod -aG {_group(status.st_gid)} {_user(os.getuid())}, then log in again"
-    return Finding(KVM_DEVICE, f"{found}, not for this user", Needed.HOST, remedy)
+    return Finding(KVM_DEVICE, f"{found}, not accessible to this user", Needed.HOST, remedy)
 
 
-def find_fitness() -> Finding:
-    """What the probe measured."""
+def check_fitness() -> Finding:
+    """Report the probe's verdict on this machine's KVM."""
     fitness = probe_host_kvm()
     text = fitness.reason if fitness.fit else f"{fitness.verdict.value}: {fitness.reason}"
     figures = describe_figures(fitness)
     found = f"{text} ({figures})" if figures else text
-    remedy = "" if fitness.fit else "nothing to install: the lab stands in for it"
+    remedy = "" if fitness.fit else "nothing to install: the lab is used instead"
     return Finding("host KVM", found, Needed.HOST, remedy)
 
 
 def describe_figures(fitness: KvmFitness) -> str:
-    """The probe's measurements in words; "" when it made none."""
+    """Return the probe's measurements in words; "" when it made none."""
     words = []
     if fitness.ring0_instructions_per_second is not None:
         millions = fitness.ring0_instructions_per_second / 1e6
         words.append(f"ring 0: {millions:,.1f} million instructions/s")
     if fitness.syscall_arrives is not None:
-        words.append(f"SYSCALL: {'right' if fitness.syscall_arrives else 'wrong'}")
+        words.append(f"SYSCALL: {'correct' if fitness.syscall_arrives else 'wrong'}")
     return ", ".join(words)
 
 
-def find_processor() -> Finding:
-    """Vendor, model and virtualisation extension of the processor."""
+def check_processor() -> Finding:
+    """Report vendor, model and virtualisation extension of the processor."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -96,51 +104,43 @@ def find_processor() -> Finding:
     return Finding("processor", f"{model}, {os.cpu_count()} online, {extension}")
 
 
-def find_memory() -> Finding:
-    """Total and available RAM."""
+def check_memory() -> Finding:
+    """Report total and available RAM."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     gib = {key: int(fields[key].split()[0]) / (1 << 20) for key in ("MemTotal", "MemAvailable")}
     found = f"{gib['MemTotal']:.1f} GiB, {gib['MemAvailable']:.1f} GiB available"
     return Finding("memory", found)
 
 
-def find_qemu() -> Finding:
-    """The emulator."""
-    from pyvmm.lab import qemu
-
+def check_qemu() -> Finding:
+    """Report the version of the emulator."""
     try:
-        path = qemu.find_qemu()
+        path = find_qemu()
     except UserError as error:
         return Finding("QEMU", error.message, Needed.LAB, error.remedy)
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return Finding("QEMU", (version.stdout.splitlines() or [path])[0], Needed.LAB)
 
 
-def find_lab_kernel() -> Finding:
-    """The kernel the lab boots."""
-    from pyvmm.lab import kernel
-
+def check_lab_kernel() -> Finding:
+    """Report the kernel that the lab boots."""
     try:
-        found = kernel.find_kernel()
+        found = find_kernel()
     except UserError as error:
         return Finding("lab kernel", error.message, Needed.LAB, error.remedy)
     return Finding("lab kernel", f"{found.release}, with 9p, virtio and kvm-amd", Needed.LAB)
 
 
-def find_kernel_source() -> Finding:
-    """The source the guest image's kernel is built from."""
-    from guest_images.recipe import KERNEL_ARCHIVE, KERNEL_SERIES
-
+def check_kernel_source() -> Finding:
+    """Report the source that the guest image's kernel is built from."""
     if KERNEL_ARCHIVE.is_file():
         return Finding("kernel source", str(KERNEL_ARCHIVE), Needed.IMAGE)
     remedy = f"apt-get install linux-source-{KERNEL_SERIES}"
     return Finding("kernel source", f"no {KERNEL_ARCHIVE}", Needed.IMAGE, remedy)
 
 
-def find_image_tools() -> Finding:
-    """The programs and headers the image build uses, and busybox."""
-    from guest_images.recipe import BUSYBOX, TOOLS, check_tools
-
+def check_image_tools() -> Finding:
+    """Report the programs and headers that the image build uses, and busybox."""
     try:
         check_tools()
     except UserError as error:
@@ -151,45 +151,49 @@ def find_image_tools() -> Finding:
     return Finding("image tools", f"{', '.join(TOOLS)}, {BUSYBOX}", Needed.IMAGE)
 
 
-def find_native() -> Finding:
-    """The compiled modules."""
+def check_native() -> Finding:
+    """Report the compiled modules."""
     try:
+        # Here, because it fails where the modules are not built.
         from pyvmm_native import kvm_run
     except ImportError as error:
         return Finding("native modules", f"not built ({error})", Needed.NOTHING, "make native")
     return Finding("native modules", str(Path(kvm_run.__file__ or "").parent))
 
 
-FINDERS: tuple[Callable[[], Finding], ...] = (
-    find_device,
-    find_fitness,
-    find_processor,
-    find_memory,
-    find_qemu,
-    find_lab_kernel,
-    find_kernel_source,
-    find_image_tools,
-    find_native,
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_device,
+    check_fitness,
+    check_processor,
+    check_memory,
+    check_qemu,
+    check_lab_kernel,
+    check_kernel_source,
+    check_image_tools,
+    check_native,
 )
 
 
 def conclude(findings: list[Finding], fitness: KvmFitness) -> tuple[bool, str]:
-    """Whether something can be used, and which and why."""
+    """Return True if guests can run, and a sentence that says where and why."""
     if fitness.fit:
-        return True, "pyvmm uses this machine's KVM: it runs ring 0 and system calls as Linux needs"
+        return (
+            True,
+            "pyvmm uses this machine's KVM: it runs ring 0 and system calls correctly",
+        )
     because = "is missing" if fitness.verdict is Verdict.MISSING else f"is {fitness.verdict.value}"
-    lacking = [item.what for item in findings if item.needed is Needed.LAB and not item.good]
-    if lacking:
-        parts = " and ".join(lacking)
+    missing = [item.subject for item in findings if item.needed is Needed.LAB and not item.ok]
+    if missing:
+        parts = " and ".join(missing)
         return (
             False,
-            f"pyvmm cannot run a guest: this machine's KVM {because}, the lab lacks {parts}",
+            f"pyvmm cannot run a guest: this machine's KVM {because}, and the lab lacks {parts}",
         )
     return True, f"pyvmm uses the lab, an emulated machine, because this machine's KVM {because}"
 
 
 def install_lines(findings: list[Finding]) -> list[str]:
-    """What to type to install what is missing, one apt-get line for all packages."""
+    """Return the shell commands that install what is missing; one apt-get for all packages."""
     packages: dict[str, None] = {}
     others: dict[str, None] = {}
     for remedy in (item.remedy for item in findings if item.needed is not Needed.HOST):
@@ -204,25 +208,24 @@ def install_lines(findings: list[Finding]) -> list[str]:
 
 @click.command()
 def doctor() -> int:
-    """Say what was found, what will be used and why, and what to install."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    """Report what pyvmm found on this machine, where guests will run, and what to install.
 
-    findings = [find() for find in FINDERS]
+    The exit status is 0 when guests can run, here or in the lab, and 2 when they cannot.
+    """
+    findings = [check() for check in CHECKS]
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "found", "for"):
+    for heading in ("", "checked", "found", "needed for"):
         table.add_column(heading, overflow="fold")
     for item in findings:
-        mark = "[green]ok[/]" if item.good else "[yellow]--[/]"
-        table.add_row(mark, item.what, escape(item.found), item.needed.value)
+        mark = "[green]ok[/]" if item.ok else "[yellow]--[/]"
+        table.add_row(mark, item.subject, escape(item.found), item.needed.value)
     usable, verdict = conclude(findings, probe_host_kvm())
     console = Console(highlight=False)
     console.print(table)
     console.print()
     console.print(f"[{'green' if usable else 'red'}]{escape(verdict)}[/]", soft_wrap=True)
     if lines := install_lines(findings):
-        console.print("\nTo install what is missing:")
+        console.print("\nTo install what is missing, run:")
         for line in lines:
             console.print(f"  {line}", markup=False, soft_wrap=True)
     return 0 if usable else EXIT_NOTHING_USABLE

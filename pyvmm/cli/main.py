@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: one group whose subcommands are imported only when they are asked for.
+"""The command line: one group that imports a subcommand only when it is called.
 
-`COMMANDS` names, for every subcommand, where it lives and the one line `--help` shows for it, so
-that neither `pyvmm --help` nor `pyvmm run` pays for importing the image builder. `LazyGroup.main`
-is the only place that turns exceptions into exit statuses: 0 for success (or the int a subcommand
-returns), 2 with one line on standard error for everything the user can mend (125 when the lab broke
-down), 130 after Ctrl-C.
-Any other exception is a bug of ours and keeps its traceback.
+`COMMANDS` gives the module of each subcommand and its line in `pyvmm --help`, so that no command
+pays for importing the others. `LazyGroup.main` is the only place that turns exceptions into exit
+statuses: 0 for success (or the int that a subcommand returns); 2, with one line on standard error,
+for everything that the user can mend (125 when the lab failed); 130 after Ctrl-C. Any other
+exception is a bug in pyvmm and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ EXIT_INTERRUPTED = 130
 
 
 class LazyCommand(NamedTuple):
-    """Where a subcommand is found, and its line in the list of commands."""
+    """The location of a subcommand, and its line in the list of commands."""
 
     module: str
     attribute: str
@@ -35,38 +34,42 @@ class LazyCommand(NamedTuple):
 
 
 COMMANDS = {
-    "run": LazyCommand("pyvmm.cli.run", "run", "Boot a Linux guest, its console on this terminal."),
+    "run": LazyCommand(
+        "pyvmm.cli.run", "run", "Run a Linux guest with its console on this terminal."
+    ),
     "balloon": LazyCommand(
-        "pyvmm.cli.balloon", "balloon", "Show or change how much RAM a running guest keeps."
+        "pyvmm.cli.balloon", "balloon", "Show or change how much RAM a running guest has."
     ),
     "unused": LazyCommand(
         "pyvmm.cli.unused", "unused", "Show which memory a running guest does not use."
     ),
     "stats": LazyCommand(
-        "pyvmm.cli.stats", "stats", "Show what a running guest says of its memory."
+        "pyvmm.cli.stats", "stats", "Show the memory statistics that a running guest reports."
     ),
     "snapshot": LazyCommand("pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file."),
     "migrate": LazyCommand(
-        "pyvmm.cli.migrate", "migrate", "Move a running guest to another pyvmm."
+        "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm."
     ),
     "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images."),
     "doctor": LazyCommand(
-        "pyvmm.cli.doctor", "doctor", "Say what KVM was found, what will be used and why."
+        "pyvmm.cli.doctor",
+        "doctor",
+        "Report where guests will run, why, and what to install.",
     ),
     "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works."),
     "demo": LazyCommand(
         "pyvmm.cli.demo.command",
         "demo",
-        "Boot, inflate, deflate and verify, told as a short story.",
+        "Inflate and deflate a real guest's balloon, and report.",
     ),
     "bench": LazyCommand(
-        "bench.cli", "bench", "Measure it beside QEMU and beside what the machine can do."
+        "bench.cli", "bench", "Measure pyvmm beside QEMU and beside the limits of the machine."
     ),
 }
 
 
 class LazyGroup(click.Group):
-    """A click group over `COMMANDS` with one policy for errors and exit statuses."""
+    """The click group of `COMMANDS`, with one policy for errors and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -102,34 +105,34 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command line; with `standalone_mode` (the default) always by `SystemExit`."""
+        """Run the command line; with `standalone_mode` (the default) it ends in `SystemExit`."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         try:
             result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
             sys.stdout.flush()
         except UserError as error:
-            _complain(str(error))
+            _print_error(str(error))
             sys.exit(error.exit_status)
         except click.ClickException as error:
-            _complain(_describe(error))
+            _print_error(_describe(error))
             sys.exit(EXIT_USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # Nobody reads standard output any more; the flush at exit must not complain either.
+            # The reader of standard output is gone; the flush at exit must not fail either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def _complain(text: str) -> None:
-    """Print one line on standard error, whatever line breaks the text has picked up."""
+def _print_error(text: str) -> None:
+    """Print `text` on standard error as one line, without its line breaks."""
     print("pyvmm:", " ".join(text.split()), file=sys.stderr)
 
 
 def _describe(error: click.ClickException) -> str:
-    """The message of `error` and where to read how it is typed correctly."""
+    """Return the message of `error` and the help page to see."""
     message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f"{message}; see '{context.command_path} --help'" if context else message
@@ -142,10 +145,10 @@ def _describe(error: click.ClickException) -> str:
 )
 @click.version_option(VERSION, prog_name="pyvmm")
 def main() -> None:
-    """A minimal virtual machine monitor for running, measuring and learning memory ballooning.
+    """A minimal virtual machine monitor to run, measure and study memory ballooning.
 
     \b
-    Boot a guest, then give most of its memory back to the host:
+    Boot a guest, then return most of its memory to the host:
       pyvmm run guest.img --memory 1G --qmp unix:/tmp/vm.sock
       pyvmm balloon 256M --qmp unix:/tmp/vm.sock
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm migrate`: move a running guest to another pyvmm, which waits for it with `--incoming`.
+"""`pyvmm migrate`: migrate a running guest to a pyvmm that waits for it with `--incoming`.
 
-The guest's own process sends it; the command begins that over QMP, shows how far it is, and tells
-how it went. A signal does not end the command but cancels the migration, unless that comes too
-late: the outcome is waited for, so that what is said at the end is always where the guest is.
+The guest's own process sends it. The command starts that over QMP, shows the progress and reports
+the result. A signal cancels the migration and does not end the command: it waits for the result,
+so that its last message always says on which side the guest is.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.migration_options import security, security_options
-from pyvmm.cli.monitor import EXIT_NOT_DONE, qmp_option, unused_option, visit
+from pyvmm.cli.options import qmp_option, security, security_options, unused_option
+from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
+from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.sockets.addresses import UnixAddress, parse_migration_address
 from pyvmm.units import format_size, parse_size
 from pyvmm_native import PAGE_BYTES
 
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
 
 POLL_PERIOD_S = 0.1
-MONITOR_TIMEOUT_S = 30.0
-"""The source's monitor may be busy while it hands over the guest."""
-QUIET_SECONDS = 10.0
+SWITCHOVER_TIMEOUT_S = 30.0
+"""Bound on how long the source serves no requests during the switchover."""
+LINE_PERIOD_S = 10.0
 _ENDED = ("completed", "failed", "cancelled")
 _CANCELLING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,29 +50,29 @@ Show = Callable[[dict[str, Any]], None]
     default=300,
     show_default=True,
     metavar="MS",
-    help="How long the guest may stand still in the end.",
+    help="Longest pause of the guest for the switchover.",
 )
 @click.option(
     "--max-bandwidth",
     default="0",
     show_default=True,
     metavar="SIZE",
-    help="Send no more than so much a second while the guest runs; 0 is no limit.",
+    help="Send at most this much per second while the guest runs; 0 is no limit.",
 )
 @unused_option
 @click.option(
     "--auto-converge",
     is_flag=True,
-    help="Slow the guest down while it writes faster than its memory can be sent.",
+    help="Throttle the guest while it writes memory faster than it can be sent.",
 )
 @security_options
-@click.option("--keep", is_flag=True, help="Do not end the process here when its guest has moved.")
+@click.option("--keep", is_flag=True, help="Keep the source process when its guest has moved.")
 def migrate(
     destination: str,
     address: str,
     downtime_ms: int,
     max_bandwidth: str,
-    ask_unused: bool,
+    query_unused: bool,
     auto_converge: bool,
     tls_ca: Path | None,
     tls_cert: Path | None,
@@ -78,28 +80,32 @@ def migrate(
     insecure: bool,
     keep: bool,
 ) -> int:
-    """Move a running guest to the pyvmm that waits for it at ADDRESS.
+    """Migrate a running guest to the pyvmm that waits for it at ADDRESS.
 
-    ADDRESS is tcp:HOST:PORT or unix:PATH. The guest runs on while its memory is copied, and stands
-    still for a moment at the end. At any time exactly one side runs it. When it has moved, its
-    process here ends. Ctrl-C gives up, and the guest goes on here.
+    ADDRESS is tcp:HOST:PORT or unix:PATH. The guest runs while its memory is copied and is paused
+    for the switchover at the end; at no time do both sides run it. When it has moved, its process
+    here ends. Ctrl-C cancels the migration, and the guest still runs here.
 
     \b
-    On this host, from one terminal to another:
+    On one host, from one terminal to another:
       pyvmm run --incoming unix:/tmp/m --qmp unix:/tmp/there.sock
       pyvmm migrate unix:/tmp/m --qmp unix:/tmp/vm.sock
 
     \b
-    To another host, each side with a certificate that the other's CA has signed:
+    To another host, each side with a certificate signed by the other side's CA:
       pyvmm run --incoming tcp:0.0.0.0:4444 --tls-ca ca.pem --tls-cert b.pem --tls-key b.key
       pyvmm migrate tcp:b:4444 --qmp unix:/tmp/vm.sock \\
           --tls-ca ca.pem --tls-cert a.pem --tls-key a.key
 
-    The exit status is 0 when the guest has moved, 1 when it has not, and 2 when the request made
-    no sense.
+    The exit status is 0 when the guest has moved, 1 when it has not, 2 when the request was
+    invalid.
     """
     protection = security(tls_ca, tls_cert, tls_key, insecure)
-    request = {"uri": _checked(destination, protection), "unused": ask_unused, "insecure": insecure}
+    request = {
+        "uri": _checked(destination, protection),
+        "unused": query_unused,
+        "insecure": insecure,
+    }
     if (tls := protection.tls) is not None:
         files = {"tls-ca": tls.ca, "tls-cert": tls.certificate, "tls-key": tls.key}
         request |= {name: str(path) for name, path in files.items()}
@@ -111,12 +117,11 @@ def migrate(
         client.execute("migrate-set-capabilities", capabilities=[capability])
         return _move(client, request, keep)
 
-    return visit(address, "pyvmm migrate", work, guest_timeout_s=MONITOR_TIMEOUT_S)
+    return run_qmp_command(address, "pyvmm migrate", work, guest_timeout_s=SWITCHOVER_TIMEOUT_S)
 
 
 def _checked(destination: str, protection: Security) -> str:
-    """The address as the guest's process has to have it, whose directory is another."""
-    from pyvmm.sockets.addresses import UnixAddress, parse_migration_address
+    """Return the address for the guest's process, whose working directory may be another."""
 
     address = parse_migration_address(destination)
     if isinstance(address, UnixAddress):
@@ -127,20 +132,20 @@ def _checked(destination: str, protection: Security) -> str:
 
 def _move(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
     before = client.execute("query-status")["status"]
-    with _noted_signals() as signals:
+    with _collected_signals() as signals:
         client.execute("migrate", **request)
         try:
             with _view(request["uri"]) as show:
                 answer = _wait(client, signals, show)
             now = client.execute("query-status")["status"]
         except ConnectionClosedError:
-            _say(
-                "the guest's process has ended before it said how the migration went;"
-                " see whether the guest runs at the destination"
+            _print(
+                "the guest's process ended before it reported the result of the migration;"
+                " check whether the guest runs at the destination"
             )
             return EXIT_NOT_DONE
     if answer["status"] != "completed":
-        _say(failure(answer, before, now))
+        _print(failure(answer, before, now))
         return EXIT_NOT_DONE
     print(summary(answer))
     if not keep:
@@ -150,7 +155,7 @@ def _move(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
 
 
 def _wait(client: QmpClient, signals: list[int], show: Show) -> dict[str, Any]:
-    """Show progress until there is an outcome, which is the answer of query-migrate."""
+    """Show progress until the migration has ended; returns the last answer of `query-migrate`."""
     cancelled = False
     while (answer := client.execute("query-migrate"))["status"] not in _ENDED:
         if signals and not cancelled:
@@ -158,38 +163,38 @@ def _wait(client: QmpClient, signals: list[int], show: Show) -> dict[str, Any]:
             cancelled = True
         show(answer)
         time.sleep(POLL_PERIOD_S)
-    outcome: dict[str, Any] = answer
-    return outcome
+    ended: dict[str, Any] = answer
+    return ended
 
 
 def failure(answer: dict[str, Any], before: str, now: str) -> str:
-    """What is said of a guest that has not moved; its status was `before` and is `now`."""
+    """Return the line for a guest that has not moved; its status was `before` and is `now`."""
     why = answer.get("error-desc") or "the migration was cancelled"
     if now == "running":
-        return f"the guest has not moved: {why}; it goes on here"
+        return f"the guest has not moved: {why}; it still runs here"
     if now == before:
         return f"the guest has not moved: {why}; it is still {now} here"
     if now in ("shutdown", "guest-panicked"):
         return f"the guest has not moved: {why}; it has ended here"
-    return f"it is not known whether the guest has moved: {why}"
+    return f"the guest may or may not have moved: {why}"
 
 
 def summary(answer: dict[str, Any]) -> str:
-    """What is said of a guest that has moved."""
+    """Return the line that reports a completed migration."""
     ram, unused = answer["ram"], answer["unused-pages"]
     left_out = f"{unused['skipped']:,} pages, {format_size(unused['skipped'] * PAGE_BYTES)}"
     return (
-        f"the guest has moved in {answer['total-time'] / 1000:.2f} s, of which it stood still"
+        f"the guest has moved in {answer['total-time'] / 1000:.2f} s, downtime"
         f" {answer['downtime'] / 1000:.2f} s; sent {format_size(ram['transferred'])} in"
         f" {ram['dirty-sync-count']} rounds; left out as unused: {left_out} ({unused['how']})"
     )
 
 
 @contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Signals that would end us are put into the list for the length of the block instead.
+def _collected_signals() -> Iterator[list[int]]:
+    """Collect the signals that would end this process in the list, for the length of the block.
 
-    In the middle of a request an exception would leave an answer that nobody expects.
+    An exception in the middle of a request would leave its reply in the socket for the next one.
     """
     caught: list[int] = []
     former = {
@@ -203,63 +208,48 @@ def _noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-# --- What is shown meanwhile ----------------------------------------------------------------------
+# --- Progress -------------------------------------------------------------------------------------
 def progress_line(answer: dict[str, Any]) -> str:
-    """How far the migration is."""
+    """Return the progress of the migration in one line."""
     ram = answer["ram"]
-    slowed = answer.get("cpu-throttle-percentage", 0)
+    throttled = answer.get("cpu-throttle-percentage", 0)
     return (
         f"{format_size(ram['transferred'])} sent, {format_size(ram['remaining'])} left,"
         f" round {ram['dirty-sync-count'] + 1}"
-        + (f", the guest slowed down by {slowed} %" if slowed else "")
+        + (f", guest throttled by {throttled} %" if throttled else "")
     )
 
 
 @contextmanager
 def _view(destination: str) -> Iterator[Show]:
-    """A bar on a terminal, a line now and then anywhere else; both on standard error."""
+    """Show a bar on a terminal, a line every `LINE_PERIOD_S` elsewhere; both on standard error."""
     if not sys.stderr.isatty():
         yield _Lines(destination).show
         return
-    from rich.console import Console  # late: slow to import
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[line]}, {task.fields[rate]}/s"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("moving", total=None, line=f"to {destination}", rate="0 B")
+    with live_bar(f"migrating to {destination}") as bar:
 
         def show(answer: dict[str, Any]) -> None:
-            ram = answer["ram"]
-            rest = ram["remaining"]  # an estimate: of zeros nothing is sent, and changes come
-            progress.update(
-                task,
-                description=answer["status"],
-                completed=ram["transferred"],
-                total=ram["transferred"] + rest if rest else None,
-                line=progress_line(answer),
-                rate=format_size(int(progress.tasks[0].speed or 0)),
-            )
+            sent, left = answer["ram"]["transferred"], answer["ram"]["remaining"]
+            rate = format_size(int(bar.units_per_second))
+            # `left` is an estimate: zero pages are not sent, and the guest changes others.
+            total = sent + left if left else None
+            bar.show(answer["status"], sent, total, f"{progress_line(answer)}, {rate}/s")
 
         yield show
 
 
 class _Lines:
-    """A line at first, and another whenever nothing was said for long."""
+    """One line at the start and one every `LINE_PERIOD_S`."""
 
     def __init__(self, destination: str) -> None:
-        _say(f"moving the guest to {destination}")
-        self._said_at = time.monotonic()
+        _print(f"migrating the guest to {destination}")
+        self._printed_at = time.monotonic()
 
     def show(self, answer: dict[str, Any]) -> None:
-        if time.monotonic() >= self._said_at + QUIET_SECONDS:
-            _say(progress_line(answer))
-            self._said_at = time.monotonic()
+        if time.monotonic() >= self._printed_at + LINE_PERIOD_S:
+            _print(progress_line(answer))
+            self._printed_at = time.monotonic()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"pyvmm: {text}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm unused`: how much of its memory a running guest does not use, and where that lies.
+"""`pyvmm unused`: show which memory a running guest does not use, as figures and as a map.
 
-The guest is asked over QMP; its answer comes as numbers and as cells of its address space
-(`pyvmm.qmp.guest_request_commands`), which `picture` draws one character each.
+`query-unused-pages` (`pyvmm.qmp.guest_request_commands`) returns totals, and counts for cells of
+the guest's address space; `page_map` draws one character for each cell.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from pyvmm.cli.balloon import parse_seconds
-from pyvmm.cli.monitor import qmp_option, visit
+from pyvmm.cli.options import qmp_option, timeout_option
+from pyvmm.cli.qmp_command import run_qmp_command
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
@@ -27,13 +27,14 @@ MAX_ROWS = 32
 
 @dataclass(frozen=True)
 class Shades:
-    """Characters by how much of a cell is unused, from nothing through parts to all."""
+    """Characters for a cell by how much of it is unused: nothing, a part, all of it."""
 
     in_use: str
     partly: str
     unused: str
 
     def of(self, unused: int, ram: int) -> str:
+        """Return the character for a cell with `unused` of its `ram` pages unused."""
         if not ram:
             return " "
         if unused in (0, ram):
@@ -47,39 +48,30 @@ ASCII = Shades(".", "-+=", "#")
 
 @click.command()
 @qmp_option
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=parse_seconds,
-    default=10.0,
-    show_default=True,
-    metavar="S",
-    help="Give up when the guest has not answered after this many seconds.",
-)
+@timeout_option(10.0, "Fail when the guest has not answered after this many seconds.")
 @click.option(
     "--drop-caches",
     is_flag=True,
-    help="First have the guest write its file systems out and drop its page cache.",
+    help="First have the guest write back its file systems and drop its page cache.",
 )
 def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
-    """Ask a running guest which of its pages it does not use.
+    """Show which of its pages a running guest does not use.
 
-    The guest's balloon driver looks into its page allocator and answers at once; nothing is taken
-    from the guest. Shown are the number of unused pages, their share of RAM, the longest run of
-    them, and a picture: one character for each stretch of guest-physical memory, in the order of
-    addresses.
+    The guest's balloon driver reads its page allocator and answers at once; nothing is taken from
+    the guest. The command shows the number of unused pages, their share of RAM, the longest run,
+    and a map of guest-physical memory with one character for each block, in address order.
 
-    What is unused now may be in use the moment after. The count is close to the guest's own
-    MemFree: pages in the balloon count as used, and so do those that hold cached files, unless
-    --drop-caches makes the guest give them up first.
+    A page that is unused now may be in use a moment later. The count is close to the guest's own
+    MemFree: pages in the balloon count as used, and so do pages of cached files, unless
+    --drop-caches has the guest drop them first.
 
     \b
-    Look at a guest, and at what it could spare:
+    Show a guest's unused memory, without and with its caches dropped:
       pyvmm unused --qmp unix:/tmp/vm.sock
       pyvmm unused --qmp unix:/tmp/vm.sock --drop-caches
 
-    It takes a driver that speaks the bitmap dialect with MISC_VQ; the one in guest.img does. The
-    exit status is 0 when the guest answered, 1 when it ended, 2 when it did not or cannot answer.
+    This needs a driver of the bitmap dialect with MISC_VQ, such as the one in guest.img. The exit
+    status is 0 when the guest answered, 1 when it ended, 2 when it did not or cannot answer.
     """
 
     def work(client: QmpClient) -> int:
@@ -91,34 +83,34 @@ def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
             print(line)
         return 0
 
-    return visit(address, "pyvmm unused", work, guest_timeout_s=timeout_s)
+    return run_qmp_command(address, "pyvmm unused", work, guest_timeout_s=timeout_s)
 
 
 def report(answer: Mapping[str, Any], shades: Shades) -> Iterator[str]:
-    """What is printed for the answer of `query-unused-pages`."""
+    """Yield the lines to print for the answer of `query-unused-pages`."""
     pages, ram_pages = answer["unused-pages"], answer["ram-pages"]
     yield (
         f"unused: {pages:,} pages, {format_size(pages * PAGE_BYTES)}"
         f" of {format_size(ram_pages * PAGE_BYTES)} ({answer['share']:.1%})"
     )
     yield (
-        f"largest run: {format_size(answer['largest-run'] * PAGE_BYTES)},"
-        f" of {answer['run-count']:,}; answered in {answer['seconds']:.3f} s"
+        f"runs: {answer['run-count']:,}, the longest"
+        f" {format_size(answer['largest-run'] * PAGE_BYTES)}; answered in {answer['seconds']:.3f} s"
     )
     yield ""
     cells = answer["cells"]
-    yield from picture(cells["pages"], cells["ram"], cells["unused"], shades)
+    yield from page_map(cells["pages"], cells["ram"], cells["unused"], shades)
     yield ""
     yield (
         f"{shades.unused} unused  {' '.join(reversed(shades.partly))} partly  {shades.in_use} in"
-        f" use   (a character is {format_size(cells['pages'] * PAGE_BYTES)})"
+        f" use   (one character is {format_size(cells['pages'] * PAGE_BYTES)})"
     )
 
 
-def picture(
+def page_map(
     cell_pages: int, ram: Sequence[int], unused: Sequence[int], shades: Shades
 ) -> Iterator[str]:
-    """Rows of cells, each with the address of its first; rows without RAM together are one."""
+    """Yield rows of cells, each with its first address; adjacent rows without RAM are one line."""
     starts = range(0, len(ram), COLUMNS)
     for is_ram, group in groupby(starts, key=lambda start: any(ram[start : start + COLUMNS])):
         rows = list(group)
@@ -133,13 +125,13 @@ def picture(
 
 
 def _address(pfn: int) -> str:
-    """A guest-physical address in 0x1_0000_0000 form."""
+    """Return a guest-physical address in the form 0x1_0000_0000."""
     gpa = pfn * PAGE_BYTES
     return f"0x{gpa >> 32:x}_{gpa >> 16 & 0xFFFF:04x}_{gpa & 0xFFFF:04x}"
 
 
 def _shades(encoding: str) -> Shades:
-    """Blocks where the terminal has them."""
+    """Return block characters if `encoding` has them, else ASCII."""
     try:
         "".join((BLOCKS.in_use, BLOCKS.partly, BLOCKS.unused)).encode(encoding)
     except (UnicodeEncodeError, LookupError):

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terminal of `pyvmm run`: raw mode, the escape key, and the thread that writes the output."""
+"""The guest's serial console on a person's terminal.
+
+`terminal` reads keys (raw mode, escape sequences) and `writer` writes the guest's output. A script
+uses `pyvmm.harness.scripted_console` instead.
+"""

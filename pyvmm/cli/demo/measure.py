@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's measurements: one guest, its memory filled, given away, taken back, checked.
+"""The measurement of the demonstration: one guest, whose balloon is inflated and deflated.
 
-The guest runs `pattern`, which does what the serial line tells it. First it touches nearly all of
-its memory and frees it again: the host then holds pages the guest no longer needs, which is what
-ballooning is for. Then it fills memory to keep with a known pattern. The balloon is inflated
-and deflated again, and the guest uses what it got back; the pattern is verified after
-each step. The host's side of it is the resident set size of this process, read from /proc.
+The guest runs `pattern`, a program that takes commands over the serial line. First it touches
+nearly all of its memory and frees it again, so that the host holds pages that the guest no longer
+needs: the situation that a balloon is for. Then it fills the memory that it is to keep with a known
+pattern. The balloon is inflated and deflated, and the guest uses the memory it got back; it
+verifies its pattern after each step. On the host's side, the resident set size of this process is
+sampled from /proc.
 
-What `measure` returns is plain data, written as JSON: it is taken where KVM works (perhaps in the
-lab) and told by `pyvmm.cli.demo.report` where the person is.
+`measure` returns plain data for a JSON file: it runs where KVM works, perhaps in the lab, and
+`pyvmm.cli.demo.report` where the person is.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ SEED = 7
 MIN_INFLATE_MIB = 64
 MIN_KEPT_MIB = 256
 KERNEL_SHARE = 64
-"""The kernel's own part of RAM, for its page structures above all: one part in this many."""
+"""The kernel takes one part in this many of RAM, most of it for its page structures, ..."""
 KERNEL_MIB = 144
-"""And what it needs whatever the size of RAM, with some room for the shell."""
+"""... and this much whatever the size of RAM, including some room for the shell."""
 
 
 @dataclass(frozen=True)
-class Script:
-    """How much of everything: sizes in MiB, for a guest of `ram_mib` that gives `inflate_mib`."""
+class GuestSizes:
+    """How much memory each step uses, in MiB, for a guest of `ram_mib` that gives `inflate_mib`."""
 
     ram_mib: int = 1024
     inflate_mib: int = 512
@@ -46,22 +47,23 @@ class Script:
     def __post_init__(self) -> None:
         if not MIN_INFLATE_MIB <= self.inflate_mib <= self.ram_mib - MIN_KEPT_MIB:
             raise UserError(
-                f"a guest of {self.ram_mib} MiB cannot give away {self.inflate_mib} MiB here",
+                f"a guest of {self.ram_mib} MiB cannot inflate {self.inflate_mib} MiB in this demo",
                 f"choose --inflate {MIN_INFLATE_MIB}M to {self.ram_mib - MIN_KEPT_MIB}M",
             )
 
     @property
     def touch_mib(self) -> int:
-        """Nearly all that a program can get."""
+        """Nearly all the memory that a program can get."""
         return self.ram_mib - 3 * self.ram_mib // KERNEL_SHARE - KERNEL_MIB
 
     @property
     def keep_mib(self) -> int:
+        """The memory that holds the pattern while the balloon is inflated."""
         return (self.ram_mib - self.inflate_mib) // 2
 
     @property
     def reuse_mib(self) -> int:
-        """More than the guest could have while the balloon was inflated."""
+        """More memory than the guest could have while the balloon was inflated."""
         return min(self.inflate_mib + self.keep_mib // 2, self.touch_mib)
 
 
@@ -78,7 +80,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything the report tells; `wrong_bytes` counts over all verifications."""
+    """All figures of the report; `wrong_bytes` is the sum of all verifications."""
 
     ram_bytes: int
     dialect: str
@@ -95,55 +97,55 @@ class Measurements:
 
 
 class Demonstration:
-    """One run; `say` is told what is being done."""
+    """One run; `announce` is called with a text at the start of each step."""
 
     def __init__(
-        self, image: Path, script: Script, dialect: str | None, say: Callable[[str], None]
+        self, image: Path, sizes: GuestSizes, dialect: str | None, announce: Callable[[str], None]
     ) -> None:
         self._config = config_for_image(
-            image, append='pyvmm.run="pattern"', ram_bytes=script.ram_mib * MIB, dialect=dialect
+            image, append='pyvmm.run="pattern"', ram_bytes=sizes.ram_mib * MIB, dialect=dialect
         )
-        self._script = script
-        self._say = say
+        self._sizes = sizes
+        self._announce = announce
         self._steps: list[Step] = []
         self._verified = self._wrong = 0
 
     async def measure(self) -> Measurements:
-        """Run the whole story; the guest powers off at its end."""
+        """Run all steps; raises GuestExited unless the guest powers off at the end."""
         self._sampler = RssSampler()
         self._sampler.start()
         try:
             async with guest_session(self._config) as guest:
-                result = await self._story(guest)
+                result = await self._run_steps(guest)
                 outcome = await guest.wait_for_exit()
         finally:
             self._sampler.stop()
         if outcome.ending is not ExitReason.POWEROFF:
-            raise GuestExited(f"the guest did not power off but: {outcome}")
+            raise GuestExited(f"the guest did not power off: {outcome}")
         return result
 
-    async def _story(self, guest: GuestSession) -> Measurements:
-        script = self._script
-        self._say(f"Booting Linux with {script.ram_mib} MiB")
+    async def _run_steps(self, guest: GuestSession) -> Measurements:
+        sizes = self._sizes
+        self._announce(f"Booting Linux with {sizes.ram_mib} MiB")
         boot_seconds = await guest.wait_for_user_space()
         await self._record(guest, "booted")
-        self._say(f"The guest touches {script.touch_mib} MiB and frees them again")
-        for command in (f"alloc {script.touch_mib}", "free"):
+        self._announce(f"The guest touches {sizes.touch_mib} MiB and frees them again")
+        for command in (f"alloc {sizes.touch_mib}", "free"):
             await guest.command(command)
-        self._say(f"It fills {script.keep_mib} MiB with a pattern, to keep")
-        for command in (f"alloc {script.keep_mib}", f"fill {SEED}"):
+        self._announce(f"The guest fills {sizes.keep_mib} MiB with a pattern and keeps them")
+        for command in (f"alloc {sizes.keep_mib}", f"fill {SEED}"):
             await guest.command(command)
         await self._record(guest, "before")
-        self._say(f"The balloon takes {script.inflate_mib} MiB")
-        inflate = await guest.resize_balloon(script.inflate_mib * MIB // PAGE_BYTES)
+        self._announce(f"The balloon takes {sizes.inflate_mib} MiB")
+        inflate = await guest.resize_balloon(sizes.inflate_mib * MIB // PAGE_BYTES)
         await self._record(guest, "inflated")
         await self._verify(guest)
-        self._say("The balloon gives them back")
+        self._announce("The balloon returns them")
         deflate = await guest.resize_balloon(0)
         await self._record(guest, "deflated")
         await self._verify(guest)
-        self._say(f"It uses what it got back: {script.reuse_mib} MiB")
-        for command in ("free", f"alloc {script.reuse_mib}", f"fill {SEED}"):
+        self._announce(f"The guest uses {sizes.reuse_mib} MiB, part of them returned")
+        for command in ("free", f"alloc {sizes.reuse_mib}", f"fill {SEED}"):
             await guest.command(command)
         await self._record(guest, "reused")
         await self._verify(guest)
@@ -168,7 +170,7 @@ class Demonstration:
         )
 
     async def _verify(self, guest: GuestSession) -> None:
-        self._say("The guest verifies its pattern")
+        self._announce("The guest verifies its pattern")
         words = (await guest.command(f"verify {SEED}")).split()
         self._verified += int(words[1])
         self._wrong += int(words[3])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demonstration's figures mean: a table, a picture, and a verdict.
+"""The report of the demonstration: tables, a plot and a verdict.
 
-Takes what `pyvmm.cli.demo.measure` measured, as plain JSON data. matplotlib draws the picture;
-where it is not installed the table says the same without it.
+Its input are the figures of `pyvmm.cli.demo.measure`, as JSON data. matplotlib draws the plot;
+where it is not installed, the tables hold the same figures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
-PICTURE_FILE = "resident-memory.png"
+PLOT_FILE = "resident-memory.png"
 STEP_NAMES = {
     "booted": "booted",
     "before": "memory filled",
@@ -27,7 +27,7 @@ STEP_NAMES = {
 
 
 def report(figures: dict[str, Any], output: Path) -> int:
-    """Print the story and return the exit status: 0, or 1 when a promise was broken."""
+    """Print the report and return the exit status: 0, or 1 when the demonstration failed."""
     console = Console()
     console.print()
     console.print(_steps_table(figures))
@@ -35,16 +35,16 @@ def report(figures: dict[str, Any], output: Path) -> int:
     share = _returned_share(figures)
     wrong, verified = figures["wrong_bytes"], figures["verified_bytes"]
     console.print(
-        f"The host got back [bold]{share:.1%}[/] of what was inflated; the guest verified "
+        f"The host got back [bold]{share:.1%}[/] of the inflated memory; the guest verified "
         f"{verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
     )
-    if picture := _draw(figures, output):
-        console.print(f"Picture: {picture}", soft_wrap=True)
+    if plot := _draw(figures, output):
+        console.print(f"Plot: {plot}", soft_wrap=True)
     failures = []
     if share < NEEDED_SHARE:
-        failures.append(f"RSS fell by only {share:.1%} of what was inflated")
+        failures.append(f"RSS fell by only {share:.1%} of the inflated memory")
     if wrong:
-        failures.append(f"{wrong} bytes of memory the guest kept have changed")
+        failures.append(f"{wrong} bytes of the memory that the guest kept have changed")
     for failure in failures:
         console.print(f"[bold red]FAILED[/]: {failure}")
     return 1 if failures else 0
@@ -62,7 +62,7 @@ def _steps_table(figures: dict[str, Any]) -> Table:
         f"user space after {figures['boot_seconds']:.1f} s"
     )
     table.add_column("step")
-    for name in ("second", "balloon MiB", "guest free MiB", "RSS of pyvmm MiB"):
+    for name in ("seconds", "balloon MiB", "guest free MiB", "RSS of pyvmm MiB"):
         table.add_column(name, justify="right")
     for step in figures["steps"]:
         table.add_row(
@@ -79,7 +79,7 @@ def _steps_table(figures: dict[str, Any]) -> Table:
 def _transfers_table(figures: dict[str, Any]) -> Table:
     table = Table()
     table.add_column("balloon")
-    for name in ("pages", "requests", "pages a request", "seconds"):
+    for name in ("pages", "requests", "pages per request", "seconds"):
         table.add_column(name, justify="right")
     for name in ("inflate", "deflate"):
         transfer = figures[name]
@@ -96,7 +96,7 @@ def _transfers_table(figures: dict[str, Any]) -> Table:
 
 def _draw(figures: dict[str, Any], output: Path) -> Path | None:
     try:
-        import matplotlib as mpl
+        import matplotlib as mpl  # late: 0.4 s, and not installed everywhere
     except ModuleNotFoundError:
         return None
     mpl.use("Agg")
@@ -127,6 +127,6 @@ def _draw(figures: dict[str, Any], output: Path) -> Path | None:
         f"Ballooning a guest of {figures['ram_bytes'] // MIB} MiB, {figures['dialect']} dialect"
     )
     axes.legend(loc="upper left", fontsize=8)
-    path = output / PICTURE_FILE
+    path = output / PLOT_FILE
     figure.savefig(path, dpi=110)
     return path

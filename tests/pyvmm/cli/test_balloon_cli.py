@@ -43,7 +43,7 @@ def test_the_target_is_reached(tmp_path: Path, target_bytes: int) -> None:
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon(str(target_bytes), "--qmp", f"unix:{tmp_path}/qmp")
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("the guest keeps 256 MiB of 1 GiB after ")
+    assert process.stdout.startswith("the guest has 256 MiB of 1 GiB after ")
     assert process.stdout.count("\n") == 1
     assert process.stderr == ""
     assert machine.targets == [target_bytes]
@@ -65,7 +65,7 @@ def test_a_guest_that_stops_short_is_status_1(tmp_path: Path) -> None:
         process = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.3")
     assert process.returncode == 1
     assert process.stdout == ""
-    assert "stopped at 300 MiB of 1 GiB (44 MiB short)" in process.stderr
+    assert "stopped at 300 MiB of 1 GiB (44 MiB short); its balloon" in process.stderr
 
 
 def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("256M", "--no-wait", "--qmp", f"unix:{tmp_path}/qmp")
     assert process.returncode == 0
-    assert "asked the guest to keep 256 MiB of 1 GiB" in process.stdout
+    assert "set the target to 256 MiB of 1 GiB" in process.stdout
     assert machine.targets == [256 * MIB]
 
 

@@ -104,7 +104,7 @@ def test_wrong_usage_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], "there is no kernel to boot; give either IMAGE or --kernel FILE"),
+        (["run"], "no kernel to boot is given; give either IMAGE or --kernel FILE"),
         (["run", "a", "--kernel", "b"], "both IMAGE and --kernel are given"),
         (["run", "--kernel", "/nowhere/vmlinuz"], "cannot read /nowhere/vmlinuz"),
     ],

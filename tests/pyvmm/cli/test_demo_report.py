@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's verdict: it fails when memory did not come back, or when a byte changed."""
+"""The verdict of the demonstration, and the sizes of its steps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyvmm.cli.demo.measure import Script
-from pyvmm.cli.demo.report import PICTURE_FILE, report
+from pyvmm.cli.demo.measure import GuestSizes
+from pyvmm.cli.demo.report import PLOT_FILE, report
 from pyvmm.errors import UserError
 from pyvmm.units import MIB
 
@@ -41,37 +41,37 @@ def figures(*, fallen_mib: float = 512, wrong_bytes: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "status", "complaint"),
+    ("changes", "status", "failure"),
     [
         ({}, 0, None),
         ({"fallen_mib": 487}, 0, None),  # 95.1 %
         ({"fallen_mib": 486}, 1, "RSS fell by only 94.9%"),
         ({"fallen_mib": -3}, 1, "RSS fell by only -0.6%"),
-        ({"wrong_bytes": 1}, 1, "1 bytes of memory the guest kept have changed"),
+        ({"wrong_bytes": 1}, 1, "1 bytes of the memory that the guest kept have changed"),
     ],
 )
-def test_verdict(
+def test_the_report_fails_on_missing_memory_or_wrong_bytes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     changes: dict[str, Any],
     status: int,
-    complaint: str | None,
+    failure: str | None,
 ) -> None:
     assert report(figures(**changes), tmp_path) == status
     printed = " ".join(capsys.readouterr().out.split())
-    assert ("FAILED" in printed) == (complaint is not None)
-    assert complaint is None or complaint in printed
-    assert (tmp_path / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    assert ("FAILED" in printed) == (failure is not None)
+    assert failure is None or failure in printed
+    assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_default_script_fits_its_guest() -> None:
-    script = Script()
-    assert script.keep_mib + script.inflate_mib < script.ram_mib
-    assert script.ram_mib - script.inflate_mib < script.touch_mib
-    assert script.reuse_mib > script.ram_mib - script.inflate_mib
+def test_the_default_sizes_fit_the_guest() -> None:
+    sizes = GuestSizes()
+    assert sizes.keep_mib + sizes.inflate_mib < sizes.ram_mib
+    assert sizes.ram_mib - sizes.inflate_mib < sizes.touch_mib
+    assert sizes.reuse_mib > sizes.ram_mib - sizes.inflate_mib
 
 
 @pytest.mark.parametrize("inflate_mib", [0, 63, 769, 1024, 5000])
-def test_a_guest_cannot_give_what_it_needs(inflate_mib: int) -> None:
+def test_inflating_too_little_or_too_much_is_refused(inflate_mib: int) -> None:
     with pytest.raises(UserError, match="--inflate 64M to 768M"):
-        Script(1024, inflate_mib)
+        GuestSizes(1024, inflate_mib)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `pyvmm doctor` concludes and advises."""
+"""The findings, the conclusion and the advice of `pyvmm doctor`."""
 
 import pytest
 from click.testing import CliRunner
@@ -30,13 +30,13 @@ NO_SOURCE = Finding(
         ([NO_QEMU, NO_KERNEL], UNFIT, False, "QEMU and lab kernel"),
     ],
 )
-def test_the_conclusion(findings, fitness, usable, word) -> None:  # type: ignore[no-untyped-def]
+def test_the_conclusion_says_where_guests_run(findings, fitness, usable, word) -> None:  # type: ignore[no-untyped-def]
     verdict = conclude(findings, fitness)
     assert verdict[0] is usable
     assert word in verdict[1]
 
 
-def test_all_packages_are_one_command() -> None:
+def test_missing_packages_are_installed_with_one_command() -> None:
     native = Finding("native modules", "not built", Needed.NOTHING, "make native")
     host = Finding("/dev/kvm", "missing", Needed.HOST, "load the module")
     assert install_lines([host, NO_QEMU, NO_KERNEL, NO_QEMU, NO_SOURCE, native]) == [
@@ -46,25 +46,25 @@ def test_all_packages_are_one_command() -> None:
     assert install_lines([]) == []
 
 
-def test_the_figures_are_told() -> None:
+def test_the_figures_of_the_probe_are_described() -> None:
     assert describe_figures(UNFIT) == "ring 0: 1.6 million instructions/s, SYSCALL: wrong"
     assert describe_figures(KvmFitness(Verdict.MISSING, "")) == ""
 
 
-def test_every_finder_only_looks_and_answers() -> None:
-    for find in doctor.FINDERS:
-        finding = find()
-        assert finding.what
+def test_every_check_returns_a_finding() -> None:
+    for check in doctor.CHECKS:
+        finding = check()
+        assert finding.subject
         assert finding.found
 
 
-def test_the_command_fails_only_when_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_fails_only_when_no_guest_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe_host_kvm", lambda: UNFIT)
-    monkeypatch.setattr(doctor, "FINDERS", (lambda: NO_QEMU,))
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: NO_QEMU,))
     result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
     assert result.return_value == doctor.EXIT_NOTHING_USABLE
     assert "apt-get install qemu-system-x86" in result.output
-    monkeypatch.setattr(doctor, "FINDERS", (doctor.find_memory,))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_memory,))
     result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
     assert result.return_value == 0
     assert "uses the lab" in result.output

@@ -51,7 +51,7 @@ def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryM
     assert done.stdout.startswith("the guest has moved in ")
     assert done.stdout.count("\n") == 1
     assert done.stdout.endswith(" MiB (answered on the misc queue)\n")
-    assert done.stderr == f"pyvmm: moving the guest to unix:{tmp_path}/m\n"
+    assert done.stderr == f"pyvmm: migrating the guest to unix:{tmp_path}/m\n"
     assert home.runs
     assert home.ram is not None
     assert home.ram.page(0)[:9] == b"something"
@@ -85,7 +85,7 @@ def test_nobody_is_there(tmp_path: Path, machine: InMemoryMachine) -> None:
     assert done.stderr.splitlines()[1] == (
         f"pyvmm: the guest has not moved: cannot connect to unix:{tmp_path}/m: no such file or"
         f" directory; start the destination first: pyvmm run --incoming unix:{tmp_path}/m;"
-        " it goes on here"
+        " it still runs here"
     )
 
 
@@ -97,7 +97,7 @@ def test_the_destination_gives_up(tmp_path: Path, machine: InMemoryMachine) -> N
     done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     destination.join()
     assert (done.returncode, machine.status) == (1, "running")
-    assert "the destination has aborted: it has no room; it goes on here" in done.stderr
+    assert "the destination has aborted: it has no room; it still runs here" in done.stderr
 
 
 class Stuck:
@@ -129,7 +129,7 @@ def test_a_signal_cancels_it(tmp_path: Path, machine: InMemoryMachine, signum: i
         _, said = process.communicate(timeout=30)
     assert (process.returncode, machine.status) == (1, "running")
     assert said.splitlines()[1:] == [
-        "pyvmm: the guest has not moved: the migration was cancelled; it goes on here"
+        "pyvmm: the guest has not moved: the migration was cancelled; it still runs here"
     ]
 
 
@@ -146,7 +146,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, machine: InMemoryMachine
             shown += os.read(person, 1000)
         assert b"active" in shown
         process.send_signal(signal.SIGINT)
-        while b"it goes on here" not in shown:
+        while b"it still runs here" not in shown:
             shown += os.read(person, 1000)
     assert process.wait(20) == 1
     os.close(person)
@@ -166,7 +166,7 @@ def test_the_guests_process_ends_meanwhile(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     stream.close()
     assert process.returncode == 1
-    assert "see whether the guest runs at the destination" in said
+    assert "check whether the guest runs at the destination" in said
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_guests_process_ends_meanwhile(tmp_path: Path) -> None:
     [
         (["exec:cat"], "'exec:cat' is not an address; write tcp:HOST:PORT"),
         (["tcp:192.0.2.1:4444"], "tcp:192.0.2.1:4444 is not on this host, and there is no TLS"),
-        (["unix:/m", "--tls-ca", __file__], "TLS takes a CA, a certificate and a key"),
+        (["unix:/m", "--tls-ca", __file__], "TLS needs a CA, a certificate and a key"),
         (["unix:/m", "--tls-ca", "/nowhere"], "File '/nowhere' does not exist"),
         (["unix:" + "x" * 100], "is longer than 107 bytes"),
         (["unix:/m", "--max-bandwidth", "1000"], "'max-bandwidth' expects 0 or at least"),
@@ -203,10 +203,10 @@ def test_tls_is_not_for_unix_sockets(tmp_path: Path, machine: InMemoryMachine) -
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ("running", "running", "the guest has not moved: why; it goes on here"),
+        ("running", "running", "the guest has not moved: why; it still runs here"),
         ("paused", "paused", "the guest has not moved: why; it is still paused here"),
         ("running", "shutdown", "the guest has not moved: why; it has ended here"),
-        ("running", "paused", "it is not known whether the guest has moved: why"),
+        ("running", "paused", "the guest may or may not have moved: why"),
     ],
 )
 def test_where_the_guest_is_is_said(before: str, now: str, said: str) -> None:
@@ -221,7 +221,7 @@ def test_what_is_said_of_a_guest_that_has_moved() -> None:
         "unused-pages": {"skipped": 53760, "how": "answered on the misc queue"},
     }
     assert summary(answer) == (
-        "the guest has moved in 3.21 s, of which it stood still 0.04 s; sent 54 MiB in 3 rounds;"
+        "the guest has moved in 3.21 s, downtime 0.04 s; sent 54 MiB in 3 rounds;"
         " left out as unused: 53,760 pages, 210 MiB (answered on the misc queue)"
     )
 
@@ -233,4 +233,4 @@ def test_how_far_it_is() -> None:
     line = "5 MiB sent, 7 MiB left, round 3"
     assert progress_line(answer) == line
     answer["cpu-throttle-percentage"] = 40
-    assert progress_line(answer) == f"{line}, the guest slowed down by 40 %"
+    assert progress_line(answer) == f"{line}, guest throttled by 40 %"

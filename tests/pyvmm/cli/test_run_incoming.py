@@ -180,16 +180,19 @@ def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--incoming", "unix:/m", "guest.img"], "--incoming and IMAGE are both given"),
-        (["--incoming", "unix:/m", "--cpus", "1"], "--incoming and --cpus are both given"),
-        (["--incoming", "unix:/m", "--restore", "/s"], "--incoming and --restore are both given"),
+        (["--incoming", "unix:/m", "guest.img"], "--incoming and IMAGE cannot be combined"),
+        (["--incoming", "unix:/m", "--cpus", "1"], "--incoming and --cpus cannot be combined"),
+        (
+            ["--incoming", "unix:/m", "--restore", "/s"],
+            "--incoming and --restore cannot be combined",
+        ),
         (["--incoming", "exec:cat"], "is not an address; write tcp:HOST:PORT"),
         (["--incoming", "unix:/m", "--memory", "much"], "'much' is not a size"),
         (["--incoming", "tcp:192.0.2.1:1"], "is not on this host, and there is no TLS"),
-        (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS takes a CA, a certificate"),
+        (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS needs a CA, a certificate"),
         (["--incoming", "unix:/nowhere/m"], "cannot create the socket /nowhere/m"),
-        (["guest.img", "--insecure"], "--insecure is only for a guest that comes here"),
-        (["--restore", "/s", "--tls-key", __file__], "--tls-key is only for a guest that comes"),
+        (["guest.img", "--insecure"], "--insecure applies only to an incoming guest"),
+        (["--restore", "/s", "--tls-key", __file__], "--tls-key applies only to an incoming"),
     ],
 )
 def test_what_makes_no_sense(arguments: list[str], what: str) -> None:

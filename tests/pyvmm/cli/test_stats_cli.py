@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
-from pyvmm.cli.stats import table
+from pyvmm.cli.stats_tables import table
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
@@ -147,7 +147,7 @@ def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
         assert "change" in shown
         assert "\x1b[1A" in shown, "the cursor goes up to write over the table"
         machine.status = "paused"
-        read_until(controller, "not the present figures")
+        read_until(controller, "these figures are out of date")
         process.send_signal(signal.SIGINT)
         drain(controller)
         assert process.wait(30) == 130

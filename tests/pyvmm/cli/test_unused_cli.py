@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm unused`: the picture as a function, the command as a process against a real socket."""
+"""`pyvmm unused`: the page_map as a function, the command as a process against a real socket."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.testing.balloon.misc import GET_UNUSED_PAGES
-from pyvmm.cli.unused import ASCII, BLOCKS, COLUMNS, MAX_ROWS, picture
+from pyvmm.cli.unused import ASCII, BLOCKS, COLUMNS, MAX_ROWS, page_map
 from pyvmm.units import GIB, MIB
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
 
@@ -29,7 +29,7 @@ def unused(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def rows_of(output: str) -> dict[int, str]:
-    """The rows of the picture by their addresses."""
+    """The rows of the page_map by their addresses."""
     lines = [line for line in output.splitlines() if line.startswith("0x")]
     pairs = (line.split("  ", 1) for line in lines)
     return {int(address.replace("_", ""), 16): drawn for address, drawn in pairs}
@@ -43,13 +43,13 @@ def test_shades() -> None:
 
 
 def test_a_picture_of_little_memory() -> None:
-    assert list(picture(256, [256] * 4, [0, 10, 255, 256], ASCII)) == ["0x0_0000_0000  .-=#"]
+    assert list(page_map(256, [256] * 4, [0, 10, 255, 256], ASCII)) == ["0x0_0000_0000  .-=#"]
 
 
 def test_the_hole_is_one_line() -> None:
     cell = GIB // 4096 // COLUMNS
     ram = [cell] * (3 * COLUMNS) + [0] * COLUMNS + [cell] * COLUMNS
-    lines = list(picture(cell, ram, ram, ASCII))
+    lines = list(page_map(cell, ram, ram, ASCII))
     assert lines == [
         "0x0_0000_0000  " + "#" * COLUMNS,
         "0x0_4000_0000  " + "#" * COLUMNS,
@@ -68,8 +68,8 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert process.stderr == ""
     lines = process.stdout.splitlines()
     assert lines[0] == "unused: 1,026 pages, 4.01 MiB of 64 MiB (6.3%)"
-    assert lines[1].startswith("largest run: 4 MiB, of 3; answered in 0.")
-    assert lines[-1].endswith("(a character is 32 KiB)")
+    assert lines[1].startswith("runs: 3, the longest 4 MiB; answered in 0.")
+    assert lines[-1].endswith("(one character is 32 KiB)")
     rows = rows_of(process.stdout)
     assert len(rows) == MAX_ROWS
     assert rows[0] == "·" * COLUMNS
@@ -114,7 +114,7 @@ def test_a_driver_that_cannot_drop_caches(tmp_path: Path) -> None:
         process = unused("--drop-caches", "--qmp", f"unix:{tmp_path}/qmp")
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr == (
-        "pyvmm: the guest's monitor refuses: the guest's balloon driver does not know SYNC;"
+        "pyvmm: the request failed: the guest's balloon driver does not know SYNC;"
         " see 'pyvmm unused --help'\n"
     )
 

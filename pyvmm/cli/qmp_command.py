@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that act on a running guest over its control socket (QMP).
+
+`run_qmp_command` connects, lets the command do its work and turns every way in which that can fail
+into an exit status. What a person can mend is a `UserError` (status 2). A guest that ends
+meanwhile is not a mistake: it is reported on standard error, and the status is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from pyvmm.errors import UserError
+from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.qmp.messages import QmpError
+from pyvmm.sockets.addresses import parse_unix_address
+
+EXIT_NOT_DONE = 1
+REPLY_TIMEOUT_S = 10.0
+"""Bound on a reply for which the server need not wait for the guest."""
+
+
+def run_qmp_command(
+    address: str,
+    command: str,
+    work: Callable[[QmpClient], int],
+    *,
+    guest_timeout_s: float = 0.0,
+) -> int:
+    """Run `work` on a client of the control socket at `address`; returns its exit status.
+
+    `command` is named in errors ("pyvmm stats"). `guest_timeout_s` is how long the server itself
+    may wait for the guest before it replies. Raises `UserError`.
+    """
+    with QmpClient(parse_unix_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
+        try:
+            return work(client)
+        except QmpError as error:
+            raise UserError(
+                f"the request failed: {error.desc}", f"see '{command} --help'"
+            ) from error
+        except ConnectionClosedError:
+            print("pyvmm: the guest has ended", file=sys.stderr)
+            return EXIT_NOT_DONE
+        except TimeoutError:
+            raise UserError(
+                f"no reply from the control socket {address}",
+                "check that the process of the guest is still running",
+            ) from None
