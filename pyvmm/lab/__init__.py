@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab: a machine with a correct KVM, emulated where the host's own is missing or unfit.
+"""The lab: a QEMU machine that emulates hardware with KVM, for hosts whose own is missing or unfit.
 
-`run.run_in_lab` runs one command in it as if it ran here: same files, directory, environment,
-terminal, signals and exit status; `choose.choose_kvm` says when that is needed. From the outside
-in: `qemu` (the emulated machine), `kernel` and `initramfs` (what it boots), `snapshot` with `start`
-(so that it boots once), `session` with `stdio` and `dialling` (this side of the link), `mux` and
-`frames` (the link), `agent` with `mounts`, `warm` and `outward` (the inner side), `places` and
-`outside` (what a command in the lab has to know, and how it reaches what is not in it).
+`run.run_in_lab` runs one command in it as if it ran on the host: same files, directory,
+environment, terminal, signals and exit status. `choose.choose_kvm` decides whether that is needed.
+Only `pyvmm.cli` knows this package; code that runs in the lab uses `pyvmm.sockets.lab_paths`.
+
+- The machine: `qemu`, `kernel` and `initramfs` (what it boots), `boot_snapshot` and `start`.
+- The host's side: `session`, `stdio`, `forwarding` and `outbound_connector`.
+- The link: `mux`, `frame_link` and `frames`.
+- The lab's side: `agent` (its init process), `mounts`, `preload`, `proxy` and
+  `pinned_static_keys`.
 """

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first process inside the lab: it makes the place habitable, runs one command and reports.
+"""The lab's init process: it sets up the system, runs one command, and reports to the host.
 
-It is started by the kernel from the initramfs (`pyvmm.lab.initramfs` put it there together with
-the interpreter), loads the modules, mounts the root file system of the machine outside, and then
-serves the link with a `Multiplexer`. Control messages, each a JSON object with one key:
+The kernel starts it from the initramfs, where `pyvmm.lab.initramfs` put it together with the
+interpreter. It loads the modules, mounts the host's root file system, and then serves the link with
+a `Multiplexer`. Control messages, each a JSON object with one key:
 
 | from    | message | meaning |
 | ---     | ---     | --- |
-| agent   | `awake`: seconds since the kernel started | a snapshot may be taken now |
-| outside | `begin`: programs (directories to cache), clock, seed (hexadecimal) | mount the root |
+| agent   | `booted`: seconds since the kernel started | the host may take the boot snapshot now |
+| host    | `setup`: programs (directories to cache), clock, seed (hexadecimal) | mount the root |
 | agent   | `ready`: seconds since the kernel started | waiting for a command |
-| outside | `start`: argv, cwd, env, umask, terminal, winsize, python | run this, once |
-| outside | `signal`: number | send it to the command's process group |
-| outside | `winsize`: [rows, columns] | the terminal changed its size |
-| outside | `ping`: number | is anybody there? |
-| agent   | `pong`: number | yes |
-| outside | `diagnose`: true | have the kernel say on its console what its processors do |
-| agent   | `unlisten`: path inside | nobody listens there any more: let nobody come for it |
-| agent   | `exit`: status | ended; 128 + N after signal N; nothing follows |
+| host    | `start`: argv, cwd, env, umask, terminal, winsize, python | run this command, once |
+| host    | `signal`: number | send it to the command's process group |
+| host    | `winsize`: [rows, columns] | the terminal's size has changed |
+| host    | `ping`: number | send `pong` |
+| agent   | `pong`: number | reply to `ping` |
+| host    | `diagnose`: true | print what the processors do on the kernel's console |
+| agent   | `unlisten`: path in the lab | the command stopped listening: close the host's end |
+| agent   | `exit`: status | the command ended; 128 + N after signal N; nothing follows |
 
-Channels 0 to 2 are the command's standard streams where they are no terminal, channel 3 is the
-pseudo-terminal when at least one of them is. Higher ones are socket connections from outside, and
-from `outward.FIRST_CHANNEL` on those that commands here have asked for (`pyvmm.lab.proxy`).
-Only what the command needs runs here: no udev, no init system, no network but loopback.
+Channels 0 to 2 are the command's standard streams where they are not a terminal; channel 3 is the
+pseudo-terminal if at least one of them is. Higher ones are socket connections from the host, and
+from `proxy.FIRST_CHANNEL` on those that commands here have requested (`pyvmm.lab.proxy`).
+There is no udev, no init system, and no network but loopback.
 """
 
 from __future__ import annotations
@@ -37,28 +37,27 @@ import termios
 import traceback
 from typing import Any, NoReturn
 
-from pyvmm.lab import mounts
-from pyvmm.lab import pinned_static_keys as held_vms
-from pyvmm.lab import preload as warm
-from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab import mounts, preload
+from pyvmm.lab.frame_link import LinkClosedError
+from pyvmm.lab.mux import Multiplexer
+from pyvmm.lab.pinned_static_keys import pin_static_keys
 from pyvmm.lab.proxy import SocketProxy
 from pyvmm.sockets.lab_paths import PROXY_SOCKET
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
-FAREWELL_S = 5.0
-"""How long a client that reads nothing can keep the lab from ending."""
+DRAIN_TIMEOUT_S = 5.0
+"""Longest time for which a client that reads nothing delays the end of the lab."""
 _RETRY_MS = 100
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
 
 class Agent:
-    """The command's life between `start` and `exit`."""
+    """Serves the link from `booted` to `exit`."""
 
     def __init__(self, link: int) -> None:
-        self._mux = Multiplexer(link, self._control)
-        self._mux.on_open = self._open
+        self._mux = Multiplexer(link, self._control, on_open=self._open)
         self._child: int | None = None
         self._terminal: int | None = None
         self._status: int | None = None
@@ -70,21 +69,21 @@ class Agent:
         self._mux.watch(self._wake, self._reap)
 
     def run(self) -> None:
-        """Serve the link until the command has ended and everything it wrote is outside."""
-        self._mux.send_control({"awake": _uptime()})
+        """Serve the link until the command has ended and all of its output is on the host."""
+        self._mux.send_control({"booted": _uptime()})
         while self._status is None:
             self._turn()
         for channel in list(self._mux.channels.values()):
-            patience_s = None if channel.number <= TERMINAL_CHANNEL else FAREWELL_S
-            self._mux.drain_source(channel, patience_s)
+            timeout_s = None if channel.number <= TERMINAL_CHANNEL else DRAIN_TIMEOUT_S
+            self._mux.drain_source(channel, timeout_s)
         os.sync()
         self._mux.send_control({"exit": self._status})
         while True:
             self._mux.turn()
 
     def _control(self, message: dict[str, Any]) -> None:
-        if "begin" in message:
-            self._begin(message["begin"])
+        if "setup" in message:
+            self._set_up(message["setup"])
         elif "start" in message and self._child is None:
             self._start(message["start"])
         elif "signal" in message and self._child is not None:
@@ -97,16 +96,16 @@ class Agent:
         elif "ping" in message:
             self._mux.send_control({"pong": message["ping"]})
         elif "diagnose" in message:
-            mounts.diagnose()
+            mounts.print_diagnosis()
 
-    def _begin(self, request: dict[str, Any]) -> None:
-        mounts.set_surroundings(request["clock"], bytes.fromhex(request["seed"]))
-        mounts.mount_outside(request["programs"])
-        SocketProxy(self._mux, mounts.inside(PROXY_SOCKET), self._unlisten)
+    def _set_up(self, request: dict[str, Any]) -> None:
+        mounts.set_clock_and_seed(request["clock"], bytes.fromhex(request["seed"]))
+        mounts.mount_host_root(request["programs"])
+        SocketProxy(self._mux, mounts.path_in_root(PROXY_SOCKET), self._unlisten)
         self._mux.send_control({"ready": _uptime()})
 
     def _open(self, number: int, path: str) -> None:
-        """Connect a channel; a client may well come before the command listens."""
+        """Connect a channel to `path`, now or, as the command may not listen yet, later."""
         self._mux.reserve(number)
         if path in self._unlistened:
             self._mux.abandon(number)
@@ -114,18 +113,18 @@ class Agent:
             self._waiting[number] = path
 
     def _unlisten(self, path: str) -> None:
-        """The command listens no more; who waits for it at `path` is sent away."""
+        """Tell the host that the command no longer listens, and drop waiting connections."""
         self._unlistened.add(path)
         self._mux.send_control({"unlisten": path})
-        for number in [number for number, wanted in self._waiting.items() if wanted == path]:
+        for number in [number for number, waiting in self._waiting.items() if waiting == path]:
             del self._waiting[number]
             self._mux.abandon(number)
 
     def _connect(self, number: int, path: str) -> bool:
         connection = socket.socket(socket.AF_UNIX)
-        connection.setblocking(False)  # its backlog may be full
+        connection.setblocking(False)  # the listener's backlog may be full
         try:
-            connection.connect(mounts.inside(path))
+            connection.connect(mounts.path_in_root(path))
         except OSError:
             connection.close()
             return False
@@ -153,7 +152,7 @@ class Agent:
             theirs[fd], ours[fd] = (reader, writer) if fd == 0 else (writer, reader)
         self._child = os.fork()
         if self._child == 0:
-            _become(request, theirs)
+            _exec_command(request, theirs)
         for fd in set(theirs.values()):
             os.close(fd)
         for fd, end in ours.items():
@@ -182,8 +181,8 @@ def _set_winsize(terminal: int, size: list[int]) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size[0], size[1], 0, 0))
 
 
-def _become(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
-    """In the new process: turn into the command, or exit as a shell would."""
+def _exec_command(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
+    """Become the command, in the forked process; on failure exit as a shell would."""
     try:
         os.setsid()
         for fd in (0, 1, 2):
@@ -196,9 +195,9 @@ def _become(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
         os.umask(request["umask"])
         mounts.enter_root()
         os.chdir(request["cwd"])
-        if warm.serves(request):
+        if preload.can_run(request):
             signal.set_wakeup_fd(-1)
-            warm.run(request)
+            preload.run(request)
         os.execvpe(request["argv"][0], request["argv"], request["env"])
     except OSError as error:
         os.write(2, f"pyvmm lab: {request['argv'][0]}: {error.strerror}\n".encode())
@@ -207,16 +206,16 @@ def _become(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of the lab's first process."""
+    """Run as the lab's init process."""
     try:
         mounts.prepare()
-        held_vms.hold()
-        warm.preload()
+        pin_static_keys()
+        preload.preload()
         Agent(mounts.open_port(PORT_NAME)).run()
     except LinkClosedError:
         pass
     except Exception:
-        # The serial console is kept outside for exactly this; a dead first process would only
-        # add a kernel panic's registers to it.
+        # The host keeps the serial console for this; letting init die would only add the
+        # registers of a kernel panic to it.
         traceback.print_exc()
     mounts.power_off()

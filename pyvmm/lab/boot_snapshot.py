@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab as it is when its kernel has started, kept so that it need not start again.
+"""Snapshot of the booted lab, so that later labs need not boot.
 
-Under emulation nearly all of a lab's start is its kernel's, and that is the same every time. So
-when the agent reports itself awake for the first time (modules loaded, nothing of the machine
-outside mounted yet), the emulated machine is stopped for a moment and written to a file in the
-cache directory, as QEMU writes a migration; zero pages take next to nothing. Later labs with the
-same memory, processors, kernel, initramfs and QEMU resume from it. Everything about a snapshot may
-fail without harm: then the lab starts from its kernel.
+Under emulation the kernel's boot is nearly all of a lab's start, and it is the same every time. So
+when the agent first reports `booted` (modules loaded, no file system of the host mounted), the
+emulated machine is stopped for a moment and written to a file in the cache directory, in QEMU's
+migration format, which stores zero pages in a few bytes. Later labs with the same memory,
+processors, kernel, initramfs and QEMU resume from it. Every failure of a snapshot is harmless: the
+lab boots its kernel instead.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _POLL_SECONDS = 0.02
 _UNLIMITED_BYTES_PER_SECOND = 1 << 40
 
 
-class SnapshotError(Exception):
-    """QEMU would not save or resume."""
+class BootSnapshotError(Exception):
+    """QEMU failed to save or resume."""
 
 
-class Monitor:
-    """QEMU's machine protocol on a connected socket, one request at a time."""
+class QemuMonitor:
+    """QMP on a connected socket, one command at a time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -43,7 +43,7 @@ class Monitor:
         self._negotiated = False
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run one command and return its value; SnapshotError when it fails or QEMU is gone."""
+        """Run one command and return its value. Raises BootSnapshotError if that fails."""
         if not self._negotiated:
             self._negotiated = True
             self.execute("qmp_capabilities")
@@ -55,22 +55,22 @@ class Monitor:
                 if "return" in message:
                     return message["return"]
                 if "error" in message:
-                    raise SnapshotError(f"{command}: {message['error']['desc']}")
+                    raise BootSnapshotError(f"{command}: {message['error']['desc']}")
         except (OSError, ValueError) as error:
-            raise SnapshotError(f"{command}: {error}") from error
-        raise SnapshotError(f"{command}: QEMU has ended")
+            raise BootSnapshotError(f"{command}: {error}") from error
+        raise BootSnapshotError(f"{command}: QEMU has ended")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._lines.close()
         self._connection.close()
 
 
-def path_for(machine: Sequence[str]) -> Path:
-    """Where the snapshot of a machine with these QEMU arguments is kept.
+def snapshot_path(machine: Sequence[str]) -> Path:
+    """Return the path of the snapshot of a machine with these QEMU arguments.
 
-    `machine[0]` is QEMU's path. Another QEMU, kernel, initramfs or host processor gets another
-    snapshot.
+    `machine[0]` is QEMU's path. Another QEMU, kernel, initramfs or host processor has another
+    path.
     """
     stat = os.stat(machine[0])
     model = [
@@ -81,8 +81,8 @@ def path_for(machine: Sequence[str]) -> Path:
     return lab_cache() / f"snapshot-{digest[:16]}"
 
 
-def save(monitor: Monitor, path: Path) -> None:
-    """Write the running machine to `path` and let it run on. SnapshotError."""
+def save(monitor: QemuMonitor, path: Path) -> None:
+    """Write the running machine to `path` and resume it. Raises BootSnapshotError."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     monitor.execute("stop")
     try:
@@ -99,22 +99,22 @@ def save(monitor: Monitor, path: Path) -> None:
 
 
 def resume_arguments(path: Path) -> list[str]:
-    """QEMU's further arguments for a machine that resumes from `path`."""
+    """Return the further QEMU arguments of a machine that resumes from `path`."""
     return ["-incoming", f"exec:cat {shlex.quote(str(path))}"]
 
 
-def resume(monitor: Monitor, path: Path) -> None:
-    """Wait until the machine is as it was saved, and let it run. SnapshotError."""
+def resume(monitor: QemuMonitor, path: Path) -> None:
+    """Wait until QEMU has read the snapshot, and run the machine. Raises BootSnapshotError."""
     _wait(monitor, "query-status", {"inmigrate"}, "paused")
     monitor.execute("cont")
     keep_most_recent("snapshot-*", path)
 
 
-def _wait(monitor: Monitor, query: str, before: set[str], after: str) -> None:
+def _wait(monitor: QemuMonitor, query: str, before: set[str], after: str) -> None:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while (status := monitor.execute(query).get("status", "none")) in before:
         if time.monotonic() > deadline:
-            raise SnapshotError(f"{query}: still {status}")
+            raise BootSnapshotError(f"{query}: still {status}")
         time.sleep(_POLL_SECONDS)
     if status != after:
-        raise SnapshotError(f"{query}: {status}")
+        raise BootSnapshotError(f"{query}: {status}")

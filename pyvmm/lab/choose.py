@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to run what needs KVM: on this machine, or in the lab.
+"""Choose where to run a command that needs KVM: on this host or in the lab.
 
-`auto` probes this machine and takes the lab only when its KVM is missing or unfit. Inside the lab
-the answer is always "here", so nothing nests.
+`auto` probes this host and takes the lab only if its KVM is missing or unfit. In the lab the choice
+is always the host, so labs do not nest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
 
 
 class Choice(Enum):
-    """Where to run."""
+    """The place to run in."""
 
     HOST = "host"
     LAB = "lab"
@@ -45,7 +45,7 @@ def choose_kvm(mode: KvmMode) -> Choice:
 
 
 def why_not_here(fitness: KvmFitness) -> str:
-    """The reason for the lab as half a sentence."""
+    """Return why the lab is used, for the end of a sentence."""
     if fitness.verdict is Verdict.UNFIT:
         return f"this machine's KVM is unfit, {fitness.reason}"
     return fitness.reason

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames on the link between the lab and the machine it runs on.
+"""Frames on the link between the lab and its host.
 
 The link is one reliable byte stream (a virtio-serial port). It carries frames: an 8-byte
 little-endian header `u8 type, u8 zero, u16 channel, u32 length` and `length` payload bytes. Bytes
 go in, frames come out; nothing here reads or writes a file. A channel is a pair of byte streams,
-one each way. The receiver of a stream grants credit for what it has passed on, so that neither
-side ever holds more than `WINDOW_BYTES` of one stream however slow its reader is.
+one each way. The receiver of a stream grants credit for the bytes it has passed on, so that neither
+side ever holds more than `WINDOW_BYTES` of a stream, however slow its reader is.
 
 `CONTROL` frames (channel 0) are JSON objects, described in `pyvmm.lab.agent`.
 """
@@ -26,23 +26,23 @@ MAX_NAME_BYTES = 4096
 """Longest payload of an OPEN, CONNECT or CONNECTED frame."""
 
 MAX_CONTROL_BYTES = 4 * 1024 * 1024
-"""Longest payload of a CONTROL frame; it must hold a whole environment and command line."""
+"""Longest payload of a CONTROL frame; it must hold an environment and a command line."""
 
 WINDOW_BYTES = 256 * 1024
-"""What may be sent on one stream beyond what the receiver has granted."""
+"""Most bytes in flight on one stream: the credit it starts with."""
 
 
 class FrameType(IntEnum):
-    """What a frame means; the direction is the sender's."""
+    """The type of a frame."""
 
     CONTROL = 1  # JSON object
     OPEN = 2  # new channel; payload: path of the socket to connect it to
     DATA = 3  # bytes of the sender's stream
     EOF = 4  # the sender's stream ends here
-    CLOSE = 5  # the sender neither sends nor takes any more
-    CREDIT = 6  # u32: the sender has passed on that many bytes, as many more may be sent
-    CONNECT = 7  # new channel; payload: a migration address outside to connect it to
-    CONNECTED = 8  # what came of CONNECT; payload: nothing, or why there is no connection
+    CLOSE = 5  # the sender neither sends nor takes any more bytes
+    CREDIT = 6  # u32: the sender has passed on this many bytes and takes as many more
+    CONNECT = 7  # new channel; payload: a migration address on the host to connect it to
+    CONNECTED = 8  # reply to CONNECT; payload: an error message, empty on success
 
 
 _MAX_BYTES = {
@@ -58,11 +58,11 @@ _MAX_BYTES = {
 
 
 class FrameError(Exception):
-    """The peer sent bytes that are no frame; the link cannot be used any further."""
+    """The peer sent bytes that are not a frame; the link is unusable from then on."""
 
 
 class Frame(NamedTuple):
-    """One frame, whole."""
+    """One complete frame."""
 
     type: FrameType
     channel: int
@@ -70,7 +70,7 @@ class Frame(NamedTuple):
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of `frame`; FrameError when its payload is longer than its type allows."""
+    """Return the bytes of `frame`. Raises FrameError for a payload too long for its type."""
     if len(frame.payload) > _MAX_BYTES[frame.type]:
         raise FrameError(f"{frame.type.name} payload of {len(frame.payload)} bytes is too long")
     return HEADER.pack(frame.type, 0, frame.channel, len(frame.payload)) + frame.payload
@@ -84,9 +84,9 @@ class Decoder:
         self._broken = False
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes; returns the frames they complete.
+        """Add `data` and return the frames that it completes.
 
-        FrameError on the first bytes that are no frame, and on every call after that.
+        Raises FrameError for the first bytes that are not a frame, and on every call after that.
         """
         if self._broken:
             raise FrameError("the link is broken")
@@ -118,4 +118,4 @@ class Decoder:
     def _bad(self, reason: str) -> FrameError:
         self._broken = True
         self._buffer.clear()
-        return FrameError(f"the link carries no frames: {reason}")
+        return FrameError(f"malformed frame on the link: {reason}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's initramfs: the agent, the very interpreter that runs us, and the kernel's modules.
+"""The lab's initramfs: the agent, the interpreter that runs pyvmm, and the kernel's modules.
 
 The agent needs Python before any file system is mounted, and files in the initramfs are in memory
-already. What it needs is not listed anywhere by hand: a child of the same interpreter imports
-`pyvmm.lab.agent`, and the modules and shared objects it then has loaded are packed. Bytecode is
+already. The files it needs are found by experiment: a child of the same interpreter imports
+`pyvmm.lab.agent`, and the modules and shared objects it has then loaded are packed. Bytecode is
 compiled here, shared objects are cut after their last loaded segment (debug symbols can be most
 of libpython), and everything lies under `/lab`, where the dynamic loader is told to look, so no
 distribution's layout matters. The archive is a plain `newc` cpio
@@ -69,7 +69,7 @@ main()
 
 
 def init_arguments() -> tuple[str, ...]:
-    """Kernel command line words that start the agent; its arguments may follow."""
+    """Return the kernel command line words that start the agent; its arguments may follow."""
     loader = f"{PYTHON_HOME}/so/{_loader().name}"
     return (
         f"rdinit={loader}",
@@ -86,7 +86,7 @@ def init_arguments() -> tuple[str, ...]:
 
 
 def build_initramfs(kernel: LabKernel) -> Path:
-    """The initramfs for `kernel` and this interpreter, from the cache when nothing changed."""
+    """Return the initramfs for `kernel` and this interpreter, from the cache if it is current."""
     path = lab_cache() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
     if not path.exists():
         write_whole(path, _archive(kernel))
@@ -110,9 +110,9 @@ def _fingerprint(kernel: LabKernel) -> str:
 def _archive(kernel: LabKernel) -> bytes:
     import base64
 
-    places = [str(_PACKAGE_ROOT), *(entry for entry in sys.path if entry)]
+    search_path = [str(_PACKAGE_ROOT), *(entry for entry in sys.path if entry)]
     listing = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _LIST_LOADED, *places],
+        [sys.executable, "-I", "-S", "-c", _LIST_LOADED, *search_path],
         check=True,
         stdout=subprocess.PIPE,
     )
@@ -141,7 +141,7 @@ def _archive(kernel: LabKernel) -> bytes:
 
 
 def _loader() -> Path:
-    """The dynamic loader of this interpreter."""
+    """Return the dynamic loader of this interpreter."""
     from elftools.elf.elffile import ELFFile
     from elftools.elf.segments import InterpSegment
 
@@ -153,7 +153,7 @@ def _loader() -> Path:
 
 
 def trim_elf(data: bytes) -> bytes:
-    """The part of an ELF file that is mapped when it is loaded."""
+    """Return the part of an ELF file that is mapped when it is loaded."""
     import io
 
     from elftools.elf.elffile import ELFFile
@@ -164,7 +164,7 @@ def trim_elf(data: bytes) -> bytes:
 
 
 def soname(data: bytes) -> str | None:
-    """DT_SONAME of a shared object."""
+    """Return DT_SONAME of a shared object."""
     import io
 
     from elftools.elf.dynamic import DynamicSegment
@@ -178,7 +178,7 @@ def soname(data: bytes) -> str | None:
 
 
 def cpio(files: dict[str, bytes]) -> bytes:
-    """A `newc` archive of `files` (absolute path → content) with the directories they need."""
+    """Return a `newc` archive of `files` (absolute path to content) and their directories."""
     directories: dict[str, None] = {}
     for path in files:
         for parent in reversed(Path(path).parents):

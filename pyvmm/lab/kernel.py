@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel the lab boots: a distribution's own, made quick to start.
+"""The kernel that the lab boots: a distribution's own, unpacked to boot fast.
 
-A suitable kernel is one that is installed with its modules and has 9p, virtio and kvm-amd (QEMU's
-emulated processor is an AMD one); Debian's `linux-image-amd64` is, its `-cloud-` flavour has no
-9p. Under emulation most of a compressed kernel's start is its own decompression, so the vmlinux
-inside the bzImage is unpacked here once, kept in the cache directory, and started through its PVH
-entry.
+A suitable kernel is installed with its modules and has 9p, virtio and kvm-amd (QEMU emulates an AMD
+processor). Debian's `linux-image-amd64` is suitable; its `-cloud-` flavour has no 9p. Under
+emulation a compressed kernel spends most of its boot on its own decompression, so the vmlinux in
+the bzImage is unpacked once, kept in the cache directory, and booted through its PVH entry.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pyvmm.cache.directory import cache_dir
 from pyvmm.errors import UserError
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")
-"""What the lab loads, in this order; each after what it depends on."""
+"""Modules that the lab loads, in this order, each after its dependencies."""
 
 INSTALL_REMEDY = "apt-get install linux-image-amd64"
 
@@ -29,7 +28,7 @@ _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
 @dataclass(frozen=True)
 class LabKernel:
-    """An installed kernel that can be the lab's."""
+    """An installed kernel that the lab can boot."""
 
     release: str
     image: Path
@@ -38,7 +37,7 @@ class LabKernel:
 
 
 def lab_cache() -> Path:
-    """Where the lab keeps its initramfs and its snapshots."""
+    """Return the directory of the lab's initramfs and snapshots."""
     return cache_dir("lab")
 
 
@@ -62,9 +61,9 @@ def _version_key(release: str) -> list[int]:
 
 
 def module_closure(directory: Path) -> tuple[Path, ...] | None:
-    """Files of `ENTRY_MODULES` and all they depend on, dependencies first.
+    """Return the files of `ENTRY_MODULES` and their dependencies, dependencies first.
 
-    None when one of them does not exist; what is built into the kernel needs no file.
+    Returns None if one is missing; modules built into the kernel need no file.
     """
     try:
         lines = (directory / "modules.dep").read_text().splitlines()
@@ -107,9 +106,9 @@ def read_module(path: Path) -> bytes:
 
 
 def strip_signature(module: bytes) -> bytes:
-    """A module without what is appended to sign it; checking that is slow under emulation.
+    """Return a module without its signature, whose check is slow under emulation.
 
-    The appendix (kernel: Documentation/admin-guide/module-signing.rst) ends in a 12-byte structure
+    The signature (kernel: Documentation/admin-guide/module-signing.rst) ends in a 12-byte structure
     whose last field is the signature's length, big-endian, and a magic text.
     """
     end = len(module) - len(_SIGNATURE_MAGIC)
@@ -120,5 +119,5 @@ def strip_signature(module: bytes) -> bytes:
 
 
 def startable_image(kernel: LabKernel) -> Path:
-    """The kernel in the form that starts fastest: the vmlinux in its bzImage."""
+    """Return the vmlinux in the kernel's bzImage, which boots fastest."""
     return open_bzimage(kernel.image).vmlinux

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls with which the lab's first process sets up its surroundings.
+"""System calls of the lab's init process: mounts, modules, the clock, power-off.
 
-The initramfs stays the agent's own root. The root file system of the machine outside is mounted
-at `ROOT` over 9p, without a cache, so that both sides see each other's files at once; directories
-that hold programs and are only read (`READ_CACHED`, chosen outside) are mounted over it once more
-with a cache, which is what makes starting Python bearable. The command gets its own mount
-namespace in which `ROOT` is `/`.
+The initramfs stays the agent's own root. The host's root file system is mounted at `ROOT` over 9p,
+without a cache, so that both sides see each other's changes at once. Directories that hold programs
+and are only read (the host chooses them) are mounted over it again with a cache, which makes the
+start of Python bearable. The command gets a mount namespace of its own, in which `ROOT` is `/`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import fcntl
 import os
 import time
 
-ROOT = "/outside"
+ROOT = "/host"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -29,20 +28,20 @@ _9P = "trans=virtio,version=9p2000.L,msize=512000,access=client"
 _PORT_WAIT_SECONDS = 10.0
 
 
-def _check(result: int, what: str) -> None:
+def _check(result: int, call: str) -> None:
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+        raise OSError(code, f"{call}: {os.strerror(code)}")
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """mount(2); OSError."""
+    """Call mount(2). Raises OSError."""
     args = [text.encode() or None for text in (source, target, kind)]
     _check(_libc.mount(*args, ctypes.c_ulong(flags), options.encode() or None), f"mount {target}")
 
 
 def load_module(path: str) -> None:
-    """finit_module(2) of an uncompressed module; one that is loaded already is fine."""
+    """Load an uncompressed module with finit_module(2), unless it is loaded already."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0), path)
@@ -53,7 +52,7 @@ def load_module(path: str) -> None:
 
 
 def prepare() -> None:
-    """Kernel file systems and modules: everything that is the same for every command."""
+    """Mount the kernel's file systems and load the modules: the part that the snapshot keeps."""
     for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         os.makedirs(target, exist_ok=True)
         mount(kind, target, kind)
@@ -62,10 +61,10 @@ def prepare() -> None:
             load_module(f"/modules/{name}")
 
 
-def mount_outside(cached: list[str]) -> None:
-    """Mount the root file system of the machine outside at `ROOT`.
+def mount_host_root(cached: list[str]) -> None:
+    """Mount the host's root file system at `ROOT`.
 
-    `cached` are directories there that only hold programs.
+    `cached` are directories there that hold only programs.
     """
     os.makedirs(ROOT)
     mount("root", ROOT, "9p", 0, _9P + ",cache=mmap")
@@ -82,13 +81,13 @@ def mount_outside(cached: list[str]) -> None:
     mount(ROOT + "/dev/pts", "/dev/pts", flags=_MS_BIND)
 
 
-def inside(path: str) -> str:
-    """Where the agent, whose root is the initramfs, finds the command's `path`."""
+def path_in_root(path: str) -> str:
+    """Return the agent's path of the command's `path`; the agent's root is the initramfs."""
     return ROOT + path
 
 
 def enter_root() -> None:
-    """Make `ROOT` this process's `/`, in a mount namespace of its own."""
+    """Make `ROOT` the root of this process, in a mount namespace of its own."""
     _check(_libc.unshare(_CLONE_NEWNS), "unshare")
     os.chdir(ROOT)
     mount(".", "/", flags=_MS_MOVE)
@@ -96,7 +95,7 @@ def enter_root() -> None:
 
 
 def open_port(name: str) -> int:
-    """Open the virtio-serial port called `name`; it may take a moment to appear."""
+    """Open the virtio-serial port called `name`, waiting for it to appear."""
     deadline = time.monotonic() + _PORT_WAIT_SECONDS
     ports = "/sys/class/virtio-ports"
     while time.monotonic() < deadline:
@@ -108,11 +107,11 @@ def open_port(name: str) -> int:
             except FileNotFoundError:
                 continue
         time.sleep(0.01)
-    raise TimeoutError(f"no virtio port called {name}")
+    raise TimeoutError(f"there is no virtio-serial port called {name}")
 
 
-def set_surroundings(seconds: float, seed: bytes) -> None:
-    """Set the clock, and stir `seed` into the random numbers; both may be from a snapshot."""
+def set_clock_and_seed(seconds: float, seed: bytes) -> None:
+    """Set the clock and reseed the kernel's random numbers; a resumed snapshot repeats both."""
     time.clock_settime(time.CLOCK_REALTIME, seconds)
     with open("/dev/urandom", "wb", buffering=0) as random:
         random.write(seed)
@@ -120,16 +119,16 @@ def set_surroundings(seconds: float, seed: bytes) -> None:
 
 
 def power_off() -> None:
-    """End this virtual machine now."""
+    """Power off the lab at once, with reboot(2)."""
     _libc.reboot(ctypes.c_int(_REBOOT_POWER_OFF))
 
 
-def diagnose() -> None:
-    """Have the kernel list blocked tasks and all processors' stacks on the serial console."""
-    for path, what in (
+def print_diagnosis() -> None:
+    """Make the kernel print blocked tasks and all processors' stacks on the serial console."""
+    for path, value in (
         ("/proc/sys/kernel/printk", "8"),
         ("/proc/sysrq-trigger", "w"),
         ("/proc/sysrq-trigger", "l"),
     ):
         with contextlib.suppress(OSError), open(path, "w") as file:
-            file.write(what)
+            file.write(value)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many byte streams over one link: the loop that both ends of the lab run.
+"""Many byte streams over one link: the event loop that both ends of the lab run.
 
-A `Multiplexer` owns the link and a set of channels. Each channel has a *source* (a descriptor
-whose bytes go over the link) and a *sink* (a descriptor that gets the bytes that arrive), which
-may be the same socket. All descriptors are non-blocking and one `poll` waits for them all; a
-source is read only while the peer has granted credit and the link's own buffer is short, and
-credit is granted only for bytes a sink has taken. So every buffer here is bounded, and a stream
-that nobody reads stops its own writer and nobody else's.
+A `Multiplexer` owns one end of the link and a set of channels. Each channel has a *source* (a
+descriptor whose bytes go over the link) and a *sink* (a descriptor that takes the bytes that
+arrive), which may be the same socket. All descriptors are non-blocking, and one `poll` waits for
+them all. A source is read only while the peer has granted credit and the link's own buffer is
+short, and credit is granted only for bytes that a sink has taken. So every buffer is bounded, and a
+stream that nobody reads stops its own writer and no other.
 
-The standard library's `select.poll` is used directly because this loop also runs inside the lab,
-where importing asyncio costs a second.
+The loop uses `select.poll` directly because it also runs inside the lab, where importing asyncio
+takes a second.
 """
 
 from __future__ import annotations
@@ -17,35 +17,30 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
+from pyvmm.lab.frame_link import RETRY, FrameLink
 from pyvmm.lab.frames import (
     CREDIT,
     MAX_NAME_BYTES,
     MAX_PAYLOAD_BYTES,
     WINDOW_BYTES,
-    Decoder,
     Frame,
     FrameError,
     FrameType,
-    encode,
 )
 
-_LINK_BUFFER_BYTES = 256 * 1024
-_LINK_READ_BYTES = 2 * MAX_PAYLOAD_BYTES
-_DRAIN_TURN_MS = 100
-_ABOUT_NEW_CHANNELS = (FrameType.OPEN, FrameType.CONNECT, FrameType.CONNECTED)
-_RETRY = (BlockingIOError, InterruptedError)
+_DRAIN_POLL_MS = 100
 
-
-class LinkClosedError(Exception):
-    """The other end of the link is gone."""
+OnRequest = Callable[[int, str], None]
+"""Called with a channel number and the path or address that the peer asks to connect it to."""
 
 
 class Channel:
-    """One channel's descriptors and what is under way on it."""
+    """The descriptors of one channel and the data in flight on it."""
 
     def __init__(self, number: int, source: int | None, sink: int | None) -> None:
         self.number = number
@@ -53,8 +48,8 @@ class Channel:
         self.sink = sink
         self.credit_bytes = WINDOW_BYTES
         self.pending = bytearray()
-        self.ended = False  # the peer's stream has ended; `pending` is its rest
-        self.attached = True  # False: what arrives waits for `Multiplexer.attach`
+        self.ended = False  # the peer's stream has ended; `pending` is the rest of it
+        self.attached = True  # False: incoming data waits for `Multiplexer.attach`
 
     @property
     def done(self) -> bool:
@@ -62,31 +57,42 @@ class Channel:
 
 
 class Multiplexer:
-    """The link, its channels, and the loop's one turn."""
+    """One end of the link, its channels, and one turn of the loop.
 
-    def __init__(self, link: int, on_control: Callable[[dict[str, Any]], None]) -> None:
-        os.set_blocking(link, False)
-        self._link = link
-        self._decoder = Decoder()
-        self._outgoing = bytearray()
+    `on_control` gets every control message. `on_open` and `on_connect` serve the peer's requests
+    for new channels; a request without its callback is a FrameError.
+    """
+
+    def __init__(
+        self,
+        link: int,
+        on_control: Callable[[dict[str, Any]], None],
+        *,
+        on_open: OnRequest | None = None,
+        on_connect: OnRequest | None = None,
+    ) -> None:
+        self._link = FrameLink(link)
         self._on_control = on_control
-        self.on_open: Callable[[int, str], None] | None = None
-        self.on_connect: Callable[[int, str], None] | None = None
-        self.on_connected: Callable[[int, str], None] | None = None
+        self._on_open = on_open
+        self._on_connect = on_connect
+        self._connecting: dict[int, Callable[[str], None]] = {}
         self.channels: dict[int, Channel] = {}
         self._watched: dict[int, Callable[[], None]] = {}
-        self.received_bytes = 0
-        """Everything that ever came over the link: whoever waits can see that the peer lives."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes received over the link in all: if it grows, the peer is alive."""
+        return self._link.received_bytes
 
     def add(self, number: int, source: int | None = None, sink: int | None = None) -> Channel:
-        """Start channel `number`; the descriptors become the multiplexer's to close."""
+        """Start channel `number`; the multiplexer closes the descriptors."""
         for fd in {source, sink} - {None}:
             os.set_blocking(fd, False)  # type: ignore[arg-type]
         channel = self.channels[number] = Channel(number, source, sink)
         return channel
 
     def reserve(self, number: int) -> None:
-        """Start channel `number` whose descriptors come later; what arrives until then is kept."""
+        """Start channel `number`; incoming data is kept until `attach` supplies a descriptor."""
         self.add(number).attached = False
 
     def attach(self, number: int, fd: int) -> None:
@@ -98,12 +104,12 @@ class Multiplexer:
         self._drain(channel)
 
     def abandon(self, number: int) -> None:
-        """Give up channel `number` in both directions, whatever is still under way on it."""
+        """Close channel `number` in both directions and drop the data in flight."""
         self._send(FrameType.CLOSE, number)
         self.forget(number)
 
     def forget(self, number: int) -> None:
-        """Drop channel `number` without a word; its peer knows."""
+        """Drop channel `number` without telling the peer, which knows already."""
         channel = self.channels.pop(number)
         for fd in {channel.source, channel.sink} - {None}:
             os.close(fd)  # type: ignore[arg-type]
@@ -122,32 +128,37 @@ class Multiplexer:
         self._send(FrameType.CONTROL, 0, json.dumps(message).encode())
 
     def open(self, number: int, path: str, fd: int) -> None:
-        """Start a channel here for socket `fd` and ask the peer to connect it to `path`."""
+        """Start a channel for socket `fd` and ask the peer to connect it to `path`."""
         self._send(FrameType.OPEN, number, os.fsencode(path))
         self.add(number, fd, fd)
 
-    def connect(self, number: int, address: str) -> None:
-        """Reserve a channel here and ask the peer to connect it to `address` on its side."""
+    def connect(self, number: int, address: str, on_result: Callable[[str], None]) -> None:
+        """Reserve a channel and ask the peer to connect it to `address` on its side.
+
+        `on_result` is called with the peer's error message, empty on success, and is to attach or
+        forget the channel.
+        """
         self._send(FrameType.CONNECT, number, os.fsencode(address))
+        self._connecting[number] = on_result
         self.reserve(number)
 
-    def answer_connect(self, number: int, refused: str = "") -> None:
-        """Tell the peer, which asked, whether `number` is connected, or why not."""
-        self._send(FrameType.CONNECTED, number, refused.encode(errors="replace")[:MAX_NAME_BYTES])
+    def reply_connect(self, number: int, error: str = "") -> None:
+        """Tell the peer that `number` is connected, or the `error` if it is not."""
+        self._send(FrameType.CONNECTED, number, error.encode(errors="replace")[:MAX_NAME_BYTES])
 
     @property
     def delivered(self) -> bool:
-        """Nothing received waits for a sink."""
+        """All received data has been taken by its sinks."""
         return not any(channel.pending for channel in self.channels.values())
 
     def turn(self, timeout_ms: int | None = None) -> None:
-        """Wait for one round of events and serve them. LinkClosedError, FrameError."""
+        """Wait for one round of events and serve them. Raises LinkClosedError, FrameError."""
         poller = select.poll()
         for fd, events in self._interest().items():
             poller.register(fd, events)
         ready = dict(poller.poll(timeout_ms))
-        if self._link in ready:
-            self._serve_link(ready[self._link])
+        if self._link.fd in ready:
+            self._serve_link(ready[self._link.fd])
         for channel in list(self.channels.values()):
             if channel.sink in ready and channel.pending:
                 self._drain(channel)
@@ -157,11 +168,11 @@ class Multiplexer:
             if fd in ready:
                 callback()
 
-    def drain_source(self, channel: Channel, patience_s: float | None = None) -> None:
-        """End a source whose writers are all gone, once what it still holds has been sent.
+    def drain_source(self, channel: Channel, timeout_s: float | None = None) -> None:
+        """Send what a source still holds, then end it; all of its writers are gone.
 
-        A reader outside that takes nothing for `patience_s` loses the rest; unless it is given
-        the waiting goes on.
+        If the peer takes nothing for `timeout_s`, the rest is dropped; without a time-out this
+        waits for as long as it takes.
         """
         moved_at = time.monotonic()
         while channel.source is not None:
@@ -172,17 +183,18 @@ class Multiplexer:
             elif self._may_send(channel):
                 self._fill(channel)
                 moved_at = time.monotonic()
-            elif patience_s is not None and time.monotonic() - moved_at > patience_s:
+            elif timeout_s is not None and time.monotonic() - moved_at > timeout_s:
                 self.abandon(channel.number)
                 return
             else:
-                self.turn(None if patience_s is None else _DRAIN_TURN_MS)
+                self.turn(None if timeout_s is None else _DRAIN_POLL_MS)
 
     def _may_send(self, channel: Channel) -> bool:
-        return channel.credit_bytes > 0 and len(self._outgoing) < _LINK_BUFFER_BYTES
+        return channel.credit_bytes > 0 and self._link.has_room
 
     def _interest(self) -> dict[int, int]:
-        interest = {self._link: select.POLLIN | (select.POLLOUT if self._outgoing else 0)}
+        link_events = select.POLLIN | (select.POLLOUT if self._link.has_outgoing else 0)
+        interest = {self._link.fd: link_events}
         for fd in self._watched:
             interest[fd] = select.POLLIN
         for channel in self.channels.values():
@@ -194,55 +206,32 @@ class Multiplexer:
 
     def _serve_link(self, events: int) -> None:
         if events & select.POLLOUT:
-            self._flush_link()
-        if not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            return
-        data = self._read_link()
-        self.received_bytes += len(data)
-        for frame in self._decoder.feed(data):
-            self._receive(frame)
-
-    def _read_link(self) -> bytes:
-        """What has come, up to `_LINK_READ_BYTES`; a virtio-serial port gives 4 KiB at a time."""
-        pieces: list[bytes] = []
-        room = _LINK_READ_BYTES
-        while room > 0:
-            try:
-                piece = os.read(self._link, room)
-            except _RETRY:
-                break
-            except OSError as error:
-                raise LinkClosedError(str(error)) from error
-            if not piece:
-                if pieces:
-                    break  # told again by the next read
-                raise LinkClosedError("end of file")
-            pieces.append(piece)
-            room -= len(piece)
-        return b"".join(pieces)
-
-    def _flush_link(self) -> None:
-        try:
-            written = os.write(self._link, self._outgoing[: 2 * MAX_PAYLOAD_BYTES])
-        except _RETRY:
-            return
-        except OSError as error:
-            raise LinkClosedError(str(error)) from error
-        del self._outgoing[:written]
+            self._link.flush()
+        if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            for frame in self._link.read():
+                self._receive(frame)
 
     def _send(self, kind: FrameType, number: int, payload: bytes = b"") -> None:
-        self._outgoing += encode(Frame(kind, number, payload))
+        self._link.send(Frame(kind, number, payload))
 
     def _receive(self, frame: Frame) -> None:
-        if frame.type is FrameType.CONTROL:
-            self._on_control(_control(frame.payload))
-            return
-        if frame.type in _ABOUT_NEW_CHANNELS:
-            self._introduce(frame)
-            return
-        channel = self.channels.get(frame.channel)
-        if channel is None:
-            return  # crossed with our own CLOSE
+        number = frame.channel
+        match frame.type:
+            case FrameType.CONTROL:
+                self._on_control(_control(frame.payload))
+            case FrameType.OPEN:
+                self._serve_request(frame, self._on_open)
+            case FrameType.CONNECT:
+                self._serve_request(frame, self._on_connect)
+            case FrameType.CONNECTED:
+                if number not in self._connecting:
+                    raise FrameError(f"CONNECTED for channel {number}, which is not connecting")
+                self._connecting.pop(number)(os.fsdecode(frame.payload))
+            case _:
+                if number in self.channels:  # else it crossed with our own CLOSE
+                    self._receive_for(self.channels[number], frame)
+
+    def _receive_for(self, channel: Channel, frame: Frame) -> None:
         if frame.type is FrameType.DATA:
             self._take(channel, frame.payload)
         elif frame.type is FrameType.CREDIT:
@@ -253,20 +242,11 @@ class Multiplexer:
             channel.ended = True
             self._drain(channel)
 
-    def _introduce(self, frame: Frame) -> None:
-        """Have the owner make, or go on making, a channel."""
-        serve = {
-            FrameType.OPEN: self.on_open,
-            FrameType.CONNECT: self.on_connect,
-            FrameType.CONNECTED: self.on_connected,
-        }[frame.type]
-        channel = self.channels.get(frame.channel)
-        if frame.type is FrameType.CONNECTED:
-            sensible = channel is not None and not channel.attached
-        else:
-            sensible = channel is None
-        if serve is None or not sensible:
-            raise FrameError(f"{frame.type.name} of channel {frame.channel} makes no sense here")
+    def _serve_request(self, frame: Frame, serve: OnRequest | None) -> None:
+        if serve is None:
+            raise FrameError(f"{frame.type.name} is not served at this end of the link")
+        if frame.channel in self.channels:
+            raise FrameError(f"{frame.type.name} of channel {frame.channel}, which is in use")
         serve(frame.channel, os.fsdecode(frame.payload))
 
     def _take(self, channel: Channel, data: bytes) -> None:
@@ -283,7 +263,7 @@ class Multiplexer:
         if channel.pending and channel.sink is not None:
             try:
                 written = os.write(channel.sink, channel.pending)
-            except _RETRY:
+            except RETRY:
                 written = 0
             except OSError:
                 self._send(FrameType.CLOSE, channel.number)
@@ -302,14 +282,14 @@ class Multiplexer:
             return
         try:
             data = os.read(channel.source, min(channel.credit_bytes, MAX_PAYLOAD_BYTES))
-        except _RETRY:
+        except RETRY:
             return
-        except OSError:  # EIO: the last process on a pty's other side is gone
+        except OSError:  # EIO: the last process has closed the pty
             data = b""
         if data:
             channel.credit_bytes -= len(data)
             self._send(FrameType.DATA, channel.number, data)
-            if channel.number in self.channels:  # behind the others, for their turn at a full link
+            if channel.number in self.channels:  # last in turn: a full link serves all alike
                 self.channels[channel.number] = self.channels.pop(channel.number)
         else:
             self._end_source(channel)
@@ -341,17 +321,15 @@ def _control(payload: bytes) -> dict[str, Any]:
     try:
         message = json.loads(payload)
     except ValueError as error:
-        raise FrameError(f"CONTROL is no JSON: {error}") from error
+        raise FrameError(f"CONTROL is not JSON: {error}") from error
     if not isinstance(message, dict):
-        raise FrameError("CONTROL is no JSON object")
+        raise FrameError("CONTROL is not a JSON object")
     return message
 
 
 def _shut_down_writing(fd: int) -> None:
-    import socket
-
     with socket.socket(fileno=os.dup(fd)) as both:
         try:
             both.shutdown(socket.SHUT_WR)
         except OSError:
-            return  # the other side has gone first
+            return  # the peer has closed already

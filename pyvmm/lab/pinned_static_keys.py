@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two virtual machines that never run, so that the lab's kernel need not rewrite its own code.
+"""Two virtual machines that never run, which keep KVM's static keys in one state.
 
-KVM has parts of the kernel switched on with the first virtual machine (or vCPU) of a kind and off
-with the last: static keys, jumps in the kernel's text that are patched while other processors run
-it, by way of a breakpoint. Under QEMU's TCG that can go wrong. Seen with version 7.2 after minutes
-of tests that make and close machines: a translation made while the breakpoint was there outlived
-it, and every processor that came by (the place is in the scheduler) took the breakpoint for ever.
+KVM enables a static key, a jump in the kernel's text, with the first virtual machine or vCPU of a
+kind, and disables it with the last. The kernel patches such a jump through a breakpoint while other
+processors run it, and QEMU's TCG can get that wrong. Seen with QEMU 7.2 after minutes of tests that
+create and close virtual machines: a translation made while the breakpoint was there outlived it,
+and every processor that reached the place, in the scheduler, took the breakpoint for ever. A lab
+with one processor is not affected; `pyvmm lab --cpus` makes larger ones.
 
-A lab of one processor is safe from that; `pyvmm lab --cpus` makes larger ones.
+So the agent keeps these keys enabled for the lifetime of the lab (names as in Linux 6.1):
 
-So the agent holds what keeps these keys on for as long as the lab lives (names as in Linux 6.1):
+    preempt_notifier_key, in the scheduler      any virtual machine
+    kvm_has_noapic_vcpu                         a vCPU without an in-kernel local APIC
+    apic_hw_disabled, apic_sw_disabled          a vCPU whose local APIC was disabled
 
-    preempt_notifier_key, in the scheduler      any machine
-    kvm_has_noapic_vcpu                         a vCPU without interrupt controllers
-    apic_hw_disabled, apic_sw_disabled          a vCPU whose local APIC was turned off
-
-Numbers: Documentation/virt/kvm/api.rst; the agent does without pykvm, whose import costs time.
+Numbers: Documentation/virt/kvm/api.rst. The agent does not use pykvm, whose import costs time.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ _APIC_BASE_OFFSET = 272
 _APIC_ENABLE = 1 << 11
 
 
-def hold() -> None:
-    """Make them and leave them open; nothing where there is no /dev/kvm."""
+def pin_static_keys() -> None:
+    """Create the virtual machines and leave them open; do nothing without /dev/kvm."""
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    bare = fcntl.ioctl(kvm, _KVM_CREATE_VM, 0)
+    without_apic = fcntl.ioctl(kvm, _KVM_CREATE_VM, 0)
     with_apic = fcntl.ioctl(kvm, _KVM_CREATE_VM, 0)
     fcntl.ioctl(with_apic, _KVM_CREATE_IRQCHIP, 0)
-    fcntl.ioctl(bare, _KVM_CREATE_VCPU, 0)
-    _turn_apic_off(fcntl.ioctl(with_apic, _KVM_CREATE_VCPU, 0))
+    fcntl.ioctl(without_apic, _KVM_CREATE_VCPU, 0)
+    _disable_apic(fcntl.ioctl(with_apic, _KVM_CREATE_VCPU, 0))
 
 
-def _turn_apic_off(vcpu: int) -> None:
+def _disable_apic(vcpu: int) -> None:
     sregs = bytearray(_SREGS_BYTES)
     fcntl.ioctl(vcpu, _KVM_GET_SREGS, sregs)
     (base,) = struct.unpack_from("<Q", sregs, _APIC_BASE_OFFSET)

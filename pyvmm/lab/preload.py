@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyvmm itself, started inside the lab without starting Python.
+"""Run pyvmm in the lab without starting Python.
 
-Importing what pyvmm needs from others (asyncio, click, …) costs seconds on an emulated processor
-with files behind 9p. The agent is a Python process that is part of the lab's snapshot, so it
-imports these modules before the snapshot is taken, and a command that is `PYTHON -m pyvmm …` with
-the same interpreter becomes a fork of the agent that goes on as that interpreter would. Our own
-modules are not among them: they are always the ones on disk.
+Importing the modules of others that pyvmm needs (asyncio, click, …) takes seconds on an emulated
+processor with files behind 9p. The agent is a Python process and part of the boot snapshot, so it
+imports these modules before the snapshot is taken. A command `PYTHON -m pyvmm …` with the same
+interpreter is then a fork of the agent that continues as that interpreter would. Our own modules
+are not preloaded: they always come from the disk.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PRELOADED = (
     "tty",
     "typing",
 )
-"""What pyvmm imports on its way to a running guest, as far as it is not ours."""
+"""Modules, other than our own, that pyvmm imports to run a guest."""
 
 ORIGINS = "/lab/origins.json"
-"""In the initramfs: module name → [its file, its package directories] on the machine outside."""
+"""In the initramfs: maps a module name to [its file, its package directories] on the host."""
 
 
 def preload() -> None:
-    """Import everything in `PRELOADED` and keep it out of the garbage collector's way."""
+    """Import `PRELOADED` and exempt it from garbage collection."""
     for name in PRELOADED:
         importlib.import_module(name)
     with open(ORIGINS) as file:
@@ -58,20 +58,20 @@ def preload() -> None:
             continue
         module.__file__ = module.__spec__.origin = path
         if directories:
-            # A submodule that is imported later comes from the files outside.
+            # A submodule that is imported later comes from the host's files.
             module.__path__ = module.__spec__.submodule_search_locations = directories
     gc.collect()
     gc.freeze()
 
 
-def serves(request: dict[str, Any]) -> bool:
-    """`request` (the `start` message) asks for pyvmm in the interpreter that was packed."""
+def can_run(request: dict[str, Any]) -> bool:
+    """Return True if `request` (a `start` message) runs pyvmm with the packed interpreter."""
     argv = request["argv"]
     return bool(argv[:3] == [request["python"]["executable"], "-m", "pyvmm"])
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """In the forked process, its streams and root in place: be `python -m pyvmm`."""
+    """Run `python -m pyvmm`, in the forked process with its streams and root in place."""
     python = request["python"]
     os.environ.clear()
     os.environ.update(request["env"])
@@ -102,7 +102,7 @@ def run(request: dict[str, Any]) -> NoReturn:
 
 def _open_streams(unbuffered: bool) -> None:
     for fd, name, mode in ((0, "stdin", "rb"), (1, "stdout", "wb"), (2, "stderr", "wb")):
-        raw = open(fd, mode, closefd=False)  # noqa: SIM115 - open as long as the process
+        raw = open(fd, mode, closefd=False)  # noqa: SIM115 - open until the process ends
         stream = io.TextIOWrapper(
             raw,
             encoding="utf-8",
@@ -115,7 +115,7 @@ def _open_streams(unbuffered: bool) -> None:
 
 
 def describe_python(roots: Sequence[str]) -> dict[str, Any]:
-    """Outside: what `run` has to know of this interpreter; `roots` hold our packages."""
+    """Describe this interpreter, on the host, for `run`; `roots` hold our packages."""
     path = list(dict.fromkeys((*roots, *(entry for entry in sys.path if entry))))
     return {
         "executable": sys.executable,

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's side of `pyvmm.sockets.proxy_client`: the way from the lab to sockets outside.
+"""The agent's proxy: commands in the lab reach sockets of the host through it.
 
-
-A caller's request is read without waiting for it. For `connect` a channel is reserved and the
-machine outside asked for the connection; its answer is the caller's, and from then on the caller's
-socket is the channel's end here. Channel numbers are from the upper half, those of connections
-from outside from the lower.
+`pyvmm.sockets.proxy_client` is the other side and defines the protocol. Reading a request never
+blocks the agent. For `connect` the proxy reserves a channel and asks the host for the connection;
+the host's reply goes to the client, whose socket then becomes the channel's end here. These
+channels have numbers from `FIRST_CHANNEL` on, those of connections from the host lower ones.
 """
 
 from __future__ import annotations
@@ -22,60 +21,61 @@ from pyvmm.sockets.proxy_client import LENGTH
 
 FIRST_CHANNEL = 0x8000
 LAST_CHANNEL = 0xFFFF
-MAX_CALLERS = 64
+MAX_CLIENTS = 64
+"""Clients whose request is not yet served; further ones are disconnected."""
 
 
 class SocketProxy:
-    """Serves the door at `path`; `unlisten` is called with the path that a caller gives up."""
+    """Listens at `path`; `on_unlisten` is called with the path that a client stops listening at."""
 
-    def __init__(self, mux: Multiplexer, path: str, unlisten: Callable[[str], None]) -> None:
+    def __init__(self, mux: Multiplexer, path: str, on_unlisten: Callable[[str], None]) -> None:
         self._mux = mux
-        self._unlisten = unlisten
+        self._on_unlisten = on_unlisten
         self._reading: dict[socket.socket, bytearray] = {}
-        self._asking: dict[int, socket.socket] = {}
+        self._connecting = 0
         self._next_channel = FIRST_CHANNEL
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
-        self._listener.listen(MAX_CALLERS)
+        self._listener.listen(MAX_CLIENTS)
         self._listener.setblocking(False)
-        mux.on_connected = self._connected
         mux.watch(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
-            caller, _ = self._listener.accept()
+            client, _ = self._listener.accept()
         except OSError:
             return
-        if len(self._reading) + len(self._asking) >= MAX_CALLERS:
-            caller.close()
+        if len(self._reading) + self._connecting >= MAX_CLIENTS:
+            client.close()
             return
-        caller.setblocking(False)
-        self._reading[caller] = bytearray()
-        self._mux.watch(caller.fileno(), partial(self._read, caller))
+        client.setblocking(False)
+        self._reading[client] = bytearray()
+        self._mux.watch(client.fileno(), partial(self._read, client))
 
-    def _read(self, caller: socket.socket) -> None:
-        request = self._reading[caller]
-        wanted = LENGTH.size
-        if len(request) >= wanted:
-            wanted += LENGTH.unpack_from(request)[0]
+    def _read(self, client: socket.socket) -> None:
+        request = self._reading[client]
+        needed = LENGTH.size
+        if len(request) >= needed:
+            needed += LENGTH.unpack_from(request)[0]
         try:
-            data = caller.recv(wanted - len(request))
+            data = client.recv(needed - len(request))
         except BlockingIOError:
             return
         except OSError:
             data = b""
         request += data
         if not data or len(request) > LENGTH.size + MAX_NAME_BYTES:
-            self._take(caller).close()
-        elif len(request) > LENGTH.size and len(request) == wanted:
-            self._serve(self._take(caller), bytes(request[LENGTH.size :]))
+            self._stop_reading(client)
+            client.close()
+        elif len(request) > LENGTH.size and len(request) == needed:
+            self._stop_reading(client)
+            self._serve(client, bytes(request[LENGTH.size :]))
 
-    def _take(self, caller: socket.socket) -> socket.socket:
-        self._mux.unwatch(caller.fileno())
-        del self._reading[caller]
-        return caller
+    def _stop_reading(self, client: socket.socket) -> None:
+        self._mux.unwatch(client.fileno())
+        del self._reading[client]
 
-    def _serve(self, caller: socket.socket, text: bytes) -> None:
+    def _serve(self, client: socket.socket, text: bytes) -> None:
         try:
             request = json.loads(text)
             ((verb, argument),) = request.items()
@@ -83,13 +83,14 @@ class SocketProxy:
         except (ValueError, AttributeError, TypeError):
             verb, address = "", b""
         if verb == "connect" and 0 < len(address) <= MAX_NAME_BYTES:
-            self._asking[number := self._free_channel()] = caller
-            self._mux.connect(number, os.fsdecode(address))
+            number = self._free_channel()
+            self._connecting += 1
+            self._mux.connect(number, os.fsdecode(address), partial(self._reply, number, client))
             return
         if verb == "unlisten":
-            self._unlisten(os.fsdecode(address))
-            self._answer(caller, "")
-        caller.close()
+            self._on_unlisten(os.fsdecode(address))
+            _send_reply(client, "")
+        client.close()
 
     def _free_channel(self) -> int:
         while True:
@@ -98,19 +99,20 @@ class SocketProxy:
             if number not in self._mux.channels:
                 return number
 
-    def _connected(self, number: int, refused: str) -> None:
-        caller = self._asking.pop(number)
-        self._answer(caller, refused)
-        if refused:
-            caller.close()
+    def _reply(self, number: int, client: socket.socket, error: str) -> None:
+        self._connecting -= 1
+        _send_reply(client, error)
+        if error:
+            client.close()
             self._mux.forget(number)
         else:
-            self._mux.attach(number, caller.detach())
+            self._mux.attach(number, client.detach())
 
-    def _answer(self, caller: socket.socket, text: str) -> None:
-        """Never waits: nothing else was ever sent to this caller, and this is short."""
-        data = text.encode(errors="replace")
-        try:
-            caller.send(LENGTH.pack(len(data)) + data)
-        except OSError:
-            return  # gone; whoever reads from it next will see
+
+def _send_reply(client: socket.socket, text: str) -> None:
+    """Send the only reply to `client`; it is short, so it never blocks."""
+    data = text.encode(errors="replace")
+    try:
+        client.send(LENGTH.pack(len(data)) + data)
+    except OSError:
+        return  # the client is gone; the next read of its socket reports that

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated machine the lab is: a QEMU process that cannot outlive this one.
+"""The lab's emulated machine: a QEMU process that cannot outlive this one.
 
 QEMU's TCG emulates an AMD processor with SVM and nested paging. Besides memory and processors the
-machine has two 9p shares of the root file system (one to be mounted as it is, one to be cached),
-one virtio-serial port for the link, a monitor for snapshots, and a serial console that is kept in
-memory for the case that the lab does not start.
+machine has two 9p shares of the root file system (one mounted without a cache, one with), one
+virtio-serial port for the link, a monitor for snapshots, and a serial console whose output is kept
+in memory, to be shown if the lab fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pyvmm.errors import UserError
 from pyvmm.lab.agent import PORT_NAME
-from pyvmm.lab.boot_snapshot import Monitor, SnapshotError, resume_arguments
+from pyvmm.lab.boot_snapshot import BootSnapshotError, QemuMonitor, resume_arguments
 from pyvmm.lab.initramfs import build_initramfs, init_arguments
 from pyvmm.lab.kernel import find_kernel, startable_image
 
@@ -34,7 +34,7 @@ TRANSLATION_CACHE_MIB = 512
 CPU_MODEL = "max,-la57,-xsave,-erms"
 _PR_SET_PDEATHSIG = 1
 
-# Without the disk, bus and timer that nobody uses, and that the kernel would look for.
+# Without the unused disk controller, bus and timers, which the kernel would probe.
 _MACHINE = "q35,sata=off,smbus=off,vmport=off,hpet=off"
 
 _KERNEL_COMMAND_LINE = (
@@ -53,7 +53,7 @@ _KERNEL_COMMAND_LINE = (
 
 
 def find_qemu() -> str:
-    """Path of QEMU; UserError when it is not installed."""
+    """Return the path of QEMU. Raises UserError if it is not installed."""
     path = shutil.which(QEMU)
     if path is None:
         raise UserError(f"{QEMU} is not installed", INSTALL_REMEDY)
@@ -61,7 +61,10 @@ def find_qemu() -> str:
 
 
 def machine_arguments(memory_mib: int, cpus: int) -> list[str]:
-    """QEMU and what decides the machine; finds or makes kernel and initramfs (UserError)."""
+    """Return QEMU's path and the arguments that define the machine.
+
+    Finds the kernel and builds the initramfs. Raises UserError.
+    """
     qemu = find_qemu()
     kernel = find_kernel()
     share = "local,path=/,security_model=none,multidevs=remap"
@@ -82,7 +85,7 @@ def machine_arguments(memory_mib: int, cpus: int) -> list[str]:
 
 
 def _connections(link: int, monitor: int, console: int) -> list[str]:
-    """QEMU's further arguments: the descriptors it is joined to us with."""
+    """Return the further QEMU arguments, which pass it the descriptors it shares with us."""
     return [
         *("-chardev", f"socket,id=link,fd={link}"),
         *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
@@ -91,41 +94,41 @@ def _connections(link: int, monitor: int, console: int) -> list[str]:
 
 
 class LabProcess:
-    """A QEMU that runs `machine`, and our ends of its link and monitor."""
+    """A QEMU process that runs `machine`, and our ends of its link and monitor."""
 
-    def __init__(self, machine: list[str], kept: Path, *, resumed: bool) -> None:
-        """`kept` is the path of the machine's snapshot, which `resumed` says to resume from."""
-        self.kept = kept
+    def __init__(self, machine: list[str], snapshot: Path, *, resumed: bool) -> None:
+        """Start QEMU; `snapshot` is the path of the machine's snapshot, resumed if `resumed`."""
+        self.snapshot = snapshot
         self.resumed = resumed
         self.link, link = socket.socketpair()
         monitor, qemu_monitor = socket.socketpair()
-        self.monitor = Monitor(monitor)
+        self.monitor = QemuMonitor(monitor)
         self.console_fd = os.memfd_create("pyvmm-lab-console", os.MFD_CLOEXEC)
         fds = (link.fileno(), qemu_monitor.fileno(), self.console_fd)
-        more = resume_arguments(kept) if resumed else []
+        more = resume_arguments(snapshot) if resumed else []
         with link, qemu_monitor:
             self._process = _spawn([*machine, *_connections(*fds), *more], fds, self.console_fd)
         self._ended = False
 
     def console(self, lines: int) -> list[str]:
-        """The last lines the lab's kernel and QEMU printed."""
+        """Return the last `lines` that the lab's kernel and QEMU printed."""
         size = os.fstat(self.console_fd).st_size
         start = max(0, size - lines * 100)
         text = os.pread(self.console_fd, size - start, start).decode(errors="replace")
         return [line.strip() for line in text.splitlines() if line.strip()][-lines:]
 
     def processors(self) -> list[str]:
-        """What each of the lab's processors is doing, as far as QEMU still answers."""
+        """Return the state of each processor, or QEMU's error if it does not answer."""
         try:
             text = self.monitor.execute(
                 "human-monitor-command", **{"command-line": "info registers -a"}
             )
-        except SnapshotError as error:
+        except BootSnapshotError as error:
             return [str(error)]
         return re.findall(r"^(?:CPU#\d+|RIP=.*)", str(text), re.MULTILINE)
 
     def end(self) -> None:
-        """Kill QEMU, wait for it and hang up; calling it again does nothing."""
+        """Kill QEMU, wait for it and close the descriptors; may be called repeatedly."""
         if self._ended:
             return
         self._ended = True
@@ -137,7 +140,7 @@ class LabProcess:
 
 
 def _spawn(argv: list[str], fds: tuple[int, ...], stderr: int) -> subprocess.Popen[bytes]:
-    """Start QEMU so that the kernel kills it when this process ends in any way."""
+    """Start QEMU so that the kernel kills it when this process ends for any reason."""
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command in the lab."""
+"""Run a command in the lab, or in this process's place on the host.
+
+`run_in_lab` listens on the host for the sockets that are to be reachable there, starts the lab and
+runs one `LabSession`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pyvmm.errors import UserError
+from pyvmm.lab.forwarding import ForwardedListener
 from pyvmm.lab.preload import describe_python
-from pyvmm.lab.session import ForwardedListener, LabSession
+from pyvmm.lab.session import LabSession
 from pyvmm.lab.start import start
 from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
@@ -31,12 +36,12 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
 
 DEFAULT_CPUS = 1
-"""With more, QEMU 7.2 corrupts a lab in which guests of several vCPUs run (DECISIONS.md)."""
+"""With more, QEMU 7.2 corrupts a lab that runs guests of several vCPUs (DECISIONS.md)."""
 MIN_MEMORY_MIB = 4096
 _OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
 _OWN_VARIABLES = {IN_LAB_VARIABLE: "1", "TMPDIR": "/dev/shm"}
-"""Temporary files are in the lab's memory: outside's are reached by name, even when they are open,
-and those have none any more.
+"""Temporary files are in the lab's memory, since 9p reaches open files by name and so loses a file
+that is unlinked while it is open.
 """
 
 
@@ -52,33 +57,33 @@ def run_in_lab(
 ) -> int:
     """Run `argv` in the lab and return its exit status (128 + N after signal N).
 
-    `memory_mib` is the lab's RAM, `cpus` its processors. Each of `sockets` is a path this process
-    listens on while the command runs; the command, inside, listens on
-    `pyvmm.sockets.lab_paths.listening_path` of the same path. At `incoming` a migration is waited
-    for, on behalf of the command's `MigrationListener` of the same address; `security` is what that
-    one is given, so that what it would refuse is refused before anything starts. A command that
-    takes longer than `timeout_s` is ended with status 124. Main thread only. UserError when
-    something is missing or cannot be listened on, LabError when the lab breaks.
+    `memory_mib` is the lab's RAM, `cpus` its processors. This process listens at each path in
+    `sockets` while the command runs; the command, in the lab, listens at
+    `pyvmm.sockets.lab_paths.listening_path` of the same path. `incoming` is the address of an
+    incoming migration, for which the command has a `MigrationListener` with the same address;
+    `security` is that listener's, checked here before the lab starts. A command that takes longer
+    than `timeout_s` is ended with status 124. Main thread only. Raises UserError if a part is
+    missing or an address cannot be used, LabError if the lab fails.
     """
     paths = [Path(os.path.abspath(path)) for path in sockets]
     inner = inner_sockets(paths)
     env = {**os.environ, **_OWN_VARIABLES, **sockets_variable(inner)}
     _compile_our_packages()
     with ExitStack() as stack:
-        doors = []
-        for outside, inside in inner.items():
-            listener = UnixListener(outside)
-            doors.append(ForwardedListener(listener.socket, inside, listener.remove))
+        listeners = []
+        for path, lab_path in inner.items():
+            listener = UnixListener(path)
+            listeners.append(ForwardedListener(listener.socket, lab_path, listener.remove))
             stack.callback(listener.remove)
         if incoming is not None:
-            door, variable = _incoming_listener(incoming, security)
+            forwarded, variable = _incoming_listener(incoming, security)
             env.update(variable)
-            doors.append(door)
-            stack.callback(door.close)
+            listeners.append(forwarded)
+            stack.callback(forwarded.close)
         lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
-        return LabSession(lab, doors, program_directories(), python, timeout_s).run(argv, env)
+        return LabSession(lab, listeners, program_directories(), python, timeout_s).run(argv, env)
 
 
 def _incoming_listener(
@@ -88,12 +93,12 @@ def _incoming_listener(
     from pyvmm.sockets.tls import Security
 
     listener = MigrationListener(incoming, security or Security())
-    door = ForwardedListener(listener.socket, INCOMING_SOCKET, listener.close)
-    return door, incoming_variable(str(incoming), str(listener.address))
+    forwarded = ForwardedListener(listener.socket, INCOMING_SOCKET, listener.close)
+    return forwarded, incoming_variable(str(incoming), str(listener.address))
 
 
 def run_here(argv: Sequence[str], *, timeout_s: float | None = None) -> NoReturn:
-    """Become `argv` on this machine. UserError when it cannot be started."""
+    """Replace this process with `argv`, on this host. Raises UserError if it cannot start."""
     if timeout_s is not None:
         argv = ["timeout", f"{timeout_s:g}", *argv]
     try:
@@ -108,14 +113,14 @@ def _package_directories() -> list[Path]:
 
 
 def _compile_our_packages() -> None:
-    """Leave bytecode beside our modules: compiling it in the lab takes seconds on every start."""
+    """Compile our modules to bytecode, which in the lab would take seconds at every start."""
     for directory in _package_directories():
         if os.access(directory, os.W_OK):
             compileall.compile_dir(directory, quiet=2)
 
 
 def program_directories() -> list[str]:
-    """Directories the lab may cache because commands in it only read them."""
+    """Return directories that the lab may cache, because commands only read them."""
     candidates = [
         Path(p) for p in ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share")
     ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting the lab: once from its kernel, ever after from a snapshot.
+"""Start the lab: boot its kernel the first time, resume from the boot snapshot from then on.
 
-The first start boots the emulated machine until its agent is awake, writes the snapshot and ends
-it; then, like every later start, it resumes from the snapshot. So all labs behave alike, whichever
-came first. Where no snapshot can be had the lab boots from its kernel, as slowly every time.
+The first start boots the emulated machine until its agent reports `booted`, writes the snapshot and
+ends the machine; then, like every later start, it resumes from the snapshot. So all labs behave
+alike, the first included. If no snapshot can be made, the lab boots its kernel at every start.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import UserError
-from pyvmm.lab.boot_snapshot import SnapshotError, path_for, resume, save
-from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab.boot_snapshot import BootSnapshotError, resume, save, snapshot_path
+from pyvmm.lab.frame_link import LinkClosedError
+from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess, machine_arguments
 
 START_TIMEOUT_SECONDS = 180.0
@@ -28,57 +29,57 @@ class LabError(UserError):
 
 
 def start(*, memory_mib: int, cpus: int) -> LabProcess:
-    """Start the emulated machine; its agent is awake (`resumed`) or about to be.
+    """Start the emulated machine; its agent has booted (if `resumed`) or is about to.
 
-    UserError for anything that is not installed, LabError when the machine does not start.
+    Raises UserError for anything that is not installed, LabError if the machine does not start.
     """
     machine = machine_arguments(memory_mib, cpus)
-    kept = path_for(machine)
-    for _ in ("with what is kept, if it is any good", "with a new one"):
-        with contextlib.suppress(SnapshotError):
-            if not kept.exists():
-                _keep(machine, kept)
-            return _resumed(machine, kept)
-    return LabProcess(machine, kept, resumed=False)
+    snapshot = snapshot_path(machine)
+    for _ in range(2):  # a snapshot that does not resume is replaced once
+        with contextlib.suppress(BootSnapshotError):
+            if not snapshot.exists():
+                _boot_and_save(machine, snapshot)
+            return _resume(machine, snapshot)
+    return LabProcess(machine, snapshot, resumed=False)
 
 
-def _keep(machine: list[str], kept: Path) -> None:
-    """Boot `machine` and write its snapshot. LabError, SnapshotError."""
-    lab = LabProcess(machine, kept, resumed=False)
+def _boot_and_save(machine: list[str], snapshot: Path) -> None:
+    """Boot `machine` and write its snapshot. Raises LabError, BootSnapshotError."""
+    lab = LabProcess(machine, snapshot, resumed=False)
     try:
-        _wait_until_awake(lab)
-        save(lab.monitor, kept)
+        _wait_until_booted(lab)
+        save(lab.monitor, snapshot)
     finally:
         lab.end()
 
 
-def _wait_until_awake(lab: LabProcess) -> None:
-    awake = False
+def _wait_until_booted(lab: LabProcess) -> None:
+    booted = False
 
     def control(message: dict[str, Any]) -> None:
-        nonlocal awake
-        awake = awake or "awake" in message
+        nonlocal booted
+        booted = booted or "booted" in message
 
     link = Multiplexer(lab.link.fileno(), control)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not awake:
+    while not booted:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise broken(lab, f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
+            raise lab_error(lab, f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
         try:
             link.turn(int(left_s * 1000) + 1)
         except LinkClosedError:
-            raise broken(lab, "the lab ended while it started") from None
+            raise lab_error(lab, "the lab ended while it started") from None
 
 
-def _resumed(machine: list[str], kept: Path) -> LabProcess:
-    """Resume `machine`; a snapshot that is no good is removed. SnapshotError."""
-    lab = LabProcess(machine, kept, resumed=True)
+def _resume(machine: list[str], snapshot: Path) -> LabProcess:
+    """Resume `machine`; remove a snapshot that does not resume and raise BootSnapshotError."""
+    lab = LabProcess(machine, snapshot, resumed=True)
     try:
-        resume(lab.monitor, kept)
-    except SnapshotError:
+        resume(lab.monitor, snapshot)
+    except BootSnapshotError:
         lab.end()
-        kept.unlink(missing_ok=True)
+        snapshot.unlink(missing_ok=True)
         raise
     except BaseException:
         lab.end()
@@ -86,7 +87,7 @@ def _resumed(machine: list[str], kept: Path) -> LabProcess:
     return lab
 
 
-def broken(lab: LabProcess, what: str) -> LabError:
-    """`what` happened to `lab`, with the last words of its kernel."""
+def lab_error(lab: LabProcess, message: str) -> LabError:
+    """Return an error with `message` and the last lines that the lab's kernel printed."""
     tail = " / ".join(lab.console(3))
-    return LabError(f"{what}: {tail}" if tail else what, "see 'pyvmm doctor', or try again")
+    return LabError(f"{message}: {tail}" if tail else message, "see 'pyvmm doctor', or try again")

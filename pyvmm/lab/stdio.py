@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caller's standard streams, which must never be made non-blocking.
+"""Copy the caller's standard streams, which must never become non-blocking.
 
-A terminal, a pipe or a file on descriptors 0 to 2 is shared with the shell and with other
-programs; switching it to non-blocking would break them. So one thread per stream copies, with
-plain blocking calls, between it and a socket pair whose other end goes into the multiplexer. The
-threads are daemons: one that is stuck writing to a pipe nobody reads does not keep us alive.
+A terminal, a pipe or a file on descriptors 0 to 2 is shared with the shell and other programs,
+which a switch to non-blocking would break. So one thread per stream copies, with blocking calls,
+between it and a socket pair whose other end belongs to the multiplexer. The threads are daemons:
+one that is stuck writing to a pipe that nobody reads does not keep the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class InputCopier:
-    """Copies a descriptor to `end`, a socket for the multiplexer, until it ends or `stop`."""
+    """Copies `fd` to `end`, a socket for the multiplexer, until end of file or `stop`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -31,7 +31,7 @@ class InputCopier:
         threading.Thread(target=self._copy, name=f"stdin copier {fd}", daemon=True).start()
 
     def stop(self) -> None:
-        """Take no more input; what the terminal still holds is left for whoever reads next."""
+        """Read no more; input that the terminal still holds is left for its next reader."""
         os.write(self._stop_writer, b"x")
 
     def _copy(self) -> None:
@@ -51,7 +51,7 @@ class InputCopier:
 
 
 class OutputCopier:
-    """Copies what arrives at `end` to a descriptor; a broken pipe there closes `end`."""
+    """Copies `end`, a socket for the multiplexer, to `fd`; a broken pipe there closes `end`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -60,7 +60,7 @@ class OutputCopier:
         self._thread.start()
 
     def finished(self) -> bool:
-        """Everything up to the end of the stream has been written (or can not be)."""
+        """Return True when the whole stream has been written, or can no longer be."""
         return not self._thread.is_alive()
 
     def join(self, timeout_seconds: float) -> None:
@@ -76,7 +76,7 @@ class OutputCopier:
 
 
 def in_foreground(fd: int) -> bool:
-    """`fd` is a terminal that this process may read and change without being stopped."""
+    """Return True if `fd` is a terminal that this process may read without being stopped."""
     try:
         return os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
@@ -85,7 +85,7 @@ def in_foreground(fd: int) -> bool:
 
 @contextlib.contextmanager
 def raw_terminal(fd: int | None) -> Iterator[None]:
-    """Raw mode while the command runs, because the terminal the command sees is in the lab."""
+    """Put terminal `fd` in raw mode for the block: the lab's pty has the line discipline."""
     if fd is None:
         yield
         return

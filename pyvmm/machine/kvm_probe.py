@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can this machine's KVM run Linux? Found out by running a few guest instructions on it.
+"""Probe whether this host's KVM can run Linux, by running a few guest instructions on it.
 
-A /dev/kvm that opens and answers every ioctl may still be useless: where KVM itself runs without
-hardware support (nested clouds, containers on PVM) ring 0 is interpreted at a thousandth of the
-speed, and SYSCALL may arrive with the wrong privilege level, so that Linux dies at its first
-system call. The probe's guest is 64 KiB with one 2 MiB identity page and does two things, each
-told to the host by a port write:
+A /dev/kvm that opens and serves every ioctl may still be useless: where KVM itself runs without
+hardware support (nested clouds, containers on PVM), ring 0 is interpreted at a thousandth of the
+speed, and SYSCALL may arrive at the wrong privilege level, so that Linux crashes at its first
+system call. The probe's guest has 64 KiB of memory in one 2 MiB identity-mapped page, and reports
+two tests to the host by port writes:
 
-1. a counted loop in ring 0, whose processor time gives instructions a second;
-2. SYSCALL from ring 3 (AMD64 Architecture Programmer's Manual, volume 2, 6.1.1), which has to
+1. a counted loop in ring 0, whose processor time gives instructions per second;
+2. SYSCALL from ring 3 (AMD64 Architecture Programmer's Manual, volume 2, 6.1.1), which must
    arrive at LSTAR in ring 0 with the code segment that STAR names.
 
-A repeating timer signal ends the guest if it does neither, so the probe takes under a second.
+A periodic timer signal ends a guest that does neither, so the probe takes under a second.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PRESENT_WRITE_USER, _LARGE = 7, 0x80
 
 
 class Verdict(Enum):
-    """What can be expected of this machine's KVM."""
+    """The result of a probe."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -63,7 +63,7 @@ class Verdict(Enum):
 
 
 class KvmFitness(NamedTuple):
-    """The verdict, why, and what was measured (None where the probe did not get so far)."""
+    """A verdict with its reason and measurements, which are None if the probe ended before them."""
 
     verdict: Verdict
     reason: str
@@ -77,25 +77,25 @@ class KvmFitness(NamedTuple):
 
 @functools.cache
 def probe_host_kvm() -> KvmFitness:
-    """Probe /dev/kvm, once per process; main thread only. Never raises for a bad KVM."""
+    """Return the fitness of /dev/kvm, probed once per process; main thread only."""
     return probe(KVM_DEVICE)
 
 
 def probe(device: str) -> KvmFitness:
-    """Probe the KVM behind `device`."""
+    """Return the fitness of the KVM behind `device`; a faulty KVM is unfit, not an error."""
     if not os.path.exists(device):
         return KvmFitness(Verdict.MISSING, f"there is no {device}")
     try:
         system = System(device)
     except KvmError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
-            return KvmFitness(Verdict.UNREADABLE, f"{device} may not be opened by this user")
-        return KvmFitness(Verdict.MISSING, f"{device} does not open: {error.strerror}")
+            return KvmFitness(Verdict.UNREADABLE, f"this user has no permission to open {device}")
+        return KvmFitness(Verdict.MISSING, f"{device} cannot be opened: {error.strerror}")
     try:
-        with system, system.create_vm() as vm, _kicks():
+        with system, system.create_vm() as vm, _periodic_signal():
             return _judge(*_measure(system, vm))
     except KvmError as error:
-        return KvmFitness(Verdict.UNFIT, f"it refuses a simple guest: {error}")
+        return KvmFitness(Verdict.UNFIT, f"it cannot run a simple guest: {error}")
 
 
 def _judge(speed: float | None, syscall_problem: str | None, stopped: str) -> KvmFitness:
@@ -106,15 +106,15 @@ def _judge(speed: float | None, syscall_problem: str | None, stopped: str) -> Kv
         reason = f"SYSCALL from ring 3 {syscall_problem}"
         return KvmFitness(Verdict.UNFIT, reason, speed, arrives)
     if speed < MIN_RING0_INSTRUCTIONS_PER_SECOND:
-        reason = f"ring 0 runs at only {speed / 1e6:.1f} million instructions a second"
+        reason = f"ring 0 runs only {speed / 1e6:.1f} million instructions per second"
         return KvmFitness(Verdict.UNFIT, reason, speed, arrives)
     return KvmFitness(Verdict.FIT, "it runs ring 0 and system calls as Linux needs", speed, arrives)
 
 
 def _measure(system: System, vm: Vm) -> tuple[float | None, str | None, str]:
-    """Instructions a second in ring 0, what is wrong with SYSCALL, how the loop ended."""
+    """Return ring 0 instructions per second, SYSCALL's fault or None, and how the loop ended."""
     memory = mmap.mmap(-1, _MEMORY_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    _lay_out(memory)
+    _write_guest(memory)
     vm.set_tss_addr(0xFFFB_D000)
     vm.set_user_memory_region(0, 0, _MEMORY_BYTES, address_of(memory))
     with vm.create_vcpu(0) as vcpu:
@@ -125,8 +125,8 @@ def _measure(system: System, vm: Vm) -> tuple[float | None, str | None, str]:
         return speed, None if speed is None else _syscall_problem(vcpu), stopped
 
 
-def _lay_out(memory: mmap.mmap) -> None:
-    """Descriptors, one 2 MiB identity page open to ring 3, and the code."""
+def _write_guest(memory: mmap.mmap) -> None:
+    """Write the GDT, page tables for one 2 MiB identity page, and the code."""
     memory[_GDT : _GDT + 40] = struct.pack(
         "<5Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF
     )
@@ -155,10 +155,10 @@ def _enter(vcpu: Vcpu, *, ring: int, rip: int) -> None:
 
 def _loop_speed(vcpu: Vcpu) -> tuple[float | None, str]:
     _enter(vcpu, ring=0, rip=_LOOP)
-    if not _runs_to(vcpu, _PORT_BEGIN):
+    if not _reaches_port(vcpu, _PORT_BEGIN):
         return None, exits.describe(vcpu.kvm_run)
     begin = time.thread_time()
-    arrived = _runs_to(vcpu, _PORT_END)
+    arrived = _reaches_port(vcpu, _PORT_END)
     seconds = max(time.thread_time() - begin, 1e-6)
     interrupted = vcpu.kvm_run.exit_reason == abi.KVM_EXIT_INTR
     if not arrived and not interrupted:
@@ -168,9 +168,9 @@ def _loop_speed(vcpu: Vcpu) -> tuple[float | None, str]:
 
 
 def _syscall_problem(vcpu: Vcpu) -> str | None:
-    """What SYSCALL does instead of arriving where Linux expects it; None when it is right."""
+    """Return how SYSCALL differs from what Linux expects; None if it does not."""
     _enter(vcpu, ring=3, rip=_USER)
-    if not _runs_to(vcpu, _PORT_SYSCALL):
+    if not _reaches_port(vcpu, _PORT_SYSCALL):
         return f"does not arrive in ring 0 ({exits.exit_name(vcpu.kvm_run.exit_reason)})"
     sregs = vcpu.get_sregs()
     if sregs.ss.dpl != 0 or sregs.cs.dpl != 0 or sregs.cs.selector != _KERNEL_CS:
@@ -178,8 +178,8 @@ def _syscall_problem(vcpu: Vcpu) -> str | None:
     return None
 
 
-def _runs_to(vcpu: Vcpu, port: int) -> bool:
-    """Run until the guest writes to `port`; False when it stops otherwise or for too long."""
+def _reaches_port(vcpu: Vcpu, port: int) -> bool:
+    """Run the guest; return True if it writes to `port`, False if it stops or takes too long."""
     deadline = time.monotonic() + _TIME_LIMIT_SECONDS
     while (reason := vcpu.run()) == abi.KVM_EXIT_INTR:
         if time.monotonic() > deadline:
@@ -188,8 +188,8 @@ def _runs_to(vcpu: Vcpu, port: int) -> bool:
 
 
 @contextmanager
-def _kicks() -> Iterator[None]:
-    """A signal every 50 ms, which makes KVM_RUN return; the timer before is put back after."""
+def _periodic_signal() -> Iterator[None]:
+    """Interrupt KVM_RUN by SIGALRM every 50 ms; restore the handler and timer afterwards."""
     handler = signal.signal(signal.SIGALRM, lambda *_: None)
     begin = time.monotonic()
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)

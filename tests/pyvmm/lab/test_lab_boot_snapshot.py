@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of the lab: which are kept, and that a bad one only costs time."""
+"""Snapshots of the booted lab: which files are kept, and recovery from a bad one."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.cache.directory import KEPT_FILES, keep_most_recent
 from pyvmm.errors import UserError
-from pyvmm.lab.boot_snapshot import path_for
+from pyvmm.lab.boot_snapshot import snapshot_path
 from pyvmm.lab.kernel import lab_cache
 from pyvmm.sockets.lab_paths import in_lab
 
@@ -24,14 +24,14 @@ def test_another_machine_or_emulator_has_another_snapshot(tmp_path: Path) -> Non
     emulator = tmp_path / "qemu"
     emulator.write_bytes(b"one")
     machine = [str(emulator), "-m", "4096M"]
-    path = path_for(machine)
-    assert path_for(machine) == path
-    assert path_for([*machine[:2], "8192M"]) != path
+    path = snapshot_path(machine)
+    assert snapshot_path(machine) == path
+    assert snapshot_path([*machine[:2], "8192M"]) != path
     emulator.write_bytes(b"another")
-    assert path_for(machine) != path
+    assert snapshot_path(machine) != path
 
 
-def test_the_most_recently_used_files_stay() -> None:
+def test_the_most_recently_used_files_are_kept() -> None:
     paths = [lab_cache() / f"snapshot-{index}" for index in range(KEPT_FILES + 2)]
     for age, path in enumerate(paths):
         path.touch()
@@ -43,7 +43,7 @@ def test_the_most_recently_used_files_stay() -> None:
     assert kept == {paths[-1], *paths[: KEPT_FILES - 1], other}
 
 
-def test_a_cache_that_cannot_be_made_is_the_users_to_mend(
+def test_a_cache_directory_that_cannot_be_created_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -57,19 +57,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*argv, *command], capture_output=True, text=True, timeout=120)
 
 
-def test_a_lab_resumes_and_survives_a_broken_snapshot() -> None:
+def test_a_lab_resumes_and_replaces_a_truncated_snapshot() -> None:
     if in_lab():
-        pytest.skip("nothing nests")
+        pytest.skip("labs do not nest")
     show = ("sh", "-c", "head -c 16 /dev/urandom | od -An -tx1; cat /proc/uptime; date +%s")
     results = [run(*show)]
     (snapshot,) = lab_cache().glob("snapshot-*")
     good = snapshot.read_bytes()
     results += [run(*show), run(*show)]
-    snapshot.write_bytes(good[:100_000] + b"no more")
+    snapshot.write_bytes(good[:100_000] + b"truncated")
     results.append(run(*show))
     assert [(result.returncode, result.stderr) for result in results] == [(0, "")] * 4
     lines = [result.stdout.splitlines() for result in results]
-    # Resumed labs share their past, but neither their random numbers nor their clock.
+    # Resumed labs share a snapshot, but neither random numbers nor the clock.
     assert len({line[0] for line in lines}) == 4
     assert [int(line[2]) for line in lines] == sorted(int(line[2]) for line in lines)
     assert snapshot.stat().st_size > 1 << 20

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames on the lab's link: whatever the pieces, the same frames; no frame, one clear error."""
+"""Frames on the lab's link, split anywhere, and bytes that are not frames."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ _FRAMES = st.sampled_from(FrameType).flatmap(
 
 
 @given(frames=st.lists(_FRAMES, max_size=8), data=st.data())
-def test_any_split_gives_the_same_frames(frames: list[Frame], data: st.DataObject) -> None:
+def test_frames_split_anywhere_decode_the_same(frames: list[Frame], data: st.DataObject) -> None:
     stream = b"".join(encode(frame) for frame in frames)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
     decoder = Decoder()
@@ -44,7 +44,7 @@ def test_any_split_gives_the_same_frames(frames: list[Frame], data: st.DataObjec
 
 
 @given(st.binary(max_size=300))
-def test_garbage_gives_frames_or_one_error(garbage: bytes) -> None:
+def test_garbage_decodes_to_frames_or_ends_in_an_error(garbage: bytes) -> None:
     decoder = Decoder()
     try:
         frames = decoder.feed(garbage)
@@ -68,7 +68,9 @@ def test_garbage_gives_frames_or_one_error(garbage: bytes) -> None:
         (FrameType.CONTROL, 0, 0, 0xFFFFFFFF),
     ],
 )
-def test_a_bad_header_is_refused_before_its_payload(header: tuple[int, int, int, int]) -> None:
+def test_a_bad_header_is_refused_before_its_payload_arrives(
+    header: tuple[int, int, int, int],
+) -> None:
     with pytest.raises(FrameError):
         Decoder().feed(HEADER.pack(*header))
 

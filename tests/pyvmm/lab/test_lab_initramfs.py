@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's initramfs: the archive as another cpio reads it, and the interpreter packed in it."""
+"""The lab's initramfs: the archive, unpacked by busybox, and the interpreter in it."""
 
 import os
 import shutil
@@ -18,11 +18,11 @@ def unpack(archive: bytes, into: Path) -> None:
     subprocess.run(command, cwd=into, input=archive, check=True)
 
 
-needs_busybox = pytest.mark.skipif(not shutil.which("busybox"), reason="busybox is the judge")
+needs_busybox = pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox")
 
 
 @needs_busybox
-def test_another_cpio_reads_it(tmp_path: Path) -> None:
+def test_busybox_unpacks_the_archive(tmp_path: Path) -> None:
     files = {"/init": b"#!", "/a/b/c": bytes(range(256)), "/a/empty": b"", "/a/b/odd": b"12345"}
     unpack(cpio(files), tmp_path)
     for path, content in files.items():
@@ -42,7 +42,7 @@ def test_a_trimmed_program_still_runs(tmp_path: Path) -> None:
     assert subprocess.run([trimmed], check=False).returncode == 0
 
 
-def test_the_soname_is_what_others_ask_for() -> None:
+def test_the_soname_of_libc_is_read() -> None:
     maps = Path("/proc/self/maps").read_text().split()
     libc = next(Path(word) for word in maps if "libc.so" in word or "libc-2" in word)
     assert soname(libc.read_bytes()) == "libc.so.6"
@@ -76,7 +76,7 @@ def test_the_packed_interpreter_imports_the_agent(
     assert result.stdout.strip().endswith(sys.version)
 
 
-def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_initramfs_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = find_kernel()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = build_initramfs(kernel)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the lab's kernel and taking it apart, on small made-up installations."""
+"""Choosing and unpacking the lab's kernel, on small fake installations."""
 
 import gzip
 import lzma
@@ -45,7 +45,7 @@ def find(root: Path):  # type: ignore[no-untyped-def]
     return find_kernel(root / "boot", root / "modules")
 
 
-def test_modules_come_after_what_they_need_and_once(tmp_path: Path) -> None:
+def test_modules_are_listed_once_and_after_their_dependencies(tmp_path: Path) -> None:
     install(tmp_path, "6.1.0-1-amd64")
     names = [path.name for path in find(tmp_path).modules]
     assert len(names) == len(set(names)) == 10
@@ -70,18 +70,18 @@ def test_the_newest_suitable_kernel_is_taken(tmp_path: Path) -> None:
     assert find(tmp_path).release == "6.1.0-10-amd64"
 
 
-def test_unsuitable_kernels_are_named_with_the_remedy(tmp_path: Path) -> None:
+def test_unsuitable_kernels_are_named_in_the_error(tmp_path: Path) -> None:
     install(tmp_path, "6.1.0-11-cloud-amd64", "")
     with pytest.raises(UserError, match=r"6\.1\.0-11-cloud-amd64.*apt-get install"):
         find(tmp_path)
 
 
-def test_no_kernel_at_all(tmp_path: Path) -> None:
+def test_a_host_without_kernels_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="apt-get install linux-image-amd64"):
         find(tmp_path)
 
 
-def test_the_lab_starts_the_elf_inside_its_bzimage(
+def test_the_vmlinux_in_the_bzimage_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -92,7 +92,7 @@ def test_the_lab_starts_the_elf_inside_its_bzimage(
     assert startable_image(kernel).read_bytes() == vmlinux
 
 
-def test_a_module_in_an_unknown_compression_is_told(tmp_path: Path) -> None:
+def test_a_module_of_unknown_compression_is_an_error(tmp_path: Path) -> None:
     module = tmp_path / "x.ko.zst"
     module.write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(UserError):
@@ -103,7 +103,7 @@ def test_a_module_in_an_unknown_compression_is_told(tmp_path: Path) -> None:
     ("suffix", "compress"), [("ko", bytes), ("ko.xz", lzma.compress), ("ko.gz", gzip.compress)]
 )
 def test_modules_are_read_without_their_signature(tmp_path, suffix, compress) -> None:  # type: ignore[no-untyped-def]
-    body = b"\x7fELF and so on"
+    body = b"\x7fELF and the rest"
     tail = bytes(8) + (300).to_bytes(4, "big") + b"~Module signature appended~\n"
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(compress(body + bytes(300) + tail))
@@ -112,6 +112,6 @@ def test_modules_are_read_without_their_signature(tmp_path, suffix, compress) ->
     assert read_module(path) == body
 
 
-def test_a_signature_longer_than_the_module_does_not_confuse() -> None:
+def test_a_signature_length_beyond_the_module_is_clipped() -> None:
     tail = bytes(8) + b"\xff\xff\xff\xff" + b"~Module signature appended~\n"
     assert strip_signature(b"body" + tail) == b""

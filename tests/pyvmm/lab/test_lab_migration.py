@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Migration sockets of programs in labs: what is sent arrives, and who dies is missed.
+"""Migration sockets of programs in labs: data arrives, and a peer that dies is noticed.
 
-Each test starts labs, so each asks several things of them. The last is a person's whole story: two
-terminals with `pyvmm run`, each in a lab of its own, and a third with `pyvmm migrate`.
+Starting a lab takes seconds, so each test checks several things. The last two do what a person
+does: two terminals with `pyvmm run`, each in a lab of its own, and a third with `pyvmm migrate`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.pyvmm.sockets.certificates import certificate
 
 TIMEOUT_S = 150
-MISSED_S = 10
-"""A few times what it takes on a busy machine to see that the other side is gone."""
+PEER_LOSS_TIMEOUT_S = 10
+"""A few times as long as a busy machine takes to notice that a peer is gone."""
 
 RUNNER = """
 import sys
@@ -92,7 +92,7 @@ else:
 @pytest.fixture(autouse=True, scope="module")
 def _parts() -> None:
     if in_lab():
-        pytest.skip("nothing nests")
+        pytest.skip("labs do not nest")
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -120,7 +120,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().rstrip("\n")
 
 
-def test_from_lab_to_lab_over_tcp(start: Start) -> None:
+def test_a_program_in_a_lab_connects_to_another_lab_over_tcp(start: Start) -> None:
     asked = "tcp:127.0.0.1:0"
     destination = start("-c", RUNNER, asked, PEER, "destination", asked, "4")
     address = line(destination)
@@ -133,11 +133,11 @@ def test_from_lab_to_lab_over_tcp(start: Start) -> None:
     source.kill()  # the session, the lab and the program in it
     killed_at = time.monotonic()
     assert line(destination) == "ended"
-    assert time.monotonic() - killed_at < MISSED_S
+    assert time.monotonic() - killed_at < PEER_LOSS_TIMEOUT_S
     assert destination.wait(TIMEOUT_S) == 0
 
 
-def test_between_a_lab_and_this_machine_over_unix(start: Start, tmp_path: Path) -> None:
+def test_a_program_on_the_host_connects_to_a_lab_over_unix(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "m"
     address = f"unix:{path}"
     destination = start("-c", RUNNER, address, PEER, "destination", address, "4")
@@ -150,7 +150,7 @@ def test_between_a_lab_and_this_machine_over_unix(start: Start, tmp_path: Path) 
     assert destination.wait(TIMEOUT_S) == 0
 
 
-def test_from_a_lab_to_this_machine_over_unix(start: Start, tmp_path: Path) -> None:
+def test_a_program_in_a_lab_connects_to_the_host_over_unix(start: Start, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/m"
     destination = start("-u", "-c", PEER, "destination", address, "4")
     assert line(destination) == address
@@ -179,7 +179,7 @@ APPEND = ("--append", 'loglevel=4 pyvmm.run="pattern"')
 
 
 def fill(program: RunProcess, mib: int) -> str:
-    """Have the guest hold a pattern; what it says to "verify 3" as long as nothing is lost."""
+    """Write a pattern to guest memory; return the reply to "verify 3" while it is intact."""
     program.expect("user space up")
     assert program.command(f"alloc {mib}").startswith("ok")
     assert program.command("fill 3").startswith("ok")
@@ -187,35 +187,37 @@ def fill(program: RunProcess, mib: int) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_guest_moves_from_lab_to_lab_with_certificates(image: Path, tmp_path: Path) -> None:
-    home_files, away_files = (certificate(tmp_path, "ca", name) for name in ("home", "away"))
-    qmp = f"unix:{tmp_path}/home.sock"
-    waiting = ["--incoming", "tcp:127.0.0.1:0", *tls_options(away_files)]
+def test_a_guest_migrates_between_labs_over_tls(image: Path, tmp_path: Path) -> None:
+    source_files, destination_files = (
+        certificate(tmp_path, "ca", name) for name in ("source", "destination")
+    )
+    qmp = f"unix:{tmp_path}/source.sock"
+    waiting = ["--incoming", "tcp:127.0.0.1:0", *tls_options(destination_files)]
     with (
-        RunProcess(image, *RUN, *APPEND, "--qmp", qmp) as home,
-        RunProcess(*waiting, *RUN, "--qmp", f"unix:{tmp_path}/away.sock") as away,
+        RunProcess(image, *RUN, *APPEND, "--qmp", qmp) as source,
+        RunProcess(*waiting, *RUN, "--qmp", f"unix:{tmp_path}/destination.sock") as destination,
     ):
-        whole = fill(home, 16)
-        address = away.expect("waiting for a guest at ").split()[-1]
+        verified = fill(source, 16)
+        address = destination.expect("waiting for a guest at ").split()[-1]
         stranger = certificate(tmp_path, "other", "stranger")
         refused = run_pyvmm("migrate", address, "--qmp", qmp, *tls_options(stranger))
         assert refused.returncode == 1
         assert "the guest has not moved: " in refused.stderr
-        assert home.command("verify 3") == whole
-        moved = run_pyvmm("migrate", address, "--qmp", qmp, *tls_options(home_files))
+        assert source.command("verify 3") == verified
+        moved = run_pyvmm("migrate", address, "--qmp", qmp, *tls_options(source_files))
         assert moved.returncode == 0, moved.stderr
-        assert home.status() == 0
-        away.expect("the guest has arrived")
-        assert away.command("verify 3") == whole
-        shown = run_pyvmm("balloon", "--qmp", f"unix:{tmp_path}/away.sock")
+        assert source.status() == 0
+        destination.expect("the guest has arrived")
+        assert destination.command("verify 3") == verified
+        shown = run_pyvmm("balloon", "--qmp", f"unix:{tmp_path}/destination.sock")
         assert "running" in shown.stdout
-        assert away.command("quit").startswith("ok")
-        assert away.status() == 0
+        assert destination.command("quit").startswith("ok")
+        assert destination.status() == 0
     assert not list(tmp_path.glob("*.sock"))
 
 
-def leaving(client: QmpClient, address: str) -> None:
-    """Begin to migrate; returns when the guest's memory is on its way."""
+def start_migration(client: QmpClient, address: str) -> None:
+    """Start to migrate, and return when guest memory is being sent."""
     client.execute("migrate", uri=address)
     state = client.execute("query-migrate")
     while state["status"] == "setup" or state["ram"]["transferred"] < 2 * MIB:
@@ -224,30 +226,30 @@ def leaving(client: QmpClient, address: str) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_whoever_is_killed_with_its_lab_is_missed_by_the_other(image: Path, tmp_path: Path) -> None:
-    """First the destination: the guest goes on. Then the source: nothing incomplete runs."""
+def test_a_side_killed_with_its_lab_is_noticed_by_the_other(image: Path, tmp_path: Path) -> None:
+    """Kill the destination: the guest keeps running. Kill the source: the guest runs nowhere."""
     addresses = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
-    qmp = tmp_path / "home.sock"
+    qmp = tmp_path / "source.sock"
     with (
-        RunProcess(image, *RUN, *APPEND, "--qmp", f"unix:{qmp}") as home,
+        RunProcess(image, *RUN, *APPEND, "--qmp", f"unix:{qmp}") as source,
         RunProcess(*RUN, "--incoming", addresses[0]) as one,
         RunProcess(*RUN, "--incoming", addresses[1]) as two,
     ):
-        whole = fill(home, 32)
+        verified = fill(source, 32)
         for destination in (one, two):
             destination.expect("waiting for a guest at ")
         with QmpClient(qmp) as client:
             client.execute("migrate-set-parameters", **{"max-bandwidth": 4 * MIB})
-            leaving(client, addresses[0])
+            start_migration(client, addresses[0])
             one.send_signal(signal.SIGKILL)
             killed_at = time.monotonic()
             while (state := client.execute("query-migrate"))["status"] == "active":
                 pass
-            assert time.monotonic() - killed_at < MISSED_S
+            assert time.monotonic() - killed_at < PEER_LOSS_TIMEOUT_S
             assert state["status"] == "failed"
             assert client.execute("query-status")["status"] == "running"
-            assert home.command("verify 3") == whole
-            leaving(client, addresses[1])
-            home.send_signal(signal.SIGKILL)
+            assert source.command("verify 3") == verified
+            start_migration(client, addresses[1])
+            source.send_signal(signal.SIGKILL)
             assert two.status() == 2
             assert "no guest has arrived: " in two.rest

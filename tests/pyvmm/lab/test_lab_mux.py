@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two multiplexers joined by a socket pair, driven in turns by one thread: nothing here waits."""
+"""Two multiplexers joined by a socket pair, run in turns by one thread: nothing here blocks."""
 
 import contextlib
 import os
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import MAX_NAME_BYTES, WINDOW_BYTES, Frame, FrameError, FrameType, encode
-from pyvmm.lab.mux import LinkClosedError, Multiplexer
+from pyvmm.lab.mux import Multiplexer, OnRequest
 
 NUMBER = 20
 
@@ -23,8 +24,18 @@ class Pair:
     def __init__(self) -> None:
         self.links = socket.socketpair()
         self.messages: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        self.near = Multiplexer(self.links[0].fileno(), self.messages[0].append)
-        self.far = Multiplexer(self.links[1].fileno(), self.messages[1].append)
+        self.on_connect: OnRequest = lambda number, address: None
+        self.on_open: OnRequest = lambda number, path: None
+        self.near = Multiplexer(
+            self.links[0].fileno(),
+            self.messages[0].append,
+            on_connect=lambda number, address: self.on_connect(number, address),
+        )
+        self.far = Multiplexer(
+            self.links[1].fileno(),
+            self.messages[1].append,
+            on_open=lambda number, path: self.on_open(number, path),
+        )
 
     def turns(self, count: int = 20) -> None:
         for _ in range(count):
@@ -48,7 +59,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def connected(pair: Pair) -> Iterator[tuple[Pair, socket.socket, socket.socket]]:
-    """A pair with one channel; the sockets are what a client and a server would hold."""
+    """A pair with one channel, and the sockets of its client and its server."""
     client, near = socket.socketpair()
     server, far = socket.socketpair()
 
@@ -56,7 +67,7 @@ def connected(pair: Pair) -> Iterator[tuple[Pair, socket.socket, socket.socket]]
         pair.far.reserve(number)
         pair.far.attach(number, far.detach())
 
-    pair.far.on_open = attach
+    pair.on_open = attach
     pair.near.open(NUMBER, "/socket", near.detach())
     pair.turns(2)
     client.setblocking(False)
@@ -91,7 +102,7 @@ def test_a_megabyte_arrives_as_it_was_sent_both_ways(connected: Any) -> None:
         assert got == data
 
 
-def test_a_reader_that_does_not_read_stops_its_writer_and_nobody_else(connected: Any) -> None:
+def test_a_stalled_reader_blocks_only_its_own_writer(connected: Any) -> None:
     pair, client, server = connected
     sent = 0
     blocked = 0
@@ -111,16 +122,16 @@ def test_a_reader_that_does_not_read_stops_its_writer_and_nobody_else(connected:
     assert len(receive(pair, server, sent)) == sent
 
 
-def test_the_end_of_one_direction_leaves_the_other(connected: Any) -> None:
+def test_one_direction_can_end_before_the_other(connected: Any) -> None:
     pair, client, server = connected
-    client.sendall(b"question")
+    client.sendall(b"request!")
     client.shutdown(socket.SHUT_WR)
-    assert receive(pair, server, 8) == b"question"
+    assert receive(pair, server, 8) == b"request!"
     pair.turns()
     assert server.recv(10) == b""
-    server.sendall(b"answer")
+    server.sendall(b"reply!")
     server.close()
-    assert receive(pair, client, 6) == b"answer"
+    assert receive(pair, client, 6) == b"reply!"
     pair.turns()
     assert client.recv(10) == b""
     assert not pair.near.channels
@@ -133,7 +144,7 @@ def test_a_broken_sink_ends_the_source(pair: Pair) -> None:
     os.close(reader)
     pair.near.add(1, sink=writer)
     pair.far.add(1, source=ours)
-    os.write(theirs, b"nobody wants this")
+    os.write(theirs, b"not read")
     pair.turns()
     assert not pair.near.channels
     assert not pair.far.channels
@@ -142,10 +153,10 @@ def test_a_broken_sink_ends_the_source(pair: Pair) -> None:
     os.close(theirs)
 
 
-def test_what_comes_before_a_connection_is_made_is_kept(pair: Pair) -> None:
+def test_data_that_arrives_before_attach_is_kept(pair: Pair) -> None:
     client, near = socket.socketpair()
     server, far = socket.socketpair()
-    pair.far.on_open = lambda number, path: pair.far.reserve(number)
+    pair.on_open = lambda number, path: pair.far.reserve(number)
     pair.near.open(NUMBER, "/later", near.detach())
     client.sendall(b"early")
     client.close()
@@ -157,21 +168,21 @@ def test_what_comes_before_a_connection_is_made_is_kept(pair: Pair) -> None:
         assert server.recv(10) == b""
 
 
-def test_draining_a_source_sends_its_rest_and_its_end(pair: Pair) -> None:
+def test_draining_sends_the_rest_of_a_source_and_its_end(pair: Pair) -> None:
     ours, theirs = os.pipe()
     reader, writer = os.pipe()
     pair.near.add(1, sink=writer)
     channel = pair.far.add(1, source=ours)
-    os.write(theirs, b"last words")
+    os.write(theirs, b"last bytes")
     pair.far.drain_source(channel)
     pair.turns()
-    assert os.read(reader, 100) == b"last words"
+    assert os.read(reader, 100) == b"last bytes"
     assert os.read(reader, 100) == b""
     os.close(theirs)
     os.close(reader)
 
 
-def test_draining_does_not_wait_for_ever_for_a_reader_that_does_not_read(
+def test_draining_times_out_on_a_stalled_reader(
     connected: Any,
 ) -> None:
     pair, client, server = connected
@@ -180,7 +191,7 @@ def test_draining_does_not_wait_for_ever_for_a_reader_that_does_not_read(
         with contextlib.suppress(BlockingIOError):
             sent += server.send(bytes(1 << 16))
         pair.turns(1)
-    pair.far.drain_source(pair.far.channels[NUMBER], patience_s=0.2)
+    pair.far.drain_source(pair.far.channels[NUMBER], timeout_s=0.2)
     assert not pair.far.channels
     got = len(receive(pair, client, WINDOW_BYTES))
     assert got < sent
@@ -188,7 +199,7 @@ def test_draining_does_not_wait_for_ever_for_a_reader_that_does_not_read(
         server.send(b"x")
 
 
-def test_draining_is_patient_with_a_slow_reader(connected: Any) -> None:
+def test_draining_waits_for_a_slow_reader(connected: Any) -> None:
     pair, client, server = connected
     data = random.Random(3).randbytes(2 << 20)
     client.setblocking(True)
@@ -213,7 +224,7 @@ def test_draining_is_patient_with_a_slow_reader(connected: Any) -> None:
     while threads[0].is_alive():
         pair.far.turn(10)
     server.close()
-    pair.far.drain_source(pair.far.channels[NUMBER], patience_s=5)
+    pair.far.drain_source(pair.far.channels[NUMBER], timeout_s=5)
     while reader.is_alive():
         pair.far.turn(10)
     client.close()
@@ -221,22 +232,21 @@ def test_draining_is_patient_with_a_slow_reader(connected: Any) -> None:
     assert got == data
 
 
-def test_a_channel_is_connected_when_the_peer_says_so(pair: Pair) -> None:
+def test_a_requested_channel_carries_data_after_the_peer_has_replied(pair: Pair) -> None:
     caller, ours = socket.socketpair()
     called, theirs = socket.socketpair()
-    asked: list[tuple[int, str]] = []
+    requested: list[tuple[int, str]] = []
 
     def connect(number: int, address: str) -> None:
-        asked.append((number, address))
+        requested.append((number, address))
         pair.near.reserve(number)
 
-    pair.near.on_connect = connect
-    pair.far.on_connected = lambda number, refused: pair.far.attach(number, ours.detach())
-    pair.far.connect(NUMBER, "tcp:\udcff:1")
+    pair.on_connect = connect
+    pair.far.connect(NUMBER, "tcp:\udcff:1", lambda error: pair.far.attach(NUMBER, ours.detach()))
     pair.turns()
-    assert asked == [(NUMBER, "tcp:\udcff:1")]
+    assert requested == [(NUMBER, "tcp:\udcff:1")]
     caller.sendall(b"early")
-    pair.near.answer_connect(NUMBER)
+    pair.near.reply_connect(NUMBER)
     called.sendall(b"welcome")
     pair.near.attach(NUMBER, theirs.detach())
     pair.turns()
@@ -248,41 +258,40 @@ def test_a_channel_is_connected_when_the_peer_says_so(pair: Pair) -> None:
         assert called.recv(10) == b""
 
 
-def test_a_refused_channel_is_forgotten_and_its_number_is_free(pair: Pair) -> None:
+def test_a_refused_channel_frees_its_number(pair: Pair) -> None:
     refusals: list[str] = []
 
-    def refused(number: int, why: str) -> None:
-        refusals.append(why)
-        pair.far.forget(number)
+    def refused(error: str) -> None:
+        refusals.append(error)
+        pair.far.forget(NUMBER)
 
     def refuse(number: int, address: str) -> None:
-        pair.near.answer_connect(number, "no" * 10_000)
+        pair.near.reply_connect(number, "no" * 10_000)
 
-    pair.near.on_connect = refuse
-    pair.far.on_connected = refused
+    pair.on_connect = refuse
     for _ in range(2):
-        pair.far.connect(NUMBER, "tcp:h:1")
+        pair.far.connect(NUMBER, "tcp:h:1", refused)
         pair.turns()
     assert refusals == ["no" * (MAX_NAME_BYTES // 2)] * 2
     assert not pair.far.channels
 
 
-def test_an_abandoned_channel_ends_for_both_clients(connected: Any) -> None:
+def test_an_abandoned_channel_ends_at_both_ends(connected: Any) -> None:
     pair, client, server = connected
-    server.sendall(b"last words")
+    server.sendall(b"last bytes")
     pair.turns()
     client.sendall(b"on their way")
     pair.far.abandon(NUMBER)
     pair.turns()
-    assert client.recv(20) == b"last words"
+    assert client.recv(20) == b"last bytes"
     assert client.recv(20) == b""
     assert server.recv(20) == b""
     assert not pair.near.channels
     assert not pair.far.channels
 
 
-def test_busy_streams_leave_room_for_one_that_came_later(pair: Pair) -> None:
-    """Over a link that takes little at a time, so that its buffer is always full."""
+def test_a_new_stream_gets_a_turn_among_busy_ones(pair: Pair) -> None:
+    """The link takes little at a time, so its buffer is always full."""
     pair.links[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     clients, servers = [], []
 
@@ -293,7 +302,7 @@ def test_busy_streams_leave_room_for_one_that_came_later(pair: Pair) -> None:
         pair.far.reserve(number)
         pair.far.attach(number, ours.detach())
 
-    pair.far.on_open = attach
+    pair.on_open = attach
     for number in range(NUMBER, NUMBER + 4):
         client, ours = socket.socketpair()
         client.setblocking(False)
@@ -318,7 +327,7 @@ def test_busy_streams_leave_room_for_one_that_came_later(pair: Pair) -> None:
             assert servers[-1].recv(1) == b"x"
             break
     else:
-        raise AssertionError("it never got its turn")
+        raise AssertionError("the new stream got no turn")
     for end in (*clients, *servers):
         end.close()
 
@@ -335,15 +344,34 @@ def test_control_messages_arrive_in_order(pair: Pair) -> None:
     [
         encode(Frame(FrameType.CONTROL, 0, b"[1]")),
         encode(Frame(FrameType.CONTROL, 0, b"\xff{")),
-        encode(Frame(FrameType.OPEN, 5, b"/nobody/serves/opens")),
-        encode(Frame(FrameType.CONNECT, 5, b"tcp:nobody.serves.connects:1")),
+        encode(Frame(FrameType.CONNECT, 5, b"tcp:not.served.here:1")),
         encode(Frame(FrameType.CONNECTED, 5)),
         b"\xee" * 8,
     ],
 )
-def test_nonsense_on_the_link_is_one_clear_error(pair: Pair, bad: bytes) -> None:
+def test_malformed_or_unexpected_frames_are_errors(pair: Pair, bad: bytes) -> None:
     pair.links[0].send(bad)
     with pytest.raises(FrameError):
+        pair.far.turn(0)
+
+
+def test_open_is_an_error_where_it_is_not_served(pair: Pair) -> None:
+    pair.links[1].send(encode(Frame(FrameType.OPEN, 5, b"/not/served/here")))
+    with pytest.raises(FrameError):
+        pair.near.turn(0)
+
+
+def test_connected_is_an_error_for_a_channel_that_was_not_requested(pair: Pair) -> None:
+    pair.far.reserve(NUMBER)
+    pair.links[0].send(encode(Frame(FrameType.CONNECTED, NUMBER)))
+    with pytest.raises(FrameError, match="not connecting"):
+        pair.far.turn(0)
+
+
+def test_a_request_for_a_channel_in_use_is_an_error(pair: Pair) -> None:
+    pair.far.reserve(NUMBER)
+    pair.links[0].send(encode(Frame(FrameType.OPEN, NUMBER, b"/path")))
+    with pytest.raises(FrameError, match="in use"):
         pair.far.turn(0)
 
 
@@ -358,7 +386,7 @@ def test_data_beyond_its_credit_is_refused(pair: Pair) -> None:
         pair.far.turn(0)
 
 
-def test_a_link_that_closes_is_told_apart(pair: Pair) -> None:
+def test_a_closed_link_has_its_own_error(pair: Pair) -> None:
     pair.links[0].close()
     with pytest.raises(LinkClosedError):
         pair.far.turn(0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands in the real lab, as a person, a pipe, a signal and a client meet it.
+"""Commands in the real lab: streams, files, terminals, signals and sockets.
 
-Each test starts one lab, so each asks several things of it. Skipped where the lab has not all its
-parts (`pyvmm doctor` says which).
+Starting a lab takes seconds, so each test checks several things in one. They need all parts of the
+lab (`pyvmm doctor` lists them).
 """
 
 import fcntl
@@ -24,13 +24,13 @@ import pytest
 
 from pyvmm.sockets.lab_paths import in_lab
 
-PATIENCE_SECONDS = 120
+TIMEOUT_S = 120
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _parts() -> None:
     if in_lab():
-        pytest.skip("nothing nests")
+        pytest.skip("labs do not nest")
 
 
 def lab(*command: str) -> list[str]:
@@ -38,21 +38,21 @@ def lab(*command: str) -> list[str]:
 
 
 def emulator_of(command: subprocess.Popen[str] | subprocess.Popen[bytes]) -> Path:
-    """The /proc directory of the emulator that `command` has started."""
+    """Return the /proc directory of the emulator that `command` has started."""
     children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
     (emulator,) = (Path("/proc") / child for child in children)
     assert b"pyvmm-lab" in (emulator / "cmdline").read_bytes()
     return emulator
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         select.select([], [], [], 0.05)
 
 
-def test_pipes_files_directory_environment_and_status(tmp_path: Path) -> None:
+def test_streams_files_directory_environment_and_status_are_the_host_s(tmp_path: Path) -> None:
     data = random.Random(2).randbytes((1 << 20) + 1)
     script = """
     set -e
@@ -72,7 +72,7 @@ def test_pipes_files_directory_environment_and_status(tmp_path: Path) -> None:
         env={**os.environ, "GREETING": "grüß dich\n$HOME"},
         input=data,
         capture_output=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert result.stderr == b"complaint\n"
@@ -85,7 +85,7 @@ def test_pipes_files_directory_environment_and_status(tmp_path: Path) -> None:
     assert (tmp_path / "person").read_text().splitlines()[1] == "0"
 
 
-def test_a_command_that_is_not_there() -> None:
+def test_a_missing_command_exits_with_127() -> None:
     result = subprocess.run(
         lab("no-such-command"), capture_output=True, text=True, timeout=120, check=False
     )
@@ -94,16 +94,16 @@ def test_a_command_that_is_not_there() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_temporary_file_is_one_after_it_was_unlinked() -> None:
-    """As pytest's, for what tests print."""
-    script = "import tempfile; file = tempfile.TemporaryFile(); file.truncate(9); print('well')"
+def test_an_unlinked_temporary_file_can_be_used() -> None:
+    """As pytest does, to capture output."""
+    script = "import tempfile; file = tempfile.TemporaryFile(); file.truncate(9); print('works')"
     result = subprocess.run(
         lab(sys.executable, "-c", script), capture_output=True, text=True, timeout=120, check=False
     )
-    assert result.stdout == "well\n", result.stderr
+    assert result.stdout == "works\n", result.stderr
 
 
-def test_a_flood_ends_when_its_reader_goes() -> None:
+def test_endless_output_ends_when_its_reader_closes() -> None:
     command = subprocess.Popen(lab("yes", "flood"), stdout=subprocess.PIPE)
     assert command.stdout is not None
     assert command.stdout.read(60_000) == b"flood\n" * 10_000
@@ -112,12 +112,12 @@ def test_a_flood_ends_when_its_reader_goes() -> None:
     assert rss_kib < 200 << 10
     emulator = emulator_of(command)
     command.stdout.close()
-    assert command.wait(PATIENCE_SECONDS) == 128 + signal.SIGPIPE
+    assert command.wait(TIMEOUT_S) == 128 + signal.SIGPIPE
     assert not emulator.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_both_and_leaves_nothing(number: signal.Signals) -> None:
+def test_a_signal_ends_command_and_emulator(number: signal.Signals) -> None:
     command = subprocess.Popen(
         lab("sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.2; done"),
         stdout=subprocess.PIPE,
@@ -128,15 +128,15 @@ def test_a_signal_ends_both_and_leaves_nothing(number: signal.Signals) -> None:
     emulator = emulator_of(command)
     command.send_signal(number)
     if number == signal.SIGTERM:
-        assert command.wait(PATIENCE_SECONDS) == 9
+        assert command.wait(TIMEOUT_S) == 9
         assert command.stdout.read() == "caught\n"
     else:
-        command.wait(PATIENCE_SECONDS)
+        command.wait(TIMEOUT_S)
     command.stdout.close()
-    until(lambda: not emulator.exists())
+    wait_until(lambda: not emulator.exists())
 
 
-def test_a_terminal_with_its_size_interrupt_and_restored_modes(
+def test_a_terminal_has_its_size_and_interrupt_and_gets_its_modes_back(
     request: pytest.FixtureRequest,
 ) -> None:
     master, slave = pty.openpty()
@@ -150,7 +150,7 @@ def test_a_terminal_with_its_size_interrupt_and_restored_modes(
     shown = bytearray()
 
     def expect(text: bytes) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_S
         while text not in shown:
             ready, _, _ = select.select([master], [], [], max(0, deadline - time.monotonic()))
             assert ready, bytes(shown)
@@ -164,14 +164,14 @@ def test_a_terminal_with_its_size_interrupt_and_restored_modes(
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
     os.write(master, b"until [ \"$(stty size)\" = '44 111' ]; do :; done; echo re''sized\n")
     expect(b"resized\r\n")
-    # exec: a shell that is just starting another program may lose the signal.
+    # exec: a shell that is starting another program may lose the signal.
     os.write(master, b"sh -c 'echo be\"\"gun; exec sleep 1000'\n")
     expect(b"begun\r\n")
     os.write(master, b"\x03")
     os.write(master, b"echo aft''er\n")
     expect(b"after\r\n")
     os.write(master, b"exit 5\n")
-    assert command.wait(PATIENCE_SECONDS) == 5
+    assert command.wait(TIMEOUT_S) == 5
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
@@ -206,14 +206,14 @@ sys.exit(run_in_lab([sys.executable, "-c", server, path], sockets=[Path(path)]))
 """
 
 
-def test_two_clients_of_a_socket_at_once(tmp_path: Path) -> None:
+def test_two_clients_use_a_forwarded_socket_at_once(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     command = subprocess.Popen([sys.executable, "-c", RUNNER, str(path), SERVER])
-    until(path.exists)
+    wait_until(path.exists)
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
         for client in (one, two):
-            client.settimeout(PATIENCE_SECONDS)
-            until(lambda client=client: client.connect_ex(str(path)) == 0)  # type: ignore[misc]
+            client.settimeout(TIMEOUT_S)
+            wait_until(lambda client=client: client.connect_ex(str(path)) == 0)  # type: ignore[misc]
         one.sendall(b"a" * 300_000)
         two.sendall(b"small")
         assert two.recv(100) == b"SMALL"
@@ -225,7 +225,7 @@ def test_two_clients_of_a_socket_at_once(tmp_path: Path) -> None:
             client.shutdown(socket.SHUT_WR)
             assert client.recv(100) == b"bye"
             assert client.recv(100) == b""
-    assert command.wait(PATIENCE_SECONDS) == 7
+    assert command.wait(TIMEOUT_S) == 7
     assert not path.exists()
 
 
@@ -237,7 +237,7 @@ def test_a_socket_path_in_use_is_refused_before_anything_starts(tmp_path: Path) 
         runner = f"import pyvmm.cli.main\n{RUNNER}"
         result = subprocess.run(
             [sys.executable, "-c", runner, str(path), SERVER],
-            capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
     assert "UserError" in result.stderr
     assert "in use" in result.stderr
@@ -256,7 +256,7 @@ def run_own_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_pyvmm_itself_goes_on_as_any_python_would() -> None:
+def test_preloaded_pyvmm_runs_as_a_new_interpreter_would() -> None:
     script = (
         "import os, sys, json, xml; print(os.getcwd(), sys.executable, sys.prefix, os.getpid() > 1)"
     )
@@ -270,20 +270,18 @@ def test_pyvmm_itself_goes_on_as_any_python_would() -> None:
     assert result.stderr.startswith("pyvmm: ")
 
 
-def test_a_command_that_takes_too_long_is_ended_and_diagnosed() -> None:
+def test_a_command_beyond_its_time_limit_is_ended_with_a_diagnosis() -> None:
     command = [*lab("sleep", "1000")]
     command[-3:-3] = ["--timeout", "1"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 124
     assert "did not end in 1 s" in result.stderr
-    assert "CPU#0" in result.stderr, "what QEMU says of the processors"
-    assert "sysrq: Show Blocked State" in result.stderr, "what the kernel says"
+    assert "CPU#0" in result.stderr, "the processors' state, from QEMU"
+    assert "sysrq: Show Blocked State" in result.stderr, "blocked tasks, from the kernel"
 
 
-def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU's processors are stopped behind the session's back, as if the emulation hung."""
+def test_a_lab_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's processors are stopped without the session's knowledge, as if the emulation hung."""
     from pyvmm.lab import session
     from pyvmm.lab.run import run_in_lab
     from pyvmm.lab.start import LabError
@@ -301,15 +299,17 @@ def test_a_lab_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         run_in_lab(["sleep", "1000"], memory_mib=4096)
 
 
-def test_the_lab_holds_virtual_machines_so_that_kvms_static_keys_stay_on() -> None:
+def test_the_agent_keeps_virtual_machines_that_pin_static_keys() -> None:
     script = "readlink /proc/1/fd/* | grep -c anon_inode:kvm-v"
     result = subprocess.run(
-        lab("sh", "-c", script), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        lab("sh", "-c", script), capture_output=True, text=True, timeout=TIMEOUT_S
     )
-    assert result.stdout == "4\n", "two machines with a vCPU each"
+    assert result.stdout == "4\n", "two virtual machines with a vCPU each"
 
 
-def test_a_busy_lab_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lab_that_is_busy_for_longer_than_the_pings_is_not_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from pyvmm.lab import session
     from pyvmm.lab.run import run_in_lab
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM probe: its judgement on measurements, and its manners on whatever is here."""
+"""The KVM probe: verdicts on measurements, and a real run that restores all state."""
 
 import os
 import signal
@@ -24,22 +24,22 @@ SLOW = MIN_RING0_INSTRUCTIONS_PER_SECOND / 2
         (None, None, Verdict.UNFIT, None),
     ],
 )
-def test_the_verdict_follows_from_what_was_measured(speed, problem, verdict, arrives) -> None:  # type: ignore[no-untyped-def]
+def test_the_verdict_follows_from_the_measurements(speed, problem, verdict, arrives) -> None:  # type: ignore[no-untyped-def]
     fitness = probe._judge(speed, problem, "KVM_EXIT_SHUTDOWN")
     assert fitness.verdict is verdict
     assert fitness.syscall_arrives is arrives
     assert fitness.ring0_instructions_per_second == speed
 
 
-def test_no_device_is_missing(tmp_path: Path) -> None:
+def test_a_host_without_the_device_is_missing_kvm(tmp_path: Path) -> None:
     assert probe.probe(str(tmp_path / "kvm")).verdict is Verdict.MISSING
 
 
-def test_a_device_that_is_no_kvm_is_unfit() -> None:
+def test_a_device_other_than_kvm_is_unfit() -> None:
     assert probe.probe("/dev/null").verdict is Verdict.UNFIT
 
 
-def test_a_device_one_may_not_open_is_unreadable(tmp_path: Path) -> None:
+def test_a_device_without_permission_is_unreadable(tmp_path: Path) -> None:
     if os.getuid() == 0:
         pytest.skip("root may open anything")
     device = tmp_path / "kvm"
@@ -47,7 +47,7 @@ def test_a_device_one_may_not_open_is_unreadable(tmp_path: Path) -> None:
     assert probe.probe(str(device)).verdict is Verdict.UNREADABLE
 
 
-def test_it_is_quick_and_leaves_nothing_behind() -> None:
+def test_probing_takes_under_a_second_and_restores_signals_and_descriptors() -> None:
     signal.setitimer(signal.ITIMER_REAL, 100)
     try:
         handler = signal.getsignal(signal.SIGALRM)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice between this host's KVM and the lab."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.errors import UserError
+from pyvmm.lab import choose
+from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.machine.kvm_probe import KvmFitness, Verdict
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+
+MISSING = KvmFitness(Verdict.MISSING, "there is no /dev/kvm")
+UNREADABLE = KvmFitness(Verdict.UNREADABLE, "this user has no permission to open /dev/kvm")
+UNFIT = KvmFitness(Verdict.UNFIT, "ring 0 crawls", 1.6e6, True)
+FIT = KvmFitness(Verdict.FIT, "good", 1e9, True)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(IN_LAB_VARIABLE, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fitness", "choice"),
+    [
+        ("auto", FIT, Choice.HOST),
+        ("host", FIT, Choice.HOST),
+        ("lab", FIT, Choice.LAB),
+        ("lab", MISSING, Choice.LAB),
+        ("auto", MISSING, Choice.LAB),
+        ("auto", UNREADABLE, Choice.LAB),
+        ("auto", UNFIT, Choice.LAB),
+    ],
+)
+def test_the_mode_and_the_probe_decide(mode, fitness, choice, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(choose, "probe_host_kvm", lambda: fitness)
+    assert choose_kvm(mode) is choice
+    shown = capsys.readouterr().err
+    if mode == "auto" and choice is Choice.LAB:
+        assert shown.count("\n") == 1
+        assert fitness.reason in shown
+    else:
+        assert shown == ""
+
+
+@pytest.mark.parametrize("fitness", [MISSING, UNREADABLE, UNFIT])
+def test_a_host_kvm_that_cannot_be_used_is_refused(
+    fitness: KvmFitness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "probe_host_kvm", lambda: fitness)
+    with pytest.raises(UserError, match="--kvm lab"):
+        choose_kvm("host")
+
+
+@pytest.mark.parametrize("mode", ["auto", "host", "lab"])
+def test_labs_do_not_nest(mode, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
+    monkeypatch.setattr(choose, "probe_host_kvm", lambda: UNFIT)
+    assert choose_kvm(mode) is Choice.HOST
