@@ -89,6 +89,7 @@ def run_in_lab(
 def _incoming_listener(
     incoming: Address, security: Security | None
 ) -> tuple[ForwardedListener, dict[str, str]]:
+    # Saves 7 ms (ssl) for commands without an incoming migration.
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.sockets.tls import Security
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.lab.initramfs import build_initramfs, cpio, init_arguments, soname, trim_elf
+from pyvmm.lab.elf_files import soname, trim_elf
+from pyvmm.lab.initramfs import build_initramfs, cpio, init_arguments
 from pyvmm.lab.kernel import LabKernel, find_kernel
 
 
