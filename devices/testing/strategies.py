@@ -11,19 +11,10 @@ from hypothesis import strategies as st
 from devices.state import Payload, Value
 from devices.testing.states import mutable_copy, payload_items
 
-MAX_PFN = (1 << 20) - 1
-"""Largest 4 KiB page frame number of `page_frames`: the last page below 4 GiB."""
-
-
-def page_frames(below: int = MAX_PFN + 1, max_size: int = 300) -> st.SearchStrategy[list[int]]:
-    """Lists of different 4 KiB page frame numbers, scattered and in runs, in any order."""
-    run = st.tuples(st.integers(0, below - 1), st.integers(1, 40))
-    runs = st.lists(run, max_size=8).map(
-        lambda each: [pfn for start, count in each for pfn in range(start, start + count)]
-    )
-    frames = runs.map(lambda pfns: list(dict.fromkeys(p for p in pfns if p < below))[:max_size])
-    return frames.flatmap(st.permutations)
-
+buffer_elements: st.SearchStrategy[tuple[list[bytes], list[int]]] = st.tuples(
+    st.lists(st.binary(max_size=300), max_size=6), st.lists(st.integers(0, 300), max_size=6)
+)
+"""(readable, writable) for `DriverQueue.add`: up to 6 elements of 0 to 300 bytes each way."""
 
 hostile_values: st.SearchStrategy[Value] = (
     st.integers(-(1 << 63), (1 << 64) - 1)

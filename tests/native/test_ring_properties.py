@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from devices.testing.driver_queue import DriverQueue, Used, need_event
 from devices.testing.ram import guest_memory
+from devices.testing.strategies import buffer_elements
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
@@ -25,17 +26,14 @@ from tests.native.ring_oracle import Broken, expected_pop
 
 sizes = st.sampled_from([1, 2, 4, 8, 16, 64])
 start_indices = st.one_of(st.just(0), st.integers(65400, 65535), st.integers(0, 65535))
-buffers = st.tuples(
-    st.lists(st.binary(max_size=300), max_size=6),
-    st.lists(st.integers(0, 300), max_size=6),
-    st.booleans(),
-    st.integers(0, 2),
-)
+buffers = st.tuples(buffer_elements, st.booleans(), st.integers(0, 2))
+Buffer = tuple[tuple[list[bytes], list[int]], bool, int]
+"""Elements, whether they go into an indirect table, and how many of them stay direct."""
 
 
-def add(driver: DriverQueue, buffer: tuple[list[bytes], list[int], bool, int]) -> int | None:
+def add(driver: DriverQueue, buffer: Buffer) -> int | None:
     """Make a generated buffer available; None when this queue cannot hold it."""
-    readable, writable, indirect, direct_first = buffer
+    (readable, writable), indirect, direct_first = buffer
     elements = len(readable) + len(writable)
     if not elements or elements > driver.size:
         return None
@@ -63,7 +61,7 @@ def test_every_buffer_makes_the_round_trip(
     event_idx: bool,
     indirect: bool,
     seed: int,
-    rounds: list[list[tuple[list[bytes], list[int], bool, int]]],
+    rounds: list[list[Buffer]],
     data: st.DataObject,
 ) -> None:
     driver = DriverQueue(
@@ -80,7 +78,7 @@ def test_every_buffer_makes_the_round_trip(
         added = [(head, buffer) for head, buffer in heads if head is not None]
         assert queue.pending == len(added)
         returned = []
-        for head, (readable, writable, _, _) in added:
+        for head, ((readable, writable), _, _) in added:
             chain = queue.pop(1 << 20)
             assert chain is not None
             assert (chain.head, chain.readable) == (head, b"".join(readable))

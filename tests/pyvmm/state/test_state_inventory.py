@@ -20,6 +20,7 @@ ROOT = Path(devices.__file__).parent
 NOT_STATE = {
     # What the machine has put together before the guest runs.
     "Bus._map": "the machine maps its devices, and restored functions their BARs",
+    "Listeners._callbacks": "wiring",
     "Capability.header": "made when the machine is",
     "Capability._body": "no capability of ours has plain bits that a guest can change",
     "PciFunction._capabilities": "made when the machine is",
