@@ -2,15 +2,16 @@
 """An address space of devices: I/O ports, guest-physical MMIO, or a function's configuration space.
 
 `Bus` keeps non-overlapping ranges sorted by start and finds the device of an address by bisection.
-An access inside one range goes to its device as it is. An access that crosses a range's end (or
-starts in a hole and reaches into a range) is split into single bytes, each of which goes where it
-belongs, so a device never sees an access outside its range. Addresses that no device claims read
-as all ones and drop writes, as on a PC; both are traced as `unclaimed_read` and `unclaimed_write`.
+An access inside one range goes to its device unchanged. An access that crosses a range's end (or
+starts in a hole and reaches into a range) is split into single bytes, each of which goes to the
+device at its address, so a device never sees an access outside its range. Addresses that no device
+claims read as all ones and drop writes, as on a PC; both are traced as `unclaimed_read` and
+`unclaimed_write`.
 
 Threads: vCPU threads look devices up while another one moves a BAR. The sorted map is an immutable
-value that `map` and `unmap` replace as a whole, so a lookup sees the old or the new map and never
-half of one. The bus does not serialise the devices themselves, and two threads must not call `map`
-or `unmap` at once: the machine's device lock covers both.
+value that `map` and `unmap` replace as a whole, so a lookup sees either the old or the new map. The
+bus does not serialise the devices themselves, and two threads must not call `map` or `unmap` at
+once: the machine's device lock covers both.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ class _Range(NamedTuple):
 class Bus:
     """Ranges of addresses and the devices behind them; itself a `BusDevice`.
 
-    `name` identifies the bus in traces; `unclaimed_byte` is what an address without a device
-    reads as.
+    `name` identifies the bus in traces; `unclaimed_byte` is the value of a byte without a device.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Bus:
         self._map: tuple[list[int], list[_Range]] = ([], [])
 
     def map(self, start: int, length: int, device: BusDevice) -> None:
-        """Give [start, start + length) to `device`, which sees offsets from `start`.
+        """Map `device` at [start, start + length); it sees offsets from `start`.
 
         Raises ValueError for an empty range or one that overlaps a range already mapped.
         """
@@ -66,10 +66,10 @@ class Bus:
         self._map = ([entry.start for entry in ranges], ranges)
 
     def overlaps(self, start: int, length: int) -> bool:
-        """Tell whether any byte of [start, start + length) belongs to a device."""
+        """Return whether any byte of [start, start + length) belongs to a device."""
         return any(r.start < start + length and start < r.end for r in self._map[1])
 
-    # Both look the range up themselves: a call costs as much as the search, at every access.
+    # Both search inline: a function call would cost as much as the search, at every access.
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes at `address` as a little-endian number."""
         starts, ranges = self._map

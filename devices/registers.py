@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers as tables: one declaration drives dispatch, partial access, tracing and tests.
 
-A device lists its registers once, as `Register` rows with a name, an offset, a size and what reads
-and writes do, and gives the list to a `RegisterTable`, which is a `BusDevice`:
+A device lists its registers once, as `Register` rows with a name, an offset, a size and handlers
+for reads and writes, and passes the list to a `RegisterTable`, which is a `BusDevice`:
 
     self.registers = RegisterTable("widget", [
         Register("select", 0x00, 2),                                  # kept in the table
@@ -12,9 +12,9 @@ and writes do, and gives the list to a `RegisterTable`, which is a `BusDevice`:
     ])
     self.registers["select"]          # the owner's view of a kept value; assignable
 
-Who keeps the value: a register with a `read` handler belongs to its owner, the table only calls
-`read()` and `write(value)`. A register without one is kept by the table; its `write` handler, if
-any, is called with the new value after it was stored.
+The value of a register with a `read` handler is kept by the table's owner: the table only calls
+`read()` and `write(value)`. Without one the table keeps the value; the register's `write` handler,
+if any, is called with the new value after it was stored.
 
 An access that is exactly one register is the fast path. Any other access (part of a register,
 several registers, across a gap, any size and alignment) is resolved byte by byte, here and nowhere
@@ -25,8 +25,8 @@ belong to no register read as 0 and ignore writes.
 
 Handlers see only values that fit the register. Nothing here locks: callers serialise.
 
-A table is a `Stateful` part, too. It saves what it keeps and the guest can write; the value of a
-read-only register never changes, or is its owner's to save.
+A table is also a `Stateful` part. It saves the values that it keeps and the guest can write; the
+value of a read-only register either never changes or is saved by its owner.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from devices.state import Fields, Payload, Restore
 
 
 class Access(enum.Enum):
-    """What the guest may do with a register."""
+    """Access rights of the guest to a register."""
 
     RO = "read only: writes are ignored"
     RW = "read and write"
@@ -50,16 +50,16 @@ class Access(enum.Enum):
     WO = "write only: reads as 0"
 
 
-# Python 3.11 looks an enumeration's member up slowly; these are compared on every access.
+# Python 3.11 looks up members of an enumeration slowly; these are compared on every access.
 _RO, _W1C, _WO = Access.RO, Access.W1C, Access.WO
 
 
 class Register(NamedTuple):
     """One row of a table.
 
-    `offset` and `size` are bytes from the start of the table. `reset` is the first value of a
+    `offset` and `size` are bytes from the start of the table. `reset` is the initial value of a
     register the table keeps and `writable` its mask of bits a write can change (all, if None); both
-    have no meaning for a register with a `read` handler.
+    are ignored for a register with a `read` handler.
     """
 
     name: str
@@ -129,7 +129,7 @@ class RegisterTable:
         self._values[name] = value & _ones(self._by_name[name].size)
 
     def reset(self) -> None:
-        """Give every register the table keeps its reset value; no handler is called."""
+        """Set every register the table keeps to its reset value; no handler is called."""
         self._values.update((row.name, row.reset) for row in self._rows if row.read is None)
 
     # --- Saved state ------------------------------------------------------------------------
@@ -137,11 +137,11 @@ class RegisterTable:
 
     @property
     def STATE_KIND(self) -> str:
-        """A table that is a part of the machine by itself is known by its name."""
+        """The name of a table that is a part of the machine by itself."""
         return self.name
 
     def save_state(self) -> Payload:
-        """The values that the table keeps and the guest can write."""
+        """Return the values that the table keeps and the guest can write."""
         return {row.name: self[row.name] for row in self._guest_written()}
 
     def check_state(self, fields: Fields) -> Restore:
@@ -198,13 +198,13 @@ class RegisterTable:
         return [row for row in self._rows if row.offset < end and offset < row.end]
 
     def _kept_bits(self, register: Register, written: int) -> int:
-        """Return what a partial write leaves in the bits outside the mask `written`."""
+        """Return the bits outside the mask `written`, which a partial write leaves as they are."""
         if register.access in (_W1C, _WO):
             return 0
         return self._readers[register.name]() & ~written
 
     def _reader(self, register: Register) -> Callable[[], int]:
-        """Return what a read of the register calls, chosen once because reads are hot."""
+        """Return the function that reads the register, chosen once because reads are hot."""
         if register.access is _WO:
             return lambda: 0
         if register.read is not None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved state: what a part of the machine says of itself, as plain values, and how it is read back.
+"""Saved state of a part of the machine, as plain values, and how it is checked and restored.
 
-A part (`Stateful`) writes itself down as a `Payload`: names and plain values, bytes and nested
-payloads among them. Whoever writes a file or a stream adds kind, version and checksum. A saved
-state is as hostile as a guest: it comes from a file or from the network. So it is read through
-`Fields`, whose every accessor checks what it hands out, and what is wrong is a `StateError` that
-names part and field. `restore_state` checks everything before it changes anything.
+A part (`Stateful`) saves itself as a `Payload`: names and plain values, including bytes and nested
+payloads. The writer of a file or stream adds kind, version and checksum. Saved state is as hostile
+as a guest, since it comes from a file or from the network. So it is read through `Fields`, every
+accessor of which checks the value it returns, and a wrong value raises a `StateError` that names
+part and field. `restore_state` checks everything before it changes anything.
 
     def save_state(self):
         return {"index": self._index, "memory": bytes(self._memory)}
@@ -15,14 +15,14 @@ names part and field. `restore_state` checks everything before it changes anythi
         fields.done()
         self._index, self._memory = index, bytearray(memory)
 
-Where a part is made of others, each of them has `check_state(fields)`, which checks and returns a
-`Restore`, the function that does it; the part calls these when all of them are content.
+Where a part is composed of others, each of them has `check_state(fields)`, which checks and returns
+a `Restore`, the function that restores it; the part calls these when all checks have passed.
 
-`encode` writes a payload as JSON: a person can read it with any tool, there is nothing in it to be
-executed, and the standard library has it. Bytes are {"$bytes": base64}, which is why no name begins
-with "$". A payload has one encoding only (names sorted, no spaces, no fractions), which `decode`
-insists on by encoding what it has read once more: a name that comes twice, or a number written
-oddly, is refused without a rule of its own.
+`encode` writes a payload as JSON: any tool can read it, nothing in it can be executed, and the
+standard library supports it. Bytes are {"$bytes": base64}, which is why no name begins with "$". A
+payload has exactly one encoding (names sorted, no spaces, no fractions), which `decode` enforces by
+encoding its result again: a duplicate name, or a number written in another way, is refused without
+a rule of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Restore: TypeAlias = Callable[[], None]
 T = TypeVar("T")
 
 MAX_PAYLOAD_BYTES = 1 << 20
-"""Longest encoded payload; the largest parts, a vCPU's or a device's, have some ten KiB."""
+"""Longest encoded payload; the largest parts, of a vCPU or a device, take some ten KiB."""
 MAX_DEPTH = 12
 
 _BYTES = "$bytes"
@@ -56,7 +56,7 @@ class StateError(ValueError):
 
 
 class Stateful(Protocol):
-    """A part of the machine that can be saved, and restored into a new one of the same make."""
+    """A part of the machine that can be saved, and restored into a new one of the same kind."""
 
     @property
     def STATE_KIND(self) -> str:
@@ -64,17 +64,17 @@ class Stateful(Protocol):
 
     @property
     def STATE_VERSION(self) -> int:
-        """Counts up whenever the payload changes."""
+        """Version of the payload, incremented whenever it changes."""
 
     def save_state(self) -> Payload:
-        """Write the state down; the part does not change while it is called, nor by it."""
+        """Return the state; the part does not change meanwhile."""
 
     def restore_state(self, fields: Fields) -> None:
-        """Become what was saved; StateError, with nothing changed, for what cannot be."""
+        """Apply the saved state; StateError, with nothing changed, if it is invalid."""
 
 
 def encode(payload: Payload) -> bytes:
-    """Write a payload down; ValueError for one with something in it that is no plain value."""
+    """Return the encoding of a payload; ValueError if a value in it is not plain."""
     text = json.dumps(_plain(payload, MAX_DEPTH), sort_keys=True, separators=(",", ":"))
     if len(text) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a payload of {len(text)} bytes is too long")
@@ -82,7 +82,7 @@ def encode(payload: Payload) -> bytes:
 
 
 def decode(data: bytes, part: str = "state") -> Payload:
-    """Read what `encode` has written; StateError, in the name of `part`, for anything else."""
+    """Return the payload that `encode` has encoded; StateError, naming `part`, for other bytes."""
     if len(data) > MAX_PAYLOAD_BYTES:
         raise StateError(part, f"a payload of {len(data)} bytes is too long")
     try:
@@ -93,12 +93,12 @@ def decode(data: bytes, part: str = "state") -> Payload:
     except (ValueError, RecursionError) as error:
         raise StateError(part, f"cannot be read: {error}") from error
     if not canonical:
-        raise StateError(part, "is not written in the one way there is")
+        raise StateError(part, "is not in the canonical encoding")
     return payload
 
 
 def _plain(value: object, depth: int) -> object:
-    """What JSON can say for `value`."""
+    """Return `value` as JSON represents it."""
     if depth < 0:
         raise ValueError("nested too deeply")
     match value:
@@ -114,11 +114,11 @@ def _plain(value: object, depth: int) -> object:
             return [_plain(each, depth - 1) for each in value]
         case dict() if all(isinstance(name, str) and name[:1] != "$" for name in value):
             return {name: _plain(each, depth - 1) for name, each in value.items()}
-    raise ValueError(f"{value!r:.60} is no plain value")
+    raise ValueError(f"{value!r:.60} is not a plain value")
 
 
 def _valued(read: object) -> object:
-    """What the JSON value `read` stands for; anything odd is left for `encode` to refuse."""
+    """Return the value that JSON's `read` represents; `encode` refuses invalid ones later."""
     if isinstance(read, list):
         return [_valued(each) for each in read]
     if isinstance(read, dict):
@@ -129,7 +129,7 @@ def _valued(read: object) -> object:
 
 
 class Fields:
-    """The fields of one payload, each checked as it is taken; `part` is its name in errors.
+    """The fields of one payload, each checked when it is read; `part` is its name in errors.
 
     Every accessor raises StateError if the field is missing, of another type or out of range.
     """
@@ -141,11 +141,11 @@ class Fields:
         self._parts: list[Fields] = []
 
     def number(self, name: str, *, below: int = _U64_VALUES, at_least: int = 0) -> int:
-        """A whole number from `at_least` up to, not including, `below`."""
+        """Return a whole number from `at_least` up to, not including, `below`."""
         return self._in_range(name, self._take(name, int), at_least, below)
 
     def counter(self, name: str) -> int:
-        """A number that can go on growing and still be saved."""
+        """Return a number that can keep growing and still be saved."""
         return self.number(name, below=_U64_VALUES // 2)
 
     def numbers(
@@ -156,22 +156,22 @@ class Fields:
         at_most: int | None = None,
         below: int = _U64_VALUES,
     ) -> list[int]:
-        """Numbers, all below `below`; exactly `count` of them, or up to `at_most`."""
+        """Return numbers, all below `below`; exactly `count` of them, or up to `at_most`."""
         return [
             self._in_range(name, self._typed(name, each, int), 0, below)
             for each in self.items(name, count=count, at_most=at_most)
         ]
 
     def flag(self, name: str) -> bool:
-        """True or False."""
+        """Return True or False."""
         return self._take(name, bool)
 
     def text(self, name: str) -> str:
-        """Printable characters."""
+        """Return a string of printable characters."""
         return self._take(name, str)
 
     def data(self, name: str, *, length: int | None = None, at_most: int | None = None) -> bytes:
-        """Bytes: exactly `length` of them, or up to `at_most`."""
+        """Return bytes: exactly `length` of them, or up to `at_most`."""
         data = self._take(name, bytes)
         self._count(name, len(data), length, at_most, "bytes")
         return data
@@ -179,32 +179,32 @@ class Fields:
     def items(
         self, name: str, *, count: int | None = None, at_most: int | None = None
     ) -> list[Value]:
-        """A list of unchecked values: exactly `count` of them, or up to `at_most`."""
+        """Return a list of unchecked values: exactly `count` of them, or up to `at_most`."""
         items: list[Value] = self._take(name, list)
         self._count(name, len(items), count, at_most, "items")
         return items
 
     def part(self, name: str) -> Fields:
-        """A payload inside this one."""
+        """Return the payload inside this one."""
         return self._part(f"{self.name}.{name}", self._take(name, dict))
 
     def parts(
         self, name: str, *, count: int | None = None, at_most: int | None = None
     ) -> list[Fields]:
-        """A list of payloads: exactly `count` of them, or up to `at_most`."""
+        """Return a list of payloads: exactly `count` of them, or up to `at_most`."""
         return [
             self._part(f"{self.name}.{name}[{i}]", self._typed(name, each, dict))
             for i, each in enumerate(self.items(name, count=count, at_most=at_most))
         ]
 
     def same(self, name: str, here: int | str) -> None:
-        """Insist that what was saved is what this machine has."""
+        """Check that the saved value is the one of this machine."""
         saved = self._take(name, type(here))
         if saved != here:
-            raise self.error(name, f"was {saved!r} where it was saved and is {here!r} here")
+            raise self.error(name, f"is {saved!r} in the saved state and {here!r} here")
 
     def done(self) -> None:
-        """Everything has been taken: refuse names, here or in the parts, that nobody asked for."""
+        """Refuse names, here or in the parts, that were never read."""
         unknown = sorted(self._payload.keys() - self._taken)
         if unknown:
             raise self.error(unknown[0], "is not known here")
@@ -212,7 +212,7 @@ class Fields:
             part.done()
 
     def error(self, name: str, what: str) -> StateError:
-        """What to raise when field `name` is wrong in a way only the caller can know."""
+        """Return the error to raise when field `name` fails a check of the caller."""
         return StateError(self.name, f"{name} {what}")
 
     def _part(self, name: str, payload: Payload) -> Fields:

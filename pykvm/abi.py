@@ -46,7 +46,7 @@ def sized(header: type[_S], count: int) -> type[_S]:
 
 @lru_cache(maxsize=64)
 def _sized(header: type[Structure], count: int) -> Any:
-    """Making a class takes as long as ten requests, and the same few are wanted again and again."""
+    """Return the subclass, cached: creating a class takes as long as ten requests."""
     name = header._fields_[-1][0]
     element: Any = header._fields_[-1][1]._type_  # type: ignore[union-attr]
     return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(name, element * count)]})

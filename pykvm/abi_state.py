@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structures that only saving and restoring a machine needs, by kernel name.
+"""Structures needed only to save and restore a machine, by kernel name.
 
 From <linux/kvm.h> and, for x86, <asm/kvm.h>: the rest of a vCPU's registers, the interrupt
 controllers, the timer and the clock that KVM emulates. As in `pykvm.abi_vm`, what has no name in C
@@ -39,7 +39,7 @@ class kvm_xcr(Structure):
 
 
 class kvm_xcrs(Structure):
-    """The `nr_xcrs` extended control registers that there are: today one, XCR0."""
+    """The `nr_xcrs` extended control registers: today one, XCR0."""
 
     _fields_ = (
         ("nr_xcrs", c_uint32),
@@ -60,7 +60,7 @@ class kvm_debugregs(Structure):
 
 
 class _kvm_vcpu_events_exception(Structure):
-    """An exception on its way to the guest."""
+    """A pending exception."""
 
     _fields_ = (
         *((name, c_uint8) for name in ("injected", "nr", "has_error_code", "pending")),
@@ -69,13 +69,13 @@ class _kvm_vcpu_events_exception(Structure):
 
 
 class _kvm_vcpu_events_interrupt(Structure):
-    """An interrupt on its way; `shadow` is KVM_X86_SHADOW_INT_*."""
+    """A pending interrupt; `shadow` is KVM_X86_SHADOW_INT_*."""
 
     _fields_ = tuple((name, c_uint8) for name in ("injected", "nr", "soft", "shadow"))
 
 
 class _kvm_vcpu_events_nmi(Structure):
-    """A non-maskable interrupt on its way."""
+    """A pending non-maskable interrupt."""
 
     _fields_ = tuple((name, c_uint8) for name in ("injected", "pending", "masked", "pad"))
 
@@ -89,13 +89,13 @@ class _kvm_vcpu_events_smi(Structure):
 
 
 class _kvm_vcpu_events_triple_fault(Structure):
-    """A triple fault on its way."""
+    """A pending triple fault."""
 
     _fields_ = (("pending", c_uint8),)
 
 
 class kvm_vcpu_events(Structure):
-    """What is about to happen to a vCPU; `flags`, KVM_VCPUEVENT_VALID_*, says which parts count."""
+    """Pending events of a vCPU; `flags`, KVM_VCPUEVENT_VALID_*, selects the parts that apply."""
 
     _fields_ = (
         ("exception", _kvm_vcpu_events_exception),
@@ -111,7 +111,7 @@ class kvm_vcpu_events(Structure):
     )
 
 
-# --- what a guest that is a hypervisor itself has in a vCPU ------------------------------------
+# --- nested virtualization: the vCPU of a guest that is a hypervisor itself --------------------
 
 
 class kvm_vmx_nested_state_data(Structure):
@@ -127,7 +127,7 @@ class _kvm_vmx_nested_state_hdr_smm(Structure):
 
 
 class kvm_vmx_nested_state_hdr(Structure):
-    """Where the guest has its control structures, on Intel."""
+    """Addresses of the guest's control structures, on Intel."""
 
     _fields_ = (
         ("vmxon_pa", c_uint64),
@@ -146,13 +146,13 @@ class kvm_svm_nested_state_data(Structure):
 
 
 class kvm_svm_nested_state_hdr(Structure):
-    """Where the guest has its control block, on AMD."""
+    """Address of the guest's control block, on AMD."""
 
     _fields_ = (("vmcb_pa", c_uint64),)
 
 
 class _kvm_nested_state_hdr(Union):
-    """By `kvm_nested_state.format`."""
+    """Header, selected by `kvm_nested_state.format`."""
 
     _fields_ = (
         ("vmx", kvm_vmx_nested_state_hdr),
@@ -162,7 +162,7 @@ class _kvm_nested_state_hdr(Union):
 
 
 class _kvm_nested_state_data(Union):
-    """Begins after the header; `kvm_nested_state.size` says how much there is."""
+    """Data after the header; its length follows from `kvm_nested_state.size`."""
 
     _fields_ = (("vmx", kvm_vmx_nested_state_data * 0), ("svm", kvm_svm_nested_state_data * 0))
 
@@ -212,7 +212,7 @@ class kvm_ioapic_state(Structure):
 
 
 class _kvm_irqchip_chip(Union):
-    """By `kvm_irqchip.chip_id`."""
+    """Registers, selected by `kvm_irqchip.chip_id`."""
 
     _fields_ = (("dummy", c_char * 512), ("pic", kvm_pic_state), ("ioapic", kvm_ioapic_state))
 
@@ -251,7 +251,7 @@ class kvm_pit_state2(Structure):
 
 
 class kvm_clock_data(Structure):
-    """The guest's kvmclock in ns; the flags KVM_CLOCK_* say which other fields count."""
+    """The guest's kvmclock in ns; the flags KVM_CLOCK_* select the other valid fields."""
 
     _fields_ = (
         ("clock", c_uint64),

@@ -93,12 +93,12 @@ class kvm_lapic_state(Structure):
 
 
 class kvm_mp_state(Structure):
-    """Whether a vCPU runs, waits to be started, or is halted (KVM_MP_STATE_*)."""
+    """Run state of a vCPU: running, waiting to be started, or halted (KVM_MP_STATE_*)."""
 
     _fields_ = (("mp_state", c_uint32),)
 
 
-# --- kvm_run and what its union holds ---------------------------------------------------------
+# --- kvm_run and the members of its union -----------------------------------------------------
 
 
 class _kvm_run_hw(Structure):
@@ -132,7 +132,7 @@ class _kvm_run_io(Structure):
 
 
 class kvm_debug_exit_arch(Structure):
-    """What KVM_EXIT_DEBUG tells on x86."""
+    """Details of KVM_EXIT_DEBUG on x86."""
 
     _fields_ = (
         ("exception", c_uint32),
@@ -150,7 +150,7 @@ class _kvm_run_debug(Structure):
 
 
 class _kvm_run_mmio(Structure):
-    """KVM_EXIT_MMIO: an access of `len` bytes; `data` is filled in by whoever is the source."""
+    """KVM_EXIT_MMIO: an access of `len` bytes; `data` is filled in by the source."""
 
     _fields_ = (
         ("phys_addr", c_uint64),
@@ -210,7 +210,7 @@ class _kvm_run_msr(Structure):
 
 
 class _kvm_run_u(Union):
-    """What an exit tells; `kvm_run.exit_reason` chooses the member."""
+    """Details of an exit; `kvm_run.exit_reason` selects the member."""
 
     _fields_ = (
         ("hw", _kvm_run_hw),
@@ -235,7 +235,7 @@ class _kvm_run_s(Union):
 
 
 class kvm_run(Structure):
-    """Start of the area that mmap() of a vCPU's file descriptor shows."""
+    """Start of the area that mmap() of a vCPU's file descriptor maps."""
 
     _anonymous_ = ("_u",)
     _fields_ = (

@@ -15,7 +15,7 @@ from ctypes import Structure, Union, c_int32, c_uint8, c_uint32, c_uint64, c_voi
 
 
 class kvm_cpuid_entry2(Structure):
-    """One CPUID leaf; `index` counts only with KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
+    """One CPUID leaf; `index` applies only with KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
 
     _fields_ = (
         *((name, c_uint32) for name in ("function", "index", "flags", "eax", "ebx", "ecx", "edx")),
@@ -57,14 +57,14 @@ class _kvm_dirty_log_u(Union):
 
 
 class kvm_dirty_log(Structure):
-    """Where KVM_GET_DIRTY_LOG puts a bit for each page of a slot, set if it was written to."""
+    """A buffer in which KVM_GET_DIRTY_LOG sets a bit for each written page of a slot."""
 
     _anonymous_ = ("_u",)
     _fields_ = (("slot", c_uint32), ("padding1", c_uint32), ("_u", _kvm_dirty_log_u))
 
 
 class kvm_clear_dirty_log(Structure):
-    """Pages of a slot to watch again: those whose bits are set, from `first_page` on."""
+    """Pages of a slot to log again: those whose bits are set, from `first_page` on."""
 
     _anonymous_ = ("_u",)
     _fields_ = (
@@ -76,13 +76,13 @@ class kvm_clear_dirty_log(Structure):
 
 
 class kvm_pit_config(Structure):
-    """How KVM_CREATE_PIT2 makes the i8254 timer."""
+    """Options of the i8254 timer, for KVM_CREATE_PIT2."""
 
     _fields_ = (("flags", c_uint32), ("pad", c_uint32 * 15))
 
 
 class _kvm_irq_level_u(Union):
-    """`irq` going in, `status` coming back from KVM_IRQ_LINE_STATUS."""
+    """`irq` is the argument, `status` the result of KVM_IRQ_LINE_STATUS."""
 
     _fields_ = (("irq", c_uint32), ("status", c_int32))
 
@@ -101,7 +101,7 @@ class kvm_irq_routing_irqchip(Structure):
 
 
 class _kvm_irq_routing_msi_u(Union):
-    """`devid` counts only with KVM_MSI_VALID_DEVID, which x86 does not use."""
+    """`devid` applies only with KVM_MSI_VALID_DEVID, which x86 does not use."""
 
     _fields_ = (("pad", c_uint32), ("devid", c_uint32))
 
@@ -131,7 +131,7 @@ class kvm_irq_routing_s390_adapter(Structure):
 
 
 class _kvm_irq_routing_entry_u(Union):
-    """Where an interrupt goes, by `kvm_irq_routing_entry.type`."""
+    """Destination of an interrupt, selected by `kvm_irq_routing_entry.type`."""
 
     _fields_ = (
         ("irqchip", kvm_irq_routing_irqchip),
@@ -191,7 +191,7 @@ class kvm_msi(Structure):
 
 
 class kvm_device_attr(Structure):
-    """One attribute of a device or, here, of a vCPU; `addr` is where its value is."""
+    """One attribute of a device or, here, of a vCPU; `addr` is the address of its value."""
 
     _fields_ = (
         ("flags", c_uint32),
@@ -202,7 +202,7 @@ class kvm_device_attr(Structure):
 
 
 class kvm_enable_cap(Structure):
-    """An optional capability to switch on."""
+    """An optional capability to enable."""
 
     _fields_ = (
         ("cap", c_uint32),

@@ -35,7 +35,7 @@ def exit_name(exit_reason: int) -> str:
 
 
 def describe(run: abi.kvm_run) -> str:
-    """Return one line saying why KVM_RUN returned."""
+    """Return one line that says why KVM_RUN returned."""
     name = exit_name(run.exit_reason)
     detail = _DETAILS.get(run.exit_reason)
     return f"{name}: {detail(run)}" if detail else name
@@ -87,7 +87,7 @@ def _internal_error(run: abi.kvm_run) -> str:
 
 
 def _failed_instruction(run: abi.kvm_run) -> str:
-    """Bytes at the instruction that KVM could not emulate, in hexadecimal; "" if not told."""
+    """Return the bytes of the instruction that KVM could not emulate, in hexadecimal, or ""."""
     failure = run.emulation_failure
     # ndata counts the words after itself: one of flags, two of instruction size and bytes.
     if failure.ndata < 3:

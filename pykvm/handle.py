@@ -2,7 +2,7 @@
 """A KVM file descriptor with an owner, and the error that its ioctls raise.
 
 KVM hands out file descriptors in a tree: /dev/kvm makes virtual machines, a virtual machine makes
-vCPUs. Each is a `KvmHandle`, which closes its descriptor once, however often it is asked to.
+vCPUs. Each is a `KvmHandle`, which closes its descriptor once, however often `close` is called.
 """
 
 from __future__ import annotations

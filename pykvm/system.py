@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/dev/kvm: what this machine's KVM can do, and the making of virtual machines.
+"""/dev/kvm: the capabilities of this machine's KVM, and the creation of virtual machines.
 
 Implements the system ioctls of Documentation/virt/kvm/api.rst, section 4. Each method is one
 ioctl, named after it in lower case.
@@ -21,7 +21,7 @@ class System(KvmHandle):
     """An open /dev/kvm."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
-        """Open the device at `path`; raises KvmError if there is none or it may not be used."""
+        """Open the device at `path`; raises KvmError if it is missing or inaccessible."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -59,7 +59,7 @@ class System(KvmHandle):
             except KvmError as error:
                 if error.errno != errno.E2BIG:
                     raise
-                entries *= 2  # KVM does not say how many it has, only that they did not fit.
+                entries *= 2  # KVM does not report their number, only that they did not fit.
             else:
                 return abi.cpuid2(table.entries[: table.nent])
 
@@ -71,6 +71,6 @@ class System(KvmHandle):
         except KvmError as error:
             if error.errno != errno.E2BIG:
                 raise
-            table = abi.msr_list(table.nmsrs)  # KVM has put the number it needs there.
+            table = abi.msr_list(table.nmsrs)  # KVM has stored the number needed.
             self.ioctl(ioctls.KVM_GET_MSR_INDEX_LIST, table)
         return list(table.indices)

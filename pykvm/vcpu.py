@@ -39,9 +39,9 @@ class Vcpu(KvmHandle):
         self.kvm_run = abi.kvm_run.from_buffer(self.run_area)
 
     def close(self) -> None:
-        """Unmap the shared area and close the file descriptor; `kvm_run` is gone afterwards.
+        """Unmap the shared area and close the file descriptor; `kvm_run` is removed.
 
-        If someone else still holds a view of the area, it is unmapped when that view goes.
+        If another view of the area is still held, it is unmapped when that view is released.
         """
         if hasattr(self, "kvm_run"):
             del self.kvm_run
@@ -61,7 +61,7 @@ class Vcpu(KvmHandle):
                 return int(self.kvm_run.exit_reason)
             if result == -EINTR:
                 return abi.KVM_EXIT_INTR
-            # EAGAIN: the vCPU was waiting to be started and has been; it has not run yet.
+            # EAGAIN: the vCPU was waiting to be started and now is; it has not run yet.
             if result != -EAGAIN:
                 raise KvmError(ioctls.name_of(ioctls.KVM_RUN), -result)
 
@@ -100,14 +100,14 @@ class Vcpu(KvmHandle):
     def get_xsave(self, size_bytes: int = 4096) -> abi.kvm_xsave:
         """KVM_GET_XSAVE (4.42) or, for more than 4096 bytes, KVM_GET_XSAVE2 (4.134).
 
-        x87, SSE and all other extended state, in XSAVE's standard format. `size_bytes` is no less
-        than what `Vm.check_extension(KVM_CAP_XSAVE2)` says, so that KVM's answer has room.
+        x87, SSE and all other extended state, in XSAVE's standard format. `size_bytes` is at
+        least the result of `Vm.check_extension(KVM_CAP_XSAVE2)`, so that KVM's data fits.
         """
         request = ioctls.KVM_GET_XSAVE if size_bytes == 4096 else ioctls.KVM_GET_XSAVE2
         return self._get(request, abi.xsave(size_bytes))
 
     def set_xsave(self, xsave: abi.kvm_xsave) -> None:
-        """KVM_SET_XSAVE (4.43): KVM reads as many bytes as KVM_CAP_XSAVE2 says, 4096 without it."""
+        """KVM_SET_XSAVE (4.43): KVM reads 4096 bytes, or what KVM_CAP_XSAVE2 reports."""
         self.ioctl(ioctls.KVM_SET_XSAVE, xsave)
 
     def get_xcrs(self) -> abi.kvm_xcrs:
@@ -115,7 +115,7 @@ class Vcpu(KvmHandle):
         return self._get(ioctls.KVM_GET_XCRS, abi.kvm_xcrs())
 
     def set_xcrs(self, xcrs: abi.kvm_xcrs) -> None:
-        """KVM_SET_XCRS (4.45): no bit that the guest's CPUID does not offer."""
+        """KVM_SET_XCRS (4.45): only bits that the guest's CPUID offers."""
         self.ioctl(ioctls.KVM_SET_XCRS, xcrs)
 
     def get_debugregs(self) -> abi.kvm_debugregs:
@@ -127,18 +127,18 @@ class Vcpu(KvmHandle):
         self.ioctl(ioctls.KVM_SET_DEBUGREGS, debugregs)
 
     def get_vcpu_events(self) -> abi.kvm_vcpu_events:
-        """KVM_GET_VCPU_EVENTS (4.31): exceptions, interrupts and NMIs on their way to the guest."""
+        """KVM_GET_VCPU_EVENTS (4.31): pending exceptions, interrupts and NMIs."""
         return self._get(ioctls.KVM_GET_VCPU_EVENTS, abi.kvm_vcpu_events())
 
     def set_vcpu_events(self, events: abi.kvm_vcpu_events) -> None:
-        """KVM_SET_VCPU_EVENTS (4.32); `flags` says which of the optional parts count."""
+        """KVM_SET_VCPU_EVENTS (4.32); `flags` selects the optional parts that apply."""
         self.ioctl(ioctls.KVM_SET_VCPU_EVENTS, events)
 
     def get_nested_state(self, size_bytes: int) -> abi.kvm_nested_state:
-        """KVM_GET_NESTED_STATE (4.114): what a guest has that runs guests of its own.
+        """KVM_GET_NESTED_STATE (4.114): state of a guest that runs guests of its own.
 
-        `size_bytes` is what `check_extension(KVM_CAP_NESTED_STATE)` says; the result's `size` is
-        what it fills.
+        `size_bytes` is the result of `check_extension(KVM_CAP_NESTED_STATE)`; the `size` of the
+        structure returned is the part in use.
         """
         return self._get(ioctls.KVM_GET_NESTED_STATE, abi.nested_state(size_bytes))
 
@@ -168,16 +168,16 @@ class Vcpu(KvmHandle):
         self.ioctl(ioctls.KVM_SET_CPUID2, cpuid)
 
     def get_cpuid2(self) -> abi.kvm_cpuid2:
-        """KVM_GET_CPUID2: the leaves that were set, with what KVM makes of them."""
+        """KVM_GET_CPUID2: the leaves that were set, as KVM has adjusted them."""
         table = abi.sized(abi.kvm_cpuid2, _MAX_CPUID_ENTRIES)(nent=_MAX_CPUID_ENTRIES)
         self.ioctl(ioctls.KVM_GET_CPUID2, table)
         entries = list(table.entries[: table.nent])
-        while entries and not any(bytes(entries[-1])):  # Linux 6.1, for one, leaves nent alone
+        while entries and not any(bytes(entries[-1])):  # Linux 6.1, among others, does not set nent
             entries.pop()
         return abi.cpuid2(entries)
 
     def get_tsc_khz(self) -> int:
-        """KVM_GET_TSC_KHZ (4.56): how fast the guest's time stamp counter counts."""
+        """KVM_GET_TSC_KHZ (4.56): the frequency of the guest's time stamp counter."""
         return self.ioctl(ioctls.KVM_GET_TSC_KHZ)
 
     def set_tsc_khz(self, khz: int) -> None:
@@ -191,7 +191,7 @@ class Vcpu(KvmHandle):
         return {entry.index: entry.data for entry in table.entries[:known]}
 
     def set_msrs(self, values: dict[int, int]) -> int:
-        """KVM_SET_MSRS, in order; returns how many were set before one that KVM refused."""
+        """KVM_SET_MSRS, in order; returns how many were set before the first that KVM refused."""
         return self.ioctl(ioctls.KVM_SET_MSRS, abi.msrs(values.items()))
 
     def has_device_attr(self, group: int, attr: int) -> bool:
@@ -205,9 +205,9 @@ class Vcpu(KvmHandle):
         return True
 
     def get_device_attr(self, group: int, attr: int) -> int:
-        """KVM_GET_DEVICE_ATTR (4.80), of 64 bits: for one, KVM_VCPU_TSC_OFFSET.
+        """KVM_GET_DEVICE_ATTR (4.80), of 64 bits, such as KVM_VCPU_TSC_OFFSET.
 
-        That is the time stamp counter of the guest less that of the host, modulo 2^64 (the
+        That one is the time stamp counter of the guest minus that of the host, modulo 2^64 (the
         kernel's Documentation/virt/kvm/devices/vcpu.rst).
         """
         value = c_uint64()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual machine: memory slots, interrupt controllers, eventfds, and the making of vCPUs.
+"""A virtual machine: memory slots, interrupt controllers, eventfds, and the creation of vCPUs.
 
 Implements the VM ioctls of Documentation/virt/kvm/api.rst, section 4. Each method is one ioctl,
 named after it in lower case; its arguments are the fields of the structure that the ioctl takes.
@@ -54,7 +54,7 @@ class Vm(KvmHandle):
         return self.ioctl(ioctls.KVM_CHECK_EXTENSION, cap)
 
     def enable_cap(self, cap: int, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP: switch on an optional capability of this VM, with up to 4 arguments."""
+        """KVM_ENABLE_CAP: enable an optional capability of this VM, with up to 4 arguments."""
         request = abi.kvm_enable_cap(cap=cap, flags=flags)
         request.args[: len(args)] = args
         self.ioctl(ioctls.KVM_ENABLE_CAP, request)
@@ -67,11 +67,11 @@ class Vm(KvmHandle):
         userspace_addr: int,
         flags: int = 0,
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION: show `memory_size` bytes of this process to the guest.
+        """KVM_SET_USER_MEMORY_REGION: map `memory_size` bytes of this process as guest memory.
 
         Addresses and size are multiples of the host's page size; `userspace_addr` is what
         `address_of` returns for an mmap, which must outlive the VM. A size of 0 removes the slot.
-        KVM_MEM_LOG_DIRTY_PAGES in `flags` has KVM note which pages are written to; flags may be
+        With KVM_MEM_LOG_DIRTY_PAGES in `flags` KVM logs which pages are written to; flags may be
         changed while the guest runs.
         """
         region = abi.kvm_userspace_memory_region(
@@ -88,14 +88,14 @@ class Vm(KvmHandle):
 
         The slot has KVM_MEM_LOG_DIRTY_PAGES. `bitmap` is a writable buffer with a bit for each of
         its pages, rounded up to 64; the lowest bit of the first byte is the first page. Bits are
-        cleared and pages watched again at once, unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on:
-        then that is what `clear_dirty_log` does.
+        cleared and pages write-protected again at once, unless
+        KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is enabled: then `clear_dirty_log` does both.
         """
         log = abi.kvm_dirty_log(slot=slot, dirty_bitmap=address_of(bitmap))
         self.ioctl(ioctls.KVM_GET_DIRTY_LOG, log)
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: Any) -> None:
-        """KVM_CLEAR_DIRTY_LOG (4.117): clear and watch again the pages whose bits are set.
+        """KVM_CLEAR_DIRTY_LOG (4.117): clear and protect again the pages whose bits are set.
 
         Bit 0 of `bitmap`, a writable buffer as for `get_dirty_log`, is `first_page`, a multiple of
         64; so is `num_pages`, unless the range ends with the slot.
@@ -116,7 +116,7 @@ class Vm(KvmHandle):
         self.ioctl(ioctls.KVM_SET_IDENTITY_MAP_ADDR, c_uint64(addr))
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: two 8259s, an IO-APIC and a local APIC for each vCPU made later.
+        """KVM_CREATE_IRQCHIP: two 8259s, an IO-APIC and a local APIC for each vCPU created later.
 
         Routes GSI 0 to 15 to both, GSI 16 to 23 to the IO-APIC.
         """
@@ -146,7 +146,7 @@ class Vm(KvmHandle):
         return state
 
     def set_pit2(self, state: abi.kvm_pit_state2) -> None:
-        """KVM_SET_PIT2 (4.73); counters start anew from their counts."""
+        """KVM_SET_PIT2 (4.73); counters restart from their counts."""
         self.ioctl(ioctls.KVM_SET_PIT2, state)
 
     def get_clock(self) -> abi.kvm_clock_data:
@@ -156,9 +156,9 @@ class Vm(KvmHandle):
         return clock
 
     def set_clock(self, clock: abi.kvm_clock_data) -> None:
-        """KVM_SET_CLOCK (4.30): kvmclock goes on from `clock.clock`.
+        """KVM_SET_CLOCK (4.30): kvmclock continues from `clock.clock`.
 
-        With KVM_CLOCK_REALTIME in `flags`, from there plus what has passed since `realtime`.
+        With KVM_CLOCK_REALTIME in `flags`, plus the time that has passed since `realtime`.
         """
         self.ioctl(ioctls.KVM_SET_CLOCK, clock)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ACPI fixed hardware: the PM1a register block and the reset register (ACPI 6.4, 4.8.3).
 
-Sixteen ports, laid out as the tables of `pyvmm.boot.acpi` announce them:
+Sixteen ports, with the layout that the tables of `pyvmm.boot.acpi` announce:
 
     +0  PM1a status    word   no fixed event ever happens here, so it reads as 0
     +2  PM1a enable    word
@@ -30,12 +30,12 @@ CONTROL_SLEEP_ENABLE = 1 << 13
 _SLEEP_TYPE_SHIFT = 10
 _SLEEP_TYPE_MASK = 0b111
 
-SLEEP_TYPE_SOFT_OFF = 5  # what \_S5 in the DSDT says
+SLEEP_TYPE_SOFT_OFF = 5  # as in \_S5 of the DSDT
 RESET_VALUE = 1
 
 
 class AcpiPm:
-    """The block; a `BusDevice`. The callbacks are called when the guest asks for either."""
+    """The register block; a `BusDevice`. The callbacks are called on the guest's request."""
 
     STATE_KIND = "acpi_pm"
     STATE_VERSION = 1
@@ -62,7 +62,7 @@ class AcpiPm:
         self.write = self._registers.write
 
     def save_state(self) -> Payload:
-        """What the guest enabled."""
+        """Return the events that the guest enabled."""
         return {"pm1a_enable": self._registers["pm1a_enable"]}
 
     def restore_state(self, fields: Fields) -> None:

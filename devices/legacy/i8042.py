@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thing of a keyboard controller that operating systems still use: its reset line.
+"""The reset line of a keyboard controller, the only part that operating systems still use.
 
-Command 0xFE pulses the line that resets the processor. Nothing else is there: the status register
-always says that the controller is idle and has no data, so a driver that probes it gives up after
-its own short time-outs, and the ACPI tables say that there is no 8042 at all.
+Command 0xFE pulses the line that resets the processor. There is no keyboard: the status register
+always reads as idle without data, so a driver that probes it stops after its own short time-outs,
+and the ACPI tables declare that there is no 8042.
 """
 
 from __future__ import annotations

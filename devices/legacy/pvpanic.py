@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pvpanic: one I/O port by which a guest kernel says that it has crashed.
+"""pvpanic: one I/O port by which a guest kernel reports that it has crashed.
 
-The interface is QEMU's (docs/specs/pvpanic): reading the port tells which events the host
-understands, writing it reports events, both as bits. The guest finds the port through the ACPI
+The interface is QEMU's (docs/specs/pvpanic): reading the port returns the events that the host
+supports, writing it reports events, both as bits. The guest finds the port through the ACPI
 device QEMU0001.
 """
 
@@ -15,7 +15,7 @@ from devices.registers import Register, RegisterTable
 
 
 class PanicEvent(enum.IntFlag):
-    """What a guest can report."""
+    """An event that a guest can report."""
 
     PANICKED = 1 << 0
     CRASH_LOADED = 1 << 1  # a kdump kernel takes over and will write the dump itself

@@ -5,8 +5,8 @@ An index written to the first port selects one of 128 bytes that the second port
 The date and time are those of the clock given by the machine and are computed whenever they are
 read; update-in-progress is never set, and software that reads the seconds before and after, as
 Linux does, gets a consistent time. The clock is the host's, so writes to the date and time are
-ignored. There are no alarms and no interrupts. What is left is memory, in which the firmware of a
-PC would have left the RAM size.
+ignored. There are no alarms and no interrupts. The other bytes are memory, which holds the RAM size
+as the firmware of a PC would store it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ _READ_ONLY = (_STATUS_A, _STATUS_C, _STATUS_D)
 _HOURS_PM = 1 << 7
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KIB = 1 << 10
-_MIB = 1 << 20
 
 
 class Rtc:
@@ -65,7 +63,7 @@ class Rtc:
         self.write = self._registers.write
 
     def save_state(self) -> Payload:
-        """Memory and index; the time is the clock's, on whatever host the guest runs."""
+        """Return memory and index; the time always comes from the host's clock."""
         return {"registers": self._registers.save_state(), "memory": bytes(self._memory)}
 
     def restore_state(self, fields: Fields) -> None:
@@ -73,18 +71,20 @@ class Rtc:
         restore_registers = self._registers.check_state(fields.part("registers"))
         memory = fields.data("memory", length=CMOS_BYTES)
         if any(memory[index] != self._memory[index] for index in _READ_ONLY):
-            raise fields.error("memory", "has another value in a status register")
+            raise fields.error("memory", "differs in a read-only status register")
         fields.done()
         restore_registers()
         self._memory = bytearray(memory)
 
     def _store_ram_size(self, low_bytes: int, high_bytes: int) -> None:
+        low_kib = low_bytes >> 10
+        extended_kib = min(low_kib - 1024, 0xFFFF)
         sizes = {
             0x15: (640, 2),  # base memory in KiB
-            0x17: (min((low_bytes - _MIB) // _KIB, 0xFFFF), 2),  # above 1 MiB in KiB
-            0x30: (min((low_bytes - _MIB) // _KIB, 0xFFFF), 2),  # the same, as found by firmware
-            0x34: (max(low_bytes - 16 * _MIB, 0) // (64 * _KIB), 2),  # above 16 MiB
-            0x5B: (high_bytes // (64 * _KIB), 3),  # above 4 GiB
+            0x17: (extended_kib, 2),  # above 1 MiB in KiB
+            0x30: (extended_kib, 2),  # the same, as found by firmware
+            0x34: (max(low_kib - 16 * 1024, 0) // 64, 2),  # above 16 MiB in 64 KiB
+            0x5B: (high_bytes >> 16, 3),  # above 4 GiB in 64 KiB
         }
         for index, (value, length) in sizes.items():
             self._memory[index : index + length] = value.to_bytes(length, "little")
@@ -100,7 +100,7 @@ class Rtc:
             self._memory[index] = value
 
     def _time_field(self, index: int) -> int | None:
-        """Return the byte at `index` of the date and time as the mode in register B asks for it."""
+        """Return the byte at `index` of the date and time, encoded as register B selects."""
         time = _EPOCH + timedelta(seconds=int(self._now()))
         match index:
             case 0x00:

@@ -24,8 +24,8 @@ transmitter interrupt disabled, and all its characters take the fast path; of a 
 for the interrupt, all but the first of each FIFO filling do.
 
 Characters from outside arrive by `receive`, which accepts no more than there is room for. After it
-accepted less than it was offered, `on_room` is called once the guest has emptied the receiver. The
-caller serialises `receive` with the guest's accesses (the machine's device lock).
+accepted less than it was offered, `room_available` is called once the guest has emptied the
+receiver. The caller serialises `receive` with the guest's accesses (the machine's device lock).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from collections import deque
 from collections.abc import Callable
 
 from devices.legacy import uart_bits as bits
+from devices.listeners import Listeners
 from devices.ports import InterruptLine
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
@@ -70,7 +71,7 @@ class Uart16550:
         output: Callable[[bytes], None],
         fast_path: SerialFastPath | None = None,
     ) -> None:
-        self.on_room: Callable[[], None] = lambda: None
+        self.room_available: Listeners[[]] = Listeners()
         self._irq = irq
         self._output = output
         self._fast_path = fast_path or SerialFastPath(ByteQueue(lambda: None, 0), 0)  # never used
@@ -128,7 +129,7 @@ class Uart16550:
     def _offer_room(self) -> None:
         if self._refused and not self._received and self.can_receive:
             self._refused = False
-            self.on_room()
+            self.room_available()
 
     # --- State ------------------------------------------------------------------------------
     @property

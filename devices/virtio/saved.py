@@ -66,7 +66,7 @@ def _check_common(device: VirtioDevice, state: Fields) -> SavedDevice:
         there, here = (
             features.names(mask, device.feature_names) for mask in (offered, device.offered)
         )
-        raise state.error("offered", f"was {there} where it was saved and is {here} here")
+        raise state.error("offered", f"is {there} in the saved state and {here} here")
     status = state.number("status", below=1 << 8)
     if not is_possible(status):
         raise state.error("status", f"cannot be {status:#x}")

@@ -147,7 +147,7 @@ class Machine:
         self._serial = SerialFastPath(console_output, layout.COM1_PORT)
         line = GsiLine(self._vm, layout.COM1_GSI)
         self._uart = Uart16550(line, console_output.put, self._serial)
-        self._uart.on_room = lambda: self._soon(on_room)
+        self._uart.room_available.add(lambda: self._soon(on_room))
         self._pio.map(layout.COM1_PORT, layout.COM1_PORTS, self._uart)
         power_off = partial(self._end_soon, ExitResult(ExitReason.POWEROFF))
         reset = partial(self._end_soon, ExitResult(ExitReason.RESET))

@@ -31,7 +31,7 @@ class Chip:
         self.queue = ByteQueue(lambda: None, QUEUE_BYTES)
         self.fast_path = SerialFastPath(self.queue, PORT)
         self.uart = Uart16550(self, self.queue.put, self.fast_path)
-        self.uart.on_room = lambda: self.seen.append("room")
+        self.uart.room_available.add(lambda: self.seen.append("room"))
 
     def set_level(self, level: bool) -> None:
         self.seen.append(level)

@@ -44,7 +44,7 @@ class Ports:
         self.rooms = 0
         self.bus = Bus("pio", tracer=RecordingTracer())
         self.uart = Uart16550(RecordingInterruptLine(), self.output.append)
-        self.uart.on_room = self._room
+        self.uart.room_available.add(self._room)
         end = self.ends.append
         i8042 = I8042(lambda: end("reset"))
         self.bus.map(layout.COM1_PORT, layout.COM1_PORTS, self.uart)

@@ -292,7 +292,7 @@ def refusal(board: BalloonBoard, state: Any) -> str:
 def test_another_dialect_is_refused_by_name() -> None:
     state = BalloonDriver(BITMAP).start().board.transport.save_state()
     assert refusal(BalloonBoard(STANDARD), state) == (
-        "virtio_balloon.device: dialect was 'bitmap' where it was saved and is 'standard' here"
+        "virtio_balloon.device: dialect is 'bitmap' in the saved state and 'standard' here"
     )
 
 
@@ -303,8 +303,8 @@ def test_other_features_are_refused_by_name() -> None:
         .board.transport.save_state()
     )
     why = refusal(BalloonBoard(STANDARD), state)
-    assert why.startswith("virtio_balloon.device: offered was MUST_TELL_HOST|STATS_VQ|DEFLATE_ON_")
-    assert why.endswith("where it was saved and is MUST_TELL_HOST|STATS_VQ|PAGE_POISON|"
+    assert why.startswith("virtio_balloon.device: offered is MUST_TELL_HOST|STATS_VQ|DEFLATE_ON_")
+    assert why.endswith("in the saved state and MUST_TELL_HOST|STATS_VQ|PAGE_POISON|"
                         "INDIRECT_DESC|EVENT_IDX|VERSION_1|RING_RESET here")  # fmt: skip
 
 
@@ -363,7 +363,7 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
         ("msix/table/control0", 2, "control0 cannot be 0x2"),
         ("msix/capability/message_control", 7, "message_control cannot be 0x7"),
         ("function/bars", [0x10, 0], "bars cannot have BAR 0 at 0x10"),
-        ("function/device_id", 1, "device_id was 1 where it was saved"),
+        ("function/device_id", 1, "device_id is 1 in the saved state"),
     ],
 )
 def test_what_no_driver_can_have_brought_about_is_refused(

@@ -39,7 +39,7 @@ def test_the_clock_goes_on_with_the_new_hosts_time() -> None:
 def test_a_status_register_of_the_clock_cannot_come_from_a_file() -> None:
     memory = bytearray(rtc().save_state()["memory"])  # type: ignore[arg-type]
     memory[0x0D] ^= 0x80
-    with pytest.raises(StateError, match="memory has another value in a status register"):
+    with pytest.raises(StateError, match="memory differs in a read-only status register"):
         rtc().restore_state(Fields("rtc", {"registers": {"index": 0}, "memory": bytes(memory)}))
 
 

@@ -18,14 +18,14 @@ DTR, RTS, OUT1, OUT2, LOOP = 1, 2, 4, 8, 16
 
 
 class Port:
-    """A UART with what it sent, the levels of its interrupt and the calls of `on_room`."""
+    """A UART with what it sent, the levels of its interrupt and the calls of `room_available`."""
 
     def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2) -> None:
         self.sent = bytearray()
         self.levels: list[bool] = []
         self.rooms = 0
         self.uart = Uart16550(self, self.sent.extend)
-        self.uart.on_room = self.room
+        self.uart.room_available.add(self.room)
         self.write(FCR, fcr)
         self.write(MCR, mcr)
         self.write(IER, ier)
@@ -292,7 +292,7 @@ def test_iir_shows_whether_the_fifos_are_enabled() -> None:
 
 
 # --- Input from outside -------------------------------------------------------------------------
-def test_receive_takes_what_there_is_room_for_and_on_room_follows_once() -> None:
+def test_receive_accepts_what_fits_and_room_available_follows_once() -> None:
     port = Port(fcr=FIFO)
     assert port.uart.receive(bytes(range(20))) == 16
     assert not port.uart.can_receive
@@ -308,14 +308,14 @@ def test_receive_takes_what_there_is_room_for_and_on_room_follows_once() -> None
     assert port.rooms == 1  # nothing was refused this time
 
 
-def test_on_room_may_receive_at_once() -> None:
+def test_a_listener_of_room_available_may_receive_at_once() -> None:
     port = Port(ier=ERBFI)
     rest = bytearray(b"hello")
 
     def refill() -> None:
         del rest[: port.uart.receive(bytes(rest))]
 
-    port.uart.on_room = refill
+    port.uart.room_available.add(refill)
     refill()
     line = bytes(port.read(RBR) for _ in range(5))
     assert line == b"hello"

@@ -109,6 +109,16 @@ def test_accesses_across_the_latch_and_the_data_are_split() -> None:
     assert ports.bus.read(ADDRESS, 4) == 0x8000_1800
 
 
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_write_across_the_latch_and_the_data_reaches_the_data_byte_by_byte(before: int) -> None:
+    """Its first `before` bytes fall on the latch and are dropped, the next is register 0x3C."""
+    ports = Ports()
+    ports.select(0, 3, 0, 0x3C)
+    ports.bus.write(DATA - before, 4, 0xA5 << 8 * before | (1 << 8 * before) - 1)
+    assert ports.function.config_read(0x3C, 1) == 0xA5, "interrupt line"
+    assert ports.bus.read(ADDRESS, 4) == 0x8000_183C
+
+
 @given(
     st.lists(
         st.tuples(

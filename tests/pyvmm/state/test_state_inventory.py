@@ -38,7 +38,7 @@ NOT_STATE = {
     "PvPanic.read": "wiring",
     "PvPanic.write": "wiring",
     "StatsQueue.on_report": "wiring",
-    "Uart16550.on_room": "wiring",
+    "Uart16550.room_available": "wiring",
     "VirtioDevice._guest_notifier": "wiring",
     # What is saved under another name, or follows from what is saved.
     "RegisterTable._values": "saved by name through __getitem__",
