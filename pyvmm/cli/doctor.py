@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -154,8 +155,7 @@ def check_image_tools() -> Finding:
 def check_native() -> Finding:
     """Report the compiled modules."""
     try:
-        # Here, because it fails where the modules are not built.
-        from pyvmm_native import kvm_run
+        kvm_run = import_module("pyvmm_native.kvm_run")
     except ImportError as error:
         return Finding("native modules", f"not built ({error})", Needed.NOTHING, "make native")
     return Finding("native modules", str(Path(kvm_run.__file__ or "").parent))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device events to Python's `logging`: misbehaving guests as warnings, the rest for --verbose."""
+"""Device events in Python's `logging`: a guest's violations as warnings, all others at debug level.
+
+Logger `pyvmm.guest`; each event is one line of its name and its fields.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import logging
 logger = logging.getLogger("pyvmm.guest")
 
 WARNINGS = ("bad_payload", "needs_reset", "features_refused")
-"""Last parts of the names of events that say the guest, or its driver, did something wrong."""
+"""Last parts of the names of events that report an error of the guest or its driver."""
 
 
 class LogTracer:
-    """Satisfies `devices.ports.Tracer`; builds no text for a level that nobody listens to."""
+    """A `devices.ports.Tracer` that logs; it formats no event whose level is disabled."""
 
     def event(self, name: str, **fields: int | str) -> None:
+        """Log the event `name`; numbers above 9 are in hexadecimal."""
         level = logging.WARNING if name.rpartition(".")[2] in WARNINGS else logging.DEBUG
         if logger.isEnabledFor(level):
             text = " ".join(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of the guest's serial console: this terminal, or whatever stands in for it.
+"""The host's side of the guest's serial console: a terminal, a pipe or a file.
 
-Input: standard input, in raw mode if it is a terminal, is read on the event loop and passes
-`EscapeFilter`, which takes out what is meant for pyvmm (Ctrl-A and a letter). What the guest's UART
-has no room for waits here, and once `MAX_PENDING_BYTES` wait no more is read. A pipe, a file or
-/dev/null will do as well: at its end there is no more input, and the guest runs on.
+Input: standard input, in raw mode if it is a terminal, is read on the event loop. `EscapeFilter`
+removes the keys for pyvmm itself (Ctrl-A and a letter). Bytes that the guest's UART has no room for
+are kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end of a pipe or file
+the guest runs on without input.
 
-Output: `ConsoleWriter` writes it from a thread of its own. When its reader is gone for good, output
-is dropped and `Action.OUTPUT_LOST` says so once.
+Output: `ConsoleWriter` writes it from a thread of its own. When the output can no longer be
+written, it is dropped, and `Action.OUTPUT_LOST` reports that once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OFFER_BYTES = 256  # more than any UART takes at once
 
 
 class Action(Enum):
-    """What the person at the console, or the lack of one, asks of pyvmm."""
+    """Events of the console that pyvmm acts on."""
 
     QUIT = auto()
     HELP = auto()
@@ -45,16 +45,16 @@ _COMMANDS = {ord("x"): Action.QUIT, ord("h"): Action.HELP, ord("?"): Action.HELP
 
 
 class EscapeFilter:
-    """Takes the escape sequences out of what is typed, wherever reads cut it.
+    """Removes escape sequences from the input, also when reads split them.
 
-    Ctrl-A twice is one Ctrl-A for the guest; Ctrl-A and an unknown letter is nothing at all.
+    Ctrl-A twice sends one Ctrl-A to the guest; Ctrl-A and an unknown letter are dropped.
     """
 
     def __init__(self) -> None:
         self._escaped = False
 
     def feed(self, data: bytes) -> tuple[bytes, list[Action]]:
-        """What of `data` is for the guest, and the actions asked for; nothing follows a QUIT."""
+        """Return the bytes for the guest and the actions in `data`, both up to the first QUIT."""
         for_guest = bytearray()
         actions: list[Action] = []
         for byte in data:
@@ -74,10 +74,10 @@ class EscapeFilter:
 
 
 class Terminal:
-    """Raw mode for the terminal at `fd` while the `with` block runs; nothing if it is no terminal.
+    """Raw mode of the terminal at `fd` for the length of a `with` block; ignores other files.
 
-    The former mode comes back whichever way the block or the interpreter is left. Output
-    processing stays on, so that our own messages keep starting at the left margin.
+    The former mode is restored however the block or the interpreter ends. Output processing stays
+    on, so that pyvmm's messages start at the left margin.
     """
 
     def __init__(self, fd: int = 0) -> None:
@@ -107,10 +107,10 @@ class Terminal:
 class ConsoleIo:
     """Connects two file descriptors with the guest's serial port, on the event loop `loop`.
 
-    `on_input` takes bytes for the guest and returns how many of them its UART accepted; when that
-    was less than all, `room` must be called once there is room again. `on_action` gets QUIT and
-    OUTPUT_LOST. Nothing is read before `start`. `queue` takes what shall be shown, from any thread;
-    everything else and both callbacks belong to the event loop's.
+    `on_input` takes bytes for the guest and returns how many of them its UART accepted; if not all,
+    `send_pending` must be called when there is room again. `on_action` gets QUIT and OUTPUT_LOST.
+    Nothing is read before `start`. `queue` takes output from any thread; the other methods and both
+    callbacks belong to the thread of the event loop.
     """
 
     def __init__(
@@ -129,16 +129,16 @@ class ConsoleIo:
         self._pending = bytearray()
         self._reading = False
         self._ended = False
-        self._pump = ConsoleWriter(stdout_fd, self._output_lost)
-        self.queue = self._pump.queue
-        self.throttle = self._pump.throttle
+        self._writer = ConsoleWriter(stdout_fd, self._output_lost)
+        self.queue = self._writer.queue
+        self.throttle = self._writer.throttle
 
     def start(self) -> None:
-        """There is a guest: begin to read."""
+        """Start to read input for the guest."""
         self._resume()
 
     def send_pending(self) -> None:
-        """The UART may have room again."""
+        """Send pending input to the UART, and read more once there is room."""
         while self._pending:
             offer = bytes(self._pending[:_OFFER_BYTES])
             accepted = self._on_input(offer)
@@ -148,22 +148,22 @@ class ConsoleIo:
         self._resume()
 
     def close(self) -> None:
-        """Read no more and write out what is left, for a moment at most."""
+        """Stop reading, and write the remaining output within a second."""
         self._ended = True
         self._pause()
-        self._pump.close()
+        self._writer.close()
 
     def _resume(self) -> None:
-        """Read again, if there is more to come and room for it."""
+        """Read again unless the input has ended or too much of it is pending."""
         if self._reading or self._ended or len(self._pending) >= MAX_PENDING_BYTES:
             return
         try:
             self._loop.add_reader(self._fd, self._readable)
             self._reading = True
-        except PermissionError:  # epoll(7) takes no regular files and no /dev/null
+        except PermissionError:  # epoll(7) supports neither regular files nor /dev/null
             self._reading = True
             self._loop.call_soon(self._read_file)
-        except OSError:  # not an open file at all
+        except OSError:  # not an open file
             self._ended = True
 
     def _pause(self) -> None:
@@ -172,7 +172,7 @@ class ConsoleIo:
             self._reading = False
 
     def _read_file(self) -> None:
-        """Read what is always readable; `room` sees to the next time."""
+        """Read a file, which is always readable; `send_pending` schedules the next read."""
         self._reading = False
         if not self._ended:
             self._readable()
@@ -203,5 +203,5 @@ class ConsoleIo:
             self._on_action(action)
 
     def _output_lost(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._on_action, Action.OUTPUT_LOST)

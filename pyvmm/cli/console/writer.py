@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Console output on its way from vCPU threads to wherever standard output leads.
+"""The console writer: a thread that writes the guest's output to standard output.
 
-A guest's output comes on vCPU threads, in the middle of a register access or straight from the
-KVM_RUN loop, so it only joins a queue, and a thread of its own writes that out with plain blocking
-writes: they suit a terminal, a pipe and a file alike. (Non-blocking mode would not do. It belongs
-to the open file, which standard output shares with the shell that started us.) A guest that writes
-faster than its reader reads is slowed down by `throttle`, which is called without locks, and
-nothing is lost: the KVM_RUN loop adds to the queue only up to `MAX_UNWRITTEN_BYTES`.
+The output comes on vCPU threads, in a register access or directly from the KVM_RUN loop, which must
+not block. So they add it to a queue, and the writer's thread writes it with blocking writes, which
+work for a terminal, a pipe and a file alike. (Non-blocking mode would belong to the open file,
+which standard output shares with the shell that started pyvmm.) No output is lost: the KVM_RUN loop
+adds to the queue up to `MAX_UNWRITTEN_BYTES`, and `throttle` slows down a guest that writes faster
+than its output is read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pyvmm_native.serial import ByteQueue
 
 MAX_UNWRITTEN_BYTES = 1 << 16
 THROTTLE_S = 0.1
-_GATHER_S = 0.004  # output of one such moment becomes one write; nobody sees the delay
+_GATHER_S = 0.004  # collect output for this long, then write it at once; not a visible delay
 
 
 class ConsoleWriter:
-    """Writes what any thread puts into `queue` to `fd`, in order, from a thread of its own.
+    """Writes the bytes that any thread puts into `queue` to `fd`, in order, on its own thread.
 
-    `on_lost` is called on that thread, once, if `fd` cannot be written to any more.
+    `on_lost` is called on that thread, once, when `fd` can no longer be written to.
     """
 
     def __init__(self, fd: int, on_lost: Callable[[], None]) -> None:
@@ -40,11 +40,10 @@ class ConsoleWriter:
         self._thread.start()
 
     def throttle(self) -> None:
-        """Hold up a thread that writes much, while `MAX_UNWRITTEN_BYTES` or more are unwritten.
+        """Block while `MAX_UNWRITTEN_BYTES` or more are unwritten; call it without locks held.
 
-        Waits `THROTTLE_S` seconds at most, so that a vCPU can always be stopped; a guest that
-        writes a byte per call then adds ten bytes a second to what is unwritten. Call it without
-        locks.
+        It returns after `THROTTLE_S` seconds at the latest, so that a vCPU can always be stopped.
+        A guest that writes one byte per call can then still add ten bytes a second.
         """
         if len(self.queue) < MAX_UNWRITTEN_BYTES:
             return
@@ -54,7 +53,7 @@ class ConsoleWriter:
             )
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Write out what is left, for at most `timeout_s` seconds."""
+        """Write the remaining output, for at most `timeout_s` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -73,7 +72,7 @@ class ConsoleWriter:
                 return
 
     def _take(self) -> bytes:
-        """Everything to be written, once there is something; empty at the end."""
+        """Wait for output and return all of it; empty when the writer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.queue) or self._closing)
             closing = self._closing
@@ -84,11 +83,11 @@ class ConsoleWriter:
         return data
 
     def _write_out(self, data: memoryview) -> bool:
-        """Write all of `data`; False when that cannot be done any more."""
+        """Write all of `data`; returns False when `fd` can no longer be written to."""
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # somebody else made the open file non-blocking
+            except BlockingIOError:  # another process made the open file non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
