@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What starting a guest imports: names of modules, because times would depend on the machine.
+"""The modules that a start imports; names, because times would depend on the machine.
 
-Everything a new Python imports before the guest's first instruction is waited for. Modules that
-this boot has no use for stay out; what needs them imports them where they are used.
+Every import before the guest's first instruction delays the guest. A boot does not import modules
+that it does not use; code that needs them imports them where it uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ read_boot_files(config_for_image(Path(sys.argv[1]), ram_bytes=64 << 20))
 
 NOT_FOR_A_BOOT = {
     "elftools": "the tables of a kernel that was booted before are in the cache",
-    "ssl": "nobody here speaks TLS",
+    "ssl": "no connection of this boot uses TLS",
     "hashlib": "only a bzImage is looked up by its hash",
     "pyvmm.boot.bzimage": "a vmlinux needs no unpacking",
     "pyvmm.boot.payload": "a vmlinux needs no unpacking",
@@ -33,12 +33,12 @@ NOT_FOR_A_BOOT = {
     "pyvmm.lab.run": "only where KVM is unfit",
     "rich": "only commands that print tables",
     "random": "only temporary files",
-    "tempfile": "a boot leaves no files",
+    "tempfile": "a boot creates no temporary files",
 }
 
 
 def loaded(program: str, *arguments: str) -> set[str]:
-    """Names of the modules a new interpreter has loaded after `program`."""
+    """Return the names of the modules that a new interpreter has loaded after `program`."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)", *arguments],
         capture_output=True,
@@ -62,7 +62,7 @@ def test_a_boot_does_not_import(modules: set[str], name: str) -> None:
     assert name not in modules, NOT_FOR_A_BOOT[name]
 
 
-def test_a_boot_imports_what_this_list_is_about(modules: set[str]) -> None:
+def test_a_boot_imports_the_machine(modules: set[str]) -> None:
     assert {"asyncio", "click", "pyvmm.machine.machine", "pyvmm.boot.image", "pykvm"} <= modules
 
 
@@ -81,6 +81,6 @@ def test_ssl_can_be_imported_later() -> None:
     assert {"asyncio", "ssl"} <= loaded(program)
 
 
-def test_asyncio_that_is_loaded_already_is_taken_as_it_is() -> None:
+def test_asyncio_that_is_already_loaded_is_used() -> None:
     program = "import asyncio as first\nfrom pyvmm.cli.asyncio_without_ssl import asyncio\n"
     assert "ssl" in loaded(program + "assert asyncio is first")

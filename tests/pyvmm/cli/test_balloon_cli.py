@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm balloon` from outside: a process of its own against a real socket."""
+"""`pyvmm balloon` as a process, on a real control socket."""
 
 import os
 import pty
@@ -50,7 +50,7 @@ def test_the_target_is_reached(tmp_path: Path, target_bytes: int) -> None:
     assert machine.balloon_actual_bytes == -(-target_bytes // 4096) * 4096
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_a_balloon_is_inflated_and_deflated(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     with served_in_thread(machine, tmp_path / "qmp"):
         assert balloon("128M", "--qmp", f"unix:{tmp_path}/qmp").returncode == 0
@@ -59,7 +59,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert machine.balloon_actual_bytes == GIB
 
 
-def test_a_guest_that_stops_short_is_status_1(tmp_path: Path) -> None:
+def test_a_guest_that_stops_short_of_the_target_gives_status_1(tmp_path: Path) -> None:
     machine = InMemoryMachine(stuck_at_bytes=300 * MIB)
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.3")
@@ -77,7 +77,7 @@ def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
     assert machine.targets == [256 * MIB]
 
 
-def test_without_a_target_the_state_is_shown(tmp_path: Path) -> None:
+def test_without_a_target_the_present_state_is_shown(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     machine.balloon_actual_bytes = 256 * MIB
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -88,7 +88,7 @@ def test_without_a_target_the_state_is_shown(tmp_path: Path) -> None:
     assert machine.targets == []
 
 
-def test_a_guest_that_ends_meanwhile_is_status_1(tmp_path: Path) -> None:
+def test_a_guest_that_ends_gives_status_1(tmp_path: Path) -> None:
     class DyingMachine(InMemoryMachine):
         def set_balloon_target(self, target_bytes: int) -> None:
             self.quit()
@@ -131,7 +131,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
     assert b"guest has" in shown
 
 
-def test_larger_than_ram_names_the_limit(tmp_path: Path) -> None:
+def test_a_target_larger_than_ram_is_refused_with_the_limit(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("2G", "--qmp", f"unix:{tmp_path}/qmp")
@@ -140,7 +140,7 @@ def test_larger_than_ram_names_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["nonsense", "0", "1GB", "-1M", "1e6", ""])
-def test_nonsense_targets(target: str) -> None:
+def test_invalid_targets_are_refused(target: str) -> None:
     assert_one_line(balloon(target, "--qmp", "unix:/nowhere"))
 
 
@@ -155,12 +155,12 @@ def test_nonsense_targets(target: str) -> None:
         (["256M", "--qmp", "unix:/nowhere/qmp", "--timeout", "nan"], "--timeout"),
     ],
 )
-def test_wrong_usage(arguments: list[str], words: str) -> None:
+def test_wrong_usage_is_one_line(arguments: list[str], words: str) -> None:
     assert_one_line(balloon(*arguments), words)
 
 
 @pytest.mark.parametrize("answer", [b"", b"220 mail.example ESMTP\r\n", b'{"hello": 1}\n', b"[]"])
-def test_a_socket_that_is_not_qmp(tmp_path: Path, answer: bytes) -> None:
+def test_a_socket_that_does_not_speak_qmp_is_refused(tmp_path: Path, answer: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "other"))
         listener.listen()
@@ -177,8 +177,7 @@ def test_a_socket_that_is_not_qmp(tmp_path: Path, answer: bytes) -> None:
     assert_one_line(process, "is not a QMP socket", "--qmp")
 
 
-def test_a_monitor_without_a_balloon(tmp_path: Path) -> None:
-    """What QEMU answers without a balloon device comes through as one line."""
+def test_qemu_without_a_balloon_device_is_reported_in_one_line(tmp_path: Path) -> None:
     answers = [
         b'{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n',
         b'{"return": {}}\r\n',

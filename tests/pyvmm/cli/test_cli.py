@@ -26,7 +26,7 @@ def run_main(arguments: list[str]) -> int:
 
 
 def add_command(monkeypatch: pytest.MonkeyPatch, behave: object) -> None:
-    """Make `pyvmm test` call `behave`; through a real module, as every subcommand is found."""
+    """Make `pyvmm test` call `behave`, imported from a module as every subcommand is."""
 
     @click.command
     @click.option("--number", type=int)
@@ -54,7 +54,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert entry.short_help in out
 
 
-def test_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION
     assert run_main(["--version"]) == 0
@@ -69,7 +69,7 @@ def test_a_command_returns_its_exit_status(
     assert run_main(["test"]) == status
 
 
-def test_user_error_is_one_line(
+def test_a_user_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_command(monkeypatch, fail_with(UserError("no image\nhere", "build one")))
@@ -87,7 +87,7 @@ def test_user_error_is_one_line(
         (["test", "extra"], "see 'pyvmm test --help'"),
     ],
 )
-def test_wrong_usage_is_one_line(
+def test_wrong_usage_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -109,25 +109,25 @@ def test_wrong_usage_is_one_line(
         (["run", "--kernel", "/nowhere/vmlinuz"], "cannot read /nowhere/vmlinuz"),
     ],
 )
-def test_one_kernel_to_run_is_named_in_one_way(
+def test_run_needs_exactly_one_kernel(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert run_main(arguments) == 2
     assert words in capsys.readouterr().err
 
 
-def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_gives_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     add_command(monkeypatch, fail_with(KeyboardInterrupt()))
     assert run_main(["test"]) == 130
 
 
-def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     add_command(monkeypatch, fail_with(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
         cli.main(["test"])
 
 
-def test_unbuilt_native_modules_are_the_users_to_build(
+def test_missing_native_modules_are_a_user_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "needs_native.py").write_text("import pyvmm_native.absent\n")
@@ -137,7 +137,7 @@ def test_unbuilt_native_modules_are_the_users_to_build(
     assert "make native" in capsys.readouterr().err
 
 
-def test_a_closed_standard_output_is_no_traceback() -> None:
+def test_a_closed_standard_output_gives_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
@@ -152,7 +152,7 @@ def test_a_closed_standard_output_is_no_traceback() -> None:
     assert process.stderr == b""
 
 
-def test_ctrl_c_ends_without_traceback() -> None:
+def test_ctrl_c_gives_no_traceback() -> None:
     script = (
         "import os, signal, sys, click\n"
         "from pyvmm.cli import main as cli\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of the console, on real terminals, pipes and files."""
+"""The guest's console on real terminals, pipes and files."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.cli.console import writer as output_pump
+from pyvmm.cli.console import writer as writer_module
 from pyvmm.cli.console.terminal import (
     HELP_TEXT,
     MAX_PENDING_BYTES,
@@ -49,20 +49,20 @@ QUIT, HELP = Action.QUIT, Action.HELP
         (b"\x01", b"", []),
     ],
 )
-def test_escapes(typed: bytes, for_guest: bytes, actions: list[Action]) -> None:
+def test_escapes_become_actions(typed: bytes, for_guest: bytes, actions: list[Action]) -> None:
     assert EscapeFilter().feed(typed) == (for_guest, actions)
 
 
 @given(st.lists(st.sampled_from([b"\x01", b"x", b"h", b"a"])).map(b"".join), st.data())
-def test_escapes_are_found_however_reads_cut_them(typed: bytes, data: st.DataObject) -> None:
-    whole = EscapeFilter().feed(typed)
-    place = data.draw(st.integers(0, len(typed)))
+def test_escapes_split_between_reads_are_found(typed: bytes, data: st.DataObject) -> None:
+    expected = EscapeFilter().feed(typed)
+    cut = data.draw(st.integers(0, len(typed)))
     filter_ = EscapeFilter()
-    first, actions = filter_.feed(typed[:place])
+    first, actions = filter_.feed(typed[:cut])
     if QUIT not in actions:
-        rest, more = filter_.feed(typed[place:])
+        rest, more = filter_.feed(typed[cut:])
         first, actions = first + rest, actions + more
-    assert (first, actions) == whole
+    assert (first, actions) == expected
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def terminal() -> Iterator[tuple[int, int]]:
             assert fd == program  # a test closed it
 
 
-def test_raw_mode_is_set_and_taken_back(terminal: tuple[int, int]) -> None:
+def test_raw_mode_is_set_and_restored(terminal: tuple[int, int]) -> None:
     _, fd = terminal
     before = termios.tcgetattr(fd)
     with Terminal(fd):
@@ -89,7 +89,7 @@ def test_raw_mode_is_set_and_taken_back(terminal: tuple[int, int]) -> None:
     assert termios.tcgetattr(fd) == before
 
 
-def test_raw_mode_is_taken_back_after_an_exception(terminal: tuple[int, int]) -> None:
+def test_raw_mode_is_restored_after_an_exception(terminal: tuple[int, int]) -> None:
     _, fd = terminal
     before = termios.tcgetattr(fd)
 
@@ -111,10 +111,10 @@ def test_raw_mode_is_taken_back_after_an_exception(terminal: tuple[int, int]) ->
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); os.kill(os.getpid(), 15)",
     ],
 )
-def test_raw_mode_is_taken_back_however_the_program_ends(
+def test_raw_mode_is_restored_however_the_program_ends(
     terminal: tuple[int, int], ending: str
 ) -> None:
-    """Also by a program that never leaves the block (`atexit`)."""
+    """A program that never leaves the block restores it, too, through `atexit`."""
     _, fd = terminal
     before = termios.tcgetattr(fd)
     script = (
@@ -131,7 +131,7 @@ def test_raw_mode_is_taken_back_however_the_program_ends(
     assert termios.tcgetattr(fd) == before
 
 
-def test_what_is_no_terminal_is_left_alone(tmp_path: Path) -> None:
+def test_files_that_are_not_terminals_are_ignored(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with (tmp_path / "file").open("w") as file:
         for fd in (reader, file.fileno(), 9999):
@@ -141,7 +141,7 @@ def test_what_is_no_terminal_is_left_alone(tmp_path: Path) -> None:
     os.close(writer)
 
 
-def test_a_terminal_that_is_gone_is_no_error() -> None:
+def test_a_closed_terminal_is_ignored() -> None:
     person, program = pty.openpty()
     with Terminal(program):
         os.close(person)
@@ -149,7 +149,7 @@ def test_a_terminal_that_is_gone_is_no_error() -> None:
 
 
 class Uart:
-    """What `on_input` leads to: room for 16 bytes until somebody reads them."""
+    """A receiver of `on_input` with a FIFO of 16 bytes."""
 
     def __init__(self) -> None:
         self.fifo = bytearray()
@@ -165,10 +165,10 @@ class Uart:
         self.fifo.clear()
 
 
-Scenario = Callable[["Bench"], Coroutine[Any, Any, None]]
+Scenario = Callable[["ConsoleSetup"], Coroutine[Any, Any, None]]
 
 
-class Bench:
+class ConsoleSetup:
     """A `ConsoleIo` between given file descriptors and a `Uart`."""
 
     def __init__(self, stdin_fd: int, stdout_fd: int) -> None:
@@ -179,7 +179,7 @@ class Bench:
         self.console.start()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Let the loop run, the guest reading all it can, until `condition` holds."""
+        """Run the loop, with a guest that reads all input, until `condition` holds."""
         async with asyncio.timeout(20):
             while not condition():
                 await asyncio.sleep(0)
@@ -187,24 +187,24 @@ class Bench:
                 self.console.send_pending()
 
     async def filled(self) -> None:
-        """Let the loop run until the guest, which reads nothing, has no more room."""
+        """Run the loop, with a guest that reads nothing, until the FIFO is full."""
         async with asyncio.timeout(20):
             while len(self.uart.fifo) < 16:
                 await asyncio.sleep(0)
 
     async def settle(self) -> None:
-        """Let everything happen that can happen while the guest reads nothing."""
+        """Run the loop until nothing more happens while the guest reads nothing."""
         for _ in range(200):
             await asyncio.sleep(0)
 
 
-def on_bench(stdin_fd: int, stdout_fd: int, scenario: Scenario) -> None:
+def run_scenario(stdin_fd: int, stdout_fd: int, scenario: Scenario) -> None:
     async def main() -> None:
-        bench = Bench(stdin_fd, stdout_fd)
+        setup = ConsoleSetup(stdin_fd, stdout_fd)
         try:
-            await scenario(bench)
+            await scenario(setup)
         finally:
-            bench.console.close()
+            setup.console.close()
 
     asyncio.run(main())
 
@@ -216,26 +216,28 @@ def null() -> Iterator[int]:
     os.close(fd)
 
 
-def test_keys_reach_the_guest_and_its_output_the_person(terminal: tuple[int, int]) -> None:
+def test_keys_reach_the_guest_and_output_reaches_the_terminal(terminal: tuple[int, int]) -> None:
     person, program = terminal
 
-    async def scenario(bench: Bench) -> None:
+    async def scenario(setup: ConsoleSetup) -> None:
         os.write(person, b"\x03ls\r\x01h")
-        await bench.until(lambda: len(bench.uart.received) == 4)
-        assert bench.uart.received == b"\x03ls\r"
-        bench.console.queue.put(b"# ")
+        await setup.until(lambda: len(setup.uart.received) == 4)
+        assert setup.uart.received == b"\x03ls\r"
+        setup.console.queue.put(b"# ")
         os.write(person, b"\x01x")
-        await bench.until(lambda: bool(bench.actions))
-        assert bench.actions == [QUIT]
+        await setup.until(lambda: bool(setup.actions))
+        assert setup.actions == [QUIT]
 
     with Terminal(program):
-        on_bench(program, program, scenario)
+        run_scenario(program, program, scenario)
         shown = os.read(person, 4096)
     assert shown.replace(b"\r\r\n", b"\r\n") == HELP_TEXT + b"# "
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file"])
-def test_much_input_arrives_whole_at_the_guests_pace(kind: str, tmp_path: Path, null: int) -> None:
+def test_long_input_is_passed_on_as_the_guest_reads_it(
+    kind: str, tmp_path: Path, null: int
+) -> None:
     text = bytes(range(2, 256)) * 1000
     if kind == "file":
         (tmp_path / "input").write_bytes(text)
@@ -251,16 +253,16 @@ def test_much_input_arrives_whole_at_the_guests_pace(kind: str, tmp_path: Path, 
         writer = threading.Thread(target=write)
         writer.start()
 
-    async def scenario(bench: Bench) -> None:
-        await bench.filled()
-        await bench.settle()
-        assert len(bench.uart.fifo) == 16
-        assert len(bench.console._pending) < MAX_PENDING_BYTES + 4096
-        await bench.until(lambda: len(bench.uart.received) == len(text))
-        assert bench.uart.received == text
-        await bench.settle()
+    async def scenario(setup: ConsoleSetup) -> None:
+        await setup.filled()
+        await setup.settle()
+        assert len(setup.uart.fifo) == 16
+        assert len(setup.console._pending) < MAX_PENDING_BYTES + 4096
+        await setup.until(lambda: len(setup.uart.received) == len(text))
+        assert setup.uart.received == text
+        await setup.settle()
 
-    on_bench(fd, null, scenario)
+    run_scenario(fd, null, scenario)
     if writer:
         writer.join(10)
     os.close(fd)
@@ -270,18 +272,18 @@ def test_the_escape_key_works_while_the_guest_reads_nothing(null: int) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"a" * 1000 + b"\x01x")
 
-    async def scenario(bench: Bench) -> None:
-        await bench.settle()
-        assert bench.actions == [QUIT]
-        assert len(bench.uart.fifo) == 16
+    async def scenario(setup: ConsoleSetup) -> None:
+        await setup.settle()
+        assert setup.actions == [QUIT]
+        assert len(setup.uart.fifo) == 16
 
-    on_bench(reader, null, scenario)
+    run_scenario(reader, null, scenario)
     os.close(reader)
     os.close(writer)
 
 
 @pytest.mark.parametrize("source", ["/dev/null", "closed pipe", "not open", "hung-up terminal"])
-def test_the_end_of_input_is_no_event(source: str, null: int) -> None:
+def test_the_end_of_input_is_not_an_action(source: str, null: int) -> None:
     if source == "/dev/null":
         fd = os.open(os.devnull, os.O_RDONLY)
     elif source == "closed pipe":
@@ -293,12 +295,12 @@ def test_the_end_of_input_is_no_event(source: str, null: int) -> None:
     else:
         fd = 9999
 
-    async def scenario(bench: Bench) -> None:
-        await bench.settle()
-        assert bench.actions == []
-        assert bench.console._ended
+    async def scenario(setup: ConsoleSetup) -> None:
+        await setup.settle()
+        assert setup.actions == []
+        assert setup.console._ended
 
-    on_bench(fd, null, scenario)
+    run_scenario(fd, null, scenario)
     if fd != 9999:
         os.close(fd)
 
@@ -306,10 +308,10 @@ def test_the_end_of_input_is_no_event(source: str, null: int) -> None:
 def test_output_to_a_file_is_complete_at_close(tmp_path: Path) -> None:
     text = os.urandom(300_000)
     with (tmp_path / "output").open("wb") as file:
-        pump = ConsoleWriter(file.fileno(), pytest.fail)
+        console_writer = ConsoleWriter(file.fileno(), pytest.fail)
         for at in range(0, len(text), 7):
-            pump.queue.put(text[at : at + 7])
-        pump.close()
+            console_writer.queue.put(text[at : at + 7])
+        console_writer.close()
     assert (tmp_path / "output").read_bytes() == text
 
 
@@ -318,77 +320,77 @@ def test_output_waits_for_its_reader(nonblocking: bool) -> None:
     text = os.urandom(1_000_000)
     reader, writer = os.pipe()
     os.set_blocking(writer, not nonblocking)
-    pump = ConsoleWriter(writer, pytest.fail)
-    pump.queue.put(text)
+    console_writer = ConsoleWriter(writer, pytest.fail)
+    console_writer.queue.put(text)
     got = bytearray()
     while len(got) < len(text):
         got += os.read(reader, 65536)
-    pump.close()
+    console_writer.close()
     assert got == text
     os.close(reader)
     os.close(writer)
 
 
-def test_throttle_holds_up_only_who_writes_faster_than_is_read(
+def test_throttle_blocks_only_while_too_much_is_unwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(output_pump, "THROTTLE_S", 20.0)
+    monkeypatch.setattr(writer_module, "THROTTLE_S", 20.0)
     reader, writer = os.pipe()
-    pump = ConsoleWriter(writer, pytest.fail)
-    pump.queue.put(b"x")
-    pump.throttle()  # at once
-    held_up = threading.Thread(target=pump.throttle)
-    pump.queue.put(b"y" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) + 1))
-    while len(pump.queue):  # the pump takes it all and is then stuck writing it
+    console_writer = ConsoleWriter(writer, pytest.fail)
+    console_writer.queue.put(b"x")
+    console_writer.throttle()  # at once
+    throttled = threading.Thread(target=console_writer.throttle)
+    console_writer.queue.put(b"y" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) + 1))
+    while len(console_writer.queue):  # the writer takes it all and is then stuck writing it
         os.sched_yield()
-    pump.queue.put(b"z" * MAX_UNWRITTEN_BYTES)
-    held_up.start()
-    held_up.join(0.05)
-    assert held_up.is_alive()
+    console_writer.queue.put(b"z" * MAX_UNWRITTEN_BYTES)
+    throttled.start()
+    throttled.join(0.05)
+    assert throttled.is_alive()
     os.set_blocking(reader, False)
-    while held_up.is_alive():
+    while throttled.is_alive():
         with contextlib.suppress(BlockingIOError):
             os.read(reader, 65536)
     os.close(reader)
-    pump.close()
+    console_writer.close()
     os.close(writer)
 
 
-def test_throttle_lets_go_by_itself_and_close_does_not_wait_for_ever(
+def test_throttle_and_close_return_when_nothing_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(output_pump, "THROTTLE_S", 0.01)
+    monkeypatch.setattr(writer_module, "THROTTLE_S", 0.01)
     reader, writer = os.pipe()
-    pump = ConsoleWriter(writer, lambda: None)
+    console_writer = ConsoleWriter(writer, lambda: None)
     for _ in range(100):
-        pump.queue.put(b"x" * 10_000)
-        pump.throttle()
-    pump.close(timeout_s=0.01)
-    os.close(reader)  # lets the thread go: EPIPE
-    pump._thread.join(10)
-    assert not pump._thread.is_alive()
+        console_writer.queue.put(b"x" * 10_000)
+        console_writer.throttle()
+    console_writer.close(timeout_s=0.01)
+    os.close(reader)  # ends the thread: EPIPE
+    console_writer._thread.join(10)
+    assert not console_writer._thread.is_alive()
     os.close(writer)
 
 
-def test_a_reader_that_is_gone_is_told_once_and_output_dropped(null: int) -> None:
+def test_lost_output_is_reported_once_and_dropped(null: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
 
-    async def scenario(bench: Bench) -> None:
+    async def scenario(setup: ConsoleSetup) -> None:
         for _ in range(100):
-            bench.console.queue.put(b"hello?")
-        await bench.until(lambda: bool(bench.actions))
-        bench.console.queue.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
-        bench.console.throttle()
-        await bench.settle()
-        assert bench.actions == [Action.OUTPUT_LOST]
+            setup.console.queue.put(b"hello?")
+        await setup.until(lambda: bool(setup.actions))
+        setup.console.queue.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
+        setup.console.throttle()
+        await setup.settle()
+        assert setup.actions == [Action.OUTPUT_LOST]
 
-    on_bench(null, writer, scenario)
+    run_scenario(null, writer, scenario)
     os.close(writer)
 
 
-def test_a_whole_program_ends_by_its_escape_key(terminal: tuple[int, int]) -> None:
-    """Raw mode, keys (Ctrl-C is the guest's), output and the way out, in a process of its own."""
+def test_a_program_with_a_console_ends_on_the_escape_key(terminal: tuple[int, int]) -> None:
+    """A separate process: raw mode, keys (Ctrl-C goes to the guest), output and Ctrl-A x."""
     person, program = terminal
     before = termios.tcgetattr(program)
     script = (

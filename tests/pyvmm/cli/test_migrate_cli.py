@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm migrate` as people meet it; the guest's process and the destination are real sockets."""
+"""`pyvmm migrate` as a process; the source and the destination are real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def machine(tmp_path: Path) -> Iterator[InMemoryMachine]:
 
 
 def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryMachine) -> None:
-    """Paths are the person's, whatever the directory of the guest's process."""
+    """Paths are relative to the directory of the command, not of the guest's process."""
     home = FakeTarget()
     destination = Destination(tmp_path / "m", home)
     done = migrate("unix:m", "--qmp", "unix:qmp", cwd=tmp_path)
@@ -57,7 +57,7 @@ def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryM
     assert home.ram.page(0)[:9] == b"something"
 
 
-def test_the_process_may_stay(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_keep_leaves_the_source_process_running(tmp_path: Path, machine: InMemoryMachine) -> None:
     destination = Destination(tmp_path / "m", FakeTarget())
     done = migrate(
         *(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", "--keep", "--no-unused"),
@@ -71,15 +71,17 @@ def test_the_process_may_stay(tmp_path: Path, machine: InMemoryMachine) -> None:
     assert settings.auto_converge
 
 
-def test_what_is_not_said_is_the_default(tmp_path: Path, machine: InMemoryMachine) -> None:
-    """Whatever an earlier migration has kept to."""
+def test_omitted_options_reset_parameters_to_their_defaults(
+    tmp_path: Path, machine: InMemoryMachine
+) -> None:
+    """Parameters of an earlier migration do not persist."""
     untouched = machine.migrations.settings
     for options in (["--downtime-limit", 5, "--max-bandwidth", "1G", "--auto-converge"], []):
         migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", *options)
         assert (machine.migrations.settings == untouched) == (not options)
 
 
-def test_nobody_is_there(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_a_missing_destination_is_reported(tmp_path: Path, machine: InMemoryMachine) -> None:
     done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, done.stdout, machine.status) == (1, "", "running")
     assert done.stderr.splitlines()[1] == (
@@ -89,7 +91,7 @@ def test_nobody_is_there(tmp_path: Path, machine: InMemoryMachine) -> None:
     )
 
 
-def test_the_destination_gives_up(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_an_aborting_destination_is_reported(tmp_path: Path, machine: InMemoryMachine) -> None:
     def fail() -> None:
         raise MigrationError("it has no room")
 
@@ -100,8 +102,8 @@ def test_the_destination_gives_up(tmp_path: Path, machine: InMemoryMachine) -> N
     assert "the destination has aborted: it has no room; it still runs here" in done.stderr
 
 
-class Stuck:
-    """A destination that takes a connection, and its first byte, and never answers."""
+class StuckDestination:
+    """A destination that accepts a connection, reads one byte and never answers."""
 
     def __init__(self, path: Path) -> None:
         self._server = socket.socket(socket.AF_UNIX)
@@ -117,8 +119,10 @@ class Stuck:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cancels_it(tmp_path: Path, machine: InMemoryMachine, signum: int) -> None:
-    stuck = Stuck(tmp_path / "m")
+def test_a_signal_cancels_the_migration(
+    tmp_path: Path, machine: InMemoryMachine, signum: int
+) -> None:
+    stuck = StuckDestination(tmp_path / "m")
     process = subprocess.Popen(
         command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
         stderr=subprocess.PIPE,
@@ -133,8 +137,8 @@ def test_a_signal_cancels_it(tmp_path: Path, machine: InMemoryMachine, signum: i
     ]
 
 
-def test_a_terminal_shows_how_far_it_is(tmp_path: Path, machine: InMemoryMachine) -> None:
-    stuck = Stuck(tmp_path / "m")
+def test_a_terminal_shows_the_progress(tmp_path: Path, machine: InMemoryMachine) -> None:
+    stuck = StuckDestination(tmp_path / "m")
     person, program = pty.openpty()
     process = subprocess.Popen(
         command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"), stderr=program
@@ -152,10 +156,10 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, machine: InMemoryMachine
     os.close(person)
 
 
-def test_the_guests_process_ends_meanwhile(tmp_path: Path) -> None:
+def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     machine.ram.memory.write(0, b"something")
-    stuck = Stuck(tmp_path / "m")
+    stuck = StuckDestination(tmp_path / "m")
     with served_in_thread(machine, tmp_path / "qmp"):
         process = subprocess.Popen(
             command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
@@ -183,7 +187,7 @@ def test_the_guests_process_ends_meanwhile(tmp_path: Path) -> None:
         ([], "Missing argument 'ADDRESS'"),
     ],
 )
-def test_what_makes_no_sense(
+def test_invalid_arguments_are_refused(
     tmp_path: Path, machine: InMemoryMachine, arguments: list[str], what: str
 ) -> None:
     done = migrate(*arguments, "--qmp", f"unix:{tmp_path}/qmp")
@@ -193,7 +197,7 @@ def test_what_makes_no_sense(
     assert machine.migrations.status == "none"
 
 
-def test_tls_is_not_for_unix_sockets(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryMachine) -> None:
     files = [word for name in ("ca", "cert", "key") for word in (f"--tls-{name}", __file__)]
     done = migrate("unix:/m", *files, "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, "a unix socket takes no TLS" in done.stderr) == (2, True)
@@ -209,11 +213,11 @@ def test_tls_is_not_for_unix_sockets(tmp_path: Path, machine: InMemoryMachine) -
         ("running", "paused", "the guest may or may not have moved: why"),
     ],
 )
-def test_where_the_guest_is_is_said(before: str, now: str, said: str) -> None:
+def test_a_failure_says_where_the_guest_is(before: str, now: str, said: str) -> None:
     assert failure({"status": "failed", "error-desc": "why"}, before, now) == said
 
 
-def test_what_is_said_of_a_guest_that_has_moved() -> None:
+def test_the_summary_of_a_completed_migration() -> None:
     answer: dict[str, Any] = {
         "total-time": 3210,
         "downtime": 45,
@@ -226,7 +230,7 @@ def test_what_is_said_of_a_guest_that_has_moved() -> None:
     )
 
 
-def test_how_far_it_is() -> None:
+def test_the_progress_line() -> None:
     answer: dict[str, Any] = {
         "ram": {"transferred": 5 << 20, "remaining": 7 << 20, "dirty-sync-count": 2}
     }

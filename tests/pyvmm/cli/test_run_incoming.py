@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm run --incoming` until a guest has come: it waits, refuses, or is ended.
+"""`pyvmm run --incoming` before a guest arrives: waiting, refusing, and ending by a signal.
 
-As inside the lab, where nobody probes KVM: until a guest comes it is not needed.
+It runs as in the lab, where KVM is not probed: it needs no KVM before the guest arrives.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 class Waiting:
-    """A process that waits for a guest; `where` is the address it says."""
+    """A process that waits for a guest; `where` is the address it prints."""
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
@@ -69,7 +69,7 @@ class Waiting:
         return connect(parse_migration_address(self.where), Security())
 
     def ended(self) -> tuple[int, str]:
-        """Exit status, and what was said after the first line."""
+        """Return the exit status, and standard error after the first line."""
         out, err = self.process.communicate(timeout=60)
         assert out == ""
         return self.process.returncode, err
@@ -86,7 +86,7 @@ def waiting(*arguments: object) -> Iterator[Waiting]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_waiting(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_signal_ends_the_wait(tmp_path: Path, signum: signal.Signals) -> None:
     address = f"unix:{tmp_path}/m"
     with waiting(address, "--qmp", f"unix:{tmp_path}/qmp") as waits:
         assert waits.where == address
@@ -96,7 +96,7 @@ def test_a_signal_ends_the_waiting(tmp_path: Path, signum: signal.Signals) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_ends_it_when_a_source_is_there_and_silent(tmp_path: Path) -> None:
+def test_a_signal_ends_the_wait_for_a_silent_source(tmp_path: Path) -> None:
     with waiting(f"unix:{tmp_path}/m") as waits:
         link = waits.connect()
         while (tmp_path / "m").exists():
@@ -106,7 +106,7 @@ def test_a_signal_ends_it_when_a_source_is_there_and_silent(tmp_path: Path) -> N
         link.close()
 
 
-def test_where_it_waits_is_said_with_the_port(tmp_path: Path) -> None:
+def test_the_printed_address_has_the_port(tmp_path: Path) -> None:
     with waiting("tcp:127.0.0.1:0") as waits:
         host, port = waits.where.rsplit(":", 1)
         assert (host, int(port) > 0) == ("tcp:127.0.0.1", True)
@@ -120,7 +120,7 @@ def test_where_it_waits_is_said_with_the_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "limit"), [([], "1 GiB"), (["--memory", "512M"], "512 MiB")])
-def test_a_guest_that_is_too_large_is_refused(
+def test_a_guest_with_too_much_ram_is_refused(
     tmp_path: Path, options: list[str], limit: str
 ) -> None:
     with waiting(f"unix:{tmp_path}/m", *options) as waits:
@@ -140,7 +140,7 @@ def test_a_guest_that_is_too_large_is_refused(
         assert said.startswith(f"pyvmm: no guest has arrived: {why}; unless its source says")
 
 
-def test_what_is_no_guest_is_one_line(tmp_path: Path) -> None:
+def test_a_stream_that_is_not_a_migration_is_refused_in_one_line(tmp_path: Path) -> None:
     with waiting(f"unix:{tmp_path}/m") as waits:
         link = waits.connect()
         link.send(b"GET / HTTP/1.1\r\n\r\n" * 100)
@@ -151,7 +151,7 @@ def test_what_is_no_guest_is_one_line(tmp_path: Path) -> None:
         assert said.count("\n") == 1
 
 
-def test_strangers_are_turned_away_and_the_waiting_goes_on(tmp_path: Path) -> None:
+def test_untrusted_sources_are_refused_and_the_wait_continues(tmp_path: Path) -> None:
     ours, theirs = certificate(tmp_path, "ca", "here"), certificate(tmp_path, "other", "there")
     files = ("--tls-ca", ours.ca, "--tls-cert", ours.certificate, "--tls-key", ours.key)
     with waiting("tcp:127.0.0.1:0", *files) as waits:
@@ -168,7 +168,7 @@ def test_strangers_are_turned_away_and_the_waiting_goes_on(tmp_path: Path) -> No
         assert (status, "no guest has arrived" in said) == (2, True)
 
 
-def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path) -> None:
+def test_a_control_socket_in_use_is_reported_before_the_wait(tmp_path: Path) -> None:
     other = UnixListener(tmp_path / "qmp")
     done = run("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, PROMPT in done.stderr) == (2, False)
@@ -195,7 +195,7 @@ def test_a_control_socket_in_use_is_said_before_a_guest_can_come(tmp_path: Path)
         (["--restore", "/s", "--tls-key", __file__], "--tls-key applies only to an incoming"),
     ],
 )
-def test_what_makes_no_sense(arguments: list[str], what: str) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], what: str) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert what in done.stderr

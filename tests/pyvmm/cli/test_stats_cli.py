@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm stats` from outside: a process of its own against a real socket and a real virtqueue."""
+"""`pyvmm stats` as a process, on a real control socket and a real virtqueue."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def stats(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def started(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def background(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """`pyvmm stats` in the background, interrupted at the end if it still runs."""
     with subprocess.Popen(
         command(*arguments),
@@ -63,12 +63,12 @@ def started(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subproce
 
 
 def rows(text: str) -> dict[str, str]:
-    """The first two columns of the table in `text`."""
+    """Return the first two columns of the table in `text`."""
     lines = [re.split(r"\s*[│┃|]\s*", line.strip("│┃| ")) for line in text.splitlines()]
     return {cells[0]: cells[1] for cells in lines if len(cells) > 1}
 
 
-def test_a_table_for_people(tmp_path: Path) -> None:
+def test_statistics_are_shown_in_a_table(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     machine.stats_guest.statistics = {FREE: 600 * MIB, TOTAL: 1000 * MIB, MAJOR_FAULTS: 7000, 16: 9}
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -102,7 +102,7 @@ def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_guest_that_does_not_answer_is_status_1(tmp_path: Path, form: list[str]) -> None:
+def test_a_guest_that_does_not_answer_gives_status_1(tmp_path: Path, form: list[str]) -> None:
     machine = InMemoryMachine()
     machine.status = "paused"
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -114,11 +114,11 @@ def test_a_guest_that_does_not_answer_is_status_1(tmp_path: Path, form: list[str
     )
 
 
-def test_watching_prints_one_answer_after_the_other_until_the_guest_ends(tmp_path: Path) -> None:
+def test_watch_prints_answers_until_the_guest_ends(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
-        started("--qmp", f"unix:{tmp_path}/qmp", "--json", "--watch", "0.01") as process,
+        background("--qmp", f"unix:{tmp_path}/qmp", "--json", "--watch", "0.01") as process,
     ):
         assert process.stdout is not None
         seen = [json.loads(process.stdout.readline())]
@@ -131,12 +131,12 @@ def test_watching_prints_one_answer_after_the_other_until_the_guest_ends(tmp_pat
     assert errors.splitlines()[-1] == "pyvmm: the guest has ended"
 
 
-def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
+def test_watch_updates_one_table_on_a_terminal(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     controller, terminal = pty.openpty()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
-        started(
+        background(
             "--qmp", f"unix:{tmp_path}/qmp", "--watch", "0.05", "--timeout", "0.1", stdout=terminal
         ) as process,
     ):
@@ -155,32 +155,32 @@ def test_a_terminal_gets_one_table_in_place(tmp_path: Path) -> None:
 
 
 def drain(controller: int) -> None:
-    """Read on, as terminals do, until no process writes to this one any more."""
+    """Read, as a terminal does, until no process has it open for writing."""
     with suppress(OSError):  # EIO, the end of a terminal
         while os.read(controller, 4096):
             pass
 
 
 def read_until(controller: int, words: str) -> str:
-    """What a terminal shows up to `words`; the test's own time limit bounds the wait."""
+    """Read from a terminal until `words` appear; the test's time limit bounds the wait."""
     text = ""
     while words not in text:
         text += os.read(controller, 4096).decode(errors="replace")
     return text
 
 
-def test_tables_without_a_terminal_come_one_below_the_other(tmp_path: Path) -> None:
+def test_watch_prints_tables_below_each_other_elsewhere(tmp_path: Path) -> None:
     machine = InMemoryMachine()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
-        started("--watch", "--qmp", f"unix:{tmp_path}/qmp") as process,
+        background("--watch", "--qmp", f"unix:{tmp_path}/qmp") as process,
     ):
         assert process.stdout is not None
         while "direct reclaims" not in (line := process.stdout.readline()):
             assert "\x1b" not in line
 
 
-def test_what_changed_is_shown_with_its_sign() -> None:
+def test_changes_are_shown_with_their_sign() -> None:
     names = ("stat-free-memory", "stat-major-faults", "stat-swap-in", "stat-oom-kills")
     before = {"stats": dict(zip(names, (MIB, 5, None, 2), strict=True)), "unknown": {}}
     now = {
@@ -205,7 +205,7 @@ def test_what_changed_is_shown_with_its_sign() -> None:
         (["--qmp", "unix:/nowhere/qmp", "extra"], "extra"),
     ],
 )
-def test_wrong_usage(arguments: list[str], words: str) -> None:
+def test_wrong_usage_is_one_line(arguments: list[str], words: str) -> None:
     process = stats(*arguments)
     assert process.returncode == 2
     assert process.stdout == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm unused`: the page_map as a function, the command as a process against a real socket."""
+"""`pyvmm unused`: its map as a function, the command as a process on a real control socket."""
 
 import os
 import subprocess
@@ -29,24 +29,24 @@ def unused(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def rows_of(output: str) -> dict[int, str]:
-    """The rows of the page_map by their addresses."""
+    """Return the rows of the map by their addresses."""
     lines = [line for line in output.splitlines() if line.startswith("0x")]
     pairs = (line.split("  ", 1) for line in lines)
     return {int(address.replace("_", ""), 16): drawn for address, drawn in pairs}
 
 
-def test_shades() -> None:
+def test_a_character_shows_the_share_of_unused_pages() -> None:
     drawn = [BLOCKS.of(n, 300) for n in (0, 1, 99, 100, 199, 200, 299, 300)]
     assert "".join(drawn) == "·░░▒▒▓▓█"
     assert BLOCKS.of(0, 0) == " ", "no RAM, nothing to be unused"
     assert ASCII.of(1, 1) == "#"
 
 
-def test_a_picture_of_little_memory() -> None:
+def test_the_map_of_a_small_memory() -> None:
     assert list(page_map(256, [256] * 4, [0, 10, 255, 256], ASCII)) == ["0x0_0000_0000  .-=#"]
 
 
-def test_the_hole_is_one_line() -> None:
+def test_the_hole_in_memory_is_one_line() -> None:
     cell = GIB // 4096 // COLUMNS
     ram = [cell] * (3 * COLUMNS) + [0] * COLUMNS + [cell] * COLUMNS
     lines = list(page_map(cell, ram, ram, ASCII))
@@ -59,7 +59,7 @@ def test_the_hole_is_one_line() -> None:
     ]
 
 
-def test_what_a_person_sees(tmp_path: Path) -> None:
+def test_the_command_prints_figures_and_a_map(tmp_path: Path) -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.unused = {*range(1024, 2048), *range(3 * 512, 3 * 512 + 4), 3072, 16383}
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -78,7 +78,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert rows[62 * MIB] == "·" * (COLUMNS - 1) + "░"
 
 
-def test_a_guest_of_more_than_3_gib(tmp_path: Path) -> None:
+def test_the_map_of_a_guest_of_4_gib(tmp_path: Path) -> None:
     machine = InMemoryMachine(4 * GIB)
     machine.misc_guest.unused = set(range(1 << 20, (1 << 20) + (1 << 15)))
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -89,7 +89,7 @@ def test_a_guest_of_more_than_3_gib(tmp_path: Path) -> None:
     assert len(rows) == 17
 
 
-def test_a_terminal_without_blocks(tmp_path: Path) -> None:
+def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
     with served_in_thread(InMemoryMachine(64 * MIB), tmp_path / "qmp"):
         process = unused("--qmp", f"unix:{tmp_path}/qmp", PYTHONIOENCODING="latin-1")
     assert process.returncode == 0
@@ -97,7 +97,7 @@ def test_a_terminal_without_blocks(tmp_path: Path) -> None:
     assert process.stdout.isascii()
 
 
-def test_caches_are_synced_and_dropped_first(tmp_path: Path) -> None:
+def test_drop_caches_syncs_and_drops_caches_first(tmp_path: Path) -> None:
     machine = InMemoryMachine(64 * MIB)
     guest = machine.misc_guest
     guest.unused, guest.cached, guest.dirty = {1}, set(range(64, 164)), {70}
@@ -107,7 +107,7 @@ def test_caches_are_synced_and_dropped_first(tmp_path: Path) -> None:
     assert process.stdout.startswith("unused: 101 pages")
 
 
-def test_a_driver_that_cannot_drop_caches(tmp_path: Path) -> None:
+def test_a_driver_that_cannot_sync_is_reported(tmp_path: Path) -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.commands = {GET_UNUSED_PAGES}
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -120,7 +120,7 @@ def test_a_driver_that_cannot_drop_caches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0.2", "0"])
-def test_a_guest_that_does_not_answer(tmp_path: Path, timeout: str) -> None:
+def test_a_guest_that_does_not_answer_gives_status_2(tmp_path: Path, timeout: str) -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.pause()
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -129,7 +129,7 @@ def test_a_guest_that_does_not_answer(tmp_path: Path, timeout: str) -> None:
     assert ("is paused" if timeout == "0.2" else "'timeout' expects") in process.stderr
 
 
-def test_help_says_what_it_is_for() -> None:
+def test_help_names_the_purpose_and_the_requirements() -> None:
     process = unused("--help")
     assert process.returncode == 0
     for words in ("does not use", "--drop-caches", "unix:PATH", "MISC_VQ", "MemFree"):
