@@ -131,11 +131,13 @@ def _valued(read: object) -> object:
 class Fields:
     """The fields of one payload, each checked when it is read; `part` is its name in errors.
 
-    Every accessor raises StateError if the field is missing, of another type or out of range.
+    Every accessor raises StateError if the field is missing, of another type or out of range. With
+    `ignore_unknown`, which is for payloads of a newer version, `done` does not refuse other fields.
     """
 
-    def __init__(self, part: str, payload: Payload) -> None:
+    def __init__(self, part: str, payload: Payload, *, ignore_unknown: bool = False) -> None:
         self.name = part
+        self._ignore_unknown = ignore_unknown
         self._payload = payload
         self._taken: set[str] = set()
         self._parts: list[Fields] = []
@@ -206,7 +208,7 @@ class Fields:
     def done(self) -> None:
         """Refuse names, here or in the parts, that were never read."""
         unknown = sorted(self._payload.keys() - self._taken)
-        if unknown:
+        if unknown and not self._ignore_unknown:
             raise self.error(unknown[0], "is not known here")
         for part in self._parts:
             part.done()
@@ -216,7 +218,7 @@ class Fields:
         return StateError(self.name, f"{name} {what}")
 
     def _part(self, name: str, payload: Payload) -> Fields:
-        self._parts.append(Fields(name, payload))
+        self._parts.append(Fields(name, payload, ignore_unknown=self._ignore_unknown))
         return self._parts[-1]
 
     def _take(self, name: str, kind: type[T]) -> T:

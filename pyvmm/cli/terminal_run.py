@@ -49,7 +49,7 @@ async def run_incoming(
     listener: MigrationListener, at_most_bytes: int, sockets: Sequence[Path]
 ) -> int:
     """Wait for a machine with no more RAM than that, then run it as `run_machine` does."""
-    from pyvmm.migration.incoming import arrive
+    from pyvmm.migration.incoming import accept_migration
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
@@ -66,7 +66,7 @@ async def run_incoming(
 
         place.heed_signals()
         _say(f"waiting for a guest at {listener.address}")
-        running = await place.wait(arrive(listener, make))
+        running = await place.wait(accept_migration(listener, make))
         if running is None:
             return place.status(0)
         _say("the guest has arrived")

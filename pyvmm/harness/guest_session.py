@@ -119,7 +119,7 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
 
     Raises `UserError` when none has come.
     """
-    from pyvmm.migration.incoming import arrive
+    from pyvmm.migration.incoming import accept_migration
 
     console = ScriptedConsole()
     made: list[Machine] = []
@@ -136,7 +136,7 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
         return machine
 
     try:
-        running = await arrive(listener, make)
+        running = await accept_migration(listener, make)
     except BaseException:
         for machine in made:
             machine.close()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination's side of a migration: take everything in, and start only what is complete.
+"""The destination's side of a migration: receive everything, restore it, and start on the commit.
 
-Pages go straight into the RAM of a machine that has not run yet; its parts are kept until all have
-come and are then restored together. The guest runs when, and only when, the source's commit has
-been read. Whatever is wrong before that ends the migration here for good: the source is told why,
-and nothing sent afterwards is read any more.
+Pages go straight into the RAM of a machine that has not run yet. Its parts are kept until all have
+arrived, and are then restored together. The guest runs when, and only when, the source's commit has
+been read. Any error before that ends the migration here for good: the source is told the reason,
+and nothing that it sends afterwards is read.
 """
 
 from __future__ import annotations
@@ -29,40 +29,49 @@ if TYPE_CHECKING:
     from pyvmm.state.records import Kind, Record
     from pyvmm_native.memory import GuestMemory
 
-_MAX_LAST_BYTES = 1 << 28
+_MAX_DRAINED_BYTES = 1 << 28
 _M = TypeVar("_M")
 
 
 class TargetRam(Protocol):
-    """RAM of a machine that was just made, all of it zeros."""
+    """RAM of a new machine, all of it zeros.
+
+    Threads: migration.
+    """
 
     @property
     def memory(self) -> GuestMemory:
-        """To be filled."""
+        """The memory to be filled."""
 
     def discard(self, runs: PageRuns) -> int:
         """Make pages zero, and free the memory behind them."""
 
 
 class Target(Protocol):
-    """Where a guest can be made to live. Calls come from the migration's thread, in this order."""
+    """Creates and starts the machine that a guest moves to; called in the order given here.
+
+    Threads: migration.
+    """
 
     @property
     def kinds(self) -> Mapping[str, Kind]:
-        """The parts that a machine here has."""
+        """The kinds of record that a machine's parts have here."""
 
-    def make(self, config: MachineConfig) -> TargetRam:
-        """Make a machine; raises `UserError` if that cannot be."""
+    def create_machine(self, config: MachineConfig) -> TargetRam:
+        """Create the machine and return its RAM. Raises `UserError`."""
 
     def restore(self, parts: Sequence[Record]) -> None:
-        """Restore all of its parts; raises `StateError` or `UserError` if that cannot be."""
+        """Restore all parts of the machine. Raises `StateError` or `UserError`."""
 
-    def run(self, runs: bool) -> None:
-        """Let it run, or, unless `runs`, be as a machine that is paused."""
+    def start(self, *, running: bool) -> None:
+        """Start the machine, its guest running or paused."""
 
 
 class DestinationMigration:
-    """One migration to `target` over `link`."""
+    """One migration to `target` over `link`.
+
+    Threads: migration.
+    """
 
     def __init__(self, target: Target, link: Link) -> None:
         self._target = target
@@ -71,84 +80,85 @@ class DestinationMigration:
         self._pages = 0
 
     def run(self) -> None:
-        """Returns when the guest runs here.
+        """Receive the guest; return when it runs here.
 
-        Raises `MigrationError`, or what is wrong with `target`, when it does not and never will.
+        Raises `MigrationError`, or what `target` raises, when it does not and never will.
         """
         try:
-            ready = self._take_in()
+            ready = self._receive_guest()
         except (StateError, UserError) as error:
-            self._give_up(str(error))
+            self._abort(str(error))
             raise MigrationError(str(error)) from error
         except LinkBroken as error:
-            with suppress(MigrationError):  # it may hear us all the same
-                self._say(messages.Failed(str(error)))
+            with suppress(MigrationError):  # the source may receive it all the same
+                self._send(messages.Failed(str(error)))
             raise
         except MigrationError as error:
-            self._give_up(str(error))
+            self._abort(str(error))
             raise
         except BaseException as error:
-            self._give_up(f"it has a bug: {error!r}")
+            self._abort(f"it has a bug: {error!r}")
             raise
-        self._target.run(ready.runs)
+        self._target.start(running=ready.was_running)
         with suppress(MigrationError):  # the guest runs all the same
-            self._say(messages.Running())
+            self._send(messages.Running())
 
-    def _take_in(self) -> messages.Ready:
-        """Everything up to the commit."""
-        hello = self._wait_for(messages.Hello)
-        ram = self._target.make(hello.config)
-        self._say(messages.Welcome())
+    def _receive_guest(self) -> messages.Ready:
+        """Receive and restore everything, up to the commit."""
+        hello = self._expect(messages.Hello)
+        ram = self._target.create_machine(hello.config)
+        self._send(messages.Welcome())
         parts: list[Record] = []
-        while not isinstance(message := self._next(), messages.Ready):
+        while not isinstance(message := self._receive(), messages.Ready):
             match message:
                 case messages.Pages():
                     self._store(ram.memory, message)
                 case messages.Zeros(runs):
                     ram.discard(runs)
                 case messages.RoundEnd(number):
-                    self._say(messages.RoundAck(number))
+                    self._send(messages.RoundAck(number))
                 case messages.DeviceState(part):
                     parts.append(part)
-        if (message.pages, message.parts) != (self._pages, len(parts)):
+        required = sum(not part.optional for part in parts)
+        if (message.pages, message.parts) != (self._pages, required):
             raise MigrationError(
-                f"{self._pages} pages and {len(parts)} parts have come, and not"
+                f"{self._pages} pages and {required} parts have arrived, and not"
                 f" {message.pages} and {message.parts}"
             )
         self._target.restore(parts)
-        self._say(messages.StateRestored())
-        self._wait_for(messages.Commit)
+        self._send(messages.StateRestored())
+        self._expect(messages.Commit)
         return message
 
     def _store(self, memory: GuestMemory, message: messages.Pages) -> None:
         scatter_block(memory, message.first_pfn, message.bitmap, message.data)
         self._pages += len(message.data) // PAGE_BYTES
 
-    # --- Talking --------------------------------------------------------------------------------
-    def _next(self) -> FromSource:
+    # --- Messages -------------------------------------------------------------------------------
+    def _receive(self) -> FromSource:
         while (message := self._messages.next()) is None:
             data = self._link.receive(self._messages.wanted_bytes)
             if not data:
-                raise MigrationError("the source hung up before it handed over the guest")
+                raise MigrationError("the source has closed the connection before the commit")
             self._messages.feed(data)
         return message
 
-    def _wait_for(self, wanted: type[_M]) -> _M:
-        message = self._next()
-        assert isinstance(message, wanted), "the reader keeps the order"
+    def _expect(self, due: type[_M]) -> _M:
+        message = self._receive()
+        assert isinstance(message, due), "the reader keeps the order"
         return message
 
-    def _say(self, message: FromDestination) -> None:
+    def _send(self, message: FromDestination) -> None:
         self._link.send(message.record().encode())
 
-    def _give_up(self, why: str) -> None:
-        """Tell the source, if it can still be reached.
+    def _abort(self, reason: str) -> None:
+        """Tell the source the reason, if it can still be reached.
 
-        What it is sending is drained without being looked at: a connection that is closed with
-        bytes unread is reset, and the reason would be lost with it.
+        Data that it is sending is drained unread: a connection that is closed with bytes unread is
+        reset, and the reason would be lost.
         """
         with suppress(MigrationError):
-            self._say(messages.Failed(why))
+            self._send(messages.Failed(reason))
             drained = 0
-            while drained < _MAX_LAST_BYTES and (data := self._link.receive(1 << 20)):
+            while drained < _MAX_DRAINED_BYTES and (data := self._link.receive(1 << 20)):
                 drained += len(data)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with a migration; the guest survives all of it, on exactly one side."""
+"""Errors of a migration; the guest survives all of them, on exactly one side."""
 
 from __future__ import annotations
 
 
 class MigrationError(Exception):
-    """The migration has failed. The message says why; it is one line, without a final full stop."""
+    """The migration has failed. The message is one line that gives the reason, no full stop."""
 
 
 class LinkBroken(MigrationError):
-    """The connection has broken, or nothing has come over it for too long."""
+    """The connection has broken, or nothing has arrived over it for too long."""
 
 
 class Cancelled(MigrationError):
-    """Somebody on this side has cancelled it."""
+    """The migration was cancelled on this side."""
 
 
 class PeerAborted(MigrationError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A destination: waits for a guest, makes a machine for it, and runs it when it is complete.
+"""An incoming migration: wait for a guest, create its machine, run it when it is complete.
 
-    running = await arrive(listener, make)
-    outcome = await running
+    running = await accept_migration(listener, make)
+    result = await running
 
-Receiving happens in a thread; machines are made, restored and started on the event loop.
+The migration's thread receives; the machine is created, restored and started on the event loop.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-async def arrive(
+async def accept_migration(
     listener: MigrationListener, make: Callable[[MachineConfig], Machine]
 ) -> asyncio.Task[ExitResult]:
-    """Wait at `listener` for a guest; returns when it runs, with what `Machine.run` will return.
+    """Wait at `listener` for a guest; return the task of its `Machine.run` when it runs here.
 
-    `make` makes a machine with `boot=False`, which is the caller's to close. Raises `UserError`
-    when nothing complete has come: no guest runs here then. To be cancelled when it runs here
-    already is too late, and has no effect.
+    `make` makes a machine with `boot=False`, which the caller closes. Raises `UserError` when the
+    migration has failed: no guest runs here then. Cancellation has no effect once the guest runs.
+
+    Threads: event loop.
     """
     loop = asyncio.get_running_loop()
     thread = ThreadPoolExecutor(1, "migration")
     target = _IncomingTarget(loop, make)
     try:
         accepted = loop.run_in_executor(thread, listener.accept)
-        link = MigrationLink(await _given_up_by(listener.close, accepted))
+        link = MigrationLink(await _aborted_by(listener.close, accepted))
         work = loop.run_in_executor(thread, DestinationMigration(target, link).run)
-        await _given_up_by(link.abort, work)
+        await _aborted_by(link.abort, work)
         link.close()
     except (MigrationError, ListenerClosed) as error:
         raise UserError(
@@ -64,19 +65,22 @@ async def arrive(
     return target.running
 
 
-async def _given_up_by(give_up: Callable[[], None], work: asyncio.Future[_T]) -> _T:
-    """Wait for the thread's `work`; when we are cancelled it is given up, and comes to its end."""
+async def _aborted_by(abort: Callable[[], None], work: asyncio.Future[_T]) -> _T:
+    """Wait for `work` of the migration's thread; if cancelled, `abort` it and wait for its end."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        give_up()
+        abort()
         await asyncio.wait({work})
-        work.exception()  # is looked at, so that nobody complains of it
+        work.exception()  # retrieved, so that asyncio does not log it
         raise
 
 
 class _IncomingTarget:
-    """Satisfies `pyvmm.migration.destination.Target`."""
+    """Satisfies `pyvmm.migration.destination.Target`; acts on the event loop `loop`.
+
+    Threads: migration.
+    """
 
     kinds = KINDS
 
@@ -88,7 +92,7 @@ class _IncomingTarget:
         self._machine: Machine | None = None
         self.running: asyncio.Task[ExitResult] | None = None
 
-    def make(self, config: MachineConfig) -> Ram:
+    def create_machine(self, config: MachineConfig) -> Ram:
         machine = self._machine = call_on_loop(self._loop, lambda: self._make(config))
         call_on_loop(self._loop, machine.prepare_parts)
         return machine.ram
@@ -98,14 +102,14 @@ class _IncomingTarget:
         machine = self._machine
         call_on_loop(self._loop, lambda: machine.restore_parts(parts))
 
-    def run(self, runs: bool) -> None:
+    def start(self, *, running: bool) -> None:
         assert self._machine is not None
         machine = self._machine
 
-        async def start() -> None:
-            if not runs:
+        async def run() -> None:
+            if not running:
                 machine.pause()
             self.running = self._loop.create_task(machine.run())
             await asyncio.sleep(0)  # until its vCPUs are started
 
-        asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result()

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What source and destination can say to each other; each message is a record (`pyvmm.state`).
+"""The messages of a migration; each is a record (`pyvmm.state.records`).
 
-    kind        from          payload
+    kind        sender        payload
     migration   source        the configuration of the machine, as in a snapshot
     pages       source        u64 first page frame, a multiple of 512; 64 bytes with a bit for each
                               of the 512 pages from there on; the pages whose bits are set, 4 KiB
                               each, in order
     zeros       source        (u64 first page frame, u64 count) for each run of pages that are zero
-    round       source        u64 number of the round that ends here, from 1 on
-    (others)    source        parts of the machine
-    ready       source        u64 how many pages have been sent, u64 how many parts, u64 1 if the
-                              guest shall run, 0 if it was paused
-    commit      source        nothing
-    welcome     destination   nothing
-    arrived     destination   u64 number of the round all of which is in memory
-    complete    destination   nothing
-    running     destination   nothing
-    failed      destination   why, UTF-8
+    round-end   source        u64 number of the round that ends here, from 1 on
+    (others)    source        state of the parts of the machine
+    ready       source        u64 number of pages sent, u64 number of required parts sent, u64 1 if
+                              the guest ran before the switchover, 0 if it was paused
+    commit      source        empty
+    welcome     destination   empty
+    round-ack   destination   u64 number of the round all of which is in memory
+    restored    destination   empty
+    running     destination   empty
+    failed      destination   reason, UTF-8
 
-Every payload has a checksum in its record. What is read is checked here as far as it can be without
-having seen the messages before: a payload that is not exactly as above is a `MigrationError`.
+The version of "migration" is that of the stream (`docs/formats.md`). "failed" never changes, so
+that either side can tell the other why it refuses its version.
+
+Every payload has a checksum in its record. What can be checked without the messages before is
+checked here: a payload that is not exactly as above is a `MigrationError`.
 """
 
 from __future__ import annotations
@@ -29,18 +32,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, decode
+from devices.state import MAX_PAYLOAD_BYTES, StateError
 from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
 from pyvmm.state.config_record import encode_config, restore_config
-from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_header
+from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_fields, record_header
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import BLOCK_PAGES, gather_block
 from pyvmm_native.runs import PageRuns
 
 BITMAP_BYTES = BLOCK_PAGES // 8
-VERSION = 1
+HELLO = "migration"
+STREAM_VERSION = 2
 MAX_ZERO_RUNS = 4096
 MAX_REASON_BYTES = 1024
 
@@ -53,17 +57,17 @@ _TOTALS = struct.Struct("<QQQ")
 
 @dataclass(frozen=True)
 class Hello:
-    """The first message: this is the machine."""
+    """The first message: the machine of the guest has this configuration."""
 
     config: MachineConfig
 
     def record(self) -> Record:
-        return Record("migration", VERSION, encode_config(self.config))
+        return Record(HELLO, STREAM_VERSION, encode_config(self.config))
 
     @classmethod
-    def read(cls, payload: bytes) -> Hello:
+    def read(cls, record: Record) -> Hello:
         try:
-            return cls(restore_config(Fields("migration", decode(payload, "migration"))))
+            return cls(restore_config(record_fields(record, SOURCE_KINDS[HELLO])))
         except StateError as error:
             raise MigrationError(str(error)) from error
 
@@ -78,12 +82,13 @@ class Pages:
 
     def record(self) -> Record:
         head = _PAGES.pack(self.first_pfn, self.bitmap)
-        return Record("pages", VERSION, b"".join((head, self.data)))
+        return _record("pages", b"".join((head, self.data)))
 
     @classmethod
-    def read(cls, payload: bytes) -> Pages:
+    def read(cls, record: Record) -> Pages:
+        payload = record.payload
         if len(payload) < _PAGES.size:
-            raise MigrationError(f"message 'pages' has {len(payload)} bytes")
+            raise _wrong_size(record)
         first_pfn, bitmap = _PAGES.unpack_from(payload)
         count = int.from_bytes(bitmap, "little").bit_count()
         if first_pfn % BLOCK_PAGES or first_pfn >> 40:
@@ -99,20 +104,23 @@ class Pages:
 
 
 class PagesBuffer:
-    """Room for one `Pages` message, used again and again.
+    """A buffer for one `Pages` message, used again for the next one.
 
-    Memory of its own for each message would cost more, in page faults, than the copy itself.
+    New memory for each message would cost more, in page faults, than the copy itself.
+
+    Threads: migration.
     """
 
     def __init__(self) -> None:
-        self._room = memoryview(bytearray(_PAGES_BEGIN + BLOCK_PAGES * PAGE_BYTES))
+        self._buffer = memoryview(bytearray(_PAGES_BEGIN + BLOCK_PAGES * PAGE_BYTES))
 
     def encoded(self, memory: GuestMemory, first_pfn: int, bitmap: bytes) -> memoryview:
-        """The encoded record of those pages as they are now; good until the next call."""
-        _PAGES.pack_into(self._room, HEADER_BYTES, first_pfn, bitmap)
-        size = gather_block(memory, first_pfn, bitmap, self._room[_PAGES_BEGIN:])
-        message = self._room[: _PAGES_BEGIN + size]
-        message[:HEADER_BYTES] = record_header("pages", VERSION, message[HEADER_BYTES:])
+        """Return the encoded message of those pages as they are now; valid until the next call."""
+        _PAGES.pack_into(self._buffer, HEADER_BYTES, first_pfn, bitmap)
+        size = gather_block(memory, first_pfn, bitmap, self._buffer[_PAGES_BEGIN:])
+        message = self._buffer[: _PAGES_BEGIN + size]
+        version = SOURCE_KINDS["pages"].version
+        message[:HEADER_BYTES] = record_header("pages", version, message[HEADER_BYTES:])
         return message
 
 
@@ -130,35 +138,35 @@ class Zeros:
             yield cls(PageRuns(listed[first : first + MAX_ZERO_RUNS]))
 
     def record(self) -> Record:
-        return Record("zeros", VERSION, b"".join(_RUN.pack(*run) for run in self.runs))
+        return _record("zeros", b"".join(_RUN.pack(*run) for run in self.runs))
 
     @classmethod
-    def read(cls, payload: bytes) -> Zeros:
-        if not payload or len(payload) % _RUN.size:
-            raise MigrationError(f"message 'zeros' has {len(payload)} bytes")
+    def read(cls, record: Record) -> Zeros:
+        if not record.payload or len(record.payload) % _RUN.size:
+            raise _wrong_size(record)
         try:
-            return cls(PageRuns(_RUN.iter_unpack(payload)))
+            return cls(PageRuns(_RUN.iter_unpack(record.payload)))
         except ValueError as error:
             raise MigrationError(f"message 'zeros': {error}") from error
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """Everything of round `number` has been sent."""
+    """All of round `number` has been sent."""
 
     number: int
 
     def record(self) -> Record:
-        return Record("round", VERSION, _NUMBER.pack(self.number))
+        return _record("round-end", _NUMBER.pack(self.number))
 
     @classmethod
-    def read(cls, payload: bytes) -> RoundEnd:
-        return cls(*_unpacked("round", _NUMBER, payload))
+    def read(cls, record: Record) -> RoundEnd:
+        return cls(*_unpacked(_NUMBER, record))
 
 
 @dataclass(frozen=True)
 class DeviceState:
-    """One part of the machine, its payload not yet looked at."""
+    """State of one part of the machine, its payload as yet unchecked."""
 
     part: Record
 
@@ -168,22 +176,22 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Ready:
-    """Nothing is missing: so many pages (repeated ones count again) and parts have been sent."""
+    """The source has sent everything: so many pages, repeated ones included, and required parts."""
 
     pages: int
     parts: int
-    runs: bool
-    """The guest ran when it was stopped for this, and shall run again."""
+    was_running: bool
+    """The guest ran before the switchover, so it is to run at the destination."""
 
     def record(self) -> Record:
-        return Record("ready", VERSION, _TOTALS.pack(self.pages, self.parts, self.runs))
+        return _record("ready", _TOTALS.pack(self.pages, self.parts, self.was_running))
 
     @classmethod
-    def read(cls, payload: bytes) -> Ready:
-        pages, parts, runs = _unpacked("ready", _TOTALS, payload)
-        if runs > 1:
-            raise MigrationError(f"message 'ready' says {runs} where 0 or 1 was due")
-        return cls(pages, parts, bool(runs))
+    def read(cls, record: Record) -> Ready:
+        pages, parts, was_running = _unpacked(_TOTALS, record)
+        if was_running > 1:
+            raise MigrationError(f"message 'ready' has {was_running} in place of 0 or 1")
+        return cls(pages, parts, bool(was_running))
 
 
 @dataclass(frozen=True)
@@ -191,103 +199,112 @@ class Commit:
     """The guest is the destination's; the source never runs it again."""
 
     def record(self) -> Record:
-        return Record("commit", VERSION, b"")
+        return _record("commit")
 
     @classmethod
-    def read(cls, payload: bytes) -> Commit:
-        return cls(*_unpacked("commit", _NOTHING, payload))
+    def read(cls, record: Record) -> Commit:
+        return cls(*_unpacked(_EMPTY, record))
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """The destination has a machine like that, and room for it."""
+    """The destination has made such a machine, and has memory for it."""
 
     def record(self) -> Record:
-        return Record("welcome", VERSION, b"")
+        return _record("welcome")
 
     @classmethod
-    def read(cls, payload: bytes) -> Welcome:
-        return cls(*_unpacked("welcome", _NOTHING, payload))
+    def read(cls, record: Record) -> Welcome:
+        return cls(*_unpacked(_EMPTY, record))
 
 
 @dataclass(frozen=True)
 class RoundAck:
-    """All of round `number` is in memory."""
+    """All of round `number` is in the destination's memory."""
 
     number: int
 
     def record(self) -> Record:
-        return Record("arrived", VERSION, _NUMBER.pack(self.number))
+        return _record("round-ack", _NUMBER.pack(self.number))
 
     @classmethod
-    def read(cls, payload: bytes) -> RoundAck:
-        return cls(*_unpacked("arrived", _NUMBER, payload))
+    def read(cls, record: Record) -> RoundAck:
+        return cls(*_unpacked(_NUMBER, record))
 
 
 @dataclass(frozen=True)
 class StateRestored:
-    """The guest could run here; it does not yet."""
+    """The destination has restored all state; the guest could run there, but does not yet."""
 
     def record(self) -> Record:
-        return Record("complete", VERSION, b"")
+        return _record("restored")
 
     @classmethod
-    def read(cls, payload: bytes) -> StateRestored:
-        return cls(*_unpacked("complete", _NOTHING, payload))
+    def read(cls, record: Record) -> StateRestored:
+        return cls(*_unpacked(_EMPTY, record))
 
 
 @dataclass(frozen=True)
 class Running:
-    """The guest runs here."""
+    """The guest runs at the destination."""
 
     def record(self) -> Record:
-        return Record("running", VERSION, b"")
+        return _record("running")
 
     @classmethod
-    def read(cls, payload: bytes) -> Running:
-        return cls(*_unpacked("running", _NOTHING, payload))
+    def read(cls, record: Record) -> Running:
+        return cls(*_unpacked(_EMPTY, record))
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The guest does not run here and never will."""
+    """The destination has aborted: the guest does not run there and never will."""
 
     reason: str
 
     def record(self) -> Record:
-        return Record("failed", VERSION, _reason_bytes(self.reason))
+        return _record("failed", _reason_bytes(self.reason))
 
     @classmethod
-    def read(cls, payload: bytes) -> Failed:
-        return cls(_reason_text(payload))
+    def read(cls, record: Record) -> Failed:
+        return cls(_reason_text(record.payload))
 
 
 FromSource: TypeAlias = Hello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
 FromDestination: TypeAlias = Welcome | RoundAck | StateRestored | Running | Failed
 
 SOURCE_KINDS = {
-    "migration": Kind(VERSION, MAX_PAYLOAD_BYTES),
-    "pages": Kind(VERSION, _PAGES.size + BLOCK_PAGES * PAGE_BYTES),
-    "zeros": Kind(VERSION, MAX_ZERO_RUNS * _RUN.size),
-    "round": Kind(VERSION, _NUMBER.size),
-    "ready": Kind(VERSION, _TOTALS.size),
-    "commit": Kind(VERSION, 0),
+    HELLO: Kind(STREAM_VERSION, MAX_PAYLOAD_BYTES),
+    "pages": Kind(1, _PAGES.size + BLOCK_PAGES * PAGE_BYTES),
+    "zeros": Kind(1, MAX_ZERO_RUNS * _RUN.size),
+    "round-end": Kind(1, _NUMBER.size),
+    "ready": Kind(1, _TOTALS.size),
+    "commit": Kind(1, 0),
 }
 DESTINATION_KINDS = {
-    "welcome": Kind(VERSION, 0),
-    "arrived": Kind(VERSION, _NUMBER.size),
-    "complete": Kind(VERSION, 0),
-    "running": Kind(VERSION, 0),
-    "failed": Kind(VERSION, MAX_REASON_BYTES),
+    "welcome": Kind(1, 0),
+    "round-ack": Kind(1, _NUMBER.size),
+    "restored": Kind(1, 0),
+    "running": Kind(1, 0),
+    "failed": Kind(1, MAX_REASON_BYTES),
 }
 
-_NOTHING = struct.Struct("")
+_EMPTY = struct.Struct("")
 
 
-def _unpacked(kind: str, layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
-    if len(payload) != layout.size:
-        raise MigrationError(f"message {kind!r} has {len(payload)} bytes")
-    return layout.unpack(payload)
+def _record(kind: str, payload: bytes = b"") -> Record:
+    known = SOURCE_KINDS.get(kind) or DESTINATION_KINDS[kind]
+    return Record(kind, known.version, payload)
+
+
+def _unpacked(layout: struct.Struct, record: Record) -> tuple[int, ...]:
+    if len(record.payload) != layout.size:
+        raise _wrong_size(record)
+    return layout.unpack(record.payload)
+
+
+def _wrong_size(record: Record) -> MigrationError:
+    return MigrationError(f"message {record.kind!r} has {len(record.payload)} bytes")
 
 
 def _reason_bytes(reason: str) -> bytes:
@@ -295,6 +312,6 @@ def _reason_bytes(reason: str) -> bytes:
 
 
 def _reason_text(payload: bytes) -> str:
-    """What the other side says, fit to be shown on a terminal."""
+    """Return the reason, fit to be shown on a terminal."""
     text = payload.decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -244,7 +244,8 @@ class SourceMigration:
             self._send_round(precopy, limited=False)
             for part in parts:
                 self._channel.send(messages.DeviceState(part))
-            ready = messages.Ready(self._progress.full_pages, len(parts), was_running)
+            required = sum(not part.optional for part in parts)
+            ready = messages.Ready(self._progress.full_pages, required, was_running)
             self._channel.send(ready)
             self._channel.expect(messages.StateRestored)
             self._commit()

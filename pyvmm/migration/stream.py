@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes to messages, in the one order there is.
+"""Turn the bytes of a migration stream into messages, and insist on the one valid order.
 
-A reader does no input or output: it is fed what has come and gives messages when they are complete.
-Besides what `messages` checks, it knows which message may follow which, and refuses any other; and
-after the first message of a source it knows the machine's RAM, outside of which there are no pages.
-Everything wrong is a `MigrationError`. A reader holds one record at most and what it was fed last.
+A reader does no input or output: it is fed what has arrived and returns messages when they are
+complete. In addition to what `pyvmm.migration.messages` checks, it knows which message may follow
+which and refuses any other; and after the source's first message it knows the machine's RAM, and
+refuses pages outside of it. All errors are `MigrationError`. A reader holds at most one record and
+what it was fed last.
 """
 
 from __future__ import annotations
@@ -16,63 +17,66 @@ from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import FromDestination, FromSource
-from pyvmm.state.records import Kind, Record, RecordError, RecordReader
+from pyvmm.state.records import Kind, Record, RecordError, RecordReader, VersionError
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 
 class _Phase(Enum):
-    START = auto()
-    COPYING = auto()
-    PARTS = auto()
-    READY = auto()
+    SETUP = auto()
+    PRECOPY = auto()
+    SWITCHOVER = auto()
+    COMMIT = auto()
     OVER = auto()
 
 
 _Step = tuple[frozenset[_Phase], _Phase | None]
-"""When a message may come, and the phase that it begins, if it does."""
+"""The phases in which a message is valid, and the one that it begins, if any."""
 
 _FROM_SOURCE: dict[type, _Step] = {
-    messages.Hello: (frozenset({_Phase.START}), _Phase.COPYING),
-    messages.Pages: (frozenset({_Phase.COPYING}), None),
-    messages.Zeros: (frozenset({_Phase.COPYING}), None),
-    messages.RoundEnd: (frozenset({_Phase.COPYING}), None),
-    messages.DeviceState: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.PARTS),
-    messages.Ready: (frozenset({_Phase.COPYING, _Phase.PARTS}), _Phase.READY),
-    messages.Commit: (frozenset({_Phase.READY}), _Phase.OVER),
+    messages.Hello: (frozenset({_Phase.SETUP}), _Phase.PRECOPY),
+    messages.Pages: (frozenset({_Phase.PRECOPY}), None),
+    messages.Zeros: (frozenset({_Phase.PRECOPY}), None),
+    messages.RoundEnd: (frozenset({_Phase.PRECOPY}), None),
+    messages.DeviceState: (frozenset({_Phase.PRECOPY, _Phase.SWITCHOVER}), _Phase.SWITCHOVER),
+    messages.Ready: (frozenset({_Phase.PRECOPY, _Phase.SWITCHOVER}), _Phase.COMMIT),
+    messages.Commit: (frozenset({_Phase.COMMIT}), _Phase.OVER),
 }
 _FROM_DESTINATION: dict[type, _Step] = {
-    messages.Welcome: (frozenset({_Phase.START}), _Phase.COPYING),
-    messages.RoundAck: (frozenset({_Phase.COPYING}), None),
-    messages.StateRestored: (frozenset({_Phase.COPYING}), _Phase.READY),
-    messages.Running: (frozenset({_Phase.READY}), _Phase.OVER),
+    messages.Welcome: (frozenset({_Phase.SETUP}), _Phase.PRECOPY),
+    messages.RoundAck: (frozenset({_Phase.PRECOPY}), None),
+    messages.StateRestored: (frozenset({_Phase.PRECOPY}), _Phase.COMMIT),
+    messages.Running: (frozenset({_Phase.COMMIT}), _Phase.OVER),
     messages.Failed: (frozenset(_Phase) - {_Phase.OVER}, _Phase.OVER),
 }
 
-_SOURCE_READS: dict[str, Callable[[bytes], FromSource]] = {
-    "migration": messages.Hello.read,
+_SOURCE_MESSAGES: dict[str, Callable[[Record], FromSource]] = {
+    messages.HELLO: messages.Hello.read,
     "pages": messages.Pages.read,
     "zeros": messages.Zeros.read,
-    "round": messages.RoundEnd.read,
+    "round-end": messages.RoundEnd.read,
     "ready": messages.Ready.read,
     "commit": messages.Commit.read,
 }
-_DESTINATION_READS: dict[str, Callable[[bytes], FromDestination]] = {
+_DESTINATION_MESSAGES: dict[str, Callable[[Record], FromDestination]] = {
     "welcome": messages.Welcome.read,
-    "arrived": messages.RoundAck.read,
-    "complete": messages.StateRestored.read,
+    "round-ack": messages.RoundAck.read,
+    "restored": messages.StateRestored.read,
     "running": messages.Running.read,
     "failed": messages.Failed.read,
 }
 
 
 class _Reader:
-    """What both directions have in common."""
+    """The reader of one direction, whose messages are valid as `steps` says.
+
+    Threads: migration.
+    """
 
     def __init__(self, kinds: Mapping[str, Kind], steps: Mapping[type, _Step]) -> None:
         self._records = RecordReader(kinds)
         self._steps = steps
-        self._phase = _Phase.START
+        self._phase = _Phase.SETUP
         self._rounds = 0
 
     @property
@@ -82,7 +86,7 @@ class _Reader:
 
     @property
     def between_messages(self) -> bool:
-        """Nothing has been fed that was not given out as a message."""
+        """Everything that was fed has been returned in messages."""
         return self._records.between_records
 
     def feed(self, data: bytes) -> None:
@@ -92,24 +96,34 @@ class _Reader:
     def _next_record(self) -> Record | None:
         try:
             return self._records.next()
+        except VersionError as error:
+            if error.kind != messages.HELLO:
+                raise MigrationError(str(error)) from error
+            raise MigrationError(
+                f"the source sends version {error.version} of the migration stream;"
+                f" this pyvmm reads {error.readable}"
+            ) from error
         except RecordError as error:
-            if self._phase is _Phase.START:
-                raise MigrationError(f"the other side speaks no migration: {error}") from error
+            if self._phase is _Phase.SETUP:
+                raise MigrationError(f"the peer does not send a migration: {error}") from error
             raise MigrationError(str(error)) from error
 
     def _check_order(self, message: object) -> None:
-        allowed, following = self._steps[type(message)]
-        if self._phase not in allowed:
+        valid_in, following = self._steps[type(message)]
+        if self._phase not in valid_in:
             raise MigrationError(f"message {type(message).__name__} came out of order")
         if isinstance(message, messages.RoundEnd | messages.RoundAck):
             self._rounds += 1
             if message.number != self._rounds:
-                raise MigrationError(f"round {message.number} came where {self._rounds} was due")
+                raise MigrationError(f"round {message.number} came in place of {self._rounds}")
         self._phase = following or self._phase
 
 
 class SourceReader(_Reader):
-    """Reads what a source says of a machine whose parts are `kinds`."""
+    """Reads the messages of a source whose machine has parts of the kinds `kinds`.
+
+    Threads: migration.
+    """
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
         if not kinds.keys().isdisjoint(messages.SOURCE_KINDS):
@@ -119,12 +133,12 @@ class SourceReader(_Reader):
         self._parts: set[tuple[str, int]] = set()
 
     def next(self) -> FromSource | None:
-        """The next message, or None until more is fed. Raises `MigrationError`."""
+        """Return the next message, or None until more is fed. Raises `MigrationError`."""
         record = self._next_record()
         if record is None:
             return None
-        read = _SOURCE_READS.get(record.kind)
-        message = read(record.payload) if read else messages.DeviceState(record)
+        read = _SOURCE_MESSAGES.get(record.kind)
+        message = read(record) if read else messages.DeviceState(record)
         self._check_order(message)
         match message:
             case messages.Hello(config):
@@ -134,7 +148,7 @@ class SourceReader(_Reader):
                 )
             case messages.Pages() | messages.Zeros():
                 if message.runs.subtract(self._ram):
-                    raise MigrationError("pages came that the guest does not have")
+                    raise MigrationError("pages came that are not RAM of the guest")
             case messages.DeviceState(part):
                 if (part.kind, part.instance) in self._parts:
                     raise MigrationError(f"part {part.kind!r} number {part.instance} came twice")
@@ -143,16 +157,19 @@ class SourceReader(_Reader):
 
 
 class DestinationReader(_Reader):
-    """Reads what a destination says."""
+    """Reads the messages of a destination.
+
+    Threads: migration.
+    """
 
     def __init__(self) -> None:
         super().__init__(messages.DESTINATION_KINDS, _FROM_DESTINATION)
 
     def next(self) -> FromDestination | None:
-        """The next message, or None until more is fed. Raises `MigrationError`."""
+        """Return the next message, or None until more is fed. Raises `MigrationError`."""
         record = self._next_record()
         if record is None:
             return None
-        message = _DESTINATION_READS[record.kind](record.payload)
+        message = _DESTINATION_MESSAGES[record.kind](record)
         self._check_order(message)
         return message

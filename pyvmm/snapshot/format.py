@@ -41,9 +41,8 @@ BITMAP_BYTES = BLOCK_PAGES // 8
 PAGES_OFFSET = PAGE_BYTES
 
 HEADER, REPORT, PAGES = "snapshot", "report", "pages"
-VERSION = 1
-PAGES_VERSION = 2
-"""Of records "snapshot" and "pages"; in version 1 blocks had no places of their own."""
+VERSION = 3
+"""Of the format, which is that of record "snapshot"; see `docs/formats.md`."""
 MAX_PARTS = 32
 """Kinds of record that a machine may have, at most."""
 MAX_ROUNDS = 5
@@ -54,11 +53,11 @@ _BLOCK = struct.Struct(f"<III{BITMAP_BYTES}s")
 _MAX_BLOCKS = MAX_RAM_BYTES // BLOCK_BYTES
 _MAX_RECORDS_BYTES = (MAX_PARTS + MAX_VCPUS) * (HEADER_BYTES + MAX_PAYLOAD_BYTES)
 
-HEADER_KIND = {HEADER: Kind(PAGES_VERSION, _HEADER.size)}
+HEADER_KIND = Kind(VERSION, _HEADER.size)
 OWN_KINDS = {
     CONFIG: CONFIG_KIND,
-    REPORT: Kind(VERSION, MAX_PAYLOAD_BYTES),
-    PAGES: Kind(PAGES_VERSION, _MAX_BLOCKS * _BLOCK.size),
+    REPORT: Kind(1, MAX_PAYLOAD_BYTES),
+    PAGES: Kind(2, _MAX_BLOCKS * _BLOCK.size),
 }
 """Records that every snapshot has, whatever the parts of its machine are."""
 
@@ -83,12 +82,11 @@ class Header:
     def encode(self) -> bytes:
         """The first page of the file."""
         payload = _HEADER.pack(self.ram_bytes, self.room, self.records_bytes)
-        return Record(HEADER, PAGES_VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
+        return Record(HEADER, VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
 
     @classmethod
     def decode(cls, record: Record) -> Header:
         """Raises `RecordError` for numbers that cannot be."""
-        _check_version(record)
         if len(record.payload) != _HEADER.size:
             raise RecordError(f"record {HEADER!r} has {len(record.payload)} bytes")
         header = cls(*_HEADER.unpack(record.payload))
@@ -130,12 +128,11 @@ class Block:
 def encode_blocks(blocks: Iterable[Block]) -> Record:
     """The record that says which pages are in the file."""
     entries = (_BLOCK.pack(b.number, b.place, b.crc, b.bitmap) for b in blocks)
-    return Record(PAGES, PAGES_VERSION, b"".join(entries))
+    return Record(PAGES, OWN_KINDS[PAGES].version, b"".join(entries))
 
 
 def decode_blocks(record: Record, header: Header) -> list[Block]:
     """Raises `RecordError` for blocks that are out of order, outside RAM or not in the file."""
-    _check_version(record)
     if len(record.payload) % _BLOCK.size:
         raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
     ranges = ram_ranges(header.ram_bytes)
@@ -162,11 +159,6 @@ def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
         yield end, block.place
         end = block.place + block.pages
     yield end, room
-
-
-def _check_version(record: Record) -> None:
-    if record.version != PAGES_VERSION:
-        raise RecordError(f"record {record.kind!r} is that of an older pyvmm")
 
 
 def _bits_of_ram(number: int, ranges: Sequence[tuple[int, int]]) -> int:

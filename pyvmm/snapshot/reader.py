@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from devices.state import Fields, StateError, decode
+from devices.state import StateError
 from pyvmm.errors import UserError
 from pyvmm.snapshot.format import (
+    HEADER,
     HEADER_KIND,
     OWN_KINDS,
     PAGES,
@@ -26,7 +27,7 @@ from pyvmm.snapshot.format import (
 )
 from pyvmm.snapshot.report import PageReport
 from pyvmm.state.config_record import CONFIG, restore_config
-from pyvmm.state.records import Kind, Record, RecordError, RecordReader
+from pyvmm.state.records import Kind, Record, RecordError, RecordReader, VersionError, record_fields
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import ChecksumError, check_stored, load_block
 
@@ -84,10 +85,13 @@ class SnapshotFile:
         self.parts = records
         """The records of the machine's parts, their payloads unchecked."""
         self.blocks = decode_blocks(own[PAGES], self.header)
-        self.config = restore_config(_fields(own[CONFIG]))
+        self.config = restore_config(record_fields(own[CONFIG], OWN_KINDS[CONFIG]))
         if self.config.ram_bytes != self.header.ram_bytes:
-            raise RecordError(f"record {CONFIG!r} is of another guest")
-        self.report = PageReport.restore(_fields(own[REPORT]))
+            raise RecordError(
+                f"record {CONFIG!r} is of a guest with {self.config.ram_bytes} bytes of RAM,"
+                f" the file of one with {self.header.ram_bytes}"
+            )
+        self.report = PageReport.restore(record_fields(own[REPORT], OWN_KINDS[REPORT]))
 
     def load(self, memory: GuestMemory, on_pages: OnPages = lambda pages: None) -> None:
         """Read every page into `memory`, which is all zeros. Raises `UserError`."""
@@ -115,10 +119,14 @@ class SnapshotFile:
 
 
 def _read_header(fd: int) -> Header:
-    reader = RecordReader(HEADER_KIND)
+    reader = RecordReader({HEADER: HEADER_KIND})
     reader.feed(os.pread(fd, PAGES_OFFSET, 0))
     try:
         record = reader.next()
+    except VersionError as error:
+        raise RecordError(
+            f"its format has version {error.version}; this pyvmm reads {error.readable}"
+        ) from error
     except RecordError:
         record = None
     if record is None:
@@ -143,7 +151,7 @@ def _read_records(fd: int, header: Header, kinds: Mapping[str, Kind]) -> list[Re
         reader.feed(data)
         while record := reader.next():
             if records.setdefault((record.kind, record.instance), record) is not record:
-                raise RecordError(f"record {record.kind!r} is there twice")
+                raise RecordError(f"record {record.kind!r} appears twice")
     if not reader.between_records:
         raise RecordError("its last record is incomplete")
     return list(records.values())
@@ -155,7 +163,3 @@ def _take(records: list[Record], kind: str) -> Record:
             records.remove(record)
             return record
     raise RecordError(f"record {kind!r} is missing")
-
-
-def _fields(record: Record) -> Fields:
-    return Fields(record.kind, decode(record.payload, record.kind))

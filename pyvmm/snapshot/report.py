@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from devices.state import Fields, encode
 from pyvmm.memory.layout import MAX_RAM_BYTES
-from pyvmm.snapshot.format import REPORT, VERSION
+from pyvmm.snapshot.format import OWN_KINDS, REPORT
 from pyvmm.state.records import Record
 from pyvmm_native import PAGE_BYTES
 
@@ -33,7 +33,7 @@ class PageReport:
 
     def record(self) -> Record:
         """Return the report as a record."""
-        return Record(REPORT, VERSION, encode(asdict(self)))
+        return Record(REPORT, OWN_KINDS[REPORT].version, encode(asdict(self)))
 
     @property
     def ram(self) -> int:

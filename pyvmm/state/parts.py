@@ -20,13 +20,13 @@ from devices.legacy.uart import Uart16550
 from devices.pci.config_space import PciFunction
 from devices.pci.host_bridge import ConfigMechanism1
 from devices.registers import RegisterTable
-from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, decode, encode
+from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, encode
 from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.memory.layout import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
 from pyvmm.state.clock import read_clocks
-from pyvmm.state.records import Kind, Record
+from pyvmm.state.records import Kind, Record, record_fields
 
 if TYPE_CHECKING:
     from pykvm import System, Vcpu, Vm
@@ -101,4 +101,4 @@ def _fields(saved: dict[tuple[str, int], Record], kind: str, instance: int = 0) 
     if record is None:
         raise StateError(kind, f"number {instance} is missing")
     name = f"{kind} {instance}" if instance else kind
-    return Fields(name, decode(record.payload, name))
+    return record_fields(record, KINDS[kind], name)

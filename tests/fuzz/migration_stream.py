@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes are what a peer of a migration says.
+"""Arbitrary bytes as the stream of a migration.
 
-Invariant: both readers give messages or raise `MigrationError`, nothing else; a source's pages lie
-inside the RAM it has declared; and neither holds more than one message and what it was fed last.
+Invariant: both readers return messages or raise `MigrationError`, nothing else; a source's pages
+lie inside the RAM it has declared; and neither holds more than one message and what it was fed
+last.
 
-Random bytes seldom have the right checksum, so the first byte chooses how the others are meant:
-as they are, or as the payloads of records that are then made properly.
+Random bytes seldom have the right checksum, so the first byte chooses how the others are used: as
+they are, or as headers and payloads of records that are then encoded properly.
 """
 
 from __future__ import annotations
 
+from devices.state import MAX_PAYLOAD_BYTES
 from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
@@ -22,13 +24,15 @@ from tests.pyvmm.migration.migration_guest import KINDS, config_of
 RAM_MIB = 64
 HELLO = messages.Hello(config_of(RAM_MIB)).record().encode()
 _KINDS: dict[str, Kind] = {**messages.SOURCE_KINDS, **messages.DESTINATION_KINDS, **KINDS}
-_NAMES = sorted(_KINDS)
-MAX_MESSAGE_BYTES = max(HEADER_BYTES, *(kind.max_bytes for kind in _KINDS.values()))
+_NAMES = sorted({*_KINDS, "unknown"})
+MAX_MESSAGE_BYTES = max(
+    HEADER_BYTES, MAX_PAYLOAD_BYTES, *(kind.max_bytes for kind in _KINDS.values())
+)
 _PAGE = bytes(PAGE_BYTES)
 
 
 def run(data: bytes) -> None:
-    """Feed `data` to both readers and raise what is not a `MigrationError`."""
+    """Feed `data` to both readers; raise any error that is not a `MigrationError`."""
     way, rest = data[:1], data[1:]
     stream = _as_records(rest) if way and way[0] & 1 else rest
     if not way or way[0] & 2:
@@ -38,7 +42,7 @@ def run(data: bytes) -> None:
 
 
 def _as_records(data: bytes) -> bytes:
-    """Records of `data`: kind, version, instance, length, payload; perhaps with some pages."""
+    """Return records made of `data`: kind, version and flags, instance, length, payload."""
     stream = bytearray()
     while len(data) >= 4:
         name = _NAMES[data[0] % len(_NAMES)]
@@ -47,7 +51,9 @@ def _as_records(data: bytes) -> bytes:
         if name == "pages" and data[1] & 1:
             bits = int.from_bytes(payload[8:72], "little").bit_count()
             payload += _PAGE * min(bits, 3)
-        stream += Record(name, 1 + (data[1] >> 6), payload, data[2] >> 6).encode()
+        version, optional, compatible = 1 + (data[1] >> 6), bool(data[1] & 2), data[1] & 4
+        compatible = min(compatible, version - 1)
+        stream += Record(name, version, payload, data[2] >> 6, optional, compatible).encode()
         data = data[4 + length :]
     return bytes(stream)
 

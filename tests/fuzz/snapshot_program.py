@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes are a snapshot: what the fuzzer, hypothesis and the corpus all run.
+"""Arbitrary bytes as a snapshot, for the fuzzer, hypothesis and the corpus.
 
-Invariant: `SnapshotFile` either opens a file, and then says of every page of it whether it is
-right, or raises `UserError`. Nothing else happens, whatever the file holds.
+Invariant: `SnapshotFile` either opens a file, and then checks every page of it, or raises
+`UserError`. Nothing else happens, whatever the file holds.
 
-Bytes become a file in one of two ways. Raw, they are the file. Otherwise they are choices from
-which a file is put together whose checksums are right, as no fuzzer guesses those: a header with
-numbers that are right or not, and records, each a good one, a good one with changed bytes, or one
-made of bytes, in any order and number.
+Bytes become a file in one of two ways. Raw, they are the file. Otherwise they choose the contents
+of a file whose checksums are right, as no fuzzer guesses those: a header with right or wrong
+numbers, and records in any order and number, each a valid one, a valid one with changed bytes, or
+one made of bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAGE = bytes(4096)
 
 
 class Choices:
-    """Takes values from bytes; zeros when they are used up."""
+    """Takes values from bytes, and zeros when they are used up."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -55,7 +55,7 @@ class Choices:
 
 
 def run(data: bytes) -> bool:
-    """Make a snapshot of `data` and read it; whether it is one."""
+    """Make a snapshot of `data` and read it; return whether it is valid."""
     fd = os.memfd_create("snapshot")
     try:
         os.write(fd, _file(data))
@@ -124,4 +124,6 @@ def _record(choices: Choices, good: list[Record]) -> Record:
         return Record(record.kind, record.version, bytes(payload))
     kind = KIND_NAMES[choices.number() % len(KIND_NAMES)]
     payload = bytearray(choices.take(choices.number(2) % 1024))
-    return Record(kind, choices.number(), bytes(payload), choices.number())
+    version, instance, marks = choices.number(), choices.number(), choices.number()
+    compatible = min(marks >> 1, max(version - 1, 0))
+    return Record(kind, version, bytes(payload), instance, bool(marks & 1), compatible)

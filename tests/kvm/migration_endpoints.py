@@ -11,7 +11,7 @@ from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.machine import Machine
-from pyvmm.migration.incoming import arrive
+from pyvmm.migration.incoming import accept_migration
 from pyvmm.qmp import migration_commands as migrate_commands
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
@@ -55,7 +55,7 @@ class GuestReceiver:
     async def receive(self) -> GuestSession | None:
         """Wait for a guest, whose session the caller closes; None if `error` says why not."""
         try:
-            running = await arrive(self._listener, self._make)
+            running = await accept_migration(self._listener, self._make)
         except BaseException as error:
             for machine in self._machines:
                 machine.close()

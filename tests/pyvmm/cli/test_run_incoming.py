@@ -114,7 +114,7 @@ def test_the_printed_address_has_the_port(tmp_path: Path) -> None:
         status, said = waits.ended()
         assert status == 2
         assert said == (
-            "pyvmm: no guest has arrived: the source hung up before it handed over the guest;"
+            "pyvmm: no guest has arrived: the source has closed the connection before the commit;"
             " unless its source says otherwise, it runs there\n"
         )
 

@@ -270,7 +270,7 @@ class FakeTarget:
         self.runs: bool | None = None
         self._on_restore = on_restore
 
-    def make(self, config: MachineConfig) -> PlainRam:
+    def create_machine(self, config: MachineConfig) -> PlainRam:
         self.config = config
         self.ram = PlainRam(config.ram_bytes)
         return self.ram
@@ -279,8 +279,8 @@ class FakeTarget:
         self._on_restore()
         self.parts = parts
 
-    def run(self, runs: bool) -> None:
-        self.runs = runs
+    def start(self, *, running: bool) -> None:
+        self.runs = running
 
 
 Meddle = Callable[[bytes, int], bytes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said in a migration is understood, however it is cut; everything else is refused."""
+"""Migration streams: any division of valid ones is read, everything else is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FROM_DESTINATION: list[messages.FromDestination] = [
 
 
 @given(st.lists(st.sets(st.integers(0, 511), min_size=1), min_size=1, max_size=3))
-def test_pages_are_encoded_in_the_same_room_as_in_their_own(blocks: list[set[int]]) -> None:
+def test_a_reused_buffer_encodes_pages_like_a_message(blocks: list[set[int]]) -> None:
     ram = PlainRam(2 * MIB)
     ram.memory.write(0, bytes(range(1, 256)) * 8192)
     buffer = messages.PagesBuffer()
@@ -70,8 +70,8 @@ def test_pages_are_encoded_in_the_same_room_as_in_their_own(blocks: list[set[int
         assert buffer.encoded(ram.memory, 0, bits) == Pages(0, bits, data).record().encode()
 
 
-def encoded(said: Sequence[messages.FromSource | messages.FromDestination]) -> bytes:
-    return b"".join(message.record().encode() for message in said)
+def encoded(sent: Sequence[messages.FromSource | messages.FromDestination]) -> bytes:
+    return b"".join(message.record().encode() for message in sent)
 
 
 def read(
@@ -87,13 +87,13 @@ def read(
 
 
 @given(st.lists(st.integers(0, 1 << 20), max_size=8))
-def test_what_is_said_is_understood(cuts: list[int]) -> None:
+def test_messages_are_read_as_they_were_sent(cuts: list[int]) -> None:
     assert read(SourceReader(KINDS), encoded(FROM_SOURCE), cuts) == FROM_SOURCE
     assert read(DestinationReader(), encoded(FROM_DESTINATION), cuts) == FROM_DESTINATION
 
 
-def test_what_is_wanted_is_what_comes() -> None:
-    """Fed as many bytes as it wants each time, a reader never needs to hold a second message."""
+def test_a_reader_fed_what_it_wants_holds_one_message() -> None:
+    """`wanted_bytes` never asks for more than the message in hand."""
     reader, data, found = SourceReader(KINDS), encoded(FROM_SOURCE), []
     while data:
         wanted = reader.wanted_bytes
@@ -106,7 +106,7 @@ def test_what_is_wanted_is_what_comes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "what"),
+    ("sent", "message"),
     [
         ([BLOCK], "Pages came out of order"),
         ([Commit()], "Commit came out of order"),
@@ -118,85 +118,89 @@ def test_what_is_wanted_is_what_comes() -> None:
         ([HELLO, CPU, Commit()], "Commit came out of order"),
         ([HELLO, CPU, READY, READY], "Ready came out of order"),
         ([HELLO, CPU, READY, Commit(), Commit()], "Commit came out of order"),
-        ([HELLO, RoundEnd(2)], "round 2 came where 1 was due"),
-        ([HELLO, RoundEnd(1), RoundEnd(1)], "round 1 came where 2 was due"),
+        ([HELLO, RoundEnd(2)], "round 2 came in place of 1"),
+        ([HELLO, RoundEnd(1), RoundEnd(1)], "round 1 came in place of 2"),
         ([HELLO, CPU, CPU], "part 'cpu' number 0 came twice"),
         ([HELLO, DeviceState(Record("vgpu", 1, b""))], "'vgpu' are not known"),
         (
             [HELLO, DeviceState(Record("cpu", 2, b""))],
-            "'cpu' has version 2; this pyvmm reads 1 to 1",
+            "'cpu' has version 2; this pyvmm reads version 1",
         ),
-        ([HELLO, Pages(64 << 8, b"\1" + bytes(63), PAGE)], "that the guest does not have"),
-        ([HELLO, Pages(1 << 39, b"\1" + bytes(63), PAGE)], "that the guest does not have"),
+        ([HELLO, Pages(64 << 8, b"\1" + bytes(63), PAGE)], "that are not RAM of the guest"),
+        ([HELLO, Pages(1 << 39, b"\1" + bytes(63), PAGE)], "that are not RAM of the guest"),
         ([HELLO, Pages(1 << 40, b"\1" + bytes(63), PAGE)], "no block of pages begins"),
         ([HELLO, Pages(8, b"\1" + bytes(63), PAGE)], "no block of pages begins"),
         ([HELLO, Pages(512, b"\1" + bytes(63), PAGE[1:])], "4167 bytes for 1 pages"),
         ([HELLO, Pages(512, bytes(64), b"")], "72 bytes for 0 pages"),
-        ([HELLO, Zeros(PageRuns([(64 << 8, 1)]))], "that the guest does not have"),
+        ([HELLO, Zeros(PageRuns([(64 << 8, 1)]))], "that are not RAM of the guest"),
         ([HELLO, Zeros(PageRuns())], "'zeros' has 0 bytes"),
     ],
 )
-def test_a_source_is_refused(said: list[messages.FromSource], what: str) -> None:
-    with pytest.raises(MigrationError, match=what):
-        read(SourceReader(KINDS), encoded(said))
+def test_invalid_messages_of_a_source_are_refused(
+    sent: list[messages.FromSource], message: str
+) -> None:
+    with pytest.raises(MigrationError, match=message):
+        read(SourceReader(KINDS), encoded(sent))
 
 
 @pytest.mark.parametrize(
-    ("record", "what"),
+    ("record", "message"),
     [
         (Record("zeros", 1, bytes(16)), "zeros"),
         (Record("zeros", 1, bytes(15)), "'zeros' has 15 bytes"),
         (Record("zeros", 1, struct.pack("<QQ", 1, 1 << 63)), "zeros"),
-        (Record("round", 1, bytes(7)), "'round' has 7 bytes"),
+        (Record("round-end", 1, bytes(7)), "'round-end' has 7 bytes"),
         (Record("pages", 1, bytes(71)), "'pages' has 71 bytes"),
-        (Record("ready", 1, struct.pack("<QQQ", 0, 0, 2)), "says 2 where 0 or 1 was due"),
+        (Record("ready", 1, struct.pack("<QQQ", 0, 0, 2)), "has 2 in place of 0 or 1"),
         (Record("commit", 1, b"x"), "'commit' of 1 bytes is too long"),
-        (Record("migration", 1, b"{}"), "migration: kernel is missing"),
-        (Record("migration", 1, b"["), "cannot be read"),
+        (Record("migration", 2, b"{}"), "migration: kernel is missing"),
+        (Record("migration", 2, b"["), "cannot be read"),
     ],
 )
-def test_a_message_of_a_source_is_refused(record: Record, what: str) -> None:
+def test_malformed_payloads_of_a_source_are_refused(record: Record, message: str) -> None:
     data = record.encode()
     if record.kind != "migration":
         data = encoded([HELLO]) + data
-    with pytest.raises(MigrationError, match=what):
+    with pytest.raises(MigrationError, match=message):
         read(SourceReader(KINDS), data)
 
 
 @pytest.mark.parametrize(
-    ("said", "what"),
+    ("sent", "message"),
     [
         ([RoundAck(1)], "out of order"),
         ([StateRestored()], "out of order"),
         ([Welcome(), Running()], "out of order"),
-        ([Welcome(), RoundAck(2)], "round 2 came where 1 was due"),
+        ([Welcome(), RoundAck(2)], "round 2 came in place of 1"),
         ([Welcome(), StateRestored(), RoundAck(1)], "out of order"),
         ([Failed("it is full"), Welcome()], "out of order"),
     ],
 )
-def test_a_destination_is_refused(said: list[messages.FromDestination], what: str) -> None:
-    with pytest.raises(MigrationError, match=what):
-        read(DestinationReader(), encoded(said))
+def test_invalid_messages_of_a_destination_are_refused(
+    sent: list[messages.FromDestination], message: str
+) -> None:
+    with pytest.raises(MigrationError, match=message):
+        read(DestinationReader(), encoded(sent))
 
 
-def test_who_speaks_something_else_is_told_so() -> None:
+def test_another_protocol_is_named_as_such() -> None:
     for reader in (SourceReader(KINDS), DestinationReader()):
-        with pytest.raises(MigrationError, match="speaks no migration"):
+        with pytest.raises(MigrationError, match="does not send a migration"):
             read(reader, b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: something\r\n\r\n")
 
 
-def test_a_reason_is_fit_to_be_shown() -> None:
+def test_a_reason_is_printable_and_bounded() -> None:
     [failed] = read(DestinationReader(), encoded([Failed("no\x1b[2Jroom\n" + "ü" * 2000)]))
     assert failed.reason.startswith("no?[2Jroom?üüü")
     assert len(failed.reason) <= messages.MAX_REASON_BYTES
 
 
-def test_parts_and_messages_have_names_of_their_own() -> None:
+def test_a_part_cannot_have_the_name_of_a_message() -> None:
     with pytest.raises(ValueError, match="has the name of a message"):
         SourceReader({"commit": KINDS["disk"]})
 
 
 @settings(max_examples=500)
 @given(st.binary(max_size=600))
-def test_any_bytes_at_all(data: bytes) -> None:
+def test_arbitrary_bytes_raise_migration_errors_only(data: bytes) -> None:
     migration_stream.run(data)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot file: what is written is read, what is wrong is refused, an old one stays whole."""
+"""Snapshot files: written and read back, refused when damaged, replaced only by whole ones."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
 KINDS = {"part": Kind(2, 100, max_instances=3)}
-PARTS = [Record("part", 2, b"two", 2), Record("part", 1, b"one")]
+PARTS = [Record("part", 2, b"two", 2), Record("part", 2, b"one")]
 RAM_BYTES = 65 * MIB
 PAGES = PageRuns([(0, 3), (511, 2), (1024, 512), (RAM_BYTES // 4096 - 1, 1)])
 
@@ -47,7 +46,7 @@ def config(ram_bytes: int = RAM_BYTES) -> MachineConfig:
 
 
 def report(pages: PageRuns, ram_bytes: int = RAM_BYTES) -> PageReport:
-    return PageReport(pages.pages, 0, 0, ram_bytes // 4096 - pages.pages, 7, "nobody answers")
+    return PageReport(pages.pages, 0, 0, ram_bytes // 4096 - pages.pages, 7, "no answer")
 
 
 def filled(pages: PageRuns = PAGES, ram_bytes: int = RAM_BYTES, seed: int = 1) -> Ram:
@@ -101,7 +100,7 @@ def same(one: Ram, other: Ram) -> bool:
     )
 
 
-def test_what_is_written_is_read(snapshot: Path) -> None:
+def test_a_snapshot_is_read_as_it_was_written(snapshot: Path) -> None:
     with SnapshotFile(snapshot, KINDS) as opened:
         assert opened.config == config()
         assert opened.report == report(PAGES)
@@ -113,11 +112,11 @@ def test_what_is_written_is_read(snapshot: Path) -> None:
     assert os.stat(snapshot).st_mode & 0o777 == 0o600
 
 
-def test_it_is_as_large_as_its_pages(snapshot: Path) -> None:
+def test_the_file_is_hardly_larger_than_its_pages(snapshot: Path) -> None:
     assert PAGES.pages * 4096 < snapshot.stat().st_size < (PAGES.pages + 2) * 4096
 
 
-def test_pages_above_the_hole(tmp_path: Path) -> None:
+def test_pages_above_4_gib_are_saved(tmp_path: Path) -> None:
     pages = PageRuns([(3 * GIB // 4096 - 2, 2), (4 * GIB // 4096, 1), (5 * GIB // 4096 - 1, 1)])
     ram = filled(pages, 4 * GIB)
     write(tmp_path / "s", ram, pages)
@@ -128,8 +127,8 @@ def test_pages_above_the_hole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", range(12))
-def test_a_flipped_bit_is_found_wherever_it_is(snapshot: Path, part: int) -> None:
-    """One in each part of the file; the padding after the header is the only place without."""
+def test_a_flipped_bit_is_detected_anywhere_in_the_file(snapshot: Path, part: int) -> None:
+    """One in each part of the file but the padding after the header."""
     data = bytearray(snapshot.read_bytes())
     header = 52 + 24
     places = [*range(header), *range(4096, len(data))]
@@ -142,13 +141,13 @@ def test_a_flipped_bit_is_found_wherever_it_is(snapshot: Path, part: int) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 1, 75, 76, 4095, 4096, 10000, -5000, -1])
-def test_a_short_file_is_refused(snapshot: Path, size: int) -> None:
+def test_a_truncated_file_is_refused(snapshot: Path, size: int) -> None:
     os.truncate(snapshot, size % snapshot.stat().st_size)
     with pytest.raises(UserError, match=r"it is not a snapshot|it has \d+ bytes and not"):
         read(snapshot)
 
 
-def test_a_long_file_is_refused(snapshot: Path) -> None:
+def test_trailing_bytes_are_refused(snapshot: Path) -> None:
     with snapshot.open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="bytes and not"):
@@ -156,11 +155,11 @@ def test_a_long_file_is_refused(snapshot: Path) -> None:
 
 
 def rewritten(path: Path, *records: Record, **header: int) -> None:
-    """Make the file one whose checksums are right and whose records are others."""
+    """Replace the records of the file; all checksums are right."""
     pages = path.read_bytes()[4096 : (1 + PAGES.pages) * 4096]
     tail = b"".join(record.encode() for record in records)
-    said = {"ram_bytes": RAM_BYTES, "room": PAGES.pages, "records_bytes": len(tail), **header}
-    path.write_bytes(layout.Header(**said).encode() + pages + tail)
+    numbers = {"ram_bytes": RAM_BYTES, "room": PAGES.pages, "records_bytes": len(tail), **header}
+    path.write_bytes(layout.Header(**numbers).encode() + pages + tail)
 
 
 def own_records(path: Path) -> list[Record]:
@@ -169,53 +168,31 @@ def own_records(path: Path) -> list[Record]:
     return [config_record(config()), report(PAGES).record(), blocks]
 
 
-def refused(path: Path, what: str) -> None:
-    with pytest.raises(UserError, match=what):
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read(path)
 
 
-def test_a_record_that_is_missing(snapshot: Path) -> None:
+def test_a_missing_record_is_refused_by_name(snapshot: Path) -> None:
     whole = own_records(snapshot)
     for record in whole:
         rewritten(snapshot, *(each for each in whole if each is not record))
         refused(snapshot, f"record '{record.kind}' is missing")
 
 
-def test_a_record_that_is_there_twice(snapshot: Path) -> None:
+def test_a_repeated_record_is_refused_by_name(snapshot: Path) -> None:
     rewritten(snapshot, *own_records(snapshot), PARTS[0], PARTS[0])
-    refused(snapshot, "record 'part' is there twice")
+    refused(snapshot, "record 'part' appears twice")
 
 
-def test_a_part_of_a_newer_version(snapshot: Path) -> None:
-    whole = own_records(snapshot)
-    rewritten(snapshot, *whole, Record("part", 3, b""))
-    refused(snapshot, "record 'part' has version 3; this pyvmm reads 1 to 2")
-
-
-def test_one_of_the_first_version(snapshot: Path) -> None:
-    *rest, pages = own_records(snapshot)
-    rewritten(snapshot, *rest, Record("pages", 1, pages.payload))
-    refused(snapshot, "record 'pages' is that of an older pyvmm")
-    data = snapshot.read_bytes()
-    numbers = struct.pack("<QQQ", RAM_BYTES, PAGES.pages, 0)
-    header = Record("snapshot", 1, numbers).encode()
-    snapshot.write_bytes(header + data[len(header) :])
-    refused(snapshot, "record 'snapshot' is that of an older pyvmm")
-
-
-def test_an_unknown_part(snapshot: Path) -> None:
-    rewritten(snapshot, *own_records(snapshot), Record("vgpu", 1, b""))
-    refused(snapshot, "records of kind 'vgpu' are not known here")
-
-
-def test_the_config_of_another_guest(snapshot: Path) -> None:
+def test_a_configuration_with_another_ram_size_is_refused(snapshot: Path) -> None:
     _, *rest = own_records(snapshot)
     rewritten(snapshot, config_record(config(128 * MIB)), *rest)
-    refused(snapshot, "record 'config' is of another guest")
+    refused(snapshot, "record 'config' is of a guest with 134217728 bytes of RAM")
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "what"),
+    ("name", "value", "message"),
     [
         ("ram_bytes", 1 << 60, "cannot be run here"),
         ("ram_bytes", RAM_BYTES + 1, "cannot be run here"),
@@ -223,9 +200,11 @@ def test_the_config_of_another_guest(snapshot: Path) -> None:
         ("records_bytes", 1 << 60, "larger than the guest"),
     ],
 )
-def test_a_header_that_claims_too_much(snapshot: Path, name: str, value: int, what: str) -> None:
+def test_a_header_with_impossible_sizes_is_refused(
+    snapshot: Path, name: str, value: int, message: str
+) -> None:
     rewritten(snapshot, *own_records(snapshot), **{name: value})
-    refused(snapshot, what)
+    refused(snapshot, message)
 
 
 ONE = b"\1".ljust(64, b"\0")
@@ -246,15 +225,15 @@ ONE = b"\1".ljust(64, b"\0")
         [layout.Block(0, 1, 0, ONE), layout.Block(1, 0, 0, b"\3".ljust(64, b"\0"))],
     ],
 )
-def test_an_index_of_pages_that_cannot_be(snapshot: Path, blocks: list[layout.Block]) -> None:
+def test_an_impossible_page_index_is_refused(snapshot: Path, blocks: list[layout.Block]) -> None:
     config_, report_, _ = own_records(snapshot)
     rewritten(snapshot, config_, report_, layout.encode_blocks(blocks))
     refused(snapshot, "record 'pages' names")
 
 
-# --- An old snapshot stays whole ------------------------------------------------------------------
-def test_a_full_disk_leaves_the_old_snapshot(tmp_path: Path) -> None:
-    """A file system of its own with room for the old one and a bit of the new one."""
+# --- Replacing a snapshot -------------------------------------------------------------------------
+def test_a_full_disk_leaves_the_old_snapshot_as_it_was(tmp_path: Path) -> None:
+    """On a tmpfs with room for the old snapshot and part of the new one."""
     script = """
 import pathlib, sys
 from tests.pyvmm.snapshot.test_snapshot_file import *
@@ -282,8 +261,8 @@ print("whole")
     assert "No space left on device" in done.stdout
 
 
-def test_a_writer_that_is_killed_leaves_the_old_snapshot(snapshot: Path) -> None:
-    """At many moments, the last just before the rename."""
+def test_a_killed_writer_leaves_the_old_snapshot_as_it_was(snapshot: Path) -> None:
+    """Killed at several moments, the last just before the rename."""
     old = snapshot.read_bytes()
     script = """
 import os, pathlib, signal, sys
@@ -307,19 +286,19 @@ write(pathlib.Path(sys.argv[1]), filled(seed=2), on_block=on_block)
         assert snapshot.read_bytes() == old
 
 
-def test_a_writer_that_gives_up_leaves_nothing(snapshot: Path) -> None:
+def test_an_aborted_writer_leaves_no_file(snapshot: Path) -> None:
     old = snapshot.read_bytes()
 
-    def enough(number: int) -> None:
+    def abort(number: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(snapshot, filled(seed=2), on_block=enough)
+        write(snapshot, filled(seed=2), on_block=abort)
     assert snapshot.read_bytes() == old
     assert os.listdir(snapshot.parent) == [snapshot.name]
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unusable_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory"):
         write(tmp_path / "nowhere" / "s", filled())
     (tmp_path / "directory").mkdir()

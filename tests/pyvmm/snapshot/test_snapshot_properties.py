@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a guest writes while it is copied, the file is what memory was when it stopped."""
+"""Snapshots of a guest that writes to its memory meanwhile hold memory as it was in the end."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SLACK_BYTES = 1 << 16
 
 
 class Taken:
-    """A snapshot taken of `guest` in so many rounds while it runs, and one more; read back."""
+    """A snapshot of `guest`, taken in `rounds` while it runs and a last one, and read back."""
 
     def __init__(self, guest: WritingGuest, rounds: int, *, ask: bool = True) -> None:
-        looked_at: list[int] = []
+        copied: list[int] = []
 
         def on_pages(pages: int) -> None:
-            looked_at.append(pages)
+            copied.append(pages)
             guest.go()
 
         with TemporaryDirectory() as directory:
@@ -56,7 +56,7 @@ class Taken:
                 self.report = copier.report(ballooned=0)
                 file.finish([config_record(CONFIG), self.report.record()])
             status = path.stat()
-            self.bytes_on_disk, self.looked_at = status.st_blocks * 512, sum(looked_at)
+            self.bytes_on_disk, self.copied = status.st_blocks * 512, sum(copied)
             with SnapshotFile(path, {}) as snapshot:
                 self.room, self.pages = snapshot.header.room, snapshot.pages
                 self.ram = PlainRam(CONFIG.ram_bytes)
@@ -65,7 +65,9 @@ class Taken:
 
 @settings(max_examples=150, deadline=None)
 @given(guests(), st.integers(0, MAX_ROUNDS - 1))
-def test_the_file_is_what_memory_was(guest: WritingGuest, rounds: int) -> None:
+def test_the_file_holds_memory_as_it_was_when_the_guest_stopped(
+    guest: WritingGuest, rounds: int
+) -> None:
     taken = Taken(guest, rounds)
     check_memory(guest, taken.ram)
     report = taken.report
@@ -75,7 +77,7 @@ def test_the_file_is_what_memory_was(guest: WritingGuest, rounds: int) -> None:
     assert taken.bytes_on_disk < taken.pages * PAGE + SLACK_BYTES
 
 
-def test_a_block_that_grows_moves_and_leaves_a_hole() -> None:
+def test_a_growing_block_moves_and_leaves_a_hole() -> None:
     before = [Act(pfn, 1) for pfn in range(64)]
     acts = [Act(pfn, 2) for pfn in range(64, 512)]
     taken = Taken(WritingGuest(CONFIG, before, acts, step=100), 2)
@@ -83,7 +85,7 @@ def test_a_block_that_grows_moves_and_leaves_a_hole() -> None:
     assert taken.bytes_on_disk < 512 * PAGE + SLACK_BYTES
 
 
-def test_one_that_shrinks_stays_and_its_rest_is_a_hole() -> None:
+def test_a_shrinking_block_stays_and_leaves_a_hole_behind_it() -> None:
     before = [Act(pfn, 1) for pfn in range(512)]
     acts = [Act(pfn, -1) for pfn in range(100, 500)]
     taken = Taken(WritingGuest(CONFIG, before, acts, step=50), 3)
@@ -91,17 +93,17 @@ def test_one_that_shrinks_stays_and_its_rest_is_a_hole() -> None:
     assert taken.bytes_on_disk < 112 * PAGE + SLACK_BYTES
 
 
-def test_only_what_was_changed_is_copied_again() -> None:
+def test_only_changed_pages_are_copied_again() -> None:
     before = [Act(pfn, 1) for pfn in range(1000)]
     guest = WritingGuest(CONFIG, before, [Act(7, 2), Act(800, 3)])
     taken = Taken(guest, 2, ask=False)
     assert taken.pages == 1000
-    assert 1000 <= taken.looked_at <= 1004
+    assert 1000 <= taken.copied <= 1004
 
 
 @pytest.mark.parametrize("manual", [False, True])
-def test_a_page_that_holds_something_now_and_then(manual: bool) -> None:
-    """Looked at while it is zeros, written just before or after its stretch is cleared."""
+def test_a_page_that_alternates_between_zeros_and_data_is_saved(manual: bool) -> None:
+    """Copied while it is zeros, written just before or after its chunk is cleared."""
     for writes in range(2, 24):
         acts = [Act(5, value) for value in [0, 9] * 12][-writes:]
         guest = WritingGuest(CONFIG, [Act(5, 0)], acts, manual=manual)
@@ -109,7 +111,7 @@ def test_a_page_that_holds_something_now_and_then(manual: bool) -> None:
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
-def test_where_every_page_went(rounds: int) -> None:
+def test_the_report_accounts_for_every_page(rounds: int) -> None:
     before = [Act(1, 1), Act(2, 0), Act(3, 3), Act(4, 4)]
     taken = Taken(WritingGuest(CONFIG, before, [], unused=[3, 5]), rounds)
     assert taken.report == PageReport(2, 1, 1, PAGES - 4, 0, "answered")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record the migration that `data/` keeps for each version of the stream.
+
+    python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v2
+
+writes `v2.source` and `v2.destination`, what either side sent. Run it when the version of the
+stream changes, and never again for that version. `data/README.md` says how the others were made.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.pyvmm.migration.migration_guest import Act, FakeTarget, WritingGuest, config_of, migrate
+
+CONFIG = config_of(64)
+BEFORE = [Act(1, 1), Act(513, 2), Act(514, 3)]
+AFTER = [Act(1, 1)] * 10 + [Act(514, -1), Act(515, 4)]
+"""Page 514 goes to the balloon after it was sent."""
+
+
+def record_sample(path: Path) -> None:
+    """Record the migration with the code of today."""
+    sent: dict[str, bytes] = {"source": b"", "destination": b""}
+
+    def recorder(side: str):  # type: ignore[no-untyped-def]
+        def record(data: bytes, place: int) -> bytes:
+            sent[side] += data
+            return data
+
+        return record
+
+    guest = WritingGuest(CONFIG, BEFORE, AFTER)
+    story = migrate(
+        guest, FakeTarget(), spoil_source=recorder("source"), spoil_target=recorder("destination")
+    )
+    assert story.source_error is story.target_error is None
+    for side, data in sent.items():
+        path.with_suffix(f".{side}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    record_sample(Path(sys.argv[1]))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migration streams of every version are read or refused as `docs/formats.md` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typing_extensions import Buffer
+
+from pyvmm.migration import messages
+from pyvmm.migration.destination import DestinationMigration
+from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.source import SourceMigration
+from pyvmm.state.records import Record
+from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest
+from tests.pyvmm.migration.sample_stream import BEFORE, CONFIG, record_sample
+
+DATA = Path(__file__).parent / "data"
+
+
+class RecordedLink:
+    """Satisfies `pyvmm.migration.link.Link`; receives `data` and keeps what is sent."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.sent = b""
+
+    def send(self, data: Buffer) -> None:
+        self.sent += bytes(data)
+
+    def receive(self, at_most: int) -> bytes:
+        received, self._data = self._data[:at_most], self._data[at_most:]
+        return received
+
+    def readable(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self._data = b""
+
+
+def recorded(name: str) -> bytes:
+    return (DATA / name).read_bytes()
+
+
+def test_a_stream_of_version_2_is_received() -> None:
+    target, link = FakeTarget(), RecordedLink(recorded("v2.source"))
+    DestinationMigration(target, link).run()
+    assert target.runs
+    assert target.parts == PARTS
+    assert target.ram is not None
+    assert [target.ram.page(pfn)[:1] for pfn in (1, 513, 514, 515)] == [b"\1", b"\2", b"\0", b"\4"]
+    assert link.sent == recorded("v2.destination")
+
+
+def test_replies_of_version_2_are_accepted() -> None:
+    guest, link = WritingGuest(CONFIG, BEFORE), RecordedLink(recorded("v2.destination"))
+    SourceMigration(guest, link, Settings(), Progress()).run()
+    assert not guest.running
+    assert link.sent.endswith(messages.Commit().record().encode())
+
+
+def test_the_recording_is_what_is_sent_today(tmp_path: Path) -> None:
+    record_sample(tmp_path / "v2")
+    for side in ("source", "destination"):
+        assert (tmp_path / f"v2.{side}").read_bytes() == recorded(f"v2.{side}")
+
+
+def test_a_source_of_version_1_is_refused_by_name() -> None:
+    """It can read the reason: `failed` is what it was."""
+    link = RecordedLink(recorded("v1.source"))
+    reason = "the source sends version 1 of the migration stream; this pyvmm reads version 2"
+    with pytest.raises(MigrationError, match=reason):
+        DestinationMigration(FakeTarget(), link).run()
+    assert link.sent == Record("failed", 1, reason.encode()).encode()
+
+
+def test_a_destination_of_version_1_refuses_and_the_guest_stays() -> None:
+    guest = WritingGuest(CONFIG)
+    source = SourceMigration(guest, RecordedLink(recorded("v1.refusal")), Settings(), Progress())
+    with pytest.raises(PeerAborted, match="'migration' has version 2; this pyvmm reads 1 to 1"):
+        source.run()
+    assert guest.running
+
+
+def received(*parts: Record) -> FakeTarget:
+    """Receive the recorded guest with `parts` in addition to its own, none of them required."""
+    first = Record("cpu", 1, PARTS[0].payload).encode()
+    before, after = recorded("v2.source").split(first)
+    stream = before + b"".join(part.encode() for part in parts) + first + after
+    target = FakeTarget()
+    DestinationMigration(target, RecordedLink(stream)).run()
+    return target
+
+
+def test_an_optional_part_that_is_unknown_is_skipped() -> None:
+    target = received(Record("vgpu", 3, bytes(PAGE), 7, optional=True))
+    assert target.runs
+    assert target.parts == PARTS
+
+
+def test_an_optional_part_that_is_known_is_restored() -> None:
+    part = Record("cpu", 1, b"one more", 2, optional=True)
+    assert received(part).parts == [part, *PARTS]
+
+
+def test_a_newer_part_is_restored_if_it_is_compatible() -> None:
+    part = Record("cpu", 2, b"newer", 2, optional=True, compatible=1)
+    assert received(part).parts == [part, *PARTS]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Record("vgpu", 3, b""), "records of kind 'vgpu' are not known here"),
+        (Record("cpu", 2, b"", 2), "'cpu' has version 2; this pyvmm reads version 1"),
+    ],
+)
+def test_parts_that_are_unknown_or_newer_are_refused_by_name(part: Record, message: str) -> None:
+    with pytest.raises(MigrationError, match=message):
+        received(part)
