@@ -21,6 +21,7 @@ from pyvmm.migration import messages
 from pyvmm.migration.stream import DestinationReader
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.connect import connect
+from pyvmm.sockets.lab_paths import sockets_variable
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.tls import Security, TlsFiles
 from pyvmm.sockets.unix import UnixListener
@@ -200,3 +201,21 @@ def test_invalid_arguments_are_refused(arguments: list[str], what: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert what in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_in_the_lab_a_control_socket_error_names_the_path_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    asked = tmp_path / "asked.sock"
+    inner = sockets_variable({asked: str(tmp_path / "absent" / "inner.sock")})
+    done = subprocess.run(
+        command("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{asked}"),
+        env={**ENVIRONMENT, **inner},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"cannot create the socket {asked}: no such file" in done.stderr
+    assert "inner.sock" not in done.stderr

@@ -81,7 +81,7 @@ def proxied(tmp_path: Path) -> Iterator[ProxiedHost]:
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(tmp_path / "outside"))
+        made.bind(str(tmp_path / "listener"))
         made.listen()
         made.settimeout(20)
         yield made
@@ -103,9 +103,7 @@ def wait_until(condition: Callable[[], object]) -> None:
     raise AssertionError("the condition never held")
 
 
-def test_a_megabyte_stream_crosses_both_ways_and_ends(
-    proxied: ProxiedHost, listener: socket.socket
-) -> None:
+def test_a_stream_crosses_both_ways_and_ends(proxied: ProxiedHost, listener: socket.socket) -> None:
     data = random.Random(4).randbytes(3 << 20)
     client = connect_through_proxy(proxied.proxy, f"unix:{listener.getsockname()}")
     accepted, _ = listener.accept()
@@ -116,12 +114,12 @@ def test_a_megabyte_stream_crosses_both_ways_and_ends(
             sender.start()
             assert receive(other, len(data)) == data
             sender.join(20)
-        client.sendall(b"the end")
+        client.sendall(b"last request")
         client.shutdown(socket.SHUT_WR)
-        assert receive(accepted, 100) == b"the end"
-        accepted.sendall(b"and mine")
+        assert receive(accepted, 100) == b"last request"
+        accepted.sendall(b"last reply")
         accepted.close()
-        assert receive(client, 100) == b"and mine"
+        assert receive(client, 100) == b"last reply"
     wait_until(proxied.no_channels)
 
 
@@ -177,7 +175,7 @@ def test_errors_are_the_same_as_without_the_lab(
     wait_until(proxied.no_channels)
 
 
-def test_a_relative_path_is_resolved_in_the_command_s_directory(
+def test_a_relative_path_is_resolved_where_the_command_runs(
     proxied: ProxiedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(lab_paths.IN_LAB_VARIABLE, "1")
@@ -185,11 +183,11 @@ def test_a_relative_path_is_resolved_in_the_command_s_directory(
     requested: list[str] = []
     connect_channel = OutboundConnector.connect
 
-    def watched(self: OutboundConnector, number: int, address: str) -> None:
+    def recording(self: OutboundConnector, number: int, address: str) -> None:
         requested.append(address)
         connect_channel(self, number, address)
 
-    monkeypatch.setattr(OutboundConnector, "connect", watched)
+    monkeypatch.setattr(OutboundConnector, "connect", recording)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"cannot connect to unix:m: no such file"):
         connect(parse_migration_address("unix:m"), Security())

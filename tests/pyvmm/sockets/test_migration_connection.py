@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.sockets import listener
+from pyvmm.sockets import lab_paths, listener
 from pyvmm.sockets.addresses import TcpAddress, UnixAddress
 from pyvmm.sockets.connect import connect, connect_directly
 from pyvmm.sockets.errors import ConnectionLost, ListenerClosed
@@ -116,6 +116,18 @@ def test_accept_ends_when_the_listener_is_closed(accept: Accept) -> None:
     accepting = accept(MigrationListener(LOCAL, Security()))
     accepting.close()
     assert "no source connected" in str(accepting.error)
+
+
+def test_in_the_lab_errors_name_the_address_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested = UnixAddress(Path("/asked/for"))
+    monkeypatch.setenv(lab_paths.IN_LAB_VARIABLE, "1")
+    for name, value in lab_paths.incoming_variable(str(requested), str(requested)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(lab_paths, "INCOMING_SOCKET", str(tmp_path / "absent" / "inner.sock"))
+    with pytest.raises(UserError, match="cannot create the socket unix:/asked/for: no such file"):
+        MigrationListener(requested, Security())
 
 
 @pytest.fixture(scope="module")
