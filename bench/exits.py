@@ -102,7 +102,7 @@ class Platform:
             COM1_PORT, COM1_PORTS, Uart16550(RecordingInterruptLine(), self.queue.put, self.serial)
         )
         pio.map(DONE_PORT, 1, DonePort())
-        device = BalloonDevice(STANDARD, AnonymousRam((0, 1 << 20)), tracer, lambda pages: None)
+        device = BalloonDevice(STANDARD, AnonymousRam((0, 1 << 20)), tracer)
         transport = VirtioPciTransport(device, RecordingMsiSink(), RecordingHostNotifiers(), tracer)
         PciBus(mmio, [(DEVICE_GPA, DEVICE_BYTES)]).add(1, transport.function)
         transport.function.config_write(_BAR0, 4, DEVICE_GPA)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio memory balloon (VIRTIO 1.2, 5.5), in the standard and the bitmap dialect.
+"""The traditional memory balloon (VIRTIO 1.2, section 5.5), in two dialects.
 
-`device` is the model, `dialects` says which queues and payload formats a dialect has, and each
-queue has a handler in a module of its own.
+`device` is the device, `config` its configuration space, `features` its feature bits and `dialects`
+the two protocols, of which `bitmap` decodes one. Each queue has a handler (`queue_handler`):
+`page_queues`, `stats` with `stat_tags`, `misc`, `hinting` and `reporting`. Nothing here knows of
+KVM, threads or the event loop; the host's side is `pyvmm.balloon`.
 """

@@ -4,28 +4,28 @@
 The wire format of the virtio-balloon bitmap extension ("RESEND PATCH v3", October 2016), all
 little-endian::
 
-    u16 cmd          what is answered; 0 on the inflate and deflate queues
+    u16 cmd          command of the request; 0 on the inflate and deflate queues
     u16 page_shift   log2 of the page size, 12 or more
     u16 flag         on the misc queue CONT, DONE or UNSUPPORTED; 0 on the others
     u16 reserved
-    u64 req_id       which question is answered; 0 on the inflate and deflate queues
+    u64 req_id       id of the request; 0 on the inflate and deflate queues
     u64 start_pfn    page (in units of the page size) of bit 0; a multiple of 64
     u64 bmap_len     bytes of bitmap; a multiple of 8
 
-`decode` reads what comes on the inflate and deflate queues; what a header means on the misc queue
-is for `devices.balloon.misc` to say, and only the pages are read here.
+`decode` reads requests on the inflate and deflate queues; `devices.balloon.misc` interprets the
+header of messages on the misc queue, and only the pages are read here.
 
-Reading is strict wherever another reading would name other memory: a command or flag that is not
-known, a page size that cannot be, a bitmap shorter than announced. It is tolerant where nothing
-hangs on it: `reserved` and `req_id` say nothing about pages and are ignored, and bytes behind the
-announced bitmap are ignored too, because drivers hand over whole 32 KiB bitmap buffers and the
-boundaries of descriptors carry no meaning (VIRTIO 1.2, 2.6.4.1).
+Decoding is strict wherever a mistake would name other memory: an unknown command or flag, an
+impossible page size, a bitmap shorter than announced. It is tolerant where pages do not depend on
+it: `reserved` and `req_id` are ignored, and so are bytes behind the announced bitmap, because
+drivers send whole 32 KiB bitmap buffers and the boundaries of descriptors carry no meaning (VIRTIO
+1.2, 2.6.4.1).
 
-A stock driver that is offered PAGE_BITMAP takes it for FREE_PAGE_HINT, accepts it and sends PFN
+A stock driver that is offered PAGE_BITMAP mistakes it for FREE_PAGE_HINT, accepts it and sends PFN
 arrays (`devices.balloon.dialects`). None of them is a request that names a page of RAM: `bmap_len`
 is at most `MAX_BITMAP_BYTES` and `start_pfn` below the end of RAM, so the high halves of both are
 0; read as an array these are PFN 0, twice, and an array names each page once. The same two zeros
-keep a request of this dialect from being taken for an array.
+prevent a request of this dialect from being read as an array.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_PFN = 1 << 52
 
 
 class Header(NamedTuple):
-    """Header fields as sent."""
+    """Header fields as the driver sent them, unchecked."""
 
     cmd: int
     page_shift: int
@@ -61,9 +61,9 @@ class Header(NamedTuple):
 
 
 def decode(payload: bytes) -> PageRuns:
-    """Pages whose bit is set in an inflate or deflate request, in 4 KiB frames.
+    """Return the pages whose bit is set in an inflate or deflate request, in 4 KiB frames.
 
-    Raises BadPayload when the request breaks a rule of the format.
+    Raises BadPayload if the request violates the format.
     """
     header = read_header(payload)
     if header.cmd:
@@ -74,15 +74,15 @@ def decode(payload: bytes) -> PageRuns:
 
 
 def read_header(payload: bytes) -> Header:
-    """The header of a message; its fields may have any value. BadPayload if it is cut short."""
+    """Return the header of a message, unchecked; raises BadPayload if it is truncated."""
     if len(payload) < HEADER.size:
         raise BadPayload(f"{len(payload)} bytes are too short for a bitmap header")
     return Header._make(HEADER.unpack_from(payload))
 
 
 def pages_of(header: Header, payload: bytes) -> PageRuns:
-    """Pages whose bit is set in the bitmap behind `header`, in 4 KiB frames; raises BadPayload."""
-    why = _fault(header, len(payload) - HEADER.size)
+    """Return the pages whose bit is set behind `header`, in 4 KiB frames; raises BadPayload."""
+    why = _violation(header, len(payload) - HEADER.size)
     if why is not None:
         raise BadPayload(why)
     bits = memoryview(payload)[HEADER.size : HEADER.size + header.bmap_len]
@@ -90,10 +90,10 @@ def pages_of(header: Header, payload: bytes) -> PageRuns:
     return runs.scaled(1 << (header.page_shift - PAGE_SHIFT))
 
 
-def _fault(header: Header, supplied_bytes: int) -> str | None:
-    """Why `header` describes no bitmap, checked as a whole before any page is looked at."""
+def _violation(header: Header, supplied_bytes: int) -> str | None:
+    """Return how `header` violates the format, if it does; checked before any page is decoded."""
     if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
-        return f"page_shift {header.page_shift} is no page size"
+        return f"page_shift {header.page_shift} is not a page size"
     if header.start_pfn % 64:
         return f"start_pfn {header.start_pfn:#x} is not a multiple of 64"
     if header.bmap_len == 0 or header.bmap_len % 8:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a balloon has done since it was made; no reset clears it."""
+"""Counters of a balloon since it was made; no reset clears them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 
 class Traffic(NamedTuple):
-    """What went over one queue since the device was made."""
+    """The traffic of one queue since the device was made."""
 
     requests: int
     """Buffers taken from the queue, bad ones included."""
     pages: int
-    """4 KiB pages named by good requests."""
+    """4 KiB pages of valid requests."""
     bytes: int
     """Length of all requests together, headers included."""
     bad_payloads: int
-    """Buffers returned with length 0 because their contents made no sense."""
+    """Buffers with a bad payload."""
 
 
 class BalloonCounters(NamedTuple):
-    """A snapshot of what the balloon has done since it was made."""
+    """A copy of all counters."""
 
     inflate: Traffic
     deflate: Traffic
     discarded_bytes: int
-    """Host memory given back, in bytes; less than the pages inflated where host pages are larger
-    than 4 KiB."""
+    """Host memory discarded, in bytes; less than the pages inflated if host pages are larger than
+    4 KiB."""
     reported_pages: int
-    """4 KiB pages of good reports of free pages, discarded or not."""
+    """4 KiB pages of valid free page reports, discarded or not."""
     reported_bytes: int
-    """Host memory given back because the driver reported it free, in bytes."""
+    """Host memory discarded because the driver reported it free, in bytes."""
     interrupts: int
     """Notifications sent to the driver: used buffers and configuration changes."""

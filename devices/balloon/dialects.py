@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two languages a balloon driver can speak, as data.
+"""The two dialects of the balloon protocol, as data.
 
-A dialect says which features and queues the balloon offers and how a request on the inflate or
+A dialect defines which features and queues the balloon offers and how a request on the inflate or
 deflate queue is decoded to `PageRuns`. It is chosen by configuration and never inferred from
 feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in the other, and a device
 that reads PFN arrays as bitmap headers discards the wrong memory.
@@ -33,11 +33,11 @@ from pyvmm_native.runs import PageRuns
 
 PFN_BYTES = 4
 MAX_PFNS = 64 * 1024
-"""Longest PFN array taken, 256 MiB of pages a request; Linux sends at most 256 at a time."""
+"""Longest PFN array accepted, 256 MiB of pages a request; Linux sends at most 256 at a time."""
 
 
 class Role(StrEnum):
-    """What a queue is for (VIRTIO 1.2, 5.5.2)."""
+    """Purpose of a queue (VIRTIO 1.2, 5.5.2)."""
 
     INFLATE = "inflate"
     DEFLATE = "deflate"
@@ -48,7 +48,7 @@ class Role(StrEnum):
 
 
 CompleteBuffer = Callable[[Chain, int], None]
-"""Returns a buffer that a queue's handler kept, with how many bytes were written to it."""
+"""Returns a buffer that a handler kept to the driver, with the number of bytes written to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Dialect:
     max_request_bytes: int
     """Longest valid inflate or deflate request."""
     decode: Callable[[bytes], PageRuns]
-    """Pages named by an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
+    """Returns the pages of an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
 
     further_queues: tuple[tuple[int, Role], ...]
     """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
@@ -69,23 +69,23 @@ class Dialect:
 
     @property
     def _numbered(self) -> tuple[tuple[int, Role], ...]:
-        """Every queue the dialect has, at its place in the list of 5.5.2."""
+        """Return (feature, role) of every queue of the dialect, in the order of 5.5.2."""
         return ((0, Role.INFLATE), (0, Role.DEFLATE), *self.further_queues)
 
     def roles(self, negotiated: int, enabled: Collection[int] = ()) -> dict[int, Role]:
-        """What each queue is for, by queue number; the only place that knows queue numbers.
+        """Return the role of each queue, by its number.
 
-        The list of 5.5.2 can be read in two ways where a feature before another was not
-        negotiated. Real drivers number the queues that exist without gaps: Linux does since it
-        knows of queues that may be missing (4.20), in 6.1 and 6.12 too (`queue_idx++` in
-        drivers/virtio/virtio_pci_common.c), and QEMU numbers what it offers in this way. Patches of
-        July 2024 that would have had Linux use the numbers of the list, with a fallback for QEMU,
-        are not in 6.12. Drivers written from the specification may use the list's numbers and leave
-        gaps: reporting_vq is 4 whether or not there is a free_page_vq.
+        The list of 5.5.2 can be read in two ways if a feature before another was not negotiated.
+        Real drivers number the queues that exist without gaps: Linux has done so since it supports
+        absent queues (4.20), in 6.1 and 6.12 too (`queue_idx++` in
+        drivers/virtio/virtio_pci_common.c), and QEMU numbers the queues it offers in this way.
+        Patches of July 2024 that would have made Linux use the numbers of the list, with a fallback
+        for QEMU, are not in 6.12. Drivers written from the specification may use the list's numbers
+        and leave gaps: reporting_vq is 4 whether or not free_page_vq exists.
 
-        The queues that the driver `enabled` tell the two apart. Where the readings differ at all,
-        the list's last number is one that counting without gaps does not reach, so a driver that
-        enabled it, and nothing outside the list, means the list. Any other numbers without gaps.
+        The queues that the driver `enabled` tell the two apart. If the readings differ at all, the
+        list's last number is one that numbering without gaps does not reach, so a driver that
+        enabled it, and nothing outside the list, uses the list. Any other numbers without gaps.
         """
         listed = {
             number: role
@@ -97,22 +97,22 @@ class Dialect:
         return dict(enumerate(listed.values()))
 
     def queue_count(self, offered: int) -> int:
-        """How many queues a device shows that offers `offered`: enough for either numbering."""
+        """Return how many queues a device with `offered` has: enough for either numbering."""
         features = (feature for feature, _ in self._numbered)
         return 1 + max(n for n, feature in enumerate(features) if not feature or offered & feature)
 
 
 def decode_pfns(payload: bytes) -> PageRuns:
-    """Pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6).
+    """Return the pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6).
 
-    A page is in the balloon or not, so no array names one twice. Refusing those that do costs
-    nothing and keeps the dialects apart: see `devices.balloon.bitmap`.
+    A page is in the balloon or not, so no valid array names one twice. Rejecting those that do
+    costs nothing and keeps the dialects apart: see `devices.balloon.bitmap`.
     """
     if not payload or len(payload) % PFN_BYTES:
         raise BadPayload(f"{len(payload)} bytes are not an array of 32-bit page frame numbers")
     runs = PageRuns.from_pfns(payload)
     if runs.pages != len(payload) // PFN_BYTES:
-        raise BadPayload("a page is named twice")
+        raise BadPayload("the array names a page twice")
     return runs
 
 
@@ -145,5 +145,5 @@ NAMES = tuple(_BY_NAME)
 
 
 def by_name(name: str) -> Dialect:
-    """The dialect called `name`, one of `NAMES`; KeyError for any other."""
+    """Return the dialect called `name`, one of `NAMES`; KeyError for any other."""
     return _BY_NAME[name]

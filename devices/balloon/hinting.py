@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The free page queue (VIRTIO 1.2, section 5.5.6.5): which pages does the guest not need now?
+"""The free page queue (VIRTIO 1.2, section 5.5.6.5): pages that the guest does not need now.
 
-The device begins a round by writing a new command id to `free_page_hint_cmd_id`. The driver puts
+The device starts a round by writing a new command id to `free_page_hint_cmd_id`. The driver puts
 that id on the queue in a buffer of 4 bytes, then buffers whose device-writable elements are free
 pages, which it allocates so that nobody else does, and at last the id STOP. It keeps the pages
 until the field says DONE, unless it needs them sooner. So::
 
-    hinting.start(on_end)      a round; on_end is told when the driver has no more pages
+    hinting.start(on_end)      start a round; on_end is called when the driver has no more pages
     hinting.pages              all hints since the last `finish`
-    hinting.stop()             no more hints, please; those given stay valid
-    hinting.finish()           thank you: DONE, the driver may have its pages back
+    hinting.stop()             request no more hints; those given stay valid
+    hinting.finish()           DONE: let the driver reuse its pages
 
-A hint is no gift: the guest may use the page again at any moment, even before the device has seen
-the hint, and writes to it before it relies on it. A copy of memory may therefore leave out `pages`
-if writes are logged since before `start`, and must still take every page that the log then names.
-Nothing is ever discarded because of a hint, and nothing here could.
+The guest may use a hinted page again at any moment, even before the device has seen the hint, and
+writes to it before it relies on it. A copy of memory may therefore leave out `pages` if writes are
+logged since before `start`, and must still copy every page that the log then names. Nothing is ever
+discarded because of a hint.
 
 Ids only ever grow, over resets too. Pages that come under an id that is not the current one, or
-under none, MUST be ignored (5.5.6.5.2). What a driver can have us keep is bounded by `MAX_RUNS`:
-beyond it the round is ended.
+under none, MUST be ignored (5.5.6.5.2). The memory that a driver can cause the device to use is
+bounded by `MAX_RUNS`: beyond it the round is ended.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from devices.balloon.page_queues import writable_pages
+from devices.balloon.queue_handler import QueueHandler
 from devices.errors import BadPayload
 from devices.ports import Tracer
 from devices.state import Fields, Payload, Restore
@@ -49,13 +50,15 @@ class HintingResult(Enum):
     COMPLETE = "complete"
     """The driver had no more pages."""
     STOPPED = "stopped"
-    """The device did not want more."""
+    """The device requested no more."""
     RESET = "reset"
-    """The driver is gone, and its hints with it."""
+    """The driver was reset; its hints are void."""
 
 
-class FreePageQueue:
-    """Collects hints; `set_command_id` writes the configuration field and tells the driver."""
+class FreePageQueue(QueueHandler):
+    """Collects hints; `set_command_id` writes the configuration field and notifies the driver."""
+
+    max_readable_bytes = COMMAND_ID.size
 
     def __init__(self, set_command_id: Callable[[int], None], tracer: Tracer) -> None:
         self._set_command_id = set_command_id
@@ -64,34 +67,35 @@ class FreePageQueue:
         """Id of the last round; FIRST_ID - 1 before the first."""
         self._on_end: Callable[[HintingResult], None] | None = None
         self._begun = False
-        """The driver has said that what follows belongs to the round that is open."""
+        """The driver has sent the id of the current round: the pages that follow belong to it."""
         self.pages = PageRuns()
         self.ignored = 0
-        """Buffers of pages that belonged to no open round, since the device was made."""
+        """Buffers of pages outside any round, since the device was made."""
 
-    # What the machine calls.
+    # Called by the machine.
 
     def start(self, on_end: Callable[[HintingResult], None]) -> None:
-        """Begin a round; `on_end` is called once. One round at a time: the last one has ended."""
+        """Start a round; `on_end` is called once. One round at a time: the last one has ended."""
         assert self._on_end is None, "one round at a time"
         self._on_end = on_end
         self.last_id = self.last_id + 1 if self.last_id < LAST_ID else FIRST_ID
         self._set_command_id(self.last_id)
 
     def stop(self) -> None:
-        """End the round that is open, if any; the driver keeps what it has hinted."""
+        """End the current round, if any; the driver keeps the pages that it has hinted."""
         if self._on_end is not None:
             self._end(HintingResult.STOPPED)
 
     def finish(self) -> None:
-        """Forget all hints and have the driver use its pages again; ends an open round."""
+        """Forget all hints and let the driver reuse its pages; ends the current round."""
         self.stop()
         self.pages = PageRuns()
         self._set_command_id(DONE)
 
-    # What the device calls.
+    # Called by the device.
 
     def serve(self, chain: Chain) -> int:
+        """Take a command id or hinted pages."""
         if chain.readable_bytes and chain.writable_bytes:
             raise BadPayload("a buffer cannot be both a command and pages")
         if chain.readable_bytes:
@@ -105,7 +109,7 @@ class FreePageQueue:
         return 0
 
     def reset(self) -> None:
-        """The driver has its pages, and will not hint any more."""
+        """Forget all hints and end the current round: the driver has its pages back."""
         self.pages = PageRuns()
         if self._on_end is not None:
             self._end(HintingResult.RESET)
@@ -113,7 +117,7 @@ class FreePageQueue:
             self._set_command_id(STOP)
 
     def save_state(self) -> Payload:
-        """The last id. A round and its hints belong to the process that began it."""
+        """Return the counter and the last id. A round and its hints belong to this process."""
         return {"ignored": self.ignored, "last_id": self.last_id}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
@@ -138,11 +142,11 @@ class FreePageQueue:
         else:
             self._begun = self._on_end is not None and command_id == self.last_id
 
-    def _end(self, ending: HintingResult) -> None:
-        """The round that is open is over; a field that says STOP keeps more from coming."""
+    def _end(self, result: HintingResult) -> None:
+        """End the current round; STOP in the field requests no more hints."""
         on_end, self._on_end = self._on_end, None
         self._begun = False
         self._set_command_id(STOP)
-        self._tracer.event("balloon.hints", ending=ending.value, pages=self.pages.pages)
+        self._tracer.event("balloon.hints", result=result.value, pages=self.pages.pages)
         assert on_end is not None
-        on_end(ending)
+        on_end(result)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reporting queue (VIRTIO 1.2, section 5.5.6.7): the driver lends its free memory for good.
+"""The reporting queue (VIRTIO 1.2, section 5.5.6.7): the driver reports its free pages.
 
 A buffer's device-writable elements are free pages, which the driver does not touch before the
-buffer comes back. Until then they are the device's to discard; whenever the guest uses them again
-they read as zeros. There is no deflate.
+buffer is returned. Until then the device may discard them; the guest may use them at any time
+afterwards and reads zeros. There is no deflate.
 
 A driver that negotiated PAGE_POISON expects its free pages to hold `poison_val` all the time, and
 the device MUST NOT change them to anything else (5.5.6.7.2). A discarded page holds 0, so with any
@@ -15,14 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from devices.balloon.page_queues import writable_pages
+from devices.balloon.queue_handler import QueueHandler
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore
 from pyvmm_native.ring import Chain, SplitQueue
 
 
-class ReportingQueue:
-    """Gives reported pages to the host; `poison_val` is what the driver says they must hold."""
+class ReportingQueue(QueueHandler):
+    """Discards reported pages; `poison_val` returns the pattern that the driver expects in them."""
+
+    max_readable_bytes = 0
 
     def __init__(self, ram: GuestRam, poison_val: Callable[[], int], tracer: Tracer) -> None:
         self._ram = ram
@@ -33,9 +36,10 @@ class ReportingQueue:
         self.discarded_bytes = 0
 
     def serve(self, chain: Chain) -> int:
+        """Discard the whole host pages of a report, unless the driver poisons its free pages."""
         pages = writable_pages(chain)
         if not pages:
-            raise BadPayload("a report without a whole page")
+            raise BadPayload("the report has no whole page")
         self.pages += pages.pages
         poison_val = self._poison_val()
         if not poison_val:
@@ -43,11 +47,8 @@ class ReportingQueue:
         self._tracer.event("balloon.report", pages=pages.pages, poison_val=poison_val)
         return 0
 
-    def reset(self) -> None:
-        """Nothing is kept for the driver."""
-
     def save_state(self) -> Payload:
-        """The counters."""
+        """Return the counters."""
         return {"pages": self.pages, "discarded_bytes": self.discarded_bytes}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:

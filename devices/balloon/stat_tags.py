@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory statistics by tag (VIRTIO 1.2, section 5.5.6.4, and Linux's virtio_balloon.h).
 
-The specification names tags 0 to 9, Linux reports 10 to 15 since 6.12. This is the only list of
-them: names are those of QEMU's `guest-stats` property, units those Linux's driver uses.
+The specification defines tags 0 to 9, Linux reports 10 to 15 since 6.12. This is the only list of
+them; the names are those of QEMU's `guest-stats` property, the units those of Linux's driver.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Statistic(NamedTuple):
-    """What the value under one tag means."""
+    """Meaning of the value of one tag."""
 
     name: str
     is_bytes: bool
@@ -22,18 +22,18 @@ class Statistic(NamedTuple):
 STATISTICS = (
     Statistic("stat-swap-in", True, "swapped in since boot"),
     Statistic("stat-swap-out", True, "swapped out since boot"),
-    Statistic("stat-major-faults", False, "page faults that needed the disk"),
+    Statistic("stat-major-faults", False, "page faults that needed disk I/O"),
     Statistic("stat-minor-faults", False, "page faults, all of them on Linux"),
-    Statistic("stat-free-memory", True, "used for nothing at all"),
+    Statistic("stat-free-memory", True, "not used for anything"),
     Statistic("stat-total-memory", True, "managed by the guest's kernel"),
     Statistic("stat-available-memory", True, "usable without swapping"),
     Statistic("stat-disk-caches", True, "disk cache, most of it reclaimable"),
     Statistic("stat-htlb-pgalloc", False, "huge pages allocated"),
-    Statistic("stat-htlb-pgfail", False, "huge pages asked for and not found"),
-    Statistic("stat-oom-kills", False, "processes killed for want of memory"),
+    Statistic("stat-htlb-pgfail", False, "huge page allocations that failed"),
+    Statistic("stat-oom-kills", False, "processes killed by the OOM killer"),
     Statistic("stat-alloc-stalls", False, "allocations that had to reclaim first"),
-    Statistic("stat-async-scans", True, "looked at by background reclaim"),
-    Statistic("stat-direct-scans", True, "looked at by stalled allocations"),
+    Statistic("stat-async-scans", True, "scanned by background reclaim"),
+    Statistic("stat-direct-scans", True, "scanned by stalled allocations"),
     Statistic("stat-async-reclaims", True, "freed by background reclaim"),
     Statistic("stat-direct-reclaims", True, "freed by stalled allocations"),
 )

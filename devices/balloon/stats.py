@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics queue (VIRTIO 1.2, section 5.5.6.3): the device asks, the driver reports.
+"""The statistics queue (VIRTIO 1.2, section 5.5.6.3): the device requests, the driver reports.
 
-The conversation runs backwards. The driver puts one buffer with a report on the queue as soon as it
-starts; the device keeps the buffer, and giving it back is the question, upon which the driver fills
-it anew. So a buffer does not go back unasked, not even one that makes no sense: that is counted and
-traced as any bad payload, but kept. Otherwise a driver with a bug, and not only a hostile one,
-would answer again at once and forever. A second buffer, which a driver must not have on the queue
-(5.5.6.3.1), is a bad payload and does go back: what a driver can make the device keep is bounded.
+The roles of this queue are reversed. The driver puts one buffer with a report on the queue as soon
+as it starts; the device keeps the buffer, and returning it is the request upon which the driver
+fills it with a new report. So the device returns the buffer only to make a request, even if it
+holds a bad payload: that is counted and traced as any bad payload, but kept. Otherwise a driver
+with a bug, and not only a hostile one, would report again at once and forever. A second buffer,
+which a driver must not have on the queue (5.5.6.3.1), is a bad payload and does go back: the
+device never keeps more than one.
+
+A report may be on its way when the next one is requested, and was then measured before. `issue` and
+`request` differ in this: `issue` returns the buffer if the device has it, and any report will do;
+`request` registers a callback for a report measured after the call. Each report completes the last
+request issued, so a callback waits for the report on the first request issued after its own call.
+If callbacks remain when a report comes, its buffer goes back at once as the next request.
 
 A report is an array of packed `struct virtio_balloon_stat { le16 tag; le64 val; }` in any order.
-Tags not known here are kept by number and acted on by nobody (5.5.6.3.2); where a tag comes twice
-the last value counts. Tags that do not come are absent, which is not the same as 0.
+Unknown tags are kept by number and otherwise ignored (5.5.6.3.2); of a repeated tag the last value
+counts. A tag that is not reported is absent, which is not the same as 0.
 """
 
 from __future__ import annotations
@@ -20,94 +27,149 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from devices.balloon.dialects import CompleteBuffer
+from devices.balloon.queue_handler import QueueHandler
 from devices.balloon.stat_tags import STATISTICS
 from devices.errors import BadPayload
+from devices.listeners import Listeners
 from devices.state import Fields, Payload, Restore
 from devices.virtio.queue import check_in_flight, save_in_flight
 from pyvmm_native.ring import Chain, SplitQueue
 
 ENTRY = struct.Struct("<HQ")
 MAX_STATS_BYTES = 4096
-"""Longest report taken: hundreds of entries, where drivers send about 16."""
+"""Longest report accepted: hundreds of entries, where drivers send about 16."""
 
 
 class StatsReport(NamedTuple):
-    """What the driver said once."""
+    """One report of the driver."""
 
     values: dict[int, int]
     """By tag, in the driver's order."""
-    questions: int
-    """Questions asked before it came. A report answers the last of them: whoever asked question N
-    has news when this is N or more, and old news when it is less."""
+    requests: int
+    """Number of the request that the report completes; 0 if none has been issued."""
 
     @property
     def known(self) -> dict[str, int | None]:
-        """Every statistic that has a name; None for those which are absent."""
+        """Return every statistic that has a name; None for those which are absent."""
         return {each.name: self.values.get(tag) for tag, each in enumerate(STATISTICS)}
 
     @property
     def unknown(self) -> dict[int, int]:
-        """Values by tag, for the tags without a name."""
+        """Return the values of the tags without a name, by tag."""
         return {tag: value for tag, value in self.values.items() if tag >= len(STATISTICS)}
 
 
+OnReport = Callable[[StatsReport | BadPayload], None]
+"""Takes the report, or what was wrong with it."""
+
+
+class _Waiter(NamedTuple):
+    request: int
+    """Number of the first request whose report is for this waiter."""
+    on_report: OnReport
+
+
 def decode(payload: bytes) -> dict[int, int]:
-    """Values by tag; raises BadPayload for what is no array of entries."""
+    """Return the values by tag; raises BadPayload if `payload` is not an array of entries."""
     if len(payload) % ENTRY.size:
         raise BadPayload(f"{len(payload)} bytes are not an array of {ENTRY.size}-byte statistics")
     return dict(ENTRY.iter_unpack(payload))
 
 
-class StatsQueue:
-    """Keeps the driver's buffer; `on_report` gets every good report, asked for or not."""
+class StatsQueue(QueueHandler):
+    """Keeps the driver's buffer between reports."""
 
-    def __init__(self, give_back: CompleteBuffer) -> None:
-        self._complete_with = give_back
-        self._kept: Chain | None = None
-        self.questions = 0
-        """Questions asked since the device was made."""
-        self.on_report: Callable[[StatsReport], None] = lambda report: None
+    max_readable_bytes = MAX_STATS_BYTES
 
-    def serve(self, chain: Chain) -> None:
-        if self._kept is not None:
-            raise BadPayload("a statistics buffer is already held")
-        values = decode(chain.readable)
-        self._kept = chain
-        self.on_report(StatsReport(values, self.questions))
+    def __init__(self, complete: CompleteBuffer) -> None:
+        self._complete = complete
+        self._in_flight: Chain | None = None
+        self._waiters: list[_Waiter] = []
+        self.requests = 0
+        """Requests issued since the device was made."""
+        self.report_received: Listeners[StatsReport] = Listeners()
+        """Called with every valid report, requested or not."""
 
-    def on_bad_payload(self, chain: Chain) -> int | None:
-        """Keep the buffer of a bad report to request the next one with, unless one is kept."""
-        if self._kept is not None:
-            return 0
-        self._kept = chain
-        return None
+    # Called by the machine.
 
-    def ask(self) -> bool:
-        """Ask for a fresh report; False if there is no buffer to ask with.
+    @property
+    def awaited(self) -> bool:
+        """Return whether a callback is registered for a report."""
+        return bool(self._waiters)
 
-        That is so until the driver has started, and as long as an earlier question is open.
+    def request(self, on_report: OnReport) -> None:
+        """Register `on_report`, called once, for a report measured after this call.
+
+        `issue` must follow; the buffer may be with the driver, which then reports twice.
         """
-        if self._kept is None:
+        self._waiters.append(_Waiter(self.requests + 1, on_report))
+
+    def cancel(self, on_report: OnReport) -> None:
+        """Forget `on_report` if it has not been called yet."""
+        self._waiters = [each for each in self._waiters if each.on_report is not on_report]
+
+    def issue(self) -> bool:
+        """Request a report; False if the device does not have the buffer.
+
+        That is so until the driver has started, and while an earlier request is outstanding.
+        """
+        if self._in_flight is None:
             return False
-        chain, self._kept = self._kept, None
-        self.questions += 1
-        self._complete_with(chain, 0)
+        chain, self._in_flight = self._in_flight, None
+        self.requests += 1
+        self._complete(chain, 0)
         return True
 
+    # Called by the device.
+
+    def serve(self, chain: Chain) -> int | None:
+        """Take a report; the buffer is kept unless a waiter needs the next report."""
+        if self._in_flight is not None:
+            raise BadPayload("a statistics buffer is already in flight")
+        report = StatsReport(decode(chain.readable), self.requests)
+        self.report_received(report)
+        self._respond(report)
+        return self._keep(chain)
+
+    def on_bad_payload(self, chain: Chain, error: BadPayload) -> int | None:
+        """Keep the buffer of a bad report, to request the next one with."""
+        if self._in_flight is not None:
+            return 0
+        self._respond(error)
+        return self._keep(chain)
+
     def reset(self) -> None:
-        """The driver took its buffer back."""
-        self._kept = None
+        """Drop the buffer. Waiters get the first report of the restarted driver."""
+        self._in_flight = None
 
     def save_state(self) -> Payload:
-        """The driver's buffer. The report to an open question comes like one that is not asked."""
-        return {"questions": self.questions, "kept": save_in_flight(self._kept)}
+        """Return the counter and the buffer in flight. Waiters belong to this process."""
+        return {"requests": self.requests, "in_flight": save_in_flight(self._in_flight)}
 
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
-        questions = fields.counter("questions")
-        kept = check_in_flight(fields, "kept", ring)
+        requests = fields.counter("requests")
+        in_flight = check_in_flight(fields, "in_flight", ring)
 
         def restore() -> None:
-            self.questions, self._kept = questions, kept
+            self.requests, self._in_flight = requests, in_flight
+            self._waiters = []
 
         return restore
+
+    def _respond(self, response: StatsReport | BadPayload) -> None:
+        """Call the waiters for the last request issued."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.request <= self.requests:
+                waiter.on_report(response)
+            else:
+                self._waiters.append(waiter)
+
+    def _keep(self, chain: Chain) -> int | None:
+        """Keep a buffer, or return it as the request that a waiter needs."""
+        if self._waiters:
+            self.requests += 1
+            return 0
+        self._in_flight = chain
+        return None

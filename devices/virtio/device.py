@@ -128,10 +128,11 @@ class VirtioDevice(ABC):
         if the request makes no sense.
         """
 
-    def on_bad_payload(self, queue: int, chain: Chain) -> int | None:
+    def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
         """Decide what happens to a buffer of `queue` with a bad payload; returns as `serve` does.
 
-        By default it goes back with length 0; a device type may have a reason to keep it.
+        `error` is what `serve` raised, or says that the request is too long. By default the buffer
+        goes back with length 0; a device type may have a reason to keep it.
         """
         return 0
 
@@ -334,7 +335,7 @@ class VirtioDevice(ABC):
         except BadPayload as error:
             queue.counters.bad_payloads += 1
             self._trace("bad_payload", queue=queue.spec.name, why=str(error))
-            written = self.on_bad_payload(queue.index, chain)
+            written = self.on_bad_payload(queue.index, chain, error)
         if written is not None:
             ring.push(chain, written)
         return written is not None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of the balloon: requests to the guest's driver, and its statistics.
+"""The host's side of the balloon: requests to the guest's driver, on the event loop.
 
-`guest_requests` is the one mechanism, with its errors and time-outs; the other modules are what is
-requested. The device model is `devices.balloon`.
+`guest_requests` is the mechanism, with its errors and time-outs; `statistics`, `misc_requests` and
+`free_page_hints` are the requests, one module for each queue. The device model is
+`devices.balloon`; nothing here knows of QMP or of the machine.
 """

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Free page hints of the guest, with a time-out, on the event loop.
+"""Free page hints of the guest (VIRTIO 1.2, section 5.5.6.5), requested with a time-out.
 
-    async with machine.free_page_hints.held(timeout_s=10) as hints:
+    async with vm.free_page_hints.held(timeout_s=10) as hints:
         ...  # a copy of memory that leaves out hints.pages
 
-Hints are held: the guest's driver has taken the pages from its own kernel and keeps them until the
-block ends, unless it runs short of memory. So nobody holds them longer than needed, and callers
-take turns. A copy may leave out hinted pages if writes are logged since before the block began,
-and must then still take every page the log names (`devices.balloon.hinting`).
+Hints are held: the guest's driver has allocated the pages from its own kernel and keeps them until
+the block ends, unless it runs short of memory. So blocks should be short, and callers take turns. A
+copy may leave out hinted pages if writes are logged since before the block began, and must then
+still take every page the log names (`devices.balloon.hinting`).
 
-A driver that is slow, or never ends, is stopped after the time-out; what it has hinted is as good
-as the rest, so that is no error. Errors are those of `pyvmm.balloon.guest_requests`.
+A round that is slow, or never ends, is stopped at the time-out; the hints given so far are valid,
+so that is not an error. Errors are those of `pyvmm.balloon.guest_requests`.
 """
 
 from __future__ import annotations
@@ -32,44 +32,41 @@ from pyvmm.balloon.guest_requests import (
 )
 from pyvmm_native.runs import PageRuns
 
-NOBODY = (
-    "the guest runs no balloon driver that gives free page hints"
-    " (standard dialect, --offer free-page-hint)"
-)
+UNAVAILABLE = "the guest runs no balloon driver with FREE_PAGE_HINT (standard dialect)"
 
 
 class Hints(NamedTuple):
-    """What the guest does not need for the time being."""
+    """Pages that the guest does not need for now."""
 
     pages: PageRuns
     complete: bool
-    """The driver found no more; otherwise it was stopped."""
+    """The driver has hinted all its free pages; otherwise the round was stopped."""
 
 
 class FreePageHints:
-    """Asks the driver of `balloon`; the arguments are those of `GuestRequestChannel`."""
+    """Requests to the driver of `balloon`; the arguments are those of `GuestRequestChannel`.
+
+    Threads: event loop.
+    """
 
     def __init__(
         self,
         balloon: BalloonDevice,
         lock: threading.Lock,
-        soon: Callable[..., None],
+        call_soon: Callable[..., None],
         is_paused: Callable[[], bool],
     ) -> None:
         self._balloon = balloon
         self._channel: GuestRequestChannel[HintingResult] = GuestRequestChannel(
-            balloon, Role.FREE_PAGE_HINT, lock, soon, is_paused, NOBODY
+            balloon, Role.FREE_PAGE_HINT, lock, call_soon, is_paused, UNAVAILABLE
         )
         self.close = self._channel.close
 
     @asynccontextmanager
     async def held(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Hints]:
-        """Hints for the length of the block; the time-out ends it.
+        """Provide hints for the length of the block.
 
-        Raises `GuestRequestError`.
-
-
-        It includes the wait for another holder.
+        The time-out includes the wait for the caller's turn. Raises `GuestRequestError`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
@@ -77,38 +74,36 @@ class FreePageHints:
                 await self._channel.turn.acquire()
         except TimeoutError:
             raise RequestTimeout(
-                f"the hints are held by somebody else since {timeout_s:g} s"
+                f"the free page hints have been in use by another request for {timeout_s:g} s"
             ) from None
         try:
             self._channel.check()
             try:
-                complete = await self._ask(deadline)
+                complete = await self._request(deadline)
                 with self._channel.lock:
                     pages = self._balloon.hinting.pages
                 yield Hints(pages, complete)
             finally:
-                self._complete_with()
+                self._release()
         finally:
             self._channel.turn.release()
 
-    async def _ask(self, deadline: float) -> bool:
-        """Have one round of hinting; whether the driver came to its end."""
+    async def _request(self, deadline: float) -> bool:
+        """Run one round of hinting; return whether the driver completed it."""
         hinting = self._balloon.hinting
-        with self._channel.asking(hinting.start) as ended:
+        with self._channel.issue(hinting.start, lambda _: hinting.stop()) as response:
             try:
                 async with asyncio.timeout_at(deadline):
-                    ending = await ended
+                    result = await response
             except TimeoutError:
                 self._channel.check()
-                with self._channel.lock:
-                    hinting.stop()
                 return False
-        if ending is HintingResult.RESET:
+        if result is HintingResult.RESET:
             raise GuestReset("the guest's balloon driver was reset while it gave hints")
-        return ending is HintingResult.COMPLETE
+        return result is HintingResult.COMPLETE
 
-    def _complete_with(self) -> None:
-        """Let the guest use its pages again, if there still is a guest."""
+    def _release(self) -> None:
+        """Let the driver reuse its pages, if it still runs."""
         with self._channel.lock:
             if self._balloon.has_live(Role.FREE_PAGE_HINT):
                 self._balloon.hinting.finish()

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all questions to a guest have in common: who can be asked, and the ways to get no answer.
+"""Requests to the guest's balloon driver: one mechanism, one set of errors and time-outs.
 
-A question is put to a queue of the balloon under the machine's lock, and answered by the device
-model, also under the lock and on any thread; the answer is delivered on the event loop. The end of
-the guest ends the question that is open.
+A request is issued to a queue of the balloon under the device's lock. The device model completes
+it, also under the lock and on any thread; the response is delivered on the event loop. A request
+ends with its response or with one of these errors:
 
-Every way to have no answer is a `GuestRequestError` of its own:
+    GuestRequestError      the base of all
+      DriverUnavailable    no driver runs, or it has not accepted the queue's feature
+      RequestUnsupported   the driver does not know the request
+      GuestPaused          the vCPUs are stopped, or were at the time-out
+      GuestReset           the driver was reset before it responded
+      GuestEnded           the guest has ended
+      RequestTimeout       the driver has not responded in time
+      InvalidResponse      the driver violated the protocol
 
-    DriverUnavailable      no driver runs, or it has not accepted the queue's feature
-    RequestUnsupported   the driver does not know this question
-    GuestPaused      the vCPUs are stopped, or were when the time was over
-    GuestReset       the driver was reset or restarted before it answered
-    GuestEnded       the machine has ended, or ended meanwhile
-    RequestTimeout         time is over
-    InvalidResponse        the driver answered nonsense
+A request that its caller cancels, or that times out, is cancelled in the device model as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -32,46 +33,53 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S = 10.0
 
 _T = TypeVar("_T")
+_Callback = Callable[[_T], None]
 
 
 class GuestRequestError(Exception):
-    """There is no answer; the message says why."""
+    """A request to the guest failed; the message says why."""
 
 
 class DriverUnavailable(GuestRequestError):
-    """No driver that could answer runs in the guest."""
+    """No driver in the guest serves the queue."""
 
 
 class RequestUnsupported(GuestRequestError):
-    """The driver knows other questions, not this one."""
+    """The driver does not know the request."""
 
 
 class GuestPaused(GuestRequestError):
-    """A guest that does not run cannot answer."""
+    """The guest's vCPUs are stopped, so it cannot respond."""
 
 
 class GuestReset(GuestRequestError):
-    """The driver that was asked is gone."""
+    """The driver was reset before it responded."""
 
 
 class GuestEnded(GuestRequestError):
-    """The guest is gone."""
+    """The guest has ended."""
 
 
 class RequestTimeout(GuestRequestError):
-    """Time is over."""
+    """The driver has not responded in time."""
 
 
 class InvalidResponse(GuestRequestError):
-    """The driver is wrong, or hostile."""
+    """The driver's response violates the protocol: a bug, or a hostile guest."""
 
 
 class GuestRequestChannel(Generic[_T]):
-    """Puts questions, one at a time, to the queue of `role`; an answer is a `_T`.
+    """Requests to the queue of `role`, each completed with a `_T`.
 
-    Made and called on a running event loop. Every use of `balloon` is under `lock`. `soon` calls a
-    function on the loop later, with arguments; it may be called from any thread. `is_paused` says
-    whether the guest's vCPUs are stopped. `nobody` is what to say when no driver serves the queue.
+    Every use of `balloon` is under `lock`. `call_soon(function, *args)` schedules a call on the
+    event loop, from any thread. `is_paused()` returns whether the vCPUs are stopped. `unavailable`
+    is the message if no driver serves the queue.
+
+    A request fails at once if the guest is paused or no driver serves the queue. With `deferrable`
+    it does not as long as either may change: the guest may resume, or a driver start, before the
+    time-out.
+
+    Threads: event loop; no loop is needed before the first request.
     """
 
     def __init__(
@@ -79,57 +87,81 @@ class GuestRequestChannel(Generic[_T]):
         balloon: BalloonDevice,
         role: Role,
         lock: threading.Lock,
-        soon: Callable[..., None],
+        call_soon: Callable[..., None],
         is_paused: Callable[[], bool],
-        nobody: str,
+        unavailable: str,
+        *,
+        deferrable: bool = False,
     ) -> None:
         self.lock = lock
         self.turn = asyncio.Lock()
-        """Held by whoever asks."""
+        """Held for the length of a request to a queue that takes one request at a time."""
         self._balloon = balloon
         self._role = role
-        self._soon = soon
+        self._call_soon = call_soon
         self._is_paused = is_paused
-        self._nobody = nobody
+        self._unavailable = unavailable
+        self._deferrable = deferrable
         self._ended = False
-        self._open: asyncio.Future[_T] | None = None
+        self._outstanding: set[asyncio.Future[_T]] = set()
 
     def close(self) -> None:
-        """The guest has ended: nothing is answered any more."""
+        """Fail all outstanding and later requests: the guest has ended."""
         self._ended = True
-        if self._open is not None and not self._open.done():
-            self._open.set_exception(GuestEnded("the guest has ended"))
+        for response in self._outstanding:
+            if not response.done():
+                response.set_exception(GuestEnded("the guest has ended"))
 
     def check(self) -> None:
-        """Raise what stands in the way of any answer, if something does. Holds `lock`."""
+        """Raise the error that a request would fail with now, if any. Takes `lock`."""
         with self.lock:
-            self._check()
+            self._check(self._deferrable)
+
+    @asynccontextmanager
+    async def time_limit(self, timeout_s: float) -> AsyncIterator[None]:
+        """Limit a block with a request to `timeout_s`; raises `GuestRequestError` at its end."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError:
+            with self.lock:
+                self._check(deferrable=False)
+            raise RequestTimeout(f"the guest has not responded within {timeout_s:g} s") from None
 
     @contextmanager
-    def asking(self, put: Callable[[Callable[[_T], None]], None]) -> Iterator[asyncio.Future[_T]]:
-        """The answer to the question that `put` puts; `put` gets the callback for the device.
+    def issue(
+        self, send: Callable[[_Callback[_T]], None], cancel: Callable[[_Callback[_T]], object]
+    ) -> Iterator[asyncio.Future[_T]]:
+        """Issue a request with `send`, provide its response to a block, and then `cancel` it.
 
-        Raises what stands in the way, found out under the same hold of `lock` as `put`.
+        Both get the callback of the device model and are called under `lock`; `send` in the same
+        critical section that finds that the request is possible. Raises `GuestRequestError` if it
+        is not.
         """
-        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._open = answer
+        response: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        callback = partial(self._call_soon, _deliver, response)
+        self._outstanding.add(response)
         try:
             with self.lock:
-                self._check()
-                put(partial(self._soon, _deliver, answer))
-            yield answer
+                self._check(self._deferrable)
+                send(callback)
+            try:
+                yield response
+            finally:
+                with self.lock:
+                    cancel(callback)
         finally:
-            self._open = None
+            self._outstanding.discard(response)
 
-    def _check(self) -> None:
+    def _check(self, deferrable: bool) -> None:
         if self._ended:
             raise GuestEnded("the guest has ended")
-        if self._is_paused():
-            raise GuestPaused("the guest is paused and cannot answer")
-        if not self._balloon.has_live(self._role):
-            raise DriverUnavailable(self._nobody)
+        if self._is_paused() and not deferrable:
+            raise GuestPaused("the guest is paused and cannot respond")
+        if not self._balloon.has_live(self._role) and (self._balloon.running or not deferrable):
+            raise DriverUnavailable(self._unavailable)
 
 
-def _deliver(answered: asyncio.Future[_T], answer: _T) -> None:
-    if not answered.done():
-        answered.set_result(answer)
+def _deliver(response: asyncio.Future[_T], value: _T) -> None:
+    if not response.done():
+        response.set_result(value)

@@ -88,7 +88,7 @@ waking the event loop for each costs as much as the MiB does."""
 
 
 class Machine:
-    """One guest and all it sees; satisfies `pyvmm.qmp.vm_control.MachineControl`.
+    """One guest and all it sees; satisfies `pyvmm.qmp.vm_control.VmControl`.
 
     Made on a running event loop. `console_output` takes what the guest writes to its serial port
     (on vCPU threads; its `on_nonempty` must not block); `console_throttle` may block that vCPU,
@@ -172,10 +172,12 @@ class Machine:
             dialects.by_name(config.dialect),
             self.ram,
             self._tracer,
-            lambda pages: changed(),
             offered=config.balloon_features,
         )
-        self.balloon_statistics = BalloonStatistics(self.balloon, self.lock, self._soon)
+        self.balloon.actual_written.add(lambda pages: changed())
+        self.balloon_statistics = BalloonStatistics(
+            self.balloon, self.lock, self._soon, lambda: self._status != "running"
+        )
         self.misc_requests = MiscRequests(
             self.balloon, self.lock, self._soon, lambda: self._status != "running"
         )
@@ -352,7 +354,7 @@ class Machine:
         with self.lock:
             self._parts.restore(records)
 
-    # --- MachineControl ---------------------------------------------------------------------------
+    # --- VmControl ---------------------------------------------------------------------------
     @property
     def ram_bytes(self) -> int:
         return self.config.ram_bytes

@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that ask the guest's balloon driver something; all are pyvmm's own.
+"""Commands that make a request to the guest's balloon driver; all are pyvmm's own.
 
-    query-unused-pages         {"timeout": S, "runs": N, "cells": N}, all optional
+    query-balloon-stats        {"timeout": S}
+    query-unused-pages         {"timeout": S, "runs": N, "cells": N}
     query-free-page-hints      the same
     balloon-drop-caches        {"timeout": S}
     balloon-sync-filesystems   {"timeout": S}
 
-They are named after the device that carries the questions. QEMU has nothing of that prefix,
-"guest-" would suggest its guest agent, which no pyvmm guest needs, and "x-" marks what may change
-without notice. A client waits for its answer, at most `timeout` seconds.
+All arguments are optional. The commands are named after the device that carries the requests. QEMU
+has none with that prefix, "guest-" would suggest its guest agent, which no pyvmm guest needs, and
+"x-" marks commands that may change without notice. A client waits for the reply, at most `timeout`
+seconds. A request that fails, for any reason, is an error of class DeviceNotActive.
 
-Unused pages are what the guest's kernel calls free when it is asked (bitmap dialect, MISC_VQ), or
-what its driver can allocate and hold for us for a moment (standard dialect, FREE_PAGE_HINT), with
-"complete" if that came to an end in time. They come as numbers, and on request as runs and as
-cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by address;
-"run-count" says how many there are. Cells are equal chunks of guest-physical address space from
-0 to the end of RAM, at most `cells` of them, of a power of two of pages each: how many pages of
-each are RAM and how many unused, which is enough for a picture. A cell without RAM lies in the hole
-below 4 GiB.
+query-balloon-stats returns statistics measured after the command, null for those that the guest
+does not report.
+
+Unused pages are the pages that the guest's kernel reports as free on request (bitmap dialect,
+MISC_VQ), or that its driver can allocate and hold for a moment (standard dialect, FREE_PAGE_HINT),
+with "complete" if it could hint all of them in time. They are counted, and on request listed as
+runs and as cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by
+address; "run-count" is the number of all runs. Cells are equal parts of guest-physical address
+space from 0 to the end of RAM, at most `cells` of them, of a power of two of pages each: how many
+pages of each are RAM and how many unused, which is enough for a picture. A cell without RAM lies in
+the hole below 4 GiB.
 """
 
 from __future__ import annotations
@@ -27,11 +32,11 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestRequestError
-from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.messages import QmpError, timestamp
 
 if TYPE_CHECKING:
     from pyvmm.balloon.free_page_hints import Hints
-    from pyvmm.qmp.vm_control import MachineControl
+    from pyvmm.qmp.vm_control import VmControl
     from pyvmm_native.runs import PageRuns
 
 MAX_TIMEOUT_S = 86400.0
@@ -41,52 +46,67 @@ MAX_CELLS = 65536
 _T = TypeVar("_T")
 
 
+async def query_balloon_stats(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
+    """Return statistics measured after the command."""
+    check_timeout(timeout)
+    timed = await _response(vm.balloon_statistics.fresh(timeout))
+    return {
+        "stats": timed.report.known,
+        "unknown": {str(tag): value for tag, value in timed.report.unknown.items()},
+        "time": timestamp(timed.time_ns),
+    }
+
+
 async def query_unused_pages(
-    machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
+    vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
-    """What the guest did not use a moment ago."""
+    """Return the pages that the guest did not use a moment ago."""
     _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
-    unused = await _answered(machine.misc_requests.unused_pages(timeout))
+    unused = await _response(vm.misc_requests.unused_pages(timeout))
     seconds = time.monotonic() - begin
-    return _described(machine.ram_pages, unused, seconds, runs, cells)
+    return _describe(vm.ram_pages, unused, seconds, runs, cells)
 
 
 async def query_free_page_hints(
-    machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
+    vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
-    """What the guest could do without for a moment; it may use all of it again at once."""
+    """Return the pages that the guest could do without for a moment; it may use them again now."""
     _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
-    hints = await _answered(_hints(machine, timeout))
-    answer = _described(machine.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
+    hints = await _response(_hints(vm, timeout))
+    answer = _describe(vm.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
     return {"complete": hints.complete, **answer}
 
 
-async def _hints(machine: MachineControl, timeout_s: float) -> Hints:
-    async with machine.free_page_hints.held(timeout_s) as hints:
+async def _hints(vm: VmControl, timeout_s: float) -> Hints:
+    async with vm.free_page_hints.held(timeout_s) as hints:
         return hints
 
 
-async def drop_caches(
-    machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S
-) -> dict[str, Any]:
-    """Have the guest drop what it only caches; dirty pages stay, so sync first."""
+async def drop_caches(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
+    """Have the guest drop its clean caches; dirty pages stay, so sync first."""
     check_timeout(timeout)
-    await _answered(machine.misc_requests.drop_caches(timeout))
+    await _response(vm.misc_requests.drop_caches(timeout))
     return {}
 
 
-async def sync_filesystems(
-    machine: MachineControl, timeout: float = DEFAULT_TIMEOUT_S
-) -> dict[str, Any]:
-    """Have the guest write its file systems out."""
+async def sync_filesystems(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
+    """Have the guest write out its file systems."""
     check_timeout(timeout)
-    await _answered(machine.misc_requests.sync_filesystems(timeout))
+    await _response(vm.misc_requests.sync_filesystems(timeout))
     return {}
 
 
-def _described(
+async def _response(request: Awaitable[_T]) -> _T:
+    """Return the response of the guest; raises `QmpError` if the request fails."""
+    try:
+        return await request
+    except GuestRequestError as error:
+        raise QmpError(str(error), "DeviceNotActive") from error
+
+
+def _describe(
     ram: PageRuns, unused: PageRuns, seconds: float, runs: int, cells: int
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {
@@ -115,13 +135,6 @@ def _cells(ram: PageRuns, unused: PageRuns, at_most: int) -> dict[str, Any]:
     }
 
 
-async def _answered(question: Awaitable[_T]) -> _T:
-    try:
-        return await question
-    except GuestRequestError as error:
-        raise QmpError(str(error)) from error
-
-
 def _check_arguments(timeout_s: float, runs: int, cells: int) -> None:
     check_timeout(timeout_s)
     _check_at_most("runs", runs, MAX_RUNS)
@@ -129,8 +142,8 @@ def _check_arguments(timeout_s: float, runs: int, cells: int) -> None:
 
 
 def check_timeout(seconds: float) -> None:
-    """Refuse what is no time-out."""
-    if not 0 < seconds <= MAX_TIMEOUT_S:  # written so that no number that is none passes
+    """Raise `QmpError` unless `seconds` is a valid time-out."""
+    if not 0 < seconds <= MAX_TIMEOUT_S:  # rejects NaN, too
         raise QmpError(f"Parameter 'timeout' expects seconds, more than 0 to {MAX_TIMEOUT_S:g}")
 
 

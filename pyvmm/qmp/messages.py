@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What QMP messages mean: requests, replies, errors and events, as QEMU words them.
+"""QMP messages: requests, replies, errors and events, worded as QEMU words them.
 
 The protocol is QEMU's docs/interop/qmp-spec. The server greets; the client answers with
 `qmp_capabilities`; from then on every request is a JSON object with "execute", optionally
 "arguments" and "id", and gets exactly one reply, with "return" or "error" and the same "id". Events
-come at any time. Values in, values out: nothing here reads or writes anything.
+come at any time. Nothing here performs I/O.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ErrorClass = Literal["GenericError", "CommandNotFound", "DeviceNotActive", "Devi
 
 
 class QmpError(Exception):
-    """A request that cannot be served: QMP's error class and a description for people."""
+    """A failed request: QMP's error class and a description for people."""
 
     def __init__(self, desc: str, error_class: ErrorClass = "GenericError") -> None:
         super().__init__(desc)
@@ -37,10 +37,10 @@ class Request:
 
 
 def parse_request(message: Mapping[str, Any]) -> Request:
-    """The request in `message`; raises `QmpError` for a wrong shape.
+    """Return the request in `message`; raises `QmpError` if it is malformed.
 
-    Out-of-band execution is not offered in the greeting, so "exec-oob" is a member like any other
-    unknown one (qmp-spec, "Out-of-band execution").
+    Out-of-band execution is not offered in the greeting, so "exec-oob" is an unknown member
+    (qmp-spec, "Out-of-band execution").
     """
     for name, value in message.items():
         if name == "execute":
@@ -57,7 +57,7 @@ def parse_request(message: Mapping[str, Any]) -> Request:
 
 
 def version() -> dict[str, Any]:
-    """QMP's VersionInfo. The member is called "qemu" whoever answers; the package says who."""
+    """Return QMP's VersionInfo. The member is always called "qemu"; "package" names pyvmm."""
     major, minor, micro = (int(part) for part in VERSION.split("."))
     return {
         "qemu": {"major": major, "minor": minor, "micro": micro},
@@ -66,30 +66,37 @@ def version() -> dict[str, Any]:
 
 
 def greeting() -> dict[str, Any]:
-    """What a server says first."""
+    """Return the greeting, the first message of a server."""
     return {"QMP": {"version": version(), "capabilities": []}}
 
 
 def success(value: Any) -> dict[str, Any]:
-    """The reply of a command that returned `value`."""
+    """Return the reply of a command that returned `value`."""
     return {"return": value}
 
 
 def failure(error: QmpError) -> dict[str, Any]:
-    """The reply of a command that failed, or to input that is no command."""
+    """Return the reply of a failed command, or to input that is not a command."""
     return {"error": {"class": error.error_class, "desc": error.desc}}
 
 
-def event(name: str, data: Mapping[str, object], time_ns: int) -> dict[str, Any]:
-    """Event `name`, which happened `time_ns` nanoseconds after the epoch; no empty "data"."""
+def timestamp(time_ns: int) -> dict[str, int]:
+    """Return the time `time_ns` nanoseconds after the epoch as QMP writes it."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    timestamp = {"seconds": seconds, "microseconds": nanoseconds // 1000}
-    message: dict[str, Any] = {"timestamp": timestamp, "event": name}
+    return {"seconds": seconds, "microseconds": nanoseconds // 1000}
+
+
+def event(name: str, data: Mapping[str, object], time_ns: int) -> dict[str, Any]:
+    """Return event `name`, which happened `time_ns` nanoseconds after the epoch.
+
+    Without data it has no member "data".
+    """
+    message: dict[str, Any] = {"timestamp": timestamp(time_ns), "event": name}
     if data:
         message["data"] = dict(data)
     return message
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """`message` as one line of ASCII, ended as QEMU ends its lines."""
+    """Return `message` as one line of ASCII, terminated by CR LF as QEMU does."""
     return json.dumps(message, allow_nan=False).encode("ascii") + b"\r\n"

@@ -32,7 +32,7 @@ from pyvmm_native import PAGE_BYTES
 if TYPE_CHECKING:
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.migration.progress import Settings
-    from pyvmm.qmp.vm_control import MachineControl
+    from pyvmm.qmp.vm_control import VmControl
     from pyvmm.sockets.tls import TlsFiles
 
 MIN_BANDWIDTH = 1 << 20
@@ -49,15 +49,15 @@ AUTO_CONVERGE = "auto-converge"
 _TLS = ("tls-ca", "tls-cert", "tls-key")
 
 
-def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]:
+def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
     """Begin to move the guest."""
     from pyvmm.migration.outgoing import Refused
     from pyvmm.sockets.addresses import parse_migration_address
     from pyvmm.sockets.tls import Security
 
-    if machine.snapshots.active:
+    if vm.snapshots.active:
         raise QmpError("There is a snapshot in process, please wait")
-    migrations = machine.migrations
+    migrations = vm.migrations
     settings = migrations.settings
     if not options.get("unused", True):
         settings = replace(settings, unused_timeout_s=0.0)
@@ -69,22 +69,22 @@ def migrate(machine: MachineControl, uri: str, **options: Any) -> dict[str, Any]
     return {}
 
 
-def migrate_cancel(machine: MachineControl) -> dict[str, Any]:
+def migrate_cancel(vm: VmControl) -> dict[str, Any]:
     """Have the guest stay; without effect once it was handed over."""
-    machine.migrations.cancel()
+    vm.migrations.cancel()
     return {}
 
 
-def query_migrate(machine: MachineControl) -> dict[str, Any]:
+def query_migrate(vm: VmControl) -> dict[str, Any]:
     """How far the last migration is; nothing if there was none."""
-    migrations = machine.migrations
+    migrations = vm.migrations
     if migrations.status == "none":
         return {}
     progress = migrations.progress
     answer: dict[str, Any] = {
         "status": migrations.status,
         "total-time": round(progress.total_s * 1000),
-        "ram": _ram(machine, migrations),
+        "ram": _ram(vm, migrations),
         "unused-pages": {"skipped": progress.skipped_pages, "how": progress.unused_how},
     }
     if progress.downtime_s is not None:
@@ -98,13 +98,13 @@ def query_migrate(machine: MachineControl) -> dict[str, Any]:
     return answer
 
 
-def _ram(machine: MachineControl, migrations: Migrations) -> dict[str, Any]:
+def _ram(vm: VmControl, migrations: Migrations) -> dict[str, Any]:
     """QEMU's MigrationStats."""
     progress = migrations.progress
     return {
         "transferred": progress.sent_bytes,
         "remaining": progress.remaining_pages * PAGE_BYTES,
-        "total": machine.ram_bytes,
+        "total": vm.ram_bytes,
         "duplicate": progress.zero_pages,
         "normal": progress.full_pages,
         "normal-bytes": progress.full_pages * PAGE_BYTES,
@@ -115,9 +115,9 @@ def _ram(machine: MachineControl, migrations: Migrations) -> dict[str, Any]:
     }
 
 
-def migrate_set_parameters(machine: MachineControl, **parameters: int) -> dict[str, Any]:
+def migrate_set_parameters(vm: VmControl, **parameters: int) -> dict[str, Any]:
     """Change what migrations keep to, also the one that goes on."""
-    migrations = machine.migrations
+    migrations = vm.migrations
     limit = parameters.get("max-bandwidth", migrations.settings.max_bandwidth)
     downtime_ms = parameters.get(
         "downtime-limit", round(migrations.settings.downtime_limit_s * 1000)
@@ -156,9 +156,9 @@ def _percentage(settings: Settings, name: str) -> int:
     return int(getattr(settings, name.replace("-", "_")))
 
 
-def query_migrate_parameters(machine: MachineControl) -> dict[str, Any]:
+def query_migrate_parameters(vm: VmControl) -> dict[str, Any]:
     """What migrations keep to."""
-    settings = machine.migrations.settings
+    settings = vm.migrations.settings
     return {
         "max-bandwidth": settings.max_bandwidth,
         "downtime-limit": round(settings.downtime_limit_s * 1000),
@@ -166,11 +166,9 @@ def query_migrate_parameters(machine: MachineControl) -> dict[str, Any]:
     }
 
 
-def migrate_set_capabilities(
-    machine: MachineControl, capabilities: list[dict[str, Any]]
-) -> dict[str, Any]:
+def migrate_set_capabilities(vm: VmControl, capabilities: list[dict[str, Any]]) -> dict[str, Any]:
     """Switch "auto-converge", the only capability there is, on or off for the next migrations."""
-    migrations = machine.migrations
+    migrations = vm.migrations
     if migrations.active:
         raise QmpError("There's a migration process in progress")
     settings = migrations.settings
@@ -192,9 +190,9 @@ def _auto_converge(given: Any, place: int) -> bool:
     return given["state"]
 
 
-def query_migrate_capabilities(machine: MachineControl) -> list[dict[str, Any]]:
+def query_migrate_capabilities(vm: VmControl) -> list[dict[str, Any]]:
     """Which capabilities there are, and whether they are on."""
-    state = machine.migrations.settings.auto_converge
+    state = vm.migrations.settings.auto_converge
     return [{"capability": AUTO_CONVERGE, "state": state}]
 
 

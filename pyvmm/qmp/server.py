@@ -23,7 +23,7 @@ from pyvmm.qmp.event_throttle import EventThrottle
 from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession, Reply
-from pyvmm.qmp.vm_control import MachineControl
+from pyvmm.qmp.vm_control import VmControl
 from pyvmm.sockets.unix import UnixListener
 
 MAX_UNSENT_BYTES = 1 << 20
@@ -41,8 +41,8 @@ class ControlServer:
     and removes the socket file.
     """
 
-    def __init__(self, machine: MachineControl, place: Path | UnixListener) -> None:
-        self._machine = machine
+    def __init__(self, vm: VmControl, place: Path | UnixListener) -> None:
+        self._vm = vm
         self._place = place
         self._clients: set[_Client] = set()
 
@@ -55,7 +55,7 @@ class ControlServer:
         self._balloon_changes: EventThrottle[bytes] = EventThrottle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later
         )
-        self._machine.subscribe(self._on_event)
+        self._vm.subscribe(self._on_event)
 
     async def close(self) -> None:
         """Stop listening, let clients have what is theirs for a moment, and hang up."""
@@ -69,7 +69,7 @@ class ControlServer:
             client.abort()
 
     def _new_client(self) -> _Client:
-        return _Client(self._machine, self._clients)
+        return _Client(self._vm, self._clients)
 
     def _on_event(self, name: str, data: Mapping[str, object]) -> None:
         line = qmp.encode(qmp.event(name, data, time.time_ns()))
@@ -86,9 +86,9 @@ class ControlServer:
 class _Client(asyncio.Protocol):
     """One connection: bytes to messages, messages to the session, answers to bytes."""
 
-    def __init__(self, machine: MachineControl, clients: set[_Client]) -> None:
+    def __init__(self, vm: VmControl, clients: set[_Client]) -> None:
         self._clients = clients
-        self._session = QmpSession(machine)
+        self._session = QmpSession(vm)
         self._stream = JsonStream()
         self._reads = True  # whether the client reads what we write
         self._waiting: asyncio.Task[None] | None = None  # a command that has to wait

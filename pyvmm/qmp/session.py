@@ -16,7 +16,7 @@ from typing import Any
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.commands import execute
 from pyvmm.qmp.messages import QmpError
-from pyvmm.qmp.vm_control import MachineControl
+from pyvmm.qmp.vm_control import VmControl
 
 _NEGOTIATE = "qmp_capabilities"
 
@@ -26,8 +26,8 @@ Reply = dict[str, Any]
 class QmpSession:
     """What one client has negotiated, and what it is answered."""
 
-    def __init__(self, machine: MachineControl) -> None:
-        self._machine = machine
+    def __init__(self, vm: VmControl) -> None:
+        self._vm = vm
         self.negotiated = False
 
     def answer(self, message: Mapping[str, Any]) -> Reply | Awaitable[Reply]:
@@ -55,7 +55,7 @@ class QmpSession:
             raise QmpError(
                 f"Expecting capabilities negotiation with '{_NEGOTIATE}'", "CommandNotFound"
             )
-        value = execute(self._machine, request)
+        value = execute(self._vm, request)
         self.negotiated = True
         return value
 

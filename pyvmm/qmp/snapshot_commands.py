@@ -29,10 +29,10 @@ from pyvmm.qmp.messages import QmpError
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from pyvmm.qmp.vm_control import MachineControl
+    from pyvmm.qmp.vm_control import VmControl
 
 
-def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict[str, Any]:
+def snapshot_to_file(vm: VmControl, path: str, **options: Any) -> dict[str, Any]:
     """Begin to take a snapshot."""
     from pyvmm.snapshot.saver import MachineEnded, SnapshotActive, SnapshotRequest
 
@@ -40,13 +40,13 @@ def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict
     check_timeout(timeout_s)
     if not path.startswith("/") or "\0" in path:
         raise QmpError("Parameter 'path' expects an absolute path")
-    if machine.migrations.active:
+    if vm.migrations.active:
         raise QmpError("There's a migration process in progress")
     request = SnapshotRequest(
         Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
     )
     try:
-        machine.snapshots.start(request)
+        vm.snapshots.start(request)
     except SnapshotActive:
         raise QmpError("There is a snapshot in process, please wait") from None
     except MachineEnded:
@@ -54,9 +54,9 @@ def snapshot_to_file(machine: MachineControl, path: str, **options: Any) -> dict
     return {}
 
 
-def query_snapshot(machine: MachineControl) -> dict[str, Any]:
+def query_snapshot(vm: VmControl) -> dict[str, Any]:
     """How far the last snapshot is."""
-    status = machine.snapshots.status
+    status = vm.snapshots.status
     answer: dict[str, Any] = {
         "status": status.status,
         "completed": status.completed_pages * PAGE_BYTES,

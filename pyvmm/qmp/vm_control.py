@@ -21,7 +21,7 @@ SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str},
 MIGRATION {"status": str}."""
 
 
-class MachineControl(Protocol):
+class VmControl(Protocol):
     """What can be asked of a machine. Everything here is called on the event loop's thread."""
 
     @property

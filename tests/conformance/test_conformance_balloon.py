@@ -35,7 +35,7 @@ def test_each_queue_has_the_number_of_the_list() -> None:
     driver.send(1, [pfn_array([1, 2])])
     assert (balloon.counters.inflate.pages, balloon.counters.deflate.pages) == (1, 2)
     reports: list[StatsReport] = []
-    balloon.stats.on_report = reports.append
+    balloon.stats.report_received.add(reports.append)
     driver.send(2, [stats_payload([(4, 77)])])
     assert [report.values for report in reports] == [{4: 77}]
     balloon.hinting.start(lambda ending: None)
@@ -104,7 +104,7 @@ def test_statistics_in_any_order_with_unknown_ones_between() -> None:
     for order in permutations(entries):
         driver = BalloonDriver(STANDARD).start()
         reports: list[StatsReport] = []
-        driver.board.balloon.stats.on_report = reports.append
+        driver.board.balloon.stats.report_received.add(reports.append)
         driver.send(STATS, [stats_payload(order)])
         known = {name: value for name, value in reports[0].known.items() if value is not None}
         assert known == {

@@ -125,7 +125,7 @@ def test_a_reset_device_is_silent_and_touches_nothing() -> None:
         driver.notify(index)
         board.notifiers.notify(index)
     board.serve()
-    board.balloon.ask_for_stats()
+    board.balloon.request_stats()
     board.balloon.set_target(6)
     assert board.msi.triggered == []
     assert board.line.level is False

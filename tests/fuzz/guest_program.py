@@ -333,17 +333,17 @@ class Guest(CarelessDriver):
         if what % 8 == 0:
             balloon.set_target(what % 57)
         elif what % 8 < 3:
-            balloon.ask_for_stats()
+            balloon.request_stats()
         elif what % 8 == 3:
-            balloon.misc.withdraw()
-            balloon.misc.ask(Command(what // 8 % 3), lambda answer: None)
+            balloon.misc.cancel()
+            balloon.misc.request(Command(what // 8 % 3), lambda answer: None)
         elif what % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
             balloon.hinting.finish()
             balloon.hinting.start(lambda ending: None)
         elif what % 8 == 5:
             balloon.hinting.stop()
         elif what % 8 == 6:
-            balloon.misc.withdraw()
+            balloon.misc.cancel()
         else:
             _ = (balloon.counters, balloon.actual, balloon.has_live(Role.STATS))
 

@@ -116,8 +116,8 @@ def _work_with(part: Stateful) -> None:
         for queue in range(len(part.device.queues)):
             part.serve_queue(queue)
         balloon: Any = part.device
-        balloon.ask_for_stats()
-        balloon.misc.ask(Command.SYNC, lambda answer: None)
+        balloon.request_stats()
+        balloon.misc.request(Command.SYNC, lambda answer: None)
         balloon.set_target(1)
         part.device.write_status(0)
     elif isinstance(part, Uart16550):

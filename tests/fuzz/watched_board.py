@@ -112,7 +112,7 @@ class WatchedBalloon(BalloonDevice):
         self.ram = ram
         self.kept = [0] * 8
         self.served = 0
-        super().__init__(dialect, ram, tracer, lambda pages: None, offered=offered)
+        super().__init__(dialect, ram, tracer, offered=offered)
 
     def role(self, queue: int) -> Role | None:
         return self.roles.get(queue)
@@ -139,8 +139,8 @@ class WatchedBalloon(BalloonDevice):
         self._note_kept(queue, role, written)
         return written
 
-    def on_bad_payload(self, queue: int, chain: Chain) -> int | None:
-        written = super().on_bad_payload(queue, chain)
+    def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
+        written = super().on_bad_payload(queue, chain, error)
         self._note_kept(queue, self.role(queue), written)
         return written
 

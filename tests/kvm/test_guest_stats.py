@@ -73,9 +73,9 @@ def test_statistics_match_the_guests_meminfo(run_guest: RunGuest, dialect: str) 
         assert idle["stat-total-memory"] - taken["stat-total-memory"] == 32 * MIB
 
         waiting = [asyncio.create_task(fresh(guest)) for _ in range(8)]
-        before = guest.machine.balloon.stats.questions
+        before = guest.machine.balloon.stats.requests
         assert all(await asyncio.gather(*waiting))
-        assert guest.machine.balloon.stats.questions <= before + 2, "waiters share a report"
+        assert guest.machine.balloon.stats.requests <= before + 2, "waiters share a report"
 
         guest.console.send_line("quit")
         assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF

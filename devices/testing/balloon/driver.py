@@ -38,9 +38,8 @@ class BalloonBoard(Board):
         self.ram = ram or AnonymousRam()
         self.actuals: list[int] = []
         tracer = RecordingTracer()
-        self.balloon = BalloonDevice(
-            dialect, self.ram, tracer, self.actuals.append, offered=offered
-        )
+        self.balloon = BalloonDevice(dialect, self.ram, tracer, offered=offered)
+        self.balloon.actual_written.add(self.actuals.append)
         super().__init__(self.balloon, tracer)
 
 

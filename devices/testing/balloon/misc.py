@@ -6,7 +6,7 @@ does.
 
     driver = MiscDriver(BalloonDriver(BITMAP).start())
     driver.offer_buffer()
-    balloon.misc.ask(Command.GET_UNUSED_PAGES, responses.append)
+    balloon.misc.request(Command.GET_UNUSED_PAGES, responses.append)
     (request,) = driver.take_requests()
     driver.respond(request, [1, 2, 3])
 """

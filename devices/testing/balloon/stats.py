@@ -5,7 +5,7 @@ It has one buffer in flight, as Linux's driver does: the first report goes out w
 each time the device returns the buffer, `respond` fills it with the present `statistics`.
 
     guest = StatsGuest(STANDARD).start()
-    guest.board.balloon.ask_for_stats()
+    guest.board.balloon.request_stats()
     guest.respond()
 """
 

@@ -246,7 +246,7 @@ def test_the_array_that_would_be_a_bitmap_request_names_page_0_twice() -> None:
     """The closest that an array can come; the test above would find it if it were allowed."""
     array = [12 << 16, 1 << 16, 1, 2, 64, 0, 8, 0, 0xFFFF_FFFF, 7]
     assert BITMAP.decode(pfn_array(array)).pages == 35
-    with pytest.raises(BadPayload, match="named twice"):
+    with pytest.raises(BadPayload, match="names a page twice"):
         STANDARD.decode(pfn_array(array))
 
 
@@ -255,7 +255,7 @@ def test_no_bitmap_request_is_a_pfn_array(pfns: set[int], low_request_id: int) -
     """Whatever a driver of the bitmap dialect leaves in the fields that are ignored."""
     base = min(pfns) // 64 * 64
     request = joined([pfn for pfn in pfns if pfn < base + 262_144], req_id=low_request_id)
-    with pytest.raises(BadPayload, match="named twice"):
+    with pytest.raises(BadPayload, match="names a page twice"):
         STANDARD.decode(request)
 
 

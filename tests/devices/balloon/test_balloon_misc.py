@@ -33,7 +33,7 @@ class Host:
         self.answers: list[MiscResponse] = []
 
     def ask(self, command: Command = Command.GET_UNUSED_PAGES) -> None:
-        self.misc.ask(command, self.answers.append)
+        self.misc.request(command, self.answers.append)
 
     def asked(self, command: Command = Command.GET_UNUSED_PAGES) -> MiscRequest:
         """Ask a driver that has offered its buffer; returns what it was given."""
@@ -82,7 +82,7 @@ def test_the_answer_is_the_pages_named(host: Host) -> None:
     question = host.asked()
     (used,) = host.driver.respond(question, [5, 6, 7, 4000])
     assert used.length == 0
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(5, 6, 7, 4000))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(5, 6, 7, 4000))]
 
 
 def test_nothing_is_discarded(host: Host) -> None:
@@ -101,13 +101,13 @@ def test_several_messages_are_one_answer(host: Host) -> None:
         assert host.answers == []
     host.driver.respond(question, [50, 150])
     expected = pages(range(100), range(1000, 1100), range(2000, 2100), 150)
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, expected)]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, expected)]
 
 
 def test_an_answer_may_name_no_page(host: Host) -> None:
     host.driver.respond(host.asked(), bmap_len=64, supplied_bytes=64, start_pfn=0)
     host.driver.respond(host.asked())  # a header alone
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns())] * 2
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, PageRuns())] * 2
     assert host.bad_payloads == 0
 
 
@@ -130,7 +130,7 @@ def test_a_question_waits_for_the_buffer(host: Host) -> None:
     host.driver.offer_buffer()
     (question,) = host.driver.take_requests()
     host.driver.respond(question, [9])
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(9))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(9))]
 
 
 def test_a_larger_buffer_is_used_from_its_start(host: Host) -> None:
@@ -142,7 +142,7 @@ def test_a_larger_buffer_is_used_from_its_start(host: Host) -> None:
 @pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
 def test_commands_are_answered_by_a_header(host: Host, command: Command) -> None:
     host.driver.respond(host.asked(command))
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns())]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, PageRuns())]
 
 
 @pytest.mark.parametrize("command", list(Command))
@@ -157,23 +157,23 @@ def test_a_driver_may_not_know_the_command(host: Host, command: Command) -> None
 
 def test_a_withdrawn_question_is_answered_in_vain(host: Host) -> None:
     old = host.asked()
-    assert host.misc.withdraw() is True
+    assert host.misc.cancel() is True
     new = host.asked()
     host.driver.respond(old, [1], flag=CONT)
     host.driver.respond(old, [2])
     assert host.answers == []
     assert host.misc.late_messages == 2
     host.driver.respond(new, [3])
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(3))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(3))]
     assert host.bad_payloads == 0
 
 
 def test_a_question_withdrawn_before_it_was_given(host: Host) -> None:
     host.ask()
-    assert host.misc.withdraw() is False
+    assert host.misc.cancel() is False
     host.driver.offer_buffer()
     assert host.driver.take_requests() == []
-    assert host.misc.withdraw() is False, "nothing is open"
+    assert host.misc.cancel() is False, "nothing is open"
     host.ask()
     assert host.driver.take_requests() == [MiscRequest(0, 1)]
 
@@ -182,21 +182,21 @@ def test_a_second_answer_is_late(host: Host) -> None:
     question = host.asked()
     for pfn in (1, 2):
         assert [used.length for used in host.driver.respond(question, [pfn])] == [0]
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(1))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(1))]
     assert host.misc.late_messages == 1
 
 
 @pytest.mark.parametrize("req_id", [0, 1, 2, 1 << 63, (1 << 64) - 1])
 def test_an_answer_without_a_question(host: Host, req_id: int) -> None:
     host.driver.respond(None, [1], req_id=req_id)
-    assert host.why == f"nothing was asked with id {req_id}"
+    assert host.why == f"no request has had the id {req_id}"
     host.ask()  # waits for the buffer: the driver cannot know its id
     host.driver.respond(None, [1], req_id=1)
     assert host.bad_payloads == 2
     host.driver.offer_buffer()
     (question,) = host.driver.take_requests()
     host.driver.respond(question, [7])
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(7))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(7))]
 
 
 def test_a_driver_that_offers_its_buffer_before_it_answers(host: Host) -> None:
@@ -204,7 +204,7 @@ def test_a_driver_that_offers_its_buffer_before_it_answers(host: Host) -> None:
     host.driver.offer_buffer()
     assert host.driver.take_requests() == [], "one question at a time"
     host.driver.respond(question, [4])
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(4))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(4))]
     host.ask()
     assert len(host.driver.take_requests()) == 1
 
@@ -216,7 +216,7 @@ def test_a_second_buffer_comes_back_empty(host: Host) -> None:
     host.driver.offer_buffer()
     host.driver.offer_buffer()
     assert [used.length for used in host.driver.used] == [0]
-    assert host.why == "a buffer for questions is already held"
+    assert host.why == "a request buffer is already in flight"
     host.ask()
     assert host.driver.take_requests() == [MiscRequest(0, 1)]
 
@@ -226,7 +226,7 @@ def test_a_buffer_that_is_too_small(host: Host, sizes: tuple[int, ...]) -> None:
     host.ask()
     host.driver.offer_buffer(*sizes)
     assert [used.length for used in host.driver.used] == [0]
-    assert "too few for a question" in host.why
+    assert "too few for a request" in host.why
     host.driver.offer_buffer()
     assert host.driver.take_requests() == [MiscRequest(0, 1)], "the question still waits"
 
@@ -235,20 +235,20 @@ def test_a_buffer_both_ways(host: Host) -> None:
     question = host.asked()
     host.driver.offer_buffer(readable=[bytes(32)])
     assert [used.length for used in host.driver.used] == [0]
-    assert "both a message and room" in host.why
+    assert "both a message and a request buffer" in host.why
     host.driver.respond(question, [1])
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, pages(1))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, pages(1))]
 
 
 # Messages that make no sense spoil the answer.
 
 WRONG: dict[str, dict[str, int]] = {
-    "command 0 answered as 1": {"cmd": 1},
-    "nothing was asked with id 2": {"req_id": 2},
+    "response of command 1 to command 0": {"cmd": 1},
+    "no request has had the id 2": {"req_id": 2},
     "unknown flag 0x3": {"flag": 3},
     "unknown flag 0xffff": {"flag": 0xFFFF},
-    "page_shift 11 is no page size": {"page_shift": 11},
-    "page_shift 65535 is no page size": {"page_shift": 0xFFFF},
+    "page_shift 11 is not a page size": {"page_shift": 11},
+    "page_shift 65535 is not a page size": {"page_shift": 0xFFFF},
     "start_pfn 0x1 is not a multiple of 64": {"start_pfn": 1},
     "bmap_len 7 is not a positive multiple of 8": {"bmap_len": 7},
     "bmap_len 16 but only 8 bytes supplied": {"bmap_len": 16},
@@ -268,14 +268,14 @@ def test_a_bad_message_spoils_the_answer(host: Host, why: str, messages_before: 
     (used,) = host.driver.respond(question, [header.get("start_pfn", 0) + 3], **header)
     assert used.length == 0
     (answer,) = host.answers
-    assert answer.ending is RequestStatus.INVALID_RESPONSE
+    assert answer.status is RequestStatus.INVALID_RESPONSE
     assert answer.pages == PageRuns()
     assert why in answer.why == host.why
     # What else the driver has to say on it is late, and the next question is another.
     host.driver.respond(question, [11])
     assert host.misc.late_messages == 1
     host.driver.respond(host.asked(), [12])
-    assert host.answers[1:] == [MiscResponse(RequestStatus.ANSWERED, pages(12))]
+    assert host.answers[1:] == [MiscResponse(RequestStatus.COMPLETE, pages(12))]
     assert host.bad_payloads == 1
 
 
@@ -285,7 +285,7 @@ def test_a_message_cut_short(host: Host, message: list[bytes]) -> None:
     assert host.bad_payloads == 1, "and nothing was open"
     host.asked()
     host.driver.send_message(message or [b""])
-    assert host.answers[0].ending is RequestStatus.INVALID_RESPONSE
+    assert host.answers[0].status is RequestStatus.INVALID_RESPONSE
 
 
 def test_a_message_too_long_to_be_read(host: Host) -> None:
@@ -295,7 +295,9 @@ def test_a_message_too_long_to_be_read(host: Host) -> None:
     (used,) = host.driver.send_message([bytes(1 << 20), bytes(1 << 20)])
     assert used.length == 0
     assert host.answers == [
-        MiscResponse(RequestStatus.INVALID_RESPONSE, PageRuns(), f"a message of {2 << 20} bytes")
+        MiscResponse(
+            RequestStatus.INVALID_RESPONSE, PageRuns(), f"request of {2 << 20} bytes is too long"
+        )
     ]
 
 
@@ -316,7 +318,7 @@ def test_one_page_outside_ram_spoils_all() -> None:
 @pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
 def test_commands_have_one_answer(host: Host, command: Command, header: dict[str, Any]) -> None:
     host.driver.respond(host.asked(command), **header)
-    assert host.answers[0].ending is RequestStatus.INVALID_RESPONSE
+    assert host.answers[0].status is RequestStatus.INVALID_RESPONSE
 
 
 def test_an_answer_without_end(host: Host) -> None:
@@ -329,7 +331,7 @@ def test_an_answer_without_end(host: Host) -> None:
         MiscResponse(
             RequestStatus.INVALID_RESPONSE,
             PageRuns(),
-            f"more than {MAX_MESSAGES} messages in one answer",
+            f"more than {MAX_MESSAGES} messages in one response",
         )
     ]
     host.driver.respond(question, [0], flag=DONE)
@@ -344,7 +346,7 @@ def test_what_is_kept_of_an_answer_is_bounded_by_ram(host: Host) -> None:
     for bits in (even, odd, even):
         host.driver.send_message([header, bits + bytes((1 << 20) - len(bits))])
     host.driver.respond(question)
-    assert host.answers == [MiscResponse(RequestStatus.ANSWERED, PageRuns([(0, RAM_PAGES)]))]
+    assert host.answers == [MiscResponse(RequestStatus.COMPLETE, PageRuns([(0, RAM_PAGES)]))]
 
 
 # Resets.
@@ -372,9 +374,9 @@ def test_ids_go_on_after_a_reset(host: Host) -> None:
     driver.respond(old, [1])
     assert host.misc.late_messages == 1
     driver.respond(new, [2])
-    assert [answer.ending for answer in host.answers] == [
+    assert [answer.status for answer in host.answers] == [
         RequestStatus.RESET,
-        RequestStatus.ANSWERED,
+        RequestStatus.COMPLETE,
     ]
 
 
@@ -406,6 +408,6 @@ def test_the_queue_is_found_behind_whatever_queues_exist() -> None:
     driver.queues[STATS].add([], [16])
     driver.notify(STATS)
     driver.board.serve()
-    misc.ask(Command.SYNC, lambda answer: None)
+    misc.request(Command.SYNC, lambda answer: None)
     (used,) = driver.queues[STATS].take_used()
     assert struct.unpack("<H6xQ", used.data) == (2, 1)

@@ -139,7 +139,7 @@ def scribble(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 def test_a_driver_that_writes_meanwhile(dialect: Dialect) -> None:
     ram, trace = SharedRam(), RecordingTracer()
-    balloon = JudgedBalloon(dialect, ram, trace, lambda pages: None, offered=dialect.features.known)
+    balloon = JudgedBalloon(dialect, ram, trace, offered=dialect.features.known)
     balloon.ram = ram
     driver = VirtioDriver(Board(balloon, trace), rings_gpa=0)
     restart(driver)

@@ -110,7 +110,7 @@ class Model:
 
     def end(self, ending: RequestStatus) -> None:
         if self.command is not None:
-            pages = self.frames if ending is RequestStatus.ANSWERED else set()
+            pages = self.frames if ending is RequestStatus.COMPLETE else set()
             self.answers.append(MiscResponse(ending, PageRuns((pfn, 1) for pfn in pages)))
         self.command, self.id, self.frames = None, None, set()
 
@@ -131,11 +131,11 @@ class Model:
             return self.end(RequestStatus.UNSUPPORTED)
         if self.command is not Command.GET_UNUSED_PAGES:
             done = message.flag == DONE and not message.length
-            return self.end(RequestStatus.ANSWERED) if done else self.spoil()
+            return self.end(RequestStatus.COMPLETE) if done else self.spoil()
         if message.flag not in (CONT, DONE) or frames is None or not frames <= FRAMES:
             return self.spoil()
         self.frames |= frames
-        return self.end(RequestStatus.ANSWERED) if message.flag == DONE else None
+        return self.end(RequestStatus.COMPLETE) if message.flag == DONE else None
 
 
 class Conversation:
@@ -155,8 +155,8 @@ class Conversation:
         else:
             getattr(self, step[0])(step[1])
         self.note_questions()
-        assert [(a.ending, a.pages) for a in self.answers] == [
-            (a.ending, a.pages) for a in self.model.answers
+        assert [(a.status, a.pages) for a in self.answers] == [
+            (a.status, a.pages) for a in self.model.answers
         ]
         assert self.misc.late_messages == self.model.late
         assert not self.driver.status & NEEDS_RESET
@@ -184,10 +184,10 @@ class Conversation:
     def ask(self, command: Command) -> None:
         if self.model.command is None:
             self.model.command = command
-            self.misc.ask(command, self.answers.append)
+            self.misc.request(command, self.answers.append)
 
     def withdraw(self, _: bytes) -> None:
-        assert self.misc.withdraw() == (self.model.id is not None)
+        assert self.misc.cancel() == (self.model.id is not None)
         self.model.command, self.model.id, self.model.frames = None, None, set()
 
     def offer(self, size: int) -> None:

@@ -98,7 +98,7 @@ class Watcher:
 def forget_and_repeat(board: WatchedBoard) -> None:
     """What a restore does besides, without one."""
     balloon = board.watched
-    balloon.misc.withdraw()
+    balloon.misc.cancel()
     if balloon.hinting.last_id >= FIRST_ID:
         balloon.hinting._on_end = None
         balloon.hinting._begun = False
@@ -157,8 +157,8 @@ def test_hostile_states_are_refused_and_change_nothing(
     if restores(new.transport, state):
         for queue in range(len(new.device.queues)):
             new.transport.serve_queue(queue)  # whatever it is, it can be worked with
-        new.balloon.ask_for_stats()
-        new.balloon.misc.ask(Command.SYNC, lambda answer: None)
+        new.balloon.request_stats()
+        new.balloon.misc.request(Command.SYNC, lambda answer: None)
         encode(new.transport.save_state())
         new.device.write_status(0)
     else:

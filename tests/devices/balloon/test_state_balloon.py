@@ -202,48 +202,48 @@ def test_the_kept_statistics_buffer_asks_on_the_other_side() -> None:
     guest = StatsGuest(BITMAP).start()
     guest.board = moved(guest.driver)
     reports: list[StatsReport] = []
-    guest.board.balloon.stats.on_report = reports.append
-    assert guest.board.balloon.ask_for_stats()
+    guest.board.balloon.stats.report_received.add(reports.append)
+    assert guest.board.balloon.request_stats()
     assert guest.respond()
-    assert [report.questions for report in reports] == [1]
+    assert [report.requests for report in reports] == [1]
 
 
 def test_a_report_that_was_under_way_comes_unasked() -> None:
     guest = StatsGuest(BITMAP).start()
-    guest.board.balloon.ask_for_stats()
+    guest.board.balloon.request_stats()
     guest.board = moved(guest.driver)
-    assert not guest.board.balloon.ask_for_stats()  # until the driver has answered
+    assert not guest.board.balloon.request_stats()  # until the driver has answered
     reports: list[StatsReport] = []
-    guest.board.balloon.stats.on_report = reports.append
+    guest.board.balloon.stats.report_received.add(reports.append)
     assert guest.respond()
     assert len(reports) == 1
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
 
 
 def test_the_kept_misc_buffer_asks_on_the_other_side_with_a_new_id() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
-    guest.board.balloon.misc.ask(Command.SYNC, lambda answer: None)
+    guest.board.balloon.misc.request(Command.SYNC, lambda answer: None)
     guest.respond()
     board = guest.board = moved(guest.driver)
     answers: list[MiscResponse] = []
-    board.balloon.misc.ask(Command.GET_UNUSED_PAGES, answers.append)
+    board.balloon.misc.request(Command.GET_UNUSED_PAGES, answers.append)
     guest.respond()
     assert [question.id for question in guest.requests] == [1, 2]
-    assert [answer.ending for answer in answers] == [RequestStatus.ANSWERED]
+    assert [answer.status for answer in answers] == [RequestStatus.COMPLETE]
     assert answers[0].pages.pages == len(guest.unused)
 
 
 def test_the_answer_to_a_question_of_the_other_side_is_late() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
     old: list[MiscResponse] = []
-    guest.board.balloon.misc.ask(Command.GET_UNUSED_PAGES, old.append)
+    guest.board.balloon.misc.request(Command.GET_UNUSED_PAGES, old.append)
     board = guest.board = moved(guest.driver)
     new: list[MiscResponse] = []
-    board.balloon.misc.ask(Command.SYNC, new.append)
+    board.balloon.misc.request(Command.SYNC, new.append)
     guest.respond()  # the old question, and a buffer for the new one
     assert board.balloon.misc.late_messages == 2
     guest.respond()
-    assert [answer.ending for answer in new] == [RequestStatus.ANSWERED]
+    assert [answer.status for answer in new] == [RequestStatus.COMPLETE]
     assert (old, [question.id for question in guest.requests]) == ([], [1, 2])
 
 
@@ -254,7 +254,7 @@ def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() 
     assert chain is not None
     queue.set_desc(chain.head, 1 << 50, 16, WRITE)
     board = moved(guest.driver)
-    board.balloon.misc.ask(Command.SYNC, lambda answer: None)
+    board.balloon.misc.request(Command.SYNC, lambda answer: None)
     assert [question.cmd for question in guest.misc.take_requests()] == [Command.SYNC]
 
 
@@ -318,8 +318,8 @@ def test_more_memory_in_the_balloon_than_there_is_is_refused() -> None:
 
 def test_queues_have_no_roles_before_the_driver_has_chosen() -> None:
     state: Any = BalloonBoard(STANDARD).transport.save_state()
-    state["device"]["own"]["numbers"] = [0, 1]
-    assert "numbers of the queues cannot be [0, 1]" in refusal(BalloonBoard(STANDARD), state)
+    state["device"]["own"]["queue_numbers"] = [0, 1]
+    assert "queue_numbers cannot be [0, 1]" in refusal(BalloonBoard(STANDARD), state)
 
 
 def set_at(state: Any, path: str, value: object) -> None:
@@ -350,9 +350,9 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
         ("device/queues/0/indices", [0, 1 << 16], "indices is 65536"),
         ("device/queues/0/desc_gpa", 1 << 40, "is not in guest RAM"),
         ("device/queues/0/used_gpa", 0, "used_gpa is not known here"),
-        ("device/own/numbers", [0, 1, 3], "of the queues cannot be [0, 1, 3]"),
-        ("device/own/numbers", [], "is a buffer of a queue that is not live"),
-        ("device/own/stats/kept", [HELD, HELD], "kept has 2 items, more than 1"),
+        ("device/own/queue_numbers", [0, 1, 3], "cannot be [0, 1, 3]"),
+        ("device/own/queue_numbers", [], "is a buffer of a queue that is not live"),
+        ("device/own/stats/in_flight", [HELD, HELD], "in_flight has 2 items, more than 1"),
         ("device/own/misc/buffer", [HELD | {"head": 128}], "descriptor 128 in a queue of 128"),
         ("device/own/misc/buffer", [HELD | {"gpas": [1 << 40]}], "outside guest RAM"),
         ("device/own/misc/buffer", [HELD | {"lengths": [15]}], "of 15 bytes is too small"),

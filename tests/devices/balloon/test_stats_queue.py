@@ -7,6 +7,7 @@ from devices.balloon import features
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import StatsReport
+from devices.errors import BadPayload
 from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS
 from devices.testing.balloon.requests import stats_payload
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL, StatsGuest
@@ -23,7 +24,7 @@ def guest(request: pytest.FixtureRequest) -> StatsGuest:
 def heard(guest: StatsGuest) -> list[StatsReport]:
     """The reports of `guest`, as they come."""
     reports: list[StatsReport] = []
-    guest.board.balloon.stats.on_report = reports.append
+    guest.board.balloon.stats.report_received.add(reports.append)
     return reports
 
 
@@ -31,7 +32,7 @@ def test_the_first_report_comes_unasked_and_its_buffer_stays(guest: StatsGuest) 
     reports = heard(guest)
     guest.start()
     assert [report.values for report in reports] == [guest.statistics]
-    assert reports[0].questions == 0
+    assert reports[0].requests == 0
     assert guest.driver.queues[STATS].in_flight == 1
     assert guest.respond() is False
 
@@ -40,24 +41,24 @@ def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.start()
     interrupts = list(guest.board.msi.triggered)
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
     assert guest.board.msi.triggered == [*interrupts, STATS + 1]
     guest.statistics[FREE] -= 4096
     assert guest.respond()
-    assert [report.questions for report in reports] == [0, 1]
+    assert [report.requests for report in reports] == [0, 1]
     assert reports[1].values[FREE] == reports[0].values[FREE] - 4096
 
 
 def test_there_is_one_question_at_a_time(guest: StatsGuest) -> None:
     balloon = guest.board.balloon
-    assert not balloon.ask_for_stats(), "no driver yet"
+    assert not balloon.request_stats(), "no driver yet"
     guest.start()
-    assert balloon.ask_for_stats()
-    assert not balloon.ask_for_stats(), "the buffer is the driver's"
+    assert balloon.request_stats()
+    assert not balloon.request_stats(), "the buffer is the driver's"
     assert guest.respond()
     assert not guest.respond()
-    assert balloon.ask_for_stats()
-    assert balloon.stats.questions == 2
+    assert balloon.request_stats()
+    assert balloon.stats.requests == 2
 
 
 def test_every_linux_statistic_has_its_name(guest: StatsGuest) -> None:
@@ -80,6 +81,52 @@ def test_absent_is_not_zero_and_unknown_is_kept(guest: StatsGuest) -> None:
     assert reports[0].unknown == {16: 3, 0xFFFF: 2**64 - 1}
 
 
+def test_a_request_gets_a_report_measured_after_it(guest: StatsGuest) -> None:
+    stats = guest.board.balloon.stats
+    responses: list[StatsReport | BadPayload] = []
+    guest.start()
+    assert guest.board.balloon.request_stats()
+    guest.statistics[FREE] = 1  # measured now, and on its way when the request is made
+    stats.request(responses.append)
+    assert not guest.board.balloon.request_stats()
+    assert guest.respond()
+    assert responses == []
+    guest.statistics[FREE] = 2
+    assert guest.respond(), "the buffer went back at once"
+    (report,) = responses
+    assert isinstance(report, StatsReport)
+    assert report.values[FREE] == 2
+    assert not guest.respond(), "no request is outstanding"
+
+
+def test_a_bad_report_completes_the_requests_that_it_responds_to(guest: StatsGuest) -> None:
+    first: list[StatsReport | BadPayload] = []
+    second: list[StatsReport | BadPayload] = []
+    stats = guest.board.balloon.stats
+    guest.start()
+    stats.request(first.append)
+    assert guest.board.balloon.request_stats()
+    stats.request(second.append)
+    assert guest.respond(bytes(3))
+    assert [str(each) for each in first] == ["3 bytes are not an array of 10-byte statistics"]
+    assert second == []
+    assert guest.respond()
+    assert isinstance(second[0], StatsReport)
+    assert len(first) == len(second) == 1
+
+
+def test_a_cancelled_request_is_not_completed(guest: StatsGuest) -> None:
+    responses: list[StatsReport | BadPayload] = []
+    guest.start()
+    callback = responses.append
+    guest.board.balloon.stats.request(callback)
+    guest.board.balloon.stats.cancel(callback)
+    assert not guest.board.balloon.stats.awaited
+    assert guest.board.balloon.request_stats()
+    assert guest.respond()
+    assert responses == []
+
+
 def test_of_a_repeated_tag_the_last_counts(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.driver.start()
@@ -97,12 +144,12 @@ def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, paylo
     assert queue.counters.bad_payloads == 1
     assert guest.board.tracer.names[-1] == "balloon.bad_payload"
     assert not guest.respond(), "giving the buffer back would be a question"
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
     assert guest.respond(payload)
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
     assert guest.respond()
     assert queue.counters.bad_payloads == 2
-    assert [report.questions for report in reports] == [2]
+    assert [report.requests for report in reports] == [2]
 
 
 def test_a_driver_that_always_answers_badly_causes_no_work(guest: StatsGuest) -> None:
@@ -123,17 +170,17 @@ def test_a_second_buffer_goes_back_whatever_the_first_was(guest: StatsGuest) -> 
             guest.send(second)
             assert [used.length for used in guest.driver.queues[STATS].take_used()] == [0]
         assert len(reports) == (first is None)
-        assert guest.board.balloon.ask_for_stats()
+        assert guest.board.balloon.request_stats()
 
 
 def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.start()
     guest.driver.reset()
-    assert not guest.board.balloon.ask_for_stats()
+    assert not guest.board.balloon.request_stats()
     guest.start()
     assert guest.driver.queues[STATS].take_used() == []
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
     assert guest.respond()
     assert len(reports) == 3
 
@@ -141,27 +188,27 @@ def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
 def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
     guest.start()
     guest.driver.add_status(FAILED)
-    assert not guest.board.balloon.ask_for_stats()
+    assert not guest.board.balloon.request_stats()
     assert guest.driver.queues[STATS].take_used() == []
-    assert guest.board.balloon.stats.questions == 0
+    assert guest.board.balloon.stats.requests == 0
 
 
 def test_without_bus_mastering_the_buffer_is_kept(guest: StatsGuest) -> None:
     """Asking writes a used element, and a function must not write to memory then."""
     guest.start()
     guest.driver.write_pci(0x04, 2, 0b010)
-    assert not guest.board.balloon.ask_for_stats()
+    assert not guest.board.balloon.request_stats()
     assert guest.driver.queues[STATS].take_used() == []
     guest.driver.write_pci(0x04, 2, 0b110)
-    assert guest.board.balloon.ask_for_stats()
+    assert guest.board.balloon.request_stats()
     assert guest.respond()
 
 
 def test_a_driver_without_the_feature_is_not_asked() -> None:
     guest = StatsGuest(STANDARD)
     guest.driver.start(features=VERSION_1, queues=[INFLATE, DEFLATE])
-    assert not guest.board.balloon.ask_for_stats()
-    assert guest.board.balloon.stats.questions == 0
+    assert not guest.board.balloon.request_stats()
+    assert guest.board.balloon.stats.requests == 0
 
 
 @BOTH

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fresh statistics, polling and the last report, against a driver on a real virtqueue.
 
-The driver answers only where a test says so, and waits here end by counting turns of the loop, so
-that every order of events can be had without a clock.
+The driver responds only when a test calls it, and waits end after a number of turns of the loop, so
+that every order of events can be tested without a clock.
 """
 
 import asyncio
@@ -16,7 +16,13 @@ from devices.balloon.dialects import STANDARD
 from devices.testing.balloon.driver import DEFLATE, INFLATE
 from devices.testing.balloon.stats import FREE, StatsGuest
 from devices.testing.driver import VERSION_1
-from pyvmm.balloon.statistics import BalloonStatistics, StatisticsUnavailable, TimedReport
+from pyvmm.balloon.guest_requests import (
+    DriverUnavailable,
+    GuestEnded,
+    InvalidResponse,
+    RequestTimeout,
+)
+from pyvmm.balloon.statistics import BalloonStatistics, TimedReport
 
 LONG_S = 600.0
 """No test waits that long."""
@@ -28,10 +34,10 @@ def run(scenario: Scenario) -> None:
         guest = StatsGuest(STANDARD)
         loop = asyncio.get_running_loop()
 
-        def soon(callback: Callable[[], None]) -> None:
-            loop.call_soon(callback)
+        def call_soon(callback: Callable[..., None], *args: object) -> None:
+            loop.call_soon(callback, *args)
 
-        stats = BalloonStatistics(guest.board.balloon, threading.Lock(), soon)
+        stats = BalloonStatistics(guest.board.balloon, threading.Lock(), call_soon, lambda: False)
         try:
             await asyncio.wait_for(scenario(guest, stats), 30)
         finally:
@@ -41,13 +47,13 @@ def run(scenario: Scenario) -> None:
 
 
 async def turns(count: int = 5) -> None:
-    """Let the loop do whatever it has to do."""
+    """Let the event loop run everything that is scheduled."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-async def asked(stats: BalloonStatistics, count: int = 1) -> list[asyncio.Task[TimedReport]]:
-    """Tasks waiting for fresh statistics, their questions put if that is possible."""
+async def requested(stats: BalloonStatistics, count: int = 1) -> list[asyncio.Task[TimedReport]]:
+    """Start tasks that wait for fresh statistics, and let them issue their requests."""
     tasks = [asyncio.create_task(stats.fresh(LONG_S)) for _ in range(count)]
     await turns()
     return tasks
@@ -61,7 +67,7 @@ async def in_time(waiting: Awaitable[TimedReport]) -> int | None:
     return free(await asyncio.wait_for(waiting, 10))
 
 
-def test_the_first_report_is_the_last_one() -> None:
+def test_the_unrequested_first_report_is_stored_as_last() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         assert stats.last is None
         guest.start()
@@ -73,11 +79,11 @@ def test_the_first_report_is_the_last_one() -> None:
     run(scenario)
 
 
-def test_fresh_is_measured_after_the_call() -> None:
+def test_fresh_returns_a_report_measured_after_the_call() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         await turns()
-        [task] = await asked(stats)
+        [task] = await requested(stats)
         assert not task.done(), "the last report is known, but it is old"
         guest.statistics[FREE] = 5
         assert guest.respond()
@@ -88,32 +94,32 @@ def test_fresh_is_measured_after_the_call() -> None:
     run(scenario)
 
 
-def test_a_report_already_on_its_way_is_not_fresh() -> None:
-    """Measured before the second question, arriving after it: only the first waiter may have it."""
+def test_an_outstanding_report_is_not_fresh_for_a_later_call() -> None:
+    """It was measured before the second call and arrives after it."""
 
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        [first] = await asked(stats)
-        guest.statistics[FREE] = 1  # what the driver measures for the first question
-        [second] = await asked(stats)
+        [first] = await requested(stats)
+        guest.statistics[FREE] = 1  # measured for the first request
+        [second] = await requested(stats)
         assert guest.requests == 0
         guest.respond()
         assert await in_time(first) == 1
         await turns()
         assert not second.done()
         guest.statistics[FREE] = 2
-        assert guest.respond(), "asked again for the second waiter"
+        assert guest.respond(), "requested again for the second call"
         assert await in_time(second) == 2
 
     run(scenario)
 
 
-def test_a_report_not_looked_at_yet_is_not_fresh() -> None:
-    """It has reached the device, but this module hears of it in a later turn."""
+def test_a_received_report_that_is_not_delivered_yet_is_not_fresh() -> None:
+    """It has reached the device, and the event loop delivers it in a later turn."""
 
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        [first] = await asked(stats)
+        [first] = await requested(stats)
         guest.statistics[FREE] = 1
         guest.respond()
         second = asyncio.create_task(stats.fresh(LONG_S))
@@ -127,11 +133,11 @@ def test_a_report_not_looked_at_yet_is_not_fresh() -> None:
     run(scenario)
 
 
-def test_one_question_serves_all_who_waited_for_it() -> None:
+def test_one_report_serves_all_calls_made_before_its_request() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        await asked(stats)
-        waiting = await asked(stats, 10)
+        await requested(stats)
+        waiting = await requested(stats, 10)
         guest.respond()
         await turns()
         guest.statistics[FREE] = 3
@@ -144,13 +150,13 @@ def test_one_question_serves_all_who_waited_for_it() -> None:
     run(scenario)
 
 
-def test_waiting_begins_before_the_driver_does() -> None:
+def test_fresh_may_be_called_before_the_driver_starts() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
-        [task] = await asked(stats)
+        [task] = await requested(stats)
         guest.statistics[FREE] = 1
         guest.start()
         await turns()
-        assert not task.done(), "the first report may be older than the question"
+        assert not task.done(), "the first report may be older than the request"
         guest.statistics[FREE] = 2
         assert guest.respond()
         assert await in_time(task) == 2
@@ -159,11 +165,11 @@ def test_waiting_begins_before_the_driver_does() -> None:
 
 
 @pytest.mark.parametrize("buffer_is_with_the_driver", [True, False])
-def test_a_reset_meanwhile(buffer_is_with_the_driver: bool) -> None:
+def test_a_request_survives_a_reset_of_the_driver(buffer_is_with_the_driver: bool) -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        earlier = await asked(stats) if buffer_is_with_the_driver else []
-        [task] = await asked(stats)
+        earlier = await requested(stats) if buffer_is_with_the_driver else []
+        [task] = await requested(stats)
         guest.driver.reset()
         await turns()
         assert not task.done()
@@ -173,27 +179,25 @@ def test_a_reset_meanwhile(buffer_is_with_the_driver: bool) -> None:
         while not task.done():
             await turns()
             guest.respond()
-        # The first report after the reset answers a question that was put before it.
+        # The first report after the reset completes a request issued before it.
         assert [await in_time(each) for each in earlier] == [8] * len(earlier)
         assert await in_time(task) == (9 if buffer_is_with_the_driver else 8)
 
     run(scenario)
 
 
-def test_no_answer_in_time() -> None:
+def test_a_request_times_out_and_a_late_report_is_only_stored() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         await turns()
         before = stats.last
         for _ in range(3):
-            with pytest.raises(
-                StatisticsUnavailable, match=r"not reported statistics within 0\.01 s"
-            ):
+            with pytest.raises(RequestTimeout, match=r"not responded within 0\.01 s"):
                 await stats.fresh(0.01)
         assert stats.last is before
-        # The answer comes late: it is kept as the last one, and new waiters get a newer one.
+        # The report comes late: it is stored as the last one, and new calls get a newer one.
         guest.statistics[FREE] = 1
-        [task] = await asked(stats)
+        [task] = await requested(stats)
         guest.respond()
         await turns()
         assert stats.last is not None
@@ -206,41 +210,49 @@ def test_no_answer_in_time() -> None:
     run(scenario)
 
 
-def test_no_driver_in_time() -> None:
+def test_a_driver_that_does_not_start_in_time_is_unavailable() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
-        with pytest.raises(StatisticsUnavailable, match="no balloon driver has started"):
+        with pytest.raises(DriverUnavailable, match="runs no balloon driver with STATS_VQ"):
             await stats.fresh(0)
 
     run(scenario)
 
 
-def test_a_driver_without_statistics_is_not_waited_for() -> None:
+def test_a_driver_without_stats_vq_is_unavailable_at_once() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.driver.start(features=VERSION_1, queues=[INFLATE, DEFLATE])
-        with pytest.raises(StatisticsUnavailable, match="does not report statistics"):
+        with pytest.raises(DriverUnavailable, match="runs no balloon driver with STATS_VQ"):
             await stats.fresh(LONG_S)
 
     run(scenario)
 
 
-def test_a_bad_answer_is_no_answer_and_does_not_stop_the_next() -> None:
+def test_a_bad_report_is_an_invalid_response_only_to_its_own_request() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        [first] = await asked(stats)
+        [first] = await requested(stats)
+        [second] = await requested(stats)
         guest.respond(b"nonsense!!!")
-        await turns()
-        assert not first.done()
-        [second] = await asked(stats)
+        with pytest.raises(InvalidResponse, match="11 bytes are not an array"):
+            await first
+        assert not second.done()
         guest.respond()
-        assert await in_time(second) == await in_time(first) == guest.statistics[FREE]
+        assert await in_time(second) == guest.statistics[FREE]
+        [third] = await requested(stats)
+        guest.respond(b"nonsense!!!")
+        with pytest.raises(InvalidResponse):
+            await third
+        [fourth] = await requested(stats)
+        guest.respond()
+        assert await in_time(fourth) == guest.statistics[FREE]
 
     run(scenario)
 
 
-def test_who_gives_up_waiting_disturbs_nobody() -> None:
+def test_a_cancelled_call_does_not_affect_others() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        first, second = await asked(stats, 2)
+        first, second = await requested(stats, 2)
         first.cancel()
         await turns()
         guest.respond()
@@ -252,24 +264,26 @@ def test_who_gives_up_waiting_disturbs_nobody() -> None:
     run(scenario)
 
 
-def test_the_end_of_the_guest_ends_all_waiting() -> None:
+def test_the_end_of_the_guest_fails_all_requests() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
-        waiting = await asked(stats, 2)
+        waiting = await requested(stats, 2)
         stats.set_polling_interval(1)
         stats.close()
         for task in waiting:
-            with pytest.raises(StatisticsUnavailable, match="has ended"):
+            with pytest.raises(GuestEnded, match="has ended"):
                 await task
-        with pytest.raises(StatisticsUnavailable, match="has ended"):
+        with pytest.raises(GuestEnded, match="has ended"):
             await stats.fresh(LONG_S)
         stats.set_polling_interval(2)
 
     run(scenario)
 
 
-def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is a list: what was scheduled, and when."""
+def test_polling_requests_a_report_at_once_and_at_every_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scheduled timers are recorded in a list instead of a clock."""
     timers: list[tuple[float, Callable[[], None]]] = []
 
     class Timer:
@@ -285,7 +299,7 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
         stats.set_polling_interval(10)
         assert stats.polling_interval_s == 10
         guest.start()
-        assert not guest.respond(), "there was no driver to ask"
+        assert not guest.respond(), "no driver ran yet"
         for free_bytes in (1, 2, 3):
             [(delay_s, tick)] = timers
             timers.clear()
@@ -300,7 +314,7 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
         assert not guest.respond(), "nothing changed"
         stats.set_polling_interval(20)
         assert [delay_s for delay_s, _ in timers] == [20]
-        assert guest.respond(), "a new interval asks at once"
+        assert guest.respond(), "a new interval polls at once"
         stats.set_polling_interval(0)
         assert timers == []
         assert stats.polling_interval_s == 0
@@ -308,13 +322,30 @@ def test_polling_asks_at_once_and_again(monkeypatch: pytest.MonkeyPatch) -> None
     run(scenario)
 
 
-def test_polling_a_guest_that_is_slow_asks_once() -> None:
+def test_polling_issues_no_request_while_one_is_outstanding() -> None:
     async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
         guest.start()
         for interval_s in range(1, 50):
             stats.set_polling_interval(interval_s)
         assert guest.respond()
         assert not guest.respond()
-        assert guest.board.balloon.stats.questions == 1
+        assert guest.board.balloon.stats.requests == 1
+
+    run(scenario)
+
+
+def test_no_request_is_issued_while_held() -> None:
+    async def scenario(guest: StatsGuest, stats: BalloonStatistics) -> None:
+        guest.start()
+        stats.hold(True)
+        [task] = await requested(stats)
+        stats.set_polling_interval(1)
+        assert guest.board.balloon.stats.requests == 0
+        stats.hold(False)
+        assert guest.respond()
+        assert await in_time(task) == guest.statistics[FREE]
+        stats.hold(True)
+        stats.hold(False)
+        assert not guest.respond(), "no call waits for a report"
 
     run(scenario)

@@ -112,7 +112,7 @@ def test_callers_take_turns() -> None:
 def test_a_guest_that_never_answers() -> None:
     async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
         silence(guest)
-        with pytest.raises(RequestTimeout, match=r"not answered within 0\.05 s"):
+        with pytest.raises(RequestTimeout, match=r"not responded within 0\.05 s"):
             await ask.unused_pages(SOON_S)
 
     play(scenario)

@@ -37,7 +37,7 @@ from pyvmm_native.runs import PageRuns
 
 
 class InMemoryMachine:
-    """Satisfies `MachineControl`; `stuck_at_bytes` is where its driver finds no more memory."""
+    """Satisfies `VmControl`; `stuck_at_bytes` is where its driver finds no more memory."""
 
     def __init__(
         self, ram_bytes: int = GIB, step_bytes: int = 64 * MIB, stuck_at_bytes: int = 0
@@ -60,7 +60,9 @@ class InMemoryMachine:
     def balloon_statistics(self) -> BalloonStatistics:
         """Statistics of `stats_guest`, whose driver answers at once unless it is paused."""
         loop, board = asyncio.get_running_loop(), self.stats_guest.board
-        stats = BalloonStatistics(board.balloon, threading.Lock(), self._soon)
+        stats = BalloonStatistics(
+            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
+        )
         board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
         self.stats_guest.start()
         return stats

@@ -108,7 +108,7 @@ def test_a_guest_that_does_not_answer_delays_it_by_the_time_out(tmp_path: Path) 
     machine.misc_guest.respond = lambda: None  # type: ignore[method-assign]
     answer = take(machine, tmp_path / "s", timeout=0.2)
     assert (answer["status"], answer["pages"]["unused"]) == ("completed", 0)
-    assert answer["pages"]["asked"] == "the guest has not answered within 0.2 s"
+    assert answer["pages"]["asked"] == "the guest has not responded within 0.2 s"
     assert 0.2 <= answer["seconds"] < 20
 
 

@@ -42,8 +42,8 @@ DEVICE = (
 )
 BALLOON = (
     " device.own.deflate.pages device.own.inflate.discarded_bytes device.own.inflate.pages"
-    " device.own.num_pages device.own.numbers* device.own.stats.kept.gpas*"
-    " device.own.stats.kept.head device.own.stats.kept.lengths* device.own.stats.questions"
+    " device.own.num_pages device.own.queue_numbers* device.own.stats.in_flight.gpas*"
+    " device.own.stats.in_flight.head device.own.stats.in_flight.lengths* device.own.stats.requests"
 )
 VIRTIO_BALLOON = TRANSPORT + DEVICE + BALLOON + " device.config.actual"
 
