@@ -24,8 +24,8 @@ from typing import Any
 from pyvmm.cache.directory import keep_most_recent
 from pyvmm.lab.kernel import lab_cache
 
-_TIMEOUT_SECONDS = 60.0
-_POLL_SECONDS = 0.02
+_TIMEOUT_S = 60.0
+_POLL_INTERVAL_S = 0.02
 _UNLIMITED_BYTES_PER_SECOND = 1 << 40
 
 
@@ -38,7 +38,7 @@ class QemuMonitor:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        connection.settimeout(_TIMEOUT_SECONDS)
+        connection.settimeout(_TIMEOUT_S)
         self._lines = connection.makefile("rb")
         self._negotiated = False
 
@@ -111,10 +111,10 @@ def resume(monitor: QemuMonitor, path: Path) -> None:
 
 
 def _wait(monitor: QemuMonitor, query: str, before: set[str], after: str) -> None:
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    deadline = time.monotonic() + _TIMEOUT_S
     while (status := monitor.execute(query).get("status", "none")) in before:
         if time.monotonic() > deadline:
             raise BootSnapshotError(f"{query}: still {status}")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_INTERVAL_S)
     if status != after:
         raise BootSnapshotError(f"{query}: {status}")

@@ -25,7 +25,7 @@ _SYS_FINIT_MODULE = 313
 _REBOOT_POWER_OFF = 0x4321FEDC
 _RNDRESEEDCRNG = 0x5207
 _9P = "trans=virtio,version=9p2000.L,msize=512000,access=client"
-_PORT_WAIT_SECONDS = 10.0
+_PORT_TIMEOUT_S = 10.0
 
 
 def _check(result: int, call: str) -> None:
@@ -96,7 +96,7 @@ def enter_root() -> None:
 
 def open_port(name: str) -> int:
     """Open the virtio-serial port called `name`, waiting for it to appear."""
-    deadline = time.monotonic() + _PORT_WAIT_SECONDS
+    deadline = time.monotonic() + _PORT_TIMEOUT_S
     ports = "/sys/class/virtio-ports"
     while time.monotonic() < deadline:
         for entry in os.listdir(ports):

@@ -5,9 +5,8 @@
 agent in the lab (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there is
 one loop and no locking.
 
-An emulated machine can hang without a message. So an agent that sends nothing is pinged, and one
-that leaves `PINGS` pings unanswered ends the session with an error that says what the processors
-were doing.
+An emulated machine can hang without a message. So an agent that sends nothing is pinged; after
+`MAX_UNANSWERED_PINGS` the session ends with an error that shows the processors' state.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.start import START_TIMEOUT_SECONDS, LabError, lab_error
+from pyvmm.lab.start import START_TIMEOUT_S, LabError, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 
-GRACE_SECONDS = 10.0
+GRACE_PERIOD_S = 10.0
 """Time for a command to end after SIGTERM or SIGHUP, before the lab is killed."""
 
-PING_SECONDS = 5.0
-PINGS = 24
-DIAGNOSIS_SECONDS = 5.0
+PING_INTERVAL_S = 5.0
+MAX_UNANSWERED_PINGS = 24
+DIAGNOSIS_S = 5.0
 DIAGNOSIS_LINES = 400
 TIMED_OUT_STATUS = 124
 """Exit status after `timeout_s`, as of timeout(1)."""
@@ -94,7 +93,7 @@ class LabSession:
                     self._mux.forget(number)
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
-        self._deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        self._deadline = time.monotonic() + START_TIMEOUT_S
         if self._lab.resumed:
             self._set_up()
         while not self._ready:
@@ -102,7 +101,7 @@ class LabSession:
             if self._signals:
                 return 128 + self._signals
             if self._deadline_passed():
-                raise self._error(f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
+                raise self._error(f"the lab did not start in {START_TIMEOUT_S:.0f} s")
         self._deadline = None
         if self._timeout_s is not None:
             self._deadline = time.monotonic() + self._timeout_s
@@ -165,7 +164,7 @@ class LabSession:
 
     def _turn(self) -> None:
         # After the last frame only the copier threads have work, and the loop polls none of theirs.
-        timeout_ms = int(PING_SECONDS * 1000) if self._status is None else 5
+        timeout_ms = int(PING_INTERVAL_S * 1000) if self._status is None else 5
         if self._deadline is not None:
             left_ms = max(0, int((self._deadline - time.monotonic()) * 1000)) + 1
             timeout_ms = min(timeout_ms, left_ms)
@@ -173,11 +172,11 @@ class LabSession:
         self._mux.turn(timeout_ms)
         if self._mux.received_bytes != received_bytes:
             self._unanswered = 0
-        elif self._ready and time.monotonic() - started >= PING_SECONDS:
+        elif self._ready and time.monotonic() - started >= PING_INTERVAL_S:
             self._ping()
 
     def _ping(self) -> None:
-        if self._unanswered == PINGS:
+        if self._unanswered == MAX_UNANSWERED_PINGS:
             processors = "; ".join(self._lab.processors())
             raise LabError(f"the lab has stopped answering ({processors})", "try again")
         self._unanswered += 1
@@ -187,11 +186,11 @@ class LabSession:
         """Print what the lab is doing, at the time limit."""
         assert self._timeout_s is not None
         print(
-            f"pyvmm lab: the command did not end in {self._timeout_s:g} s; the lab says:",
+            f"pyvmm lab: the command did not end in {self._timeout_s:g} s; state of the lab:",
             file=sys.stderr,
         )
         self._mux.send_control({"diagnose": True})
-        until = time.monotonic() + DIAGNOSIS_SECONDS
+        until = time.monotonic() + DIAGNOSIS_S
         while (left_s := until - time.monotonic()) > 0:
             self._mux.turn(int(left_s * 1000) + 1)
         lines = [*self._lab.processors(), *self._lab.console(DIAGNOSIS_LINES)]
@@ -222,7 +221,7 @@ class LabSession:
             if self._ready:
                 self._mux.send_control({"signal": number})
                 if number in _ENDING:
-                    self._deadline = time.monotonic() + GRACE_SECONDS
+                    self._deadline = time.monotonic() + GRACE_PERIOD_S
 
     def _winsize(self) -> list[int]:
         if not self._terminals:

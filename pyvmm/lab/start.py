@@ -19,7 +19,7 @@ from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess, machine_arguments
 
-START_TIMEOUT_SECONDS = 180.0
+START_TIMEOUT_S = 180.0
 
 
 class LabError(UserError):
@@ -61,11 +61,11 @@ def _wait_until_booted(lab: LabProcess) -> None:
         booted = booted or "booted" in message
 
     link = Multiplexer(lab.link.fileno(), control)
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT_S
     while not booted:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise lab_error(lab, f"the lab did not start in {START_TIMEOUT_SECONDS:.0f} s")
+            raise lab_error(lab, f"the lab did not start in {START_TIMEOUT_S:.0f} s")
         try:
             link.turn(int(left_s * 1000) + 1)
         except LinkClosedError:

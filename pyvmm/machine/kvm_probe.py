@@ -34,7 +34,7 @@ KVM_DEVICE = "/dev/kvm"
 MIN_RING0_INSTRUCTIONS_PER_SECOND = 20e6
 """Interpreted ring 0 reaches about 2 million, the emulated lab 250 million, hardware thousands."""
 
-_TIME_LIMIT_SECONDS = 0.3
+_TIME_LIMIT_S = 0.3
 _LOOP_COUNT = 10_000_000
 _INSTRUCTIONS_PER_LOOP = 2
 
@@ -180,7 +180,7 @@ def _syscall_problem(vcpu: Vcpu) -> str | None:
 
 def _reaches_port(vcpu: Vcpu, port: int) -> bool:
     """Run the guest; return True if it writes to `port`, False if it stops or takes too long."""
-    deadline = time.monotonic() + _TIME_LIMIT_SECONDS
+    deadline = time.monotonic() + _TIME_LIMIT_S
     while (reason := vcpu.run()) == abi.KVM_EXIT_INTR:
         if time.monotonic() > deadline:
             return False

@@ -286,8 +286,8 @@ def test_a_lab_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from pyvmm.lab.run import run_in_lab
     from pyvmm.lab.start import LabError
 
-    monkeypatch.setattr(session, "PING_SECONDS", 0.2)
-    monkeypatch.setattr(session, "PINGS", 5)
+    monkeypatch.setattr(session, "PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(session, "MAX_UNANSWERED_PINGS", 5)
     start = session.LabSession._start
 
     def start_and_hang(self: session.LabSession, *args: object) -> None:
@@ -313,5 +313,5 @@ def test_a_lab_that_is_busy_for_longer_than_the_pings_is_not_an_error(
     from pyvmm.lab import session
     from pyvmm.lab.run import run_in_lab
 
-    monkeypatch.setattr(session, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(session, "PING_INTERVAL_S", 0.1)
     assert run_in_lab(["sh", "-c", "sleep 4; exit 7"]) == 7
