@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/conformance.md: what the specification demands, the tests that show it, the results.
+"""Write docs/conformance.md: the specification's requirements, the tests of each, their results.
 
-Three things meet here. `statements.toml` says what is demanded. A test says what it shows, by
+There are three inputs. `statements.toml` lists the requirements. A test names those it tests with
 `@pytest.mark.conformance("2.1.2-1", ...)`; `marked_tests` finds the marks in the sources, so that
-nothing needs to be run or even imported. How the tests ended comes from the JUnit reports that
-pytest writes:
+nothing needs to be run or even imported. The results come from the JUnit reports of pytest:
 
     python -m tests.conformance.report build/conformance-*.xml
 
-`make conformance` does both. `problems` says where statements and marks disagree, and
-`tests/conformance/test_conformance_document.py` fails when the document is not what they make
-together.
+`make conformance` does both. `problems` lists contradictions between statements and marks, and
+`tests/conformance/test_conformance_document.py` fails when the document is out of date.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ REASONS = ("not taken", "not applicable", "not implemented", "not visible")
 PASSED, FAILED, SKIPPED, NOT_RUN = "passed", "failed", "skipped", "not run"
 
 Results = Mapping[str, str]
-"""How each test ended, by ``path::function``."""
+"""The result of each test, by ``path::function``."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One demand; `reason` and `why` are set if no test is to show it."""
+    """One requirement; `reason` and `why` are set if it is not to be tested."""
 
     id: str
     level: str
@@ -56,7 +54,7 @@ class Clause:
 
 
 def read_statements() -> tuple[dict[str, str], list[Clause]]:
-    """Titles of the chapters, and all clauses in order."""
+    """Return the titles of the chapters, and all clauses in order."""
     data = tomllib.loads(STATEMENTS.read_text())
     chapters = data.pop("chapters")
     clauses = []
@@ -68,7 +66,7 @@ def read_statements() -> tuple[dict[str, str], list[Clause]]:
 
 
 def marked_tests() -> dict[str, list[str]]:
-    """The tests, as ``path::function``, that carry the mark of each statement."""
+    """Return the tests, as ``path::function``, that carry the mark of each statement."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -88,7 +86,7 @@ def _marks(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
 
 
 def problems(clauses: list[Clause], tests: Mapping[str, list[str]]) -> list[str]:
-    """Where the table of statements and the marks do not fit together."""
+    """Return the contradictions between the table of statements and the marks."""
     statements = {each.id: each for clause in clauses for each in clause.statements}
     found = [f"{id_}: no such statement, in {tests[id_][0]}" for id_ in tests.keys() - statements]
     for each in statements.values():
@@ -104,7 +102,7 @@ def problems(clauses: list[Clause], tests: Mapping[str, list[str]]) -> list[str]
 
 
 def read_results(*reports: Path) -> dict[str, str]:
-    """Outcomes from JUnit reports; the worst counts for a test with several cases."""
+    """Read the results of JUnit reports; the worst case is the result of a test."""
     worst_first = (FAILED, SKIPPED, PASSED)
     results: dict[str, str] = {}
     for report in reports:
@@ -124,7 +122,7 @@ def render(
     tests: Mapping[str, list[str]],
     results: Results,
 ) -> str:
-    """The whole document."""
+    """Return the whole document."""
     lines = [_INTRODUCTION, *_summary(chapters, clauses, tests)]
     for chapter, title in chapters.items():
         lines += ["", f"## {chapter} {title}"]

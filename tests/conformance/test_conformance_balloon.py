@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What VIRTIO 1.2 demands of a memory balloon (section 5.5) and no other test shows."""
+"""Requirements of VIRTIO 1.2 on a memory balloon (5.5) that no other test covers."""
 
 import struct
 from itertools import permutations
@@ -20,14 +20,14 @@ COMMAND_ID, POISON_VAL = 8, 12
 EVERYTHING = STANDARD.features.known
 
 
-def lend(driver: BalloonDriver, queue: int, gpa: int) -> None:
+def send_writable_page(driver: BalloonDriver, queue: int, gpa: int) -> None:
     driver.queues[queue].add(writable_segments=[(gpa, PAGE_BYTES)])
     driver.notify(queue)
     driver.board.serve()
 
 
 @pytest.mark.conformance("5.5.2-1")
-def test_each_queue_has_the_number_of_the_list() -> None:
+def test_queue_indices_are_those_of_the_specification() -> None:
     driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     balloon = driver.board.balloon
     assert driver.existing_queues() == [0, 1, 2, 3, 4]
@@ -40,9 +40,9 @@ def test_each_queue_has_the_number_of_the_list() -> None:
     assert [report.values for report in reports] == [{4: 77}]
     balloon.hinting.start(lambda ending: None)
     driver.send(3, [struct.pack("<I", driver.read_config(COMMAND_ID))])
-    lend(driver, 3, 3 * MIB)
+    send_writable_page(driver, 3, 3 * MIB)
     assert list(balloon.hinting.pages) == [(3 * MIB // PAGE_BYTES, 1)]
-    lend(driver, 4, 4 * MIB)
+    send_writable_page(driver, 4, 4 * MIB)
     assert balloon.counters.reported_pages == 1
 
 
@@ -80,7 +80,7 @@ def test_the_fields_of_the_configuration_space() -> None:
 
 
 @pytest.mark.conformance("5.5.4-1")
-def test_target_and_actual_are_there_without_any_feature() -> None:
+def test_num_pages_and_actual_need_no_feature() -> None:
     driver = BalloonDriver(STANDARD, offered=0).start(features=VERSION_1)
     driver.board.balloon.set_target(3)
     assert driver.read_config(0) == 3
@@ -89,7 +89,7 @@ def test_target_and_actual_are_there_without_any_feature() -> None:
 
 
 @pytest.mark.conformance("5.5.6.2-1")
-def test_pages_are_left_alone_once_their_inflate_request_has_come_back() -> None:
+def test_pages_of_a_completed_inflate_request_are_not_changed() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.send(INFLATE, [pfn_array([100])])
     driver.memory.write(100 * PAGE_BYTES, b"the guest's again")
@@ -99,7 +99,7 @@ def test_pages_are_left_alone_once_their_inflate_request_has_come_back() -> None
 
 
 @pytest.mark.conformance("5.5.6.3.2-1", "5.5.6.3.2-2")
-def test_statistics_in_any_order_with_unknown_ones_between() -> None:
+def test_statistics_are_accepted_in_any_order_with_unknown_tags() -> None:
     entries = [(4, 10), (0, 20), (999, 30), (5, 40)]
     for order in permutations(entries):
         driver = BalloonDriver(STANDARD).start()
@@ -116,25 +116,25 @@ def test_statistics_in_any_order_with_unknown_ones_between() -> None:
 
 
 @pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-3")
-def test_no_hint_is_wanted_before_the_device_asks() -> None:
+def test_hints_before_the_first_command_are_ignored() -> None:
     driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     assert driver.read_config(COMMAND_ID) == 0
-    lend(driver, HINTS, 3 * MIB)
+    send_writable_page(driver, HINTS, 3 * MIB)
     driver.send(HINTS, [struct.pack("<I", 0)])
     assert not driver.board.balloon.hinting.pages
 
 
 @pytest.mark.conformance("5.5.6.5.2-5")
-def test_hinted_pages_are_not_touched_before_nor_after_done() -> None:
+def test_hinted_pages_are_not_changed_before_or_after_done() -> None:
     driver = BalloonDriver(STANDARD, offered=EVERYTHING).start()
     hinting = driver.board.balloon.hinting
     driver.memory.write(3 * MIB, b"hinted")
     hinting.start(lambda ending: None)
     driver.send(HINTS, [struct.pack("<I", driver.read_config(COMMAND_ID))])
-    lend(driver, HINTS, 3 * MIB)
+    send_writable_page(driver, HINTS, 3 * MIB)
     assert hinting.pages
     hinting.finish()
     assert driver.read_config(COMMAND_ID) == 1
-    lend(driver, HINTS, 3 * MIB)
+    send_writable_page(driver, HINTS, 3 * MIB)
     assert driver.memory.read(3 * MIB, 6) == b"hinted"
     assert driver.board.ram.discarded == []

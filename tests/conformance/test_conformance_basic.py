@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What VIRTIO 1.2 demands of any device (chapters 2, 3 and 6) and no other test shows."""
+"""Requirements of VIRTIO 1.2 on any device (2, 3 and 6) that no other test covers."""
 
 import ctypes
 import os
@@ -51,7 +51,7 @@ def offering_everything() -> BalloonDriver:
 
 
 @pytest.mark.conformance("2.1-1")
-def test_status_starts_as_0() -> None:
+def test_the_initial_status_is_0() -> None:
     assert BalloonDriver(STANDARD).probe().status == 0
 
 
@@ -81,7 +81,7 @@ def test_nothing_happens_before_driver_ok(msix: bool) -> None:
 
 
 @pytest.mark.conformance("2.2.2-1", "2.2.2-4", "6.2-8")
-def test_only_features_of_a_balloon_on_pci_that_need_no_other_are_offered() -> None:
+def test_offered_features_are_the_balloons_and_depend_on_no_other() -> None:
     # 5.5.3 and 6: none of these bits is described as depending on another one.
     balloon = 0b111111
     independent = balloon | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
@@ -89,7 +89,7 @@ def test_only_features_of_a_balloon_on_pci_that_need_no_other_are_offered() -> N
 
 
 @pytest.mark.conformance("2.2.2-2", "2.2.2-5", "6.2-1")
-def test_every_subset_of_the_offer_is_accepted_and_again_after_a_reset() -> None:
+def test_every_subset_of_the_features_is_accepted_also_after_a_reset() -> None:
     driver = offering_everything()
     optional = [
         1 << bit for bit in range(64) if (driver.read_device_features() & ~VERSION_1) >> bit & 1
@@ -103,12 +103,12 @@ def test_every_subset_of_the_offer_is_accepted_and_again_after_a_reset() -> None
 
 
 @pytest.mark.conformance("2.4.1-2", "3.3-1")
-def test_a_reset_device_is_silent_and_touches_nothing() -> None:
+def test_a_reset_device_sends_no_notification_and_accesses_no_queue() -> None:
     driver = BalloonDriver(STANDARD).start()
     board = driver.board
     assert driver.send(STATS, [b""]) == [], "kept by the device"
     queues = dict(driver.queues)
-    # Masked, so that the messages of what happens now are pending when the reset comes.
+    # Masked, so that messages are pending when the device is reset.
     entry = driver.bars[2] + 12
     for vector in range(driver.msix_vectors):
         board.mmio.write(entry + 16 * vector, 4, 1)
@@ -153,7 +153,7 @@ def test_every_field_can_be_read_before_features_ok() -> None:
 
 @pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
 @pytest.mark.parametrize("change", ["reset", "write"])
-def test_the_generation_tells_versions_apart_that_the_driver_caused(change: str) -> None:
+def test_the_config_generation_changes_with_the_drivers_writes(change: str) -> None:
     driver = BalloonDriver(STANDARD, offered=0).start()
     driver.write_config(4, 4, 10)
     assert driver.read_config(4) == 10
@@ -177,10 +177,10 @@ def test_the_generation_tells_versions_apart_that_the_driver_caused(change: str)
     indirect=st.booleans(),
     direct_first=st.integers(0, 4),
 )
-def test_framing_says_nothing(
+def test_message_framing_has_no_meaning(
     pfns: list[int], cuts: list[int], indirect: bool, direct_first: int
 ) -> None:
-    """One request, cut into descriptors in any way, some of them empty: one meaning."""
+    """A request means the same however it is split into descriptors, some of them empty."""
     driver = BalloonDriver(STANDARD).start()
     whole = pfn_array(pfns)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
@@ -194,7 +194,7 @@ def test_framing_says_nothing(
 
 
 @pytest.mark.conformance("2.7.4.1-2")
-def test_a_chain_may_take_the_whole_queue() -> None:
+def test_a_chain_may_have_queue_size_descriptors() -> None:
     driver = BalloonDriver(STANDARD).start()
     whole = pfn_array(range(32))
     assert len(driver.send(INFLATE, [whole[i : i + 1] for i in range(128)])) == 1
@@ -203,7 +203,7 @@ def test_a_chain_may_take_the_whole_queue() -> None:
 
 @pytest.mark.conformance("2.7.5.1-1")
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE, STATS])
-def test_device_readable_buffers_stay_as_they_are(queue: int) -> None:
+def test_device_readable_buffers_are_not_written(queue: int) -> None:
     driver = BalloonDriver(STANDARD).start()
     contents = bytes(range(200))
     gpa = driver.queues[queue].data_gpa
@@ -213,7 +213,7 @@ def test_device_readable_buffers_stay_as_they_are(queue: int) -> None:
 
 @pytest.mark.conformance("2.7.5.1-2")
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
-def test_what_stands_in_a_device_writable_buffer_is_not_read(queue: int) -> None:
+def test_device_writable_buffers_are_not_read(queue: int) -> None:
     driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[queue]
     ring.set_desc(0, ring.place(pfn_array([7])), 4, WRITE)
@@ -229,7 +229,7 @@ def test_what_stands_in_a_device_writable_buffer_is_not_read(queue: int) -> None
 
 @pytest.mark.conformance("2.7.5.3.2-1", "2.7.5.3.2-2")
 @pytest.mark.parametrize("direct", [0, 1, 2])
-def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) -> None:
+def test_an_indirect_table_may_follow_direct_descriptors_with_any_write_flag(direct: int) -> None:
     driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[INFLATE]
     for index in range(direct):
@@ -245,7 +245,7 @@ def test_a_table_behind_direct_descriptors_whatever_its_write_flag(direct: int) 
 
 @pytest.mark.conformance("2.7.7.2-1", "2.7.7.2-3")
 @pytest.mark.parametrize("used_event", [0, 1, 5, 0xFFFF])
-def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
+def test_used_event_is_ignored_without_event_idx(used_event: int) -> None:
     driver = DriverQueue(guest_memory(1 << 16), 8, event_idx=False)
     queue = driver.device_queue()
     for _ in range(3):
@@ -259,7 +259,7 @@ def test_used_event_means_nothing_without_its_feature(used_event: int) -> None:
 
 @pytest.mark.conformance("2.7.7.2-3", "2.7.7.2-5")
 @pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
-def test_buffers_used_before_their_ring_broke_are_notified(wanted: int) -> None:
+def test_buffers_used_before_a_ring_error_are_notified(wanted: int) -> None:
     driver = BalloonDriver(STANDARD).start(features=wanted)
     ring = driver.queues[INFLATE]
     ring.add([pfn_array([1])])
@@ -273,7 +273,7 @@ def test_buffers_used_before_their_ring_broke_are_notified(wanted: int) -> None:
 
 
 @pytest.mark.conformance("2.7.7.2-4", "2.7.7.2-5")
-def test_flags_mean_nothing_with_event_idx() -> None:
+def test_avail_flags_are_ignored_with_event_idx() -> None:
     driver = DriverQueue(guest_memory(1 << 16), 8, event_idx=True)
     queue = driver.device_queue()
     driver.set_avail_flags(NO_INTERRUPT)
@@ -286,11 +286,11 @@ def test_flags_mean_nothing_with_event_idx() -> None:
 
 
 SIZE = 1024
-"""So large a queue has some of its used elements on another page than the index."""
+"""A queue size at which some used elements are on another page than the index."""
 
 
 def push_with(protected_page: int) -> tuple[int, GuestMemory, DriverQueue]:
-    """Have a child process push used element 700 of a ring, with a page it cannot write.
+    """Push used element 700 of a ring in a child process, with a page it cannot write.
 
     Returns the signal it died of, and the memory it left behind.
     """
@@ -319,8 +319,8 @@ def push_with(protected_page: int) -> tuple[int, GuestMemory, DriverQueue]:
 
 
 @pytest.mark.conformance("2.7.8.2-1", "2.7.8.2-2")
-def test_the_used_element_is_complete_before_the_index_moves() -> None:
-    """The order of the stores, seen by stopping the device at each of them."""
+def test_the_used_element_is_written_before_the_index() -> None:
+    """The order of the stores, observed by stopping the device at each of them."""
     layout = DriverQueue(guest_memory(1 << 20), SIZE, base_gpa=0)
     index_page = (layout.used_gpa + 2) // PAGE_BYTES
     element_page = (layout.used_gpa + 4 + 8 * 700) // PAGE_BYTES
@@ -355,7 +355,7 @@ def test_used_flags_are_0_or_1_and_0_with_event_idx(event_idx: bool) -> None:
 
 @pytest.mark.conformance("2.7.10.2-5")
 @pytest.mark.parametrize("wanted", [VERSION_1, VERSION_1 | EVENT_IDX])
-def test_notifications_of_nothing_do_nothing(wanted: int) -> None:
+def test_spurious_notifications_have_no_effect(wanted: int) -> None:
     driver = BalloonDriver(STANDARD).start(features=wanted)
     for _ in range(3):
         for queue in (INFLATE, DEFLATE):
@@ -367,14 +367,14 @@ def test_notifications_of_nothing_do_nothing(wanted: int) -> None:
 
 
 @pytest.mark.conformance("2.7.13.3-1")
-def test_a_buffer_needs_no_notification_of_its_own() -> None:
+def test_one_notification_suffices_for_several_buffers() -> None:
     driver = BalloonDriver(STANDARD).start()
     ring = driver.queues[INFLATE]
     real = driver.board.ram.discard
 
     def discard(*args):  # type: ignore[no-untyped-def]
         if ring.free_descriptors == ring.size - 1:
-            ring.add([pfn_array([2])])  # published while the device is at the first
+            ring.add([pfn_array([2])])  # made available while the device serves the first
         return real(*args)
 
     driver.board.ram.discard = discard  # type: ignore[method-assign]

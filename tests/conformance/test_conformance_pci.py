@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What VIRTIO 1.2 demands of a PCI device (section 4.1) and no other test shows."""
+"""Requirements of VIRTIO 1.2 on a PCI device (4.1) that no other test covers."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def turn_msix(driver: BalloonDriver, on: bool) -> None:
 
 
 @pytest.mark.conformance("4.1.4-1")
-def test_capabilities_are_read_only_but_for_the_window() -> None:
+def test_capabilities_are_read_only_except_for_the_pci_cfg_window() -> None:
     driver = BalloonDriver(STANDARD).probe()
     for cfg_type, structure in driver.structures.items():
         first = structure.capability
@@ -57,7 +57,7 @@ def test_structures_are_aligned(cfg_type: int, alignment: int) -> None:
 
 
 @pytest.mark.conformance("4.1.4.4.1-4")
-def test_there_is_a_notification_address_for_every_queue_that_can_be() -> None:
+def test_every_possible_queue_has_a_notification_address() -> None:
     driver = BalloonDriver(STANDARD, offered=features.STANDARD.known).probe()
     offsets = set()
     for index in range(driver.read_common("num_queues")):
@@ -69,7 +69,7 @@ def test_there_is_a_notification_address_for_every_queue_that_can_be() -> None:
 
 
 @pytest.mark.conformance("4.1.4.9.1-2", "4.1.4.9.1-3")
-def test_a_device_can_be_driven_through_the_window_alone() -> None:
+def test_a_device_can_be_driven_through_the_pci_cfg_window_alone() -> None:
     driver = BalloonDriver(STANDARD).start()
     window = driver.structures[PCI_CFG].capability
 
@@ -160,7 +160,7 @@ def test_the_index_written_to_the_notification_address_notifies_the_queue(queue:
 
 
 @pytest.mark.conformance("4.1.5.1.2.1-1", "4.1.5.1.2.1-4", "4.1.5.1.2.1-5", "4.1.5.1.2.1-8")
-def test_any_event_goes_to_any_vector_or_to_none() -> None:
+def test_any_event_can_be_mapped_to_any_vector_or_none() -> None:
     driver = BalloonDriver(STANDARD).start(features=VERSION_1)
     board = driver.board
     assert 2 <= driver.msix_vectors <= 0x800
@@ -204,7 +204,7 @@ def test_isr_status_is_set_before_the_driver_is_interrupted(msix: bool) -> None:
     driver.read_isr()
     driver.send(INFLATE, [pfn_array([1])])
     driver.read_isr()
-    # A line is also told to fall, which is when ISR status has become 0.
+    # The line is also deasserted, when ISR status has become 0.
     assert seen == ([2, 0] if msix else [2, 0, 1, 0])
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a driver does in whatever order, the device interrupts when it must and only then.
+"""For any sequence of a driver's actions, the device interrupts exactly when it must.
 
-A state machine plays a driver that initialises, resets the device or one queue, turns MSI-X on and
-off, maps vectors, sends buffers and breaks rings, and keeps the books that VIRTIO 1.2 prescribes:
-which vectors have to be triggered, what ISR status holds, and how far each used ring has come.
+A state machine acts as a driver that initialises and resets the device or one queue, enables and
+disables MSI-X, maps vectors, sends buffers and breaks rings. It computes the result that VIRTIO 1.2
+prescribes: the vectors triggered, the ISR status, and the index of each used ring.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SETTINGS = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
 class AnyDriver(RuleBasedStateMachine):
-    """The driver, and in `isr`, `triggered`, `waiting`, `used` what it is entitled to."""
+    """The driver; `isr`, `triggered`, `waiting` and `used` are the prescribed results."""
 
     @initialize()
-    def find(self) -> None:
+    def probe(self) -> None:
         self.driver = BalloonDriver(STANDARD).probe()
         self.board = self.driver.board
         self.driver.enable_msix()
@@ -55,9 +55,9 @@ class AnyDriver(RuleBasedStateMachine):
         self.isr = 0
         self.triggered: list[int] = []
         self.target = 0
-        self._forget()
+        self._reset_model()
 
-    def _forget(self) -> None:
+    def _reset_model(self) -> None:
         self.status = 0
         self.vectors: dict[object, int] = dict.fromkeys((CONFIG, *QUEUES), NO_VECTOR)
         self.waiting = dict.fromkeys(QUEUES, 0)
@@ -69,8 +69,8 @@ class AnyDriver(RuleBasedStateMachine):
     def live(self) -> bool:
         return bool(self.status & DRIVER_OK) and not self.status & NEEDS_RESET
 
-    def _notified(self, event: object) -> None:
-        """The device has to tell the driver of `event`, by the way that is open now."""
+    def _expect_notification(self, event: object) -> None:
+        """Record the interrupt that the device must send for `event`."""
         if event == CONFIG:
             self.isr |= ISR_CONFIG
         elif not self.msix:
@@ -84,7 +84,7 @@ class AnyDriver(RuleBasedStateMachine):
     def reset_device(self, reset: bool) -> None:
         if reset:
             self.driver.write_common("device_status", 0)
-            self._forget()
+            self._reset_model()
             self.isr = 0
 
     @precondition(lambda self: self.status == 0)
@@ -98,7 +98,7 @@ class AnyDriver(RuleBasedStateMachine):
         for queue in queues:
             self.set_up(queue, vector)
         if live:
-            self.go()
+            self.set_driver_ok()
 
     @precondition(lambda self: self.status & FEATURES_OK)
     @rule(queue=st.sampled_from(QUEUES), vector=VECTOR)
@@ -109,7 +109,7 @@ class AnyDriver(RuleBasedStateMachine):
 
     @precondition(lambda self: self.status & FEATURES_OK and not self.status & DRIVER_OK)
     @rule()
-    def go(self) -> None:
+    def set_driver_ok(self) -> None:
         self.status |= DRIVER_OK
         self.driver.add_status(DRIVER_OK)
 
@@ -129,7 +129,7 @@ class AnyDriver(RuleBasedStateMachine):
     # Interrupts.
 
     @rule(on=st.booleans())
-    def turn_msix(self, on: bool) -> None:
+    def enable_msix(self, on: bool) -> None:
         self.msix = on
         self.driver.write_pci(self.driver.msix_capability + 2, 2, on << 15)
 
@@ -159,7 +159,7 @@ class AnyDriver(RuleBasedStateMachine):
     def change_configuration(self) -> None:
         self.target = (self.target + 1) % 1000
         if self.live:
-            self._notified(CONFIG)
+            self._expect_notification(CONFIG)
         self.board.balloon.set_target(self.target)
         assert self.driver.read_config(0) == self.target
 
@@ -186,28 +186,28 @@ class AnyDriver(RuleBasedStateMachine):
 
     @rule()
     def serve(self) -> None:
-        self._serve_in_order()
+        self._expect_service()
         self.board.serve()
         for ring in self.driver.queues.values():
             ring.take_used()
 
-    def _serve_in_order(self) -> None:
-        """What serving the doorbells, in the order they were rung, has to bring about."""
+    def _expect_service(self) -> None:
+        """Record the results of serving the pending notifications in order."""
         for queue in self.board.notifiers.notified:
             if not self.live or queue not in self.driver.queues:
                 continue
             if queue == self.broken:
                 self.status |= NEEDS_RESET
-                self._notified(CONFIG)
+                self._expect_notification(CONFIG)
             elif self.waiting[queue]:
                 self.used[queue] += self.waiting[queue]
                 self.waiting[queue] = 0
-                self._notified(queue)
+                self._expect_notification(queue)
 
-    # What has to be true after every step.
+    # Invariants.
 
     @invariant()
-    def interrupts_are_those_due(self) -> None:
+    def interrupts_match_the_model(self) -> None:
         assert self.board.msi.triggered == self.triggered
         asserted = bool(self.isr) and not self.msix
         assert bool(self.driver.read_pci(0x06, 2) & 1 << 3) == asserted
@@ -215,7 +215,7 @@ class AnyDriver(RuleBasedStateMachine):
         assert self.board.transport.interrupts.isr_status == self.isr
 
     @invariant()
-    def the_device_is_where_the_driver_put_it(self) -> None:
+    def registers_match_the_model(self) -> None:
         assert self.driver.status == self.status
         for queue in QUEUES:
             self.driver.write_common("queue_select", queue)
@@ -229,5 +229,5 @@ class AnyDriver(RuleBasedStateMachine):
 @pytest.mark.conformance("2.1.2-1", "2.1.2-3", "2.4.1-2", "2.6.1.1.1-1", "2.6.1.1.1-2", "2.7.7.2-3")
 @pytest.mark.conformance("4.1.4.5.1-2", "4.1.4.5.1-3", "4.1.4.5.1-4", "4.1.4.5.1-5")
 @pytest.mark.conformance("4.1.5.1.2.1-6", "4.1.5.1.2.1-7", "4.1.5.3.1-1", "4.1.5.4.1-2")
-def test_any_order_of_what_a_driver_may_do() -> None:
+def test_any_sequence_of_driver_actions() -> None:
     run_state_machine_as_test(AnyDriver, settings=SETTINGS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver's side of the balloon, for guests that are bytes: `guest_program` tells it what to do.
+"""A balloon driver without error handling, which `guest_program` directs.
 
-It finds its own way to a started device and well-formed buffers, and believes nothing that the
-device says, so it goes on whatever state the device is in.
+It can start the device and build well-formed buffers, and ignores the device's state, so it
+continues whatever that state is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from devices.bus import Bus
 from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig
 from devices.testing.board import APERTURE
 from pyvmm_native import PAGE_BYTES
-from tests.fuzz.watched_board import DRIVER_BYTES, WatchedBoard
+from tests.fuzz.checked_board import DRIVER_BYTES, CheckedBoard
 
 ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 11, 15
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -32,7 +32,7 @@ def descriptor(gpa: int, length: int, flags: int, following: int) -> bytes:
 
 
 class Ring:
-    """The driver's side of one queue, without any care for what the device says."""
+    """The driver's side of one queue; ignores the device's state."""
 
     def __init__(self, index: int, size: int) -> None:
         self.size = size
@@ -44,21 +44,21 @@ class Ring:
 
 
 class CarelessDriver:
-    """A driver on `board` that knows how things are done; what it is told to do may be nonsense."""
+    """A driver of `board` that does each step as told, valid or not."""
 
-    def __init__(self, board: WatchedBoard) -> None:
+    def __init__(self, board: CheckedBoard) -> None:
         self.memory = board.ram.driver_area
         self.rings: dict[int, Ring] = {}
         self.ring_size = 8
         self.payload_gpa = PAYLOAD_GPA
-        self.room_gpa = PAYLOAD_GPA  # for the device's questions
+        self.request_gpa = PAYLOAD_GPA  # the buffer for the device's requests
         self.later: list[tuple[int, bytes]] = []
         self.countdown = 0
-        self.settle_on(board)
-        board.ram.moment = self.moment
+        self.attach(board)
+        board.ram.on_access = self.on_access
 
-    def settle_on(self, board: WatchedBoard) -> None:
-        """Run on `board`, which has the guest's memory."""
+    def attach(self, board: CheckedBoard) -> None:
+        """Drive `board`, which has this guest's memory."""
         self.board = board
         self.mmio = board.mmio
         self.config_ports = ConfigMechanism1(board.pci)
@@ -66,7 +66,8 @@ class CarelessDriver:
         self.pio.map(0xCF8, 8, self.config_ports)
         self.ecam = EnhancedConfig(board.pci)
 
-    def plug_in(self) -> None:
+    def place_bars(self) -> None:
+        """Place the BARs, and enable memory space and bus mastering."""
         config = self.board.function.config_write
         for register, gpa in ((PCI_BAR0, BAR0), (PCI_BAR2, BAR2)):
             config(register, 4, gpa)
@@ -87,7 +88,7 @@ class CarelessDriver:
         mmio.write(BAR0 + STATUS, 1, DRIVER_OK)
 
     def ring(self, queue: int) -> Ring:
-        """The queue's ring, set up when it is first used."""
+        """Return the queue's ring; set the queue up at its first use."""
         ring = self.rings.get(queue)
         if ring is None:
             ring = self.rings[queue] = Ring(queue, self.ring_size)
@@ -99,19 +100,19 @@ class CarelessDriver:
             write(BAR0 + QUEUE_ENABLE, 2, 1)
         return ring
 
-    def reset_one(self, queue: int) -> None:
+    def reset_ring(self, queue: int) -> None:
         self.mmio.write(BAR0 + QUEUE_SELECT, 2, queue)
         self.mmio.write(BAR0 + QUEUE_RESET, 2, 1)
         self.rings.pop(queue, None)
 
     def poke(self, gpa: int, data: bytes) -> None:
-        """Write guest memory, wrapped into the part that is the guest's own."""
+        """Write guest memory; addresses wrap around in the driver's own part of it."""
         gpa %= DRIVER_BYTES
         data = data[: DRIVER_BYTES - gpa]
         self.memory[gpa : gpa + len(data)] = data
 
     def place(self, data: bytes) -> int:
-        """Put `data` somewhere and say where."""
+        """Write `data` to free memory; return its address."""
         if self.payload_gpa + len(data) > DRIVER_BYTES:
             self.payload_gpa = PAYLOAD_GPA
         gpa = self.payload_gpa
@@ -139,8 +140,8 @@ class CarelessDriver:
         ring.next_avail = (ring.next_avail + 1) & 0xFFFF
         self.poke(ring.avail + 2, struct.pack("<H", ring.next_avail))
 
-    def moment(self) -> None:
-        """Another processor of the guest may write now."""
+    def on_access(self) -> None:
+        """Act as another processor of the guest, which may write to memory at this moment."""
         if self.later:
             self.countdown -= 1
             if self.countdown <= 0:

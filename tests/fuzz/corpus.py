@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The corpus: guests that reached something no guest before them did, one a line, in hexadecimal.
+"""The fuzzer's corpus: one program a line, in hexadecimal, each of which added coverage.
 
-libFuzzer works on a directory with a file for each; here they are one file, which a person can look
-over in a review. `unpack` makes the directory, `pack` takes in what a run of the fuzzer has left:
+libFuzzer needs a directory with a file for each program; one text file is easier to review.
+`unpack` writes the directory, `pack` reads it back after a run of the fuzzer:
 
     .venv/bin/python -m tests.fuzz.corpus unpack DIRECTORY
     .venv/bin/python -m tests.fuzz.corpus pack DIRECTORY
@@ -18,7 +18,7 @@ CORPUS = Path(__file__).with_name("corpus.txt")
 
 
 def programs() -> list[bytes]:
-    """Every program of the corpus."""
+    """Return all programs of the corpus."""
     return [bytes.fromhex(line) for line in CORPUS.read_text().splitlines()]
 
 
@@ -30,7 +30,7 @@ def unpack(directory: Path) -> None:
 
 
 def pack(directory: Path) -> None:
-    """Make the corpus what is in `directory`."""
+    """Replace the corpus by the programs in `directory`."""
     found = {path.read_bytes() for path in directory.iterdir()}
     CORPUS.write_text(
         "".join(f"{each.hex()}\n" for each in sorted(found, key=lambda p: (len(p), p)))

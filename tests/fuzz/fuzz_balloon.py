@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage-guided fuzzer: libFuzzer makes up guests, `guest_program.run` says what is wrong.
+"""Coverage-guided fuzzing of the balloon device: libFuzzer generates guests for `guest_program`.
 
-Invariant: as `guest_program`. `make fuzz` runs this for FUZZ_SECONDS on the committed corpus; any
-option of libFuzzer can be given to it by hand:
+Invariant: that of `guest_program`. `make fuzz` runs this for FUZZ_SECONDS on the committed corpus.
+By hand, with any option of libFuzzer:
 
     .venv/bin/python -m tests.fuzz.fuzz_balloon CORPUS -runs=10000000 -max_len=256
 
-What it finds is left as a file called crash-…, which `python -m tests.fuzz.fuzz_balloon crash-…`
-runs again. Programs are kept in CORPUS when they reach branches of `devices` that none did before.
+A failing input is saved as crash-…, and `python -m tests.fuzz.fuzz_balloon crash-…` reproduces it.
+Programs that reach new branches of `devices` are added to CORPUS.
 """
 
 from __future__ import annotations

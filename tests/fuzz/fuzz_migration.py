@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage-guided fuzzer, for what the two sides of a migration say to each other.
+"""Coverage-guided fuzzing of the migration stream, in both directions.
 
     .venv/bin/python -m tests.fuzz.fuzz_migration CORPUS -max_len=4096 -max_total_time=1800
 
-Invariant: as `migration_stream`. What it finds is left as a file called crash-…, which
-`python -m tests.fuzz.fuzz_migration crash-…` runs again.
+Invariant: that of `migration_stream`. A failing input is saved as crash-…, and
+`python -m tests.fuzz.fuzz_migration crash-…` reproduces it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage-guided fuzzer of snapshot files: `snapshot_program.run` says what is wrong.
+"""Coverage-guided fuzzing of snapshot files with `snapshot_file_program`.
 
-`make fuzz` runs it after the one of the balloon. By hand, with any option of libFuzzer:
+`make fuzz` runs it after `fuzz_balloon`. By hand, with any option of libFuzzer:
 
     .venv/bin/python -m tests.fuzz.fuzz_snapshot -runs=5000000 -max_len=4096 -rss_limit_mb=1024
 
-What it finds is left as a file called crash-…, oom-… or timeout-…; giving it that file's name runs
-it again.
+A failing input is saved as crash-…, oom-… or timeout-…; the fuzzer reproduces it when given that
+file's name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["pyvmm.snapshot", "pyvmm.state", "devices.state"]):
-    from tests.fuzz import snapshot_program
+    from tests.fuzz import snapshot_file_program
 
 
 def run(data: bytes) -> None:
-    snapshot_program.run(data)
+    snapshot_file_program.run(data)
 
 
 def main() -> None:

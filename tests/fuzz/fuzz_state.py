@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage-guided fuzzer of saved devices: `state_program.run` says what is wrong.
+"""Coverage-guided fuzzing of saved device states with `state_program`.
 
-`make fuzz` runs it last. By hand, with any option of libFuzzer:
+`make fuzz` runs it after `fuzz_snapshot`. By hand, with any option of libFuzzer:
 
     .venv/bin/python -m tests.fuzz.fuzz_state -runs=5000000 -max_len=64
 
-What it finds is left as a file called crash-…, which `python -m tests.fuzz.fuzz_state crash-…` runs
-again.
+A failing input is saved as crash-…, and `python -m tests.fuzz.fuzz_state crash-…` reproduces it.
 """
 
 from __future__ import annotations

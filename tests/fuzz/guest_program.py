@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes are a guest: an interpreter from bytes to what a driver does to a balloon.
+"""An interpreter of bytes as the actions of a guest's balloon driver, for fuzzing.
 
-Invariant: whatever the bytes, nothing leaves the device but what its policy allows, and everything
-that `watched_board` checks holds, at every step and when the guest lies still at the end. No page
-changes that the guest did not give away.
+Invariant: whatever the bytes, the device raises no exception beyond its policy, and all invariants
+of `checked_board` hold, at every step and when the guest is idle at the end. Only pages that the
+guest provided to the device change.
 
 The first two bytes choose the dialect, the features offered and accepted, the size of the rings and
-whether the guest has started its device properly; most have, so that a random program reaches the
-queues. Every further byte is an instruction, whose operands are the bytes behind it (zeros, when
-there are no more). Operands lean towards what is nearly right: a valid request with one field
-spoilt gets further than noise. `LATER` makes memory change while the device works: the bytes are
-written at the N-th moment at which another processor of the guest could have written them.
+whether the device is initialised; mostly it is, so that a random program reaches the queues. Each
+further byte is an instruction, whose operands are the bytes after it (zeros at the end). Operands
+are mostly almost valid: a valid request with one corrupted field gets further than noise.
+`write_later` changes memory while the device works, at the N-th point at which another processor of
+the guest could write.
 
 The hypothesis tests, the fuzzer and the replay of its corpus all run `run`.
 """
@@ -40,10 +40,10 @@ from tests.fuzz.careless_driver import (
     Ring,
     descriptor,
 )
-from tests.fuzz.snapshot import Snapshot
-from tests.fuzz.watched_board import REGIONS, WatchedBoard, check
+from tests.fuzz.checked_board import REGIONS, CheckedBoard, check
+from tests.fuzz.object_state import ObjectState
 
-KEPT_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
+PATTERN_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
 
 EDGES = [
     edge + delta
@@ -57,11 +57,11 @@ INDICES = [0, 1, 2, 3, 7, 127, 128, 0x7FFF, 0xFFFE, 0xFFFF]
 
 
 class OutOfBytes(Exception):
-    """The program is at its end."""
+    """The program has ended."""
 
 
 class Program:
-    """The bytes, read from the front."""
+    """Reads operands from the bytes of a program."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -88,15 +88,15 @@ class Program:
         return self._data[at : at + count].ljust(count, b"\0")
 
     def pick(self, choices: Sequence[int], raw_bytes: int) -> int:
-        """One of `choices`, or a number of any kind."""
+        """Return one of `choices`, or an arbitrary number of `raw_bytes` bytes."""
         at = self.byte()
         return choices[at % len(choices)] if at < 192 else self.number(raw_bytes)
 
 
 class Guest(CarelessDriver):
-    """One guest running one program on `board`."""
+    """A guest that runs one program on `board`."""
 
-    def __init__(self, board: WatchedBoard, program: Program) -> None:
+    def __init__(self, board: CheckedBoard, program: Program) -> None:
         super().__init__(board)
         self.program = program
 
@@ -109,25 +109,25 @@ class Guest(CarelessDriver):
         return self.program.pick(EDGES, 8)
 
     def pfns(self) -> list[int]:
-        """Page frames: mostly some of those with a pattern, sometimes others."""
+        """Return page frames: mostly some that hold the pattern, sometimes others."""
         program = self.program
         kind = program.byte()
         if kind < 160:
-            start, count = program.byte() % len(KEPT_PFNS), kind % 12 + 1
-            return KEPT_PFNS[start : start + count]
+            start, count = program.byte() % len(PATTERN_PFNS), kind % 12 + 1
+            return PATTERN_PFNS[start : start + count]
         if kind < 220:
             mask = program.number(6)
-            return [pfn for i, pfn in enumerate(KEPT_PFNS) if mask >> i & 1]
+            return [pfn for i, pfn in enumerate(PATTERN_PFNS) if mask >> i & 1]
         return [program.number(4) for _ in range(kind % 6)]
 
     def request(self) -> bytes:
-        """A request naming pages, in this device's dialect or by mistake in the other."""
+        """Return a request that names pages, in this dialect or mistakenly in the other."""
         program = self.program
         pfns = self.pfns()
-        spoilt = program.byte()
-        if (self.board.watched.dialect is STANDARD) ^ (spoilt == 255):
+        corruption = program.byte()
+        if (self.board.checked_balloon.dialect is STANDARD) ^ (corruption == 255):
             data = struct.pack(f"<{len(pfns)}I", *(pfn & 0xFFFF_FFFF for pfn in pfns))
-            return data + program.take(spoilt % 4) if spoilt > 200 else data
+            return data + program.take(corruption % 4) if corruption > 200 else data
         start = min(pfns, default=0) & ~63
         bits = 0
         for pfn in pfns:
@@ -135,18 +135,18 @@ class Guest(CarelessDriver):
                 bits |= 1 << pfn - start
         bitmap = bits.to_bytes((bits.bit_length() + 63) // 64 * 8 or 8, "little")
         fields = [0, 12, 0, 0, 0, start, len(bitmap)]
-        if spoilt % 8 == 7:  # an answer to the question that is there, or nearly
+        if corruption % 8 == 7:  # a response to the pending request, or nearly one
             shape = program.byte()
-            question = self.memory[self.room_gpa : self.room_gpa + 16]
-            fields[0], fields[4] = struct.unpack("<H6xQ", question)
+            request = self.memory[self.request_gpa : self.request_gpa + 16]
+            fields[0], fields[4] = struct.unpack("<H6xQ", request)
             fields[2] = shape % 3
             if shape & 0x40:
                 fields[6] = 0
             if shape & 0x80:
                 fields[shape >> 2 & 7 if shape & 0x1C != 0x1C else 0] ^= shape & 3
-        elif spoilt > 128:
+        elif corruption > 128:
             sizes = (2, 2, 2, 2, 8, 8, 8)
-            at = spoilt % 7
+            at = corruption % 7
             fields[at] = program.pick([0, 1, 8, 12, 13, 21, 30, 64, 1 << 15], sizes[at])
         limits = (0xFFFF,) * 4 + (ALL_ONES,) * 3
         fields = [field & limit for field, limit in zip(fields, limits, strict=True)]
@@ -155,7 +155,7 @@ class Guest(CarelessDriver):
     # Instructions.
 
     def send_request(self) -> None:
-        """A request in one to four descriptors."""
+        """Send a request in one to four descriptors."""
         queue, shape = self.queue(), self.program.byte()
         data = self.request()
         cuts = sorted({len(data) * i // (shape % 4 + 1) for i in range(shape % 4 + 2)})
@@ -166,7 +166,7 @@ class Guest(CarelessDriver):
         self.add(queue, elements, bool(shape & 0x80))
 
     def send_bytes(self) -> None:
-        """Any payload: statistics, command ids, noise."""
+        """Send an arbitrary payload."""
         queue, count = self.queue(), self.program.byte()
         data = self.program.take(count % 64)
         self.add(queue, [(self.place(data), len(data), 0)], bool(count & 0x80))
@@ -177,12 +177,12 @@ class Guest(CarelessDriver):
         data = b"".join(entries)
         self.add(queue, [(self.place(data), len(data), 0)], False)
 
-    def send_room(self) -> None:
-        """Device-writable elements: room for an answer, or pages reported or hinted."""
+    def send_writable(self) -> None:
+        """Send device-writable elements: a response buffer, or reported or hinted pages."""
         queue, shape = self.queue(), self.program.byte()
         if shape < 64:
-            self.room_gpa = self.place(bytes(16))
-            elements = [(self.room_gpa, 16, WRITE)]
+            self.request_gpa = self.place(bytes(16))
+            elements = [(self.request_gpa, 16, WRITE)]
         else:
             pages = self.pfns()
             elements = [(pfn * PAGE_BYTES, PAGE_BYTES, WRITE) for pfn in pages[:3]]
@@ -190,13 +190,13 @@ class Guest(CarelessDriver):
         self.add(queue, elements, bool(shape & 1))
 
     def send_command_id(self) -> None:
-        """The id of the round of hinting that the device has begun, or the end of one."""
+        """Send the command id of the current hinting, or STOP or DONE."""
         queue, shape = self.queue(), self.program.byte()
         value = self.mmio.read(BAR0 + 0x2008, 4) if shape < 160 else shape % 3
         self.add(queue, [(self.place(struct.pack("<I", value)), 4, 0)], False)
 
     def send_elements(self) -> None:
-        """Elements of any address, length and direction."""
+        """Send elements of any address, length and direction."""
         queue, shape = self.queue(), self.program.byte()
         elements = [
             (self.gpa(), self.program.pick(LENGTHS, 4), self.program.byte() & 0xFF)
@@ -211,7 +211,7 @@ class Guest(CarelessDriver):
         self.poke(ring.desc + 16 * at, descriptor(gpa, length, flags, following))
 
     def write_index(self) -> None:
-        """The available index, flags, an element, or used_event."""
+        """Write the available index, flags, an element, or used_event."""
         ring, which = self.ring(self.queue()), self.program.byte()
         value = self.program.pick(INDICES, 2)
         if which & 0x80:
@@ -229,7 +229,7 @@ class Guest(CarelessDriver):
         self.later.append((self.program.number(2), data))
 
     def add_again(self) -> None:
-        """Make many buffers available at once: the same descriptors again."""
+        """Make the same descriptors available again, many at once."""
         ring = self.ring(self.queue())
         ring.next_avail = ring.next_avail + self.program.byte() % (ring.size + 2) & 0xFFFF
         self.poke(ring.avail + 2, struct.pack("<H", ring.next_avail))
@@ -240,31 +240,31 @@ class Guest(CarelessDriver):
         self.mmio.write(BAR0 + 0x3000 + 4 * queue, 2, queue)
 
     def serve_once(self) -> None:
-        """The event loop serves the bell that has waited longest."""
-        rung = self.board.notifiers.notified
-        if rung:
-            queue = rung.pop(0)
+        """Serve the oldest pending notification, as the event loop does."""
+        pending = self.board.notifiers.notified
+        if pending:
+            queue = pending.pop(0)
             if self.board.transport.serve_queue(queue):
-                rung.append(queue)
+                pending.append(queue)
 
     def serve_all(self) -> None:
         for queue in self.rings:
             if queue < len(self.board.device.queues):
-                self.board.serve_to_the_end(queue)
+                self.board.serve_all(queue)
 
     def restart(self) -> None:
-        """A reset in the middle of work, and other features."""
+        """Reset the device at any time, and negotiate other features."""
         wanted = ALL_ONES ^ self.program.byte()
-        self.plug_in()
+        self.place_bars()
         self.start(wanted)
 
     def reset_queue(self) -> None:
-        self.reset_one(self.queue())
+        self.reset_ring(self.queue())
 
     def place_ring(self) -> None:
-        """The parts of a ring anywhere: overlapping, out of line, across a seam, no RAM at all."""
+        """Place a ring anywhere: overlapping, misaligned, across regions, outside RAM."""
         program, queue = self.program, self.queue()
-        self.reset_one(queue)
+        self.reset_ring(queue)
         ring = Ring(queue, RING_SIZES[program.byte() & 3])
         write = self.mmio.write
         write(BAR0 + QUEUE_SIZE, 2, ring.size)
@@ -276,7 +276,7 @@ class Guest(CarelessDriver):
         self.rings[queue] = ring
 
     def access_bar(self) -> None:
-        """Any register, any size, any offset; near the structures or anywhere."""
+        """Access any offset of the BARs with any size, mostly near the structures."""
         program = self.program
         where = program.byte()
         base = (0, 0, 0x1000, 0x2000, 0x2000, 0x3000, 0x10_0000, 0x10_0800)[where & 7]
@@ -286,7 +286,7 @@ class Guest(CarelessDriver):
         self.access(self.mmio, BAR0 + offset)
 
     def access_ports(self) -> None:
-        """The configuration ports, pointed at the device or anywhere."""
+        """Access configuration space through the ports, mostly this device's."""
         program = self.program
         register = program.byte() & 0xFC
         address = 1 << 31 | SLOT << 11 | register
@@ -308,7 +308,7 @@ class Guest(CarelessDriver):
             bus.write(address, size, value & (1 << 8 * size) - 1)
 
     def access_ecam(self) -> None:
-        """Configuration space in memory, of this function or another."""
+        """Access configuration space through ECAM, mostly this device's."""
         program = self.program
         offset, which = program.byte(), program.byte()
         if which >= 192:
@@ -316,7 +316,7 @@ class Guest(CarelessDriver):
         self.access(self.ecam, offset + (SLOT << 15) * (which < 192))
 
     def access_config(self) -> None:
-        """Configuration space at once: BARs, command, the window into the BAR, MSI-X control."""
+        """Access configuration space directly: BARs, command, BAR window, MSI-X control."""
         offset, shape = self.program.byte(), self.program.byte()
         size = (1, 2, 4, 4)[shape & 3]
         function = self.board.function
@@ -328,21 +328,21 @@ class Guest(CarelessDriver):
             function.config_write(offset, size, value & (1 << 8 * size) - 1)
 
     def act_as_host(self) -> None:
-        """What people ask of the balloon meanwhile."""
-        balloon, what = self.board.watched, self.program.byte()
-        if what % 8 == 0:
-            balloon.set_target(what % 57)
-        elif what % 8 < 3:
+        """Use the balloon from the host's side."""
+        balloon, action = self.board.checked_balloon, self.program.byte()
+        if action % 8 == 0:
+            balloon.set_target(action % 57)
+        elif action % 8 < 3:
             balloon.request_stats()
-        elif what % 8 == 3:
+        elif action % 8 == 3:
             balloon.misc.cancel()
-            balloon.misc.request(Command(what // 8 % 3), lambda answer: None)
-        elif what % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
+            balloon.misc.request(Command(action // 8 % 3), lambda answer: None)
+        elif action % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
             balloon.hinting.finish()
             balloon.hinting.start(lambda ending: None)
-        elif what % 8 == 5:
+        elif action % 8 == 5:
             balloon.hinting.stop()
-        elif what % 8 == 6:
+        elif action % 8 == 6:
             balloon.misc.cancel()
         else:
             _ = (balloon.counters, balloon.actual, balloon.has_live(Role.STATS))
@@ -364,48 +364,52 @@ class Guest(CarelessDriver):
 
 INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (
     Guest.send_request, Guest.send_request, Guest.send_request, Guest.send_bytes,
-    Guest.send_statistics, Guest.send_command_id, Guest.send_room, Guest.send_room,
+    Guest.send_statistics, Guest.send_command_id, Guest.send_writable, Guest.send_writable,
     Guest.send_elements,
     Guest.write_descriptor, Guest.write_index, Guest.write_memory, Guest.write_later,
     Guest.add_again, Guest.kick, Guest.serve_once, Guest.serve_once,
     Guest.serve_all, Guest.serve_all, Guest.restart, Guest.reset_queue,
     Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_ecam, Guest.access_config,
-    Guest.act_as_host, Guest.place_ring, Guest.send_request, Guest.send_room,
+    Guest.act_as_host, Guest.place_ring, Guest.send_request, Guest.send_writable,
     Guest.serve_once, Guest.serve_all,
 )  # fmt: skip
 
 
 @cache
-def _board(bitmap: int, offer: int, spoilt: int, started: bool) -> tuple[WatchedBoard, Snapshot]:
-    """One board for each way to begin, there already, and how to get back to it."""
+def _board(
+    bitmap: int, offer: int, corruption: int, started: bool
+) -> tuple[CheckedBoard, ObjectState]:
+    """Return the board for one start configuration, and its state to restore."""
     dialect = BITMAP if bitmap else STANDARD
     known, default, required = (
         dialect.features.known,
         dialect.features.default,
         dialect.features.required,
     )
-    board = WatchedBoard(dialect, (known, known, default, required)[offer])
+    board = CheckedBoard(dialect, (known, known, default, required)[offer])
     if started:
         guest = Guest(board, Program(b""))
-        guest.plug_in()
-        guest.start(ALL_ONES ^ spoilt)
-    board.ram.moment = lambda: None
-    return board, Snapshot(board)
+        guest.place_bars()
+        guest.start(ALL_ONES ^ corruption)
+    board.ram.on_access = lambda: None
+    return board, ObjectState(board)
 
 
-def run(data: bytes) -> WatchedBoard:
-    """Run `data` as a guest; raises whatever should not have happened."""
+def run(data: bytes) -> CheckedBoard:
+    """Run `data` as a guest; raise any violation of the invariant."""
     program = Program(data)
     choice, wanted = program.byte(), program.byte()
-    # Mostly every feature but at most one, and now and then none of some kind.
-    spoilt = 1 << wanted % 8 if wanted & 8 else 0
-    spoilt |= features.EVENT_IDX * bool(wanted & 0x10) | features.INDIRECT_DESC * (wanted >= 0xC0)
-    board, snapshot = _board(choice & 1, choice >> 1 & 3, spoilt, choice < 0xF0)
+    # Mostly all features or all but one.
+    corruption = 1 << wanted % 8 if wanted & 8 else 0
+    corruption |= features.EVENT_IDX * bool(wanted & 0x10) | features.INDIRECT_DESC * (
+        wanted >= 0xC0
+    )
+    board, initial = _board(choice & 1, choice >> 1 & 3, corruption, choice < 0xF0)
     try:
         guest = Guest(board, program)
         guest.ring_size = RING_SIZES[choice >> 3 & 3]
         guest.run()
-        board.check_at_rest()
+        board.check_idle()
     finally:
-        snapshot.restore()
+        initial.restore()
     return board

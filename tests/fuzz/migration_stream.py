@@ -60,9 +60,8 @@ def _as_records(data: bytes) -> bytes:
 
 def _read(reader: SourceReader | DestinationReader, stream: bytes) -> None:
     ram = PageRuns()
-    for place in range(0, len(stream), 1000):
-        piece = stream[place : place + 1000]
-        reader.feed(piece)
+    for start in range(0, len(stream), 1000):
+        reader.feed(stream[start : start + 1000])
         try:
             while (message := reader.next()) is not None:
                 if isinstance(message, messages.Hello):

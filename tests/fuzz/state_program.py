@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes are a saved device: what the fuzzer and the tests run.
+"""An interpreter of bytes as corruptions of a saved device state, for the fuzzer and the tests.
 
-Invariant: a device either takes a state, and can then be worked with, saved and reset like any
-other, or raises `StateError` and is as it was. Nothing else happens, whatever the state says.
+Invariant: a device either applies a state, and can then be used, saved and reset like any other, or
+raises `StateError` and is unchanged. Nothing else happens, whatever the state contains.
 
-The first byte chooses a device that a guest has used. The others spoil what it saves, change by
-change: a place in the payload, and what becomes of it. Noise that is no payload at all is left to
-`tests.fuzz.snapshot_program`.
+The first byte chooses a device that a guest has used. The others corrupt its saved state, change by
+change: a position in the payload, and its new value. `tests.fuzz.snapshot_file_program` covers
+payloads that cannot be decoded.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from devices.testing.recorders import RecordingInterruptLine
 from devices.testing.states import mutable_copy, payload_items
 from devices.virtio.pci_transport import VirtioPciTransport
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
+from tests.fuzz.checked_board import DRIVER_BYTES, REGIONS, CheckedBoard
 from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program
-from tests.fuzz.snapshot import Snapshot
-from tests.fuzz.watched_board import DRIVER_BYTES, REGIONS, WatchedBoard
+from tests.fuzz.object_state import ObjectState
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 15, 16, 127, 128, 255, 0xFFFF, 1 << 16, 1 << 31, 1 << 63, *EDGES]
 
 
 def used_balloon(dialect: Dialect) -> Board:
-    """A board whose guest has used every queue; buffers are kept where they can be."""
-    watched = WatchedBoard(dialect, dialect.features.known)
-    guest = Guest(watched, Program(b""))
-    guest.plug_in()
+    """Return a board whose guest has used every queue, with buffers in flight where possible."""
+    checked = CheckedBoard(dialect, dialect.features.known)
+    guest = Guest(checked, Program(b""))
+    guest.place_bars()
     guest.start(ALL_ONES)
     guest.add(STATS, [], False)
     if dialect is BITMAP:
         guest.add(MISC, [(guest.place(bytes(16)), 16, WRITE)], False)
-    for queue in range(len(watched.device.queues)):
+    for queue in range(len(checked.device.queues)):
         guest.ring(queue)
     guest.serve_all()
     ram = AnonymousRam(*REGIONS)
     ram.maps[0][1][:] = guest.memory[:]
     board = BalloonBoard(dialect, ram=ram, offered=dialect.features.known)
-    board.transport.restore_state(Fields("used", watched.transport.save_state()))
+    board.transport.restore_state(Fields("used", checked.transport.save_state()))
     return board
 
 
@@ -73,30 +73,30 @@ MAKERS: tuple[Callable[[], Stateful], ...] = (
 
 @cache
 def _part(index: int) -> tuple[Stateful, Callable[[], None], Payload]:
-    """A part, the way back to how it is, and what it saves."""
+    """Return a part, a function that restores it as it is now, and its saved state."""
     part = MAKERS[index]()
-    snapshot, state = Snapshot(part), part.save_state()
+    objects, state = ObjectState(part), part.save_state()
     if not isinstance(part, VirtioPciTransport):
-        return part, snapshot.restore, state
+        return part, objects.restore, state
     memory = part.device.memory
     rings = memory.read(0, DRIVER_BYTES)
 
     def restore() -> None:
-        snapshot.restore()
+        objects.restore()
         memory.write(0, rings)
 
     return part, restore, state
 
 
 def run(data: bytes) -> bool:
-    """Restore what `data` makes of a state; whether the part took it."""
+    """Restore a state that `data` corrupts; return whether the part applied it."""
     program = Program(data)
     # The balloon has most of the fields.
-    part, put_back, state = _part((0, 0, 0, 1, 1, 1, 2, 3)[program.byte() % 8])
+    part, reset_part, state = _part((0, 0, 0, 1, 1, 1, 2, 3)[program.byte() % 8])
     payload = mutable_copy(state)
     with suppress(OutOfBytes):
         while payload:
-            _spoil(payload, program)
+            _corrupt(payload, program)
     try:
         part.restore_state(Fields("hostile", payload))
     except StateError:
@@ -104,14 +104,14 @@ def run(data: bytes) -> bool:
         return False
     else:
         encode(part.save_state())
-        _work_with(part)
+        _exercise(part)
     finally:
-        put_back()
+        reset_part()
     return True
 
 
-def _work_with(part: Stateful) -> None:
-    """What a machine does to a restored part, and a guest that starts anew."""
+def _exercise(part: Stateful) -> None:
+    """Use a restored part as a machine and a rebooted guest would."""
     if isinstance(part, VirtioPciTransport):
         for queue in range(len(part.device.queues)):
             part.serve_queue(queue)
@@ -132,7 +132,7 @@ def _work_with(part: Stateful) -> None:
     encode(part.save_state())
 
 
-def _spoil(payload: Any, program: Program) -> None:
+def _corrupt(payload: Any, program: Program) -> None:
     where = list(payload_items(payload))
     holder, key = where[(program.opcode() << 8 | program.byte()) % len(where)]
     action = program.byte() % 10

@@ -2,7 +2,7 @@
 """Guests made up by hypothesis, as programs and as accesses with a shape.
 
 Invariant of all: nothing but the policy's errors leaves the device, and what
-`tests.fuzz.watched_board` checks at every step holds: bounded work, no page discarded that a valid
+`tests.fuzz.checked_board` checks at every step holds: bounded work, no page discarded that a valid
 request did not name, every buffer returned, kept by right, or the device in NEEDS_RESET, and every
 other page intact. Afterwards an honest driver can start the device.
 """
@@ -29,10 +29,10 @@ from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
-from tests.fuzz import guest_program, oracle
+from tests.fuzz import guest_program, page_oracle
 from tests.fuzz.careless_driver import ALL_ONES
-from tests.fuzz.guest_program import INSTRUCTIONS, KEPT_PFNS, Guest, Program
-from tests.fuzz.watched_board import WatchedBoard
+from tests.fuzz.checked_board import CheckedBoard
+from tests.fuzz.guest_program import INSTRUCTIONS, PATTERN_PFNS, Guest, Program
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,
@@ -55,22 +55,22 @@ def test_no_program_does_harm(program: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(program=programs, dialect=st.sampled_from([STANDARD, BITMAP]))
 def test_an_honest_driver_can_follow(program: bytes, dialect: Dialect) -> None:
-    board = WatchedBoard(dialect, dialect.features.known)
+    board = CheckedBoard(dialect, dialect.features.known)
     guest = Guest(board, Program(program))
-    guest.plug_in()
+    guest.place_bars()
     guest.start(ALL_ONES)
     guest.run()
-    board.check_at_rest()
-    guest.plug_in()
+    board.check_idle()
+    guest.place_bars()
     guest.start(ALL_ONES)
-    before = board.watched.counters.inflate.pages
-    page = [KEPT_PFNS[3]]
+    before = board.checked_balloon.counters.inflate.pages
+    page = [PATTERN_PFNS[3]]
     parts = [pfn_array(page)] if dialect is STANDARD else bitmap_request(page)
     guest.add(INFLATE, [(guest.place(part), len(part), 0) for part in parts], False)
     guest.serve_all()
-    assert board.watched.counters.inflate.pages == before + 1
-    assert KEPT_PFNS[3] in board.ram.touched
-    board.check_at_rest()
+    assert board.checked_balloon.counters.inflate.pages == before + 1
+    assert PATTERN_PFNS[3] in board.ram.touched
+    board.check_idle()
 
 
 # A driver that changes ring, requests and everything else from another process, at the same time.
@@ -87,8 +87,8 @@ class SharedRam:
         self.map = mmap(-1, RAM_BYTES)
         self.memory = GuestMemory([(0, self.map)])
         self.pages = PageRuns([(0, RAM_BYTES // 4096)])
-        self.all_pages = oracle.pages_of_regions([(0, RAM_BYTES)])
-        self.allowed: oracle.Pages = frozenset()
+        self.all_pages = page_oracle.pages_of_regions([(0, RAM_BYTES)])
+        self.allowed: page_oracle.Pages = frozenset()
 
     def discard(self, runs: PageRuns) -> int:
         pages = {pfn for start, count in runs for pfn in range(start, start + count)}
@@ -105,10 +105,14 @@ class JudgedBalloon(BalloonDevice):
     def serve(self, queue: int, chain: Chain) -> int | None:
         role, named = self.roles.get(queue), None
         if role is Role.INFLATE:
-            decode = oracle.named_by_pfns if self.dialect is STANDARD else oracle.named_by_bitmap
+            decode = (
+                page_oracle.named_by_pfns
+                if self.dialect is STANDARD
+                else page_oracle.named_by_bitmap
+            )
             named = decode(chain.readable, self.ram.all_pages)
         elif role is Role.REPORTING:
-            named = oracle.wholly_inside(chain.writable_segments)
+            named = page_oracle.wholly_inside(chain.writable_segments)
         self.ram.allowed = named or frozenset()
         if named:
             self.goods += 1

@@ -21,9 +21,9 @@ from devices.pci.host_bridge import ConfigMechanism1
 from devices.testing.recorders import RecordingInterruptLine, RecordingTracer
 from pyvmm.memory import layout
 from pyvmm.units import MIB
-from tests.fuzz.watched_board import WatchedBoard
+from tests.fuzz.checked_board import CheckedBoard
 
-BOARD = WatchedBoard(STANDARD, STANDARD.features.known)
+BOARD = CheckedBoard(STANDARD, STANDARD.features.known)
 PORTS = [
     *range(layout.COM1_PORT, layout.COM1_PORT + layout.COM1_PORTS),
     *range(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT + layout.ACPI_PM_PORTS),
@@ -81,4 +81,4 @@ def test_no_port_access_raises(accesses: list[tuple[bool, int, int, int]], typed
         assert ports.uart.receive(typed) <= FIFO_BYTES
         assert ports.rooms <= offers, "room is offered once for what was refused once"
     assert all(len(each) == 1 for each in ports.output)
-    BOARD.check_at_rest()
+    BOARD.check_idle()

@@ -25,8 +25,8 @@ from devices.testing.states import restores, transfer_state
 from devices.testing.strategies import corrupted
 from pyvmm_native.runs import PageRuns
 from tests.fuzz.careless_driver import ALL_ONES
+from tests.fuzz.checked_board import REGIONS, CheckedBoard
 from tests.fuzz.guest_program import INSTRUCTIONS, RING_SIZES, Guest, Program
-from tests.fuzz.watched_board import REGIONS, WatchedBoard
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,
@@ -39,9 +39,9 @@ wanted = st.sampled_from([0, 0, 1 << 1, 1 << 28, 1 << 29, 1 << 40]).map(lambda b
 
 
 def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> Guest:
-    guest = Guest(WatchedBoard(dialect, dialect.features.known), Program(program))
+    guest = Guest(CheckedBoard(dialect, dialect.features.known), Program(program))
     guest.ring_size = ring_size
-    guest.plug_in()
+    guest.place_bars()
     guest.start(wanted)
     enable_msix(guest)
     return guest
@@ -89,15 +89,19 @@ class Watcher:
             "line": board.line.level,
             "doorbells": (board.notifiers.assigned, board.notifiers.notified),
             "discards": [list(runs) for runs in board.ram.discarded[self.discards :]],
-            "balloon": (board.watched.counters, board.watched.actual, board.watched.num_pages),
+            "balloon": (
+                board.checked_balloon.counters,
+                board.checked_balloon.actual,
+                board.checked_balloon.num_pages,
+            ),
             "decoded": [board.function.bar_gpa(bar) for bar in (0, 2)],
-            "live": [board.watched.has_live(role) for role in Role],
+            "live": [board.checked_balloon.has_live(role) for role in Role],
         }
 
 
-def forget_and_repeat(board: WatchedBoard) -> None:
+def forget_and_repeat(board: CheckedBoard) -> None:
     """What a restore does besides, without one."""
-    balloon = board.watched
+    balloon = board.checked_balloon
     balloon.misc.cancel()
     if balloon.hinting.last_id >= FIRST_ID:
         balloon.hinting._on_end = None
@@ -113,9 +117,9 @@ def forget_and_repeat(board: WatchedBoard) -> None:
 def move_guest(guest: Guest) -> None:
     """Save everything, and let the guest go on on a board that was restored."""
     old, old_ports = guest.board, guest.config_ports
-    new = WatchedBoard(old.watched.dialect, old.watched.offered, old.ram)
-    guest.settle_on(new)
-    new.watched.kept[:] = old.watched.kept
+    new = CheckedBoard(old.checked_balloon.dialect, old.checked_balloon.offered, old.ram)
+    guest.attach(new)
+    new.checked_balloon.in_flight[:] = old.checked_balloon.in_flight
     transfer_state(old.transport, new.transport)
     transfer_state(old_ports, guest.config_ports)
     assert set(new.notifiers.notified) == new.notifiers.assigned.keys(), (
@@ -139,8 +143,8 @@ def test_a_restored_balloon_goes_on_like_one_that_stayed(
     while stays.step():
         moves.step()
         assert moving.seen() == staying.seen()
-    stays.board.check_at_rest()
-    moves.board.check_at_rest()
+    stays.board.check_idle()
+    moves.board.check_idle()
 
 
 @settings(max_examples=400, deadline=None)

@@ -39,15 +39,15 @@ class Choices:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._place = 0
+        self._position = 0
 
     @property
     def left(self) -> int:
-        return len(self._data) - self._place
+        return len(self._data) - self._position
 
     def take(self, count: int) -> bytes:
-        taken = self._data[self._place : self._place + count]
-        self._place += len(taken)
+        taken = self._data[self._position : self._position + count]
+        self._position += len(taken)
         return taken.ljust(count, b"\0")
 
     def number(self, size: int = 1) -> int:
@@ -119,8 +119,8 @@ def _record(choices: Choices, good: list[Record]) -> Record:
         record = good[how // 2 % len(good)]
         payload = bytearray(record.payload)
         for _ in range(how >> 4):
-            place = choices.number(2) % (len(payload) + 1)
-            payload[place : place + 1] = choices.take(1)
+            at = choices.number(2) % (len(payload) + 1)
+            payload[at : at + 1] = choices.take(1)
         return Record(record.kind, record.version, bytes(payload))
     kind = KIND_NAMES[choices.number() % len(KIND_NAMES)]
     payload = bytearray(choices.take(choices.number(2) % 1024))

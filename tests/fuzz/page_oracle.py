@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages a request gives to the host, decoded a second time in slow and plain Python.
+"""A reference decoder: the pages that a request names, in slow and plain Python.
 
 Written from the wire formats (VIRTIO 1.2, 5.5.6; the bitmap extension of 2016), not from the
-product. None stands for a request that a device has to refuse as a whole.
+product. None stands for a request that a device must refuse as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pages_of_regions(regions: Iterable[tuple[int, int]]) -> Pages:
 
 
 def named_by_pfns(payload: bytes, ram: Pages) -> Pages | None:
-    """A PFN array: at least one, no page twice, every one of them RAM."""
+    """Decode a PFN array: at least one page, no page twice, all of them RAM."""
     if not payload or len(payload) % 4 or len(payload) > 256 * 1024:
         return None
     pfns = struct.unpack(f"<{len(payload) // 4}I", payload)
@@ -33,7 +33,7 @@ def named_by_pfns(payload: bytes, ram: Pages) -> Pages | None:
 
 
 def named_by_bitmap(payload: bytes, ram: Pages) -> Pages | None:
-    """A header and a bitmap on the inflate or deflate queue."""
+    """Decode a header and a bitmap on the inflate or deflate queue."""
     if len(payload) < 32:
         return None
     cmd, shift, flag, _, _, start, length = struct.unpack("<HHHHQQQ", payload[:32])
@@ -45,7 +45,7 @@ def named_by_bitmap(payload: bytes, ram: Pages) -> Pages | None:
 def _bitmap_pages(shift: int, start: int, length: int, rest: bytes, ram: Pages) -> Pages | None:
     if not 12 <= shift <= 30 or start % 64 or not length or length % 8 or length > len(rest):
         return None
-    small = 1 << shift - 12  # 4 KiB pages in one of these
+    small = 1 << shift - 12  # 4 KiB pages for each bit
     if (start + 8 * length) * small > 1 << 52:
         return None
     bits = int.from_bytes(rest[:length], "little")
@@ -60,7 +60,7 @@ def _bitmap_pages(shift: int, start: int, length: int, rest: bytes, ram: Pages) 
 
 
 def wholly_inside(segments: Iterable[tuple[int, int]]) -> Pages:
-    """Pages every byte of which lies in one of the (gpa, length) segments, or in two that touch."""
+    """Return the pages that the (gpa, length) segments cover completely."""
     pages: set[int] = set()
     start = end = 0
     for gpa, length in sorted(segments):
@@ -72,7 +72,7 @@ def wholly_inside(segments: Iterable[tuple[int, int]]) -> Pages:
 
 
 def touched_by(segments: Iterable[tuple[int, int]]) -> Pages:
-    """Pages of which at least one byte lies in a (gpa, length) segment."""
+    """Return the pages of which at least one byte lies in a (gpa, length) segment."""
     return frozenset(
         page
         for gpa, length in segments

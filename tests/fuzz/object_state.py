@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting a board back to the state it was made in, faster than making a new one.
+"""Restore a board to its initial state, faster than a new one is built.
 
-A fuzzer runs thousands of guests a second, and each must find a fresh device: a finding has to come
-from its own input and from nothing before it. A board is a tree of a hundred register tables, which
-takes longer to build than an average guest runs. So `Snapshot` walks once over everything that can
-be reached from it, keeps a shallow copy of each attribute dictionary, slot, list, dictionary, set
-and deque, and `restore` puts the copies back. Whatever state a device type grows is found by
-itself; native objects (guest memory) are left alone.
+A fuzzer runs thousands of guests a second, and each needs a fresh device: a finding must come from
+its own input alone. A board is a tree of a hundred register tables and takes longer to build than
+an average guest to run. So `ObjectState` visits all objects that can be reached from the board
+once and keeps a shallow copy of each attribute dictionary, slot, list, dictionary, set and deque;
+`restore` puts the copies back. New state of a device type is covered without a change here. Native
+objects (guest memory) are not restored.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CONTAINERS = (list, dict, set, deque)
 _OURS = ("devices", "tests")
 
 
-class Snapshot:
-    """The state of everything of ours that can be reached from `root`, when this was made."""
+class ObjectState:
+    """The state of all of our objects that can be reached from `root`, at construction."""
 
     def __init__(self, root: object) -> None:
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
@@ -53,7 +53,7 @@ class Snapshot:
                 self._slots.append((found, name, getattr(found, name)))
 
     def restore(self) -> None:
-        """Make everything as it was."""
+        """Restore all objects."""
         for now, then in self._dicts:
             if now != then:
                 now.clear()
@@ -78,7 +78,7 @@ def _slots_of(found: object) -> Iterator[str]:
 
 
 def _referents(found: object) -> Iterator[object]:
-    """What can be reached from `found` in one step."""
+    """Yield the objects that `found` refers to."""
     if isinstance(found, dict):
         yield from found.values()
     elif isinstance(found, list | tuple | set | deque):
