@@ -90,7 +90,7 @@ class PyvmmMover:
         self.guest = guest
 
     async def qmp(self, name: str, **arguments: Any) -> Any:
-        return commands.execute(self.guest.machine, Request(name, arguments))
+        return commands.execute(self.guest.vm, Request(name, arguments))
 
     @asynccontextmanager
     async def destination(self, path: Path) -> AsyncIterator[GuestCommand]:

@@ -71,7 +71,7 @@ async def _record() -> PageRuns:
     async with guest_session(config) as guest:
         await guest.wait_for_user_space()
         await _break_up_memory(guest)
-        recorder = _RecordingRam(guest.machine.ram)
+        recorder = _RecordingRam(guest.vm.ram)
         await guest.resize_balloon(GUEST_PAGES // 8 * 7)
         return recorder.pages
 

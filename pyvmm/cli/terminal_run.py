@@ -20,9 +20,9 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
-from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
+from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
@@ -39,9 +39,11 @@ async def run_machine(
     """Run one machine to its end and return the exit status."""
     async with AsyncExitStack() as stack:
         place = _TerminalRun(stack, sockets)
-        machine = place.make(config, boot=snapshot is None)
-        if snapshot is not None:
-            _restore(snapshot, machine)
+        vm = place.make(config)
+        if snapshot is None:
+            vm.boot()
+        else:
+            _restore(snapshot, vm)
         return await place.run()
 
 
@@ -55,14 +57,14 @@ async def run_incoming(
         stack.callback(listener.close)
         place = _TerminalRun(stack, sockets)
 
-        def make(config: MachineConfig) -> Machine:
+        def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > at_most_bytes:
                 raise UserError(
                     f"the guest has {format_size(config.ram_bytes)} of RAM, and only"
                     f" {format_size(at_most_bytes)} may come",
                     f"start the destination with --memory {config.ram_bytes // MIB}M",
                 )
-            return place.make(config, boot=False)
+            return place.make(config)
 
         place.heed_signals()
         _say(f"waiting for a guest at {listener.address}")
@@ -79,7 +81,7 @@ class _TerminalRun:
     def __init__(self, stack: AsyncExitStack, sockets: Sequence[Path]) -> None:
         self._stack = stack
         self._loop = asyncio.get_running_loop()
-        self._machine: Machine | None = None
+        self._vm: VirtualMachine | None = None
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
         self._caught: list[int] = []
         self._listeners = [self._bind(path) for path in sockets]
@@ -92,30 +94,27 @@ class _TerminalRun:
         self._stack.callback(listener.remove)
         return listener
 
-    def make(self, config: MachineConfig, *, boot: bool) -> Machine:
-        """Make the machine that is going to run here."""
+    def make(self, config: MachineConfig) -> VirtualMachine:
+        """Make the VM that is going to run on this terminal."""
 
         def act(action: Action) -> None:
-            machine.end(
-                ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.SIGNAL)
-            )
+            vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.SIGNAL))
 
         def type_in(data: bytes) -> int:
-            return machine.console_input(data)
+            return vm.console_input(data)
 
         self._console = ConsoleIo(self._loop, 0, 1, type_in, act)
         self._stack.callback(self._console.close)
-        machine = Machine(
+        vm = VirtualMachine(
             config,
             console_output=self._console.queue,
             console_throttle=self._console.throttle,
             on_console_room=self._console.send_pending,
             tracer=LogTracer(),
-            boot=boot,
         )
-        self._stack.callback(machine.close)
-        self._machine = machine
-        return machine
+        self._stack.callback(vm.close)
+        self._vm = vm
+        return vm
 
     async def wait(
         self, arriving: Coroutine[Any, Any, asyncio.Task[ExitResult]]
@@ -131,21 +130,21 @@ class _TerminalRun:
 
     async def run(self, running: asyncio.Task[ExitResult] | None = None) -> int:
         """Run the machine, unless it is `running` already, to its end; returns the exit status."""
-        assert self._machine is not None
+        assert self._vm is not None
         for listener in self._listeners:
-            await self._serve(self._machine, listener)
+            await self._serve(self._vm, listener)
         self.heed_signals()
         self._stack.enter_context(Terminal(0))
         self._console.start()
-        outcome = await (running or self._machine.run())
+        outcome = await (running or self._vm.run())
         if outcome.exit_status:
             _say(outcome.detail)
         return self.status(outcome.exit_status)
 
-    async def _serve(self, machine: Machine, listener: UnixListener) -> None:
+    async def _serve(self, vm: VirtualMachine, listener: UnixListener) -> None:
         from pyvmm.qmp.server import ControlServer
 
-        server = ControlServer(machine, listener)
+        server = ControlServer(vm, listener)
         await server.start()
         self._stack.push_async_callback(server.close)
 
@@ -162,18 +161,18 @@ class _TerminalRun:
         self._caught.append(signum)
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._machine is not None:
-            self._machine.end(ExitResult(ExitReason.SIGNAL))
+        if self._vm is not None:
+            self._vm.end(ExitResult(ExitReason.SIGNAL))
 
 
-def _restore(snapshot: SnapshotFile, machine: Machine) -> None:
-    """Make `machine` what was saved, with a progress bar."""
+def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:
+    """Restore `vm` from `snapshot`, with a progress bar."""
     from pyvmm.progress.reporter import show_progress
     from pyvmm.snapshot.restore import restore
 
     with show_progress() as progress, snapshot:
         progress.stage(f"restoring {snapshot.path}", snapshot.pages)
-        restore(snapshot, machine, progress.advance)
+        restore(snapshot, vm, progress.advance)
 
 
 def _say(text: str) -> None:

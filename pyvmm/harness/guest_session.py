@@ -23,8 +23,8 @@ from pyvmm.config import MachineConfig
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.exit_result import ExitResult
-from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
+from pyvmm.vm import VirtualMachine
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -48,18 +48,18 @@ class GuestSession(ConsoleGuest[ExitResult]):
 
     def __init__(
         self,
-        machine: Machine,
+        vm: VirtualMachine,
         console: ScriptedConsole,
         running: asyncio.Task[ExitResult] | None = None,
     ) -> None:
-        super().__init__(console, running or asyncio.create_task(machine.run()))
-        self.machine = machine
+        super().__init__(console, running or asyncio.create_task(vm.run()))
+        self.vm = vm
 
     async def resize_balloon(self, target_pages: int) -> ResizeResult:
         """Set the balloon's target, in 4 KiB pages, and wait until the driver reports it."""
         before = self._traffic()
         begin = time.monotonic()
-        self.machine.set_balloon_target(self.machine.ram_bytes - target_pages * PAGE_BYTES)
+        self.vm.set_balloon_target(self.vm.ram_bytes - target_pages * PAGE_BYTES)
         await self.while_running(self._reach(target_pages))
         seconds = time.monotonic() - begin
         pages, requests = (new - old for new, old in zip(self._traffic(), before, strict=True))
@@ -67,18 +67,18 @@ class GuestSession(ConsoleGuest[ExitResult]):
 
     async def _reach(self, target_pages: int) -> None:
         async with asyncio.timeout(BALLOON_TIMEOUT_S):
-            while self.machine.balloon.actual != target_pages:
+            while self.vm.balloon.actual != target_pages:
                 await asyncio.sleep(POLL_S)
 
     def _traffic(self) -> tuple[int, int]:
-        counters = self.machine.balloon.counters
+        counters = self.vm.balloon.counters
         inflate, deflate = counters.inflate, counters.deflate
         return inflate.pages + deflate.pages, inflate.requests + deflate.requests
 
     async def close(self) -> None:
-        self.machine.quit()
+        self.vm.quit()
         await asyncio.wait({self._running})
-        self.machine.close()
+        self.vm.close()
 
 
 @asynccontextmanager
@@ -90,23 +90,19 @@ async def guest_session(
     With `snapshot`, whose `config` it is, the machine goes on from there.
     """
     console = ScriptedConsole()
-    machine = Machine(
-        config,
-        console_output=console.queue,
-        tracer=LogTracer(),
-        on_console_room=console.send_pending,
-        boot=snapshot is None,
-    )
-    if snapshot is not None:
-        from pyvmm.snapshot.restore import restore
+    vm = _make_vm(config, console)
+    try:
+        if snapshot is None:
+            vm.boot()
+        else:
+            from pyvmm.snapshot.restore import restore
 
-        try:
-            restore(snapshot, machine)
-        except BaseException:
-            machine.close()
-            raise
-    console.connect(machine.console_input)
-    session = GuestSession(machine, console)
+            restore(snapshot, vm)
+    except BaseException:
+        vm.close()
+        raise
+    console.connect(vm.console_input)
+    session = GuestSession(vm, console)
     try:
         yield session
     finally:
@@ -122,24 +118,17 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
     from pyvmm.migration.incoming import accept_migration
 
     console = ScriptedConsole()
-    made: list[Machine] = []
+    made: list[VirtualMachine] = []
 
-    def make(config: MachineConfig) -> Machine:
-        machine = Machine(
-            config,
-            console_output=console.queue,
-            tracer=LogTracer(),
-            on_console_room=console.send_pending,
-            boot=False,
-        )
-        made.append(machine)
-        return machine
+    def make(config: MachineConfig) -> VirtualMachine:
+        made.append(_make_vm(config, console))
+        return made[0]
 
     try:
         running = await accept_migration(listener, make)
     except BaseException:
-        for machine in made:
-            machine.close()
+        for vm in made:
+            vm.close()
         raise
     console.connect(made[0].console_input)
     session = GuestSession(made[0], console, running)
@@ -147,3 +136,12 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
         yield session
     finally:
         await session.close()
+
+
+def _make_vm(config: MachineConfig, console: ScriptedConsole) -> VirtualMachine:
+    return VirtualMachine(
+        config,
+        console_output=console.queue,
+        tracer=LogTracer(),
+        on_console_room=console.send_pending,
+    )

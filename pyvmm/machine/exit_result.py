@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a machine's life ended, and which exit status that is."""
+"""Why a VM ended, and the exit status of `pyvmm run` that follows."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class ExitReason(Enum):
 
 
 class ExitResult(NamedTuple):
-    """An ending and, for those that are somebody's fault, what happened in words."""
+    """The reason and, for a crash or a panic, a description."""
 
-    ending: ExitReason
+    reason: ExitReason
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.ending.value} {self.detail}".rstrip()
+        return f"{self.reason.value} {self.detail}".rstrip()
 
     @property
     def by_guest(self) -> bool:
         """Whether the guest ended it, in QMP's sense of the word."""
-        return self.ending in (ExitReason.POWEROFF, ExitReason.RESET, ExitReason.PANIC)
+        return self.reason in (ExitReason.POWEROFF, ExitReason.RESET, ExitReason.PANIC)
 
     @property
     def exit_status(self) -> int:
         """0 unless the guest crashed."""
-        return 1 if self.ending in (ExitReason.PANIC, ExitReason.CRASH) else 0
+        return 1 if self.reason in (ExitReason.PANIC, ExitReason.CRASH) else 0

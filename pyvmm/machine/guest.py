@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from devices.ports import GuestRam
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.run_state import RunState
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.state.records import Record
-
-Status: TypeAlias = Literal[
-    "running", "paused", "finish-migrate", "postmigrate", "shutdown", "guest-panicked"
-]
-"""State of a guest, as in QMP's RunState."""
 
 
 class GuestMachine(Protocol):
@@ -43,7 +39,7 @@ class GuestMachine(Protocol):
         """RAM the guest has now: all of it less what its balloon holds."""
 
     @property
-    def status(self) -> Status:
+    def status(self) -> RunState:
         """Whether the guest runs, and if not, why."""
 
     async def memory_loaded(self) -> None:
@@ -73,7 +69,7 @@ class GuestMachine(Protocol):
     def save_parts(self) -> Sequence[Record]:
         """Save everything but memory; the guest is paused."""
 
-    def set_status(self, status: Status) -> None:
+    def set_status(self, status: RunState) -> None:
         """Say why the paused guest does not run."""
 
     def resume(self) -> None:

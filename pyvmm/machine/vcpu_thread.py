@@ -81,8 +81,7 @@ class VcpuGate:
         self._throttled = False
         self._stopping = False
         self._inside = 0
-        self.barred: Callable[[], bool] = lambda: False
-        """Whether nobody may enter any more, whatever else is said."""
+        self._bars: list[Callable[[], bool]] = []
 
     @property
     def stopping(self) -> bool:
@@ -98,7 +97,11 @@ class VcpuGate:
             return True
 
     def _shut(self) -> bool:
-        return self._paused or self._throttled or self.barred()
+        return self._paused or self._throttled or any(barred() for barred in self._bars)
+
+    def bar_when(self, barred: Callable[[], bool]) -> None:
+        """Keep all threads out for good once `barred()` is true; called before any has entered."""
+        self._bars.append(barred)
 
     def leave(self) -> None:
         with self._changed:

@@ -14,9 +14,9 @@ KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from devices.listeners import Listeners
 from pykvm import address_of
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
@@ -43,8 +43,8 @@ class Ram:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.host_page_pages = mmap.PAGESIZE // PAGE_BYTES
-        self.before_discard: Callable[[PageRuns], None] = lambda runs: None
-        """Told of pages that are about to be discarded."""
+        self.before_discard: Listeners[PageRuns] = Listeners()
+        """Called with pages that are about to be discarded."""
         self._maps: list[tuple[int, memoryview]] = []
         try:
             for gpa, length in layout.ram_ranges(size_bytes):

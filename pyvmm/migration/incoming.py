@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pyvmm.errors import UserError
 from pyvmm.migration.destination import DestinationMigration
@@ -25,7 +25,6 @@ from pyvmm.state.parts import KINDS
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.machine.exit_result import ExitResult
-    from pyvmm.machine.machine import Machine
     from pyvmm.memory.ram import Ram
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.state.records import Record
@@ -33,12 +32,32 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-async def accept_migration(
-    listener: MigrationListener, make: Callable[[MachineConfig], Machine]
-) -> asyncio.Task[ExitResult]:
-    """Wait at `listener` for a guest; return the task of its `Machine.run` when it runs here.
+class IncomingVm(Protocol):
+    """A VM that has neither been booted nor run. Everything is called on the event loop."""
 
-    `make` makes a machine with `boot=False`, which the caller closes. Raises `UserError` when the
+    @property
+    def ram(self) -> Ram:
+        """Its memory, which nothing has touched."""
+
+    def prepare_parts(self) -> None:
+        """Prepare for `restore_parts`. Raises UserError where KVM is too old."""
+
+    def restore_parts(self, records: Sequence[Record]) -> None:
+        """Restore everything but memory. Raises StateError."""
+
+    def pause(self) -> None:
+        """Keep the guest paused when it is run."""
+
+    async def run(self) -> ExitResult:
+        """Run the guest to its end."""
+
+
+async def accept_migration(
+    listener: MigrationListener, make: Callable[[MachineConfig], IncomingVm]
+) -> asyncio.Task[ExitResult]:
+    """Wait at `listener` for a guest; return the task of its `run` when it runs here.
+
+    `make` makes a VM, which the caller closes. Raises `UserError` when the
     migration has failed: no guest runs here then. Cancellation has no effect once the guest runs.
 
     Threads: event loop.
@@ -85,11 +104,11 @@ class _IncomingTarget:
     kinds = KINDS
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, make: Callable[[MachineConfig], Machine]
+        self, loop: asyncio.AbstractEventLoop, make: Callable[[MachineConfig], IncomingVm]
     ) -> None:
         self._loop = loop
         self._make = make
-        self._machine: Machine | None = None
+        self._machine: IncomingVm | None = None
         self.running: asyncio.Task[ExitResult] | None = None
 
     def create_machine(self, config: MachineConfig) -> Ram:

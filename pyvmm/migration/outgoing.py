@@ -31,7 +31,8 @@ from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.connect import connect
 
 if TYPE_CHECKING:
-    from pyvmm.machine.guest import GuestMachine, Status
+    from pyvmm.machine.guest import GuestMachine
+    from pyvmm.machine.run_state import RunState
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.sockets.addresses import Address
@@ -206,7 +207,7 @@ class OutgoingGuest:
     def resume(self) -> None:
         call_on_loop(self._loop, self._resume)
 
-    def left(self, status: Status) -> None:
+    def left(self, status: RunState) -> None:
         """The guest has been handed over; called on the event loop."""
         self._still.close()
         if self._machine.status == "finish-migrate":

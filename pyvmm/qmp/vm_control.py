@@ -3,22 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
-    from pyvmm.machine.guest import Status
+    from pyvmm.machine.run_state import EventSink, RunState
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
-
-EventSink = Callable[[str, Mapping[str, object]], None]
-"""Takes an event's name and data: BALLOON_CHANGE {"actual": bytes}, STOP {}, RESUME {},
-SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str},
-MIGRATION {"status": str}."""
 
 
 class VmControl(Protocol):
@@ -57,7 +51,7 @@ class VmControl(Protocol):
         """What moves it to another pyvmm."""
 
     @property
-    def status(self) -> Status:
+    def status(self) -> RunState:
         """In the words of QMP's RunState."""
 
     def set_balloon_target(self, target_bytes: int) -> None:

@@ -9,29 +9,45 @@ do that, all of them are there before it runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from devices.state import StateError
 from pyvmm.errors import UserError
 from pyvmm.snapshot.reader import OnPages
 
 if TYPE_CHECKING:
-    from pyvmm.machine.machine import Machine
+    from pyvmm.memory.ram import Ram
     from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.state.records import Record
 
 
-def restore(snapshot: SnapshotFile, machine: Machine, on_pages: OnPages = lambda _: None) -> None:
-    """Make `machine`, made with `boot=False` from `snapshot.config`, what was saved.
+class RestorableVm(Protocol):
+    """A VM that has neither been booted nor run."""
 
-    Raises `UserError` for a snapshot that is damaged or does not fit this host; the machine must
-    not run then.
+    @property
+    def ram(self) -> Ram:
+        """Its memory, which nothing has touched."""
+
+    def load_lazily(self, snapshot: SnapshotFile) -> None:
+        """Fill memory in the background and on access; PermissionError where that is impossible."""
+
+    def restore_parts(self, records: Sequence[Record]) -> None:
+        """Restore everything but memory. Raises StateError."""
+
+
+def restore(snapshot: SnapshotFile, vm: RestorableVm, on_pages: OnPages = lambda _: None) -> None:
+    """Restore `vm`, made of `snapshot.config`, from `snapshot`.
+
+    Raises `UserError` for a snapshot that is damaged or does not fit this host; the VM must not run
+    then.
     """
     try:
-        machine.load_lazily(snapshot)
+        vm.load_lazily(snapshot)
     except PermissionError:
-        snapshot.load(machine.ram.memory, on_pages)
+        snapshot.load(vm.ram.memory, on_pages)
     try:
-        machine.restore_parts(snapshot.parts)
+        vm.restore_parts(snapshot.parts)
     except StateError as error:
         raise UserError(
             f"the snapshot {snapshot.path} cannot be restored here: {error}",

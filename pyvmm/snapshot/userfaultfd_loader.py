@@ -48,7 +48,7 @@ class UserfaultfdLoader(threading.Thread):
         except BaseException:
             os.close(self._fd)
             raise
-        ram.before_discard = self._pages.skip
+        ram.before_discard.add(self._pages.skip)
 
     def start(self) -> None:
         """Begin; from here on memory may be touched."""

@@ -59,11 +59,12 @@ class MachineParts:
 
     @cached_property
     def here(self) -> Capabilities:
-        """What KVM can do for it; UserError where it is too old.
-
-        To ask takes longer than anything that only a guest that stands still can be asked.
-        """
+        """What KVM can do for the machine; UserError where it is too old."""
         return Capabilities.of(self.system, self.vm)
+
+    def prewarm(self) -> None:
+        """Ask KVM for its capabilities now: that takes longer than saving. Raises as `here`."""
+        _ = self.here
 
     def save(self) -> list[Record]:
         """Write down the parts of a machine whose vCPUs are all outside the guest."""

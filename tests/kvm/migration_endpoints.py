@@ -10,13 +10,13 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.harness.scripted_console import ScriptedConsole
-from pyvmm.machine.machine import Machine
 from pyvmm.migration.incoming import accept_migration
 from pyvmm.qmp import migration_commands as migrate_commands
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from pyvmm.trace.logging import LogTracer
+from pyvmm.vm import VirtualMachine
 
 DOWNTIME_LIMIT_MS = 60_000
 """Enough for a guest that rewrites all of its memory within a round."""
@@ -27,15 +27,15 @@ def start_migration(
 ) -> None:
     """Start to migrate `guest` to `address`."""
     limit = {"downtime-limit": downtime_limit_ms}
-    migrate_commands.migrate_set_parameters(guest.machine, **limit)
-    migrate_commands.migrate(guest.machine, address, **options)
+    migrate_commands.migrate_set_parameters(guest.vm, **limit)
+    migrate_commands.migrate(guest.vm, address, **options)
 
 
 async def migration_result(guest: GuestSession) -> dict[str, Any]:
     """Wait for the end of a migration; return the reply of query-migrate."""
-    while guest.machine.migrations.active:
+    while guest.vm.migrations.active:
         await asyncio.sleep(0.01)
-    return migrate_commands.query_migrate(guest.machine)
+    return migrate_commands.query_migrate(guest.vm)
 
 
 class GuestReceiver:
@@ -43,37 +43,36 @@ class GuestReceiver:
 
     def __init__(self, address: str) -> None:
         self._listener = MigrationListener(parse_migration_address(address), Security())
-        self._machines: list[Machine] = []
+        self._vms: list[VirtualMachine] = []
         self.console = ScriptedConsole()
         self.error = ""
 
     @property
     def stream_started(self) -> bool:
         """True once a source has sent the configuration of its guest."""
-        return bool(self._machines)
+        return bool(self._vms)
 
     async def receive(self) -> GuestSession | None:
         """Wait for a guest, whose session the caller closes; None if `error` says why not."""
         try:
             running = await accept_migration(self._listener, self._make)
         except BaseException as error:
-            for machine in self._machines:
-                machine.close()
+            for vm in self._vms:
+                vm.close()
             if not isinstance(error, UserError):
                 raise
             self.error = str(error)
             return None
-        (machine,) = self._machines
-        self.console.connect(machine.console_input)
-        return GuestSession(machine, self.console, running)
+        (vm,) = self._vms
+        self.console.connect(vm.console_input)
+        return GuestSession(vm, self.console, running)
 
-    def _make(self, config: MachineConfig) -> Machine:
-        machine = Machine(
+    def _make(self, config: MachineConfig) -> VirtualMachine:
+        vm = VirtualMachine(
             config,
             console_output=self.console.queue,
             tracer=LogTracer(),
             on_console_room=self.console.send_pending,
-            boot=False,
         )
-        self._machines.append(machine)
-        return machine
+        self._vms.append(vm)
+        return vm

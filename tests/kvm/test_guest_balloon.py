@@ -53,9 +53,9 @@ def test_inflating_frees_host_memory(run_guest: RunGuest, dialect: str, vcpus: i
         assert await guest.command("fill 12")
         assert await guest.command("verify 12") == f"verified {350 * MIB} wrong 0"
         guest.console.send_line("quit")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-        assert guest.machine.balloon.counters.inflate.bad_payloads == 0
-        assert guest.machine.balloon.counters.deflate.bad_payloads == 0
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+        assert guest.vm.balloon.counters.inflate.bad_payloads == 0
+        assert guest.vm.balloon.counters.deflate.bad_payloads == 0
 
     run_guest(scenario, memory_mib=512, dialect=dialect, vcpus=vcpus)
 
@@ -69,7 +69,7 @@ def test_the_driver_follows_a_changing_target(run_guest: RunGuest, dialect: str)
             free_mib = await guest.free_bytes() // MIB
             assert free_mib < 256 - target_mib
         guest.console.send_line("quit")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
@@ -83,7 +83,7 @@ def test_a_guest_without_msi_uses_intx(run_guest: RunGuest) -> None:
         guest.console.send_line("quit")
         pins = await guest.expect(r"(\d+): +\d+ +IO-APIC +17-fasteoi")
         assert int(pins) == 17
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, "pattern; cat /proc/interrupts", append="pci=nomsi")
 
@@ -116,6 +116,6 @@ def test_inflating_7_of_8_gib(
             f"deflated {rss_after // MIB} MiB"
         )
         guest.console.send_line("quit")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=8192, dialect=dialect)

@@ -37,7 +37,7 @@ def test_linux_boots(
         assert int(await guest.expect(r"processors (\d+)\s")) == vcpus
         total_kib = int(await guest.expect(r"total_kib (\d+)\s"))
         assert 0.7 * memory_mib < total_kib / 1024 <= memory_mib
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     command = "echo processors $(nproc); pattern meminfo"
     run_guest(scenario, command, memory_mib=memory_mib, vcpus=vcpus)
@@ -46,7 +46,7 @@ def test_linux_boots(
 def test_a_reboot_ends_the_machine_with_status_0(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         outcome = await guest.wait_for_exit()
-        assert outcome.ending is ExitReason.RESET
+        assert outcome.reason is ExitReason.RESET
         assert outcome.exit_status == 0
 
     run_guest(scenario, "reboot -f")
@@ -58,7 +58,7 @@ def test_a_panic_is_reported_as_a_failure(guest_image: Path) -> None:
     async def main() -> None:
         async with guest_session(config) as guest:
             outcome = await guest.wait_for_exit()
-            assert outcome.ending is ExitReason.PANIC
+            assert outcome.reason is ExitReason.PANIC
             assert outcome.exit_status == 1
             assert "Kernel panic" in guest.console.text
 
@@ -71,7 +71,7 @@ def test_an_additional_initramfs_is_unpacked(run_guest: RunGuest, tmp_path: Path
 
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("hello from the second archive")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, "cat /greeting", initrd=archive)
 
@@ -79,15 +79,15 @@ def test_an_additional_initramfs_is_unpacked(run_guest: RunGuest, tmp_path: Path
 def test_a_paused_guest_does_not_run(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("tick 3")
-        guest.machine.pause()
-        assert guest.machine.status == "paused"
+        guest.vm.pause()
+        assert guest.vm.status == "paused"
         frozen = guest.console.text
         await asyncio.sleep(1.0)  # many ticks
         assert guest.console.text == frozen
-        guest.machine.resume()
+        guest.vm.resume()
         await guest.expect("tick")
-        guest.machine.quit()
-        assert (await guest.wait_for_exit()).ending is ExitReason.QUIT
+        guest.vm.quit()
+        assert (await guest.wait_for_exit()).reason is ExitReason.QUIT
 
     run_guest(scenario, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")
 
@@ -96,10 +96,10 @@ def test_spinning_vcpus_stop_promptly(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.expect("spinning")
         begin = time.monotonic()
-        guest.machine.quit()
+        guest.vm.quit()
         await guest.wait_for_exit()
-        guest.machine.close()
-        assert not any(thread.is_alive() for thread in guest.machine.vcpu_threads)
+        guest.vm.close()
+        assert not any(thread.is_alive() for thread in guest.vm.machine.vcpu_threads)
         assert time.monotonic() - begin < 10
 
     spin = "for n in 1 2 3; do (while :; do :; done) & done; echo spinning; while :; do :; done"

@@ -33,7 +33,7 @@ def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     async def main() -> None:
         async with guest_session(config) as guest:
             outcome = await guest.wait_for_exit()
-            assert outcome.ending is ExitReason.CRASH
+            assert outcome.reason is ExitReason.CRASH
             assert outcome.exit_status == 1
             assert "KVM_EXIT_SHUTDOWN" in outcome.detail
 

@@ -82,9 +82,9 @@ def test_the_balloon_of_a_stock_kernel(
                 times.record("hint")
             await _verify_pattern(guest)
             guest.console.send_line("quit")
-            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-            assert guest.machine.balloon.counters.inflate.bad_payloads == 0
-            assert guest.machine.balloon.counters.deflate.bad_payloads == 0
+            assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+            assert guest.vm.balloon.counters.inflate.bad_payloads == 0
+            assert guest.vm.balloon.counters.deflate.bad_payloads == 0
         figure(f"{kernel.version}: {times}")
 
     asyncio.run(main())
@@ -115,19 +115,19 @@ async def _boot(guest: GuestSession, kernel: StockKernel) -> None:
     package, _, _ = kernel.version.partition(" ")
     assert await guest.expect(r"\n(\d+\.\d+\S+)\r?\n") == package.removeprefix("linux-image-")
     await guest.command("meminfo")
-    balloon = guest.machine.balloon
+    balloon = guest.vm.balloon
     assert balloon.running
     # Linux accepts PAGE_POISON only if it poisons free pages; Debian's kernels do not.
     assert balloon.accepted & 0x3F == balloon.offered & 0x3F & ~features.PAGE_POISON
 
 
 async def _check_reporting(guest: GuestSession) -> None:
-    rss_full, before = resident_bytes(), guest.machine.balloon.counters
+    rss_full, before = resident_bytes(), guest.vm.balloon.counters
     await guest.command("free")
     async with asyncio.timeout(REPORTING_TIMEOUT_S):
         while rss_full - resident_bytes() < 500 * MIB:
             await guest.while_running(asyncio.sleep(0.1))
-    after = guest.machine.balloon.counters
+    after = guest.vm.balloon.counters
     assert after.reported_bytes - before.reported_bytes >= 500 * MIB
     assert after.reported_bytes == after.reported_pages * PAGE_BYTES
     assert after.inflate.pages == 0
@@ -137,7 +137,7 @@ async def _check_inflate(guest: GuestSession, *, reported: bool) -> None:
     rss_before, free_before = resident_bytes(), await guest.free_bytes()
     moved = await guest.resize_balloon(INFLATE_MIB * MIB // PAGE_BYTES)
     assert moved.pages == INFLATE_MIB * MIB // PAGE_BYTES
-    assert guest.machine.balloon.counters.discarded_bytes == INFLATE_MIB * MIB
+    assert guest.vm.balloon.counters.discarded_bytes == INFLATE_MIB * MIB
     if not reported:  # reporting has freed this memory before
         assert rss_before - resident_bytes() > 0.95 * INFLATE_MIB * MIB
     taken = free_before - await guest.free_bytes()
@@ -146,7 +146,7 @@ async def _check_inflate(guest: GuestSession, *, reported: bool) -> None:
 
 
 async def _check_statistics(guest: GuestSession) -> None:
-    report = (await guest.machine.balloon_statistics.fresh(STATS_TIMEOUT_S)).report
+    report = (await guest.vm.balloon_statistics.fresh(STATS_TIMEOUT_S)).report
     words = (await guest.command("meminfo")).split()
     meminfo = {words[i]: int(words[i + 1]) * 1024 for i in range(0, len(words), 2)}
     stats = report.known
@@ -159,10 +159,10 @@ async def _check_statistics(guest: GuestSession) -> None:
 
 async def _check_hints(guest: GuestSession) -> None:
     free = await guest.free_bytes()
-    async with guest.machine.free_page_hints.held(timeout_s=REPORTING_TIMEOUT_S) as hints:
+    async with guest.vm.free_page_hints.held(timeout_s=REPORTING_TIMEOUT_S) as hints:
         assert hints.complete
         hinted = hints.pages.pages * PAGE_BYTES
-        assert 0.5 * free < hinted <= guest.machine.ram_bytes
+        assert 0.5 * free < hinted <= guest.vm.ram_bytes
         assert (
             await guest.free_bytes() < free - hinted + 64 * MIB
         )  # the driver keeps hinted pages allocated

@@ -52,8 +52,8 @@ async def total_kib(guest: GuestSession) -> int:
 async def power_off(guest: GuestSession) -> None:
     """Power off; assert that the driver sent no bad request."""
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-    counters = guest.machine.balloon.counters
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+    counters = guest.vm.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
@@ -76,7 +76,7 @@ def test_deflate_on_oom_prevents_the_oom_killer(
         replies = await guest.shell(f"pattern grab {mib} fill 7 verify 7")
         assert replies.splitlines()[-1] == f"ok verified {mib * MIB} wrong 0"
         assert await vmstat(guest, "oom_kill") == 0
-        assert guest.machine.balloon.actual < squeezed - (mib - 60) * MIB_PAGES
+        assert guest.vm.balloon.actual < squeezed - (mib - 60) * MIB_PAGES
         await guest.resize_balloon(0)
         await power_off(guest)
 
@@ -90,7 +90,7 @@ def test_without_deflate_on_oom_the_oom_killer_runs(run_guest: RunGuest, dialect
         with pytest.raises(CommandFailed, match="status 137"):
             await guest.shell("pattern grab 300")
         assert await vmstat(guest, "oom_kill") == 1
-        assert guest.machine.balloon.actual == squeezed
+        assert guest.vm.balloon.actual == squeezed
         await guest.resize_balloon(0)
         await power_off(guest)
 
@@ -108,7 +108,7 @@ def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect
         for cycle in (1, 2):
             await guest.shell(SUSPEND)
             await guest.resize_balloon(target_pages)
-            counters = guest.machine.balloon.counters
+            counters = guest.vm.balloon.counters
             assert counters.deflate.pages == cycle * target_pages
             assert counters.inflate.pages == (cycle + 1) * target_pages
         assert await guest.command("verify 3") == f"verified {48 * MIB} wrong 0"
@@ -122,7 +122,7 @@ def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect
 def test_unbinding_the_driver_deflates_the_balloon(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        balloon = guest.machine.balloon
+        balloon = guest.vm.balloon
         device = (await guest.shell(DEVICE)).strip()
         whole_kib = await total_kib(guest)
         target_pages = 128 * MIB_PAGES
@@ -139,10 +139,10 @@ def test_unbinding_the_driver_deflates_the_balloon(run_guest: RunGuest, dialect:
         await guest.shell(f"echo {device} > {DRIVER}/bind")
         await guest.resize_balloon(target_pages)
         # Unbind while the balloon inflates, too.
-        guest.machine.set_balloon_target(guest.machine.ram_bytes - 200 * MIB)
+        guest.vm.set_balloon_target(guest.vm.ram_bytes - 200 * MIB)
         await guest.shell(f"echo {device} > {DRIVER}/unbind")
         assert await total_kib(guest) == whole_kib
-        guest.machine.set_balloon_target(guest.machine.ram_bytes)
+        guest.vm.set_balloon_target(guest.vm.ram_bytes)
         await guest.shell(f"echo {device} > {DRIVER}/bind")
         await guest.resize_balloon(target_pages)
         await guest.resize_balloon(0)
@@ -157,7 +157,7 @@ def test_a_request_for_one_page_is_short(run_guest: RunGuest) -> None:
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        balloon = guest.machine.balloon
+        balloon = guest.vm.balloon
         for start_pages in (0, 20 * MIB_PAGES):
             await guest.resize_balloon(start_pages)
             before = balloon.counters
@@ -179,7 +179,7 @@ def test_misc_requests_work_again_after_suspend_and_rebind(run_guest: RunGuest) 
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        requests = guest.machine.misc_requests
+        requests = guest.vm.misc_requests
         for restart in (None, SUSPEND, REBIND):
             if restart is not None:
                 await guest.shell(restart)
@@ -226,13 +226,13 @@ def test_inflate_and_compaction_in_a_fragmented_guest(run_guest: RunGuest, diale
             "while moved=$(sed -n 's/^balloon_migrate //p' /proc/vmstat); [ $moved -lt 100 ];"
             " do echo 1 > /proc/sys/vm/compact_memory; sleep 0.1; done"
         )
-        assert guest.machine.balloon.actual == target_pages
+        assert guest.vm.balloon.actual == target_pages
         assert await guest.command("verify 4") == kept
         await guest.resize_balloon(0)
         assert await guest.command("verify 4") == kept
         moved = await vmstat(guest, "balloon_migrate")
-        assert guest.machine.balloon.counters.inflate.pages == target_pages + moved
-        assert guest.machine.balloon.counters.deflate.pages == target_pages + moved
+        assert guest.vm.balloon.counters.inflate.pages == target_pages + moved
+        assert guest.vm.balloon.counters.deflate.pages == target_pages + moved
         await guest.command("free")
         await guest.command("alloc 64")
         await guest.command("fill 5")

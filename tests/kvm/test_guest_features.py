@@ -35,7 +35,7 @@ async def accepted(guest: GuestSession) -> int:
     """Return the device-specific bits that the driver accepted; the guest and the device agree."""
     bits = (await guest.shell("cat /sys/bus/virtio/devices/virtio0/features")).strip()
     mask = sum(1 << bit for bit, on in enumerate(bits[:24]) if on == "1")
-    assert mask == guest.machine.balloon.accepted & 0xFF_FFFF
+    assert mask == guest.vm.balloon.accepted & 0xFF_FFFF
     return mask
 
 
@@ -50,7 +50,7 @@ async def intact(guest: GuestSession, mib: int, seed: int) -> bool:
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -83,7 +83,7 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
         await power_off(guest)
 
     def watch_deflates(guest: GuestSession) -> None:
-        ram, balloon = guest.machine.ram, guest.machine.balloon
+        ram, balloon = guest.vm.ram, guest.vm.balloon
         serve = balloon.serve
 
         def watching(queue: int, chain: Chain) -> int | None:
@@ -138,9 +138,9 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
         await guest.command("alloc 300")
         await guest.command("free")
         await hold(guest, 64, 4)
-        ram = guest.machine.ram
+        ram = guest.vm.ram
         free, rss = await guest.free_bytes(), resident_bytes()
-        async with guest.machine.free_page_hints.held() as hints:
+        async with guest.vm.free_page_hints.held() as hints:
             assert hints.complete
             hinted_bytes = hints.pages.pages * PAGE_BYTES
             assert 0.8 * free < hinted_bytes <= free
@@ -151,14 +151,14 @@ def test_free_page_hint(run_guest: RunGuest) -> None:
             assert await intact(guest, 64, 4)
         await until_free(guest, free)
         assert await intact(guest, 64, 4)
-        async with guest.machine.free_page_hints.held() as again:
+        async with guest.vm.free_page_hints.held() as again:
             assert again.complete
             assert again.pages.pages * PAGE_BYTES > 0.8 * free
         await until_free(guest, free)
         await guest.command("free")
         await hold(guest, 300, 5)
         assert await intact(guest, 300, 5)
-        counters = guest.machine.balloon.counters
+        counters = guest.vm.balloon.counters
         assert counters.discarded_bytes == counters.reported_bytes == 0
         await power_off(guest)
 
@@ -175,7 +175,7 @@ def test_without_free_page_hint_no_request_is_sent(run_guest: RunGuest) -> None:
         await guest.wait_for_user_space()
         assert not await accepted(guest) & features.FREE_PAGE_HINT
         with pytest.raises(DriverUnavailable):
-            async with guest.machine.free_page_hints.held():
+            async with guest.vm.free_page_hints.held():
                 pytest.fail("hints without the feature")
         await power_off(guest)
 
@@ -197,7 +197,7 @@ def test_reporting(run_guest: RunGuest, hinting: bool) -> None:
         rss = resident_bytes()
         await guest.command("free")
         await until(lambda: rss - resident_bytes() > 140 * MIB)
-        counters = guest.machine.balloon.counters
+        counters = guest.vm.balloon.counters
         assert counters.reported_bytes == counters.reported_pages * PAGE_BYTES > 140 * MIB
         await hold(guest, 180, 7)
         assert abs(rss - resident_bytes()) < SLACK_BYTES
@@ -223,9 +223,9 @@ def test_page_poison(run_guest: RunGuest, append: str, poison_val: int) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         assert await accepted(guest) & features.PAGE_POISON
-        assert guest.machine.balloon.config["poison_val"] == poison_val
+        assert guest.vm.balloon.config["poison_val"] == poison_val
         await hold(guest, 128, 8)
-        balloon, rss = guest.machine.balloon, resident_bytes()
+        balloon, rss = guest.vm.balloon, resident_bytes()
         before = balloon.counters
         await guest.command("free")
         await until(lambda: balloon.counters.reported_pages - before.reported_pages > enough)
@@ -294,12 +294,12 @@ def test_a_stock_driver_finds_no_balloon_in_the_bitmap_dialect(run_guest: RunGue
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         assert await accepted(guest) & features.FREE_PAGE_HINT
-        assert not guest.machine.balloon.running
+        assert not guest.vm.balloon.running
         assert "failed with error -2" in await guest.shell("dmesg | grep virtio_balloon")
-        guest.machine.set_balloon_target(100 * MIB)
+        guest.vm.set_balloon_target(100 * MIB)
         await hold(guest, 180, 12)
         assert await intact(guest, 180, 12)
-        assert guest.machine.balloon.counters.inflate.requests == 0
+        assert guest.vm.balloon.counters.inflate.requests == 0
         await power_off(guest)
 
     run_guest(scenario, dialect="bitmap", append=STOCK)
@@ -317,7 +317,7 @@ def test_a_stock_driver_in_the_bitmap_dialect_loses_nothing(run_guest: RunGuest)
         await hold(guest, 64, 13)
         rss = resident_bytes()
         await guest.resize_balloon(100 * MIB_PAGES)
-        counters = guest.machine.balloon.counters
+        counters = guest.vm.balloon.counters
         assert counters.inflate.bad_payloads == counters.inflate.requests >= 100
         assert counters.inflate.pages == counters.discarded_bytes == 0
         assert rss - resident_bytes() < SLACK_BYTES
@@ -341,7 +341,7 @@ def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGue
         await hold(guest, 64, 15)
         rss = resident_bytes()
         await guest.resize_balloon(100 * MIB_PAGES)
-        counters = guest.machine.balloon.counters
+        counters = guest.vm.balloon.counters
         assert counters.inflate.bad_payloads == counters.inflate.requests > 0
         assert counters.inflate.pages == counters.discarded_bytes == 0
         assert rss - resident_bytes() < SLACK_BYTES

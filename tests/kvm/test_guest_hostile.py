@@ -42,11 +42,11 @@ async def query_until(guest: GuestSession, client: QMPClient, done: asyncio.Even
         assert 0 <= answer["actual"] <= MEMORY_MIB * MIB
         await client.execute("balloon", {"value": (100 + rounds % 20) * MIB})
         with contextlib.suppress(GuestRequestError):
-            await guest.machine.balloon_statistics.fresh(0.05)
+            await guest.vm.balloon_statistics.fresh(0.05)
         with contextlib.suppress(GuestRequestError):
-            await guest.machine.misc_requests.unused_pages(0.05)
+            await guest.vm.misc_requests.unused_pages(0.05)
         with contextlib.suppress(GuestRequestError):
-            async with guest.machine.free_page_hints.held(0.05):
+            async with guest.vm.free_page_hints.held(0.05):
                 pass
         rounds += 1
     return rounds
@@ -69,7 +69,7 @@ def test_a_hostile_init_process_harms_neither_pyvmm_nor_its_guest(
     offer: tuple[str, ...],
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
-        server = ControlServer(guest.machine, path)
+        server = ControlServer(guest.vm, path)
         await server.start()
         client = QMPClient("test")
         await client.connect(str(path))
@@ -90,7 +90,7 @@ def test_a_hostile_init_process_harms_neither_pyvmm_nor_its_guest(
         assert report["accesses"] >= 1500
         assert min(report["requests"], report["resets"]) > 5
         assert resident_bytes() - rss_before < MEMORY_MIB * MIB
-        balloon = guest.machine.balloon
+        balloon = guest.vm.balloon
         assert balloon.counters.inflate.bad_payloads > 0
         await check_ordinary_driver(guest)
         figure(f"hostile init process, {dialect}: {done}")
@@ -109,7 +109,7 @@ def test_a_hostile_init_process_harms_neither_pyvmm_nor_its_guest(
 
 async def check_ordinary_driver(guest: GuestSession) -> None:
     await guest.wait_for_user_space()
-    machine = guest.machine
+    machine = guest.vm
     await guest.resize_balloon(0)  # undo the sizes that `query_until` has set
     await guest.command("alloc 24")
     await guest.command("fill 7")
@@ -121,4 +121,4 @@ async def check_ordinary_driver(guest: GuestSession) -> None:
     assert await guest.command("verify 7") == f"verified {24 * MIB} wrong 0"
     await guest.resize_balloon(0)
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF

@@ -13,9 +13,9 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.machine.machine import Machine
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
+from pyvmm.vm import VirtualMachine
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
@@ -35,13 +35,12 @@ async def transfer(guest: GuestSession, stack: AsyncExitStack, frozen_s: float =
 
     The old machine stays paused and its creator closes it; `stack` closes the new one.
     """
-    old, console = guest.machine, guest.console
-    new = Machine(
+    old, console = guest.vm, guest.console
+    new = VirtualMachine(
         old.config,
         console_output=console.queue,
         tracer=LogTracer(),
         on_console_room=console.send_pending,
-        boot=False,
     )
     old.pause()
     with old.quiescent():
@@ -55,7 +54,7 @@ async def transfer(guest: GuestSession, stack: AsyncExitStack, frozen_s: float =
     return session
 
 
-def copy_ram(old: Machine, new: Machine) -> None:
+def copy_ram(old: VirtualMachine, new: VirtualMachine) -> None:
     for gpa, length in old.ram.memory.regions:
         for at in range(gpa, gpa + length, MIB):
             chunk = old.ram.memory.read(at, min(MIB, gpa + length - at))
@@ -104,7 +103,7 @@ def test_a_guest_continues_on_another_machine(run_guest: RunGuest, vcpus: int) -
                 line for line in log[len(boot_log) :].splitlines() if TROUBLE.search(line)
             ] == []
             guest.console.send_line("quit")
-            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+            assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=GUEST_MIB, vcpus=vcpus)
 

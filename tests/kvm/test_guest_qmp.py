@@ -23,7 +23,7 @@ def test_qemus_client_resizes_the_balloon(run_guest: RunGuest, path: Path) -> No
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        server = ControlServer(guest.machine, path)
+        server = ControlServer(guest.vm, path)
         await server.start()
         client = QMPClient("test")
         await client.connect(str(path))
@@ -47,7 +47,7 @@ def test_qemus_client_resizes_the_balloon(run_guest: RunGuest, path: Path) -> No
                 guest.console.send_line("quit")
                 event = await asyncio.wait_for(ends.get(), 60)
             assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
-            assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+            assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
         finally:
             await client.disconnect()
             await server.close()

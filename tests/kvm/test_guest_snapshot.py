@@ -39,7 +39,7 @@ UPTIME = "cut -d' ' -f1 /proc/uptime"
 
 async def save(guest: GuestSession, path: Path, **options: Any) -> SnapshotStatus:
     """Save a snapshot while the event loop serves the guest; return its status."""
-    snapshots = guest.machine.snapshots
+    snapshots = guest.vm.snapshots
     snapshots.start(SnapshotRequest(path, **options))
     while snapshots.active:
         await asyncio.sleep(0.01)
@@ -59,8 +59,8 @@ async def uptime(guest: GuestSession) -> float:
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-    counters = guest.machine.balloon.counters
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+    counters = guest.vm.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
@@ -84,7 +84,7 @@ def test_a_restored_guest_continues(
         report = status.report
         assert report is not None
         assert report.ballooned == BALLOON_PAGES
-        assert report.ram * PAGE_BYTES == guest.machine.ram_bytes
+        assert report.ram * PAGE_BYTES == guest.vm.ram_bytes
         assert report.stored * PAGE_BYTES >= PATTERN_MIB * MIB
         assert status.file_bytes == file.stat().st_size < (PATTERN_MIB + 56) * MIB
         assert await guest.command("verify 7") == VERIFIED
@@ -92,11 +92,11 @@ def test_a_restored_guest_continues(
         await power_off(guest)
         figure(
             f"snapshot {dialect:8} {vcpus} vCPUs: {status.file_bytes // MIB} of"
-            f" {guest.machine.ram_bytes // MIB} MiB in {status.seconds:.2f} s, {report}"
+            f" {guest.vm.ram_bytes // MIB} MiB in {status.seconds:.2f} s, {report}"
         )
 
     async def restored(guest: GuestSession) -> None:
-        assert guest.machine.balloon.actual == BALLOON_PAGES
+        assert guest.vm.balloon.actual == BALLOON_PAGES
         assert await guest.command("verify 7") == VERIFIED
         now = await uptime(guest)
         assert saved_at <= now < saved_at + 60
@@ -126,16 +126,16 @@ def test_a_guest_keeps_running_while_it_is_saved(
 
     async def scenario(guest: GuestSession) -> None:
         await start_verifying(guest, VERIFIED_MIB)
-        guest.machine.throttle(0)
+        guest.vm.throttle(0)
         await guest.shell(BALLAST)
         await verify_more(guest)
         heartbeats_meanwhile = 0
         for path in files:
-            snapshots = guest.machine.snapshots
+            snapshots = guest.vm.snapshots
             snapshots.start(SnapshotRequest(path, ask_unused=False))
             while snapshots.active:
                 await wait_for_heartbeat(guest)
-                heartbeats_meanwhile += snapshots.active and guest.machine.status == "running"
+                heartbeats_meanwhile += snapshots.active and guest.vm.status == "running"
             status = snapshots.status
             assert status.status == "completed", status.error
             figure(

@@ -31,7 +31,7 @@ INTERVAL = "guest-stats-polling-interval"
 
 
 async def fresh(guest: GuestSession) -> dict[str, int | None]:
-    timed = await guest.while_running(guest.machine.balloon_statistics.fresh(60))
+    timed = await guest.while_running(guest.vm.balloon_statistics.fresh(60))
     assert timed.report.unknown == {}
     return timed.report.known
 
@@ -73,12 +73,12 @@ def test_statistics_match_the_guests_meminfo(run_guest: RunGuest, dialect: str) 
         assert idle["stat-total-memory"] - taken["stat-total-memory"] == 32 * MIB
 
         waiting = [asyncio.create_task(fresh(guest)) for _ in range(8)]
-        before = guest.machine.balloon.stats.requests
+        before = guest.vm.balloon.stats.requests
         assert all(await asyncio.gather(*waiting))
-        assert guest.machine.balloon.stats.requests <= before + 2, "waiters share a report"
+        assert guest.vm.balloon.stats.requests <= before + 2, "waiters share a report"
 
         guest.console.send_line("quit")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, dialect=dialect)
 
@@ -86,7 +86,7 @@ def test_statistics_match_the_guests_meminfo(run_guest: RunGuest, dialect: str) 
 def test_qemu_clients_read_statistics(run_guest: RunGuest, path: Path) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        server = ControlServer(guest.machine, path)
+        server = ControlServer(guest.vm, path)
         await server.start()
         client = QMPClient("test")
         await client.connect(str(path))
@@ -98,7 +98,7 @@ def test_qemu_clients_read_statistics(run_guest: RunGuest, path: Path) -> None:
             await client.disconnect()
             await server.close()
         guest.console.send_line("quit")
-        assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
+        assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario)
 

@@ -32,14 +32,14 @@ CHUNK_BYTES = 4 * MIB
 
 
 async def unused_pages(guest: GuestSession) -> PageRuns:
-    return await guest.while_running(guest.machine.misc_requests.unused_pages(60))
+    return await guest.while_running(guest.vm.misc_requests.unused_pages(60))
 
 
 async def power_off(guest: GuestSession) -> None:
     """Power off; assert that the driver sent no bad and no late message."""
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-    balloon = guest.machine.balloon
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+    balloon = guest.vm.balloon
     assert [queue.counters.bad_payloads for queue in balloon.queues] == [0] * len(balloon.queues)
     assert balloon.misc.late_messages == 0
 
@@ -57,7 +57,7 @@ def pattern_pages(guest: GuestSession) -> PageRuns:
     pages = PATTERN_MIB * MIB // PAGE_BYTES
     words = {struct.pack("<Q", first_word(SEED, page)) for page in range(pages)}
     found = []
-    memory = guest.machine.ram.memory
+    memory = guest.vm.ram.memory
     for gpa, size_bytes in memory.regions:
         for start in range(gpa, gpa + size_bytes, CHUNK_BYTES):
             chunk = memory.read(start, min(CHUNK_BYTES, gpa + size_bytes - start))
@@ -87,7 +87,7 @@ def test_unused_pages_match_the_guests_free_memory(
         )
         assert abs(unused.pages * PAGE_BYTES - before) <= before / 100
         assert abs(unused.pages * PAGE_BYTES - after) <= after / 100
-        assert guest.machine.balloon.counters.discarded_bytes == 0
+        assert guest.vm.balloon.counters.discarded_bytes == 0
         await power_off(guest)
 
     run_guest(scenario, memory_mib=memory_mib, vcpus=vcpus)
@@ -138,7 +138,7 @@ def test_dropping_caches_increases_unused_pages(
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         await guest.shell("find /proc /sys > /dev/null")
-        requests = guest.machine.misc_requests
+        requests = guest.vm.misc_requests
         before = await unused_pages(guest)
         await guest.while_running(requests.sync_filesystems(60))
         await guest.while_running(requests.drop_caches(60))
@@ -159,17 +159,17 @@ def test_query_unused_pages_repeatedly(run_guest: RunGuest) -> None:
         await guest.wait_for_user_space()
         request = Request("query-unused-pages", {"runs": 1000, "cells": 64})
         for _ in range(5):
-            answer = await guest.while_running(commands.execute(guest.machine, request))
+            answer = await guest.while_running(commands.execute(guest.vm, request))
             assert answer["ram-pages"] == 256 * MIB // PAGE_BYTES
             assert 0.5 < answer["share"] < 1
             assert sum(answer["cells"]["unused"]) == answer["unused-pages"]
             assert len(answer["runs"]) == min(1000, answer["run-count"])
             assert max(count for _, count in answer["runs"]) <= answer["largest-run"]
             # A paused guest gets no request, and replies again once it is resumed.
-            guest.machine.pause()
+            guest.vm.pause()
             with pytest.raises(QmpError, match="is paused"):
-                await commands.execute(guest.machine, request)
-            guest.machine.resume()
+                await commands.execute(guest.vm, request)
+            guest.vm.resume()
         await power_off(guest)
 
     run_guest(scenario)
@@ -179,8 +179,8 @@ def test_without_misc_vq_no_request_is_sent(run_guest: RunGuest) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         with pytest.raises(DriverUnavailable):
-            await guest.machine.misc_requests.unused_pages(60)
-        assert not guest.machine.balloon.accepted & MISC_VQ
+            await guest.vm.misc_requests.unused_pages(60)
+        assert not guest.vm.balloon.accepted & MISC_VQ
         await guest.resize_balloon(64 * MIB // PAGE_BYTES)
         await power_off(guest)
 

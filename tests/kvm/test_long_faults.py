@@ -65,7 +65,7 @@ class GuestMigration:
             relay.fail_replies = self._schedule.random.random() < REPLY_SHARE
             start_migration(self.guest, f"unix:{here}")
             await asyncio.sleep(after_s)
-            phase = self.guest.machine.migrations.status
+            phase = self.guest.vm.migrations.status
             relay.failure = failure
             if failure is InjectedFailure.CUT and phase != "completed":
                 relay.cut()
@@ -84,7 +84,7 @@ class GuestMigration:
         self, receiver: GuestReceiver, received: GuestSession | None, answer: dict[str, object]
     ) -> str:
         """Check that exactly one side runs the guest; return which."""
-        status = self.guest.machine.status
+        status = self.guest.vm.status
         if received is None:
             assert answer["status"] == "failed", answer
             assert answer["error-desc"], answer
@@ -92,7 +92,7 @@ class GuestMigration:
             if (
                 status == "paused"
             ):  # the source cannot know whether the guest runs there; the test does
-                commands.execute(self.guest.machine, Request("cont", {}))
+                commands.execute(self.guest.vm, Request("cont", {}))
             else:
                 assert status == "running"
             await self._check_running(self.guest)
@@ -156,7 +156,7 @@ def test_a_guest_survives_connection_failures_during_migration(
 
 
 async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
-    snapshots = guest.machine.snapshots
+    snapshots = guest.vm.snapshots
     snapshots.start(SnapshotRequest(path))
     while snapshots.active:
         await asyncio.sleep(0.01)
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_previous_snapshot_intact(
             assert "No space left on device; choose another place or make room" in status.error
             assert path.read_bytes() == previous
             assert list(small_disk.iterdir()) == [path]
-            assert guest.machine.status == "running"
+            assert guest.vm.status == "running"
             report = await verify_more(guest, report)
             await wait_for_heartbeat(guest)
             schedule.record("the previous snapshot is intact")

@@ -54,7 +54,7 @@ def test_no_data_is_lost_in_repeated_migrations(
         there = await stack.enter_async_context(incoming_session(listener))
         answers.append(await migration_result(guest))
         assert answers[-1]["status"] == "completed", answers[-1]
-        assert guest.machine.status == "postmigrate"
+        assert guest.vm.status == "postmigrate"
         return there
 
     async def main() -> None:

@@ -55,10 +55,10 @@ def snapshot(run_guest: RunGuest, file: Path) -> Path:
     async def scenario(guest: GuestSession) -> None:
         await start_verifying(guest, SMALL_PATTERN_MIB)
         await wait_for_heartbeat(guest)
-        guest.machine.snapshots.start(SnapshotRequest(file))
-        while guest.machine.snapshots.active:
+        guest.vm.snapshots.start(SnapshotRequest(file))
+        while guest.vm.snapshots.active:
             await asyncio.sleep(0.02)
-        assert guest.machine.snapshots.status.status == "completed"
+        assert guest.vm.snapshots.status.status == "completed"
         await verify_more(guest)
         await verify_and_power_off(guest)
 
@@ -212,15 +212,15 @@ class MigrationToKilledDestinations:
 
     async def attempt(self, address: str, after_s: float = TIMEOUT_S) -> str:
         """Migrate the guest; kill its destination after `after_s` seconds unless it completed."""
-        machine = self._guest.machine
+        vm = self._guest.vm
         async with migration_process("destination", address) as there:
             await there.wait_for("waiting")
             begin = time.monotonic()
             start_migration(self._guest, address)
-            while machine.migrations.active and time.monotonic() < begin + after_s:
+            while vm.migrations.active and time.monotonic() < begin + after_s:
                 await asyncio.sleep(0.005)
-            phase = machine.migrations.status
-            if machine.migrations.active:
+            phase = vm.migrations.status
+            if vm.migrations.active:
                 await there.kill()
             answer = await migration_result(self._guest)
             if answer["status"] == "completed":
@@ -231,16 +231,16 @@ class MigrationToKilledDestinations:
             return f"while {phase}: {await self._check_stayed(there)}"
 
     async def _check_stayed(self, there: MigrationProcess) -> str:
-        machine, resumed = self._guest.machine, ""
-        if machine.status == "paused":  # the source cannot know that its destination was killed
+        vm, resumed = self._guest.vm, ""
+        if vm.status == "paused":  # the source cannot know that its destination was killed
             printed = self._guest.console.text
             await asyncio.sleep(0.3)
             assert self._guest.console.text == printed
-            commands.execute(machine, Request("cont", {}))
+            commands.execute(vm, Request("cont", {}))
             resumed = " after `cont`"
         else:
             assert heartbeats(there.console) == []
-        assert machine.status == "running"
+        assert vm.status == "running"
         self._report = await verify_more(self._guest, self._report)
         await wait_for_heartbeat(self._guest)
         assert_heartbeats_contiguous(self._guest.console.text)
@@ -251,7 +251,7 @@ class MigrationToKilledDestinations:
         printed = self._guest.console.text
         await asyncio.sleep(0.3)
         assert self._guest.console.text == printed
-        assert self._guest.machine.status == "postmigrate"
+        assert self._guest.vm.status == "postmigrate"
         assert_heartbeats_contiguous(printed, there.console)
         return ""
 

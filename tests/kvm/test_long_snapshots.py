@@ -38,13 +38,13 @@ pytestmark = [pytest.mark.kvm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 async def save(guest: GuestSession, path: Path) -> SnapshotStatus:
     """Save a snapshot and leave the guest paused."""
-    snapshots = guest.machine.snapshots
+    snapshots = guest.vm.snapshots
     snapshots.start(SnapshotRequest(path, keep_running=False))
     while snapshots.active:
         await asyncio.sleep(0.01)
     status = snapshots.status
     assert status.status == "completed", status.error
-    assert guest.machine.status == "paused"
+    assert guest.vm.status == "paused"
     return status
 
 

@@ -46,12 +46,12 @@ WRITE_CONTINUOUSLY = (
 
 
 def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
-    return commands.execute(guest.machine, Request(command, arguments))
+    return commands.execute(guest.vm, Request(command, arguments))
 
 
 async def migration_result(guest: GuestSession) -> dict[str, Any]:
     """Wait for the end of a migration; return the reply of query-migrate."""
-    while guest.machine.migrations.active:
+    while guest.vm.migrations.active:
         await asyncio.sleep(0.01)
     answer: dict[str, Any] = ask(guest, "query-migrate")
     return answer
@@ -74,8 +74,8 @@ async def migrated_guest(
 
 async def power_off(guest: GuestSession) -> None:
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-    counters = guest.machine.balloon.counters
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+    counters = guest.vm.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
@@ -103,7 +103,7 @@ def test_a_guest_migrates_repeatedly(
         async with AsyncExitStack() as stack:
             for number in range(MIGRATIONS):
                 target = BALLOON_PAGES + 2000 * (number + 1)
-                guest.machine.set_balloon_target(guest.machine.ram_bytes - target * PAGE_BYTES)
+                guest.vm.set_balloon_target(guest.vm.ram_bytes - target * PAGE_BYTES)
                 to = f"{address}{number}"
                 there, answer = await stack.enter_async_context(
                     migrated_guest(guest, to, unused=unused)
@@ -179,7 +179,7 @@ def test_the_guest_survives_every_disconnect(
             assert answer["status"] == "failed"
             assert answer["error-desc"]
             assert target.runs is None
-            assert guest.machine.status == "running"
+            assert guest.vm.status == "running"
         assert await guest.command("verify 7") == VERIFIED
         async with migrated_guest(guest, address) as (there, _):
             assert await there.command("verify 7") == VERIFIED

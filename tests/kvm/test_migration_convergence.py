@@ -47,7 +47,7 @@ SAMPLES = 3
 
 
 def ask(guest: GuestSession, command: str, **arguments: Any) -> Any:
-    return commands.execute(guest.machine, Request(command, arguments))
+    return commands.execute(guest.vm, Request(command, arguments))
 
 
 async def rewritten_bytes(guest: GuestSession) -> int:
@@ -86,7 +86,7 @@ async def wait_for_progress(
 
 
 async def migration_result(guest: GuestSession) -> dict[str, Any]:
-    while guest.machine.migrations.active:
+    while guest.vm.migrations.active:
         await asyncio.sleep(0.02)
     answer: dict[str, Any] = ask(guest, "query-migrate")
     return answer
@@ -177,6 +177,6 @@ def test_auto_converge_lets_a_writing_guest_migrate(
             assert " wrong 0 " in reply
             assert "backward_us 0" in reply
             there.console.send_line("quit")
-            assert (await there.wait_for_exit()).ending is ExitReason.POWEROFF
+            assert (await there.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, memory_mib=128, vcpus=vcpus)

@@ -89,7 +89,7 @@ async def verify_more(
 
 def throttle(guest: GuestSession) -> None:
     """Throttle the vCPUs as auto-converge does: they never idle, and the lab has one processor."""
-    guest.machine.throttle(THROTTLE_PERCENTAGE)
+    guest.vm.throttle(THROTTLE_PERCENTAGE)
 
 
 async def wait_for_heartbeat(guest: GuestSession) -> None:
@@ -107,7 +107,7 @@ async def uptime(guest: GuestSession) -> float:
 
 def set_balloon_target(guest: GuestSession, mib: int) -> None:
     """Ask for a balloon of `mib` MiB without waiting for the driver."""
-    guest.machine.set_balloon_target(guest.machine.ram_bytes - mib * MIB)
+    guest.vm.set_balloon_target(guest.vm.ram_bytes - mib * MIB)
 
 
 async def wait_for_balloon(guest: GuestSession, mib: int) -> None:
@@ -115,18 +115,18 @@ async def wait_for_balloon(guest: GuestSession, mib: int) -> None:
 
     Each request wakes another vCPU, so four throttled vCPUs in the lab take 25 times as long.
     """
-    guest.machine.throttle(0)
+    guest.vm.throttle(0)
     await guest.resize_balloon(mib * MIB // PAGE_BYTES)
     throttle(guest)
 
 
 async def verify_and_power_off(guest: GuestSession) -> VerificationReport:
     """Stop the verifying threads, verify all of the pattern a last time, and power off."""
-    guest.machine.throttle(0)
+    guest.vm.throttle(0)
     report = VerificationReport.read(await guest.command("still")).require_intact()
     guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).ending is ExitReason.POWEROFF
-    counters = guest.machine.balloon.counters
+    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
+    counters = guest.vm.balloon.counters
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
     return report
 

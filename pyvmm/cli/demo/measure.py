@@ -120,7 +120,7 @@ class Demonstration:
                 outcome = await guest.wait_for_exit()
         finally:
             self._sampler.stop()
-        if outcome.ending is not ExitReason.POWEROFF:
+        if outcome.reason is not ExitReason.POWEROFF:
             raise GuestExited(f"the guest did not power off: {outcome}")
         return result
 
@@ -151,7 +151,7 @@ class Demonstration:
         await self._verify(guest)
         guest.console.send_line("quit")
         return Measurements(
-            ram_bytes=guest.machine.ram_bytes,
+            ram_bytes=guest.vm.ram_bytes,
             dialect=self._config.dialect,
             boot_seconds=boot_seconds,
             steps=self._steps,
@@ -164,7 +164,7 @@ class Demonstration:
 
     async def _record(self, guest: GuestSession, name: str) -> None:
         free_bytes = await guest.free_bytes()
-        balloon_bytes = guest.machine.balloon.actual * PAGE_BYTES
+        balloon_bytes = guest.vm.balloon.actual * PAGE_BYTES
         self._steps.append(
             Step(name, self._sampler.elapsed_s, resident_bytes(), free_bytes, balloon_bytes)
         )

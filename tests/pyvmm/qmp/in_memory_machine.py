@@ -24,12 +24,11 @@ from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
-from pyvmm.machine.guest import Status
+from pyvmm.machine.run_state import EventSink, RunState
 from pyvmm.memory import layout
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
 from pyvmm.qmp.server import ControlServer
-from pyvmm.qmp.vm_control import EventSink
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
@@ -44,7 +43,7 @@ class InMemoryMachine:
     ) -> None:
         self.ram_bytes = ram_bytes
         self.balloon_actual_bytes = ram_bytes
-        self.status: Status = "running"
+        self.status: RunState = "running"
         self.targets: list[int] = []
         self.on_quit: Callable[[], object] = lambda: None
         self._step_bytes = step_bytes
@@ -182,7 +181,7 @@ class InMemoryMachine:
         self.status = "paused"
         self.announce("STOP")
 
-    def set_status(self, status: Status) -> None:
+    def set_status(self, status: RunState) -> None:
         assert self.status != "running"
         self.status = status
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a PC that are not on the PCI bus: UART, RTC, ACPI, i8042, pvpanic, POST port.
+
+They lie at fixed I/O ports (`pyvmm.memory.layout`) and tell the machine when the guest asks to be
+powered off or reset, or panics. `stateful` are those with state of their own, in the order in which
+they are saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from devices.legacy.acpi_pm import AcpiPm
+from devices.legacy.i8042 import I8042
+from devices.legacy.pvpanic import PanicEvent, PvPanic
+from devices.legacy.rtc import RTC_PORTS, Rtc
+from devices.legacy.uart import Uart16550
+from devices.registers import Register, RegisterTable
+from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.interrupts import GsiLine
+from pyvmm.memory import layout
+from pyvmm_native.serial import SerialFastPath
+
+if TYPE_CHECKING:
+    from devices.bus import Bus
+    from devices.state import Stateful
+    from pykvm import Vm
+    from pyvmm_native.serial import ByteQueue
+
+
+class LegacyDevices:
+    """The port devices of a machine with `ram_bytes` of RAM, mapped on `pio`.
+
+    `console_output` takes what the guest writes to COM1; `on_exit` the guest's wish to end.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        pio: Bus,
+        ram_bytes: int,
+        console_output: ByteQueue,
+        on_exit: Callable[[ExitResult], None],
+    ) -> None:
+        self.serial = SerialFastPath(console_output, layout.COM1_PORT)
+        self.uart = Uart16550(GsiLine(vm, layout.COM1_GSI), console_output.put, self.serial)
+        pio.map(layout.COM1_PORT, layout.COM1_PORTS, self.uart)
+
+        def power_off() -> None:
+            on_exit(ExitResult(ExitReason.POWEROFF))
+
+        def reset() -> None:
+            on_exit(ExitResult(ExitReason.RESET))
+
+        def report(event: PanicEvent) -> None:
+            if event is PanicEvent.PANICKED:
+                on_exit(ExitResult(ExitReason.PANIC, "the guest kernel panicked"))
+
+        i8042 = I8042(reset)
+        pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
+        pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
+        acpi_pm = AcpiPm(power_off, reset)
+        pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, acpi_pm)
+        pio.map(layout.PVPANIC_PORT, 1, PvPanic(report))
+        post = RegisterTable("post", [Register("code", 0, 1)])
+        pio.map(layout.POST_PORT, 1, post)
+        low, *high = (length for _, length in layout.ram_ranges(ram_bytes))
+        rtc = Rtc(time.time, low, sum(high))
+        pio.map(layout.RTC_PORT, RTC_PORTS, rtc)
+        self.stateful: tuple[Stateful, ...] = (self.uart, acpi_pm, post, rtc)

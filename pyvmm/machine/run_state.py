@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a VM and its events, in the words of QMP's RunState and event names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+RunState = Literal[
+    "running", "paused", "finish-migrate", "postmigrate", "shutdown", "guest-panicked"
+]
+
+EventSink = Callable[[str, Mapping[str, object]], None]
+"""Takes an event's name and data: BALLOON_CHANGE {"actual": bytes}, STOP {}, RESUME {},
+SHUTDOWN {"guest": bool, "reason": str}, GUEST_PANICKED {"action": str},
+MIGRATION {"status": str}."""

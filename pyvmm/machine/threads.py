@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads of a running VM, the locks they share, and who may call what.
+
+| thread | name | runs | may call |
+| --- | --- | --- | --- |
+| event loop | the owner's | asyncio: queues, timers, console input, QMP, VM control | everything, unless a docstring names another thread |
+| vCPU | `vcpuN` | KVM_RUN; register accesses | device models, under the device lock; `Listeners` of their events |
+| throttle | `vcpu-throttle` | opens and shuts the gate of the vCPU threads | `VcpuGate` |
+| migration | `migration` | one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
+| snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
+| userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, `VcpuGate` |
+| console writer | `console-writer` | writes console output | the console's byte queue |
+
+| lock | protects | held |
+| --- | --- | --- |
+| device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console |
+| `VcpuGate`'s condition | who may enter the guest | for a few instructions |
+| `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last |
+
+A class that is used by several threads has a line `Threads:` in its docstring that refers to these
+rows. `Owner` holds the most important of these rules in debug builds: `python -O` drops the check.
+"""  # noqa: E501 (a table)
+
+from __future__ import annotations
+
+import threading
+
+
+class Owner:
+    """The thread that owns an object: the one that made it, or adopted it last."""
+
+    def __init__(self) -> None:
+        self._ident = threading.get_ident()
+
+    def adopt(self) -> None:
+        """Make the calling thread the owner."""
+        self._ident = threading.get_ident()
+
+    def is_current(self) -> bool:
+        """Return whether the calling thread is the owner."""
+        return threading.get_ident() == self._ident

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any virtio device in a PCI slot of a machine.
+
+One object holds everything the machine does for a virtio device, whatever its type: the PCI
+transport, a host notifier for each queue (ioeventfd), an MSI-X vector for each queue and one for
+configuration changes (irqfd), the INTx line of the slot, and the queue work on the event loop,
+under the device lock. The transport is the device's part of the machine's saved state.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from devices.virtio.pci_transport import VirtioPciTransport
+from pyvmm.machine.host_notifiers import IoeventfdNotifiers
+from pyvmm.machine.interrupts import GsiLine, MsiVectors
+from pyvmm.memory import layout
+
+if TYPE_CHECKING:
+    from devices.pci.host_bridge import PciBus
+    from devices.ports import Tracer
+    from devices.virtio.device import VirtioDevice
+    from pyvmm.machine.event_loop import EventLoop
+    from pyvmm.machine.interrupts import InterruptRouter
+
+
+class VirtioPciDevice:
+    """`model` in `slot`, the PCI device number, of a machine.
+
+    `lock` is the device lock. `on_error` takes what the model raises while a queue is served.
+
+    Threads: made before any vCPU runs; `start`, `stop` and `close` on the event loop.
+    """
+
+    def __init__(
+        self,
+        model: VirtioDevice,
+        slot: int,
+        *,
+        pci: PciBus,
+        router: InterruptRouter,
+        lock: threading.Lock,
+        tracer: Tracer,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self.model = model
+        self._lock = lock
+        self._on_error = on_error
+        queues = len(model.queues)
+        self._host_notifiers = IoeventfdNotifiers(router.vm, queues, self._serve_queue)
+        self._vectors = MsiVectors(router, queues + 1)
+        self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
+        line = GsiLine(router.vm, layout.intx_gsi(slot))
+        pci.add(slot, self.transport.function, line)
+
+    def start(self, loop: EventLoop) -> None:
+        """Serve the queues on `loop`, notifications that came earlier included."""
+        self._host_notifiers.start(loop)
+
+    def stop(self) -> None:
+        """Serve no queue until `start`; notifications are kept."""
+        self._host_notifiers.stop()
+
+    def close(self) -> None:
+        """Give the eventfds back; no vCPU runs any more."""
+        self._host_notifiers.close()
+        self._vectors.close()
+
+    def _serve_queue(self, queue: int) -> bool:
+        try:
+            with self._lock:
+                return self.transport.serve_queue(queue)
+        except Exception as error:  # the loop would only log it
+            self._on_error(error)
+            return False

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One running VM on an asyncio event loop: its machine, and everything the host does with it.
+
+`VirtualMachine` attaches the loop to a `Machine`, keeps the VM's run state and its events, and owns
+the host's side of the balloon, the snapshots and the migrations, each of which sees only the part
+of the VM that its Protocol names. A VM is made, then booted, restored from a snapshot or filled by
+an incoming migration, then run to its end and closed:
+
+    vm = VirtualMachine(config, console_output=queue, tracer=LogTracer())
+    vm.boot()
+    result = await vm.run()
+    vm.close()
+
+Threads: everything here is called on the event loop, unless a docstring names another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from devices.balloon.device import BalloonDevice
+from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.misc_requests import MiscRequests
+from pyvmm.balloon.statistics import BalloonStatistics
+from pyvmm.balloon.unused_pages import query_unused_pages
+from pyvmm.boot.loader import read_boot_files
+from pyvmm.machine.coalesced_callback import CoalescedCallback
+from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.vcpu_thread import KICK_SIGNAL
+from pyvmm_native import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from devices.ports import Tracer
+    from pyvmm.config import MachineConfig
+    from pyvmm.machine.run_state import EventSink, RunState
+    from pyvmm.machine.vcpu_thread import VcpuThread
+    from pyvmm.memory.dirty_log import KvmDirtyLog
+    from pyvmm.memory.precopy import UnusedPages
+    from pyvmm.memory.ram import Ram
+    from pyvmm.migration.outgoing import Migrations
+    from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.snapshot.saver import Snapshots
+    from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader
+    from pyvmm.state.records import Record
+    from pyvmm_native.runs import PageRuns
+    from pyvmm_native.serial import ByteQueue
+
+LOADED_POLL_S = 0.01
+BALLOON_UPDATE_DELAY_S = 0.02
+"""Size updates are delayed by at most 20 ms: a standard driver reports its size after every MiB,
+and waking the event loop for each report costs as much as the MiB does."""
+
+
+class VirtualMachine:
+    """A VM made of `config`; satisfies `pyvmm.qmp.vm_control.VmControl`.
+
+    Made on a running event loop. `console_output` and `console_throttle` are `Machine`'s.
+    `on_console_room` is called on the event loop when `console_input` can take more. Raises
+    `UserError` for a configuration that this host cannot provide.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        *,
+        console_output: ByteQueue,
+        tracer: Tracer,
+        console_throttle: Callable[[], None] = lambda: None,
+        on_console_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self._loop = asyncio.get_running_loop()
+        self._sinks: list[EventSink] = []
+        self._status: RunState = "running"
+        self._finished: asyncio.Future[ExitResult] = self._loop.create_future()
+        self._loader: UserfaultfdLoader | None = None
+        self._snapshots: Snapshots | None = None
+        self._migrations: Migrations | None = None
+        self.machine = machine = Machine(
+            config,
+            console_output=console_output,
+            tracer=tracer,
+            console_throttle=console_throttle,
+        )
+        machine.exited.add(partial(self._soon, self.end))
+        machine.failed.add(self.fail)
+        machine.console_room.add(partial(self._soon, on_console_room))
+        balloon = machine.model("balloon")
+        assert isinstance(balloon, BalloonDevice)
+        self.balloon = balloon
+        later = partial(self._soon, self._loop.call_later, BALLOON_UPDATE_DELAY_S)
+        changed = CoalescedCallback(self._balloon_changed, later)
+        balloon.actual_written.add(lambda pages: changed())
+        lock = machine.lock
+        self.balloon_statistics = BalloonStatistics(balloon, lock, self._soon, self._is_paused)
+        self.misc_requests = MiscRequests(balloon, lock, self._soon, self._is_paused)
+        self.free_page_hints = FreePageHints(balloon, lock, self._soon, self._is_paused)
+
+    # --- Life -------------------------------------------------------------------------------------
+    def boot(self) -> None:
+        """Load the kernel of the configuration. Raises `UserError` if it cannot be booted."""
+        self.machine.boot(read_boot_files(self.config))
+
+    async def run(self) -> ExitResult:
+        """Run the guest until it ends or is ended; all vCPUs are outside the guest afterwards.
+
+        Raises what a device model raised, if one did: that is a bug of ours, not the guest's.
+        """
+        self.machine.attach(self._loop)
+        paused = self._status != "running"  # an incoming guest may have been paused at its source
+        self.machine.start(paused=paused, on_thread=self._watch_for_loader)
+        try:
+            result = await asyncio.shield(self._finished)
+        finally:
+            self._status = "shutdown"
+            self.machine.stop()
+            self.balloon_statistics.close()
+            self.misc_requests.close()
+            self.free_page_hints.close()
+            if self._snapshots is not None:
+                await self._snapshots.end()
+            if self._migrations is not None:
+                await self._migrations.end()
+        if result.reason is ExitReason.PANIC:
+            self._status = "guest-panicked"
+            self.announce("GUEST_PANICKED", {"action": "poweroff"})
+        self.announce("SHUTDOWN", {"guest": result.by_guest, "reason": result.reason.value})
+        return result
+
+    def end(self, result: ExitResult) -> None:
+        """End the VM; the first call decides how."""
+        if not self._finished.done():
+            self._finished.set_result(result)
+
+    def quit(self) -> None:
+        """End the VM as QMP's `quit` does."""
+        self.end(ExitResult(ExitReason.QUIT))
+
+    def fail(self, error: BaseException) -> None:
+        """Have `run` raise `error`; called on any thread."""
+
+        def set_exception() -> None:
+            if not self._finished.done():
+                self._finished.set_exception(error)
+
+        self._soon(set_exception)
+
+    def close(self) -> None:
+        """Give everything back to the host."""
+        self.machine.stop()
+        if self._loader is not None:
+            self._loader.stop()
+        self.machine.close()
+
+    def console_input(self, data: bytes) -> int:
+        """Give the guest's serial port input; returns how many bytes it had room for."""
+        return self.machine.console_input(data)
+
+    # --- Run state and events ---------------------------------------------------------------------
+    @property
+    def status(self) -> RunState:
+        return self._status
+
+    def set_status(self, status: RunState) -> None:
+        """Say why the guest, which is paused, is."""
+        self._status = status
+
+    def pause(self) -> None:
+        """Stop the guest's vCPUs and announce STOP."""
+        self.machine.pause()
+        self._status = "paused"
+        self.announce("STOP", {})
+
+    def resume(self) -> None:
+        """Let the paused guest's vCPUs run and announce RESUME."""
+        self._status = "running"
+        self.machine.resume()
+        self.announce("RESUME", {})
+
+    def subscribe(self, sink: EventSink) -> None:
+        """Call `sink` with every event from now on."""
+        self._sinks.append(sink)
+
+    def announce(self, name: str, data: Mapping[str, object]) -> None:
+        """Send an event to all sinks."""
+        for sink in self._sinks:
+            sink(name, data)
+
+    # --- Memory and balloon -----------------------------------------------------------------------
+    @property
+    def ram(self) -> Ram:
+        return self.machine.ram
+
+    @property
+    def ram_bytes(self) -> int:
+        return self.config.ram_bytes
+
+    @property
+    def ram_pages(self) -> PageRuns:
+        return self.machine.ram.pages
+
+    @property
+    def balloon_actual_bytes(self) -> int:
+        return self.config.ram_bytes - self.balloon.actual * PAGE_BYTES
+
+    def set_balloon_target(self, target_bytes: int) -> None:
+        """Ask the guest to keep `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
+        with self.machine.lock:
+            self.balloon.set_target((self.config.ram_bytes - target_bytes) // PAGE_BYTES)
+
+    # --- Snapshots and migrations; imported on first use ------------------------------------------
+    @property
+    def snapshots(self) -> Snapshots:
+        """The VM's snapshots."""
+        if self._snapshots is None:
+            from pyvmm.snapshot.saver import Snapshots  # 8 modules that most guests never use
+
+            self._snapshots = Snapshots(self)
+        return self._snapshots
+
+    @property
+    def migrations(self) -> Migrations:
+        """The VM's outgoing migrations."""
+        if self._migrations is None:
+            from pyvmm.migration.outgoing import Migrations  # 12 modules, ssl among them
+
+            self._migrations = Migrations(self)
+        return self._migrations
+
+    def load_lazily(self, snapshot: SnapshotFile) -> None:
+        """Fill memory from `snapshot`, in the background and where it is touched, before `run`.
+
+        PermissionError where that is not possible. A failure ends the VM with a `UserError`.
+        """
+        from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader  # restored guests only
+
+        self._loader = loader = UserfaultfdLoader(snapshot, self.ram, self.fail)
+        self.machine.gate.bar_when(lambda: loader.failed)
+        loader.start()
+
+    async def memory_loaded(self) -> None:
+        """Wait until memory is complete."""
+        while self._loader is not None and self._loader.is_alive():
+            await asyncio.sleep(LOADED_POLL_S)
+
+    def prepare_parts(self) -> None:
+        """As `Machine.prepare_parts`."""
+        self.machine.prepare_parts()
+
+    def save_parts(self) -> list[Record]:
+        """As `Machine.save_parts`."""
+        return self.machine.save_parts()
+
+    def restore_parts(self, records: Sequence[Record]) -> None:
+        """As `Machine.restore_parts`."""
+        self.machine.restore_parts(records)
+
+    def log_dirty_pages(self) -> KvmDirtyLog:
+        """As `Machine.log_dirty_pages`."""
+        return self.machine.log_dirty_pages()
+
+    async def unused_pages(self, timeout_s: float) -> UnusedPages:
+        """Ask the guest which pages it does not use; with a time-out of 0, do not ask."""
+        return await query_unused_pages(
+            self.balloon, self.misc_requests, self.free_page_hints, timeout_s
+        )
+
+    def throttle(self, percentage: int) -> None:
+        """As `Machine.throttle`."""
+        self.machine.throttle(percentage)
+
+    @contextmanager
+    def quiescent(self) -> Iterator[None]:
+        """Keep devices and guest requests from touching memory while the block runs.
+
+        The guest is paused.
+        """
+        self.balloon_statistics.hold(True)
+        try:
+            with self.machine.quiescent():
+                yield
+        finally:
+            self.balloon_statistics.hold(False)
+
+    # --- Callbacks --------------------------------------------------------------------------------
+    def _soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Call `callback` on the event loop; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the VM
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _is_paused(self) -> bool:
+        return self._status != "running"
+
+    def _watch_for_loader(self, thread: VcpuThread) -> None:
+        """Let the userfaultfd loader stop a vCPU that has started, should memory be damaged."""
+        if self._loader is not None:
+            self._loader.watch(thread, KICK_SIGNAL)
+
+    def _balloon_changed(self) -> None:
+        self.announce("BALLOON_CHANGE", {"actual": self.balloon_actual_bytes})
