@@ -38,7 +38,7 @@ from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import config_for_image
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.console_guest import ConsoleGuest
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory import ram as memory

@@ -110,15 +110,15 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     else:
         status = subprocess.run(argv, check=False).returncode
     if status or not new.exists():
-        raise UserError(f"the benchmark {name} ended with status {status}", "see what it said")
+        raise UserError(f"the benchmark {name} ended with status {status}; its output says why")
     new.replace(file)
     kept.unlink(missing_ok=True)
 
 
 def _run_in_lab(argv: list[str], memory_mib: int) -> int:
     """Where the emulator or a guest stops (DECISIONS.md, "A hanging emulator"), try another lab."""
+    from pyvmm.lab.errors import LabError
     from pyvmm.lab.run import run_in_lab
-    from pyvmm.lab.start import LabError
 
     for _ in range(LAB_TRIES - 1):
         try:

@@ -25,7 +25,7 @@ from bench.arriving import RUNS, WAITS
 from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import config_for_image
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.guest_session import GuestSession, guest_session

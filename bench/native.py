@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from pyvmm.cache.directory import cache_dir
-from pyvmm.errors import UserError
+from pyvmm.errors import NotInstalled
 
 SOURCES = Path(__file__).parent / "c"
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -39,6 +39,6 @@ def _compiled(name: str, flags: tuple[str, ...], suffix: str) -> Path:
         try:
             subprocess.run(command, check=True)
         except FileNotFoundError as error:
-            raise UserError("no C compiler", "install gcc") from error
+            raise NotInstalled("there is no C compiler", "gcc") from error
         unfinished.replace(target)
     return target

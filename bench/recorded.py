@@ -21,7 +21,7 @@ from pathlib import Path
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import config_for_image
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory.ram import Ram
 from pyvmm_native import PAGE_BYTES

@@ -108,7 +108,7 @@ class Started:
             if not data:
                 why = "ended" if ready else "took too long"
                 tail = self._said[-500:].decode(errors="replace")
-                raise UserError(f"{self._process.args!r} {why} before {text!r}", f"it said: {tail}")
+                raise UserError(f"{self._process.args!r} {why} before {text!r}; its output: {tail}")
             self._said += data
         return time.monotonic() - self.begin
 

@@ -121,7 +121,7 @@ class TouchedRam(Ram):
         if self._huge and self._lacks_huge_pages():
             self._advise(self.pages, MADV_COLLAPSE)
             if self._lacks_huge_pages():
-                raise UserError("the kernel has too few huge pages left", "free memory; try again")
+                raise UserError("the kernel has too few huge pages left")
 
     def _lacks_huge_pages(self) -> bool:
         return _huge_bytes() < 0.95 * self.size_bytes

@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from guest_images.errors import ImageNotWritten, ManifestError
 from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree
-from guest_images.manifest import SECTION, Manifest, ManifestError, read_manifest
+from guest_images.manifest import SECTION, Manifest, read_manifest
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
-from pyvmm.errors import UserError
+from pyvmm.cache.directory import CacheUnusable
 from pyvmm.progress.reporter import Progress
 
 DIALECT = "bitmap"
@@ -82,17 +83,14 @@ def cache_directory() -> Path:
 def _build_lock(progress: Progress) -> Iterator[None]:
     cache = cache_directory()
     if set(str(cache)) & set(" \t:"):
-        raise UserError(
-            f"the kernel cannot be built below '{cache}', which has a space or a colon in it",
-            "set XDG_CACHE_HOME to another directory",
+        raise CacheUnusable(
+            f"the kernel cannot be built below '{cache}', which has a space or a colon in it"
         )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = (cache / "build.lock").open("w")
     except OSError as error:
-        raise UserError(
-            f"{cache} cannot be written: {error.strerror}", "set XDG_CACHE_HOME"
-        ) from error
+        raise CacheUnusable(f"{cache} cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,9 +153,7 @@ def _install(cached: Path, output: Path, digest: str) -> None:
             shutil.copyfile(cached, copy)
             copy.replace(output)
     except OSError as error:
-        raise UserError(
-            f"{output} cannot be written: {error.strerror}", "choose another --output"
-        ) from error
+        raise ImageNotWritten(f"{output} cannot be written: {error.strerror}") from error
 
 
 def _drop_old_images(directory: Path) -> None:

@@ -17,7 +17,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from guest_images.recipe import KERNEL_SERIES, Recipe, kernel_version
+from guest_images.errors import KernelSourceModified
+from guest_images.recipe import Recipe, kernel_version
 from pyvmm.errors import UserError
 from pyvmm.progress.reporter import Progress
 
@@ -88,16 +89,15 @@ class KernelTree:
         self._patched.write_text(wanted)
 
     def configure(self, progress: Progress) -> None:
-        """Make `.config` from our fragment; raises `UserError` when an option did not survive."""
+        """Make `.config` from our fragment. Raises `KernelSourceModified` if an option is lost."""
         progress.stage("Configuring the kernel")
         self.objects.mkdir(exist_ok=True)
         self._make(f"KCONFIG_ALLCONFIG={self._recipe.config}", "allnoconfig")
         result = (self.objects / ".config").read_text().splitlines()
         lost = lost_options(self._recipe.config.read_text().splitlines(), result)
         if lost:
-            raise UserError(
-                f"the kernel in {self._recipe.source} does not take {', '.join(lost)}",
-                f"build from an unmodified Linux {KERNEL_SERIES}",
+            raise KernelSourceModified(
+                f"the kernel in {self._recipe.source} does not take {', '.join(lost)}"
             )
 
     def build(self, jobs: int, progress: Progress) -> Path:
@@ -131,7 +131,7 @@ class KernelTree:
                 process.terminate()
                 raise
         if process.returncode:
-            raise UserError(f"the kernel build failed: {_first_error(self.log)}", f"see {self.log}")
+            raise UserError(f"the kernel build failed: {_first_error(self.log)}; see {self.log}")
 
     def _restore(self) -> None:
         """Undo the last patch series: put originals back, remove files that had none."""
@@ -162,10 +162,7 @@ class KernelTree:
             check=False,
         )
         if done.returncode:
-            raise UserError(
-                f"{patch.name} does not apply to {self._recipe.source}",
-                f"build from an unmodified Linux {KERNEL_SERIES}",
-            )
+            raise KernelSourceModified(f"{patch.name} does not apply to {self._recipe.source}")
 
 
 def lost_options(wanted: Sequence[str], result: Sequence[str]) -> list[str]:
@@ -201,10 +198,7 @@ def _extract(archive: Path, target: Path) -> None:
         [*command, *decompress, *exclude], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise UserError(
-            f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}",
-            "free some disk space, or install the archive again",
-        )
+        raise UserError(f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}")
 
 
 def _copy_tree(source: Path, target: Path) -> None:
@@ -213,7 +207,7 @@ def _copy_tree(source: Path, target: Path) -> None:
     with subprocess.Popen(reader, stdout=subprocess.PIPE) as process:
         subprocess.run(["tar", "-C", str(target), "-xf", "-"], stdin=process.stdout, check=True)
     if process.returncode:
-        raise UserError(f"{source} cannot be copied", "see that all of it is readable")
+        raise UserError(f"{source} cannot be copied; all of it must be readable")
 
 
 def _environment() -> dict[str, str]:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from guest_images.errors import ManifestError
 from pyvmm.elf.tables import ElfError, read_elf_tables
 
 SECTION = ".note.pyvmm"
@@ -29,8 +30,8 @@ VERSION = 1
 MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; bounds what a damaged file makes us read
 
 
-class ManifestError(Exception):
-    """The file claims to carry a manifest, or to be an ELF file, and the claim is false."""
+class _Damaged(Exception):
+    """The reason why the file's manifest cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ def read_manifest(path: Path | str) -> Manifest | None:
     Raises `ManifestError` for a damaged ELF file or manifest, and `OSError` when the file cannot
     be read.
     """
-    with open(path, "rb") as file:
-        content = _read_section(file)
-    return None if content is None else _parse_json(_parse_note(content))
+    try:
+        with open(path, "rb") as file:
+            content = _read_section(file)
+        return None if content is None else _parse_json(_parse_note(content))
+    except _Damaged as error:
+        raise ManifestError(f"{path}: {error}") from error
 
 
 def _read_section(file: BinaryIO) -> bytes | None:
@@ -87,12 +91,12 @@ def _read_section(file: BinaryIO) -> bytes | None:
     try:
         elf = read_elf_tables(file)
     except ElfError as error:
-        raise ManifestError(f"damaged ELF file ({error})") from error
+        raise _Damaged(f"damaged ELF file ({error})") from error
     if elf is None or SECTION not in elf.sections:
         return None
     offset, size = elf.sections[SECTION]
     if size > MAX_NOTE_BYTES or offset + size > file_bytes:
-        raise ManifestError(f"section {SECTION} does not lie inside the file")
+        raise _Damaged(f"section {SECTION} does not lie inside the file")
     file.seek(offset)
     return file.read(size)
 
@@ -102,12 +106,12 @@ def _parse_note(content: bytes) -> bytes:
     try:
         name_size, size, note_type = struct.unpack_from("<III", content)
     except struct.error as error:
-        raise ManifestError("the manifest's note is cut short") from error
+        raise _Damaged("the manifest's note is cut short") from error
     start = 12 + len(_padded(NOTE_NAME))
     if (name_size, note_type) != (len(NOTE_NAME), NOTE_TYPE) or content[12:18] != NOTE_NAME:
-        raise ManifestError("the manifest's note has a foreign name or type")
+        raise _Damaged("the manifest's note has a foreign name or type")
     if start + size > len(content):
-        raise ManifestError("the manifest's note is cut short")
+        raise _Damaged("the manifest's note is cut short")
     return content[start : start + size]
 
 
@@ -116,25 +120,25 @@ def _parse_json(content: bytes) -> Manifest:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ManifestError("the manifest is not JSON") from error
+        raise _Damaged("the manifest is not JSON") from error
     if not isinstance(fields, dict):
-        raise ManifestError("the manifest is not a JSON object")
+        raise _Damaged("the manifest is not a JSON object")
     if fields.get("version") != VERSION:
-        raise ManifestError(f"manifest version {fields.get('version')}, only {VERSION} is known")
+        raise _Damaged(f"manifest version {fields.get('version')}, only {VERSION} is known")
     texts = {
         name: _text(fields, name)
         for name in ("dialect", "append", "kernel", "driver", "created", "inputs")
     }
     dialects = fields.get("dialect_append")
     if not isinstance(dialects, dict) or texts["dialect"] not in dialects:
-        raise ManifestError("the manifest's dialect_append does not cover its dialect")
+        raise _Damaged("the manifest's dialect_append does not cover its dialect")
     return Manifest(dialect_append={name: _text(dialects, name) for name in dialects}, **texts)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.isprintable():
-        raise ManifestError(f"the manifest's '{name}' is not a line of text")
+        raise _Damaged(f"the manifest's '{name}' is not a line of text")
     return value
 
 

@@ -18,13 +18,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from guest_images.errors import KernelSourceMissing, KernelSourceUnusable
 from guest_images.initramfs import PROGRAMS
-from pyvmm.errors import UserError
+from pyvmm.errors import NotInstalled
 
 HERE = Path(__file__).parent
 KERNEL_SERIES = "6.12"
-KERNEL_ARCHIVE = Path(f"/usr/src/linux-source-{KERNEL_SERIES}.tar.xz")
+KERNEL_PACKAGE = f"linux-source-{KERNEL_SERIES}"
+KERNEL_ARCHIVE = Path(f"/usr/src/{KERNEL_PACKAGE}.tar.xz")
 BUSYBOX = Path("/bin/busybox")
+BUSYBOX_PACKAGE = "busybox-static"
 
 # Program or header, and the Debian package that has it.
 TOOLS = {
@@ -64,7 +67,7 @@ def read_recipe(source: Path | None = None) -> Recipe:
     """
     path = _find_source(source)
     if not BUSYBOX.is_file():
-        raise UserError(f"there is no {BUSYBOX}", "apt-get install busybox-static")
+        raise NotInstalled(f"there is no {BUSYBOX}", BUSYBOX_PACKAGE)
     identity = _identify(path)
     patches = tuple(sorted((HERE / "patches").glob("*.patch")))
     total = hashlib.sha256()
@@ -77,27 +80,26 @@ def read_recipe(source: Path | None = None) -> Recipe:
 
 
 def check_tools() -> None:
-    """Raise `UserError` naming the packages to install when anything the build needs is missing."""
+    """Raise `NotInstalled` when a tool or header that the build needs is missing."""
     missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool)}
     if "gcc" not in missing:
         missing |= {name: package for name, package in HEADERS.items() if not _has_header(name)}
     if missing:
-        raise UserError(
+        raise NotInstalled(
             f"the guest image cannot be built without {', '.join(missing)}",
-            f"apt-get install {' '.join(sorted(set(missing.values())))}",
+            *sorted(set(missing.values())),
         )
 
 
 def _find_source(source: Path | None) -> Path:
     if source is None:
         if not KERNEL_ARCHIVE.is_file():
-            raise UserError(
-                f"there is no kernel source at {KERNEL_ARCHIVE}",
-                f"apt-get install linux-source-{KERNEL_SERIES}, or name a tree with --source",
+            raise KernelSourceMissing(
+                f"there is no kernel source at {KERNEL_ARCHIVE}", KERNEL_PACKAGE
             )
         return KERNEL_ARCHIVE
     if not source.exists():
-        raise UserError(f"{source} does not exist", f"name a Linux {KERNEL_SERIES} source tree")
+        raise KernelSourceUnusable(f"the kernel source {source} does not exist")
     if source.is_dir():
         kernel_version(source)
     return source.resolve()
@@ -108,16 +110,15 @@ def kernel_version(tree: Path) -> str:
 
     Raises `UserError` when it is no kernel source or of another series than our patches are for.
     """
-    remedy = f"name a Linux {KERNEL_SERIES} source tree"
     try:
         with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:
             lines = [next(makefile, "").partition("=") for _ in range(6)]
     except OSError as error:
-        raise UserError(f"{tree} is not a kernel source tree", remedy) from error
+        raise KernelSourceUnusable(f"{tree} is not a kernel source tree") from error
     fields = {name.strip(): value.strip() for name, _, value in lines}
     version = ".".join(fields.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
     if not version.startswith(f"{KERNEL_SERIES}."):
-        raise UserError(f"{tree} is not Linux {KERNEL_SERIES}", remedy)
+        raise KernelSourceUnusable(f"{tree} is not Linux {KERNEL_SERIES}")
     return version + fields.get("EXTRAVERSION", "")
 
 

@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that are the user's to mend.
+"""Errors that the user can correct.
 
-Anything a person can put right by typing something else (a missing image, too little memory, a
-socket path in use) is raised as `UserError` and printed by the command line as one line with its
-remedy and exit status 2. Every other exception is a bug of ours and keeps its traceback.
+Anything that the user can put right (a missing image, too little memory, a socket path in use) is a
+`UserError`. The command line prints it as one line and exits with status 2; every other exception
+is a bug of ours and keeps its traceback.
+
+The message states the fact with its figures and never names an option of the command line, since
+the control socket and the migration stream report the same messages. Raise `UserError` itself where
+the message says everything. Define a subclass, in `errors.py` of the package that raises it, where
+a caller must tell it apart or where the command line knows a remedy: `pyvmm.cli.remedies` maps
+classes to remedies and adds them to the line.
 """
+
+from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake or a missing thing outside pyvmm, with what to do about it.
+    """A mistake or a missing resource outside pyvmm.
 
-    `message` says what is wrong, `remedy` what mends it; both are single lines without a final
-    full stop.
+    The message is a single line without a final full stop.
     """
 
     exit_status = 2
 
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
 
-    def __str__(self) -> str:
-        return f"{self.message}; {self.remedy}"
+class NotInstalled(UserError):
+    """A program or file is missing that Debian has in `packages`."""
+
+    def __init__(self, message: str, *packages: str) -> None:
+        super().__init__(message)
+        self.packages = packages

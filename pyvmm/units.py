@@ -21,7 +21,7 @@ _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _UNITS = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 _SIZE = re.compile(r"\s*(\d{1,19})(?:\.(\d{1,12}))?\s*(?:([KMGT])(?:iB)?|B)?\s*", re.IGNORECASE)
 _DECIMAL_UNIT = re.compile(r".*\d\s*([KMGT])B\s*", re.IGNORECASE)
-_REMEDY = "write a number with K, M, G or T (powers of 1024), for example 256M or 1.5G"
+_EXPECTED = "expected a number with K, M, G or T (powers of 1024), e.g. 256M or 1.5G"
 
 
 def parse_size(text: str) -> int:
@@ -32,20 +32,20 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text) if text.isascii() else None
     if match is None:
-        raise UserError(f"{text!r} is not a size", _remedy_for(text))
+        raise UserError(f"{text!r} is not a size: {_expected(text)}")
     whole, fraction, unit = match.groups()
     factor = _FACTORS[(unit or "").upper()]
     if fraction and factor == 1:
-        raise UserError(f"{text!r} is not a whole number of bytes", _REMEDY)
+        raise UserError(f"{text!r} is not a whole number of bytes: {_EXPECTED}")
     digits = fraction or ""
     scale: int = 10 ** len(digits)
     return int(whole + digits) * factor // scale
 
 
-def _remedy_for(text: str) -> str:
+def _expected(text: str) -> str:
     decimal = _DECIMAL_UNIT.fullmatch(text)
     if decimal is None:
-        return _REMEDY
+        return _EXPECTED
     unit = decimal.group(1).upper()
     return f"write {unit}iB for powers of 1024, or the number of bytes"
 

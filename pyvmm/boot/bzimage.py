@@ -22,10 +22,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.payload import PayloadError, decompress
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
-from pyvmm.errors import UserError
 
 SECTOR_BYTES = 512
 HEADER_END_LIMIT = 0x290  # where struct boot_params goes on with something else
@@ -34,8 +34,6 @@ FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; the payload's place came with 2
 XLF_KERNEL_64 = 1 << 0
 MAX_FILE_BYTES = 512 << 20
 KEPT_KERNELS = 6
-
-REMEDY = "give a bzImage of Linux 3.8 or later for x86-64, such as /boot/vmlinuz-*"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class BzImage:
 
 
 def open_bzimage(path: Path) -> BzImage:
-    """Read, check and decompress; raises `UserError`, and OSError when `path` cannot be read."""
+    """Read, check and decompress a bzImage. Raises `KernelUnusable`, and OSError."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise _unusable(path, "it is larger than any kernel")
     content = path.read_bytes()
@@ -103,5 +101,5 @@ def _vmlinux(payload: bytes) -> bytes:
     return vmlinux
 
 
-def _unusable(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is not a usable bzImage: {why}", REMEDY)
+def _unusable(path: Path, why: str) -> KernelUnusable:
+    return KernelUnusable(f"{path} is not a usable bzImage: {why}")

@@ -17,9 +17,9 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from pyvmm.boot.errors import InitramfsUnusable, KernelUnusable, NotEnoughRam
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.elf.tables import MAGIC, ElfError, read_elf_tables
-from pyvmm.errors import UserError
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
 BEGINNING_BYTES = HEADER_OFFSET + 64
-BUILD_REMEDY = "build one with: pyvmm image build --output guest.img"
 
 
 class Segment(NamedTuple):
@@ -62,12 +61,12 @@ class KernelImage(NamedTuple):
         return max(segment.end for segment in self.segments)
 
     def check_fits(self, ram_low_bytes: int) -> None:
-        """Raise `UserError` when the kernel does not fit into RAM that ends at `ram_low_bytes`."""
+        """Raise `NotEnoughRam` if the kernel does not fit below `ram_low_bytes`."""
         if self.end > ram_low_bytes:
-            raise UserError(
-                f"{self.path} needs RAM up to {-(-self.end // MIB)} MiB, "
-                f"the guest has {ram_low_bytes // MIB} MiB there",
-                "give the guest more with --memory",
+            raise NotEnoughRam(
+                f"{self.path} needs at least {-(-self.end // MIB)} MiB of RAM,"
+                f" the guest has {ram_low_bytes // MIB} MiB",
+                self.end,
             )
 
     def load(self, memory: GuestMemory) -> None:
@@ -84,7 +83,7 @@ class KernelImage(NamedTuple):
 
 
 def read_kernel(path: Path) -> KernelImage:
-    """Parse and check a vmlinux, guest.img or bzImage; raises `UserError` for anything else."""
+    """Parse and check a vmlinux, guest.img or bzImage. Raises `KernelUnusable`."""
     try:
         with path.open("rb") as file:
             beginning = file.read(BEGINNING_BYTES)
@@ -97,11 +96,8 @@ def read_kernel(path: Path) -> KernelImage:
             return _read_elf(path, bzimage.vmlinux, bzimage.header)
     except OSError as error:
         name = error.filename or path
-        raise UserError(f"cannot read {name}: {error.strerror}", BUILD_REMEDY) from error
-    raise UserError(
-        f"{path} is not a kernel that can be booted, neither ELF nor bzImage",
-        f"give a bzImage, a vmlinux or a guest.img, or {BUILD_REMEDY}",
-    )
+        raise KernelUnusable(f"cannot read {name}: {error.strerror}") from error
+    raise KernelUnusable(f"{path} is not a kernel that can be booted, neither ELF nor bzImage")
 
 
 def _read_elf(path: Path, vmlinux: Path, header: SetupHeader | None) -> KernelImage:
@@ -117,7 +113,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[int, list[Segment]]:
     except ElfError as error:
         raise _broken(path, f"its ELF headers cannot be read ({error})") from error
     if elf is None or elf.machine != "EM_X86_64":
-        raise UserError(f"{path} is an ELF file, but not for x86-64", "give a 64-bit x86 vmlinux")
+        raise KernelUnusable(f"{path} is an ELF file, but not for x86-64")
     segments = [
         Segment(one.p_paddr, one.p_offset, one.p_filesz, one.p_memsz)
         for one in elf.segments
@@ -142,18 +138,16 @@ def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:
         raise _broken(path, f"its entry point {entry:#x} is in none of its segments")
 
 
-def _broken(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is not a usable kernel: {why}", BUILD_REMEDY)
+def _broken(path: Path, why: str) -> KernelUnusable:
+    return KernelUnusable(f"{path} is not a usable kernel: {why}")
 
 
 def read_initrd(path: Path) -> bytes:
-    """The initramfs archive as it is (the kernel unpacks it); raises `UserError`."""
+    """The initramfs archive as it is (the kernel unpacks it); raises `InitramfsUnusable`."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read the initramfs {path}: {error.strerror}", "check --initrd"
-        ) from error
+        raise InitramfsUnusable(f"cannot read the initramfs {path}: {error.strerror}") from error
     if not content:
-        raise UserError(f"the initramfs {path} is empty", "check --initrd")
+        raise InitramfsUnusable(f"the initramfs {path} is empty")
     return content

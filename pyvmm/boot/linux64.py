@@ -14,8 +14,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvmm.boot.errors import CommandLineUnusable, NotEnoughRam
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader
-from pyvmm.errors import UserError
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
@@ -23,6 +23,8 @@ from pyvmm_native import PAGE_BYTES
 if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
+INITRD_MARGIN_BYTES = 2 * MIB
+"""Kept free after the kernel's image, where it puts its early page tables."""
 COMMAND_LINE_MAX_BYTES = 2047
 """COMMAND_LINE_SIZE of the x86 kernel is 2048 with the final NUL."""
 
@@ -65,15 +67,15 @@ class BootInfo(NamedTuple):
 def place_initrd(initrd_bytes: int, kernel_end: int, limit_gpa: int) -> int:
     """Where an initramfs goes: as high as it fits below `limit_gpa`, on a page boundary.
 
-    Raises `UserError` when it would touch the kernel (whose own bss and early page tables follow
-    its image: a margin of 2 MiB is kept).
+    Raises `NotEnoughRam` when it would come within `INITRD_MARGIN_BYTES` of the kernel.
     """
     gpa = (limit_gpa - initrd_bytes) & ~(PAGE_BYTES - 1)
-    if gpa < kernel_end + 2 * MIB:
-        raise UserError(
-            f"kernel and initramfs ({initrd_bytes // MIB} MiB) do not fit into "
-            f"{limit_gpa // MIB} MiB",
-            "give the guest more with --memory",
+    if gpa < kernel_end + INITRD_MARGIN_BYTES:
+        needed = -(-(kernel_end + INITRD_MARGIN_BYTES) // PAGE_BYTES) * PAGE_BYTES + initrd_bytes
+        raise NotEnoughRam(
+            f"kernel and initramfs need at least {-(-needed // MIB)} MiB of RAM,"
+            f" the guest has {limit_gpa // MIB} MiB",
+            needed,
         )
     return gpa
 
@@ -109,11 +111,12 @@ def _encode_command_line(command_line: str, header: SetupHeader | None) -> bytes
     longest = COMMAND_LINE_MAX_BYTES
     if header is not None:
         longest = min(header.command_line_max_bytes, layout.COMMAND_LINE_BYTES - 1)
-    if len(line) > longest or b"\0" in line:
-        raise UserError(
-            f"the kernel command line is {len(line)} bytes long or holds a NUL byte",
-            f"keep it within {longest} bytes of text",
+    if len(line) > longest:
+        raise CommandLineUnusable(
+            f"the kernel command line is {len(line)} bytes long, the kernel takes {longest}"
         )
+    if b"\0" in line:
+        raise CommandLineUnusable("the kernel command line holds a NUL byte")
     return line + b"\0"
 
 

@@ -17,6 +17,10 @@ KEPT_FILES = 3
 """How many files of one kind stay; a snapshot of the lab takes about 200 MB."""
 
 
+class CacheUnusable(UserError):
+    """The cache directory cannot be made or written to."""
+
+
 def cache_dir(kind: str) -> Path:
     """Where files of `kind` are kept (XDG Base Directory Specification); made when missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
@@ -24,10 +28,7 @@ def cache_dir(kind: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make the cache directory {path}: {error.strerror}",
-            "set XDG_CACHE_HOME to a directory that you may write to",
-        ) from error
+        raise CacheUnusable(f"cannot make the cache directory {path}: {error.strerror}") from error
     return path
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import click
 
+from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import qmp_option, timeout_option
 from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
-from pyvmm.errors import UserError
 from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.units import format_size, parse_size
@@ -66,14 +66,14 @@ def balloon(target: str | None, address: str, timeout_s: float, no_wait: bool) -
 def _parse_target(text: str) -> int:
     target_bytes = parse_size(text)
     if target_bytes == 0:
-        raise UserError("a guest cannot run with 0 bytes", "give the RAM to leave to the guest")
+        raise CommandError("a guest cannot run with 0 bytes", "give the RAM to leave to the guest")
     return target_bytes
 
 
 def _change(client: QmpClient, target_bytes: int, timeout_s: float, no_wait: bool) -> int:
     ram_bytes = _ram_bytes(client)
     if target_bytes > ram_bytes:
-        raise UserError(
+        raise CommandError(
             f"the guest has only {format_size(ram_bytes)} of RAM",
             f"give a target of at most {ram_bytes} bytes",
         )

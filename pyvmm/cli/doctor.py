@@ -25,8 +25,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guest_images.recipe import BUSYBOX, KERNEL_ARCHIVE, KERNEL_SERIES, TOOLS, check_tools
-from pyvmm.errors import UserError
+from guest_images.recipe import (
+    BUSYBOX,
+    BUSYBOX_PACKAGE,
+    KERNEL_ARCHIVE,
+    KERNEL_PACKAGE,
+    TOOLS,
+    check_tools,
+)
+from pyvmm.cli.remedies import remedy as remedy_for
+from pyvmm.errors import NotInstalled
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
@@ -117,8 +125,8 @@ def check_qemu() -> Finding:
     """Report the version of the emulator."""
     try:
         path = find_qemu()
-    except UserError as error:
-        return Finding("QEMU", error.message, Needed.LAB, error.remedy)
+    except NotInstalled as error:
+        return Finding("QEMU", str(error), Needed.LAB, remedy_for(error))
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return Finding("QEMU", (version.stdout.splitlines() or [path])[0], Needed.LAB)
 
@@ -127,8 +135,8 @@ def check_lab_kernel() -> Finding:
     """Report the kernel that the lab boots."""
     try:
         found = find_kernel()
-    except UserError as error:
-        return Finding("lab kernel", error.message, Needed.LAB, error.remedy)
+    except NotInstalled as error:
+        return Finding("lab kernel", str(error), Needed.LAB, remedy_for(error))
     return Finding("lab kernel", f"{found.release}, with 9p, virtio and kvm-amd", Needed.LAB)
 
 
@@ -136,7 +144,7 @@ def check_kernel_source() -> Finding:
     """Report the source that the guest image's kernel is built from."""
     if KERNEL_ARCHIVE.is_file():
         return Finding("kernel source", str(KERNEL_ARCHIVE), Needed.IMAGE)
-    remedy = f"apt-get install linux-source-{KERNEL_SERIES}"
+    remedy = f"apt-get install {KERNEL_PACKAGE}"
     return Finding("kernel source", f"no {KERNEL_ARCHIVE}", Needed.IMAGE, remedy)
 
 
@@ -144,10 +152,10 @@ def check_image_tools() -> Finding:
     """Report the programs and headers that the image build uses, and busybox."""
     try:
         check_tools()
-    except UserError as error:
-        return Finding("image tools", error.message, Needed.IMAGE, error.remedy)
+    except NotInstalled as error:
+        return Finding("image tools", str(error), Needed.IMAGE, remedy_for(error))
     if not BUSYBOX.is_file():
-        remedy = "apt-get install busybox-static"
+        remedy = f"apt-get install {BUSYBOX_PACKAGE}"
         return Finding("image tools", f"no {BUSYBOX}", Needed.IMAGE, remedy)
     return Finding("image tools", f"{', '.join(TOOLS)}, {BUSYBOX}", Needed.IMAGE)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from guest_images.build import build_image, image_path
-from guest_images.manifest import Manifest, ManifestError, read_manifest
+from guest_images.manifest import Manifest, read_manifest
 from guest_images.recipe import read_recipe
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 from pyvmm.progress.reporter import show_progress
 
 BUILD_REMEDY = "run: pyvmm image build"
@@ -59,11 +59,9 @@ def info(file: Path) -> None:
     try:
         manifest = read_manifest(file)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}", BUILD_REMEDY) from error
-    except ManifestError as error:
-        raise UserError(f"{file}: {error}", "run: pyvmm image build --force") from error
+        raise CommandError(f"{file} cannot be read: {error.strerror}", BUILD_REMEDY) from error
     if manifest is None:
-        raise UserError(f"{file} is not a guest image: it has no manifest", BUILD_REMEDY)
+        raise CommandError(f"{file} is not a guest image: it has no manifest", BUILD_REMEDY)
     _print_manifest(file, manifest)
 
 
@@ -73,7 +71,7 @@ def where(source: Path | None) -> None:
     """Print the path of the up-to-date guest image in the cache."""
     path = image_path(read_recipe(source))
     if not path.exists():
-        raise UserError("no guest image has been built from the present inputs", BUILD_REMEDY)
+        raise CommandError("no guest image has been built from the present inputs", BUILD_REMEDY)
     click.echo(path)
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from pyvmm.cli.errors import CommandError
 from pyvmm.errors import UserError
 from pyvmm.version import VERSION
 
@@ -83,11 +84,13 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             missing = (error.name or "").split(".")[0]
             if missing == "bench":
-                raise UserError(
+                raise CommandError(
                     "the benchmarks are not installed", "run them in a checkout of pyvmm"
                 ) from error
             if missing == "pyvmm_native":
-                raise UserError("the native modules are not built", "run 'make native'") from error
+                raise CommandError(
+                    "the native modules are not built", "run 'make native'"
+                ) from error
             raise
         command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)
@@ -112,7 +115,10 @@ class LazyGroup(click.Group):
             result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
             sys.stdout.flush()
         except UserError as error:
-            _print_error(str(error))
+            # Late: the errors of every package, 9 modules more, only where one occurs.
+            from pyvmm.cli.remedies import with_remedy
+
+            _print_error(with_remedy(error))
             sys.exit(error.exit_status)
         except click.ClickException as error:
             _print_error(_describe(error))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
@@ -84,14 +84,14 @@ def security_options(command: _Command) -> _Command:
 def security(
     tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, insecure: bool
 ) -> Security:
-    """Return what the security options ask for. Raises `UserError`."""
+    """Return what the security options ask for. Raises `CommandError`."""
     # Late: saves 9 ms (ssl) in every command that is not a migration.
     from pyvmm.sockets.tls import Security, TlsFiles
 
     if tls_ca and tls_cert and tls_key:
         return Security(TlsFiles(*(path.absolute() for path in (tls_ca, tls_cert, tls_key))))
     if tls_ca or tls_cert or tls_key:
-        raise UserError(
+        raise CommandError(
             "TLS needs a CA, a certificate and a key", "give --tls-ca, --tls-cert and --tls-key"
         )
     return Security(insecure=insecure)

@@ -2,8 +2,8 @@
 """Commands that act on a running guest over its control socket (QMP).
 
 `run_qmp_command` connects, lets the command do its work and turns every way in which that can fail
-into an exit status. What a person can mend is a `UserError` (status 2). A guest that ends
-meanwhile is not a mistake: it is reported on standard error, and the status is 1.
+into an exit status. An error that the user can correct is a `UserError` (status 2). A guest that
+ends meanwhile is not a mistake: it is reported on standard error, and the status is 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.addresses import parse_unix_address
@@ -31,20 +31,20 @@ def run_qmp_command(
     """Run `work` on a client of the control socket at `address`; returns its exit status.
 
     `command` is named in errors ("pyvmm stats"). `guest_timeout_s` is how long the server itself
-    may wait for the guest before it replies. Raises `UserError`.
+    may wait for the guest before it replies. Raises `CommandError`.
     """
     with QmpClient(parse_unix_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
         try:
             return work(client)
         except QmpError as error:
-            raise UserError(
+            raise CommandError(
                 f"the request failed: {error.desc}", f"see '{command} --help'"
             ) from error
         except ConnectionClosedError:
             print("pyvmm: the guest has ended", file=sys.stderr)
             return EXIT_NOT_DONE
         except TimeoutError:
-            raise UserError(
+            raise CommandError(
                 f"no reply from the control socket {address}",
                 "check that the process of the guest is still running",
             ) from None

@@ -21,10 +21,11 @@ import click
 from click.core import ParameterSource
 
 from devices.balloon.features import OPTIONS
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.asyncio_without_ssl import asyncio
+from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import SECURITY_PARAMETERS, security, security_options
-from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS, config_for_image
-from pyvmm.errors import UserError
+from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
 from pyvmm.sockets.addresses import parse_migration_address, parse_unix_address
 from pyvmm.units import MIB, parse_size
@@ -138,7 +139,7 @@ def run(
         protection = security(tls_ca, tls_cert, tls_key, insecure)
         return _run_incoming(incoming, protection, parse_size(memory), sockets, kvm)
     for shown in _given(SECURITY_PARAMETERS):
-        raise UserError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
+        raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     snapshot = _open(restore) if restore is not None else None
     config = (
         snapshot.config
@@ -168,7 +169,7 @@ def run(
 
 
 def _open(restore: Path) -> SnapshotFile:
-    """Open the snapshot to resume; raises `UserError` if options configure a guest as well."""
+    """Open the snapshot to resume; raises `CommandError` if options configure a guest as well."""
     # Late: saves 7 ms without --restore.
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.state.parts import KINDS
@@ -178,11 +179,11 @@ def _open(restore: Path) -> SnapshotFile:
 
 
 def _refuse_configuration(option: str, *allowed: str) -> None:
-    """Raise `UserError` if a parameter not `allowed` configures the guest of --`option`."""
+    """Raise `CommandError` if a parameter not `allowed` configures the guest of --`option`."""
     context = click.get_current_context()
     names = {parameter.name or "" for parameter in context.command.get_params(context)}
     for shown in _given(names - {option, *allowed, *NOT_CONFIGURATION}):
-        raise UserError(
+        raise CommandError(
             f"--{option} and {shown} cannot be combined",
             f"leave out {shown}: the guest of --{option} brings its own configuration",
         )
@@ -200,11 +201,11 @@ def _given(names: Collection[str]) -> Iterator[str]:
 
 
 def _one_of(image: Path | None, kernel: Path | None) -> Path:
-    """Return the one kernel that IMAGE or --kernel names; raises `UserError` if not exactly one."""
+    """Return the one kernel that IMAGE or --kernel names. Raises `CommandError`."""
     given = [path for path in (image, kernel) if path is not None]
     if len(given) != 1:
         message = "both IMAGE and --kernel are given" if given else "no kernel to boot is given"
-        raise UserError(message, "give either IMAGE or --kernel FILE")
+        raise CommandError(message, "give either IMAGE or --kernel FILE")
     return given[0]
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
+from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import timeout_option, unused_option
 from pyvmm.cli.qmp_command import run_qmp_command
-from pyvmm.errors import UserError
 from pyvmm.progress.reporter import show_progress
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB, format_size
@@ -69,7 +69,7 @@ def snapshot(
     --info, when FILE is damaged.
     """
     if info == (address is not None):
-        raise UserError("give either --qmp or --info", "see 'pyvmm snapshot --help'")
+        raise CommandError("give either --qmp or --info", "see 'pyvmm snapshot --help'")
     if address is None:
         # Late: saves 60 ms (rich, the snapshot reader, the machine's parts) without --info.
         from pyvmm.cli.snapshot_info import show_snapshot
@@ -105,7 +105,9 @@ def _wait(client: QmpClient) -> dict[str, Any]:
                 shown_mib = now_mib
             time.sleep(POLL_PERIOD_S)
     if answer["status"] != "completed":
-        raise UserError(answer.get("error-desc", "no snapshot was taken"), "the guest still runs")
+        raise CommandError(
+            answer.get("error-desc", "no snapshot was taken"), "the guest still runs"
+        )
     completed: dict[str, Any] = answer
     return completed
 

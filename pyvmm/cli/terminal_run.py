@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
@@ -59,9 +59,9 @@ async def run_incoming(
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > at_most_bytes:
-                raise UserError(
-                    f"the guest has {format_size(config.ram_bytes)} of RAM, and only"
-                    f" {format_size(at_most_bytes)} may come",
+                raise CommandError(
+                    f"the guest has {format_size(config.ram_bytes)} of RAM, the destination takes"
+                    f" at most {format_size(at_most_bytes)}",
                     f"start the destination with --memory {config.ram_bytes // MIB}M",
                 )
             return place.make(config)

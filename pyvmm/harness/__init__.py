@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests that a script runs: boot one from Python, run commands in it, resize its balloon.
 
-    from pyvmm.config import config_for_image
+    from pyvmm.boot.image_config import config_for_image
     from pyvmm.harness.guest_session import guest_session
 
     config = config_for_image(Path("guest.img"), ram_bytes=1 << 30, append='pyvmm.run="pattern"')

@@ -11,12 +11,14 @@ import sys
 from enum import Enum
 from typing import Literal
 
-from pyvmm.errors import UserError
+from pyvmm.lab.errors import HostKvmForbidden, HostKvmMissing, HostKvmUnusable
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
 from pyvmm.sockets.lab_paths import in_lab
 
 KvmMode = Literal["auto", "host", "lab"]
 KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
+
+_ERRORS = {Verdict.MISSING: HostKvmMissing, Verdict.UNREADABLE: HostKvmForbidden}
 
 
 class Choice(Enum):
@@ -29,7 +31,7 @@ class Choice(Enum):
 def choose_kvm(mode: KvmMode) -> Choice:
     """Decide for `mode`; says so on standard error when `auto` takes the lab.
 
-    UserError when `host` is asked for and this machine's KVM cannot be used.
+    HostKvmUnusable when `host` is asked for and this machine's KVM cannot be used.
     """
     if in_lab():
         return Choice.HOST
@@ -39,7 +41,8 @@ def choose_kvm(mode: KvmMode) -> Choice:
     if fitness.fit:
         return Choice.HOST
     if mode == "host":
-        raise UserError(f"this machine's KVM cannot be used: {fitness.reason}", remedy(fitness))
+        error = _ERRORS.get(fitness.verdict, HostKvmUnusable)
+        raise error(f"this machine's KVM cannot be used: {fitness.reason}")
     print(f"pyvmm: running in the lab: {why_not_here(fitness)}", file=sys.stderr, flush=True)
     return Choice.LAB
 
@@ -49,12 +52,3 @@ def why_not_here(fitness: KvmFitness) -> str:
     if fitness.verdict is Verdict.UNFIT:
         return f"this machine's KVM is unfit, {fitness.reason}"
     return fitness.reason
-
-
-def remedy(fitness: KvmFitness) -> str:
-    """What a person can do about a KVM that is not fit."""
-    if fitness.verdict is Verdict.UNREADABLE:
-        return "add yourself to its group (usermod -aG kvm USER, then log in again) or --kvm lab"
-    if fitness.verdict is Verdict.MISSING:
-        return "load it (modprobe kvm-intel or kvm-amd, virtualisation on in firmware) or --kvm lab"
-    return "use --kvm lab"

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from pyvmm.boot.bzimage import open_bzimage
 from pyvmm.cache.directory import cache_dir
-from pyvmm.errors import UserError
+from pyvmm.errors import NotInstalled
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")
 """Modules that the lab loads, in this order, each after its dependencies."""
 
-INSTALL_REMEDY = "apt-get install linux-image-amd64"
+DEBIAN_PACKAGE = "linux-image-amd64"
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
@@ -42,7 +42,7 @@ def lab_cache() -> Path:
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> LabKernel:
-    """The newest suitable kernel installed; UserError when there is none."""
+    """The newest suitable kernel installed; NotInstalled when there is none."""
     releases = sorted(
         (path.name.removeprefix("vmlinuz-") for path in boot.glob("vmlinuz-*")),
         key=_version_key,
@@ -53,7 +53,7 @@ def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")
         if closure is not None:
             return LabKernel(release, boot / f"vmlinuz-{release}", closure)
     found = f" (found without 9p, virtio or kvm-amd: {', '.join(releases)})" if releases else ""
-    raise UserError(f"no kernel for the lab in {boot}{found}", INSTALL_REMEDY)
+    raise NotInstalled(f"no kernel for the lab in {boot}{found}", DEBIAN_PACKAGE)
 
 
 def _version_key(release: str) -> list[int]:
@@ -94,14 +94,14 @@ def _module_name(path: str) -> str:
 
 
 def read_module(path: Path) -> bytes:
-    """The module, uncompressed and unsigned; UserError for a compression Python does not know."""
+    """Return the module, uncompressed and unsigned. Raises `NotInstalled` if it cannot be read."""
     data = path.read_bytes()
     if path.suffix == ".xz":
         data = lzma.decompress(data)
     elif path.suffix == ".gz":
         data = gzip.decompress(data)
     elif path.suffix != ".ko":
-        raise UserError(f"cannot read the kernel module {path}", INSTALL_REMEDY)
+        raise NotInstalled(f"cannot read the kernel module {path}", DEBIAN_PACKAGE)
     return strip_signature(data)
 
 

@@ -18,14 +18,14 @@ import socket
 import subprocess
 from pathlib import Path
 
-from pyvmm.errors import UserError
+from pyvmm.errors import NotInstalled
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.boot_snapshot import BootSnapshotError, QemuMonitor, resume_arguments
 from pyvmm.lab.initramfs import build_initramfs, init_arguments
 from pyvmm.lab.kernel import find_kernel, startable_image
 
 QEMU = "qemu-system-x86_64"
-INSTALL_REMEDY = "apt-get install qemu-system-x86"
+DEBIAN_PACKAGE = "qemu-system-x86"
 TRANSLATION_CACHE_MIB = 512
 # TCG does not intercept XSETBV for a nested guest (its choice would leak into the lab's kernel, and
 # the sizes KVM reports would be stale), so there is no XSAVE; five-level paging only costs time.
@@ -53,17 +53,17 @@ _KERNEL_COMMAND_LINE = (
 
 
 def find_qemu() -> str:
-    """Return the path of QEMU. Raises UserError if it is not installed."""
+    """Return the path of QEMU. Raises NotInstalled if it is not installed."""
     path = shutil.which(QEMU)
     if path is None:
-        raise UserError(f"{QEMU} is not installed", INSTALL_REMEDY)
+        raise NotInstalled(f"{QEMU} is not installed", DEBIAN_PACKAGE)
     return path
 
 
 def machine_arguments(memory_mib: int, cpus: int) -> list[str]:
     """Return QEMU's path and the arguments that define the machine.
 
-    Finds the kernel and builds the initramfs. Raises UserError.
+    Finds the kernel and builds the initramfs. Raises NotInstalled.
     """
     qemu = find_qemu()
     kernel = find_kernel()

@@ -105,7 +105,7 @@ def run_here(argv: Sequence[str], *, timeout_s: float | None = None) -> NoReturn
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:
-        raise UserError(f"cannot run {argv[0]}: {error.strerror}", "check the command") from error
+        raise UserError(f"cannot run {argv[0]}: {error.strerror}") from error
 
 
 def _package_directories() -> list[Path]:

@@ -23,12 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyvmm.lab.agent import DRAIN_TIMEOUT_S, TERMINAL_CHANNEL
+from pyvmm.lab.errors import LabError
 from pyvmm.lab.forwarding import ForwardedListener, SocketForwarder
 from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.start import START_TIMEOUT_S, LabError, lab_error
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.start import START_TIMEOUT_S, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 
 GRACE_PERIOD_S = 10.0
@@ -178,7 +180,7 @@ class LabSession:
     def _ping(self) -> None:
         if self._unanswered == MAX_UNANSWERED_PINGS:
             processors = "; ".join(self._lab.processors())
-            raise LabError(f"the lab has stopped answering ({processors})", "try again")
+            raise LabError(f"the lab has stopped answering ({processors})")
         self._unanswered += 1
         self._mux.send_control({"ping": self._unanswered})
 

@@ -13,19 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pyvmm.errors import UserError
 from pyvmm.lab.boot_snapshot import BootSnapshotError, resume, save, snapshot_path
+from pyvmm.lab.errors import LabError
 from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess, machine_arguments
 
 START_TIMEOUT_S = 180.0
-
-
-class LabError(UserError):
-    """The lab did not start, or ended or broke while a command was running in it."""
-
-    exit_status = 125
 
 
 def start(*, memory_mib: int, cpus: int) -> LabProcess:
@@ -90,4 +84,4 @@ def _resume(machine: list[str], snapshot: Path) -> LabProcess:
 def lab_error(lab: LabProcess, message: str) -> LabError:
     """Return an error with `message` and the last lines that the lab's kernel printed."""
     tail = " / ".join(lab.console(3))
-    return LabError(f"{message}: {tail}" if tail else message, "see 'pyvmm doctor', or try again")
+    return LabError(f"{message}: {tail}" if tail else message)

@@ -26,12 +26,7 @@ interrupt controllers as KVM numbers them, in `_BYTES` sizes.
 
 from __future__ import annotations
 
-from pyvmm.units import GIB, MIB
-
-# --- Limits ---------------------------------------------------------------------------------
-MIN_RAM_BYTES = 64 * MIB
-MAX_RAM_BYTES = 16 * GIB
-MAX_VCPUS = 8
+from pyvmm.units import MIB
 
 # --- Boot data in the first 640 KiB -----------------------------------------------------------
 GDT_GPA = 0x1000

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from devices.listeners import Listeners
 from pykvm import address_of
-from pyvmm.errors import UserError
 from pyvmm.memory import layout
+from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.discard import discard
@@ -36,8 +36,8 @@ MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; Python's mmap module names it fr
 class Ram:
     """All RAM of one guest; satisfies `devices.ports.GuestRam`.
 
-    `size_bytes` is a multiple of 1 MiB between `layout.MIN_RAM_BYTES` and `layout.MAX_RAM_BYTES`.
-    Raises `UserError` when the host will not map that much.
+    `size_bytes` is a multiple of 1 MiB between `config.MIN_RAM_BYTES` and `config.MAX_RAM_BYTES`.
+    Raises `HostMemoryUnavailable` if the host does not map that much.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -50,9 +50,8 @@ class Ram:
             for gpa, length in layout.ram_ranges(size_bytes):
                 self._maps.append((gpa, _map_anonymous(length)))
         except OSError as error:
-            raise UserError(
-                f"the host cannot map {size_bytes // MIB} MiB for the guest: {error.strerror}",
-                "give the guest less with --memory",
+            raise HostMemoryUnavailable(
+                f"the host cannot map {size_bytes // MIB} MiB for the guest: {error.strerror}"
             ) from error
         self.memory = GuestMemory(self._maps)
         self.pages = PageRuns(

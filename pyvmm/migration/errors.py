@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pyvmm.errors import UserError
+
 
 class MigrationError(Exception):
     """The migration has failed. The message is one line that gives the reason, no full stop."""
@@ -25,3 +27,7 @@ class SwitchoverUnconfirmed(MigrationError):
 
     The source does not run it any more, but still has all of it.
     """
+
+
+class IncomingMigrationFailed(UserError):
+    """The guest does not run here; unless its source reports otherwise, it still runs there."""

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pyvmm.errors import UserError
 from pyvmm.migration.destination import DestinationMigration
-from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.sockets.errors import ListenerClosed
@@ -72,9 +71,7 @@ async def accept_migration(
         await _aborted_by(link.abort, work)
         link.close()
     except (MigrationError, ListenerClosed) as error:
-        raise UserError(
-            f"no guest has arrived: {error}", "unless its source says otherwise, it runs there"
-        ) from error
+        raise IncomingMigrationFailed(f"no guest has arrived: {error}") from error
     except asyncio.CancelledError:
         if target.running is None:
             raise

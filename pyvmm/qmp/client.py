@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyvmm.errors import UserError
 from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.errors import NotQmpSocket, QmpServerUnresponsive
 from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.unix import connect_unix
@@ -89,14 +89,9 @@ class QmpClient:
                 raise QmpError("no greeting")
             self.execute("qmp_capabilities")
         except TimeoutError:
-            raise UserError(
-                f"the control socket {path} is not answering",
-                "wait for other clients to finish (QEMU serves one at a time), or restart it",
-            ) from None
+            raise QmpServerUnresponsive(f"the control socket {path} is not answering") from None
         except (QmpError, ConnectionClosedError):
-            raise UserError(
-                f"{path} is not a QMP socket", "give the path that was given to --qmp"
-            ) from None
+            raise NotQmpSocket(f"{path} is not a QMP socket") from None
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         """The next message of the server; raises `TimeoutError` at `deadline` (monotonic)."""

@@ -29,7 +29,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from devices.state import MAX_PAYLOAD_BYTES
-from pyvmm.memory.layout import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ram_ranges
+from pyvmm.config import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES
+from pyvmm.memory.layout import ram_ranges
 from pyvmm.state.config_record import CONFIG, CONFIG_KIND
 from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
 from pyvmm.units import MIB

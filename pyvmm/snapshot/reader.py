@@ -15,6 +15,7 @@ from pathlib import Path
 
 from devices.state import StateError
 from pyvmm.errors import UserError
+from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm.snapshot.format import (
     HEADER,
     HEADER_KIND,
@@ -49,9 +50,7 @@ class SnapshotFile:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UserError(
-                f"cannot read the snapshot {path}: {error.strerror}", "check the path"
-            ) from error
+            raise UserError(f"cannot read the snapshot {path}: {error.strerror}") from error
         try:
             with self._refusing():
                 self._read(kinds)
@@ -113,9 +112,7 @@ class SnapshotFile:
             yield
         except (RecordError, StateError, ChecksumError, OSError) as error:
             what = error.strerror if isinstance(error, OSError) else str(error)
-            raise UserError(
-                f"the snapshot {self.path} cannot be used: {what}", "take another one"
-            ) from error
+            raise SnapshotDamaged(f"the snapshot {self.path} cannot be used: {what}") from error
 
 
 def _read_header(fd: int) -> Header:

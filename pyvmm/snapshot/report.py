@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from devices.state import Fields, encode
-from pyvmm.memory.layout import MAX_RAM_BYTES
+from pyvmm.config import MAX_RAM_BYTES
 from pyvmm.snapshot.format import OWN_KINDS, REPORT
 from pyvmm.state.records import Record
 from pyvmm_native import PAGE_BYTES

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from devices.state import StateError
-from pyvmm.errors import UserError
+from pyvmm.snapshot.errors import SnapshotIncompatible
 from pyvmm.snapshot.reader import OnPages
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def restore(snapshot: SnapshotFile, vm: RestorableVm, on_pages: OnPages = lambda
     try:
         vm.restore_parts(snapshot.parts)
     except StateError as error:
-        raise UserError(
-            f"the snapshot {snapshot.path} cannot be restored here: {error}",
-            "restore it where it was taken, or with that version of pyvmm",
+        raise SnapshotIncompatible(
+            f"the snapshot {snapshot.path} cannot be restored here: {error}"
         ) from error

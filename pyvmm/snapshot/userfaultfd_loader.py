@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import UserError
+from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm_native.lazy_pages import LazyPages
 from pyvmm_native.page_blocks import ChecksumError
 
@@ -61,9 +62,7 @@ class UserfaultfdLoader(threading.Thread):
             self._pages.serve()
         except (ChecksumError, OSError) as error:
             what = error.strerror if isinstance(error, OSError) else str(error)
-            self.error = UserError(
-                f"the snapshot {self._path} cannot be used: {what}", "take another one"
-            )
+            self.error = SnapshotDamaged(f"the snapshot {self._path} cannot be used: {what}")
             self._on_failure(self.error)
         finally:
             os.close(self._fd)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyvmm.errors import UserError
+from pyvmm.snapshot.errors import SnapshotNotWritten
 from pyvmm.snapshot.format import BITMAP_BYTES, PAGES_OFFSET, Block, Header, encode_blocks, holes
 from pyvmm.state.records import Record
 from pyvmm_native import PAGE_BYTES
@@ -110,9 +110,8 @@ class SnapshotWriter:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"cannot write the snapshot {self._path}: {error.strerror}",
-                "choose another place or make room; an older snapshot there is untouched",
+            raise SnapshotNotWritten(
+                f"cannot write the snapshot {self._path}: {error.strerror}"
             ) from error
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyvmm.errors import UserError
+from pyvmm.sockets.errors import SocketPathTooLong
 
 _PATH_LIMIT_BYTES = 107  # sizeof(sun_path) less the terminating zero, unix(7)
 _QEMU_OPTIONS = {"server", "server=on", "wait=off", "nowait"}
-_EXAMPLES = "write tcp:HOST:PORT, e.g. tcp:127.0.0.1:4444, or unix:PATH"
+_EXPECTED = "expected tcp:HOST:PORT, e.g. tcp:127.0.0.1:4444, or unix:PATH"
 
 
 class TcpAddress(NamedTuple):
@@ -50,13 +51,10 @@ def parse_unix_address(text: str) -> Path:
     path, *options = rest.split(",")
     if scheme != "unix" or not path or "\0" in path or not _QEMU_OPTIONS.issuperset(options):
         raise UserError(
-            f"{text!r} is not a control socket address", "write unix:PATH, e.g. unix:/tmp/vm.sock"
+            f"{text!r} is not a socket address: expected unix:PATH, e.g. unix:/tmp/vm.sock"
         )
     if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
-        raise UserError(
-            f"the socket path {path} is longer than {_PATH_LIMIT_BYTES} bytes",
-            "choose a shorter one, or a path relative to the working directory",
-        )
+        raise SocketPathTooLong(f"the socket path {path} is longer than {_PATH_LIMIT_BYTES} bytes")
     return Path(path)
 
 
@@ -68,7 +66,7 @@ def parse_migration_address(text: str) -> Address:
     scheme, _, rest = text.partition(":")
     if scheme == "unix":
         if not rest or "," in rest:
-            raise UserError(f"{text!r} is not an address", _EXAMPLES)
+            raise UserError(f"{text!r} is not an address: {_EXPECTED}")
         return UnixAddress(parse_unix_address(text))
     host, _, port = rest.rpartition(":")
     if host[:1] == "[" and host[-1:] == "]":
@@ -76,7 +74,7 @@ def parse_migration_address(text: str) -> Address:
     elif ":" in host:
         host = ""
     if scheme != "tcp" or not host or not (port.isascii() and port.isdigit() and len(port) < 6):
-        raise UserError(f"{text!r} is not an address", _EXAMPLES)
+        raise UserError(f"{text!r} is not an address: {_EXPECTED}")
     if int(port) >= 1 << 16:
-        raise UserError(f"there is no port {port}", _EXAMPLES)
+        raise UserError(f"there is no port {port}: {_EXPECTED}")
     return TcpAddress(host, int(port))

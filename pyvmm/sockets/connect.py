@@ -12,7 +12,7 @@ import socket
 
 from pyvmm.errors import UserError
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
-from pyvmm.sockets.errors import HandshakeFailed, reason
+from pyvmm.sockets.errors import HandshakeFailed, PeerUntrusted, reason
 from pyvmm.sockets.lab_paths import proxy_socket
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.proxy_client import connect_through_proxy
@@ -30,18 +30,13 @@ def connect(address: Address, security: Security) -> SocketLink:
     try:
         stream = _connect_here_or_outside(address)
     except OSError as error:
-        raise UserError(
-            f"cannot connect to {address}: {reason(error)}",
-            f"start the destination first: pyvmm run --incoming {address}",
-        ) from error
+        raise UserError(f"no destination can be reached at {address}: {reason(error)}") from error
     if context is None or not isinstance(address, TcpAddress):
         return SocketLink(stream)
     try:
         return SocketLink(handshake(stream, context, address.host))
     except HandshakeFailed as error:
-        raise UserError(
-            f"{address} is not to be trusted: {error}", "check the certificates of both sides"
-        ) from error
+        raise PeerUntrusted(f"{address} is not to be trusted: {error}") from error
 
 
 def connect_directly(address: Address) -> socket.socket:

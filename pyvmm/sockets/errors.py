@@ -1,10 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failures of sockets that the code above handles; each message is one line without a full stop.
+"""Failures of sockets; each message is one line without a full stop.
 
-A reason that a connection cannot be made at all is a `UserError`; these are for later.
+Reasons why an address cannot be used or a connection cannot be made are `UserError`. The others
+happen to connections and listeners that exist, and the code above handles them.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from pyvmm.errors import UserError
+
+
+class SocketPathTooLong(UserError):
+    """The path does not fit into `struct sockaddr_un`."""
+
+
+class SocketNotCreated(UserError):
+    """The socket file cannot be made at its path."""
+
+
+class AddressUnavailable(UserError):
+    """Something else uses the address, or this host does not have it."""
+
+
+class ControlSocketUnreachable(UserError):
+    """No server listens on the control socket at `path`."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class TlsFilesUnusable(UserError):
+    """The CA, the certificate or the key cannot be loaded."""
+
+
+class TlsOnUnixSocket(UserError):
+    """TLS was requested for a unix socket."""
+
+
+class TlsRequired(UserError):
+    """The address is beyond this host and the connection would not be encrypted."""
+
+
+class PeerUntrusted(UserError):
+    """The TLS handshake with the destination failed."""
 
 
 class ConnectionLost(Exception):

@@ -13,9 +13,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import UserError
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress, parse_migration_address
-from pyvmm.sockets.errors import HandshakeFailed, ListenerClosed, reason
+from pyvmm.sockets.errors import AddressUnavailable, HandshakeFailed, ListenerClosed, reason
 from pyvmm.sockets.lab_paths import IncomingSocket, incoming_socket, proxy_socket
 from pyvmm.sockets.link import SocketLink, shut_down
 from pyvmm.sockets.proxy_client import close_forwarded_listener
@@ -102,9 +101,7 @@ def _listen_tcp(address: TcpAddress) -> socket.socket:
     try:
         return socket.create_server((address.host, address.port), family=family)
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {address}: {reason(error)}", "choose another address"
-        ) from error
+        raise AddressUnavailable(f"cannot listen on {address}: {reason(error)}") from error
 
 
 def _close_outside(forwarded: IncomingSocket) -> None:

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 
 from pyvmm.errors import UserError
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
-from pyvmm.sockets.errors import HandshakeFailed, reason
+from pyvmm.sockets.errors import (
+    HandshakeFailed,
+    TlsFilesUnusable,
+    TlsOnUnixSocket,
+    TlsRequired,
+    reason,
+)
 from pyvmm.sockets.lab_paths import in_lab
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ class TlsFiles:
     key: Path
 
     def context(self, *, server: bool) -> ssl.SSLContext:
-        """Return the TLS context of one side; raise `UserError` for files that cannot be used."""
+        """Return the TLS context of one side; raise `TlsFilesUnusable`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
@@ -42,9 +48,8 @@ class TlsFiles:
             context.load_verify_locations(self.ca)
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
-            raise UserError(
-                f"the files for TLS cannot be used: {error.strerror or error}",
-                "give PEM files: a CA, a certificate signed by it, and its key",
+            raise TlsFilesUnusable(
+                f"the TLS files cannot be used: {error.strerror or error}"
             ) from error
         return context
 
@@ -61,12 +66,9 @@ class Security:
         """Raise `UserError` if guest memory would cross a network unprotected."""
         if self.tls is not None:
             if isinstance(address, UnixAddress):
-                raise UserError("a unix socket takes no TLS", "leave the --tls options out")
+                raise TlsOnUnixSocket("a unix socket takes no TLS")
         elif isinstance(address, TcpAddress) and not self.insecure and not _is_local(address):
-            raise UserError(
-                f"{address} is not on this host, and there is no TLS",
-                "give --tls-ca, --tls-cert and --tls-key, or --insecure in a network you trust",
-            )
+            raise TlsRequired(f"{address} is not on this host, and there is no TLS")
 
 
 def handshake(
@@ -98,11 +100,9 @@ def _is_local(address: TcpAddress) -> bool:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise UserError(f"there is no host {address.host!r}", "check its name") from error
+        raise UserError(f"there is no host {address.host!r}") from error
     except OSError as error:
         if in_lab():
             return False  # names are looked up outside; the lab knows only /etc/hosts
-        raise UserError(
-            f"there is no host {address.host!r}: {reason(error)}", "check its name"
-        ) from error
+        raise UserError(f"there is no host {address.host!r}: {reason(error)}") from error
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)

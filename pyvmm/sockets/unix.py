@@ -16,8 +16,12 @@ import socket
 import stat
 from pathlib import Path
 
-from pyvmm.errors import UserError
-from pyvmm.sockets.errors import reason
+from pyvmm.sockets.errors import (
+    AddressUnavailable,
+    ControlSocketUnreachable,
+    SocketNotCreated,
+    reason,
+)
 
 
 class UnixListener:
@@ -50,17 +54,14 @@ class UnixListener:
                 self.socket.bind(str(self._path))
             os.chmod(self._path, 0o600)
         except OSError as error:
-            raise UserError(
-                f"cannot create the socket {self._shown_as}: {reason(error)}",
-                "choose a path in an existing directory that you may write to",
+            raise SocketNotCreated(
+                f"cannot create the socket {self._shown_as}: {reason(error)}"
             ) from error
 
     def _remove_stale(self) -> None:
-        """Remove a socket file that nobody listens on; raise `UserError` if it is anything else."""
+        """Remove a socket file that nobody listens on, else raise `AddressUnavailable`."""
         if not stat.S_ISSOCK(self._path.lstat().st_mode):
-            raise UserError(
-                f"{self._shown_as} exists and is not a socket", "choose another path, or remove it"
-            )
+            raise AddressUnavailable(f"{self._shown_as} exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)  # a listener whose backlog is full would block
             try:
@@ -70,10 +71,7 @@ class UnixListener:
                 return
             except BlockingIOError:
                 pass
-        raise UserError(
-            f"the socket {self._shown_as} is in use by another process",
-            "choose another path, or end that process",
-        )
+        raise AddressUnavailable(f"the socket {self._shown_as} is in use by another process")
 
     def remove(self) -> None:
         """Stop listening, and remove the socket file unless another has replaced it."""
@@ -89,7 +87,8 @@ class UnixListener:
 def connect_unix(path: Path, timeout_s: float) -> socket.socket:
     """Return a stream connected to the control socket at `path`.
 
-    Its operations time out after `timeout_s`. Raises `UserError` if nothing listens there.
+    Its operations time out after `timeout_s`. Raises `ControlSocketUnreachable` if nothing listens
+    there.
     """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.settimeout(timeout_s)
@@ -97,9 +96,8 @@ def connect_unix(path: Path, timeout_s: float) -> socket.socket:
         stream.connect(str(path))
     except OSError as error:
         stream.close()
-        raise UserError(
-            f"cannot connect to the control socket {path}: {reason(error)}",
-            f"start a guest with --qmp unix:{path}, or give the path of a running one",
+        raise ControlSocketUnreachable(
+            f"cannot connect to the control socket {path}: {reason(error)}", path
         ) from error
     return stream
 

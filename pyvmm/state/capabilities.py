@@ -44,8 +44,7 @@ class Capabilities:
         for name in _NEEDED:
             if not vm.check_extension(getattr(abi, name)):
                 raise UserError(
-                    f"this KVM cannot save or restore a guest: it has no {name}",
-                    "use Linux 5.14 or later on the host",
+                    f"this KVM cannot save or restore a guest: it has no {name} (Linux 5.14)"
                 )
         return cls(
             cpuid=cpuid_for(system, 0),

@@ -59,7 +59,7 @@ def restore_config(fields: Fields) -> MachineConfig:
             withhold=withhold,
         )
     except UserError as error:
-        raise fields.error("as a whole", f"is no machine: {error.message}") from error
+        raise fields.error("as a whole", f"is no machine: {error}") from error
 
 
 def _names(fields: Fields, name: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from devices.pci.host_bridge import ConfigMechanism1
 from devices.registers import RegisterTable
 from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, encode
 from devices.virtio.pci_transport import VirtioPciTransport
-from pyvmm.memory.layout import MAX_VCPUS
+from pyvmm.config import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
 from pyvmm.state.clock import read_clocks

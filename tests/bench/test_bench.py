@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyvmm.harness.errors import GuestExited
-from pyvmm.lab.start import LabError
+from pyvmm.lab.errors import LabError
 from pyvmm.progress.reporter import Silent
 from pyvmm.sockets.lab_paths import in_lab
 
@@ -79,7 +79,7 @@ def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_fails_in_a_lab_is_tried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends: list[int | LabError] = [LabError("it stopped", "try again"), 1, 0, 2]
+    ends: list[int | LabError] = [LabError("it stopped"), 1, 0, 2]
 
     def run_in_lab(argv: list[str], **limits: float) -> int:
         end = ends.pop(0)

@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from guest_images.build import add_manifest
-from guest_images.manifest import Manifest, ManifestError, read_manifest
+from guest_images.errors import ManifestError
+from guest_images.manifest import Manifest, read_manifest
 from pyvmm.cli.image import image as image_command
+from pyvmm.cli.remedies import remedy
 from pyvmm.errors import UserError
 
 MANIFEST = Manifest(
@@ -180,4 +182,4 @@ def test_info_on_anything_else_is_the_users_to_mend(program: Path, tmp_path: Pat
     for path in (program, damaged, tmp_path / "absent", tmp_path):
         outcome = CliRunner().invoke(image_command, ["info", str(path)])
         assert isinstance(outcome.exception, UserError)
-        assert "pyvmm image build" in outcome.exception.remedy
+        assert "pyvmm image build" in remedy(outcome.exception)

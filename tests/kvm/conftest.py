@@ -13,7 +13,8 @@ import pytest
 
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
-from pyvmm.config import MachineConfig, config_for_image
+from pyvmm.boot.image_config import config_for_image
+from pyvmm.config import MachineConfig
 from pyvmm.harness.guest_session import guest_session
 from pyvmm.units import MIB
 from tests.kvm.fixture_types import MakeConfig, RunGuest, Scenario

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.linux64 import place_initrd
-from pyvmm.config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.lab.initramfs import cpio
 from pyvmm.machine.exit_result import ExitReason

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon import features
-from pyvmm.config import config_for_image
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.memory.rss import resident_bytes

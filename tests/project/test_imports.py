@@ -18,7 +18,7 @@ from tests.pyvmm.boot.elf_kernel import elf_kernel
 MACHINE = """
 import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run
 from pathlib import Path
-from pyvmm.config import config_for_image
+from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.loader import read_boot_files
 read_boot_files(config_for_image(Path(sys.argv[1]), ram_bytes=64 << 20))
 """

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from devices.balloon import features
-from pyvmm.config import MachineConfig, config_for_image
-from pyvmm.errors import UserError
+from pyvmm.boot.errors import KernelUnusable
+from pyvmm.boot.image_config import config_for_image
+from pyvmm.config import InvalidConfiguration, MachineConfig
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.units import MIB
 from tests.pyvmm.boot.elf_kernel import elf_kernel
@@ -45,8 +46,9 @@ def test_limits_included(good: dict[str, Any]) -> None:
     ],
 )
 def test_limits_excluded(bad: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="choose"):
+    with pytest.raises(InvalidConfiguration, match="only") as caught:
         MachineConfig(**{**GOOD, **bad})
+    assert [caught.value.parameter] == list(bad)
 
 
 def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pyvmm image build"):
+    with pytest.raises(KernelUnusable, match="No such file or directory"):
         config_for_image(tmp_path / "none")
 
 
@@ -102,5 +104,5 @@ def test_feature_choices_that_are_none(
 ) -> None:
     image = tmp_path / "vmlinux"
     image.write_bytes(elf_kernel())
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(InvalidConfiguration, match=words):
         config_for_image(image, dialect=dialect, offer=offer, withhold=withhold)

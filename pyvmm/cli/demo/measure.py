@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvmm.config import config_for_image
-from pyvmm.errors import UserError
+from pyvmm.boot.image_config import config_for_image
+from pyvmm.cli.errors import CommandError
 from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.guest_session import GuestSession, ResizeResult, guest_session
 from pyvmm.machine.exit_result import ExitReason
@@ -46,7 +46,7 @@ class GuestSizes:
 
     def __post_init__(self) -> None:
         if not MIN_INFLATE_MIB <= self.inflate_mib <= self.ram_mib - MIN_KEPT_MIB:
-            raise UserError(
+            raise CommandError(
                 f"a guest of {self.ram_mib} MiB cannot inflate {self.inflate_mib} MiB in this demo",
                 f"choose --inflate {MIN_INFLATE_MIB}M to {self.ram_mib - MIN_KEPT_MIB}M",
             )

@@ -13,6 +13,7 @@ import pytest
 
 from pyvmm.boot import aml
 from pyvmm.boot.acpi import build_tables
+from pyvmm.config import MAX_VCPUS
 from pyvmm.memory import layout
 
 VCPUS = 4
@@ -60,7 +61,7 @@ def test_the_tables_can_lie_elsewhere() -> None:
     assert set(tables.by_signature) == {"FACP", "APIC", "MCFG"}
 
 
-@pytest.mark.parametrize("vcpus", [1, 4, layout.MAX_VCPUS])
+@pytest.mark.parametrize("vcpus", [1, 4, MAX_VCPUS])
 def test_checksums_and_headers(vcpus: int) -> None:
     tables = Tables(vcpus)
     for table in (tables.xsdt, tables.dsdt, *tables.by_signature.values()):

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.boot import linux64
+from pyvmm.boot.errors import CommandLineUnusable, InitramfsUnusable, NotEnoughRam
 from pyvmm.boot.image import read_kernel
 from pyvmm.boot.loader import load_linux, read_boot_files
+from pyvmm.cli.remedies import remedy
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory import layout
@@ -72,7 +74,7 @@ def test_what_is_no_kernel_is_refused_in_one_line(
     with pytest.raises(UserError, match=complaint) as caught:
         read_kernel(path)
     assert "\n" not in str(caught.value)
-    assert caught.value.remedy
+    assert remedy(caught.value)
 
 
 @given(position=st.integers(0, CODE_OFFSET - 1), value=st.integers(0, 255))
@@ -94,8 +96,9 @@ def test_any_damaged_byte_is_an_error_or_harmless(
 
 def test_a_kernel_too_large_for_the_guest(path: Path) -> None:
     path.write_bytes(elf_kernel(memory_bytes=64 * MIB))
-    with pytest.raises(UserError, match=r"needs RAM up to 65 MiB.*--memory"):
+    with pytest.raises(NotEnoughRam, match="needs at least 65 MiB of RAM") as caught:
         read_boot_files(config(path))
+    assert remedy(caught.value) == "give the guest more with --memory, at least 65M"
 
 
 def test_an_initramfs_goes_to_the_top_of_low_ram(path: Path) -> None:
@@ -108,14 +111,28 @@ def test_an_initramfs_goes_to_the_top_of_low_ram(path: Path) -> None:
     assert high.initrd_gpa == 3 * GIB - 8192
 
 
-@pytest.mark.parametrize("content", [None, b"", bytes(63 * MIB)])
-def test_an_initramfs_that_cannot_be_used(path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "No such file or directory"), (b"", "is empty")]
+)
+def test_an_initramfs_that_cannot_be_used(path: Path, content: bytes | None, message: str) -> None:
     initrd = path.with_name("initrd")
     if content is not None:
         initrd.write_bytes(content)
     path.write_bytes(elf_kernel())
-    with pytest.raises(UserError):
+    with pytest.raises(InitramfsUnusable, match=message):
         read_boot_files(config(path, initrd=initrd))
+
+
+def test_an_initramfs_too_large_for_the_guest(path: Path) -> None:
+    initrd = path.with_name("initrd")
+    initrd.write_bytes(bytes(62 * MIB))
+    path.write_bytes(elf_kernel())
+    with pytest.raises(
+        NotEnoughRam, match="need at least 66 MiB of RAM, the guest has 64"
+    ) as caught:
+        read_boot_files(config(path, initrd=initrd))
+    enough = -(-caught.value.needed_bytes // MIB) * MIB
+    assert read_boot_files(config(path, initrd=initrd, ram_bytes=enough)).initrd
 
 
 def test_the_zero_page(path: Path) -> None:
@@ -142,11 +159,14 @@ def test_the_zero_page(path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["x" * 2048, "a\0b"])
-def test_a_command_line_the_kernel_cannot_take(path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("x" * 2048, "is 2048 bytes long, the kernel takes 2047"), ("a\0b", "NUL")],
+)
+def test_a_command_line_the_kernel_cannot_take(path: Path, line: str, message: str) -> None:
     path.write_bytes(elf_kernel())
     machine = config(path, command_line=line)
-    with pytest.raises(UserError, match="command line"):
+    with pytest.raises(CommandLineUnusable, match=message):
         load_linux(read_boot_files(machine), machine, Ram(machine.ram_bytes))
 
 

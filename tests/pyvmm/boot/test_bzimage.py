@@ -17,6 +17,7 @@ from pyvmm.boot.image import read_kernel
 from pyvmm.boot.loader import load_linux, read_boot_files
 from pyvmm.boot.payload import LZO_BLOCK_BYTES, MAX_KERNEL_BYTES, PayloadError, decompress
 from pyvmm.cache.directory import cache_dir
+from pyvmm.cli.remedies import remedy
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.ram import Ram
@@ -122,9 +123,9 @@ def test_a_header_that_cannot_be_right(path: Path, fields: dict[str, int], compl
     path.write_bytes(bzimage(pack("gzip", SMALL), **fields))
     with pytest.raises(UserError, match=complaint) as caught:
         read_kernel(path)
-    assert str(path) in caught.value.message
+    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "vmlinuz" in caught.value.remedy
+    assert "vmlinuz" in remedy(caught.value)
 
 
 @pytest.mark.parametrize("inside", [b"", b"no kernel at all", SMALL[:100], elf_kernel(machine=3)])
@@ -175,7 +176,7 @@ def test_the_header_goes_into_the_zero_page(path: Path) -> None:
     (line_gpa,) = struct.unpack_from("<I", page, 0x228)
     assert ram.memory.read(line_gpa, 3001) == b"y" * 3000 + b"\0"
     longer = config(path, command_line="y" * 3001)
-    with pytest.raises(UserError, match="within 3000 bytes"):
+    with pytest.raises(UserError, match="the kernel takes 3000"):
         load_linux(read_boot_files(longer), longer, ram)
 
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from pyvmm.cli import main as cli
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 from pyvmm.version import VERSION
 
 ROOT = Path(__file__).parents[3]
@@ -72,7 +72,7 @@ def test_a_command_returns_its_exit_status(
 def test_a_user_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_command(monkeypatch, fail_with(UserError("no image\nhere", "build one")))
+    add_command(monkeypatch, fail_with(CommandError("no image\nhere", "build one")))
     assert run_main(["test"]) == 2
     assert capsys.readouterr().err == "pyvmm: no image here; build one\n"
 

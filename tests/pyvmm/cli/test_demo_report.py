@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.cli.demo.measure import GuestSizes
 from pyvmm.cli.demo.report import PLOT_FILE, report
-from pyvmm.errors import UserError
+from pyvmm.cli.errors import CommandError
 from pyvmm.units import MIB
 
 
@@ -73,5 +73,6 @@ def test_the_default_sizes_fit_the_guest() -> None:
 
 @pytest.mark.parametrize("inflate_mib", [0, 63, 769, 1024, 5000])
 def test_inflating_too_little_or_too_much_is_refused(inflate_mib: int) -> None:
-    with pytest.raises(UserError, match="--inflate 64M to 768M"):
+    with pytest.raises(CommandError, match="cannot inflate") as caught:
         GuestSizes(1024, inflate_mib)
+    assert caught.value.remedy == "choose --inflate 64M to 768M"

@@ -116,7 +116,7 @@ def test_the_printed_address_has_the_port(tmp_path: Path) -> None:
         assert status == 2
         assert said == (
             "pyvmm: no guest has arrived: the source has closed the connection before the commit;"
-            " unless its source says otherwise, it runs there\n"
+            " the guest still runs at its source, unless that says otherwise\n"
         )
 
 
@@ -131,14 +131,13 @@ def test_a_guest_with_too_much_ram_is_refused(
         while (reply := replies.next()) is None:
             replies.feed(link.receive(1000))
         link.close()
-        why = (
-            f"the guest has 2 GiB of RAM, and only {limit} may come; start the destination with"
-            " --memory 2048M"
-        )
+        why = f"the guest has 2 GiB of RAM, the destination takes at most {limit}"
         assert reply == messages.Failed(why)
         status, said = waits.ended()
         assert status == 2
-        assert said.startswith(f"pyvmm: no guest has arrived: {why}; unless its source says")
+        assert said.startswith(
+            f"pyvmm: no guest has arrived: {why}; start the destination with --memory 2048M;"
+        )
 
 
 def test_a_stream_that_is_not_a_migration_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -187,7 +186,7 @@ def test_a_control_socket_in_use_is_reported_before_the_wait(tmp_path: Path) -> 
             ["--incoming", "unix:/m", "--restore", "/s"],
             "--incoming and --restore cannot be combined",
         ),
-        (["--incoming", "exec:cat"], "is not an address; write tcp:HOST:PORT"),
+        (["--incoming", "exec:cat"], "is not an address: expected tcp:HOST:PORT"),
         (["--incoming", "unix:/m", "--memory", "much"], "'much' is not a size"),
         (["--incoming", "tcp:192.0.2.1:1"], "is not on this host, and there is no TLS"),
         (["--incoming", "tcp:127.0.0.1:0", "--tls-ca", __file__], "TLS needs a CA, a certificate"),

@@ -196,7 +196,7 @@ def test_changes_are_shown_with_their_sign() -> None:
     ("arguments", "words"),
     [
         ([], "Missing option '--qmp'"),
-        (["--qmp", "/tmp/x"], "write unix:PATH"),
+        (["--qmp", "/tmp/x"], "expected unix:PATH"),
         (["--qmp", "unix:/nowhere/qmp"], "start a guest with --qmp unix:/nowhere/qmp"),
         (["--qmp", "unix:/nowhere/qmp", "--watch", "soon"], "--watch"),
         (["--qmp", "unix:/nowhere/qmp", "--timeout", "-1"], "--timeout"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.errors import UserError
+from pyvmm.cli.remedies import remedy
 from pyvmm.lab import choose
 from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.lab.errors import HostKvmUnusable
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
 
@@ -50,8 +51,9 @@ def test_a_host_kvm_that_cannot_be_used_is_refused(
     fitness: KvmFitness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "probe_host_kvm", lambda: fitness)
-    with pytest.raises(UserError, match="--kvm lab"):
+    with pytest.raises(HostKvmUnusable, match=fitness.reason) as caught:
         choose_kvm("host")
+    assert "--kvm lab" in remedy(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["auto", "host", "lab"])

@@ -283,8 +283,8 @@ def test_a_command_beyond_its_time_limit_is_ended_with_a_diagnosis() -> None:
 def test_a_lab_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU's processors are stopped without the session's knowledge, as if the emulation hung."""
     from pyvmm.lab import session
+    from pyvmm.lab.errors import LabError
     from pyvmm.lab.run import run_in_lab
-    from pyvmm.lab.start import LabError
 
     monkeypatch.setattr(session, "PING_INTERVAL_S", 0.2)
     monkeypatch.setattr(session, "MAX_UNANSWERED_PINGS", 5)

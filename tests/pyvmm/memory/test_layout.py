@@ -8,13 +8,12 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.config import MAX_RAM_BYTES, MIN_RAM_BYTES
 from pyvmm.memory import layout
 from pyvmm.units import GIB, MIB
 from pyvmm_native import PAGE_BYTES
 
-ram_sizes = st.integers(layout.MIN_RAM_BYTES // MIB, layout.MAX_RAM_BYTES // MIB).map(
-    lambda mib: mib * MIB
-)
+ram_sizes = st.integers(MIN_RAM_BYTES // MIB, MAX_RAM_BYTES // MIB).map(lambda mib: mib * MIB)
 
 BOOT_DATA = [
     (layout.GDT_GPA, PAGE_BYTES),

@@ -121,7 +121,7 @@ def test_nobody_is_there(tmp_path: Path) -> None:
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
         answer = await over(machine)
         assert answer["status"] == "failed"
-        assert "cannot connect" in answer["error-desc"]
+        assert "no destination can be reached" in answer["error-desc"]
         assert machine.status == "running"
         ask(machine, "migrate_cancel")
 

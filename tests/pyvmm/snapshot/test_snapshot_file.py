@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cli.remedies import remedy
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.ram import Ram
@@ -137,7 +138,7 @@ def test_a_flipped_bit_is_detected_anywhere_in_the_file(snapshot: Path, part: in
     snapshot.write_bytes(data)
     with pytest.raises(UserError, match="cannot be used") as caught:
         read(snapshot)
-    assert caught.value.remedy == "take another one"
+    assert remedy(caught.value) == "take another one"
 
 
 @pytest.mark.parametrize("size", [0, 1, 75, 76, 4095, 4096, 10000, -5000, -1])

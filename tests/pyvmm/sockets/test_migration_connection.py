@@ -99,7 +99,7 @@ def test_bytes_cross_a_tcp_connection(accept: Accept) -> None:
     accepting = accept(MigrationListener(LOCAL, Security()))
     source = connect(accepting.listener.address, Security())
     exchange(source, accepting.accepted())
-    with pytest.raises(UserError, match="cannot connect"):
+    with pytest.raises(UserError, match="no destination can be reached"):
         connect(accepting.listener.address, Security())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cli.remedies import remedy
 from pyvmm.errors import UserError
 from pyvmm.sockets.unix import UnixListener, connect_unix
 
@@ -53,7 +54,7 @@ def test_a_path_in_use_is_refused_and_left_alone(tmp_path: Path, backlog_full: b
             client.setblocking(False)
             client.connect_ex(str(path))
         inode = path.stat().st_ino
-        assert "in use" in refusal(path).message
+        assert "in use" in str(refusal(path))
         assert path.stat().st_ino == inode
         for client in waiting:
             client.close()
@@ -62,14 +63,14 @@ def test_a_path_in_use_is_refused_and_left_alone(tmp_path: Path, backlog_full: b
 def test_a_path_with_another_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    assert "not a socket" in refusal(path).message
+    assert "not a socket" in str(refusal(path))
     assert path.read_text() == "data"
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path / "absent" / "qmp")
-    assert "no such file or directory" in error.message
-    assert "directory" in error.remedy
+    assert "no such file or directory" in str(error)
+    assert "directory" in remedy(error)
 
 
 def test_a_file_replaced_by_another_server_is_not_removed(tmp_path: Path) -> None:
@@ -88,10 +89,10 @@ def test_errors_name_the_address_that_was_asked_for(tmp_path: Path) -> None:
     first = UnixListener(path, shown_as="unix:/asked/for")
     with pytest.raises(UserError) as error:
         UnixListener(path, shown_as="unix:/asked/for")
-    assert "unix:/asked/for is in use" in error.value.message
+    assert "unix:/asked/for is in use" in str(error.value)
     assert "in-the-lab" not in str(error.value)
     first.remove()
     with pytest.raises(UserError) as error:
         UnixListener(tmp_path / "absent" / "inner", shown_as="unix:/asked/for")
-    assert "cannot create the socket unix:/asked/for" in error.value.message
+    assert "cannot create the socket unix:/asked/for" in str(error.value)
     assert "inner" not in str(error.value)

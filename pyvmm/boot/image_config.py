@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration for booting an image: the caller's parameters completed by its manifest.
+
+An image that carries a manifest (guest.img) brings its own command line and balloon dialect. Any
+other kernel gets the standard dialect unless another is named: feature bits 3 and 4 mean different
+things in the two dialects, so the dialect is never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guest_images.manifest import read_manifest
+from pyvmm.boot.errors import KernelUnusable
+from pyvmm.config import DEFAULT_RAM_BYTES, MachineConfig
+
+COMMAND_LINE_WITHOUT_MANIFEST = "console=ttyS0"
+
+
+def config_for_image(
+    image: Path,
+    *,
+    initrd: Path | None = None,
+    append: str = "",
+    ram_bytes: int = DEFAULT_RAM_BYTES,
+    vcpus: int = 1,
+    dialect: str | None = None,
+    offer: Sequence[str] = (),
+    withhold: Sequence[str] = (),
+) -> MachineConfig:
+    """Return the configuration for `image`, whose command line `append` is added to.
+
+    `dialect` None stands for the image's own. Raises `KernelUnusable` for an image that cannot be
+    read, `ManifestError` for a damaged manifest and `InvalidConfiguration`.
+    """
+    try:
+        manifest = read_manifest(image)
+        if manifest is None:
+            dialect = dialect or "standard"
+            command_line = COMMAND_LINE_WITHOUT_MANIFEST
+        else:
+            dialect = dialect or manifest.dialect
+            command_line = manifest.command_line(dialect)
+    except OSError as error:
+        raise KernelUnusable(f"cannot read {image}: {error.strerror}") from error
+    return MachineConfig(
+        kernel=image,
+        initrd=initrd,
+        command_line=f"{command_line} {append}".strip(),
+        ram_bytes=ram_bytes,
+        vcpus=vcpus,
+        dialect=dialect,
+        offer=tuple(offer),
+        withhold=tuple(withhold),
+    )

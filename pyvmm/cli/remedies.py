@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remedies: what the user can do about an error, in terms of the command line.
+
+The rest of pyvmm raises errors that state a fact, "the guest cannot have 5 vCPUs"; this module
+knows the option that changes it. `remedy` looks an error up by its class, then by its base classes.
+A class that is missing here needs no remedy: its message says everything.
+"""
+
+from __future__ import annotations
+
+from guest_images import errors as image
+from pyvmm.boot import errors as boot
+from pyvmm.cache.directory import CacheUnusable
+from pyvmm.cli.errors import CommandError
+from pyvmm.config import InvalidConfiguration
+from pyvmm.errors import NotInstalled, UserError
+from pyvmm.lab import errors as lab
+from pyvmm.memory.errors import HostMemoryUnavailable
+from pyvmm.migration.errors import IncomingMigrationFailed
+from pyvmm.qmp import errors as qmp
+from pyvmm.snapshot import errors as snapshot
+from pyvmm.sockets import errors as sockets
+from pyvmm.units import MIB
+
+REMEDIES: dict[type[UserError], str] = {
+    CacheUnusable: "set XDG_CACHE_HOME to a directory that you may write to",
+    HostMemoryUnavailable: "give the guest less with --memory",
+    IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
+    boot.CommandLineUnusable: "change --append",
+    boot.InitramfsUnusable: "check --initrd",
+    boot.KernelUnusable: (
+        "give a vmlinux or a bzImage of Linux 3.8 or later for x86-64, such as /boot/vmlinuz-*,"
+        " or build an image with: pyvmm image build --output guest.img"
+    ),
+    image.ImageNotWritten: "choose another --output",
+    image.KernelSourceModified: "build from an unmodified source with --source",
+    image.KernelSourceUnusable: "name a Linux 6.12 source tree or archive with --source",
+    image.ManifestError: "build the image again with: pyvmm image build --force",
+    lab.HostKvmForbidden: (
+        "add yourself to its group (usermod -aG kvm USER, then log in again) or use --kvm lab"
+    ),
+    lab.HostKvmMissing: (
+        "load its module (modprobe kvm-intel or kvm-amd; virtualization must be enabled in the"
+        " firmware) or use --kvm lab"
+    ),
+    lab.HostKvmUnusable: "use --kvm lab",
+    lab.LabError: "try again, or see 'pyvmm doctor'",
+    qmp.NotQmpSocket: "give the address that was given to --qmp",
+    qmp.QmpServerUnresponsive: (
+        "wait for other clients to disconnect (QEMU serves one at a time), or restart the server"
+    ),
+    snapshot.SnapshotDamaged: "take another one",
+    snapshot.SnapshotIncompatible: "restore it where it was taken, or with that version of pyvmm",
+    snapshot.SnapshotNotWritten: (
+        "choose another path or free some space; an older snapshot there is untouched"
+    ),
+    sockets.AddressUnavailable: "choose another address",
+    sockets.PeerUntrusted: "check the certificates of both sides",
+    sockets.SocketNotCreated: "choose a path in an existing directory that you may write to",
+    sockets.SocketPathTooLong: "choose a shorter one, or one relative to the working directory",
+    sockets.TlsFilesUnusable: "give PEM files: a CA, a certificate signed by it, and its key",
+    sockets.TlsOnUnixSocket: "leave out the --tls options",
+    sockets.TlsRequired: (
+        "give --tls-ca, --tls-cert and --tls-key, or --insecure in a network you trust"
+    ),
+}
+
+PARAMETER_OPTIONS = {
+    "ram_bytes": "--memory",
+    "vcpus": "--cpus",
+    "dialect": "--dialect",
+    "features": "--offer, --withhold or --dialect",
+}
+
+
+def with_remedy(error: UserError) -> str:
+    """Return the line that the command line prints for `error`: "MESSAGE; REMEDY"."""
+    return "; ".join(filter(None, (str(error), remedy(error))))
+
+
+def remedy(error: UserError) -> str:
+    """Return what corrects `error` and the errors that caused it; empty if nothing is known."""
+    remedies = []
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            remedies.append(_remedy(cause))
+        cause = cause.__cause__
+    return "; ".join(filter(None, reversed(remedies)))
+
+
+def _remedy(error: UserError) -> str:
+    match error:
+        case CommandError():
+            return error.remedy
+        case InvalidConfiguration():
+            return f"change {PARAMETER_OPTIONS[error.parameter]}"
+        case boot.NotEnoughRam():
+            return f"give the guest more with --memory, at least {-(-error.needed_bytes // MIB)}M"
+        case image.KernelSourceMissing():
+            return f"{_install(error)}, or name a source tree with --source"
+        case NotInstalled():
+            return _install(error)
+        case sockets.ControlSocketUnreachable():
+            return f"start a guest with --qmp unix:{error.path}, or give the path of a running one"
+    bases = (base for base in type(error).__mro__ if base in REMEDIES)
+    return next((REMEDIES[base] for base in bases), "")
+
+
+def _install(error: NotInstalled) -> str:
+    return f"apt-get install {' '.join(error.packages)}"

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reasons why the host's KVM or the lab cannot be used."""
+
+from __future__ import annotations
+
+from pyvmm.errors import UserError
+
+
+class LabError(UserError):
+    """The lab did not start, or ended or broke while a command was running in it."""
+
+    exit_status = 125
+
+
+class HostKvmUnusable(UserError):
+    """This machine's KVM was requested and is not fit for use."""
+
+
+class HostKvmMissing(HostKvmUnusable):
+    """There is no /dev/kvm."""
+
+
+class HostKvmForbidden(HostKvmUnusable):
+    """This user may not open /dev/kvm."""

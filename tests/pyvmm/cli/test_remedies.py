@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that reaches the command line has a remedy or needs none."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import bench
+import guest_images
+import pyvmm
+from guest_images.errors import KernelSourceMissing
+from pyvmm.boot.errors import NotEnoughRam
+from pyvmm.cli import remedies
+from pyvmm.cli.errors import CommandError
+from pyvmm.cli.remedies import remedy, with_remedy
+from pyvmm.config import InvalidConfiguration
+from pyvmm.errors import NotInstalled, UserError
+from pyvmm.lab.errors import HostKvmMissing
+from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
+from pyvmm.snapshot.errors import SnapshotDamaged
+from pyvmm.sockets.errors import ControlSocketUnreachable
+
+WITH_FIGURES = [
+    (CommandError("both are given", "leave one out"), "leave one out"),
+    (InvalidConfiguration("ram_bytes", "too small"), "change --memory"),
+    (InvalidConfiguration("vcpus", "too many"), "change --cpus"),
+    (InvalidConfiguration("dialect", "unknown"), "change --dialect"),
+    (InvalidConfiguration("features", "unknown"), "change --offer, --withhold or --dialect"),
+    (NotEnoughRam("too large", (65 << 20) + 1), "give the guest more with --memory, at least 66M"),
+    (NotInstalled("no gcc", "gcc", "make"), "apt-get install gcc make"),
+    (
+        KernelSourceMissing("no source", "linux-source-6.12"),
+        "apt-get install linux-source-6.12, or name a source tree with --source",
+    ),
+    (
+        ControlSocketUnreachable("nobody", Path("/tmp/vm.sock")),
+        "start a guest with --qmp unix:/tmp/vm.sock, or give the path of a running one",
+    ),
+]
+"""Errors whose remedy depends on their attributes."""
+
+
+def all_errors() -> list[type[UserError]]:
+    """Return every subclass of `UserError` that any of our modules defines."""
+    for package in (bench, guest_images, pyvmm):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    found = [UserError]
+    for error in found:
+        found += error.__subclasses__()
+    return [error for error in found[1:] if not error.__module__.startswith("tests.")]
+
+
+def test_every_error_class_has_a_remedy() -> None:
+    known = {*remedies.REMEDIES, *(type(error) for error, _ in WITH_FIGURES)}
+    assert {error.__qualname__ for error in all_errors() if error not in known} == set()
+
+
+@pytest.mark.parametrize(("error", "expected"), WITH_FIGURES, ids=lambda value: str(value)[:20])
+def test_a_remedy_has_the_figures_of_its_error(error: UserError, expected: str) -> None:
+    assert remedy(error) == expected
+    assert with_remedy(error) == f"{error}; {expected}"
+
+
+def test_remedies_are_single_lines_without_a_full_stop() -> None:
+    for text in remedies.REMEDIES.values():
+        assert text.strip() == text
+        assert "\n" not in text
+        assert not text.endswith(".")
+
+
+def test_an_error_without_a_class_of_its_own_is_its_message_alone() -> None:
+    assert with_remedy(UserError("'x' is not a size")) == "'x' is not a size"
+
+
+def test_a_class_has_its_own_remedy_before_that_of_its_base() -> None:
+    assert remedy(HostKvmMissing("there is no /dev/kvm")).startswith("load its module")
+
+
+def test_the_remedy_of_the_cause_comes_first() -> None:
+    failed = IncomingMigrationFailed("no guest has arrived: the snapshot is damaged")
+    failed.__cause__ = MigrationError("the snapshot is damaged")
+    failed.__cause__.__cause__ = SnapshotDamaged("the snapshot is damaged")
+    assert remedy(failed) == f"take another one; {remedies.REMEDIES[IncomingMigrationFailed]}"
+
+
+@pytest.mark.parametrize("package", [guest_images, pyvmm], ids=lambda package: package.__name__)
+def test_only_the_command_line_names_its_options(package: ModuleType) -> None:
+    """Messages of the core also go to the control socket and to the peer of a migration."""
+    root = Path(str(package.__file__)).parent
+    for file in root.rglob("*.py"):
+        if root / "cli" not in file.parents:
+            for text in raised_texts(ast.parse(file.read_text())):
+                assert not re.search(r"(^|\s)--[a-z]|pyvmm (run|image|doctor)", text), file
+
+
+def raised_texts(tree: ast.AST) -> Iterator[str]:
+    """Return the string constants in the `raise` statements of a module."""
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Raise):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
