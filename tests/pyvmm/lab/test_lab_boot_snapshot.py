@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.cache.directory import KEPT_FILES, keep_most_recent
-from pyvmm.errors import UserError
+from pyvmm.cache.directory import KEPT_FILES, CacheUnusable, keep_most_recent
 from pyvmm.lab.boot_snapshot import snapshot_path
 from pyvmm.lab.kernel import lab_cache
 from pyvmm.sockets.lab_paths import in_lab
@@ -48,7 +47,7 @@ def test_a_cache_directory_that_cannot_be_created_is_a_user_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+    with pytest.raises(CacheUnusable, match="cannot make the cache directory"):
         lab_cache()
 
 
