@@ -29,7 +29,6 @@ from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.errors import LabError
 from pyvmm.lab.start import START_TIMEOUT_S, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 
