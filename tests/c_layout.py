@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the C compiler whether numbers and structure layouts written in Python are the headers'.
+"""Compare numbers and structure layouts written in Python with those of the C headers.
 
 A `Fact` is a C integer expression and the value that Python says it has. `structure_facts` turns
 a ctypes structure into facts about every field, down through nested structures, and
@@ -122,7 +122,7 @@ def reachable(structures: Iterable[Any]) -> set[Any]:
 def mismatches(headers: Sequence[str], facts: Sequence[Fact]) -> list[str]:
     """Return a line for each wrong fact; `headers` as in "linux/kvm.h".
 
-    Raises AssertionError with the compiler's words if an expression does not compile, as for a
+    Raises AssertionError with the compiler's output if an expression does not compile, as for a
     field or constant that the headers do not have.
     """
     values = evaluate(headers, [fact.expression for fact in facts])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: they pass on a busy machine, and in the background of a shell."""
+"""Settings for all tests, so that they pass on a busy machine and in the background of a shell."""
 
 import signal
 
@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-# A shell has what it starts in the background ignore SIGINT, and programs under test inherit that:
-# they would never end when they are interrupted.
+# A shell makes its background jobs ignore SIGINT. Programs under test would inherit that and never
+# end when they are interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long rounds are run only when they are asked for: `make test-long`, `-m long`."""
+    """Deselect the long rounds unless they are requested: `make test-long`, `-m long`."""
     if "long" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("long")]

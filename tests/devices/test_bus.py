@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bus: every byte goes to the device it belongs to, whatever the access looks like."""
+"""The bus routes every byte of any access to the device that it belongs to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPACE_BYTES = 64
 
 
 class Memory:
-    """A device of plain bytes that refuses what lies outside it."""
+    """A device of plain bytes that refuses accesses outside its range."""
 
     def __init__(self, length: int) -> None:
         self.data = bytearray(length)
@@ -41,7 +41,7 @@ accesses = st.tuples(
 
 
 @given(st.sets(st.integers(0, 7)), st.lists(accesses, max_size=20))
-def test_a_bus_equals_one_array_with_holes(
+def test_a_bus_behaves_like_an_array_with_holes(
     slots: set[int], steps: list[tuple[int, int, int]]
 ) -> None:
     bus = Bus("b")
@@ -83,7 +83,7 @@ def test_ranges_can_move_and_are_free_again() -> None:
 
 
 @pytest.mark.parametrize(("start", "length"), [(15, 2), (16, 16), (20, 1), (31, 9), (0, 64)])
-def test_overlap_is_refused(start: int, length: int) -> None:
+def test_overlapping_ranges_are_refused(start: int, length: int) -> None:
     bus = Bus("b")
     bus.map(16, 16, Memory(16))
     with pytest.raises(ValueError, match="already in use"):

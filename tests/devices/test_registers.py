@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Register tables: any access, of any size and alignment, means what its bytes mean."""
+"""Register tables: an access of any size and alignment equals accesses to its bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Log:
 
 
 def make_table() -> RegisterTable:
-    """Kept registers of every size and access with gaps between them."""
+    """Return registers of every size and access with gaps between them."""
     return RegisterTable(
         "oracle",
         [
@@ -36,7 +36,7 @@ def make_table() -> RegisterTable:
 
 
 class ByteOracle:
-    """The same 24 bytes, each with its own mask, knowing nothing of registers."""
+    """The same 24 bytes, each with its own mask, without registers."""
 
     def __init__(self) -> None:
         self.value = bytearray.fromhex("11 00 2222 333333 00 ffffffff 5555555555555555 00000000")
@@ -59,7 +59,7 @@ accesses = st.tuples(
 
 
 @given(st.lists(accesses, max_size=30))
-def test_any_access_equals_its_bytes(steps: list[tuple[int, int, int | None]]) -> None:
+def test_any_access_equals_its_byte_accesses(steps: list[tuple[int, int, int | None]]) -> None:
     table, oracle = make_table(), ByteOracle()
     for offset, size, value in steps:
         if value is not None:
@@ -96,7 +96,7 @@ def test_handlers_own_the_value_and_are_called_once_per_access() -> None:
     assert calls == ["write low 0x9999"]
 
 
-def test_a_kept_register_tells_its_handler_the_value_after_masking() -> None:
+def test_a_register_passes_the_masked_value_to_its_handler() -> None:
     seen: list[int] = []
     table = RegisterTable("t", [Register("mode", 0, 2, writable=0x00F0, write=seen.append)])
     table.write(0, 2, 0xFFFF)
@@ -120,7 +120,7 @@ def test_read_only_handlers_run_once_for_a_read_and_never_for_a_write() -> None:
     assert len(reads) == 1
 
 
-def test_whole_writes_only_ignores_parts_but_not_the_whole_inside_a_wider_access() -> None:
+def test_whole_writes_only_ignores_partial_writes_but_not_wider_ones() -> None:
     seen: list[int] = []
     table = RegisterTable("t", [Register("bell", 2, 2, write=seen.append, whole_writes_only=True)])
     table.write(2, 1, 1)
@@ -171,6 +171,6 @@ def test_every_register_the_guest_touches_is_traced_by_name() -> None:
     ],
     ids=["overlap", "same name", "writable without write handler"],
 )
-def test_mistaken_tables_are_refused(rows: list[Register]) -> None:
+def test_invalid_tables_are_refused(rows: list[Register]) -> None:
     with pytest.raises(ValueError, match="t: "):
         RegisterTable("t", rows)

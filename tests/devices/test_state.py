@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved state as bytes, and the checks on what is read back."""
+"""Saved state as bytes, and the checks on decoded fields."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALUES = st.recursive(
 PAYLOADS = st.dictionaries(NAMES, VALUES, max_size=6)
 
 
-def test_what_was_encoded_is_decoded() -> None:
+def test_encoded_payloads_decode_to_themselves() -> None:
     assert decode(encode(PAYLOAD)) == PAYLOAD
 
 
@@ -44,7 +44,7 @@ def test_bytes_are_tagged_and_names_sorted() -> None:
 
 
 @given(PAYLOADS)
-def test_any_payload_comes_back(payload: dict[str, object]) -> None:
+def test_any_payload_survives_encoding_and_decoding(payload: dict[str, object]) -> None:
     try:
         data = encode(payload)  # type: ignore[arg-type]
     except ValueError:
@@ -65,7 +65,7 @@ def test_any_payload_comes_back(payload: dict[str, object]) -> None:
         {"x": b"x" * MAX_PAYLOAD_BYTES},
     ],
 )
-def test_what_is_no_plain_value_cannot_be_encoded(payload: Payload) -> None:
+def test_values_of_other_types_cannot_be_encoded(payload: Payload) -> None:
     with pytest.raises(ValueError, match=r"plain value|too long"):
         encode(payload)
 
@@ -103,7 +103,7 @@ def test_what_is_no_plain_value_cannot_be_encoded(payload: Payload) -> None:
         b" " * (MAX_PAYLOAD_BYTES + 1),
     ],
 )
-def test_what_nobody_encoded_is_refused(data: bytes) -> None:
+def test_malformed_data_is_refused(data: bytes) -> None:
     with pytest.raises(StateError, match=r"^uart: "):
         decode(data, "uart")
 
@@ -117,7 +117,7 @@ def test_decoding_anything_raises_only_state_errors(data: bytes) -> None:
     assert encode(payload) == data
 
 
-def test_fields_hand_out_what_was_asked_for() -> None:
+def test_fields_return_values_of_the_requested_type() -> None:
     fields = Fields("uart", PAYLOAD)
     assert fields.number("number", below=8) == 7
     assert fields.number("negative", at_least=-(1 << 63)) == -(1 << 63)
@@ -131,7 +131,7 @@ def test_fields_hand_out_what_was_asked_for() -> None:
     fields.done()
 
 
-def test_numbers_are_checked_each() -> None:
+def test_each_number_of_a_list_is_checked() -> None:
     assert Fields("x", {"a": [1, 2]}).numbers("a", count=2, below=3) == [1, 2]
     for wrong in ([1, 3], [1, True], [1], [1, -1], "12"):
         with pytest.raises(StateError, match=r"^x: a "):
@@ -156,13 +156,13 @@ def test_errors_name_part_and_field() -> None:
         fields.parts("parts")[1].number("inner", below=2)
 
 
-def test_same_compares_with_what_is_here() -> None:
+def test_same_compares_with_the_present_value() -> None:
     Fields("balloon", {"dialect": "bitmap"}).same("dialect", "bitmap")
     with pytest.raises(StateError, match=r"is 'bitmap' in the saved state and 'standard' here"):
         Fields("balloon", {"dialect": "bitmap"}).same("dialect", "standard")
 
 
-def test_done_finds_what_nobody_asked_for() -> None:
+def test_done_refuses_fields_that_were_not_read() -> None:
     with pytest.raises(StateError, match=r"^uart: extra is not known here$"):
         Fields("uart", {"extra": 1}).done()
     fields = Fields("uart", {"part": {"extra": 1}})

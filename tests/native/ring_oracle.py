@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SplitQueue.pop must do, written down again in slow and plain Python.
+"""An oracle for SplitQueue.pop in slow and plain Python.
 
 `expected_pop` reads the ring with `GuestMemory.read` and follows VIRTIO 1.2, 2.7.4 to 2.7.6. It
-shares no code with the native queue and no structure either: it returns what the next pop has to
-give, or None where it has to say RingError.
+shares neither code nor structure with the native queue. It returns the buffer that the next pop
+must return, or raises `Broken` where pop must raise RingError.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Expected(NamedTuple):
 
 
 def expected_pop(driver: DriverQueue, next_avail: int, limit: int) -> Expected | None:
-    """What pop(limit) has to return at index `next_avail`; raises Broken."""
+    """Return the result of pop(limit) at index `next_avail`; raise Broken for a malformed ring."""
     available = (driver.avail_idx - next_avail) % 65536
     if available > driver.size:
         raise Broken("index")

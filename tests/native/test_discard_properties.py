@@ -21,7 +21,7 @@ runs_lists = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), max_size
 
 
 def filled_regions(layout: list[tuple[int, int]]) -> list[tuple[int, mmap]]:
-    """(first frame, memory) of each region."""
+    """Return (first frame, memory) of each region."""
     regions, frame = [], 0
     for gap, count in layout:
         frame += gap
@@ -34,7 +34,7 @@ def filled_regions(layout: list[tuple[int, int]]) -> list[tuple[int, mmap]]:
 
 
 @given(layouts, runs_lists)
-def test_all_of_the_runs_or_nothing(
+def test_all_runs_are_discarded_or_none(
     layout: list[tuple[int, int]], pairs: list[tuple[int, int]]
 ) -> None:
     regions = filled_regions(layout)

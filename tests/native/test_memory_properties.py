@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyvmm_native.memory import GuestAddressError, GuestMemory
 
 PAGE = 4096
-# Two regions that touch, a hole, and one more.
+# Two adjacent regions, a hole, and a third region.
 REGIONS = ((0x1000, PAGE), (0x2000, 2 * PAGE), (0x8000, PAGE))
 edges = st.sampled_from([gpa + side for gpa, size in REGIONS for side in (0, size)])
 addresses = st.one_of(
@@ -28,14 +28,16 @@ def make_memory() -> GuestMemory:
 
 
 def is_ram(gpa: int, length: int) -> bool:
-    """Whether every byte of the range is in some region (an empty range always is)."""
+    """Return whether every byte of the range is in a region (always so for an empty range)."""
     if length > 4 * PAGE:
         return False
     return all(any(g <= a < g + n for g, n in REGIONS) for a in range(gpa, gpa + length))
 
 
 @given(st.lists(st.tuples(addresses, st.binary(max_size=64)), max_size=20), addresses, lengths)
-def test_reads_what_was_written(writes: list[tuple[int, bytes]], gpa: int, length: int) -> None:
+def test_reads_return_what_was_written(
+    writes: list[tuple[int, bytes]], gpa: int, length: int
+) -> None:
     memory = make_memory()
     held: dict[int, int] = {}
     for start, data in writes:
@@ -60,12 +62,12 @@ def test_reads_what_was_written(writes: list[tuple[int, bytes]], gpa: int, lengt
     ("gpa", "length"),
     [(0, 1), (0x1000, 0x3001), (0x4FFF, 1), (0x8000, 1 << 64), (-1, 2), (1 << 70, 1), (0x8FFF, 2)],
 )
-def test_outside_ram(gpa: int, length: int) -> None:
+def test_accesses_outside_ram_are_refused(gpa: int, length: int) -> None:
     with pytest.raises(GuestAddressError):
         make_memory().read(gpa, length)
 
 
-def test_describes_itself() -> None:
+def test_repr_and_attributes_describe_the_regions() -> None:
     memory = GuestMemory([(0x8000, bytearray(PAGE)), (0, bytearray(2 * PAGE))])
     assert memory.size_bytes == 3 * PAGE
     assert memory.regions == ((0, 2 * PAGE), (0x8000, PAGE))
@@ -80,7 +82,7 @@ def test_large_copies_cross_regions() -> None:
     assert memory.read(0x8000, len(data)) == data
 
 
-def test_writes_any_buffer() -> None:
+def test_write_takes_any_buffer() -> None:
     memory = make_memory()
     memory.write(0x1000, memoryview(bytearray(b"abcd")).cast("I"))
     assert memory.read(0x1000, 4) == b"abcd"
@@ -88,7 +90,7 @@ def test_writes_any_buffer() -> None:
         memory.write(0x1000, "abcd")  # type: ignore[arg-type]
 
 
-def test_keeps_its_buffers() -> None:
+def test_buffers_stay_exported() -> None:
     area = mmap.mmap(-1, PAGE)
     memory = GuestMemory([(0, area)])
     with pytest.raises(BufferError):
@@ -97,7 +99,7 @@ def test_keeps_its_buffers() -> None:
     area.close()
 
 
-def test_a_negative_length() -> None:
+def test_a_negative_length_is_refused() -> None:
     with pytest.raises(ValueError, match="length of -1"):
         make_memory().read(0x1000, -1)
 
@@ -117,19 +119,23 @@ def test_a_negative_length() -> None:
         ([(0, bytearray(PAGE)), (0, bytearray(PAGE))], "overlaps"),
     ],
 )
-def test_constructor_refuses(regions: list[tuple[int, bytearray]], message: str) -> None:
+def test_the_constructor_refuses_invalid_regions(
+    regions: list[tuple[int, bytearray]], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         GuestMemory(regions)
 
 
-def test_needs_buffers() -> None:
+def test_the_constructor_needs_buffers() -> None:
     with pytest.raises(TypeError):
         GuestMemory([(0, 4096)])  # type: ignore[list-item]
 
 
 @given(st.lists(st.tuples(addresses, st.binary(max_size=5000)), max_size=20), st.integers(0, 20))
-def test_changes_are_logged(writes: list[tuple[int, bytes]], taken: int) -> None:
-    """Every page written since the log was taken is in it, and no other."""
+def test_every_written_page_is_logged_and_no_other(
+    writes: list[tuple[int, bytes]], taken: int
+) -> None:
+    """The log has every page written since it was last taken, and no other."""
     memory = make_memory()
     memory.write(REGIONS[0][0], b"before it is logged")
     memory.log_dirty_pages(True)
@@ -155,7 +161,7 @@ def logged(memory: GuestMemory) -> set[int]:
     }
 
 
-def test_a_log_that_is_off_cannot_be_taken() -> None:
+def test_taking_the_log_while_it_is_off_is_refused() -> None:
     memory = make_memory()
     with pytest.raises(ValueError, match="not being logged"):
         memory.take_dirty_pages()
@@ -172,7 +178,7 @@ def test_a_log_that_is_off_cannot_be_taken() -> None:
 
 
 def test_logging_may_begin_while_a_copy_runs_without_the_gil() -> None:
-    """Many small regions: each is marked by itself, so a copy looks at the log 64 times."""
+    """Each of many small regions is marked by itself, so a copy reads the log 64 times."""
     data = bytes(64 * PAGE)
     for _ in range(20):
         memory = GuestMemory([(i * PAGE, bytearray(PAGE)) for i in range(64)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discarding memory, judged by what the kernel says is resident and by what can still be read."""
+"""Discarding memory, as resident pages and readable contents show it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILLED = b"\x5a" * PAGE
 
 
 def anonymous(pages: int, *, flags: int = 0) -> mmap:
-    """Private anonymous memory of 4 KiB pages, which are what is counted here."""
+    """Return private anonymous memory without huge pages."""
     area = mmap(-1, pages * PAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS | flags)
     area.madvise(MADV_NOHUGEPAGE)
     return area
@@ -39,7 +39,7 @@ def filled(pages: int) -> mmap:
 
 
 def resident_bytes() -> int:
-    """Exact, unlike /proc/self/statm, which lags behind by some pages per thread."""
+    """Return the exact count; /proc/self/statm lags behind by some pages per thread."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
@@ -53,7 +53,7 @@ def gone_pages(area: mmap) -> set[int]:
 
 
 def runs_of(*pairs: tuple[int, int]) -> PageRuns:
-    """Runs by page number within the area."""
+    """Return the runs, given by page number within the area, as guest page frames."""
     return PageRuns((BASE_PFN + start, count) for start, count in pairs)
 
 
@@ -73,7 +73,7 @@ def test_named_pages_are_freed_and_no_others(pattern: str) -> None:
     result = discard(memory, runs)
     fell = before - resident_bytes()
     assert result.bytes == runs.pages * PAGE
-    # Python itself may take or return a little meanwhile.
+    # Python itself may allocate or free a little meanwhile.
     assert abs(fell - result.bytes) < pages * PAGE // 100
     assert gone_pages(area) == {i for start, count in pairs for i in range(start, start + count)}
 
@@ -85,7 +85,7 @@ def test_ranges_go_to_the_kernel_together() -> None:
     assert result == Discarded(bytes=2500 * PAGE, calls=expected_calls)
 
 
-def test_runs_across_regions_that_touch() -> None:
+def test_a_run_may_cross_adjacent_regions() -> None:
     low, high = filled(4), filled(4)
     memory = GuestMemory([(BASE_GPA, low), (BASE_GPA + 4 * PAGE, high)])
     assert discard(memory, runs_of((3, 2), (6, 1))).bytes == 3 * PAGE
@@ -93,7 +93,7 @@ def test_runs_across_regions_that_touch() -> None:
     assert gone_pages(high) == {0, 2}
 
 
-def test_discards_are_in_the_log_of_changes() -> None:
+def test_discarded_pages_are_logged_as_dirty() -> None:
     low, high = filled(4), filled(4)
     memory = GuestMemory([(BASE_GPA, low), (BASE_GPA + 4 * PAGE, high)])
     discard(memory, runs_of((0, 1)))
@@ -102,8 +102,8 @@ def test_discards_are_in_the_log_of_changes() -> None:
     assert memory.take_dirty_pages() == [(BASE_PFN, b"\x08"), (BASE_PFN + 4, b"\x05")]
 
 
-def test_more_than_one_call_may_take() -> None:
-    """The kernel stops at 2 GiB per call, within a range: the rest of it must follow."""
+def test_more_than_2_gib_is_discarded_whole() -> None:
+    """The kernel stops at 2 GiB per call, within a range: further calls take the rest."""
     gib_pages = 1 << 18
     area = anonymous(6 * gib_pages, flags=MAP_NORESERVE)
     kept = 2 * gib_pages + 12
@@ -129,7 +129,7 @@ def test_runs_outside_ram_discard_nothing(pairs: list[tuple[int, int]]) -> None:
     assert gone_pages(area) == set()
 
 
-def test_memory_of_which_nothing_would_be_freed(tmp_path: Path) -> None:
+def test_memory_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ram"
     file.write_bytes(FILLED * 8)
     with file.open("r+b") as opened:
@@ -145,21 +145,21 @@ def test_memory_of_which_nothing_would_be_freed(tmp_path: Path) -> None:
         assert gone_pages(area) == set(), kind
 
 
-def test_one_bad_region_is_enough() -> None:
+def test_one_bad_region_refuses_all() -> None:
     memory = GuestMemory([(BASE_GPA, filled(4)), (BASE_GPA + (1 << 20), mmap(-1, 4 * PAGE))])
     with pytest.raises(ValueError, match="region at gpa 0x200000 is not private"):
         discard(memory, runs_of((0, 1)))
 
 
-def test_memory_that_does_not_start_at_a_page() -> None:
+def test_unaligned_memory_is_refused() -> None:
     area = filled(3)
     memory = GuestMemory([(BASE_GPA, memoryview(area)[64 : 64 + 2 * PAGE])])
     with pytest.raises(ValueError, match="does not start at a page"):
         discard(memory, runs_of((0, 1)))
 
 
-def test_memory_of_several_mappings() -> None:
-    """Advice, such as against huge pages, splits what the kernel lists."""
+def test_a_region_may_span_several_mappings() -> None:
+    """Advice for a part, such as against huge pages, splits the kernel's mapping."""
     area = mmap(-1, 64 * PAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     area[:] = FILLED * 64
     area.madvise(MADV_NOHUGEPAGE, 16 * PAGE, 8 * PAGE)
@@ -167,7 +167,7 @@ def test_memory_of_several_mappings() -> None:
     assert gone_pages(area) == set(range(15, 25))
 
 
-def test_is_within() -> None:
+def test_is_within_needs_ranges_without_a_gap() -> None:
     ranges = [(10, 20), (20, 30), (40, 50)]
     for start, end, expected in [(10, 30, True), (12, 29, True), (12, 31, False), (30, 31, False)]:
         assert native.is_within(ranges, start, end) == expected
@@ -176,7 +176,7 @@ def test_is_within() -> None:
     assert not native.is_within(ranges, 9, 12)
 
 
-def test_locked_memory_is_refused_and_what_came_before_is_gone() -> None:
+def test_locked_memory_is_refused_after_earlier_ranges_are_discarded() -> None:
     area = filled(16)
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -187,7 +187,7 @@ def test_locked_memory_is_refused_and_what_came_before_is_gone() -> None:
     assert gone_pages(area) == {0, 2, 4, 6}
 
 
-def test_a_forked_child_discards_its_own() -> None:
+def test_a_forked_child_discards_its_own_memory() -> None:
     area = filled(16)
     memory = GuestMemory([(BASE_GPA, area)])
     runs = runs_of(*((i, 1) for i in range(0, 16, 2)))
@@ -201,7 +201,7 @@ def test_a_forked_child_discards_its_own() -> None:
     assert gone_pages(area) == set()
 
 
-# Refuses process_madvise, as a container's seccomp filter or an old kernel does, then discards.
+# Refuse process_madvise, as a container's seccomp filter or an old kernel does, then discard.
 # Four instructions: load the call's number, compare, refuse with the given errno, allow.
 REFUSED = """
 import ctypes, struct, sys
@@ -234,7 +234,9 @@ print(result.calls)
 
 @pytest.mark.parametrize("refuse_with", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
 @pytest.mark.parametrize("order", ["probe first", "refuse first"])
-def test_one_call_per_range_where_batches_are_refused(refuse_with: int, order: str) -> None:
+def test_each_range_takes_a_call_where_process_madvise_is_refused(
+    refuse_with: int, order: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", REFUSED, str(refuse_with), order],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

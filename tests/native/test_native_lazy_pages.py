@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest RAM that is filled when it is touched: read, written, or let be; and damaged files."""
+"""Guest RAM that is loaded when it is accessed or in the background; damaged files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def needs_userfaultfd() -> None:
 
 
 class Saved:
-    """RAM with something in `PAGES`, and the file it is stored in."""
+    """RAM with contents in `PAGES`, and the file that they are stored in."""
 
     def __init__(self, path: Path) -> None:
         self.ram = Ram(RAM_BYTES)
@@ -60,7 +60,7 @@ def saved(tmp_path: Path) -> Saved:
 
 @contextmanager
 def served(lazy: LazyPages) -> Iterator[None]:
-    """A thread that serves for the length of the block, and comes to its own end then."""
+    """Serve in a thread for the length of the block; the thread ends by itself."""
     thread = threading.Thread(target=lazy.serve, daemon=True)
     thread.start()
     while not lazy.serving:
@@ -74,7 +74,7 @@ def same(one: Ram, other: Ram) -> bool:
     return one.memory.read(0, RAM_BYTES) == other.memory.read(0, RAM_BYTES)
 
 
-def test_everything_comes_by_itself(saved: Saved) -> None:
+def test_all_pages_are_loaded_in_the_background(saved: Saved) -> None:
     copy = Ram(RAM_BYTES)
     LazyPages(copy.memory, saved.blocks, saved.fd).serve()
     assert touched(copy.memory, copy.pages) == PAGES
@@ -82,7 +82,7 @@ def test_everything_comes_by_itself(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("pfn", [0, 1, 50, 100, 511, 512, 1024, 1500])
-def test_what_is_touched_waits_for_its_block(saved: Saved, pfn: int) -> None:
+def test_an_access_waits_for_its_block(saved: Saved, pfn: int) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     found: list[bytes] = []
@@ -96,10 +96,10 @@ def test_what_is_touched_waits_for_its_block(saved: Saved, pfn: int) -> None:
     assert same(copy, saved.ram)
 
 
-def test_nobody_waits_on_when_a_block_is_let_go(saved: Saved) -> None:
-    """A page that the file lacks is touched in the very moment in which its block is complete.
+def test_an_access_at_the_end_of_its_block_is_woken(saved: Saved) -> None:
+    """Access a page that the file lacks just as its block becomes complete.
 
-    One pass in thirty met that moment on a quiet machine of two processors.
+    One pass in thirty hit that moment on an idle machine of two processors.
     """
     for _ in range(300):
         copy = Ram(RAM_BYTES)
@@ -112,14 +112,14 @@ def test_nobody_waits_on_when_a_block_is_let_go(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("pfn", [1500, RAM_BYTES // 4096 - 1])
-def test_who_waits_may_hold_the_gil(saved: Saved, pfn: int) -> None:
-    """As a short read does."""
+def test_a_waiting_thread_may_hold_the_gil(saved: Saved, pfn: int) -> None:
+    """Like a short read, which keeps the GIL."""
     copy = Ram(RAM_BYTES)
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         assert copy.memory.read(pfn * 4096, 9) == saved.ram.memory.read(pfn * 4096, 9)
 
 
-def test_what_is_written_stays(saved: Saved) -> None:
+def test_written_pages_keep_their_contents(saved: Saved) -> None:
     copy = Ram(RAM_BYTES)
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         copy.memory.write(1100 * 4096, b"new")
@@ -127,7 +127,7 @@ def test_what_is_written_stays(saved: Saved) -> None:
     assert copy.memory.read(1100 * 4096 + 3, 9) == saved.ram.memory.read(1100 * 4096 + 3, 9)
 
 
-def test_what_is_discarded_does_not_come_back(saved: Saved) -> None:
+def test_discarded_pages_are_not_loaded(saved: Saved) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     gone = PageRuns([(1, 1), (60, 500), (1100, 1), (1200, 30)])
@@ -140,8 +140,8 @@ def test_what_is_discarded_does_not_come_back(saved: Saved) -> None:
     assert copy.memory.read(1024 * 4096, 4096) == bytes(4096)
 
 
-def test_a_damaged_block_stops_the_processors_first(saved: Saved) -> None:
-    """Whoever waited goes on when `failed` is set and every vCPU was told to leave the guest."""
+def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: Saved) -> None:
+    """Waiters wake only once `failed` is set and every vCPU was told to leave the guest."""
     first, bits, offset, crc = saved.blocks[-1]
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, [*saved.blocks[:-1], (first, bits, offset, crc ^ 1)], saved.fd)
@@ -168,7 +168,7 @@ def test_a_damaged_block_stops_the_processors_first(saved: Saved) -> None:
     assert seen == [(True, 1, bytes(4))], "immediate_exit is the second byte of kvm_run"
 
 
-def test_a_file_that_ends_too_early(saved: Saved) -> None:
+def test_a_truncated_file_fails_with_eio(saved: Saved) -> None:
     os.truncate(saved.fd, 8192)
     lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
     with pytest.raises(OSError, match="Input/output error"):
@@ -176,13 +176,13 @@ def test_a_file_that_ends_too_early(saved: Saved) -> None:
     assert lazy.failed
 
 
-def test_one_that_is_stopped(saved: Saved) -> None:
+def test_a_stopped_loader_leaves_pages_zero(saved: Saved) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     lazy.stop()
     lazy.serve()
     assert not lazy.failed
-    assert copy.memory.read(0, 4096) == bytes(4096), "nobody waits any more"
+    assert copy.memory.read(0, 4096) == bytes(4096), "no access waits"
 
 
 def test_a_run_area_stays_mapped_until_serving_ends(saved: Saved) -> None:
@@ -192,7 +192,7 @@ def test_a_run_area_stays_mapped_until_serving_ends(saved: Saved) -> None:
         with pytest.raises(BufferError):
             run_area.close()
         lazy.serve()
-        lazy.add_vcpu(threading.get_native_id(), 0, run_area)  # too late to be stopped
+        lazy.add_vcpu(threading.get_native_id(), 0, run_area)  # after serving began
 
 
 def test_a_page_of_a_block_beyond_ram_is_refused(saved: Saved) -> None:
@@ -205,7 +205,7 @@ def test_a_page_of_a_block_beyond_ram_is_refused(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 1 << 41, 40 * BLOCK_PAGES])
-def test_blocks_that_are_none(saved: Saved, first: int) -> None:
+def test_invalid_blocks_are_refused(saved: Saved, first: int) -> None:
     with pytest.raises(ValueError, match="block"):
         LazyPages(Ram(RAM_BYTES).memory, [(first, bytes(64), 0, 0)], saved.fd)
     with pytest.raises(ValueError, match="twice"):

@@ -32,7 +32,7 @@ def driver() -> DriverQueue:
 
 
 def offer(driver: DriverQueue, *descriptors: tuple[int, int, int, int]) -> SplitQueue:
-    """Lay raw descriptors from index 0 on and make descriptor 0 available."""
+    """Write raw descriptors from index 0 on and make descriptor 0 available."""
     for index, fields in enumerate(descriptors):
         driver.set_desc(index, *fields)
     driver.set_avail_ring(0, 0)
@@ -49,7 +49,7 @@ def offer_table(driver: DriverQueue, table: bytes, flags: int = INDIRECT) -> Spl
 
 @pytest.mark.conformance("2.7-1")
 @pytest.mark.parametrize("size", [0, -1, 3, 6, 32767, 65536, 1 << 40])
-def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
+def test_the_size_must_be_a_power_of_two_up_to_32768(size: int) -> None:
     with pytest.raises(RingError, match="queue size"):
         SplitQueue(guest_memory(1 << 20), size, 0, 0, 0)
 
@@ -63,14 +63,14 @@ def test_size_is_a_power_of_two_up_to_32768(size: int) -> None:
         ((0, 4096, 8194), "used ring"),
     ],
 )
-def test_areas_are_aligned(areas: tuple[int, int, int], name: str) -> None:
+def test_areas_must_be_aligned(areas: tuple[int, int, int], name: str) -> None:
     with pytest.raises(RingError, match=f"{name}.*aligned"):
         SplitQueue(guest_memory(RAM_BYTES), 8, *areas)
 
 
 @pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16, 1 << 64, -16])
 @pytest.mark.parametrize("area", [0, 1, 2])
-def test_areas_are_in_ram(area: int, gpa: int) -> None:
+def test_areas_must_be_in_ram(area: int, gpa: int) -> None:
     areas = [0, 4096, 8192]
     areas[area] = gpa
     with pytest.raises(RingError, match="not in guest RAM"):
@@ -86,7 +86,7 @@ def test_areas_may_end_where_ram_ends() -> None:
 
 
 @pytest.mark.conformance("2.7-1")
-def test_largest_queue() -> None:
+def test_the_largest_queue_works() -> None:
     driver = DriverQueue(guest_memory(1 << 21), 32768, indirect=True)
     queue = driver.device_queue()
     driver.add([b"x"] * 300, [1] * 32468)
@@ -98,7 +98,7 @@ def test_largest_queue() -> None:
 # Indices (2.7.6).
 
 
-def test_more_available_than_the_queue_holds(driver: DriverQueue) -> None:
+def test_more_available_than_the_queue_holds_is_an_error(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_idx(9)
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_more_available_than_the_queue_holds(driver: DriverQueue) -> None:
     assert queue.pending == 8
 
 
-def test_head_outside_the_table(driver: DriverQueue) -> None:
+def test_a_head_outside_the_table_is_an_error(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_ring(0, 8)
     driver.set_avail_idx(1)
@@ -122,17 +122,17 @@ def test_head_outside_the_table(driver: DriverQueue) -> None:
 # Chains (2.7.4.2, 2.7.5).
 
 
-def test_next_outside_the_table(driver: DriverQueue) -> None:
+def test_a_next_outside_the_table_is_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="index outside"):
         offer(driver, (0, 4, NEXT, 8)).pop(100)
 
 
-def test_loops(driver: DriverQueue) -> None:
+def test_loops_are_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="loop"):
         offer(driver, (0, 4, NEXT, 1), (0, 4, NEXT, 0)).pop(100)
 
 
-def test_readable_after_writable(driver: DriverQueue) -> None:
+def test_readable_after_writable_is_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="readable element after"):
         offer(driver, (0, 4, WRITE | NEXT, 1), (0, 4, 0, 0)).pop(100)
 
@@ -142,12 +142,14 @@ def test_readable_after_writable(driver: DriverQueue) -> None:
     ("gpa", "length"),
     [(RAM_BYTES, 1), (RAM_BYTES - 4, 5), ((1 << 64) - 1, 1), ((1 << 64) - 4, 8), (0, 0xFFFFFFFF)],
 )
-def test_element_outside_ram(driver: DriverQueue, gpa: int, length: int, flags: int) -> None:
+def test_an_element_outside_ram_is_an_error(
+    driver: DriverQueue, gpa: int, length: int, flags: int
+) -> None:
     with pytest.raises(RingError, match="outside guest RAM"):
         offer(driver, (gpa, length, flags, 0)).pop(100)
 
 
-def test_element_of_no_bytes_is_legal_wherever_it_points(driver: DriverQueue) -> None:
+def test_an_empty_element_may_have_any_address(driver: DriverQueue) -> None:
     queue = offer(
         driver, (1 << 63, 0, NEXT, 1), (driver.place(b"data"), 4, NEXT, 2), (0, 0, WRITE, 0)
     )
@@ -156,20 +158,20 @@ def test_element_of_no_bytes_is_legal_wherever_it_points(driver: DriverQueue) ->
     assert (chain.readable, chain.writable_bytes) == (b"data", 0)
 
 
-def test_writable_elements_are_named(driver: DriverQueue) -> None:
+def test_writable_segments_are_listed_in_order(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.add([b"a"], writable_segments=[(4096, 8192), (1 << 63, 0), (100, 1)], indirect=True)
     driver.add([b"a"])
     chain, readable = queue.pop(1), queue.pop(1)
     assert chain is not None
     assert readable is not None
-    driver.set_desc(0, 0, 0)  # what the driver writes later changes nothing
+    driver.set_desc(0, 0, 0)  # later writes by the driver have no effect
     assert chain.writable_segments == ((4096, 8192), (100, 1))
     assert readable.writable_segments == ()
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
-def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> None:
+def test_pages_that_the_device_writes_are_logged_as_dirty(event_idx: bool) -> None:
     driver = DriverQueue(guest_memory(RAM_BYTES), 256, event_idx=event_idx)
     queue = driver.device_queue()
     memory = queue.memory
@@ -177,7 +179,7 @@ def test_what_the_device_writes_is_in_the_log_of_changes(event_idx: bool) -> Non
     memory.log_dirty_pages(True)
 
     def changes(*acts: Callable[[], object]) -> set[int]:
-        """Pages that `acts` change, all of which must be in the log."""
+        """Return the pages in the dirty log after `acts`."""
         before = memory.read(0, RAM_BYTES)
         memory.take_dirty_pages()
         for act in acts:
@@ -202,7 +204,7 @@ def test_unknown_flags_are_ignored(driver: DriverQueue) -> None:
     assert chain.readable == b"data"
 
 
-def test_element_across_two_regions_that_touch() -> None:
+def test_an_element_may_cross_adjacent_regions() -> None:
     memory = GuestMemory([(0, bytearray(8192)), (8192, bytearray(8192))])
     driver = DriverQueue(memory, 8)
     memory.write(8190, b"abcd")
@@ -214,7 +216,7 @@ def test_element_across_two_regions_that_touch() -> None:
     assert memory.read(8190, 4) == b"axyz"
 
 
-def test_longer_than_2_to_the_32() -> None:
+def test_a_chain_of_more_than_4_gib_is_an_error() -> None:
     area = mmap(-1, 1 << 32, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
     driver = DriverQueue(GuestMemory([(0, area)]), 8)
     half = 1 << 31
@@ -227,7 +229,7 @@ def test_longer_than_2_to_the_32() -> None:
         driver.device_queue().pop(4096)
 
 
-def test_over_the_limit_comes_back_to_be_returned(driver: DriverQueue) -> None:
+def test_a_chain_over_the_limit_is_popped_unread(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     head = driver.add([b"12345"], [4])
     chain = queue.pop(4)
@@ -240,14 +242,14 @@ def test_over_the_limit_comes_back_to_be_returned(driver: DriverQueue) -> None:
 # Indirect tables (2.7.5.3).
 
 
-def test_indirect_not_negotiated() -> None:
+def test_an_indirect_table_without_the_feature_is_an_error() -> None:
     driver = DriverQueue(guest_memory(RAM_BYTES), 8, indirect=False)
     with pytest.raises(RingError, match="not negotiated"):
         offer_table(driver, chain_table([(0, 4, 0)])).pop(100)
 
 
 @pytest.mark.conformance("2.7.5.3.2-1")
-def test_indirect_write_flag_is_ignored(driver: DriverQueue) -> None:
+def test_the_write_flag_of_an_indirect_table_is_ignored(driver: DriverQueue) -> None:
     table = chain_table([(driver.place(b"data"), 4, 0), (driver.place(b""), 2, WRITE)])
     chain = offer_table(driver, table, INDIRECT | WRITE).pop(100)
     assert chain is not None
@@ -255,7 +257,7 @@ def test_indirect_write_flag_is_ignored(driver: DriverQueue) -> None:
 
 
 @pytest.mark.conformance("2.7.5.3.2-2")
-def test_indirect_after_direct_elements(driver: DriverQueue) -> None:
+def test_an_indirect_table_may_follow_direct_elements(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.add([b"a", b"b", b"c"], [1], indirect=True, direct_first=2)
     chain = queue.pop(100)
@@ -263,47 +265,49 @@ def test_indirect_after_direct_elements(driver: DriverQueue) -> None:
     assert (chain.readable, chain.writable_bytes) == (b"abc", 1)
 
 
-def test_indirect_with_next(driver: DriverQueue) -> None:
+def test_an_indirect_table_with_next_is_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="NEXT and INDIRECT"):
         offer_table(driver, chain_table([(0, 4, 0)]), INDIRECT | NEXT).pop(100)
 
 
-def test_nested_indirect(driver: DriverQueue) -> None:
+def test_a_nested_indirect_table_is_an_error(driver: DriverQueue) -> None:
     inner = driver.place(chain_table([(0, 4, 0)]))
     with pytest.raises(RingError, match="inside an indirect table"):
         offer_table(driver, descriptor(inner, 16, INDIRECT)).pop(100)
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 17, 24])
-def test_indirect_table_of_odd_size(driver: DriverQueue, length: int) -> None:
+def test_an_indirect_table_of_partial_descriptors_is_an_error(
+    driver: DriverQueue, length: int
+) -> None:
     with pytest.raises(RingError, match="whole number"):
         offer(driver, (4096, length, INDIRECT, 0)).pop(100)
 
 
 @pytest.mark.parametrize("gpa", [RAM_BYTES, RAM_BYTES - 16, (1 << 64) - 16])
-def test_indirect_table_outside_ram(driver: DriverQueue, gpa: int) -> None:
+def test_an_indirect_table_outside_ram_is_an_error(driver: DriverQueue, gpa: int) -> None:
     with pytest.raises(RingError, match="table outside"):
         offer(driver, (gpa, 32, INDIRECT, 0)).pop(100)
 
 
-def test_indirect_next_outside_its_table(driver: DriverQueue) -> None:
+def test_a_next_outside_the_indirect_table_is_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="index outside"):
         offer_table(driver, descriptor(0, 4, NEXT, 2) + descriptor(0, 4)).pop(100)
 
 
-def test_indirect_loop(driver: DriverQueue) -> None:
+def test_a_loop_in_an_indirect_table_is_an_error(driver: DriverQueue) -> None:
     with pytest.raises(RingError, match="loop"):
         offer_table(driver, descriptor(0, 4, NEXT, 0)).pop(100)
 
 
 @pytest.mark.conformance("2.7.4.1-2")
-def test_indirect_chain_is_no_longer_than_the_queue(driver: DriverQueue) -> None:
+def test_an_indirect_chain_longer_than_the_queue_is_an_error(driver: DriverQueue) -> None:
     assert offer_table(driver, chain_table([(0, 4, 0)] * 8)).pop(100)
     with pytest.raises(RingError, match="longer than the queue"):
         offer_table(driver, chain_table([(0, 4, 0)] * 9)).pop(100)
 
 
-def test_indirect_table_at_an_odd_address(driver: DriverQueue) -> None:
+def test_an_indirect_table_may_have_any_address(driver: DriverQueue) -> None:
     table = b"?" + chain_table([(driver.place(b"data"), 4, 0)])
     chain = offer(driver, (driver.place(table) + 1, 16, INDIRECT, 0)).pop(100)
     assert chain is not None
@@ -313,7 +317,7 @@ def test_indirect_table_at_an_odd_address(driver: DriverQueue) -> None:
 # Returning buffers (2.7.8) and notifications (2.7.7, 2.7.10).
 
 
-def test_mistakes_of_the_device_model(driver: DriverQueue) -> None:
+def test_push_refuses_invalid_arguments(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.add([], [4])
     chain = queue.pop(0)
@@ -331,7 +335,7 @@ def test_mistakes_of_the_device_model(driver: DriverQueue) -> None:
     assert driver.used_idx == 0
 
 
-def test_used_ring_wraps() -> None:
+def test_the_used_ring_wraps() -> None:
     driver = DriverQueue(guest_memory(RAM_BYTES), 2, start_index=65535)
     queue = driver.device_queue()
     for expected in (0, 1, 2):
@@ -342,7 +346,7 @@ def test_used_ring_wraps() -> None:
 
 
 @pytest.mark.conformance("2.7.7.2-2", "2.7.7.2-3")
-def test_interrupts_by_flag(driver: DriverQueue) -> None:
+def test_interrupts_are_suppressed_by_the_flag(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     assert not queue.should_interrupt()
     queue.push(0)
@@ -355,7 +359,7 @@ def test_interrupts_by_flag(driver: DriverQueue) -> None:
     assert not queue.should_interrupt(), "that one was asked for already"
 
 
-def test_interrupt_after_more_buffers_than_an_index_counts() -> None:
+def test_more_buffers_than_an_index_counts_interrupt() -> None:
     driver = DriverQueue(guest_memory(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()
     driver.set_used_event(5)
@@ -373,7 +377,7 @@ def test_a_restored_queue_interrupts_once() -> None:
     assert not queue.should_interrupt()
 
 
-def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: DriverQueue) -> None:
+def test_a_restored_buffer_ignores_later_writes_to_its_descriptors(driver: DriverQueue) -> None:
     driver.add(readable=[b"asked"], writable=[4, 12])
     old = driver.device_queue()
     popped = old.pop(64)
@@ -400,7 +404,7 @@ def test_a_held_buffer_is_what_it_was_whatever_the_driver_did_since(driver: Driv
         (0, [(0, 1)] * 9, "longer than the queue"),
     ],
 )
-def test_a_buffer_that_cannot_have_been_held(
+def test_an_impossible_buffer_is_not_restored(
     driver: DriverQueue, head: int, segments: list[tuple[int, int]], why: str
 ) -> None:
     with pytest.raises(RingError, match=why):
@@ -408,7 +412,7 @@ def test_a_buffer_that_cannot_have_been_held(
 
 
 @pytest.mark.conformance("2.7.10.2-1", "2.7.10.2-2")
-def test_notifications_by_flag(driver: DriverQueue) -> None:
+def test_notifications_are_suppressed_by_the_flag(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     queue.disable_notifications()
     assert driver.used_flags == NO_NOTIFY
@@ -421,7 +425,7 @@ def test_notifications_by_flag(driver: DriverQueue) -> None:
 
 
 @pytest.mark.conformance("2.7.10.2-3", "2.7.10.2-4")
-def test_notifications_by_event_index() -> None:
+def test_notifications_are_suppressed_by_avail_event() -> None:
     driver = DriverQueue(guest_memory(RAM_BYTES), 8, event_idx=True)
     queue = driver.device_queue()
     for _ in range(3):
@@ -433,13 +437,13 @@ def test_notifications_by_event_index() -> None:
     assert (driver.avail_event, driver.used_flags) == (3, 0)
 
 
-def test_enabling_leaves_a_broken_index_to_pop(driver: DriverQueue) -> None:
+def test_enabling_notifications_leaves_a_broken_index_to_pop(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     driver.set_avail_idx(1000)
     assert queue.enable_notifications()
 
 
-def test_describes_itself(driver: DriverQueue) -> None:
+def test_repr_and_attributes_describe_the_queue(driver: DriverQueue) -> None:
     queue = driver.device_queue()
     assert (queue.size, queue.indirect, queue.event_idx) == (8, True, False)
     assert queue.memory is driver.memory

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console's queue, and which accesses to the UART need no model."""
+"""The console's queue, and the UART accesses that need no model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Console:
         self.firsts += 1
 
 
-def test_bytes_come_out_in_order_and_at_once() -> None:
+def test_take_returns_all_bytes_in_order() -> None:
     queue = ByteQueue(lambda: None, LIMIT_BYTES)
     text = bytes(range(256)) * 100
     for start in range(0, len(text), 7):
@@ -45,7 +45,7 @@ def test_bytes_come_out_in_order_and_at_once() -> None:
     assert queue.take() == b""
 
 
-def test_only_the_first_of_a_batch_wakes() -> None:
+def test_only_the_first_bytes_of_a_batch_call_on_first() -> None:
     console = Console()
     console.queue.put(b"")
     assert console.firsts == 0
@@ -56,7 +56,7 @@ def test_only_the_first_of_a_batch_wakes() -> None:
     assert console.firsts == 3
 
 
-def test_whoever_is_woken_may_take() -> None:
+def test_on_first_may_take() -> None:
     taken = []
     queue = ByteQueue(lambda: taken.append(queue.take()), LIMIT_BYTES)
     queue.put(b"a")
@@ -64,7 +64,7 @@ def test_whoever_is_woken_may_take() -> None:
     assert taken == [b"a", b"b"]
 
 
-def test_what_on_first_raises_comes_out_and_the_bytes_stay() -> None:
+def test_an_exception_of_on_first_propagates_and_the_bytes_stay() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -74,7 +74,7 @@ def test_what_on_first_raises_comes_out_and_the_bytes_stay() -> None:
     assert queue.take() == b"a"
 
 
-def test_a_closed_queue_keeps_nothing() -> None:
+def test_a_closed_queue_drops_bytes() -> None:
     console = Console()
     console.queue.put(b"abc")
     console.queue.close()
@@ -84,7 +84,7 @@ def test_a_closed_queue_keeps_nothing() -> None:
     assert console.firsts == 1
 
 
-def test_the_first_character_of_a_batch_is_the_models() -> None:
+def test_the_first_character_of_a_batch_goes_to_the_model() -> None:
     console = Console()
     assert not console.fast_path.write(THR, ord("a"))
     console.uart.write(THR, 1, ord("a"))
@@ -96,7 +96,7 @@ def test_the_first_character_of_a_batch_is_the_models() -> None:
     assert console.firsts == 1
 
 
-def test_the_limit_is_where_the_model_may_throttle() -> None:
+def test_characters_beyond_the_limit_go_to_the_model() -> None:
     console = Console()
     console.uart.write(THR, 1, 0)
     served = 0
@@ -107,7 +107,7 @@ def test_the_limit_is_where_the_model_may_throttle() -> None:
     assert len(console.queue) == LIMIT_BYTES + 1
 
 
-def test_with_the_interrupt_a_filling_of_the_fifo_is_served_but_for_its_first() -> None:
+def test_with_interrupts_only_the_first_character_of_a_batch_goes_to_the_model() -> None:
     console = Console()
     console.queue.put(b"-")
     console.uart.write(FCR, 1, 1)
@@ -118,11 +118,13 @@ def test_with_the_interrupt_a_filling_of_the_fifo_is_served_but_for_its_first() 
         assert [console.fast_path.write(THR, 0) for _ in range(16)] == [True] * 15 + [False]
         console.uart.write(THR, 1, 0)
         assert console.fast_path.write(THR, 0)
-        assert console.fast_path.read(LSR) == 0x60  # a look: the next is a first one again
+        assert (
+            console.fast_path.read(LSR) == 0x60
+        )  # a read of LSR: the next character is a first one again
 
 
 @pytest.mark.parametrize(("register", "value"), [(LCR, 0x80), (MCR, 0x10)], ids=["DLAB", "loop"])
-def test_what_is_no_character_for_the_outside_is_the_models(register: int, value: int) -> None:
+def test_writes_that_send_no_character_go_to_the_model(register: int, value: int) -> None:
     console = Console()
     console.queue.put(b"-")
     console.uart.write(register, 1, value)
@@ -132,7 +134,7 @@ def test_what_is_no_character_for_the_outside_is_the_models(register: int, value
     assert console.queue.take() == b"-A"
 
 
-def test_line_status_is_always_the_latest() -> None:
+def test_line_status_is_always_current() -> None:
     console = Console()
     assert console.fast_path.read(LSR) == 0x60
     console.uart.receive(b"x")
@@ -141,7 +143,7 @@ def test_line_status_is_always_the_latest() -> None:
     assert console.fast_path.read(LSR) == 0x60
 
 
-def test_an_overrun_is_told_once_and_by_the_model() -> None:
+def test_an_overrun_is_reported_once_by_the_model() -> None:
     console = Console()
     console.uart.write(MCR, 1, 0x10)
     console.uart.write(THR, 1, 1)
@@ -151,7 +153,7 @@ def test_an_overrun_is_told_once_and_by_the_model() -> None:
     assert console.fast_path.read(LSR) == 0x61
 
 
-def test_other_registers_are_the_models() -> None:
+def test_other_registers_go_to_the_model() -> None:
     console = Console()
     console.queue.put(b"-")
     assert console.fast_path.thr_credits == UNLIMITED
@@ -159,7 +161,7 @@ def test_other_registers_are_the_models() -> None:
     assert not any(console.fast_path.write(register, 0) for register in range(1, 8))
 
 
-def test_threads_lose_nothing() -> None:
+def test_concurrent_threads_lose_no_bytes() -> None:
     """Two threads put, two use the fast path, one takes."""
     each, queue = 20_000, ByteQueue(lambda: None, 1 << 20)
     fast_path = SerialFastPath(queue, PORT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages seen from outside, and blocks of them in a file, against the obvious way to do it."""
+"""Touched and nonzero pages, and blocks of pages in a file, against plain Python."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def runs(numbers: set[int]) -> PageRuns:
 
 
 @given(page_numbers, page_numbers, st.integers(0, 4095))
-def test_touched_and_nonzero(written: set[int], zeroed: set[int], offset: int) -> None:
+def test_touched_and_nonzero_pages_are_found(
+    written: set[int], zeroed: set[int], offset: int
+) -> None:
     memory = new_memory()
     for number in written:
         memory.write(number * 4096 + offset, b"\1")
@@ -62,7 +64,7 @@ def test_touched_and_nonzero(written: set[int], zeroed: set[int], offset: int) -
 
 
 @given(page_numbers)
-def test_looking_at_what_is_touched_touches_nothing(written: set[int]) -> None:
+def test_querying_touched_pages_touches_none(written: set[int]) -> None:
     memory = new_memory()
     for number in written:
         memory.write(number * 4096, b"\1")
@@ -80,7 +82,7 @@ def test_a_bitmap_is_the_inverse_of_from_bitmap(pages: set[int], start: int, eig
 
 
 @given(st.sets(st.integers(0, BLOCK_PAGES - 1)), st.binary(min_size=1, max_size=64))
-def test_a_block_survives_the_file(pages: set[int], data: bytes) -> None:
+def test_a_block_survives_storing_and_loading(pages: set[int], data: bytes) -> None:
     memory, copy = new_memory(), new_memory()
     for number in pages:
         memory.write((BLOCK_PAGES + number) * 4096 % (PAGES * 4096 - 4096), data)
@@ -106,7 +108,7 @@ def test_a_block_survives_the_file(pages: set[int], data: bytes) -> None:
 
 
 @given(st.sets(st.integers(0, BLOCK_PAGES - 1)), st.binary(min_size=1, max_size=64))
-def test_a_block_survives_a_message(pages: set[int], data: bytes) -> None:
+def test_a_block_survives_gathering_and_scattering(pages: set[int], data: bytes) -> None:
     memory, copy = new_memory(), new_memory()
     for number in pages:
         memory.write(number * 4096, data)
@@ -127,7 +129,7 @@ def test_a_block_survives_a_message(pages: set[int], data: bytes) -> None:
 
 
 @pytest.mark.parametrize("first_pfn", [1, 1024 + 512, 4096, 1 << 41])
-def test_blocks_that_are_none(first_pfn: int) -> None:
+def test_invalid_blocks_are_refused(first_pfn: int) -> None:
     memory = new_memory()
     with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="block"):
         store_block(memory, first_pfn, b"\xff" * 64, file.fileno(), 0)
@@ -139,7 +141,7 @@ def test_blocks_that_are_none(first_pfn: int) -> None:
 
 
 @pytest.mark.parametrize("outside", [[(PAGES, 1)], [(0, PAGES + 1)], [(1 << 51, 1)]])
-def test_pages_outside_ram(outside: list[tuple[int, int]]) -> None:
+def test_pages_outside_ram_are_refused(outside: list[tuple[int, int]]) -> None:
     memory = new_memory()
     for look in (touched, nonzero):
         with pytest.raises(ValueError, match="not wholly inside guest RAM"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SplitQueue: what a driver writes is what a device pops, and no ring is hostile enough.
+"""SplitQueue: a device pops what a driver writes, and hostile rings do no harm.
 
-Invariant of everything hostile here: `pop` returns a chain or None, or raises RingError, as the
-oracle says; nothing else ever comes out, and nothing outside the ring changes.
+Invariant of the hostile tests: `pop` returns a chain or None, or raises RingError, as the oracle
+does; it raises nothing else, and nothing outside the ring changes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def add(driver: DriverQueue, buffer: Buffer) -> int | None:
     data=st.data(),
 )
 @settings(deadline=None)
-def test_every_buffer_makes_the_round_trip(
+def test_every_buffer_returns_with_its_answer(
     size: int,
     start: int,
     event_idx: bool,
@@ -100,13 +100,13 @@ def test_every_buffer_makes_the_round_trip(
     pushes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     data=st.data(),
 )
-def test_used_event_is_passed_exactly_when_its_element_is_new(
+def test_an_interrupt_is_due_exactly_when_used_event_is_passed(
     size: int, start: int, pushes: list[int], data: st.DataObject
 ) -> None:
     driver = DriverQueue(guest_memory(MIB), size, event_idx=True)
     queue = driver.device_queue()
     queue.next_used = start
-    queue.should_interrupt()  # nobody knows yet what was announced before
+    queue.should_interrupt()  # the next call reports buffers from before
     for count in pushes:
         event = (queue.next_used + data.draw(st.integers(-3, 45))) % 65536
         new = [(queue.next_used + i) % 65536 for i in range(count)]
@@ -131,7 +131,7 @@ def test_no_notification_is_missed(start: int, rounds: list[int], event_idx: boo
         queue.disable_notifications()
         if count:
             queue.push(queue.pop(1) or 0)
-            # Some are left over: enabling says so.
+            # Some are left over: enabling returns True.
             assert queue.enable_notifications() == (count > 1)
             queue.disable_notifications()
         while chain := queue.pop(1):
@@ -140,14 +140,14 @@ def test_no_notification_is_missed(start: int, rounds: list[int], event_idx: boo
         driver.take_used()
 
 
-# Two regions that touch and one apart, and addresses at their edges and beyond.
+# Two adjacent regions, one apart, and addresses at their edges and beyond.
 LOW, HIGH, APART = 4 * 4096, 2 * 4096, 1 << 32
 EDGES = [0, 4096, LOW, LOW + HIGH, APART, APART + 4096, 1 << 63, (1 << 64) - 1]
 RINGS, TABLES = 2 * 4096, 4096
 
 
 class HostileDriver(DriverQueue):
-    """Writes rings that are nearly right: a field is hostile with probability `hostility`."""
+    """Writes rings that are nearly valid: a field is hostile with probability `hostility`."""
 
     def __init__(self, memory: GuestMemory, size: int, seed: int, hostility: float) -> None:
         self.rng = random.Random(seed)
@@ -193,7 +193,7 @@ class HostileDriver(DriverQueue):
     limit=st.sampled_from([0, 5000, 100000]),
 )
 @settings(max_examples=1000, deadline=None)
-def test_hostile_rings_are_taken_as_the_oracle_says(
+def test_hostile_rings_are_read_as_the_oracle_reads_them(
     size: int, seed: int, hostility: float, limit: int
 ) -> None:
     memory = GuestMemory([(0, bytearray(LOW)), (LOW, bytearray(HIGH)), (APART, bytearray(4096))])
@@ -208,7 +208,7 @@ def test_hostile_rings_are_taken_as_the_oracle_says(
             with pytest.raises(RingError):
                 queue.pop(limit)
             assert queue.next_avail == at
-            queue.next_avail = (at + 1) % 65536  # look at the next one all the same
+            queue.next_avail = (at + 1) % 65536  # continue with the next one
             continue
         chain = queue.pop(limit)
         if expected is None:
@@ -224,7 +224,7 @@ def test_hostile_rings_are_taken_as_the_oracle_says(
 
 @given(image=st.binary(min_size=512, max_size=512), size=sizes, indirect=st.booleans())
 @example(image=b"\xff" * 512, size=8, indirect=True)
-def test_any_bytes_are_a_ring(image: bytes, size: int, indirect: bool) -> None:
+def test_any_bytes_can_be_a_ring(image: bytes, size: int, indirect: bool) -> None:
     memory = guest_memory(8192)
     queue = SplitQueue(memory, size, 0, 1024, 2048, indirect=indirect, event_idx=True)
     for gpa in range(0, 4096, 512):
@@ -243,8 +243,8 @@ def test_any_bytes_are_a_ring(image: bytes, size: int, indirect: bool) -> None:
         queue.enable_notifications()
 
 
-def scribble(memory: GuestMemory, driver: DriverQueue, seed: int) -> None:
-    """Be the driver from hell until killed."""
+def write_hostile_rings(memory: GuestMemory, driver: DriverQueue, seed: int) -> None:
+    """Write nearly valid ring contents until killed."""
     rng = random.Random(seed)
     gpas = [0, 64, 4096, 8192, MIB - 64, MIB - 1, MIB, 1 << 63, (1 << 64) - 16]
     while True:
@@ -261,15 +261,15 @@ def scribble(memory: GuestMemory, driver: DriverQueue, seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [4, 256])
-def test_a_driver_that_scribbles_meanwhile(size: int) -> None:
-    """A second process writes the ring, for real and at the same time, through shared memory."""
+def test_a_driver_that_writes_concurrently_causes_only_ring_errors(size: int) -> None:
+    """A second process writes the ring at the same time, through shared memory."""
     memory = GuestMemory([(0, mmap(-1, MIB))])
     driver = DriverQueue(memory, size, base_gpa=8192, indirect=True, event_idx=True)
     queue = driver.device_queue()
     child = os.fork()
     if child == 0:
         try:
-            scribble(memory, driver, size)
+            write_hostile_rings(memory, driver, size)
         finally:
             os._exit(1)
     outcomes = {"chain": 0, "broken": 0}
@@ -290,10 +290,10 @@ def test_a_driver_that_scribbles_meanwhile(size: int) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL, "the scribbler died of its own"
+    assert os.WTERMSIG(status) == signal.SIGKILL, "the writing process died by itself"
 
 
-def test_need_event_of_the_mock_agrees_with_the_specification() -> None:
+def test_need_event_follows_the_specification() -> None:
     """The formula of 2.7.7.2 against counting the indices that were passed."""
     rng = random.Random(1)
     for _ in range(2000):

@@ -19,11 +19,11 @@ FRAME_LIMIT = 1 << 52
 
 FrameSet = set[int]
 
-# Stretches of equal bytes make runs that cross words; single random bytes make ragged ones.
-stretch = st.tuples(st.sampled_from([0, 0xFF]), st.integers(0, 40)).map(
+# Chunks of equal bytes make runs that cross words; single random bytes make ragged ones.
+chunk = st.tuples(st.sampled_from([0, 0xFF]), st.integers(0, 40)).map(
     lambda pair: bytes([pair[0]]) * pair[1]
 )
-bitmaps = st.lists(st.one_of(stretch, st.binary(max_size=12)), max_size=8).map(b"".join)
+bitmaps = st.lists(st.one_of(chunk, st.binary(max_size=12)), max_size=8).map(b"".join)
 
 frames = st.integers(0, 300)
 pfn_lists = st.one_of(
@@ -45,7 +45,7 @@ def frames_of(runs: list[tuple[int, int]]) -> FrameSet:
 
 
 def assert_holds(runs: PageRuns, expected: FrameSet) -> None:
-    """`runs` holds exactly the expected frames, in the one form that is allowed."""
+    """Assert that `runs` holds exactly the expected frames, in its canonical form."""
     pairs = list(runs)
     assert frames_of(pairs) == expected
     assert all(count > 0 for _, count in pairs)
@@ -59,39 +59,41 @@ def assert_holds(runs: PageRuns, expected: FrameSet) -> None:
 
 @given(bitmap=bitmaps, start_pfn=st.integers(0, 1 << 40), offset=st.integers(0, 8))
 @example(bitmap=b"\xff" * 16 + b"\x01", start_pfn=64, offset=3)
-def test_bitmap(bitmap: bytes, start_pfn: int, offset: int) -> None:
+def test_from_bitmap_finds_the_set_bits(bitmap: bytes, start_pfn: int, offset: int) -> None:
     unaligned = memoryview(bytes(offset) + bitmap)[offset:]
     runs = PageRuns.from_bitmap(unaligned, start_pfn)
     assert_holds(runs, frames_of_bitmap(bitmap, start_pfn))
 
 
 @given(pfns=pfn_lists, offset=st.integers(0, 4))
-def test_pfn_array(pfns: list[int], offset: int) -> None:
+def test_from_pfns_finds_the_frames(pfns: list[int], offset: int) -> None:
     array = struct.pack(f"<{len(pfns)}I", *pfns)
     runs = PageRuns.from_pfns(memoryview(bytes(offset) + array)[offset:])
     assert_holds(runs, set(pfns))
 
 
 @given(page_sets)
-def test_constructor_normalises(pairs: list[tuple[int, int]]) -> None:
+def test_the_constructor_normalises(pairs: list[tuple[int, int]]) -> None:
     assert_holds(PageRuns(pairs), frames_of(pairs))
 
 
 @given(page_sets, page_sets)
-def test_set_algebra(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
+def test_set_operations_match_python_sets(
+    left: list[tuple[int, int]], right: list[tuple[int, int]]
+) -> None:
     a, b = PageRuns(left), PageRuns(right)
     in_a, in_b = frames_of(left), frames_of(right)
     assert_holds(a.union(b), in_a | in_b)
     assert_holds(a.intersect(b), in_a & in_b)
     assert_holds(a.subtract(b), in_a - in_b)
     assert (a == b) == (in_a == in_b)
-    # The operands are as they were.
+    # The operands are unchanged.
     assert_holds(a, in_a)
     assert_holds(b, in_b)
 
 
 @given(page_sets, st.integers(1, 40))
-def test_whole_units(pairs: list[tuple[int, int]], unit: int) -> None:
+def test_whole_keeps_only_whole_units(pairs: list[tuple[int, int]], unit: int) -> None:
     held = frames_of(pairs)
     whole = {
         pfn for pfn in held if held.issuperset(range(pfn // unit * unit, pfn // unit * unit + unit))
@@ -100,14 +102,16 @@ def test_whole_units(pairs: list[tuple[int, int]], unit: int) -> None:
 
 
 @given(page_sets, st.integers(1, 9))
-def test_scaled(pairs: list[tuple[int, int]], factor: int) -> None:
+def test_scaled_multiplies_frames(pairs: list[tuple[int, int]], factor: int) -> None:
     scaled = {pfn * factor + i for pfn in frames_of(pairs) for i in range(factor)}
     assert_holds(PageRuns(pairs).scaled(factor), scaled)
 
 
 @given(page_sets, st.integers(1, 70), st.integers(0, 12))
 @example(pairs=[(0, 300)], pages_per_cell=64, cells=5)
-def test_per_cell(pairs: list[tuple[int, int]], pages_per_cell: int, cells: int) -> None:
+def test_per_cell_counts_frames(
+    pairs: list[tuple[int, int]], pages_per_cell: int, cells: int
+) -> None:
     held = frames_of(pairs)
     expected = [
         len(held.intersection(range(cell * pages_per_cell, (cell + 1) * pages_per_cell)))
@@ -117,7 +121,7 @@ def test_per_cell(pairs: list[tuple[int, int]], pages_per_cell: int, cells: int)
 
 
 @given(page_sets)
-def test_membership(pairs: list[tuple[int, int]]) -> None:
+def test_membership_matches_python_sets(pairs: list[tuple[int, int]]) -> None:
     runs, held = PageRuns(pairs), frames_of(pairs)
     assert {pfn for pfn in range(-2, 330) if pfn in runs} == held
     assert 1 << 64 not in runs
@@ -148,15 +152,15 @@ def test_frames_up_to_the_limit() -> None:
     ]
 
 
-def test_a_large_bitmap_of_many_runs() -> None:
+def test_a_large_bitmap_of_many_runs_is_decoded() -> None:
     runs = PageRuns.from_bitmap(b"\x55" * 32768)
     assert (len(runs), runs.pages, runs.largest) == (131072, 131072, 1)
     assert list(runs)[-1] == (262142, 1)
     assert len(runs.union(PageRuns.from_bitmap(b"\xaa" * 32768))) == 1
 
 
-def test_a_bitmap_takes_no_more_memory_than_its_runs() -> None:
-    """The worst that a guest can send, 4 Mi runs of 16 bytes; in a process of its own."""
+def test_a_bitmap_takes_memory_only_for_its_runs() -> None:
+    """The largest result of a guest's bitmap, 4 Mi runs of 16 bytes, in a process of its own."""
     output = subprocess.run(
         [sys.executable, "-c", WORST_BITMAP], check=True, capture_output=True, text=True
     ).stdout
@@ -175,8 +179,8 @@ print(len(runs), getrusage(RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_a_bitmap_that_changes_while_it_is_read() -> None:
-    """Its runs are then those of no one moment, but they are runs, inside it and in order."""
+def test_a_bitmap_that_changes_while_read_gives_valid_runs() -> None:
+    """The runs mix several moments, but are ordered, separate and inside the bitmap."""
     bitmap = bytearray(1 << 20)
     stop = threading.Event()
 
@@ -202,12 +206,12 @@ def test_a_bitmap_that_changes_while_it_is_read() -> None:
     "pairs",
     [[(0, 0)], [(5, -1)], [(-1, 3)], [(0, FRAME_LIMIT + 1)], [(FRAME_LIMIT, 1)], [(1 << 70, 1)]],
 )
-def test_constructor_refuses(pairs: list[tuple[int, int]]) -> None:
+def test_the_constructor_refuses_invalid_runs(pairs: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="not a run"):
         PageRuns(pairs)
 
 
-def test_decoders_refuse() -> None:
+def test_decoders_refuse_invalid_input() -> None:
     with pytest.raises(ValueError, match="bitmap of 8 bytes"):
         PageRuns.from_bitmap(bytes(8), FRAME_LIMIT - 63)
     with pytest.raises(ValueError, match="bitmap of 0 bytes"):
@@ -217,7 +221,7 @@ def test_decoders_refuse() -> None:
             PageRuns.from_pfns(bytes(length))
 
 
-def test_units_and_factors_refused() -> None:
+def test_invalid_units_and_factors_are_refused() -> None:
     runs = PageRuns([(1, 2)])
     for factor in (0, -1, FRAME_LIMIT // 2, 1 << 80):
         with pytest.raises(ValueError, match="times"):
@@ -230,6 +234,6 @@ def test_units_and_factors_refused() -> None:
             runs.per_cell(pages_per_cell, cells)
 
 
-def test_is_not_hashable() -> None:
+def test_runs_are_not_hashable() -> None:
     with pytest.raises(TypeError):
         hash(PageRuns())

@@ -22,12 +22,12 @@ HEADERS = ["linux/kvm.h"]
 MODULES = (abi_vm, abi_vcpu, abi_state)
 STRUCTURES = structures_of(*MODULES)
 
-# Bytes that the C structures leave unnamed too: both end in a field narrower than their alignment,
-# and emulation_failure stands for the part of it that is ABI.
+# Bytes that are unnamed in C too: both structures end in a field narrower than their alignment, and
+# emulation_failure has only the fields that are ABI.
 UNNAMED_IN_C = {"_kvm_run_fail_entry after cpu", "_kvm_run_mmio after is_write"}
 
 
-def test_all_structures_are_found() -> None:
+def test_every_structure_is_found() -> None:
     assert len(STRUCTURES) >= 43
     assert abi.kvm_run in STRUCTURES
     assert abi.kvm_irq_routing in STRUCTURES
@@ -71,7 +71,7 @@ def test_request_numbers_are_those_of_the_header() -> None:
 
 
 def constant_names(module: object) -> list[str]:
-    """All upper-case public names of a module, whatever their values are."""
+    """Return all upper-case public names of a module."""
     return [name for name in vars(module) if name.isupper() and not name.startswith("_")]
 
 

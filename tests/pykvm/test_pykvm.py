@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of pykvm, and of the KVM_RUN loop, that show without a KVM."""
+"""The parts of pykvm, and of the KVM_RUN loop, that can be tested without KVM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyvmm_native import kvm_run
 
 
 class NoDevices:
-    """Answers nothing."""
+    """An `IoHandler` that is never called."""
 
     def pio_read(self, port: int, size: int) -> int:
         raise AssertionError
@@ -33,7 +33,7 @@ class NoDevices:
         raise AssertionError
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
+def test_a_missing_device_is_named_in_the_error() -> None:
     with pytest.raises(KvmError, match=r"^open /dev/no-kvm: .*ENOENT") as raised:
         System("/dev/no-kvm")
     assert raised.value.errno == errno.ENOENT
@@ -53,7 +53,7 @@ def test_an_error_survives_pickling() -> None:
     assert error.errno == errno.EPERM
 
 
-def test_a_number_that_has_no_name_is_still_an_error_message() -> None:
+def test_an_unknown_request_number_still_gives_an_error_message() -> None:
     assert str(KvmError("KVM_RUN", 9999)).endswith("(9999)")
     assert ioctls.name_of(ioctls.KVM_RUN) == "KVM_RUN"
     assert ioctls.name_of(0x1234) == "ioctl 0x00001234"
@@ -83,7 +83,7 @@ def test_routes_are_laid_out_as_kvm_expects() -> None:
     assert message.u.msi.data == 0x4031
 
 
-def test_address_of_is_where_the_bytes_are() -> None:
+def test_address_of_returns_the_address_of_the_bytes() -> None:
     buffer = bytearray(b"abc")
     assert ctypes.string_at(address_of(buffer), 3) == b"abc"
     assert address_of(memoryview(buffer)[1:]) == address_of(buffer) + 1
@@ -160,7 +160,7 @@ def test_an_instruction_that_kvm_cannot_emulate_is_shown() -> None:
     assert exits.describe(run).endswith("cannot emulate an instruction, bytes 48 0f c7 0e")
 
 
-def test_a_count_larger_than_the_data_is_not_believed() -> None:
+def test_a_count_larger_than_the_data_is_limited() -> None:
     run = exit_of(abi.KVM_EXIT_INTERNAL_ERROR, internal={"suberror": 2, "ndata": 1 << 31})
     assert exits.describe(run).count("0x0") == 16
     run = exit_of(abi.KVM_EXIT_SYSTEM_EVENT, system_event={"type": 1, "ndata": 1 << 31})
@@ -179,7 +179,7 @@ def test_a_run_area_that_cannot_be_written_is_refused() -> None:
         kvm_run.clear_kick(bytes(sizeof(abi.kvm_run)))
 
 
-def test_a_file_descriptor_that_is_no_vcpu_fails_with_its_reason() -> None:
+def test_a_descriptor_that_is_not_a_vcpu_fails_with_its_errno() -> None:
     with open(os.devnull) as not_a_vcpu, pytest.raises(OSError, match="KVM_RUN: ") as raised:
         kvm_run.run(not_a_vcpu.fileno(), bytearray(sizeof(abi.kvm_run)), NoDevices())
     assert raised.value.errno == errno.ENOTTY

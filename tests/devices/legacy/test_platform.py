@@ -37,7 +37,7 @@ def test_only_the_pulse_command_resets() -> None:
     assert calls == ["reset"]
 
 
-def test_the_controller_is_idle_and_empty() -> None:
+def test_the_i8042_reads_as_idle_and_empty() -> None:
     i8042 = I8042(lambda: None)
     i8042.data.write(0, 1, 0x55)
     assert i8042.command.read(0, 1) == 0
@@ -72,13 +72,13 @@ def test_the_machine_is_in_acpi_mode() -> None:
     assert pm.block.read(4, 2) == 1
 
 
-def test_no_event_is_ever_pending_but_enables_can_be_read_back() -> None:
+def test_acpi_events_are_never_pending_and_enables_read_back() -> None:
     pm = Pm()
     pm.block.write(0, 4, 0x0120_FFFF)
     assert pm.block.read(0, 4) == 0x0120_0000
 
 
-def test_the_reset_register_takes_its_value_only() -> None:
+def test_only_the_reset_value_resets() -> None:
     pm = Pm()
     pm.block.write(8, 1, 0)
     pm.block.write(9, 1, 1)
@@ -123,7 +123,7 @@ def cmos(rtc: Rtc, index: int, value: int | None = None) -> int:
     return rtc.read(1, 1)
 
 
-def test_bcd_is_what_firmware_leaves_and_linux_reads() -> None:
+def test_the_rtc_starts_in_bcd_and_24_hour_mode() -> None:
     rtc = make_rtc("2026-11-22 21:07:59")
     assert {index: cmos(rtc, index) for index in BCD_DATE} == BCD_DATE
     assert cmos(rtc, 0x32) == 0x20
@@ -133,7 +133,7 @@ def test_bcd_is_what_firmware_leaves_and_linux_reads() -> None:
     assert cmos(rtc, 0x0D) == 0x80
 
 
-def test_binary_mode() -> None:
+def test_the_rtc_supports_binary_mode() -> None:
     rtc = make_rtc("2026-11-22 21:07:59")
     cmos(rtc, 0x0B, 0x06)
     assert {index: cmos(rtc, index) for index in BINARY_DATE} == BINARY_DATE
@@ -144,7 +144,7 @@ def test_binary_mode() -> None:
     ("hour", "bcd", "binary"),
     [(0, 0x12, 12), (1, 0x01, 1), (11, 0x11, 11), (12, 0x92, 0x8C), (13, 0x81, 0x81)],
 )
-def test_12_hour_mode(hour: int, bcd: int, binary: int) -> None:
+def test_the_rtc_supports_12_hour_mode(hour: int, bcd: int, binary: int) -> None:
     rtc = make_rtc(f"2000-01-01 {hour:02}:00:00")
     cmos(rtc, 0x0B, 0x00)
     assert cmos(rtc, 0x04) == bcd
@@ -152,14 +152,14 @@ def test_12_hour_mode(hour: int, bcd: int, binary: int) -> None:
     assert cmos(rtc, 0x04) == binary
 
 
-def test_the_date_cannot_be_set_but_memory_can() -> None:
+def test_cmos_memory_can_be_written_but_the_date_cannot() -> None:
     rtc = make_rtc("2026-11-22 21:07:59")
     for index in range(0x80):
         cmos(rtc, index, 0x00 if index == 0x0B else 0xFF)
     assert cmos(rtc, 0x09) == 0x26
     assert cmos(rtc, 0x0D) == 0x80
     assert cmos(rtc, 0x40) == 0xFF
-    assert cmos(rtc, 0x80 | 0x40) == 0xFF  # bit 7 of the index masks NMI, no more
+    assert cmos(rtc, 0x80 | 0x40) == 0xFF  # bit 7 of the index only masks NMI
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_date_cannot_be_set_but_memory_can() -> None:
         (3 * GIB, 13 * GIB, 0xFFFF, (3 * 1024 - 16) * 16, 13 * 1024 * 16),
     ],
 )
-def test_memory_size_bytes(
+def test_cmos_shows_the_memory_size(
     low: int, high: int, above_1m_kib: int, above_16m_64k: int, above_4g_64k: int
 ) -> None:
     rtc = Rtc(lambda: 0.0, low, high)

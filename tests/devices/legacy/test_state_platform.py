@@ -25,7 +25,7 @@ def rtc(now: float = NOON, low: int = 3 << 30) -> Rtc:
     return Rtc(lambda: now, low, 0)
 
 
-def test_the_clock_goes_on_with_the_new_hosts_time() -> None:
+def test_a_restored_rtc_follows_the_new_hosts_clock() -> None:
     old, new = rtc(), rtc(now=NOON + 3600, low=1 << 30)
     old.write(0, 1, 0x50)
     old.write(1, 1, 0xA5)
@@ -36,7 +36,7 @@ def test_the_clock_goes_on_with_the_new_hosts_time() -> None:
     assert new.read(1, 1) == 0xA5
 
 
-def test_a_status_register_of_the_clock_cannot_come_from_a_file() -> None:
+def test_a_state_with_another_rtc_status_register_is_refused() -> None:
     memory = bytearray(rtc().save_state()["memory"])  # type: ignore[arg-type]
     memory[0x0D] ^= 0x80
     with pytest.raises(StateError, match="memory differs in a read-only status register"):
@@ -90,7 +90,7 @@ def table() -> RegisterTable:
     )
 
 
-def test_a_table_saves_what_the_guest_can_write() -> None:
+def test_a_register_table_saves_the_bits_that_guests_can_write() -> None:
     old, new = table(), table()
     old.write(0, 2, 0xAAAA)
     old.write(2, 2, 0xFFFF)
@@ -103,7 +103,7 @@ def test_a_table_saves_what_the_guest_can_write() -> None:
 
 
 @pytest.mark.parametrize("masked", [0x0001, 0x8002, 0x1_0000])
-def test_a_table_takes_no_bits_that_the_guest_could_not_write(masked: int) -> None:
+def test_a_register_table_refuses_bits_that_guests_cannot_write(masked: int) -> None:
     with pytest.raises(StateError, match=r"^table: masked "):
         table().restore_state(Fields("table", {"plain": 0, "masked": masked, "hidden": 0}))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving and restoring the UART: whatever the guest has done, the new chip goes on like the old."""
+"""Saving and restoring the UART: after any accesses, the new chip behaves like the old one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from devices.testing.strategies import corrupted
 
 
 class Port:
-    """A UART and what came out of it."""
+    """A UART, the characters it sent and its interrupt line."""
 
     def __init__(self) -> None:
         self.sent = bytearray()
@@ -25,7 +25,7 @@ class Port:
         self.changes += 1
 
     def do(self, register: int, value: int | bytes | None) -> tuple[object, ...]:
-        """Read, write or receive; returns all that can be seen of it."""
+        """Read, write or receive; return everything that can be observed."""
         seen: object = None
         if isinstance(value, bytes):
             seen = self.uart.receive(value)
@@ -49,7 +49,7 @@ ACTIONS = st.lists(
 
 
 @given(ACTIONS, ACTIONS)
-def test_a_restored_uart_goes_on_like_the_saved_one(
+def test_a_restored_uart_behaves_like_the_saved_one(
     before: list[tuple[int, int | bytes | None]], after: list[tuple[int, int | bytes | None]]
 ) -> None:
     old, new = Port(), Port()
@@ -59,7 +59,7 @@ def test_a_restored_uart_goes_on_like_the_saved_one(
     new.sent[:] = old.sent
     new.changes = old.changes
     assert new.level == old.level
-    old.uart._begin_transmission()  # how much of one is through is not saved
+    old.uart._begin_transmission()  # the progress of a transmission is not saved
     assert [new.do(*action) for action in after] == [old.do(*action) for action in after]
 
 
@@ -75,10 +75,10 @@ def test_hostile_states_are_refused_and_change_nothing(
         assert port.uart.save_state() == state
 
 
-def test_a_driver_that_waits_for_the_transmitter_is_interrupted_on_the_other_side() -> None:
+def test_a_restored_uart_interrupts_a_driver_that_waits_for_the_transmitter() -> None:
     old, new = Port(), Port()
     for register, value in ((4, 0x08), (2, 0x01), (1, 0x02), (2, None)):
-        old.do(register, value)  # OUT2, FIFOs, the transmitter's interrupt, which is seen
+        old.do(register, value)  # OUT2, FIFOs, the transmitter's interrupt, which is then read
     transfer_state(old.uart, new.uart)
     assert not new.level
     new.do(0, ord("x"))

@@ -52,7 +52,7 @@ class Port:
         return self.read(IIR) & 0x0F
 
 
-# --- After reset ------------------------------------------------------------------------------
+# --- After reset --------------------------------------------------------------------------------
 def test_reset_values() -> None:
     port = Port(mcr=0)
     values = [port.read(register) for register in range(8)]
@@ -60,7 +60,7 @@ def test_reset_values() -> None:
     assert port.levels == []
 
 
-# --- Received data available, and the character time-out ---------------------------------------
+# --- Received data available, and the character time-out ----------------------------------------
 def test_received_data_in_16450_mode_is_cleared_by_reading_rbr() -> None:
     port = Port(ier=ERBFI)
     assert port.uart.receive(b"ab") == 1
@@ -81,7 +81,7 @@ def test_received_data_at_the_trigger_level_then_time_out_below_it(
     assert port.iir == DATA
     for _ in range(trigger - 1):
         port.read(RBR)
-        assert port.iir == TIMEOUT  # characters are waiting and nothing moves
+        assert port.iir == TIMEOUT  # characters are waiting and no new one arrives
         assert port.level
     port.read(RBR)
     assert port.iir == NONE
@@ -128,7 +128,7 @@ def test_nothing_interrupts_unless_enabled() -> None:
 
 
 # --- Transmitter holding register empty ---------------------------------------------------------
-def test_enabling_while_empty_raises_it_and_reading_iir_clears_it() -> None:
+def test_enabling_thre_while_empty_interrupts_and_reading_iir_clears_it() -> None:
     port = Port(ier=ETBEI)
     assert port.level
     assert port.iir == EMPTY
@@ -136,7 +136,7 @@ def test_enabling_while_empty_raises_it_and_reading_iir_clears_it() -> None:
     assert port.iir == NONE
 
 
-def test_it_comes_back_on_enabling_again_but_not_on_writing_the_same_enable() -> None:
+def test_thre_interrupts_again_when_reenabled_but_not_when_rewritten() -> None:
     port = Port(ier=ETBEI)
     assert port.iir == EMPTY
     port.write(IER, ETBEI)
@@ -146,7 +146,7 @@ def test_it_comes_back_on_enabling_again_but_not_on_writing_the_same_enable() ->
     assert port.iir == EMPTY
 
 
-def test_writing_thr_clears_it_until_the_character_is_out() -> None:
+def test_writing_thr_clears_thre_until_the_character_is_sent() -> None:
     port = Port(ier=ETBEI)
     port.levels.clear()
     port.levels.append(True)
@@ -157,7 +157,7 @@ def test_writing_thr_clears_it_until_the_character_is_out() -> None:
 
 
 @pytest.mark.parametrize(("fcr", "edges"), [(0, 40), (FIFO, 3)], ids=["16450", "FIFO"])
-def test_each_filling_of_the_transmitter_is_one_interrupt(fcr: int, edges: int) -> None:
+def test_each_batch_of_characters_interrupts_once(fcr: int, edges: int) -> None:
     port = Port(fcr=fcr, ier=ETBEI)
     before = len(port.levels)
     for character in range(40):
@@ -166,7 +166,7 @@ def test_each_filling_of_the_transmitter_is_one_interrupt(fcr: int, edges: int) 
 
 
 @pytest.mark.parametrize("register", [LSR, IIR, IER])
-def test_looking_at_the_chip_ends_a_filling_of_the_transmitter(register: int) -> None:
+def test_an_access_to_iir_lsr_or_ier_ends_a_batch_of_characters(register: int) -> None:
     port = Port(fcr=FIFO, ier=ETBEI)
     for _ in range(3):
         before = len(port.levels)
@@ -214,7 +214,7 @@ def test_an_overrun_holds_the_line_until_lsr_is_read() -> None:
 # --- Modem status -------------------------------------------------------------------------------
 def test_modem_status_interrupt_is_cleared_by_reading_msr() -> None:
     port = Port(ier=EDSSI)
-    port.write(MCR, LOOP)  # the terminal's CTS, DSR and DCD go away
+    port.write(MCR, LOOP)  # the terminal's CTS, DSR and DCD are cut off
     assert port.iir == MODEM
     assert port.read(MSR) == 0x0B
     assert port.iir == NONE
@@ -262,7 +262,7 @@ def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
 
 
 # --- Registers ----------------------------------------------------------------------------------
-def test_divisor_latch() -> None:
+def test_dlab_selects_the_divisor_latch() -> None:
     port = Port()
     port.write(LCR, 0x83)
     port.write(RBR, 0x34)
@@ -305,7 +305,7 @@ def test_receive_accepts_what_fits_and_room_available_follows_once() -> None:
     port.read(RBR)
     port.read(RBR)
     port.read(RBR)
-    assert port.rooms == 1  # nothing was refused this time
+    assert port.rooms == 1  # nothing was refused
 
 
 def test_a_listener_of_room_available_may_receive_at_once() -> None:
@@ -322,7 +322,7 @@ def test_a_listener_of_room_available_may_receive_at_once() -> None:
     assert not port.level
 
 
-def test_loopback_cuts_the_outside_off_until_it_ends() -> None:
+def test_loopback_blocks_outside_input_until_it_ends() -> None:
     port = Port(fcr=FIFO, mcr=LOOP)
     assert port.uart.receive(b"a") == 0
     port.write(THR, 0x42)
@@ -333,7 +333,7 @@ def test_loopback_cuts_the_outside_off_until_it_ends() -> None:
     assert port.rooms == 1
 
 
-# --- What Linux does ----------------------------------------------------------------------------
+# --- Linux's probes -----------------------------------------------------------------------------
 def test_linux_identifies_a_16550a() -> None:
     """The steps of the 8250 driver's autoconfig(), which ends in PORT_16550A."""
     port = Port(mcr=0)
@@ -384,7 +384,7 @@ def test_linux_finds_no_transmitter_bugs() -> None:
         port.write(IER, 0)
 
 
-# --- Anything -----------------------------------------------------------------------------------
+# --- Any accesses -------------------------------------------------------------------------------
 @given(
     st.lists(
         st.tuples(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MSI-X: masks, pending bits, and that a message is always routed before it is sent."""
+"""MSI-X: masks, pending bits, and messages that are always routed before they are sent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENABLE, FUNCTION_MASK = 0x8000, 0x4000
 
 
 class Sink:
-    """Keeps the message of each vector and what was sent, with the message at that moment."""
+    """Records the message of each vector, and each (vector, message) sent."""
 
     def __init__(self) -> None:
         self.messages: dict[int, tuple[int, int]] = {}
@@ -82,7 +82,7 @@ def test_a_live_vector_is_sent_at_once_with_its_message() -> None:
     assert board.msix.pba.read(0, 8) == 0
 
 
-def test_setting_up_behind_the_mask_routes_once() -> None:
+def test_setting_up_a_masked_vector_routes_once() -> None:
     board = Board()
     board.control(ENABLE)
     board.set_up(0, 0x1_FEE0_0000, 7)
@@ -90,10 +90,10 @@ def test_setting_up_behind_the_mask_routes_once() -> None:
     assert board.sink.messages == {0: (0x1_FEE0_0000, 7)}
     board.msix.table.write(12, 4, 1)
     board.msix.table.write(12, 4, 0)
-    assert board.sink.routes == 1  # unchanged: nothing to tell
+    assert board.sink.routes == 1  # unchanged: not routed again
 
 
-def test_changing_a_live_message_is_told_before_the_next_signal() -> None:
+def test_a_changed_message_is_routed_before_the_next_signal() -> None:
     board = Board()
     board.control(ENABLE)
     board.set_up(0, 0xFEE0_0000, 7)
@@ -161,7 +161,7 @@ def test_pending_bits_beyond_the_first_quadword() -> None:
 
 
 @pytest.mark.parametrize("vector", [-1, VECTORS, 0xFFFF])
-def test_vectors_outside_the_table_are_our_bug(vector: int) -> None:
+def test_signalling_a_vector_outside_the_table_raises_an_index_error(vector: int) -> None:
     with pytest.raises(IndexError):
         Board().msix.signal(vector)
 

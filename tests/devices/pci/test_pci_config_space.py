@@ -114,12 +114,12 @@ def test_a_bar_is_decoded_only_while_memory_space_is_enabled() -> None:
     assert board.moves == [(0, 0xC000_0000), (2, 0xC000_4000), (0, None), (2, None)]
 
 
-def test_a_decoded_bar_moves_with_its_address_and_says_so_once() -> None:
+def test_a_decoded_bar_moves_with_its_address_and_notifies_once() -> None:
     board = Board()
     board.place(0xC000_0000, 0xC000_4000)
     board.moves.clear()
     board.function.config_write(BAR0, 4, 0xC010_0000)
-    board.function.config_write(BAR0, 4, 0xC010_0007)  # the same address: low bits do not count
+    board.function.config_write(BAR0, 4, 0xC010_0007)  # the same address: low bits are ignored
     assert board.moves == [(0, 0xC010_0000)]
     assert board.mmio.read(0xC010_0000, 4) == 0xB0B0
     assert board.mmio.read(0xC000_0000, 4) == 0xFFFF_FFFF
@@ -152,7 +152,7 @@ def test_a_bar_outside_the_windows_or_on_a_device_is_not_decoded(address: int) -
     assert board.function.config_read(BAR0, 4) == address & 0xFFFF_C000 | 4  # but keeps its value
 
 
-def test_two_bars_cannot_share_an_address_and_the_refused_one_is_tried_again() -> None:
+def test_the_second_of_two_bars_at_one_address_is_decoded_once_the_first_moves() -> None:
     board = Board()
     board.place(0xC000_0000, 0xC000_0000)
     assert board.moves == [(0, 0xC000_0000)]
@@ -205,7 +205,7 @@ def test_capability_handlers_get_offsets_in_the_body() -> None:
     assert function.config_read(offset + 2, 2) == 0xBEEF
 
 
-def test_capabilities_fill_the_space_and_no_more() -> None:
+def test_capabilities_beyond_the_configuration_space_are_refused() -> None:
     function = Board().function
     function.add_capability(1, bytes(190))
     with pytest.raises(ValueError, match="no room"):
@@ -238,7 +238,7 @@ writes = st.tuples(
 
 @given(st.lists(writes, max_size=40))
 def test_hostile_configuration_writes(steps: list[tuple[int, int, int]]) -> None:
-    """No write raises, and what is decoded lies in a window and follows the registers."""
+    """No write raises, and decoded BARs lie in a window at the address in their registers."""
     board = Board()
     board.function.add_capability(0x09, bytes(14), writable_mask=b"\xff" * 14)
     decoded: dict[int, int] = {}

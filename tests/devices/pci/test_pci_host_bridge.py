@@ -37,7 +37,7 @@ class Ports:
         )
 
 
-def test_linux_finds_the_mechanism() -> None:
+def test_linux_detects_configuration_mechanism_1() -> None:
     """The probe: a byte to 0xCFB must not disturb the latch, which must hold what is written."""
     ports = Ports()
     ports.bus.write(0xCFB, 1, 1)
@@ -104,7 +104,7 @@ def test_accesses_across_the_latch_and_the_data_are_split() -> None:
     ports.select(0, 3, 0, 0)
     assert ports.bus.read(0xCFA, 4) == 0x1234_FFFF
     assert ports.bus.read(ADDRESS, 8) == 0x5678_1234_FFFF_FFFF
-    assert ports.bus.read(0xCFE, 4) == 0xFFFF_5678  # beyond the last port: nobody
+    assert ports.bus.read(0xCFE, 4) == 0xFFFF_5678  # beyond the last port: unclaimed
     ports.bus.write(0xCFA, 4, 0)
     assert ports.bus.read(ADDRESS, 4) == 0x8000_1800
 
@@ -149,7 +149,7 @@ ECAM_FUNCTION = 3 << 15
 
 
 @given(register=st.integers(0, 0xFFF), size=st.sampled_from([1, 2, 4]))
-def test_memory_shows_what_the_ports_show(register: int, size: int) -> None:
+def test_ecam_reads_equal_port_reads(register: int, size: int) -> None:
     ports = Ports()
     ecam = EnhancedConfig(ports.pci)
     for device in (0, 3, 4):
@@ -158,11 +158,11 @@ def test_memory_shows_what_the_ports_show(register: int, size: int) -> None:
             ports.select(0, device, 0, register)
             expected = ports.bus.read(DATA + register % 4, size)
         elif register + size <= 256:
-            continue  # the ports cannot do this at once
+            continue  # not possible in one port access
         assert ecam.read(device << 15 | register, size) == expected
 
 
-def test_what_is_written_to_memory_is_in_configuration_space() -> None:
+def test_ecam_writes_reach_configuration_space() -> None:
     ports = Ports()
     ecam = EnhancedConfig(ports.pci)
     ecam.write(ECAM_FUNCTION | 0x04, 2, 0xFFFF)
@@ -174,7 +174,7 @@ def test_what_is_written_to_memory_is_in_configuration_space() -> None:
 
 
 @given(offset=st.integers(0, ECAM_BYTES_PER_BUS - 8), size=st.integers(1, 8))
-def test_no_access_to_memory_breaks_anything(offset: int, size: int) -> None:
+def test_hostile_ecam_accesses_are_harmless(offset: int, size: int) -> None:
     ecam = EnhancedConfig(Ports().pci)
     ecam.write(offset, size, (1 << (8 * size)) - 1)
     assert 0 <= ecam.read(offset, size) < 1 << (8 * size)

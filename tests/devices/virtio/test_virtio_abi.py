@@ -19,7 +19,7 @@ HEADERS = (
     "linux/virtio_ring.h",
 )
 
-# The header's names of the common configuration's fields, where they are not the specification's.
+# Names in the header of common configuration fields that the specification names differently.
 C_NAMES = {
     "driver_feature_select": "guest_feature_select",
     "driver_feature": "guest_feature",
@@ -54,7 +54,7 @@ def test_status_and_feature_bits() -> None:
     assert mismatches(HEADERS, [*status, *transport, *balloon]) == []
 
 
-def test_common_configuration_as_the_device_has_it() -> None:
+def test_common_configuration_of_the_device() -> None:
     registers = BalloonBoard(dialects.STANDARD).transport.common.registers
     *first, queue_reset = registers
     facts = [
@@ -71,12 +71,12 @@ def test_common_configuration_as_the_device_has_it() -> None:
     assert mismatches(HEADERS, facts) == []
 
 
-def test_common_configuration_as_the_test_driver_has_it() -> None:
+def test_common_configuration_of_the_test_driver() -> None:
     field = "((struct virtio_pci_common_cfg *)0)->"
     facts = []
     for name, (offset, size) in COMMON.items():
         c_name = C_NAMES.get(name, name)
-        if name == "queue_reset":  # has no structure in these headers
+        if name == "queue_reset":  # not part of a structure in these headers
             continue
         facts.append(Fact(f"offsetof(struct virtio_pci_common_cfg, {c_name})", offset))
         facts.append(Fact(f"sizeof({field}{c_name})", size))

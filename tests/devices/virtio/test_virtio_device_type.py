@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device type of a few lines, as CONTRIBUTING says to write one: what the base class does."""
+"""The base class of virtio devices, seen through a device type of a few lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyvmm_native.ring import Chain
 
 
 class Echo(VirtioDevice):
-    """Answers a request with its own bytes; keeps those that say "later"."""
+    """Returns a request's own bytes; keeps the buffers of requests that say "later"."""
 
     def __init__(self, memory: GuestMemory | None = None) -> None:
         self.kept: list[Chain] = []
@@ -65,7 +65,7 @@ def running(device: Echo) -> DriverQueue:
     return driver
 
 
-def test_without_a_transport_nobody_is_notified() -> None:
+def test_a_device_without_a_transport_sends_no_notification() -> None:
     device = Echo()
     driver = running(device)
     driver.add([b"hello"], [16])
@@ -75,7 +75,7 @@ def test_without_a_transport_nobody_is_notified() -> None:
     assert device.queues[0].counters.interrupts == device.config_notifications == 0
 
 
-def test_a_bad_payload_goes_back_with_length_0() -> None:
+def test_a_bad_payload_is_returned_with_length_0() -> None:
     device = Echo()
     driver = running(device)
     driver.add([b"hello"])
@@ -84,7 +84,7 @@ def test_a_bad_payload_goes_back_with_length_0() -> None:
     assert device.queues[0].counters.bad_payloads == 1
 
 
-def test_a_kept_buffer_goes_back_later_and_not_after_a_reset() -> None:
+def test_a_kept_buffer_can_be_returned_until_a_reset() -> None:
     device = Echo()
     driver = running(device)
     driver.add([b"later"], [16])
@@ -117,7 +117,7 @@ def test_a_restored_device_returns_the_buffer_that_the_saved_one_kept() -> None:
     old.process_queue(0)
     new = Echo(old.memory)
     check_device(new, Fields("echo", save_device(old)))()
-    new.repeat_notifications()  # nobody is there to hear them
+    new.repeat_notifications()  # no transport is connected
     (chain,) = new.kept
     new.complete(0, chain, chain.write(b"now"))
     assert driver.take_used() == [Used(0, 3, b"now")]

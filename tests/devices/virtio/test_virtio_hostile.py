@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that mean harm: broken rings, wild register accesses, logs to be filled."""
+"""Hostile guests: broken rings, arbitrary register accesses, attempts to fill the log."""
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +24,7 @@ from pyvmm.units import MIB
 
 
 @pytest.mark.conformance("2.1.2-2", "2.1.2-3")
-def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
+def test_a_broken_chain_sets_needs_reset_and_notifies_the_driver() -> None:
     driver = BalloonDriver(STANDARD).start()
     board, queue = driver.board, driver.queues[INFLATE]
     queue.set_avail_ring(0, 500)
@@ -35,7 +35,7 @@ def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
     assert board.msi.triggered == [0]
     assert driver.read_isr() == 2
     assert [name for name in board.tracer.names if "reset" in name] == ["balloon.needs_reset"]
-    # The device touches no queue any more, the healthy one included.
+    # The device no longer touches any queue, the intact one included.
     assert board.notifiers.assigned == {}
     assert driver.send(DEFLATE, [pfn_array([1])]) == []
     board.balloon.set_target(5)
@@ -45,7 +45,7 @@ def test_broken_chain_needs_reset_and_tells_the_driver() -> None:
 
 
 @pytest.mark.conformance("2.1.2-2", "2.1.2-3")
-def test_ring_outside_ram_needs_reset_at_driver_ok() -> None:
+def test_a_ring_outside_ram_sets_needs_reset_at_driver_ok() -> None:
     driver = BalloonDriver(STANDARD).probe()
     driver.enable_msix()
     driver.negotiate()
@@ -68,7 +68,7 @@ def test_a_guest_cannot_fill_the_log() -> None:
     assert driver.board.balloon.counters.inflate.bad_payloads == 1000
 
 
-# Hostile accesses: nothing a guest does to registers may raise.
+# Hostile accesses: no register access by a guest raises an exception.
 
 ACCESS = st.tuples(
     st.booleans(),
@@ -81,7 +81,7 @@ ACCESS = st.tuples(
 
 @settings(max_examples=100, deadline=None)
 @given(accesses=st.lists(ACCESS, max_size=60), dialect=st.sampled_from([STANDARD, BITMAP]))
-def test_no_access_raises(
+def test_no_register_access_raises(
     accesses: list[tuple[bool, str, int, int, int]], dialect: Dialect
 ) -> None:
     driver = BalloonDriver(dialect).start()
@@ -106,7 +106,7 @@ def test_no_access_raises(
         board.serve()
 
 
-# Hostile rings: whatever lies in guest memory, the device answers, gives up properly, or waits.
+# Hostile rings: with any contents of guest memory, the device serves, needs a reset, or waits.
 
 INDEX = st.one_of(st.integers(0, 20), st.integers(0, 0xFFFF))
 DESCRIPTOR = st.tuples(
@@ -132,7 +132,7 @@ DESCRIPTOR = st.tuples(
     features=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
     queue=st.sampled_from([INFLATE, DEFLATE]),
 )
-def test_no_ring_raises(
+def test_no_ring_contents_raise(
     descriptors: list[tuple[int, int, int, int]],
     heads: list[int],
     avail_idx: int,
@@ -164,8 +164,8 @@ def test_no_ring_raises(
     assert all(run.subtract(board.ram.pages).pages == 0 for run in board.ram.discarded)
 
 
-def test_a_large_report_is_a_turn_of_its_own() -> None:
-    """What a buffer has the device write or discard counts as what it has it read."""
+def test_a_large_buffer_is_the_last_of_its_call() -> None:
+    """Bytes for the device to write or discard count like those to read."""
     driver = BalloonDriver(STANDARD).start()
     queue = driver.queues[INFLATE]
     for _ in range(3):
@@ -174,8 +174,8 @@ def test_a_large_report_is_a_turn_of_its_own() -> None:
     assert driver.board.serve() == 4, "three buffers, and one call to see that there are no more"
 
 
-def test_nothing_is_lost_without_bus_mastering() -> None:
-    """A function that must not access memory serves what it was notified of when it may again."""
+def test_notifications_without_bus_mastering_are_served_later() -> None:
+    """Notifications that arrive without bus mastering are served once it is enabled."""
     driver = BalloonDriver(STANDARD).start()
     driver.write_pci(0x04, 2, 0b010)
     assert driver.send(INFLATE, [pfn_array([1])]) == []
@@ -184,8 +184,8 @@ def test_nothing_is_lost_without_bus_mastering() -> None:
     assert len(driver.queues[INFLATE].take_used()) == 1
 
 
-def test_configuration_storms_leave_nothing_behind() -> None:
-    """BARs that move, vectors rewritten, notifications: state as after the last write."""
+def test_repeated_reconfiguration_leaves_the_last_state() -> None:
+    """Moving BARs, rewriting vectors and notifying leaves the state of the last write."""
     driver = BalloonDriver(STANDARD).start()
     board = driver.board
     for i in range(2000):
@@ -205,8 +205,8 @@ def test_configuration_storms_leave_nothing_behind() -> None:
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
 
 
-def test_indices_wrap_while_buffers_are_served() -> None:
-    """More buffers than an index can count, of the same descriptors again and again."""
+def test_ring_indices_wrap_while_buffers_are_served() -> None:
+    """More buffers than an index can count, all of the same descriptors."""
     driver = BalloonDriver(STANDARD).start()
     queue = driver.queues[INFLATE]
     queue.add([pfn_array([1])])

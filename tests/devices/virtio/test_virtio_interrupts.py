@@ -48,14 +48,14 @@ def test_intx_rises_with_isr_and_falls_when_it_is_read() -> None:
 
 
 @pytest.mark.conformance("2.7.7.2-2")
-def test_driver_that_wants_no_interrupt_gets_none() -> None:
+def test_a_driver_can_suppress_interrupts() -> None:
     driver = BalloonDriver(STANDARD).start(features=VERSION_1)
     driver.queues[INFLATE].set_avail_flags(1)
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
     assert driver.board.msi.triggered == []
 
 
-def test_one_interrupt_for_a_batch_and_no_work_without_bound() -> None:
+def test_a_batch_interrupts_once_and_work_per_call_is_bounded() -> None:
     driver = BalloonDriver(STANDARD).start(features=VERSION_1)
     queue = driver.queues[INFLATE]
     for pfn in range(100):

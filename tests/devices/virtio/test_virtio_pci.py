@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PCI transport, seen by a driver that has only registers (VIRTIO 1.2, section 4.1)."""
+"""The PCI transport, used through registers only (VIRTIO 1.2, section 4.1)."""
 
 import pytest
 
@@ -26,7 +26,7 @@ from pyvmm.units import MIB
 
 
 @pytest.mark.conformance("4.1.2.1-1", "4.1.2.1-2", "4.1.2.1-4", "4.1.2.1-5", "4.1.2.1-6", "5.5.1-1")
-def test_identity() -> None:
+def test_pci_identity() -> None:
     driver = BalloonDriver(STANDARD).probe()
     assert driver.read_pci(0x00, 2) == 0x1AF4
     assert driver.read_pci(0x02, 2) == 0x1040 + 5
@@ -82,7 +82,9 @@ def test_feature_windows() -> None:
 
 @pytest.mark.conformance("2.2.2-3", "6.2-2")
 @pytest.mark.parametrize("accepted", [0, 1 << 28, VERSION_1 | 1 << 60, VERSION_1 | 1 << 5])
-def test_features_ok_is_refused(accepted: int) -> None:
+def test_features_ok_is_refused_for_features_not_offered_or_without_version_1(
+    accepted: int,
+) -> None:
     driver = BalloonDriver(STANDARD).probe()
     driver.write_common("device_status", ACKNOWLEDGE | DRIVER)
     driver.write_driver_features(accepted)
@@ -174,7 +176,7 @@ def test_vector_mapping() -> None:
 
 
 @pytest.mark.conformance("2.4.1-1", "4.1.4.3.1-7", "4.1.4.3.1-8", "4.1.5.1.2.1-7")
-def test_reset_forgets_everything() -> None:
+def test_a_reset_clears_everything() -> None:
     driver = BalloonDriver(STANDARD).start()
     board = driver.board
     board.balloon.set_target(10)
@@ -197,7 +199,7 @@ def test_reset_forgets_everything() -> None:
 
 
 @pytest.mark.conformance("3.3-1")
-def test_doorbells_follow_the_bar_and_the_queues() -> None:
+def test_host_notifiers_follow_the_bar_and_the_queues() -> None:
     driver = BalloonDriver(STANDARD).probe()
     notifiers = driver.board.notifiers
     driver.negotiate()
@@ -238,7 +240,7 @@ def test_buffers_from_before_driver_ok_are_served_after_it() -> None:
     assert len(queue.take_used()) == 1
 
 
-def test_no_bus_mastering_no_memory_access() -> None:
+def test_no_memory_access_without_bus_mastering() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.write_pci(0x04, 2, 0b010)
     assert driver.send(INFLATE, [pfn_array([1])]) == []
@@ -254,7 +256,7 @@ def test_no_bus_mastering_no_memory_access() -> None:
 
 
 @pytest.mark.conformance("2.5-2", "4.1.4.3.1-6")
-def test_generation_changes_between_a_stale_and_a_fresh_read() -> None:
+def test_config_generation_changes_between_a_stale_and_a_fresh_read() -> None:
     driver = BalloonDriver(STANDARD).start()
     balloon = driver.board.balloon
     for target in range(1, 600):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One queue reset without the others (VIRTIO_F_RING_RESET; VIRTIO 1.2, 2.6.1 and 4.1.4.3)."""
+"""Resetting one queue (VIRTIO_F_RING_RESET; VIRTIO 1.2, 2.6.1 and 4.1.4.3)."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_a_reset_queue_is_as_on_a_fresh_device() -> None:
 
 
 @pytest.mark.conformance("2.6.1.1.1-1")
-def test_nothing_is_taken_from_a_reset_queue() -> None:
+def test_no_buffer_is_taken_from_a_reset_queue() -> None:
     driver = BalloonDriver(STANDARD).start()
     board = driver.board
     driver.queues[INFLATE].add([pfn_array([1])])
@@ -58,7 +58,7 @@ def test_a_queue_may_be_enabled_again_elsewhere_and_smaller() -> None:
     assert driver.board.balloon.counters.inflate.pages == 29
 
 
-def test_a_kept_buffer_is_forgotten() -> None:
+def test_a_queue_reset_drops_a_kept_buffer() -> None:
     driver = BalloonDriver(BITMAP).start()
     assert driver.send(STATS, [bytes(10)]) == []
     reset_queue(driver, STATS)
@@ -78,14 +78,14 @@ def test_a_broken_ring_still_needs_a_device_reset() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 2, 0xFFFF])
-def test_nothing_but_1_resets(value: int) -> None:
+def test_only_1_resets_a_queue(value: int) -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.write_common("queue_select", INFLATE)
     driver.write_common("queue_reset", value)
     assert driver.read_common("queue_enable") == 1
 
 
-def test_without_the_feature_there_is_no_such_field() -> None:
+def test_queue_reset_reads_zero_without_ring_reset() -> None:
     driver = BalloonDriver(STANDARD).start(features=ALL_FEATURES & ~RING_RESET)
     reset_queue(driver, INFLATE)
     assert driver.read_common("queue_enable") == 1
@@ -93,7 +93,7 @@ def test_without_the_feature_there_is_no_such_field() -> None:
     assert len(driver.send(INFLATE, [pfn_array([1])])) == 1
 
 
-def test_a_queue_that_does_not_exist() -> None:
+def test_resetting_a_queue_that_does_not_exist_is_ignored() -> None:
     driver = BalloonDriver(STANDARD).start()
     reset_queue(driver, 99)
     assert driver.read_common("queue_reset") == 0

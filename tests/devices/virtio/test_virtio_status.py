@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device status field: every transition, and what features it refuses."""
+"""The device status field: every transition, and the features that FEATURES_OK refuses."""
 
 import pytest
 
@@ -11,7 +11,7 @@ RESET, BROKEN, FAILED = Status.RESET, Status.DEVICE_NEEDS_RESET, Status.FAILED
 STATES = list(NEXT)
 
 
-def test_the_whole_climb() -> None:
+def test_the_driver_reaches_driver_ok_step_by_step() -> None:
     status = RESET
     for bit in (A, D, F, OK):
         after = step(status, status | bit)
@@ -24,7 +24,7 @@ def test_acknowledge_and_driver_may_come_together() -> None:
 
 
 @pytest.mark.parametrize("current", STATES)
-def test_only_the_table_is_allowed(current: Status) -> None:
+def test_only_listed_transitions_are_allowed(current: Status) -> None:
     for written in range(1, 256):
         plain = written & ~BROKEN
         after = step(current, written)
@@ -51,7 +51,7 @@ def test_the_driver_can_neither_set_nor_clear_needs_reset() -> None:
 
 
 @pytest.mark.parametrize("stopped", [BROKEN, FAILED])
-def test_nothing_but_reset_leads_on_from_a_stop(stopped: Status) -> None:
+def test_only_a_reset_leaves_failed_or_needs_reset(stopped: Status) -> None:
     assert step(A | D | stopped, A | D | F | stopped) is None
     assert step(A | D | F | stopped, A | D | F | OK) is None
 
@@ -67,12 +67,12 @@ def test_nothing_but_reset_leads_on_from_a_stop(stopped: Status) -> None:
         (0, "VERSION_1"),
     ],
 )
-def test_feature_refusal(accepted: int, why: str | None) -> None:
+def test_feature_sets_are_refused_with_a_reason(accepted: int, why: str | None) -> None:
     refusal = features.refusal(features.TRANSPORT | 1, accepted)
     assert refusal is None if why is None else why in (refusal or "")
 
 
-def test_feature_names() -> None:
+def test_features_are_named_in_text() -> None:
     mask = features.VERSION_1 | 1 << 3 | 1 << 41
     assert features.names(mask, {1 << 3: "PAGE_BITMAP"}) == "PAGE_BITMAP|VERSION_1|bit 41"
     assert features.names(0, {}) == "none"
