@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the tests that need a working KVM: `python -m tests.with_kvm [pytest's arguments]`.
 
-They run here where this machine's KVM is fit, else in the lab. A lab has one processor, so there
-are two of them side by side, and each takes the next file of tests that neither has taken yet
-(`tests.resume`). Without arguments all of tests/kvm is run; collecting the others takes minutes in
-a lab.
+They run on this host if its KVM is usable, else in the lab. A lab has one processor, so two of them
+run concurrently and share the test files (`tests.resumable_run`). Without arguments they run all of
+tests/kvm; collecting the other tests takes minutes in a lab.
 
-The lab is an emulated machine, and an emulator may fail in ways that no test means. So what did not
-pass in the labs is run once more in new ones, and fails if it fails there. On real KVM nothing is.
-A test that takes too long ends the whole run, saying where each thread is: an exception in the main
-thread would be left waiting for whatever hangs.
+The lab is an emulated machine, and its emulator may fail in ways that no test is about. So tests
+that have not passed are retried once, in new labs; with a real KVM none is. A test that exceeds its
+time-out ends the whole run and prints the stack of each thread: an exception in the main thread
+would wait for the thread that hangs.
 
 Environment: LABS (2), LAB_MIB (6144) for each, LIMIT_S (1500) for each run.
 """
@@ -27,13 +26,22 @@ from pyvmm.lab.choose import Choice, choose_kvm
 from tests.kvm.verifying_guest import GUEST_CORRUPTED
 
 ROOT = Path(__file__).parents[1]
-MISUNDERSTOOD = 4
-"""pytest's status for a command line that it does not understand."""
+USAGE_ERROR = 4
+"""pytest's exit status for a command line error."""
 
 
 def pytest_here(record: Path, arguments: list[str]) -> list[str]:
     return [
-        *(sys.executable, "-m", "pytest", "-p", "tests.resume", f"--resume={record}", "-m", "kvm"),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "tests.resumable_run",
+            f"--resume={record}",
+            "-m",
+            "kvm",
+        ),
         *("-v", "--no-header", "--timeout-method=thread", "--durations=10", *arguments),
     ]
 
@@ -44,14 +52,14 @@ def in_a_lab(command: list[str]) -> list[str]:
     return [sys.executable, "-m", "pyvmm", *lab, *command]
 
 
-def side_by_side(command: list[str], count: int) -> int:
-    """Run `command` so many times at once; the gravest status. Lines say where they come from."""
+def run_concurrently(command: list[str], count: int) -> int:
+    """Run `command` in `count` processes; label their output, and return the worst status."""
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
         for _ in range(count)
     ]
     threads = [
-        threading.Thread(target=_relay, args=(process, f"lab {number}: ".encode()))
+        threading.Thread(target=_copy_lines, args=(process, f"lab {number}: ".encode()))
         for number, process in enumerate(running, 1)
     ]
     for thread in threads:
@@ -66,7 +74,7 @@ def side_by_side(command: list[str], count: int) -> int:
     return GUEST_CORRUPTED if GUEST_CORRUPTED in statuses else max(statuses, key=abs)
 
 
-def _relay(process: subprocess.Popen[bytes], label: bytes) -> None:
+def _copy_lines(process: subprocess.Popen[bytes], label: bytes) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         sys.stdout.buffer.write(label + line)
@@ -80,13 +88,13 @@ def main(arguments: list[str]) -> int:
         if choose_kvm("auto") is Choice.HOST:
             return subprocess.run(command, check=False, cwd=ROOT).returncode
         labs = int(os.environ.get("LABS", "2"))
-        status = side_by_side(in_a_lab(command), labs)
-        if status in (0, MISUNDERSTOOD, GUEST_CORRUPTED):  # what a guest has lost is never excused
+        status = run_concurrently(in_a_lab(command), labs)
+        if status in (0, USAGE_ERROR, GUEST_CORRUPTED):  # lost data is never retried
             return status
-        print(f"status {status}; once more, in new labs, for what has not passed", flush=True)
-        for claim in record.glob("*.taken"):
+        print(f"status {status}; retrying the tests that have not passed in new labs", flush=True)
+        for claim in record.glob("*.claimed"):
             claim.unlink()
-        return side_by_side(in_a_lab(command), labs)
+        return run_concurrently(in_a_lab(command), labs)
 
 
 if __name__ == "__main__":

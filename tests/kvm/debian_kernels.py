@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's stock kernels, with their own modules, for the tests that boot them.
 
-`make stock-kernels` (part of `make test`, before the lab, which has no network) downloads them,
-installs nothing, and keeps in the cache a directory for each, named as the package that always
-depends on the newest kernel of its kind:
+`make stock-kernels` downloads them, installs nothing, and keeps a directory for each in the cache.
+It is part of `make test`, and runs before the lab, which has no network. A directory is named after
+the metapackage that depends on the newest kernel of its flavour:
 
     vmlinuz           as Debian ships it
     modules/          its virtio drivers and their modules.dep
     initramfs.cpio    busybox, `pattern`, `session` and these modules, and an init that loads them
     version           of the kernel package
 
-The init then goes on as that of guest.img, so the dialogue with the guest is the same. A kernel
-that cannot be downloaded is said so, an older one in the cache is used, and without any the tests
-that need it are skipped.
+The init then executes that of guest.img, so the guest is controlled in the same way. If a kernel
+cannot be downloaded, the cached one is used; without one, the tests that need it are skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ FETCH = "make stock-kernels"
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 for module in {" ".join(MODULES)}; do
-    # What is built into the kernel is not in modules.dep.
+    # Built-in drivers are not in modules.dep.
     if grep -q "/$module\\.ko" /lib/modules/*/modules.dep; then /bin/modprobe $module; fi
 done
 exec /bin/sh /init.guest
@@ -48,7 +47,7 @@ exec /bin/sh /init.guest
 
 
 class Unavailable(Exception):
-    """The package cannot be had here and now; says why."""
+    """The package cannot be fetched; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ class StockKernel:
 
 
 def cached(name: str) -> StockKernel | None:
-    """What an earlier fetch left in the cache."""
+    """Return the kernel that an earlier fetch has cached, or None."""
     kernel = StockKernel(name, cache_dir("debian") / name)
     return kernel if kernel.initramfs.exists() else None
 
 
 def fetch(name: str) -> StockKernel:
-    """Bring the cache to the kernel that `name` depends on; raises `Unavailable`."""
+    """Update the cache to the kernel that `name` depends on; raises `Unavailable`."""
     package, version = newest(name)
     kernel = StockKernel(name, cache_dir("debian") / name)
     if cached(name) is None or kernel.version != f"{package} {version}":
@@ -92,7 +91,7 @@ def fetch(name: str) -> StockKernel:
 
 
 def newest(name: str) -> tuple[str, str]:
-    """The kernel package that the package `name` stands for, and its version."""
+    """Return the kernel package that the metapackage `name` depends on, and its version."""
     record = _run("apt-cache", "show", "--no-all-versions", name)
     match = re.search(r"^Depends: (linux-image-\S+) \(= (\S+)\)", record, re.MULTILINE)
     if match is None:
@@ -101,7 +100,7 @@ def newest(name: str) -> tuple[str, str]:
 
 
 def _download(package: str, version: str, directory: Path) -> Path:
-    # Else apt, run by root, complains that its own user may not write here.
+    # Otherwise apt, run by root, warns that its sandbox user may not write here.
     sandbox = ("-o", "APT::Sandbox::User=root") if os.geteuid() == 0 else ()
     _run("apt-get", "-q", *sandbox, "download", f"{package}={version}", cwd=directory)
     (archive,) = directory.glob("*.deb")
@@ -109,7 +108,7 @@ def _download(package: str, version: str, directory: Path) -> Path:
 
 
 def _unpack(archive: Path, directory: Path) -> None:
-    """Leave in `directory`/tree the kernel and its virtio modules, all uncompressed."""
+    """Unpack the kernel and its virtio modules to `directory`/tree, uncompressed."""
     whole, tree = directory / "whole", directory / "tree"
     _run("dpkg-deb", "-x", str(archive), str(whole))
     (vmlinuz,) = whole.glob("boot/vmlinuz-*")
@@ -127,7 +126,7 @@ def _unpack(archive: Path, directory: Path) -> None:
 
 
 def initramfs(modules: Path) -> bytes:
-    """An archive with everything the guest needs; the kernel itself brings /dev/console."""
+    """Return a cpio archive with all that the guest needs; the kernel adds /dev/console."""
     files = {f"/{path.relative_to(modules)}": path for path in modules.rglob("*") if path.is_file()}
     contents = {name: path.read_bytes() for name, path in sorted(files.items())}
     contents |= {"/bin/busybox": BUSYBOX.read_bytes(), "/init": INIT.encode()}
@@ -145,7 +144,7 @@ def initramfs(modules: Path) -> bytes:
 def _run(*command: str, cwd: Path | None = None) -> str:
     program = shutil.which(command[0], path=SEARCH_PATH)
     if program is None:
-        raise Unavailable(f"there is no {command[0]} here")
+        raise Unavailable(f"{command[0]} is not installed")
     done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
@@ -160,7 +159,7 @@ def main() -> None:
         except Unavailable as error:
             kernel = cached(name)
             use = f"using {kernel.version}" if kernel else "tests that boot it will be skipped"
-            print(f"{name}: {use}, because it cannot be fetched: {error}", file=sys.stderr)
+            print(f"{name}: {use}, fetching has failed: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

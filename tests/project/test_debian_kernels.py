@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Getting stock kernels where that is impossible is said and does no harm."""
+"""Stock kernels that cannot be fetched are reported, and their tests are skipped."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def without_apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(debian_kernels, "SEARCH_PATH", str(tmp_path))
 
 
-def test_without_apt_every_kernel_is_named_as_skipped(
+def test_without_apt_every_kernel_is_reported_as_skipped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_apt(monkeypatch, tmp_path)
     debian_kernels.main()
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(NAMES)
-    assert all("skipped" in line and "there is no apt-cache" in line for line in lines)
+    assert all("skipped" in line and "apt-cache is not installed" in line for line in lines)
     assert all(debian_kernels.cached(name) is None for name in NAMES)
 
 
-def test_an_older_kernel_in_the_cache_is_used(
+def test_a_cached_kernel_is_used_when_fetching_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "cache" / "pyvmm" / "debian" / NAMES[0]
@@ -43,12 +43,12 @@ def test_an_older_kernel_in_the_cache_is_used(
     assert "using linux-image-5.10 5.10.1" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_package_that_does_not_exist() -> None:
+def test_an_unknown_package_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="linux-image-of-no-such-kind"):
         debian_kernels.newest("linux-image-of-no-such-kind")
 
 
-def test_the_initramfs_holds_init_programs_and_modules(tmp_path: Path) -> None:
+def test_the_initramfs_contains_init_programs_and_modules(tmp_path: Path) -> None:
     module = tmp_path / "lib/modules/6.1/kernel/drivers/virtio/virtio_balloon.ko"
     module.parent.mkdir(parents=True)
     module.write_bytes(b"a module")

@@ -23,16 +23,16 @@ from pyvmm.boot.loader import read_boot_files
 read_boot_files(config_for_image(Path(sys.argv[1]), ram_bytes=64 << 20))
 """
 
-NOT_FOR_A_BOOT = {
-    "elftools": "the tables of a kernel that was booted before are in the cache",
+UNNEEDED_FOR_A_BOOT = {
+    "elftools": "the ELF tables of a kernel are cached after its first boot",
     "ssl": "no connection of this boot uses TLS",
-    "hashlib": "only a bzImage is looked up by its hash",
+    "hashlib": "only for a bzImage, which is cached by its hash",
     "pyvmm.boot.bzimage": "a vmlinux needs no unpacking",
     "pyvmm.boot.payload": "a vmlinux needs no unpacking",
     "pyvmm.qmp.server": "only with --qmp",
-    "pyvmm.lab.run": "only where KVM is unfit",
+    "pyvmm.lab.run": "only on hosts without a usable KVM",
     "rich": "only commands that print tables",
-    "random": "only temporary files",
+    "random": "only for temporary files",
     "tempfile": "a boot creates no temporary files",
 }
 
@@ -57,9 +57,9 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return loaded(MACHINE, str(kernel))
 
 
-@pytest.mark.parametrize("name", NOT_FOR_A_BOOT)
+@pytest.mark.parametrize("name", UNNEEDED_FOR_A_BOOT)
 def test_a_boot_does_not_import(modules: set[str], name: str) -> None:
-    assert name not in modules, NOT_FOR_A_BOOT[name]
+    assert name not in modules, UNNEEDED_FOR_A_BOOT[name]
 
 
 def test_a_boot_imports_the_machine(modules: set[str]) -> None:
