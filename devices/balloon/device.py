@@ -31,10 +31,9 @@ from devices.errors import BadPayload
 from devices.listeners import Listeners
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore
-from devices.virtio.device import VirtioDevice
+from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.features import names
 from devices.virtio.queue import QueueSpec
-from devices.virtio.saved import SavedDevice
 from devices.virtio.status import Status
 from pyvmm_native.ring import Chain
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
 
 from devices.errors import BadPayload
 from devices.ports import Tracer
@@ -35,14 +35,21 @@ from devices.virtio.status import Status, is_running, step
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
 
-if TYPE_CHECKING:
-    from devices.virtio.saved import SavedDevice
-
 BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
 """One `process_queue` serves at most so many buffers, and takes no further one once it was given so
 many bytes to read, write or discard: no guest can keep the caller's thread, and a large request is
 a turn of its own."""
+
+
+class SavedDevice(NamedTuple):
+    """The checked values of a saved state that all device types have (`devices.virtio.saved`)."""
+
+    status: Status
+    accepted: int
+    queues: tuple[DeviceQueue, ...]
+    generation: int
+    config_notifications: int
 
 
 class GuestNotifier(Protocol):

@@ -16,23 +16,11 @@ one too few can stop a driver for good.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from devices.state import Fields, Payload, Restore
 from devices.virtio import features
-from devices.virtio.device import VirtioDevice
+from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.queue import DeviceQueue
 from devices.virtio.status import Status, is_possible, is_running
-
-
-class SavedDevice(NamedTuple):
-    """What a state says of any device, checked."""
-
-    status: Status
-    accepted: int
-    queues: tuple[DeviceQueue, ...]
-    generation: int
-    config_notifications: int
 
 
 def save_device(device: VirtioDevice) -> Payload:

@@ -9,9 +9,9 @@ from devices.testing.driver_queue import DriverQueue, Used
 from devices.testing.ram import guest_memory
 from devices.testing.recorders import RecordingTracer
 from devices.virtio import features
-from devices.virtio.device import VirtioDevice
+from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.queue import QueueSpec, check_in_flight, save_in_flight
-from devices.virtio.saved import SavedDevice, check_device, save_device
+from devices.virtio.saved import check_device, save_device
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 
