@@ -63,10 +63,6 @@ class OutputCopier:
         """Return True when the whole stream has been written, or can no longer be."""
         return not self._thread.is_alive()
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for `finished`; interruptible by signals."""
-        self._thread.join(timeout_s)
-
     def _copy(self) -> None:
         with self._inner, contextlib.suppress(OSError):
             while data := self._inner.recv(_CHUNK_BYTES):
