@@ -18,7 +18,7 @@ from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, Kvm, Unnamed
 from bench.measure import Kept, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
-from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.lab.choose import KvmProvider, choose_kvm
 from pyvmm.machine.kvm_probe import probe_host_kvm
 from pyvmm.progress.reporter import show_progress
 
@@ -134,7 +134,7 @@ def _run_in_lab(argv: list[str], memory_mib: int) -> int:
 def _needs_lab(kvm: Kvm) -> bool:
     if kvm is Kvm.RUNS and probe_host_kvm().ring0_instructions_per_second is not None:
         return False
-    return kvm is not Kvm.NONE and choose_kvm("auto") is Choice.LAB
+    return kvm is not Kvm.NONE and choose_kvm("auto") is KvmProvider.LAB
 
 
 def _measure(name: str, quick: bool, file: Path) -> None:

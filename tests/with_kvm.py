@@ -22,7 +22,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.lab.choose import KvmProvider, choose_kvm
 from tests.kvm.verifying_guest import GUEST_CORRUPTED
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as directory:
         record = Path(directory)
         command = pytest_here(record, arguments or ["tests/kvm"])
-        if choose_kvm("auto") is Choice.HOST:
+        if choose_kvm("auto") is KvmProvider.HOST:
             return subprocess.run(command, check=False, cwd=ROOT).returncode
         labs = int(os.environ.get("LABS", "2"))
         status = run_concurrently(in_a_lab(command), labs)

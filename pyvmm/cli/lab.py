@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def lab(
     memory: int, cpus: int, kvm: KvmMode, timeout_s: float | None, command: tuple[str, ...]
 ) -> int:
     """Run COMMAND where KVM works: on this machine if its KVM is fit, else in the lab."""
-    if choose_kvm(kvm) is Choice.HOST:
+    if choose_kvm(kvm) is KvmProvider.HOST:
         return run_here(command, timeout_s=timeout_s)
     return run_in_lab(command, memory_mib=memory, cpus=cpus, timeout_s=timeout_s)
 

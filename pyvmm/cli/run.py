@@ -26,7 +26,7 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import SECURITY_PARAMETERS, security, security_options
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
-from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.sockets.addresses import parse_migration_address, parse_unix_address
 from pyvmm.units import MIB, parse_size
 
@@ -160,7 +160,7 @@ def run(
         from pyvmm.boot.loader import read_boot_files
 
         read_boot_files(config)  # report unusable files before the lab or a machine starts
-    if choose_kvm(kvm) is Choice.LAB:
+    if choose_kvm(kvm) is KvmProvider.LAB:
         return _run_in_lab(config.ram_bytes, sockets)
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_machine
@@ -217,7 +217,7 @@ def _run_incoming(
     from pyvmm.sockets.listener import MigrationListener
 
     address = parse_migration_address(incoming)
-    if choose_kvm(kvm) is Choice.LAB:
+    if choose_kvm(kvm) is KvmProvider.LAB:
         return _run_in_lab(max_ram_bytes, sockets, address, protection)
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_incoming

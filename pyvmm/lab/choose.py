@@ -21,34 +21,34 @@ KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
 _ERRORS = {Verdict.MISSING: HostKvmMissing, Verdict.UNREADABLE: HostKvmForbidden}
 
 
-class Choice(Enum):
-    """The place to run in."""
+class KvmProvider(Enum):
+    """The machine whose KVM runs the guest."""
 
     HOST = "host"
     LAB = "lab"
 
 
-def choose_kvm(mode: KvmMode) -> Choice:
-    """Decide for `mode`; says so on standard error when `auto` takes the lab.
+def choose_kvm(mode: KvmMode) -> KvmProvider:
+    """Return the choice for `mode`; print the reason to standard error if `auto` takes the lab.
 
-    HostKvmUnusable when `host` is asked for and this machine's KVM cannot be used.
+    Raises HostKvmUnusable if `mode` is `host` and this machine's KVM cannot be used.
     """
     if in_lab():
-        return Choice.HOST
+        return KvmProvider.HOST
     if mode == "lab":
-        return Choice.LAB
+        return KvmProvider.LAB
     fitness = probe_host_kvm()
     if fitness.fit:
-        return Choice.HOST
+        return KvmProvider.HOST
     if mode == "host":
         error = _ERRORS.get(fitness.verdict, HostKvmUnusable)
         raise error(f"this machine's KVM cannot be used: {fitness.reason}")
-    print(f"pyvmm: running in the lab: {why_not_here(fitness)}", file=sys.stderr, flush=True)
-    return Choice.LAB
+    print(f"pyvmm: running in the lab: {_lab_reason(fitness)}", file=sys.stderr, flush=True)
+    return KvmProvider.LAB
 
 
-def why_not_here(fitness: KvmFitness) -> str:
+def _lab_reason(fitness: KvmFitness) -> str:
     """Return why the lab is used, for the end of a sentence."""
     if fitness.verdict is Verdict.UNFIT:
-        return f"this machine's KVM is unfit, {fitness.reason}"
+        return f"this machine's KVM is unfit: {fitness.reason}"
     return fitness.reason

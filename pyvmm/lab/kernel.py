@@ -42,7 +42,7 @@ def lab_cache() -> Path:
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> LabKernel:
-    """The newest suitable kernel installed; NotInstalled when there is none."""
+    """Return the newest suitable kernel. Raises NotInstalled if there is none."""
     releases = sorted(
         (path.name.removeprefix("vmlinuz-") for path in boot.glob("vmlinuz-*")),
         key=_version_key,

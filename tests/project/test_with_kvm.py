@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.lab.choose import Choice
+from pyvmm.lab.choose import KvmProvider
 from tests import with_kvm
 from tests.kvm.verifying_guest import GUEST_CORRUPTED
 from tests.with_kvm import USAGE_ERROR, run_concurrently
@@ -61,7 +61,7 @@ def test_failed_tests_are_retried_in_new_labs(
         (record / "a.claimed").touch()
         return left.pop(0)
 
-    monkeypatch.setattr(with_kvm, "choose_kvm", lambda mode: Choice.LAB)
+    monkeypatch.setattr(with_kvm, "choose_kvm", lambda mode: KvmProvider.LAB)
     monkeypatch.setattr(with_kvm, "run_concurrently", labs)
     assert with_kvm.main([]) == statuses[-1]
     assert claims == [False] * runs

@@ -17,7 +17,7 @@ import click
 from guest_images.build import build_image
 from pyvmm.cli.demo.measure import Demonstration, GuestSizes
 from pyvmm.config import DIALECTS
-from pyvmm.lab.choose import KVM_MODES, Choice, KvmMode, choose_kvm
+from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
 from pyvmm.units import MIB, parse_size
 
@@ -100,7 +100,7 @@ def _measure(image: Path, sizes: GuestSizes, dialect: str | None, figures: Path)
 def _measure_where_kvm_works(
     image: Path, sizes: GuestSizes, dialect: str | None, output: Path, kvm: KvmMode
 ) -> int:
-    if choose_kvm(kvm) is Choice.HOST:
+    if choose_kvm(kvm) is KvmProvider.HOST:
         return _measure(image, sizes, dialect, output / MEASUREMENTS_FILE)
     # Late: saves 12 ms (the lab) where KVM is fit, and in the lab itself.
     from pyvmm.cli.lab import run_guest_in_lab

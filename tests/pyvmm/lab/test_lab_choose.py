@@ -7,7 +7,7 @@ import pytest
 
 from pyvmm.cli.remedies import remedy
 from pyvmm.lab import choose
-from pyvmm.lab.choose import Choice, choose_kvm
+from pyvmm.lab.choose import KvmProvider, choose_kvm
 from pyvmm.lab.errors import HostKvmUnusable
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
@@ -26,20 +26,20 @@ def _on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("mode", "fitness", "choice"),
     [
-        ("auto", FIT, Choice.HOST),
-        ("host", FIT, Choice.HOST),
-        ("lab", FIT, Choice.LAB),
-        ("lab", MISSING, Choice.LAB),
-        ("auto", MISSING, Choice.LAB),
-        ("auto", UNREADABLE, Choice.LAB),
-        ("auto", UNFIT, Choice.LAB),
+        ("auto", FIT, KvmProvider.HOST),
+        ("host", FIT, KvmProvider.HOST),
+        ("lab", FIT, KvmProvider.LAB),
+        ("lab", MISSING, KvmProvider.LAB),
+        ("auto", MISSING, KvmProvider.LAB),
+        ("auto", UNREADABLE, KvmProvider.LAB),
+        ("auto", UNFIT, KvmProvider.LAB),
     ],
 )
 def test_the_mode_and_the_probe_decide(mode, fitness, choice, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(choose, "probe_host_kvm", lambda: fitness)
     assert choose_kvm(mode) is choice
     shown = capsys.readouterr().err
-    if mode == "auto" and choice is Choice.LAB:
+    if mode == "auto" and choice is KvmProvider.LAB:
         assert shown.count("\n") == 1
         assert fitness.reason in shown
     else:
@@ -60,4 +60,4 @@ def test_a_host_kvm_that_cannot_be_used_is_refused(
 def test_labs_do_not_nest(mode, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv(IN_LAB_VARIABLE, "1")
     monkeypatch.setattr(choose, "probe_host_kvm", lambda: UNFIT)
-    assert choose_kvm(mode) is Choice.HOST
+    assert choose_kvm(mode) is KvmProvider.HOST
