@@ -2,9 +2,9 @@
 """Tiny guests without an operating system, for tests of pykvm and of the KVM_RUN loop.
 
 A guest is a listing of a few instructions, one a line: its bytes, two or more spaces, and the
-assembly they come from. It has 64 KiB of RAM from address 0, starts at `CODE_GPA` either in real
-mode with all segments at 0, or in 64-bit mode with the first 4 GiB mapped to themselves, and may
-do anything that KVM can execute. `Devices` records what it asks of its devices and answers.
+assembly. It has 64 KiB of RAM at address 0 and starts at `CODE_GPA`, either in real mode with all
+segments at 0, or in 64-bit mode with the first 4 GiB identity-mapped. `Devices` records the guest's
+accesses and answers its reads.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GuestDone(Exception):
 
 
 class Devices:
-    """Records the guest's accesses as ("out", port, size, value) and the like; answers reads.
+    """Records the guest's accesses, such as ("out", port, size, value), and answers reads.
 
     Reads are answered from `answers`, in order. A write to READY_PORT calls `on_ready`, one to
     DONE_PORT raises GuestDone; neither is recorded.
@@ -100,11 +100,11 @@ class Guest:
     memory: mmap.mmap
 
     def run(self, devices: Devices) -> int:
-        """Run until an exit that `devices` cannot serve; returns its reason."""
+        """Run until an exit that `devices` cannot serve; return its reason."""
         return kvm_run.run(self.vcpu.fileno(), self.vcpu.run_area, devices)
 
     def words(self, gpa: int, layout: str) -> tuple[int, ...]:
-        """Return integers at `gpa`, laid out as in the struct module."""
+        """Return the integers at `gpa` with a layout of the struct module."""
         return struct.unpack_from(f"<{layout}", self.memory, gpa)
 
 
@@ -112,7 +112,7 @@ class Guest:
 def guest(
     listing: str, *, long_mode: bool = False, irqchip: bool = False, handler: str = ""
 ) -> Iterator[Guest]:
-    """Make a guest that starts with `listing`; `handler` serves every interrupt in real mode."""
+    """Create a guest that runs `listing`; `handler` serves every interrupt in real mode."""
     memory = mmap.mmap(-1, RAM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _put(memory, CODE_GPA, code(listing))
     if handler:
@@ -140,7 +140,7 @@ def enter_real_mode(vcpu: Vcpu, memory: mmap.mmap) -> None:
 
 
 def enter_long_mode(vcpu: Vcpu, memory: mmap.mmap) -> None:
-    """Start at CODE_GPA in 64-bit mode, linear addresses below 4 GiB being physical ones."""
+    """Start at CODE_GPA in 64-bit mode, with the first 4 GiB identity-mapped."""
     pml4, pdpt, directories = (_PAGE_TABLES_GPA + n * 0x1000 for n in range(3))
     _put(memory, pml4, struct.pack("<Q", pdpt | _PRESENT_WRITABLE))
     for gib in range(4):
@@ -161,7 +161,7 @@ def enter_long_mode(vcpu: Vcpu, memory: mmap.mmap) -> None:
 
 
 def enter_ring_3(vcpu: Vcpu, memory: mmap.mmap) -> None:
-    """Start at CODE_GPA in 64-bit mode and ring 3, all memory and all ports being its own."""
+    """Start at CODE_GPA in 64-bit mode and ring 3, with access to all memory and ports."""
     enter_long_mode(vcpu, memory)
     tables = memory[_PAGE_TABLES_GPA : _PAGE_TABLES_GPA + _PAGE_TABLES_BYTES]
     for at, (entry,) in enumerate(struct.iter_unpack("<Q", tables)):

@@ -24,7 +24,7 @@ FIGURES: list[str] = []
 
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
-    """The standard guest.img, from the cache that `make image` fills; not built in the lab."""
+    """Return the standard guest.img from the cache, which `make image` fills outside the lab."""
     image = image_path(read_recipe())
     if not image.exists():
         pytest.fail("there is no current guest image; run: make image")
@@ -78,32 +78,32 @@ def run_guest(make_config: MakeConfig) -> RunGuest:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A tmpfs directory for files and sockets; the lab's shared root supports neither."""
+    """Make a tmpfs directory for files and sockets; the lab's shared root supports neither."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def path(directory: Path) -> Path:
-    """Path of the QMP socket."""
+    """Return the path of the QMP socket."""
     return directory / "qmp.sock"
 
 
 @pytest.fixture
 def address(directory: Path) -> str:
-    """Address of an incoming migration."""
+    """Return the address of an incoming migration."""
     return f"unix:{directory / 'm'}"
 
 
 @pytest.fixture
 def file(directory: Path) -> Path:
-    """Path of a snapshot."""
+    """Return the path of a snapshot."""
     return directory / "snapshot"
 
 
 @pytest.fixture
 def figure() -> Callable[[str], None]:
-    """Add a line to the table printed at the end of the run; no test asserts on these figures."""
+    """Return a function that adds a line to the table at the end of the run."""
     return FIGURES.append
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initramfs with the hostile first process, compiled when its source is new.
+"""The initramfs with the hostile init process, compiled when its source has changed.
 
-Compiling takes a second here and a minute in the lab, so the unit tests do it before the lab starts
-and the archive is kept in the cache.
+Compiling takes a second on a host and a minute in the lab, so a unit test does it before the lab
+starts, and the archive is cached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("hostile_init.c")
 
 
 def hostile_initrd() -> Path:
-    """Where the archive is; the program in it is /hostile."""
+    """Return the path of the archive; the program in it is /hostile."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     archive = cache_dir("tests") / f"hostile-{digest}.cpio"
     if not archive.exists():

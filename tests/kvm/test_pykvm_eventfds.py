@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eventfds replace exits and injected interrupts, and interrupts arrive where they are routed."""
+"""ioeventfd, irqfd, GSI routing and MSI on a real KVM."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WRITE_PORTS = """
 """
 
 
-def test_an_ioeventfd_catches_the_port_write_it_waits_for_and_no_other() -> None:
+def test_an_ioeventfd_is_signalled_by_its_port_write_only() -> None:
     with guest(WRITE_PORTS) as machine, eventfd() as fd:
         flags = abi.KVM_IOEVENTFD_FLAG_PIO
         machine.vm.ioeventfd(fd, 0x1234, 2, datamatch=7, flags=flags)
@@ -57,7 +57,7 @@ def test_an_ioeventfd_catches_the_port_write_it_waits_for_and_no_other() -> None
             os.eventfd_read(fd)
 
 
-WRITE_DOORBELLS = """
+WRITE_MMIO = """
     bb 00 00 00 10          mov ebx, 0x10000000
     66 c7 03 01 00          mov word ptr [rbx], 1
     c7 43 04 02 00 00 00    mov dword ptr [rbx + 4], 2
@@ -66,8 +66,8 @@ WRITE_DOORBELLS = """
 
 
 @pytest.mark.parametrize("length", [0, 2])
-def test_an_ioeventfd_catches_a_doorbell_in_memory(length: int) -> None:
-    with guest(WRITE_DOORBELLS, long_mode=True) as machine, eventfd() as fd:
+def test_an_ioeventfd_is_signalled_by_an_mmio_write(length: int) -> None:
+    with guest(WRITE_MMIO, long_mode=True) as machine, eventfd() as fd:
         machine.vm.ioeventfd(fd, 0x1000_0000, length)
         devices = Devices()
         assert machine.run(devices) == abi.KVM_EXIT_HLT
@@ -75,7 +75,7 @@ def test_an_ioeventfd_catches_a_doorbell_in_memory(length: int) -> None:
         assert os.eventfd_read(fd) == 1
 
 
-# Maps interrupts 0-7 of the 8259 to vectors 0x20-0x27, unmasks them, and waits for one.
+# Map interrupts 0-7 of the 8259 to vectors 0x20-0x27, unmask them, and wait for one.
 WAIT_FOR_IRQ = """
     b0 11       mov al, 0x11
     e6 20       out 0x20, al
@@ -118,7 +118,7 @@ def test_an_irqfd_interrupts_the_guest() -> None:
             machine.run(Devices(on_ready=lambda: os.eventfd_write(fd, 1)))
 
 
-def test_an_irqfd_tells_when_the_guest_ended_a_level_interrupt() -> None:
+def test_the_resample_fd_is_signalled_at_the_end_of_a_level_interrupt() -> None:
     with (
         guest(WAIT_FOR_IRQ, irqchip=True, handler=END_IRQ) as machine,
         eventfd() as fd,
@@ -132,7 +132,7 @@ def test_an_irqfd_tells_when_the_guest_ended_a_level_interrupt() -> None:
         assert os.eventfd_read(ended) == 1
 
 
-def test_routing_moves_a_gsi_to_another_pin() -> None:
+def test_a_gsi_can_be_routed_to_another_pin() -> None:
     with guest(WAIT_FOR_IRQ, irqchip=True, handler=END_IRQ) as machine, eventfd() as fd:
         machine.vm.set_gsi_routing([irqchip_route(20, abi.KVM_IRQCHIP_PIC_MASTER, 5)])
         machine.vm.irqfd(fd, 20)
@@ -170,7 +170,7 @@ def test_signal_msi_interrupts_the_guest() -> None:
         assert delivered == [True]
 
 
-def test_an_irqfd_sends_the_msi_that_its_gsi_is_routed_to() -> None:
+def test_an_irqfd_sends_the_msi_of_its_gsi() -> None:
     with guest(WAIT_FOR_MSI, irqchip=True, handler=END_MSI) as machine, eventfd() as fd:
         enable_local_apic(machine.vcpu)
         machine.vm.set_gsi_routing([msi_route(24, MSI_ADDRESS, 0x31)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU stops when it is kicked, wherever it is, and no kick is lost."""
+"""A kick stops a vCPU in any state, and no kick is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HALT_FOREVER = """
 
 
 class VcpuThread(threading.Thread):
-    """Runs a guest once, with its result in `reason`."""
+    """Runs a guest once; `reason` is the result."""
 
     def __init__(self, machine: Guest) -> None:
         super().__init__(daemon=True)
@@ -63,7 +63,7 @@ def kick_handler() -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("kick_handler")
-def test_a_kick_stops_a_running_vcpu_again_and_again(listing: str, irqchip: bool) -> None:
+def test_repeated_kicks_stop_a_running_vcpu(listing: str, irqchip: bool) -> None:
     with guest(listing, irqchip=irqchip) as machine:
         for round_ in range(20):
             thread = VcpuThread(machine)
@@ -104,7 +104,7 @@ def test_a_kick_from_a_device_completes_the_access_first() -> None:
 
 
 @pytest.mark.usefixtures("kick_handler")
-def test_kicking_a_thread_that_is_gone_says_so() -> None:
+def test_kicking_an_ended_thread_raises() -> None:
     thread = threading.Thread(target=lambda: None)
     thread.start()
     thread.join()

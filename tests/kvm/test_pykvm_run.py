@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM_RUN loop serves a guest's ports and device memory, and trusts neither KVM nor devices."""
+"""The KVM_RUN loop serves port and MMIO exits, and checks what KVM and the devices return."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ STRINGS = """
 """
 
 
-def test_strings_arrive_item_by_item() -> None:
+def test_string_io_is_served_item_by_item() -> None:
     text = b"string I/O."
     devices = Devices(answers=[*b"bytes", 0x11111111, 0xFFFFFFFF])
     with guest(STRINGS) as machine:
@@ -122,7 +122,7 @@ ACROSS_A_PAGE = """
 """
 
 
-def test_an_access_across_a_page_reaches_devices_in_sizes_that_a_bus_has() -> None:
+def test_an_access_across_a_page_is_split_into_bus_sizes() -> None:
     devices = Devices(answers=[0xAA, 0xCCBB, 0xDD])
     with guest(ACROSS_A_PAGE, long_mode=True) as machine:
         assert machine.run(devices) == abi.KVM_EXIT_HLT
@@ -137,7 +137,7 @@ def test_an_access_across_a_page_reaches_devices_in_sizes_that_a_bus_has() -> No
     ]
 
 
-def test_what_a_device_raises_comes_out_and_the_guest_reads_all_ones() -> None:
+def test_an_exception_of_a_device_is_raised_and_the_guest_reads_all_ones() -> None:
     class Broken(Devices):
         def pio_read(self, port: int, size: int) -> int:
             raise LookupError("no such register")
@@ -150,7 +150,7 @@ def test_what_a_device_raises_comes_out_and_the_guest_reads_all_ones() -> None:
 
 
 @pytest.mark.parametrize("answer", [0x10000, -1, 1 << 64])
-def test_an_answer_that_does_not_fit_is_an_error(answer: int) -> None:
+def test_a_value_that_does_not_fit_the_access_is_an_error(answer: int) -> None:
     with guest(READ_PORT_TWICE) as machine:
         with pytest.raises(OverflowError):
             machine.run(Devices(answers=[answer]))
@@ -168,7 +168,7 @@ def test_a_triple_fault_is_a_shutdown() -> None:
 
 
 def forged_area(exit_reason: int) -> tuple[bytearray, abi.kvm_run]:
-    """A run area that KVM does not write to, so that it says what a broken KVM would say."""
+    """Return a run area that no KVM writes to, with contents that a broken KVM could write."""
     area = bytearray(0x3000)
     run = abi.kvm_run.from_buffer(area)
     run.exit_reason = exit_reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pykvm on a real KVM: the requests that save, restore and watch a guest."""
+"""pykvm on a real KVM: the ioctls that save, restore and dirty-log a guest."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_xsave_holds_the_vector_registers(vcpu: Vcpu, vm: Vm) -> None:
             vcpu.set_xsave(area)
 
 
-def test_xcr0_is_there_where_xsave_is(vcpu: Vcpu, vm: Vm) -> None:
+def test_xcr0_exists_with_xsave(vcpu: Vcpu, vm: Vm) -> None:
     if not vm.check_extension(abi.KVM_CAP_XCRS):
         assert not any(entry.function == 1 and entry.ecx >> 26 & 1 for entry in leaves(vcpu))
         return
@@ -106,14 +106,14 @@ def test_events_and_debug_registers(vcpu: Vcpu) -> None:
         vcpu.set_vcpu_events(events)
 
 
-def test_the_time_stamp_counter_has_a_rate(vcpu: Vcpu) -> None:
+def test_the_tsc_frequency_is_reported(vcpu: Vcpu) -> None:
     khz = vcpu.get_tsc_khz()
     assert 100_000 < khz < 10_000_000
     vcpu.set_tsc_khz(khz)
     assert vcpu.get_tsc_khz() == khz
 
 
-def test_nested_state_comes_and_goes(vcpu: Vcpu, vm: Vm) -> None:
+def test_nested_state_is_read_and_set(vcpu: Vcpu, vm: Vm) -> None:
     size = vm.check_extension(abi.KVM_CAP_NESTED_STATE)
     if not size:
         with pytest.raises(KvmError, match="KVM_GET_NESTED_STATE"):
@@ -148,7 +148,7 @@ def test_interrupt_controllers_and_timer(vm: Vm) -> None:
     assert vm.get_pit2().channels[2].count == 0x4321
 
 
-def test_the_clock_goes_on_from_where_it_is_set(vm: Vm) -> None:
+def test_the_clock_continues_from_the_value_set(vm: Vm) -> None:
     assert vm.get_clock().clock < YEAR_NS
     vm.set_clock(abi.kvm_clock_data(clock=YEAR_NS))
     first = vm.get_clock().clock
@@ -160,7 +160,7 @@ def test_the_clock_goes_on_from_where_it_is_set(vm: Vm) -> None:
         vm.set_clock(abi.kvm_clock_data(clock=1, flags=1 << 30))
 
 
-# --- Which pages the guest writes to -----------------------------------------------------------
+# Dirty log.
 
 WRITES = """
     b8 00 30        mov ax, 0x3000
@@ -178,7 +178,7 @@ LOGGED_GPA, LOGGED_PAGES = 0x3_0000, 128
 
 @pytest.fixture
 def logged() -> Iterator[Guest]:
-    """A guest with a second slot, at 192 KiB, in which writes are logged."""
+    """Run a guest with a second slot, at 192 KiB, whose writes are logged."""
     memory = mmap.mmap(-1, LOGGED_PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with guest(WRITES) as machine:
         attach(machine.vm, memory)
@@ -209,7 +209,7 @@ def test_a_log_is_cleared_by_reading_it(logged: Guest) -> None:
     assert written(logged.vm) == [2]
 
 
-def test_with_manual_protection_it_is_cleared_in_parts() -> None:
+def test_with_manual_dirty_log_protect_a_log_is_cleared_in_parts() -> None:
     memory = mmap.mmap(-1, LOGGED_PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with guest(WRITES) as machine:
         vm = machine.vm
@@ -230,7 +230,7 @@ def test_with_manual_protection_it_is_cleared_in_parts() -> None:
             vm.clear_dirty_log(1, 1, 64, bytearray(8))
 
 
-def test_a_log_may_begin_with_every_page() -> None:
+def test_a_log_may_be_initially_all_set() -> None:
     memory = mmap.mmap(-1, LOGGED_PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with guest(WRITES) as machine:
         vm = machine.vm

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pykvm on a real KVM: each ioctl does what its name says, and says so when it cannot."""
+"""pykvm on a real KVM: each ioctl takes effect, and names itself in its error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_example_in_the_package_documentation_runs(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "Hello from ring 0!\n"
 
 
-def test_system_knows_what_kvm_can_do() -> None:
+def test_system_reports_the_capabilities_of_kvm() -> None:
     with System() as kvm:
         assert kvm.get_api_version() == abi.KVM_API_VERSION
         assert kvm.check_extension(abi.KVM_CAP_USER_MEMORY) > 0
@@ -40,7 +40,7 @@ def test_system_knows_what_kvm_can_do() -> None:
         assert {0, 1, 0x8000_0000, 0x4000_0000} <= leaves
 
 
-def test_closing_leaves_nothing_behind_and_may_be_repeated() -> None:
+def test_close_frees_everything_and_may_be_repeated() -> None:
     before = os.listdir("/proc/self/fd")
     kvm = System()
     vm = kvm.create_vm()
@@ -90,7 +90,7 @@ def test_msrs_are_set_up_to_the_first_that_kvm_refuses() -> None:
         assert machine.vcpu.set_msrs({MSR_NO_SUCH: 0, MSR_STAR: 1}) == 0
 
 
-def test_run_returns_when_a_port_is_accessed_and_completes_the_access_later() -> None:
+def test_run_returns_at_a_port_access_and_completes_it_later() -> None:
     read_port = """
         e4 40       in al, 0x40
         f4          hlt
@@ -124,7 +124,7 @@ def test_the_guest_sees_the_cpuid_it_was_given() -> None:
         assert machine.memory[0x2000:0x2004] == b"mine"
 
 
-def test_a_removed_slot_becomes_device_memory() -> None:
+def test_accesses_to_a_removed_slot_are_mmio() -> None:
     read_0x3000 = """
         a1 00 30        mov ax, [0x3000]
         f4              hlt
@@ -181,7 +181,7 @@ def test_the_interrupt_controllers_come_with_a_timer() -> None:
         ("KVM_SET_IDENTITY_MAP_ADDR", errno.EINVAL, lambda vm: vm.set_identity_map_addr(0x1000)),
     ],
 )
-def test_a_refused_request_names_itself_and_the_reason(request_name, code, call) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_ioctl_names_itself_and_the_reason(request_name, code, call) -> None:  # type: ignore[no-untyped-def]
     with guest(HALT) as machine:
         with pytest.raises(KvmError) as raised:
             call(machine.vm)
@@ -195,7 +195,7 @@ def bad_route() -> abi.kvm_irq_routing_entry:
     return abi.kvm_irq_routing_entry(gsi=1, type=99)
 
 
-def test_capabilities_can_be_asked_and_enabled_per_machine() -> None:
+def test_capabilities_are_checked_and_enabled_per_vm() -> None:
     with System() as kvm, kvm.create_vm() as vm:
         assert vm.check_extension(abi.KVM_CAP_MAX_VCPUS) >= 1
         vm.set_identity_map_addr(0xFFFB_C000)
