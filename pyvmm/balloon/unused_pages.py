@@ -2,7 +2,7 @@
 """Ask the guest which pages it does not use, by whichever request its balloon driver understands.
 
 The driver of the bitmap dialect answers on the misc queue; the standard one gives free page hints
-(VIRTIO 1.2, 5.5.6.7). Hinted pages go back to the guest at once: what it writes to them from then
+(VIRTIO 1.2, 5.5.6.5). Hinted pages go back to the guest at once: what it writes to them from then
 on is in the dirty log, which must have been switched on before.
 """
 

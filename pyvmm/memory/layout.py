@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's physical memory map, I/O ports and interrupt inputs: every shared number, once.
+"""The guest's physical memory map, I/O ports and interrupt inputs.
 
-A PC as Linux expects to find it, without firmware. Guest-physical addresses:
+The guest is a PC as Linux expects it, without firmware. Guest-physical addresses:
 
     0x0_0000_0000  +-----------------------------+
                    | RAM: boot data (below)      |
@@ -13,7 +13,7 @@ A PC as Linux expects to find it, without firmware. Guest-physical addresses:
     0x0_C010_0000  | PCI memory window, 32 bit   |
     0x0_FEC0_0000  | IO-APIC                     |  in the kernel's KVM
     0x0_FEE0_0000  | local APICs                 |  in the kernel's KVM
-    0x0_FFFB_C000  | KVM's identity map and TSS  |  pages KVM wants for itself (Intel)
+    0x0_FFFB_C000  | KVM's identity map and TSS  |  pages reserved for KVM (Intel)
     0x1_0000_0000  +-----------------------------+
                    | RAM above the hole          |  present when there is more than 3 GiB
                    +-----------------------------+  end of high RAM, at most 17 GiB
@@ -66,11 +66,11 @@ PCI_APERTURES = ((MMIO32_GPA, MMIO32_BYTES), (MMIO64_GPA, MMIO64_BYTES))
 I8042_DATA_PORT = 0x60
 I8042_COMMAND_PORT = 0x64
 RTC_PORT = 0x70  # index, then data at 0x71
-POST_PORT = 0x80  # written as a delay or progress code; nothing there
+POST_PORT = 0x80  # written as a delay or progress code; no device
 COM1_PORT = 0x3F8
 COM1_PORTS = 8
 PVPANIC_PORT = 0x505
-ACPI_PM_PORT = 0x600  # what is where in it: devices.legacy.acpi_pm
+ACPI_PM_PORT = 0x600  # registers: devices.legacy.acpi_pm
 ACPI_PM_PORTS = 16
 PCI_CONFIG_PORT = 0xCF8
 PCI_CONFIG_PORTS = 8

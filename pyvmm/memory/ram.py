@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest RAM: private anonymous memory, given to KVM as memory slots and to devices as `GuestRam`.
+"""Guest RAM: private anonymous memory, which is KVM's memory slots and the devices' `GuestRam`.
 
-RAM is one mapping below the PCI hole and, when it does not fit there, a second one from 4 GiB up
-(see `pyvmm.memory.layout`). It is reserved lazily: a page costs host memory only once the guest, or
-the boot loader on its behalf, has touched it, and `discard` returns it to that state. Transparent
-huge pages are asked for, as every page fault avoided is a nested fault avoided; KVM can only use
-them where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are
-aligned. A discard of part of a huge page makes the kernel split it.
+RAM is one mapping below the PCI hole and, if it does not fit there, a second one from 4 GiB up
+(see `pyvmm.memory.layout`). It is allocated on demand: a page costs host memory only once the
+guest, or the boot loader on its behalf, has touched it, and `discard` undoes that. Transparent huge
+pages are enabled, as every page fault avoided is a nested fault avoided. KVM can use them only
+where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are aligned. A
+discard of part of a huge page makes the kernel split it.
 
 KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
 """
@@ -38,6 +38,8 @@ class Ram:
 
     `size_bytes` is a multiple of 1 MiB between `config.MIN_RAM_BYTES` and `config.MAX_RAM_BYTES`.
     Raises `HostMemoryUnavailable` if the host does not map that much.
+
+    Threads: any for `memory`; event loop, vCPU and migration for `discard`.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -61,23 +63,23 @@ class Ram:
     def attach(self, vm: Vm, flags: int = 0) -> None:
         """Make this RAM the memory slots of `vm`, numbered from 0 in address order.
 
-        Once more with other `flags` (KVM_MEM_*) changes those.
+        Another call changes the `flags` (KVM_MEM_*) of the slots.
         """
         for slot, (gpa, area) in enumerate(self._maps):
             vm.set_user_memory_region(slot, gpa, len(area), address_of(area), flags)
 
     def discard(self, runs: PageRuns) -> int:
-        """Give the named pages back to the host and return how many bytes that were."""
+        """Free the host memory behind `runs` and return how many bytes that were."""
         self.before_discard(runs)
         return discard(self.memory, runs).bytes
 
     def close(self) -> None:
-        """Give everything back to the host at once; who still reads finds zeros."""
+        """Free all host memory; readers that are left find zeros."""
         self.discard(self.pages)
 
 
 def _map_anonymous(length: int) -> memoryview:
-    """`length` bytes of lazily backed memory that begin on a huge page's boundary."""
+    """Map `length` bytes of memory, allocated on demand and aligned to a huge page."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     area = mmap.mmap(-1, length + HUGE_PAGE_BYTES, flags=flags)
     area.madvise(mmap.MADV_HUGEPAGE)

@@ -1,54 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live migration: a running guest goes from one pyvmm to another by pre-copy.
+"""Live migration: a running guest moves from one pyvmm to another by pre-copy.
 
-    messages.py      what either side can say, checked when it is read
-    stream.py        bytes to messages, in the one order there is; no input or output
-    precopy.py       the source: rounds of copying while the guest runs, then the hand-over
-    destination.py   the other side: takes everything in, and starts what is complete
-    dirty.py         which pages have changed, from KVM's log and from our own
-    transport.py     tcp and unix sockets, TLS
+    source.py           the source: setup, pre-copy rounds, switchover, commit
+    source_channel.py   its end of the connection: messages, replies, aborts
+    destination.py      the other side: receives everything, and starts what is complete
+    outgoing.py         migrations away from a running machine, on its event loop
+    incoming.py         a migration to this process, on its event loop
+    messages.py         the messages of either side, checked when they are read
+    stream.py           bytes to messages, in the one valid order; no input or output
+    link.py             the connection
+    auto_converge.py    how far to throttle a guest that writes too fast
+    rate_limiter.py     the limit on bandwidth
+    progress.py         settings and figures
 
-The two sides are at the end of one connection. Each runs in a thread of its own, because it does
-nothing but copy and wait; what it needs of a machine are two short Protocols, `precopy.Guest` and
-`destination.Target`, so that both are tested without KVM.
+Which pages have to be copied is decided in `pyvmm.memory.precopy`; the sockets are those of
+`pyvmm.sockets`. Each side runs in a thread of its own, because it only copies and waits. It needs
+little of a machine, the Protocols `source.Guest` and `destination.Target`, so both sides are tested
+without KVM.
 
 The source speaks first:
 
-    source                                    destination
-    hello: what machine it is          --->   makes one, not yet running
-                                       <---   welcome
-    pages, zeros …                     --->   into its RAM
-    end of round n                     --->
-                                       <---   round n is in
-    … more rounds, as long as the guest writes more than fits into the downtime limit …
-    (the guest stops) pages, zeros     --->
-    end of round n, parts, ready       --->   restores all parts; compares the totals
-                                       <---   complete
-    commit                             --->   lets the guest run
-                                       <---   running
+    source                                       destination
+    migration: the machine's configuration  -->  creates one, not yet running
+                                            <--  welcome
+    pages, zeros ...                        -->  into its RAM
+    round-end n                             -->
+                                            <--  round-ack n
+    ... more rounds, as long as the guest writes more than fits into the downtime limit ...
+    (the guest is paused) pages, zeros      -->
+    round-end n, parts, ready               -->  restores all parts; compares the totals
+                                            <--  restored
+    commit                                  -->  runs the guest
+                                            <--  running
 
-The destination may say instead, until it has read the commit, that it gives up, and why. The source
-gives up by closing the connection.
+Until it has read the commit, the destination may abort instead, and say why. The source aborts by
+closing the connection.
 
-**Exactly one side runs the guest.** The destination lets it run when it has read the commit, and
-never otherwise; nor does it after it has said that it gives up. The source lets it go on, whatever
-fails, until it begins to send the commit; afterwards only if the destination has given up. So there
-are never two. What can happen, and who has the guest then:
+**Exactly one side runs the guest.** The destination runs it when it has read the commit, and never
+otherwise, and not after it has aborted. The source resumes it after any failure until it begins to
+send the commit; afterwards only if the destination has aborted. So there are never two. The cases,
+and who has the guest then:
 
-* Anything fails, on either side or between them, before the commit is sent: the source goes on.
-  The destination has no commit, so it ends.
+* Anything fails, on either side or between them, before the commit is sent: the source resumes the
+  guest. The destination has no commit, so it ends.
 * The source is killed before it sends the commit: its guest dies with it, as a guest does when its
   VMM is killed. The destination ends.
-* The destination gives up while the commit is under way: it will not read it, and the source, which
-  reads that it has given up, goes on.
+* The destination aborts while the commit is under way: it will not read the commit, and the source,
+  which reads the abort, resumes the guest.
 * The connection breaks after the commit was sent and before "running" came back: the source cannot
   know whether the commit arrived (no protocol can; the last message of any would have the same
-  fate). Its guest stays stopped, whole, and it says so. A person looks at the destination: if the
-  guest does not run there, and it can no longer begin to (the destination has ended; it does so
-  when its connection breaks), `cont` lets it go on at the source.
+  fate). Its guest stays paused and complete, and the source says so. A person looks at the
+  destination: if the guest does not run there, and can no longer begin to (the destination has
+  ended; it does so when its connection breaks), `cont` resumes it at the source.
 * The destination is killed after it has read the commit: as in the case before, and the guest is
-  still whole at the source, as it was when it stopped.
-* The source is killed after it sent the commit: the destination runs.
+  still complete at the source, as it was when it was paused.
+* The source is killed after it sent the commit: the destination runs the guest.
 
-The source forgets nothing until it has read "running". From then on it refuses `cont`.
+The source keeps the guest until it has read "running". From then on it refuses `cont`.
 """

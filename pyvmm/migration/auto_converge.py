@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a guest has to be slowed down so that its migration comes to an end.
+"""Auto-converge: how far to throttle a guest so that its migration comes to an end.
 
-The rule and its numbers are those of QEMU's auto-converge. A migration converges if less is changed
-in a round than was sent in it. Rounds are judged when at least `PERIOD_S` has passed, several short
-ones together. The second time that more has changed than `throttle_trigger_threshold` per cent of
-what was sent, the processors begin to rest `cpu_throttle_initial` per cent of their time; every two
-more such times add `cpu_throttle_increment`, up to `max_cpu_throttle`.
+The rule and its defaults are those of QEMU's auto-converge. A migration converges if a round
+changes less than it has sent. Rounds are judged when at least `PERIOD_S` has passed, several short
+ones together. The second time that more than `throttle_trigger_threshold` per cent of what was sent
+has changed, the vCPUs are throttled by `cpu_throttle_initial` per cent; every two further times add
+`cpu_throttle_increment`, up to `max_cpu_throttle`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ TIMES = 2
 
 
 class AutoConverge:
-    """Judges the rounds of one migration."""
+    """Judges the rounds of one migration.
+
+    Threads: migration.
+    """
 
     def __init__(self) -> None:
         self._changed_bytes = self._sent_bytes = 0
@@ -29,7 +32,7 @@ class AutoConverge:
         self._percentage = 0
 
     def judge(self, settings: Settings, changed_bytes: int, sent_bytes: int, seconds: float) -> int:
-        """What processors have to rest, in per cent, after a round that went like this."""
+        """Return by how many per cent to throttle the vCPUs after a round with these figures."""
         self._changed_bytes += changed_bytes
         self._sent_bytes += sent_bytes
         self._seconds += seconds
@@ -44,6 +47,6 @@ class AutoConverge:
         self._seconds = 0.0
         if self._times == TIMES:
             self._times = 0
-            more = settings.cpu_throttle_increment
-            wanted = self._percentage + more if self._percentage else settings.cpu_throttle_initial
-            self._percentage = min(wanted, settings.max_cpu_throttle)
+            more = self._percentage + settings.cpu_throttle_increment
+            percentage = more if self._percentage else settings.cpu_throttle_initial
+            self._percentage = min(percentage, settings.max_cpu_throttle)

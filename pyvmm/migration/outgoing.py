@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Migrations of a running machine, from its event loop's point of view.
+"""Outgoing migrations of a running machine, on its event loop.
 
-`Migrations` starts one at a time and knows how far it is. The copying happens in a thread; what
-that needs of the machine, `OutgoingGuest` has done on the event loop, like everything that is done
-to a machine.
+`Migrations` starts one at a time and keeps its progress and result. A thread copies;
+`OutgoingGuest` forwards its calls on the machine to the event loop.
 
-The machine's status is "finish-migrate" while it stands still to be handed over, and "postmigrate"
-when its guest runs elsewhere; from neither can it be told to go on. If the destination has not
-confirmed that it runs the guest, the machine is "paused", so that a person who has seen that the
-destination does not run it can let it go on.
+The machine's status is "finish-migrate" during the switchover, and "postmigrate" when its guest
+runs at the destination; it cannot be resumed from either. If the destination has not confirmed that
+it runs the guest, the machine is "paused", so that a person who has seen that the destination does
+not run it can resume it.
 """
 
 from __future__ import annotations
@@ -43,18 +42,21 @@ if TYPE_CHECKING:
 MigrationStatus = Literal[
     "none", "setup", "active", "device", "cancelling", "cancelled", "completed", "failed"
 ]
-"""In the words of QEMU's MigrationStatus."""
+"""Status of a migration, as in QEMU's MigrationStatus."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Refused(Exception):
+class MigrationRefused(Exception):
     """No migration can be started now; the message says why."""
 
 
 class Migrations:
-    """Migrations of `machine`, one at a time; made and called on its event loop."""
+    """Migrations of `machine` to other hosts, one at a time.
+
+    Threads: event loop.
+    """
 
     def __init__(self, machine: GuestMachine) -> None:
         self._machine = machine
@@ -64,27 +66,27 @@ class Migrations:
         self._cancelled = False
         self._ended = False
         self.settings = Settings()
-        """For migrations that are begun from now on."""
-        self._limits: dict[str, Any] = {}  # what has been changed since this one was begun
+        """Settings of migrations that are started from now on."""
+        self._limits: dict[str, Any] = {}  # changed since this one was started
         self.status: MigrationStatus = "none"
         self.progress = Progress()
         self.error = ""
 
     @property
     def active(self) -> bool:
-        """A migration is going on."""
+        """A migration has been started and has not ended."""
         return self._task is not None and not self._task.done()
 
     def start(self, address: Address, security: Security, settings: Settings) -> None:
-        """Begin to move to the destination at `address`; `status` tells the rest.
+        """Start to migrate to the destination at `address`; `status` has progress and result.
 
-        Raises `Refused`. What is wrong with the address is `error` later: to say that may take a
-        name server, and the guest's devices are served meanwhile.
+        Raises `MigrationRefused`. An address that cannot be reached is an `error` of the migration,
+        as finding out may take a name server.
         """
         if self.active:
-            raise Refused("There's a migration process in progress")
+            raise MigrationRefused("There's a migration process in progress")
         if self._ended or self._machine.status not in ("running", "paused"):
-            raise Refused("The guest has ended or is elsewhere")
+            raise MigrationRefused("The guest has ended or is elsewhere")
         self.progress, self.error = Progress(), ""
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
@@ -93,14 +95,14 @@ class Migrations:
         self._task = loop.create_task(self._migrate(guest, address, security, settings))
 
     def change(self, **limits: Any) -> None:
-        """Have a migration that goes on, and those to come, keep to other limits."""
+        """Change settings of the active migration and of those to come."""
         self.settings = replace(self.settings, **limits)
         self._limits |= limits
         if self._source is not None:
             self._source.settings = replace(self._source.settings, **limits)
 
     def cancel(self) -> None:
-        """Give up a migration that can still be given up; otherwise do nothing."""
+        """Cancel the active migration, if it has not been committed."""
         if not self.active or self.status == "cancelling":
             return
         if self._source is None:
@@ -110,7 +112,7 @@ class Migrations:
         self._set_status("cancelling")
 
     async def end(self) -> None:
-        """The machine has ended: give up, and wait for that."""
+        """Abort the active migration, as the machine has ended, and wait until it is over."""
         self._ended = True
         if self._task is not None:
             if self._source is not None:
@@ -123,7 +125,7 @@ class Migrations:
     ) -> None:
         status: MigrationStatus = "failed"
         try:
-            await self._machine.memory_loaded()  # what has not come yet looks like zeros
+            await self._machine.memory_loaded()  # missing pages would look like zeros
             self._machine.prepare_parts()
             link = await self._in_thread(lambda: MigrationLink(connect(address, security)))
             try:
@@ -156,12 +158,12 @@ class Migrations:
         try:
             await self._in_thread(self._source.run)
         except SwitchoverUnconfirmed as error:
-            guest.left("paused")
+            guest.finish("paused")
             raise MigrationError(
-                f"{error}; it is paused here and whole: see whether it runs at the destination,"
-                " and let it go on here only if it does not"
+                f"{error}; it is paused here and complete: resume it here only if it does not run"
+                " at the destination"
             ) from error
-        guest.left("postmigrate")
+        guest.finish("postmigrate")
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -172,7 +174,12 @@ class Migrations:
 
 
 class OutgoingGuest:
-    """Satisfies `pyvmm.migration.source.Guest`; `on_stop` is called on the event loop."""
+    """Satisfies `pyvmm.migration.source.Guest`; acts on the event loop `loop`.
+
+    `on_stop` is called there when the guest is paused for the switchover.
+
+    Threads: migration; `finish` the event loop.
+    """
 
     def __init__(
         self, machine: GuestMachine, loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]
@@ -180,8 +187,8 @@ class OutgoingGuest:
         self._machine = machine
         self._loop = loop
         self._on_stop = on_stop
-        self._still = ExitStack()
-        self._ran = False
+        self._quiescent = ExitStack()
+        self._was_running = False
         self.config = machine.config
 
     @property
@@ -207,9 +214,9 @@ class OutgoingGuest:
     def resume(self) -> None:
         call_on_loop(self._loop, self._resume)
 
-    def left(self, status: RunState) -> None:
-        """The guest has been handed over; called on the event loop."""
-        self._still.close()
+    def finish(self, status: RunState) -> None:
+        """Set the machine's status after the switchover. Threads: event loop."""
+        self._quiescent.close()
         if self._machine.status == "finish-migrate":
             self._machine.set_status(status)
 
@@ -217,19 +224,19 @@ class OutgoingGuest:
         machine = self._machine
         if machine.status not in ("running", "paused"):
             raise MigrationError("the guest has ended")
-        self._ran = machine.status == "running"
-        if self._ran:
+        self._was_running = machine.status == "running"
+        if self._was_running:
             machine.pause()
         machine.set_status("finish-migrate")
-        self._still.enter_context(machine.quiescent())
+        self._quiescent.enter_context(machine.quiescent())
         self._on_stop()
-        return self._ran
+        return self._was_running
 
     def _resume(self) -> None:
-        self._still.close()
+        self._quiescent.close()
         if self._machine.status != "finish-migrate":
-            return  # it has ended meanwhile
-        if self._ran:
+            return  # the machine has ended
+        if self._was_running:
             self._machine.resume()
         else:
             self._machine.set_status("paused")

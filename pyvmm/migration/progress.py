@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a migration shall go, and how far it is.
+"""Settings of a migration, and its progress.
 
-The migration's thread writes a `Progress`, the control socket reads it; every field is a number or
-a text of its own, so a reader sees each as it was at some moment.
+The migration's thread writes a `Progress` and the event loop reads it, without a lock: every field
+is a number or a text of its own, so a reader sees each as it was at some moment.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from pyvmm_native import PAGE_BYTES
 
 _SIGNIFICANT_BYTES = 1 << 20
-"""What is shorter says more about latency than about bandwidth."""
+"""A round with fewer bytes measures latency more than bandwidth."""
 _MIN_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What somebody wants of a migration."""
+    """Parameters of a migration."""
 
     max_bandwidth: int = 0
-    """Bytes per second while the guest runs; 0 is as many as possible."""
+    """Bytes per second while the guest runs; 0 is no limit."""
     downtime_limit_s: float = 0.3
-    """How long the guest may stand still for the rest of its memory, as far as can be foreseen."""
+    """Longest expected time for which the guest may be paused while the rest is sent."""
     unused_timeout_s: float = 5.0
-    """How long the guest may take to say which pages it does not use."""
+    """How long the guest may take to say which pages it does not use; 0 does not ask."""
     auto_converge: bool = False
-    """Slow the guest down if the migration would not come to an end otherwise.
+    """Throttle the vCPUs if the migration would not come to an end otherwise.
 
     The numbers are per cent, their meaning is in `pyvmm.migration.auto_converge`.
     """
@@ -40,64 +40,68 @@ class Settings:
 
 @dataclass
 class Progress:
-    """Figures of one migration."""
+    """Figures of one migration.
+
+    Threads: migration; other threads read only.
+    """
 
     begun_at: float = field(default_factory=time.monotonic)
-    """By time.monotonic(); so is `ended_at`."""
+    """By time.monotonic(), like `ended_at`."""
     ended_at: float | None = None
     unused_how: str = ""
+    """How the guest was asked for unused pages, or why there is no answer."""
     skipped_pages: int = 0
-    """Unused by the guest's word, and not sent in the first round."""
+    """Unused pages that were left out of the first round."""
     full_pages: int = 0
-    """Sent with their contents; a page counts again whenever it is."""
+    """Pages sent with their contents, counted each time."""
     zero_pages: int = 0
-    """Found to be zeros, and not sent."""
+    """Pages found to be zeros, and not sent."""
     collected_pages: int = 0
-    """Had to be sent when the log was last looked at, of which `remaining_pages` are left."""
+    """Pages to be sent when the log was last collected; `remaining_pages` of them are left."""
     remaining_pages: int = 0
     rounds: int = 0
     sent_bytes: int = 0
     bandwidth: float = 0.0
-    """Bytes per second at which the destination took in the last round worth measuring.
+    """Bytes per second at which the destination took in the last significant round.
 
-    A short round is worth it only if it was faster: what it shows to be possible is possible.
+    A short round counts only if it was faster, as that shows what is possible.
     """
     dirty_pages_rate: int = 0
-    """Pages that have changed per second of the last round."""
+    """Pages that changed per second of the last round."""
     throttle_percentage: int = 0
-    """How much of their time the guest's processors have to rest at the moment."""
+    """For how much of their time the vCPUs are kept out of the guest at the moment."""
     downtime_s: float | None = None
 
     @property
     def expected_downtime_s(self) -> float:
-        """What sending all that the last look at the log has found takes, sent by now or not."""
+        """The time to send all pages that the log named last, whether sent by now or not."""
         if not self.collected_pages:
             return 0.0
         return self.collected_pages * PAGE_BYTES / max(self.bandwidth, _MIN_SECONDS)
 
     @property
     def total_s(self) -> float:
-        """How long it has taken so far, or did."""
+        """Seconds so far, or until the end."""
         return (time.monotonic() if self.ended_at is None else self.ended_at) - self.begun_at
 
-    def selected(self, how: str, skipped_pages: int) -> None:
-        """The guest was asked for unused pages."""
-        self.unused_how, self.skipped_pages = how, skipped_pages
+    def selected(self, unused_how: str, skipped_pages: int) -> None:
+        """Note the selection of the first round's pages."""
+        self.unused_how, self.skipped_pages = unused_how, skipped_pages
 
     def collected(self, pages: int, seconds: float) -> None:
-        """So many pages remain; they have changed within so many seconds, unless those are 0."""
+        """Note that `pages` are to be sent, which have changed within `seconds` unless it is 0."""
         self.collected_pages = self.remaining_pages = pages
         if seconds:
             self.dirty_pages_rate = round(pages / seconds)
 
     def done(self, pages: int, full_pages: int) -> None:
-        """So many pages have been dealt with, `full_pages` of them by sending them."""
+        """Note that `pages` have been dealt with, `full_pages` of them by sending them."""
         self.full_pages += full_pages
         self.zero_pages += pages - full_pages
         self.remaining_pages -= pages
 
     def round_done(self, sent_bytes: int, seconds: float) -> None:
-        """A round has arrived, of so many bytes, after so many seconds."""
+        """Note that the destination has a round of `sent_bytes`, which took `seconds`."""
         self.rounds += 1
         bandwidth = sent_bytes / max(seconds, _MIN_SECONDS)
         if sent_bytes >= _SIGNIFICANT_BYTES or bandwidth > self.bandwidth:

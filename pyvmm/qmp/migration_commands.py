@@ -51,7 +51,7 @@ _TLS = ("tls-ca", "tls-cert", "tls-key")
 
 def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
     """Begin to move the guest."""
-    from pyvmm.migration.outgoing import Refused
+    from pyvmm.migration.outgoing import MigrationRefused
     from pyvmm.sockets.addresses import parse_migration_address
     from pyvmm.sockets.tls import Security
 
@@ -64,7 +64,7 @@ def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
     security = Security(_tls_files(options), options.get("insecure", False))
     try:
         migrations.start(parse_migration_address(uri), security, settings)
-    except (Refused, UserError) as error:
+    except (MigrationRefused, UserError) as error:
         raise QmpError(str(error)) from None
     return {}
 

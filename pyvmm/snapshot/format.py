@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a snapshot file looks like.
+"""The layout of a snapshot file.
 
-    0                 record "snapshot": how much RAM, room for how many pages, bytes of records
+    0                 record "snapshot": bytes of RAM, room in pages, bytes of records
     4096              guest pages, 4 KiB each
     4096 * (1 + n)    records: "config", "report", the parts of the machine, "pages"
     end of file
 
-The three numbers of the first record say where everything begins, and the size of the file tells
-whether any of it is missing. Guest pages are kept in blocks of 2 MiB of guest-physical address
-space (`pyvmm_native.page_blocks`). Record "pages" has an entry of 76 bytes for each block of which
-a page is in the file, by ascending address: block number (u32), the place of its first page (u32,
-in pages), CRC-32C of its pages in the file (u32), and a bit for each of the 512 pages. The pages of
-a block follow each other; no place is that of two. A page that is not in the file is one of zeros.
-Where a block's pages are is known without reading any other's, so a block can be fetched and
-checked at the moment the guest needs it.
+The three numbers of the first record (u64 each) say where everything begins, and must add up to the
+size of the file. Guest pages are stored in blocks of 2 MiB of guest-physical address space
+(`pyvmm_native.page_blocks`). Record "pages" has an entry of 76 bytes for each block of which a page
+is in the file, by ascending address: block number (u32), the place of its first page (u32, in
+pages), CRC-32C of its pages in the file (u32), and a bit for each of the 512 pages. The pages of a
+block follow each other; blocks do not overlap. A page that is not in the file is one of zeros. The
+pages of a block are found without reading any other block, so a block can be loaded and checked
+when the guest needs it.
 
 A block that has grown while the file was being written has moved (`pyvmm.snapshot.writer`). Its old
-place is a hole: bytes that nobody reads, and that take no room on the disk where it knows holes.
+place is a hole: bytes that are never read, and take no space on file systems with sparse files.
 
-What can be read is bounded by limits of the machine, not by what the file says: RAM by
-`layout.MAX_RAM_BYTES`, and records by what is known of their kinds.
+Reading is bounded by limits of the machine, not by what the file claims: RAM by
+`layout.MAX_RAM_BYTES`, and records by the limits of their kinds.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ HEADER, REPORT, PAGES = "snapshot", "report", "pages"
 VERSION = 3
 """Of the format, which is that of record "snapshot"; see `docs/formats.md`."""
 MAX_PARTS = 32
-"""Kinds of record that a machine may have, at most."""
+"""Most kinds of record that a machine has."""
 MAX_ROUNDS = 5
-"""How often a block may be written, and so have moved."""
+"""Most rounds in which a block is written, and so may move."""
 
 _HEADER = struct.Struct("<QQQ")
 _BLOCK = struct.Struct(f"<III{BITMAP_BYTES}s")
@@ -60,16 +60,16 @@ OWN_KINDS = {
     REPORT: Kind(1, MAX_PAYLOAD_BYTES),
     PAGES: Kind(2, _MAX_BLOCKS * _BLOCK.size),
 }
-"""Records that every snapshot has, whatever the parts of its machine are."""
+"""Records that every snapshot has in addition to the parts of its machine."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The first record: what the rest of the file consists of."""
+    """The first record, which says what the rest of the file consists of."""
 
     ram_bytes: int
     room: int
-    """For so many guest pages, holes included."""
+    """Number of pages from `PAGES_OFFSET` to the records, holes included."""
     records_bytes: int
 
     @property
@@ -81,34 +81,34 @@ class Header:
         return self.records_offset + self.records_bytes
 
     def encode(self) -> bytes:
-        """The first page of the file."""
+        """Return the first page of the file."""
         payload = _HEADER.pack(self.ram_bytes, self.room, self.records_bytes)
         return Record(HEADER, VERSION, payload).encode().ljust(PAGES_OFFSET, b"\0")
 
     @classmethod
     def decode(cls, record: Record) -> Header:
-        """Raises `RecordError` for numbers that cannot be."""
+        """Read the header; `RecordError` for impossible numbers."""
         if len(record.payload) != _HEADER.size:
             raise RecordError(f"record {HEADER!r} has {len(record.payload)} bytes")
         header = cls(*_HEADER.unpack(record.payload))
         ram_bytes = header.ram_bytes
         if ram_bytes % MIB or not MIN_RAM_BYTES <= ram_bytes <= MAX_RAM_BYTES:
-            raise RecordError(f"a guest of {ram_bytes} bytes cannot be run here")
+            raise RecordError(f"a guest cannot have {ram_bytes} bytes of RAM here")
         if (
             header.room > MAX_ROUNDS * ram_bytes // PAGE_BYTES
             or header.records_bytes > _MAX_RECORDS_BYTES
         ):
-            raise RecordError("it claims to be larger than the guest")
+            raise RecordError("its header claims more pages or records than the guest can have")
         return header
 
 
 @dataclass(frozen=True)
 class Block:
-    """Guest pages that are in the file: those of block `number` whose bit is set in `bitmap`."""
+    """The pages of block `number` that are in the file: those whose bit is set in `bitmap`."""
 
     number: int
     place: int
-    """How many pages there is room for in the file before the first of them."""
+    """Position of the first of them in the file, in pages from `PAGES_OFFSET`."""
     crc: int
     bitmap: bytes
 
@@ -122,18 +122,18 @@ class Block:
 
     @property
     def offset(self) -> int:
-        """Where in the file they begin."""
+        """Offset of the first of them in the file."""
         return PAGES_OFFSET + self.place * PAGE_BYTES
 
 
 def encode_blocks(blocks: Iterable[Block]) -> Record:
-    """The record that says which pages are in the file."""
+    """Return the record that lists the pages in the file."""
     entries = (_BLOCK.pack(b.number, b.place, b.crc, b.bitmap) for b in blocks)
     return Record(PAGES, OWN_KINDS[PAGES].version, b"".join(entries))
 
 
 def decode_blocks(record: Record, header: Header) -> list[Block]:
-    """Raises `RecordError` for blocks that are out of order, outside RAM or not in the file."""
+    """Read the blocks; `RecordError` if any is out of order, outside RAM or not in the file."""
     if len(record.payload) % _BLOCK.size:
         raise RecordError(f"record {PAGES!r} has {len(record.payload)} bytes")
     ranges = ram_ranges(header.ram_bytes)
@@ -142,18 +142,18 @@ def decode_blocks(record: Record, header: Header) -> list[Block]:
     for number, place, crc, bitmap in _BLOCK.iter_unpack(record.payload):
         bits = int.from_bytes(bitmap, "little")
         if number <= last or not bits or bits & ~_bits_of_ram(number, ranges):
-            raise RecordError(f"record {PAGES!r} names pages that the guest does not have")
+            raise RecordError(f"record {PAGES!r} names pages that are not RAM of the guest")
         blocks.append(Block(number, place, crc, bitmap))
         last = number
     if any(end < start for start, end in holes(blocks, header.room)):
-        raise RecordError(f"record {PAGES!r} names other pages than are in the file")
+        raise RecordError(f"record {PAGES!r} names pages that are not in the file")
     return blocks
 
 
 def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
-    """Places of no page, as (start, end), before each block and in the end; many are empty.
+    """Yield (start, end) of the places, many of them empty, before each block and at the end.
 
-    One that ends before it starts is where two blocks overlap, or one reaches beyond the `room`.
+    One that ends before it starts shows that two blocks overlap, or that one exceeds `room`.
     """
     end = 0
     for block in sorted(blocks, key=lambda block: block.place):
@@ -163,7 +163,7 @@ def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
 
 
 def _bits_of_ram(number: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """A bit for each page of block `number` that is in one of `ranges` of RAM (gpa, bytes)."""
+    """Return a bit for each page of block `number` in one of the (gpa, bytes) `ranges` of RAM."""
     start = number * BLOCK_BYTES
     for gpa, length in ranges:
         if gpa <= start < gpa + length:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a snapshot: all but the pages at once, the pages when they are wanted.
+"""Read a snapshot: everything but the pages when it is opened, the pages later.
 
-`SnapshotFile` has seen the header, every record and the size of the file before anything is made of
-them. Pages are checked block by block as they are read. Memory is used for the records, which are
-few and bounded, and for an entry per 2 MiB of the guest, and never before the bytes are there.
+`SnapshotFile` checks the header, every record and the size of the file before it uses any of them.
+Pages are checked block by block as they are read. Memory is allocated for the records, which are
+few and bounded, and for an entry per 2 MiB of the guest, and only as the bytes are read.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ from pyvmm_native.page_blocks import ChecksumError, check_stored, load_block
 _PIECE_BYTES = 1 << 16
 
 OnPages = Callable[[int], None]
-"""Called with the number of pages just read and found right."""
+"""Called with the number of pages just read and checked."""
 
 
 class SnapshotFile:
-    """An open snapshot, whose machine has the parts `kinds`; use it in a `with` block.
+    """An open snapshot, whose machine has parts of the kinds `kinds`; use it in a `with` block.
 
-    Raises `UserError` for a file that is no snapshot, is damaged or incomplete, or holds what is
-    not known here.
+    Raises `UserError` for a file that is not a snapshot, is damaged or incomplete, or has sections
+    that this version refuses.
+
+    Threads: event loop.
     """
 
     def __init__(self, path: Path, kinds: Mapping[str, Kind]) -> None:
@@ -52,7 +54,7 @@ class SnapshotFile:
         except OSError as error:
             raise UserError(f"cannot read the snapshot {path}: {error.strerror}") from error
         try:
-            with self._refusing():
+            with self._errors():
                 self._read(kinds)
         except BaseException:
             os.close(self._fd)
@@ -69,11 +71,11 @@ class SnapshotFile:
 
     @property
     def pages(self) -> int:
-        """How many pages it has."""
+        """Number of pages in the file."""
         return sum(block.pages for block in self.blocks)
 
     def fileno(self) -> int:
-        """The open file, for whoever reads pages later."""
+        """Return the descriptor of the open file, from which pages can be read later."""
         return self._fd
 
     def _read(self, kinds: Mapping[str, Kind]) -> None:
@@ -82,7 +84,7 @@ class SnapshotFile:
         records = _read_records(self._fd, self.header, {**OWN_KINDS, **kinds})
         own = {name: _take(records, name) for name in OWN_KINDS}
         self.parts = records
-        """The records of the machine's parts, their payloads unchecked."""
+        """The records of the machine's parts, of whose payloads only the checksums are checked."""
         self.blocks = decode_blocks(own[PAGES], self.header)
         self.config = restore_config(record_fields(own[CONFIG], OWN_KINDS[CONFIG]))
         if self.config.ram_bytes != self.header.ram_bytes:
@@ -93,21 +95,21 @@ class SnapshotFile:
         self.report = PageReport.restore(record_fields(own[REPORT], OWN_KINDS[REPORT]))
 
     def load(self, memory: GuestMemory, on_pages: OnPages = lambda pages: None) -> None:
-        """Read every page into `memory`, which is all zeros. Raises `UserError`."""
+        """Read all pages into `memory`, which is all zeros. Raises `UserError`."""
         for block in self.blocks:
-            with self._refusing():
+            with self._errors():
                 load_block(memory, block.first_pfn, block.bitmap, self._fd, block.offset, block.crc)
             on_pages(block.pages)
 
     def check(self, on_pages: OnPages = lambda pages: None) -> None:
-        """Read every page and check it. Raises `UserError`."""
+        """Read and check all pages. Raises `UserError`."""
         for block in self.blocks:
-            with self._refusing():
+            with self._errors():
                 check_stored(block.first_pfn, block.bitmap, self._fd, block.offset, block.crc)
             on_pages(block.pages)
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except (RecordError, StateError, ChecksumError, OSError) as error:
@@ -127,7 +129,7 @@ def _read_header(fd: int) -> Header:
     except RecordError:
         record = None
     if record is None:
-        raise RecordError("it is not a snapshot, or its beginning is damaged")
+        raise RecordError("it is not a snapshot, or its header is damaged")
     header = Header.decode(record)
     size = os.fstat(fd).st_size
     if size != header.file_bytes:
@@ -136,7 +138,7 @@ def _read_header(fd: int) -> Header:
 
 
 def _read_records(fd: int, header: Header, kinds: Mapping[str, Kind]) -> list[Record]:
-    """Every record but the first, each of its kind and number once."""
+    """Return all records but the first; `RecordError` if one is repeated."""
     reader = RecordReader(kinds)
     records: dict[tuple[str, int], Record] = {}
     offset = header.records_offset

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a snapshot to a machine that goes on where the saved one stopped.
+"""Restore a machine from a snapshot.
 
-The machine is made from the snapshot's own configuration, without anything to boot. Every part
-checks what it is given, and KVM refuses what cannot be; only then does the guest run. Its pages
-follow as they are touched, each checked before the guest sees it; where the kernel does not let us
-do that, all of them are there before it runs.
+The machine is made from the configuration in the snapshot, without anything to boot. Every part
+checks its saved state, and KVM refuses invalid values; only then does the guest run. Its pages are
+loaded as they are touched, each checked before the guest sees it; where the kernel does not allow
+userfaultfd, all of them are loaded before the guest runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class RestorableVm(Protocol):
-    """A VM that has neither been booted nor run."""
+    """A VM that has neither been booted nor run.
+
+    Threads: event loop.
+    """
 
     @property
     def ram(self) -> Ram:
@@ -41,6 +44,8 @@ def restore(snapshot: SnapshotFile, vm: RestorableVm, on_pages: OnPages = lambda
 
     Raises `UserError` for a snapshot that is damaged or does not fit this host; the VM must not run
     then.
+
+    Threads: event loop.
     """
     try:
         vm.load_lazily(snapshot)

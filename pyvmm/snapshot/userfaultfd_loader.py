@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filling a guest's memory from a snapshot while the guest runs.
+"""Load a guest's memory from a snapshot while the guest runs (userfaultfd(2)).
 
-A thread fetches every block that somebody waits for, and all the others in between, each checked
-before it enters RAM (`pyvmm_native.lazy_pages`). It is done within seconds, and from then on the
-memory is like any other. A block that turns out to be damaged ends the machine: no processor enters
-the guest any more, so the guest never sees what is not there.
+A thread loads the blocks that are touched, as they are touched, and all others in between, each
+checked before it enters RAM (`pyvmm_native.lazy_pages`). It is done within seconds, and memory is
+like any other from then on. A damaged block ends the machine: no vCPU enters the guest any more, so
+the guest never sees memory that is not there.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ _POLL_S = 0.001
 
 
 class UserfaultfdLoader(threading.Thread):
-    """Fills `ram`, which nobody has touched, from `snapshot`, which may be closed meanwhile.
+    """Fills `ram`, which has not been touched, from `snapshot`, which may be closed meanwhile.
 
-    When that is not possible to the end, `on_failure` is called with the `UserError`, in this
-    thread. Raises PermissionError where page faults cannot be watched.
+    If that fails, `on_failure` is called in this thread, with the `UserError`. Raises
+    PermissionError where the kernel does not allow userfaultfd.
+
+    Threads: `run` is the userfaultfd loader; the rest event loop, `failed` also vCPU.
     """
 
     def __init__(
         self, snapshot: SnapshotFile, ram: Ram, on_failure: Callable[[UserError], None]
     ) -> None:
-        super().__init__(name="lazy-loader", daemon=True)
+        super().__init__(name="userfaultfd", daemon=True)
         self._path = snapshot.path
         self._on_failure = on_failure
         self.error: UserError | None = None
@@ -52,7 +54,7 @@ class UserfaultfdLoader(threading.Thread):
         ram.before_discard.add(self._pages.skip)
 
     def start(self) -> None:
-        """Begin; from here on memory may be touched."""
+        """Start; memory may be touched from then on."""
         super().start()
         while not self._pages.serving:
             time.sleep(_POLL_S)
@@ -69,15 +71,15 @@ class UserfaultfdLoader(threading.Thread):
 
     @property
     def failed(self) -> bool:
-        """Memory will never be complete: nothing may enter the guest."""
+        """Memory will never be complete, so no vCPU may enter the guest."""
         return self._pages.failed
 
     def watch(self, thread: VcpuThread, signum: int) -> None:
-        """Let the processor of `thread`, which has started, be stopped at once after a failure."""
+        """Stop the vCPU of `thread`, which has started, at once after a failure."""
         assert thread.native_id is not None
         self._pages.add_vcpu(thread.native_id, signum, thread.vcpu.run_area)
 
     def stop(self) -> None:
-        """Give up, and wait for it; nobody is in the guest any more, or about to leave it."""
+        """Stop loading and wait for the thread; no vCPU is in the guest or about to leave it."""
         self._pages.stop()
         self.join()

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a snapshot so that there is a whole one at every moment.
+"""Write a snapshot so that its path names a complete one at every moment.
 
     with SnapshotWriter(path, memory) as file:
         file.store(...)         # any number of times, as the guest changes its memory
         file.finish(records)
 
-Everything goes to a file of another name in the same directory. It is synced, takes the name of the
-old snapshot in one step (rename(2)), and then the directory is synced. Whatever happens before
-that step leaves the old snapshot as it was; a writer that is killed leaves a file called
-.NAME.….part besides. The file is readable by its owner only: it holds all of the guest's secrets.
+Everything goes to a temporary file in the same directory. It is synced, replaces the old snapshot
+in one step (rename(2)), and then the directory is synced. A failure before that step leaves the old
+snapshot as it was; a writer that is killed also leaves a file called .NAME.….part. The file is
+readable by its owner only: it holds all of the guest's secrets.
 
-A block that has changed is written again, to where it was if there is room for it, else to the end;
-what was its place becomes a hole.
+A block that has changed is written again, to its old place if it still fits there, else to the end;
+the old place becomes a hole then.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from pyvmm_native.page_blocks import punch_hole, store_block
 class SnapshotWriter:
     """Writes `memory` to `path`, block by block; raises `UserError` where that cannot be written.
 
-    What was at `path` stays as it was until `finish` has returned. Leaving the `with` block before
-    that gives up.
+    A file at `path` stays as it was until `finish` has returned. Leaving the `with` block before
+    that discards the new one.
+
+    Threads: snapshot; created and closed on the event loop.
     """
 
     def __init__(self, path: Path, memory: GuestMemory) -> None:
@@ -48,7 +50,7 @@ class SnapshotWriter:
 
     def __enter__(self) -> SnapshotWriter:
         path = self._path
-        with self._refusing():
+        with self._errors():
             self._fd, self._temporary = tempfile.mkstemp(
                 prefix=f".{path.name}.", suffix=".part", dir=path.parent
             )
@@ -62,13 +64,13 @@ class SnapshotWriter:
 
     @property
     def pages(self) -> int:
-        """Guest pages in the file, as it is now."""
+        """Number of guest pages in the file, as it is now."""
         return sum(block.pages for block in self._blocks.values())
 
     def store(self, number: int, changed: int, full: int) -> None:
-        """Bring block `number` up to date: of its `changed` pages only those in `full` are kept.
+        """Bring block `number` up to date: of its `changed` pages only those in `full` are stored.
 
-        Both have a bit for each page. What the guest writes meanwhile may get into the file or not.
+        Both have a bit for each page. Of what the guest writes meanwhile any part may be stored.
         """
         old = self._blocks.pop(number, None)
         kept = int.from_bytes(old.bitmap, "little") & ~changed if old else 0
@@ -83,16 +85,16 @@ class SnapshotWriter:
             self._room += pages
         bitmap = bits.to_bytes(BITMAP_BYTES, "little")
         block = Block(number, place, 0, bitmap)
-        with self._refusing():
+        with self._errors():
             crc = store_block(self._memory, block.first_pfn, bitmap, self._fd, block.offset)
         self._blocks[number] = Block(number, place, crc, bitmap)
 
     def finish(self, records: Sequence[Record]) -> int:
-        """Make it the snapshot at its path; returns the size of the file in bytes."""
+        """Complete the file and give it its name; return its size in bytes."""
         blocks = [self._blocks[number] for number in sorted(self._blocks)]
         tail = b"".join(record.encode() for record in (*records, encode_blocks(blocks)))
         header = Header(self._memory.size_bytes, self._room, len(tail))
-        with self._refusing():
+        with self._errors():
             for start, end in holes(blocks, self._room):
                 if start < end:
                     length = (end - start) * PAGE_BYTES
@@ -106,7 +108,7 @@ class SnapshotWriter:
         return header.file_bytes
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

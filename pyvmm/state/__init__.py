@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a machine as a sequence of records, in a file or on its way to another host."""
+"""Saved state of a machine: everything but memory, as records of a snapshot or a migration.
+
+`records` is the format of a record and its versions. `parts` saves and restores a whole machine:
+`kvm_vcpu` and `kvm_vm` what KVM holds, the device models (`devices.state`) the rest.
+`capabilities`, `cpuid_fit`, `msrs` and `clock` tell whether this host can run the guest, and how.
+`config_record` is the configuration that the machine is made from.
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine's KVM can do for a saved guest: asked once, used for every vCPU.
+"""Capabilities of this host's KVM for saving and restoring guests, queried once per machine.
 
-Saving needs to know what there is to save (which MSRs, how much XSAVE state); restoring needs to
-know what would be missing here before the guest finds out.
+Saving depends on what state there is (which MSRs, how much XSAVE state). Restoring depends on what
+this host lacks, which must be known before the guest runs.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What KVM offers the guests of one virtual machine."""
+    """Capabilities of KVM for one virtual machine."""
 
     cpuid: abi.kvm_cpuid2
-    """That of the boot processor of a guest started here."""
+    """CPUID of the boot processor of a guest started here."""
     msr_indices: list[int]
     xsave_bytes: int
     nested_bytes: int
-    """Most that nested virtualization has to save; 0 where guests cannot have it."""
+    """Largest nested virtualization state; 0 where guests cannot have any."""
     xcrs: bool
-    """Whether there is an XCR0, that is, XSAVE."""
+    """There is an XCR0, that is, XSAVE."""
     tsc_scaling: bool
 
     @classmethod
     def of(cls, system: System, vm: Vm) -> Capabilities:
-        """Ask KVM; UserError where it is too old to give a guest's state out."""
+        """Query KVM; UserError where it is too old to save a guest."""
         for name in _NEEDED:
             if not vm.check_extension(getattr(abi, name)):
                 raise UserError(

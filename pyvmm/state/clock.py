@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kvmclock and the time stamp counters of all vCPUs, read as of one moment and set as of one.
+"""kvmclock and the time stamp counters of all vCPUs, saved and restored as of one moment.
 
-A guest has both, and Linux watches them: if after a move one has got half a millisecond ahead of
-the other, it takes the counter for broken (kernel/time/clocksource.c), and for broken it takes
-counters that differ between processors, too.
+A guest has both, and Linux compares them: if one has moved half a millisecond ahead of the other,
+it marks the counter as unstable (kernel/time/clocksource.c), as it does with counters that differ
+between vCPUs.
 
-KVM says how far a guest's counter is ahead of the host's (KVM_VCPU_TSC_OFFSET), and what the host's
-was when it read kvmclock (KVM_CLOCK_HOST_TSC). So a moment is one request, and offsets are numbers
-that can be set at any time: first the clock is set, whenever that is carried out; then it is read,
-with the host's counter; and from that follow the offsets with which every counter is where it must
-be by that clock. Nothing depends on how long a request takes.
+KVM reports the offset of a guest's counter from the host's (KVM_VCPU_TSC_OFFSET), and the host's
+counter at the moment it read kvmclock (KVM_CLOCK_HOST_TSC). So one request captures a moment, and
+offsets can be set at any time. To restore, set the clock, then read it together with the host's
+counter, and compute from both the offset with which every counter has its value by that clock.
+Nothing depends on how long a request takes.
 
-Where KVM says neither (Linux before 5.16, hosts whose own clock is not their counter, guests whose
-counter runs at another rate than the host's, processors with counters far apart), the clock is read
-between two looks at the counter, the closest of some. The counter was set with its vCPU then and
-has been running since; the clock is set to what is due by it, and again until that is close.
+Where KVM reports neither (Linux before 5.16, hosts whose own clock is not their counter, guests
+whose counter runs at another rate than the host's, CPUs with counters far apart), the clock is read
+between two reads of the counter, and the closest of several attempts counts. The counter was
+restored with its vCPU then and has been running since; the clock is set to the value that the
+counter implies, repeatedly until both are close.
+
+KVM API: KVM_GET_CLOCK (4.29), KVM_SET_CLOCK (4.30); Documentation/virt/kvm/devices/vcpu.rst,
+KVM_VCPU_TSC_CTRL.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 MAX_RESTORE_NS = 600 * 10**9
 """Longest time between setting the counter and setting the clock."""
 
-_LOOKS = 8
+_READS = 8
 _ATTEMPTS = 32
 _CLOSE_ENOUGH_NS = 50_000
 _U64_VALUES = 1 << 64
@@ -39,20 +43,20 @@ _OFFSET = (abi.KVM_VCPU_TSC_CTRL, abi.KVM_VCPU_TSC_OFFSET)
 
 
 def read_clocks(vm: Vm, vcpus: Sequence[Vcpu]) -> tuple[int, list[int]]:
-    """kvmclock in ns, and the counter of each vCPU at that moment. Raises KvmError."""
+    """Return kvmclock in ns, and the counter of each vCPU at that moment. Raises KvmError."""
     clocks = _Clocks(vm, vcpus[0])
     clock_ns, tsc = clocks.read_exactly() or clocks.read()
-    return clock_ns, [(tsc + _apart(vcpu, vcpus[0])) % _U64_VALUES for vcpu in vcpus]
+    return clock_ns, [(tsc + _tsc_difference(vcpu, vcpus[0])) % _U64_VALUES for vcpu in vcpus]
 
 
 def set_clocks(
     vm: Vm, vcpus: Sequence[Vcpu], clock_ns: int, tsc: int, counters: Sequence[int]
 ) -> None:
-    """Have all go on from where they were: the clock, the counter of the first vCPU at that moment
-    and, written already, those of all. Raises KvmError.
+    """Set the clock, and all counters to match it. Raises KvmError.
 
-    Counters that are within a second of each other without being of one moment, as KVM without
-    offsets saves them, count as meant to be together; that is KVM's own rule.
+    `tsc` is the counter of the first vCPU at `clock_ns`; `counters` are those that have been
+    written to the vCPUs. Counters that are within a second of each other without being of one
+    moment, as KVM without offsets saves them, are meant to be equal; that is KVM's own rule.
     """
     clocks = _Clocks(vm, vcpus[0])
     apart = [_signed(counter - counters[0]) for counter in counters]
@@ -68,24 +72,24 @@ def set_clocks(
         due = tsc + (now_ns - clock_ns) * clocks.khz // 1_000_000
         offset = (clocks.offset() + due - now_tsc) % _U64_VALUES
         _set_offsets(vcpus, offset, apart)
-        if clocks.offset() == offset:  # there are KVMs that only show the host's counter
+        if clocks.offset() == offset:  # some KVMs show their guests the host's counter only
             return
-    _set_by_trials(clocks, clock_ns, tsc)
+    _set_repeatedly(clocks, clock_ns, tsc)
 
 
 def _set_offsets(vcpus: Sequence[Vcpu], first: int, apart: Sequence[int]) -> None:
     for vcpu, ahead in zip(vcpus, apart, strict=True):
         vcpu.set_device_attr(*_OFFSET, (first + ahead) % _U64_VALUES)
-        # KVM has set its timer by the counter as it was.
+        # KVM has set its timer according to the old counter.
         deadline = vcpu.get_msrs([TSC_DEADLINE])
         if deadline.get(TSC_DEADLINE):
             vcpu.set_msrs(deadline)
 
 
-def _set_by_trials(clocks: _Clocks, clock_ns: int, tsc: int) -> None:
-    """Have the clock go on from `clock_ns`, as of when the running counter was at `tsc`.
+def _set_repeatedly(clocks: _Clocks, clock_ns: int, tsc: int) -> None:
+    """Set the clock so that it was `clock_ns` when the running counter was `tsc`.
 
-    A counter that is not where it was set counts for nothing.
+    A counter that is not near the value it was set to is ignored.
     """
 
     def due(now: int) -> int:
@@ -93,9 +97,9 @@ def _set_by_trials(clocks: _Clocks, clock_ns: int, tsc: int) -> None:
 
     if abs(due(clocks.tsc()) - clock_ns) > MAX_RESTORE_NS:
         tsc = clocks.tsc()
-    late_ns: list[int] = []  # how long after looking at the counter the clock was set, each time
+    late_ns: list[int] = []  # from reading the counter to setting the clock, each time
     for _ in range(_ATTEMPTS):
-        ahead_ns = min(late_ns, default=0)  # on a busy host some are very late
+        ahead_ns = min(late_ns, default=0)  # on a busy host some take very long
         clocks.set(max(due(clocks.tsc()) + ahead_ns, 0))
         is_ns, now = clocks.read()
         off_ns = due(now) - is_ns
@@ -104,8 +108,8 @@ def _set_by_trials(clocks: _Clocks, clock_ns: int, tsc: int) -> None:
         late_ns.append(off_ns + ahead_ns)
 
 
-def _apart(vcpu: Vcpu, first: Vcpu) -> int:
-    """How far the counter of `vcpu` is ahead of that of the `first`."""
+def _tsc_difference(vcpu: Vcpu, first: Vcpu) -> int:
+    """Return how far the counter of `vcpu` is ahead of that of the `first`."""
     if vcpu is first:
         return 0
     if vcpu.has_device_attr(*_OFFSET):
@@ -115,7 +119,7 @@ def _apart(vcpu: Vcpu, first: Vcpu) -> int:
 
 
 def _signed(number: int) -> int:
-    """`number`, known modulo 2^64 only, as the one that is closest to 0."""
+    """Return the number closest to 0 that equals `number` modulo 2^64."""
     half = _U64_VALUES // 2
     return (number + half) % _U64_VALUES - half
 
@@ -123,7 +127,7 @@ def _signed(number: int) -> int:
 class _Clocks:
     """kvmclock, and the time stamp counter of one vCPU.
 
-    What the requests need is made beforehand, to lose no time.
+    Structures are allocated beforehand, so that requests follow each other quickly.
     """
 
     def __init__(self, vm: Vm, vcpu: Vcpu) -> None:
@@ -136,24 +140,24 @@ class _Clocks:
         self.has_offset = vcpu.has_device_attr(*_OFFSET)
 
     def tsc(self) -> int:
-        """The counter now."""
+        """Return the counter."""
         self._vcpu.ioctl(ioctls.KVM_GET_MSRS, self._tsc)
         return int(self._tsc.entries[0].data)
 
     def offset(self) -> int:
-        """How far the counter is ahead of the host's."""
+        """Return how far the counter is ahead of the host's."""
         return self._vcpu.get_device_attr(*_OFFSET)
 
     def set(self, clock_ns: int) -> None:
-        """Have the clock go on from there."""
+        """Set the clock."""
         self._new_clock.clock = clock_ns
         self._vm.ioctl(ioctls.KVM_SET_CLOCK, self._new_clock)
 
     def read_exactly(self) -> tuple[int, int] | None:
-        """The clock, and the counter at the same moment; None where KVM does not say.
+        """Return the clock, and the counter at the same moment; None where KVM does not report it.
 
-        The host's counter and the offset are the counter unless that runs at another rate, so it
-        is looked at in between.
+        Host counter plus offset is the guest's counter only if both run at the same rate; the
+        guest's counter is read in between to verify that.
         """
         if not self.has_offset:
             return None
@@ -167,12 +171,12 @@ class _Clocks:
         return after.clock, (after.host_tsc + offset) % _U64_VALUES
 
     def read(self) -> tuple[int, int]:
-        """The clock, and the counter at about the same moment."""
-        _, clock_ns, tsc = min(self._look() for _ in range(_LOOKS))
+        """Return the clock, and the counter at about the same moment."""
+        _, clock_ns, tsc = min(self._read_once() for _ in range(_READS))
         return clock_ns, tsc
 
-    def _look(self) -> tuple[int, int, int]:
-        """How long it took in cycles, the clock, and the counter halfway through."""
+    def _read_once(self) -> tuple[int, int, int]:
+        """Return the cycles that the read took, the clock, and the counter halfway through."""
         before = self.tsc()
         self._vm.ioctl(ioctls.KVM_GET_CLOCK, self._clock)
         took = (self.tsc() - before) % _U64_VALUES

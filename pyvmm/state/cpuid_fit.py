@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can a guest that was started on one processor go on running on this one?
+"""CPUID compatibility: whether a guest that was started on one CPU can run on this one.
 
-A guest looks at CPUID once, when it boots, and patches itself accordingly. So it keeps the CPUID it
-had, and every feature in it has to be one that a guest started here would have. Features are bits
-of a few leaves: those of the processor (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E) and
-KVM's own (Documentation/virt/kvm/x86/cpuid.rst). Not looked at are bits that follow the guest's own
-registers, and the leaves that describe topology and caches, which we or KVM make up anyway.
+A guest reads CPUID when it boots, and patches itself accordingly. So it keeps the CPUID it had, and
+every feature in it has to be one that a guest started here would have. Features are bits of a few
+leaves: those of the CPU (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E) and KVM's own
+(Documentation/virt/kvm/x86/cpuid.rst). Ignored are bits that follow the guest's own registers, and
+the leaves that describe topology and caches, which pyvmm or KVM define anyway.
 
-State in XSAVE format can be handed over only where each part lies in the same place, as leaf 0xD
-tells for either processor.
+State in XSAVE format can be restored only if each component has the same offset and size on both
+CPUs, as leaf 0xD tells.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FOLLOW_THE_GUEST = {
     (0x7, 0, "ecx"): _OSPKE,
 }
 
-# Bits in which processors that one meets differ, by the names that /proc/cpuinfo has for them.
+# Bits in which common CPUs differ, by their names in /proc/cpuinfo.
 _NAMES = {
     (0x1, 0, "ecx"): (
         "1:pclmulqdq 5:vmx 9:ssse3 12:fma 13:cx16 17:pcid 19:sse4_1 20:sse4_2 21:x2apic 22:movbe "
@@ -73,32 +73,32 @@ _NAMES = {
 
 X87_AND_SSE = 0b11
 XSTATE_BV_OFFSET = 512
-"""Where an XSAVE area says which state it holds (Intel SDM vol. 1, 13.4.2)."""
+"""Offset in an XSAVE area of the components that it holds (Intel SDM vol. 1, 13.4.2)."""
 
 
 def missing_features(
     saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
 ) -> list[str]:
-    """Name what the `saved` processor had and this one has not; empty if the guest can go on."""
+    """Return names of features that the `saved` CPU had and this one lacks; empty if it fits."""
     old, new = _by_leaf(saved), _by_leaf(here)
     vendors = _vendor(old), _vendor(new)
     if vendors[0] != vendors[1]:
-        return [f"a processor made by {vendors[0]!r} and not {vendors[1]!r}"]
+        return [f"a CPU of vendor {vendors[0]!r} (this one: {vendors[1]!r})"]
     return [name for feature in _FEATURES for name in _missing(feature, old, new)]
 
 
 def moved_xsave_state(
     xsave: bytes, saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
 ) -> list[int]:
-    """Numbers of the state components in `xsave` that lie elsewhere on this processor."""
+    """Return the numbers of the components in `xsave` that have another place on this CPU."""
     old, new = _by_leaf(saved), _by_leaf(here)
     present = int.from_bytes(xsave[XSTATE_BV_OFFSET:][:8], "little") & ~X87_AND_SSE
     components = (number for number in range(64) if present >> number & 1)
-    return [each for each in components if not _place(old, each) == _place(new, each) != (0, 0)]
+    return [each for each in components if not _layout(old, each) == _layout(new, each) != (0, 0)]
 
 
-def _place(leaves: _Leaves, component: int) -> tuple[int, int]:
-    """Size and offset; zeros for a component that is not there."""
+def _layout(leaves: _Leaves, component: int) -> tuple[int, int]:
+    """Return size and offset of a component; zeros if it does not exist."""
     leaf = leaves.get((0xD, component), abi.kvm_cpuid_entry2())
     return leaf.eax, leaf.ebx
 

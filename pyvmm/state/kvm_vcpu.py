@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vCPU, saved while the machine is paused and restored into one that has not run yet.
 
-Structures go out as KVM gives them, byte by byte: their layout is the kernel's ABI and does not
-change. The order matters, in both directions.
+Structures are saved byte by byte as KVM returns them: their layout is the kernel's ABI and does not
+change. The order matters, both ways.
 
-Saving begins with KVM_GET_MP_STATE, as it takes an INIT or start-up IPI that is waiting, which
-changes registers. The time stamp deadline is read before the local APIC: if the timer fires in
-between, it is saved twice, as a deadline and as an interrupt, and not lost.
+Saving begins with KVM_GET_MP_STATE, as that accepts a pending INIT or start-up IPI, which changes
+registers. The TSC deadline is read before the local APIC: if the timer fires in between, it is
+saved twice, as a deadline and as an interrupt, and not lost.
 
-Restoring goes
+The order of restoring:
 
-1. CPUID, which decides what the rest may hold, and the rate of the time stamp counter;
-2. control and segment registers: paging mode, EFER, where the local APIC is and in which mode;
+1. CPUID, which decides what the rest may contain, and the rate of the time stamp counter;
+2. control and segment registers: paging mode, EFER, address and mode of the local APIC;
 3. MSRs, the time stamp counter among them, then nested virtualization, which locks some of them;
 4. general registers, after which KVM forgets exceptions; XCR0, XSAVE state, debug registers;
-5. the local APIC, then the deadline of its timer, which it would ignore in another timer mode;
-6. events on their way and the run state, which what comes before would change; last of all, what
-   tells the guest's watchdogs that it was stopped.
+5. the local APIC, then the deadline of its timer, which is ignored in another timer mode;
+6. pending events and the run state, which the steps before would change; last, the flag that tells
+   the guest's watchdogs that it was stopped.
 
-Guest memory is in place before: KVM looks up some of it. Everything is checked that would be
-missing here, and KVM itself refuses values that cannot be, before the guest has run an instruction;
-then the machine is good for nothing but to be closed.
+Guest memory has been restored before, as KVM reads some of it. Features that this host lacks and
+values that KVM refuses are detected before the guest has run an instruction; the machine can only
+be closed then.
 
 KVM API: Documentation/virt/kvm/api.rst, section 4, under the name of each request.
 """
@@ -49,7 +49,7 @@ MAX_MSRS = 1024
 MAX_XSAVE_BYTES = 1 << 16
 MAX_NESTED_BYTES = 1 << 16
 TSC_TOLERANCE_PPM = 250
-"""How far apart two clocks may be that are meant to be the same; NTP makes up for 500."""
+"""Largest difference of two rates that count as equal; NTP corrects 500."""
 
 _CPUID_ENTRY_BYTES = sizeof(abi.kvm_cpuid_entry2)
 _NAMED_AT_MOST = 8
@@ -60,9 +60,9 @@ _S = TypeVar("_S", bound=Structure)
 
 
 def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
-    """Write down all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError.
+    """Return all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError.
 
-    `tsc` is what its time stamp counter was when the machine's clock was read.
+    `tsc` is its time stamp counter at the moment when the machine's clock was read.
     """
     mp_state = vcpu.get_mp_state()
     registers = msrs.read(vcpu, [*msrs.state_indices(vcpu, here), msrs.TSC_DEADLINE])
@@ -87,18 +87,18 @@ def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
 
 
 def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> int:
-    """Make `vcpu`, which has not run, what was saved; returns its time stamp counter of then.
+    """Restore `vcpu`, which has not run, and return its saved time stamp counter.
 
-    StateError for what is malformed, what this processor or KVM lacks, and what KVM refuses.
+    StateError for a malformed payload, features that this host lacks, and values that KVM refuses.
     """
     saved = _Saved(fields)
     _check_fit(saved, vcpu, fields, here)
-    with refusals(fields.name):
+    with kvm_refusals(fields.name):
         vcpu.set_cpuid2(abi.cpuid2(saved.cpuid))
         _set_tsc_rate(vcpu, saved.tsc_khz)
         vcpu.set_sregs2(saved.sregs2)
         if saved.sregs2.apic_base & _APIC_BASE_BSP:
-            _forget_tsc(vcpu, saved)
+            _desynchronize_tsc(vcpu, saved)
         msrs.write(vcpu, saved.msrs, fields.name)
         _restore_nested(vcpu, saved.nested)
         vcpu.set_regs(saved.regs)
@@ -114,21 +114,21 @@ def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> int:
 
 
 @contextlib.contextmanager
-def refusals(part: str) -> Iterator[None]:
-    """What KVM refuses inside is the fault of the saved state."""
+def kvm_refusals(part: str) -> Iterator[None]:
+    """Turn a KvmError in the block into a StateError of `part`."""
     try:
         yield
     except KvmError as error:
-        raise StateError(part, f"this KVM refuses it: {error}") from error
+        raise StateError(part, f"refused by this host's KVM: {error}") from error
 
 
 def structure(fields: Fields, name: str, kind: type[_S]) -> _S:
-    """Field `name` as a structure of KVM's."""
+    """Return field `name` as a structure of KVM's."""
     return kind.from_buffer_copy(fields.data(name, length=sizeof(kind)))
 
 
 class _Saved:
-    """A payload, its sizes and counts checked; what the values mean is for KVM to judge."""
+    """A payload whose sizes and counts are checked; the values are checked by KVM."""
 
     def __init__(self, fields: Fields) -> None:
         self.mp_state = fields.number("mp_state", below=abi.KVM_MP_STATE_SIPI_RECEIVED + 1)
@@ -152,7 +152,7 @@ class _Saved:
 def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
     data = fields.data("cpuid", at_most=MAX_CPUID_ENTRIES * _CPUID_ENTRY_BYTES)
     if len(data) % _CPUID_ENTRY_BYTES:
-        raise fields.error("cpuid", f"has {len(data)} bytes, no whole number of leaves")
+        raise fields.error("cpuid", f"has {len(data)} bytes, not a whole number of leaves")
     return [
         abi.kvm_cpuid_entry2.from_buffer_copy(data, offset)
         for offset in range(0, len(data), _CPUID_ENTRY_BYTES)
@@ -160,33 +160,33 @@ def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
 
 
 def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
-    """Refuse, by name, what this machine's processor or KVM has not got."""
+    """Refuse, by name, features that this host's CPU or KVM lacks."""
     vcpu.set_cpuid2(here.cpuid)
-    cpuid = vcpu.get_cpuid2().entries  # some KVMs show a guest more than they support
+    cpuid = vcpu.get_cpuid2().entries  # some KVMs show guests more than they report as supported
     missing = missing_features(saved.cpuid, cpuid)
     if missing:
-        raise fields.error("cpuid", f"asks for {_listed(missing)}: not to be had here")
+        raise fields.error("cpuid", f"needs {_listed(missing)}, which this host lacks")
     moved = moved_xsave_state(saved.xsave, saved.cpuid, cpuid)
     if moved:
-        raise fields.error("xsave", f"has component {moved[0]} where this processor has it not")
+        raise fields.error("xsave", f"has component {moved[0]} at another place than this CPU")
     _check_xsave(saved, fields, here)
     _check_nested(saved.nested, fields, here)
     known = {*msrs.state_indices(vcpu, here)}
     unknown = [f"MSR 0x{index:x}" for index in saved.msrs if index not in known]
     if unknown:
-        raise fields.error("msr_indices", f"has {_listed(unknown)}: not known to this KVM")
+        raise fields.error("msr_indices", f"has {_listed(unknown)}, unknown to this host's KVM")
     khz = vcpu.get_tsc_khz()
     if not _same_rate(saved.tsc_khz, khz) and not here.tsc_scaling:
-        raise fields.error("tsc_khz", f"is {saved.tsc_khz}; this processor is bound to {khz}")
+        raise fields.error("tsc_khz", f"is {saved.tsc_khz}; this host cannot scale its {khz}")
 
 
 def _check_xsave(saved: _Saved, fields: Fields, here: Capabilities) -> None:
     if not MIN_XSAVE_BYTES <= len(saved.xsave) <= here.xsave_bytes or len(saved.xsave) % 4:
-        raise fields.error("xsave", f"has {len(saved.xsave)} bytes, room is for {here.xsave_bytes}")
+        raise fields.error("xsave", f"has {len(saved.xsave)} bytes, not {here.xsave_bytes}")
     if len(saved.xcrs) not in (0, sizeof(abi.kvm_xcrs)):
         raise fields.error("xcrs", f"has {len(saved.xcrs)} bytes and not {sizeof(abi.kvm_xcrs)}")
     if saved.xcrs and not here.xcrs:
-        raise fields.error("xcrs", "is there, but this processor has no XSAVE")
+        raise fields.error("xcrs", "is present, but this CPU has no XSAVE")
 
 
 def _check_nested(nested: bytes, fields: Fields, here: Capabilities) -> None:
@@ -194,12 +194,12 @@ def _check_nested(nested: bytes, fields: Fields, here: Capabilities) -> None:
         return
     if len(nested) > here.nested_bytes:
         room = here.nested_bytes
-        raise fields.error("nested", f"has {len(nested)} bytes where this KVM has {room}")
+        raise fields.error("nested", f"has {len(nested)} bytes, this host's KVM has {room}")
     if len(nested) < sizeof(abi.kvm_nested_state):
         raise fields.error("nested", f"has {len(nested)} bytes, less than its header")
     size = abi.kvm_nested_state.from_buffer_copy(nested).size
-    if size != len(nested):  # KVM would read that much of our memory
-        raise fields.error("nested", f"says that it has {size} bytes and has {len(nested)}")
+    if size != len(nested):  # KVM reads that many bytes
+        raise fields.error("nested", f"claims {size} bytes and has {len(nested)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -216,12 +216,12 @@ def _set_tsc_rate(vcpu: Vcpu, khz: int) -> None:
         vcpu.set_tsc_khz(khz)
 
 
-def _forget_tsc(vcpu: Vcpu, saved: _Saved) -> None:
-    """Have KVM expect another time stamp than what the boot processor is about to get.
+def _desynchronize_tsc(vcpu: Vcpu, saved: _Saved) -> None:
+    """Write a time stamp far from the one that the boot processor is about to get.
 
-    A value within a second of what KVM expects counts as an attempt to synchronize vCPUs, and KVM's
-    own value stays. That is right for the processors that follow; but before Linux 6.7 it happens
-    to the first as well, whose counter would go back if the guest is about as old as this machine.
+    KVM takes a value within a second of the one it expects as an attempt to synchronize vCPUs, and
+    keeps its own. That is right for the other vCPUs; but before Linux 6.7 it happens to the first
+    one as well, whose counter would go back if the guest is about as old as this machine.
     """
     elsewhere = saved.msrs.get(msrs.TSC, 0) + _TSC_APART_S * saved.tsc_khz * 1000
     vcpu.set_msrs({msrs.TSC: elsewhere % (1 << 64)})

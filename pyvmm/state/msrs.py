@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model-specific registers: which of them are state, and reading and writing them all.
+"""Model-specific registers: read and write all those that are state.
 
-KVM lists the registers that it keeps for a guest (KVM_GET_MSR_INDEX_LIST). To them come the memory
-type ranges and the machine check banks, which the list leaves out; and some of the list are no
-state: second names, requests that KVM carries out when they are written, and Hyper-V's registers,
-as our guests are not shown Hyper-V. The time stamp deadline has a place of its own in the order of
-things (see `pyvmm.state.kvm_vcpu`).
+KVM lists the registers that it keeps for a guest (KVM_GET_MSR_INDEX_LIST). The list omits the
+memory type ranges and the machine check banks, and has entries that are not state: aliases,
+requests that KVM carries out when they are written, and Hyper-V's registers, as guests are not
+shown Hyper-V. The TSC deadline is restored separately (see `pyvmm.state.kvm_vcpu`).
 
 KVM API: KVM_GET_MSRS (4.18), KVM_SET_MSRS (4.19); Documentation/virt/kvm/x86/msr.rst; Intel SDM
 vol. 4, tables 2-2 and 2-3.
@@ -27,30 +26,30 @@ TSC, TSC_DEADLINE = 0x10, 0x6E0
 _MCG_CAP, _FIRST_BANK, _BANK_MSRS = 0x179, 0x400, 4
 _BANKS = 0xFF
 _MTRRS = (0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270))
-_OLD_NAMES = {0x11, 0x12}  # MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME
+_ALIASES = {0x11, 0x12}  # MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME
 _REQUESTS = {
     0x4B56_4D00,  # MSR_KVM_WALL_CLOCK_NEW: KVM writes the time into guest memory
     0x4B56_4D07,  # MSR_KVM_ASYNC_PF_ACK
 }
 _HYPER_V = range(0x4000_0000, 0x4000_0200)
-_MOST_AT_ONCE = 128  # KVM takes up to 255
+_MAX_BATCH = 128  # KVM takes up to 255
 
 
 def state_indices(vcpu: Vcpu, here: Capabilities) -> list[int]:
-    """Indices of the registers that are state, deadlines left out, in the order to write them."""
+    """Return the indices of the registers that are state but the deadline, in writing order."""
     banks = vcpu.get_msrs([_MCG_CAP]).get(_MCG_CAP, 0) & _BANKS
     last = _FIRST_BANK + banks * _BANK_MSRS
     listed = [index for index in here.msr_indices if index not in _HYPER_V]
     indices = dict.fromkeys([*listed, *_MTRRS, *range(_FIRST_BANK, last)])
-    return [index for index in indices if index not in {TSC_DEADLINE, *_OLD_NAMES, *_REQUESTS}]
+    return [index for index in indices if index not in {TSC_DEADLINE, *_ALIASES, *_REQUESTS}]
 
 
 def read(vcpu: Vcpu, indices: list[int]) -> dict[int, int]:
-    """Values of those that this vCPU has: not all of them exist in every guest."""
+    """Return the values of those that this vCPU has: some do not exist in every guest."""
     values: dict[int, int] = {}
     position = 0
     while position < len(indices):
-        batch = indices[position : position + _MOST_AT_ONCE]
+        batch = indices[position : position + _MAX_BATCH]
         known = vcpu.get_msrs(batch)
         values |= known
         position += len(known) + (len(known) < len(batch))  # past the one that it stopped at
@@ -58,14 +57,14 @@ def read(vcpu: Vcpu, indices: list[int]) -> dict[int, int]:
 
 
 def write(vcpu: Vcpu, values: Mapping[int, int], part: str) -> None:
-    """Write them in order; StateError, in the name of `part`, for a value that KVM refuses.
+    """Write `values` in order; StateError of `part` for a value that KVM refuses.
 
-    Not if the register has it already: some can be read only, or written only where the guest is
-    shown a feature.
+    A refused value is no error if the register has it already: some registers are read-only, or
+    writable only if the guest is shown a feature.
     """
     pending = list(values.items())
     while pending:
-        batch = pending[:_MOST_AT_ONCE]
+        batch = pending[:_MAX_BATCH]
         done = vcpu.set_msrs(dict(batch))
         if done < len(batch):
             index, value = batch[done]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a machine as records: which there are, and in which order they come back.
+"""Save and restore the parts of a machine, everything but its memory, as records.
 
-Memory is restored before everything here, as parts look into it. Then the vCPUs, then what KVM
-holds of the machine as a whole (its interrupt controllers deliver to local APICs, its clock derives
-from time stamp counters), and devices last: they raise their lines and send their messages again,
-which takes the controllers to be there.
+Memory is restored first, as the parts read it. Then come the vCPUs, then the state that KVM holds
+of the machine as a whole (its interrupt controllers deliver to local APICs, its clock derives from
+time stamp counters), and devices last: they assert their lines and send their messages again, which
+needs the interrupt controllers.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ KINDS = {
     kvm_vm.KIND: Kind(kvm_vm.VERSION, MAX_PAYLOAD_BYTES),
     **{name: Kind(version, MAX_PAYLOAD_BYTES) for name, version in _DEVICES.items()},
 }
-"""Every kind of record that a part of a machine may have."""
+"""The kinds of record that parts of a machine have."""
 
 
 @dataclass(frozen=True)
 class MachineParts:
-    """Everything of one machine that has state, but its memory."""
+    """Everything of one machine that has state, except its memory.
+
+    Threads: event loop.
+    """
 
     system: System
     vm: Vm
@@ -59,15 +62,15 @@ class MachineParts:
 
     @cached_property
     def here(self) -> Capabilities:
-        """What KVM can do for the machine; UserError where it is too old."""
+        """Capabilities of KVM for the machine; UserError where it is too old."""
         return Capabilities.of(self.system, self.vm)
 
     def prewarm(self) -> None:
-        """Ask KVM for its capabilities now: that takes longer than saving. Raises as `here`."""
+        """Query KVM's capabilities now, as that takes longer than saving. Raises like `here`."""
         _ = self.here
 
     def save(self) -> list[Record]:
-        """Write down the parts of a machine whose vCPUs are all outside the guest."""
+        """Return the state of all parts; no vCPU may be in the guest."""
         here = self.here
         clock_ns, counters = read_clocks(self.vm, self.vcpus)
         records = []
@@ -82,7 +85,7 @@ class MachineParts:
         return records
 
     def restore(self, records: Iterable[Record]) -> None:
-        """Become what was saved; nothing has run yet, and nothing may run after a StateError."""
+        """Restore all parts; no vCPU has run yet, and none may run after a StateError."""
         here = self.here
         saved = {(record.kind, record.instance): record for record in records}
         counters = [
@@ -93,11 +96,11 @@ class MachineParts:
         for device in self.devices:
             device.restore_state(_fields(saved, device.STATE_KIND))
         for kind, instance in saved:
-            raise StateError(kind, f"number {instance} is no part of this machine")
+            raise StateError(kind, f"number {instance} is not part of this machine")
 
 
 def _fields(saved: dict[tuple[str, int], Record], kind: str, instance: int = 0) -> Fields:
-    """Take a part out of `saved`."""
+    """Remove a part from `saved` and return its fields."""
     record = saved.pop((kind, instance), None)
     if record is None:
         raise StateError(kind, f"number {instance} is missing")

@@ -94,4 +94,4 @@ def test_restoring_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path) -> N
     (tmp_path / "s").write_bytes(b"no snapshot at all" * 1000)
     done = pyvmm("run", "--restore", tmp_path / "s")
     assert done.returncode == 2
-    assert "it is not a snapshot, or its beginning is damaged" in done.stderr
+    assert "it is not a snapshot, or its header is damaged" in done.stderr

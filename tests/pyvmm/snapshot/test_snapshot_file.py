@@ -195,10 +195,10 @@ def test_a_configuration_with_another_ram_size_is_refused(snapshot: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ram_bytes", 1 << 60, "cannot be run here"),
-        ("ram_bytes", RAM_BYTES + 1, "cannot be run here"),
-        ("room", 1 << 60, "larger than the guest"),
-        ("records_bytes", 1 << 60, "larger than the guest"),
+        ("ram_bytes", 1 << 60, "bytes of RAM here"),
+        ("ram_bytes", RAM_BYTES + 1, "bytes of RAM here"),
+        ("room", 1 << 60, "claims more pages or records"),
+        ("records_bytes", 1 << 60, "claims more pages or records"),
     ],
 )
 def test_a_header_with_impossible_sizes_is_refused(

@@ -64,7 +64,7 @@ def test_topology_does_not_count() -> None:
 
 def test_processors_of_another_make_are_refused() -> None:
     assert missing_features([leaf(0, **VENDOR)], [leaf(0, **INTEL)]) == [
-        "a processor made by 'AuthenticAMD' and not 'GenuineIntel'"
+        "a CPU of vendor 'AuthenticAMD' (this one: 'GenuineIntel')"
     ]
 
 
