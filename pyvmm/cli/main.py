@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import click
 
-from pyvmm.cli.errors import CommandError
 from pyvmm.errors import UserError
 from pyvmm.version import VERSION
 
@@ -68,6 +67,12 @@ COMMANDS = {
     ),
 }
 
+OPTIONAL_PACKAGES = {
+    "bench": "the benchmarks are not installed; run them in a checkout of pyvmm",
+    "pyvmm_native": "the native modules are not built; run 'make native'",
+}
+"""Packages that an installation or a checkout may lack, and the error to print then."""
+
 
 class LazyGroup(click.Group):
     """The click group of `COMMANDS`, with one policy for errors and exit statuses."""
@@ -79,19 +84,7 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        try:
-            module = importlib.import_module(entry.module)
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").split(".")[0]
-            if missing == "bench":
-                raise CommandError(
-                    "the benchmarks are not installed", "run them in a checkout of pyvmm"
-                ) from error
-            if missing == "pyvmm_native":
-                raise CommandError(
-                    "the native modules are not built", "run 'make native'"
-                ) from error
-            raise
+        module = importlib.import_module(entry.module)
         command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)
         return command
@@ -114,6 +107,12 @@ class LazyGroup(click.Group):
         try:
             result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
             sys.stdout.flush()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in OPTIONAL_PACKAGES:
+                raise
+            _print_error(OPTIONAL_PACKAGES[package])
+            sys.exit(EXIT_USER_ERROR)
         except UserError as error:
             # Late: the errors of every package, 9 modules more, only where one occurs.
             from pyvmm.cli.remedies import with_remedy

@@ -163,9 +163,9 @@ def run(
     if choose_kvm(kvm) is KvmProvider.LAB:
         return _run_in_lab(config.ram_bytes, sockets)
     # Late: saves 34 ms (the machine) where the lab runs it.
-    from pyvmm.cli.terminal_run import run_machine
+    from pyvmm.cli.terminal_run import run_vm
 
-    return asyncio.run(run_machine(config, sockets, snapshot))
+    return asyncio.run(run_vm(config, sockets, snapshot))
 
 
 def _open(restore: Path) -> SnapshotFile:

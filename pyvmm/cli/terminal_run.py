@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine on this terminal, from wherever it comes, to its end.
+"""Run one VM with its console on this terminal, to its end.
 
-It is booted or goes on from a snapshot (`run_machine`), or it is on its way from another pyvmm
-(`run_incoming`). `_TerminalRun` is what all of these have: the console, the signals that end it,
-and the control sockets. They are bound before anything else, so that a path that cannot be used is
-said while the guest can still be elsewhere, and served when there is a guest.
+The VM is booted or restored from a snapshot (`run_vm`), or received from another pyvmm
+(`run_incoming`). `_TerminalRun` is what these have in common: the console, the signals that end the
+VM, and the control sockets. The sockets are bound first, so that an unusable path is reported
+before a source sends its guest, and served once the VM exists.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
 from pyvmm.cli.errors import CommandError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.sockets.lab_paths import listening_path
+from pyvmm.sockets.unix import UnixListener
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
@@ -28,55 +30,55 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
-    from pyvmm.sockets.unix import UnixListener
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-async def run_machine(
+async def run_vm(
     config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
 ) -> int:
-    """Run one machine to its end and return the exit status."""
+    """Boot a VM, or restore it from `snapshot`, and run it to its end; returns the exit status."""
     async with AsyncExitStack() as stack:
-        place = _TerminalRun(stack, sockets)
-        vm = place.make(config)
+        terminal = _TerminalRun(stack, sockets)
+        vm = terminal.make(config)
         if snapshot is None:
             vm.boot()
         else:
             _restore(snapshot, vm)
-        return await place.run()
+        return await terminal.run()
 
 
 async def run_incoming(
-    listener: MigrationListener, at_most_bytes: int, sockets: Sequence[Path]
+    listener: MigrationListener, max_ram_bytes: int, sockets: Sequence[Path]
 ) -> int:
-    """Wait for a machine with no more RAM than that, then run it as `run_machine` does."""
+    """Wait for a VM with at most `max_ram_bytes`, then run it; returns the exit status."""
+    # Late: saves 22 ms where no migration comes in.
     from pyvmm.migration.incoming import accept_migration
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        place = _TerminalRun(stack, sockets)
+        terminal = _TerminalRun(stack, sockets)
 
         def make(config: MachineConfig) -> VirtualMachine:
-            if config.ram_bytes > at_most_bytes:
+            if config.ram_bytes > max_ram_bytes:
                 raise CommandError(
                     f"the guest has {format_size(config.ram_bytes)} of RAM, the destination takes"
-                    f" at most {format_size(at_most_bytes)}",
+                    f" at most {format_size(max_ram_bytes)}",
                     f"start the destination with --memory {config.ram_bytes // MIB}M",
                 )
-            return place.make(config)
+            return terminal.make(config)
 
-        place.heed_signals()
-        _say(f"waiting for a guest at {listener.address}")
-        running = await place.wait(accept_migration(listener, make))
+        terminal.handle_signals()
+        _print(f"waiting for a guest at {listener.address}")
+        running = await terminal.wait(accept_migration(listener, make))
         if running is None:
-            return place.status(0)
-        _say("the guest has arrived")
-        return await place.run(running)
+            return terminal.exit_status(0)
+        _print("the guest has arrived")
+        return await terminal.run(running)
 
 
 class _TerminalRun:
-    """Where a machine can run: this terminal; everything is given back when `stack` is left."""
+    """The run of one VM on this terminal; leaving `stack` releases everything it has opened."""
 
     def __init__(self, stack: AsyncExitStack, sockets: Sequence[Path]) -> None:
         self._stack = stack
@@ -87,23 +89,20 @@ class _TerminalRun:
         self._listeners = [self._bind(path) for path in sockets]
 
     def _bind(self, path: Path) -> UnixListener:
-        from pyvmm.sockets.lab_paths import listening_path
-        from pyvmm.sockets.unix import UnixListener  # most guests have no control socket
-
         listener = UnixListener(listening_path(path), shown_as=path)
         self._stack.callback(listener.remove)
         return listener
 
     def make(self, config: MachineConfig) -> VirtualMachine:
-        """Make the VM that is going to run on this terminal."""
+        """Create the VM of `config`, connected to the console; it does not run yet."""
 
         def act(action: Action) -> None:
             vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.SIGNAL))
 
-        def type_in(data: bytes) -> int:
+        def send_input(data: bytes) -> int:
             return vm.console_input(data)
 
-        self._console = ConsoleIo(self._loop, 0, 1, type_in, act)
+        self._console = ConsoleIo(self._loop, 0, 1, send_input, act)
         self._stack.callback(self._console.close)
         vm = VirtualMachine(
             config,
@@ -117,10 +116,10 @@ class _TerminalRun:
         return vm
 
     async def wait(
-        self, arriving: Coroutine[Any, Any, asyncio.Task[ExitResult]]
+        self, migration: Coroutine[Any, Any, asyncio.Task[ExitResult]]
     ) -> asyncio.Task[ExitResult] | None:
-        """Wait for a machine that has been made; None when a signal has ended the waiting."""
-        self._waiting = asyncio.create_task(arriving)
+        """Return the result of an incoming migration; None when a signal has ended the wait."""
+        self._waiting = asyncio.create_task(migration)
         try:
             return await self._waiting
         except asyncio.CancelledError:
@@ -129,31 +128,32 @@ class _TerminalRun:
             return None
 
     async def run(self, running: asyncio.Task[ExitResult] | None = None) -> int:
-        """Run the machine, unless it is `running` already, to its end; returns the exit status."""
+        """Run the VM to its end, unless it is `running` already; returns the exit status."""
         assert self._vm is not None
         for listener in self._listeners:
             await self._serve(self._vm, listener)
-        self.heed_signals()
+        self.handle_signals()
         self._stack.enter_context(Terminal(0))
         self._console.start()
-        outcome = await (running or self._vm.run())
-        if outcome.exit_status:
-            _say(outcome.detail)
-        return self.status(outcome.exit_status)
+        result = await (running or self._vm.run())
+        if result.exit_status:
+            _print(result.detail)
+        return self.exit_status(result.exit_status)
 
     async def _serve(self, vm: VirtualMachine, listener: UnixListener) -> None:
+        # Late: saves 5 ms without --qmp.
         from pyvmm.qmp.server import ControlServer
 
         server = ControlServer(vm, listener)
         await server.start()
         self._stack.push_async_callback(server.close)
 
-    def status(self, otherwise: int) -> int:
-        """The exit status: that of the signal that has ended us, if one has."""
-        return 128 + self._caught[0] if self._caught else otherwise
+    def exit_status(self, default: int) -> int:
+        """Return the exit status after a signal, or `default` if there was none."""
+        return 128 + self._caught[0] if self._caught else default
 
-    def heed_signals(self) -> None:
-        """From now on a signal ends what goes on here."""
+    def handle_signals(self) -> None:
+        """End the VM, or the wait for it, on each of `END_SIGNALS` from now on."""
         for signum in END_SIGNALS:
             self._loop.add_signal_handler(signum, self._end_by_signal, signum)
 
@@ -167,6 +167,7 @@ class _TerminalRun:
 
 def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:
     """Restore `vm` from `snapshot`, with a progress bar."""
+    # Late: saves 9 ms without --restore.
     from pyvmm.progress.reporter import show_progress
     from pyvmm.snapshot.restore import restore
 
@@ -175,5 +176,5 @@ def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:
         restore(snapshot, vm, progress.advance)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"pyvmm: {text}", file=sys.stderr, flush=True)
