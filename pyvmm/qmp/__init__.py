@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control socket: QEMU's machine protocol, QMP, over a unix socket.
 
-From the bottom up: `json_stream` finds messages in a stream of bytes, `qmp` gives them their
-meaning, `commands` is the table of what can be asked of a machine, `session` is one client's
-conversation, `server` connects sessions to sockets and to the machine's events. `client` and `cli`
-are the other end. Everything on the machine's side runs on one asyncio event loop.
+The codec consists of `json_stream`, which finds messages in a stream of bytes, and `messages`; both
+are independent of the rest. `commands` is the table of commands, with `guest_request_commands`,
+`migration_commands`, `snapshot_commands` and `qom`; all of them act on the VM through the Protocol
+in `vm_control`. `session` is one client's state, `server` connects sessions to sockets and to the
+VM's events, which `event_throttle` limits. `client` is the other end, for the command line.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small QMP client for the command line: one connection, one request at a time.
 
-It speaks to our own server and to QEMU's alike. Every wait is bounded. A server that is no QMP
-server is a `UserError`; one that goes away in the middle raises `ConnectionClosedError`, since what
-that means depends on what the caller was waiting for.
+It works with pyvmm's server and with QEMU's. Every wait is bounded. A socket that is not a QMP
+server's raises `UserError`; a server that closes the connection raises `ConnectionClosedError`, as
+its meaning depends on the command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ_BYTES = 1 << 16
 
 
 class ConnectionClosedError(Exception):
-    """The server hung up."""
+    """The server closed the connection."""
 
 
 class QmpClient:
@@ -48,14 +48,14 @@ class QmpClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run `command` and return its value.
 
-        Raises `QmpError` when the server refuses, `TimeoutError` when it does not answer, and
-        `ConnectionClosedError`.
+        Raises `QmpError` if the command fails, `TimeoutError` if the server does not reply in time,
+        and `ConnectionClosedError`.
         """
         request: dict[str, Any] = {"execute": command}
         if arguments:
@@ -75,7 +75,7 @@ class QmpClient:
                 self._events.append(message)
 
     def wait_for_event(self, timeout_s: float) -> dict[str, Any] | None:
-        """The oldest event not yet returned, or None when none comes within `timeout_s`."""
+        """Return the oldest event not yet returned, or None if none comes within `timeout_s`."""
         if self._events:
             return self._events.pop(0)
         with contextlib.suppress(TimeoutError):
@@ -94,7 +94,7 @@ class QmpClient:
             raise NotQmpSocket(f"{path} is not a QMP socket") from None
 
     def _receive(self, deadline: float) -> dict[str, Any]:
-        """The next message of the server; raises `TimeoutError` at `deadline` (monotonic)."""
+        """Return the server's next message; raises `TimeoutError` at `deadline` (monotonic)."""
         while True:
             message = self._messages.next()
             if message is not None:
@@ -112,7 +112,7 @@ class QmpClient:
 
 @contextlib.contextmanager
 def _closed_when_broken() -> Iterator[None]:
-    """Tell a connection broken by the other side as what it is."""
+    """Raise `ConnectionClosedError` for a connection that the other side has broken."""
     try:
         yield
     except (BrokenPipeError, ConnectionResetError):

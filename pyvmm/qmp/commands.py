@@ -11,6 +11,7 @@ A command that waits for the guest is a coroutine function; only its own client 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,9 +78,19 @@ def _check_arguments(command: Command, arguments: dict[str, Any]) -> None:
         elif not parameter.accepts(arguments[parameter.name]):
             expected = _QMP_TYPE_NAMES[parameter.type]
             raise QmpError(f"Invalid parameter type for '{parameter.name}', expected: {expected}")
+        elif parameter.type is str and not _is_os_string(arguments[parameter.name]):
+            raise QmpError(f"Parameter '{parameter.name}' contains an invalid character")
     unexpected = arguments.keys() - {parameter.name for parameter in command.parameters}
     if unexpected:
         raise QmpError(f"Parameter '{min(unexpected)}' is unexpected")
+
+
+def _is_os_string(text: str) -> bool:
+    """Return whether `text` can be passed to the operating system, as a path for example."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # an unpaired surrogate
+        return False
 
 
 def _qmp_capabilities(vm: VmControl, enable: list[Any] | None = None) -> dict[str, Any]:

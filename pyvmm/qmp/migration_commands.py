@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that move the guest to another pyvmm, in QEMU's words (qapi/migration.json).
+"""Commands that migrate the guest to another pyvmm, as in QEMU (qapi/migration.json).
 
     migrate                   {"uri": ADDRESS, "unused": bool, "insecure": bool,
                                "tls-ca": FILE, "tls-cert": FILE, "tls-key": FILE}
@@ -12,11 +12,11 @@
     migrate-set-capabilities  {"capabilities": [{"capability": "auto-converge", "state": bool}]}
     query-migrate-capabilities
 
-Like QEMU's, `migrate` answers at once, `query-migrate` and MIGRATION events tell the rest, and a
-guest that has moved leaves its machine in the status "postmigrate" until `quit`. Ours are all
-arguments of `migrate` but the first ("unused" false does not ask the guest which pages it does not
-use), and "unused-pages" of query-migrate: how many pages were left out for that reason, and how the
-question went. Here a "max-bandwidth" of 0, the default, is no limit.
+As in QEMU, `migrate` returns at once, `query-migrate` and MIGRATION events report the progress, and
+the source VM stays in the status "postmigrate" until `quit`. pyvmm's own are all arguments of
+`migrate` but the first (with "unused" false the guest is not asked for its unused pages), and
+"unused-pages" of query-migrate: how many pages were skipped for that reason, and the outcome of the
+request. A "max-bandwidth" of 0, the default, is no limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import TlsFiles
 
 MIN_BANDWIDTH = 1 << 20
-"""A slower source would seem dead to its destination."""
+"""The destination would take a slower source for dead."""
 MAX_DOWNTIME_MS = 2_000_000
 _PERCENTAGES = {
     "throttle-trigger-threshold": (1, 100),
@@ -44,13 +44,14 @@ _PERCENTAGES = {
     "cpu-throttle-increment": (1, 99),
     "max-cpu-throttle": (1, 99),
 }
-"""Parameters of auto-converge, and what they may be; `Settings` has them with underscores."""
+"""Parameters of auto-converge and their ranges; `Settings` has them with underscores."""
 AUTO_CONVERGE = "auto-converge"
 _TLS = ("tls-ca", "tls-cert", "tls-key")
 
 
 def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
-    """Begin to move the guest."""
+    """Start a migration."""
+    # Imported at the first migration: 18 ms of start-up time (pyvmm.migration and its imports).
     from pyvmm.migration.outgoing import MigrationRefused
     from pyvmm.sockets.addresses import parse_migration_address
     from pyvmm.sockets.tls import Security
@@ -70,13 +71,13 @@ def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
 
 
 def migrate_cancel(vm: VmControl) -> dict[str, Any]:
-    """Have the guest stay; without effect once it was handed over."""
+    """Cancel the migration; without effect after the switchover."""
     vm.migrations.cancel()
     return {}
 
 
 def query_migrate(vm: VmControl) -> dict[str, Any]:
-    """How far the last migration is; nothing if there was none."""
+    """Return the progress or the result of the last migration; empty if there was none."""
     migrations = vm.migrations
     if migrations.status == "none":
         return {}
@@ -99,7 +100,7 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
 
 
 def _ram(vm: VmControl, migrations: Migrations) -> dict[str, Any]:
-    """QEMU's MigrationStats."""
+    """Return QEMU's MigrationStats."""
     progress = migrations.progress
     return {
         "transferred": progress.sent_bytes,
@@ -116,7 +117,7 @@ def _ram(vm: VmControl, migrations: Migrations) -> dict[str, Any]:
 
 
 def migrate_set_parameters(vm: VmControl, **parameters: int) -> dict[str, Any]:
-    """Change what migrations keep to, also the one that goes on."""
+    """Change the parameters of migrations, including the active one."""
     migrations = vm.migrations
     limit = parameters.get("max-bandwidth", migrations.settings.max_bandwidth)
     downtime_ms = parameters.get(
@@ -140,8 +141,10 @@ def migrate_set_parameters(vm: VmControl, **parameters: int) -> dict[str, Any]:
 
 
 def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, Any]:
-    """Those of auto-converge as `Settings` names them, the given ones instead of what was set."""
-    values = {name: parameters.get(name, _percentage(settings, name)) for name in _PERCENTAGES}
+    """Return those of auto-converge as `Settings` names them, changed by `parameters`."""
+    values = {
+        name: parameters.get(name, value) for name, value in _current_percentages(settings).items()
+    }
     for name, (least, most) in _PERCENTAGES.items():
         if name == "max-cpu-throttle":
             least = values["cpu-throttle-initial"]
@@ -152,56 +155,62 @@ def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, An
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
-def _percentage(settings: Settings, name: str) -> int:
-    return int(getattr(settings, name.replace("-", "_")))
+def _current_percentages(settings: Settings) -> dict[str, int]:
+    return {
+        "throttle-trigger-threshold": settings.throttle_trigger_threshold,
+        "cpu-throttle-initial": settings.cpu_throttle_initial,
+        "cpu-throttle-increment": settings.cpu_throttle_increment,
+        "max-cpu-throttle": settings.max_cpu_throttle,
+    }
 
 
 def query_migrate_parameters(vm: VmControl) -> dict[str, Any]:
-    """What migrations keep to."""
+    """Return the parameters of migrations."""
     settings = vm.migrations.settings
     return {
         "max-bandwidth": settings.max_bandwidth,
         "downtime-limit": round(settings.downtime_limit_s * 1000),
-        **{name: _percentage(settings, name) for name in _PERCENTAGES},
+        **_current_percentages(settings),
     }
 
 
 def migrate_set_capabilities(vm: VmControl, capabilities: list[dict[str, Any]]) -> dict[str, Any]:
-    """Switch "auto-converge", the only capability there is, on or off for the next migrations."""
+    """Enable or disable "auto-converge", the only capability, for the next migrations."""
     migrations = vm.migrations
     if migrations.active:
         raise QmpError("There's a migration process in progress")
     settings = migrations.settings
-    for place, given in enumerate(capabilities):
-        settings = replace(settings, auto_converge=_auto_converge(given, place))
+    for index, given in enumerate(capabilities):
+        settings = replace(settings, auto_converge=_auto_converge(given, index))
     migrations.settings = settings
     return {}
 
 
-def _auto_converge(given: Any, place: int) -> bool:
-    """The state in an element of migrate-set-capabilities' list."""
+def _auto_converge(given: Any, index: int) -> bool:
+    """Return the state in element `index` of migrate-set-capabilities' list."""
     if type(given) is not dict or given.keys() != {"capability", "state"}:
-        raise QmpError(f"Parameter 'capabilities[{place}]' expects 'capability' and 'state'")
+        raise QmpError(f"Parameter 'capabilities[{index}]' expects 'capability' and 'state'")
     if given["capability"] != AUTO_CONVERGE:
         raise QmpError(f"Parameter 'capability' does not accept value '{given['capability']}'")
     if type(given["state"]) is not bool:
-        name = f"capabilities[{place}].state"
+        name = f"capabilities[{index}].state"
         raise QmpError(f"Invalid parameter type for '{name}', expected: boolean")
     return given["state"]
 
 
 def query_migrate_capabilities(vm: VmControl) -> list[dict[str, Any]]:
-    """Which capabilities there are, and whether they are on."""
+    """Return all capabilities and whether they are enabled."""
     state = vm.migrations.settings.auto_converge
     return [{"capability": AUTO_CONVERGE, "state": state}]
 
 
 def _tls_files(options: dict[str, Any]) -> TlsFiles | None:
+    # Imported at the first migration with TLS files: 2 ms of start-up time.
     from pyvmm.sockets.tls import TlsFiles
 
     given = [options[name] for name in _TLS if name in options]
     if not given:
         return None
     if len(given) != len(_TLS):
-        raise QmpError(f"Parameters {', '.join(_TLS)} come together")
+        raise QmpError(f"Parameters {', '.join(_TLS)} must be given together")
     return TlsFiles(*map(Path, given))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions on sockets, and the machine's events for all of them.
+"""Sessions on sockets, and the VM's events for all of them.
 
-Every client has a session of its own and hears every event once it has negotiated. What a client
-sends is served only while it also reads: when the answers waiting for it pass asyncio's high-water
-mark, its requests stay where they are until it has caught up. Events cannot wait for it, so a
-client with more than `MAX_UNSENT_BYTES` unread when one comes is cut off. No client can hold up
-another, the machine, or the end of the machine. A command that waits for the guest is cancelled
-when its client hangs up or the machine ends; what the client sends meanwhile stays where it is.
+Every client has a session of its own and receives every event once it has negotiated. A client's
+requests are served only while it reads the replies: when unread replies exceed asyncio's high-water
+mark, the server stops reading its requests until it has caught up. Events cannot wait, so a client
+with more than `MAX_UNSENT_BYTES` unread when one is sent is disconnected. No client can delay
+another, the VM, or the end of the VM. A command that waits for the guest is cancelled when its
+client disconnects or the VM ends; the client's further requests wait meanwhile.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ _log = logging.getLogger(__name__)
 
 
 class ControlServer:
-    """The control socket of one machine.
+    """The control socket of `vm`.
 
-    `place` is where it shall be, or a socket that is there already, whose clients have waited.
-    `start` raises `UserError` when the path cannot be used. `close` delivers what was sent so far
-    and removes the socket file.
+    `socket` is the path to create it at, or a listener that exists already, whose clients wait.
+    `start` raises `UserError` if the path cannot be used. `close` delivers what has been sent so
+    far and removes the socket file.
+
+    Threads: event loop.
     """
 
-    def __init__(self, vm: VmControl, place: Path | UnixListener) -> None:
+    def __init__(self, vm: VmControl, socket: Path | UnixListener) -> None:
         self._vm = vm
-        self._place = place
+        self._socket = socket
         self._clients: set[_Client] = set()
 
     async def start(self) -> None:
-        """Begin to listen; the machine's events are heard from here on."""
+        """Start to listen, and to send the VM's events."""
         loop = asyncio.get_running_loop()
-        place = self._place
-        self._listener = place if isinstance(place, UnixListener) else UnixListener(place)
+        socket = self._socket
+        self._listener = socket if isinstance(socket, UnixListener) else UnixListener(socket)
         self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
         self._balloon_changes: EventThrottle[bytes] = EventThrottle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later
@@ -58,13 +60,13 @@ class ControlServer:
         self._vm.subscribe(self._on_event)
 
     async def close(self) -> None:
-        """Stop listening, let clients have what is theirs for a moment, and hang up."""
+        """Stop listening, give clients a moment to read what has been sent, and disconnect them."""
         self._server.close()
         self._listener.remove()
         self._balloon_changes.flush()
-        gone = [client.hang_up() for client in self._clients]
-        if gone:
-            await asyncio.wait(gone, timeout=_CLOSE_TIMEOUT_S)
+        closed = [client.close() for client in self._clients]
+        if closed:
+            await asyncio.wait(closed, timeout=_CLOSE_TIMEOUT_S)
         for client in list(self._clients):
             client.abort()
 
@@ -84,15 +86,15 @@ class ControlServer:
 
 
 class _Client(asyncio.Protocol):
-    """One connection: bytes to messages, messages to the session, answers to bytes."""
+    """One connection: decodes messages for its session and encodes the replies."""
 
     def __init__(self, vm: VmControl, clients: set[_Client]) -> None:
         self._clients = clients
         self._session = QmpSession(vm)
         self._stream = JsonStream()
-        self._reads = True  # whether the client reads what we write
-        self._waiting: asyncio.Task[None] | None = None  # a command that has to wait
-        self._lost = asyncio.get_running_loop().create_future()
+        self._reads = True  # whether the client reads the replies
+        self._waiting: asyncio.Task[None] | None = None  # a command that waits for the guest
+        self._closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -101,8 +103,8 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.discard(self)
-        self._give_up_waiting()
-        self._lost.set_result(None)
+        self._cancel_waiting()
+        self._closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._stream.feed(data)
@@ -121,7 +123,7 @@ class _Client(asyncio.Protocol):
             self._serve()
 
     def _serve(self) -> None:
-        """Answer what has arrived, as long as the client takes the answers."""
+        """Serve the requests that have arrived, as long as the client reads the replies."""
         while self._reads and self._waiting is None and not self._transport.is_closing():
             try:
                 message = self._stream.next()
@@ -133,9 +135,9 @@ class _Client(asyncio.Protocol):
             if isinstance(reply, dict):
                 self._transport.write(qmp.encode(reply))
             else:
-                self._waiting = asyncio.ensure_future(self._answer_later(reply))
+                self._waiting = asyncio.ensure_future(self._reply_later(reply))
 
-    async def _answer_later(self, reply: Awaitable[Reply]) -> None:
+    async def _reply_later(self, reply: Awaitable[Reply]) -> None:
         line = qmp.encode(await reply)
         self._waiting = None
         if not self._transport.is_closing():
@@ -144,27 +146,27 @@ class _Client(asyncio.Protocol):
                 self._transport.resume_reading()
             self._serve()
 
-    def _give_up_waiting(self) -> None:
+    def _cancel_waiting(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
 
     def notify(self, line: bytes) -> None:
-        """Send an event, or cut off a client that has left too much unread."""
+        """Send an event, or disconnect a client that has left too much unread."""
         if not self._session.negotiated or self._transport.is_closing():
             return
         unsent_bytes = self._transport.get_write_buffer_size()
         if unsent_bytes > MAX_UNSENT_BYTES:
-            _log.warning("control client dropped: it left %d bytes unread", unsent_bytes)
+            _log.warning("control client disconnected: it left %d bytes unread", unsent_bytes)
             self._transport.abort()
         else:
             self._transport.write(line)
 
-    def hang_up(self) -> asyncio.Future[None]:
-        """Close the connection once everything is sent; the result says when that is done."""
-        self._give_up_waiting()
+    def close(self) -> asyncio.Future[None]:
+        """Close the connection once everything is sent; the future is done when it is closed."""
+        self._cancel_waiting()
         self._transport.close()
-        return self._lost
+        return self._closed
 
     def abort(self) -> None:
         """Close the connection at once."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine as the control socket sees it."""
+"""The VM as the control socket sees it."""
 
 from __future__ import annotations
 
@@ -16,55 +16,58 @@ if TYPE_CHECKING:
 
 
 class VmControl(Protocol):
-    """What can be asked of a machine. Everything here is called on the event loop's thread."""
+    """One running VM, for the commands of the control socket.
+
+    Threads: event loop.
+    """
 
     @property
     def ram_bytes(self) -> int:
-        """RAM the guest was given at start."""
+        """Return the size of the guest's RAM."""
 
     @property
     def ram_pages(self) -> PageRuns:
-        """Where that RAM lies."""
+        """Return the pages of that RAM, by guest-physical address."""
 
     @property
     def balloon_actual_bytes(self) -> int:
-        """RAM the guest has now: `ram_bytes` less what its balloon holds."""
+        """Return the RAM that the guest can use: `ram_bytes` less the size of its balloon."""
 
     @property
     def balloon_statistics(self) -> BalloonStatistics:
-        """What the guest reports of its memory."""
+        """Return the memory statistics that the guest reports."""
 
     @property
     def misc_requests(self) -> MiscRequests:
-        """What the guest can be asked."""
+        """Return the requests of the misc queue: unused pages, dropping caches, syncing."""
 
     @property
     def free_page_hints(self) -> FreePageHints:
-        """What the guest does without, if it is asked to."""
+        """Return the requests for free page hints."""
 
     @property
     def snapshots(self) -> Snapshots:
-        """What takes snapshots of it."""
+        """Return the VM's snapshots: the last or current one, and the start of the next."""
 
     @property
     def migrations(self) -> Migrations:
-        """What moves it to another pyvmm."""
+        """Return the VM's migrations: the last or current one, and the start of the next."""
 
     @property
     def status(self) -> RunState:
-        """In the words of QMP's RunState."""
+        """Return the state of the VM, as named by QMP's RunState."""
 
     def set_balloon_target(self, target_bytes: int) -> None:
-        """Ask the guest to keep `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
+        """Resize the balloon to leave `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
 
     def pause(self) -> None:
-        """Stop a running machine's vCPUs and announce STOP."""
+        """Stop the vCPUs of a running VM and announce STOP."""
 
     def resume(self) -> None:
-        """Let a paused machine's vCPUs run and announce RESUME."""
+        """Resume the vCPUs of a paused VM and announce RESUME."""
 
     def quit(self) -> None:
-        """Begin to end the machine; announces SHUTDOWN. Returns at once."""
+        """Start to end the VM, which announces SHUTDOWN; return at once."""
 
     def subscribe(self, sink: EventSink) -> None:
-        """Call `sink`, on the event loop's thread, with every event from now on."""
+        """Call `sink` with every event from now on."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Free page hints on the event loop: held for a while, in turns, with time-outs."""
+"""Free page hints: held for the length of a block, by one caller at a time, with time-outs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Scenario = Callable[[InMemoryMachine, HintGuest, FreePageHints], Coroutine[Any, 
 
 
 def play(scenario: Scenario) -> None:
-    """Run a scenario on a machine whose guest hints at once."""
+    """Run a scenario on a machine whose guest gives hints at once."""
 
     async def main() -> None:
         machine = InMemoryMachine(64 * MIB)
@@ -43,7 +43,7 @@ def play(scenario: Scenario) -> None:
 
 
 async def settle() -> None:
-    """Let the guest hear of what was just done."""
+    """Let the guest see the last change of the configuration space."""
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -61,12 +61,12 @@ def test_hints_are_held_for_the_block() -> None:
     play(scenario)
 
 
-def test_holders_take_turns() -> None:
+def test_callers_take_turns_and_time_out_while_they_wait() -> None:
     async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         async with hints.held(LONG_S):
             with pytest.raises(RequestTimeout, match="in use by another request"):
                 async with hints.held(SOON_S):
-                    pytest.fail("held twice")
+                    pytest.fail("two callers hold the hints")
             assert guest.hinted, "and the first still holds them"
         await settle()
         async with hints.held(LONG_S) as held:
@@ -76,7 +76,7 @@ def test_holders_take_turns() -> None:
     play(scenario)
 
 
-def test_a_driver_that_never_ends_is_stopped() -> None:
+def test_a_round_without_end_is_stopped_and_its_hints_are_valid() -> None:
     async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         guest.endless = True
         async with hints.held(SOON_S) as held:
@@ -91,7 +91,7 @@ def test_a_driver_that_never_ends_is_stopped() -> None:
     play(scenario)
 
 
-def test_a_guest_that_is_paused() -> None:
+def test_a_paused_guest_gives_no_hints() -> None:
     async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         machine.pause()
         with pytest.raises(GuestPaused):
@@ -108,7 +108,7 @@ def test_a_guest_that_is_paused() -> None:
 
 
 @pytest.mark.parametrize("error", [GuestReset, GuestEnded])
-def test_a_guest_that_goes_away(error: type[Exception]) -> None:
+def test_a_reset_or_the_end_of_the_guest_fails_the_request(error: type[Exception]) -> None:
     async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         guest.endless = True
         leave = guest.driver.reset if error is GuestReset else machine.quit
@@ -123,7 +123,7 @@ def test_a_guest_that_goes_away(error: type[Exception]) -> None:
     play(scenario)
 
 
-def test_a_holder_that_is_cancelled_gives_them_back() -> None:
+def test_a_cancelled_caller_releases_the_hints() -> None:
     async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
         async def hold() -> None:
             async with hints.held(LONG_S):
@@ -142,7 +142,7 @@ def test_a_holder_that_is_cancelled_gives_them_back() -> None:
     play(scenario)
 
 
-def test_the_command_reports_and_gives_back() -> None:
+def test_the_command_reports_the_hints_and_releases_them() -> None:
     async def scenario(machine: InMemoryMachine, guest: HintGuest, _: FreePageHints) -> None:
         request = Request("query-free-page-hints", {"runs": 1, "timeout": LONG_S})
         answer = await execute(machine, request)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to a guest on the event loop: turns, time-outs, and every way to have no answer.
+"""Requests over the misc queue: turns, time-outs, and every error.
 
 The driver is one in Python behind a real device and its registers.
 """
@@ -37,71 +37,71 @@ Scenario = Callable[[InMemoryMachine, MiscGuest, MiscRequests], Coroutine[Any, A
 
 
 def play(scenario: Scenario) -> None:
-    """Run a scenario on a machine whose guest answers at once."""
+    """Run a scenario on a machine whose guest responds at once."""
 
     async def main() -> None:
         machine = InMemoryMachine(64 * MIB)
-        questions = machine.misc_requests
-        await asyncio.wait_for(scenario(machine, machine.misc_guest, questions), 60)
+        requests = machine.misc_requests
+        await asyncio.wait_for(scenario(machine, machine.misc_guest, requests), 60)
 
     asyncio.run(main())
 
 
 def silence(guest: MiscGuest) -> None:
-    """From now on the guest answers only when a test says so."""
+    """Make the guest respond only when a test calls it."""
     guest.board.msi.on_trigger = lambda vector: None
 
 
-async def asked(guest: MiscGuest) -> MiscRequest:
-    """The question that reaches a silent guest next."""
-    while not (questions := guest.misc.take_requests()):
+async def sent(guest: MiscGuest) -> MiscRequest:
+    """Wait for the next request that reaches a silent guest, and return it."""
+    while not (requests := guest.misc.take_requests()):
         await asyncio.sleep(0)
-    (question,) = questions
-    return question
+    (request,) = requests
+    return request
 
 
-def test_unused_pages_are_what_the_guest_says() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_unused_pages_are_those_that_the_guest_reports() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused = {7, 8, 9, 4000}
-        assert await ask.unused_pages(LONG_S) == PageRuns([(7, 3), (4000, 1)])
+        assert await requests.unused_pages(LONG_S) == PageRuns([(7, 3), (4000, 1)])
         guest.unused.clear()
-        assert await ask.unused_pages(LONG_S) == PageRuns()
+        assert await requests.unused_pages(LONG_S) == PageRuns()
 
     play(scenario)
 
 
-def test_caches_are_dropped_once_they_are_clean() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_clean_caches_are_dropped_and_dirty_ones_after_a_sync() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
-        await ask.drop_caches(LONG_S)
-        assert await ask.unused_pages(LONG_S) == PageRuns([(1, 2)])
-        await ask.sync_filesystems(LONG_S)
-        await ask.drop_caches(LONG_S)
-        assert await ask.unused_pages(LONG_S) == PageRuns([(1, 3)])
-        commands = [question.cmd for question in guest.requests]
+        await requests.drop_caches(LONG_S)
+        assert await requests.unused_pages(LONG_S) == PageRuns([(1, 2)])
+        await requests.sync_filesystems(LONG_S)
+        await requests.drop_caches(LONG_S)
+        assert await requests.unused_pages(LONG_S) == PageRuns([(1, 3)])
+        commands = [request.cmd for request in guest.requests]
         assert commands == [1, 0, SYNC, DROP_CACHE, GET_UNUSED_PAGES]
 
     play(scenario)
 
 
 def test_callers_take_turns() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         done: list[int] = []
 
         async def caller(number: int) -> PageRuns:
-            pages = await ask.unused_pages(LONG_S)
+            pages = await requests.unused_pages(LONG_S)
             done.append(number)
             return pages
 
         callers = [asyncio.create_task(caller(number)) for number in range(4)]
         for number in range(4):
-            question = await asked(guest)
+            request = await sent(guest)
             for _ in range(10):
                 await asyncio.sleep(0)
             assert guest.misc.take_requests() == [], "one at a time"
             assert done == list(range(number))
-            guest.misc.respond(question, [100 + number])
+            guest.misc.respond(request, [100 + number])
             guest.misc.offer_buffer()
             assert await callers[number] == PageRuns([(100 + number, 1)])
         assert done == [0, 1, 2, 3]
@@ -109,27 +109,27 @@ def test_callers_take_turns() -> None:
     play(scenario)
 
 
-def test_a_guest_that_never_answers() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_a_request_without_a_response_times_out() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         with pytest.raises(RequestTimeout, match=r"not responded within 0\.05 s"):
-            await ask.unused_pages(SOON_S)
+            await requests.unused_pages(SOON_S)
 
     play(scenario)
 
 
-def test_a_late_answer_is_not_that_of_the_next_question() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_a_late_response_does_not_complete_the_next_request() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         with pytest.raises(RequestTimeout):
-            await ask.unused_pages(SOON_S)
-        old = await asked(guest)
-        waiting = asyncio.create_task(ask.unused_pages(LONG_S))
+            await requests.unused_pages(SOON_S)
+        old = await sent(guest)
+        waiting = asyncio.create_task(requests.unused_pages(LONG_S))
         await asyncio.sleep(0)
         guest.misc.respond(old, [1])  # the driver was just slow
         guest.misc.respond(old, [2])
         guest.misc.offer_buffer()
-        new = await asked(guest)
+        new = await sent(guest)
         assert new.id == old.id + 1
         guest.misc.respond(new, [3])
         assert await waiting == PageRuns([(3, 1)])
@@ -138,81 +138,81 @@ def test_a_late_answer_is_not_that_of_the_next_question() -> None:
     play(scenario)
 
 
-def test_a_guest_that_lost_its_buffer_is_not_asked() -> None:
-    """Time-outs one after the other; what was withdrawn never goes out."""
+def test_a_cancelled_request_is_not_sent_when_the_buffer_comes() -> None:
+    """Of three requests that time out, only the first had a buffer and was sent."""
 
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         for _ in range(3):
             with pytest.raises(RequestTimeout):
-                await ask.drop_caches(SOON_S)
-        assert await asked(guest) == MiscRequest(DROP_CACHE, 1)
+                await requests.drop_caches(SOON_S)
+        assert await sent(guest) == MiscRequest(DROP_CACHE, 1)
         guest.misc.offer_buffer()
         assert guest.misc.take_requests() == []
-        waiting = asyncio.create_task(ask.sync_filesystems(LONG_S))
-        question = await asked(guest)
-        assert question == MiscRequest(SYNC, 2)
-        guest.misc.respond(question)
+        waiting = asyncio.create_task(requests.sync_filesystems(LONG_S))
+        request = await sent(guest)
+        assert request == MiscRequest(SYNC, 2)
+        guest.misc.respond(request)
         await waiting
 
     play(scenario)
 
 
-def test_the_wait_for_the_turn_counts() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_the_time_out_includes_the_wait_for_the_turn() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
-        first = asyncio.create_task(ask.unused_pages(LONG_S))
-        question = await asked(guest)
+        first = asyncio.create_task(requests.unused_pages(LONG_S))
+        request = await sent(guest)
         with pytest.raises(RequestTimeout):
-            await ask.unused_pages(SOON_S)
-        guest.misc.respond(question, [5])
+            await requests.unused_pages(SOON_S)
+        guest.misc.respond(request, [5])
         assert await first == PageRuns([(5, 1)])
 
     play(scenario)
 
 
-def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_a_cancelled_caller_does_not_affect_the_next_request() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
-        gone = asyncio.create_task(ask.unused_pages(LONG_S))
-        old = await asked(guest)
+        gone = asyncio.create_task(requests.unused_pages(LONG_S))
+        old = await sent(guest)
         gone.cancel()
         await asyncio.wait({gone})
-        waiting = asyncio.create_task(ask.unused_pages(LONG_S))
+        waiting = asyncio.create_task(requests.unused_pages(LONG_S))
         await asyncio.sleep(0)
         guest.misc.respond(old, [1])
         guest.misc.offer_buffer()
-        guest.misc.respond(await asked(guest), [2])
+        guest.misc.respond(await sent(guest), [2])
         assert await waiting == PageRuns([(2, 1)])
 
     play(scenario)
 
 
-# No answer at all.
+# Errors.
 
 
-def test_a_paused_guest_is_not_asked() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_no_request_is_sent_to_a_paused_guest() -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         machine.pause()
         with pytest.raises(GuestPaused, match="is paused"):
-            await ask.unused_pages(LONG_S)
+            await requests.unused_pages(LONG_S)
         assert guest.misc.take_requests() == []
         machine.resume()
-        assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
+        assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
     play(scenario)
 
 
-def test_a_guest_paused_meanwhile() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
-        waiting = asyncio.create_task(ask.unused_pages(SOON_S))
+def test_a_request_outlives_a_pause_that_ends_before_its_time_out() -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+        waiting = asyncio.create_task(requests.unused_pages(SOON_S))
         await asyncio.sleep(0)
         machine.pause()
         with pytest.raises(GuestPaused):
             await waiting
         assert guest.requests == []
         machine.resume()
-        waiting = asyncio.create_task(ask.unused_pages(LONG_S))
+        waiting = asyncio.create_task(requests.unused_pages(LONG_S))
         await asyncio.sleep(0)
         machine.pause()
         await asyncio.sleep(SOON_S)
@@ -222,51 +222,51 @@ def test_a_guest_paused_meanwhile() -> None:
     play(scenario)
 
 
-def test_a_driver_that_takes_no_questions() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_a_driver_without_misc_vq_is_unavailable() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.driver.reset()
         with pytest.raises(DriverUnavailable, match="MISC_VQ"):
-            await ask.unused_pages(LONG_S)
+            await requests.unused_pages(LONG_S)
         guest.start(features=ALL_FEATURES & ~MISC_VQ)
         with pytest.raises(DriverUnavailable):
-            await ask.unused_pages(LONG_S)
+            await requests.unused_pages(LONG_S)
         guest.start()
-        assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
+        assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
     play(scenario)
 
 
-def test_a_driver_that_does_not_know_the_question() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_a_driver_that_does_not_know_the_request() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.commands = {GET_UNUSED_PAGES}
-        for question in (ask.drop_caches, ask.sync_filesystems):
+        for request in (requests.drop_caches, requests.sync_filesystems):
             with pytest.raises(RequestUnsupported, match="does not know"):
-                await question(LONG_S)
-        assert (await ask.unused_pages(LONG_S)).pages == len(guest.unused)
+                await request(LONG_S)
+        assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
     play(scenario)
 
 
-def test_a_driver_that_answers_nonsense() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_pages_outside_ram_are_an_invalid_response() -> None:
+    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused.add(64 * MIB // 4096)
         with pytest.raises(InvalidResponse, match=r"1 of \d+ pages are not RAM"):
-            await ask.unused_pages(LONG_S)
+            await requests.unused_pages(LONG_S)
 
     play(scenario)
 
 
-def test_a_driver_that_is_reset_on_a_vcpu_thread() -> None:
+def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
     async def scenario(_: InMemoryMachine, guest: MiscGuest, __: MiscRequests) -> None:
         silence(guest)
         loop, lock = asyncio.get_running_loop(), threading.Lock()
 
-        def soon(callback: Callable[..., None], *args: object) -> None:
+        def call_soon(callback: Callable[..., None], *args: object) -> None:
             loop.call_soon_threadsafe(callback, *args)
 
-        ask = MiscRequests(guest.board.balloon, lock, soon, lambda: False)
-        waiting = asyncio.create_task(ask.unused_pages(LONG_S))
-        await asked(guest)
+        requests = MiscRequests(guest.board.balloon, lock, call_soon, lambda: False)
+        waiting = asyncio.create_task(requests.unused_pages(LONG_S))
+        await sent(guest)
 
         def vcpu() -> None:
             with lock:
@@ -279,16 +279,16 @@ def test_a_driver_that_is_reset_on_a_vcpu_thread() -> None:
     play(scenario)
 
 
-def test_a_guest_that_ends() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, ask: MiscRequests) -> None:
+def test_the_end_of_the_guest_fails_all_requests() -> None:
+    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
-        callers = [asyncio.create_task(ask.unused_pages(LONG_S)) for _ in range(3)]
-        await asked(guest)
+        callers = [asyncio.create_task(requests.unused_pages(LONG_S)) for _ in range(3)]
+        await sent(guest)
         machine.quit()
         for caller in callers:
             with pytest.raises(GuestEnded, match="has ended"):
                 await caller
         with pytest.raises(GuestEnded):
-            await ask.drop_caches(LONG_S)
+            await requests.drop_caches(LONG_S)
 
     play(scenario)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""query-unused-pages and the commands on caches and file systems, as clients meet them."""
+"""query-unused-pages and the commands on caches and file systems, through a session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
 
 
 def talk(machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
-    """What the machine answers to each command in turn."""
+    """Return the values of commands or their error replies, in order."""
 
     async def main() -> list[Any]:
         session = QmpSession(machine)
@@ -43,7 +43,7 @@ def error(answer: Mapping[str, Any], error_class: str = "DeviceNotActive") -> st
     return str(answer["error"]["desc"])
 
 
-def test_numbers_alone() -> None:
+def test_unused_pages_are_counted_without_runs_and_cells() -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.unused = {*range(100, 200), 300, 302}
     answer = dict(query(machine))
@@ -57,7 +57,7 @@ def test_numbers_alone() -> None:
     }
 
 
-def test_no_page_at_all() -> None:
+def test_a_guest_without_unused_pages() -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.unused = set()
     answer = query(machine, runs=10, cells=4)
@@ -68,7 +68,7 @@ def test_no_page_at_all() -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 65536])
-def test_runs_are_the_first_ones(runs: int) -> None:
+def test_runs_are_the_first_by_address(runs: int) -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.unused = {1, 2, 3, 10, 20, 21}
     answer = query(machine, runs=runs)
@@ -76,7 +76,7 @@ def test_runs_are_the_first_ones(runs: int) -> None:
     assert answer["runs"] == [[1, 3], [10, 1], [20, 2]][:runs]
 
 
-def test_cells_cover_ram_and_the_hole() -> None:
+def test_cells_cover_ram_and_the_hole_below_4_gib() -> None:
     machine = InMemoryMachine(4 * GIB)
     machine.misc_guest.unused = {*range(5000, 6000), *range(1 << 20, (1 << 20) + 7)}
     cells = query(machine, cells=5)["cells"]
@@ -92,7 +92,9 @@ def test_cells_cover_ram_and_the_hole() -> None:
     ("ram_mib", "at_most", "pages", "count"),
     [(64, 1, 16384, 1), (64, 64, 256, 64), (65, 64, 512, 33), (100, 65536, 1, 25600)],
 )
-def test_cells_are_powers_of_two(ram_mib: int, at_most: int, pages: int, count: int) -> None:
+def test_cells_are_at_most_the_given_number_of_equal_powers_of_two(
+    ram_mib: int, at_most: int, pages: int, count: int
+) -> None:
     machine = InMemoryMachine(ram_mib * MIB)
     answer = query(machine, cells=at_most)
     cells = answer["cells"]
@@ -102,7 +104,7 @@ def test_cells_are_powers_of_two(ram_mib: int, at_most: int, pages: int, count: 
     assert sum(cells["unused"]) == answer["unused-pages"]
 
 
-def test_drop_caches_and_sync() -> None:
+def test_caches_are_dropped_after_a_sync() -> None:
     machine = InMemoryMachine(64 * MIB)
     guest = machine.misc_guest
     guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
@@ -116,7 +118,7 @@ def test_drop_caches_and_sync() -> None:
     assert answers[2]["unused-pages"] == 3
 
 
-def test_a_guest_that_does_not_know_them() -> None:
+def test_a_driver_that_does_not_know_the_commands() -> None:
     machine = InMemoryMachine(64 * MIB)
     machine.misc_guest.commands = {GET_UNUSED_PAGES}
     sync, drop = talk(machine, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))
@@ -124,21 +126,21 @@ def test_a_guest_that_does_not_know_them() -> None:
     assert error(drop) == "the guest's balloon driver does not know DROP_CACHE"
 
 
-def test_a_paused_guest() -> None:
+def test_a_paused_guest_cannot_respond() -> None:
     machine = InMemoryMachine(64 * MIB)
     _, answer = talk(machine, ("stop", {}), ("query-unused-pages", {}))
     assert error(answer) == "the guest is paused and cannot respond"
 
 
-def test_a_silent_guest_holds_up_nobody_else() -> None:
+def test_a_silent_guest_does_not_delay_other_clients() -> None:
     async def main() -> None:
         machine = InMemoryMachine(64 * MIB)
-        machine.misc_requests  # noqa: B018 (made with its guest, who is then made silent)
+        machine.misc_requests  # noqa: B018 (made with its guest, which then does not respond)
         machine.misc_guest.board.msi.on_trigger = lambda vector: None
-        asking, other = QmpSession(machine), QmpSession(machine)
-        for session in (asking, other):
+        waiting_session, other = QmpSession(machine), QmpSession(machine)
+        for session in (waiting_session, other):
             await execute(session, "qmp_capabilities")
-        waiting = asyncio.create_task(execute(asking, "query-unused-pages", timeout=0.2))
+        waiting = asyncio.create_task(execute(waiting_session, "query-unused-pages", timeout=0.2))
         await asyncio.sleep(0)
         assert await execute(other, "query-status") == {"status": "running", "running": True}
         assert not waiting.done()
@@ -162,11 +164,11 @@ def test_a_silent_guest_holds_up_nobody_else() -> None:
         ({"pages": 1}, "'pages' is unexpected"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_rejected(arguments: dict[str, Any], words: str) -> None:
     assert words in error(query(InMemoryMachine(64 * MIB), **arguments), "GenericError")
 
 
-def test_they_are_listed() -> None:
+def test_query_commands_lists_them() -> None:
     (commands,) = talk(InMemoryMachine(64 * MIB), ("query-commands", {}))
     names = {command["name"] for command in commands}
     assert {"query-unused-pages", "balloon-drop-caches", "balloon-sync-filesystems"} <= names

@@ -39,7 +39,7 @@ def run(scenario: Callable[[InMemoryMachine], Coroutine[Any, Any, None]]) -> Non
     asyncio.run(main())
 
 
-async def over(machine: InMemoryMachine) -> dict[str, Any]:
+async def finished(machine: InMemoryMachine) -> dict[str, Any]:
     async with asyncio.timeout(20):
         while machine.migrations.active:
             await asyncio.sleep(0.001)
@@ -47,29 +47,29 @@ async def over(machine: InMemoryMachine) -> dict[str, Any]:
     return answer
 
 
-def test_the_guest_moves(tmp_path: Path) -> None:
+def test_migrate_moves_the_guest_and_reports_it(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         events: list[tuple[str, object]] = []
         machine.subscribe(lambda name, data: events.append((name, data.get("status"))))
-        home = FakeTarget()
+        target = FakeTarget()
         machine.ram.memory.write(0, b"something")
-        destination = Destination(tmp_path / "m", home)
+        destination = Destination(tmp_path / "m", target)
         assert ask(machine, "query-migrate") == {}
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         with pytest.raises(QmpError, match="There's a migration process in progress"):
             ask(machine, "migrate", uri="unix:/m")
         with pytest.raises(QmpError, match="There's a migration process in progress"):
             ask(machine, "snapshot-to-file", path="/snapshot")
-        answer = await over(machine)
+        answer = await finished(machine)
         destination.join()
         assert answer["status"] == "completed"
         assert answer["downtime"] <= answer["total-time"]
         assert answer["ram"]["total"] == machine.ram_bytes
         assert answer["ram"]["normal"] >= 1
         assert answer["unused-pages"] == {"skipped": 0, "how": "query disabled"}
-        assert home.runs
-        assert home.ram is not None
-        assert home.ram.page(0)[:9] == b"something"
+        assert target.runs
+        assert target.ram is not None
+        assert target.ram.page(0)[:9] == b"something"
         assert machine.status == "postmigrate"
         with pytest.raises(QmpError, match="runs on the destination"):
             ask(machine, "cont")
@@ -81,20 +81,20 @@ def test_the_guest_moves(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_paused_guest_arrives_paused(tmp_path: Path) -> None:
+def test_a_paused_guest_stays_paused_on_the_destination(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
-        home = FakeTarget()
+        target = FakeTarget()
         ask(machine, "stop")
-        destination = Destination(tmp_path / "m", home)
+        destination = Destination(tmp_path / "m", target)
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        assert (await over(machine))["status"] == "completed"
+        assert (await finished(machine))["status"] == "completed"
         destination.join()
-        assert home.runs is False
+        assert target.runs is False
 
     run(scenario)
 
 
-def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
+def test_the_guest_resumes_if_the_destination_fails_at_the_switchover(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         seen = []
 
@@ -106,7 +106,7 @@ def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
 
         destination = Destination(tmp_path / "m", FakeTarget(on_restore=fail))
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        answer = await over(machine)
+        answer = await finished(machine)
         destination.join()
         assert seen == ["finish-migrate"]
         assert answer["status"] == "failed"
@@ -116,10 +116,10 @@ def test_the_guest_goes_on_when_the_destination_fails(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
+def test_migrate_fails_if_nobody_listens(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        answer = await over(machine)
+        answer = await finished(machine)
         assert answer["status"] == "failed"
         assert "no destination can be reached" in answer["error-desc"]
         assert machine.status == "running"
@@ -128,17 +128,19 @@ def test_nobody_is_there(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_where_its_memory_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
-        assert threading.get_ident() != of_event_loop, "the guest's devices wait for it"
-        return found(host, *arguments, **options)
+def test_migrate_over_tcp_needs_tls_and_resolves_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def getaddrinfo(host: str, *arguments: Any, **options: Any) -> Any:
+        assert threading.get_ident() != event_loop, "it would block the guest's devices"
+        return original(host, *arguments, **options)
 
-    of_event_loop, found = threading.get_ident(), socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    event_loop, original = threading.get_ident(), socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def scenario(machine: InMemoryMachine) -> None:
         ask(machine, "migrate", uri="tcp:192.0.2.1:4444")
-        answer = await over(machine)
+        answer = await finished(machine)
         assert answer["status"] == "failed"
         assert "there is no TLS" in answer["error-desc"]
         assert machine.status == "running"
@@ -146,50 +148,48 @@ def test_where_its_memory_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None
     run(scenario)
 
 
-def test_it_is_cancelled(tmp_path: Path) -> None:
+def test_migrate_cancel_ends_a_migration(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link = await asyncio.to_thread(listener.accept)
-        assert await asyncio.to_thread(link.receive, 1)  # nobody ever answers
+        assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
         ask(machine, "migrate_cancel")
         assert ask(machine, "query-migrate")["status"] == "cancelling"
-        assert (await over(machine))["status"] == "cancelled"
+        assert (await finished(machine))["status"] == "cancelled"
         assert machine.status == "running"
         link.close()
 
     run(scenario)
 
 
-def test_it_is_cancelled_before_there_is_a_connection(tmp_path: Path) -> None:
-    """Whether somebody waits there or nobody does."""
+def test_migrate_cancel_ends_a_migration_that_has_not_connected(tmp_path: Path) -> None:
+    """With a listening destination and without one."""
 
     async def scenario(machine: InMemoryMachine) -> None:
-        home = FakeTarget()
-        destination = Destination(tmp_path / "m", home)
+        target = FakeTarget()
+        destination = Destination(tmp_path / "m", target)
         for _ in range(2):
             ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
             ask(machine, "migrate_cancel")
             assert ask(machine, "query-migrate")["status"] == "cancelling"
-            answer = await over(machine)
+            answer = await finished(machine)
             assert (answer["status"], machine.status) == ("cancelled", "running")
             assert "error-desc" not in answer
         destination.join()
-        assert home.runs is None
+        assert target.runs is None
 
     run(scenario)
 
 
-def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
-    """Events tell how it goes, from the first to the last."""
-
+def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Path) -> None:
     async def statuses(listener: EventListener) -> list[str]:
-        heard: list[str] = []
+        received: list[str] = []
         async with asyncio.timeout(20):
-            while not heard or heard[-1] not in ("completed", "failed", "cancelled"):
+            while not received or received[-1] not in ("completed", "failed", "cancelled"):
                 event: Any = await listener.get()
-                heard.append(event["data"]["status"])
-        return heard
+                received.append(event["data"]["status"])
+        return received
 
     async def scenario(machine: InMemoryMachine) -> None:
         server = ControlServer(machine, tmp_path / "qmp")
@@ -201,12 +201,12 @@ def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
             with client.listener("MIGRATION") as listener:
                 assert await client.execute("migrate", {"uri": uri}) == {}
                 assert await statuses(listener) == ["setup", "failed"]
-                home = FakeTarget()
-                destination = Destination(tmp_path / "m", home)
+                target = FakeTarget()
+                destination = Destination(tmp_path / "m", target)
                 assert await client.execute("migrate", {"uri": uri, "unused": False}) == {}
                 assert await statuses(listener) == ["setup", "active", "device", "completed"]
                 destination.join()
-            assert home.runs
+            assert target.runs
             answer: Any = await client.execute("query-migrate")
             assert answer["status"] == "completed"
             answer = await client.execute("query-status")
@@ -222,7 +222,7 @@ def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
     ("command", "arguments", "what"),
     [
         ("migrate", {"uri": "exec:cat"}, "is not an address"),
-        ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "come together"),
+        ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "must be given together"),
         ("migrate", {}, "'uri' is missing"),
         ("migrate", {"uri": "unix:/m", "unused": 0}, "'unused', expected: boolean"),
         ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
@@ -247,7 +247,7 @@ def test_qemus_client_library_moves_it(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_refusals(command: str, arguments: dict[str, Any], what: str) -> None:
+def test_invalid_arguments_are_rejected(command: str, arguments: dict[str, Any], what: str) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         with pytest.raises(QmpError, match=what):
             ask(machine, command, **arguments)
@@ -256,7 +256,7 @@ def test_refusals(command: str, arguments: dict[str, Any], what: str) -> None:
     run(scenario)
 
 
-def test_parameters() -> None:
+def test_migration_parameters_can_be_set_and_queried() -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         values = {
             "max-bandwidth": 0,
@@ -282,7 +282,7 @@ def test_parameters() -> None:
     run(scenario)
 
 
-def test_capabilities(tmp_path: Path) -> None:
+def test_migration_capabilities_can_be_set_and_queried(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         capability = {"capability": "auto-converge", "state": False}
         assert ask(machine, "query-migrate-capabilities") == [capability]
@@ -296,8 +296,8 @@ def test_capabilities(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> None:
-    """It writes the same pages in every round, and its destination does not let it end."""
+def test_query_migrate_reports_auto_converge_which_ends_with_the_migration(tmp_path: Path) -> None:
+    """The guest writes the same pages in every round, so that the migration does not converge."""
 
     async def scenario(machine: InMemoryMachine) -> None:
         on = {"capability": "auto-converge", "state": True}
@@ -315,7 +315,7 @@ def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> Non
         assert answer["ram"]["dirty-sync-count"] > 2
         assert answer["ram"]["dirty-pages-rate"] > 0
         ask(machine, "migrate_cancel")
-        answer = await over(machine)
+        answer = await finished(machine)
         destination.join()
         assert answer["status"] == "cancelled"
         assert "cpu-throttle-percentage" not in answer
@@ -324,8 +324,8 @@ def test_a_guest_that_is_slowed_down_shows_it_and_runs_on(tmp_path: Path) -> Non
     run(scenario)
 
 
-def test_limits_may_be_changed_on_the_way(tmp_path: Path) -> None:
-    """Whoever sees that a migration does not come to an end lets the guest stand still longer."""
+def test_limits_can_be_changed_during_a_migration(tmp_path: Path) -> None:
+    """A migration that does not converge does with a higher downtime limit."""
 
     async def scenario(machine: InMemoryMachine) -> None:
         ask(machine, "migrate-set-parameters", **{"downtime-limit": 0})
@@ -333,12 +333,14 @@ def test_limits_may_be_changed_on_the_way(tmp_path: Path) -> None:
         machine.written = PageRuns([(0, 64)])
         destination = Destination(tmp_path / "m", FakeTarget())
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
-        ask(machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})  # nobody listens yet
+        ask(
+            machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 40}
+        )  # before the connection
         async with asyncio.timeout(20):
             while ask(machine, "query-migrate")["ram"]["dirty-sync-count"] < 3:
                 await asyncio.sleep(0.001)
         ask(machine, "migrate-set-parameters", **{"downtime-limit": 2_000_000})
-        answer = await over(machine)
+        answer = await finished(machine)
         destination.join()
         assert answer["status"] == "completed"
         assert ask(machine, "query-migrate-parameters")["downtime-limit"] == 2_000_000
@@ -346,8 +348,8 @@ def test_limits_may_be_changed_on_the_way(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_pages_that_are_still_to_come_move_too(tmp_path: Path) -> None:
-    """A restored guest may be told to move before all of its memory has been read."""
+def test_a_migration_waits_for_a_restored_guests_memory(tmp_path: Path) -> None:
+    """A restored guest can be migrated before all of its memory has been loaded."""
 
     class Restored(InMemoryMachine):
         async def memory_loaded(self) -> None:
@@ -355,23 +357,23 @@ def test_pages_that_are_still_to_come_move_too(tmp_path: Path) -> None:
             self.ram.memory.write(0, b"something")
 
     async def main() -> None:
-        machine, home = Restored(), FakeTarget()
-        destination = Destination(tmp_path / "m", home)
+        machine, target = Restored(), FakeTarget()
+        destination = Destination(tmp_path / "m", target)
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
-        assert (await over(machine))["status"] == "completed"
+        assert (await finished(machine))["status"] == "completed"
         destination.join()
-        assert home.ram is not None
-        assert home.ram.page(0)[:9] == b"something"
+        assert target.ram is not None
+        assert target.ram.page(0)[:9] == b"something"
 
     asyncio.run(main())
 
 
-def test_the_machine_ends_meanwhile(tmp_path: Path) -> None:
+def test_the_end_of_the_vm_cancels_a_migration(tmp_path: Path) -> None:
     async def scenario(machine: InMemoryMachine) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
         ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link = await asyncio.to_thread(listener.accept)
-        assert await asyncio.to_thread(link.receive, 1)  # nobody ever answers
+        assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
         machine.quit()
         async with asyncio.timeout(20):
             await machine.migrations.end()

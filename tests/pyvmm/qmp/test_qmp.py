@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """QMP without sockets: the JSON stream, requests and replies, sessions, the throttle.
 
-Where the words matter they are what QEMU 7.2 answered to the same bytes.
+Error messages that matter are those of QEMU 7.2 for the same bytes.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from pyvmm.qmp import messages as qmp
-from pyvmm.qmp.commands import COMMANDS
+from pyvmm.qmp.commands import COMMANDS, Command
 from pyvmm.qmp.event_throttle import EventThrottle
 from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
@@ -22,7 +23,7 @@ from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
 def drain(stream: JsonStream) -> list[Any]:
-    """Everything the stream has: messages, and the descriptions of errors."""
+    """Return all messages of the stream, and the descriptions of errors."""
     items: list[Any] = []
     while True:
         try:
@@ -60,7 +61,7 @@ NEXT = b'\n{"next": 1}'
         (b'{"a": "}', []),
     ],
 )
-def test_messages_are_found(data: bytes, messages: list[Any]) -> None:
+def test_messages_are_parsed_however_they_are_split(data: bytes, messages: list[Any]) -> None:
     assert parse(data) == messages
     stream, found = JsonStream(), []
     for at in range(len(data)):
@@ -95,14 +96,14 @@ def test_messages_are_found(data: bytes, messages: list[Any]) -> None:
         ("{}".encode("utf-16"), "QMP input must be a JSON object"),
     ],
 )
-def test_a_mistake_is_one_error_and_the_next_line_is_served(data: bytes, desc: str) -> None:
+def test_invalid_input_is_one_error_and_the_next_line_is_parsed(data: bytes, desc: str) -> None:
     items = parse(data + NEXT)
     assert items[-1] == {"next": 1}
     assert len(items) == 2
     assert items[0].startswith(desc)
 
 
-def test_limits_are_reached_exactly() -> None:
+def test_messages_at_the_limits_are_accepted() -> None:
     deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert len(parse(deepest)) == 1
     assert isinstance(parse(deepest)[0], dict)
@@ -114,7 +115,7 @@ def test_limits_are_reached_exactly() -> None:
     ]
 
 
-def test_input_without_end_is_not_kept() -> None:
+def test_an_endless_message_is_not_buffered() -> None:
     stream = JsonStream(max_bytes=1000)
     for _ in range(100):
         stream.feed(b'{"a": "' + b"y" * 1000)
@@ -133,7 +134,7 @@ def test_input_without_end_is_not_kept() -> None:
     ],
     ids=["objects", "garbage lines", "escapes", "blanks"],
 )
-def test_time_grows_no_faster_than_the_input(data: bytes, chunk_bytes: int) -> None:
+def test_parsing_time_is_linear_in_the_input(data: bytes, chunk_bytes: int) -> None:
     def seconds(part: bytes) -> float:
         stream = JsonStream()
         begin = time.process_time()
@@ -146,14 +147,14 @@ def test_time_grows_no_faster_than_the_input(data: bytes, chunk_bytes: int) -> N
     assert seconds(data) < 12 * quarter + 0.05  # 16 if it were quadratic
 
 
-def test_greeting_is_qemus() -> None:
+def test_the_greeting_has_the_members_of_qemus() -> None:
     banner = qmp.greeting()["QMP"]
     assert banner["capabilities"] == []
     assert set(banner["version"]) == {"qemu", "package"}
     assert set(banner["version"]["qemu"]) == {"major", "minor", "micro"}
 
 
-def test_event_has_a_timestamp_and_no_empty_data() -> None:
+def test_an_event_has_a_timestamp_and_no_empty_data() -> None:
     assert qmp.event("STOP", {}, 1_500_000_999) == {
         "event": "STOP",
         "timestamp": {"seconds": 1, "microseconds": 500_000},
@@ -161,7 +162,7 @@ def test_event_has_a_timestamp_and_no_empty_data() -> None:
     assert qmp.event("BALLOON_CHANGE", {"actual": 5}, 0)["data"] == {"actual": 5}
 
 
-def test_lines_are_ascii_and_end_as_qemus() -> None:
+def test_lines_are_ascii_and_end_with_cr_lf() -> None:
     line = qmp.encode({"return": "é\n\ud800"})
     assert line.endswith(b"\r\n")
     assert line.count(b"\n") == 1
@@ -172,7 +173,7 @@ Ask = Callable[..., Any]
 
 
 def reply_to(session: QmpSession, message: dict[str, Any]) -> dict[str, Any]:
-    """The reply to a message that need not wait for the guest."""
+    """Return the reply to a message that does not wait for the guest."""
     reply = session.answer(message)
     assert isinstance(reply, dict)
     return reply
@@ -185,7 +186,7 @@ def machine() -> InMemoryMachine:
 
 @pytest.fixture
 def ask(machine: InMemoryMachine) -> Ask:
-    """Ask a negotiated session, returning its value or its (class, desc)."""
+    """Return a function that executes a command and returns its value or (class, desc)."""
     session = QmpSession(machine)
     session.answer({"execute": "qmp_capabilities"})
 
@@ -200,7 +201,7 @@ def ask(machine: InMemoryMachine) -> Ask:
     return ask
 
 
-def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
+def test_negotiation_is_required_once_and_before_any_command(machine: InMemoryMachine) -> None:
     session = QmpSession(machine)
     reply = reply_to(session, {"execute": "stop", "id": [1]})
     assert reply == {
@@ -233,7 +234,7 @@ def test_negotiation_comes_first_and_once(machine: InMemoryMachine) -> None:
         ({"execute": "stop", "arguments": {"x": 1}}, "Parameter 'x' is unexpected"),
     ],
 )
-def test_malformed_requests_keep_their_id(
+def test_errors_of_malformed_requests_have_their_id(
     machine: InMemoryMachine, message: dict[str, Any], desc: str
 ) -> None:
     session = QmpSession(machine)
@@ -244,7 +245,7 @@ def test_malformed_requests_keep_their_id(
     assert machine.status == "running"
 
 
-def test_unknown_command(ask: Ask) -> None:
+def test_an_unknown_command_is_not_found(ask: Ask) -> None:
     assert ask("nosuch") == ("CommandNotFound", "The command nosuch has not been found")
 
 
@@ -252,7 +253,7 @@ def test_query_commands_names_every_command(ask: Ask) -> None:
     assert {entry["name"] for entry in ask("query-commands")} == set(COMMANDS)
 
 
-def test_queries(ask: Ask) -> None:
+def test_queries_return_the_state_of_the_machine(ask: Ask) -> None:
     assert ask("query-version") == qmp.greeting()["QMP"]["version"]
     assert ask("query-status") == {"status": "running", "running": True}
     assert ask("query-balloon") == {"actual": GIB}
@@ -269,14 +270,16 @@ def test_stop_and_cont_are_idempotent(ask: Ask, machine: InMemoryMachine) -> Non
 
 
 @pytest.mark.parametrize("status", ["shutdown", "guest-panicked"])
-def test_a_dead_machine_does_not_run_again(ask: Ask, machine: InMemoryMachine, status: Any) -> None:
+def test_an_ended_machine_cannot_be_resumed(
+    ask: Ask, machine: InMemoryMachine, status: Any
+) -> None:
     machine.status = status
     assert ask("cont") == ("GenericError", "Resetting the Virtual Machine is required")
     assert ask("stop") == {}
     assert ask("query-status") == {"status": status, "running": False}
 
 
-def test_quit(ask: Ask, machine: InMemoryMachine) -> None:
+def test_quit_ends_the_machine(ask: Ask, machine: InMemoryMachine) -> None:
     events: list[tuple[str, Any]] = []
     machine.subscribe(lambda name, data: events.append((name, data)))
     assert ask("quit") == {}
@@ -284,13 +287,13 @@ def test_quit(ask: Ask, machine: InMemoryMachine) -> None:
 
 
 @pytest.mark.parametrize("value", [1, 4097, 256 * MIB, GIB])
-def test_balloon_takes_any_size_up_to_ram(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+def test_balloon_accepts_any_size_up_to_ram(ask: Ask, machine: InMemoryMachine, value: int) -> None:
     assert ask("balloon", value=value) == {}
     assert machine.targets == [value]
 
 
 @pytest.mark.parametrize("value", [1.5, 268435456.0, "256M", True, False, None, [1], {"a": 1}])
-def test_balloon_refuses_what_is_no_integer(
+def test_balloon_rejects_values_that_are_not_integers(
     ask: Ask, machine: InMemoryMachine, value: object
 ) -> None:
     desc = "Invalid parameter type for 'value', expected: integer"
@@ -299,7 +302,7 @@ def test_balloon_refuses_what_is_no_integer(
 
 
 @pytest.mark.parametrize("value", [0, -1, -(1 << 70), GIB + 1, 1 << 70])
-def test_balloon_refuses_nonsense(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+def test_balloon_rejects_sizes_out_of_range(ask: Ask, machine: InMemoryMachine, value: int) -> None:
     error_class, desc = ask("balloon", value=value)
     assert error_class == "GenericError"
     assert desc.startswith("Parameter 'value' expects a size")
@@ -307,7 +310,7 @@ def test_balloon_refuses_nonsense(ask: Ask, machine: InMemoryMachine, value: int
     assert machine.targets == []
 
 
-def test_balloon_needs_exactly_its_argument(ask: Ask, machine: InMemoryMachine) -> None:
+def test_balloon_requires_its_argument_and_no_other(ask: Ask, machine: InMemoryMachine) -> None:
     assert ask("balloon") == ("GenericError", "Parameter 'value' is missing")
     assert ask("balloon", value=MIB, x=1) == ("GenericError", "Parameter 'x' is unexpected")
     assert machine.targets == []
@@ -319,8 +322,63 @@ def test_every_reply_can_be_encoded(machine: InMemoryMachine) -> None:
         json.loads(qmp.encode(reply_to(session, message)))
 
 
+def test_a_command_that_raises_is_replied_to_and_logged(
+    machine: InMemoryMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(vm: object) -> None:
+        raise ZeroDivisionError("in the machine")
+
+    async def fail_later(vm: object) -> None:
+        raise ZeroDivisionError("in the guest")
+
+    def refuse(vm: object) -> None:
+        raise QmpError("not now")
+
+    for name, function in (("fail", fail), ("fail-later", fail_later), ("refuse", refuse)):
+        monkeypatch.setitem(COMMANDS, name, Command(function))
+    session = QmpSession(machine)
+    session.answer({"execute": "qmp_capabilities"})
+    reply = reply_to(session, {"execute": "fail", "id": 1})
+    desc = "Internal error: ZeroDivisionError('in the machine')"
+    assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": 1}
+    later = session.answer({"execute": "fail-later", "id": 2})
+    assert not isinstance(later, dict)
+    desc = "Internal error: ZeroDivisionError('in the guest')"
+    assert asyncio.run(awaited(later)) == {
+        "error": {"class": "GenericError", "desc": desc},
+        "id": 2,
+    }
+    assert caplog.text.count("Traceback") == 2
+    assert reply_to(session, {"execute": "refuse"})["error"]["desc"] == "not now"
+    assert caplog.text.count("Traceback") == 2
+    assert reply_to(session, {"execute": "query-status"})["return"]["running"]
+
+
+async def awaited(reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return await reply
+
+
+@pytest.mark.parametrize("text", ["/s\0", "/s\ud800", "\udfff"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("snapshot-to-file", "path"),
+        ("migrate", "uri"),
+        ("migrate", "tls-key"),
+        ("qom-list", "path"),
+    ],
+)
+def test_strings_that_cannot_be_paths_are_rejected(
+    ask: Ask, machine: InMemoryMachine, command: str, name: str, text: str
+) -> None:
+    arguments = {"uri": "unix:/m", name: text} if command == "migrate" else {name: text}
+    desc = f"Parameter '{name}' contains an invalid character"
+    assert ask(command, **arguments) == ("GenericError", desc)
+    assert machine.migrations.status == "none"
+
+
 class Clock:
-    """Stands for the event loop's `call_later`; time passes when told."""
+    """A fake of the event loop's `call_later`, whose time passes by `advance`."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -339,7 +397,7 @@ class Clock:
         self.now_s = end_s
 
 
-def test_throttle_sends_the_first_at_once_and_the_last_always() -> None:
+def test_the_throttle_sends_the_first_value_at_once_and_always_the_last() -> None:
     clock, sent = Clock(), list[tuple[float, int]]()
     throttle: EventThrottle[int] = EventThrottle(
         1.0, lambda value: sent.append((clock.now_s, value)), clock.call_later
@@ -355,7 +413,7 @@ def test_throttle_sends_the_first_at_once_and_the_last_always() -> None:
     assert sent[-1] == (clock.now_s, 99)
 
 
-def test_throttle_flush_sends_what_is_held_once() -> None:
+def test_flushing_the_throttle_sends_a_pending_value_once() -> None:
     clock, sent = Clock(), list[int]()
     throttle: EventThrottle[int] = EventThrottle(1.0, sent.append, clock.call_later)
     throttle.offer(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket over real unix sockets: with QEMU's own client library and with bad ones."""
+"""The control socket over real unix sockets: with QEMU's client library and misbehaving clients."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ async def receive(reader: asyncio.StreamReader) -> dict[str, Any]:
     return message
 
 
-def test_qemus_client_library_drives_it(serve: Callable[[Scenario], None]) -> None:
+def test_qemus_client_library_controls_a_vm(serve: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         client = QMPClient("test")
         await client.connect(str(path))
@@ -88,7 +88,7 @@ async def drain_until(listener: EventListener, actual_bytes: int) -> None:
             return
 
 
-def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
+def test_quit_is_replied_to_before_the_server_closes(tmp_path: Path) -> None:
     async def main() -> None:
         machine = InMemoryMachine()
         server = ControlServer(machine, tmp_path / "qmp")
@@ -101,13 +101,13 @@ def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
         await asyncio.wait_for(end.wait(), 10)
         await server.close()
         assert await asyncio.wait_for(execution, 10) == {}
-        with pytest.raises(EOFError):  # how the library tells that the server hung up
+        with pytest.raises(EOFError):  # raised by the library when the server closes
             await client.disconnect()
 
     asyncio.run(main())
 
 
-def test_events_reach_all_who_negotiated(serve: Callable[[Scenario], None]) -> None:
+def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         first, second = await negotiate(path), await negotiate(path)
         silent = await connect(path)
@@ -126,7 +126,7 @@ def test_events_reach_all_who_negotiated(serve: Callable[[Scenario], None]) -> N
     serve(scenario)
 
 
-def test_a_moving_balloon_does_not_flood(serve: Callable[[Scenario], None]) -> None:
+def test_balloon_changes_are_rate_limited(serve: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         reader, writer = await negotiate(path)
         for actual in range(1000):
@@ -153,7 +153,7 @@ def test_the_last_balloon_change_is_delivered_at_the_end(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_mistakes_do_not_end_the_session(serve: Callable[[Scenario], None]) -> None:
+def test_invalid_requests_do_not_end_the_session(serve: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         reader, writer = await negotiate(path)
         bad = [b"[]\n", b"nonsense\n", b'{"execute": 1}', b'{"a":]}\n', b'{"execute": "x"}']
@@ -167,10 +167,10 @@ def test_mistakes_do_not_end_the_session(serve: Callable[[Scenario], None]) -> N
     serve(scenario)
 
 
-def test_a_client_that_only_writes_is_held_up_not_buffered(
+def test_requests_of_a_client_that_does_not_read_are_not_buffered(
     serve: Callable[[Scenario], None],
 ) -> None:
-    """Requests without end from a client that reads nothing: it blocks, the others do not."""
+    """A client that sends requests without end and reads nothing blocks; others do not."""
 
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         flood = socket.socket(socket.AF_UNIX)
@@ -190,7 +190,7 @@ def test_a_client_that_only_writes_is_held_up_not_buffered(
         reader, writer = await negotiate(path)
         writer.write(b'{"execute": "query-balloon"}')
         assert "return" in await receive(reader)
-        # Held up, not cut off even by an event: everything is answered once it reads.
+        # An event does not disconnect it: every request is replied to once it reads.
         machine.announce("RESUME")
         whole_requests = 0
         flood_reader, flood_writer = await asyncio.open_unix_connection(sock=flood, limit=1 << 22)
@@ -204,25 +204,27 @@ def test_a_client_that_only_writes_is_held_up_not_buffered(
     serve(scenario)
 
 
-def test_a_client_that_reads_no_events_is_cut_off(
+def test_a_client_that_reads_no_events_is_disconnected(
     serve: Callable[[Scenario], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
-        deaf = await negotiate(path)
-        deaf[0]._transport.pause_reading()  # type: ignore[attr-defined]
+        stalled = await negotiate(path)
+        stalled[0]._transport.pause_reading()  # type: ignore[attr-defined]
         reader, writer = await negotiate(path)
         for number in range(200):
             machine.announce("STOP", padding="x" * 100_000, number=number)
             assert (await receive(reader))["data"]["number"] == number
-        assert "control client dropped" in caplog.text
-        assert caplog.text.count("dropped") == 1
+        assert "control client disconnected" in caplog.text
+        assert caplog.text.count("disconnected") == 1
         writer.close()
-        deaf[1].close()
+        stalled[1].close()
 
     serve(scenario)
 
 
-def test_hanging_up_in_the_middle_harms_nobody(serve: Callable[[Scenario], None]) -> None:
+def test_a_client_that_disconnects_does_not_affect_others(
+    serve: Callable[[Scenario], None],
+) -> None:
     async def scenario(machine: InMemoryMachine, path: Path) -> None:
         for data in (b"", b'{"exec', b'{"execute": "qmp_capabilities"}' * 100):
             _, writer = await connect(path)
@@ -236,7 +238,7 @@ def test_hanging_up_in_the_middle_harms_nobody(serve: Callable[[Scenario], None]
     serve(scenario)
 
 
-def test_a_client_that_does_not_read_cannot_delay_the_end(
+def test_a_client_that_does_not_read_cannot_delay_the_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_CLOSE_TIMEOUT_S", 0.1)
@@ -256,7 +258,7 @@ def test_a_client_that_does_not_read_cannot_delay_the_end(
 
 
 def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]]:
-    """Add a command "wait" whose answers are the futures collected in the list."""
+    """Add a command "wait" whose values are the futures collected in the list."""
     answers: list[asyncio.Future[int]] = []
 
     async def wait(machine: object) -> int:
@@ -267,7 +269,7 @@ def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]
     return answers
 
 
-def test_a_command_that_waits_holds_up_its_own_client_only(
+def test_a_command_that_waits_delays_its_own_client_only(
     serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = waiting_command(monkeypatch)
@@ -294,9 +296,9 @@ def test_a_command_that_waits_holds_up_its_own_client_only(
     serve(scenario)
 
 
-@pytest.mark.parametrize("leaves", ["client", "server"])
-def test_a_command_that_waits_ends_with_its_connection(
-    leaves: str, serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("closed_by", ["client", "server"])
+def test_a_command_that_waits_is_cancelled_with_its_connection(
+    closed_by: str, serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = waiting_command(monkeypatch)
 
@@ -305,7 +307,7 @@ def test_a_command_that_waits_ends_with_its_connection(
         writer.write(b'{"execute": "wait"}')
         while not answers:
             await asyncio.sleep(0)
-        if leaves == "client":
+        if closed_by == "client":
             writer.close()
             await asyncio.wait([answers[0]])
 

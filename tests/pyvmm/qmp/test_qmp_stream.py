@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invariant: whatever bytes come and however they are cut, the JSON stream yields the same
-messages and errors, raises nothing but `QmpError`, and keeps no more than one message."""
+"""Invariant: however any input is split, the JSON stream returns the same messages and errors,
+raises nothing but `QmpError`, and buffers at most one message."""
 
 import json
 from typing import Any
@@ -43,13 +43,13 @@ def take(stream: JsonStream) -> list[Any]:
         items.append(message)
 
 
-def cut(data: st.DataObject, text: bytes) -> list[bytes]:
+def split(data: st.DataObject, text: bytes) -> list[bytes]:
     places = data.draw(st.lists(st.integers(0, len(text)), max_size=20).map(sorted))
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
 
 
 @given(st.lists(st.tuples(messages, blanks, st.booleans()), max_size=6), st.data())
-def test_messages_survive_any_cut(
+def test_messages_are_the_same_however_they_are_split(
     items: list[tuple[dict[str, Any], bytes, bool]], data: st.DataObject
 ) -> None:
     text = b"".join(
@@ -58,20 +58,22 @@ def test_messages_survive_any_cut(
     )
     stream = JsonStream()
     found = []
-    for part in cut(data, text):
+    for part in split(data, text):
         stream.feed(part)
         found += take(stream)
     assert found == [message for message, _, _ in items]
 
 
 @given(st.lists(fragments, max_size=40).map(b"".join), st.data())
-def test_garbage_yields_the_same_however_it_is_cut(text: bytes, data: st.DataObject) -> None:
+def test_garbage_gives_the_same_errors_however_it_is_split(
+    text: bytes, data: st.DataObject
+) -> None:
     whole = JsonStream(LIMIT_BYTES)
     whole.feed(text)
     expected = take(whole)
     stream = JsonStream(LIMIT_BYTES)
     found = []
-    for part in cut(data, text):
+    for part in split(data, text):
         stream.feed(part)
         found += take(stream)
         assert len(stream._buffer) <= LIMIT_BYTES
@@ -79,7 +81,7 @@ def test_garbage_yields_the_same_however_it_is_cut(text: bytes, data: st.DataObj
 
 
 @given(st.binary(max_size=200), messages)
-def test_a_stream_recovers_from_garbage_that_opens_nothing(
+def test_the_stream_recovers_from_garbage_without_brackets(
     garbage: bytes, message: dict[str, Any]
 ) -> None:
     garbage = garbage.translate(None, b"{[")

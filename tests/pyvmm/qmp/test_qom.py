@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics over QMP as QEMU's clients ask for them, with QEMU's own client library."""
+"""Statistics over QMP as QEMU's clients query them, with QEMU's own client library."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -22,7 +22,7 @@ Scenario = Callable[[InMemoryMachine, QMPClient], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def with_client(tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario with a negotiated client of a served machine."""
+    """Return a function that runs a scenario with a VM and a negotiated client."""
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
@@ -51,14 +51,14 @@ async def put(client: QMPClient, value: Any, name: str = INTERVAL) -> Any:
     return await client.execute("qom-set", {"path": BALLOON, "property": name, "value": value})
 
 
-async def refusal(client: QMPClient, command: str, **arguments: Any) -> tuple[str, str]:
+async def error(client: QMPClient, command: str, **arguments: Any) -> tuple[str, str]:
     with pytest.raises(ExecuteError) as error:
         await client.execute(command, arguments)
     return error.value.error_class, str(error.value)
 
 
 async def find(client: QMPClient, wanted: str, path: str = "") -> list[str]:
-    """Paths of all objects of type `wanted`, as management software searches for them."""
+    """Return the paths of all objects of type `wanted`, as management software finds them."""
     found = []
     listed: Any = await client.execute("qom-list", {"path": path or "/"})
     for each in listed:
@@ -85,7 +85,7 @@ def test_the_balloon_is_found_by_walking_the_tree(
     with_client(scenario)
 
 
-def test_guest_stats_before_and_after_the_first_report(
+def test_guest_stats_are_absent_before_the_first_report(
     with_client: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
@@ -104,7 +104,7 @@ def test_guest_stats_before_and_after_the_first_report(
     with_client(scenario)
 
 
-def test_the_polling_interval_is_what_was_set(with_client: Callable[[Scenario], None]) -> None:
+def test_the_polling_interval_can_be_set_and_read(with_client: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         assert await get(client, INTERVAL) == 0
         assert machine.stats_guest.requests == 0
@@ -130,7 +130,7 @@ def test_polling_updates_guest_stats(with_client: Callable[[Scenario], None]) ->
     with_client(scenario)
 
 
-def test_mistakes_are_worded_as_qemu_words_them(with_client: Callable[[Scenario], None]) -> None:
+def test_errors_are_worded_as_qemu_words_them(with_client: Callable[[Scenario], None]) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         for path in (
             "/machine/peripheral/balloon1",
@@ -140,33 +140,33 @@ def test_mistakes_are_worded_as_qemu_words_them(with_client: Callable[[Scenario]
             "/machine/x/",
         ):
             expected = ("DeviceNotFound", f"Device '{path}' not found")
-            assert await refusal(client, "qom-list", path=path) == expected
-            assert await refusal(client, "qom-get", path=path, property="type") == expected
+            assert await error(client, "qom-list", path=path) == expected
+            assert await error(client, "qom-get", path=path, property="type") == expected
             arguments = {"path": path, "property": INTERVAL, "value": 1}
-            assert await refusal(client, "qom-set", **arguments) == expected
-        _, desc = await refusal(client, "qom-get", path=BALLOON, property="nosuch")
+            assert await error(client, "qom-set", **arguments) == expected
+        _, desc = await error(client, "qom-get", path=BALLOON, property="nosuch")
         assert desc == "Property 'virtio-balloon-pci.nosuch' not found"
         at = {"path": BALLOON, "property": "guest-stats"}
-        _, desc = await refusal(client, "qom-set", **at, value={})
+        _, desc = await error(client, "qom-set", **at, value={})
         assert desc == "Property 'virtio-balloon-pci.guest-stats' is not writable"
-        _, desc = await refusal(client, "qom-set", **at)
+        _, desc = await error(client, "qom-set", **at)
         assert desc == "Parameter 'value' is missing"
         at["property"] = INTERVAL
-        assert (await refusal(client, "qom-set", **at, value=-1))[1] == (
+        assert (await error(client, "qom-set", **at, value=-1))[1] == (
             "timer value must be greater than zero"
         )
-        assert (await refusal(client, "qom-set", **at, value=2**32))[1] == "timer value is too big"
+        assert (await error(client, "qom-set", **at, value=2**32))[1] == "timer value is too big"
         no_integers: list[Any] = ["1", 1.5, True, None, [], {}]
         for value in no_integers:
-            _, desc = await refusal(client, "qom-set", **at, value=value)
+            _, desc = await error(client, "qom-set", **at, value=value)
             assert desc == f"Invalid parameter type for '{INTERVAL}', expected: integer"
-        _, desc = await refusal(client, "qom-list", path=1)
+        _, desc = await error(client, "qom-list", path=1)
         assert desc == "Invalid parameter type for 'path', expected: string"
 
     with_client(scenario)
 
 
-def test_fresh_statistics_name_what_is_absent_and_what_is_unknown(
+def test_query_balloon_stats_returns_absent_and_unknown_statistics(
     with_client: Callable[[Scenario], None],
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
@@ -181,11 +181,13 @@ def test_fresh_statistics_name_what_is_absent_and_what_is_unknown(
     with_client(scenario)
 
 
-def test_a_guest_that_does_not_answer(with_client: Callable[[Scenario], None]) -> None:
+def test_query_balloon_stats_fails_while_the_guest_is_paused(
+    with_client: Callable[[Scenario], None],
+) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
         await client.execute("query-balloon-stats")
         await client.execute("stop")
-        class_, desc = await refusal(client, "query-balloon-stats", timeout=0.05)
+        class_, desc = await error(client, "query-balloon-stats", timeout=0.05)
         assert class_ == "DeviceNotActive"
         assert desc == "the guest is paused and cannot respond"
         await client.execute("cont")
@@ -194,7 +196,7 @@ def test_a_guest_that_does_not_answer(with_client: Callable[[Scenario], None]) -
     with_client(scenario)
 
 
-def test_a_paused_guest_answers_when_it_goes_on(
+def test_query_balloon_stats_waits_for_a_paused_guest_to_resume(
     tmp_path: Path, with_client: Callable[[Scenario], None]
 ) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
@@ -215,11 +217,13 @@ def test_a_paused_guest_answers_when_it_goes_on(
 
 
 @pytest.mark.parametrize("timeout", [-1, 0, 86401, 1e300])
-def test_senseless_timeouts(with_client: Callable[[Scenario], None], timeout: float) -> None:
+def test_timeouts_out_of_range_are_rejected(
+    with_client: Callable[[Scenario], None], timeout: float
+) -> None:
     async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
-        _, desc = await refusal(client, "query-balloon-stats", timeout=timeout)
+        _, desc = await error(client, "query-balloon-stats", timeout=timeout)
         assert desc == "Parameter 'timeout' expects seconds, more than 0 to 86400"
-        _, desc = await refusal(client, "query-balloon-stats", timeout="5")
+        _, desc = await error(client, "query-balloon-stats", timeout="5")
         assert desc == "Invalid parameter type for 'timeout', expected: number"
 
     with_client(scenario)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same requests to QEMU and to pyvmm get the same answers, errors included.
+"""QEMU and pyvmm reply alike to the same QOM commands, errors included.
 
-QEMU is the installed one, with a balloon and no guest; statistics that only newer versions have are
-left out of the comparison, and so are its many other properties.
+The installed QEMU runs with a balloon and no guest. Statistics that only newer versions have are
+not compared, nor are its many other properties.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = {"path": BALLOON, "property": "guest-stats-polling-interval"}
-NO_INTEGERS: list[Any] = ["1", 1.5, True, [], {}, None]
+NOT_INTEGERS: list[Any] = ["1", 1.5, True, [], {}, None]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("qom-list", {"path": "/nosuch"}),
     ("qom-list", {"path": "alloon0"}),
@@ -43,7 +43,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("qom-get", INTERVAL),
     ("qom-set", {**INTERVAL, "value": -1}),
     ("qom-set", {**INTERVAL, "value": 2**32}),
-    *(("qom-set", {**INTERVAL, "value": value}) for value in NO_INTEGERS),
+    *(("qom-set", {**INTERVAL, "value": value}) for value in NOT_INTEGERS),
     ("qom-set", INTERVAL),
     ("qom-set", {**INTERVAL, "value": 1, "more": 1}),
     ("qom-set", {**INTERVAL, "value": 2**32 - 1}),
@@ -60,7 +60,7 @@ async def client_of(path: Path) -> AsyncIterator[QMPClient]:
         try:
             await client.connect(str(path))
             break
-        except ConnectError:  # QEMU is not there yet
+        except ConnectError:  # QEMU does not listen yet
             await asyncio.sleep(0.02)
     try:
         yield client
@@ -98,7 +98,7 @@ async def pyvmm(directory: Path) -> AsyncIterator[QMPClient]:
 
 
 async def reply(client: QMPClient, command: str, arguments: dict[str, Any]) -> Any:
-    """The value of a command, or its error's class and words."""
+    """Return the value of a command, or its error's class and description."""
     try:
         return await client.execute(command, arguments)
     except ExecuteError as error:
@@ -106,8 +106,8 @@ async def reply(client: QMPClient, command: str, arguments: dict[str, Any]) -> A
 
 
 @pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")
-def test_answers_are_those_of_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StatsGuest, "start", lambda guest: None)  # as in QEMU there is no driver
+def test_qom_commands_reply_as_qemu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StatsGuest, "start", lambda guest: None)  # no driver, as in QEMU
 
     async def main(directory: Path) -> None:
         async with qemu(directory) as theirs, pyvmm(directory) as ours:

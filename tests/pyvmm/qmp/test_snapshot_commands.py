@@ -230,7 +230,7 @@ def test_the_file_stays_open_until_its_copier_has_stopped(
     ("arguments", "desc"),
     [
         ({"path": "relative"}, "Parameter 'path' expects an absolute path"),
-        ({"path": "/a\0b"}, "Parameter 'path' expects an absolute path"),
+        ({"path": "/a\0b"}, "Parameter 'path' contains an invalid character"),
         ({"path": "/a", "timeout": 0}, "Parameter 'timeout' expects seconds"),
         ({"path": "/a", "unused": 1}, "Invalid parameter type for 'unused', expected: boolean"),
     ],
