@@ -168,7 +168,7 @@ class MiscQueue(QueueHandler):
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
         late_messages, last_id = fields.counter("late_messages"), fields.counter("last_id")
-        buffer = check_in_flight(fields, "buffer", ring)
+        buffer = next(iter(check_in_flight(fields, "buffer", ring, at_most=1)), None)
         if buffer is not None and buffer.writable_bytes < REQUEST.size:
             raise fields.error("buffer", f"of {buffer.writable_bytes} bytes is too small")
 

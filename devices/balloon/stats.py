@@ -149,7 +149,7 @@ class StatsQueue(QueueHandler):
     def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
         """As `QueueHandler.check_state`."""
         requests = fields.counter("requests")
-        in_flight = check_in_flight(fields, "in_flight", ring)
+        in_flight = next(iter(check_in_flight(fields, "in_flight", ring, at_most=1)), None)
 
         def restore() -> None:
             self.requests, self._in_flight = requests, in_flight

@@ -56,6 +56,8 @@ MSIX_BAR = 2
 MSIX_BAR_BYTES = 0x1000
 MSIX_PBA_OFFSET = 0x800
 
+STATE_KIND_PREFIX = "virtio_"
+
 CAP_ID_VENDOR = 0x09
 CAP_COMMON_CFG = 1
 CAP_NOTIFY_CFG = 2
@@ -111,7 +113,7 @@ class VirtioPciTransport:
     @property
     def STATE_KIND(self) -> str:
         """Device and transport are one part of the machine."""
-        return f"virtio_{self.device.name}"
+        return f"{STATE_KIND_PREFIX}{self.device.name}"
 
     def save_state(self) -> Payload:
         """Everything but the rings, which lie in guest RAM."""

@@ -142,29 +142,37 @@ class DeviceQueue:
         self.ring.next_avail, self.ring.next_used = indices
 
 
-def save_in_flight(chain: Chain | None) -> list[Payload]:
-    """A buffer that a device type keeps, or none; `check_in_flight` reads it."""
-    if chain is None:
-        return []
-    segments = chain.writable_segments
-    return [
-        {
-            "head": chain.head,
-            "gpas": [gpa for gpa, _ in segments],
-            "lengths": [length for _, length in segments],
-        }
-    ]
+def save_in_flight(*chains: Chain | None) -> list[Payload]:
+    """Return the state of the buffers that a device type keeps; `check_in_flight` reads it."""
+    saved: list[Payload] = []
+    for chain in chains:
+        if chain is None:
+            continue
+        segments = chain.writable_segments
+        saved.append(
+            {
+                "head": chain.head,
+                "gpas": [gpa for gpa, _ in segments],
+                "lengths": [length for _, length in segments],
+            }
+        )
+    return saved
 
 
-def check_in_flight(state: Fields, name: str, ring: SplitQueue | None) -> Chain | None:
-    """The buffer of `ring`, which is None for a queue that is not live, that was kept; or none."""
-    for held in state.parts(name, at_most=1):
-        head, gpas = held.number("head", below=1 << 16), held.numbers("gpas")
-        lengths = held.numbers("lengths", count=len(gpas), below=1 << 32)
+def check_in_flight(
+    state: Fields, name: str, ring: SplitQueue | None, *, at_most: int
+) -> list[Chain]:
+    """Return the buffers of `ring` that were in flight, in their order; None is no live queue."""
+    chains: list[Chain] = []
+    for saved in state.parts(name, at_most=at_most):
+        head, gpas = saved.number("head", below=1 << 16), saved.numbers("gpas")
+        lengths = saved.numbers("lengths", count=len(gpas), below=1 << 32)
         if ring is None:
             raise state.error(name, "is a buffer of a queue that is not live")
+        if any(chain.head == head for chain in chains):
+            raise state.error(name, f"has the buffer at {head} twice")
         try:
-            return ring.restore_in_flight(head, zip(gpas, lengths, strict=True))
+            chains.append(ring.restore_in_flight(head, zip(gpas, lengths, strict=True)))
         except RingError as error:
             raise state.error(name, f"is no buffer: {error}") from error
-    return None
+    return chains

@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.progress.reporter import show_progress
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.state.parts import KINDS
 from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -25,7 +25,7 @@ def show_snapshot(file: Path, labels: Mapping[str, str]) -> None:
 
     `labels` maps the classes of pages in a snapshot's report to texts for people.
     """
-    with SnapshotFile(file, KINDS) as opened:
+    with SnapshotFile(file, part_kinds()) as opened:
         with show_progress() as progress:
             progress.stage("checking", len(opened.blocks))
             opened.check(lambda pages: progress.advance())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from devices.ports import GuestRam, Timers, Tracer
     from devices.virtio.device import VirtioDevice
     from pyvmm.config import MachineConfig
+    from pyvmm.state.records import Kind
 
 
 class Ports(NamedTuple):
@@ -45,3 +46,18 @@ def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
 
 
 CATALOGUE = (Entry("balloon", 1, _balloon),)
+
+
+def part_kinds() -> dict[str, Kind]:
+    """Return every kind of record that a part of a machine may have, by name."""
+    # Only VMs that are saved or restored need these.
+    from devices.state import MAX_PAYLOAD_BYTES
+    from devices.virtio.pci_transport import STATE_KIND_PREFIX, VirtioPciTransport
+    from pyvmm.state.parts import PLATFORM_KINDS
+    from pyvmm.state.records import Kind
+
+    virtio = Kind(VirtioPciTransport.STATE_VERSION, MAX_PAYLOAD_BYTES)
+    return {
+        **PLATFORM_KINDS,
+        **{f"{STATE_KIND_PREFIX}{entry.name}": virtio for entry in CATALOGUE},
+    }

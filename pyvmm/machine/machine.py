@@ -30,7 +30,7 @@ from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
 from pykvm import KvmError, System, abi
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
-from pyvmm.machine.catalogue import CATALOGUE, Ports
+from pyvmm.machine.catalogue import CATALOGUE, Ports, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter
@@ -255,7 +255,7 @@ class Machine:
         vcpus = [thread.vcpu for thread in self.vcpu_threads]
         transports = [device.transport for device in self.pci_devices.values()]
         stateful = [*self._legacy.stateful, self._pci_ports, self._pci.host_bridge, *transports]
-        return MachineParts(self._system, self._vm, vcpus, stateful)
+        return MachineParts(self._system, self._vm, vcpus, stateful, part_kinds())
 
     def prepare_parts(self) -> None:
         """Import and ask KVM for everything `save_parts` and `restore_parts` need.

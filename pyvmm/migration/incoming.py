@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.sockets.errors import ListenerClosed
-from pyvmm.state.parts import KINDS
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
@@ -98,7 +98,7 @@ class _IncomingTarget:
     Threads: migration.
     """
 
-    kinds = KINDS
+    kinds = part_kinds()
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, make: Callable[[MachineConfig], IncomingVm]

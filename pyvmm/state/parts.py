@@ -9,7 +9,7 @@ needs the interrupt controllers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from devices.pci.config_space import PciFunction
 from devices.pci.host_bridge import ConfigMechanism1
 from devices.registers import RegisterTable
 from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, encode
-from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.config import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
@@ -38,14 +37,13 @@ _DEVICES = {
     "post": RegisterTable.STATE_VERSION,
     "rtc": Rtc.STATE_VERSION,
     "uart": Uart16550.STATE_VERSION,
-    "virtio_balloon": VirtioPciTransport.STATE_VERSION,
 }
-KINDS = {
+PLATFORM_KINDS = {
     kvm_vcpu.KIND: Kind(kvm_vcpu.VERSION, MAX_PAYLOAD_BYTES, MAX_VCPUS),
     kvm_vm.KIND: Kind(kvm_vm.VERSION, MAX_PAYLOAD_BYTES),
     **{name: Kind(version, MAX_PAYLOAD_BYTES) for name, version in _DEVICES.items()},
 }
-"""The kinds of record that parts of a machine have."""
+"""Kinds of record of the parts that every machine has; `pyvmm.machine.catalogue` adds devices."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,8 @@ class MachineParts:
     vm: Vm
     vcpus: Sequence[Vcpu]
     devices: Sequence[Stateful]
+    kinds: Mapping[str, Kind]
+    """Every kind of record that the machine may have."""
 
     @cached_property
     def here(self) -> Capabilities:
@@ -89,20 +89,19 @@ class MachineParts:
         here = self.here
         saved = {(record.kind, record.instance): record for record in records}
         counters = [
-            kvm_vcpu.restore_vcpu(vcpu, _fields(saved, kvm_vcpu.KIND, index), here)
+            kvm_vcpu.restore_vcpu(vcpu, self._fields(saved, kvm_vcpu.KIND, index), here)
             for index, vcpu in enumerate(self.vcpus)
         ]
-        kvm_vm.restore_vm(self.vm, _fields(saved, kvm_vm.KIND), self.vcpus, counters)
+        kvm_vm.restore_vm(self.vm, self._fields(saved, kvm_vm.KIND), self.vcpus, counters)
         for device in self.devices:
-            device.restore_state(_fields(saved, device.STATE_KIND))
+            device.restore_state(self._fields(saved, device.STATE_KIND))
         for kind, instance in saved:
             raise StateError(kind, f"number {instance} is not part of this machine")
 
-
-def _fields(saved: dict[tuple[str, int], Record], kind: str, instance: int = 0) -> Fields:
-    """Remove a part from `saved` and return its fields."""
-    record = saved.pop((kind, instance), None)
-    if record is None:
-        raise StateError(kind, f"number {instance} is missing")
-    name = f"{kind} {instance}" if instance else kind
-    return record_fields(record, KINDS[kind], name)
+    def _fields(self, saved: dict[tuple[str, int], Record], kind: str, instance: int = 0) -> Fields:
+        """Remove a part from `saved` and return its fields."""
+        record = saved.pop((kind, instance), None)
+        if record is None:
+            raise StateError(kind, f"number {instance} is missing")
+        name = f"{kind} {instance}" if instance else kind
+        return record_fields(record, self.kinds[kind], name)

@@ -19,17 +19,17 @@ from pathlib import Path
 from devices.state import StateError, decode
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport
 from pyvmm.state.config_record import config_record
-from pyvmm.state.parts import KINDS
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
 from pyvmm_native.pages import crc32c
 
 RAM_SIZES = (64 * MIB, 65 * MIB, 4 * GIB, 16 * GIB)
-KIND_NAMES = (*sorted({**layout.OWN_KINDS, **KINDS}), layout.HEADER, "vgpu", "")
+KIND_NAMES = (*sorted({**layout.OWN_KINDS, **part_kinds()}), layout.HEADER, "vgpu", "")
 MAX_RECORDS = 16
 PAGE = bytes(4096)
 
@@ -66,7 +66,7 @@ def run(data: bytes) -> bool:
 
 def _read(path: Path) -> bool:
     try:
-        with SnapshotFile(path, KINDS) as snapshot:
+        with SnapshotFile(path, part_kinds()) as snapshot:
             pages: list[int] = []
             snapshot.check(pages.append)
             assert sum(pages) <= snapshot.header.room == path.stat().st_size // 4096 - 1

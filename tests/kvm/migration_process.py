@@ -18,11 +18,11 @@ from pathlib import Path
 
 from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
-from pyvmm.state.parts import KINDS
 from tests.kvm.migration_endpoints import migration_result, start_migration
 from tests.kvm.verifying_guest import throttle
 
@@ -73,7 +73,7 @@ async def serve_commands(guest: GuestSession, address: str) -> None:
 
 
 async def run_source(path: Path, address: str) -> None:
-    with SnapshotFile(path, KINDS) as snapshot:
+    with SnapshotFile(path, part_kinds()) as snapshot:
         async with guest_session(snapshot.config, snapshot) as guest:
             await serve_commands(guest, address)
 

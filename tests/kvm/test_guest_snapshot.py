@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
-from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from tests.kvm.fixture_types import RunGuest
@@ -48,7 +48,7 @@ async def save(guest: GuestSession, path: Path, **options: Any) -> SnapshotStatu
 
 async def resume(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
     """Restore a new machine from `path` and run `scenario` with it."""
-    with SnapshotFile(path, KINDS) as snapshot:
+    with SnapshotFile(path, part_kinds()) as snapshot:
         async with guest_session(snapshot.config, snapshot) as guest:
             await scenario(guest)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
-from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from tests.kvm.fault_injection import FaultSchedule
 from tests.kvm.faulty_relay import FaultyRelay, InjectedFailure
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_the_previous_snapshot_intact(
         await verify_and_power_off(guest)
 
     async def restore_previous() -> VerificationReport:
-        with SnapshotFile(path, KINDS) as snapshot:
+        with SnapshotFile(path, part_kinds()) as snapshot:
             async with guest_session(snapshot.config, snapshot) as guest:
                 await verify_more(guest)
                 return await verify_and_power_off(guest)

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest
-from pyvmm.state.parts import KINDS
 from tests.kvm.fault_injection import FaultSchedule
 from tests.kvm.fixture_types import RunGuest
 from tests.kvm.migration_endpoints import GuestReceiver, migration_result, start_migration
@@ -258,7 +258,7 @@ class MigrationToKilledDestinations:
 
 @asynccontextmanager
 async def restored(path: Path) -> AsyncIterator[GuestSession]:
-    with SnapshotFile(path, KINDS) as file:
+    with SnapshotFile(path, part_kinds()) as file:
         async with guest_session(file.config, file) as guest:
             await verify_more(guest)
             await wait_for_heartbeat(guest)

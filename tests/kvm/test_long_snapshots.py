@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
-from pyvmm.state.parts import KINDS
 from tests.kvm.fault_injection import REPETITIONS
 from tests.kvm.fixture_types import MakeConfig
 from tests.kvm.verifying_guest import (
@@ -84,7 +84,7 @@ def test_no_data_is_lost_in_repeated_snapshots(
             saved.append(await save(guest, file))
             printed = guest.console.text
             await stack.aclose()
-            with SnapshotFile(file, KINDS) as snapshot:
+            with SnapshotFile(file, part_kinds()) as snapshot:
                 guest = await stack.enter_async_context(guest_session(snapshot.config, snapshot))
             report = await check_restored(guest, printed, report)
             now = await uptime(guest)

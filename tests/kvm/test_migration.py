@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyvmm.harness.guest_session import GuestSession, incoming_session
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
@@ -24,7 +25,6 @@ from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
-from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from tests.kvm.fixture_types import RunGuest
@@ -171,7 +171,7 @@ def test_the_guest_survives_every_disconnect(
             link = BreakingLink(stream)
             link.left = choose.randrange(PATTERN_MIB * MIB)
             target = FakeTarget()
-            target.kinds = KINDS
+            target.kinds = part_kinds()
             with pytest.raises(MigrationError):
                 await asyncio.to_thread(DestinationMigration(target, MigrationLink(link)).run)
             link.close()

@@ -38,11 +38,11 @@ class Echo(VirtioDevice):
         return chain.write(chain.readable)
 
     def save_own_state(self) -> Payload:
-        return {"kept": save_in_flight(self.kept[-1] if self.kept else None)}
+        return {"kept": save_in_flight(*self.kept)}
 
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
-        kept = check_in_flight(state, "kept", saved.queues[0].ring)
-        return lambda: self.kept.extend([kept] if kept else [])
+        kept = check_in_flight(state, "kept", saved.queues[0].ring, at_most=8)
+        return lambda: self.kept.extend(kept)
 
     def on_queue_reset(self, queue: int) -> None:
         self.kept.clear()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from pyvmm.machine.catalogue import part_kinds
 from pyvmm.memory.ram import Ram
 from pyvmm.qmp.session import QmpSession
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import SnapshotWriter
-from pyvmm.state.parts import KINDS
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
@@ -37,7 +37,7 @@ def machine_with_pages() -> InMemoryMachine:
 
 
 def restored(path: Path) -> tuple[SnapshotFile, Ram]:
-    with SnapshotFile(path, KINDS) as snapshot:
+    with SnapshotFile(path, part_kinds()) as snapshot:
         ram = Ram(snapshot.config.ram_bytes)
         snapshot.load(ram.memory)
     return snapshot, ram
