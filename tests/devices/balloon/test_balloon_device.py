@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balloon behind its PCI registers: memory really goes, bad requests change nothing."""
+"""The balloon, used through registers: memory is really freed, bad requests change nothing."""
 
 import ctypes
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ def request(dialect: Dialect, pfns: Iterable[int]) -> Sequence[bytes]:
 
 
 def resident_bytes(ram: AnonymousRam) -> int:
-    """Resident part of the first region, from the kernel's page map of this process."""
+    """Return the resident bytes of the first region, from this process's page map."""
     area = ram.maps[0][1]
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))
     first, count = address // PAGE_BYTES, len(area) // PAGE_BYTES
@@ -46,7 +46,7 @@ def resident_bytes(ram: AnonymousRam) -> int:
 
 @pytest.mark.conformance("5.5.6.2-1")
 @BOTH
-def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> None:
+def test_inflate_discards_the_named_pages_and_no_others(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
     ram.memory.write(0, b"\xa5" * (16 * MIB))
@@ -56,7 +56,7 @@ def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> Non
     for each_request in requests:
         used = driver.send(INFLATE, each_request)
         assert [each.length for each in used] == [0]
-    # Rings and requests of this test's driver take a few pages more.
+    # Rings and requests of the driver take a few more pages.
     assert before - resident_bytes(ram) > (len(pfns) - 16) * PAGE_BYTES
     page = {True: bytes(PAGE_BYTES), False: b"\xa5" * PAGE_BYTES}
     gone = set(pfns)
@@ -71,7 +71,7 @@ def test_inflated_memory_is_gone_and_the_rest_is_intact(dialect: Dialect) -> Non
 
 @pytest.mark.conformance("5.5.6.2-1")
 @BOTH
-def test_buffer_comes_back_after_the_memory_is_gone(dialect: Dialect) -> None:
+def test_inflate_returns_the_buffer_after_the_discard(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
     ram.memory.write(PAGE_BYTES, b"x")
@@ -100,7 +100,7 @@ def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
 
 @BOTH
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
-def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -> None:
+def test_a_request_with_a_page_outside_ram_is_refused_whole(dialect: Dialect, queue: int) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
     driver = BalloonDriver(dialect, ram=ram).start()
     last = HOLE_GPA // PAGE_BYTES - 1
@@ -113,14 +113,14 @@ def test_one_page_outside_ram_spoils_the_request(dialect: Dialect, queue: int) -
     name, fields = driver.board.tracer.events[-1]
     assert name == "balloon.bad_payload"
     assert fields["why"] == "1 of 2 pages are not RAM"
-    # The queue goes on working.
+    # The queue still works.
     driver.send(queue, request(dialect, [last]))
     traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
     assert (traffic.requests, traffic.pages, traffic.bad_payloads) == (2, 1, 1)
 
 
 @BOTH
-def test_a_request_may_span_the_hole(dialect: Dialect) -> None:
+def test_a_request_may_span_a_hole_in_ram(dialect: Dialect) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
     driver = BalloonDriver(dialect, ram=ram).start()
     pfns = [HOLE_GPA // PAGE_BYTES - 1, 60 * MIB // PAGE_BYTES]
@@ -128,7 +128,7 @@ def test_a_request_may_span_the_hole(dialect: Dialect) -> None:
     assert driver.board.balloon.counters.inflate.pages == 2
 
 
-def test_pages_above_4_gib() -> None:
+def test_pages_above_4_gib_are_discarded() -> None:
     ram = AnonymousRam((0, 64 * MIB), (HIGH_GPA, 4 * MIB))
     driver = BalloonDriver(BITMAP, ram=ram).start()
     ram.memory.write(HIGH_GPA, b"gone")
@@ -146,7 +146,7 @@ def test_only_whole_host_pages_are_discarded() -> None:
 
 
 @pytest.mark.parametrize("indirect", [False, True])
-def test_bitmap_over_many_descriptors(indirect: bool) -> None:
+def test_a_bitmap_may_span_many_descriptors(indirect: bool) -> None:
     driver = BalloonDriver(BITMAP).start()
     pieces = bitmap_request(range(64, 64 + 4096))
     header, bits = pieces[0], pieces[1]
@@ -155,7 +155,7 @@ def test_bitmap_over_many_descriptors(indirect: bool) -> None:
     assert driver.board.balloon.counters.inflate.pages == 4096
 
 
-def test_a_large_request_is_a_turn_of_its_own() -> None:
+def test_a_large_request_is_the_last_of_its_call() -> None:
     driver = BalloonDriver(BITMAP).start()
     queue = driver.queues[INFLATE]
     for _ in range(3):
@@ -166,7 +166,7 @@ def test_a_large_request_is_a_turn_of_its_own() -> None:
 
 
 @BOTH
-def test_over_long_request_comes_back_unread(dialect: Dialect) -> None:
+def test_an_overlong_request_is_returned_unread(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     piece = bytes(64 * 1024)
     count = dialect.max_request_bytes // len(piece) + 1
@@ -177,7 +177,7 @@ def test_over_long_request_comes_back_unread(dialect: Dialect) -> None:
 
 
 @BOTH
-def test_request_without_readable_bytes(dialect: Dialect) -> None:
+def test_a_request_without_readable_bytes_is_refused(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     queue = driver.queues[INFLATE]
     queue.add([], [64])
@@ -187,16 +187,16 @@ def test_request_without_readable_bytes(dialect: Dialect) -> None:
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
 
 
-def test_standard_arrays_are_not_taken_for_bitmaps() -> None:
-    """The trap of the colliding feature bits: the wrong dialect must discard nothing."""
+def test_the_bitmap_dialect_refuses_pfn_arrays() -> None:
+    """Bit 3 has a meaning in both dialects; a driver of the wrong one must lose no memory."""
     driver = BalloonDriver(BITMAP).start()
     assert driver.send(INFLATE, [pfn_array(range(256))])[0].length == 0
     assert driver.board.ram.discarded == []
     assert driver.board.balloon.counters.inflate.bad_payloads == 1
 
 
-def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
-    """It acks bit 3 as FREE_PAGE_HINT, finds no command id, and its arrays are refused whole."""
+def test_a_standard_driver_discards_nothing_in_the_bitmap_dialect() -> None:
+    """It accepts bit 3 as FREE_PAGE_HINT, reads no command id, and its arrays are refused."""
     driver = BalloonDriver(BITMAP).start()
     driver.write_config(12, 4, 0xAAAA_AAAA)  # poison_val, if the guest poisons free pages
     assert driver.structures[DEVICE_CFG].length == 16, "room for that"
@@ -208,8 +208,8 @@ def test_a_stock_driver_offered_the_bitmap_dialect_gives_nothing() -> None:
     assert driver.board.balloon.counters.inflate.bad_payloads == 16
 
 
-def test_a_driver_without_page_bitmap_is_turned_away() -> None:
-    """3.1.1: FEATURES_OK does not stay set, so the driver gives up before it has given a page."""
+def test_features_ok_is_refused_without_page_bitmap() -> None:
+    """3.1.1: FEATURES_OK does not stay set, so the driver stops before it inflates."""
     driver = BalloonDriver(BITMAP).probe()
     for accepted in (VERSION_1, VERSION_1 | features.STATS_VQ):
         driver.reset()
@@ -227,7 +227,7 @@ def test_a_driver_without_page_bitmap_is_turned_away() -> None:
 
 @pytest.mark.conformance("3.2.1-1", "5.5.4-1")
 @BOTH
-def test_target_reaches_the_driver(dialect: Dialect) -> None:
+def test_a_new_target_notifies_the_driver(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     balloon = driver.board.balloon
     balloon.set_target(1234)
@@ -238,7 +238,7 @@ def test_target_reaches_the_driver(dialect: Dialect) -> None:
 
 
 @pytest.mark.conformance("2.5.2-1")
-def test_target_before_driver_ok_is_kept_and_silent() -> None:
+def test_a_target_before_driver_ok_is_kept_without_a_notification() -> None:
     driver = BalloonDriver(STANDARD).probe()
     driver.board.balloon.set_target(77)
     assert driver.board.line.level is False
@@ -248,7 +248,7 @@ def test_target_before_driver_ok_is_kept_and_silent() -> None:
 
 
 @pytest.mark.parametrize("pages", [-1, 64 * MIB // PAGE_BYTES + 1])
-def test_target_outside_ram(pages: int) -> None:
+def test_a_target_outside_ram_is_refused(pages: int) -> None:
     board = BalloonBoard(STANDARD)
     with pytest.raises(ValueError, match="a balloon of"):
         board.balloon.set_target(pages)
@@ -256,7 +256,7 @@ def test_target_outside_ram(pages: int) -> None:
 
 
 @BOTH
-def test_actual_is_reported_and_never_more_than_ram(dialect: Dialect) -> None:
+def test_actual_is_reported_and_limited_to_ram(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     board = driver.board
     for written, actual in ((10, 10), (0xFFFF_FFFF, 64 * MIB // PAGE_BYTES), (0, 0)):
@@ -265,7 +265,7 @@ def test_actual_is_reported_and_never_more_than_ram(dialect: Dialect) -> None:
         assert board.balloon.actual == board.actuals[-1] == actual
 
 
-def test_actual_starts_anew_with_the_driver() -> None:
+def test_a_reset_clears_actual() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.write_config(4, 4, 10)
     driver.board.balloon.set_target(20)
@@ -288,7 +288,7 @@ def test_config_space_takes_any_access_size() -> None:
 
 @pytest.mark.parametrize("cmd_id", [0, features.FREE_PAGE_HINT])
 @pytest.mark.parametrize("poison", [0, features.PAGE_POISON])
-def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> None:
+def test_config_fields_exist_with_their_features(cmd_id: int, poison: int) -> None:
     driver = BalloonDriver(STANDARD, offered=cmd_id | poison).probe()
     assert driver.structures[DEVICE_CFG].length == 16, "struct virtio_balloon_config"
     driver.start()
@@ -303,14 +303,14 @@ def test_config_fields_come_with_their_features(cmd_id: int, poison: int) -> Non
 
 
 @BOTH
-def test_offered_features_are_those_chosen(dialect: Dialect) -> None:
+def test_the_chosen_features_are_offered(dialect: Dialect) -> None:
     for chosen in (None, dialect.features.known, dialect.features.fixed):
         offered = BalloonDriver(dialect, offered=chosen).probe().read_device_features()
         assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
         assert offered >> 24 == (RING_RESET | VERSION_1 | 0b11 << 28) >> 24
 
 
-def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
+def test_the_stats_queue_keeps_one_buffer_and_returns_a_second() -> None:
     driver = BalloonDriver(BITMAP).start()
     assert driver.send(STATS, [bytes(10)]) == []
     again = driver.send(STATS, [bytes(10)])
@@ -319,7 +319,7 @@ def test_stats_buffer_is_held_and_a_second_one_returned() -> None:
     assert driver.send(STATS, [bytes(10)]) == []
 
 
-def test_stats_queue_without_its_feature_serves_nothing() -> None:
+def test_the_stats_queue_serves_nothing_without_its_feature() -> None:
     driver = BalloonDriver(BITMAP).probe()
     driver.reset()
     driver.add_status(ACKNOWLEDGE)

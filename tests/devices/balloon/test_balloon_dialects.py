@@ -19,19 +19,19 @@ def joined(*args: object, **kwargs: int) -> bytes:
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=300, unique=True))
-def test_standard_names_exactly_the_pages_sent(pfns: list[int]) -> None:
+def test_a_pfn_array_decodes_to_the_pages_sent(pfns: list[int]) -> None:
     runs = STANDARD.decode(pfn_array(pfns))
     assert runs == PageRuns((pfn, 1) for pfn in pfns)
 
 
 @given(st.sets(st.integers(0, 5000), min_size=1), st.integers(0, 2**40))
-def test_bitmap_names_exactly_the_pages_sent(offsets: set[int], base: int) -> None:
+def test_a_bitmap_decodes_to_the_pages_sent(offsets: set[int], base: int) -> None:
     pfns = {base + offset for offset in offsets}
     assert BITMAP.decode(joined(pfns)) == PageRuns((pfn, 1) for pfn in pfns)
 
 
 @given(st.binary(max_size=200), st.sampled_from([STANDARD, BITMAP]))
-def test_any_bytes_are_pages_or_a_bad_payload(payload: bytes, dialect: Dialect) -> None:
+def test_any_bytes_decode_to_pages_or_raise_bad_payload(payload: bytes, dialect: Dialect) -> None:
     try:
         runs = dialect.decode(payload)
     except BadPayload:
@@ -45,7 +45,7 @@ def test_any_bytes_are_pages_or_a_bad_payload(payload: bytes, dialect: Dialect) 
     st.integers(0, 2**64 - 1),
     st.binary(max_size=64),
 )
-def test_any_header_is_pages_or_a_bad_payload(
+def test_any_header_decodes_to_pages_or_raises_bad_payload(
     page_shift: int, start_pfn: int, bmap_len: int, bits: bytes
 ) -> None:
     header = struct.pack("<HHHHQQQ", 0, page_shift, 0, 0, 0, start_pfn & ~63, bmap_len & 0x78)
@@ -56,13 +56,13 @@ def test_any_header_is_pages_or_a_bad_payload(
     assert all(start + count <= 1 << 52 for start, count in runs)
 
 
-def test_header_is_the_32_bytes_of_the_wire_format() -> None:
+def test_the_header_has_the_layout_of_the_wire_format() -> None:
     assert bitmap.HEADER.size == 32
     assert BITMAP.max_request_bytes == 32 + 32 * 32 * 1024
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0", bytes(3), bytes(5), bytes(4097)])
-def test_standard_refuses_what_is_not_an_array(payload: bytes) -> None:
+def test_standard_refuses_payloads_that_are_no_pfn_array(payload: bytes) -> None:
     with pytest.raises(BadPayload):
         STANDARD.decode(payload)
 
@@ -87,7 +87,7 @@ def test_standard_refuses_what_is_not_an_array(payload: bytes) -> None:
         ({"supplied_bytes": 7}, "supplied"),
     ],
 )
-def test_bitmap_refuses(change: dict[str, int], why: str) -> None:
+def test_bitmap_refuses_malformed_requests(change: dict[str, int], why: str) -> None:
     with pytest.raises(BadPayload, match=why):
         BITMAP.decode(joined([5], **change))
 
@@ -99,7 +99,7 @@ def test_bitmap_refuses_addresses_beyond_64_bits(start_pfn: int) -> None:
         BITMAP.decode(request)
 
 
-def test_bitmap_overflow_by_page_shift() -> None:
+def test_bitmap_refuses_addresses_that_page_shift_overflows() -> None:
     request = struct.pack("<HHHHQQQ", 0, 30, 0, 0, 0, 1 << 34, 8) + bytes(8)
     with pytest.raises(BadPayload, match="beyond"):
         BITMAP.decode(request)
@@ -111,25 +111,25 @@ def test_bitmap_refuses_a_short_header(payload: bytes) -> None:
         BITMAP.decode(payload)
 
 
-def test_bitmap_ignores_what_says_nothing_about_pages() -> None:
+def test_bitmap_ignores_fields_that_do_not_concern_pages() -> None:
     request = joined([3, 70], reserved=0xFFFF, req_id=2**64 - 1, supplied_bytes=32768)
     assert list(BITMAP.decode(request)) == [(3, 1), (70, 1)]
 
 
-def test_bits_behind_bmap_len_are_not_pages() -> None:
+def test_bitmap_ignores_bits_beyond_bmap_len() -> None:
     request = bytearray(joined([3], supplied_bytes=64))
     request[32 + 8 :] = b"\xff" * 56
     assert list(BITMAP.decode(bytes(request))) == [(3, 1)]
 
 
-def test_larger_pages() -> None:
+def test_bitmap_scales_larger_pages() -> None:
     assert list(BITMAP.decode(joined([1, 64], page_shift=16, start_pfn=0))) == [
         (16, 16),
         (64 * 16, 16),
     ]
 
 
-def test_a_whole_gigabyte_in_one_buffer() -> None:
+def test_bitmap_takes_a_gigabyte_in_one_buffer() -> None:
     header = struct.pack("<HHHHQQQ", 0, 12, 0, 0, 0, 1 << 18, 32768)
     assert list(BITMAP.decode(header + b"\xff" * 32768)) == [(1 << 18, 1 << 18)]
 
@@ -156,7 +156,7 @@ FURTHER = [
         (features.STATS_VQ | features.REPORTING, [2, 3], [2, 4]),
     ],
 )
-def test_queues_are_numbered_as_the_driver_does(
+def test_both_numberings_of_the_queues_are_recognised(
     bits: int, without_gaps: list[int], listed: list[int]
 ) -> None:
     names = {features.STATS_VQ: Role.STATS, features.FREE_PAGE_HINT: Role.FREE_PAGE_HINT}
@@ -171,10 +171,8 @@ def test_queues_are_numbered_as_the_driver_does(
 
 @pytest.mark.conformance("5.5.2-3")
 @pytest.mark.parametrize(("dialect", "bits"), FURTHER)
-def test_a_driver_that_enables_its_queues_says_which_numbers_it_uses(
-    dialect: Dialect, bits: int
-) -> None:
-    """Either numbering is recognised by its own queues, whatever was negotiated."""
+def test_the_enabled_queues_determine_the_numbering(dialect: Dialect, bits: int) -> None:
+    """Each numbering is recognised by its own queues with any features."""
     compact = dialect.roles(bits)
     assert list(compact) == list(range(len(compact)))
     assert dialect.roles(bits, compact.keys()) == compact
@@ -184,7 +182,7 @@ def test_a_driver_that_enables_its_queues_says_which_numbers_it_uses(
     assert max(listed) < dialect.queue_count(bits)
 
 
-def test_numbers_of_neither_kind_are_taken_without_gaps() -> None:
+def test_unknown_numbering_is_read_without_gaps() -> None:
     bits = features.STATS_VQ | features.REPORTING
     assert STANDARD.roles(bits, range(8)) == STANDARD.roles(bits)
 
@@ -202,7 +200,7 @@ def test_dialects_are_chosen_by_name() -> None:
 
 
 def small_header(draw: st.DrawFn, kinds: list[st.SearchStrategy[int]]) -> list[int]:
-    """Distinct PFNs, each as near as can be to what its place in a header would need."""
+    """Distinct PFNs, each close to the value that a header needs at its place."""
     pfns: list[int] = []
     for kind in kinds:
         pfns.append(draw(kind.filter(lambda pfn: pfn not in pfns)))
@@ -232,8 +230,8 @@ def header_like_arrays(draw: st.DrawFn) -> list[int]:
 
 @settings(max_examples=500)
 @given(header_like_arrays())
-def test_no_array_of_a_stock_driver_is_a_bitmap_request(pfns: list[int]) -> None:
-    """RAM of 16 TiB, the most a PFN array can name pages of, so that no hole helps."""
+def test_no_pfn_array_of_a_standard_driver_is_a_bitmap_request(pfns: list[int]) -> None:
+    """RAM is 16 TiB, all that a PFN array can name, so that no hole refuses a page."""
     ram = PageRuns([(0, 1 << 32)])
     try:
         runs = BITMAP.decode(pfn_array(pfns))
@@ -243,7 +241,7 @@ def test_no_array_of_a_stock_driver_is_a_bitmap_request(pfns: list[int]) -> None
 
 
 def test_the_array_that_would_be_a_bitmap_request_names_page_0_twice() -> None:
-    """The closest that an array can come; the test above would find it if it were allowed."""
+    """The array closest to a header; the test above would find it if it were allowed."""
     array = [12 << 16, 1 << 16, 1, 2, 64, 0, 8, 0, 0xFFFF_FFFF, 7]
     assert BITMAP.decode(pfn_array(array)).pages == 35
     with pytest.raises(BadPayload, match="names a page twice"):
@@ -252,7 +250,7 @@ def test_the_array_that_would_be_a_bitmap_request_names_page_0_twice() -> None:
 
 @given(st.sets(st.integers(0, 2**22), min_size=1, max_size=300), st.integers(0, 2**32 - 1))
 def test_no_bitmap_request_is_a_pfn_array(pfns: set[int], low_request_id: int) -> None:
-    """Whatever a driver of the bitmap dialect leaves in the fields that are ignored."""
+    """Ignored fields may hold any value."""
     base = min(pfns) // 64 * 64
     request = joined([pfn for pfn in pfns if pfn < base + 262_144], req_id=low_request_id)
     with pytest.raises(BadPayload, match="names a page twice"):
@@ -266,7 +264,7 @@ def test_colliding_bits_belong_to_one_dialect_only() -> None:
 
 
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
-def test_feature_sets_are_made_of_named_bits(dialect: Dialect) -> None:
+def test_feature_sets_are_consistent(dialect: Dialect) -> None:
     known = dialect.features
     assert known.required & ~known.fixed == known.fixed & ~known.default == 0
     assert known.default & known.optional == 0

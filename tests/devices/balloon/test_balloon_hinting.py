@@ -21,7 +21,7 @@ COMMAND_ID_OFFSET = 8
 
 
 class Hinter:
-    """A driver with a free page queue, and a device that may ask for hints."""
+    """A driver with a free page queue, and its device."""
 
     def __init__(self) -> None:
         self.driver: BalloonDriver = BalloonDriver(
@@ -36,7 +36,7 @@ class Hinter:
         return self.driver.read_config(COMMAND_ID_OFFSET)
 
     def begin(self) -> int:
-        """The device starts a round, the driver answers with its id."""
+        """Start a round, and have the driver send its command id."""
         self.hinting.start(self.endings.append)
         self.command(self.field)
         return self.field
@@ -71,7 +71,7 @@ def runs(*ranges: tuple[int, int]) -> PageRuns:
 
 
 @pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-6", "5.5.4-2")
-def test_a_round(hinter: Hinter) -> None:
+def test_a_round_collects_the_hinted_pages(hinter: Hinter) -> None:
     assert hinter.field == STOP
     hinter.hinting.start(hinter.endings.append)
     assert hinter.driver.board.msi.triggered[-1] == 0, "configuration change"
@@ -101,7 +101,7 @@ def test_hinted_pages_keep_their_contents(hinter: Hinter) -> None:
 
 
 @pytest.mark.conformance("5.5.6.5.2-2")
-def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> None:
+def test_each_round_has_its_own_id_and_adds_its_hints(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
     hinter.command(STOP)
@@ -113,24 +113,24 @@ def test_rounds_have_ids_of_their_own_and_their_hints_add_up(hinter: Hinter) -> 
     assert hinter.hinting.pages == runs((0, MIB), (2 * MIB, MIB))
 
 
-def test_ids_stay_clear_of_the_reserved_ones_when_they_run_out(hinter: Hinter) -> None:
+def test_command_ids_wrap_past_the_reserved_ones(hinter: Hinter) -> None:
     hinter.hinting.last_id = 2**32 - 2  # four billion rounds later
     for expected in (2**32 - 1, 2):
         assert hinter.begin() == expected
         hinter.command(STOP)
 
 
-def test_only_whole_pages_are_hints(hinter: Hinter) -> None:
+def test_only_whole_pages_are_taken_as_hints(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((1, PAGE_BYTES), (3 * PAGE_BYTES + 1, 3 * PAGE_BYTES))
     assert list(hinter.hinting.pages) == [(4, 2)]
 
 
-# What belongs to no round is ignored (5.5.6.5.2).
+# Hints outside a round are ignored (5.5.6.5.2).
 
 
 @pytest.mark.conformance("5.5.6.5.2-3")
-def test_hints_nobody_asked_for(hinter: Hinter) -> None:
+def test_hints_outside_a_round_are_ignored(hinter: Hinter) -> None:
     hinter.hint((0, MIB))
     hinter.command(7)
     hinter.hint((0, MIB))
@@ -143,7 +143,9 @@ def test_hints_nobody_asked_for(hinter: Hinter) -> None:
 
 @pytest.mark.conformance("5.5.6.5.2-3")
 @pytest.mark.parametrize("wrong", [STOP, DONE, 1000])
-def test_hints_before_the_id_or_under_another(hinter: Hinter, wrong: int) -> None:
+def test_hints_before_the_command_id_or_under_another_are_ignored(
+    hinter: Hinter, wrong: int
+) -> None:
     hinter.hinting.start(hinter.endings.append)
     hinter.hint((0, MIB))
     hinter.command(wrong)
@@ -158,7 +160,7 @@ def test_hints_before_the_id_or_under_another(hinter: Hinter, wrong: int) -> Non
 
 
 @pytest.mark.conformance("5.5.6.5.2-3")
-def test_hints_after_the_end(hinter: Hinter) -> None:
+def test_hints_after_stop_are_ignored(hinter: Hinter) -> None:
     hinter.begin()
     hinter.command(STOP)
     hinter.hint((0, MIB))
@@ -168,14 +170,14 @@ def test_hints_after_the_end(hinter: Hinter) -> None:
 
 
 @pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-3")
-def test_the_device_may_stop_and_go_on(hinter: Hinter) -> None:
+def test_the_device_may_stop_a_round_and_start_another(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
     hinter.hinting.stop()
     assert (hinter.endings, hinter.field) == ([HintingResult.STOPPED], STOP)
     hinter.hint((2 * MIB, MIB))
     hinter.hinting.stop()
-    assert hinter.hinting.pages == runs((0, MIB)), "what was hinted in time stays"
+    assert hinter.hinting.pages == runs((0, MIB)), "hints from before the stop stay"
     hinter.hinting.start(hinter.endings.append)
     hinter.command(STOP)  # the driver's end of the first round comes late
     hinter.command(first)
@@ -201,7 +203,7 @@ def test_finishing_ends_a_round(hinter: Hinter) -> None:
 
 
 @pytest.mark.parametrize("text", [b"\2", b"\2\0\0", b"\2\0\0\0\0"])
-def test_command_ids_have_four_bytes(hinter: Hinter, text: bytes) -> None:
+def test_command_ids_of_another_length_are_refused(hinter: Hinter, text: bytes) -> None:
     hinter.hinting.start(hinter.endings.append)
     hinter.send(text)
     hinter.hint((0, MIB))
@@ -209,7 +211,7 @@ def test_command_ids_have_four_bytes(hinter: Hinter, text: bytes) -> None:
     assert not hinter.hinting.pages
 
 
-def test_a_buffer_is_a_command_or_pages(hinter: Hinter) -> None:
+def test_a_buffer_with_both_command_and_pages_is_refused(hinter: Hinter) -> None:
     hinter.hinting.start(hinter.endings.append)
     hinter.send(struct.pack("<I", hinter.field), (0, MIB))
     assert hinter.bad_payloads == 1
@@ -217,7 +219,9 @@ def test_a_buffer_is_a_command_or_pages(hinter: Hinter) -> None:
 
 
 @pytest.mark.conformance("5.5.6.5.2-1")
-def test_endless_hints_are_bounded(hinter: Hinter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hints_of_an_endless_round_are_bounded(
+    hinter: Hinter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hinting, "MAX_RUNS", 100)
     hinter.begin()
     for first in range(0, 400, 50):
@@ -227,7 +231,7 @@ def test_endless_hints_are_bounded(hinter: Hinter, monkeypatch: pytest.MonkeyPat
     assert len(hinter.hinting.pages) == 150, "one buffer more than the bound, and no further one"
 
 
-def test_the_same_pages_forever_are_kept_once(hinter: Hinter) -> None:
+def test_repeated_hints_are_stored_once(hinter: Hinter) -> None:
     hinter.begin()
     for _ in range(1000):
         hinter.hint((0, 8 * MIB))
@@ -235,7 +239,7 @@ def test_the_same_pages_forever_are_kept_once(hinter: Hinter) -> None:
 
 
 @pytest.mark.conformance("5.5.6.5.2-2")
-def test_reset_ends_a_round_and_takes_the_hints(hinter: Hinter) -> None:
+def test_a_reset_ends_the_round_and_drops_its_hints(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
     hinter.driver.reset()
@@ -246,7 +250,7 @@ def test_reset_ends_a_round_and_takes_the_hints(hinter: Hinter) -> None:
     assert hinter.begin() > 2, "an id of before the reset must mean nothing"
 
 
-def test_reset_after_finish(hinter: Hinter) -> None:
+def test_a_reset_after_finish_completes_nothing_again(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hinting.finish()
     hinter.driver.reset()
@@ -254,7 +258,7 @@ def test_reset_after_finish(hinter: Hinter) -> None:
     assert hinter.endings == [HintingResult.STOPPED]
 
 
-def test_without_the_feature_there_is_no_queue() -> None:
+def test_the_queue_does_not_exist_without_its_feature() -> None:
     driver = BalloonDriver(STANDARD).start()
     assert not driver.board.balloon.has_live(Role.FREE_PAGE_HINT)
     driver.reset()

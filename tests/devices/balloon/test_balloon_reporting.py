@@ -15,7 +15,7 @@ from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 
 REPORTING = 4
-"""By either numbering when all queues are there."""
+"""Queue number in both numberings when all queues exist."""
 OFFERED = STANDARD.features.known
 POISON_OFFSET = 12
 
@@ -23,7 +23,7 @@ POISON_OFFSET = 12
 def reporter(
     *, accepted: int = ALL_FEATURES, ram: AnonymousRam | None = None, poison: int = 0
 ) -> BalloonDriver:
-    """A driver that reports, whose first 16 MiB hold 0xA5."""
+    """Return a driver that reports free pages; the first 16 MiB of its RAM hold 0xA5."""
     driver = BalloonDriver(STANDARD, ram=ram, offered=OFFERED).start(features=accepted)
     driver.memory.write(0, b"\xa5" * (16 * MIB))
     driver.write_config(POISON_OFFSET, 4, poison)
@@ -40,14 +40,14 @@ def report(
 
 
 def pages_with(driver: BalloonDriver, byte: bytes) -> int:
-    """How many of the first 16 MiB's pages hold nothing but `byte`."""
+    """Return how many pages of the first 16 MiB hold only `byte`."""
     data = driver.memory.read(0, 16 * MIB)
     page = byte * PAGE_BYTES
     return sum(data[at : at + PAGE_BYTES] == page for at in range(0, len(data), PAGE_BYTES))
 
 
 @pytest.mark.conformance("5.5.6.7.2-1")
-def test_reported_pages_are_gone_and_the_rest_is_intact() -> None:
+def test_reported_pages_are_discarded_and_no_others() -> None:
     driver = reporter()
     used = report(driver, (2 * MIB, 2 * MIB), (9 * MIB, PAGE_BYTES))
     assert [each.length for each in used] == [0], "nothing was written to them"
@@ -69,7 +69,7 @@ def test_reported_pages_are_gone_and_the_rest_is_intact() -> None:
         ((PAGE_BYTES - 1, PAGE_BYTES + 2), 1),
     ],
 )
-def test_only_whole_pages_are_taken(lent: tuple[int, int], pages: int) -> None:
+def test_only_whole_pages_are_discarded(lent: tuple[int, int], pages: int) -> None:
     driver = reporter()
     report(driver, lent)
     assert pages_with(driver, b"\0") == pages
@@ -94,20 +94,20 @@ def test_poisoned_pages_keep_their_contents() -> None:
 
 
 @pytest.mark.conformance("5.5.6.7.2-2")
-def test_a_poison_of_zero_is_what_a_discarded_page_holds() -> None:
+def test_pages_poisoned_with_zero_are_discarded() -> None:
     driver = reporter(poison=0)
     report(driver, (0, PAGE_BYTES))
     assert pages_with(driver, b"\0") == 1
 
 
 @pytest.mark.conformance("5.5.6.7.2-1")
-def test_poison_says_nothing_without_its_feature() -> None:
+def test_poison_val_is_ignored_without_its_feature() -> None:
     driver = reporter(accepted=ALL_FEATURES & ~features.PAGE_POISON, poison=0xAAAA_AAAA)
     report(driver, (0, PAGE_BYTES))
     assert pages_with(driver, b"\0") == 1
 
 
-def test_poison_ends_with_the_driver() -> None:
+def test_a_reset_clears_poison_val() -> None:
     driver = reporter(poison=0xAAAA_AAAA)
     driver.start()
     report(driver, (0, PAGE_BYTES))
@@ -115,7 +115,7 @@ def test_poison_ends_with_the_driver() -> None:
 
 
 @pytest.mark.parametrize(("lent", "text"), [((), b"text"), (((0, PAGE_BYTES),), b"text")])
-def test_a_report_with_something_to_read_is_refused(
+def test_a_report_with_readable_bytes_is_refused(
     lent: tuple[tuple[int, int], ...], text: bytes
 ) -> None:
     """Such as a command id of free page hinting from a driver with other queue numbers."""
@@ -127,7 +127,7 @@ def test_a_report_with_something_to_read_is_refused(
 
 @pytest.mark.conformance("5.5.2-3")
 @pytest.mark.parametrize("number", [3, 4])
-def test_either_numbering_without_free_page_hinting(number: int) -> None:
+def test_both_numberings_work_without_free_page_hinting(number: int) -> None:
     """Linux counts the queues that exist, the list of 5.5.2 says 4 (see `Dialect.roles`)."""
     driver = BalloonDriver(STANDARD, offered=OFFERED & ~features.FREE_PAGE_HINT).start()
     driver.start(queues=[0, 1, 2, number])
@@ -137,7 +137,7 @@ def test_either_numbering_without_free_page_hinting(number: int) -> None:
 
 
 @pytest.mark.conformance("5.5.2-3")
-def test_hints_are_not_taken_for_reports_by_the_numbers_of_the_list() -> None:
+def test_hints_are_not_taken_for_reports_with_the_lists_numbers() -> None:
     """Without STATS_VQ the list's free_page_vq has the number that Linux gives reporting_vq."""
     driver = BalloonDriver(STANDARD, offered=OFFERED & ~features.STATS_VQ).start()
     driver.start(queues=[0, 1, 3, 4])

@@ -45,7 +45,7 @@ def test_tags_and_layout() -> None:
     assert mismatches(HEADERS, facts) == []
 
 
-def test_later_tags() -> None:
+def test_tags_added_later() -> None:
     has_them = mismatches(HEADERS, [Fact("VIRTIO_BALLOON_S_NR > 10", 1)]) == []
     if has_them:
         facts = [Fact(f"VIRTIO_BALLOON_S_{c_name}", TAGS[name]) for c_name, name in LATER.items()]

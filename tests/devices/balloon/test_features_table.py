@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/features.md: a row for each bit that can be offered, and each names a test that exists."""
+"""docs/features.md has a row for each feature bit, and each row names an existing test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_row_names_a_test_with_a_real_guest(row: Row) -> None:
     assert function in functions_in(file)
 
 
-def test_so_does_the_text() -> None:
+def test_the_text_names_tests_that_exist() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text())
     assert named
     assert set(named) <= set(functions_in("test_guest_features.py"))

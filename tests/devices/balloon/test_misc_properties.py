@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The misc queue against any driver: whatever it offers and says, in any order, these hold.
+"""The misc queue with any driver: for any buffers and messages in any order, these invariants hold.
 
-* An answer is delivered once at most, only to the question that is open, and it holds the union of
-  the pages its messages named, all of them RAM, or nothing.
-* Every buffer goes back, except for the one that waits for a question; none goes back as a question
-  but that one.
+* A response is delivered at most once, only to the open request, and holds the union of the pages
+  its messages named, all of them RAM, or none.
+* Every buffer is returned except the one kept for a request, and only that one carries a request.
 * Nothing is discarded, and the device keeps running.
 
-A model that keeps sets of frames says what is to be expected of each step.
+A model with sets of frames gives the expected result of each step.
 """
 
 from __future__ import annotations
@@ -40,30 +39,30 @@ bitmaps = st.lists(st.integers(0, 127), max_size=6).map(
 
 
 def mostly(usual: st.SearchStrategy[Any], *odd: Any) -> st.SearchStrategy[Any]:
-    """`usual` in most draws, so that long conversations come about."""
+    """Draw mostly `usual`, so that exchanges become long."""
     return st.integers(0, 9).flatmap(lambda n: st.sampled_from(odd) if n == 0 else usual)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the driver; `age` says how many questions ago its id was given out."""
+    """One message of the driver; `age` is the number of requests since the one with its id."""
 
     age: int
     cmd: int | None
-    """None for the command of the question."""
+    """None: the command of the request."""
     flag: int
     page_shift: int
     start: int
     bitmap: bytes
     bmap_len: int | None
-    """None for what is supplied."""
+    """None: the size of the bitmap supplied."""
 
     @property
     def length(self) -> int:
         return len(self.bitmap) if self.bmap_len is None else self.bmap_len
 
     def frames(self) -> set[int] | None:
-        """The frames it names, as the format has it; None if it breaks a rule."""
+        """Return the frames that the message names; None if it violates the format."""
         if not self.length:
             return set()
         if self.length % 8 or self.length > len(self.bitmap):
@@ -87,31 +86,31 @@ messages = st.builds(
     bmap_len=mostly(st.none(), 0, 8, 12, 24, 1 << 63),
 )
 others = st.one_of(
-    st.tuples(st.just("ask"), st.sampled_from(Command)),
+    st.tuples(st.just("request"), st.sampled_from(Command)),
     st.tuples(st.just("offer"), mostly(st.sampled_from([16, 40]), 1, 15)),
     st.tuples(st.sampled_from(["withdraw", "reset", "raw"]), st.binary(max_size=31)),
 )
-resume = st.sampled_from([("offer", 16), ("ask", Command.GET_UNUSED_PAGES)])
+resume = st.sampled_from([("offer", 16), ("request", Command.GET_UNUSED_PAGES)])
 steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_size=10, max_size=60)
 
 
 @dataclass
 class Model:
-    """What a right device does, told from the format alone."""
+    """The expected behaviour of the device, from the format alone."""
 
     held: bool = False
     command: Command | None = None
     id: int | None = None
     frames: set[int] = field(default_factory=set)
     given: list[int] = field(default_factory=list)
-    """Every id the driver was given."""
-    answers: list[MiscResponse] = field(default_factory=list)
+    """Ids of all requests sent to the driver."""
+    responses: list[MiscResponse] = field(default_factory=list)
     late: int = 0
 
     def end(self, ending: RequestStatus) -> None:
         if self.command is not None:
             pages = self.frames if ending is RequestStatus.COMPLETE else set()
-            self.answers.append(MiscResponse(ending, PageRuns((pfn, 1) for pfn in pages)))
+            self.responses.append(MiscResponse(ending, PageRuns((pfn, 1) for pfn in pages)))
         self.command, self.id, self.frames = None, None, set()
 
     def spoil(self) -> None:
@@ -138,8 +137,8 @@ class Model:
         return self.end(RequestStatus.COMPLETE) if message.flag == DONE else None
 
 
-class Conversation:
-    """One device and driver, and the model beside them."""
+class Exchange:
+    """A device, its driver, and the model."""
 
     def __init__(self) -> None:
         RAM.discarded.clear()
@@ -147,16 +146,16 @@ class Conversation:
         self.misc = self.driver.board.balloon.misc
         self.guest = MiscDriver(self.driver)
         self.model = Model()
-        self.answers: list[MiscResponse] = []
+        self.responses: list[MiscResponse] = []
 
     def step(self, step: Any) -> None:
         if isinstance(step, Message):
             self.say(step)
         else:
             getattr(self, step[0])(step[1])
-        self.note_questions()
-        assert [(a.status, a.pages) for a in self.answers] == [
-            (a.status, a.pages) for a in self.model.answers
+        self.check_requests()
+        assert [(a.status, a.pages) for a in self.responses] == [
+            (a.status, a.pages) for a in self.model.responses
         ]
         assert self.misc.late_messages == self.model.late
         assert not self.driver.status & NEEDS_RESET
@@ -181,10 +180,10 @@ class Conversation:
         assert [each.length for each in used] == [0]
         self.model.spoil()
 
-    def ask(self, command: Command) -> None:
+    def request(self, command: Command) -> None:
         if self.model.command is None:
             self.model.command = command
-            self.misc.request(command, self.answers.append)
+            self.misc.request(command, self.responses.append)
 
     def withdraw(self, _: bytes) -> None:
         assert self.misc.cancel() == (self.model.id is not None)
@@ -202,23 +201,23 @@ class Conversation:
         self.model.held = False
         self.model.end(RequestStatus.RESET)
 
-    def note_questions(self) -> None:
-        """A question goes out exactly when there is one and a buffer for it."""
-        questions = self.guest.take_requests()
+    def check_requests(self) -> None:
+        """Check that a request is sent exactly when there are a request and a buffer."""
+        requests = self.guest.take_requests()
         due = self.model.command is not None and self.model.id is None and self.model.held
-        assert len(questions) == due
-        for question in questions:
-            assert question.cmd == self.model.command
-            assert question.id not in self.model.given
-            self.model.id, self.model.held = question.id, False
-            self.model.given.append(question.id)
+        assert len(requests) == due
+        for request in requests:
+            assert request.cmd == self.model.command
+            assert request.id not in self.model.given
+            self.model.id, self.model.held = request.id, False
+            self.model.given.append(request.id)
 
 
 @settings(max_examples=250, deadline=None)
 @given(steps)
-def test_any_conversation(taken: list[Any]) -> None:
-    conversation = Conversation()
-    conversation.step(("offer", 16))
-    conversation.step(("ask", Command.GET_UNUSED_PAGES))
+def test_any_sequence_of_messages_matches_the_model(taken: list[Any]) -> None:
+    exchange = Exchange()
+    exchange.step(("offer", 16))
+    exchange.step(("request", Command.GET_UNUSED_PAGES))
     for step in taken:
-        conversation.step(step)
+        exchange.step(step)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A balloon that is saved and restored under any guest goes on as if nothing had happened.
+"""A balloon that is saved and restored behaves for any guest as if it had never been saved.
 
 Two boards run the same program of `tests.fuzz.guest_program`. After some instructions one of them
 is saved and restored into a new board over the same RAM. From then on, after every instruction,
-memory (the rings with it), registers, interrupts, doorbells and discards of both must be alike.
+memory (rings included), registers, interrupts, host notifiers and discards of both must be equal.
 
-The board that stays does what a restore does besides: it looks at all queues and repeats all
-notifications, because some may have been on their way, and forgets what the process that was left
-behind has asked the guest.
+The other board does what a restore does as well: it serves all queues and repeats all
+notifications, because some may not have been delivered, and drops requests to the guest, which
+belong to the process that made the snapshot.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> 
 
 
 def enable_msix(guest: Guest) -> None:
-    """All vectors but the last get a message of their own; the last stays masked."""
+    """Give every vector but the last, which stays masked, a message of its own."""
     board, function = guest.board, guest.board.function
     for vector in range(board.transport.msix.vectors):
         base = 0xC000_0000 + 0x10_0000 + 16 * vector
@@ -66,7 +66,7 @@ def enable_msix(guest: Guest) -> None:
 
 
 class Watcher:
-    """What can be seen of a board from now on."""
+    """Records everything observable of a board from now on."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -87,7 +87,7 @@ class Watcher:
             "ports": self.guest.config_ports.save_state(),
             "sent": self.sent,
             "line": board.line.level,
-            "doorbells": (board.notifiers.assigned, board.notifiers.notified),
+            "host notifiers": (board.notifiers.assigned, board.notifiers.notified),
             "discards": [list(runs) for runs in board.ram.discarded[self.discards :]],
             "balloon": (
                 board.checked_balloon.counters,
@@ -100,7 +100,7 @@ class Watcher:
 
 
 def forget_and_repeat(board: CheckedBoard) -> None:
-    """What a restore does besides, without one."""
+    """Do what a restore does beyond restoring."""
     balloon = board.checked_balloon
     balloon.misc.cancel()
     if balloon.hinting.last_id >= FIRST_ID:
@@ -110,12 +110,14 @@ def forget_and_repeat(board: CheckedBoard) -> None:
         balloon.config["free_page_hint_cmd_id"] = DONE
     for queue in balloon.queues:
         if queue.ring is not None:
-            queue.ring.next_used = queue.ring.next_used  # nobody knows what the driver was told
+            queue.ring.next_used = (
+                queue.ring.next_used
+            )  # the next notification repeats earlier ones
     balloon.repeat_notifications()
 
 
 def move_guest(guest: Guest) -> None:
-    """Save everything, and let the guest go on on a board that was restored."""
+    """Save the board of `guest` and continue on a new one with the restored state."""
     old, old_ports = guest.board, guest.config_ports
     new = CheckedBoard(old.checked_balloon.dialect, old.checked_balloon.offered, old.ram)
     guest.attach(new)
@@ -123,13 +125,13 @@ def move_guest(guest: Guest) -> None:
     transfer_state(old.transport, new.transport)
     transfer_state(old_ports, guest.config_ports)
     assert set(new.notifiers.notified) == new.notifiers.assigned.keys(), (
-        "every live queue is looked at"
+        "every live queue is served"
     )
 
 
 @settings(max_examples=250, deadline=None)
 @given(programs, programs, dialects, wanted, st.sampled_from(RING_SIZES))
-def test_a_restored_balloon_goes_on_like_one_that_stayed(
+def test_a_restored_balloon_behaves_like_one_never_saved(
     before: bytes, after: bytes, dialect: Dialect, wanted: int, ring_size: int
 ) -> None:
     stays, moves = (new_guest(dialect, before, wanted, ring_size) for _ in range(2))
@@ -160,7 +162,7 @@ def test_hostile_states_are_refused_and_change_nothing(
     state: Payload = data.draw(corrupted(guest.board.transport.save_state()))
     if restores(new.transport, state):
         for queue in range(len(new.device.queues)):
-            new.transport.serve_queue(queue)  # whatever it is, it can be worked with
+            new.transport.serve_queue(queue)  # serving any accepted state is harmless
         new.balloon.request_stats()
         new.balloon.misc.request(Command.SYNC, lambda answer: None)
         encode(new.transport.save_state())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a saved balloon keeps, what it drops, and what it refuses, one by one.
+"""Saving and restoring the balloon: state that is kept, dropped or refused, one test for each.
 
-`tests/devices/balloon/test_saved_balloon.py` shows that everything else goes on as before.
+`tests/devices/balloon/test_saved_balloon.py` shows that all else is as before the save.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ CONFIG_VECTOR = 0
 
 
 def moved(driver: BalloonDriver) -> BalloonBoard:
-    """Save the driver's board and let the driver go on on a new one, which has been served."""
+    """Restore the driver's board into a new one, serve it, and continue the driver there."""
     new = restored(driver)
     new.serve()
     return new
 
 
 def restored(driver: BalloonDriver) -> BalloonBoard:
-    """The same, but nothing has been served yet."""
+    """Restore as `moved` does, without serving the new board."""
     old = driver.board
     balloon = old.balloon
     new = BalloonBoard(balloon.dialect, ram=old.ram, offered=balloon.offered)
@@ -49,8 +49,8 @@ def restored(driver: BalloonDriver) -> BalloonBoard:
     return new
 
 
-# --- What goes on -----------------------------------------------------------------------------
-def test_target_actual_and_counters_go_on() -> None:
+# --- State that is kept -----------------------------------------------------------------------
+def test_target_actual_and_counters_are_restored() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.board.balloon.set_target(500)
     driver.send(INFLATE, [pfn_array([100, 101])])
@@ -67,16 +67,16 @@ def test_target_actual_and_counters_go_on() -> None:
     assert (new.num_pages, new.actual) == (500, 0)
 
 
-def test_an_inflated_page_that_was_announced_to_nobody_is_served() -> None:
+def test_a_request_not_served_before_the_save_is_served_after_it() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].add([pfn_array([100])])
-    driver.notify(INFLATE)  # and nobody serves it
+    driver.notify(INFLATE)  # and not served
     board = moved(driver)
     assert [used.length for used in driver.queues[INFLATE].take_used()] == [0]
     assert board.balloon.counters.inflate.pages == 1
 
 
-def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() -> None:
+def test_a_restore_repeats_interrupts_unless_the_driver_suppressed_them() -> None:
     driver = BalloonDriver(STANDARD).start(features=~(1 << 29))  # without EVENT_IDX
     driver.queues[STATS].set_avail_flags(NO_INTERRUPT)
     board = restored(driver)
@@ -86,14 +86,14 @@ def test_every_interrupt_is_sent_once_more_unless_the_driver_does_not_want_it() 
     assert all(board.msi.routes[each] == (0xFEE0_0000, 0x40 + each) for each in vectors)
 
 
-def test_a_queue_that_the_driver_left_out_stays_out() -> None:
+def test_a_queue_not_enabled_stays_disabled() -> None:
     driver = BalloonDriver(STANDARD).start(queues=[0, 1])
     board = restored(driver)
     assert sorted(set(board.msi.triggered)) == [CONFIG_VECTOR, 1, 2]
     assert board.notifiers.assigned.keys() == {0, 1}
 
 
-def test_a_device_with_intx_asserts_its_line_again() -> None:
+def test_a_restore_asserts_intx_again() -> None:
     driver = BalloonDriver(STANDARD).start(msix=False)
     driver.send(INFLATE, [pfn_array([100])])
     assert driver.board.line.level
@@ -103,7 +103,7 @@ def test_a_device_with_intx_asserts_its_line_again() -> None:
     assert not board.line.level
 
 
-def test_isr_status_and_line_are_kept() -> None:
+def test_isr_status_and_line_are_restored() -> None:
     state: Any = BalloonBoard(STANDARD).transport.save_state()
     state["interrupts"]["isr_status"] = 1
     new = BalloonBoard(STANDARD)
@@ -112,7 +112,7 @@ def test_isr_status_and_line_are_kept() -> None:
     assert new.transport.interrupts.read_isr() == 1
 
 
-def test_a_message_behind_a_mask_waits_on() -> None:
+def test_a_pending_masked_vector_stays_pending() -> None:
     driver = BalloonDriver(STANDARD).start()
     table = driver.bars[2]
     driver.board.mmio.write(table + 16 * (INFLATE + 1) + 12, 4, 1)
@@ -123,7 +123,7 @@ def test_a_message_behind_a_mask_waits_on() -> None:
     assert board.msi.triggered[-1] == INFLATE + 1
 
 
-def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> None:
+def test_needs_reset_is_restored_and_notified_again() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].set_avail_idx(1000)
     driver.notify(INFLATE)
@@ -138,7 +138,7 @@ def test_a_device_that_needs_a_reset_goes_on_needing_it_and_says_so_again() -> N
     assert driver.send(INFLATE, [pfn_array([100])])
 
 
-def test_without_bus_mastering_nothing_is_done_before_it_is_on_again() -> None:
+def test_nothing_is_served_until_bus_mastering_is_enabled() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.queues[INFLATE].add([pfn_array([100])])
     driver.write_pci(0x04, 2, 0b010)
@@ -150,7 +150,7 @@ def test_without_bus_mastering_nothing_is_done_before_it_is_on_again() -> None:
     assert driver.queues[INFLATE].take_used()
 
 
-def test_a_device_without_memory_space_has_no_doorbells_until_it_is_back() -> None:
+def test_no_notifier_is_assigned_until_memory_space_is_enabled() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.write_pci(0x04, 2, 0b100)
     board = moved(driver)
@@ -160,7 +160,7 @@ def test_a_device_without_memory_space_has_no_doorbells_until_it_is_back() -> No
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_of_two_bars_at_one_address_the_first_stays(first: int) -> None:
+def test_of_two_bars_at_one_address_the_first_stays_decoded(first: int) -> None:
     driver = BalloonDriver(STANDARD).start()
     other = 2 - first
     gpa = APERTURE[0] + 16 * MIB
@@ -171,7 +171,7 @@ def test_of_two_bars_at_one_address_the_first_stays(first: int) -> None:
     assert (board.function.bar_gpa(first), board.function.bar_gpa(other)) == (gpa, None)
 
 
-def test_a_device_that_no_driver_has_found_yet() -> None:
+def test_a_device_that_was_never_probed_is_restored() -> None:
     driver = BalloonDriver(BITMAP)
     driver.board.balloon.set_target(7)
     board = restored(driver)
@@ -181,7 +181,7 @@ def test_a_device_that_no_driver_has_found_yet() -> None:
     assert board.balloon.has_live(Role.MISC)
 
 
-def test_a_driver_in_the_middle_of_its_negotiation() -> None:
+def test_a_half_negotiated_device_is_restored() -> None:
     driver = BalloonDriver(BITMAP).probe()
     driver.negotiate()
     driver.write_common("queue_select", 1)
@@ -197,8 +197,8 @@ def test_a_saved_balloon_is_small() -> None:
     assert len(encode(BalloonDriver(STANDARD).start().board.transport.save_state())) < 8 * 1024
 
 
-# --- Conversations ----------------------------------------------------------------------------
-def test_the_kept_statistics_buffer_asks_on_the_other_side() -> None:
+# --- Requests to the driver -------------------------------------------------------------------
+def test_a_stats_buffer_in_flight_requests_statistics_after_the_restore() -> None:
     guest = StatsGuest(BITMAP).start()
     guest.board = moved(guest.driver)
     reports: list[StatsReport] = []
@@ -208,11 +208,11 @@ def test_the_kept_statistics_buffer_asks_on_the_other_side() -> None:
     assert [report.requests for report in reports] == [1]
 
 
-def test_a_report_that_was_under_way_comes_unasked() -> None:
+def test_a_report_not_served_before_the_save_arrives_unrequested() -> None:
     guest = StatsGuest(BITMAP).start()
     guest.board.balloon.request_stats()
     guest.board = moved(guest.driver)
-    assert not guest.board.balloon.request_stats()  # until the driver has answered
+    assert not guest.board.balloon.request_stats()  # until the driver has responded
     reports: list[StatsReport] = []
     guest.board.balloon.stats.report_received.add(reports.append)
     assert guest.respond()
@@ -220,46 +220,46 @@ def test_a_report_that_was_under_way_comes_unasked() -> None:
     assert guest.board.balloon.request_stats()
 
 
-def test_the_kept_misc_buffer_asks_on_the_other_side_with_a_new_id() -> None:
+def test_a_misc_buffer_in_flight_carries_a_request_with_a_new_id() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
-    guest.board.balloon.misc.request(Command.SYNC, lambda answer: None)
+    guest.board.balloon.misc.request(Command.SYNC, lambda response: None)
     guest.respond()
     board = guest.board = moved(guest.driver)
-    answers: list[MiscResponse] = []
-    board.balloon.misc.request(Command.GET_UNUSED_PAGES, answers.append)
+    responses: list[MiscResponse] = []
+    board.balloon.misc.request(Command.GET_UNUSED_PAGES, responses.append)
     guest.respond()
-    assert [question.id for question in guest.requests] == [1, 2]
-    assert [answer.status for answer in answers] == [RequestStatus.COMPLETE]
-    assert answers[0].pages.pages == len(guest.unused)
+    assert [request.id for request in guest.requests] == [1, 2]
+    assert [response.status for response in responses] == [RequestStatus.COMPLETE]
+    assert responses[0].pages.pages == len(guest.unused)
 
 
-def test_the_answer_to_a_question_of_the_other_side_is_late() -> None:
+def test_the_response_to_a_request_from_before_the_save_is_late() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
     old: list[MiscResponse] = []
     guest.board.balloon.misc.request(Command.GET_UNUSED_PAGES, old.append)
     board = guest.board = moved(guest.driver)
     new: list[MiscResponse] = []
     board.balloon.misc.request(Command.SYNC, new.append)
-    guest.respond()  # the old question, and a buffer for the new one
+    guest.respond()  # the old request, and a buffer for the new one
     assert board.balloon.misc.late_messages == 2
     guest.respond()
-    assert [answer.status for answer in new] == [RequestStatus.COMPLETE]
-    assert (old, [question.id for question in guest.requests]) == ([], [1, 2])
+    assert [response.status for response in new] == [RequestStatus.COMPLETE]
+    assert (old, [request.id for request in guest.requests]) == ([], [1, 2])
 
 
-def test_a_kept_buffer_is_what_it_was_whatever_the_driver_has_written_over_it() -> None:
+def test_a_buffer_in_flight_ignores_later_writes_to_its_descriptors() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
     queue = guest.driver.queues[MISC]
     chain = guest.board.balloon.misc._buffer
     assert chain is not None
     queue.set_desc(chain.head, 1 << 50, 16, WRITE)
     board = moved(guest.driver)
-    board.balloon.misc.request(Command.SYNC, lambda answer: None)
-    assert [question.cmd for question in guest.misc.take_requests()] == [Command.SYNC]
+    board.balloon.misc.request(Command.SYNC, lambda response: None)
+    assert [request.cmd for request in guest.misc.take_requests()] == [Command.SYNC]
 
 
 @pytest.mark.parametrize("open_round", [True, False], ids=["open", "over"])
-def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_round: bool) -> None:
+def test_a_restore_returns_hinted_pages_to_the_driver(open_round: bool) -> None:
     guest = HintGuest()
     guest.endless = open_round
     endings: list[HintingResult] = []
@@ -280,7 +280,7 @@ def test_the_driver_gets_the_pages_back_that_it_hinted_to_the_other_side(open_ro
     assert guest.rounds == 2
 
 
-# --- What is refused --------------------------------------------------------------------------
+# --- States that are refused ------------------------------------------------------------------
 def refusal(board: BalloonBoard, state: Any) -> str:
     before = encode(board.transport.save_state())
     with pytest.raises(StateError) as caught:
@@ -289,14 +289,14 @@ def refusal(board: BalloonBoard, state: Any) -> str:
     return str(caught.value)
 
 
-def test_another_dialect_is_refused_by_name() -> None:
+def test_a_state_of_another_dialect_is_refused() -> None:
     state = BalloonDriver(BITMAP).start().board.transport.save_state()
     assert refusal(BalloonBoard(STANDARD), state) == (
         "virtio_balloon.device: dialect is 'bitmap' in the saved state and 'standard' here"
     )
 
 
-def test_other_features_are_refused_by_name() -> None:
+def test_a_state_with_other_features_is_refused() -> None:
     state = (
         BalloonDriver(STANDARD, offered=STANDARD.features.known)
         .start()
@@ -308,7 +308,7 @@ def test_other_features_are_refused_by_name() -> None:
                         "INDIRECT_DESC|EVENT_IDX|VERSION_1|RING_RESET here")  # fmt: skip
 
 
-def test_more_memory_in_the_balloon_than_there_is_is_refused() -> None:
+def test_a_state_with_a_target_larger_than_ram_is_refused() -> None:
     driver = BalloonDriver(STANDARD).start()
     driver.board.balloon.set_target(64 * MIB // PAGE_BYTES)
     state: Any = driver.board.transport.save_state()
@@ -366,9 +366,7 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
         ("function/device_id", 1, "device_id is 1 in the saved state"),
     ],
 )
-def test_what_no_driver_can_have_brought_about_is_refused(
-    path: str, value: object, why: str
-) -> None:
+def test_impossible_states_are_refused(path: str, value: object, why: str) -> None:
     driver = BalloonDriver(BITMAP).start()
     misc = MiscDriver(driver)
     misc.offer_buffer()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invariant: any bytes either decode to statistics that say what they say, or are a `BadPayload`;
-nothing else is raised, and every good report names all known statistics exactly once."""
+"""Invariant: any bytes decode to the statistics that they encode, or raise `BadPayload`.
+
+Nothing else is raised, and every valid report has each known statistic exactly once.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ entries = st.lists(st.tuples(tags, st.integers(0, 2**64 - 1)), max_size=40)
 
 
 @given(entries)
-def test_what_was_sent_is_what_is_read(sent: list[tuple[int, int]]) -> None:
+def test_statistics_decode_as_sent(sent: list[tuple[int, int]]) -> None:
     values = decode(stats_payload(sent))
     assert values == dict(sent)
     report = StatsReport(values, 0)
@@ -27,7 +29,7 @@ def test_what_was_sent_is_what_is_read(sent: list[tuple[int, int]]) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_report_or_bad(payload: bytes) -> None:
+def test_any_bytes_decode_to_a_report_or_raise_bad_payload(payload: bytes) -> None:
     try:
         values = decode(payload)
     except BadPayload:

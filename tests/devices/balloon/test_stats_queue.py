@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics queue behind its registers: who has the buffer, and what a report says."""
+"""The statistics queue, used through registers: the owner of the buffer and the reports."""
 
 import pytest
 
@@ -22,13 +22,13 @@ def guest(request: pytest.FixtureRequest) -> StatsGuest:
 
 
 def heard(guest: StatsGuest) -> list[StatsReport]:
-    """The reports of `guest`, as they come."""
+    """Return a list that collects the reports of `guest`."""
     reports: list[StatsReport] = []
     guest.board.balloon.stats.report_received.add(reports.append)
     return reports
 
 
-def test_the_first_report_comes_unasked_and_its_buffer_stays(guest: StatsGuest) -> None:
+def test_the_first_report_is_unrequested_and_its_buffer_is_kept(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.start()
     assert [report.values for report in reports] == [guest.statistics]
@@ -37,7 +37,7 @@ def test_the_first_report_comes_unasked_and_its_buffer_stays(guest: StatsGuest) 
     assert guest.respond() is False
 
 
-def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
+def test_a_request_returns_the_buffer(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.start()
     interrupts = list(guest.board.msi.triggered)
@@ -49,7 +49,7 @@ def test_asking_gives_the_buffer_back(guest: StatsGuest) -> None:
     assert reports[1].values[FREE] == reports[0].values[FREE] - 4096
 
 
-def test_there_is_one_question_at_a_time(guest: StatsGuest) -> None:
+def test_only_one_request_is_open_at_a_time(guest: StatsGuest) -> None:
     balloon = guest.board.balloon
     assert not balloon.request_stats(), "no driver yet"
     guest.start()
@@ -70,7 +70,7 @@ def test_every_linux_statistic_has_its_name(guest: StatsGuest) -> None:
     assert reports[0].unknown == {}
 
 
-def test_absent_is_not_zero_and_unknown_is_kept(guest: StatsGuest) -> None:
+def test_absent_statistics_are_not_zero_and_unknown_ones_are_kept(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.statistics = {MAJOR_FAULTS: 0, 16: 3, 0xFFFF: 2**64 - 1}
     guest.start()
@@ -127,7 +127,7 @@ def test_a_cancelled_request_is_not_completed(guest: StatsGuest) -> None:
     assert responses == []
 
 
-def test_of_a_repeated_tag_the_last_counts(guest: StatsGuest) -> None:
+def test_the_last_value_of_a_repeated_tag_counts(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.driver.start()
     guest.send(stats_payload([(FREE, 1), (TOTAL, 2), (FREE, 3)]))
@@ -135,7 +135,9 @@ def test_of_a_repeated_tag_the_last_counts(guest: StatsGuest) -> None:
 
 
 @pytest.mark.parametrize("payload", [bytes(1), bytes(9), bytes(11), bytes(4091), bytes(40960)])
-def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, payload: bytes) -> None:
+def test_a_bad_report_is_counted_and_can_be_requested_again(
+    guest: StatsGuest, payload: bytes
+) -> None:
     reports = heard(guest)
     guest.driver.start()
     guest.send(payload)
@@ -143,7 +145,7 @@ def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, paylo
     queue = guest.board.balloon.queues[STATS]
     assert queue.counters.bad_payloads == 1
     assert guest.board.tracer.names[-1] == "balloon.bad_payload"
-    assert not guest.respond(), "giving the buffer back would be a question"
+    assert not guest.respond(), "returning the buffer would be a request"
     assert guest.board.balloon.request_stats()
     assert guest.respond(payload)
     assert guest.board.balloon.request_stats()
@@ -152,7 +154,7 @@ def test_a_bad_report_is_counted_and_can_be_asked_again(guest: StatsGuest, paylo
     assert [report.requests for report in reports] == [2]
 
 
-def test_a_driver_that_always_answers_badly_causes_no_work(guest: StatsGuest) -> None:
+def test_repeated_bad_reports_cause_no_further_work(guest: StatsGuest) -> None:
     guest.driver.start()
     guest.send(bytes(3))
     for _ in range(100):
@@ -161,7 +163,7 @@ def test_a_driver_that_always_answers_badly_causes_no_work(guest: StatsGuest) ->
     assert guest.board.balloon.queues[STATS].counters.requests == 1
 
 
-def test_a_second_buffer_goes_back_whatever_the_first_was(guest: StatsGuest) -> None:
+def test_a_second_buffer_is_returned_after_a_good_or_bad_report(guest: StatsGuest) -> None:
     for first in (None, bytes(3)):
         reports = heard(guest)
         guest.driver.start()
@@ -173,7 +175,7 @@ def test_a_second_buffer_goes_back_whatever_the_first_was(guest: StatsGuest) -> 
         assert guest.board.balloon.request_stats()
 
 
-def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
+def test_a_reset_drops_the_kept_buffer(guest: StatsGuest) -> None:
     reports = heard(guest)
     guest.start()
     guest.driver.reset()
@@ -185,7 +187,7 @@ def test_a_buffer_kept_is_forgotten_with_a_reset(guest: StatsGuest) -> None:
     assert len(reports) == 3
 
 
-def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
+def test_a_stopped_device_sends_no_request(guest: StatsGuest) -> None:
     guest.start()
     guest.driver.add_status(FAILED)
     assert not guest.board.balloon.request_stats()
@@ -194,7 +196,7 @@ def test_a_device_that_has_stopped_asks_nothing(guest: StatsGuest) -> None:
 
 
 def test_without_bus_mastering_the_buffer_is_kept(guest: StatsGuest) -> None:
-    """Asking writes a used element, and a function must not write to memory then."""
+    """A request writes a used element, and a function must not write to memory then."""
     guest.start()
     guest.driver.write_pci(0x04, 2, 0b010)
     assert not guest.board.balloon.request_stats()
@@ -204,7 +206,7 @@ def test_without_bus_mastering_the_buffer_is_kept(guest: StatsGuest) -> None:
     assert guest.respond()
 
 
-def test_a_driver_without_the_feature_is_not_asked() -> None:
+def test_no_request_is_sent_without_the_feature() -> None:
     guest = StatsGuest(STANDARD)
     guest.driver.start(features=VERSION_1, queues=[INFLATE, DEFLATE])
     assert not guest.board.balloon.request_stats()
@@ -212,5 +214,5 @@ def test_a_driver_without_the_feature_is_not_asked() -> None:
 
 
 @BOTH
-def test_both_dialects_offer_it(dialect: Dialect) -> None:
+def test_both_dialects_offer_statistics(dialect: Dialect) -> None:
     assert dialect.features.default & features.STATS_VQ

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any access, of any size and in any order, to everything a guest finds besides the balloon.
+"""Accesses of any size and in any order to all platform devices and the PCI host bridge.
 
-Invariant: no access raises, a read answers a value of its size, and what is queued because of
-accesses does not grow with their number.
+Invariant: no access raises, a read returns a value of its size, and queues filled by accesses do
+not grow with their number.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PORTS = [
 
 
 class Ports:
-    """A PC's ports, with lists behind them."""
+    """A PC's I/O ports, whose devices record their output in lists."""
 
     def __init__(self) -> None:
         self.output: list[bytes] = []
