@@ -190,7 +190,7 @@ def _refuse_configuration(option: str, *allowed: str) -> None:
 
 
 def _given(names: Collection[str]) -> Iterator[str]:
-    """Yield the parameters in `names` that the command line has, as people write them."""
+    """Yield the parameters in `names` that were given, in the form of the command line."""
     context = click.get_current_context()
     for parameter in context.command.get_params(context):
         name = parameter.name or ""

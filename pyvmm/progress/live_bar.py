@@ -20,7 +20,7 @@ class LiveBar:
 
     @property
     def units_per_second(self) -> float:
-        """How fast the completed units have grown lately; 0 before two reports."""
+        """The recent growth of the completed units; 0 before the second `show`."""
         return self._progress.tasks[0].speed or 0.0
 
     def show(self, description: str, completed: int, total: int | None, text: str) -> None:

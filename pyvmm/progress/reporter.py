@@ -86,7 +86,7 @@ class Bars:
             self._rich.advance(self._task, steps)
 
     def finish(self) -> None:
-        """Show the current stage as complete, whatever its total was."""
+        """Show the current stage as complete, at any total."""
         if self._task is None:
             return
         done = max(self._rich.tasks[self._task].completed, 1)

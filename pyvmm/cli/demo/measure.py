@@ -31,15 +31,15 @@ from pyvmm_native import PAGE_BYTES
 SEED = 7
 MIN_INFLATE_MIB = 64
 MIN_KEPT_MIB = 256
-KERNEL_SHARE = 64
-"""The kernel takes one part in this many of RAM, most of it for its page structures, ..."""
-KERNEL_MIB = 144
-"""... and this much whatever the size of RAM, including some room for the shell."""
+KERNEL_BYTES_PER_PAGE = 192
+"""Bound on the kernel's memory for each page of RAM."""
+KERNEL_FIXED_MIB = 144
+"""Bound on all other memory of the kernel and the shell."""
 
 
 @dataclass(frozen=True)
 class GuestSizes:
-    """How much memory each step uses, in MiB, for a guest of `ram_mib` that gives `inflate_mib`."""
+    """Sizes of the steps' memory in MiB, for a guest of `ram_mib` that inflates `inflate_mib`."""
 
     ram_mib: int = 1024
     inflate_mib: int = 512
@@ -54,7 +54,7 @@ class GuestSizes:
     @property
     def touch_mib(self) -> int:
         """Nearly all the memory that a program can get."""
-        return self.ram_mib - 3 * self.ram_mib // KERNEL_SHARE - KERNEL_MIB
+        return self.ram_mib - self.ram_mib * KERNEL_BYTES_PER_PAGE // PAGE_BYTES - KERNEL_FIXED_MIB
 
     @property
     def keep_mib(self) -> int:

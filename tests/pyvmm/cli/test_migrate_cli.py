@@ -129,9 +129,9 @@ def test_a_signal_cancels_the_migration(
     )
     with stuck.wait():
         process.send_signal(signum)
-        _, said = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
     assert (process.returncode, machine.status) == (1, "running")
-    assert said.splitlines()[1:] == [
+    assert stderr.splitlines()[1:] == [
         "pyvmm: the guest has not moved: the migration was cancelled; it still runs here"
     ]
 
@@ -166,10 +166,10 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
             text=True,
         )
         stream = stuck.wait()
-    _, said = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     stream.close()
     assert process.returncode == 1
-    assert "check whether the guest runs at the destination" in said
+    assert "check whether the guest runs at the destination" in stderr
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryMachin
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "stderr"),
     [
         ("running", "running", "the guest has not moved: why; it still runs here"),
         ("paused", "paused", "the guest has not moved: why; it is still paused here"),
@@ -212,8 +212,8 @@ def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryMachin
         ("running", "paused", "the guest may or may not have moved: why"),
     ],
 )
-def test_a_failure_says_where_the_guest_is(before: str, now: str, said: str) -> None:
-    assert failure({"status": "failed", "error-desc": "why"}, before, now) == said
+def test_a_failure_says_where_the_guest_is(before: str, now: str, stderr: str) -> None:
+    assert failure({"status": "failed", "error-desc": "why"}, before, now) == stderr
 
 
 def test_the_summary_of_a_completed_migration() -> None:

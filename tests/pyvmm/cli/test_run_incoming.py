@@ -49,11 +49,11 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-class Waiting:
-    """A process that waits for a guest; `where` is the address it prints."""
+class WaitingProcess:
+    """A process that waits for a guest; `address` is the one that it prints."""
 
     def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
+        self.popen = subprocess.Popen(
             command("--incoming", *arguments),
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
@@ -61,60 +61,60 @@ class Waiting:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert line.startswith(PROMPT), line + self.process.stderr.read()
-        self.where = line.removeprefix(PROMPT).strip()
+        assert self.popen.stderr is not None
+        line = self.popen.stderr.readline()
+        assert line.startswith(PROMPT), line + self.popen.stderr.read()
+        self.address = line.removeprefix(PROMPT).strip()
 
     def connect(self) -> SocketLink:
-        return connect(parse_migration_address(self.where), Security())
+        return connect(parse_migration_address(self.address), Security())
 
-    def ended(self) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """Return the exit status, and standard error after the first line."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.popen.communicate(timeout=60)
         assert out == ""
-        return self.process.returncode, err
+        return self.popen.returncode, err
 
 
 @contextmanager
-def waiting(*arguments: object) -> Iterator[Waiting]:
-    waits = Waiting(*arguments)
+def waiting(*arguments: object) -> Iterator[WaitingProcess]:
+    process = WaitingProcess(*arguments)
     try:
-        yield waits
+        yield process
     finally:
-        waits.process.kill()
-        waits.process.communicate()
+        process.popen.kill()
+        process.popen.communicate()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_wait(tmp_path: Path, signum: signal.Signals) -> None:
     address = f"unix:{tmp_path}/m"
-    with waiting(address, "--qmp", f"unix:{tmp_path}/qmp") as waits:
-        assert waits.where == address
+    with waiting(address, "--qmp", f"unix:{tmp_path}/qmp") as process:
+        assert process.address == address
         assert {path.name for path in tmp_path.iterdir()} == {"m", "qmp"}
-        waits.process.send_signal(signum)
-        assert waits.ended() == (128 + signum, "")
+        process.popen.send_signal(signum)
+        assert process.wait() == (128 + signum, "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_ends_the_wait_for_a_silent_source(tmp_path: Path) -> None:
-    with waiting(f"unix:{tmp_path}/m") as waits:
-        link = waits.connect()
+    with waiting(f"unix:{tmp_path}/m") as process:
+        link = process.connect()
         while (tmp_path / "m").exists():
             pass  # until it is accepted
-        waits.process.send_signal(signal.SIGTERM)
-        assert waits.ended() == (128 + signal.SIGTERM, "")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.wait() == (128 + signal.SIGTERM, "")
         link.close()
 
 
 def test_the_printed_address_has_the_port(tmp_path: Path) -> None:
-    with waiting("tcp:127.0.0.1:0") as waits:
-        host, port = waits.where.rsplit(":", 1)
+    with waiting("tcp:127.0.0.1:0") as process:
+        host, port = process.address.rsplit(":", 1)
         assert (host, int(port) > 0) == ("tcp:127.0.0.1", True)
-        waits.connect().close()
-        status, said = waits.ended()
+        process.connect().close()
+        status, stderr = process.wait()
         assert status == 2
-        assert said == (
+        assert stderr == (
             "pyvmm: no guest has arrived: the source has closed the connection before the commit;"
             " the guest still runs at its source, unless that says otherwise\n"
         )
@@ -124,8 +124,8 @@ def test_the_printed_address_has_the_port(tmp_path: Path) -> None:
 def test_a_guest_with_too_much_ram_is_refused(
     tmp_path: Path, options: list[str], limit: str
 ) -> None:
-    with waiting(f"unix:{tmp_path}/m", *options) as waits:
-        link = waits.connect()
+    with waiting(f"unix:{tmp_path}/m", *options) as process:
+        link = process.connect()
         link.send(messages.Hello(config_of(2048)).record().encode())
         replies = DestinationReader()
         while (reply := replies.next()) is None:
@@ -133,39 +133,39 @@ def test_a_guest_with_too_much_ram_is_refused(
         link.close()
         why = f"the guest has 2 GiB of RAM, the destination takes at most {limit}"
         assert reply == messages.Failed(why)
-        status, said = waits.ended()
+        status, stderr = process.wait()
         assert status == 2
-        assert said.startswith(
+        assert stderr.startswith(
             f"pyvmm: no guest has arrived: {why}; start the destination with --memory 2048M;"
         )
 
 
 def test_a_stream_that_is_not_a_migration_is_refused_in_one_line(tmp_path: Path) -> None:
-    with waiting(f"unix:{tmp_path}/m") as waits:
-        link = waits.connect()
+    with waiting(f"unix:{tmp_path}/m") as process:
+        link = process.connect()
         link.send(b"GET / HTTP/1.1\r\n\r\n" * 100)
         link.close()
-        status, said = waits.ended()
+        status, stderr = process.wait()
         assert status == 2
-        assert said.startswith("pyvmm: no guest has arrived: ")
-        assert said.count("\n") == 1
+        assert stderr.startswith("pyvmm: no guest has arrived: ")
+        assert stderr.count("\n") == 1
 
 
 def test_untrusted_sources_are_refused_and_the_wait_continues(tmp_path: Path) -> None:
     ours, theirs = certificate(tmp_path, "ca", "here"), certificate(tmp_path, "other", "there")
     files = ("--tls-ca", ours.ca, "--tls-cert", ours.certificate, "--tls-key", ours.key)
-    with waiting("tcp:127.0.0.1:0", *files) as waits:
-        address = parse_migration_address(waits.where)
-        assert waits.process.stderr is not None
+    with waiting("tcp:127.0.0.1:0", *files) as process:
+        address = parse_migration_address(process.address)
+        assert process.popen.stderr is not None
         with pytest.raises(UserError, match="is not to be trusted"):
             connect(address, Security(theirs))
-        assert "a source was turned away: TLS failed: " in waits.process.stderr.readline()
+        assert "a source was turned away: TLS failed: " in process.popen.stderr.readline()
         link = connect(address, Security(TlsFiles(ours.ca, theirs.certificate, theirs.key)))
-        assert "a source was turned away: TLS failed: " in waits.process.stderr.readline()
+        assert "a source was turned away: TLS failed: " in process.popen.stderr.readline()
         link.close()
         connect(address, Security(certificate(tmp_path, "ca", "there"))).close()
-        status, said = waits.ended()
-        assert (status, "no guest has arrived" in said) == (2, True)
+        status, stderr = process.wait()
+        assert (status, "no guest has arrived" in stderr) == (2, True)
 
 
 def test_a_control_socket_in_use_is_reported_before_the_wait(tmp_path: Path) -> None:
@@ -202,13 +202,13 @@ def test_invalid_arguments_are_refused(arguments: list[str], what: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_in_the_lab_a_control_socket_error_names_the_path_that_was_asked_for(
+def test_in_the_lab_a_control_socket_error_names_the_given_path(
     tmp_path: Path,
 ) -> None:
-    asked = tmp_path / "asked.sock"
-    inner = sockets_variable({asked: str(tmp_path / "absent" / "inner.sock")})
+    given = tmp_path / "given.sock"
+    inner = sockets_variable({given: str(tmp_path / "absent" / "inner.sock")})
     done = subprocess.run(
-        command("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{asked}"),
+        command("--incoming", f"unix:{tmp_path}/m", "--qmp", f"unix:{given}"),
         env={**ENVIRONMENT, **inner},
         capture_output=True,
         text=True,
@@ -216,5 +216,5 @@ def test_in_the_lab_a_control_socket_error_names_the_path_that_was_asked_for(
         check=False,
     )
     assert done.returncode == 2
-    assert f"cannot create the socket {asked}: no such file" in done.stderr
+    assert f"cannot create the socket {given}: no such file" in done.stderr
     assert "inner.sock" not in done.stderr
