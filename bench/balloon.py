@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real guest's balloon takes 7 of 8 GiB and gives them back: ours in both dialects, and QEMU's.
+"""The balloon of a Linux guest, inflated by 7 of 8 GiB and deflated: both dialects, and QEMU's.
 
 In its turn each contender boots a guest with the same kernel. Its balloon is inflated and deflated
-while nobody has touched most of its RAM; then the guest uses nearly all of that and frees it again,
-the balloon is inflated and deflated once more, and the guest ends.
+while most of its RAM is untouched; then the guest touches nearly all of its RAM and frees it again,
+the balloon is inflated and deflated again, and the guest ends.
 
-The time is that from setting the target until the driver has reported the size, looked at every
-`POLL_S` seconds in the same way for all (QEMU is asked by QMP). Its stages:
+The time is from setting the target until the driver has reported the size, polled every `POLL_S`
+seconds in the same way for all (of QEMU by QMP). Its stages:
 
-    guest allocation     pages taken from the guest's allocator (release: given back to it)
-    guest bookkeeping    what else the driver does between messages
-    transport            from putting a message on the queue to its return, less what the device
-                         did meanwhile: the notification, waking up, the ring, the interrupt
+    guest allocation     pages from the guest's allocator (guest release: back to it)
+    guest bookkeeping    the driver's other work between messages
+    transport            from adding a message to the queue to its return, minus the work of the
+                         device: the notification, waking up, the ring, the interrupt
     decoding             a message to runs of RAM
-    discard              the runs back to the host
-    reporting the size   the rest: the driver writes `actual` after every round, we see it
+    discard              returning the runs to the host
+    reporting the size   the rest: the driver writes `actual` after every round, and we poll it
 
-The driver itself counts the first three (patch 0006 in guest_images/patches), decoding and discard
-are timed here. What QEMU does with a message cannot be seen from outside, so the middle three are
-one stage of its.
+The driver counts the first three (patch 0006 in guest_images/patches); decoding and discard are
+timed here. QEMU's handling of a message cannot be observed from outside, so transport, decoding and
+discard are one stage of its.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from bench.measure import TOTAL, Case, Plan, Values, take_turns
-from bench.movers import APPEND, QEMU, Size, again_in_the_lab
+from bench.migratable_guests import APPEND, QEMU, Size, retry_in_lab
 from bench.qemu import QemuGuest, qemu_guest
 from devices.balloon import page_queues
 from guest_images.build import image_path
@@ -48,16 +48,16 @@ from pyvmm.units import MIB
 
 PAGES_PER_MIB = 256
 SLACK_SHARE = 8
-"""What part of RAM may be free and not in MemFree: freed pages wait in lists of the processors,
-which hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc.c)."""
+"""The share of RAM that may be free but not in MemFree: freed pages wait in per-CPU lists, which
+hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc.c)."""
 TIMES = "/sys/module/virtio_balloon_times/parameters"
 RAM = ("untouched", "touched")
 MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
-"""Way of the balloon to the driver's stage that is the guest's own memory."""
+"""Direction of the resize to the driver's stage in the guest's allocator."""
 
 
 @dataclass(frozen=True)
-class Scale(Size):
+class GuestSize(Size):
     """Guests of one size."""
 
     vcpus: int
@@ -67,9 +67,9 @@ class Scale(Size):
         return self.ram_mib * 7 // 8
 
 
-QUICK_MIB, THOROUGH_MIB = 512, 8192
+QUICK_MIB, FULL_MIB = 512, 8192
 ROUNDS, LAB_ROUNDS = 3, 1
-"""A round takes some ten minutes of the lab."""
+"""A round takes some ten minutes in the lab."""
 
 
 class Stopwatches:
@@ -104,46 +104,46 @@ class Stopwatches:
             setattr(module, name, function)
 
 
-class Peer(Protocol):
-    """One contender's guest."""
+class BalloonGuest(Protocol):
+    """The guest of one contender."""
 
     @property
     def guest(self) -> ConsoleGuest[Any]:
         """Its console."""
 
-    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
-        """Make the balloon `pages` large; the seconds it took, and the device's by stage."""
+    async def resize(self, pages: int) -> tuple[float, dict[str, float] | None]:
+        """Resize the balloon to `pages`; return the seconds, and those of the device by stage."""
 
     def resident_bytes(self) -> int:
         """RSS of its process."""
 
 
-Boot = Callable[[], AbstractAsyncContextManager[Peer]]
-"""Starts a contender's guest and ends it with the block."""
+Boot = Callable[[], AbstractAsyncContextManager[BalloonGuest]]
+"""Boots a contender's guest and ends it with the block."""
 
 
-class Pyvmm:
+class PyvmmBalloonGuest:
     """A guest of ours, in this process."""
 
     def __init__(self, guest: GuestSession) -> None:
         self.guest = guest
 
-    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
+    async def resize(self, pages: int) -> tuple[float, dict[str, float] | None]:
         with Stopwatches().running() as watches:
-            moved = await self.guest.resize_balloon(pages)
-        return moved.seconds, watches.seconds
+            resize = await self.guest.resize_balloon(pages)
+        return resize.seconds, watches.seconds
 
     def resident_bytes(self) -> int:
         return resident_bytes()
 
 
-class Qemu:
+class QemuBalloonGuest:
     """A guest of QEMU's."""
 
     def __init__(self, guest: QemuGuest) -> None:
         self.guest = guest
 
-    async def move(self, pages: int) -> tuple[float, dict[str, float] | None]:
+    async def resize(self, pages: int) -> tuple[float, dict[str, float] | None]:
         return await self.guest.resize_balloon(pages), None
 
     def resident_bytes(self) -> int:
@@ -152,16 +152,16 @@ class Qemu:
 
 def measure(plan: Plan) -> list[Case]:
     """Guests of one vCPU."""
-    return _cases(Scale(QUICK_MIB if plan.quick else THOROUGH_MIB, 1), plan)
+    return _cases(GuestSize(QUICK_MIB if plan.quick else FULL_MIB, 1), plan)
 
 
 def measure_smp(plan: Plan) -> list[Case]:
     """Guests of four vCPUs."""
-    return _cases(Scale(QUICK_MIB if plan.quick else THOROUGH_MIB, 4), plan)
+    return _cases(GuestSize(QUICK_MIB if plan.quick else FULL_MIB, 4), plan)
 
 
 @asynccontextmanager
-async def _pyvmm(image: Path, scale: Scale, dialect: str) -> AsyncIterator[Peer]:
+async def _pyvmm(image: Path, scale: GuestSize, dialect: str) -> AsyncIterator[BalloonGuest]:
     config = config_for_image(
         image,
         append=f'{APPEND} pyvmm.run="pattern"',
@@ -170,19 +170,19 @@ async def _pyvmm(image: Path, scale: Scale, dialect: str) -> AsyncIterator[Peer]
         dialect=dialect,
     )
     async with guest_session(config) as guest:
-        yield Pyvmm(guest)
+        yield PyvmmBalloonGuest(guest)
 
 
 @asynccontextmanager
-async def _qemu(image: Path, scale: Scale) -> AsyncIterator[Peer]:
+async def _qemu(image: Path, scale: GuestSize) -> AsyncIterator[BalloonGuest]:
     async with qemu_guest(
         "pc", image, ram_mib=scale.ram_mib, vcpus=scale.vcpus, append=APPEND
     ) as guest:
-        yield Qemu(guest)
+        yield QemuBalloonGuest(guest)
 
 
-def _cases(scale: Scale, plan: Plan) -> list[Case]:
-    """What the same turns say of inflating and deflating, RAM untouched and touched."""
+def _cases(scale: GuestSize, plan: Plan) -> list[Case]:
+    """Measure inflating and deflating with RAM untouched and touched, in the same turns."""
     image = image_path(read_recipe())
     contenders: dict[str, Boot] = {
         "pyvmm, bitmap": partial(_pyvmm, image, scale, "bitmap"),
@@ -196,8 +196,8 @@ def _cases(scale: Scale, plan: Plan) -> list[Case]:
 
     def turn(name: str) -> Values:
         values: Values
-        values, *other_values = plan.kept.turn(
-            name, lambda: again_in_the_lab(partial(_round, contenders[name], scale))
+        values, *other_values = plan.checkpoint.turn(
+            name, lambda: retry_in_lab(partial(_round, contenders[name], scale))
         )
         for case, each in zip(others, other_values, strict=True):
             case.add(name, each)
@@ -205,49 +205,51 @@ def _cases(scale: Scale, plan: Plan) -> list[Case]:
 
     turns = {name: partial(turn, name) for name in contenders}
     rounds = plan.rounds(LAB_ROUNDS if in_lab() else ROUNDS)
-    take_turns(first, turns, rounds, plan, rehearse=False)
+    take_turns(first, turns, rounds, plan, warm_up=False)
     return [first, *others]
 
 
-async def _round(boot: Boot, scale: Scale) -> list[Values]:
-    async with boot() as peer:
-        await peer.guest.wait_for_user_space()
-        untouched = await _there_and_back(peer, scale)
-        await peer.guest.command(f"grab {scale.touch_mib}")
-        await peer.guest.command("free")
-        # The balloon may also hold what was not touched.
+async def _round(boot: Boot, scale: GuestSize) -> list[Values]:
+    async with boot() as guest:
+        await guest.guest.wait_for_user_space()
+        untouched = await _inflate_and_deflate(guest, scale)
+        await guest.guest.command(f"grab {scale.touch_mib}")
+        await guest.guest.command("free")
+        # The balloon may also hold pages that were never touched.
         least_freed = (scale.inflate_mib - (scale.ram_mib - scale.touch_mib)) * MIB
-        return untouched + await _there_and_back(peer, scale, least_freed)
+        return untouched + await _inflate_and_deflate(guest, scale, least_freed)
 
 
-async def _there_and_back(peer: Peer, scale: Scale, least_freed: int | None = None) -> list[Values]:
-    """Inflate and deflate; where RAM is touched the host must get `least_freed` bytes back."""
-    free_before = await peer.guest.free_bytes()
-    before = peer.resident_bytes()
-    inflate = await _move(peer, "inflate", scale.inflate_mib * PAGES_PER_MIB)
+async def _inflate_and_deflate(
+    guest: BalloonGuest, scale: GuestSize, least_freed: int | None = None
+) -> list[Values]:
+    """Inflate and deflate; with RAM touched, the host must regain `least_freed` bytes."""
+    free_before = await guest.guest.free_bytes()
+    before = guest.resident_bytes()
+    inflate = await _resize(guest, "inflate", scale.inflate_mib * PAGES_PER_MIB)
     if least_freed is not None:
-        freed = before - peer.resident_bytes()
-        assert freed >= least_freed, f"the host got {freed} bytes back, not {least_freed}"
-    deflate = await _move(peer, "deflate", 0)
-    free = await peer.guest.free_bytes()
+        freed = before - guest.resident_bytes()
+        assert freed >= least_freed, f"the host regained {freed} bytes, not {least_freed}"
+    deflate = await _resize(guest, "deflate", 0)
+    free = await guest.guest.free_bytes()
     slack = scale.ram_mib * MIB // SLACK_SHARE
     assert free >= free_before - slack, f"{free_before} bytes were free, now {free}"
     return [inflate, deflate]
 
 
-async def _move(peer: Peer, way: str, pages: int) -> Values:
-    """Move the balloon and ask the driver where its time went."""
-    await peer.guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 >$i; done")
-    seconds, device = await peer.move(pages)
-    said = await peer.guest.shell(f"cd {TIMES}; grep . {way}_*")
-    sums = {name: int(sum_) for name, _, sum_ in (line.partition(":") for line in said.split())}
+async def _resize(guest: BalloonGuest, way: str, pages: int) -> Values:
+    """Resize the balloon and read the driver's time counters."""
+    await guest.guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 >$i; done")
+    seconds, device = await guest.resize(pages)
+    counters = await guest.guest.shell(f"cd {TIMES}; grep . {way}_*")
+    sums = {name: int(sum_) for name, _, sum_ in (line.partition(":") for line in counters.split())}
     return {TOTAL: seconds, **_stages(way, seconds, sums, device)}
 
 
 def _stages(
     way: str, seconds: float, sums: dict[str, int], device: dict[str, float] | None
 ) -> dict[str, float]:
-    """Split `seconds` by what the driver counted, and the device if it can be seen."""
+    """Split `seconds` by the driver's counters, and the device's if they are known."""
     memory_s = sums[f"{way}_{'alloc' if way == 'inflate' else 'free'}_ns"] / 1e9
     tell_s = sums[f"{way}_tell_ns"] / 1e9
     rounds_s = sums[f"{way}_total_ns"] / 1e9

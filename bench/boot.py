@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot: from the start of the process to the guest's first line of user space.
 
-Every contender is a process of its own (see `bench.started`) that boots the same kernel; the time
-is taken outside of it, when the line that the guest's /init writes arrives. pyvmm's interpreter is
-told to run `STAMPED`: it imports what `pyvmm run` imports, notes the time, and then is `pyvmm run`,
-with two functions wrapped to note when the making of the machine begins and when a vCPU first
-enters the guest. So nothing in the product measures itself.
+Every contender is a process of its own (see `bench.launch`) that boots the same kernel; the time
+is taken outside of it, when the line that the guest's /init writes arrives. pyvmm's interpreter
+runs `STAMPED`: it imports the modules of `pyvmm run`, takes the time, and then becomes `pyvmm run`,
+with two functions wrapped to take the time when the machine is about to be created and when a vCPU
+first enters the guest. So the product contains no code for measuring.
 
     interpreter   exec, the interpreter itself and its `site`
-    imports       our modules and those they need, up to the machine
+    imports       our modules and those they import, up to the machine
     machine       options, kernel and tables into guest RAM, KVM, devices; ends at the first KVM_RUN
-    guest         the kernel until its /init says so; pyvmm serves its exits
+    guest         the kernel until its /init writes the line; pyvmm serves its exits
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import json
 import os
 from functools import partial
 
+from bench.launch import MACHINES, Guest, LaunchedProcess, in_memory
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
-from bench.started import MACHINES, Guest, Started, in_memory
 from guest_images.build import build_image
 
 USER_SPACE = "pyvmm guest: user space up after"
-WITHIN_S = 75
+LIMIT_S = 75
 """For each case; in a slow lab there are fewer rounds."""
 # Name, vCPUs, MiB of RAM, rounds.
 CASES = (("1 vCPU, 512 MiB", 1, 512, 7), ("4 vCPUs, 1 GiB", 4, 1024, 3))
@@ -38,7 +38,7 @@ from pyvmm.machine import machine
 def noting(name, function):
     def wrapped(*args, **kwargs):
         now = time.monotonic()
-        # Of several vCPU threads one is the first.
+        # Only the first of several vCPU threads counts.
         if stamps.setdefault(name, now) is now and name == "machine":
             import json, os
             os.write(int(fd), json.dumps(stamps).encode())
@@ -53,37 +53,37 @@ cli.main(prog_name="pyvmm")
 
 
 def measure(plan: Plan) -> list[Case]:
-    """Boot each contender in turns; the plan's progress is told."""
+    """Boot the contenders in turns."""
     cases = []
     with in_memory(build_image(progress=plan.progress)) as image:
-        for name, vcpus, ram_mib, thorough in CASES[: 1 if plan.quick else None]:
+        for name, vcpus, ram_mib, full in CASES[: 1 if plan.quick else None]:
             guest = Guest(image, ram_mib, vcpus)
             contenders: dict[str, Contender] = {"pyvmm": partial(_boot_pyvmm, guest)}
             for machine in MACHINES:
                 contenders[machine] = partial(_boot_qemu, guest, machine)
             case = Case(name, "s", against="QEMU pc")
-            rounds = plan.rounds(thorough)
-            rehearse = not plan.quick
-            take_turns(case, contenders, rounds, plan, rehearse=rehearse, within_s=WITHIN_S)
+            rounds = plan.rounds(full)
+            warm_up = not plan.quick
+            take_turns(case, contenders, rounds, plan, warm_up=warm_up, limit_s=LIMIT_S)
             cases.append(case)
     return cases
 
 
 def _boot_qemu(guest: Guest, machine: str) -> Values:
-    with Started(guest.qemu(machine)) as started:
-        return seconds(started.wait_for(USER_SPACE))
+    with LaunchedProcess(guest.qemu(machine)) as process:
+        return seconds(process.wait_for(USER_SPACE))
 
 
 def _boot_pyvmm(guest: Guest) -> Values:
     reader, writer = os.pipe()
     argv = guest.pyvmm("-c", STAMPED, str(writer))
-    with open(reader, "rb") as stamps, Started(argv, (writer,)) as started:
+    with open(reader, "rb") as stamps, LaunchedProcess(argv, (writer,)) as process:
         os.close(writer)
-        total = started.wait_for(USER_SPACE)
-        noted = json.load(stamps)
+        total = process.wait_for(USER_SPACE)
+        taken = json.load(stamps)
     values = {TOTAL: total}
-    before = started.begin
+    before = process.begin
     for stage in ("interpreter", "imports", "machine"):
-        values[stage] = noted[stage] - before
-        before = noted[stage]
-    return {**values, "guest": started.begin + total - before}
+        values[stage] = taken[stage] - before
+        before = taken[stage]
+    return {**values, "guest": process.begin + total - before}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which benchmarks there are, and where each can run."""
+"""The list of benchmarks, with the KVM that each needs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from enum import Enum, auto
 
 
 class Kvm(Enum):
-    """What a benchmark needs; where this machine has no such KVM, the lab has."""
+    """The KVM that a benchmark needs; the lab provides it where this machine does not."""
 
     NONE = auto()
-    RUNS = auto()  # a guest of a few instructions
-    FIT = auto()  # for Linux: see pyvmm.machine.kvm_probe
+    MINIMAL = auto()  # runs a guest of a few instructions
+    LINUX = auto()  # runs Linux: see pyvmm.machine.kvm_probe
 
 
 SMALL_LAB_MIB = 4096
-"""Enough for any quick run; one size for all, as the first lab of each size has to be booted."""
+"""Enough for any quick run; a single size, because the first lab of each size has to be booted."""
 
 
-class Unnamed(Enum):
-    """When a benchmark runs although nobody has named it."""
+class DefaultRun(Enum):
+    """Runs without names that include a benchmark."""
 
     ALWAYS = auto()
-    QUICKLY = auto()  # only with --quick: its thorough run takes long
+    QUICK_ONLY = auto()  # only with --quick: its full run takes long
     NEVER = auto()
 
 
@@ -36,45 +36,47 @@ class Benchmark:
     kvm: Kvm
     lab_mib: int = SMALL_LAB_MIB
     """RAM of that lab."""
-    unnamed: Unnamed = Unnamed.ALWAYS
+    default_run: DefaultRun = DefaultRun.ALWAYS
     function: str = "measure"
 
 
 CATALOGUE = {
-    "device": Benchmark("device_path", "Device path, no guest: 7 of 8 GiB given back", Kvm.NONE),
-    "scaling": Benchmark("scaling", "One inflate against its size and fragmentation", Kvm.NONE),
-    "exits": Benchmark("exits", "VM exits: what a register access costs", Kvm.RUNS, 2048),
-    "balloon": Benchmark("balloon", "A real guest's balloon: 7 of 8 GiB", Kvm.FIT, 12288),
+    "device": Benchmark(
+        "device_path", "Device path without a guest: discarding 7 of 8 GiB", Kvm.NONE
+    ),
+    "scaling": Benchmark("scaling", "Inflate time by size and by fragmentation", Kvm.NONE),
+    "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
+    "balloon": Benchmark("balloon", "Balloon of a Linux guest: 7 of 8 GiB", Kvm.LINUX, 12288),
     "balloon-smp": Benchmark(
         "balloon",
-        "A real guest's balloon: 7 of 8 GiB, 4 vCPUs",
-        Kvm.FIT,
+        "Balloon of a Linux guest: 7 of 8 GiB, 4 vCPUs",
+        Kvm.LINUX,
         12288,
-        Unnamed.NEVER,
+        DefaultRun.NEVER,
         "measure_smp",
     ),
-    "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.FIT),
-    "footprint": Benchmark("footprint", "Memory beside guest RAM", Kvm.FIT),
+    "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
+    "footprint": Benchmark("footprint", "Memory of the VMM, without guest RAM", Kvm.LINUX),
     "migration": Benchmark(
         "migration",
-        "Live migration: an 8 GiB guest, with and without unused pages",
-        Kvm.FIT,
+        "Live migration of an idle 8 GiB guest",
+        Kvm.LINUX,
         18432,
-        unnamed=Unnamed.QUICKLY,
+        default_run=DefaultRun.QUICK_ONLY,
     ),
     "migration-writing": Benchmark(
         "migration",
-        "Live migration: an 8 GiB guest that writes 50 MB/s",
-        Kvm.FIT,
+        "Live migration of an 8 GiB guest that writes 50 MB/s",
+        Kvm.LINUX,
         18432,
-        Unnamed.QUICKLY,
+        DefaultRun.QUICK_ONLY,
         "measure_writing",
     ),
     "snapshot": Benchmark(
         "snapshot",
-        "Snapshots: an 8 GiB guest, with and without unused pages",
-        Kvm.FIT,
+        "Snapshots of an idle 8 GiB guest",
+        Kvm.LINUX,
         18432,
-        unnamed=Unnamed.QUICKLY,
+        default_run=DefaultRun.QUICK_ONLY,
     ),
 }

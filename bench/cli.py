@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm bench`: run benchmarks, in the lab what needs a KVM that this machine has not.
+"""`pyvmm bench`: run benchmarks, in the lab where they need a KVM that this machine lacks.
 
 A benchmark runs in a process of its own (this program again, with `--measure-into`), here or in the
-lab, and leaves a file; tables and plots are made here from the files.
+lab, and writes a file; tables and plots are made here from the files.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, Kvm, Unnamed
-from bench.measure import Kept, Plan
+from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, DefaultRun, Kvm
+from bench.measure import Checkpoint, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.lab.choose import KvmProvider, choose_kvm
@@ -24,9 +24,9 @@ from pyvmm.progress.reporter import show_progress
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/bench")
-LAB_TRIES = 3
+LAB_ATTEMPTS = 3
 LAB_TIMEOUT_S = 1800.0
-"""A process that the emulator never lets end must not hold up the rest for ever."""
+"""The time limit of a process that hangs in the emulator."""
 
 
 def _known(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str]:
@@ -36,38 +36,38 @@ def _known(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...
     return list(names)
 
 
-def _unnamed(quick: bool) -> list[str]:
-    run = (Unnamed.ALWAYS, Unnamed.QUICKLY) if quick else (Unnamed.ALWAYS,)
-    return [name for name, benchmark in CATALOGUE.items() if benchmark.unnamed in run]
+def _default_names(quick: bool) -> list[str]:
+    run = (DefaultRun.ALWAYS, DefaultRun.QUICK_ONLY) if quick else (DefaultRun.ALWAYS,)
+    return [name for name, benchmark in CATALOGUE.items() if benchmark.default_run in run]
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", callback=_known)
-@click.option("--quick", is_flag=True, help="One small round of each, to see that they work.")
+@click.option("--quick", is_flag=True, help="One small round of each, to check that they work.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory for figures and plots [default: bench/results, or build/bench if --quick].",
+    help="Directory for results and plots [default: bench/results, or build/bench if --quick].",
 )
 @click.option("--measure-into", type=click.Path(path_type=Path), hidden=True)
 def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path | None) -> int:
-    """Measure pyvmm beside what you would use instead, and beside what the machine can do.
+    """Compare pyvmm with QEMU and with the limits of the machine.
 
     \b
     NAME is any of
-      device       7 of 8 GiB given back by the device model alone, no guest
-      scaling      one inflate against its size and its fragmentation
-      exits        what a register access costs
-      balloon      a real guest's balloon, beside QEMU's
-      boot         to the first line of user space, beside QEMU
-      footprint    memory beside guest RAM, beside QEMU
-    which are run if none is named, or of
-      balloon-smp  a real guest's balloon, 4 vCPUs
-      migration    to another process, with and without unused pages, beside QEMU
+      device       the device model alone, without a guest: discarding 7 of 8 GiB
+      scaling      inflate time by size and by fragmentation
+      exits        cost of a register access
+      balloon      balloon of a Linux guest, and QEMU's
+      boot         boot to the first line of user space, and QEMU's
+      footprint    memory of the VMM without guest RAM, and QEMU's
+    which are run by default, or of
+      balloon-smp  balloon of a Linux guest with 4 vCPUs
+      migration    live migration, with and without unused pages, and QEMU's
       migration-writing  the same of a guest that writes all the time
-      snapshot     into a file, with and without unused pages, beside QEMU
-    which take long, the last three also 20 GiB of memory.
-    Contenders take turns in every round; compare ratios, not seconds. Leave the machine alone
+      snapshot     snapshots, with and without unused pages, and QEMU's
+    which take long; the last three also need 20 GiB of memory.
+    Contenders take turns in every round; compare ratios, not seconds. Leave the machine idle
     meanwhile.
     """
     if measure_into is not None:
@@ -75,7 +75,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
         return 0
     output = output or (QUICK_RESULTS if quick else RESULTS)
     output.mkdir(parents=True, exist_ok=True)
-    for name in names or _unnamed(quick):
+    for name in names or _default_names(quick):
         _run(name, CATALOGUE[name], quick, output / f"{name}.json")
     from bench.report import update_readme, write_report
 
@@ -87,20 +87,20 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
 
 
 def _measured(output: Path) -> list[Path]:
-    """Files of the benchmarks measured so far, in the catalogue's order."""
+    """Return the files of the benchmarks measured so far, in the catalogue's order."""
     paths = (output / f"{name}.json" for name in CATALOGUE)
     return [path for path in paths if path.exists()]
 
 
 def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
-    """Have a process of its own measure one benchmark, where it can."""
+    """Measure one benchmark in a process of its own, here or in the lab."""
     new = file.with_suffix(".new")
-    kept = file.with_suffix(".kept")
-    for path in (new, kept):
+    checkpoint = file.with_suffix(".checkpoint")
+    for path in (new, checkpoint):
         path.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "pyvmm", "bench", name, "--measure-into", str(new)]
     argv += ["--quick"] if quick else []
-    if benchmark.kvm is Kvm.FIT:
+    if benchmark.kvm is Kvm.LINUX:
         from guest_images.build import build_image
 
         with show_progress() as progress:
@@ -112,27 +112,27 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     if status or not new.exists():
         raise UserError(f"the benchmark {name} ended with status {status}; its output says why")
     new.replace(file)
-    kept.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
 def _run_in_lab(argv: list[str], memory_mib: int) -> int:
-    """Where the emulator or a guest stops (DECISIONS.md, "A hanging emulator"), try another lab."""
+    """Run in the lab; retry if something hangs (DECISIONS.md, "A hanging emulator")."""
     from pyvmm.lab.errors import LabError
     from pyvmm.lab.run import run_in_lab
 
-    for _ in range(LAB_TRIES - 1):
+    for _ in range(LAB_ATTEMPTS - 1):
         try:
             status = run_in_lab(argv, memory_mib=memory_mib, timeout_s=LAB_TIMEOUT_S)
             if status == 0:
                 return 0
-            print(f"going on in another lab after status {status}", file=sys.stderr, flush=True)
+            print(f"retrying in another lab after status {status}", file=sys.stderr, flush=True)
         except LabError as error:
-            print(f"going on in another lab: {error}", file=sys.stderr, flush=True)
+            print(f"retrying in another lab: {error}", file=sys.stderr, flush=True)
     return run_in_lab(argv, memory_mib=memory_mib, timeout_s=LAB_TIMEOUT_S)
 
 
 def _needs_lab(kvm: Kvm) -> bool:
-    if kvm is Kvm.RUNS and probe_host_kvm().ring0_instructions_per_second is not None:
+    if kvm is Kvm.MINIMAL and probe_host_kvm().ring0_instructions_per_second is not None:
         return False
     return kvm is not Kvm.NONE and choose_kvm("auto") is KvmProvider.LAB
 
@@ -141,6 +141,6 @@ def _measure(name: str, quick: bool, file: Path) -> None:
     benchmark = CATALOGUE[name]
     module = importlib.import_module(f"bench.{benchmark.module}")
     with show_progress() as progress:
-        plan = Plan(quick, progress, Kept(file.with_suffix(".kept")))
+        plan = Plan(quick, progress, Checkpoint(file.with_suffix(".checkpoint")))
         cases = getattr(module, benchmark.function)(plan)
     new_result(name, benchmark.title, quick, cases).save(file)

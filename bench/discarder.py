@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bench/c/discard.c` for Python: how fast this machine gives memory back at all."""
+"""`bench/c/discard.c` for Python: the fastest discards on this machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from time import perf_counter
 from bench.native import shared_library
 
 WAYS = {
-    "C, best way": "discard_best",
+    "C, batched madvise": "discard_batched",
     "C, one madvise per run": "discard_per_run",
     "C, one madvise per page": "discard_per_page",
 }
-"""Contender to the function that is it."""
+"""Contender to its function."""
 
 
 class Range(ctypes.Structure):
@@ -28,7 +28,7 @@ Ranges = ctypes.Array[Range]
 
 
 def discarder(contender: str) -> Callable[[Ranges], float]:
-    """What discards ranges in the way of `contender`, one of `WAYS`; returns the seconds taken."""
+    """Return a function that discards ranges as one of `WAYS` does, and returns its seconds."""
     function = ctypes.CDLL(str(shared_library("discard")))[WAYS[contender]]
     function.argtypes = (ctypes.POINTER(Range), ctypes.c_size_t)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long an access waits for the GIL while the event loop computes: part of bench "exits".
+"""Time that an access waits for the GIL while the event loop is busy: part of bench "exits".
 
-The vCPU has a thread of its own, as in a machine, and reads a port every now and then; the handler
-does nothing. The main thread computes in Python meanwhile, which keeps the GIL for a whole switch
-interval whenever somebody asks for it. The access takes that much longer: seen with Python's own
-interval and with the one that machines set.
+The vCPU has a thread of its own, as in a machine, and reads a port at intervals; the handler does
+nothing. The main thread executes Python code meanwhile and so keeps the GIL for a whole switch
+interval after another thread requests it, by which the access takes longer. This is measured with
+Python's default interval and with the one that machines set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bench.exit_guest import ExitGuest, port_read, with_pause
 from bench.measure import Case, Contender, Plan, seconds, take_turns
 from pyvmm.machine.vcpu_thread import SWITCH_INTERVAL_S
 
-PYTHONS_INTERVAL_S = 0.005
-NOBODY = "nobody computes"
+DEFAULT_INTERVAL_S = 0.005
+IDLE = "event loop idle"
 PORT = 0x80
 PAUSE_LOOPS = 200_000
 ROUNDS = 9
@@ -28,16 +28,16 @@ ACCESSES, QUICK_ACCESSES = 100, 20
 
 
 def delay_case(guest: ExitGuest, serve: Callable[[], None], plan: Plan) -> Case:
-    """Accesses to PORT, answered by `serve`, while the main thread computes or waits."""
+    """Measure accesses to PORT, served by `serve`, while the main thread is busy or idle."""
     count = QUICK_ACCESSES if plan.quick else ACCESSES
     timed = partial(_timed, guest, serve, count)
     contenders: dict[str, Contender] = {
-        NOBODY: partial(timed, threading.Event.wait, PYTHONS_INTERVAL_S),
-        "computing, 5 ms switches": partial(timed, _compute, PYTHONS_INTERVAL_S),
-        "computing, as pyvmm switches": partial(timed, _compute, SWITCH_INTERVAL_S),
+        IDLE: partial(timed, threading.Event.wait, DEFAULT_INTERVAL_S),
+        "event loop busy, 5 ms switch interval": partial(timed, _compute, DEFAULT_INTERVAL_S),
+        "event loop busy, pyvmm's switch interval": partial(timed, _compute, SWITCH_INTERVAL_S),
     }
-    case = Case("port read while Python computes", "ns", against=NOBODY)
-    return take_turns(case, contenders, plan.rounds(ROUNDS), plan, rehearse=True)
+    case = Case("port read beside an event loop", "ns", against=IDLE, panel="GIL")
+    return take_turns(case, contenders, plan.rounds(ROUNDS), plan, warm_up=True)
 
 
 def _timed(
@@ -47,7 +47,7 @@ def _timed(
     meanwhile: Callable[[threading.Event], object],
     interval_s: float,
 ) -> dict[str, float]:
-    """Nanoseconds an access and the pause before it take."""
+    """Return the nanoseconds of an access and the pause before it."""
     guest.load(with_pause(port_read(PORT), PAUSE_LOOPS), count)
     done = threading.Event()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest of a few instructions that does one kind of register access again and again.
 
-It runs in ring 3 with all I/O ports allowed to it and the first 2 MiB mapped to themselves, which
-every KVM can do at full speed, one without hardware support too. RAM ends at 64 KiB; what lies
-beyond is device memory. A program counts ECX down from the number of accesses to 1, adds up what
-it reads, leaves the sum in RAM and writes to DONE_PORT.
+It runs in ring 3 with access to all I/O ports and the first 2 MiB identity-mapped, which every KVM
+supports at full speed, even one without hardware virtualization. RAM ends at 64 KiB; beyond is
+device memory. A program counts ECX down from the number of accesses to 1, sums the values it reads,
+stores the sum in RAM and writes to DONE_PORT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _USER_SS, _USER_CS, _RFLAGS_IOPL_3 = 0x1B, 0x23, 0x3002
 
 @dataclass(frozen=True)
 class Access:
-    """One kind of access: the instructions that do it, at port DX or address RSI, and where."""
+    """One kind of access: its instructions, and the port (in DX) or address (in RSI)."""
 
     code: bytes
     address: int
@@ -56,13 +56,13 @@ def memory_write(gpa: int) -> Access:
 
 
 def with_pause(access: Access, loops: int) -> Access:
-    """The access after a loop of two instructions."""
+    """Return the access preceded by a loop of two instructions."""
     pause = b"\x41\xb8" + struct.pack("<I", loops)  # mov r8d, loops
     return Access(pause + bytes.fromhex("41ffc8 75fb") + access.code, access.address)  # dec; jnz
 
 
 class ExitGuest:
-    """The virtual machine; `load` a program, then have the vCPU run it until DONE_PORT."""
+    """The virtual machine; `load` a program, then run the vCPU until it writes to DONE_PORT."""
 
     def __init__(self, vm: Vm, vcpu: Vcpu, memory: mmap.mmap) -> None:
         self.vm = vm
@@ -75,7 +75,7 @@ class ExitGuest:
         _enter_ring_3(vcpu)
 
     def load(self, access: Access, count: int) -> None:
-        """Have the vCPU begin a program of `count` accesses."""
+        """Load a program of `count` accesses and point the vCPU at its start."""
         loop = access.code + bytes.fromhex("4801c3 ffc9")  # add rbx, rax; dec ecx
         loop += b"\x75" + struct.pack("<b", -len(loop) - 2)  # jnz to the start
         program = loop + bytes.fromhex("48891c25") + struct.pack("<I", _SUM)  # mov [_SUM], rbx
@@ -86,14 +86,14 @@ class ExitGuest:
         self.vcpu.set_regs(regs)
 
     def _finish_last_access(self) -> None:
-        """An access is complete only when KVM_RUN has been called again."""
+        """Complete the last access, for which KVM_RUN must be called again."""
         self.vcpu.kvm_run.immediate_exit = 1
         self.vcpu.run()
         self.vcpu.kvm_run.immediate_exit = 0
 
     @property
     def sum(self) -> int:
-        """All values that the last program read, added up."""
+        """Sum of all values that the last program read."""
         return int(struct.unpack_from("<Q", self._memory, _SUM)[0])
 
     def _put(self, gpa: int, data: bytes) -> None:
@@ -102,7 +102,7 @@ class ExitGuest:
 
 @contextmanager
 def exit_guest() -> Iterator[ExitGuest]:
-    """Make the virtual machine; it is closed with the block."""
+    """Create the virtual machine; it is closed with the block."""
     memory = mmap.mmap(-1, _RAM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with System() as kvm, kvm.create_vm() as vm:
         vm.set_tss_addr(0xFFFB_D000)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a register access of the guest costs: bench "exits".
+"""Cost of a register access by the guest: bench "exits".
 
 A guest of a few instructions (`bench.exit_guest`) reads or writes one register in a loop, and all
 contenders serve the same vCPU, in turns:
 
-    C loop                    bench/c/exits.c: KVM_RUN, look, answer, again
-    pyvmm, Cython fast path   what `SerialFastPath` serves: LSR and THR of the UART
-    pyvmm, nothing in Python  the KVM_RUN loop with handlers that only return: the way into Python
-    pyvmm, Python model       the machine's own: device lock, bus, register table, device
-    pyvmm, ioeventfd          for writes to memory: a queue notification, which never leaves KVM
+    C loop                         bench/c/exits.c: KVM_RUN, check the reason, answer, repeat
+    pyvmm, Cython fast path        accesses that `SerialFastPath` serves: LSR and THR of the UART
+    pyvmm, empty Python handlers   the KVM_RUN loop with handlers that only return
+    pyvmm, Python device model     the machine's path: device lock, bus, register table, device
+    pyvmm, ioeventfd               for MMIO writes: a queue notification, which never leaves KVM
 
-Ports are those of the UART, memory is the virtio transport's common configuration. The cases "added
-to" say what is left when the C loop's time in the same round is taken away; all are processor time
-of the one thread. Checked each time: the sum of all that the guest read, what was printed, what the
-register holds, or the eventfd's count. What waiting for the GIL adds is in `bench.exit_delay`.
+Ports are those of the UART, MMIO is the virtio transport's common configuration. The cases "minus
+the C loop" are the differences to the C loop in the same round; all are processor time of the one
+thread. Each run checks its result: the sum of the values the guest read, the characters printed,
+the register's value, or the eventfd's count. `bench.exit_delay` measures the waiting for the GIL.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from pyvmm_native import kvm_run
 from pyvmm_native.serial import ByteQueue, SerialFastPath
 
 C_LOOP = "C loop"
-SHORTCUT = "pyvmm, Cython fast path"
-NOTHING = "pyvmm, nothing in Python"
-MODEL = "pyvmm, Python model"
-DOORBELL = "pyvmm, ioeventfd"
+FAST_PATH = "pyvmm, Cython fast path"
+EMPTY_HANDLERS = "pyvmm, empty Python handlers"
+DEVICE_MODEL = "pyvmm, Python device model"
+IOEVENTFD = "pyvmm, ioeventfd"
 
 THR_PORT, LSR_PORT = COM1_PORT, COM1_PORT + 5
 LSR_VALUE = 0x60
@@ -81,7 +81,7 @@ class GuestDone(Exception):
 
 
 class DonePort:
-    """The end of a program, as a device."""
+    """A device whose write ends the program."""
 
     def read(self, offset: int, size: int) -> int:
         return 0
@@ -91,7 +91,7 @@ class DonePort:
 
 
 class Platform:
-    """A machine's way to its UART and to a virtio device, with its lock and its tracer."""
+    """A machine's path to its UART and to a virtio device, with its lock and its tracer."""
 
     def __init__(self) -> None:
         tracer = LogTracer()
@@ -113,7 +113,7 @@ class Platform:
 
 
 class Constants:
-    """An `IoHandler` that does nothing but what it must."""
+    """An `IoHandler` of constants, with no device behind it."""
 
     def pio_read(self, port: int, size: int) -> int:
         return LSR_VALUE
@@ -136,7 +136,7 @@ class Served(ctypes.Structure):
 
 
 class Bench:
-    """One vCPU and everybody who can serve it; contenders return nanoseconds an access."""
+    """One vCPU and its contenders, which return nanoseconds per access."""
 
     def __init__(self, guest: ExitGuest, count: int) -> None:
         self._guest = guest
@@ -154,7 +154,7 @@ class Bench:
         return dict(seconds((thread_time() - begin) * 1e9 / self._count))
 
     def c_loop(self, access: Access, *, answer: int = 0, written: int = 0) -> Contender:
-        """The C loop answers reads with `answer` and expects `written` as the sum of writes."""
+        """Return the C loop, answering reads with `answer`, with `written` as the sum of writes."""
 
         def serve() -> None:
             served = Served()
@@ -184,7 +184,7 @@ class Bench:
         answer: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> Contender:
-        """The KVM_RUN loop with `io` and `serial`; `check` runs after each time."""
+        """Return the KVM_RUN loop with `io` and `serial`; `check` runs after each round."""
 
         def contend() -> dict[str, float]:
             values = self._timed(access, lambda: self.serve(io, serial))
@@ -195,7 +195,7 @@ class Bench:
         return contend
 
     def serve(self, io: kvm_run.IoHandler, serial: SerialFastPath | None = None) -> None:
-        """Have the guest run its program to the end."""
+        """Run the guest's program to its end."""
         vcpu = self._guest.vcpu
         try:
             reason = kvm_run.run(vcpu.fileno(), vcpu.run_area, io, serial)
@@ -204,22 +204,22 @@ class Bench:
         raise AssertionError(f"the guest ended with exit {reason}")
 
     def _check_reads(self, answer: int) -> None:
-        """The guest got `answer` each time."""
+        """Check that the guest read `answer` each time."""
         if answer:
             assert self._guest.sum == answer * self._count
 
-    # --- What must have happened ------------------------------------------------------------------
+    # --- Checks of the results --------------------------------------------------------------------
     def printed(self) -> None:
-        """Every character has arrived, in order."""
+        """Check that every character has arrived, in order."""
         expected = bytes(count & 0xFF for count in range(self._count, 0, -1))
         assert self.platform.queue.take() == expected
 
     def register_written(self) -> None:
-        """The register holds what the guest wrote last."""
+        """Check that the register holds the last value written."""
         assert self.platform.mmio.read(REGISTER_GPA, 4) == 1
 
     def notified(self) -> None:
-        """KVM has counted every notification."""
+        """Check that KVM has counted every notification."""
         assert os.eventfd_read(self._event) == self._count
 
     def close(self) -> None:
@@ -230,9 +230,9 @@ class Bench:
         access, buses, answer = port_read(LSR_PORT), self.platform.buses, LSR_VALUE
         return {
             C_LOOP: self.c_loop(access, answer=answer),
-            SHORTCUT: self.pyvmm(access, buses, serial=self.platform.serial, answer=answer),
-            NOTHING: self.pyvmm(access, Constants(), answer=answer),
-            MODEL: self.pyvmm(access, buses, answer=answer),
+            FAST_PATH: self.pyvmm(access, buses, serial=self.platform.serial, answer=answer),
+            EMPTY_HANDLERS: self.pyvmm(access, Constants(), answer=answer),
+            DEVICE_MODEL: self.pyvmm(access, buses, answer=answer),
         }
 
     def port_writes(self) -> dict[str, Contender]:
@@ -240,33 +240,33 @@ class Bench:
         written = sum(count & 0xFF for count in range(1, self._count + 1))
         return {
             C_LOOP: self.c_loop(access, written=written),
-            SHORTCUT: self.pyvmm(access, buses, serial=serial, check=self.printed),
-            NOTHING: self.pyvmm(access, Constants()),
-            MODEL: self.pyvmm(access, buses, check=self.printed),
+            FAST_PATH: self.pyvmm(access, buses, serial=serial, check=self.printed),
+            EMPTY_HANDLERS: self.pyvmm(access, Constants()),
+            DEVICE_MODEL: self.pyvmm(access, buses, check=self.printed),
         }
 
-    def memory_reads(self) -> dict[str, Contender]:
+    def mmio_reads(self) -> dict[str, Contender]:
         access, answer = memory_read(REGISTER_GPA), REGISTER_VALUE
         self.platform.mmio.write(REGISTER_GPA, 4, answer)
         return {
             C_LOOP: self.c_loop(access, answer=answer),
-            NOTHING: self.pyvmm(access, Constants(), answer=answer),
-            MODEL: self.pyvmm(access, self.platform.buses, answer=answer),
+            EMPTY_HANDLERS: self.pyvmm(access, Constants(), answer=answer),
+            DEVICE_MODEL: self.pyvmm(access, self.platform.buses, answer=answer),
         }
 
-    def memory_writes(self) -> dict[str, Contender]:
+    def mmio_writes(self) -> dict[str, Contender]:
         access, buses = memory_write(REGISTER_GPA), self.platform.buses
         notify = memory_write(NOTIFY_GPA)
         return {
             C_LOOP: self.c_loop(access, written=self._count * (self._count + 1) // 2),
-            DOORBELL: self.pyvmm(notify, buses, check=self.notified),
-            NOTHING: self.pyvmm(access, Constants()),
-            MODEL: self.pyvmm(access, buses, check=self.register_written),
+            IOEVENTFD: self.pyvmm(notify, buses, check=self.notified),
+            EMPTY_HANDLERS: self.pyvmm(access, Constants()),
+            DEVICE_MODEL: self.pyvmm(access, buses, check=self.register_written),
         }
 
 
 def measure(plan: Plan) -> list[Case]:
-    """Reads and writes of ports and of device memory, and what pyvmm adds to each."""
+    """Measure port and MMIO accesses, and the time that pyvmm adds to each."""
     cases = []
     rounds = plan.rounds(LAB_ROUNDS if in_lab() else ROUNDS)
     with exit_guest() as guest:
@@ -274,11 +274,11 @@ def measure(plan: Plan) -> list[Case]:
         for name, contenders in (
             ("port read", bench.port_reads()),
             ("port write", bench.port_writes()),
-            ("memory read", bench.memory_reads()),
-            ("memory write", bench.memory_writes()),
+            ("MMIO read", bench.mmio_reads()),
+            ("MMIO write", bench.mmio_writes()),
         ):
-            case = Case(name, "ns", against=C_LOOP)
-            take_turns(case, contenders, rounds, plan, rehearse=True)
+            case = Case(name, "ns", against=C_LOOP, panel="exits")
+            take_turns(case, contenders, rounds, plan, warm_up=True)
             cases += [case, _added(case)]
         cases.append(delay_case(guest, lambda: bench.serve(Constants()), plan))
         bench.close()
@@ -286,10 +286,11 @@ def measure(plan: Plan) -> list[Case]:
 
 
 def _added(case: Case) -> Case:
-    """What each contender took more than the C loop did in the same round."""
-    added = Case(f"added to a {case.name}", case.unit, against=MODEL)
+    """Return the difference of each contender to the C loop in the same round."""
+    name = f"{case.name}, minus the C loop"
+    added = Case(name, case.unit, against=DEVICE_MODEL, panel="added")
     for contender, values in case.rounds.items():
-        if contender not in (C_LOOP, DOORBELL):
+        if contender not in (C_LOOP, IOEVENTFD):
             added.rounds[contender] = [
                 value - least for value, least in zip(values, case.rounds[C_LOOP], strict=True)
             ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that is only a ring: it sends what a real driver would, and nothing else takes time.
+"""A fake guest: a ring and a driver that sends the requests of a real one, without a VM.
 
 A `BalloonDriver` brings its balloon up in RAM that is never discarded. `inflate` then sends
 requests one after the other, as Linux does, which waits for each; only the device's part is timed,
@@ -21,9 +21,9 @@ from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
 
 ROUND_PAGES = 65536
-"""Pages our guest driver collects before it tells of them: ROUND_PAGES of its patch."""
+"""Pages our guest driver collects for one request: ROUND_PAGES of its patch."""
 PIECE_BYTES = 32 * 1024
-"""Its bitmap lies in buffers of this size, each a descriptor."""
+"""The bitmap is in buffers of this size, each a descriptor."""
 PFNS_PER_ARRAY = 256
 """Page numbers in one request of Linux's own driver."""
 WORD_PAGES = 64
@@ -41,12 +41,12 @@ class FakeGuest:
         self._dialect = dialect
 
     def requests(self, pages: PageRuns) -> list[Request]:
-        """What its driver sends to give `pages` away, ascending."""
-        whole = bitmap_requests if self._dialect is BITMAP else pfn_requests
-        return list(whole(pages))
+        """Return the driver's requests to inflate by `pages`, ascending."""
+        encode = bitmap_requests if self._dialect is BITMAP else pfn_requests
+        return list(encode(pages))
 
     def inflate(self, requests: list[Request]) -> float:
-        """Send the requests; returns the seconds in which the device had them."""
+        """Send the requests; return the seconds in which the device served them."""
         board, queue = self._driver.board, self._driver.queues[INFLATE]
         notify, balloon = board.transport.serve_queue, board.balloon
         seconds = 0.0
@@ -64,7 +64,7 @@ class FakeGuest:
 
 
 def bitmap_requests(pages: PageRuns) -> Iterator[Request]:
-    """A header and a bitmap for each round."""
+    """Yield a header and a bitmap for each round."""
     for first, words in _rounds(pages):
         bits = words.tobytes()
         yield [
@@ -74,13 +74,13 @@ def bitmap_requests(pages: PageRuns) -> Iterator[Request]:
 
 
 def bitmap_pieces(pages: PageRuns) -> Iterator[PageRuns]:
-    """The pages that each of `bitmap_requests` tells of."""
+    """Yield the pages of each of `bitmap_requests`."""
     for first, words in _rounds(pages):
         yield PageRuns.from_bitmap(words.tobytes(), first)
 
 
 def pfn_requests(pages: PageRuns) -> Iterator[Request]:
-    """An array of page numbers for each few pages (VIRTIO 1.2, 5.5.6)."""
+    """Yield an array of PFNs for each `PFNS_PER_ARRAY` pages (VIRTIO 1.2, 5.5.6)."""
     pfns = array("I")
     for start, count in pages:
         pfns.extend(range(start, start + count))
@@ -89,7 +89,7 @@ def pfn_requests(pages: PageRuns) -> Iterator[Request]:
 
 
 def _rounds(pages: PageRuns) -> Iterator[tuple[int, array[int]]]:
-    """(page number of bit 0, bitmap) of each round's pages, without empty words around them."""
+    """Yield (page number of bit 0, bitmap) of each round, without empty words around it."""
     first, words = 0, array("Q")
     collected = 0
     for word_pfn, word in _words(pages):
@@ -106,7 +106,7 @@ def _rounds(pages: PageRuns) -> Iterator[tuple[int, array[int]]]:
 
 
 def _words(pages: PageRuns) -> Iterator[tuple[int, int]]:
-    """(page number of bit 0, word) of each word of a bitmap of `pages` in which a bit is set."""
+    """Yield (page number of bit 0, word) of each non-zero word of a bitmap of `pages`."""
     waiting_pfn, waiting = -1, 0
     for start, count in pages:
         end = start + count

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark measures, and how contenders take turns.
+"""Cases of a benchmark, and the schedule in which their contenders run.
 
 In every round each contender runs once; the next round starts with the next contender, so that none
-is always first. The first round may be a rehearsal that is thrown away: files are then in the page
-cache and memory that the host had to find has been found.
+is always first. The first round may be a warm-up that is discarded: after it, files are in the page
+cache and the host has allocated the memory.
 
-Work that comes in pieces can be dealt out instead: the contenders take turns at its pieces, again
-and again, until each has had each piece. The processor of a shared machine is a third slower for
-half a second now and then; so all of them are, to the same part.
+Work that consists of pieces can be interleaved instead: the contenders take turns at its pieces,
+until each has done each piece. The processor of a shared machine is sometimes a third slower for
+half a second; interleaving slows all contenders by the same share.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any
 from pyvmm.progress.reporter import Progress
 
 Values = Mapping[str, float]
-"""Stage of the work to what it took; the stage `TOTAL` is the figure itself."""
+"""Stage of the work to its cost; the stage `TOTAL` is the whole."""
 
 TOTAL = ""
 
 
-class Kept:
-    """What turns have given, in the file at `path`, from where a run that broke off goes on."""
+class Checkpoint:
+    """Results of turns, in the file at `path`, from which an interrupted run resumes."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class Kept:
             self._done = json.loads(path.read_text())
 
     def turn(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do the next piece of work of that name, and return what it gives, which JSON can hold."""
+        """Run the next turn of `name`, or return its stored result; results are JSON values."""
         self._turns[name] += 1
         key = f"{name} {self._turns[name]}"
         if key not in self._done:
@@ -56,20 +56,20 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """How thorough a run is; `quick` is for seeing that the benchmarks work."""
+    """The extent of a run; a `quick` one only shows that the benchmarks work."""
 
     quick: bool
     progress: Progress
-    kept: Kept = field(default_factory=Kept)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
-    def rounds(self, thorough: int) -> int:
-        """Rounds to take: `thorough`, or one when it shall be quick."""
-        return 1 if self.quick else thorough
+    def rounds(self, full: int) -> int:
+        """Return the number of rounds: `full`, or one in a quick run."""
+        return 1 if self.quick else full
 
 
 @dataclass
 class Case:
-    """One thing measured: for each contender one value, and perhaps its stages, a round."""
+    """One measurement: for each contender a value in each round, optionally with its stages."""
 
     name: str
     unit: str
@@ -77,13 +77,17 @@ class Case:
     """The contender that the others are divided by."""
     rounds: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Contender to stage to what it took in each round; empty when there are no stages."""
+    """Contender to stage to its cost in each round; empty when there are no stages."""
     group: str = ""
     """Cases of one group are points of one curve, at `x`."""
     x: float | None = None
+    panel: str = ""
+    """Cases of one panel and unit share a scale in the plot."""
+    plotted: bool = True
+    """False for a case that is in the tables only."""
 
     def add(self, contender: str, values: Values) -> None:
-        """Note what one round of `contender` took."""
+        """Add the result of one round of `contender`."""
         self.rounds.setdefault(contender, []).append(values[TOTAL])
         for stage, value in values.items():
             if stage != TOTAL:
@@ -116,19 +120,19 @@ def take_turns(
     rounds: int,
     plan: Plan,
     *,
-    rehearse: bool,
-    within_s: float = math.inf,
+    warm_up: bool,
+    limit_s: float = math.inf,
 ) -> Case:
-    """Run every contender `rounds` times, in turns, and note what each took in `case`.
+    """Run every contender `rounds` times, in turns, and add the results to `case`.
 
-    After the first, no round is begun that would end after `within_s` if it took as long as those
+    After the first, no round is started that would end after `limit_s` if it took as long as those
     before it.
     """
     names = list(contenders)
-    plan.progress.stage(case.name, (rounds + rehearse) * len(names))
+    plan.progress.stage(case.name, (rounds + warm_up) * len(names))
     begin = time.monotonic()
-    for number in range(-1 if rehearse else 0, rounds):
-        if number > 0 and (time.monotonic() - begin) * (number + 1) / number > within_s:
+    for number in range(-1 if warm_up else 0, rounds):
+        if number > 0 and (time.monotonic() - begin) * (number + 1) / number > limit_s:
             break
         first = max(number, 0) % len(names)
         for name in names[first:] + names[:first]:
@@ -140,20 +144,20 @@ def take_turns(
 
 
 Piece = Mapping[str, Callable[[], float]]
-"""Contender to what does one piece of the work in its way, and returns the seconds it took."""
+"""Contender to a function that does one piece of the work and returns its seconds."""
 
 
-def deal_out(
+def interleave(
     case: Case,
     pieces: Sequence[Piece],
     prepared: Callable[[], AbstractContextManager[None]],
     rounds: int,
     plan: Plan,
 ) -> Case:
-    """Have each contender do each piece `rounds` times, and note the sums of rounds in `case`.
+    """Have each contender do each piece `rounds` times, and add the sums of rounds to `case`.
 
-    All `pieces`, each by one contender, are done within a `prepared()`. Every other round goes
-    through the contenders backwards, so that none always comes behind the same one.
+    All `pieces`, each by one contender, are done within a `prepared()`. Every second round goes
+    through the contenders backwards, so that none always follows the same one.
     """
     names = list(pieces[0])
     plan.progress.stage(case.name, rounds * len(names))
@@ -171,5 +175,5 @@ def deal_out(
 
 
 def seconds(value: float) -> Values:
-    """A figure without stages."""
+    """Return a result without stages."""
     return {TOTAL: value}

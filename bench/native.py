@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C programs of `bench/c`: what the machine can do when nothing of ours is in the way.
+"""The C programs of `bench/c`, which show the limits of the machine.
 
-Each is compiled into the cache when it is first asked for, and named by the hash of its source and
-flags, so nothing stale is ever run.
+Each is compiled into the cache when it is first used, and named by the hash of its source and
+flags, so a stale one is never run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def shared_library(name: str) -> Path:
-    """`bench/c/NAME.c` as a shared library for ctypes."""
+    """Return `bench/c/NAME.c` as a shared library for ctypes."""
     return _compiled(name, (*FLAGS, "-shared", "-fPIC"), ".so")
 
 
 def program(name: str) -> Path:
-    """`bench/c/NAME.c` as a program."""
+    """Return `bench/c/NAME.c` as a program."""
     return _compiled(name, FLAGS, "")
 
 

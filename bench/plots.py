@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what was measured, one for each benchmark.
+"""Plots of the results, one picture for each benchmark.
 
+A picture has a panel for each `Case.panel` and unit, so that bars beside each other are comparable.
 A case is a group of bars, one for each contender, with the least and the greatest round as a
-whisker; cases of one unit share a scale. Cases that are points of a curve become lines instead.
+whisker. Cases that are points of a curve become lines instead. Every picture says where its figures
+were taken and which direction is better.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
@@ -18,83 +19,127 @@ from bench.results import Result
 from bench.tables import shown
 
 mpl.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH_INCHES = 9.0
-BAR_INCHES = 0.24
+BAR_INCHES = 0.23
+PANEL_INCHES = 0.65
 CURVE_INCHES = 4.0
-LEGEND_COLUMNS = 3
-MANY_TIMES = 100.0
-"""Where values differ by more than this the scale is logarithmic."""
+HEAD_INCHES = 0.7
+LOG_SCALE_RATIO = 100.0
+"""Where medians of a panel differ by more than this factor its scale is logarithmic."""
+UNITS = {"s": "seconds", "ms": "milliseconds", "ns": "nanoseconds", "rounds": "pre-copy rounds"}
+PLAIN_NUMBERS = ticker.StrMethodFormatter("{x:,.10g}")
+Colours = dict[str, str]
+"""Contender to its colour, the same in every panel."""
 
 
 def draw(result: Result, output: Path) -> Path:
     """Draw `result` as `output`/NAME.png and return that path."""
     path = output / f"{result.bench}.png"
-    parts = [
-        list(cases) for _, cases in groupby(result.cases, lambda case: (case.group, case.unit))
-    ]
-    heights = [_inches(cases) for cases in parts]
-    figure, places = pyplot.subplots(
-        len(parts),
-        figsize=(WIDTH_INCHES, sum(heights) + 0.4),
+    panels = panels_of(result.cases)
+    contenders = dict.fromkeys(name for cases in panels for case in cases for name in case.rounds)
+    colours = {name: f"C{number % 10}" for number, name in enumerate(contenders)}
+    heights = [_inches(cases) for cases in panels]
+    figure, axes = pyplot.subplots(
+        len(panels),
+        figsize=(WIDTH_INCHES, sum(heights) + HEAD_INCHES),
         height_ratios=heights,
         layout="constrained",
         squeeze=False,
     )
-    for (axes,), cases in zip(places, parts, strict=True):
+    for (panel,), cases in zip(axes, panels, strict=True):
         if cases[0].x is None:
-            _bars(axes, cases)
+            _bars(panel, cases, colours)
         else:
-            _curves(axes, cases)
+            _curves(panel, cases, colours)
     figure.suptitle(result.title)
+    # Under the title, where the constrained layout leaves room for a line of the first panel.
+    axes[0][0].set_title(_provenance(result), fontsize=8, color="dimgray")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
     return path
 
 
+def panels_of(cases: list[Case]) -> list[list[Case]]:
+    """Return the cases of each panel, without those that are for tables only."""
+    panels: dict[tuple[str, str, str], list[Case]] = {}
+    for case in cases:
+        if case.plotted:
+            panels.setdefault((case.group, case.panel, case.unit), []).append(case)
+    return list(panels.values())
+
+
+def _provenance(result: Result) -> str:
+    emulated = "emulated" in result.machine["kvm"]
+    where = "emulated CPU and KVM (the lab)" if emulated else result.machine["processor"]
+    quick = "quick run, not representative; " if result.quick else ""
+    return f"{quick}{where}, {result.taken[:10]}: compare ratios, not absolute values"
+
+
 def _inches(cases: list[Case]) -> float:
     if cases[0].x is not None:
         return CURVE_INCHES
-    return 1.2 + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
+    return PANEL_INCHES + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
 
 
-def _curves(axes: Axes, cases: list[Case]) -> None:
+def _axis(unit: str) -> str:
+    return f"{UNITS.get(unit, unit)} (lower is better)"
+
+
+def _curves(axes: Axes, cases: list[Case], colours: Colours) -> None:
     for contender in cases[0].rounds:
         points = sorted((case.x or 0, case.median(contender)) for case in cases)
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=contender)
-    axes.set(xscale="log", yscale="log", xlabel=cases[0].group, ylabel=cases[0].unit)
-    axes.grid(alpha=0.3)
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            markersize=3,
+            label=contender,
+            color=colours[contender],
+        )
+    axes.set(xscale="log", yscale="log", xlabel=cases[0].group, ylabel=_axis(cases[0].unit))
+    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    medians = [case.median(contender) for case in cases for contender in case.rounds]
+    narrow = max(medians) < 10 * min(medians)  # fewer than two major ticks
+    axes.yaxis.set_minor_formatter(PLAIN_NUMBERS if narrow else ticker.NullFormatter())
+    axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
 
 
-def _bars(axes: Axes, cases: list[Case]) -> None:
-    """Horizontal bars from top to bottom, a gap after each case."""
-    colours: dict[str, str] = {}
-    middles: list[float] = []
-    ticks: list[tuple[float, str]] = []
-    place = 0.0
-    for case in cases:
-        ticks.append((place + (len(case.rounds) - 1) / 2, case.name))
-        for contender, values in case.rounds.items():
-            label = None if contender in colours else contender  # once in the legend
-            colour = colours.setdefault(contender, f"C{len(colours)}")
-            middle = case.median(contender)
-            whisker = [[middle - min(values)], [max(values) - middle]]
-            axes.barh(place, middle, xerr=whisker, color=colour, label=label, height=0.85)
-            axes.text(max(values), place, f" {shown(middle)}", va="center", fontsize=7)
-            middles.append(middle)
-            place += 1
-        place += 1
-    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
-    axes.invert_yaxis()
-    if 0 < MANY_TIMES * min(middles) < max(middles):
+def _bars(axes: Axes, cases: list[Case], colours: Colours) -> None:
+    """Draw horizontal bars from top to bottom, each case under a line with its name."""
+    medians = [case.median(contender) for case in cases for contender in case.rounds]
+    logarithmic = 0 < LOG_SCALE_RATIO * min(medians) < max(medians)
+    if logarithmic:
         axes.set_xscale("log")
+    labels: list[tuple[float, str]] = []
+    row = 0.0
+    for case in cases:
+        axes.text(0.005, row, case.name, transform=axes.get_yaxis_transform(), **_CASE_NAME)
+        row += 1
+        for contender, values in case.rounds.items():
+            _bar(axes, row, values, case.median(contender), colours[contender])
+            labels.append((row, contender))
+            row += 1
+    axes.set_yticks([place for place, _ in labels], [name for _, name in labels], fontsize=8)
+    axes.set_ylim(row - 0.3, -0.7)
     axes.margins(x=0.12)
-    axes.set_xlabel(cases[0].unit)
-    axes.legend(
-        fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=LEGEND_COLUMNS, frameon=False
-    )
+    if not logarithmic:
+        axes.axvline(0, color="black", linewidth=0.8)
+    scale = ", logarithmic" if logarithmic else ""
+    axes.set_xlabel(_axis(cases[0].unit) + scale, fontsize=8)
+    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+_CASE_NAME: dict[str, Any] = {"va": "center", "ha": "left", "fontsize": 8, "fontweight": "bold"}
+
+
+def _bar(axes: Axes, row: float, values: list[float], middle: float, colour: str) -> None:
+    whisker = [[middle - min(values)], [max(values) - middle]] if len(values) > 1 else None
+    axes.barh(row, middle, xerr=whisker, color=colour, height=0.85)
+    axes.text(max(values), row, f" {shown(middle)}", va="center", fontsize=7)

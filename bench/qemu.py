@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peer: the same guest in the installed QEMU, on the same KVM.
+"""The same guest in the installed QEMU, on the same KVM.
 
     async with qemu_guest("pc", image, ram_mib=1024, vcpus=1) as guest:
         await guest.wait_for_user_space()
         await guest.command("alloc 64")
         seconds = await guest.resize_balloon(pages)
 
-`pc` is what QEMU is without further thought, `microvm` its smallest machine. Both get what a
-careful person would give them: KVM, the host's processor, no device but a serial port and a balloon
-(virtio-pci on `pc`, virtio-mmio on `microvm`), and the kernel by its PVH entry without a
-decompressor. The image's own command line is used, in the standard dialect, which is QEMU's; where
-it names no command the guest runs `pattern`.
+`pc` is QEMU's default machine, `microvm` its smallest. Both are configured with care: KVM, the
+host's processor, no device but a serial port and a balloon (virtio-pci on `pc`, virtio-mmio on
+`microvm`), and the kernel by its PVH entry without a decompressor. The image's own command line is
+used, in the standard dialect, which is QEMU's; where it names no command the guest runs `pattern`.
 
-The console is a socket pair; QMP goes over a listening socket made here, so that there is no moment
-at which nobody answers. Needs a KVM that runs Linux: outside of real hardware, the lab.
+The console is a socket pair; QMP uses a listening socket created here, so that a connection is
+never refused. Needs a KVM that runs Linux: without real hardware, the lab.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ BALLOON_TIMEOUT_S = 600.0
 
 
 class QemuGuest(ConsoleGuest[str]):
-    """A guest that a QEMU process of ours runs; `finished` says how that process ended."""
+    """A guest in a QEMU process of ours; `finished` is how that process ended."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, console: ScriptedConsole, qmp: QmpClient
@@ -63,7 +62,7 @@ class QemuGuest(ConsoleGuest[str]):
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """Execute one QMP command and return its value.
 
-        Raises GuestExited, and what `QmpClient.execute` raises.
+        Raises GuestExited, and the errors of `QmpClient.execute`.
         """
         try:
             return await asyncio.to_thread(self._qmp.execute, command, **arguments)
@@ -111,7 +110,7 @@ async def qemu_guest(
     """Start QEMU with the guest `image` and end it with the block.
 
     `append` is added to the image's own command line; `balloon` are arguments in place of the
-    usual ones. With `incoming` it boots nothing and waits there for a guest to arrive. Raises
+    default ones. With `incoming` it boots nothing and waits at that address for a migration. Raises
     UserError when there is no QEMU.
     """
     console = ScriptedConsole()
@@ -145,7 +144,7 @@ def _arguments(
     """QEMU's command line without the balloon and the sockets."""
     manifest = read_manifest(image)
     if manifest is None:
-        raise ValueError(f"{image} is no guest image")
+        raise ValueError(f"{image} is not a guest image")
     if "pyvmm.run=" not in append:
         append += ' pyvmm.run="pattern"'
     return [
@@ -158,9 +157,9 @@ def _arguments(
 
 @contextlib.contextmanager
 def _sockets() -> Iterator[tuple[socket.socket, socket.socket, socket.socket, Path]]:
-    """Both ends of the console, and a socket that listens for QMP with its path.
+    """Provide both ends of the console, and a listening QMP socket with its path.
 
-    The path is in memory: the lab's shared root file system has no sockets.
+    The path is in memory: the lab's shared root file system supports no sockets.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs, tempfile.TemporaryDirectory(dir="/dev/shm") as directory:

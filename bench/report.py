@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, for people: tables on the terminal, and a page with tables and plots.
+"""Reports of the results: tables on the terminal, and a page with tables and plots.
 
-The page is `README.md` beside the results. The project's own README has the most telling part of
-it between two marks; a run of everything, with results where they belong, writes that part anew.
+The page is `README.md` beside the results. The project's own README has a summary of it between two
+marks, which a run that writes to bench/results updates.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from bench.tables import (
     TextTable,
     cases_table,
     curves_table,
-    figures_table,
-    seed_table,
+    proposal_table,
     stages_table,
+    targets_table,
 )
 
 PAGE = "README.md"
 BEGIN = "<!-- benchmarks: written by make bench -->"
 END = "<!-- end of benchmarks -->"
-TOLD_FIRST = "inflate, RAM touched, 1 vCPU"
-"""The case whose stages stand beside those of the thread that proposed the bitmaps."""
-TOLD_WHOLE = ("migration", "migration-writing", "snapshot")
-"""Benchmarks whose table is in the project's README."""
+SUMMARY_STAGES_CASE = "inflate, RAM touched, 1 vCPU"
+"""The case whose stages are shown beside those of the thread that proposed the bitmaps."""
+SUMMARY_PLOTS = ("balloon", "migration", "snapshot")
+"""Benchmarks whose plot is in the project's README."""
 
 
 def write_report(output: Path, results: Sequence[Result]) -> None:
     """Print every table, and write the page and its plots into the directory `output`."""
-    from bench.plots import draw  # with matplotlib, which not every process has a use for
+    from bench.plots import (
+        draw,  # imports matplotlib, which a process that only measures does not need
+    )
 
     console = Console()
     pictures = {result.bench: draw(result, output) for result in results}
-    for table in (figures_table(results), *(t for r in results for t in _tables(r))):
+    for table in (targets_table(results), *(t for r in results for t in _tables(r))):
         if table.rows:
             console.print(_drawn(table))
     page = output / PAGE
@@ -47,12 +49,12 @@ def write_report(output: Path, results: Sequence[Result]) -> None:
 
 
 def update_readme(readme: Path, output: Path, results: Sequence[Result]) -> None:
-    """Put the figures and the plots between the marks of the project's README."""
+    """Write the summary between the marks of the project's README."""
     text = readme.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{readme} has no place for benchmarks")
+        raise ValueError(f"{readme} has no marks for benchmarks")
     readme.write_text(before + begin + "\n" + "\n".join(_summary(results, output)) + end + after)
 
 
@@ -61,17 +63,17 @@ def _tables(result: Result) -> Iterable[TextTable]:
     yield curves_table(result)
     for case in result.cases:
         if case.stages:
-            yield seed_table(case) if case.name == TOLD_FIRST else stages_table(case)
+            yield proposal_table(case) if case.name == SUMMARY_STAGES_CASE else stages_table(case)
 
 
 def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]:
-    yield "# What the benchmarks found\n"
-    yield "Written by `make bench`. Compare ratios, not seconds; `bench/` says how each is taken.\n"
-    yield from _markdown(figures_table(results))
+    yield "# Benchmark results\n"
+    yield "Written by `make bench`, described in `bench/`. Compare ratios, not seconds.\n"
+    yield from _markdown(targets_table(results))
     for result in results:
         yield f"## {result.title}\n"
         described = "; ".join(f"{name}: {value}" for name, value in result.machine.items())
-        quick = "a quick run that says nothing of speed, " if result.quick else ""
+        quick = "a quick run, not representative, " if result.quick else ""
         yield f"{quick}{result.taken}. {described}.\n"
         yield f"![{result.title}]({pictures[result.bench].name})\n"
         for table in _tables(result):
@@ -80,16 +82,16 @@ def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]
 
 def _summary(results: Sequence[Result], output: Path) -> Iterable[str]:
     yield ""
-    yield from _markdown(figures_table(results))
+    yield from _markdown(targets_table(results))
+    folder = f"{output.parent.name}/{output.name}"
     for result in results:
-        told = [seed_table(case) for case in result.cases if case.name == TOLD_FIRST]
-        if result.bench in TOLD_WHOLE:
-            told.append(cases_table(result))
-        for table in told:
-            yield from _markdown(table)
+        for case in result.cases:
+            if case.name == SUMMARY_STAGES_CASE:
+                yield from _markdown(proposal_table(case))
     for result in results:
-        picture = f"{output.parent.name}/{output.name}/{result.bench}.png"
-        yield f"![{result.title}]({picture})\n"
+        if result.bench in SUMMARY_PLOTS:
+            yield f"![{result.title}]({folder}/{result.bench}.png)\n"
+    yield f"[All tables and plots]({folder}/{PAGE})\n"
 
 
 def _markdown(table: TextTable) -> Iterable[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found, as JSON: the cases of one benchmark and the machine they were measured on."""
+"""Results as JSON: the cases of one benchmark and the machine they were measured on."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Result:
     title: str
     quick: bool
     taken: str
-    """When, ISO 8601 in UTC."""
+    """Time of the run, ISO 8601 in UTC."""
     machine: dict[str, str]
     cases: list[Case]
 
     def case(self, name: str) -> Case:
-        """The case called `name`; KeyError if it was not measured."""
+        """Return the case called `name`; KeyError if it was not measured."""
         for case in self.cases:
             if case.name == name:
                 return case
@@ -41,13 +41,13 @@ class Result:
 
 
 def new_result(bench: str, title: str, quick: bool, cases: list[Case]) -> Result:
-    """A result of cases measured just now, on this machine."""
+    """Return a result of cases measured just now, on this machine."""
     taken = datetime.now(UTC).isoformat(timespec="seconds")
     return Result(bench, title, quick, taken, describe_machine(), cases)
 
 
 def load(path: Path) -> Result:
-    """Read what `save` wrote."""
+    """Read a file written by `save`."""
     values = json.loads(path.read_text())
     if values.pop("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of the benchmarks")
@@ -55,7 +55,7 @@ def load(path: Path) -> Result:
 
 
 def describe_machine() -> dict[str, str]:
-    """What a reader must know of the machine to make sense of seconds taken on it."""
+    """Return the properties of the machine that matter for its figures."""
     return {
         "processor": _cpu_model(),
         "processors": str(len(os.sched_getaffinity(0))),
@@ -77,7 +77,7 @@ def _cpu_model() -> str:
 
 
 def _selected(path: Path) -> str:
-    """The word in brackets, as sysfs marks what is chosen."""
+    """Return the word in brackets, by which sysfs marks the selected value."""
     if not path.exists():
         return "not in this kernel"
     return path.read_text().partition("[")[2].partition("]")[0]
@@ -85,9 +85,9 @@ def _selected(path: Path) -> str:
 
 def _qemu_version() -> str:
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "none"
-    return said.splitlines()[0].removeprefix("QEMU emulator version ").strip()
+    return output.splitlines()[0].removeprefix("QEMU emulator version ").strip()

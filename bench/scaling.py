@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one inflate grows with its size and with its fragmentation: bench "scaling".
+"""Inflate time by size and by fragmentation: bench "scaling".
 
 As `bench.device_path`, with RAM in pages of 4 KiB, in two series:
 
-* 64 MiB to 12 GiB in one run (two, where it reaches over the hole below 4 GiB);
+* 64 MiB to 12 GiB in one run (two, where it spans the hole below 4 GiB);
 * always 4 GiB, as one run up to 1,048,576 runs of one page, each run as far from the next as it is
-  long: the number of pages is the same, so what grows is what a run costs.
+  long: the number of pages is constant, so the growth is the cost of runs.
 
-Both must grow linearly: time per GiB and, where runs are many, per run is the same everywhere.
+Both must grow linearly: time per GiB and, with many runs, per run is constant.
 """
 
 from __future__ import annotations
 
-from bench.device_path import BEST, BITMAPS, take_turns_to_give
+from bench.device_path import BEST, BITMAPS, measure_discards
 from bench.measure import Case, Plan
 from bench.touched_ram import TouchedRam
 from pyvmm.units import GIB, MIB
@@ -26,7 +26,7 @@ QUICK_SIZES = [16 * MIB, 64 * MIB, 256 * MIB]
 
 
 def measure(plan: Plan) -> list[Case]:
-    """The cases of this benchmark."""
+    """Measure the points of both series."""
     sizes = QUICK_SIZES if plan.quick else SIZES
     run_pages = 16384 if plan.quick else 1 << 20
     ram = TouchedRam(RINGS_BYTES + max(sizes[-1], 2 * run_pages * PAGE_BYTES))
@@ -45,7 +45,7 @@ def measure(plan: Plan) -> list[Case]:
 
 
 def first_pages(ram: TouchedRam, pages: int) -> PageRuns:
-    """The first `pages` behind the rings."""
+    """Return the first `pages` behind the rings."""
     rings = PageRuns([(0, RINGS_BYTES // PAGE_BYTES)])
     left, runs = pages, []
     for start, count in ram.pages.subtract(rings):
@@ -57,7 +57,7 @@ def first_pages(ram: TouchedRam, pages: int) -> PageRuns:
 
 
 def spread_pages(ram: TouchedRam, pages: int, runs: int) -> PageRuns:
-    """`pages` in `runs` runs as long as the gaps between them, at the end of RAM."""
+    """Return `pages` in `runs` runs as long as the gaps between them, at the end of RAM."""
     end = sum(list(ram.pages)[-1])
     length = pages // runs
     return PageRuns((end - 2 * length * (i + 1), length) for i in range(runs))
@@ -68,5 +68,5 @@ def _size(size_bytes: int) -> str:
 
 
 def _measured(case: Case, ram: TouchedRam, pages: PageRuns, plan: Plan) -> Case:
-    take_turns_to_give(case, ram, pages, (BITMAPS, BEST), plan.rounds(ROUNDS), plan)
+    measure_discards(case, ram, pages, (BITMAPS, BEST), plan.rounds(ROUNDS), plan)
     return case

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An idle guest is written to a file: with and without the pages that it does not use.
+"""Snapshots of an idle guest to a file, with and without the pages that it does not use.
 
-A guest of each VMM uses nearly all of its RAM and frees it again; then it is saved into a file in
-memory, and goes on. QEMU 7.2 saves a machine by moving it into a command (`migrate exec:`), so its
-file is what a migration sends. The same guest of ours is saved twice: asked which pages it does not
-use, and not asked. The time is that from the command until it is said to be completed, looked at
-every `POLL_S` seconds; how long the guest stands still is what each VMM says.
+A guest of each VMM uses nearly all of its RAM and frees it again; then it is saved to a file in
+memory, and resumes. QEMU 7.2 saves a machine by migrating it into a command (`migrate exec:`), so
+its file is a migration stream. The same guest of ours is saved twice: with the query of unused
+pages enabled and disabled. The time is from the command until completion is reported, polled every
+`POLL_S` seconds; the downtime is the one each VMM reports.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import TOTAL, Case, Plan
-from bench.movers import (
-    ASKED,
-    HINTING,
-    NOT_ASKED,
+from bench.migratable_guests import (
+    FULL_SIZE,
+    PATTERN_SEED,
     QEMU,
-    QEMU_HINTED,
+    QEMU_HINTS,
+    QEMU_HINTS_DEVICE,
+    QUERY_DISABLED,
     QUICK_SIZE,
-    SEED,
-    THOROUGH_SIZE,
     VERIFIED,
+    WITH_QUERY,
     Boot,
-    Mover,
+    MigratableGuest,
     Size,
-    again_in_the_lab,
     in_memory,
-    moved,
+    migrate,
     pyvmm_boot,
     qemu_boot,
+    retry_in_lab,
 )
 from pyvmm.harness.console_guest import POLL_S
 from pyvmm.harness.errors import GuestExited
 from pyvmm.units import MIB
 
 Saved = tuple[float, float, float]
-"""Seconds, MiB of the file, milliseconds the guest stood still."""
+"""Seconds, MiB of the file, milliseconds of downtime."""
 
 
 def measure(plan: Plan) -> list[Case]:
-    """One size of guest; quickly with one of QEMU's only."""
-    size = QUICK_SIZE if plan.quick else THOROUGH_SIZE
+    """Measure guests of one size; a quick run has only one of QEMU's."""
+    size = QUICK_SIZE if plan.quick else FULL_SIZE
     cases = new_cases()
     peers: dict[str, Boot] = {QEMU: qemu_boot()}
     if not plan.quick:
-        peers[QEMU_HINTED] = qemu_boot(*HINTING)
+        peers[QEMU_HINTS] = qemu_boot(*QEMU_HINTS_DEVICE)
     plan.progress.stage(cases[0].name, 1 + len(peers))
     turns = {"pyvmm": partial(_ours, size)}
     turns |= {name: partial(_peers, name, peers[name], size) for name in peers}
     for turn, work in turns.items():
-        for name, saved in plan.kept.turn(turn, partial(again_in_the_lab, work)).items():
+        for name, saved in plan.checkpoint.turn(turn, partial(retry_in_lab, work)).items():
             for case, value in zip(cases, saved, strict=True):
                 case.add(name, {TOTAL: value})
         plan.progress.advance()
@@ -63,45 +63,45 @@ def measure(plan: Plan) -> list[Case]:
 
 
 def new_cases() -> list[Case]:
-    """In the order of `Saved`."""
+    """Return empty cases in the order of `Saved`."""
     return [
-        Case("time to save", "s", against=QEMU),
-        Case("size of the file", "MiB", against=QEMU),
-        Case("the guest stands still", "ms", against=QEMU),
+        Case("snapshot time", "s", against=QEMU),
+        Case("file size", "MiB", against=QEMU),
+        Case("snapshot downtime", "ms", against=QEMU),
     ]
 
 
 async def _ours(size: Size) -> dict[str, Saved]:
-    async with pyvmm_boot("bitmap")(size) as mover, in_memory() as directory:
+    async with pyvmm_boot("bitmap")(size) as guest, in_memory() as directory:
         return {
-            name: await _saved(mover, directory / "guest.snapshot", unused)
-            for name, unused in ((ASKED, True), (NOT_ASKED, False))
+            name: await _saved(guest, directory / "guest.snapshot", unused)
+            for name, unused in ((WITH_QUERY, True), (QUERY_DISABLED, False))
         }
 
 
-async def _saved(mover: Mover, path: Path, unused: bool) -> Saved:
+async def _saved(guest: MigratableGuest, path: Path, unused: bool) -> Saved:
     begin = time.monotonic()
-    await mover.qmp("snapshot-to-file", path=str(path), unused=unused)
+    await guest.qmp("snapshot-to-file", path=str(path), unused=unused)
     answer: dict[str, Any]
-    while (answer := await mover.qmp("query-snapshot"))["status"] != "completed":
+    while (answer := await guest.qmp("query-snapshot"))["status"] != "completed":
         if answer["status"] == "failed":
-            raise GuestExited(f"it was not saved: {answer['error-desc']}")
+            raise GuestExited(f"the snapshot failed: {answer['error-desc']}")
         await asyncio.sleep(POLL_S)
     seconds = time.monotonic() - begin
-    return await _checked(mover, path, seconds, answer["stopped-seconds"] * 1000)
+    return await _checked(guest, path, seconds, answer["stopped-seconds"] * 1000)
 
 
 async def _peers(name: str, boot: Boot, size: Size) -> dict[str, Saved]:
-    async with boot(size) as mover, in_memory() as directory:
+    async with boot(size) as guest, in_memory() as directory:
         path = directory / "guest.state"
-        seconds, answer = await moved(mover, f"exec:cat > {path}")
-        await mover.qmp("cont")
-        return {name: await _checked(mover, path, seconds, answer["downtime"])}
+        seconds, answer = await migrate(guest, f"exec:cat > {path}")
+        await guest.qmp("cont")
+        return {name: await _checked(guest, path, seconds, answer["downtime"])}
 
 
-async def _checked(mover: Mover, path: Path, seconds: float, still_ms: float) -> Saved:
-    """Measure the file, which is not needed any more; the guest has to go on as it was."""
-    saved = seconds, path.stat().st_size / MIB, still_ms
+async def _checked(guest: MigratableGuest, path: Path, seconds: float, downtime_ms: float) -> Saved:
+    """Return the result, and remove the file; the guest must run on with its memory unchanged."""
+    saved = seconds, path.stat().st_size / MIB, downtime_ms
     path.unlink()
-    assert await mover.guest.command(f"verify {SEED}") == VERIFIED
+    assert await guest.guest.command(f"verify {PATTERN_SEED}") == VERIFIED
     return saved

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured as rows of text, for the terminal and for Markdown alike."""
+"""Results as rows of text, for the terminal and for Markdown alike."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.figures import FIGURES, Figure
 from bench.measure import Case
 from bench.results import Result
+from bench.targets import TARGETS, Target
 
-SEED_TITLE = "proposal of 2016, before"
-SEED_STAGES = {"guest allocation": 0.065, "transport": 0.683, "decoding": 0.061, "discard": 0.19}
-"""Shares of 4126 ms that the thread of October 2016 names: page allocation, sending PFNs, address
-translation and madvise. It gives none for its bitmaps, only their 590 ms."""
+PROPOSAL_TITLE = "patch series of 2016, before"
+PROPOSAL_STAGES = {
+    "guest allocation": 0.065,
+    "transport": 0.683,
+    "decoding": 0.061,
+    "discard": 0.19,
+}
+"""Shares of 4126 ms that the thread of October 2016 reports: page allocation, sending PFNs, address
+translation and madvise. For its bitmaps it reports only the total of 590 ms."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table before anybody decided how it is drawn; the first `left` columns hold words."""
+    """A table independent of its rendering; the first `left` columns are left-aligned."""
 
     title: str
     columns: Sequence[str]
@@ -27,31 +32,34 @@ class TextTable:
     left: int = 1
 
 
-def figures_table(results: Sequence[Result]) -> TextTable:
-    """The figures set out to be reached, as far as they were measured."""
+def targets_table(results: Sequence[Result]) -> TextTable:
+    """Return a row for each target that was measured."""
     by_name = {result.bench: result for result in results}
     rows = []
-    for figure in FIGURES:
-        result = by_name.get(figure.bench)
-        if result is not None and figure.measured_in(result):
-            rows.append(_figure_row(figure, result))
-    return TextTable(
-        "Figures to reach: ratios of medians",
-        ("what", "at most", "aim", "reached", "in single rounds", ""),
-        rows,
-    )
+    for target in TARGETS:
+        result = by_name.get(target.bench)
+        if result is not None and target.is_in(result):
+            rows.append(_target_row(target, result))
+    columns = ("ratio of medians", "limit", "goal", "measured", "single rounds", "")
+    return TextTable("Performance targets (lower is better)", columns, rows)
 
 
-def _figure_row(figure: Figure, result: Result) -> tuple[str, ...]:
-    reached = figure.reached(result)
-    low, high = result.case(figure.case).ratio_spread(figure.contender, figure.against)
-    verdict = "missed" if reached > figure.at_most else "aim" if reached <= figure.aim else "kept"
-    goals = (f"{figure.at_most:g}", f"{figure.aim:g}")
-    return (figure.what, *goals, _ratio(reached), f"{_ratio(low)} to {_ratio(high)}", verdict)
+def _target_row(target: Target, result: Result) -> tuple[str, ...]:
+    ratio = target.measured_ratio(result)
+    low, high = result.case(target.case).ratio_spread(target.contender, target.against)
+    spread = f"{_ratio(low)} to {_ratio(high)}" if low < high else ""
+    bounds = (f"{target.limit:g}", f"{target.goal:g}")
+    return (target.name, *bounds, _ratio(ratio), spread, _verdict(target, ratio))
+
+
+def _verdict(target: Target, ratio: float) -> str:
+    if ratio > target.limit:
+        return "missed"
+    return "goal reached" if ratio <= target.goal else "within limit"
 
 
 def cases_table(result: Result) -> TextTable:
-    """Every case but the points of curves, which are better looked at."""
+    """Return the rows of every case, except points of curves, which have a table of their own."""
     rows = [
         (case.name if first else "", contender, *_values(case, contender))
         for case in result.cases
@@ -59,12 +67,12 @@ def cases_table(result: Result) -> TextTable:
         for first, contender in _marked_first(case.rounds)
     ]
     return TextTable(
-        result.title, ("case", "contender", "median", "least to most", "ratio"), rows, left=2
+        result.title, ("case", "contender", "median", "min to max", "ratio"), rows, left=2
     )
 
 
 def curves_table(result: Result) -> TextTable:
-    """A row for each point of each curve."""
+    """Return a row for each point of each curve."""
     rows = [
         (case.name, *_values(case, contender)[:1], f"{case.median(contender) / case.x:.3g}")
         for case in result.cases
@@ -76,7 +84,7 @@ def curves_table(result: Result) -> TextTable:
 
 
 def stages_table(case: Case) -> TextTable:
-    """Where the time of one case goes, in shares of each contender's own total."""
+    """Return the stages of one case, in shares of each contender's own total."""
     stages = list(dict.fromkeys(stage for parts in case.stages.values() for stage in parts))
     rows = []
     for contender, parts in case.stages.items():
@@ -86,12 +94,16 @@ def stages_table(case: Case) -> TextTable:
     return TextTable(f"Stages: {case.name}", ("contender", "total", *stages), rows)
 
 
-def seed_table(case: Case) -> TextTable:
-    """`stages_table` with the row of the thread that proposed the bitmaps on top."""
+def proposal_table(case: Case) -> TextTable:
+    """Return `stages_table` with a first row from the thread that proposed the bitmaps."""
     table = stages_table(case)
-    shares = [SEED_STAGES.get(stage) for stage in table.columns[2:]]
-    seed = (SEED_TITLE, "4.13 s", *("" if share is None else f"{share:.1%}" for share in shares))
-    return TextTable(table.title, table.columns, [seed, *table.rows])
+    shares = [PROPOSAL_STAGES.get(stage) for stage in table.columns[2:]]
+    proposal = (
+        PROPOSAL_TITLE,
+        "4.13 s",
+        *("" if share is None else f"{share:.1%}" for share in shares),
+    )
+    return TextTable(table.title, table.columns, [proposal, *table.rows])
 
 
 def _marked_first(names: Sequence[str] | dict[str, list[float]]) -> list[tuple[bool, str]]:
@@ -106,7 +118,7 @@ def _values(case: Case, contender: str) -> tuple[str, str, str]:
 
 
 def shown(value: float) -> str:
-    """A measured value with as many digits as mean something."""
+    """Return a measured value with its significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest RAM as pyvmm makes it, touched, so that giving it back frees memory.
+"""Guest RAM as pyvmm maps it, populated, so that discarding it frees memory.
 
-A benchmark discards the same pages again and again. Between two runs `touch` has the kernel put
-memory behind them once more (MADV_POPULATE_WRITE); after each, `assert_gone` has it say of every
-page whether there is memory behind it (mincore(2)). Pages are of 4 KiB or huge; that huge ones are
-huge is seen in /proc/self/smaps_rollup. Once memory is touched, khugepaged is kept from it: it
-would fill holes to make huge pages of what surrounds them.
+A benchmark discards the same pages repeatedly. Between two runs `touch` has the kernel populate
+them again (MADV_POPULATE_WRITE); after each, `assert_discarded` checks for every page whether it is
+populated (mincore(2)). Pages are of 4 KiB or huge; /proc/self/smaps_rollup shows whether huge pages
+are in use. Once memory is populated, khugepaged is disabled: it would fill holes to collapse their
+surroundings into huge pages.
 """
 
 from __future__ import annotations
@@ -37,47 +37,47 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 def have_huge_pages() -> bool:
-    """Whether this machine makes huge pages where they are asked for."""
+    """Return whether this machine provides huge pages on request."""
     return THP.exists() and "[never]" not in THP.read_text()
 
 
-class Given:
-    """Pages that a benchmark gives back, and what is seen of that."""
+class DiscardedPages:
+    """Pages that a benchmark discards, and the presence of all pages expected afterwards."""
 
     def __init__(self, ram: TouchedRam, pages: PageRuns) -> None:
         self.huge_pages = _huge_pages_of(pages).intersect(ram.pages)
-        """Every huge page in which one of them lies."""
+        """Every huge page that contains one of them."""
         self.present = _presence(ram.pages, pages)
-        """What `TouchedRam.presence` is once these are gone and nothing else."""
+        """The value of `TouchedRam.presence` once these and no others are discarded."""
 
 
 class TouchedRam(Ram):
-    """`size_bytes` of RAM with memory behind all of it, in pages of 4 KiB until told otherwise."""
+    """`size_bytes` of populated RAM, initially in pages of 4 KiB."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
         self.use_huge_pages(False)
 
     def use_huge_pages(self, huge: bool) -> None:
-        """Have all of RAM in huge pages, or all of it in small ones; what it held is lost."""
+        """Populate all of RAM with huge pages, or with small ones; its contents are lost."""
         self.close()
         self._huge = huge
         self._advise(self.pages, mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         self._populate()
 
-    def touch(self, given: Given) -> None:
-        """Put memory behind all pages again after those of `given` were discarded."""
+    def touch(self, discarded: DiscardedPages) -> None:
+        """Populate all pages again after those of `discarded` were discarded."""
         if self._huge:
-            # A huge page with holes becomes one again only after the rest of it is gone.
-            self.discard(given.huge_pages)
+            # A huge page with holes becomes one again only after the rest of it is discarded.
+            self.discard(discarded.huge_pages)
         self._populate()
 
-    def assert_gone(self, given: Given) -> None:
-        """That there is no memory behind what was given back, and memory behind all other pages."""
-        assert self.presence() == given.present, "what is gone is not what was given back"
+    def assert_discarded(self, discarded: DiscardedPages) -> None:
+        """Check that the discarded pages are not populated, and all others are."""
+        assert self.presence() == discarded.present, "the discarded pages differ"
 
     def presence(self) -> bytes:
-        """For each page of RAM 1 if there is memory behind it, else 0 (mincore(2))."""
+        """Return for each page of RAM 1 if it is populated, else 0 (mincore(2))."""
         parts = []
         for start, length in self.host_ranges(self.pages):
             part = ctypes.create_string_buffer(length // PAGE_BYTES)
@@ -86,12 +86,12 @@ class TouchedRam(Ram):
         return b"".join(parts)
 
     def ranges(self, pages: PageRuns) -> Ranges:
-        """`pages`, as the kernel is told of them."""
+        """Return `pages` as an array of struct iovec."""
         host = [Range(*each) for each in self.host_ranges(pages)]
         return (Range * len(host))(*host)
 
     def host_ranges(self, pages: PageRuns) -> Iterator[tuple[int, int]]:
-        """(address, bytes) of each run in this process; `pages` are RAM throughout."""
+        """Yield (address, bytes) of each run in this process; `pages` are RAM throughout."""
         for gpa, area in self._maps:
             offset = address_of(area) - gpa
             region = PageRuns([(gpa // PAGE_BYTES, len(area) // PAGE_BYTES)])
@@ -111,13 +111,13 @@ class TouchedRam(Ram):
         _check(_libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
 
     def _parts(self) -> Iterator[tuple[int, int]]:
-        """(address, bytes) of pieces of RAM that processors can work at side by side."""
+        """Yield (address, bytes) of pieces of RAM that processors can populate in parallel."""
         for start, length in self.host_ranges(self.pages):
             for at in range(0, length, PART_BYTES):
                 yield start + at, min(PART_BYTES, length - at)
 
     def _make_huge(self) -> None:
-        """A table of small pages that was left empty keeps a huge page away; collapse it."""
+        """Collapse RAM into huge pages, where an empty table of small pages has prevented one."""
         if self._huge and self._lacks_huge_pages():
             self._advise(self.pages, MADV_COLLAPSE)
             if self._lacks_huge_pages():
@@ -148,7 +148,7 @@ def _presence(ram: PageRuns, gone: PageRuns) -> bytes:
 
 
 def _huge_bytes() -> int:
-    """How much of this process's memory is in huge pages."""
+    """Return the bytes of this process's memory that are in huge pages."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("AnonHugePages:"):
             return int(line.split()[1]) * 1024

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Giving ranges of memory back to the kernel, with nothing else in the way.
+ * Discarding ranges of memory, with nothing else in the way.
  *
  * Each function frees `count` ranges of this process's private anonymous memory with
  * MADV_DONTNEED and returns 0 or an errno. They do the same work in the three ways a VMM has:
  *
- *   discard_best      process_madvise(2) on ourselves, 1024 ranges a call (the kernel takes no
- *                     more), if there are several. One call takes at most 2 GiB and says how far
- *                     it got. Kernels before 6.15 refuse it: then as the next.
+ *   discard_batched   process_madvise(2) on this process, 1024 ranges a call (the kernel takes no
+ *                     more), if there are several. One call takes at most 2 GiB and returns how
+ *                     far it got. Kernels before 6.15 refuse it: then as the next.
  *   discard_per_run   one madvise(2) a range
  *   discard_per_page  one madvise(2) a page of 4 KiB, as QEMU's balloon does
  */
@@ -60,7 +60,7 @@ static size_t discard_batch(const struct iovec *ranges, size_t count)
 	return done;
 }
 
-int discard_best(const struct iovec *ranges, size_t count)
+int discard_batched(const struct iovec *ranges, size_t count)
 {
 	int error = 0;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The least a VMM can do for a register access: KVM_RUN, look at the reason, answer, again.
+// The minimum work of a VMM for a register access: KVM_RUN, check the reason, answer, repeat.
 //
-// Every read is answered with `answer`; writes are added up. The guest says that it is done by a
-// write to `done_port`.
+// Every read is answered with `answer`; writes are summed. The guest ends the program by a write
+// to `done_port`.
 #include <errno.h>
 #include <linux/kvm.h>
 #include <stdint.h>

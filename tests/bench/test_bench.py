@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame of the benchmarks: turns, ratios, files, tables, pages. No time is looked at."""
+"""The framework of the benchmarks: turns, ratios, files, tables, plots. No test depends on time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +18,21 @@ pytest.importorskip("bench")
 
 from bench import cli, migration, snapshot
 from bench.catalogue import CATALOGUE
-from bench.figures import FIGURES
-from bench.measure import TOTAL, Case, Kept, Plan, Values, deal_out, seconds, take_turns
-from bench.movers import (
-    ASKED,
-    LAB_TRIES,
-    NOT_ASKED,
+from bench.measure import TOTAL, Case, Checkpoint, Plan, Values, interleave, seconds, take_turns
+from bench.migratable_guests import (
+    LAB_ATTEMPTS,
     QEMU,
-    QEMU_HINTED,
-    GivenUp,
-    again_in_the_lab,
+    QEMU_HINTS,
+    QUERY_DISABLED,
+    WITH_QUERY,
+    MigrationTimeout,
+    retry_in_lab,
 )
+from bench.plots import panels_of
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
-from bench.tables import figures_table, seed_table
+from bench.tables import proposal_table, targets_table
+from bench.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def measured() -> Result:
     return new_result("balloon", "A balloon", False, [bars, *curve])
 
 
-def test_contenders_take_turns_and_the_rehearsal_does_not_count() -> None:
+def test_contenders_take_turns_and_the_warm_up_does_not_count() -> None:
     runs: list[str] = []
 
     def contender(name: str) -> Values:
@@ -57,12 +58,12 @@ def test_contenders_take_turns_and_the_rehearsal_does_not_count() -> None:
 
     case = Case("x", "s", against="a")
     contenders = {name: lambda name=name: contender(name) for name in ("a", "b", "c")}
-    take_turns(case, contenders, 3, Plan(False, Silent()), rehearse=True)
+    take_turns(case, contenders, 3, Plan(False, Silent()), warm_up=True)
     assert "".join(runs) == "abc" + "abc" + "bca" + "cab"
     assert case.rounds == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}
 
 
-def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_round_starts_that_would_exceed_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("bench.measure.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
@@ -72,13 +73,13 @@ def test_no_round_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPat
 
     case = Case("x", "s", against="a")
     turns = dict.fromkeys("ab", contend)
-    take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=65)
+    take_turns(case, turns, 9, Plan(False, Silent()), warm_up=False, limit_s=65)
     assert len(case.rounds["b"]) == 3
-    take_turns(case, turns, 9, Plan(False, Silent()), rehearse=False, within_s=0)
+    take_turns(case, turns, 9, Plan(False, Silent()), warm_up=False, limit_s=0)
     assert len(case.rounds["b"]) == 4
 
 
-def test_what_fails_in_a_lab_is_tried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_in_a_lab_is_retried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int | LabError] = [LabError("it stopped"), 1, 0, 2]
 
     def run_in_lab(argv: list[str], **limits: float) -> int:
@@ -94,21 +95,21 @@ def test_what_fails_in_a_lab_is_tried_in_another(monkeypatch: pytest.MonkeyPatch
     assert cli._run_in_lab(["x"], 4096) == 5
 
 
-def test_a_run_that_was_broken_off_goes_on_from_what_it_kept(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     done: list[str] = []
 
     def work(name: str) -> dict[str, int]:
         done.append(name)
         return {name: len(done)}
 
-    path = tmp_path / "x.kept"
-    first = Kept(path)
+    path = tmp_path / "x.checkpoint"
+    first = Checkpoint(path)
     assert [first.turn(name, partial(work, name)) for name in "aba"] == [
         {"a": 1},
         {"b": 2},
         {"a": 3},
     ]
-    second = Kept(path)
+    second = Checkpoint(path)
     assert [second.turn(name, partial(work, name)) for name in "abab"] == [
         *({"a": 1}, {"b": 2}, {"a": 3}),
         {"b": 4},
@@ -116,7 +117,7 @@ def test_a_run_that_was_broken_off_goes_on_from_what_it_kept(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
+def test_pieces_are_interleaved_until_each_contender_has_done_each() -> None:
     done: list[str] = []
 
     @contextmanager
@@ -131,7 +132,7 @@ def test_pieces_are_dealt_out_until_each_contender_has_had_each() -> None:
 
     case = Case("x", "s", against="a")
     pieces = [{name: partial(do, name, number) for name in "abc"} for number in range(2)]
-    deal_out(case, pieces, prepared, 2, Plan(False, Silent()))
+    interleave(case, pieces, prepared, 2, Plan(False, Silent()))
     assert "".join(done) == "<a0b1><b0c1><c0a1>" + "<a0c1><b0a1><c0b1>"
     assert case.rounds == {"a": [3, 3], "b": [30, 30], "c": [300, 300]}
 
@@ -142,12 +143,12 @@ def test_a_ratio_is_of_medians_and_its_spread_of_single_rounds() -> None:
     assert case.ratio_spread("a") == (2 / 8, 30 / 10)
 
 
-def test_one_round_when_it_shall_be_quick() -> None:
+def test_a_quick_run_takes_one_round() -> None:
     assert Plan(True, Silent()).rounds(7) == 1
     assert Plan(False, Silent()).rounds(7) == 7
 
 
-def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_results_survive_a_round_trip_through_json(tmp_path: Path) -> None:
     result = measured()
     result.save(tmp_path / "x.json")
     assert load(tmp_path / "x.json") == result
@@ -164,14 +165,29 @@ def test_the_page_shows_every_case_and_has_its_picture(tmp_path: Path) -> None:
     assert (tmp_path / "balloon.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_stages_of_the_proposal_stand_beside_ours() -> None:
-    rows = seed_table(measured().cases[0]).rows
+def test_plots_have_a_panel_for_each_scale() -> None:
+    cases = [
+        Case("a", "s", against="x", panel="1"),
+        Case("b", "ms", against="x", panel="1"),
+        Case("c", "s", against="x", panel="2"),
+        Case("d", "s", against="x", panel="1"),
+        Case("e", "s", against="x", panel="1", plotted=False),
+    ]
+    assert [[case.name for case in panel] for panel in panels_of(cases)] == [
+        ["a", "d"],
+        ["b"],
+        ["c"],
+    ]
+
+
+def test_the_table_of_stages_has_the_proposal_of_2016_first() -> None:
+    rows = proposal_table(measured().cases[0]).rows
     assert rows[0][2:] == ("6.5%", "68.3%")
     assert rows[1][2:] == ("25.0%", "75.0%")
     assert rows[2][2:] == ("50.0%", "")
 
 
-def test_only_the_part_between_the_marks_of_the_readme_changes(tmp_path: Path) -> None:
+def test_update_readme_replaces_only_the_part_between_the_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     update_readme(readme, tmp_path, [measured()])
@@ -180,73 +196,71 @@ def test_only_the_part_between_the_marks_of_the_readme_changes(tmp_path: Path) -
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     readme.write_text("no marks")
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="no marks"):
         update_readme(readme, tmp_path, [measured()])
     assert (ROOT / "README.md").read_text().count(BEGIN) == 1
 
 
-def test_figures_of_copies_name_their_contenders() -> None:
-    """What is set out to be reached is measured, in a thorough run."""
+def test_targets_of_migrations_and_snapshots_name_measured_contenders() -> None:
+    """In a full run; checked against the code, not the stored results."""
     by_bench = {
         "migration": (
-            vars(migration.Cases("idle", QEMU_HINTED)).values(),
+            vars(migration.Cases("idle guest", QEMU_HINTS)).values(),
             set(migration.CONTENDERS),
         ),
-        "snapshot": (snapshot.new_cases(), {ASKED, NOT_ASKED, QEMU, QEMU_HINTED}),
+        "snapshot": (snapshot.new_cases(), {WITH_QUERY, QUERY_DISABLED, QEMU, QEMU_HINTS}),
     }
-    for figure in FIGURES:
-        if figure.bench in by_bench:
-            cases, contenders = by_bench[figure.bench]
-            assert figure.case in {case.name for case in cases}
-            assert {figure.contender, figure.against} <= contenders
+    for target in TARGETS:
+        if target.bench in by_bench:
+            cases, contenders = by_bench[target.bench]
+            assert target.case in {case.name for case in cases}
+            assert {target.contender, target.against} <= contenders
 
 
-@pytest.mark.parametrize("stays", [QEMU, ASKED])
-def test_who_has_not_moved_is_listed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stays: str
+@pytest.mark.parametrize("slow", [QEMU, WITH_QUERY])
+def test_a_migration_that_timed_out_is_listed_unless_it_is_the_baseline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
 ) -> None:
-    """Unless the others are divided by it."""
-
-    async def move(contender: migration.Contender, *_: int) -> tuple[float, dict[str, object]]:
-        if contender is migration.CONTENDERS[stays]:
+    async def migrate(contender: migration.Contender, *_: int) -> tuple[float, dict[str, object]]:
+        if contender is migration.CONTENDERS[slow]:
             return 420.0, {}
         return 2.0, {"ram": {"transferred": 1 << 30, "dirty-sync-count": 3}, "downtime": 200}
 
-    monkeypatch.setattr(migration, "_move", move)
-    if stays == ASKED:
-        with pytest.raises(GivenUp, match=ASKED):
+    monkeypatch.setattr(migration, "_migrate", migrate)
+    if slow == WITH_QUERY:
+        with pytest.raises(MigrationTimeout, match=WITH_QUERY):
             migration.measure_writing(Plan(False, Silent()))
         return
     cases = migration.measure_writing(Plan(False, Silent()))
-    write_report(tmp_path, [new_result("migration-writing", "Moves", False, cases)])
+    write_report(tmp_path, [new_result("migration-writing", "Migrations", False, cases)])
     page = (tmp_path / "README.md").read_text()
-    assert "| QEMU pc, given up | 420 s |  | 210 |" in page
+    assert "| QEMU pc, timed out | 420 s |  | 210 |" in page
     assert page.count("| QEMU pc, hints |") == len(cases)
 
 
-def test_a_guest_that_ends_has_its_turn_again_in_the_lab(
+def test_a_guest_that_ends_early_is_retried_in_the_lab(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     async def ends() -> None:
         raise GuestExited("it reset")
 
     with pytest.raises(GuestExited, match="it reset"):
-        again_in_the_lab(ends)
-    assert capfd.readouterr().err.count("once more") == (LAB_TRIES - 1 if in_lab() else 0)
+        retry_in_lab(ends)
+    assert capfd.readouterr().err.count("retrying") == (LAB_ATTEMPTS - 1 if in_lab() else 0)
 
 
-def test_figures_name_what_is_measured() -> None:
-    """Where results are kept in the tree, every figure is among them."""
+def test_every_target_is_in_the_stored_results() -> None:
+    """The results in the tree have the case and the contenders of every target of theirs."""
     results = {
         path.stem: load(path)
         for path in (ROOT / "bench/results").glob("*.json")
         if path.stem in CATALOGUE
     }
-    for figure in FIGURES:
-        assert figure.bench in CATALOGUE
-        assert 0 < figure.aim <= figure.at_most
-        if figure.bench in results:
-            assert figure.reached(results[figure.bench]) > 0
-    assert len(figures_table(list(results.values())).rows) == sum(
-        figure.bench in results for figure in FIGURES
+    for target in TARGETS:
+        assert target.bench in CATALOGUE
+        assert 0 < target.goal <= target.limit
+        if target.bench in results:
+            assert target.measured_ratio(results[target.bench]) > 0
+    assert len(targets_table(list(results.values())).rows) == sum(
+        target.bench in results for target in TARGETS
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that can move to another process, or into a file: ours, and QEMU's.
+"""Guests that can be migrated to another process, or into a file: ours, and QEMU's.
 
-Both have their RAM touched and freed again, and hold some memory with a known pattern. Both take
-QEMU's commands `migrate` and `query-migrate` and answer in the same words, so whoever moves them
-need not know which is which. The limit on QEMU's bandwidth is lifted; all else is as it comes. Its
-free page hints need an I/O thread and no capability of the migration: a device that offers them
-asks for them whenever RAM is about to be copied (virtio_balloon_free_page_hint_notify in
+Both have their RAM touched and freed again, and hold some memory with a known pattern. Both support
+QEMU's commands `migrate` and `query-migrate` with the same replies, so callers need not distinguish
+them. The limit on QEMU's bandwidth is lifted; everything else is the default. QEMU's free page
+hints need an I/O thread and no migration capability: a device that offers them requests them
+whenever RAM is about to be copied (virtio_balloon_free_page_hint_notify in
 hw/virtio/virtio-balloon.c).
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.arriving import RUNS, WAITS
+from bench.incoming_process import LISTENING, RUNNING
 from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
@@ -34,16 +34,16 @@ from pyvmm.qmp.messages import Request
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.units import MIB
 
-ASKED, NOT_ASKED = "pyvmm, bitmap", "pyvmm, bitmap, not asked"
-QEMU, QEMU_HINTED = "QEMU pc", "QEMU pc, hints"
+WITH_QUERY, QUERY_DISABLED = "pyvmm, bitmap", "pyvmm, bitmap, query disabled"
+QEMU, QEMU_HINTS = "QEMU pc", "QEMU pc, hints"
 APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
-LAB_TRIES = 3
+LAB_ATTEMPTS = 3
 MIGRATION_TIMEOUT_S = 420.0
-UNLIMITED = 1 << 40
-HELD_MIB, SEED = 16, 7
-VERIFIED = f"verified {HELD_MIB * MIB} wrong 0"
-HINTING = (
+UNLIMITED_BANDWIDTH = 1 << 40
+PATTERN_MIB, PATTERN_SEED = 16, 7
+VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
+QEMU_HINTS_DEVICE = (
     *("-object", "iothread,id=hints"),
     *("-device", "virtio-balloon-pci,free-page-hint=on,iothread=hints"),
 )
@@ -57,15 +57,15 @@ class Size:
 
     @property
     def touch_mib(self) -> int:
-        """Nearly all that a program can get."""
+        """Nearly all memory that a program can allocate."""
         return self.ram_mib * 15 // 16 - 128
 
 
-QUICK_SIZE, THOROUGH_SIZE = Size(256), Size(8192)
+QUICK_SIZE, FULL_SIZE = Size(256), Size(8192)
 
 
-class Mover(Protocol):
-    """A guest at its source."""
+class MigratableGuest(Protocol):
+    """A guest at the source of a migration."""
 
     @property
     def guest(self) -> ConsoleGuest[Any]:
@@ -75,15 +75,15 @@ class Mover(Protocol):
         """Execute one command."""
 
     def destination(self, path: Path) -> AbstractAsyncContextManager[GuestCommand]:
-        """A process that waits for it at the socket `path`."""
+        """A process that waits for the guest at the socket `path`."""
 
 
 GuestCommand = Callable[[str], Awaitable[str]]
-"""Has the `pattern` program of the guest, where it is now, carry out one command."""
-Boot = Callable[[Size], AbstractAsyncContextManager[Mover]]
+"""Has the guest's `pattern` program, at the destination, execute one command."""
+Boot = Callable[[Size], AbstractAsyncContextManager[MigratableGuest]]
 
 
-class PyvmmMover:
+class MigratablePyvmmGuest:
     """A guest of ours, in this process."""
 
     def __init__(self, guest: GuestSession) -> None:
@@ -95,39 +95,39 @@ class PyvmmMover:
     @asynccontextmanager
     async def destination(self, path: Path) -> AsyncIterator[GuestCommand]:
         pipe = asyncio.subprocess.PIPE
-        argv = (sys.executable, "-m", "bench.arriving", f"unix:{path}")
+        argv = (sys.executable, "-m", "bench.incoming_process", f"unix:{path}")
         process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe)
         assert process.stdin is not None
         assert process.stdout is not None
         to_guest, from_guest = process.stdin, process.stdout
-        arrived = False
+        running = False
 
-        async def said() -> str:
+        async def reply() -> str:
             line = (await from_guest.readline()).decode().strip()
             if not line:
                 raise GuestExited("the destination ended")
             return line
 
         async def command(line: str) -> str:
-            nonlocal arrived
-            if not arrived:
-                assert await said() == RUNS
-                arrived = True
+            nonlocal running
+            if not running:
+                assert await reply() == RUNNING
+                running = True
             to_guest.write(line.encode() + b"\n")
-            return await said()
+            return await reply()
 
         try:
-            assert await said() == WAITS
+            assert await reply() == LISTENING
             yield command
         finally:
             to_guest.close()
-            with suppress(ProcessLookupError):  # it ended with its guest
+            with suppress(ProcessLookupError):  # it exited with its guest
                 process.kill()
             await process.wait()
 
 
-class QemuMover:
-    """A guest of QEMU's; `balloon` are the arguments of its balloon, if not the usual ones."""
+class MigratableQemuGuest:
+    """A guest of QEMU's; `balloon` are the arguments of its balloon, if not the default ones."""
 
     def __init__(self, guest: QemuGuest, size: Size, balloon: tuple[str, ...]) -> None:
         self.guest = guest
@@ -144,10 +144,10 @@ class QemuMover:
 
 
 def pyvmm_boot(dialect: str, *offer: str) -> Boot:
-    """How a guest of ours is started."""
+    """Return a function that boots a guest of ours."""
 
     @asynccontextmanager
-    async def boot(size: Size) -> AsyncIterator[Mover]:
+    async def boot(size: Size) -> AsyncIterator[MigratableGuest]:
         config = config_for_image(
             image_path(read_recipe()),
             append=f'{APPEND} pyvmm.run="pattern"',
@@ -158,20 +158,20 @@ def pyvmm_boot(dialect: str, *offer: str) -> Boot:
         )
         async with guest_session(config) as guest:
             await _prepare(guest, size)
-            yield PyvmmMover(guest)
+            yield MigratablePyvmmGuest(guest)
 
     return boot
 
 
 def qemu_boot(*balloon: str) -> Boot:
-    """How a guest of QEMU's is started."""
+    """Return a function that boots a guest of QEMU's."""
 
     @asynccontextmanager
-    async def boot(size: Size) -> AsyncIterator[Mover]:
+    async def boot(size: Size) -> AsyncIterator[MigratableGuest]:
         async with _qemu_guest(size, balloon) as guest:
-            await guest.qmp("migrate-set-parameters", **{"max-bandwidth": UNLIMITED})
+            await guest.qmp("migrate-set-parameters", **{"max-bandwidth": UNLIMITED_BANDWIDTH})
             await _prepare(guest, size)
-            yield QemuMover(guest, size, balloon)
+            yield MigratableQemuGuest(guest, size, balloon)
 
     return boot
 
@@ -191,47 +191,53 @@ def _qemu_guest(
 
 async def _prepare(guest: ConsoleGuest[Any], size: Size) -> None:
     await guest.wait_for_user_space()
-    for line in (f"grab {size.touch_mib}", "fill 1", "free", f"alloc {HELD_MIB}", f"fill {SEED}"):
+    for line in (
+        f"grab {size.touch_mib}",
+        "fill 1",
+        "free",
+        f"alloc {PATTERN_MIB}",
+        f"fill {PATTERN_SEED}",
+    ):
         await guest.command(line)
 
 
-class GivenUp(Exception):
-    """A guest has not moved within `MIGRATION_TIMEOUT_S`."""
+class MigrationTimeout(Exception):
+    """A migration has not completed within `MIGRATION_TIMEOUT_S`."""
 
 
-async def moved(mover: Mover, uri: str, **options: Any) -> tuple[float, dict[str, Any]]:
-    """Move it to `uri`; returns the seconds that took, and what query-migrate says in the end.
+async def migrate(guest: MigratableGuest, uri: str, **options: Any) -> tuple[float, dict[str, Any]]:
+    """Migrate `guest` to `uri`; return the seconds that took and the final `query-migrate` reply.
 
-    Raises `GivenUp`.
+    Raises `MigrationTimeout`.
     """
     begin = time.monotonic()
-    await mover.qmp("migrate", uri=uri, **options)
-    while (answer := await mover.qmp("query-migrate"))["status"] != "completed":
+    await guest.qmp("migrate", uri=uri, **options)
+    while (answer := await guest.qmp("query-migrate"))["status"] != "completed":
         seconds = time.monotonic() - begin
         if answer["status"] in ("failed", "cancelled"):
-            raise GuestExited(f"it has not moved: {answer}")
+            raise GuestExited(f"the migration failed: {answer}")
         if seconds > MIGRATION_TIMEOUT_S:
-            raise GivenUp(f"it has not moved in {seconds:.0f} s: {answer}")
+            raise MigrationTimeout(f"the migration has not completed in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - begin, answer
 
 
 @asynccontextmanager
 async def in_memory() -> AsyncIterator[Path]:
-    """A directory for sockets and files; the lab's shared root has no sockets."""
+    """Provide a directory for sockets and files; the lab's shared root supports no sockets."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         yield Path(directory)
 
 
-def again_in_the_lab(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Run `work`; where the emulator ends a guest now and then (DECISIONS.md), once more."""
+def retry_in_lab(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Run `work`; in the lab, where the emulator can end a guest (DECISIONS.md), retry it."""
 
-    async def tries() -> Any:
-        for _ in range(LAB_TRIES - 1 if in_lab() else 0):
+    async def attempts() -> Any:
+        for _ in range(LAB_ATTEMPTS - 1 if in_lab() else 0):
             try:
                 return await work()
             except GuestExited as ended:
-                print(f"the guest ended, once more: {ended}", file=sys.stderr, flush=True)
+                print(f"the guest ended, retrying: {ended}", file=sys.stderr, flush=True)
         return await work()
 
-    return asyncio.run(tries())
+    return asyncio.run(attempts())

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other side of a migration, in a process of its own, as in reality.
+"""The destination of a migration, in a process of its own, as in reality.
 
-    python -m bench.arriving unix:PATH
+    python -m bench.incoming_process unix:PATH
 
-It waits there for a guest. What it says on standard output: `waits`, then `runs` when the guest
-runs here; after that it hands each line of standard input to the guest's `pattern` program and
-says what that replied, until there are no more.
+It waits at the socket for a guest. On standard output it writes `listening`, then `running` when
+the guest runs here; after that it passes each line of standard input to the guest's `pattern`
+program and writes the reply, until standard input ends.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 
-WAITS, RUNS = "waits", "runs"
+LISTENING, RUNNING = "listening", "running"
 
 
 async def _serve(uri: str) -> None:
     listener = MigrationListener(parse_migration_address(uri), Security())
-    print(WAITS, flush=True)
+    print(LISTENING, flush=True)
     async with incoming_session(listener) as guest:
-        print(RUNS, flush=True)
+        print(RUNNING, flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             print(await guest.command(line.strip()), flush=True)
 

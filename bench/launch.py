@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests started as a person starts them: a new process with the serial console on its output.
+"""Guests launched from a command line: a new process with the serial console on its output.
 
-Nothing of this process is handed on: pyvmm gets an interpreter of its own. (In the lab a command
-`python -m pyvmm` is a fork of the lab's agent, see `pyvmm.lab.preload`; that is true of what the
-lab is asked to run, not of what such a command starts itself, so nothing needs to be done about
-it.) For all contenders image and working directory are in memory, and their programs and libraries
-come from ordinary files: in the lab, for Python's modules and QEMU's libraries alike, from its
-cached 9p mount. A rehearsal has them in the page cache.
+The process inherits nothing from this one: pyvmm gets an interpreter of its own. (In the lab a
+command `python -m pyvmm` is a fork of the lab's agent, see `pyvmm.lab.preload`; that applies to
+commands that the lab is asked to run, not to the processes they start, as here.) For all contenders
+image and working directory are in memory, and programs and libraries come from ordinary files: in
+the lab, for Python's modules and QEMU's libraries alike, from its cached 9p mount. A warm-up has
+them in the page cache.
 
-`QEMU pc` is what QEMU is without further thought, `QEMU microvm` its smallest machine with all
-optional parts off. ACPI stays: without it, and without an MP table, a kernel finds no interrupt
-controller. Both get the kernel by its PVH entry, the image's own command line, and a balloon.
+`QEMU pc` is QEMU's default machine, `QEMU microvm` its smallest with all optional parts off. ACPI
+stays on: without it, and without an MP table, a kernel finds no interrupt controller. Both get the
+kernel by its PVH entry, the image's own command line, and a balloon.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class Guest:
-    """What is booted; the image lies in memory."""
+    """The guest to boot; its image is in memory."""
 
     image: Path
     ram_mib: int
     vcpus: int
 
     def qemu(self, machine: str) -> list[str]:
-        """QEMU's command line for one of `MACHINES`."""
+        """Return QEMU's command line for one of `MACHINES`."""
         manifest = read_manifest(self.image)
-        assert manifest is not None, f"{self.image} is no guest image"
+        assert manifest is not None, f"{self.image} is not a guest image"
         return [
             *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *MACHINES[machine],
@@ -66,7 +66,7 @@ class Guest:
         ]
 
     def pyvmm(self, *interpreter: str) -> list[str]:
-        """pyvmm's command line; `interpreter` are Python's own arguments, such as `-m pyvmm`."""
+        """Return pyvmm's command line; `interpreter` are Python's arguments, such as `-m pyvmm`."""
         memory = ("--memory", f"{self.ram_mib}M")
         run = ("run", str(self.image), *memory, "--cpus", str(self.vcpus), "--kvm", "host")
         return [sys.executable, *interpreter, *run]
@@ -74,15 +74,15 @@ class Guest:
 
 @contextmanager
 def in_memory(image: Path) -> Iterator[Path]:
-    """A copy of `image` in memory."""
+    """Provide a copy of `image` in memory."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         copy = Path(directory, "guest.img")
         shutil.copyfile(image, copy)
         yield copy
 
 
-class Started:
-    """A process that shows a guest's console; killed at the end of the `with` block."""
+class LaunchedProcess:
+    """A process whose output is a guest's console; killed at the end of the `with` block."""
 
     def __init__(self, argv: list[str], pass_fds: tuple[int, ...] = ()) -> None:
         self.begin = time.monotonic()
@@ -95,21 +95,21 @@ class Started:
             pass_fds=pass_fds,
         )
         self.pid = self._process.pid
-        self._said = b""
+        self._output = b""
 
     def wait_for(self, text: str) -> float:
-        """Seconds from the start of the process until `text` was on its output."""
+        """Return the seconds from the start of the process until `text` was on its output."""
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
-        while text.encode() not in self._said:
+        while text.encode() not in self._output:
             left_s = self.begin + TIMEOUT_S - time.monotonic()
             ready, _, _ = select.select([fd], [], [], max(left_s, 0))
             data = os.read(fd, 65536) if ready else b""
             if not data:
                 why = "ended" if ready else "took too long"
-                tail = self._said[-500:].decode(errors="replace")
+                tail = self._output[-500:].decode(errors="replace")
                 raise UserError(f"{self._process.args!r} {why} before {text!r}; its output: {tail}")
-            self._said += data
+            self._output += data
         return time.monotonic() - self.begin
 
     def __enter__(self) -> Self:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages that a real guest gave away, its memory in pieces: recorded once, laid end to end.
+"""A trace of the pages that a fragmented Linux guest gave to its balloon, repeated over all of RAM.
 
 `bench/data/fragmented-guest.xz` is the bitmap of the page frames of a guest of 1 GiB, a bit for
-each, compressed. It was made by this module, in the lab:
+each, compressed. This module recorded it in the lab:
 
     pyvmm image build
-    pyvmm lab --memory 2048 -- .venv/bin/python -m bench.recorded
+    pyvmm lab --memory 2048 -- .venv/bin/python -m bench.fragmentation_trace
 
-Five programs in the guest, on two vCPUs, fill its memory at the same time, so that their pages lie
-mixed. One frees its own, the others keep every 8th, 20th, 60th and 120th. The guest's kernel is
-told to use small pages, and not to tidy up meanwhile. Then the balloon takes 7 eighths of RAM, in
-the bitmap dialect, and all it discards is noted.
+Five programs in the guest, on two vCPUs, fill its memory at the same time, so that their pages are
+interleaved. One frees its pages, the others keep every 8th, 20th, 60th and 120th. The guest's
+kernel is set to use small pages and not to compact memory. Then the balloon is inflated to 7
+eighths of RAM, in the bitmap dialect, and all discards are recorded.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FILE = Path(__file__).parent / "data" / "fragmented-guest.xz"
 GUEST_BYTES = 1 << 30
 GUEST_PAGES = GUEST_BYTES // PAGE_BYTES
 PROGRAM_MIB = 170
-KEPT = ("thin 8", "thin 20", "thin 60", "thin 120", "free")
+PROGRAMS = ("thin 8", "thin 20", "thin 60", "thin 120", "free")
 PROGRAM = "{{ (echo grab {mib}; echo {then}; sleep 9999) | pattern; }} >/tmp/{number} 2>&1 &"
 
 
-def recorded_pages(span: PageRuns) -> PageRuns:
-    """What the guest gave away, repeated over all of `span`."""
+def trace_pages(span: PageRuns) -> PageRuns:
+    """Return the trace's pages, repeated over all of `span`."""
     pages = list(PageRuns.from_bitmap(lzma.decompress(FILE.read_bytes())))
     copies = (
         (base + start, count)
@@ -48,7 +48,7 @@ def recorded_pages(span: PageRuns) -> PageRuns:
 
 
 class _RecordingRam:
-    """Notes what a machine's RAM is asked to discard."""
+    """Records the discards of a machine's RAM."""
 
     def __init__(self, ram: Ram) -> None:
         self.pages = PageRuns()
@@ -70,22 +70,22 @@ async def _record() -> PageRuns:
     )
     async with guest_session(config) as guest:
         await guest.wait_for_user_space()
-        await _break_up_memory(guest)
+        await _fragment_memory(guest)
         recorder = _RecordingRam(guest.vm.ram)
         await guest.resize_balloon(GUEST_PAGES // 8 * 7)
         return recorder.pages
 
 
-async def _break_up_memory(guest: GuestSession) -> None:
+async def _fragment_memory(guest: GuestSession) -> None:
     programs = (
         PROGRAM.format(mib=PROGRAM_MIB, then=then, number=number)
-        for number, then in enumerate(KEPT)
+        for number, then in enumerate(PROGRAMS)
     )
     await guest.shell("echo never >/sys/kernel/mm/transparent_hugepage/enabled")
     await guest.shell("echo 0 >/proc/sys/vm/compaction_proactiveness")
     await guest.shell("mkdir -p /tmp; " + " ".join(programs))
-    # Each replies twice.
-    while await guest.shell("cat /tmp/* | grep -c ^ok || true") != f"{2 * len(KEPT)}\n":
+    # Each program replies twice.
+    while await guest.shell("cat /tmp/* | grep -c ^ok || true") != f"{2 * len(PROGRAMS)}\n":
         await asyncio.sleep(1)
 
 
@@ -98,6 +98,6 @@ def _bitmap(pages: PageRuns) -> bytes:
 
 
 if __name__ == "__main__":
-    gone = asyncio.run(_record())
-    FILE.write_bytes(lzma.compress(_bitmap(gone), preset=9))
-    print(f"{gone.pages} pages in {len(gone)} runs, {FILE.stat().st_size} bytes")
+    discarded = asyncio.run(_record())
+    FILE.write_bytes(lzma.compress(_bitmap(discarded), preset=9))
+    print(f"{discarded.pages} pages in {len(discarded)} runs, {FILE.stat().st_size} bytes")

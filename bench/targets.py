@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Performance targets: ratios of two medians of one run, never seconds.
+
+A target has a limit, which should hold, and a more ambitious goal. Nothing fails when a target is
+missed; the table says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.results import Result
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target: the time or size of `contender`, divided by that of `against`."""
+
+    name: str
+    bench: str
+    case: str
+    contender: str
+    against: str
+    limit: float
+    goal: float
+
+    def is_in(self, result: Result) -> bool:
+        """Return whether `result` has the case and both its contenders."""
+        return any(
+            case.name == self.case and {self.contender, self.against} <= case.rounds.keys()
+            for case in result.cases
+        )
+
+    def measured_ratio(self, result: Result) -> float:
+        """Return the ratio of the medians; KeyError when it was not measured."""
+        return result.case(self.case).ratio(self.contender, self.against)
+
+
+_BITMAP, _STANDARD, _QEMU = "pyvmm, bitmap", "pyvmm, standard", "QEMU pc"
+_QUERY_DISABLED, _QEMU_HINTS = "pyvmm, bitmap, query disabled", "QEMU pc, hints"
+_BEST, _PER_RUN, _PER_PAGE = (
+    "C, batched madvise",
+    "C, one madvise per run",
+    "C, one madvise per page",
+)
+
+
+def _device(case: str, against: str, limit: float, goal: float) -> Target:
+    name = f"discard, {case}: {_BITMAP} / {against}"
+    return Target(name, "device", case, _BITMAP, against, limit, goal)
+
+
+def _balloon(case: str, contender: str, limit: float, goal: float) -> Target:
+    name = f"{case}: {contender} / {_QEMU}"
+    return Target(name, "balloon", case, contender, _QEMU, limit, goal)
+
+
+def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> Target:
+    name = f"{case}: skipping unused pages / sending all"
+    return Target(name, bench, case, _BITMAP, _QUERY_DISABLED, limit, goal)
+
+
+def _beside_hints(bench: str, case: str) -> Target:
+    name = f"{case}: skipping unused pages / QEMU pc with free page hints"
+    return Target(name, bench, case, _BITMAP, _QEMU_HINTS, 1.0, 0.5)
+
+
+def _boot(machine: str, limit: float, goal: float) -> Target:
+    case = "1 vCPU, 512 MiB"
+    return Target(f"boot, {case}: pyvmm / {machine}", "boot", case, "pyvmm", machine, limit, goal)
+
+
+TARGETS: tuple[Target, ...] = (
+    *(
+        _device(f"{pattern}, {pages} pages", _BEST, 1.05, 1.02)
+        for pattern in ("one run", "runs of 2 MiB")
+        for pages in ("4 KiB", "huge")
+    ),
+    _device("every second page, 4 KiB pages", _BEST, 1.15, 1.05),
+    _device("every second page, huge pages", _BEST, 1.15, 1.05),
+    _device("one run, huge pages", _PER_PAGE, 0.02, 0.01),
+    _device("every second page, 4 KiB pages", _PER_RUN, 0.40, 0.33),
+    *(
+        target
+        for ram in ("untouched", "touched")
+        for target in (
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", _BITMAP, 0.15, 0.05),
+            _balloon(f"deflate, RAM {ram}, 1 vCPU", _BITMAP, 0.20, 0.08),
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", _STANDARD, 1.0, 0.7),
+        )
+    ),
+    _skipping_unused("migration", "migration time, idle guest", 0.25, 0.10),
+    _skipping_unused("migration", "data sent, idle guest", 0.10, 0.05),
+    _beside_hints("migration", "migration time, idle guest"),
+    _skipping_unused("snapshot", "snapshot time", 0.25, 0.10),
+    _skipping_unused("snapshot", "file size", 0.10, 0.05),
+    _beside_hints("snapshot", "snapshot downtime"),
+    _boot("QEMU pc", 0.9, 0.6),
+    _boot("QEMU microvm", 1.2, 0.9),
+    Target(
+        "VMM memory (PSS): pyvmm / QEMU pc",
+        "footprint",
+        "PSS without guest RAM",
+        "pyvmm",
+        "QEMU pc",
+        0.8,
+        0.6,
+    ),
+)
