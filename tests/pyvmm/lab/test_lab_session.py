@@ -239,7 +239,7 @@ def test_a_socket_path_in_use_is_refused_before_anything_starts(tmp_path: Path) 
             [sys.executable, "-c", runner, str(path), SERVER],
             capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
-    assert "UserError" in result.stderr
+    assert "AddressUnavailable" in result.stderr
     assert "in use" in result.stderr
     assert path.exists()
 
