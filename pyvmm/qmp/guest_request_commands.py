@@ -75,8 +75,8 @@ async def query_free_page_hints(
     _check_arguments(timeout, runs, cells)
     begin = time.monotonic()
     hints = await _response(_hints(vm, timeout))
-    answer = _describe(vm.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
-    return {"complete": hints.complete, **answer}
+    result = _describe(vm.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
+    return {"complete": hints.complete, **result}
 
 
 async def _hints(vm: VmControl, timeout_s: float) -> Hints:
@@ -109,7 +109,7 @@ async def _response(request: Awaitable[_T]) -> _T:
 def _describe(
     ram: PageRuns, unused: PageRuns, seconds: float, runs: int, cells: int
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    result: dict[str, Any] = {
         "seconds": round(seconds, 6),
         "ram-pages": ram.pages,
         "unused-pages": unused.pages,
@@ -118,10 +118,10 @@ def _describe(
         "run-count": len(unused),
     }
     if runs:
-        answer["runs"] = [list(run) for run, _ in zip(unused, range(runs), strict=False)]
+        result["runs"] = [list(run) for run, _ in zip(unused, range(runs), strict=False)]
     if cells:
-        answer["cells"] = _cells(ram, unused, cells)
-    return answer
+        result["cells"] = _cells(ram, unused, cells)
+    return result
 
 
 def _cells(ram: PageRuns, unused: PageRuns, at_most: int) -> dict[str, Any]:

@@ -82,21 +82,21 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
     if migrations.status == "none":
         return {}
     progress = migrations.progress
-    answer: dict[str, Any] = {
+    result: dict[str, Any] = {
         "status": migrations.status,
         "total-time": round(progress.total_s * 1000),
         "ram": _ram(vm, migrations),
         "unused-pages": {"skipped": progress.skipped_pages, "how": progress.unused_how},
     }
     if progress.downtime_s is not None:
-        answer["downtime"] = round(progress.downtime_s * 1000)
+        result["downtime"] = round(progress.downtime_s * 1000)
     elif progress.bandwidth:
-        answer["expected-downtime"] = round(progress.expected_downtime_s * 1000)
+        result["expected-downtime"] = round(progress.expected_downtime_s * 1000)
     if progress.throttle_percentage:
-        answer["cpu-throttle-percentage"] = progress.throttle_percentage
+        result["cpu-throttle-percentage"] = progress.throttle_percentage
     if migrations.error:
-        answer["error-desc"] = migrations.error
-    return answer
+        result["error-desc"] = migrations.error
+    return result
 
 
 def _ram(vm: VmControl, migrations: Migrations) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class _Client(asyncio.Protocol):
                 message = self._stream.next()
                 if message is None:
                     return
-                reply = self._session.answer(message)
+                reply = self._session.reply(message)
             except QmpError as error:
                 reply = qmp.failure(error)
             if isinstance(reply, dict):

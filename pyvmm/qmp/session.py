@@ -5,7 +5,7 @@ A session starts in capabilities negotiation, where only `qmp_capabilities` is a
 stays in command mode, where every other command is (QEMU's qmp-spec, "Capabilities Negotiation").
 Every message gets exactly one reply, whatever happens: a command that raises anything but
 `QmpError` or `UserError` has a bug, which is logged and reported to the client, and the session
-continues. Requests are served one after the other: `answer` is not called again before the last
+continues. Requests are served one after the other: `reply` is not called again before the last
 reply is complete.
 """
 
@@ -36,17 +36,17 @@ class QmpSession:
         self._vm = vm
         self.negotiated = False
 
-    def answer(self, message: Mapping[str, Any]) -> Reply | Awaitable[Reply]:
+    def reply(self, message: Mapping[str, Any]) -> Reply | Awaitable[Reply]:
         """Return the reply to `message`, with its "id" if any; awaitable if the command waits."""
         try:
             value = self._serve(qmp.parse_request(message))
         except Exception as error:
             return _with_id(message, _failure(error))
         if isawaitable(value):
-            return self._answer_later(message, value)
+            return self._reply_later(message, value)
         return _with_id(message, qmp.success(value))
 
-    async def _answer_later(self, message: Mapping[str, Any], value: Awaitable[Any]) -> Reply:
+    async def _reply_later(self, message: Mapping[str, Any], value: Awaitable[Any]) -> Reply:
         try:
             return _with_id(message, qmp.success(await value))
         except Exception as error:

@@ -58,16 +58,16 @@ def snapshot_to_file(vm: VmControl, path: str, **options: Any) -> dict[str, Any]
 def query_snapshot(vm: VmControl) -> dict[str, Any]:
     """Return the progress or the result of the last snapshot."""
     status = vm.snapshots.status
-    answer: dict[str, Any] = {
+    result: dict[str, Any] = {
         "status": status.status,
         "completed": status.completed_pages * PAGE_BYTES,
         "total": status.total_pages * PAGE_BYTES,
     }
     if status.status == "failed":
-        answer["error-desc"] = status.error
+        result["error-desc"] = status.error
     if status.status == "completed" and status.report is not None:
-        answer["file-bytes"] = status.file_bytes
-        answer["seconds"] = round(status.seconds, 6)
-        answer["stopped-seconds"] = round(status.stopped_seconds, 6)
-        answer["pages"] = asdict(status.report)
-    return answer
+        result["file-bytes"] = status.file_bytes
+        result["seconds"] = round(status.seconds, 6)
+        result["stopped-seconds"] = round(status.stopped_seconds, 6)
+        result["pages"] = asdict(status.report)
+    return result

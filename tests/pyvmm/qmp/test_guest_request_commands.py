@@ -17,7 +17,7 @@ from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
 
 
 async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
-    reply = session.answer({"execute": command, "arguments": arguments})
+    reply = session.reply({"execute": command, "arguments": arguments})
     reply = await reply if isawaitable(reply) else reply
     return reply.get("return", reply)
 

@@ -174,7 +174,7 @@ Ask = Callable[..., Any]
 
 def reply_to(session: QmpSession, message: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to a message that does not wait for the guest."""
-    reply = session.answer(message)
+    reply = session.reply(message)
     assert isinstance(reply, dict)
     return reply
 
@@ -188,7 +188,7 @@ def machine() -> InMemoryMachine:
 def ask(machine: InMemoryMachine) -> Ask:
     """Return a function that executes a command and returns its value or (class, desc)."""
     session = QmpSession(machine)
-    session.answer({"execute": "qmp_capabilities"})
+    session.reply({"execute": "qmp_capabilities"})
 
     def ask(command: str, **arguments: Any) -> Any:
         request: dict[str, Any] = {"execute": command, "id": 7}
@@ -238,7 +238,7 @@ def test_errors_of_malformed_requests_have_their_id(
     machine: InMemoryMachine, message: dict[str, Any], desc: str
 ) -> None:
     session = QmpSession(machine)
-    session.answer({"execute": "qmp_capabilities"})
+    session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {**message, "id": "é"})
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": "é"}
     assert "id" not in reply_to(session, message)
@@ -337,11 +337,11 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     for name, function in (("fail", fail), ("fail-later", fail_later), ("refuse", refuse)):
         monkeypatch.setitem(COMMANDS, name, Command(function))
     session = QmpSession(machine)
-    session.answer({"execute": "qmp_capabilities"})
+    session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {"execute": "fail", "id": 1})
     desc = "Internal error: ZeroDivisionError('in the machine')"
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": 1}
-    later = session.answer({"execute": "fail-later", "id": 2})
+    later = session.reply({"execute": "fail-later", "id": 2})
     assert not isinstance(later, dict)
     desc = "Internal error: ZeroDivisionError('in the guest')"
     assert asyncio.run(awaited(later)) == {

@@ -44,7 +44,7 @@ def restored(path: Path) -> tuple[SnapshotFile, Ram]:
 
 
 async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
-    reply = session.answer({"execute": command, "arguments": arguments})
+    reply = session.reply({"execute": command, "arguments": arguments})
     reply = await reply if isawaitable(reply) else reply
     return reply.get("return", reply)
 
