@@ -40,7 +40,7 @@ class UserfaultfdLoader(threading.Thread):
     def __init__(
         self, snapshot: SnapshotFile, ram: Ram, on_failure: Callable[[UserError], None]
     ) -> None:
-        super().__init__(name="userfaultfd", daemon=True)
+        super().__init__(name="userfaultfd-loader", daemon=True)
         self._path = snapshot.path
         self._on_failure = on_failure
         self.error: UserError | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory map: nothing overlaps, and RAM of every size is all there."""
+"""The memory map: nothing overlaps, and RAM of every size is complete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_disjoint(ranges: list[tuple[int, int]]) -> None:
 
 
 @given(ram_sizes)
-def test_ram_is_complete_and_clear_of_devices(ram_bytes: int) -> None:
+def test_ram_is_complete_and_overlaps_no_device(ram_bytes: int) -> None:
     ranges = list(layout.ram_ranges(ram_bytes))
     assert sum(length for _, length in ranges) == ram_bytes
     assert all(length > 0 for _, length in ranges)
@@ -45,14 +45,14 @@ def test_ram_is_complete_and_clear_of_devices(ram_bytes: int) -> None:
 
 
 @given(ram_sizes)
-def test_what_the_guest_may_use_is_ram_without_the_legacy_area(ram_bytes: int) -> None:
+def test_usable_ram_excludes_the_legacy_area(ram_bytes: int) -> None:
     usable = layout.usable_ranges(ram_bytes)
     hidden = layout.HIGH_MEMORY_GPA - layout.EBDA_GPA
     assert sum(length for _, length in usable) == ram_bytes - hidden
     assert_disjoint([*usable, (layout.ACPI_GPA, layout.ACPI_BYTES), *DEVICES])
 
 
-def test_the_3_gib_boundary() -> None:
+def test_ram_above_3_gib_continues_at_4_gib() -> None:
     gib = GIB
     assert layout.ram_ranges(3 * gib) == ((0, 3 * gib),)
     assert layout.ram_ranges(3 * gib + PAGE_BYTES) == ((0, 3 * gib), (4 * gib, PAGE_BYTES))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The far end of a migration on a real socket, for tests without KVM."""
+"""The destination of a migration over a real socket, for tests without KVM."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.pyvmm.migration.migration_guest import FakeTarget
 
 
 class Destination(threading.Thread):
-    """Waits at `path`; `error` is why no guest has arrived."""
+    """Waits for a guest at `path`; `error` is the reason if none arrives."""
 
-    def __init__(self, path: Path, home: FakeTarget) -> None:
+    def __init__(self, path: Path, target: FakeTarget) -> None:
         super().__init__()
         self._listener = MigrationListener(UnixAddress(path), Security())
-        self._home = home
+        self._home = target
         self.error: Exception | None = None
         self.start()
 

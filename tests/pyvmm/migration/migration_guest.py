@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest, a kernel that logs what it writes, and a destination, for tests of migrations.
+"""A guest that writes to its memory, and a destination, for tests of migrations and snapshots.
 
-`WritingGuest` writes, frees and gives away pages at every moment that the migration gives it: when
-the log is read or cleared, when it is asked for unused pages, and before every message. `LoggingVm`
-keeps KVM's dirty log for it, with manual protection or without, so that the `KvmDirtyLog` under
-test is the real one. `FakeTarget` is where it goes. `migrate` runs both sides, each in its thread,
-over a socket pair.
+`WritingGuest` writes and discards pages whenever it can be observed: when the log is read or
+cleared, when it is asked for unused pages, and before every message. `LoggingVm` keeps KVM's dirty
+log for it, with manual protection or without, so that the `KvmDirtyLog` under test is the real one.
+`FakeTarget` is a destination without a machine. `migrate` runs both sides, each in its thread, over
+a socket pair.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def config_of(ram_mib: int) -> MachineConfig:
 
 
 class PlainRam:
-    """RAM without a VM, whose pages a test reads and writes past every log."""
+    """RAM without a VM, whose pages a test reads and writes without logging them."""
 
     def __init__(self, ram_bytes: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
@@ -74,7 +74,7 @@ class PlainRam:
         return discard(self.memory, runs).bytes
 
     def slot_of(self, pfn: int) -> tuple[int, int, mmap.mmap]:
-        """Slot, page number in it, and the slot's memory."""
+        """Return slot, page number in it, and the slot's memory."""
         for slot, (gpa, area) in enumerate(self._maps):
             page = pfn - gpa // PAGE
             if 0 <= page < len(area) // PAGE:
@@ -128,22 +128,25 @@ class LoggingVm:
 
 
 @dataclass
-class Act:
-    """Something the guest or a device does to a page."""
+class PageWrite:
+    """A change of a page by the guest or a device."""
 
     pfn: int
     value: int
-    """0 to 255: fill it with that; -1: give it to the balloon."""
+    """0 to 255: fill the page with that byte; -1: discard it, as the balloon does."""
 
 
 class WritingGuest:
-    """Satisfies `pyvmm.migration.source.Guest`; `acts` are done `step` at a time."""
+    """Satisfies `pyvmm.migration.source.Guest`; does `writes`, `step` of them at a time.
+
+    The pages `before` are written first, without a log.
+    """
 
     def __init__(
         self,
         config: MachineConfig,
-        before: Iterable[Act] = (),
-        acts: Iterable[Act] = (),
+        before: Iterable[PageWrite] = (),
+        writes: Iterable[PageWrite] = (),
         *,
         unused: Iterable[int] = (),
         step: int = 1,
@@ -159,25 +162,25 @@ class WritingGuest:
         self._vm = LoggingVm(manual)
         self._unused = set(unused)
         self._step = step
-        self.do(before)
-        self._acts = iter(acts)
+        self.write(before)
+        self._writes = iter(writes)
 
     def log_dirty_pages(self) -> KvmDirtyLog:
         self.left_out = set()
-        return _NosyLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
+        return _InterleavingLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
 
     def unused_pages(self, timeout_s: float) -> UnusedPages:
-        self.go()
+        self.run_next()
         self.left_out = set(self._unused)
         answer = UnusedPages(PageRuns((pfn, 1) for pfn in self._unused), "answered")
-        self.go()
+        self.run_next()
         return answer
 
     def throttle(self, percentage: int) -> None:
         self.throttled.append(percentage)
 
     def stop(self) -> bool:
-        self.go()
+        self.run_next()
         self.stops += 1
         self.running = False
         return True
@@ -190,43 +193,43 @@ class WritingGuest:
         assert not self.running
         self.running = True
 
-    def go(self) -> None:
-        """Do the next few acts, if it runs."""
+    def run_next(self) -> None:
+        """Do the next `step` writes, if the guest runs."""
         if self.running:
-            self.do(islice(self._acts, self._step))
+            self.write(islice(self._writes, self._step))
 
-    def do(self, acts: Iterable[Act]) -> None:
-        """Do `acts` now."""
-        for act in acts:
-            self._do(act)
+    def write(self, writes: Iterable[PageWrite]) -> None:
+        """Do `writes` now."""
+        for write in writes:
+            self._write(write)
 
-    def _do(self, act: Act) -> None:
-        slot, page, area = self.ram.slot_of(act.pfn)
-        self.left_out.discard(act.pfn)
-        if act.value < 0:
-            self.ram.discard(PageRuns([(act.pfn, 1)]))
+    def _write(self, write: PageWrite) -> None:
+        slot, page, area = self.ram.slot_of(write.pfn)
+        self.left_out.discard(write.pfn)
+        if write.value < 0:
+            self.ram.discard(PageRuns([(write.pfn, 1)]))
         else:
-            area[page * PAGE : (page + 1) * PAGE] = bytes([act.value]) * PAGE
+            area[page * PAGE : (page + 1) * PAGE] = bytes([write.value]) * PAGE
             self._vm.written(slot, page)
 
 
-class _NosyLog(KvmDirtyLog):
-    """The log under test; the guest goes on before and after everything it does."""
+class _InterleavingLog(KvmDirtyLog):
+    """The log under test; the guest writes before and after each of its operations."""
 
     def __init__(self, guest: WritingGuest, vm: Vm, ram: Ram) -> None:
         super().__init__(vm, ram)
         self._guest = guest
 
     def collect(self) -> PageRuns:
-        self._guest.go()
+        self._guest.run_next()
         changed = super().collect()
-        self._guest.go()
+        self._guest.run_next()
         return changed
 
     def clear(self, start_pfn: int, pages: int) -> None:
-        self._guest.go()
+        self._guest.run_next()
         super().clear(start_pfn, pages)
-        self._guest.go()
+        self._guest.run_next()
 
 
 LOW_MIB = 65  # two chunks, the second of one MiB
@@ -234,15 +237,15 @@ PAGES = LOW_MIB * MIB // PAGE
 CONFIG = config_of(LOW_MIB)
 HOT = [0, 1, 2, 3, 511, 512, 513, 16383, 16384, 16385, PAGES - 1]
 pfns = st.one_of(st.sampled_from(HOT), st.integers(0, PAGES - 1))
-acts = st.builds(Act, pfns, st.sampled_from([-1, 0, 0, 1, 2, 3, 255]))
+page_writes = st.builds(PageWrite, pfns, st.sampled_from([-1, 0, 0, 1, 2, 3, 255]))
 
 
 @st.composite
 def guests(draw: st.DrawFn) -> WritingGuest:
     return WritingGuest(
         CONFIG,
-        draw(st.lists(acts, max_size=30)),
-        draw(st.lists(acts, max_size=60)),
+        draw(st.lists(page_writes, max_size=30)),
+        draw(st.lists(page_writes, max_size=60)),
         unused=draw(st.sets(pfns, max_size=20)),
         step=draw(st.integers(1, 4)),
         manual=draw(st.booleans()),
@@ -250,7 +253,7 @@ def guests(draw: st.DrawFn) -> WritingGuest:
 
 
 def check_memory(guest: WritingGuest, copy: PlainRam | None) -> None:
-    """Every page is what it was, but for those nobody has used since the guest was asked."""
+    """Compare all pages, except unused ones that nothing has used since the guest was asked."""
     assert copy is not None
     ram = PageRuns(guest.memory.page_ranges)
     there = touched(guest.memory, ram).union(touched(copy.memory, ram))
@@ -283,58 +286,58 @@ class FakeTarget:
         self.runs = running
 
 
-Meddle = Callable[[bytes, int], bytes]
+Corruption = Callable[[bytes, int], bytes]
 
 
-def untouched(data: bytes, place: int) -> bytes:
+def unchanged(data: bytes, place: int) -> bytes:
     return data
 
 
 class Wire(MigrationLink):
-    """A link on which `meddle(data, place)` may change or cut what is sent at byte `place`."""
+    """A link on which `corrupt(data, place)` may change or cut off data sent at byte `place`."""
 
     def __init__(
         self,
         stream: socket.socket,
-        meddle: Meddle = untouched,
+        corrupt: Corruption = unchanged,
         before: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(SocketLink(stream))
-        self._meddle = meddle
+        self._corrupt = corrupt
         self._before = before
         self.sent = 0
 
     def send(self, data: Buffer) -> None:
         self._before()
         before = bytes(data)
-        data = self._meddle(before, self.sent)
+        data = self._corrupt(before, self.sent)
         self.sent += len(before)
         super().send(data)
         if len(data) < len(before):
             self.abort()
 
 
-def cut_at(place: int) -> Meddle:
+def cut_at(place: int) -> Corruption:
     """Break the connection after `place` bytes."""
     return lambda data, sent: data[: max(place - sent, 0)] if place < sent + len(data) else data
 
 
-def flip_at(place: int, bit: int) -> Meddle:
+def flip_at(place: int, bit: int) -> Corruption:
     """Change one bit."""
 
-    def meddle(data: bytes, sent: int) -> bytes:
+    def corrupt(data: bytes, sent: int) -> bytes:
         if sent <= place < sent + len(data):
             changed = bytearray(data)
             changed[place - sent] ^= 1 << bit
             return bytes(changed)
         return data
 
-    return meddle
+    return corrupt
 
 
 @dataclass
-class Story:
-    """What became of a migration."""
+class MigrationResult:
+    """The errors and figures of both sides of a migration."""
 
     progress: Progress = field(default_factory=Progress)
     source_error: Exception | None = None
@@ -345,43 +348,46 @@ class Story:
 
 def migrate(
     guest: WritingGuest,
-    home: FakeTarget,
+    target: FakeTarget,
     settings: Settings | None = None,
     *,
-    spoil_source: Meddle = untouched,
-    spoil_target: Meddle = untouched,
-    watch: Callable[[SourceMigration, Story], None] = lambda precopy, story: None,
-) -> Story:
-    """Let `guest` move `home`; errors of both sides are in the story."""
+    corrupt_source: Corruption = unchanged,
+    corrupt_target: Corruption = unchanged,
+    watch: Callable[[SourceMigration, MigrationResult], None] = lambda source, result: None,
+) -> MigrationResult:
+    """Migrate `guest` to `target`; errors of both sides are in the result.
+
+    `watch` is called before each message of the source, which `corrupt_source` may change.
+    """
     one, other = socket.socketpair()
-    story = Story()
+    result = MigrationResult()
 
     def before() -> None:
-        guest.go()
-        watch(precopy, story)
+        guest.run_next()
+        watch(source, result)
 
-    source_wire = Wire(one, spoil_source, before)
-    target_wire = Wire(other, spoil_target)
-    arrival = DestinationMigration(home, target_wire)
-    precopy = SourceMigration(guest, source_wire, settings or Settings(), story.progress)
+    source_wire = Wire(one, corrupt_source, before)
+    target_wire = Wire(other, corrupt_target)
+    destination = DestinationMigration(target, target_wire)
+    source = SourceMigration(guest, source_wire, settings or Settings(), result.progress)
 
-    def arrive() -> None:
+    def receive() -> None:
         try:
-            arrival.run()
+            destination.run()
         except Exception as error:
-            story.target_error = error
+            result.target_error = error
         finally:
             target_wire.close()
 
-    thread = threading.Thread(target=arrive)
+    thread = threading.Thread(target=receive)
     thread.start()
     try:
-        precopy.run()
+        source.run()
     except Exception as error:
-        story.source_error = error
+        result.source_error = error
     finally:
         source_wire.close()
     thread.join(60)
     assert not thread.is_alive()
-    story.sent_bytes, story.replied_bytes = source_wire.sent, target_wire.sent
-    return story
+    result.sent_bytes, result.replied_bytes = source_wire.sent, target_wire.sent
+    return result

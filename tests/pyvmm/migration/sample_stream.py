@@ -12,11 +12,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.pyvmm.migration.migration_guest import Act, FakeTarget, WritingGuest, config_of, migrate
+from tests.pyvmm.migration.migration_guest import (
+    FakeTarget,
+    PageWrite,
+    WritingGuest,
+    config_of,
+    migrate,
+)
 
 CONFIG = config_of(64)
-BEFORE = [Act(1, 1), Act(513, 2), Act(514, 3)]
-AFTER = [Act(1, 1)] * 10 + [Act(514, -1), Act(515, 4)]
+BEFORE = [PageWrite(1, 1), PageWrite(513, 2), PageWrite(514, 3)]
+AFTER = [PageWrite(1, 1)] * 10 + [PageWrite(514, -1), PageWrite(515, 4)]
 """Page 514 goes to the balloon after it was sent."""
 
 
@@ -32,10 +38,13 @@ def record_sample(path: Path) -> None:
         return record
 
     guest = WritingGuest(CONFIG, BEFORE, AFTER)
-    story = migrate(
-        guest, FakeTarget(), spoil_source=recorder("source"), spoil_target=recorder("destination")
+    result = migrate(
+        guest,
+        FakeTarget(),
+        corrupt_source=recorder("source"),
+        corrupt_target=recorder("destination"),
     )
-    assert story.source_error is story.target_error is None
+    assert result.source_error is result.target_error is None
     for side, data in sent.items():
         path.with_suffix(f".{side}").write_bytes(data)
 

@@ -1,168 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that writes faster than the connection carries: rounds go on, and can be ended."""
+"""Auto-converge throttles by the figures of the rounds, like QEMU's."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from hypothesis import given
+from hypothesis import strategies as st
 
-import pytest
+from pyvmm.migration.auto_converge import AutoConverge
+from pyvmm.migration.progress import Settings
 
-from pyvmm.migration import auto_converge as converging
-from pyvmm.migration.errors import Cancelled, MigrationError
-from pyvmm.migration.progress import Progress, Settings
-from pyvmm.migration.source import MIN_ROUND_S, SourceMigration
-from pyvmm.units import MIB
-from tests.pyvmm.migration.migration_guest import (
-    PAGE,
-    Act,
-    FakeTarget,
-    Story,
-    WritingGuest,
-    config_of,
-    cut_at,
-    migrate,
-    untouched,
-)
-
-BANDWIDTH = 16 * MIB
-HOT_PAGES = 2 * MIB // PAGE
-PAGES_PER_SECOND = 20_000
-SETTINGS = Settings(max_bandwidth=BANDWIDTH, downtime_limit_s=0.02, cpu_throttle_initial=60)
+ON = Settings(auto_converge=True)
 
 
-class BusyGuest(WritingGuest):
-    """Writes all of its pages again and again, while its processors do not rest."""
-
-    def __init__(self) -> None:
-        super().__init__(config_of(64), [Act(pfn, 1) for pfn in range(HOT_PAGES)])
-        self._written_until = time.monotonic()
-        self._next = 0
-
-    def go(self) -> None:
-        if not self.running:
-            return
-        now = time.monotonic()
-        resting = self.throttled[-1] if self.throttled else 0
-        rate = PAGES_PER_SECOND * (100 - resting) / 100
-        count = min(int((now - self._written_until) * rate), HOT_PAGES)
-        if count:
-            self._written_until = now
-        for _ in range(count):
-            self.do([Act(self._next % HOT_PAGES, 1 + self._next % 255)])
-            self._next += 1
+def percentages(settings: Settings, *rounds: tuple[int, int, float]) -> list[int]:
+    auto_converge = AutoConverge()
+    return [auto_converge.judge(settings, *each) for each in rounds]
 
 
-def test_what_the_rest_would_take_is_known_while_it_is_sent() -> None:
-    progress = Progress()
-    progress.round_done(sent_bytes=100 * PAGE, seconds=1.0)
-    progress.collected(50, 1.0)
-    assert progress.expected_downtime_s == 0.5
-    progress.done(50, 50)
-    assert progress.remaining_pages == 0
-    assert progress.expected_downtime_s == 0.5
-    progress.collected(0, 1.0)
-    assert progress.expected_downtime_s == 0.0
+def test_every_second_bad_period_increases_the_throttle() -> None:
+    bad = (51, 100, 1.0)
+    assert percentages(ON, *[bad] * 6) == [0, 20, 20, 30, 30, 40]
 
 
-def cancel_when(due: Callable[[Progress], bool]) -> Callable[[SourceMigration, Story], None]:
-    def watch(precopy: SourceMigration, story: Story) -> None:
-        if due(story.progress):
-            precopy.cancel()
-
-    return watch
-
-
-@pytest.fixture
-def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converging, "PERIOD_S", 0.1)
+def test_a_period_is_bad_above_the_trigger_threshold() -> None:
+    good = (50, 100, 1.0)
+    assert percentages(ON, *[good] * 4) == [0, 0, 0, 0]
+    tolerant = Settings(auto_converge=True, throttle_trigger_threshold=100)
+    assert percentages(tolerant, *[(100, 100, 1.0)] * 4) == [0, 0, 0, 0]
+    assert percentages(tolerant, *[(101, 100, 1.0)] * 2) == [0, 20]
 
 
-@pytest.mark.usefixtures("short_periods")
-def test_it_goes_on_for_ever_and_can_be_cancelled() -> None:
-    guest, home = BusyGuest(), FakeTarget()
-    watch = cancel_when(lambda progress: progress.rounds == 8)
-    story = migrate(guest, home, SETTINGS, watch=watch)
-    assert isinstance(story.source_error, Cancelled)
-    assert guest.running
-    assert guest.throttled == []
-    assert home.runs is None
-    assert story.progress.dirty_pages_rate > 0.5 * BANDWIDTH / PAGE
+def test_good_periods_do_not_lower_the_throttle() -> None:
+    bad, good = (100, 100, 1.0), (0, 100, 1.0)
+    assert percentages(ON, bad, good, bad, good, bad, bad) == [0, 0, 20, 20, 20, 30]
 
 
-@pytest.mark.usefixtures("short_periods")
-def test_it_converges_when_it_is_slowed_down() -> None:
-    guest, home = BusyGuest(), FakeTarget()
-    story = migrate(guest, home, Settings(**{**vars(SETTINGS), "auto_converge": True}))
-    assert (story.source_error, story.target_error) == (None, None)
-    assert home.runs
-    assert home.ram is not None
-    for pfn in range(HOT_PAGES):
-        assert home.ram.page(pfn) == guest.ram.page(pfn)
-    assert guest.throttled[0] == 60
-    assert guest.throttled[-1] == 0
-    assert guest.throttled[:-1] == sorted(guest.throttled[:-1])
+def test_the_throttle_is_limited() -> None:
+    settings = Settings(auto_converge=True, cpu_throttle_increment=99, max_cpu_throttle=75)
+    assert percentages(settings, *[(9, 0, 1.0)] * 6) == [0, 20, 20, 75, 75, 75]
 
 
-@pytest.mark.usefixtures("short_periods")
-@pytest.mark.parametrize("how", ["cancelled", "cut", "refused"])
-def test_it_is_as_fast_as_before_when_it_stays(how: str) -> None:
-    settings = Settings(**{**vars(SETTINGS), "auto_converge": True})
-
-    def refuse() -> None:
-        raise MigrationError("it has no room")
-
-    cancel = cancel_when(lambda progress: how == "cancelled" and progress.throttle_percentage > 0)
-    guest = BusyGuest()
-    home = FakeTarget(refuse if how == "refused" else lambda: None)
-    spoil = cut_at(8 * MIB) if how == "cut" else untouched
-    story = migrate(guest, home, settings, watch=cancel, spoil_source=spoil)
-    assert isinstance(story.source_error, MigrationError)
-    assert guest.running
-    assert guest.throttled[0] == 60
-    assert guest.throttled[-1] == 0
-    assert story.progress.throttle_percentage == 0
+def test_short_rounds_are_judged_together() -> None:
+    short = [(6, 10, 0.25)] * 8
+    assert percentages(ON, *short) == [0] * 7 + [20]
+    one_bad = [(9, 10, 0.25), *[(1, 10, 0.25)] * 3]
+    assert percentages(ON, *one_bad * 2) == [0] * 8
 
 
-def test_short_rounds_leave_the_host_its_processors() -> None:
-    """One page changes all the time, and no downtime at all is allowed."""
-    guest, home = WritingGuest(config_of(64)), FakeTarget()
-    begin = time.monotonic()
-
-    def watch(precopy: SourceMigration, story: Story) -> None:
-        guest.do([Act(7, 1)])
-        if time.monotonic() - begin > 10 * MIN_ROUND_S:
-            precopy.cancel()
-
-    story = migrate(guest, home, Settings(downtime_limit_s=0.0), watch=watch)
-    assert isinstance(story.source_error, Cancelled)
-    assert 2 < story.progress.rounds <= 11
-
-
-def test_the_bandwidth_may_be_raised_within_a_round() -> None:
-    """What would have taken a minute takes the rest of the time that it was slow."""
-    guest, home = (
-        WritingGuest(config_of(64), [Act(pfn, 1) for pfn in range(16 * 256)]),
-        FakeTarget(),
-    )
-    begin = time.monotonic()
-
-    def watch(precopy: SourceMigration, story: Story) -> None:
-        if story.progress.sent_bytes > 0:
-            precopy.settings = Settings()
-
-    story = migrate(guest, home, Settings(max_bandwidth=MIB // 4), watch=watch)
-    assert story.source_error is None
-    assert time.monotonic() - begin < 30
-
-
-def test_a_short_round_may_show_that_more_is_possible() -> None:
-    progress = Progress()
-    progress.round_done(1000, 1.0)
-    assert progress.bandwidth == 1000
-    progress.round_done(900, 1.0)
-    assert progress.bandwidth == 1000, "too short to say anything"
-    progress.round_done(1000, 0.5)
-    assert progress.bandwidth == 2000
-    progress.round_done(10 * MIB, 100.0)
-    assert progress.bandwidth == MIB / 10
+@given(st.lists(st.tuples(st.integers(0), st.integers(0), st.floats(0, 1e6))))
+def test_without_auto_converge_nothing_is_throttled(rounds: list[tuple[int, int, float]]) -> None:
+    assert not any(percentages(Settings(), *rounds))

@@ -22,7 +22,7 @@ from tests.pyvmm.migration.migration_guest import (
     CONFIG,
     PAGE,
     PAGES,
-    Act,
+    PageWrite,
     PlainRam,
     WritingGuest,
     check_memory,
@@ -41,7 +41,7 @@ class Taken:
 
         def on_pages(pages: int) -> None:
             copied.append(pages)
-            guest.go()
+            guest.run_next()
 
         with TemporaryDirectory() as directory:
             path = Path(directory) / "snapshot"
@@ -78,24 +78,24 @@ def test_the_file_holds_memory_as_it_was_when_the_guest_stopped(
 
 
 def test_a_growing_block_moves_and_leaves_a_hole() -> None:
-    before = [Act(pfn, 1) for pfn in range(64)]
-    acts = [Act(pfn, 2) for pfn in range(64, 512)]
-    taken = Taken(WritingGuest(CONFIG, before, acts, step=100), 2)
+    before = [PageWrite(pfn, 1) for pfn in range(64)]
+    writes = [PageWrite(pfn, 2) for pfn in range(64, 512)]
+    taken = Taken(WritingGuest(CONFIG, before, writes, step=100), 2)
     assert taken.pages == 512 < taken.room
     assert taken.bytes_on_disk < 512 * PAGE + SLACK_BYTES
 
 
 def test_a_shrinking_block_stays_and_leaves_a_hole_behind_it() -> None:
-    before = [Act(pfn, 1) for pfn in range(512)]
-    acts = [Act(pfn, -1) for pfn in range(100, 500)]
-    taken = Taken(WritingGuest(CONFIG, before, acts, step=50), 3)
+    before = [PageWrite(pfn, 1) for pfn in range(512)]
+    writes = [PageWrite(pfn, -1) for pfn in range(100, 500)]
+    taken = Taken(WritingGuest(CONFIG, before, writes, step=50), 3)
     assert taken.pages == 112 < taken.room
     assert taken.bytes_on_disk < 112 * PAGE + SLACK_BYTES
 
 
 def test_only_changed_pages_are_copied_again() -> None:
-    before = [Act(pfn, 1) for pfn in range(1000)]
-    guest = WritingGuest(CONFIG, before, [Act(7, 2), Act(800, 3)])
+    before = [PageWrite(pfn, 1) for pfn in range(1000)]
+    guest = WritingGuest(CONFIG, before, [PageWrite(7, 2), PageWrite(800, 3)])
     taken = Taken(guest, 2, ask=False)
     assert taken.pages == 1000
     assert 1000 <= taken.copied <= 1004
@@ -104,15 +104,15 @@ def test_only_changed_pages_are_copied_again() -> None:
 @pytest.mark.parametrize("manual", [False, True])
 def test_a_page_that_alternates_between_zeros_and_data_is_saved(manual: bool) -> None:
     """Copied while it is zeros, written just before or after its chunk is cleared."""
-    for writes in range(2, 24):
-        acts = [Act(5, value) for value in [0, 9] * 12][-writes:]
-        guest = WritingGuest(CONFIG, [Act(5, 0)], acts, manual=manual)
+    for count in range(2, 24):
+        writes = [PageWrite(5, value) for value in [0, 9] * 12][-count:]
+        guest = WritingGuest(CONFIG, [PageWrite(5, 0)], writes, manual=manual)
         check_memory(guest, Taken(guest, 3).ram)
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_the_report_accounts_for_every_page(rounds: int) -> None:
-    before = [Act(1, 1), Act(2, 0), Act(3, 3), Act(4, 4)]
+    before = [PageWrite(1, 1), PageWrite(2, 0), PageWrite(3, 3), PageWrite(4, 4)]
     taken = Taken(WritingGuest(CONFIG, before, [], unused=[3, 5]), rounds)
     assert taken.report == PageReport(2, 1, 1, PAGES - 4, 0, "answered")
     assert taken.room == 2

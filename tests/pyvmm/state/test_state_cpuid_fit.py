@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a processor must have for a guest that was started on another one."""
+"""Features that a CPU must have to run a guest that was started on another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def missing(saved: list[abi.kvm_cpuid_entry2], here: list[abi.kvm_cpuid_entry2])
     return missing_features([leaf(0, **VENDOR), *saved], [leaf(0, **VENDOR), *here])
 
 
-def test_the_same_processor_or_a_better_one_will_do() -> None:
+def test_the_same_cpu_or_one_with_more_features_fits() -> None:
     old = leaf(1, ecx=1 << 20, edx=0xFFFF)
     assert missing([old], [old]) == []
     assert missing([old], [leaf(1, ecx=3 << 20, edx=0xFFFFF)]) == []
@@ -39,13 +39,13 @@ def test_the_same_processor_or_a_better_one_will_do() -> None:
         (leaf(0x4000_0001, eax=1 << 14), "CPUID leaf 0x40000001.0 EAX bit 14"),
     ],
 )
-def test_what_is_missing_is_named(saved: abi.kvm_cpuid_entry2, name: str) -> None:
+def test_a_missing_feature_is_named(saved: abi.kvm_cpuid_entry2, name: str) -> None:
     assert missing([saved], []) == [name]
     assert missing([saved], [leaf(saved.function, saved.index)]) == [name]
     assert missing([saved], [saved]) == []
 
 
-def test_everything_that_is_missing_is_named() -> None:
+def test_all_missing_features_are_named() -> None:
     assert missing([leaf(7, ebx=0b101), leaf(1, ecx=1 << 28)], []) == [
         "avx",
         "fsgsbase",
@@ -53,16 +53,16 @@ def test_everything_that_is_missing_is_named() -> None:
     ]
 
 
-def test_bits_that_follow_the_guests_own_registers_do_not_count() -> None:
+def test_bits_that_follow_the_guests_registers_are_ignored() -> None:
     osxsave, monitor, ospke = 1 << 27, 1 << 3, 1 << 4
     assert missing([leaf(1, ecx=osxsave | monitor), leaf(7, ecx=ospke)], [leaf(1), leaf(7)]) == []
 
 
-def test_topology_does_not_count() -> None:
+def test_topology_is_ignored() -> None:
     assert missing([leaf(1, ebx=0x0301_0800), leaf(0xB, 0, edx=3)], [leaf(1, ebx=0)]) == []
 
 
-def test_processors_of_another_make_are_refused() -> None:
+def test_cpus_of_another_vendor_do_not_fit() -> None:
     assert missing_features([leaf(0, **VENDOR)], [leaf(0, **INTEL)]) == [
         "a CPU of vendor 'AuthenticAMD' (this one: 'GenuineIntel')"
     ]
@@ -72,7 +72,7 @@ def xsave(state_components: int) -> bytes:
     return bytes(XSAVE_HEADER) + state_components.to_bytes(8, "little") + bytes(3576)
 
 
-def test_xsave_state_has_to_be_in_the_same_place() -> None:
+def test_xsave_components_must_have_the_same_layout() -> None:
     avx, pkru_intel, pkru_amd = (
         leaf(0xD, 2, eax=256, ebx=576),
         leaf(0xD, 9, eax=8, ebx=2688),
@@ -86,5 +86,5 @@ def test_xsave_state_has_to_be_in_the_same_place() -> None:
     assert moved_xsave_state(xsave(1 << 9), [avx], [avx]) == [9]
 
 
-def test_x87_and_sse_are_always_in_the_same_place() -> None:
+def test_x87_and_sse_always_have_the_same_layout() -> None:
     assert moved_xsave_state(xsave(0b11), [], []) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No device model can grow a field that a snapshot forgets.
+"""Every attribute of a device model that changes is saved, or listed as not being state.
 
 Read from the source: an attribute that a class sets outside `__init__`, or sets there to a value
 that does not come from outside, changes as the machine runs. Such an attribute is either mentioned
@@ -137,18 +137,18 @@ def mentioned(tree: ast.AST, owner: str) -> set[str]:
     return names | {each for each in strings if isinstance(each, str)}
 
 
-def test_everything_that_changes_is_saved_or_is_known_not_to_be_state() -> None:
+def test_changing_attributes_are_saved_or_listed_as_no_state() -> None:
     everything, saved = found()
     assert sorted(everything - saved - NOT_STATE.keys()) == []
 
 
-def test_the_list_of_what_is_not_state_is_up_to_date() -> None:
+def test_the_list_of_attributes_that_are_no_state_is_up_to_date() -> None:
     everything, saved = found()
     assert sorted(NOT_STATE.keys() - everything) == []
     assert sorted(NOT_STATE.keys() & saved) == []
 
 
-def test_the_search_finds_what_it_is_for() -> None:
+def test_the_search_finds_known_attributes() -> None:
     everything, saved = found()
     assert len(everything) > 60
     assert {"StatsQueue._in_flight", "Uart16550._ier", "DeviceQueue.size", "Rtc._memory"} <= saved

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM holds of a guest, saved and restored, with guests of a few instructions in ring 3.
+"""KVM's state of a guest, saved and restored, with guests of a few instructions in ring 3.
 
-Any KVM will do, be it unfit for Linux; tests/kvm runs the same tests in the lab.
+Any KVM suffices, even one that cannot run Linux; tests/kvm runs the same tests in the lab.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CLOCKS = ("clock_ns", "clock_tsc")
 
 @pytest.fixture
 def counting() -> Iterator[tuple[Tiny, mmap.mmap]]:
-    """A guest that is about to count in RAX and XMM1."""
+    """Yield a guest that is about to count in RAX and XMM1."""
     memory = blank()
     with tiny(memory) as machine:
         start_counting(machine, memory)
@@ -72,7 +72,7 @@ def start_counting(machine: Tiny, memory: mmap.mmap) -> None:
 
 
 def run_for(vcpu: Vcpu, seconds: float) -> int:
-    """Run until the guest stops by itself, or for about that long; returns the exit reason."""
+    """Run until the guest stops by itself, or for about that long; return the exit reason."""
     handler = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
@@ -83,7 +83,7 @@ def run_for(vcpu: Vcpu, seconds: float) -> int:
 
 
 def run_a_little(vcpu: Vcpu) -> int:
-    """Run until the guest has counted on, but not to the end; returns its count."""
+    """Run until the guest has counted further, but not to the end; return its count."""
     begin = vcpu.get_regs().rax
     while (count := vcpu.get_regs().rax) == begin:
         assert run_for(vcpu, 0.004) == abi.KVM_EXIT_INTR
@@ -97,7 +97,7 @@ def run_to_end(vcpu: Vcpu) -> None:
     assert (reason, vcpu.kvm_run.io.port) == (abi.KVM_EXIT_IO, DONE_PORT)
 
 
-def test_a_guest_goes_on_counting_in_another_machine(counting: tuple[Tiny, mmap.mmap]) -> None:
+def test_a_restored_guest_continues_in_another_machine(counting: tuple[Tiny, mmap.mmap]) -> None:
     machine, memory = counting
     counts = [0]
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def test_a_guest_goes_on_counting_in_another_machine(counting: tuple[Tiny, mmap.
         assert (low, high) == (ROUNDS, 2 * ROUNDS)
 
 
-def test_the_machine_that_was_saved_goes_on_too(counting: tuple[Tiny, mmap.mmap]) -> None:
+def test_the_saved_machine_continues_as_well(counting: tuple[Tiny, mmap.mmap]) -> None:
     machine, memory = counting
     run_a_little(machine.vcpu)
     machine.save()
@@ -123,8 +123,8 @@ def test_the_machine_that_was_saved_goes_on_too(counting: tuple[Tiny, mmap.mmap]
     assert int.from_bytes(memory[0x2000:0x2008], "little") == ROUNDS
 
 
-def test_everything_is_there_again() -> None:
-    """Each kind of register is given a value of its own; what is saved of the copy is the same."""
+def test_all_registers_are_restored() -> None:
+    """Each kind of register has a distinct value; saving the copy gives the same state."""
     with tiny() as machine, tiny() as copy:
         fill(machine)
         saved = machine.save()
@@ -147,7 +147,7 @@ def without_time(payload: Payload) -> dict[str, Any]:
     return rest
 
 
-def test_a_deadline_and_a_halted_processor_come_back() -> None:
+def test_a_tsc_deadline_and_a_halted_vcpu_are_restored() -> None:
     with tiny() as machine, tiny() as copy:
         fill(machine)
         saved = decode(machine.save()["kvm-vcpu"])
@@ -174,10 +174,10 @@ def own_counter() -> None:
 
 @pytest.mark.usefixtures("own_counter")
 @pytest.mark.parametrize("ahead_s", [-0.9, 0.9, 1e6])
-def test_the_time_stamp_counter_goes_on_from_where_it_stopped(
+def test_the_time_stamp_counter_continues_from_its_saved_value(
     good: tuple[Tiny, dict[str, Any]], ahead_s: float
 ) -> None:
-    """Also in a guest of nearly the same age as the machine that it is restored into."""
+    """Even if the guest is about as old as the machine that it is restored into."""
     machine, payload = good
     hz = machine.vcpu.get_tsc_khz() * 1000
     saved = int(machine.vcpu.get_msrs([TSC])[TSC] + ahead_s * hz) % (1 << 64)
@@ -188,7 +188,7 @@ def test_the_time_stamp_counter_goes_on_from_where_it_stopped(
     assert (now - saved) % (1 << 64) <= (elapsed_s * 1.01 + 0.001) * hz
 
 
-def test_the_clock_goes_on_from_where_it_stopped() -> None:
+def test_kvmclock_continues_from_its_saved_value() -> None:
     with tiny() as machine, tiny() as copy:
         machine.vcpu.set_cpuid2(machine.cpuid)
         for clock_ns in (machine.vm.get_clock().clock, 10**17):
@@ -201,14 +201,14 @@ def test_the_clock_goes_on_from_where_it_stopped() -> None:
 
 @pytest.fixture(params=["exactly", "by trials"])
 def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether KVM can be told how far counters are ahead; Linux before 5.16 could not."""
+    """Return whether KVM has counter offsets; Linux before 5.16 has not."""
     if request.param == "by trials":
         monkeypatch.setattr(Vcpu, "has_device_attr", lambda *_: False)
     return bool(request.param == "exactly")
 
 
 def test_clock_and_time_stamp_counter_stay_together(exact: bool) -> None:
-    """However long saving takes, restoring, and anything in between."""
+    """No matter how long saving, restoring, and the time in between take."""
     with tiny() as machine, tiny() as copy:
         machine.vcpu.set_msrs({TSC: 10**15})
         exact = exact and machine.vcpu.get_msrs([TSC])[TSC] >= 10**15  # or it is the host's
@@ -227,8 +227,8 @@ def test_clock_and_time_stamp_counter_stay_together(exact: bool) -> None:
 
 
 @pytest.mark.usefixtures("own_counter")
-def test_a_counter_that_was_read_long_before_the_clock_moves_up_to_it(exact: bool) -> None:
-    """Saving a busy machine took longer than restoring it; once its clock was ahead by that."""
+def test_a_counter_read_long_before_the_clock_catches_up_with_it(exact: bool) -> None:
+    """As when saving a busy machine takes longer than restoring it."""
     with tiny() as machine:
         machine.vcpu.set_cpuid2(machine.cpuid)
         khz = machine.vcpu.get_tsc_khz()
@@ -243,7 +243,7 @@ def test_a_counter_that_was_read_long_before_the_clock_moves_up_to_it(exact: boo
 
 @pytest.mark.usefixtures("own_counter")
 @pytest.mark.parametrize("ahead", [0, 12345, -(10**9), 1 << 40])
-def test_counters_stay_as_far_apart_as_they_were(ahead: int) -> None:
+def test_counters_keep_their_differences(ahead: int) -> None:
     with tiny() as machine:
         second = machine.vm.create_vcpu(1)
         vcpus = [machine.vcpu, second]
@@ -255,8 +255,8 @@ def test_counters_stay_as_far_apart_as_they_were(ahead: int) -> None:
         second.close()
 
 
-def test_counters_that_were_read_one_after_the_other_are_together() -> None:
-    """So KVM without offsets has them saved."""
+def test_counters_saved_one_after_the_other_are_restored_equal() -> None:
+    """As they are saved from a KVM without offsets."""
     with tiny() as machine:
         second = machine.vm.create_vcpu(1)
         vcpus = [machine.vcpu, second]
@@ -266,7 +266,7 @@ def test_counters_that_were_read_one_after_the_other_are_together() -> None:
         second.close()
 
 
-def test_a_counter_that_cannot_be_right_is_left_alone(exact: bool) -> None:
+def test_an_impossible_counter_is_ignored(exact: bool) -> None:
     with tiny() as machine:
         machine.vcpu.set_cpuid2(machine.cpuid)
         vm = {**kvm_vm.save_vm(machine.vm, 10**15, 1 << 63)}

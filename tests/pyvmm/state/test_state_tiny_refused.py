@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a machine does not take of a saved state, by name, and never with a crash.
+"""Saved states that a machine refuses are refused by name, and never crash it.
 
-Any KVM will do, be it unfit for Linux; tests/kvm runs the same tests in the lab.
+Any KVM suffices, even one that cannot run Linux; tests/kvm runs the same tests in the lab.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def refused(machine: Tiny, payload: Payload, match: str) -> None:
         machine.restore_vcpu(payload)
 
 
-def test_registers_that_kvm_does_not_know_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_unknown_msrs_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     refused(machine, with_msr(payload, 0x1234_5678, 0), "kvm-vcpu: msr_indices has MSR 0x12345678")
     many = payload
@@ -44,27 +44,27 @@ def test_registers_that_kvm_does_not_know_are_named(good: tuple[Tiny, dict[str, 
     refused(machine, many, "MSR 0x70000007 and 12 more, unknown to this host's KVM")
 
 
-def test_values_that_cannot_be_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_impossible_msr_values_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     bad = with_msr(payload, LSTAR, 1 << 60)
     refused(machine, bad, "kvm-vcpu: MSR 0xc0000082 cannot be 0x1000000000000000 here")
 
 
-def test_features_that_the_processor_lacks_are_named(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_missing_cpu_features_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     leaf = abi.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 4, ecx=1 << 16, edx=1 << 24)
     for name in ("hle", "la57", "amx_tile"):
         refused(machine, {**payload, "cpuid": payload["cpuid"] + bytes(leaf)}, f"needs .*{name}")
 
 
-def test_the_processors_of_another_maker_are_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_a_cpu_of_another_vendor_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     other = bytearray(payload["cpuid"])
     other[16] ^= 1
     refused(machine, {**payload, "cpuid": bytes(other)}, "needs a CPU of vendor")
 
 
-def test_a_guest_of_another_clock_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_another_tsc_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     khz = payload["tsc_khz"]
     if machine.here.tsc_scaling:
@@ -98,21 +98,21 @@ def test_a_guest_of_another_clock_rate_is_refused(good: tuple[Tiny, dict[str, An
         ("colour", 1, "colour is not known here"),
     ],
 )
-def test_what_has_the_wrong_size_is_refused(
+def test_fields_of_the_wrong_size_are_refused(
     good: tuple[Tiny, dict[str, Any]], name: str, value: Any, match: str
 ) -> None:
     machine, payload = good
     refused(machine, {**payload, name: value}, match)
 
 
-def test_what_is_missing_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_missing_fields_are_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     for name in payload:
         rest = {other: payload[other] for other in payload if other != name}
         refused(machine, rest, f"kvm-vcpu: {name} is missing")
 
 
-def test_what_kvm_refuses_is_no_crash(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_values_that_kvm_refuses_are_errors_of_the_state(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     events = abi.kvm_vcpu_events(flags=1 << 31)
     refused(
@@ -122,7 +122,7 @@ def test_what_kvm_refuses_is_no_crash(good: tuple[Tiny, dict[str, Any]]) -> None
     )
 
 
-def test_nested_state_cannot_claim_more_than_it_has(good: tuple[Tiny, dict[str, Any]]) -> None:
+def test_nested_state_must_have_the_size_it_claims(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     size = sizeof(abi.kvm_nested_state)
     lie = bytes(abi.kvm_nested_state(size=size + 1))
@@ -132,7 +132,7 @@ def test_nested_state_cannot_claim_more_than_it_has(good: tuple[Tiny, dict[str, 
         refused(machine, {**payload, "nested": lie}, f"has {size} bytes, this host's KVM has 0")
 
 
-def test_a_machine_takes_only_whole_controllers() -> None:
+def test_incomplete_interrupt_controllers_are_refused() -> None:
     with tiny() as machine:
         payload: dict[str, Any] = {**kvm_vm.save_vm(machine.vm, 0, 0)}
         for name, value, match in (
@@ -147,8 +147,8 @@ def test_a_machine_takes_only_whole_controllers() -> None:
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_any_state_is_taken_or_refused(data: st.DataObject) -> None:
-    """Bits flipped anywhere: the only thing that comes out is StateError."""
+def test_corrupted_states_are_restored_or_refused(data: st.DataObject) -> None:
+    """With bits flipped anywhere, StateError is the only error."""
     with tiny() as machine, tiny() as copy:
         fill(machine)
         saved = {name: {**decode(encoded)} for name, encoded in machine.save().items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each version of each device's state consists of.
+"""The fields of each version of each device's state.
 
 Names that come, go or change their meaning need a new STATE_VERSION, and a new line here.
 """
@@ -108,6 +108,8 @@ def standard_balloon() -> Stateful:
     ],
     ids=lambda each: getattr(each, "STATE_KIND", None) or "-".join(each),
 )
-def test_a_version_says_what_is_in_a_state(part: Stateful, variant: tuple[str, ...]) -> None:
+def test_the_fields_of_a_state_are_those_of_its_version(
+    part: Stateful, variant: tuple[str, ...]
+) -> None:
     known = VERSIONS[(part.STATE_KIND, part.STATE_VERSION, *variant)]
     assert sorted(set(names(part.save_state()))) == sorted(known.split())

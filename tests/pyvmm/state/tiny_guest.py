@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest of a few instructions on this machine's KVM, for tests of what KVM holds of a guest."""
+"""A guest of a few instructions on this host's KVM, for tests of the state that KVM holds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def fill(machine: Tiny) -> None:
 
 
 def avx(cpuid: abi.kvm_cpuid2) -> int:
-    """What XCR0 may be: with AVX, where the processor has it."""
+    """Return a valid XCR0: with AVX, if the CPU has it."""
     has = any(entry.function == 1 and entry.ecx >> 28 & 1 for entry in cpuid.entries)
     return 0b111 if has else 0b11
 
@@ -126,7 +126,7 @@ def msrs_of(payload: Payload) -> dict[int, int]:
 
 @contextmanager
 def filled() -> Iterator[tuple[Tiny, dict[str, Any]]]:
-    """A machine to restore into, and the payload of a vCPU that it would take."""
+    """Yield a machine to restore into, and the payload of a vCPU that it accepts."""
     with tiny() as machine, tiny() as copy:
         fill(machine)
         yield copy, {**decode(machine.save()["kvm-vcpu"])}

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which an outgoing migration uses its machine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from pyvmm.sockets.addresses import UnixAddress
+from pyvmm.sockets.tls import Security
+from tests.pyvmm.migration.migration_destination import Destination
+from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.snapshot.test_saver import RecordingMachine
+
+
+def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
+    async def main() -> None:
+        machine, target = RecordingMachine(), FakeTarget()
+        destination = Destination(tmp_path / "m", target)
+        migrations = machine.migrations
+        migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
+        async with asyncio.timeout(20):
+            while migrations.active:
+                await asyncio.sleep(0.001)
+        await migrations.end()
+        destination.join()
+        assert (migrations.status, migrations.error) == ("completed", "")
+        assert target.runs
+        assert machine.calls == ["prepare", "pause", "save"]
+
+    asyncio.run(main())

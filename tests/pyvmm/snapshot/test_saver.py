@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of the steps of a snapshot, and the time for which it pauses the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
+from pyvmm.state.records import Record
+from pyvmm.units import MIB
+from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+
+PAUSE_S = 0.05
+
+
+class RecordingMachine(InMemoryMachine):
+    """Records its calls in order; saving its parts takes `PAUSE_S`."""
+
+    def __init__(self) -> None:
+        super().__init__(64 * MIB)
+        self.calls: list[str] = []
+
+    def prepare_parts(self) -> None:
+        self.calls.append("prepare")
+
+    def pause(self) -> None:
+        self.calls.append("pause")
+        super().pause()
+
+    def save_parts(self) -> Sequence[Record]:
+        self.calls.append("save")
+        time.sleep(PAUSE_S)
+        return super().save_parts()
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        super().resume()
+
+
+def take_snapshot(machine: InMemoryMachine, request: SnapshotRequest) -> SnapshotStatus:
+    async def main() -> SnapshotStatus:
+        machine.snapshots.start(request)
+        async with asyncio.timeout(20):
+            while machine.snapshots.active:
+                await asyncio.sleep(0.001)
+        return machine.snapshots.status
+
+    return asyncio.run(main())
+
+
+def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
+    machine = RecordingMachine()
+    status = take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
+    assert status.status == "completed", status.error
+    assert machine.calls == ["prepare", "pause", "save", "resume"]
+
+
+def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    status = take_snapshot(RecordingMachine(), SnapshotRequest(tmp_path / "s"))
+    assert PAUSE_S <= status.stopped_seconds <= status.seconds <= time.monotonic() - begin
