@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A first process that takes the balloon from its driver and drives it by itself, badly.
+ * An init process that unbinds the balloon's driver and attacks the device.
  *
- * It maps the BARs of the device from sysfs and finds the physical addresses of its own pages in
- * /proc/self/pagemap. Then, from a seed and for a number of accesses: wild registers, broken rings,
- * requests right and wrong, storms of notifications, of messages and of moving BARs, resets in the
- * middle of it all, while a second process rewrites rings and requests that are with the device.
- * At the end it puts everything back, has the driver bind again and becomes the ordinary init.
+ * It maps the BARs of the device through sysfs and finds the physical addresses of its own pages in
+ * /proc/self/pagemap. Then it performs pseudorandom accesses from a seed: registers, broken rings,
+ * valid and invalid requests, storms of notifications, MSI-X changes and BAR moves, and resets at
+ * any time, while a second process rewrites rings and requests that are in flight. At the end it
+ * restores the device, rebinds the driver and executes the ordinary init.
  *
  *     rdinit=/hostile hostile.seed=1 hostile.accesses=1500 hostile.bitmap=0
  *
- * It means harm to the device, not to itself. Whatever a device may write to or discard is one of
- * its own pages or no RAM at all; that has to hold also for every mixture of an old and a new value
- * of two fields, because the second process is not careful about when it writes. What it then finds
- * changed in memory that it never named is the device's fault.
+ * It attacks the device, not itself. All addresses that the device may write to or discard are its
+ * own pages or no RAM; this also holds for any mixture of old and new values of two fields, because
+ * the second process writes at any time. So a change of memory that it never named is an error of
+ * the device.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,7 +35,7 @@
 
 enum {
 	PAGE = 4096,
-	QUEUES = 6, /* more than there are */
+	QUEUES = 6, /* more than exist */
 	RING = 16,  /* descriptors of a ring: one page holds all three parts */
 	PAYLOADS = 8,
 	VICTIMS = 32,
@@ -43,7 +43,7 @@ enum {
 	WITNESS_BYTES = 16 << 20,
 	BAR0_BYTES = 0x4000,
 	BAR2_BYTES = 0x1000,
-	AVAIL = 0x400, /* where in a ring's page */
+	AVAIL = 0x400, /* offset in a ring's page */
 	USED = 0x800,
 	DESC_NEXT = 1,
 	DESC_WRITE = 2,
@@ -132,7 +132,7 @@ static void set_config(unsigned int offset, unsigned int size, uint32_t value)
 		die("write to configuration space");
 }
 
-/* No RAM: the hole, beyond its end, wrapping around. Low bits as aligned as the caller wants. */
+/* An address outside RAM: the hole, beyond the end, wrapping around; aligned for the caller. */
 static uint64_t nowhere(uint64_t align)
 {
 	static const uint64_t bases[] = {
@@ -169,9 +169,9 @@ static uint64_t victim_pfn(unsigned int victim)
 }
 
 /*
- * A request: of our victims, or senseless. The device may be reading the one before in the same
- * place, so the words are harmless in any mixture: PFNs are, and a bitmap request always names the
- * same victim, its page's own, by one bit of eight bytes. (A victim that was taken holds zeros, and
+ * Write a request that names victims, or noise. The device may be reading the previous request at
+ * the same address, so any mixture of words must be harmless: PFNs are, and a bitmap request of a
+ * page always names the same victim, by one bit of eight bytes. (A discarded victim holds zeros;
  * page 0, which they name, is one that no kernel uses.)
  */
 static void write_request(int page)
@@ -195,8 +195,8 @@ static void write_request(int page)
 }
 
 /*
- * Even descriptors name a page of ours and not a byte more, odd ones nothing that is RAM, each in
- * all its fields: a mixture of two descriptors in one place is as harmless as either.
+ * Even descriptors name at most one of our pages, odd ones no RAM, in all their fields: a mixture
+ * of two descriptors at one position is as harmless as either.
  */
 static void write_desc(int queue, int index)
 {
@@ -228,13 +228,13 @@ static void scribble(void)
 	for (;;) {
 		int queue = below(QUEUES);
 
-		if (rarely(512)) /* not the whole of a processor, which others need as well */
+		if (rarely(512)) /* leave processor time to others */
 			usleep(200);
 
 		write_desc(queue, below(RING));
 		write_head(queue, below(RING));
 		write_request(payload_page());
-		if (rarely(64)) /* more work, as much as a ring holds */
+		if (rarely(64)) /* make up to a ring of buffers available */
 			avail(queue)[1] = used(queue)[1] + below(RING);
 	}
 }
@@ -252,7 +252,7 @@ static void start(void)
 		set(0x00, 4, queue);
 		bits = get(0x04, 4);
 		if (!queue && !below(4))
-			bits &= rnd() | 0xa; /* what the bitmap dialect is nothing without */
+			bits &= rnd() | 0xa; /* required by the bitmap dialect */
 		set(0x08, 4, queue);
 		set(0x0c, 4, below(64) ? bits : rnd());
 	}
@@ -293,7 +293,7 @@ static void send_requests(void)
 	kick(queue);
 }
 
-/* Accesses of any size to anything but the addresses of rings, which are ours to keep sane. */
+/* Access anything but the ring addresses, which must stay valid, with any size. */
 static void poke_registers(void)
 {
 	static const unsigned int bases[] = {0, 0x1000, 0x2000, 0x3000};
@@ -330,7 +330,7 @@ static void poke_window(void)
 		set_config(at + 16, 4, rnd());
 }
 
-/* Messages go to harmless vectors only. */
+/* MSI-X messages use harmless vectors only. */
 static void rewrite_messages(int count)
 {
 	uint16_t control = 1 << 15 | below(2) << 14;
