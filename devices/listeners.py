@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of one event, any number of them.
+"""Any number of callbacks for one event.
 
 A device model exposes an event as an attribute, `bar_moved: Listeners[int] = Listeners()`, and
 calls it when the event happens; interested parties `add` themselves. No listener displaces another,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device model is given from outside.
+"""The interfaces between device models and their environment.
 
-Device models know neither KVM nor threads nor sockets. Everything they need from their
-surroundings comes through these small Protocols, so a unit test can drive any device with a few
-lines of its own and the machine can connect the same device to irqfds, ioeventfds and real RAM.
+Device models know neither KVM nor threads nor sockets. They use their environment through these
+small Protocols, so a unit test needs a few lines to drive any device, and the machine connects the
+same device to irqfds, ioeventfds and real RAM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyvmm_native.runs import PageRuns
 
 
 class BusDevice(Protocol):
-    """Something that answers reads and writes inside its own address range.
+    """A device that serves reads and writes in its own address range.
 
     `offset` counts bytes from the start of the range, `size` is 1, 2, 4 or 8 bytes, and `value`
     is an unsigned little-endian integer of that size.
@@ -34,13 +34,13 @@ class InterruptLine(Protocol):
 
 
 class MsiSink(Protocol):
-    """Where message-signalled interrupts of one function go, by vector number."""
+    """The destination of the message-signalled interrupts of one function, by vector number."""
 
     def route(self, vector: int, address: int, data: int) -> None:
-        """The message of `vector` is now (address, data); the vector is unmasked and enabled."""
+        """Set the message of `vector`, which is enabled and unmasked, to (address, data)."""
 
     def trigger(self, vector: int) -> None:
-        """Send the message last given to `route`."""
+        """Send the message that `route` has set last."""
 
 
 class HostNotifiers(Protocol):
@@ -73,16 +73,16 @@ class Timer(Protocol):
 
 
 class Timers(Protocol):
-    """Makes timers. Their clock stands while the guest is paused, as do their deadlines.
+    """Creates timers. Their clock stops while the guest is paused, and so do their deadlines.
 
     A callback runs under the device lock, like every other call of a device model.
     """
 
     def now_ns(self) -> int:
-        """Return the virtual clock: nanoseconds, never falling, from an arbitrary origin."""
+        """Return the virtual clock: monotonic nanoseconds from an arbitrary origin."""
 
     def timer(self, on_expiry: Callable[[], None]) -> Timer:
-        """Make a timer, not armed, that calls `on_expiry` when it expires."""
+        """Create a timer, not armed, that calls `on_expiry` when it expires."""
 
 
 class GuestRam(Protocol):
@@ -97,10 +97,10 @@ class GuestRam(Protocol):
 
     @property
     def host_page_pages(self) -> int:
-        """4 KiB pages in one host page: the unit in which memory can be given back."""
+        """The 4 KiB pages of a host page, the unit in which memory can be discarded."""
 
     def discard(self, runs: PageRuns) -> int:
-        """Give whole host pages back to the host; returns bytes. `runs` lie inside `pages`."""
+        """Discard whole host pages; return the bytes discarded. `runs` lie within `pages`."""
 
 
 class Tracer(Protocol):

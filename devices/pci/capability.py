@@ -2,7 +2,7 @@
 """One entry of a function's capability list (PCI Local Bus 3.0, 6.7).
 
 A capability is an id, a pointer to the next one and a body of its own format. The body is either
-plain bytes of which the guest can change some bits, or answered by handlers of whoever added it.
+plain bytes, of which the guest can change some bits, or served by handlers of its owner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Capability:
     """One capability: its body as a `BusDevice`, its two-byte header as a register table.
 
     The guest can change the bits of `body` that are set in `writable_mask` (shorter means zeros);
-    `read` and `write`, when given, answer instead. `offset` is where it lies in the function's
+    `read` and `write`, if given, serve the body instead. `offset` is its place in the function's
     configuration space.
     """
 
@@ -43,7 +43,7 @@ class Capability:
         self._write = write
 
     def link(self, offset: int) -> None:
-        """Make the capability at `offset` the next one in the list."""
+        """Link the capability at `offset` as the next one in the list."""
         self.header["next"] = offset
 
     def read(self, offset: int, size: int) -> int:
@@ -53,7 +53,7 @@ class Capability:
         return int.from_bytes(self._body[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write `size` bytes of the body, as far as the guest may."""
+        """Write the guest-writable bits of `size` bytes of the body."""
         if self._write is not None:
             self._write(offset, size, value)
             return

@@ -3,17 +3,17 @@
 
 A `PciFunction` is a type 0 header, up to six memory base address registers (BARs) and a list of
 capabilities. The header is a register table; the 256 bytes are a small `Bus` on which the header
-and every capability are mapped, so that a configuration access of any size and alignment is safe
-and bytes that nothing owns read as 0.
+and every capability are mapped, so that a configuration access of any size and alignment is safe,
+and unmapped bytes read as 0.
 
 A BAR is *decoded* while the function's memory space is enabled and its address is one that the
-`BarPlacement` accepts. Whoever owns the memory map (`devices.pci.host_bridge.PciBus`) is that
-placement: it keeps BARs off RAM and interrupt controllers and puts the BAR's handler on the MMIO
-bus. A refused BAR keeps its address and is tried again at the next write to the command register
-or to a BAR. Listeners of `bar_moved` are called with (index, gpa) after each change; gpa is None
+`BarPlacement` accepts. The owner of the memory map (`devices.pci.host_bridge.PciBus`) implements
+it: it keeps BARs off RAM and interrupt controllers, and maps the BAR's handler on the MMIO bus. A
+refused BAR keeps its address and is tried again at the next write to the command register or to a
+BAR. Listeners of `bar_moved` are called with (index, gpa) after each change; gpa is None
 when the BAR is no longer decoded.
 
-A capability with behaviour gives `read` and `write` handlers for its body, whose offset 0 is the
+A capability with behaviour has `read` and `write` handlers for its body, whose offset 0 is the
 byte after the next pointer:
 
     offset = function.add_capability(0x11, bytes(10), read=table.read, write=table.write)
@@ -49,13 +49,13 @@ _FIRST_CAPABILITY = 0x40
 
 
 class BarPlacement(Protocol):
-    """Decides whether a BAR may be decoded where the guest put it."""
+    """Decides whether a BAR may be decoded at the address that the guest has programmed."""
 
     def place(self, gpa: int, size_bytes: int, handler: BusDevice) -> bool:
-        """Decode [gpa, gpa + size_bytes) with `handler`; False if it may not lie there."""
+        """Decode [gpa, gpa + size_bytes) with `handler`; return False if that is not allowed."""
 
     def remove(self, gpa: int) -> None:
-        """Stop decoding what was placed at `gpa`."""
+        """Stop decoding the BAR at `gpa`."""
 
 
 @dataclass(slots=True)
@@ -180,25 +180,25 @@ class PciFunction:
 
     # --- Configuration accesses -------------------------------------------------------------
     def config_read(self, offset: int, size: int) -> int:
-        """Read `size` bytes of configuration space; bytes that nothing owns are 0."""
+        """Read `size` bytes of configuration space; unmapped bytes read as 0."""
         return self._config.read(offset, size)
 
     def config_write(self, offset: int, size: int, value: int) -> None:
-        """Write `size` bytes of configuration space; what cannot be written stays."""
+        """Write `size` bytes of configuration space; read-only bits do not change."""
         self._config.write(offset, size, value)
 
     # --- Device side ------------------------------------------------------------------------
     @property
     def bus_master_enabled(self) -> bool:
-        """Whether the function may access memory, which includes sending MSIs (6.2.2)."""
+        """True while the function may access memory, which includes sending MSIs (6.2.2)."""
         return bool(self._header["command"] & COMMAND_BUS_MASTER)
 
     def bar_gpa(self, index: int) -> int | None:
-        """Return where BAR `index` is decoded, or None."""
+        """Return the address at which BAR `index` is decoded, or None."""
         return self._bars[index].gpa
 
     def set_interrupt_level(self, level: bool) -> None:
-        """Assert or deassert INTx: Status says so, the pin follows unless INTx is disabled."""
+        """Assert or deassert INTx: sets the status bit, and the pin unless INTx is disabled."""
         self._interrupt_asserted = level
         self._drive_intx()
 
@@ -214,11 +214,11 @@ class PciFunction:
 
     @property
     def STATE_KIND(self) -> str:
-        """Each function is a part of its own."""
+        """The kind of the saved state, one for each function."""
         return self.name
 
     def save_state(self) -> Payload:
-        """Header and BARs; capabilities belong to whoever answers for them."""
+        """Return the header and the BARs; owners of capabilities save those."""
         return {
             "vendor_id": self._header["vendor_id"],
             "device_id": self._header["device_id"],
@@ -228,9 +228,9 @@ class PciFunction:
         }
 
     def check_state(self, fields: Fields) -> Restore:
-        """Check everything; what is restored decodes the BARs again, as far as it is allowed to.
+        """Check the state; return the function that applies it and decodes the BARs again.
 
-        Of two BARs at one address the one that was there first is there again.
+        Of two BARs at one address the one that was decoded is decoded again.
         """
         for name in ("vendor_id", "device_id"):
             fields.same(name, self._header[name])
@@ -253,7 +253,7 @@ class PciFunction:
         return restore
 
     def restore_state(self, fields: Fields) -> None:
-        """As `Stateful.restore_state`."""
+        """Restore as `Stateful.restore_state`."""
         restore = self.check_state(fields)
         fields.done()
         restore()
@@ -314,18 +314,18 @@ class PciFunction:
             address = value << 32 | bar.address & 0xFFFF_FFFF
         else:
             address = bar.address & ~0xFFFF_FFFF | value
-        # 6.2.5.1: address bits below the size are hardwired to 0, which is how software that
+        # 6.2.5.1: address bits below the size are hardwired to 0, from which software that
         # writes all ones learns the size.
         bar.address = address & ~(bar.size_bytes - 1)
         self._update_decoding()
 
     def _update_decoding(self, bars: Iterable[_Bar] | None = None) -> None:
-        """Make what is decoded follow the command register and the addresses of `bars`, or all."""
+        """Update the decoding of `bars`, or all, to the command register and their addresses."""
         enabled = self._header["command"] & COMMAND_MEMORY_SPACE
         bars = self._bars.values() if bars is None else bars
         moving = [bar for bar in bars if bar.gpa != (bar.address if enabled else None)]
         before = [bar.gpa for bar in moving]
-        for bar in moving:  # all leave before any arrives: two BARs may change places
+        for bar in moving:  # remove all before placing any: two BARs may swap addresses
             if bar.gpa is not None and self.placement is not None:
                 self.placement.remove(bar.gpa)
             bar.gpa = None

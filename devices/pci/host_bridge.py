@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PCI root: the one bus, its host bridge at 00:00.0 and two ways to configuration space.
+"""The PCI root: bus 0, its host bridge at 00:00.0 and two configuration mechanisms.
 
-`PciBus` knows which function sits at which device number (function 0 only) and decides where BARs
-may be decoded: wholly inside one of its apertures and clear of everything else on the MMIO bus. A
-guest can therefore never lay a BAR over RAM or an interrupt controller.
+`PciBus` maps device numbers to functions (function 0 only) and decides where BARs may be decoded:
+entirely within one of its apertures, without overlap with anything else on the MMIO bus. So a guest
+can never place a BAR over RAM or an interrupt controller.
 
 `ConfigMechanism1` is the eight ports 0xCF8-0xCFF (PCI Local Bus 3.0, 3.2.2.3.2). Only an aligned
-32-bit access to 0xCF8 reaches the address latch; narrower ones are ordinary I/O to nobody. While
+32-bit access to 0xCF8 reaches the address latch; no device serves narrower ones. While
 the latch's enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
 selected configuration register. Functions that do not exist read as all ones.
 
-`EnhancedConfig` is the memory-mapped way, ECAM (PCI Express 3.0, 7.2.2): 4 KiB for each function.
-Ours have the 256 bytes of conventional PCI; what lies beyond reads as all ones.
+`EnhancedConfig` is ECAM, the memory-mapped mechanism (PCI Express 3.0, 7.2.2): 4 KiB for each
+function. Ours have the 256 bytes of conventional PCI; the rest reads as all ones.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FF_FFFC
 _DATA_OFFSET = 4
 
-# A bridge without quirks in any operating system: Red Hat's generic host bridge.
+# Red Hat's generic host bridge, for which no operating system has quirks.
 _HOST_BRIDGE_VENDOR_ID = 0x1B36
 _HOST_BRIDGE_DEVICE_ID = 0x0008
 _HOST_BRIDGE_CLASS_CODE = 0x060000
 
 
 class PciBus:
-    """Bus 0: functions by device number, and where their BARs may be decoded.
+    """Bus 0: functions by device number, and the placement of their BARs.
 
     `mmio` is the bus of guest-physical addresses, `apertures` the (gpa, size in bytes) windows of
     the host bridge. The host bridge itself is device 0.
@@ -87,7 +87,7 @@ class PciBus:
         return accepted
 
     def remove(self, gpa: int) -> None:
-        """Stop decoding what was placed at `gpa`."""
+        """Stop decoding the BAR at `gpa`."""
         self._mmio.unmap(gpa)
 
 
@@ -125,11 +125,11 @@ class ConfigMechanism1:
                 function.config_write(self._register(offset), size, value)
 
     def save_state(self) -> Payload:
-        """The address latch."""
+        """Return the address latch."""
         return {"address": self._address}
 
     def restore_state(self, fields: Fields) -> None:
-        """As `Stateful.restore_state`."""
+        """Restore as `Stateful.restore_state`."""
         address = fields.number("address", below=1 << 32)
         if address & ~_ADDRESS_WRITABLE:
             raise fields.error("address", f"cannot be {address:#x}")

@@ -10,12 +10,11 @@ A `MsixTable` has two `BusDevice`s to be put into a BAR, `table` (16 bytes a vec
     msix.add_to(function, bar=4, table_offset=0x8000, pba_offset=0xC000)
     msix.signal(vector)
 
-A vector is *live* while MSI-X is enabled and neither the function nor the vector is masked. The
-sink is told a live vector's message by `route` before anything is triggered with it, and again
-whenever the message of a live vector changes; setting a message up behind the mask, as drivers do,
-costs one `route`. A signal on a vector that is not live sets its pending bit and is sent when the
-vector becomes live; while MSI-X is disabled signals are dropped, since the function then has to
-use INTx.
+A vector is *live* while MSI-X is enabled and neither the function nor the vector is masked. `route`
+passes the message of a live vector to the sink before it is first triggered, and again whenever it
+changes; programming a message while it is masked, as drivers do, costs one `route`. A signal on a
+vector that is not live sets its pending bit, and is sent when the vector becomes live; while MSI-X
+is disabled signals are dropped, since the function then uses INTx.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class MsixTable:
 
     @property
     def table_bytes(self) -> int:
-        """Size of the vector table."""
+        """The size of the vector table."""
         return ENTRY_BYTES * self.vectors
 
     @property
@@ -124,7 +123,7 @@ class MsixTable:
 
     # --- Saved state ------------------------------------------------------------------------
     def save_state(self) -> Payload:
-        """Table, pending bits and control; routes are made anew from the table."""
+        """Return table, pending bits and control; routes follow from the table."""
         return {
             "capability": self._capability.save_state(),
             "table": self.table.save_state(),
@@ -132,7 +131,7 @@ class MsixTable:
         }
 
     def check_state(self, fields: Fields) -> Restore:
-        """Check everything; what is restored routes all live vectors and tells who listens."""
+        """Check the state; return the function that applies it, routes vectors and notifies."""
         restore_capability = self._capability.check_state(fields.part("capability"))
         restore_table = self.table.check_state(fields.part("table"))
         pending = int.from_bytes(fields.data("pending", length=self.pba_bytes), "little")
@@ -151,13 +150,13 @@ class MsixTable:
     # --- Device side ------------------------------------------------------------------------
     @property
     def enabled(self) -> bool:
-        """Whether MSI-X is on, so that the function must not use INTx."""
+        """True while MSI-X is enabled, so that the function must not use INTx."""
         return bool(self._capability["message_control"] & CONTROL_ENABLE)
 
     def signal(self, vector: int) -> None:
-        """Send the message of `vector` now, or when it is no longer masked.
+        """Send the message of `vector` now, or when it is unmasked.
 
-        Raises IndexError for a vector the table does not have.
+        Raises IndexError for a vector beyond the table.
         """
         if not 0 <= vector < self.vectors:
             raise IndexError(f"MSI-X vector {vector} of {self.vectors}")
@@ -167,7 +166,7 @@ class MsixTable:
             self._pending |= 1 << vector
 
     def drop_pending(self) -> None:
-        """Forget what waits behind a mask, because the function it was about was reset."""
+        """Clear all pending bits, because the function was reset."""
         self._pending = 0
 
     def _live(self, vector: int) -> bool:
@@ -186,7 +185,7 @@ class MsixTable:
         self.control_written()
 
     def _refresh(self, vector: int) -> None:
-        """Bring the sink up to date with a vector that may have become live or changed."""
+        """Update the sink's route of a vector that may have become live or changed."""
         if not self._live(vector):
             return
         table = self.table

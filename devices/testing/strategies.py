@@ -30,7 +30,7 @@ hostile_values: st.SearchStrategy[Value] = (
 
 @st.composite
 def corrupted(draw: st.DrawFn, payload: Payload) -> Payload:
-    """Copies of `payload` with one to three values, at any depth, changed, removed or added."""
+    """Generate copies of `payload` with one to three values changed, removed or added."""
     root: dict[str, Value] = mutable_copy(payload)
     for _ in range(draw(st.integers(1, 3))):
         container, key = draw(st.sampled_from(list(payload_items(root))))

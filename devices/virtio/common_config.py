@@ -2,8 +2,8 @@
 """The common configuration structure of a virtio PCI device (VIRTIO 1.2, section 4.1.4.3).
 
 A register table over the device: feature windows of 32 bits chosen by a selector, the status
-field, and one set of queue registers for whichever queue `queue_select` names. A selector that
-names nothing is harmless: features read as 0, a queue that does not exist has queue_size 0.
+field, and one set of queue registers for the queue that `queue_select` names. Selectors out of
+range are harmless: features read as 0, a queue that does not exist has queue_size 0.
 queue_notify_data would exist only with a feature that is not offered: it reads as 0.
 """
 
@@ -21,7 +21,7 @@ from devices.virtio.queue import DeviceQueue
 
 
 class CommonConfig:
-    """Registers of `device`; `registers` is what goes into the BAR.
+    """The registers of `device`; `registers` is mapped in the BAR.
 
     `on_change` is called after the driver may have started or stopped a queue.
     """
@@ -106,7 +106,7 @@ class CommonConfig:
         ]
 
     def _address_registers(self) -> list[Register]:
-        """Where the parts of the selected queue lie.
+        """Return the registers with the addresses of the selected queue's parts.
 
         4.1.3.2: the two 32-bit halves MUST be accessible on their own. They are, because the table
         merges a partial write with the rest of its register.
@@ -137,14 +137,14 @@ class CommonConfig:
         ]
 
     def _reset_register(self) -> Register:
-        """queue_reset: always 0, because a queue has been reset when the write is done (4.1.4.3.1).
+        """Return queue_reset: reads as 0, since the write itself completes the reset (4.1.4.3.1).
 
         At 0x38, before it, is queue_notify_data.
         """
         write = self._change_queue(self._write_queue_reset)
         return Register("queue_reset", 0x3A, 2, read=lambda: 0, write=write)
 
-    # About the whole device.
+    # Registers of the device.
 
     def _read_device_feature(self) -> int:
         shift = self._feature_shift("device_feature_select")
@@ -160,7 +160,7 @@ class CommonConfig:
             self._device.accept_features(shift, bits)
 
     def _feature_shift(self, selector: str) -> int | None:
-        """First bit of the window; None beyond bit 63, where nothing is defined (4.1.4.3.1)."""
+        """Return the first bit of the window; None beyond bit 63 (4.1.4.3.1)."""
         selected = self.registers[selector]
         return 32 * selected if selected < 2 else None
 
@@ -172,7 +172,7 @@ class CommonConfig:
             self.registers.reset()
         self._on_change()
 
-    # About the selected queue.
+    # Registers of the selected queue.
 
     def _selected(self) -> DeviceQueue | None:
         index = self.registers["queue_select"]
@@ -194,13 +194,13 @@ class CommonConfig:
         return handler
 
     def _write_queue_enable(self, queue: DeviceQueue, value: int) -> None:
-        # 4.1.4.3.2: the driver MUST NOT write 0, and nothing but 1 means anything.
+        # 4.1.4.3.2: the driver MUST NOT write 0; values other than 1 are undefined.
         if value == 1:
             self._device.enable_queue(queue.index)
             self._on_change()
 
     def _write_queue_reset(self, queue: DeviceQueue, value: int) -> None:
-        # 4.1.4.3.2: without the feature the field does not exist; nothing but 1 means anything.
+        # 4.1.4.3.2: without RING_RESET the field does not exist; values other than 1 are undefined.
         if value == 1 and self._device.accepted & features.RING_RESET:
             self._device.reset_queue(queue.index)
             self._interrupts.set_queue_vector(queue.index, NO_VECTOR)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every virtio device does, whatever it is and however it is attached.
+"""The core of a virtio device, independent of its type and transport.
 
-Holds the device status, feature negotiation, the queues and the configuration generation
-(VIRTIO 1.2, sections 2.1 to 2.6), and drives a subclass, which says what its configuration space
-holds and what one buffer means. It is also the one place of the policy on bad guest input:
+Implements the device status, feature negotiation, the queues and the configuration generation
+(VIRTIO 1.2, sections 2.1 to 2.6). A subclass adds the configuration space and the meaning of a
+buffer. This is also the only place that defines the policy on bad guest input:
 
 * a broken ring or descriptor chain (`RingError`): DEVICE_NEEDS_RESET, a configuration change
-  notification once DRIVER_OK (2.1.2), and no queue is touched again before the driver resets;
-* a bad payload (`BadPayload`): the buffer goes back with length 0 so that the guest does not hang
-  (unless `on_bad_payload` keeps it), it is counted, and traced at a rate that falls as the count
-  grows.
+  notification once DRIVER_OK (2.1.2), and no access to any queue until the driver resets the
+  device;
+* a bad payload (`BadPayload`): the buffer is returned with length 0 so that the guest does not hang
+  (unless `on_bad_payload` keeps it in flight), counted, and traced at a rate that falls as the
+  count grows.
 
-Work per call is bounded: `process_queue` serves a few buffers, interrupts at most once, and says
-whether to call again.
+Work per call is bounded: `process_queue` serves a few buffers, interrupts at most once, and returns
+whether to call it again.
 
-Nothing here locks or starts threads. Whoever owns the device holds its one lock around every
+Nothing here locks or starts threads. The owner of the device holds the device lock around every
 method of the device and of its transport.
 """
 
@@ -37,9 +38,8 @@ from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
-"""One `process_queue` serves at most so many buffers, and takes no further one once it was given so
-many bytes to read, write or discard: no guest can keep the caller's thread, and a large request is
-a turn of its own."""
+"""Limits of one call of `process_queue`: the number of buffers, and the bytes to read, write or
+discard after which it takes no further buffer. So no guest can occupy the caller's thread."""
 
 
 class SavedDevice(NamedTuple):
@@ -53,23 +53,23 @@ class SavedDevice(NamedTuple):
 
 
 class GuestNotifier(Protocol):
-    """How a transport carries the device's notifications to the driver (VIRTIO 1.2, 2.3)."""
+    """The guest notifier of a transport: sends notifications to the driver (VIRTIO 1.2, 2.3)."""
 
     @property
     def memory_accessible(self) -> bool:
-        """Whether the driver lets the device access memory at present."""
+        """True while the driver lets the device access memory."""
 
     def notify_used(self, queue: int) -> None:
-        """Used buffer notification: buffers of `queue` came back."""
+        """Send a used buffer notification of `queue`."""
 
     def notify_config(self) -> None:
-        """Configuration change notification, also sent for DEVICE_NEEDS_RESET."""
+        """Send a configuration change notification; also for DEVICE_NEEDS_RESET."""
 
 
 class VirtioDevice(ABC):
     """A device of type `device_id` (VIRTIO 1.2, section 5) with its queues in `memory`.
 
-    A subclass implements `serve` and overrides whatever else its device has:
+    A subclass implements `serve`, and overrides other methods as its device needs them:
 
         class Echo(VirtioDevice):
             def __init__(self, memory: GuestMemory, tracer: Tracer) -> None:
@@ -114,12 +114,12 @@ class VirtioDevice(ABC):
         self._config_changed = False
         self.accepted = 0
         self.running = False
-        """Whether queues may be used; kept because every notification asks for it."""
+        """True while queues may be used; cached because every notification checks it."""
         self._set_status(Status.RESET)
 
     @property
     def live(self) -> bool:
-        """Whether the rings may be touched now: running, and not barred from memory."""
+        """True while the rings may be accessed: running, with access to memory."""
         return self.running and (
             self._guest_notifier is None or self._guest_notifier.memory_accessible
         )
@@ -130,29 +130,29 @@ class VirtioDevice(ABC):
     def serve(self, queue: int, chain: Chain) -> int | None:
         """Act on one buffer of `queue`, whose device-readable bytes are all in `chain.readable`.
 
-        Returns how many bytes were written to the buffer, which is then returned to the driver, or
-        None to keep the buffer, for `complete` later. Raises BadPayload before anything was done
-        if the request makes no sense.
+        Return the number of bytes written to the buffer, which is then returned to the driver, or
+        None to keep the buffer in flight until `complete`. Raise BadPayload, before any effect, if
+        the request is invalid.
         """
 
     def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
-        """Decide what happens to a buffer of `queue` with a bad payload; returns as `serve` does.
+        """Decide what happens to a buffer of `queue` with a bad payload; return as `serve` does.
 
-        `error` is what `serve` raised, or says that the request is too long. By default the buffer
-        goes back with length 0; a device type may have a reason to keep it.
+        `error` is the exception of `serve`, or states that the request is too long. By default the
+        buffer is returned with length 0; a device type may keep it in flight.
         """
         return 0
 
     def has_queue(self, index: int) -> bool:
-        """Whether queue `index` exists; a device type may have some only with their features."""
+        """Return whether queue `index` exists; some may exist only with their features."""
         return index < len(self.queues)
 
     def feature_refusal(self, accepted: int) -> str | None:
-        """Why the driver's choice of features cannot be taken; None if it can (2.2.2, 3.1.1)."""
+        """Return why the driver's choice of features is refused, or None (2.2.2, 3.1.1)."""
         return features.refusal(self.offered, accepted)
 
     def on_reset(self) -> None:
-        """Drop everything the device type keeps for its driver, buffers in flight included.
+        """Drop all state that the device type keeps for its driver, buffers in flight included.
 
         By default the buffers of each queue are dropped by `on_queue_reset`.
         """
@@ -160,18 +160,18 @@ class VirtioDevice(ABC):
             self.on_queue_reset(queue.index)
 
     def on_queue_reset(self, queue: int) -> None:  # noqa: B027 (nothing to drop by default)
-        """Drop the buffers of `queue` that `serve` kept: the driver has taken them back."""
+        """Drop the buffers of `queue` in flight: the driver has reclaimed them."""
 
     def compatibility_key(self) -> Mapping[str, str]:
         """Return further values, by name, that must be equal where the saved device is restored."""
         return {}
 
     def save_own_state(self) -> Payload:
-        """Return the state that the device type keeps beyond its configuration space and queues."""
+        """Return the state of the device type beyond its configuration space and queues."""
         return {}
 
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
-        """Check what `save_own_state` returned; `saved` is the rest of the device, checked."""
+        """Check the result of `save_own_state`; `saved` is the checked rest of the device."""
         return lambda: None
 
     # What the transport calls.
@@ -181,10 +181,10 @@ class VirtioDevice(ABC):
         self._guest_notifier = guest_notifier
 
     def read_config(self, offset: int, size: int) -> int:
-        """Driver reads the configuration space through the transport.
+        """Read the configuration space for the driver.
 
         VIRTIO 1.2, 4.1.4.3.1: the generation MUST differ after the driver has read a value which
-        changed since its last read. Counting here, and not at each change, cannot wrap unnoticed.
+        changed since its last read. A count of reads, unlike one of changes, cannot wrap unnoticed.
         """
         if self._config_changed:
             self._config_changed = False
@@ -192,7 +192,7 @@ class VirtioDevice(ABC):
         return self.config.read(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Driver writes the configuration space, of which it then reads another version (2.5)."""
+        """Write the configuration space for the driver, which then reads another version (2.5)."""
         self._config_changed = True
         self.config.write(offset, size, value)
 
@@ -202,14 +202,14 @@ class VirtioDevice(ABC):
         return self._generation
 
     def accept_features(self, shift: int, bits: int) -> None:
-        """Driver writes features `shift` to `shift` + 31; too late once FEATURES_OK is set."""
+        """Set the driver's features `shift` to `shift` + 31; ignored once FEATURES_OK is set."""
         if self.status & (Status.FEATURES_OK | Status.FAILED):
             self._trace("features_too_late", bits=bits)
             return
         self.accepted = self.accepted & ~(0xFFFF_FFFF << shift) | bits << shift
 
     def write_status(self, value: int) -> None:
-        """Driver writes the status field; 0 resets. Refused changes leave the field unchanged."""
+        """Write the status field; 0 resets. A refused change leaves the field unchanged."""
         after = step(self.status, value)
         if after is None:
             self._trace("status_refused", status=int(self.status), written=value)
@@ -227,29 +227,29 @@ class VirtioDevice(ABC):
                 self._activate()
 
     def enable_queue(self, index: int) -> None:
-        """Driver writes 1 to queue_enable; the ring goes live now or with DRIVER_OK."""
+        """Enable a queue; its ring becomes live now or with DRIVER_OK."""
         self.queues[index].enabled = True
         if self.running:
             self._activate()
 
     def reset(self) -> None:
-        """Back to the state of a fresh device (VIRTIO 1.2, 2.1.2 and 2.4.1)."""
+        """Reset the device to its initial state (VIRTIO 1.2, 2.1.2 and 2.4.1)."""
         self._set_status(Status.RESET)
         self.accepted = 0
         for queue in self.queues:
             queue.reset()
         self.on_reset()
-        self._config_changed = True  # what the driver wrote there is gone
+        self._config_changed = True  # the driver's values are lost
 
     def reset_queue(self, index: int) -> None:
-        """Driver resets one queue, which then is as on a fresh device (VIRTIO 1.2, 2.6.1)."""
+        """Reset one queue to its initial state (VIRTIO 1.2, 2.6.1)."""
         self.queues[index].reset()
         self.on_queue_reset(index)
 
     def process_queue(self, index: int) -> bool:
-        """Serve buffers of one queue; True if there may be more, so that the caller calls again.
+        """Serve buffers of one queue; return True if there may be more, so call again.
 
-        Harmless at any time: a queue which is not live has no work.
+        May be called at any time: a queue that is not live has no buffers.
         """
         queue = self.queues[index]
         ring = queue.ring
@@ -258,7 +258,7 @@ class VirtioDevice(ABC):
         try:
             return self._drain(queue, ring)
         except RingError as error:
-            # 2.7.7.2: what went back before the ring broke MUST be notified all the same.
+            # 2.7.7.2: buffers used before the ring broke MUST still be notified.
             self._notify_used(queue, ring)
             self._break(queue, error)
             return False
@@ -275,7 +275,7 @@ class VirtioDevice(ABC):
         self._set_status(saved.status)
 
     def repeat_notifications(self) -> None:
-        """Tell the driver of all that it may not have been told; the last step of a restore."""
+        """Notify the driver of everything; the last step of a restore."""
         for queue in self.queues if self.live else ():
             if queue.ring is not None:
                 self._notify_used(queue, queue.ring)
@@ -286,15 +286,15 @@ class VirtioDevice(ABC):
     # What a device type calls.
 
     def config_changed(self) -> None:
-        """The device changed its configuration space: new generation, tell the driver."""
+        """Start a new generation and notify the driver after a change of the configuration."""
         self._config_changed = True
         if self.running:
             self._notify_config()
 
     def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
-        """Return a buffer that `serve` kept; `written` bytes of it were filled in.
+        """Return a buffer in flight to the driver, with `written` bytes written.
 
-        Does nothing while the device is not `live`: a reset takes every buffer back.
+        Does nothing while the device is not `live`: after a reset no buffer is in flight.
         """
         ring = self.queues[queue].ring
         if ring is None or not self.live:
@@ -316,13 +316,13 @@ class VirtioDevice(ABC):
 
     def _drain(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
         ring.disable_notifications()
-        more, used, given_bytes = True, False, 0
+        more, used, total_bytes = True, False, 0
         for _ in range(BUFFERS_PER_CALL):
             chain = ring.pop(queue.spec.max_readable_bytes)
             if chain is not None:
                 used |= self._serve(queue, ring, chain)
-                given_bytes += len(chain.readable) + chain.writable_bytes
-                if given_bytes >= BYTES_PER_CALL:
+                total_bytes += len(chain.readable) + chain.writable_bytes
+                if total_bytes >= BYTES_PER_CALL:
                     break
             elif not ring.enable_notifications():
                 more = False
@@ -332,7 +332,7 @@ class VirtioDevice(ABC):
         return more
 
     def _serve(self, queue: DeviceQueue, ring: SplitQueue, chain: Chain) -> bool:
-        """Serve one buffer; whether it went back to the driver."""
+        """Serve one buffer; return whether it was returned to the driver."""
         queue.counters.requests += 1
         queue.counters.readable_bytes += chain.readable_bytes
         try:
@@ -348,9 +348,9 @@ class VirtioDevice(ABC):
         return written is not None
 
     def _break(self, queue: DeviceQueue, error: RingError) -> None:
-        """VIRTIO 1.2, 2.1.2: set DEVICE_NEEDS_RESET, then tell the driver.
+        """Set DEVICE_NEEDS_RESET, then notify the driver (VIRTIO 1.2, 2.1.2).
 
-        Rings are only looked at after DRIVER_OK, so the driver is there to be told.
+        Rings are accessed after DRIVER_OK only, so the driver can be notified.
         """
         self._trace("needs_reset", queue=queue.spec.name, why=str(error))
         self._set_status(self.status | Status.DEVICE_NEEDS_RESET)
@@ -367,7 +367,7 @@ class VirtioDevice(ABC):
             self._guest_notifier.notify_config()
 
     def _trace(self, event: str, **fields: int | str) -> None:
-        """Trace the 1st, 2nd, 4th, 8th ... event of its kind: a guest cannot fill a log."""
+        """Trace the 1st, 2nd, 4th, 8th ... event of a name, so that no guest can fill a log."""
         count = self._traced[event] = self._traced.get(event, 0) + 1
         if count & (count - 1) == 0:
             self._tracer.event(f"{self.name}.{event}", count=count, **fields)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a virtio PCI device interrupts: INTx with the ISR status field, or MSI-X vectors.
+"""Interrupts of a virtio PCI device: INTx with the ISR status field, or MSI-X vectors.
 
 VIRTIO 1.2, sections 4.1.4.5 (ISR status), 4.1.5.1.2 (vector configuration), 4.1.5.3 and 4.1.5.4
-(the two notifications). While MSI-X is enabled each event goes to the vector the driver gave it,
-or nowhere; otherwise the event sets its ISR bit and INTx is the logical OR of the ISR bits.
+(the two notifications). While MSI-X is enabled each event uses the vector that the driver mapped it
+to, or none; otherwise the event sets its ISR bit, and INTx is the logical OR of the ISR bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ISR_CONFIG = 1 << 1
 
 
 class PciInterrupts:
-    """Guest notifiers of one device; vectors beyond the MSI-X table read back as NO_VECTOR."""
+    """The guest notifiers of one device; vectors beyond the MSI-X table read as NO_VECTOR."""
 
     def __init__(self, function: PciFunction, msix: MsixTable, queues: int) -> None:
         self._function = function
@@ -32,28 +32,28 @@ class PciInterrupts:
         msix.control_written.add(self._drive_intx)
 
     def reset(self) -> None:
-        """Unmap all events (4.1.5.1.2.1) and drop what is pending: 2.4.1, nothing is sent now."""
+        """Unmap all events (4.1.5.1.2.1) and drop pending ones: nothing is sent now (2.4.1)."""
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * self._queues
         self._msix.drop_pending()
         self.read_isr()
 
     def set_config_vector(self, vector: int) -> None:
-        """Driver writes config_msix_vector."""
+        """Set config_msix_vector."""
         self.config_vector = self._mapped(vector)
 
     def set_queue_vector(self, queue: int, vector: int) -> None:
-        """Driver writes queue_msix_vector of `queue`."""
+        """Set queue_msix_vector of `queue`."""
         self.queue_vectors[queue] = self._mapped(vector)
 
     def read_isr(self) -> int:
-        """ISR status; reading it resets it to 0 and deasserts the interrupt (4.1.4.5.1)."""
+        """Return ISR status; reading clears it and deasserts the interrupt (4.1.4.5.1)."""
         value, self.isr_status = self.isr_status, 0
         self._drive_intx()
         return value
 
     def notify_used(self, queue: int) -> None:
-        """Used buffer notification (4.1.5.3)."""
+        """Send a used buffer notification (4.1.5.3)."""
         if self._msix.enabled:
             self._signal(self.queue_vectors[queue])
         else:
@@ -61,18 +61,18 @@ class PciInterrupts:
 
     @property
     def memory_accessible(self) -> bool:
-        """A PCI function must not access memory without bus mastering."""
+        """True with bus mastering, without which a PCI function must not access memory."""
         return self._function.bus_master_enabled
 
     def notify_config(self) -> None:
-        """Configuration change notification (4.1.5.4)."""
+        """Send a configuration change notification (4.1.5.4)."""
         # 4.1.4.5.1: this bit MUST be set even while MSI-X is enabled.
         self._set_isr(ISR_CONFIG)
         if self._msix.enabled:
             self._signal(self.config_vector)
 
     def save_state(self) -> Payload:
-        """ISR status and which event goes where."""
+        """Return ISR status and the vectors."""
         return {
             "isr_status": self.isr_status,
             "config_vector": self.config_vector,
@@ -80,13 +80,13 @@ class PciInterrupts:
         }
 
     def check_state(self, fields: Fields) -> Restore:
-        """Check everything; what is restored drives INTx anew."""
+        """Check the state; return the function that applies it and drives INTx."""
         isr_status = fields.number("isr_status", below=(ISR_QUEUE | ISR_CONFIG) + 1)
         config_vector = fields.number("config_vector")
         queue_vectors = fields.numbers("queue_vectors", count=self._queues)
         for name, vectors in (("config_vector", [config_vector]), ("queue_vectors", queue_vectors)):
             if any(vector != self._mapped(vector) for vector in vectors):
-                raise fields.error(name, f"is beyond the {self._msix.vectors} there are")
+                raise fields.error(name, f"is beyond the {self._msix.vectors} vectors of the table")
 
         def restore() -> None:
             self.isr_status = isr_status
@@ -100,7 +100,7 @@ class PciInterrupts:
         self._drive_intx()
 
     def _drive_intx(self) -> None:
-        """4.1.4.5.1: any bit of ISR status asserts INTx, except while MSI-X has taken its place."""
+        """Assert INTx while any bit of ISR status is set, unless MSI-X is enabled (4.1.4.5.1)."""
         self._function.set_interrupt_level(bool(self.isr_status) and not self._msix.enabled)
 
     def _signal(self, vector: int) -> None:
@@ -109,5 +109,5 @@ class PciInterrupts:
             self._msix.signal(vector)
 
     def _mapped(self, vector: int) -> int:
-        """4.1.5.1.2.1: a mapping that cannot be made reads back as NO_VECTOR."""
+        """Return the vector to store: NO_VECTOR for a mapping that fails (4.1.5.1.2.1)."""
         return vector if vector < self._msix.vectors else NO_VECTOR

@@ -86,7 +86,7 @@ class VirtioPciTransport:
             name=device.name,
         )
         # 4.1.5.1.2.1: any event can be mapped to any vector; one for each event is the most that
-        # is of use.
+        # is useful.
         self.msix = MsixTable(len(device.queues) + 1, msi)
         self.interrupts = PciInterrupts(self.function, self.msix, len(device.queues))
         device.connect(self.interrupts)
@@ -98,7 +98,7 @@ class VirtioPciTransport:
     def serve_queue(self, queue: int) -> bool:
         """Serve a notified `queue`; return True if there may be more buffers, so call again.
 
-        Harmless at any time: nothing happens while the device is not running, nor without bus
+        May be called at any time: does nothing while the device is not running, nor without bus
         mastering, when a function must not access memory.
         """
         if not self.function.bus_master_enabled:
@@ -112,11 +112,11 @@ class VirtioPciTransport:
 
     @property
     def STATE_KIND(self) -> str:
-        """Device and transport are one part of the machine."""
+        """The kind of the saved state, which covers device and transport."""
         return f"{STATE_KIND_PREFIX}{self.device.name}"
 
     def save_state(self) -> Payload:
-        """Everything but the rings, which lie in guest RAM."""
+        """Return all state but the rings, which are in guest RAM."""
         return {
             "device": save_device(self.device),
             "interrupts": self.interrupts.save_state(),
@@ -127,9 +127,9 @@ class VirtioPciTransport:
         }
 
     def restore_state(self, fields: Fields) -> None:
-        """As `Stateful.restore_state`; guest RAM and interrupt controllers are restored before.
+        """Restore as `Stateful.restore_state`, after guest RAM and the interrupt controllers.
 
-        Live queues are notified at the end, and so is the driver, of everything.
+        Finally notify all live queues, and the driver of everything.
         """
         restores = [
             check_device(self.device, fields.part("device")),
@@ -146,10 +146,10 @@ class VirtioPciTransport:
         self.device.repeat_notifications()
 
     def _structures(self, tracer: Tracer) -> list[_Structure]:
-        """What the virtio BAR holds, in the order of the capability list."""
+        """Return the structures of the virtio BAR, in the order of the capability list."""
         device, common = self.device, self.common.registers
         isr = Register("isr_status", 0, 1, Access.RO, read=self.interrupts.read_isr)
-        # 4.1.5.2: the driver writes the queue's index; the address says the same.
+        # 4.1.5.2: the driver writes the queue's index, which the address implies already.
         registers = [
             Register(
                 f"queue{queue.index}",
@@ -205,7 +205,7 @@ class VirtioPciTransport:
                 self._host_notifiers.notify(queue)
 
     def _update_host_notifiers(self) -> None:
-        """Assign each live queue the address at which it is notified, if that changed.
+        """Assign each live queue its notification address, if that has changed.
 
         A queue with a new address is notified: its driver may have made buffers available before,
         when a notification had no effect.
@@ -233,7 +233,7 @@ class _Structure(NamedTuple):
     registers: BusDevice
 
     def capability_body(self) -> bytes:
-        """struct virtio_pci_cap (4.1.4) without cap_vndr and cap_next, and what follows it."""
+        """Return struct virtio_pci_cap (4.1.4) without its first two fields, with extra data."""
         extra = struct.pack("<I", NOTIFY_MULTIPLIER) if self.cfg_type == CAP_NOTIFY_CFG else b""
         cap_len = 16 + len(extra)
         fixed = struct.pack("<BBBBxx", cap_len, self.cfg_type, VIRTIO_BAR, 0)

@@ -3,11 +3,11 @@
 
 A window for firmware that cannot reach a BAR: the driver writes bar, offset and length (1, 2 or 4)
 into the capability itself, and accesses to `pci_cfg_data` become accesses to that BAR. Only
-aligned accesses inside the virtio structures do anything; whatever else the driver programs, reads
-give 0 and writes are dropped.
+aligned accesses within the virtio structures have an effect; for other values reads return 0 and
+writes are ignored.
 
-Only `read` fetches from the BAR. The data bytes are otherwise kept by the register table, so that
-writing one byte of them does not read the BAR, where reading has side effects.
+Only `read` reads the BAR. Otherwise the register table holds the data bytes, so that a write of one
+byte of them does not read the BAR, which has side effects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CFG_TYPE_PCI_CFG = 5
 
 
 class PciConfigWindow:
-    """Body of the capability as a `BusDevice`: a window into BAR `bar`, answered by `target`."""
+    """The body of the capability as a `BusDevice`: a window into BAR `bar`, which is `target`."""
 
     def __init__(self, bar: int, target: BusDevice, target_bytes: int) -> None:
         self._bar = bar
@@ -43,7 +43,7 @@ class PciConfigWindow:
         )
 
     def save_state(self) -> Payload:
-        """What the driver programmed, and the data last read or written."""
+        """Return the registers, with the data last read or written."""
         return self._fields.save_state()
 
     def check_state(self, fields: Fields) -> Restore:
@@ -51,7 +51,7 @@ class PciConfigWindow:
         return self._fields.check_state(fields)
 
     def read(self, offset: int, size: int) -> int:
-        """Driver reads the capability; the data field is fetched from the BAR first."""
+        """Read the capability; a read of the data field reads the BAR first."""
         if offset + size > _DATA:
             length = self._length()
             start = self._fields["offset"]
@@ -59,17 +59,17 @@ class PciConfigWindow:
         return self._fields.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Driver writes the capability; a write to the data field goes on to the BAR."""
+        """Write the capability; a write to the data field writes the BAR, too."""
         self._fields.write(offset, size, value)
 
     def _store(self, data: int) -> None:
-        """4.1.4.9.1: write the first cap.length bytes of pci_cfg_data."""
+        """Write the first cap.length bytes of pci_cfg_data to the BAR (4.1.4.9.1)."""
         length = self._length()
         if length:
             self._target.write(self._fields["offset"], length, data & (1 << 8 * length) - 1)
 
     def _length(self) -> int:
-        """Bytes of a valid access as programmed, or 0 if it is none (4.1.4.9.2)."""
+        """Return the size of the programmed access, or 0 if it is invalid (4.1.4.9.2)."""
         length, offset = self._fields["length"], self._fields["offset"]
         inside = self._fields["bar"] == self._bar and offset + length <= self._target_bytes
         return length if length in (1, 2, 4) and inside and offset % length == 0 else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One virtqueue as the device sees it: what the driver configured, and the live ring.
+"""The device's side of one virtqueue: the driver's configuration of it, and its live ring.
 
 The driver fills in size and addresses through the transport and then enables the queue (VIRTIO
 1.2, 4.1.5.1.3). Only once the whole device is live (DRIVER_OK, 2.1.2) does `activate` turn that
@@ -20,29 +20,29 @@ from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 
 class QueueSpec(NamedTuple):
-    """What a device type says of one of its queues."""
+    """The properties of one queue of a device type."""
 
     name: str
     max_size: int = 256
-    """Most descriptors, a power of 2 up to 32768 (VIRTIO 1.2, 2.6)."""
+    """The maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.6)."""
     max_readable_bytes: int = 4096
-    """Longest request worth copying out of the guest; a longer one is a bad payload."""
+    """The longest valid request; a longer one is a bad payload, and is not copied."""
 
 
 @dataclass
 class QueueCounters:
-    """What happened on one queue since the device was made; resets do not clear it."""
+    """Counters of one queue since the device was created; a reset does not clear them."""
 
     requests: int = 0
     readable_bytes: int = 0
-    """What those requests held for the device to read."""
+    """The device-readable bytes of those requests."""
     bad_payloads: int = 0
     interrupts: int = 0
     """Used buffer notifications sent to the driver."""
 
 
 class DeviceQueue:
-    """Driver-written configuration of one queue and, while the device is live, its ring."""
+    """The driver's configuration of one queue and, while the device is live, its ring."""
 
     def __init__(self, index: int, spec: QueueSpec) -> None:
         self.index = index
@@ -51,7 +51,7 @@ class DeviceQueue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything the driver configured; queue_size shows its maximum again."""
+        """Drop the driver's configuration; queue_size reads as its maximum again."""
         self.size = self.spec.max_size
         self.desc_gpa = 0
         self.driver_gpa = 0
@@ -60,7 +60,7 @@ class DeviceQueue:
         self.ring: SplitQueue | None = None
 
     def set_size(self, size: int) -> None:
-        """Driver writes queue_size: a power of 2, at most what the device offered, or ignored."""
+        """Set queue_size if it is a power of 2 up to its maximum; else ignore the write."""
         if not self.enabled and 0 < size <= self.spec.max_size and size & (size - 1) == 0:
             self.size = size
 
@@ -71,7 +71,7 @@ class DeviceQueue:
         driver_gpa: int | None = None,
         device_gpa: int | None = None,
     ) -> None:
-        """Driver writes queue_desc, queue_driver or queue_device; others stay as they are."""
+        """Set queue_desc, queue_driver or queue_device, if given."""
         if self.enabled:
             return
         self.desc_gpa = self.desc_gpa if desc_gpa is None else desc_gpa
@@ -79,7 +79,7 @@ class DeviceQueue:
         self.device_gpa = self.device_gpa if device_gpa is None else device_gpa
 
     def activate(self, memory: GuestMemory, negotiated: int) -> None:
-        """Start using the ring if the driver enabled it; RingError if it cannot be a ring."""
+        """Make the ring live if the driver has enabled the queue; RingError if it is invalid."""
         if not self.enabled or self.ring is not None:
             return
         self.ring = SplitQueue(
@@ -93,7 +93,7 @@ class DeviceQueue:
         )
 
     def save_state(self) -> Payload:
-        """Configuration, the indices of a live ring and the counters."""
+        """Return the configuration, the indices of a live ring and the counters."""
         ring = self.ring
         return {
             "size": self.size,
@@ -109,7 +109,7 @@ class DeviceQueue:
     def from_state(
         cls, index: int, spec: QueueSpec, state: Fields, memory: GuestMemory, negotiated: int
     ) -> DeviceQueue:
-        """The queue that was saved, live if it was; StateError if it cannot have been."""
+        """Return the saved queue, live if it was live; StateError if the state is impossible."""
         queue = cls(index, spec)
         size = state.number("size")
         queue.set_size(size)
@@ -143,7 +143,7 @@ class DeviceQueue:
 
 
 def save_in_flight(*chains: Chain | None) -> list[Payload]:
-    """Return the state of the buffers that a device type keeps; `check_in_flight` reads it."""
+    """Return the state of the buffers in flight; `check_in_flight` reads it."""
     saved: list[Payload] = []
     for chain in chains:
         if chain is None:
@@ -162,7 +162,7 @@ def save_in_flight(*chains: Chain | None) -> list[Payload]:
 def check_in_flight(
     state: Fields, name: str, ring: SplitQueue | None, *, at_most: int
 ) -> list[Chain]:
-    """Return the buffers of `ring` that were in flight, in their order; None is no live queue."""
+    """Return the saved buffers in flight, in order; `ring` is None if the queue is not live."""
     chains: list[Chain] = []
     for saved in state.parts(name, at_most=at_most):
         head, gpas = saved.number("head", below=1 << 16), saved.numbers("gpas")

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtio device's saved state, whatever its type and however it is attached.
+"""The saved state of a virtio device, independent of its type and transport.
 
-`save_device` writes down what `VirtioDevice` holds, and asks the device type for the rest.
-`check_device` reads that back. Status and features go through the rules that a driver's writes go
-through, so a device cannot be restored to a state that no driver could have brought it to. Rings
-and buffers themselves lie in guest RAM and are saved with it. Of a buffer that the device keeps,
-head and writable segments are saved, not read from the ring anew: what was copied and checked once
-stays true, whatever the driver has done to its descriptors since.
+`save_device` saves the state of `VirtioDevice` and that of the device type; `check_device` reads it
+back. Status and features must obey the rules for a driver's writes, so a device cannot be restored
+to a state that no driver could have reached. Rings and buffers are in guest RAM and are saved with
+it. Of a buffer in flight, the head and the writable segments are saved, and are not read from the
+ring again: the checked copy stays valid even if the driver has changed its descriptors since.
 
-Notifications may have been on their way, in either direction, while the state was saved. So a
-restored transport has every live queue looked at once, and `repeat_notifications` interrupts the
-driver once for every queue and for the configuration space. A notification too many is harmless,
-one too few can stop a driver for good.
+Notifications in either direction may have been pending when the state was saved. So a restored
+transport serves each live queue once, and `repeat_notifications` interrupts the driver once for
+each queue and for the configuration space. A spurious notification is harmless; a lost one can
+stop a driver for good.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from devices.virtio.status import Status, is_possible, is_running
 
 
 def save_device(device: VirtioDevice) -> Payload:
-    """All state of `device` that is not its transport's."""
+    """Return all state of `device` that is not its transport's."""
     return {
         **device.compatibility_key(),
         "offered": device.offered,
@@ -39,7 +38,7 @@ def save_device(device: VirtioDevice) -> Payload:
 
 
 def check_device(device: VirtioDevice, state: Fields) -> Restore:
-    """Check everything; what is restored keeps its transport."""
+    """Check all of the state; return the function that applies it to `device`."""
     saved = _check_common(device, state)
     restore_config = device.config.check_state(state.part("config"))
     restore_own = device.check_own_state(state.part("own"), saved)

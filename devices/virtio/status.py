@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device status field as a state machine (VIRTIO 1.2, sections 2.1 and 3.1).
 
-The driver climbs through the states of `NEXT` by writing ever more bits; it never takes one back
-(2.1.1) except by writing 0, which resets the device. `step` answers what the field becomes for a
-value the driver writes. DEVICE_NEEDS_RESET is the device's own bit: the driver can neither set nor
-clear it, and while it or FAILED is set the only way on is a reset.
+The driver moves through the states of `NEXT` by setting more bits; it MUST NOT clear one (2.1.1)
+except by writing 0, which resets the device. `step` returns the field's value after a write by the
+driver. DEVICE_NEEDS_RESET is the device's own bit: the driver can neither set nor clear it, and
+while it or FAILED is set only a reset changes the status.
 """
 
 from __future__ import annotations
@@ -36,42 +36,42 @@ NEXT: dict[Status, frozenset[Status]] = {
     NEGOTIATED: frozenset({LIVE}),
     LIVE: frozenset(),
 }
-"""Where a driver may go from each state, FAILED aside (VIRTIO 1.2, 3.1.1 gives the order).
+"""The states that a driver may enter from each state, besides FAILED (order: VIRTIO 1.2, 3.1.1).
 
-Setting ACKNOWLEDGE and DRIVER with one write skips no step that the device could notice, and
+Setting ACKNOWLEDGE and DRIVER with one write skips nothing that the device could observe, and
 drivers do it.
 """
 
 
 def is_running(status: Status) -> bool:
-    """Whether queues may be used: DRIVER_OK is set and neither side has given up."""
+    """Return whether queues may be used: DRIVER_OK without FAILED or DEVICE_NEEDS_RESET."""
     stopped = Status.DEVICE_NEEDS_RESET | Status.FAILED
     return bool(status & Status.DRIVER_OK) and not status & stopped
 
 
 def is_possible(value: int) -> bool:
-    """Whether the field can hold `value`: a state of `NEXT`, and whether it was given up there.
+    """Return whether the field can have `value`: a state of `NEXT`, perhaps with an error bit.
 
-    Rings are only looked at after DRIVER_OK, so DEVICE_NEEDS_RESET is not set before.
+    Rings are accessed after DRIVER_OK only, so DEVICE_NEEDS_RESET is not set before.
     """
     state = Status(value) & ~(Status.DEVICE_NEEDS_RESET | Status.FAILED)
     return state in NEXT and (state == LIVE or not value & Status.DEVICE_NEEDS_RESET)
 
 
 def step(current: Status, written: int) -> Status | None:
-    """The status field after the driver wrote `written`, or None for a transition not allowed.
+    """Return the status after the driver has written `written`; None for a refused transition.
 
-    A refused transition leaves the field as it is; the driver sees that when it reads back.
+    A refused transition leaves the field unchanged, which the driver sees when it reads it back.
     """
     if written == 0:
         return Status.RESET
     kept = current & Status.DEVICE_NEEDS_RESET
     before = current & ~Status.DEVICE_NEEDS_RESET
-    wanted = written & ~Status.DEVICE_NEEDS_RESET
-    if wanted == before:
+    requested = written & ~Status.DEVICE_NEEDS_RESET
+    if requested == before:
         return current
-    if wanted == before | Status.FAILED:
+    if requested == before | Status.FAILED:
         return current | Status.FAILED
-    if kept or before & Status.FAILED or wanted not in NEXT[before]:
+    if kept or before & Status.FAILED or requested not in NEXT[before]:
         return None
-    return Status(wanted)
+    return Status(requested)

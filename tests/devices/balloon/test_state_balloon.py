@@ -357,7 +357,7 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
         ("device/own/misc/buffer", [HELD | {"gpas": [1 << 40]}], "outside guest RAM"),
         ("device/own/misc/buffer", [HELD | {"lengths": [15]}], "of 15 bytes is too small"),
         ("device/own/misc/last_id", (1 << 64) - 1, "last_id is"),
-        ("interrupts/config_vector", 5, "config_vector is beyond the 5 there are"),
+        ("interrupts/config_vector", 5, "config_vector is beyond the 5 vectors of the table"),
         ("interrupts/queue_vectors", [NO_VECTOR] * 3, "queue_vectors has 3 items and not 4"),
         ("msix/pending", bytes([0x20] + 7 * [0]), "pending is set for more than 5 vectors"),
         ("msix/table/control0", 2, "control0 cannot be 0x2"),
