@@ -33,7 +33,7 @@ STAMPED = """
 import time
 stamps = {"interpreter": time.monotonic()}
 import sys
-from pyvmm.cli import main as cli, run as run_cli
+from pyvmm.cli import main as cli, run as run_cli, terminal_run
 from pyvmm.machine import machine
 def noting(name, function):
     def wrapped(*args, **kwargs):

@@ -24,6 +24,7 @@ from pathlib import Path
 from bench.launch import MACHINES, MEMORY, Guest, LaunchedProcess, in_memory
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
 from guest_images.build import build_image
+from pyvmm.units import MIB
 
 RAM_MIB = 1024
 PROMPT = "guest# "
@@ -35,7 +36,7 @@ LIMIT_S = 60
 PROGRAMS = {
     "python -c pass": "pass",
     "import pyvmm.machine": "import pyvmm.machine.machine",
-    "all imports of pyvmm run": "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.machine.machine",
+    "all imports of pyvmm run": "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run",
 }
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
@@ -77,8 +78,8 @@ def _resident(argv: list[str], rss: Case, name: str) -> Values:
             for figure in resident:
                 resident[figure] += figures[figure]
         assert guest_ram > 16 << 20, "the mapping taken for guest RAM holds no guest"
-    rss.add(name, {TOTAL: resident["Rss"] / (1 << 20)})
-    return {TOTAL: resident["Pss"] / (1 << 20)}
+    rss.add(name, {TOTAL: resident["Rss"] / MIB})
+    return {TOTAL: resident["Pss"] / MIB}
 
 
 def mappings(smaps: str) -> Iterator[tuple[int, dict[str, int]]]:

@@ -24,11 +24,12 @@ from guest_images.recipe import read_recipe
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory.ram import Ram
+from pyvmm.units import GIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 FILE = Path(__file__).parent / "data" / "fragmented-guest.xz"
-GUEST_BYTES = 1 << 30
+GUEST_BYTES = GIB
 GUEST_PAGES = GUEST_BYTES // PAGE_BYTES
 PROGRAM_MIB = 170
 PROGRAMS = ("thin 8", "thin 20", "thin 60", "thin 120", "free")

@@ -75,7 +75,7 @@ class MigratableGuest(Protocol):
         """Execute one command."""
 
     def destination(self, path: Path) -> AbstractAsyncContextManager[GuestCommand]:
-        """A process that waits for the guest at the socket `path`."""
+        """Start a process that waits for the guest at the socket `path`."""
 
 
 GuestCommand = Callable[[str], Awaitable[str]]

@@ -30,7 +30,7 @@ PANEL_INCHES = 0.65
 CURVE_INCHES = 4.0
 HEAD_INCHES = 0.7
 LOG_SCALE_RATIO = 100.0
-"""Where medians of a panel differ by more than this factor its scale is logarithmic."""
+"""A panel whose medians differ by more than this factor has a logarithmic scale."""
 UNITS = {"s": "seconds", "ms": "milliseconds", "ns": "nanoseconds", "rounds": "pre-copy rounds"}
 PLAIN_NUMBERS = ticker.StrMethodFormatter("{x:,.10g}")
 Colours = dict[str, str]

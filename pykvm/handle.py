@@ -56,7 +56,7 @@ class KvmHandle:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True once `close` was called."""
         return self._fd < 0
 
     def close(self) -> None:

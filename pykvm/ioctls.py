@@ -24,22 +24,22 @@ def _IOC(direction: int, type_: int, number: int, size_bytes: int) -> int:
 
 
 def _IO(type_: int, number: int) -> int:
-    """No structure; the argument, if any, is an integer."""
+    """Return the number of a request without a structure; its argument, if any, is an integer."""
     return _IOC(0, type_, number, 0)
 
 
 def _IOW(type_: int, number: int, argument: _CData) -> int:
-    """The kernel reads `argument`."""
+    """Return the number of a request whose `argument` the kernel reads."""
     return _IOC(_IOC_WRITE, type_, number, sizeof(argument))
 
 
 def _IOR(type_: int, number: int, argument: _CData) -> int:
-    """The kernel writes `argument`."""
+    """Return the number of a request whose `argument` the kernel writes."""
     return _IOC(_IOC_READ, type_, number, sizeof(argument))
 
 
 def _IOWR(type_: int, number: int, argument: _CData) -> int:
-    """The kernel reads and writes `argument`."""
+    """Return the number of a request whose `argument` the kernel reads and writes."""
     return _IOC(_IOC_READ | _IOC_WRITE, type_, number, sizeof(argument))
 
 

@@ -110,7 +110,7 @@ class Uart16550:
     # --- Outside ----------------------------------------------------------------------------
     @property
     def can_receive(self) -> bool:
-        """Whether `receive` would accept at least one character now."""
+        """True if `receive` would accept at least one character now."""
         return self._room_bytes() > 0
 
     def receive(self, data: bytes) -> int:
