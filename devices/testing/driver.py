@@ -69,9 +69,9 @@ class Structure:
 class VirtioDriver:
     """Driver of the device on `board`.
 
-    Queue N and its buffers lie in the device's memory from `rings_gpa` + N * 4 MiB, BARs from
-    `bars_gpa`. After `start`, `queues` has the driver's side of each queue by number and `features`
-    the features negotiated.
+    Queue N and its buffers lie in the device's memory from `rings_gpa` + N * 4 MiB, which has to be
+    RAM, and BARs from `bars_gpa`. After `start`, `queues` has the driver's side of each queue by
+    number and `features` the features negotiated.
     """
 
     def __init__(

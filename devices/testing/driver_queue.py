@@ -65,7 +65,8 @@ class DriverQueue:
     Buffers and indirect tables are placed from `data_gpa` (default: behind the rings) up to the
     end of that region of RAM; the space is reused whenever no buffer is in flight. `event_idx` and
     `indirect` are the features of the queue. Both ring indices start at `start_index`. With `rng`,
-    free descriptors are taken in random order instead of ascending.
+    free descriptors are taken in random order instead of ascending. ValueError when there is no RAM
+    at `data_gpa`.
     """
 
     def __init__(
@@ -88,7 +89,10 @@ class DriverQueue:
         self.avail_gpa = self.desc_gpa + 16 * size
         self.used_gpa = _round_up(self.avail_gpa + 6 + 2 * size, 4)
         self.data_gpa = self.desc_gpa + ring_bytes(size) if data_gpa is None else data_gpa
-        self._data_end = next(g + n for g, n in memory.regions if g <= self.data_gpa < g + n)
+        ends = [gpa + n for gpa, n in memory.regions if gpa <= self.data_gpa < gpa + n]
+        if not ends:
+            raise ValueError(f"no RAM for a queue's buffers at {self.data_gpa:#x}")
+        self._data_end = ends[0]
         self._data_next = self.data_gpa
         self._start_index = start_index & 0xFFFF
         self._next_avail = self._last_used = self._start_index

@@ -6,15 +6,62 @@ Nothing else in `devices.testing` imports Hypothesis.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hypothesis import strategies as st
 
 from devices.state import Payload, Value
+from devices.testing.driver_queue import DriverQueue
 from devices.testing.states import mutable_copy, payload_items
 
 buffer_elements: st.SearchStrategy[tuple[list[bytes], list[int]]] = st.tuples(
     st.lists(st.binary(max_size=300), max_size=6), st.lists(st.integers(0, 300), max_size=6)
 )
 """(readable, writable) for `DriverQueue.add`: up to 6 elements of 0 to 300 bytes each way."""
+
+
+@dataclass(frozen=True)
+class RingContents:
+    """Contents of the parts of a ring that the driver writes, valid or not."""
+
+    descriptors: list[tuple[int, int, int, int]]
+    """(gpa, length, flags, next) from index 0 on."""
+    heads: list[int]
+    """Elements of the available ring."""
+    avail_idx: int
+    used_event: int
+
+    def write_to(self, queue: DriverQueue) -> None:
+        """Overwrite the ring of `queue`; the available index comes last."""
+        for index, (gpa, length, flags, next_) in enumerate(self.descriptors):
+            queue.set_desc(index, gpa, length, flags, next_)
+        for slot, head in enumerate(self.heads):
+            queue.set_avail_ring(slot, head)
+        queue.set_used_event(self.used_event)
+        queue.set_avail_idx(self.avail_idx)
+
+
+def ring_contents(size: int, ram_bytes: int) -> st.SearchStrategy[RingContents]:
+    """Hostile contents of a ring of `size` entries in a guest with `ram_bytes` from address 0.
+
+    Indices, lengths and addresses are near their limits, inside and outside the ring and RAM.
+    """
+    index = st.integers(0, size + 4) | st.integers(0, 0xFFFF)
+    gpa = (
+        st.integers(0, ram_bytes)
+        | st.integers(ram_bytes - 64, ram_bytes + 64)
+        | st.integers(0, (1 << 64) - 1)
+    )
+    length = st.integers(0, 128) | st.integers(0, (1 << 32) - 1)
+    descriptor = st.tuples(gpa, length, st.integers(0, 7), index)
+    return st.builds(
+        RingContents,
+        st.lists(descriptor, max_size=size),
+        st.lists(index, max_size=size),
+        index,
+        index,
+    )
+
 
 hostile_values: st.SearchStrategy[Value] = (
     st.integers(-(1 << 63), (1 << 64) - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM_RUN loop's short way to the UART and its model are one chip.
+"""The KVM_RUN loop's fast path to the UART and its model behave as one chip.
 
 The same accesses go to two UARTs. One has every access served by its model. The other is served as
 in the KVM_RUN loop: by the fast path if it can, else by the model. Values read, characters sent and

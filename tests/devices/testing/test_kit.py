@@ -19,7 +19,7 @@ import devices
 import devices.testing
 import devices.testing.balloon
 from devices.balloon.dialects import STANDARD
-from devices.testing import timers
+from devices.testing import DriverQueue, guest_memory, timers
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import QueueSpec
 from pyvmm_native.runs import PageRuns
@@ -104,3 +104,8 @@ for dialect in (STANDARD, BITMAP):
 def test_devices_work_without_kvm_or_any_other_package_of_ours() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_queue_outside_ram_is_refused() -> None:
+    with pytest.raises(ValueError, match="no RAM for a queue's buffers at 0x10000"):
+        DriverQueue(guest_memory(1 << 16), base_gpa=1 << 16, data_gpa=1 << 16)

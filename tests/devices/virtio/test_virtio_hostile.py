@@ -19,6 +19,7 @@ from devices.testing.driver import (
     NEEDS_RESET,
     VERSION_1,
 )
+from devices.testing.strategies import RingContents, ring_contents
 from pyvmm.trace.logging import WARNINGS
 from pyvmm.units import MIB
 
@@ -108,35 +109,17 @@ def test_no_register_access_raises(
 
 # Hostile rings: with any contents of guest memory, the device serves, needs a reset, or waits.
 
-INDEX = st.one_of(st.integers(0, 20), st.integers(0, 0xFFFF))
-DESCRIPTOR = st.tuples(
-    st.one_of(
-        st.integers(0, 64 * MIB),
-        st.integers(64 * MIB - 64, 64 * MIB + 64),
-        st.integers(0, 2**64 - 1),
-    ),
-    st.one_of(st.integers(0, 128), st.integers(0, 2**32 - 1)),
-    st.integers(0, 7),
-    INDEX,
-)
-
 
 @settings(max_examples=150, deadline=None)
 @given(
-    descriptors=st.lists(DESCRIPTOR, max_size=16),
-    heads=st.lists(INDEX, max_size=16),
-    avail_idx=INDEX,
-    used_event=INDEX,
+    contents=ring_contents(16, 64 * MIB),
     payload=st.binary(max_size=256),
     dialect=st.sampled_from([STANDARD, BITMAP]),
     features=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
     queue=st.sampled_from([INFLATE, DEFLATE]),
 )
 def test_no_ring_contents_raise(
-    descriptors: list[tuple[int, int, int, int]],
-    heads: list[int],
-    avail_idx: int,
-    used_event: int,
+    contents: RingContents,
     payload: bytes,
     dialect: Dialect,
     features: int,
@@ -147,12 +130,7 @@ def test_no_ring_contents_raise(
     board = driver.board
     ring = driver.queues[queue]
     board.ram.memory.write(0, payload)
-    for index, (gpa, length, flags, next_) in enumerate(descriptors):
-        ring.set_desc(index, gpa, length, flags, next_)
-    for slot, head in enumerate(heads):
-        ring.set_avail_ring(slot, head)
-    ring.set_used_event(used_event)
-    ring.set_avail_idx(avail_idx)
+    contents.write_to(ring)
     driver.notify(queue)
     assert board.serve() <= 17, "16 entries are at most 16 rounds of work and one to see the end"
     returned = ring.used_idx
@@ -160,7 +138,7 @@ def test_no_ring_contents_raise(
         assert board.msi.triggered[-1] == 0
         assert board.notifiers.assigned == {}
     else:
-        assert returned == avail_idx
+        assert returned == contents.avail_idx
     assert all(run.subtract(board.ram.pages).pages == 0 for run in board.ram.discarded)
 
 

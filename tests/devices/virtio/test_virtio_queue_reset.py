@@ -42,7 +42,7 @@ def test_no_buffer_is_taken_from_a_reset_queue() -> None:
     assert driver.queues[INFLATE].used_idx == 0
     assert board.ram.discarded == []
     assert board.msi.triggered == []
-    assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1, "the others go on"
+    assert len(driver.send(DEFLATE, [pfn_array([1])])) == 1, "the other queues still work"
 
 
 @pytest.mark.conformance("2.6.1.1.1-2", "2.6.1.2.1-1")
