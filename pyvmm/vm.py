@@ -27,7 +27,6 @@ from devices.balloon.device import BalloonDevice
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
-from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.machine.exit_result import ExitReason, ExitResult
@@ -267,6 +266,9 @@ class VirtualMachine:
 
     async def unused_pages(self, timeout_s: float) -> UnusedPages:
         """Ask the guest which pages it does not use; with a time-out of 0, do not ask."""
+        # Only copies of memory ask: a start without one saves 2 ms.
+        from pyvmm.balloon.unused_pages import query_unused_pages
+
         return await query_unused_pages(
             self.balloon, self.misc_requests, self.free_page_hints, timeout_s
         )

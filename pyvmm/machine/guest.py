@@ -40,7 +40,7 @@ class GuestMachine(Protocol):
 
     @property
     def status(self) -> RunState:
-        """Whether the guest runs, and if not, why."""
+        """The state of the guest: running, or the reason why it is not."""
 
     async def memory_loaded(self) -> None:
         """Wait until memory is complete, if it is still being filled from a snapshot."""

@@ -46,7 +46,7 @@ class UnusedPages(NamedTuple):
 
     pages: PageRuns
     how: str
-    """How the guest was asked, or why there is no answer."""
+    """The request that the guest answered, or the reason why it has not."""
 
 
 NOT_QUERIED = UnusedPages(PageRuns(), "query disabled")

@@ -26,7 +26,7 @@ class Settings:
     downtime_limit_s: float = 0.3
     """Longest expected time for which the guest may be paused while the rest is sent."""
     unused_timeout_s: float = 5.0
-    """How long the guest may take to say which pages it does not use; 0 does not ask."""
+    """Time-out of the request for unused pages; with 0, the guest is not asked."""
     auto_converge: bool = False
     """Throttle the vCPUs if the migration would not come to an end otherwise.
 
@@ -49,7 +49,7 @@ class Progress:
     """By time.monotonic(), like `ended_at`."""
     ended_at: float | None = None
     unused_how: str = ""
-    """How the guest was asked for unused pages, or why there is no answer."""
+    """The request that the guest answered, or the reason why it has not."""
     skipped_pages: int = 0
     """Unused pages that were left out of the first round."""
     full_pages: int = 0

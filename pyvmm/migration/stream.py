@@ -81,7 +81,7 @@ class _Reader:
 
     @property
     def wanted_bytes(self) -> int:
-        """How many more bytes the next message needs, at least 1."""
+        """Number of bytes still missing from the next message, at least 1."""
         return max(self._records.wanted_bytes, 1)
 
     @property

@@ -27,9 +27,9 @@ class PageReport:
     absent: int
     """Without memory behind them: never touched, or in the balloon."""
     ballooned: int
-    """How many of the absent pages are in the balloon, as the guest counts."""
+    """Absent pages that are in the balloon, as the guest counts."""
     asked: str
-    """How the guest was asked for unused pages, or why there is no answer."""
+    """The request that the guest answered, or the reason why it has not."""
 
     def record(self) -> Record:
         """Return the report as a record."""

@@ -60,7 +60,7 @@ class SnapshotRequest:
     ask_unused: bool = True
     """Ask the guest which pages it does not use."""
     timeout_s: float = 10.0
-    """How long the guest may take to answer that."""
+    """Time-out of that request."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SnapshotStatus:
     file_bytes: int = 0
     seconds: float = 0.0
     stopped_seconds: float = 0.0
-    """How long the guest was paused."""
+    """Downtime: the time for which the guest was paused."""
     report: PageReport | None = None
 
 

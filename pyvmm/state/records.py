@@ -170,7 +170,7 @@ class RecordReader:
 
     @property
     def wanted_bytes(self) -> int:
-        """How many more bytes the next record needs; more may be fed."""
+        """Number of bytes still missing from the next record; more may be fed."""
         size = HEADER_BYTES if self._header is None else self._header.size_bytes
         return max(size - self._left, 0)
 

@@ -36,7 +36,7 @@ from tests.pyvmm.migration.migration_guest import (
 
 @pytest.fixture(autouse=True, scope="module")
 def no_minimum_round_time() -> Iterator[None]:
-    """Some migrations here have dozens of very short rounds."""
+    """Let rounds follow each other at once: some migrations here have dozens of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_module, "MIN_ROUND_S", 0.0)
         yield

@@ -73,7 +73,7 @@ def write(
 
 
 def blocks_of(pages: PageRuns, ram: Ram) -> Iterator[tuple[int, int]]:
-    """Number and bits of each block that has some of `pages`."""
+    """Yield number and bits of each block that has some of `pages`."""
     for start_pfn, count in ram.memory.page_ranges:
         for first_pfn in range(start_pfn, start_pfn + count, BLOCK_PAGES):
             if bits := int.from_bytes(bitmap(pages, first_pfn, BLOCK_PAGES), "little"):

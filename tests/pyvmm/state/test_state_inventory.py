@@ -67,7 +67,7 @@ NOT_STATE = {
 
 
 def own_attribute(node: ast.AST) -> str | None:
-    """The x of `self.x` or `self.x[...]`."""
+    """Return the x of `self.x` or `self.x[...]`."""
     if isinstance(node, ast.Subscript):
         node = node.value
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -76,7 +76,7 @@ def own_attribute(node: ast.AST) -> str | None:
 
 
 def assigned(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
-    """(attribute, value) of every assignment to an attribute of self."""
+    """Yield (attribute, value) of every assignment to an attribute of self."""
     for node in ast.walk(function):
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):
@@ -90,7 +90,7 @@ def assigned(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]
 
 
 def comes_from_outside(function: ast.FunctionDef, value: ast.expr | None) -> bool:
-    """Whether a value set in `__init__` has to do with the arguments, or with other attributes."""
+    """Return whether a value set in `__init__` depends on its arguments."""
     arguments = {each.arg for each in (*function.args.args, *function.args.kwonlyargs)}
     names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)} if value else set()
     return bool(names & arguments)
@@ -106,7 +106,7 @@ def changing(function: ast.FunctionDef) -> set[str]:
 
 
 def found() -> tuple[set[str], set[str]]:
-    """Every changing attribute as Class.name, and those among them that are saved."""
+    """Return every changing attribute as Class.name, and those of them that are saved."""
     everything, saved = set(), set()
     in_virtio = mentioned(ast.parse((ROOT / "virtio" / "saved.py").read_text()), "device")
     for path in set(ROOT.rglob("*.py")) - {ROOT / "state.py", *(ROOT / "testing").rglob("*.py")}:
@@ -125,7 +125,7 @@ def found() -> tuple[set[str], set[str]]:
 
 
 def mentioned(tree: ast.AST, owner: str) -> set[str]:
-    """Attributes of `owner`, and strings, because counters are named by strings."""
+    """Return the attributes of `owner`, and strings, because counters are named by strings."""
     names = {
         node.attr
         for node in ast.walk(tree)
