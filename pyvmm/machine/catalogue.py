@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of PCI devices: which devices a machine can have, and in which slot each lies.
+"""The catalogue of PCI devices that a machine can have, and the slot of each.
 
 A device is one line here and a folder of its own below `devices`. `make` builds the model from the
-machine's configuration, or returns None where the configuration does not ask for the device; it
-imports the model itself, so a device that is not used costs no start-up time. A slot never changes
+machine's configuration, or returns None if the configuration has no such device; it imports the
+model itself, so a device that is not used costs no start-up time. A slot never changes
 its device: saved machines and drivers rely on it.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Ports(NamedTuple):
-    """What a machine offers its device models (`devices.ports`)."""
+    """The ports of a machine for its device models (`devices.ports`)."""
 
     ram: GuestRam
     timers: Timers
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     """One kind of device."""
 
     name: str
-    """The model's `name`, too."""
+    """Also the model's `name`."""
     slot: int
     """PCI device number, 1 to 31."""
     make: Callable[[MachineConfig, Ports], VirtioDevice | None]

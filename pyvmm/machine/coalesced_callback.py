@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call on the event loop, asked for from any thread and any number of times, that happens once.
+"""A callback on the event loop that runs once for any number of requests from any thread.
 
-A guest decides how often a device model has news: it can write a register a hundred thousand times
-a second, from each of its processors. One callback on the event loop for each of them would be a
-queue that only the guest's will bounds. What is of interest is that there is news, and the latest:
+A guest determines how often a device model changes: it can write a register a hundred thousand
+times a second on each vCPU. A callback for each write would make a queue without a bound. Only the
+latest state matters:
 
     changed = CoalescedCallback(announce, soon)
     changed()      # on a vCPU thread: `announce` runs soon on the loop ...
-    changed()      # ... and not once more before it has begun
+    changed()      # ... and is not scheduled again before it has begun
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 
 class CoalescedCallback:
-    """Has `callback` run by `soon`, which calls a function on the event loop from any thread.
+    """Schedules `callback` through `soon`, which calls a function on the loop from any thread.
 
-    Callers change first what `callback` will look at, and call then. The flag falls before the
-    callback looks, so whatever it did not see has a call of its own.
+    Callers change the state that `callback` reads before they call. The flag is cleared before the
+    callback reads, so a later change schedules another call.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timers of device models, on a virtual clock that stands while the guest is paused.
+"""Timers of device models, on a virtual clock that stops while the guest is paused.
 
 Deadlines are nanoseconds of the virtual clock. A timer that is armed while the guest runs has one
 call scheduled on the event loop; `stop` cancels the calls and stops the clock, `start` resumes the
-clock and schedules what is left. Before a loop is attached, and while the guest is paused, timers
+clock and schedules the remainders. Before a loop is attached, and while the guest is paused, timers
 can be armed and simply do not expire. A device saves `remaining_ns` and arms its timer with it when
 it is restored (`devices.timers`).
 """
@@ -24,8 +24,8 @@ _NS = 1_000_000_000
 class DeviceTimers:
     """All timers of one machine; satisfies `devices.ports.Timers`.
 
-    `lock` is the device lock: callbacks run while it is held. `on_error` takes what a callback
-    raises.
+    `lock` is the device lock: callbacks run while it is held. `on_error` is called with exceptions
+    of callbacks.
 
     Threads: `timer`, `now_ns` and the methods of a timer by any thread that holds the device lock;
     `start`, `stop` and the callbacks on the event loop.
@@ -40,19 +40,19 @@ class DeviceTimers:
         self._started_ns: int | None = None  # of the host's clock; None while it is stopped
 
     def now_ns(self) -> int:
-        """As `Timers.now_ns`."""
+        """Return the time as `Timers.now_ns`."""
         if self._started_ns is None:
             return self._elapsed_ns
         return self._elapsed_ns + time.monotonic_ns() - self._started_ns
 
     def timer(self, on_expiry: Callable[[], None]) -> _Timer:
-        """As `Timers.timer`."""
+        """Create a timer as `Timers.timer`."""
         timer = _Timer(self, on_expiry)
         self._timers.append(timer)
         return timer
 
     def start(self, loop: EventLoop) -> None:
-        """Let the virtual clock run, and timers expire on `loop`."""
+        """Start the virtual clock; timers expire on `loop`."""
         if self._started_ns is None:
             self._loop, self._started_ns = loop, time.monotonic_ns()
             for timer in self._timers:
@@ -65,7 +65,7 @@ class DeviceTimers:
             timer.unschedule()
 
     def changed(self, timer: _Timer) -> None:
-        """Schedule `timer`, which was armed by any thread, anew."""
+        """Reschedule `timer`; called by any thread."""
         if self._loop is not None and self._started_ns is not None:
             self._loop.call_soon_threadsafe(self._schedule, timer)
 
@@ -78,7 +78,7 @@ class DeviceTimers:
     def _expire(self, timer: _Timer) -> None:
         timer.handle = None
         if timer.remaining_ns != 0 or self._started_ns is None:
-            self._schedule(timer)  # armed again meanwhile, or woken a little early
+            self._schedule(timer)  # rearmed meanwhile, or woken slightly early
             return
         try:
             with self._lock:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The port through which an event loop is attached to a machine.
 
-A machine is made and started without a loop: its vCPUs run, and notifications of its queues wait in
-their eventfds. `Machine.attach` gives it the loop that serves them. asyncio's loops satisfy
-`EventLoop` as they are; so does any small loop over `select.epoll`.
+A machine is constructed and started without a loop: its vCPUs run, and notifications of its queues
+stay pending in their eventfds. `Machine.attach` sets the loop that serves them. asyncio's loops
+satisfy `EventLoop`, and so can a small loop over `select.epoll`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any, Protocol
 
 
 class Handle(Protocol):
-    """A call that is scheduled."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Do not make the call; does nothing when it was made already."""
+        """Cancel the call; does nothing if it has been made."""
 
 
 class EventLoop(Protocol):
-    """What a machine needs of a loop; all but `call_soon_threadsafe` in the loop's own thread."""
+    """The methods that a machine uses; all but `call_soon_threadsafe` on the loop's thread."""
 
     def add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> object:
-        """Call `callback(*args)` whenever `fd` can be read."""
+        """Call `callback(*args)` whenever `fd` is readable."""
 
     def remove_reader(self, fd: int) -> object:
-        """Watch `fd` no longer."""
+        """Stop watching `fd`."""
 
     def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Handle:
-        """Call `callback(*args)` once, in `delay` seconds."""
+        """Call `callback(*args)` once after `delay` seconds."""
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> object:
         """Call `callback(*args)` soon; from any thread. RuntimeError once the loop is closed."""

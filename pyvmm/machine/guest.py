@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running guest as snapshots and migrations see it.
+"""The interface of a running guest for snapshots and migrations.
 
-Both copy memory while the guest runs, then pause the guest, keep its devices from touching memory,
-and save its state. This Protocol is all they need of a machine, so both are tested without KVM.
+Both copy memory while the guest runs, then pause the guest, keep its devices from accessing memory,
+and save its state. They need only this Protocol of a machine, so both are tested without KVM.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class GuestMachine(Protocol):
 
     @property
     def balloon_actual_bytes(self) -> int:
-        """RAM the guest has now: all of it less what its balloon holds."""
+        """The RAM of the guest now, without the pages in its balloon."""
 
     @property
     def status(self) -> RunState:
         """The state of the guest: running, or the reason why it is not."""
 
     async def memory_loaded(self) -> None:
-        """Wait until memory is complete, if it is still being filled from a snapshot."""
+        """Wait until all of memory is loaded, if it is being loaded from a snapshot."""
 
     def prepare_parts(self) -> None:
-        """Do beforehand what `save_parts` needs and takes long; UserError if it cannot be done."""
+        """Do the slow preparations of `save_parts`; UserError if the state cannot be saved."""
 
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
-        """Log all changes to memory while the returned context manager's block runs."""
+        """Return a context manager that logs all changes to memory."""
 
     async def unused_pages(self, timeout_s: float) -> UnusedPages:
         """Ask the guest which pages it does not use; with a time-out of 0, do not ask.
@@ -64,13 +64,13 @@ class GuestMachine(Protocol):
         """Stop the vCPUs of a running guest and announce STOP."""
 
     def quiescent(self) -> AbstractContextManager[None]:
-        """Keep devices from touching the memory of the paused guest while the block runs."""
+        """Return a context manager that keeps devices from accessing the paused guest's memory."""
 
     def save_parts(self) -> Sequence[Record]:
         """Save everything but memory; the guest is paused."""
 
     def set_status(self, status: RunState) -> None:
-        """Say why the paused guest does not run."""
+        """Set the run state of the paused guest."""
 
     def resume(self) -> None:
         """Let the vCPUs of a paused guest run and announce RESUME."""

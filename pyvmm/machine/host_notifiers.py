@@ -2,9 +2,9 @@
 """Host notifiers: from the guest's store to queue work on the event loop.
 
 Each queue has an eventfd. While the transport has assigned the queue an address, KVM turns a 16-bit
-write there into a signal on that eventfd (ioeventfd) and the vCPU goes on at once; the event loop
-wakes and serves the queue. A queue with more work than one call does is served again after
-everything else that is ready, so no guest can keep the loop to itself.
+write there into a signal on that eventfd (ioeventfd), and the vCPU continues at once; the event
+loop wakes and serves the queue. A queue that one call does not empty is served again after all other
+ready events, so no guest can occupy the loop.
 
 KVM API: KVM_IOEVENTFD (4.59). VIRTIO 1.2, 4.1.5.2: without NOTIFICATION_DATA the driver writes the
 16-bit queue index.
@@ -28,7 +28,7 @@ NOTIFICATION_BYTES = 2
 class IoeventfdNotifiers:
     """The host notifiers of one device; satisfies `devices.ports.HostNotifiers`.
 
-    `serve(queue)` does a bounded piece of work and returns True when there is more.
+    `serve(queue)` serves a bounded number of buffers and returns True if there may be more.
 
     Threads: `serve` is called on the event loop only; `assign` and `notify` by any thread that
     holds the device lock; the others on the event loop.
@@ -42,7 +42,7 @@ class IoeventfdNotifiers:
         self._loop: EventLoop | None = None
 
     def assign(self, queue: int, gpa: int | None) -> None:
-        """As `HostNotifiers.assign`."""
+        """Assign as `HostNotifiers.assign`."""
         before = self._addresses.pop(queue, None)
         event = self._events[queue]
         if before is not None:
@@ -53,11 +53,11 @@ class IoeventfdNotifiers:
             self._addresses[queue] = gpa
 
     def notify(self, queue: int) -> None:
-        """As `HostNotifiers.notify`."""
+        """Notify as `HostNotifiers.notify`."""
         os.eventfd_write(self._events[queue], 1)
 
     def start(self, loop: EventLoop) -> None:
-        """Serve notified queues on `loop` from now on, those notified earlier included."""
+        """Serve notified queues on `loop`, including those notified before."""
         self._loop = loop
         for queue, event in enumerate(self._events):
             loop.add_reader(event, self._notified, queue)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a device model's interrupt to the guest's interrupt controller, all of it inside KVM.
+"""Interrupt routing from device models to the guest's interrupt controllers in KVM.
 
 KVM numbers interrupt inputs as GSIs. The first 24 are the pins of the IO-APIC (and, up to 15, of
 the two 8259s); from `layout.FIRST_MSI_GSI` on, each GSI stands for one MSI-X vector and carries
@@ -35,13 +35,13 @@ class InterruptRouter:
         self._commit()
 
     def allocate_gsi(self) -> int:
-        """A GSI of its own for one message-signalled vector."""
+        """Allocate a GSI for one message-signalled vector."""
         gsi = self._next_gsi
         self._next_gsi += 1
         return gsi
 
     def set_message(self, gsi: int, address: int, data: int) -> None:
-        """From now on `gsi` sends the MSI message (address, data)."""
+        """Make `gsi` send the MSI message (address, data)."""
         if self._messages.get(gsi) != (address, data):
             self._messages[gsi] = (address, data)
             self._commit()
@@ -52,7 +52,7 @@ class InterruptRouter:
 
 
 def _pin_routes() -> list[abi.kvm_irq_routing_entry]:
-    """GSI n is pin n of the IO-APIC and ISA interrupt n of the 8259s, but for the timer's pin."""
+    """Return the routes of the pins: GSI n is pin n of IO-APIC and 8259s, except for the timer."""
     routes = []
     for gsi in range(layout.FIRST_MSI_GSI):
         if gsi < PIC_PINS:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of a PC that are not on the PCI bus: UART, RTC, ACPI, i8042, pvpanic, POST port.
 
-They lie at fixed I/O ports (`pyvmm.memory.layout`) and tell the machine when the guest asks to be
-powered off or reset, or panics. `stateful` are those with state of their own, in the order in which
-they are saved.
+They are at fixed I/O ports (`pyvmm.memory.layout`) and notify the machine when the guest powers
+off, resets or panics. `stateful` are the devices with saved state, in the order in which they are saved.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 class LegacyDevices:
     """The port devices of a machine with `ram_bytes` of RAM, mapped on `pio`.
 
-    `console_output` takes what the guest writes to COM1; `on_exit` the guest's wish to end.
+    `console_output` receives the guest's output on COM1; `on_exit` is called with the reason when
+    the guest ends the VM.
     """
 
     def __init__(

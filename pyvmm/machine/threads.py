@@ -18,7 +18,7 @@
 | `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last |
 
 A class that is used by several threads has a line `Threads:` in its docstring that refers to these
-rows. `Owner` holds the most important of these rules in debug builds: `python -O` drops the check.
+rows. `Owner` asserts the most important rule; `python -O` drops the check.
 """  # noqa: E501 (a table)
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import threading
 
 
 class Owner:
-    """The thread that owns an object: the one that made it, or adopted it last."""
+    """The thread that owns an object: the one that created it, or has adopted it last."""
 
     def __init__(self) -> None:
         self._ident = threading.get_ident()

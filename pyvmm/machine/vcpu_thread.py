@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One host thread for each virtual processor: enter the guest, serve exits, stop when told.
+"""One host thread for each vCPU: enter the guest, serve exits, stop on request.
 
-The thread spends its life in `pyvmm_native.kvm_run.run`, which holds no GIL while the guest runs
-and hands port and memory-mapped accesses to `GuestBuses`, other than the few that it serves by the
-console's `SerialFastPath`. It comes back here only when something
-ends or interrupts the run. To interrupt, another thread changes `VcpuGate` and kicks: KVM_RUN then
-returns at once, even when the kick came just before it was entered (`immediate_exit`,
-Documentation/virt/kvm/api.rst, section 5).
+The thread runs `pyvmm_native.kvm_run.run`, which releases the GIL while the guest runs and passes
+port and memory-mapped accesses to `GuestBuses`, except those that the console's `SerialFastPath`
+serves. It returns here only when the run ends or is interrupted. To interrupt it, another thread
+changes `VcpuGate` and kicks the vCPU: KVM_RUN then returns at once, even if the kick arrives just
+before it is entered (`immediate_exit`, Documentation/virt/kvm/api.rst, section 5).
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 KICK_SIGNAL = signal.SIGRTMIN
 
 SWITCH_INTERVAL_S = 0.0005
-"""For `sys.setswitchinterval`: how long an access to a device may have to wait for the GIL.
+"""For `sys.setswitchinterval`: the time that a device access may wait for the GIL.
 
-While the event loop computes in Python, each such access waits for this long; Python's own 5 ms are
-an age for a guest, and a tenth of them costs the event loop a few per cent meanwhile.
+Each access waits this long while the event loop runs Python code. Python's default of 5 ms is too
+long for a guest; a tenth of it costs the event loop a few per cent.
 """
 
 
 class GuestBuses:
     """Carries the guest's accesses to the two buses, one at a time.
 
-    `lock` is the machine's device lock. `after_write` runs when the lock has been released again:
-    the place to wait for a slow console without keeping the others from their devices.
+    `lock` is the machine's device lock. `after_write` runs after the lock is released, so that
+    it can wait for a slow console without blocking other vCPUs.
     """
 
     def __init__(
@@ -69,10 +68,10 @@ class GuestBuses:
 
 
 class VcpuGate:
-    """Lets all vCPU threads run, or holds them outside the guest, or sends them home.
+    """Lets all vCPU threads run, keeps them outside the guest, or ends them.
 
-    It is shut for either of two reasons, which do not know of each other: the machine is paused, or
-    the processors rest because they are throttled. A thread that waits here holds no lock.
+    It is closed for either of two independent reasons: the machine is paused, or the vCPUs are
+    throttled. A thread that waits here holds no lock.
     """
 
     def __init__(self) -> None:
@@ -88,7 +87,7 @@ class VcpuGate:
         return self._stopping
 
     def enter(self) -> bool:
-        """Wait until the guest may run; False means the thread shall end."""
+        """Wait until the guest may run; return False if the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or not self._shut())
             if self._stopping:
@@ -124,7 +123,7 @@ class VcpuGate:
             self._changed.notify_all()
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until no thread is inside the guest; False when that took too long."""
+        """Wait until no thread is inside the guest; return False after a time-out."""
         with self._changed:
             return self._changed.wait_for(lambda: self._inside == 0, timeout_s)
 
@@ -132,8 +131,8 @@ class VcpuGate:
 class VcpuThread(threading.Thread):
     """Runs `vcpu` until the gate closes or the guest does something that ends the machine.
 
-    `on_end(description)` is called, in this thread, with what KVM said about an exit that no
-    machine survives; `on_bug(exception)` when a device model raised.
+    `on_end(description)` is called, in this thread, with KVM's description of a fatal exit;
+    `on_bug(exception)` when a device model has raised.
     """
 
     def __init__(
@@ -171,6 +170,6 @@ class VcpuThread(threading.Thread):
             self._on_bug(error)
 
     def kick(self) -> None:
-        """Make KVM_RUN return soon; the thread then looks at its gate again."""
+        """Make KVM_RUN return soon; the thread then checks its gate again."""
         if self.native_id is not None:
             kvm_run.kick(self.native_id, self.vcpu.run_area)

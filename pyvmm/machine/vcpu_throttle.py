@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a guest slower: all of its processors rest for a share of their time.
+"""Throttle a guest: keep all of its vCPUs from running for a share of the time.
 
-While there is something to throttle, a thread shuts the gate of the vCPU threads and kicks them out
-of the guest, waits, opens the gate, and waits again. Processors run for `RUN_S` at a time, as with
-QEMU, or longer on a host that is busy; how long they rest follows from how long they ran. All rest
-together, so none of them spins for a lock that a resting one holds. They rest at the gate, outside
-KVM_RUN and without any lock: devices, the event loop and whoever pauses or ends the machine are as
-quick as ever.
+While the guest is throttled, a thread closes the gate of the vCPU threads and kicks them out of the
+guest, sleeps, opens the gate, and sleeps again. vCPUs run for `RUN_S` at a time, as with QEMU, or
+longer on a busy host; the time for which they are stopped follows from the time for which they ran.
+All are stopped together, so none spins for a lock that a stopped one holds. They wait at the gate,
+outside KVM_RUN and without any lock, so devices, the event loop, pausing and ending the machine are
+not delayed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 RUN_S = 0.01
 MAX_REST_S = 1.0
 LEAVE_S = 0.1
-"""Who has not left the guest after that serves a device, and changes no memory meanwhile."""
+"""A vCPU that has not left the guest by then serves a device, and writes no memory meanwhile."""
 MAX_PERCENTAGE = 99
 
 
 class VcpuThrottle:
-    """Throttles the threads that pass through `gate`; `kick` makes all of them come to it soon.
+    """Throttles the threads that pass through `gate`; `kick` makes them check it soon.
 
-    Not throttled at first. Every call comes from the event loop's thread.
+    Not throttled at first. All methods are called on the event loop's thread.
     """
 
     def __init__(self, gate: VcpuGate, kick: Callable[[], None]) -> None:
@@ -41,11 +41,11 @@ class VcpuThrottle:
 
     @property
     def percentage(self) -> int:
-        """How much of their time processors rest."""
+        """The share of the time for which vCPUs are stopped."""
         return self._percentage
 
     def set(self, percentage: int) -> None:
-        """Have them rest for so much of their time; 0 lets them run, from this moment on."""
+        """Stop the vCPUs for `percentage` of the time, from now on; 0 ends throttling."""
         if not 0 <= percentage <= MAX_PERCENTAGE:
             raise ValueError(f"processors cannot rest {percentage} % of their time")
         self._percentage = percentage

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any virtio device in a PCI slot of a machine.
+"""A virtio device of any type in a PCI slot of a machine.
 
-One object holds everything the machine does for a virtio device, whatever its type: the PCI
+One object holds all that the machine adds to a virtio device of any type: the PCI
 transport, a host notifier for each queue (ioeventfd), an MSI-X vector for each queue and one for
 configuration changes (irqfd), the INTx line of the slot, and the queue work on the event loop,
 under the device lock. The transport is the device's part of the machine's saved state.
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class VirtioPciDevice:
     """`model` in `slot`, the PCI device number, of a machine.
 
-    `lock` is the device lock. `on_error` takes what the model raises while a queue is served.
+    `lock` is the device lock. `on_error` is called with exceptions of the model while a queue is
+    served.
 
     Threads: made before any vCPU runs; `start`, `stop` and `close` on the event loop.
     """
@@ -56,15 +57,15 @@ class VirtioPciDevice:
         pci.add(slot, self.transport.function, line)
 
     def start(self, loop: EventLoop) -> None:
-        """Serve the queues on `loop`, notifications that came earlier included."""
+        """Serve the queues on `loop`, including those notified before."""
         self._host_notifiers.start(loop)
 
     def stop(self) -> None:
-        """Serve no queue until `start`; notifications are kept."""
+        """Serve no queue until `start`; notifications stay pending."""
         self._host_notifiers.stop()
 
     def close(self) -> None:
-        """Give the eventfds back; no vCPU runs any more."""
+        """Close the eventfds, after the vCPUs have ended."""
         self._host_notifiers.close()
         self._vectors.close()
 
