@@ -237,7 +237,7 @@ class VirtualMachine:
 
         PermissionError where that is not possible. A failure ends the VM with a `UserError`.
         """
-        from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader  # restored guests only
+        from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader  # 6 modules
 
         self._loader = loader = UserfaultfdLoader(snapshot, self.ram, self.fail)
         self.machine.gate.bar_when(lambda: loader.failed)

@@ -66,7 +66,7 @@ CAP_DEVICE_CFG = 4
 
 
 class VirtioPciTransport:
-    """PCI function, BARs and interrupts of `device`; `function` goes on the PCI bus."""
+    """PCI function, BARs and interrupts of `device`; the PCI bus has `function`."""
 
     def __init__(
         self, device: VirtioDevice, msi: MsiSink, host_notifiers: HostNotifiers, tracer: Tracer

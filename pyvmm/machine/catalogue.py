@@ -38,6 +38,7 @@ class Entry(NamedTuple):
 
 
 def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
+    # 14 modules, for machines with this device only.
     from devices.balloon import dialects
     from devices.balloon.device import BalloonDevice
 
@@ -50,7 +51,7 @@ CATALOGUE = (Entry("balloon", 1, _balloon),)
 
 def part_kinds() -> dict[str, Kind]:
     """Return every kind of record that a part of a machine may have, by name."""
-    # Only VMs that are saved or restored need these.
+    # 13 modules, for machines that are saved or restored only.
     from devices.state import MAX_PAYLOAD_BYTES
     from devices.virtio.pci_transport import STATE_KIND_PREFIX, VirtioPciTransport
     from pyvmm.state.parts import PLATFORM_KINDS

@@ -3,8 +3,8 @@
 
 Each queue has an eventfd. While the transport has assigned the queue an address, KVM turns a 16-bit
 write there into a signal on that eventfd (ioeventfd), and the vCPU continues at once; the event
-loop wakes and serves the queue. A queue that one call does not empty is served again after all other
-ready events, so no guest can occupy the loop.
+loop wakes and serves the queue. A queue that one call does not empty is served again after all
+other ready events, so no guest can occupy the loop.
 
 KVM API: KVM_IOEVENTFD (4.59). VIRTIO 1.2, 4.1.5.2: without NOTIFICATION_DATA the driver writes the
 16-bit queue index.

@@ -2,7 +2,7 @@
 """The devices of a PC that are not on the PCI bus: UART, RTC, ACPI, i8042, pvpanic, POST port.
 
 They are at fixed I/O ports (`pyvmm.memory.layout`) and notify the machine when the guest powers
-off, resets or panics. `stateful` are the devices with saved state, in the order in which they are saved.
+off, resets or panics. `stateful` are the devices with saved state, in the order of saving.
 """
 
 from __future__ import annotations

@@ -112,9 +112,9 @@ class VcpuGate:
             self._paused = paused
             self._changed.notify_all()
 
-    def set_throttled(self, resting: bool) -> None:
+    def set_throttled(self, throttled: bool) -> None:
         with self._changed:
-            self._throttled = resting
+            self._throttled = throttled
             self._changed.notify_all()
 
     def stop(self) -> None:

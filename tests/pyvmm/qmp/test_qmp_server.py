@@ -281,7 +281,7 @@ def test_a_command_that_waits_delays_its_own_client_only(
         assert "return" in await receive(other)
         assert len(answers) == 1
         machine.announce("STOP")
-        assert (await receive(reader))["event"] == "STOP", "events go on"
+        assert (await receive(reader))["event"] == "STOP", "events still arrive"
         answers[0].set_result(42)
         assert await receive(reader) == {"return": 42, "id": 1}
         assert (await receive(reader))["id"] == 2
