@@ -47,12 +47,12 @@ _U64_VALUES = 1 << 64
 
 
 class StateError(ValueError):
-    """A saved state cannot be restored here; the message names the part and what is wrong."""
+    """A saved state cannot be restored here; the message names the part and the reason."""
 
-    def __init__(self, part: str, what: str) -> None:
-        super().__init__(f"{part}: {what}")
+    def __init__(self, part: str, reason: str) -> None:
+        super().__init__(f"{part}: {reason}")
         self.part = part
-        self.what = what
+        self.reason = reason
 
 
 class Stateful(Protocol):
@@ -213,9 +213,9 @@ class Fields:
         for part in self._parts:
             part.done()
 
-    def error(self, name: str, what: str) -> StateError:
+    def error(self, name: str, reason: str) -> StateError:
         """Return the error to raise when field `name` fails a check of the caller."""
-        return StateError(self.name, f"{name} {what}")
+        return StateError(self.name, f"{name} {reason}")
 
     def _part(self, name: str, payload: Payload) -> Fields:
         self._parts.append(Fields(name, payload, ignore_unknown=self._ignore_unknown))

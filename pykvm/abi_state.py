@@ -2,8 +2,8 @@
 """Structures needed only to save and restore a machine, by kernel name.
 
 From <linux/kvm.h> and, for x86, <asm/kvm.h>: the rest of a vCPU's registers, the interrupt
-controllers, the timer and the clock that KVM emulates. As in `pykvm.abi_vm`, what has no name in C
-has one with a leading underscore here, and flexible array members have a length of zero.
+controllers, the timer and the clock that KVM emulates. As in `pykvm.abi_vm`, structures without a
+name in C have one with a leading underscore here, and flexible array members have a length of zero.
 """
 
 from __future__ import annotations

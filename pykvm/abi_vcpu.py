@@ -4,8 +4,8 @@
 From <linux/kvm.h> and, for x86, <asm/kvm.h>. After KVM_RUN returns, `kvm_run.exit_reason` says
 which member of its unnamed union is meaningful (Documentation/virt/kvm/api.rst, section 5, "The
 kvm_run structure"). The members for exits that x86 cannot produce are left out; the union's
-`padding` gives it its size all the same. Those members have no type names in C; here they have
-some with a leading underscore.
+`padding` still gives it its size. Types without a name in C have one with a leading underscore
+here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit reasons in words: what `kvm_run` says after KVM_RUN, for messages and logs.
+"""Exit reasons in words: the contents of `kvm_run` after KVM_RUN, for messages and logs.
 
-Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure", tells what each exit means.
+Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure", defines each exit.
 """
 
 from __future__ import annotations

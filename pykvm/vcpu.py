@@ -78,7 +78,7 @@ class Vcpu(KvmHandle):
         return self._get(ioctls.KVM_GET_SREGS, abi.kvm_sregs())
 
     def set_sregs(self, sregs: abi.kvm_sregs) -> None:
-        """KVM_SET_SREGS; usually what `get_sregs` returned, changed."""
+        """KVM_SET_SREGS; usually a changed result of `get_sregs`."""
         self.ioctl(ioctls.KVM_SET_SREGS, sregs)
 
     def get_fpu(self) -> abi.kvm_fpu:

@@ -69,8 +69,8 @@ class Vm(KvmHandle):
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION: map `memory_size` bytes of this process as guest memory.
 
-        Addresses and size are multiples of the host's page size; `userspace_addr` is what
-        `address_of` returns for an mmap, which must outlive the VM. A size of 0 removes the slot.
+        Addresses and size are multiples of the host's page size; `userspace_addr` is the
+        result of `address_of` for an mmap, which must outlive the VM. A size of 0 removes the slot.
         With KVM_MEM_LOG_DIRTY_PAGES in `flags` KVM logs which pages are written to; flags may be
         changed while the guest runs.
         """
@@ -190,7 +190,7 @@ class Vm(KvmHandle):
 
         The write then causes no exit. `len` is 1, 2, 4 or 8, or 0 for any; with `datamatch` only
         a write of that value counts. KVM_IOEVENTFD_FLAG_PIO in `flags` makes `addr` a port,
-        KVM_IOEVENTFD_FLAG_DEASSIGN undoes what the same arguments did.
+        KVM_IOEVENTFD_FLAG_DEASSIGN removes the assignment of the same arguments.
         """
         request = abi.kvm_ioeventfd(addr=addr, len=len, fd=fd, flags=flags)
         if datamatch is not None:

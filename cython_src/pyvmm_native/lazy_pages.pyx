@@ -8,7 +8,7 @@ thread that made it, be it a vCPU in KVM or one of ours. The block is then read 
 checksum verified, and only then are its pages put in place (UFFDIO_COPY); the thread resumes when
 the block is no longer registered (UFFDIO_UNREGISTER). While no thread waits, blocks are loaded in
 order. RAM stays private anonymous memory, so it can be discarded as usual, but discarded pages must
-not come back from the file: `skip` is told of them first.
+not come back from the file: they are passed to `skip` first.
 
 All of that happens without the GIL, which a thread that waits for a page may be holding.
 

@@ -12,7 +12,7 @@ The guest may change any byte at any time, so callers copy what they need exactl
 the copy.
 
 KVM's dirty log records what the guest writes and nothing that this process changes: copies into
-RAM, used rings, discards. Those are logged here while somebody needs them. A page is marked after
+RAM, used rings, discards. Those are logged here on request. A page is marked after
 it was changed: marked before, it could be taken from the log and copied too early.
 
 The log, a byte per page, is allocated when logging first starts, and copies without the GIL look

@@ -45,7 +45,7 @@ cdef class SplitQueue:
     cdef uint16_t _next_avail
     cdef uint16_t _next_used
     cdef uint32_t _unsignalled
-    # What `_walk` found: the elements of one chain, readable ones first.
+    # Result of `_walk`: the elements of one chain, readable ones first.
     cdef Segment *_segments
     cdef uint32_t _readable_count
     cdef uint32_t _segment_count

@@ -106,7 +106,7 @@ cdef class ByteQueue:
         return taken
 
     def close(self):
-        """Discard all bytes, now and in future: nobody will take them."""
+        """Discard all bytes, present and future ones."""
         pthread_mutex_lock(&self.mutex)
         self.closed = True
         self.length = 0
