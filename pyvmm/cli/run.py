@@ -31,6 +31,7 @@ from pyvmm.sockets.addresses import parse_migration_address, parse_unix_address
 from pyvmm.units import MIB, parse_size
 
 if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
@@ -53,9 +54,9 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
     metavar="SIZE",
     help="Guest RAM, such as 512M or 8G; with --incoming, the most that the guest may have.",
 )
-@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual processors, 1 to 8.")
+@click.option("--cpus", type=int, default=1, show_default=True, help="Number of vCPUs, 1 to 8.")
 @click.option(
-    "--initrd", type=click.Path(path_type=Path), help="Initramfs to load beside the kernel."
+    "--initrd", type=click.Path(path_type=Path), help="Initramfs to load with the kernel."
 )
 @click.option("--append", default="", metavar="TEXT", help="Append to the kernel command line.")
 @click.option(
@@ -73,7 +74,7 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
 @click.option(
     "--restore",
     type=click.Path(path_type=Path),
-    help="Resume a snapshot, which holds the configuration of its guest, too.",
+    help="Resume a snapshot; it holds the guest's configuration.",
 )
 @click.option(
     "--incoming",
@@ -140,26 +141,30 @@ def run(
         return _run_incoming(incoming, protection, parse_size(memory), sockets, kvm)
     for shown in _given(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
-    snapshot = _open(restore) if restore is not None else None
-    config = (
-        snapshot.config
-        if snapshot
-        else config_for_image(
-            _one_of(image, kernel),
-            initrd=initrd,
-            append=append,
-            ram_bytes=parse_size(memory),
-            vcpus=cpus,
-            dialect=dialect,
-            offer=offer,
-            withhold=withhold,
-        )
+    if restore is not None:
+        snapshot = _open(restore)
+        return _run_vm(snapshot.config, snapshot, sockets, kvm)
+    config = config_for_image(
+        _one_of(image, kernel),
+        initrd=initrd,
+        append=append,
+        ram_bytes=parse_size(memory),
+        vcpus=cpus,
+        dialect=dialect,
+        offer=offer,
+        withhold=withhold,
     )
-    if snapshot is None:
-        # Late: saves 6 ms with --restore and --incoming.
-        from pyvmm.boot.loader import read_boot_files
+    # Late: saves 6 ms with --restore and --incoming.
+    from pyvmm.boot.loader import read_boot_files
 
-        read_boot_files(config)  # report unusable files before the lab or a machine starts
+    read_boot_files(config)  # reports unusable files before the lab or a machine starts
+    return _run_vm(config, None, sockets, kvm)
+
+
+def _run_vm(
+    config: MachineConfig, snapshot: SnapshotFile | None, sockets: Sequence[Path], kvm: KvmMode
+) -> int:
+    """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
     if choose_kvm(kvm) is KvmProvider.LAB:
         return _run_in_lab(config.ram_bytes, sockets)
     # Late: saves 34 ms (the machine) where the lab runs it.
