@@ -175,7 +175,7 @@ def _run_vm(
 
 def _open(restore: Path) -> SnapshotFile:
     """Open the snapshot to resume; raises `CommandError` if options configure a guest as well."""
-    # Late: saves 7 ms without --restore.
+    # Late: saves 10 ms without --restore.
     from pyvmm.machine.catalogue import part_kinds
     from pyvmm.snapshot.reader import SnapshotFile
 
