@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guest RAM for tests.
 
-`guest_memory` is ordinary process memory for whatever only reads and writes. `AnonymousRam` is the
-RAM of a device that discards pages: private anonymous memory, so that a discard has the effect it
-has in production, and a record of every discard.
+`guest_memory` is ordinary process memory, for devices that only read and write. `AnonymousRam` is
+for devices that discard pages: private anonymous memory, so that a discard has the effect it has in
+production, and a record of every discard.
 """
 
 from __future__ import annotations

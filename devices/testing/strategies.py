@@ -42,7 +42,7 @@ class RingContents:
 
 
 def ring_contents(size: int, ram_bytes: int) -> st.SearchStrategy[RingContents]:
-    """Hostile contents of a ring of `size` entries in a guest with `ram_bytes` from address 0.
+    """Return hostile contents of a ring of `size` entries in a guest with `ram_bytes` at address 0.
 
     Indices, lengths and addresses are near their limits, inside and outside the ring and RAM.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timers in a device's saved state keep the time that remains, on whatever clock they continue."""
+"""Timers in a device's saved state keep the time that remains, on any new clock."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_taking_the_log_while_it_is_off_is_refused() -> None:
     memory.log_dirty_pages(True)
     memory.write(REGIONS[0][0], b"x")
     memory.log_dirty_pages(True)
-    assert logged(memory) == {REGIONS[0][0] // PAGE}, "asking once more changes nothing"
+    assert logged(memory) == {REGIONS[0][0] // PAGE}, "enabling it again changes nothing"
     memory.write(REGIONS[0][0], b"x")
     memory.log_dirty_pages(False)
     with pytest.raises(ValueError, match="not being logged"):

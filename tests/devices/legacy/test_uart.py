@@ -1,55 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 16550A: one test for each row of the data sheet's interrupt table, and Linux's probes."""
+"""The 16550A: one test for each row of the data sheet's interrupt table, and the registers."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from devices.legacy.uart import Uart16550
-
-RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
-THR, FCR = RBR, IIR
-ERBFI, ETBEI, ELSI, EDSSI = 1, 2, 4, 8
-NONE, MODEM, EMPTY, DATA, LINE, TIMEOUT = 0x1, 0x0, 0x2, 0x4, 0x6, 0xC
-FIFO = 0x01
-DTR, RTS, OUT1, OUT2, LOOP = 1, 2, 4, 8, 16
-
-
-class Port:
-    """A UART with what it sent, the levels of its interrupt and the calls of `room_available`."""
-
-    def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2) -> None:
-        self.sent = bytearray()
-        self.levels: list[bool] = []
-        self.rooms = 0
-        self.uart = Uart16550(self, self.sent.extend)
-        self.uart.room_available.add(self.room)
-        self.write(FCR, fcr)
-        self.write(MCR, mcr)
-        self.write(IER, ier)
-
-    def room(self) -> None:
-        self.rooms += 1
-
-    def set_level(self, level: bool) -> None:
-        assert self.level is not level, "only changes are reported"
-        self.levels.append(level)
-
-    @property
-    def level(self) -> bool:
-        return self.levels[-1] if self.levels else False
-
-    def read(self, register: int) -> int:
-        return self.uart.read(register, 1)
-
-    def write(self, register: int, value: int) -> None:
-        self.uart.write(register, 1, value)
-
-    @property
-    def iir(self) -> int:
-        return self.read(IIR) & 0x0F
+from tests.devices.legacy.uart_port import (
+    DATA,
+    DTR,
+    EDSSI,
+    ELSI,
+    EMPTY,
+    ERBFI,
+    ETBEI,
+    FCR,
+    FIFO,
+    IER,
+    IIR,
+    LCR,
+    LINE,
+    LOOP,
+    LSR,
+    MCR,
+    MODEM,
+    MSR,
+    NONE,
+    OUT1,
+    OUT2,
+    RBR,
+    RTS,
+    SCR,
+    THR,
+    TIMEOUT,
+    Port,
+)
 
 
 # --- After reset --------------------------------------------------------------------------------
@@ -331,82 +315,3 @@ def test_loopback_blocks_outside_input_until_it_ends() -> None:
     assert port.rooms == 0
     port.write(MCR, OUT2)
     assert port.rooms == 1
-
-
-# --- Linux's probes -----------------------------------------------------------------------------
-def test_linux_identifies_a_16550a() -> None:
-    """The steps of the 8250 driver's autoconfig(), which ends in PORT_16550A."""
-    port = Port(mcr=0)
-    port.write(IER, 0)
-    assert port.read(IER) & 0x0F == 0
-    port.write(IER, 0x0F)
-    assert port.read(IER) & 0x0F == 0x0F
-    port.write(IER, 0)
-    port.write(MCR, LOOP | 0x0A)
-    assert port.read(MSR) & 0xF0 == 0x90
-    port.write(MCR, 0)
-    port.write(LCR, 0xBF)
-    assert port.read(2) != 0  # an EFR of 0 here would be a 16650
-    port.write(FCR, 0)
-    port.write(LCR, 0)
-    port.write(FCR, FIFO)
-    assert port.read(IIR) >> 6 == 3
-    port.write(LCR, 0x80)
-    assert port.read(2) != 0
-    port.write(LCR, 0)
-    port.write(FCR, FIFO | 0x20)
-    assert port.read(IIR) & 0x20 == 0  # no 64-byte FIFO: not a 16750
-    port.write(IER, 0x40)
-    assert port.read(IER) & 0x40 == 0  # no UUE: not an XScale
-
-
-def test_linux_measures_16_bytes_of_fifo() -> None:
-    """size_fifo(): send 256 characters in loopback and count what arrived."""
-    port = Port()
-    port.write(FCR, FIFO | 0x06)
-    port.write(MCR, LOOP)
-    for count in range(256):
-        port.write(THR, count)
-    received = 0
-    while port.read(LSR) & 1:
-        assert port.read(RBR) == received
-        received += 1
-    assert received == 16
-
-
-def test_linux_finds_no_transmitter_bugs() -> None:
-    """serial8250_do_startup(): THRE must be raised by every enabling (else UART_BUG_THRE/TXEN)."""
-    port = Port()
-    for _ in range(3):
-        port.write(IER, ETBEI)
-        assert port.read(LSR) & 0x60 == 0x60
-        assert port.iir == EMPTY
-        port.write(IER, 0)
-
-
-# --- Any accesses -------------------------------------------------------------------------------
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["read", "write", "receive"]),
-            st.integers(0, 7),
-            st.sampled_from([1, 1, 1, 2, 4]),
-            st.integers(0, 0xFFFF_FFFF),
-        ),
-        max_size=60,
-    )
-)
-def test_the_line_is_high_exactly_while_an_interrupt_is_pending_and_the_gate_is_open(
-    steps: list[tuple[str, int, int, int]],
-) -> None:
-    port = Port()
-    for action, register, size, value in steps:
-        if action == "read":
-            assert 0 <= port.uart.read(register, size) < 1 << (8 * size)
-        elif action == "write":
-            port.uart.write(register, size, value & (1 << (8 * size)) - 1)
-        else:
-            port.uart.receive(value.to_bytes(4, "little"))
-        gate_open = port.read(MCR) & (OUT2 | LOOP) == OUT2
-        level = port.level
-        assert level == (gate_open and port.iir != NONE)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The 16550A under the probes of Linux's 8250 driver, and under arbitrary accesses."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.devices.legacy.uart_port import (
+    EMPTY,
+    ETBEI,
+    FCR,
+    FIFO,
+    IER,
+    IIR,
+    LCR,
+    LOOP,
+    LSR,
+    MCR,
+    MSR,
+    NONE,
+    OUT2,
+    RBR,
+    THR,
+    Port,
+)
+
+
+def test_linux_identifies_a_16550a() -> None:
+    """The steps of the 8250 driver's autoconfig(), which ends in PORT_16550A."""
+    port = Port(mcr=0)
+    port.write(IER, 0)
+    assert port.read(IER) & 0x0F == 0
+    port.write(IER, 0x0F)
+    assert port.read(IER) & 0x0F == 0x0F
+    port.write(IER, 0)
+    port.write(MCR, LOOP | 0x0A)
+    assert port.read(MSR) & 0xF0 == 0x90
+    port.write(MCR, 0)
+    port.write(LCR, 0xBF)
+    assert port.read(2) != 0  # an EFR of 0 here would be a 16650
+    port.write(FCR, 0)
+    port.write(LCR, 0)
+    port.write(FCR, FIFO)
+    assert port.read(IIR) >> 6 == 3
+    port.write(LCR, 0x80)
+    assert port.read(2) != 0
+    port.write(LCR, 0)
+    port.write(FCR, FIFO | 0x20)
+    assert port.read(IIR) & 0x20 == 0  # no 64-byte FIFO: not a 16750
+    port.write(IER, 0x40)
+    assert port.read(IER) & 0x40 == 0  # no UUE: not an XScale
+
+
+def test_linux_measures_16_bytes_of_fifo() -> None:
+    """size_fifo(): send 256 characters in loopback and count what arrived."""
+    port = Port()
+    port.write(FCR, FIFO | 0x06)
+    port.write(MCR, LOOP)
+    for count in range(256):
+        port.write(THR, count)
+    received = 0
+    while port.read(LSR) & 1:
+        assert port.read(RBR) == received
+        received += 1
+    assert received == 16
+
+
+def test_linux_finds_no_transmitter_bugs() -> None:
+    """serial8250_do_startup(): THRE must be raised by every enabling (else UART_BUG_THRE/TXEN)."""
+    port = Port()
+    for _ in range(3):
+        port.write(IER, ETBEI)
+        assert port.read(LSR) & 0x60 == 0x60
+        assert port.iir == EMPTY
+        port.write(IER, 0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["read", "write", "receive"]),
+            st.integers(0, 7),
+            st.sampled_from([1, 1, 1, 2, 4]),
+            st.integers(0, 0xFFFF_FFFF),
+        ),
+        max_size=60,
+    )
+)
+def test_the_line_is_high_exactly_while_an_interrupt_is_pending_and_the_gate_is_open(
+    steps: list[tuple[str, int, int, int]],
+) -> None:
+    port = Port()
+    for action, register, size, value in steps:
+        if action == "read":
+            assert 0 <= port.uart.read(register, size) < 1 << (8 * size)
+        elif action == "write":
+            port.uart.write(register, size, value & (1 << (8 * size)) - 1)
+        else:
+            port.uart.receive(value.to_bytes(4, "little"))
+        gate_open = port.read(MCR) & (OUT2 | LOOP) == OUT2
+        level = port.level
+        assert level == (gate_open and port.iir != NONE)
