@@ -78,7 +78,7 @@ def _change(client: QmpClient, target_bytes: int, timeout_s: float, no_wait: boo
             f"give a target of at most {ram_bytes} bytes",
         )
     started = time.monotonic()
-    change = Change(client, ram_bytes, target_bytes)
+    change = BalloonChange(client, ram_bytes, target_bytes)
     if no_wait:
         print(f"set the target to {format_size(target_bytes)} of {format_size(ram_bytes)}")
         return 0
@@ -97,7 +97,7 @@ def _change(client: QmpClient, target_bytes: int, timeout_s: float, no_wait: boo
 
 
 @dataclass
-class Change:
+class BalloonChange:
     """A change of the balloon's size in progress; the constructor sets the target."""
 
     client: QmpClient
@@ -141,7 +141,7 @@ class Change:
                 on_progress(actual_bytes)
 
 
-def _watch(change: Change, timeout_s: float) -> None:
+def _watch(change: BalloonChange, timeout_s: float) -> None:
     """Wait for `change`, with a progress bar if standard error is a terminal."""
     if not sys.stderr.isatty():
         change.wait(timeout_s, lambda actual_bytes: None)

@@ -102,7 +102,7 @@ def migrate(
     """
     protection = security(tls_ca, tls_cert, tls_key, insecure)
     request = {
-        "uri": _checked(destination, protection),
+        "uri": _absolute_address(destination, protection),
         "unused": query_unused,
         "insecure": insecure,
     }
@@ -115,14 +115,16 @@ def migrate(
     def work(client: QmpClient) -> int:
         client.execute("migrate-set-parameters", **limits)
         client.execute("migrate-set-capabilities", capabilities=[capability])
-        return _move(client, request, keep)
+        return _migrate(client, request, keep)
 
     return run_qmp_command(address, "pyvmm migrate", work, guest_timeout_s=SWITCHOVER_TIMEOUT_S)
 
 
-def _checked(destination: str, protection: Security) -> str:
-    """Return the address for the guest's process, whose working directory may be another."""
+def _absolute_address(destination: str, protection: Security) -> str:
+    """Return the address for the guest's process, whose working directory may be another.
 
+    Raises `UserError` for an address that needs other protection.
+    """
     address = parse_migration_address(destination)
     if isinstance(address, UnixAddress):
         address = parse_migration_address(f"unix:{address.path.absolute()}")
@@ -130,7 +132,7 @@ def _checked(destination: str, protection: Security) -> str:
     return str(address)
 
 
-def _move(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
+def _migrate(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
     before = client.execute("query-status")["status"]
     with _collected_signals() as signals:
         client.execute("migrate", **request)

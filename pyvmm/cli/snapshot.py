@@ -97,9 +97,8 @@ def _wait(client: QmpClient) -> dict[str, Any]:
             if total == 0 and answer["total"]:
                 total = answer["total"]
                 progress.stage("copying memory", -(-total // MIB))
-            now_mib = (
-                min(answer["completed"], total) // MIB
-            )  # pages that the guest changes are copied again
+            # Pages that the guest changes are copied, and counted, again.
+            now_mib = min(answer["completed"], total) // MIB
             if now_mib > shown_mib:
                 progress.advance(now_mib - shown_mib)
                 shown_mib = now_mib
