@@ -42,6 +42,7 @@ NOT_STATE = {
     "Uart16550.room_available": "wiring",
     "VirtioDevice._guest_notifier": "wiring",
     # What is saved under another name, or follows from what is saved.
+    "RngDevice._credited_at_ns": "saved state is credited up to the moment of saving",
     "RegisterTable._values": "saved by name through __getitem__",
     "VirtioDevice._generation": "saved as config_generation",
     "MsixTable._routed": "routes are made again from the table",
