@@ -20,9 +20,10 @@ MIN_RAM_BYTES = 64 * MIB
 MAX_RAM_BYTES = 16 * GIB
 DEFAULT_RAM_BYTES = 1 * GIB
 MAX_VCPUS = 8
+MAX_RNG_BYTES_PER_S = 1 * GIB
 DIALECTS = tuple(BY_DIALECT)
 
-Parameter = Literal["ram_bytes", "vcpus", "dialect", "features"]
+Parameter = Literal["ram_bytes", "vcpus", "dialect", "features", "rng"]
 
 
 class InvalidConfiguration(UserError):
@@ -47,6 +48,8 @@ class MachineConfig:
     """Balloon features offered in addition to the dialect's default."""
     withhold: tuple[str, ...] = ()
     """Balloon features of the dialect's default that are not offered."""
+    rng: int | None = None
+    """Most bytes per second of the entropy device, 0 for no limit; None for no such device."""
 
     def __post_init__(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:
@@ -63,6 +66,12 @@ class MachineConfig:
             raise InvalidConfiguration(
                 "dialect",
                 f"there is no balloon dialect {self.dialect!r}, only {' and '.join(DIALECTS)}",
+            )
+        if self.rng is not None and not 0 <= self.rng <= MAX_RNG_BYTES_PER_S:
+            raise InvalidConfiguration(
+                "rng",
+                f"an entropy device cannot be limited to {self.rng} bytes per second, only to"
+                f" 1 to {MAX_RNG_BYTES_PER_S}",
             )
         try:
             _ = self.balloon_features  # checks the names

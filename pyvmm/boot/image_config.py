@@ -28,6 +28,7 @@ def config_for_image(
     dialect: str | None = None,
     offer: Sequence[str] = (),
     withhold: Sequence[str] = (),
+    rng: int | None = None,
 ) -> MachineConfig:
     """Return the configuration for `image`, whose command line `append` is added to.
 
@@ -53,4 +54,5 @@ def config_for_image(
         dialect=dialect,
         offer=tuple(offer),
         withhold=tuple(withhold),
+        rng=rng,
     )

@@ -70,6 +70,7 @@ PARAMETER_OPTIONS = {
     "vcpus": "--cpus",
     "dialect": "--dialect",
     "features": "--offer, --withhold or --dialect",
+    "rng": "--rng-limit",
 }
 
 

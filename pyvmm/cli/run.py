@@ -71,6 +71,12 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
     help=f"Offer one more balloon feature: {', '.join(OPTIONS)}.",
 )
 @click.option("--withhold", multiple=True, metavar="NAME", help="Do not offer this feature.")
+@click.option("--rng", is_flag=True, help="Give the guest an entropy device, virtio-rng.")
+@click.option(
+    "--rng-limit",
+    metavar="SIZE",
+    help="Limit it to SIZE bytes per second, such as 64K; implies --rng [default: no limit].",
+)
 @click.option(
     "--restore",
     type=click.Path(path_type=Path),
@@ -107,6 +113,8 @@ def run(
     dialect: str | None,
     offer: Sequence[str],
     withhold: Sequence[str],
+    rng: bool,
+    rng_limit: str | None,
     restore: Path | None,
     incoming: str | None,
     tls_ca: Path | None,
@@ -153,6 +161,7 @@ def run(
         dialect=dialect,
         offer=offer,
         withhold=withhold,
+        rng=_rng_rate(rng, rng_limit),
     )
     # Late: saves 6 ms with --restore and --incoming.
     from pyvmm.boot.loader import read_boot_files
@@ -171,6 +180,16 @@ def _run_vm(
     from pyvmm.cli.terminal_run import run_vm
 
     return asyncio.run(run_vm(config, sockets, snapshot))
+
+
+def _rng_rate(rng: bool, limit: str | None) -> int | None:
+    """Return the configuration of the entropy device that the two options ask for."""
+    if limit is None:
+        return 0 if rng else None
+    bytes_per_s = parse_size(limit)
+    if not bytes_per_s:
+        raise CommandError("--rng-limit 0 would supply nothing", "give --rng for no limit")
+    return bytes_per_s
 
 
 def _open(restore: Path) -> SnapshotFile:

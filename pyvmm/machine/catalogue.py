@@ -46,7 +46,18 @@ def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
     return BalloonDevice(dialect, ports.ram, ports.tracer, offered=config.balloon_features)
 
 
-CATALOGUE = (Entry("balloon", 1, _balloon),)
+def _rng(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
+    if config.rng is None:
+        return None
+    from devices.rng.device import RngDevice
+
+    return RngDevice(ports.ram.memory, ports.timers, ports.tracer, bytes_per_s=config.rng)
+
+
+CATALOGUE = (
+    Entry("balloon", 1, _balloon),
+    Entry("rng", 2, _rng),
+)
 
 
 def part_kinds() -> dict[str, Kind]:

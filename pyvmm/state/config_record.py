@@ -29,6 +29,7 @@ def encode_config(config: MachineConfig) -> bytes:
         "dialect": config.dialect,
         "offer": list(config.offer),
         "withhold": list(config.withhold),
+        "rng": [] if config.rng is None else [config.rng],
     }
     return encode(payload)
 
@@ -46,6 +47,7 @@ def restore_config(fields: Fields) -> MachineConfig:
     ram_bytes, vcpus = fields.number("ram_bytes"), fields.number("vcpus")
     dialect = fields.text("dialect")
     offer, withhold = _names(fields, "offer"), _names(fields, "withhold")
+    rng = fields.numbers("rng", at_most=1)
     fields.done()
     try:
         return MachineConfig(
@@ -57,6 +59,7 @@ def restore_config(fields: Fields) -> MachineConfig:
             dialect=dialect,
             offer=offer,
             withhold=withhold,
+            rng=rng[0] if rng else None,
         )
     except UserError as error:
         raise fields.error("as a whole", f"is no machine: {error}") from error
