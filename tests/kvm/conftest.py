@@ -45,6 +45,7 @@ def make_config(guest_image: Path) -> MakeConfig:
         append: str = "",
         offer: Sequence[str] = (),
         withhold: Sequence[str] = (),
+        rng: int | None = None,
     ) -> MachineConfig:
         return config_for_image(
             guest_image,
@@ -55,6 +56,7 @@ def make_config(guest_image: Path) -> MakeConfig:
             initrd=initrd,
             offer=offer,
             withhold=withhold,
+            rng=rng,
         )
 
     return make

@@ -6,7 +6,7 @@ It is part of `make test`, and runs before the lab, which has no network. A dire
 the metapackage that depends on the newest kernel of its flavour:
 
     vmlinuz           as Debian ships it
-    modules/          its virtio drivers and their modules.dep
+    modules/          its virtio and entropy drivers and their modules.dep
     initramfs.cpio    busybox, `pattern`, `session` and these modules, and an init that loads them
     version           of the kernel package
 
@@ -32,7 +32,9 @@ from pyvmm.cache.directory import cache_dir, write_whole
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
-MODULES = ("virtio_pci", "virtio_balloon")
+MODULES = ("virtio_pci", "virtio_balloon", "virtio_rng")
+DRIVERS = ("kernel/drivers/virtio", "kernel/drivers/char/hw_random")
+"""Where these modules and those they depend on lie in a package."""
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # depmod is there
 FETCH = "make stock-kernels"
 
@@ -69,6 +71,12 @@ class StockKernel:
     def version(self) -> str:
         return (self.directory / "version").read_text()
 
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """The directories of drivers that were unpacked."""
+        listed = self.directory / "drivers"
+        return tuple(listed.read_text().splitlines()) if listed.exists() else ()
+
 
 def cached(name: str) -> StockKernel | None:
     """Return the kernel that an earlier fetch has cached, or None."""
@@ -80,10 +88,12 @@ def fetch(name: str) -> StockKernel:
     """Update the cache to the kernel that `name` depends on; raises `Unavailable`."""
     package, version = newest(name)
     kernel = StockKernel(name, cache_dir("debian") / name)
-    if cached(name) is None or kernel.version != f"{package} {version}":
+    unpacked = cached(name) is not None and kernel.drivers == DRIVERS
+    if not unpacked or kernel.version != f"{package} {version}":
         with tempfile.TemporaryDirectory(dir=kernel.directory.parent) as temporary:
             _unpack(_download(package, version, Path(temporary)), Path(temporary))
             (Path(temporary) / "tree" / "version").write_text(f"{package} {version}")
+            (Path(temporary) / "tree" / "drivers").write_text("\n".join(DRIVERS))
             shutil.rmtree(kernel.directory, ignore_errors=True)
             (Path(temporary) / "tree").rename(kernel.directory)
     write_whole(kernel.initramfs, initramfs(kernel.directory / "modules"))
@@ -108,14 +118,15 @@ def _download(package: str, version: str, directory: Path) -> Path:
 
 
 def _unpack(archive: Path, directory: Path) -> None:
-    """Unpack the kernel and its virtio modules to `directory`/tree, uncompressed."""
+    """Unpack the kernel and the modules of `DRIVERS` to `directory`/tree, uncompressed."""
     whole, tree = directory / "whole", directory / "tree"
     _run("dpkg-deb", "-x", str(archive), str(whole))
     (vmlinuz,) = whole.glob("boot/vmlinuz-*")
     release = vmlinuz.name.removeprefix("vmlinuz-")
     installed = next(iter(whole.glob(f"**/lib/modules/{release}")))
     modules = tree / "modules" / "lib" / "modules" / release
-    shutil.copytree(installed / "kernel/drivers/virtio", modules / "kernel/drivers/virtio")
+    for drivers in DRIVERS:
+        shutil.copytree(installed / drivers, modules / drivers)
     for packed in modules.rglob("*.ko.xz"):
         packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
         packed.unlink()

@@ -55,6 +55,7 @@ def test_the_balloon_of_a_stock_kernel(
         ram_bytes=1024 * MIB,
         vcpus=vcpus,
         offer=offer,
+        rng=0,
     )
     assert config.dialect == "standard"
 
@@ -63,6 +64,9 @@ def test_the_balloon_of_a_stock_kernel(
         async with guest_session(config) as guest:
             await _boot(guest, kernel)
             times.record("boot")
+            assert (
+                await guest.shell("cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0\n"
+            )
             assert (await guest.command("alloc 600")).startswith("allocated")
             times.record("touch 600 MiB")
             if offer:
