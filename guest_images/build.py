@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from guest_images.errors import ImageNotWritten, ManifestError
+from guest_images.errors import ImageNotWritten
 from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree
-from guest_images.manifest import SECTION, Manifest, read_manifest
+from guest_images.manifest import SECTION, Manifest, ManifestError, read_manifest
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.progress.reporter import Progress

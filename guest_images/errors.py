@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reasons why a guest image cannot be built or read."""
+"""Reasons why a guest image cannot be built."""
 
 from __future__ import annotations
 
 from pyvmm.errors import NotInstalled, UserError
-
-
-class ManifestError(UserError):
-    """The file claims to carry a manifest, or to be an ELF file, and the claim is false."""
 
 
 class KernelSourceMissing(NotInstalled):

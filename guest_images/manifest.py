@@ -20,14 +20,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from guest_images.errors import ManifestError
 from pyvmm.elf.tables import ElfError, read_elf_tables
+from pyvmm.errors import UserError
 
 SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
 NOTE_TYPE = 1
 VERSION = 1
 MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; bounds what a damaged file makes us read
+
+
+class ManifestError(UserError):
+    """The file claims to carry a manifest, or to be an ELF file, and the claim is false."""
 
 
 class _Damaged(Exception):

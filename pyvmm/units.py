@@ -20,7 +20,6 @@ TIB = 1 << 40
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _UNITS = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 _SIZE = re.compile(r"\s*(\d{1,19})(?:\.(\d{1,12}))?\s*(?:([KMGT])(?:iB)?|B)?\s*", re.IGNORECASE)
-_DECIMAL_UNIT = re.compile(r".*\d\s*([KMGT])B\s*", re.IGNORECASE)
 _EXPECTED = "expected a number with K, M, G or T (powers of 1024), e.g. 256M or 1.5G"
 
 
@@ -43,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def _expected(text: str) -> str:
-    decimal = _DECIMAL_UNIT.fullmatch(text)
+    decimal = re.fullmatch(r".*\d\s*([KMGT])B\s*", text, re.IGNORECASE)
     if decimal is None:
         return _EXPECTED
     unit = decimal.group(1).upper()

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remedies: what the user can do about an error, in terms of the command line.
 
-The rest of pyvmm raises errors that state a fact, "the guest cannot have 5 vCPUs"; this module
-knows the option that changes it. `remedy` looks an error up by its class, then by its base classes.
-A class that is missing here needs no remedy: its message says everything.
+The rest of pyvmm raises errors that state a fact, "a guest cannot have 9 vCPUs, only 1 to 8"; this
+module knows the option that changes it. A plain `UserError` needs no remedy: its message says
+everything.
 """
 
 from __future__ import annotations
 
 from guest_images import errors as image
+from guest_images.manifest import ManifestError
 from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import CommandError
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab import errors as lab
+from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
@@ -26,6 +28,7 @@ REMEDIES: dict[type[UserError], str] = {
     CacheUnusable: "set XDG_CACHE_HOME to a directory that you may write to",
     HostMemoryUnavailable: "give the guest less with --memory",
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
+    MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",
     boot.KernelUnusable: (
@@ -35,15 +38,7 @@ REMEDIES: dict[type[UserError], str] = {
     image.ImageNotWritten: "choose another --output",
     image.KernelSourceModified: "build from an unmodified source with --source",
     image.KernelSourceUnusable: "name a Linux 6.12 source tree or archive with --source",
-    image.ManifestError: "build the image again with: pyvmm image build --force",
-    lab.HostKvmForbidden: (
-        "add yourself to its group (usermod -aG kvm USER, then log in again) or use --kvm lab"
-    ),
-    lab.HostKvmMissing: (
-        "load its module (modprobe kvm-intel or kvm-amd; virtualization must be enabled in the"
-        " firmware) or use --kvm lab"
-    ),
-    lab.HostKvmUnusable: "use --kvm lab",
+    ManifestError: "build the image again with: pyvmm image build --force",
     lab.LabError: "try again, or see 'pyvmm doctor'",
     qmp.NotQmpSocket: "give the address that was given to --qmp",
     qmp.QmpServerUnresponsive: (
@@ -74,6 +69,18 @@ PARAMETER_OPTIONS = {
 }
 
 
+KVM_REMEDIES = {
+    "missing": (
+        "load its module (modprobe kvm-intel or kvm-amd; virtualization must be enabled in the"
+        " firmware) or use --kvm lab"
+    ),
+    "unreadable": (
+        "add yourself to its group (usermod -aG kvm USER, then log in again) or use --kvm lab"
+    ),
+}
+"""By the probe's verdict; for any other, the lab is the only remedy."""
+
+
 def with_remedy(error: UserError) -> str:
     """Return the line that the command line prints for `error`: "MESSAGE; REMEDY"."""
     return "; ".join(filter(None, (str(error), remedy(error))))
@@ -100,12 +107,13 @@ def _remedy(error: UserError) -> str:
             return f"give the guest more with --memory, at least {-(-error.needed_bytes // MIB)}M"
         case image.KernelSourceMissing():
             return f"{_install(error)}, or name a source tree with --source"
+        case lab.HostKvmUnusable():
+            return KVM_REMEDIES.get(error.verdict, "use --kvm lab")
         case NotInstalled():
             return _install(error)
         case sockets.ControlSocketUnreachable():
             return f"start a guest with --qmp unix:{error.path}, or give the path of a running one"
-    bases = (base for base in type(error).__mro__ if base in REMEDIES)
-    return next((REMEDIES[base] for base in bases), "")
+    return REMEDIES.get(type(error), "")
 
 
 def _install(error: NotInstalled) -> str:

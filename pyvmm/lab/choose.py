@@ -11,14 +11,12 @@ import sys
 from enum import Enum
 from typing import Literal
 
-from pyvmm.lab.errors import HostKvmForbidden, HostKvmMissing, HostKvmUnusable
+from pyvmm.lab.errors import HostKvmUnusable
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
 from pyvmm.sockets.lab_paths import in_lab
 
 KvmMode = Literal["auto", "host", "lab"]
 KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
-
-_ERRORS = {Verdict.MISSING: HostKvmMissing, Verdict.UNREADABLE: HostKvmForbidden}
 
 
 class KvmProvider(Enum):
@@ -41,8 +39,8 @@ def choose_kvm(mode: KvmMode) -> KvmProvider:
     if fitness.fit:
         return KvmProvider.HOST
     if mode == "host":
-        error = _ERRORS.get(fitness.verdict, HostKvmUnusable)
-        raise error(f"this machine's KVM cannot be used: {fitness.reason}")
+        message = f"this machine's KVM cannot be used: {fitness.reason}"
+        raise HostKvmUnusable(message, fitness.verdict.value)
     print(f"pyvmm: running in the lab: {_lab_reason(fitness)}", file=sys.stderr, flush=True)
     return KvmProvider.LAB
 

@@ -13,12 +13,8 @@ class LabError(UserError):
 
 
 class HostKvmUnusable(UserError):
-    """This machine's KVM was requested and is not fit for use."""
+    """This machine's KVM was requested; `verdict` is the probe's (`kvm_probe.Verdict.value`)."""
 
-
-class HostKvmMissing(HostKvmUnusable):
-    """There is no /dev/kvm."""
-
-
-class HostKvmForbidden(HostKvmUnusable):
-    """This user may not open /dev/kvm."""
+    def __init__(self, message: str, verdict: str) -> None:
+        super().__init__(message)
+        self.verdict = verdict

@@ -32,6 +32,7 @@ from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
 from pyvmm.machine.catalogue import CATALOGUE, Ports, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
+from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter
 from pyvmm.machine.legacy_devices import LegacyDevices
@@ -63,19 +64,30 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 10.0
 
 
+@contextmanager
+def _host_errors_reported() -> Iterator[None]:
+    """Raise `MachineNotCreated` for a request that KVM or the host refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        reason = error if isinstance(error, KvmError) else error.strerror
+        raise MachineNotCreated(f"the machine cannot be created: {reason}") from error
+
+
 class Machine:
     """One guest's hardware.
 
     `console_output` takes what the guest writes to its serial port (on vCPU threads);
     `console_throttle` may block that vCPU, with no lock held, until the console has room.
     `exited` is called once, on any thread, when the guest ends by itself, and `failed` with an
-    exception of a device model, which is a bug of ours and not the guest's. Raises `UserError` for
-    RAM that the host cannot map.
+    exception of a device model, which is a bug of ours and not the guest's. Raises
+    `HostMemoryUnavailable`, and `MachineNotCreated` if KVM refuses a request.
 
     Threads: all methods on the thread that made the machine or attached a loop to it, but those
     whose docstring names another.
     """
 
+    @_host_errors_reported()
     def __init__(
         self,
         config: MachineConfig,
@@ -154,10 +166,11 @@ class Machine:
         """Return the device model called `name` in the catalogue; KeyError without one."""
         return self.pci_devices[name].model
 
+    @_host_errors_reported()
     def boot(self, files: BootFiles) -> None:
         """Load the kernel and set the vCPUs up for its entry point.
 
-        Raises `UserError` for a kernel or an initramfs that does not fit.
+        Raises `CommandLineUnusable`, and `MachineNotCreated` if KVM refuses a request.
         """
         start = load_linux(files, self.config, self.ram)
         for index, thread in enumerate(self.vcpu_threads):

@@ -12,8 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from guest_images.build import add_manifest
-from guest_images.errors import ManifestError
-from guest_images.manifest import Manifest, read_manifest
+from guest_images.manifest import Manifest, ManifestError, read_manifest
 from pyvmm.cli.image import image as image_command
 from pyvmm.cli.remedies import remedy
 from pyvmm.errors import UserError

@@ -23,7 +23,8 @@ from pyvmm.cli.errors import CommandError
 from pyvmm.cli.remedies import remedy, with_remedy
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
-from pyvmm.lab.errors import HostKvmMissing
+from pyvmm.lab.errors import HostKvmUnusable
+from pyvmm.machine.kvm_probe import Verdict
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm.sockets.errors import ControlSocketUnreachable
@@ -61,7 +62,7 @@ def all_errors() -> list[type[UserError]]:
 
 
 def test_every_error_class_has_a_remedy() -> None:
-    known = {*remedies.REMEDIES, *(type(error) for error, _ in WITH_FIGURES)}
+    known = {HostKvmUnusable, *remedies.REMEDIES, *(type(error) for error, _ in WITH_FIGURES)}
     assert {error.__qualname__ for error in all_errors() if error not in known} == set()
 
 
@@ -82,8 +83,11 @@ def test_an_error_without_a_class_of_its_own_is_its_message_alone() -> None:
     assert with_remedy(UserError("'x' is not a size")) == "'x' is not a size"
 
 
-def test_a_class_has_its_own_remedy_before_that_of_its_base() -> None:
-    assert remedy(HostKvmMissing("there is no /dev/kvm")).startswith("load its module")
+@pytest.mark.parametrize("verdict", [one for one in Verdict if one is not Verdict.FIT])
+def test_an_unusable_kvm_has_a_remedy_for_each_verdict(verdict: Verdict) -> None:
+    text = remedy(HostKvmUnusable("this machine's KVM cannot be used", verdict.value))
+    assert text.endswith("use --kvm lab")
+    assert (text == "use --kvm lab") == (verdict is Verdict.UNFIT)
 
 
 def test_the_remedy_of_the_cause_comes_first() -> None:

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reasons why a machine cannot be created."""
+
+from __future__ import annotations
+
+from pyvmm.errors import UserError
+
+
+class MachineNotCreated(UserError):
+    """KVM or the host refused a request that the machine needs; the message names the request."""
