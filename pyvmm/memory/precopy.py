@@ -70,22 +70,31 @@ ChunkSink: TypeAlias = Callable[[Chunk], None]
 class PreCopy:
     """Copies `memory`, whose changes are in `log`, round by round.
 
-    `unused` is the guest's answer to a question asked while the log was on. Every call may take
-    seconds, construction included.
+    `unused` is the guest's answer to a request sent while the log was on; `populated` are the pages
+    of RAM that have memory behind them, if that is known. Every call may take seconds, construction
+    included.
 
     Threads: snapshot, migration; one thread for the whole copy.
     """
 
-    def __init__(self, memory: GuestMemory, log: DirtyLog, unused: UnusedPages) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        log: DirtyLog,
+        unused: UnusedPages,
+        populated: PageRuns | None = None,
+    ) -> None:
         self._memory = memory
         self._log = log
         ram = PageRuns(memory.page_ranges)
-        # Unused pages are not looked up on the host: that takes time for each of them.
-        self.populated = touched(memory, ram.subtract(unused.pages))
-        """Pages selected because they have memory behind them."""
+        if populated is None:
+            # Unused pages are not looked up on the host: that takes time for each of them.
+            selected = touched(memory, ram.subtract(unused.pages))
+        else:
+            selected = populated.subtract(unused.pages)
         # The log names pages written after the guest answered, or first touched after the lookup.
         changed = log.collect()
-        self.todo = self.populated.union(changed)
+        self.todo = selected.union(changed)
         """Pages that the next round deals with."""
         self.skipped = ram.intersect(unused.pages).subtract(changed)
         """Pages left out of the first round because they are unused."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Copier:
     """Copies from `memory`, whose changes are in `log`, to `file`.
 
-    `unused` is the guest's answer to a question asked while the log was on. `on_pages` is called
+    `unused` is the guest's answer to a request sent while the log was on. `on_pages` is called
     with the number of pages just dealt with, and may raise to abort. Every call may take seconds,
     construction included.
 
@@ -43,8 +43,9 @@ class Copier:
     ) -> None:
         self._file = file
         self._on_pages = on_pages
-        self._precopy = PreCopy(memory, log, unused)
-        self._accounts = _PageAccounts(memory, unused, self._precopy.populated)
+        populated = touched(memory, PageRuns(memory.page_ranges))
+        self._accounts = _PageAccounts(memory, unused, populated)
+        self._precopy = PreCopy(memory, log, unused, populated)
 
     @property
     def todo(self) -> PageRuns:
@@ -83,15 +84,15 @@ class Copier:
 class _PageAccounts:
     """Accounts for the pages of `memory` that are not in the file.
 
-    `populated` are the pages, `unused` ones left out, that have memory behind them.
+    `populated` are the pages that have memory behind them.
     """
 
     def __init__(self, memory: GuestMemory, unused: UnusedPages, populated: PageRuns) -> None:
         ram = PageRuns(memory.page_ranges)
         self._how = unused.how
         self._ram_pages = ram.pages
-        self._unused = touched(memory, ram.intersect(unused.pages))
-        self._absent = ram.subtract(populated).subtract(self._unused)
+        self._unused = populated.intersect(unused.pages)
+        self._absent = ram.subtract(populated)
 
     def update(self, chunk: Chunk) -> None:
         """Account anew for the pages of `chunk`."""
