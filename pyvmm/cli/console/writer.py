@@ -36,7 +36,7 @@ class ConsoleWriter:
         self._changed = threading.Condition()
         self._closing = False
         self.queue = ByteQueue(self._notify, MAX_UNWRITTEN_BYTES)
-        self._thread = threading.Thread(target=self._run, name="console output", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="console-writer", daemon=True)
         self._thread.start()
 
     def throttle(self) -> None:

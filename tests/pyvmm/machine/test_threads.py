@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of threads is the one that the classes refer to, and the one that runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.machine import threads
+from pyvmm.machine.threads import Owner
+
+ROOT = Path(__file__).parents[3]
+SECTION = re.compile(r"Threads:(.*?)(?:\n\n|\Z)", re.DOTALL)
+
+
+def rows() -> dict[str, str]:
+    """Return the name of each thread of the table, as the operating system sees it."""
+    table = (threads.__doc__ or "").split("| lock |")[0]
+    found = re.findall(r"^\| ([a-zA-Z ]+) \| (?:`([^`]+)`|the owner's) \|", table, re.MULTILINE)
+    return dict(found)
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    """Yield every `Threads:` section of a docstring below pyvmm, with where it is."""
+    for path in sorted((ROOT / "pyvmm").rglob("*.py")):
+        if path.name == "threads.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                for text in SECTION.findall(ast.get_docstring(node) or ""):
+                    yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", text
+
+
+def test_the_table_has_its_rows() -> None:
+    assert len(rows()) == 7
+    assert rows()["vCPU"] == "vcpuN"
+
+
+@pytest.mark.parametrize(("place", "text"), sections(), ids=[place for place, _ in sections()])
+def test_a_threads_section_names_rows_of_the_table(place: str, text: str) -> None:
+    names = [*rows(), r"any\b", "thread that made the machine"]
+    assert re.search("|".join(names), text), text
+
+
+@pytest.mark.parametrize("name", [name for name in rows().values() if name])
+def test_threads_have_the_names_in_the_table(name: str) -> None:
+    pattern = '"' + re.escape(name) + '"' if not name.endswith("N") else 'f"' + name[:-1] + "{"
+    sources = [path.read_text() for path in (ROOT / "pyvmm").rglob("*.py")]
+    assert any(pattern in text or re.search(pattern, text) for text in sources)
+
+
+def test_an_owner_knows_its_thread() -> None:
+    owner = Owner()
+    seen: list[bool] = []
+
+    def check(adopt: bool) -> None:
+        if adopt:
+            owner.adopt()
+        seen.append(owner.is_current())
+
+    for adopt in (False, True):
+        thread = threading.Thread(target=check, args=(adopt,))
+        thread.start()
+        thread.join()
+    assert seen == [False, True]
+    assert not owner.is_current()
