@@ -25,10 +25,12 @@ import pytest
 from tests.project.sources import PACKAGES, ROOT, files, name_of
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
-RECORDS = ("docs/glossary.md", "CHANGELOG.md", "DECISIONS.md", "docs/adr/")
+RECORDS = ("docs/glossary.md", "CHANGELOG.md", "DECISIONS.md", "docs/adr/", "LICENSE")
+IMAGE_INPUTS = "guest_images/src/"
+"""Excepted: the cached guest.img is named by their hash, and a comment is not worth a new image."""
 THIS_FILE = name_of(ROOT / "tests" / "project" / "test_words.py")
 PYTHON, CYTHON = (".py", ".pyi"), (".pyx", ".pxd")
-TEXT = (*PYTHON, *CYTHON, ".md", ".toml", ".c", ".h", ".config", "")
+TEXT = (*PYTHON, *CYTHON, ".md", ".toml", ".c", ".h", "")
 
 
 class Row(NamedTuple):
@@ -45,7 +47,13 @@ def rows(glossary: str) -> list[Row]:
     """Return the rows of all tables of the glossary."""
     lines = [line for line in glossary.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [Row(*row) for row in cells if row[0] not in ("Term", "---")]
+    return [Row(*row) for row in cells if len(row) == 5 and row[0] not in ("Term", "---")]
+
+
+def phrase_cells(glossary: str) -> list[str]:
+    """Return the cells with retired phrases: the last of each term, the first of the phrases."""
+    phrases = re.findall(r'^\| (".*?) \|', glossary, re.MULTILINE)
+    return [*phrases, *(row.formerly for row in rows(glossary))]
 
 
 def code_spans(cell: str) -> list[str]:
@@ -59,7 +67,7 @@ class Retired:
     def __init__(self, glossary: str) -> None:
         spans = {span.lstrip("_") for row in rows(glossary) for span in code_spans(row.formerly)}
         phrases = {
-            phrase for row in rows(glossary) for phrase in re.findall('"(.+?)"', row.formerly)
+            phrase for cell in phrase_cells(glossary) for phrase in re.findall('"(.+?)"', cell)
         }
         self._exact = {span for span in spans if "*" not in span}
         self._patterns = sorted(spans - self._exact)
@@ -122,7 +130,6 @@ def retired() -> Retired:
     return Retired(GLOSSARY.read_text())
 
 
-@pytest.mark.xfail(reason="rooms are being renamed")
 def test_no_retired_identifier_returns(retired: Retired) -> None:
     offences = []
     for path in files(*PACKAGES, suffixes=(*PYTHON, *CYTHON)):
@@ -138,7 +145,7 @@ def test_no_retired_phrase_returns(retired: Retired) -> None:
     offences = [
         f"{name_of(path)}:{line}: {phrase}"
         for path in files(suffixes=TEXT)
-        if not name_of(path).startswith((*RECORDS, THIS_FILE))
+        if not name_of(path).startswith((*RECORDS, IMAGE_INPUTS, THIS_FILE))
         for line, phrase in retired.phrases(path.read_text())
     ]
     assert offences == []
@@ -162,8 +169,13 @@ def test_the_glossary_defines_each_term_once() -> None:
 EXAMPLE = """
 | Term | Meaning | Defined in | In our code | Formerly |
 | --- | --- | --- | --- | --- |
-| host notifier | ... | QEMU | `devices/ports.py` | `*doorbell*` `_Wish` "stands still" |
+| host notifier | ... | QEMU | `devices/ports.py` | `*doorbell*` `_Wish` |
+| downtime | ... | QEMU | `devices` | "stands still" |
 | ring | An ordinary word. | VIRTIO | `devices` | |
+
+| Phrase | Instead |
+| --- | --- |
+| "once more", "as was wished" | again |
 """
 
 
@@ -204,6 +216,7 @@ def test_other_names_and_ordinary_words_are_legal(source: str) -> None:
         ("The guest stands still.", [(1, "stands still")]),
         ("One line.\n# The guest Stands\n#     still.", [(2, "Stands still")]),
         ('f"the guest stands "\n    "still"', [(1, "stands still")]),
+        ("Once\n  more, as\nwas wished", [(1, "Once more"), (2, "as was wished")]),
         ("It understands still less.", []),
         ("It stands, still.", []),
     ],
