@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm import abi
-from pyvmm.boot.cpu import cpuid_for
+from pyvmm.cpuid.policy import guest_cpuid
 from pyvmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Capabilities:
                     f"this KVM cannot save or restore a guest: it has no {name} (Linux 5.14)"
                 )
         return cls(
-            cpuid=cpuid_for(system, 0),
+            cpuid=guest_cpuid(system, 0),
             msr_indices=system.get_msr_index_list(),
             xsave_bytes=max(MIN_XSAVE_BYTES, vm.check_extension(abi.KVM_CAP_XSAVE2)),
             nested_bytes=vm.check_extension(abi.KVM_CAP_NESTED_STATE),

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from devices.state import Fields, Payload, StateError
 from pykvm import KvmError, Vcpu, abi
+from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
 from pyvmm.state import msrs
 from pyvmm.state.capabilities import MIN_XSAVE_BYTES
-from pyvmm.state.cpuid_fit import missing_features, moved_xsave_state
 
 if TYPE_CHECKING:
     from pyvmm.state.capabilities import Capabilities

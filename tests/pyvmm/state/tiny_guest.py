@@ -10,7 +10,7 @@ from typing import Any
 
 from devices.state import Fields, Payload, decode, encode
 from pykvm import System, abi, address_of
-from pyvmm.boot.cpu import cpuid_for
+from pyvmm.cpuid.policy import guest_cpuid
 from pyvmm.state import kvm_vcpu, kvm_vm, msrs
 from pyvmm.state.capabilities import Capabilities
 from pyvmm.state.clock import read_clocks
@@ -33,7 +33,7 @@ class Tiny:
         self.vm.set_user_memory_region(0, 0, RAM_BYTES, address_of(memory))
         self.vcpu = self._stack.enter_context(self.vm.create_vcpu(0))
         self.here = Capabilities.of(system, self.vm)
-        self.cpuid = cpuid_for(system, 0)
+        self.cpuid = guest_cpuid(system, 0)
 
     def save(self) -> dict[str, bytes]:
         clock_ns, (tsc,) = read_clocks(self.vm, [self.vcpu])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from pykvm import abi
-from pyvmm.state.cpuid_fit import missing_features, moved_xsave_state
+from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
 
 VENDOR = {"ebx": 0x68747541, "edx": 0x69746E65, "ecx": 0x444D4163}  # AuthenticAMD
 INTEL = {"ebx": 0x756E6547, "edx": 0x49656E69, "ecx": 0x6C65746E}
