@@ -22,22 +22,22 @@ from pyvmm.qmp.commands import execute
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 SOON_S = 0.05
 LONG_S = 20.0
 HINTED = PageRuns([(1024, 1024), (3072, 256)])
 
-Scenario = Callable[[InMemoryMachine, HintGuest, FreePageHints], Coroutine[Any, Any, None]]
+Scenario = Callable[[InMemoryVm, HintGuest, FreePageHints], Coroutine[Any, Any, None]]
 
 
 def play(scenario: Scenario) -> None:
     """Run a scenario on a machine whose guest gives hints at once."""
 
     async def main() -> None:
-        machine = InMemoryMachine(64 * MIB)
-        hints = machine.free_page_hints
-        await asyncio.wait_for(scenario(machine, machine.hint_guest, hints), 60)
+        vm = InMemoryVm(64 * MIB)
+        hints = vm.free_page_hints
+        await asyncio.wait_for(scenario(vm, vm.hint_guest, hints), 60)
 
     asyncio.run(main())
 
@@ -49,7 +49,7 @@ async def settle() -> None:
 
 
 def test_hints_are_held_for_the_block() -> None:
-    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+    async def scenario(_: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
         async with hints.held(LONG_S) as held:
             assert held.complete
             assert held.pages == HINTED
@@ -62,7 +62,7 @@ def test_hints_are_held_for_the_block() -> None:
 
 
 def test_callers_take_turns_and_time_out_while_they_wait() -> None:
-    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+    async def scenario(_: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
         async with hints.held(LONG_S):
             with pytest.raises(RequestTimeout, match="in use by another request"):
                 async with hints.held(SOON_S):
@@ -77,7 +77,7 @@ def test_callers_take_turns_and_time_out_while_they_wait() -> None:
 
 
 def test_a_round_without_end_is_stopped_and_its_hints_are_valid() -> None:
-    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+    async def scenario(_: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
         guest.endless = True
         async with hints.held(SOON_S) as held:
             assert not held.complete
@@ -92,14 +92,14 @@ def test_a_round_without_end_is_stopped_and_its_hints_are_valid() -> None:
 
 
 def test_a_paused_guest_gives_no_hints() -> None:
-    async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
-        machine.pause()
+    async def scenario(vm: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
+        vm.pause()
         with pytest.raises(GuestPaused):
             async with hints.held(LONG_S):
                 pytest.fail("a paused guest gave hints")
-        machine.resume()
+        vm.resume()
         guest.endless = True
-        asyncio.get_running_loop().call_later(SOON_S / 2, machine.pause)
+        asyncio.get_running_loop().call_later(SOON_S / 2, vm.pause)
         with pytest.raises(GuestPaused):
             async with hints.held(SOON_S):
                 pytest.fail("paused meanwhile")
@@ -109,9 +109,9 @@ def test_a_paused_guest_gives_no_hints() -> None:
 
 @pytest.mark.parametrize("error", [GuestReset, GuestEnded])
 def test_a_reset_or_the_end_of_the_guest_fails_the_request(error: type[Exception]) -> None:
-    async def scenario(machine: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+    async def scenario(vm: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
         guest.endless = True
-        leave = guest.driver.reset if error is GuestReset else machine.quit
+        leave = guest.driver.reset if error is GuestReset else vm.quit
         asyncio.get_running_loop().call_later(SOON_S, leave)
         with pytest.raises(error):
             async with hints.held(LONG_S):
@@ -124,7 +124,7 @@ def test_a_reset_or_the_end_of_the_guest_fails_the_request(error: type[Exception
 
 
 def test_a_cancelled_caller_releases_the_hints() -> None:
-    async def scenario(_: InMemoryMachine, guest: HintGuest, hints: FreePageHints) -> None:
+    async def scenario(_: InMemoryVm, guest: HintGuest, hints: FreePageHints) -> None:
         async def hold() -> None:
             async with hints.held(LONG_S):
                 await asyncio.sleep(LONG_S)
@@ -143,9 +143,9 @@ def test_a_cancelled_caller_releases_the_hints() -> None:
 
 
 def test_the_command_reports_the_hints_and_releases_them() -> None:
-    async def scenario(machine: InMemoryMachine, guest: HintGuest, _: FreePageHints) -> None:
+    async def scenario(vm: InMemoryVm, guest: HintGuest, _: FreePageHints) -> None:
         request = Request("query-free-page-hints", {"runs": 1, "timeout": LONG_S})
-        answer = await execute(machine, request)
+        answer = await execute(vm, request)
         assert answer.pop("seconds") >= 0
         assert answer == {
             "complete": True,
@@ -160,6 +160,6 @@ def test_the_command_reports_the_hints_and_releases_them() -> None:
         assert not guest.hinted
         guest.driver.reset()
         with pytest.raises(QmpError, match="no balloon driver with FREE_PAGE_HINT"):
-            await execute(machine, Request("query-free-page-hints", {}))
+            await execute(vm, Request("query-free-page-hints", {}))
 
     play(scenario)

@@ -28,21 +28,21 @@ from pyvmm.balloon.guest_requests import (
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.units import MIB
 from pyvmm_native.runs import PageRuns
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 SOON_S = 0.05
 LONG_S = 20.0
 
-Scenario = Callable[[InMemoryMachine, MiscGuest, MiscRequests], Coroutine[Any, Any, None]]
+Scenario = Callable[[InMemoryVm, MiscGuest, MiscRequests], Coroutine[Any, Any, None]]
 
 
 def play(scenario: Scenario) -> None:
     """Run a scenario on a machine whose guest responds at once."""
 
     async def main() -> None:
-        machine = InMemoryMachine(64 * MIB)
-        requests = machine.misc_requests
-        await asyncio.wait_for(scenario(machine, machine.misc_guest, requests), 60)
+        vm = InMemoryVm(64 * MIB)
+        requests = vm.misc_requests
+        await asyncio.wait_for(scenario(vm, vm.misc_guest, requests), 60)
 
     asyncio.run(main())
 
@@ -61,7 +61,7 @@ async def sent(guest: MiscGuest) -> MiscRequest:
 
 
 def test_unused_pages_are_those_that_the_guest_reports() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused = {7, 8, 9, 4000}
         assert await requests.unused_pages(LONG_S) == PageRuns([(7, 3), (4000, 1)])
         guest.unused.clear()
@@ -71,7 +71,7 @@ def test_unused_pages_are_those_that_the_guest_reports() -> None:
 
 
 def test_clean_caches_are_dropped_and_dirty_ones_after_a_sync() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
         await requests.drop_caches(LONG_S)
         assert await requests.unused_pages(LONG_S) == PageRuns([(1, 2)])
@@ -85,7 +85,7 @@ def test_clean_caches_are_dropped_and_dirty_ones_after_a_sync() -> None:
 
 
 def test_callers_take_turns() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(vm: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         done: list[int] = []
 
@@ -110,7 +110,7 @@ def test_callers_take_turns() -> None:
 
 
 def test_a_request_without_a_response_times_out() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         with pytest.raises(RequestTimeout, match=r"not responded within 0\.05 s"):
             await requests.unused_pages(SOON_S)
@@ -119,7 +119,7 @@ def test_a_request_without_a_response_times_out() -> None:
 
 
 def test_a_late_response_does_not_complete_the_next_request() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         with pytest.raises(RequestTimeout):
             await requests.unused_pages(SOON_S)
@@ -141,7 +141,7 @@ def test_a_late_response_does_not_complete_the_next_request() -> None:
 def test_a_cancelled_request_is_not_sent_when_the_buffer_comes() -> None:
     """Of three requests that time out, only the first had a buffer and was sent."""
 
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(vm: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         for _ in range(3):
             with pytest.raises(RequestTimeout):
@@ -159,7 +159,7 @@ def test_a_cancelled_request_is_not_sent_when_the_buffer_comes() -> None:
 
 
 def test_the_time_out_includes_the_wait_for_the_turn() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         first = asyncio.create_task(requests.unused_pages(LONG_S))
         request = await sent(guest)
@@ -172,7 +172,7 @@ def test_the_time_out_includes_the_wait_for_the_turn() -> None:
 
 
 def test_a_cancelled_caller_does_not_affect_the_next_request() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         gone = asyncio.create_task(requests.unused_pages(LONG_S))
         old = await sent(guest)
@@ -192,38 +192,38 @@ def test_a_cancelled_caller_does_not_affect_the_next_request() -> None:
 
 
 def test_no_request_is_sent_to_a_paused_guest() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
-        machine.pause()
+    async def scenario(vm: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
+        vm.pause()
         with pytest.raises(GuestPaused, match="is paused"):
             await requests.unused_pages(LONG_S)
         assert guest.misc.take_requests() == []
-        machine.resume()
+        vm.resume()
         assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
     play(scenario)
 
 
 def test_a_request_outlives_a_pause_that_ends_before_its_time_out() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(vm: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         waiting = asyncio.create_task(requests.unused_pages(SOON_S))
         await asyncio.sleep(0)
-        machine.pause()
+        vm.pause()
         with pytest.raises(GuestPaused):
             await waiting
         assert guest.requests == []
-        machine.resume()
+        vm.resume()
         waiting = asyncio.create_task(requests.unused_pages(LONG_S))
         await asyncio.sleep(0)
-        machine.pause()
+        vm.pause()
         await asyncio.sleep(SOON_S)
-        machine.resume()
+        vm.resume()
         assert (await waiting).pages == len(guest.unused), "in time after all"
 
     play(scenario)
 
 
 def test_a_driver_without_misc_vq_is_unavailable() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.driver.reset()
         with pytest.raises(DriverUnavailable, match="MISC_VQ"):
             await requests.unused_pages(LONG_S)
@@ -237,7 +237,7 @@ def test_a_driver_without_misc_vq_is_unavailable() -> None:
 
 
 def test_a_driver_that_does_not_know_the_request() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.commands = {GET_UNUSED_PAGES}
         for request in (requests.drop_caches, requests.sync_filesystems):
             with pytest.raises(RequestUnsupported, match="does not know"):
@@ -248,7 +248,7 @@ def test_a_driver_that_does_not_know_the_request() -> None:
 
 
 def test_pages_outside_ram_are_an_invalid_response() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.unused.add(64 * MIB // 4096)
         with pytest.raises(InvalidResponse, match=r"1 of \d+ pages are not RAM"):
             await requests.unused_pages(LONG_S)
@@ -257,7 +257,7 @@ def test_pages_outside_ram_are_an_invalid_response() -> None:
 
 
 def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
-    async def scenario(_: InMemoryMachine, guest: MiscGuest, __: MiscRequests) -> None:
+    async def scenario(_: InMemoryVm, guest: MiscGuest, __: MiscRequests) -> None:
         silence(guest)
         loop, lock = asyncio.get_running_loop(), threading.Lock()
 
@@ -280,11 +280,11 @@ def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
 
 
 def test_the_end_of_the_guest_fails_all_requests() -> None:
-    async def scenario(machine: InMemoryMachine, guest: MiscGuest, requests: MiscRequests) -> None:
+    async def scenario(vm: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         silence(guest)
         callers = [asyncio.create_task(requests.unused_pages(LONG_S)) for _ in range(3)]
         await sent(guest)
-        machine.quit()
+        vm.quit()
         for caller in callers:
             with pytest.raises(GuestEnded, match="has ended"):
                 await caller

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.units import GIB, MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def assert_one_line(process: subprocess.CompletedProcess[str], *words: str) -> N
 
 @pytest.mark.parametrize("target_bytes", [256 * MIB, 256 * MIB + 1])
 def test_the_target_is_reached(tmp_path: Path, target_bytes: int) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon(str(target_bytes), "--qmp", f"unix:{tmp_path}/qmp")
     assert process.returncode == 0, process.stderr
@@ -51,7 +51,7 @@ def test_the_target_is_reached(tmp_path: Path, target_bytes: int) -> None:
 
 
 def test_a_balloon_is_inflated_and_deflated(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with served_in_thread(machine, tmp_path / "qmp"):
         assert balloon("128M", "--qmp", f"unix:{tmp_path}/qmp").returncode == 0
         process = balloon("1G", "--qmp", f"unix:{tmp_path}/qmp")
@@ -60,7 +60,7 @@ def test_a_balloon_is_inflated_and_deflated(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_stops_short_of_the_target_gives_status_1(tmp_path: Path) -> None:
-    machine = InMemoryMachine(stuck_at_bytes=300 * MIB)
+    machine = InMemoryVm(stuck_at_bytes=300 * MIB)
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.3")
     assert process.returncode == 1
@@ -69,7 +69,7 @@ def test_a_guest_that_stops_short_of_the_target_gives_status_1(tmp_path: Path) -
 
 
 def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
-    machine = InMemoryMachine(step_bytes=0)
+    machine = InMemoryVm(step_bytes=0)
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("256M", "--no-wait", "--qmp", f"unix:{tmp_path}/qmp")
     assert process.returncode == 0
@@ -78,7 +78,7 @@ def test_no_wait_only_sets_the_target(tmp_path: Path) -> None:
 
 
 def test_without_a_target_the_present_state_is_shown(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     machine.balloon_actual_bytes = 256 * MIB
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("--qmp", f"unix:{tmp_path}/qmp")
@@ -89,7 +89,7 @@ def test_without_a_target_the_present_state_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_ends_gives_status_1(tmp_path: Path) -> None:
-    class DyingMachine(InMemoryMachine):
+    class DyingMachine(InMemoryVm):
         def set_balloon_target(self, target_bytes: int) -> None:
             self.quit()
 
@@ -100,7 +100,7 @@ def test_a_guest_that_ends_gives_status_1(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
-    machine = InMemoryMachine(step_bytes=MIB)
+    machine = InMemoryVm(step_bytes=MIB)
     controller, terminal = pty.openpty()
     shown = bytearray()
 
@@ -132,7 +132,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
 
 
 def test_a_target_larger_than_ram_is_refused_with_the_limit(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with served_in_thread(machine, tmp_path / "qmp"):
         process = balloon("2G", "--qmp", f"unix:{tmp_path}/qmp")
     assert_one_line(process, "only 1 GiB", f"at most {GIB} bytes")

@@ -19,7 +19,7 @@ from pyvmm.cli.migrate import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 
 def command(*arguments: object) -> list[str]:
@@ -33,15 +33,15 @@ def migrate(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[InMemoryMachine]:
+def machine(tmp_path: Path) -> Iterator[InMemoryVm]:
     """A machine served at `tmp_path`/qmp."""
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     machine.ram.memory.write(0, b"something")
     with served_in_thread(machine, tmp_path / "qmp"):
         yield machine
 
 
-def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryVm) -> None:
     """Paths are relative to the directory of the command, not of the guest's process."""
     home = FakeTarget()
     destination = Destination(tmp_path / "m", home)
@@ -57,7 +57,7 @@ def test_the_guest_moves_and_its_process_ends(tmp_path: Path, machine: InMemoryM
     assert home.ram.page(0)[:9] == b"something"
 
 
-def test_keep_leaves_the_source_process_running(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_keep_leaves_the_source_process_running(tmp_path: Path, machine: InMemoryVm) -> None:
     destination = Destination(tmp_path / "m", FakeTarget())
     done = migrate(
         *(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp", "--keep", "--no-unused"),
@@ -72,7 +72,7 @@ def test_keep_leaves_the_source_process_running(tmp_path: Path, machine: InMemor
 
 
 def test_omitted_options_reset_parameters_to_their_defaults(
-    tmp_path: Path, machine: InMemoryMachine
+    tmp_path: Path, machine: InMemoryVm
 ) -> None:
     """Parameters of an earlier migration do not persist."""
     untouched = machine.migrations.settings
@@ -81,7 +81,7 @@ def test_omitted_options_reset_parameters_to_their_defaults(
         assert (machine.migrations.settings == untouched) == (not options)
 
 
-def test_a_missing_destination_is_reported(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_a_missing_destination_is_reported(tmp_path: Path, machine: InMemoryVm) -> None:
     done = migrate(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, done.stdout, machine.status) == (1, "", "running")
     assert done.stderr.splitlines()[1] == (
@@ -90,7 +90,7 @@ def test_a_missing_destination_is_reported(tmp_path: Path, machine: InMemoryMach
     )
 
 
-def test_an_aborting_destination_is_reported(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_an_aborting_destination_is_reported(tmp_path: Path, machine: InMemoryVm) -> None:
     def fail() -> None:
         raise MigrationError("it has no room")
 
@@ -118,9 +118,7 @@ class StuckDestination:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cancels_the_migration(
-    tmp_path: Path, machine: InMemoryMachine, signum: int
-) -> None:
+def test_a_signal_cancels_the_migration(tmp_path: Path, machine: InMemoryVm, signum: int) -> None:
     stuck = StuckDestination(tmp_path / "m")
     process = subprocess.Popen(
         command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
@@ -136,7 +134,7 @@ def test_a_signal_cancels_the_migration(
     ]
 
 
-def test_a_terminal_shows_the_progress(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_a_terminal_shows_the_progress(tmp_path: Path, machine: InMemoryVm) -> None:
     stuck = StuckDestination(tmp_path / "m")
     person, program = pty.openpty()
     process = subprocess.Popen(
@@ -156,7 +154,7 @@ def test_a_terminal_shows_the_progress(tmp_path: Path, machine: InMemoryMachine)
 
 
 def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     machine.ram.memory.write(0, b"something")
     stuck = StuckDestination(tmp_path / "m")
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -187,7 +185,7 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_arguments_are_refused(
-    tmp_path: Path, machine: InMemoryMachine, arguments: list[str], what: str
+    tmp_path: Path, machine: InMemoryVm, arguments: list[str], what: str
 ) -> None:
     done = migrate(*arguments, "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, done.stdout) == (2, "")
@@ -196,7 +194,7 @@ def test_invalid_arguments_are_refused(
     assert machine.migrations.status == "none"
 
 
-def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryMachine) -> None:
+def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryVm) -> None:
     files = [word for name in ("ca", "cert", "key") for word in (f"--tls-{name}", __file__)]
     done = migrate("unix:/m", *files, "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, "a unix socket takes no TLS" in done.stderr) == (2, True)

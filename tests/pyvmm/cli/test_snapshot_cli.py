@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from pyvmm.units import MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 ROOT = Path(__file__).parents[3]
 
 
-def machine_with_pages() -> InMemoryMachine:
+def machine_with_pages() -> InMemoryVm:
     """Return a machine with one page in use and one that the guest reports as unused."""
-    machine = InMemoryMachine(64 * MIB)
+    machine = InMemoryVm(64 * MIB)
     machine.misc_guest.unused = {6000}
     for pfn in (5000, 6000):
         machine.ram.memory.write(pfn * 4096, b"something")

@@ -17,7 +17,7 @@ import pytest
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.cli.stats_tables import table
 from pyvmm.units import MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
@@ -69,7 +69,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def test_statistics_are_shown_in_a_table(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     machine.stats_guest.statistics = {FREE: 600 * MIB, TOTAL: 1000 * MIB, MAJOR_FAULTS: 7000, 16: 9}
     with served_in_thread(machine, tmp_path / "qmp"):
         process = stats("--qmp", f"unix:{tmp_path}/qmp")
@@ -89,7 +89,7 @@ def test_statistics_are_shown_in_a_table(tmp_path: Path) -> None:
 
 
 def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with served_in_thread(machine, tmp_path / "qmp"):
         process = stats("--qmp", f"unix:{tmp_path}/qmp", "--json")
     assert process.returncode == 0, process.stderr
@@ -103,7 +103,7 @@ def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_guest_that_does_not_answer_gives_status_1(tmp_path: Path, form: list[str]) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     machine.status = "paused"
     with served_in_thread(machine, tmp_path / "qmp"):
         process = stats("--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.1", *form)
@@ -113,7 +113,7 @@ def test_a_guest_that_does_not_answer_gives_status_1(tmp_path: Path, form: list[
 
 
 def test_watch_prints_answers_until_the_guest_ends(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
         background("--qmp", f"unix:{tmp_path}/qmp", "--json", "--watch", "0.01") as process,
@@ -130,7 +130,7 @@ def test_watch_prints_answers_until_the_guest_ends(tmp_path: Path) -> None:
 
 
 def test_watch_updates_one_table_on_a_terminal(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     controller, terminal = pty.openpty()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
@@ -168,7 +168,7 @@ def read_until(controller: int, words: str) -> str:
 
 
 def test_watch_prints_tables_below_each_other_elsewhere(tmp_path: Path) -> None:
-    machine = InMemoryMachine()
+    machine = InMemoryVm()
     with (
         served_in_thread(machine, tmp_path / "qmp"),
         background("--watch", "--qmp", f"unix:{tmp_path}/qmp") as process,

@@ -11,7 +11,7 @@ import pytest
 from devices.testing.balloon.misc import GET_UNUSED_PAGES
 from pyvmm.cli.unused import ASCII, BLOCKS, COLUMNS, MAX_ROWS, page_map
 from pyvmm.units import GIB, MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine, served_in_thread
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,7 +60,7 @@ def test_the_hole_in_memory_is_one_line() -> None:
 
 
 def test_the_command_prints_figures_and_a_map(tmp_path: Path) -> None:
-    machine = InMemoryMachine(64 * MIB)
+    machine = InMemoryVm(64 * MIB)
     machine.misc_guest.unused = {*range(1024, 2048), *range(3 * 512, 3 * 512 + 4), 3072, 16383}
     with served_in_thread(machine, tmp_path / "qmp"):
         process = unused("--qmp", f"unix:{tmp_path}/qmp")
@@ -79,7 +79,7 @@ def test_the_command_prints_figures_and_a_map(tmp_path: Path) -> None:
 
 
 def test_the_map_of_a_guest_of_4_gib(tmp_path: Path) -> None:
-    machine = InMemoryMachine(4 * GIB)
+    machine = InMemoryVm(4 * GIB)
     machine.misc_guest.unused = set(range(1 << 20, (1 << 20) + (1 << 15)))
     with served_in_thread(machine, tmp_path / "qmp"):
         process = unused("--qmp", f"unix:{tmp_path}/qmp")
@@ -90,7 +90,7 @@ def test_the_map_of_a_guest_of_4_gib(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
-    with served_in_thread(InMemoryMachine(64 * MIB), tmp_path / "qmp"):
+    with served_in_thread(InMemoryVm(64 * MIB), tmp_path / "qmp"):
         process = unused("--qmp", f"unix:{tmp_path}/qmp", PYTHONIOENCODING="latin-1")
     assert process.returncode == 0
     assert rows_of(process.stdout)[4 * MIB] == "#" * COLUMNS
@@ -98,7 +98,7 @@ def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
 
 
 def test_drop_caches_syncs_and_drops_caches_first(tmp_path: Path) -> None:
-    machine = InMemoryMachine(64 * MIB)
+    machine = InMemoryVm(64 * MIB)
     guest = machine.misc_guest
     guest.unused, guest.cached, guest.dirty = {1}, set(range(64, 164)), {70}
     with served_in_thread(machine, tmp_path / "qmp"):
@@ -108,7 +108,7 @@ def test_drop_caches_syncs_and_drops_caches_first(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_cannot_sync_is_reported(tmp_path: Path) -> None:
-    machine = InMemoryMachine(64 * MIB)
+    machine = InMemoryVm(64 * MIB)
     machine.misc_guest.commands = {GET_UNUSED_PAGES}
     with served_in_thread(machine, tmp_path / "qmp"):
         process = unused("--drop-caches", "--qmp", f"unix:{tmp_path}/qmp")
@@ -121,7 +121,7 @@ def test_a_driver_that_cannot_sync_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("timeout", ["0.2", "0"])
 def test_a_guest_that_does_not_answer_gives_status_2(tmp_path: Path, timeout: str) -> None:
-    machine = InMemoryMachine(64 * MIB)
+    machine = InMemoryVm(64 * MIB)
     machine.pause()
     with served_in_thread(machine, tmp_path / "qmp"):
         process = unused("--qmp", f"unix:{tmp_path}/qmp", "--timeout", timeout)

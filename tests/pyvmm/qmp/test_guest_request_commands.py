@@ -13,7 +13,7 @@ import pytest
 from devices.testing.balloon.misc import GET_UNUSED_PAGES
 from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 
 async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
@@ -22,19 +22,19 @@ async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
     return reply.get("return", reply)
 
 
-def talk(machine: InMemoryMachine, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
+def talk(vm: InMemoryVm, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
     """Return the values of commands or their error replies, in order."""
 
     async def main() -> list[Any]:
-        session = QmpSession(machine)
+        session = QmpSession(vm)
         await execute(session, "qmp_capabilities")
         return [await execute(session, command, **arguments) for command, arguments in requests]
 
     return asyncio.run(main())
 
 
-def query(machine: InMemoryMachine, **arguments: Any) -> Any:
-    (answer,) = talk(machine, ("query-unused-pages", arguments))
+def query(vm: InMemoryVm, **arguments: Any) -> Any:
+    (answer,) = talk(vm, ("query-unused-pages", arguments))
     return answer
 
 
@@ -44,9 +44,9 @@ def error(answer: Mapping[str, Any], error_class: str = "DeviceNotActive") -> st
 
 
 def test_unused_pages_are_counted_without_runs_and_cells() -> None:
-    machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.unused = {*range(100, 200), 300, 302}
-    answer = dict(query(machine))
+    vm = InMemoryVm(64 * MIB)
+    vm.misc_guest.unused = {*range(100, 200), 300, 302}
+    answer = dict(query(vm))
     assert answer.pop("seconds") > 0
     assert answer == {
         "ram-pages": 16384,
@@ -58,9 +58,9 @@ def test_unused_pages_are_counted_without_runs_and_cells() -> None:
 
 
 def test_a_guest_without_unused_pages() -> None:
-    machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.unused = set()
-    answer = query(machine, runs=10, cells=4)
+    vm = InMemoryVm(64 * MIB)
+    vm.misc_guest.unused = set()
+    answer = query(vm, runs=10, cells=4)
     assert (answer["unused-pages"], answer["share"], answer["run-count"]) == (0, 0, 0)
     assert answer["largest-run"] == 0
     assert answer["runs"] == []
@@ -69,17 +69,17 @@ def test_a_guest_without_unused_pages() -> None:
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 65536])
 def test_runs_are_the_first_by_address(runs: int) -> None:
-    machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.unused = {1, 2, 3, 10, 20, 21}
-    answer = query(machine, runs=runs)
+    vm = InMemoryVm(64 * MIB)
+    vm.misc_guest.unused = {1, 2, 3, 10, 20, 21}
+    answer = query(vm, runs=runs)
     assert answer["run-count"] == 3
     assert answer["runs"] == [[1, 3], [10, 1], [20, 2]][:runs]
 
 
 def test_cells_cover_ram_and_the_hole_below_4_gib() -> None:
-    machine = InMemoryMachine(4 * GIB)
-    machine.misc_guest.unused = {*range(5000, 6000), *range(1 << 20, (1 << 20) + 7)}
-    cells = query(machine, cells=5)["cells"]
+    vm = InMemoryVm(4 * GIB)
+    vm.misc_guest.unused = {*range(5000, 6000), *range(1 << 20, (1 << 20) + 7)}
+    cells = query(vm, cells=5)["cells"]
     gib = GIB // 4096
     assert cells == {
         "pages": gib,
@@ -95,8 +95,8 @@ def test_cells_cover_ram_and_the_hole_below_4_gib() -> None:
 def test_cells_are_at_most_the_given_number_of_equal_powers_of_two(
     ram_mib: int, at_most: int, pages: int, count: int
 ) -> None:
-    machine = InMemoryMachine(ram_mib * MIB)
-    answer = query(machine, cells=at_most)
+    vm = InMemoryVm(ram_mib * MIB)
+    answer = query(vm, cells=at_most)
     cells = answer["cells"]
     assert cells["pages"] == pages
     assert len(cells["ram"]) == len(cells["unused"]) == count <= at_most
@@ -105,11 +105,11 @@ def test_cells_are_at_most_the_given_number_of_equal_powers_of_two(
 
 
 def test_caches_are_dropped_after_a_sync() -> None:
-    machine = InMemoryMachine(64 * MIB)
-    guest = machine.misc_guest
+    vm = InMemoryVm(64 * MIB)
+    guest = vm.misc_guest
     guest.unused, guest.cached, guest.dirty = {1}, {2, 3}, {3}
     answers = talk(
-        machine,
+        vm,
         ("balloon-sync-filesystems", {}),
         ("balloon-drop-caches", {"timeout": 5}),
         ("query-unused-pages", {"timeout": 5.5}),
@@ -119,25 +119,25 @@ def test_caches_are_dropped_after_a_sync() -> None:
 
 
 def test_a_driver_that_does_not_know_the_commands() -> None:
-    machine = InMemoryMachine(64 * MIB)
-    machine.misc_guest.commands = {GET_UNUSED_PAGES}
-    sync, drop = talk(machine, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))
+    vm = InMemoryVm(64 * MIB)
+    vm.misc_guest.commands = {GET_UNUSED_PAGES}
+    sync, drop = talk(vm, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))
     assert error(sync) == "the guest's balloon driver does not know SYNC"
     assert error(drop) == "the guest's balloon driver does not know DROP_CACHE"
 
 
 def test_a_paused_guest_cannot_respond() -> None:
-    machine = InMemoryMachine(64 * MIB)
-    _, answer = talk(machine, ("stop", {}), ("query-unused-pages", {}))
+    vm = InMemoryVm(64 * MIB)
+    _, answer = talk(vm, ("stop", {}), ("query-unused-pages", {}))
     assert error(answer) == "the guest is paused and cannot respond"
 
 
 def test_a_silent_guest_does_not_delay_other_clients() -> None:
     async def main() -> None:
-        machine = InMemoryMachine(64 * MIB)
-        machine.misc_requests  # noqa: B018 (made with its guest, which then does not respond)
-        machine.misc_guest.board.msi.on_trigger = lambda vector: None
-        waiting_session, other = QmpSession(machine), QmpSession(machine)
+        vm = InMemoryVm(64 * MIB)
+        vm.misc_requests  # noqa: B018 (made with its guest, which then does not respond)
+        vm.misc_guest.board.msi.on_trigger = lambda vector: None
+        waiting_session, other = QmpSession(vm), QmpSession(vm)
         for session in (waiting_session, other):
             await execute(session, "qmp_capabilities")
         waiting = asyncio.create_task(execute(waiting_session, "query-unused-pages", timeout=0.2))
@@ -165,10 +165,10 @@ def test_a_silent_guest_does_not_delay_other_clients() -> None:
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: dict[str, Any], words: str) -> None:
-    assert words in error(query(InMemoryMachine(64 * MIB), **arguments), "GenericError")
+    assert words in error(query(InMemoryVm(64 * MIB), **arguments), "GenericError")
 
 
 def test_query_commands_lists_them() -> None:
-    (commands,) = talk(InMemoryMachine(64 * MIB), ("query-commands", {}))
+    (commands,) = talk(InMemoryVm(64 * MIB), ("query-commands", {}))
     names = {command["name"] for command in commands}
     assert {"query-unused-pages", "balloon-drop-caches", "balloon-sync-filesystems"} <= names

@@ -23,58 +23,58 @@ from pyvmm.sockets.tls import Security
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 
-def ask(machine: InMemoryMachine, command: str, **arguments: Any) -> Any:
-    return commands.execute(machine, Request(command, arguments))
+def ask(vm: InMemoryVm, command: str, **arguments: Any) -> Any:
+    return commands.execute(vm, Request(command, arguments))
 
 
-def run(scenario: Callable[[InMemoryMachine], Coroutine[Any, Any, None]]) -> None:
+def run(scenario: Callable[[InMemoryVm], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
-        machine = InMemoryMachine()
-        await scenario(machine)
-        await machine.migrations.end()
+        vm = InMemoryVm()
+        await scenario(vm)
+        await vm.migrations.end()
 
     asyncio.run(main())
 
 
-async def finished(machine: InMemoryMachine) -> dict[str, Any]:
+async def finished(vm: InMemoryVm) -> dict[str, Any]:
     async with asyncio.timeout(20):
-        while machine.migrations.active:
+        while vm.migrations.active:
             await asyncio.sleep(0.001)
-    answer: dict[str, Any] = ask(machine, "query-migrate")
+    answer: dict[str, Any] = ask(vm, "query-migrate")
     return answer
 
 
 def test_migrate_moves_the_guest_and_reports_it(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         events: list[tuple[str, object]] = []
-        machine.subscribe(lambda name, data: events.append((name, data.get("status"))))
+        vm.subscribe(lambda name, data: events.append((name, data.get("status"))))
         target = FakeTarget()
-        machine.ram.memory.write(0, b"something")
+        vm.ram.memory.write(0, b"something")
         destination = Destination(tmp_path / "m", target)
-        assert ask(machine, "query-migrate") == {}
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        assert ask(vm, "query-migrate") == {}
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         with pytest.raises(QmpError, match="There's a migration process in progress"):
-            ask(machine, "migrate", uri="unix:/m")
+            ask(vm, "migrate", uri="unix:/m")
         with pytest.raises(QmpError, match="There's a migration process in progress"):
-            ask(machine, "snapshot-to-file", path="/snapshot")
-        answer = await finished(machine)
+            ask(vm, "snapshot-to-file", path="/snapshot")
+        answer = await finished(vm)
         destination.join()
         assert answer["status"] == "completed"
         assert answer["downtime"] <= answer["total-time"]
-        assert answer["ram"]["total"] == machine.ram_bytes
+        assert answer["ram"]["total"] == vm.ram_bytes
         assert answer["ram"]["normal"] >= 1
         assert answer["unused-pages"] == {"skipped": 0, "how": "query disabled"}
         assert target.runs
         assert target.ram is not None
         assert target.ram.page(0)[:9] == b"something"
-        assert machine.status == "postmigrate"
+        assert vm.status == "postmigrate"
         with pytest.raises(QmpError, match="runs on the destination"):
-            ask(machine, "cont")
+            ask(vm, "cont")
         with pytest.raises(QmpError, match="elsewhere"):
-            ask(machine, "migrate", uri="unix:/m")
+            ask(vm, "migrate", uri="unix:/m")
         statuses = [("MIGRATION", s) for s in ("setup", "active", "device", "completed")]
         assert events == [*statuses[:2], ("STOP", None), *statuses[2:]]
 
@@ -82,12 +82,12 @@ def test_migrate_moves_the_guest_and_reports_it(tmp_path: Path) -> None:
 
 
 def test_a_paused_guest_stays_paused_on_the_destination(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         target = FakeTarget()
-        ask(machine, "stop")
+        ask(vm, "stop")
         destination = Destination(tmp_path / "m", target)
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        assert (await finished(machine))["status"] == "completed"
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        assert (await finished(vm))["status"] == "completed"
         destination.join()
         assert target.runs is False
 
@@ -95,35 +95,35 @@ def test_a_paused_guest_stays_paused_on_the_destination(tmp_path: Path) -> None:
 
 
 def test_the_guest_resumes_if_the_destination_fails_at_the_switchover(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         seen = []
 
         def fail() -> None:
-            seen.append(machine.status)
+            seen.append(vm.status)
             with pytest.raises(QmpError, match="for the switchover"):
-                ask(machine, "cont")
+                ask(vm, "cont")
             raise MigrationError("it has no room")
 
         destination = Destination(tmp_path / "m", FakeTarget(on_restore=fail))
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        answer = await finished(machine)
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        answer = await finished(vm)
         destination.join()
         assert seen == ["finish-migrate"]
         assert answer["status"] == "failed"
         assert answer["error-desc"] == "the destination has aborted: it has no room"
-        assert machine.status == "running"
+        assert vm.status == "running"
 
     run(scenario)
 
 
 def test_migrate_fails_if_nobody_listens(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        answer = await finished(machine)
+    async def scenario(vm: InMemoryVm) -> None:
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        answer = await finished(vm)
         assert answer["status"] == "failed"
         assert "no destination can be reached" in answer["error-desc"]
-        assert machine.status == "running"
-        ask(machine, "migrate_cancel")
+        assert vm.status == "running"
+        ask(vm, "migrate_cancel")
 
     run(scenario)
 
@@ -138,26 +138,26 @@ def test_migrate_over_tcp_needs_tls_and_resolves_off_the_event_loop(
     event_loop, original = threading.get_ident(), socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
-    async def scenario(machine: InMemoryMachine) -> None:
-        ask(machine, "migrate", uri="tcp:192.0.2.1:4444")
-        answer = await finished(machine)
+    async def scenario(vm: InMemoryVm) -> None:
+        ask(vm, "migrate", uri="tcp:192.0.2.1:4444")
+        answer = await finished(vm)
         assert answer["status"] == "failed"
         assert "there is no TLS" in answer["error-desc"]
-        assert machine.status == "running"
+        assert vm.status == "running"
 
     run(scenario)
 
 
 def test_migrate_cancel_ends_a_migration(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link = await asyncio.to_thread(listener.accept)
         assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
-        ask(machine, "migrate_cancel")
-        assert ask(machine, "query-migrate")["status"] == "cancelling"
-        assert (await finished(machine))["status"] == "cancelled"
-        assert machine.status == "running"
+        ask(vm, "migrate_cancel")
+        assert ask(vm, "query-migrate")["status"] == "cancelling"
+        assert (await finished(vm))["status"] == "cancelled"
+        assert vm.status == "running"
         link.close()
 
     run(scenario)
@@ -166,15 +166,15 @@ def test_migrate_cancel_ends_a_migration(tmp_path: Path) -> None:
 def test_migrate_cancel_ends_a_migration_that_has_not_connected(tmp_path: Path) -> None:
     """With a listening destination and without one."""
 
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         target = FakeTarget()
         destination = Destination(tmp_path / "m", target)
         for _ in range(2):
-            ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
-            ask(machine, "migrate_cancel")
-            assert ask(machine, "query-migrate")["status"] == "cancelling"
-            answer = await finished(machine)
-            assert (answer["status"], machine.status) == ("cancelled", "running")
+            ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
+            ask(vm, "migrate_cancel")
+            assert ask(vm, "query-migrate")["status"] == "cancelling"
+            answer = await finished(vm)
+            assert (answer["status"], vm.status) == ("cancelled", "running")
             assert "error-desc" not in answer
         destination.join()
         assert target.runs is None
@@ -191,8 +191,8 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
                 received.append(event["data"]["status"])
         return received
 
-    async def scenario(machine: InMemoryMachine) -> None:
-        server = ControlServer(machine, tmp_path / "qmp")
+    async def scenario(vm: InMemoryVm) -> None:
+        server = ControlServer(vm, tmp_path / "qmp")
         await server.start()
         client = QMPClient("test")
         await client.connect(str(tmp_path / "qmp"))
@@ -248,16 +248,16 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
     ],
 )
 def test_invalid_arguments_are_rejected(command: str, arguments: dict[str, Any], what: str) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         with pytest.raises(QmpError, match=what):
-            ask(machine, command, **arguments)
-        assert ask(machine, "query-migrate") == {}
+            ask(vm, command, **arguments)
+        assert ask(vm, "query-migrate") == {}
 
     run(scenario)
 
 
 def test_migration_parameters_can_be_set_and_queried() -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         values = {
             "max-bandwidth": 0,
             "downtime-limit": 300,
@@ -266,7 +266,7 @@ def test_migration_parameters_can_be_set_and_queried() -> None:
             "cpu-throttle-increment": 10,
             "max-cpu-throttle": 99,
         }
-        assert ask(machine, "query-migrate-parameters") == values
+        assert ask(vm, "query-migrate-parameters") == values
         for name, value in {
             "downtime-limit": 50,
             "max-bandwidth": 1 << 30,
@@ -275,23 +275,23 @@ def test_migration_parameters_can_be_set_and_queried() -> None:
             "cpu-throttle-increment": 5,
             "max-cpu-throttle": 40,
         }.items():
-            ask(machine, "migrate-set-parameters", **{name: value})
+            ask(vm, "migrate-set-parameters", **{name: value})
             values[name] = value
-            assert ask(machine, "query-migrate-parameters") == values
+            assert ask(vm, "query-migrate-parameters") == values
 
     run(scenario)
 
 
 def test_migration_capabilities_can_be_set_and_queried(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         capability = {"capability": "auto-converge", "state": False}
-        assert ask(machine, "query-migrate-capabilities") == [capability]
-        ask(machine, "migrate-set-capabilities", capabilities=[{**capability, "state": True}])
-        assert ask(machine, "query-migrate-capabilities") == [{**capability, "state": True}]
-        assert machine.migrations.settings.auto_converge
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        assert ask(vm, "query-migrate-capabilities") == [capability]
+        ask(vm, "migrate-set-capabilities", capabilities=[{**capability, "state": True}])
+        assert ask(vm, "query-migrate-capabilities") == [{**capability, "state": True}]
+        assert vm.migrations.settings.auto_converge
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         with pytest.raises(QmpError, match="There's a migration process in progress"):
-            ask(machine, "migrate-set-capabilities", capabilities=[])
+            ask(vm, "migrate-set-capabilities", capabilities=[])
 
     run(scenario)
 
@@ -299,27 +299,27 @@ def test_migration_capabilities_can_be_set_and_queried(tmp_path: Path) -> None:
 def test_query_migrate_reports_auto_converge_which_ends_with_the_migration(tmp_path: Path) -> None:
     """The guest writes the same pages in every round, so that the migration does not converge."""
 
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         on = {"capability": "auto-converge", "state": True}
-        ask(machine, "migrate-set-capabilities", capabilities=[on])
-        ask(machine, "migrate-set-parameters", **{"cpu-throttle-initial": 30, "downtime-limit": 0})
+        ask(vm, "migrate-set-capabilities", capabilities=[on])
+        ask(vm, "migrate-set-parameters", **{"cpu-throttle-initial": 30, "downtime-limit": 0})
         for pfn in range(64):
-            machine.ram.memory.write(pfn * 4096, b"something")
-        machine.written = PageRuns([(0, 64)])
+            vm.ram.memory.write(pfn * 4096, b"something")
+        vm.written = PageRuns([(0, 64)])
         destination = Destination(tmp_path / "m", FakeTarget())
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
         async with asyncio.timeout(20):
-            while "cpu-throttle-percentage" not in (answer := ask(machine, "query-migrate")):
+            while "cpu-throttle-percentage" not in (answer := ask(vm, "query-migrate")):
                 await asyncio.sleep(0.001)
         assert answer["cpu-throttle-percentage"] == 30
         assert answer["ram"]["dirty-sync-count"] > 2
         assert answer["ram"]["dirty-pages-rate"] > 0
-        ask(machine, "migrate_cancel")
-        answer = await finished(machine)
+        ask(vm, "migrate_cancel")
+        answer = await finished(vm)
         destination.join()
         assert answer["status"] == "cancelled"
         assert "cpu-throttle-percentage" not in answer
-        assert machine.throttled == [30, 0]
+        assert vm.throttled == [30, 0]
 
     run(scenario)
 
@@ -327,23 +327,21 @@ def test_query_migrate_reports_auto_converge_which_ends_with_the_migration(tmp_p
 def test_limits_can_be_changed_during_a_migration(tmp_path: Path) -> None:
     """A migration that does not converge does with a higher downtime limit."""
 
-    async def scenario(machine: InMemoryMachine) -> None:
-        ask(machine, "migrate-set-parameters", **{"downtime-limit": 0})
-        machine.ram.memory.write(0, b"something" * (1 << 18))
-        machine.written = PageRuns([(0, 64)])
+    async def scenario(vm: InMemoryVm) -> None:
+        ask(vm, "migrate-set-parameters", **{"downtime-limit": 0})
+        vm.ram.memory.write(0, b"something" * (1 << 18))
+        vm.written = PageRuns([(0, 64)])
         destination = Destination(tmp_path / "m", FakeTarget())
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
-        ask(
-            machine, "migrate-set-parameters", **{"max-bandwidth": 1 << 40}
-        )  # before the connection
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        ask(vm, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})  # before the connection
         async with asyncio.timeout(20):
-            while ask(machine, "query-migrate")["ram"]["dirty-sync-count"] < 3:
+            while ask(vm, "query-migrate")["ram"]["dirty-sync-count"] < 3:
                 await asyncio.sleep(0.001)
-        ask(machine, "migrate-set-parameters", **{"downtime-limit": 2_000_000})
-        answer = await finished(machine)
+        ask(vm, "migrate-set-parameters", **{"downtime-limit": 2_000_000})
+        answer = await finished(vm)
         destination.join()
         assert answer["status"] == "completed"
-        assert ask(machine, "query-migrate-parameters")["downtime-limit"] == 2_000_000
+        assert ask(vm, "query-migrate-parameters")["downtime-limit"] == 2_000_000
 
     run(scenario)
 
@@ -351,16 +349,16 @@ def test_limits_can_be_changed_during_a_migration(tmp_path: Path) -> None:
 def test_a_migration_waits_for_a_restored_guests_memory(tmp_path: Path) -> None:
     """A restored guest can be migrated before all of its memory has been loaded."""
 
-    class Restored(InMemoryMachine):
+    class Restored(InMemoryVm):
         async def memory_loaded(self) -> None:
             await asyncio.sleep(0.05)
             self.ram.memory.write(0, b"something")
 
     async def main() -> None:
-        machine, target = Restored(), FakeTarget()
+        vm, target = Restored(), FakeTarget()
         destination = Destination(tmp_path / "m", target)
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
-        assert (await finished(machine))["status"] == "completed"
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        assert (await finished(vm))["status"] == "completed"
         destination.join()
         assert target.ram is not None
         assert target.ram.page(0)[:9] == b"something"
@@ -369,18 +367,18 @@ def test_a_migration_waits_for_a_restored_guests_memory(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_vm_cancels_a_migration(tmp_path: Path) -> None:
-    async def scenario(machine: InMemoryMachine) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
-        ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link = await asyncio.to_thread(listener.accept)
         assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
-        machine.quit()
+        vm.quit()
         async with asyncio.timeout(20):
-            await machine.migrations.end()
-        assert ask(machine, "query-migrate")["status"] == "cancelled"
-        assert machine.status == "shutdown"
+            await vm.migrations.end()
+        assert ask(vm, "query-migrate")["status"] == "cancelled"
+        assert vm.status == "shutdown"
         with pytest.raises(QmpError, match="has ended"):
-            ask(machine, "migrate", uri=f"unix:{tmp_path / 'm'}")
+            ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link.close()
 
     run(scenario)

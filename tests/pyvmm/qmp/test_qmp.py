@@ -19,7 +19,7 @@ from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 
 def drain(stream: JsonStream) -> list[Any]:
@@ -180,14 +180,14 @@ def reply_to(session: QmpSession, message: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def machine() -> InMemoryMachine:
-    return InMemoryMachine(step_bytes=0)
+def vm() -> InMemoryVm:
+    return InMemoryVm(step_bytes=0)
 
 
 @pytest.fixture
-def ask(machine: InMemoryMachine) -> Ask:
+def ask(vm: InMemoryVm) -> Ask:
     """Return a function that executes a command and returns its value or (class, desc)."""
-    session = QmpSession(machine)
+    session = QmpSession(vm)
     session.reply({"execute": "qmp_capabilities"})
 
     def ask(command: str, **arguments: Any) -> Any:
@@ -201,8 +201,8 @@ def ask(machine: InMemoryMachine) -> Ask:
     return ask
 
 
-def test_negotiation_is_required_once_and_before_any_command(machine: InMemoryMachine) -> None:
-    session = QmpSession(machine)
+def test_negotiation_is_required_once_and_before_any_command(vm: InMemoryVm) -> None:
+    session = QmpSession(vm)
     reply = reply_to(session, {"execute": "stop", "id": [1]})
     assert reply == {
         "error": {
@@ -220,7 +220,7 @@ def test_negotiation_is_required_once_and_before_any_command(machine: InMemoryMa
     assert reply_to(session, {"execute": "qmp_capabilities"})["error"]["desc"] == (
         "Capabilities negotiation is already complete, command ignored"
     )
-    assert machine.status == "running"
+    assert vm.status == "running"
 
 
 @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ def test_negotiation_is_required_once_and_before_any_command(machine: InMemoryMa
     ],
 )
 def test_errors_of_malformed_requests_have_their_id(
-    machine: InMemoryMachine, message: dict[str, Any], desc: str
+    vm: InMemoryVm, message: dict[str, Any], desc: str
 ) -> None:
-    session = QmpSession(machine)
+    session = QmpSession(vm)
     session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {**message, "id": "é"})
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": "é"}
     assert "id" not in reply_to(session, message)
-    assert machine.status == "running"
+    assert vm.status == "running"
 
 
 def test_an_unknown_command_is_not_found(ask: Ask) -> None:
@@ -260,9 +260,9 @@ def test_queries_return_the_state_of_the_machine(ask: Ask) -> None:
     assert ask("query-memory-size-summary") == {"base-memory": GIB}
 
 
-def test_stop_and_cont_are_idempotent(ask: Ask, machine: InMemoryMachine) -> None:
+def test_stop_and_cont_are_idempotent(ask: Ask, vm: InMemoryVm) -> None:
     events: list[str] = []
-    machine.subscribe(lambda name, data: events.append(name))
+    vm.subscribe(lambda name, data: events.append(name))
     assert [ask("cont"), ask("stop"), ask("stop")] == [{}, {}, {}]
     assert ask("query-status") == {"status": "paused", "running": False}
     assert [ask("cont"), ask("cont")] == [{}, {}]
@@ -270,60 +270,58 @@ def test_stop_and_cont_are_idempotent(ask: Ask, machine: InMemoryMachine) -> Non
 
 
 @pytest.mark.parametrize("status", ["shutdown", "guest-panicked"])
-def test_an_ended_machine_cannot_be_resumed(
-    ask: Ask, machine: InMemoryMachine, status: Any
-) -> None:
-    machine.status = status
+def test_an_ended_machine_cannot_be_resumed(ask: Ask, vm: InMemoryVm, status: Any) -> None:
+    vm.status = status
     assert ask("cont") == ("GenericError", "Resetting the Virtual Machine is required")
     assert ask("stop") == {}
     assert ask("query-status") == {"status": status, "running": False}
 
 
-def test_quit_ends_the_machine(ask: Ask, machine: InMemoryMachine) -> None:
+def test_quit_ends_the_machine(ask: Ask, vm: InMemoryVm) -> None:
     events: list[tuple[str, Any]] = []
-    machine.subscribe(lambda name, data: events.append((name, data)))
+    vm.subscribe(lambda name, data: events.append((name, data)))
     assert ask("quit") == {}
     assert events == [("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})]
 
 
 @pytest.mark.parametrize("value", [1, 4097, 256 * MIB, GIB])
-def test_balloon_accepts_any_size_up_to_ram(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+def test_balloon_accepts_any_size_up_to_ram(ask: Ask, vm: InMemoryVm, value: int) -> None:
     assert ask("balloon", value=value) == {}
-    assert machine.targets == [value]
+    assert vm.targets == [value]
 
 
 @pytest.mark.parametrize("value", [1.5, 268435456.0, "256M", True, False, None, [1], {"a": 1}])
 def test_balloon_rejects_values_that_are_not_integers(
-    ask: Ask, machine: InMemoryMachine, value: object
+    ask: Ask, vm: InMemoryVm, value: object
 ) -> None:
     desc = "Invalid parameter type for 'value', expected: integer"
     assert ask("balloon", value=value) == ("GenericError", desc)
-    assert machine.targets == []
+    assert vm.targets == []
 
 
 @pytest.mark.parametrize("value", [0, -1, -(1 << 70), GIB + 1, 1 << 70])
-def test_balloon_rejects_sizes_out_of_range(ask: Ask, machine: InMemoryMachine, value: int) -> None:
+def test_balloon_rejects_sizes_out_of_range(ask: Ask, vm: InMemoryVm, value: int) -> None:
     error_class, desc = ask("balloon", value=value)
     assert error_class == "GenericError"
     assert desc.startswith("Parameter 'value' expects a size")
     assert (str(GIB) in desc) == (value > 0)
-    assert machine.targets == []
+    assert vm.targets == []
 
 
-def test_balloon_requires_its_argument_and_no_other(ask: Ask, machine: InMemoryMachine) -> None:
+def test_balloon_requires_its_argument_and_no_other(ask: Ask, vm: InMemoryVm) -> None:
     assert ask("balloon") == ("GenericError", "Parameter 'value' is missing")
     assert ask("balloon", value=MIB, x=1) == ("GenericError", "Parameter 'x' is unexpected")
-    assert machine.targets == []
+    assert vm.targets == []
 
 
-def test_every_reply_can_be_encoded(machine: InMemoryMachine) -> None:
-    session = QmpSession(machine)
+def test_every_reply_can_be_encoded(vm: InMemoryVm) -> None:
+    session = QmpSession(vm)
     for message in parse(b'{"id": [1e308, "\\ud800", null, -0.0]} {"execute": "\\udfff"}'):
         json.loads(qmp.encode(reply_to(session, message)))
 
 
 def test_a_command_that_raises_is_replied_to_and_logged(
-    machine: InMemoryMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    vm: InMemoryVm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(vm: object) -> None:
         raise ZeroDivisionError("in the machine")
@@ -336,7 +334,7 @@ def test_a_command_that_raises_is_replied_to_and_logged(
 
     for name, function in (("fail", fail), ("fail-later", fail_later), ("refuse", refuse)):
         monkeypatch.setitem(COMMANDS, name, Command(function))
-    session = QmpSession(machine)
+    session = QmpSession(vm)
     session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {"execute": "fail", "id": 1})
     desc = "Internal error: ZeroDivisionError('in the machine')"
@@ -369,12 +367,12 @@ async def awaited(reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
     ],
 )
 def test_strings_that_cannot_be_paths_are_rejected(
-    ask: Ask, machine: InMemoryMachine, command: str, name: str, text: str
+    ask: Ask, vm: InMemoryVm, command: str, name: str, text: str
 ) -> None:
     arguments = {"uri": "unix:/m", name: text} if command == "migrate" else {name: text}
     desc = f"Parameter '{name}' contains an invalid character"
     assert ask(command, **arguments) == ("GenericError", desc)
-    assert machine.migrations.status == "none"
+    assert vm.migrations.status == "none"
 
 
 class Clock:

@@ -16,10 +16,10 @@ from pyvmm.qmp import server as server_module
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Scenario = Callable[[InMemoryMachine, Path], Coroutine[Any, Any, None]]
+Scenario = Callable[[InMemoryVm, Path], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def serve(tmp_path: Path) -> Callable[[Scenario], None]:
 
     def serve(scenario: Scenario, **machine_options: int) -> None:
         async def main() -> None:
-            machine = InMemoryMachine(**machine_options)
-            server = ControlServer(machine, tmp_path / "qmp")
+            vm = InMemoryVm(**machine_options)
+            server = ControlServer(vm, tmp_path / "qmp")
             await server.start()
             try:
-                await asyncio.wait_for(scenario(machine, tmp_path / "qmp"), 30)
+                await asyncio.wait_for(scenario(vm, tmp_path / "qmp"), 30)
             finally:
                 await server.close()
 
@@ -62,7 +62,7 @@ async def receive(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 def test_qemus_client_library_controls_a_vm(serve: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         client = QMPClient("test")
         await client.connect(str(path))
         try:
@@ -90,11 +90,11 @@ async def drain_until(listener: EventListener, actual_bytes: int) -> None:
 
 def test_quit_is_replied_to_before_the_server_closes(tmp_path: Path) -> None:
     async def main() -> None:
-        machine = InMemoryMachine()
-        server = ControlServer(machine, tmp_path / "qmp")
+        vm = InMemoryVm()
+        server = ControlServer(vm, tmp_path / "qmp")
         await server.start()
         end = asyncio.Event()
-        machine.on_quit = end.set
+        vm.on_quit = end.set
         client = QMPClient("test")
         await client.connect(str(tmp_path / "qmp"))
         execution = asyncio.create_task(client.execute("quit"))
@@ -108,7 +108,7 @@ def test_quit_is_replied_to_before_the_server_closes(tmp_path: Path) -> None:
 
 
 def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         first, second = await negotiate(path), await negotiate(path)
         silent = await connect(path)
         first[1].write(b'{"execute": "stop", "id": 1}')
@@ -119,7 +119,7 @@ def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], N
         assert await receive(second[0]) == event
         silent[1].write(b'{"execute": "cont"}')
         assert (await receive(silent[0]))["error"]["class"] == "CommandNotFound"
-        assert machine.status == "paused"
+        assert vm.status == "paused"
         for _, writer in (first, second, silent):
             writer.close()
 
@@ -127,10 +127,10 @@ def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], N
 
 
 def test_balloon_changes_are_rate_limited(serve: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         reader, writer = await negotiate(path)
         for actual in range(1000):
-            machine.announce("BALLOON_CHANGE", actual=actual)
+            vm.announce("BALLOON_CHANGE", actual=actual)
         assert (await receive(reader))["data"] == {"actual": 0}
         assert (await receive(reader))["data"] == {"actual": 999}
         writer.close()
@@ -140,12 +140,12 @@ def test_balloon_changes_are_rate_limited(serve: Callable[[Scenario], None]) -> 
 
 def test_the_last_balloon_change_is_delivered_at_the_end(tmp_path: Path) -> None:
     async def main() -> None:
-        machine = InMemoryMachine()
-        server = ControlServer(machine, tmp_path / "qmp")
+        vm = InMemoryVm()
+        server = ControlServer(vm, tmp_path / "qmp")
         await server.start()
         reader, _ = await negotiate(tmp_path / "qmp")
         for actual in range(3):
-            machine.announce("BALLOON_CHANGE", actual=actual)
+            vm.announce("BALLOON_CHANGE", actual=actual)
         await server.close()
         lines = (await asyncio.wait_for(reader.read(), 10)).splitlines()
         assert [json.loads(line)["data"]["actual"] for line in lines] == [0, 2]
@@ -154,7 +154,7 @@ def test_the_last_balloon_change_is_delivered_at_the_end(tmp_path: Path) -> None
 
 
 def test_invalid_requests_do_not_end_the_session(serve: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         reader, writer = await negotiate(path)
         bad = [b"[]\n", b"nonsense\n", b'{"execute": 1}', b'{"a":]}\n', b'{"execute": "x"}']
         for data in bad:
@@ -172,7 +172,7 @@ def test_requests_of_a_client_that_does_not_read_are_not_buffered(
 ) -> None:
     """A client that sends requests without end and reads nothing blocks; others do not."""
 
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         flood = socket.socket(socket.AF_UNIX)
         flood.connect(str(path))
         flood.setblocking(False)
@@ -191,7 +191,7 @@ def test_requests_of_a_client_that_does_not_read_are_not_buffered(
         writer.write(b'{"execute": "query-balloon"}')
         assert "return" in await receive(reader)
         # An event does not disconnect it: every request is replied to once it reads.
-        machine.announce("RESUME")
+        vm.announce("RESUME")
         whole_requests = 0
         flood_reader, flood_writer = await asyncio.open_unix_connection(sock=flood, limit=1 << 22)
         assert "QMP" in await receive(flood_reader)
@@ -207,12 +207,12 @@ def test_requests_of_a_client_that_does_not_read_are_not_buffered(
 def test_a_client_that_reads_no_events_is_disconnected(
     serve: Callable[[Scenario], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         stalled = await negotiate(path)
         stalled[0]._transport.pause_reading()  # type: ignore[attr-defined]
         reader, writer = await negotiate(path)
         for number in range(200):
-            machine.announce("STOP", padding="x" * 100_000, number=number)
+            vm.announce("STOP", padding="x" * 100_000, number=number)
             assert (await receive(reader))["data"]["number"] == number
         assert "control client disconnected" in caplog.text
         assert caplog.text.count("disconnected") == 1
@@ -225,7 +225,7 @@ def test_a_client_that_reads_no_events_is_disconnected(
 def test_a_client_that_disconnects_does_not_affect_others(
     serve: Callable[[Scenario], None],
 ) -> None:
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         for data in (b"", b'{"exec', b'{"execute": "qmp_capabilities"}' * 100):
             _, writer = await connect(path)
             writer.write(data)
@@ -244,13 +244,13 @@ def test_a_client_that_does_not_read_cannot_delay_the_close(
     monkeypatch.setattr(server_module, "_CLOSE_TIMEOUT_S", 0.1)
 
     async def main() -> None:
-        machine = InMemoryMachine()
-        server = ControlServer(machine, tmp_path / "qmp")
+        vm = InMemoryVm()
+        server = ControlServer(vm, tmp_path / "qmp")
         await server.start()
         reader, _ = await negotiate(tmp_path / "qmp")
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(20):
-            machine.announce("STOP", padding="x" * 100_000)
+            vm.announce("STOP", padding="x" * 100_000)
         await asyncio.wait_for(server.close(), 5)
 
     asyncio.run(main())
@@ -261,7 +261,7 @@ def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]
     """Add a command "wait" whose values are the futures collected in the list."""
     answers: list[asyncio.Future[int]] = []
 
-    async def wait(machine: object) -> int:
+    async def wait(vm: object) -> int:
         answers.append(asyncio.get_running_loop().create_future())
         return await answers[-1]
 
@@ -274,13 +274,13 @@ def test_a_command_that_waits_delays_its_own_client_only(
 ) -> None:
     answers = waiting_command(monkeypatch)
 
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         (reader, writer), (other, other_writer) = await negotiate(path), await negotiate(path)
         writer.write(b'{"execute": "wait", "id": 1} {"execute": "query-status", "id": 2}')
         other_writer.write(b'{"execute": "query-status"}')
         assert "return" in await receive(other)
         assert len(answers) == 1
-        machine.announce("STOP")
+        vm.announce("STOP")
         assert (await receive(reader))["event"] == "STOP", "events still arrive"
         answers[0].set_result(42)
         assert await receive(reader) == {"return": 42, "id": 1}
@@ -302,7 +302,7 @@ def test_a_command_that_waits_is_cancelled_with_its_connection(
 ) -> None:
     answers = waiting_command(monkeypatch)
 
-    async def scenario(machine: InMemoryMachine, path: Path) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
         _, writer = await negotiate(path)
         writer.write(b'{"execute": "wait"}')
         while not answers:

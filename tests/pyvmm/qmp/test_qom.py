@@ -12,12 +12,12 @@ from qemu.qmp import ExecuteError, QMPClient
 from devices.balloon.stat_tags import STATISTICS
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.qmp.server import ControlServer
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 BALLOON = "/machine/peripheral/balloon0"
 INTERVAL = "guest-stats-polling-interval"
 NAMES = [each.name for each in STATISTICS]
-Scenario = Callable[[InMemoryMachine, QMPClient], Coroutine[Any, Any, None]]
+Scenario = Callable[[InMemoryVm, QMPClient], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -26,15 +26,15 @@ def with_client(tmp_path: Path) -> Callable[[Scenario], None]:
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
-            machine = InMemoryMachine()
-            server = ControlServer(machine, tmp_path / "qmp")
+            vm = InMemoryVm()
+            server = ControlServer(vm, tmp_path / "qmp")
             await server.start()
             client = QMPClient("test")
             await client.connect(str(tmp_path / "qmp"))
             try:
-                await asyncio.wait_for(scenario(machine, client), 30)
+                await asyncio.wait_for(scenario(vm, client), 30)
             finally:
-                machine.balloon_statistics.close()
+                vm.balloon_statistics.close()
                 await client.disconnect()
                 await server.close()
 
@@ -72,7 +72,7 @@ async def find(client: QMPClient, wanted: str, path: str = "") -> list[str]:
 def test_the_balloon_is_found_by_walking_the_tree(
     with_client: Callable[[Scenario], None],
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         assert await find(client, "virtio-balloon-pci") == [BALLOON]
         properties: Any = await client.execute("qom-list", {"path": BALLOON})
         assert {"name": "guest-stats", "type": "guest statistics"} in properties
@@ -88,8 +88,8 @@ def test_the_balloon_is_found_by_walking_the_tree(
 def test_guest_stats_are_absent_before_the_first_report(
     with_client: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
-        guest = machine.stats_guest
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
+        guest = vm.stats_guest
         start = guest.start
         monkeypatch.setattr(guest, "start", lambda: None)
         absent = dict.fromkeys(NAMES, 2**64 - 1)
@@ -105,12 +105,12 @@ def test_guest_stats_are_absent_before_the_first_report(
 
 
 def test_the_polling_interval_can_be_set_and_read(with_client: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         assert await get(client, INTERVAL) == 0
-        assert machine.stats_guest.requests == 0
+        assert vm.stats_guest.requests == 0
         assert await put(client, 3600) == {}
         assert await get(client, INTERVAL) == 3600
-        while machine.stats_guest.requests == 0:
+        while vm.stats_guest.requests == 0:
             await asyncio.sleep(0)
         assert await put(client, 2**32 - 1) == {}
         assert await put(client, 0) == {}
@@ -120,9 +120,9 @@ def test_the_polling_interval_can_be_set_and_read(with_client: Callable[[Scenari
 
 
 def test_polling_updates_guest_stats(with_client: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         await put(client, 1)
-        machine.stats_guest.statistics[FREE] = 12345
+        vm.stats_guest.statistics[FREE] = 12345
         async with asyncio.timeout(20):
             while (await get(client, "guest-stats"))["stats"]["stat-free-memory"] != 12345:
                 await asyncio.sleep(0.05)
@@ -131,7 +131,7 @@ def test_polling_updates_guest_stats(with_client: Callable[[Scenario], None]) ->
 
 
 def test_errors_are_worded_as_qemu_words_them(with_client: Callable[[Scenario], None]) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         for path in (
             "/machine/peripheral/balloon1",
             "/balloon0",
@@ -169,10 +169,10 @@ def test_errors_are_worded_as_qemu_words_them(with_client: Callable[[Scenario], 
 def test_query_balloon_stats_returns_absent_and_unknown_statistics(
     with_client: Callable[[Scenario], None],
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
-        machine.stats_guest.statistics = {FREE: 1, TOTAL: 2**64 - 1, MAJOR_FAULTS: 0, 99: 4}
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
+        vm.stats_guest.statistics = {FREE: 1, TOTAL: 2**64 - 1, MAJOR_FAULTS: 0, 99: 4}
         answer: Any = await client.execute("query-balloon-stats", {"timeout": 30})
-        assert machine.stats_guest.requests == 1
+        assert vm.stats_guest.requests == 1
         present = {NAMES[FREE]: 1, NAMES[TOTAL]: 2**64 - 1, NAMES[MAJOR_FAULTS]: 0}
         assert answer["stats"] == {**dict.fromkeys(NAMES), **present}
         assert answer["unknown"] == {"99": 4}
@@ -184,7 +184,7 @@ def test_query_balloon_stats_returns_absent_and_unknown_statistics(
 def test_query_balloon_stats_fails_while_the_guest_is_paused(
     with_client: Callable[[Scenario], None],
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         await client.execute("query-balloon-stats")
         await client.execute("stop")
         class_, desc = await error(client, "query-balloon-stats", timeout=0.05)
@@ -199,15 +199,15 @@ def test_query_balloon_stats_fails_while_the_guest_is_paused(
 def test_query_balloon_stats_waits_for_a_paused_guest_to_resume(
     tmp_path: Path, with_client: Callable[[Scenario], None]
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         await client.execute("query-balloon-stats")
         await client.execute("stop")
         other = QMPClient("other")
         await other.connect(str(tmp_path / "qmp"))
         waiting = asyncio.create_task(other.execute("query-balloon-stats", {"timeout": 30}))
-        while machine.balloon_statistics._balloon.stats.requests < 2:
+        while vm.balloon_statistics._balloon.stats.requests < 2:
             await asyncio.sleep(0)
-        machine.stats_guest.statistics[FREE] = 77
+        vm.stats_guest.statistics[FREE] = 77
         await client.execute("cont")
         answer: Any = await waiting
         assert answer["stats"]["stat-free-memory"] == 77
@@ -220,7 +220,7 @@ def test_query_balloon_stats_waits_for_a_paused_guest_to_resume(
 def test_timeouts_out_of_range_are_rejected(
     with_client: Callable[[Scenario], None], timeout: float
 ) -> None:
-    async def scenario(machine: InMemoryMachine, client: QMPClient) -> None:
+    async def scenario(vm: InMemoryVm, client: QMPClient) -> None:
         _, desc = await error(client, "query-balloon-stats", timeout=timeout)
         assert desc == "Parameter 'timeout' expects seconds, more than 0 to 86400"
         _, desc = await error(client, "query-balloon-stats", timeout="5")

@@ -18,7 +18,7 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 from devices.testing.balloon.stats import StatsGuest
 from pyvmm.qmp.server import ControlServer
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = "/machine/peripheral/balloon0"
@@ -86,14 +86,14 @@ async def qemu(directory: Path) -> AsyncIterator[QMPClient]:
 
 @asynccontextmanager
 async def pyvmm(directory: Path) -> AsyncIterator[QMPClient]:
-    machine = InMemoryMachine()
-    server = ControlServer(machine, directory / "pyvmm")
+    vm = InMemoryVm()
+    server = ControlServer(vm, directory / "pyvmm")
     await server.start()
     try:
         async with client_of(directory / "pyvmm") as client:
             yield client
     finally:
-        machine.balloon_statistics.close()
+        vm.balloon_statistics.close()
         await server.close()
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
-from tests.pyvmm.qmp.in_memory_machine import InMemoryMachine
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 PAUSE_S = 0.05
 
 
-class RecordingMachine(InMemoryMachine):
+class RecordingMachine(InMemoryVm):
     """Records its calls in order; saving its parts takes `PAUSE_S`."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class RecordingMachine(InMemoryMachine):
         super().resume()
 
 
-def take_snapshot(machine: InMemoryMachine, request: SnapshotRequest) -> SnapshotStatus:
+def take_snapshot(machine: InMemoryVm, request: SnapshotRequest) -> SnapshotStatus:
     async def main() -> SnapshotStatus:
         machine.snapshots.start(request)
         async with asyncio.timeout(20):

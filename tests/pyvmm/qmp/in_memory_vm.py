@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine without a guest, for tests of everything that talks to one.
+"""A VM without a guest or KVM, for tests of its clients.
 
-Its balloon really moves, step by step on the event loop, as a driver would move it.
+Its balloon is resized step by step on the event loop, as a driver does it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
 
 
-class InMemoryMachine:
-    """Satisfies `VmControl`; `stuck_at_bytes` is where its driver finds no more memory."""
+class InMemoryVm:
+    """Satisfies `VmControl`; its driver finds no more memory below `stuck_at_bytes`."""
 
     def __init__(
         self, ram_bytes: int = GIB, step_bytes: int = 64 * MIB, stuck_at_bytes: int = 0
@@ -51,24 +51,24 @@ class InMemoryMachine:
         self._sinks: list[EventSink] = []
         self.stats_guest = StatsGuest()
         self.throttled: list[int] = []
-        """In per cent, each time that it was."""
+        """All throttle percentages that were set, in order."""
         self.written = PageRuns()
-        """What the guest is said to write while that is logged."""
+        """Pages that the dirty log reports as written."""
 
     @cached_property
     def balloon_statistics(self) -> BalloonStatistics:
-        """Statistics of `stats_guest`, whose driver answers at once unless it is paused."""
+        """Return the statistics of `stats_guest`, which responds at once unless it is paused."""
         loop, board = asyncio.get_running_loop(), self.stats_guest.board
         stats = BalloonStatistics(
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
-        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
         self.stats_guest.start()
         return stats
 
     @cached_property
     def misc_guest(self) -> MiscGuest:
-        """Who answers questions, unless it is paused; has RAM of the machine's size."""
+        """Return the guest of the misc queue, which responds at once unless it is paused."""
         return MiscGuest(*layout.ram_ranges(self.ram_bytes)).start()
 
     @cached_property
@@ -78,25 +78,25 @@ class InMemoryMachine:
     @cached_property
     def misc_requests(self) -> MiscRequests:
         loop, board = asyncio.get_running_loop(), self.misc_guest.board
-        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
         return MiscRequests(
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
 
     @cached_property
     def hint_guest(self) -> HintGuest:
-        """Who gives free page hints, unless it is paused; has RAM of the machine's size."""
+        """Return the guest that gives free page hints, at once unless it is paused."""
         return HintGuest(*layout.ram_ranges(self.ram_bytes))
 
     @cached_property
     def free_page_hints(self) -> FreePageHints:
         loop, board = asyncio.get_running_loop(), self.hint_guest.board
-        board.msi.on_trigger = lambda vector: loop.call_soon(self._answer)
+        board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
         return FreePageHints(
             board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
         )
 
-    # --- What a snapshot or a migration needs --------------------------------------------------
+    # --- For snapshots and migrations ----------------------------------------------------------
     @property
     def config(self) -> MachineConfig:
         return MachineConfig(Path("/kernel"), None, "quiet", self.ram_bytes, 1, "bitmap")
@@ -126,14 +126,14 @@ class InMemoryMachine:
         )
 
     @contextmanager
-    def log_dirty_pages(self) -> Iterator[InMemoryMachine]:
+    def log_dirty_pages(self) -> Iterator[InMemoryVm]:
         yield self
 
     def collect(self) -> PageRuns:
         return self.written
 
     def clear(self, start_pfn: int, pages: int) -> None:
-        """What is said to be written stays so."""
+        """Keep `written`, as a guest that writes the pages again at once."""
 
     def throttle(self, percentage: int) -> None:
         self.throttled.append(percentage)
@@ -152,7 +152,7 @@ class InMemoryMachine:
     def _soon(self, callback: Callable[..., None], *args: object) -> None:
         asyncio.get_running_loop().call_soon(callback, *args)
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         if self.status == "running":
             self.stats_guest.respond()
             if "hint_guest" in self.__dict__:
@@ -189,7 +189,7 @@ class InMemoryMachine:
         assert self.status in ("paused", "finish-migrate")
         self.status = "running"
         self.announce("RESUME")
-        self._answer()
+        self._respond()
 
     def quit(self) -> None:
         self.status = "shutdown"
@@ -211,21 +211,21 @@ class InMemoryMachine:
 
 
 @contextmanager
-def served_in_thread(machine: InMemoryMachine, path: Path) -> Iterator[None]:
-    """Serve `machine` at `path` from another thread until the block ends or the machine quits."""
+def served_in_thread(vm: InMemoryVm, path: Path) -> Iterator[None]:
+    """Serve `vm` at `path` from another thread until the block ends or the VM quits."""
     started = threading.Event()
     loop = asyncio.new_event_loop()
     end = asyncio.Event()
 
     async def serve() -> None:
-        server = ControlServer(machine, path)
+        server = ControlServer(vm, path)
         await server.start()
-        machine.on_quit = end.set
+        vm.on_quit = end.set
         started.set()
         await end.wait()
         await server.close()
-        if "migrations" in machine.__dict__:
-            await machine.migrations.end()
+        if "migrations" in vm.__dict__:
+            await vm.migrations.end()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
