@@ -45,7 +45,7 @@ are 4,096."""
 
 
 class HintingResult(Enum):
-    """How a round of hinting ended."""
+    """Outcome of a round of hinting."""
 
     COMPLETE = "complete"
     """The driver had no more pages."""

@@ -67,7 +67,7 @@ class Flag(IntEnum):
 
 
 class RequestStatus(Enum):
-    """How a request ended; a cancelled one has no status."""
+    """Outcome of a request; a cancelled one has none."""
 
     COMPLETE = "complete"
     UNSUPPORTED = "unsupported"
@@ -82,7 +82,7 @@ class MiscResponse(NamedTuple):
     pages: PageRuns
     """Pages that were unused when the guest looked, for GET_UNUSED_PAGES; else empty."""
     why: str = ""
-    """What is wrong with an INVALID_RESPONSE."""
+    """The violation of an INVALID_RESPONSE."""
 
 
 OnResponse = Callable[[MiscResponse], None]

@@ -32,7 +32,7 @@ Scenario = Callable[[InMemoryVm, HintGuest, FreePageHints], Coroutine[Any, Any, 
 
 
 def play(scenario: Scenario) -> None:
-    """Run a scenario on a machine whose guest gives hints at once."""
+    """Run a scenario on a VM whose guest gives hints at once."""
 
     async def main() -> None:
         vm = InMemoryVm(64 * MIB)

@@ -37,7 +37,7 @@ Scenario = Callable[[InMemoryVm, MiscGuest, MiscRequests], Coroutine[Any, Any, N
 
 
 def play(scenario: Scenario) -> None:
-    """Run a scenario on a machine whose guest responds at once."""
+    """Run a scenario on a VM whose guest responds at once."""
 
     async def main() -> None:
         vm = InMemoryVm(64 * MIB)

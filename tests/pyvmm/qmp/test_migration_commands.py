@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that move a guest, on a machine without one, to a destination that is real."""
+"""The migration commands, from a VM without a guest to a real destination."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QMP without sockets: the JSON stream, requests and replies, sessions, the throttle.
+"""QMP without sockets: the JSON stream, requests and replies, sessions.
 
 Error messages that matter are those of QEMU 7.2 for the same bytes.
 """
@@ -14,7 +14,6 @@ import pytest
 
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.commands import COMMANDS, Command
-from pyvmm.qmp.event_throttle import EventThrottle
 from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession
@@ -253,7 +252,7 @@ def test_query_commands_names_every_command(ask: Ask) -> None:
     assert {entry["name"] for entry in ask("query-commands")} == set(COMMANDS)
 
 
-def test_queries_return_the_state_of_the_machine(ask: Ask) -> None:
+def test_queries_return_the_state_of_the_vm(ask: Ask) -> None:
     assert ask("query-version") == qmp.greeting()["QMP"]["version"]
     assert ask("query-status") == {"status": "running", "running": True}
     assert ask("query-balloon") == {"actual": GIB}
@@ -270,14 +269,14 @@ def test_stop_and_cont_are_idempotent(ask: Ask, vm: InMemoryVm) -> None:
 
 
 @pytest.mark.parametrize("status", ["shutdown", "guest-panicked"])
-def test_an_ended_machine_cannot_be_resumed(ask: Ask, vm: InMemoryVm, status: Any) -> None:
+def test_an_ended_vm_cannot_be_resumed(ask: Ask, vm: InMemoryVm, status: Any) -> None:
     vm.status = status
     assert ask("cont") == ("GenericError", "Resetting the Virtual Machine is required")
     assert ask("stop") == {}
     assert ask("query-status") == {"status": status, "running": False}
 
 
-def test_quit_ends_the_machine(ask: Ask, vm: InMemoryVm) -> None:
+def test_quit_ends_the_vm(ask: Ask, vm: InMemoryVm) -> None:
     events: list[tuple[str, Any]] = []
     vm.subscribe(lambda name, data: events.append((name, data)))
     assert ask("quit") == {}
@@ -324,7 +323,7 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     vm: InMemoryVm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(vm: object) -> None:
-        raise ZeroDivisionError("in the machine")
+        raise ZeroDivisionError("in the VM")
 
     async def fail_later(vm: object) -> None:
         raise ZeroDivisionError("in the guest")
@@ -337,7 +336,7 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     session = QmpSession(vm)
     session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {"execute": "fail", "id": 1})
-    desc = "Internal error: ZeroDivisionError('in the machine')"
+    desc = "Internal error: ZeroDivisionError('in the VM')"
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": 1}
     later = session.reply({"execute": "fail-later", "id": 2})
     assert not isinstance(later, dict)
@@ -373,49 +372,3 @@ def test_strings_that_cannot_be_paths_are_rejected(
     desc = f"Parameter '{name}' contains an invalid character"
     assert ask(command, **arguments) == ("GenericError", desc)
     assert vm.migrations.status == "none"
-
-
-class Clock:
-    """A fake of the event loop's `call_later`, whose time passes by `advance`."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._due: list[tuple[float, Callable[[], None]]] = []
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        self._due.append((self.now_s + delay_s, callback))
-
-    def advance(self, seconds: float) -> None:
-        end_s = self.now_s + seconds
-        while due := [entry for entry in self._due if entry[0] <= end_s]:
-            entry = min(due, key=lambda entry: entry[0])
-            self._due.remove(entry)
-            self.now_s = entry[0]
-            entry[1]()
-        self.now_s = end_s
-
-
-def test_the_throttle_sends_the_first_value_at_once_and_always_the_last() -> None:
-    clock, sent = Clock(), list[tuple[float, int]]()
-    throttle: EventThrottle[int] = EventThrottle(
-        1.0, lambda value: sent.append((clock.now_s, value)), clock.call_later
-    )
-    for value in range(25):
-        throttle.offer(value)
-        clock.advance(1 / 8)
-    clock.advance(1)
-    assert [value for _, value in sent] == [0, 7, 15, 23, 24]
-    assert [at_s for at_s, _ in sent] == [0, 1, 2, 3, 4]
-    clock.advance(5)
-    throttle.offer(99)
-    assert sent[-1] == (clock.now_s, 99)
-
-
-def test_flushing_the_throttle_sends_a_pending_value_once() -> None:
-    clock, sent = Clock(), list[int]()
-    throttle: EventThrottle[int] = EventThrottle(1.0, sent.append, clock.call_later)
-    throttle.offer(1)
-    throttle.offer(2)
-    throttle.flush()
-    clock.advance(5)
-    assert sent == [1, 2]

@@ -24,11 +24,11 @@ Scenario = Callable[[InMemoryVm, Path], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario against a served machine; every await in it is bounded."""
+    """Run a scenario with a served VM; every await in it is bounded."""
 
-    def serve(scenario: Scenario, **machine_options: int) -> None:
+    def serve(scenario: Scenario, **vm_options: int) -> None:
         async def main() -> None:
-            vm = InMemoryVm(**machine_options)
+            vm = InMemoryVm(**vm_options)
             server = ControlServer(vm, tmp_path / "qmp")
             await server.start()
             try:

@@ -26,7 +26,7 @@ IN_USE, UNUSED, WRITTEN = 5000, 6000, 7000
 """Pages with contents: in use; unused; reported unused, then written."""
 
 
-def machine_with_pages() -> InMemoryVm:
+def vm_with_pages() -> InMemoryVm:
     vm = InMemoryVm(64 * MIB)
     vm.misc_guest.unused = {UNUSED, WRITTEN}
     vm.written = PageRuns([(WRITTEN, 1)])
@@ -70,7 +70,7 @@ def take(vm: InMemoryVm, path: Path, **options: Any) -> Any:
 
 def test_the_file_has_all_pages_but_unused_ones(tmp_path: Path) -> None:
     """A page the guest does not use is left out, unless it was written after the query."""
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     answer = take(vm, tmp_path / "s")
     assert answer["status"] == "completed"
     assert answer["pages"]["asked"] == "answered on the misc queue"
@@ -96,14 +96,14 @@ def test_the_status_before_any_snapshot_is_none() -> None:
 
 
 def test_without_a_query_unused_pages_are_saved(tmp_path: Path) -> None:
-    answer = take(machine_with_pages(), tmp_path / "s", unused=False)
+    answer = take(vm_with_pages(), tmp_path / "s", unused=False)
     assert answer["pages"]["unused"] == 0
     _, ram = restored(tmp_path / "s")
     assert ram.memory.read(UNUSED * 4096, 4) == b"6000"
 
 
 def test_a_guest_that_does_not_answer_delays_it_by_the_time_out(tmp_path: Path) -> None:
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     vm.misc_guest.commands = set()
     vm.misc_guest.respond = lambda: None  # type: ignore[method-assign]
     answer = take(vm, tmp_path / "s", timeout=0.2)
@@ -113,7 +113,7 @@ def test_a_guest_that_does_not_answer_delays_it_by_the_time_out(tmp_path: Path) 
 
 
 def test_the_guest_stays_paused_without_keep_running(tmp_path: Path) -> None:
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     assert take(vm, tmp_path / "s", **{"keep-running": False})["status"] == "completed"
     assert vm.status == "paused"
     assert take(vm, tmp_path / "t")["pages"]["asked"].startswith("the guest is paused")
@@ -131,7 +131,7 @@ def test_the_guest_is_paused_for_the_last_pages_only(
     tmp_path: Path, keep_running: bool, expected: list[tuple[str, bool, bool]]
 ) -> None:
     """Events, each with whether pages were copied before and whether the file was there."""
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     seen: list[tuple[str, bool, bool]] = []
 
     def sink(name: str, data: object) -> None:
@@ -145,7 +145,7 @@ def test_the_guest_is_paused_for_the_last_pages_only(
 
 
 def test_after_a_failure_the_guest_runs(tmp_path: Path) -> None:
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     answer = take(vm, tmp_path / "nowhere" / "s", **{"keep-running": False})
     assert answer["status"] == "failed"
     assert "No such file or directory" in answer["error-desc"]
@@ -153,7 +153,7 @@ def test_after_a_failure_the_guest_runs(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_blocks_another_one_and_cont(tmp_path: Path) -> None:
-    vm = machine_with_pages()
+    vm = vm_with_pages()
 
     async def main() -> None:
         session = QmpSession(vm)
@@ -171,7 +171,7 @@ def test_a_snapshot_blocks_another_one_and_cont(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_guest_ends_the_snapshot(tmp_path: Path) -> None:
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     vm.misc_guest.respond = lambda: None  # type: ignore[method-assign]
 
     async def main() -> None:
@@ -194,7 +194,7 @@ def test_the_file_stays_open_until_its_copier_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise its descriptor could be another file's by then."""
-    vm = machine_with_pages()
+    vm = vm_with_pages()
     copying, resume = threading.Event(), threading.Event()
     stored: list[int] = []
     store = SnapshotWriter.store
