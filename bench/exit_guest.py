@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest of a few instructions that does one kind of register access again and again.
+"""A guest of a few instructions that repeats one kind of register access.
 
 It runs in ring 3 with access to all I/O ports and the first 2 MiB identity-mapped, which every KVM
 supports at full speed, even one without hardware virtualization. RAM ends at 64 KiB; beyond is

@@ -172,7 +172,7 @@ def _sockets() -> Iterator[tuple[socket.socket, socket.socket, socket.socket, Pa
 
 
 async def _join(stream: socket.socket, console: ScriptedConsole) -> None:
-    """Carry bytes between QEMU's serial port and `console` until QEMU hangs up."""
+    """Carry bytes between QEMU's serial port and `console` until QEMU closes the connection."""
     reader, writer = await asyncio.open_connection(sock=stream)
 
     def send(data: bytes) -> int:

@@ -82,7 +82,7 @@ cdef extern from * nogil:
     /*
      * UFFDIO_UNREGISTER wakes waiting threads and only then stops reporting faults of this range,
      * where faults take no more than the lock of their own mapping (seen on Linux 6.18). A thread
-     * that faults between the two sleeps on, for ever if its page is not placed: so wake again.
+     * that faults between the two sleeps on, without end if its page is not placed: so wake again.
      */
     static int release_range(int fd, void *start, size_t length)
     {
@@ -149,14 +149,14 @@ cdef struct Vcpu:
 cdef class LazyPages:
     """Guest RAM that is loaded, block by block, from the file `fd` when it is touched.
 
-    `blocks` are (first_pfn, bitmap, offset, crc) as in `pyvmm_native.page_blocks`; nobody has
-    touched `memory` yet. As soon as the object exists, a thread that touches a page of a block
+    `blocks` are (first_pfn, bitmap, offset, crc) as in `pyvmm_native.page_blocks`; `memory`
+    has not been touched yet. As soon as the object exists, a thread that touches a page of a block
     waits until `serve`, in a thread of its own, has loaded it. OSError where the kernel does not
     let this process watch page faults (EPERM without CAP_SYS_PTRACE, unless
     vm.unprivileged_userfaultfd is 1). ValueError for a block outside RAM or given twice.
 
-    `serving` is True once `serve` runs without the GIL: until then nobody may touch the memory
-    while holding the GIL. `failed` is True once `serve` has met a block that cannot be used; it is
+    `serving` is True once `serve` runs without the GIL: until then no thread may touch the
+    memory while it holds the GIL. `failed` is True once `serve` has met a block that cannot be used; it is
     set before any thread can read zeros instead.
     """
 

@@ -6,7 +6,7 @@ descriptor whose bytes go over the link) and a *sink* (a descriptor that takes t
 arrive), which may be the same socket. All descriptors are non-blocking, and one `poll` waits for
 them all. A source is read only while the peer has granted credit and the link's own buffer is
 short, and credit is granted only for bytes that a sink has taken. So every buffer is bounded, and a
-stream that nobody reads stops its own writer and no other.
+stream without a reader stops its own writer and no other.
 
 The loop uses `select.poll` directly because it also runs inside the lab, where importing asyncio
 takes a second.

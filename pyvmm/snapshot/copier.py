@@ -95,7 +95,7 @@ class _PageAccounts:
         self._absent = ram.subtract(populated)
 
     def update(self, chunk: Chunk) -> None:
-        """Account anew for the pages of `chunk`."""
+        """Update the accounting of the pages of `chunk`."""
         self._unused = self._unused.subtract(chunk.pages)
         empty = chunk.pages.subtract(chunk.populated)
         self._absent = self._absent.subtract(chunk.pages).union(empty)

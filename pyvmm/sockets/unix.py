@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unix sockets and their files: listen, connect, clean up.
 
-A server takes over a socket file on which nobody listens, and refuses one that is in use. When it
+A server takes over a socket file without a listener, and refuses one that is in use. When it
 closes it removes only the file it created, so another server that has replaced that file keeps its
 own. Only the file's owner may connect: the mode is set between `bind` and `listen`, and before
 `listen` connections are refused, so the socket is never open to others.
@@ -59,7 +59,7 @@ class UnixListener:
             ) from error
 
     def _remove_stale(self) -> None:
-        """Remove a socket file that nobody listens on, else raise `AddressUnavailable`."""
+        """Remove a socket file without a listener, else raise `AddressUnavailable`."""
         if not stat.S_ISSOCK(self._path.lstat().st_mode):
             raise AddressUnavailable(f"{self._shown_as} exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

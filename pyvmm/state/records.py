@@ -130,7 +130,7 @@ def record_header(
 def record_fields(record: Record, known: Kind, name: str = "") -> Fields:
     """Return the fields of a payload, to be named `name` in errors; StateError if malformed.
 
-    Of a version newer than `known`, fields that nobody takes are ignored.
+    Of a version newer than `known`, fields that are not read are ignored.
     """
     part = name or record.kind
     payload = decode(record.payload, part)

@@ -34,7 +34,7 @@ from pyvmm.lab.initramfs import cpio
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
 MODULES = ("virtio_pci", "virtio_balloon", "virtio_rng")
 DRIVERS = ("kernel/drivers/virtio", "kernel/drivers/char/hw_random")
-"""Where these modules and those they depend on lie in a package."""
+"""The directories of a package that hold these modules and their dependencies."""
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # depmod is there
 FETCH = "make stock-kernels"
 

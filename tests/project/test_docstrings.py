@@ -19,7 +19,7 @@ import pytest
 
 from tests.project.sources import PACKAGES, files, name_of
 
-OPENINGS = "What|Who|Whom|Whoever|Whatever|Whichever|Whether|How|Where|Why|That|Nobody|Nothing"
+OPENINGS = "What|Who(?:m|ever)?|Whatever|Whichever|Whether|How|Where|Why|That|No(?:body|thing)"
 RELATIVE_CLAUSE = re.compile(rf"(?:{OPENINGS})\s+[a-z`]")
 
 

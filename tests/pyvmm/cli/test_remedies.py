@@ -42,7 +42,7 @@ WITH_FIGURES = [
         "apt-get install linux-source-6.12, or name a source tree with --source",
     ),
     (
-        ControlSocketUnreachable("nobody", Path("/tmp/vm.sock")),
+        ControlSocketUnreachable("no listener", Path("/tmp/vm.sock")),
         "start a guest with --qmp unix:/tmp/vm.sock, or give the path of a running one",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that pass a gate as vCPU threads do rest for their share, and nobody waits for them."""
+"""Throttled threads at a gate stop for their share of the time, and delay no other thread."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def guest() -> Iterator[Guest]:
 
 
 def share(guest: Guest, seconds: float) -> float:
-    """What part of its time a processor is in the guest."""
+    """Return the share of the time that a vCPU is in the guest."""
     before = [processor.ran_s for processor in guest.processors]
     begin = time.monotonic()
     time.sleep(seconds)

@@ -34,7 +34,7 @@ NOT_STATE = {
     "MsixTable.control_written": "wiring",
     "MsixTable._table_location": "made when the machine is",
     "MsixTable._pba_location": "made when the machine is",
-    "I8042.data": "nobody can read what was written there",
+    "I8042.data": "the guest cannot read it back",
     "PvPanic.read": "wiring",
     "PvPanic.write": "wiring",
     "BalloonDevice.actual_written": "wiring",
@@ -46,7 +46,7 @@ NOT_STATE = {
     "RegisterTable._values": "saved by name through __getitem__",
     "VirtioDevice._generation": "saved as config_generation",
     "MsixTable._routed": "routes are made again from the table",
-    "PciFunction._interrupt_asserted": "driven again by whoever interrupts",
+    "PciFunction._interrupt_asserted": "driven again by the interrupt source",
     "PciFunction._line_level": "follows _interrupt_asserted",
     "VirtioDevice.running": "follows status",
     "VirtioPciTransport._assigned": "follows the BARs and which queues are live",
@@ -55,7 +55,7 @@ NOT_STATE = {
     "Uart16550._loopback": "follows MCR",
     "Uart16550._gate_open": "follows MCR",
     "Uart16550._modem_inputs": "follows MCR",
-    # What belongs to the host's process, or is said anew.
+    # State of the host's process, or sent again.
     "FreePageQueue.pages": "the hints of a round belong to the process that began it",
     "FreePageQueue._begun": "so does the round",
     "FreePageQueue._on_end": "so does the round",
