@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 IDLE_TIMEOUT_S = 60.0
 _RECEIVE_BYTES = 1 << 18
-"""Most bytes of one receive: a larger buffer is mapped for each receive, with a page fault per page."""
+"""Most bytes of one receive: a larger one is mapped for each receive, a page fault per page."""
 
 
 class SocketLink:

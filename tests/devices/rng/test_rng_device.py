@@ -288,7 +288,7 @@ def test_an_impossible_state_is_refused(name: str, value: object) -> None:
 def test_the_rate_holds_and_every_buffer_returns(
     bytes_per_s: int, steps: list[list[int] | int]
 ) -> None:
-    """At any time at most one second and the elapsed time were supplied; no buffer waits without end."""
+    """At most one second plus the elapsed time is supplied; no buffer waits without end."""
     board = RngBoard(bytes_per_s)
     driver = RngDriver(board)
     offered: list[int] = []
