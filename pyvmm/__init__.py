@@ -2,7 +2,7 @@
 """A KVM virtual machine monitor: a folder for each job, and dependence in one direction.
 
     cli -> harness | qmp | lab -> vm -> snapshot | migration | balloon -> machine
-        -> boot | state -> memory -> trace -> pykvm, devices, pyvmm_native
+        -> boot | state -> memory | cpuid -> trace -> pykvm, devices, pyvmm_native
 
 `sockets`, `elf`, `progress` and `cache` are leaves; `config`, `units`, `errors` and `version` are
 the only other modules here, besides `vm`. The contracts in pyproject.toml hold this.

@@ -150,7 +150,7 @@ def _describe(error: click.ClickException) -> str:
 )
 @click.version_option(VERSION, prog_name="pyvmm")
 def main() -> None:
-    """A minimal virtual machine monitor to run, measure and study memory ballooning.
+    """Run, measure and study memory ballooning with a minimal virtual machine monitor.
 
     \b
     Boot a guest, then return most of its memory to the host:

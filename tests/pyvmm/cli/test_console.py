@@ -67,7 +67,7 @@ def test_escapes_split_between_reads_are_found(typed: bytes, data: st.DataObject
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal: (the person's side, the program's side)."""
+    """Open a pseudo-terminal: (the user's side, the program's side)."""
     person, program = pty.openpty()
     yield person, program
     for fd in (person, program):

@@ -34,7 +34,7 @@ def migrate(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[InMemoryVm]:
-    """A machine served at `tmp_path`/qmp."""
+    """Serve a VM at `tmp_path`/qmp."""
     machine = InMemoryVm()
     machine.ram.memory.write(0, b"something")
     with served_in_thread(machine, tmp_path / "qmp"):

@@ -59,7 +59,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def connected(pair: Pair) -> Iterator[tuple[Pair, socket.socket, socket.socket]]:
-    """A pair with one channel, and the sockets of its client and its server."""
+    """Connect a pair with one channel; yield the sockets of its client and its server."""
     client, near = socket.socketpair()
     server, far = socket.socketpair()
 

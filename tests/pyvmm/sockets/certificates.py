@@ -12,7 +12,7 @@ _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def certificate(place: Path, ca: str, name: str) -> TlsFiles:
-    """A certificate for `name`, at 127.0.0.1, by the CA of that name; all files are in `place`."""
+    """Issue a certificate for `name` at 127.0.0.1 by the named CA; all files are in `place`."""
     files = TlsFiles(*(place / file for file in (f"{ca}.pem", f"{name}.pem", f"{name}.key")))
     if not files.ca.exists():
         _openssl(
