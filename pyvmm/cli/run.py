@@ -27,7 +27,6 @@ from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import SECURITY_PARAMETERS, security, security_options
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
-from pyvmm.sockets.addresses import parse_migration_address, parse_unix_address
 from pyvmm.units import MIB, parse_size
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def run(
     """
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
-    sockets = [parse_unix_address(address) for address in addresses]
+    sockets = _socket_paths(addresses) if addresses else []
     if incoming is not None:
         _refuse_configuration("incoming", "memory", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
@@ -192,6 +191,14 @@ def _rng_rate(rng: bool, limit: str | None) -> int | None:
     return bytes_per_s
 
 
+def _socket_paths(addresses: Sequence[str]) -> list[Path]:
+    """Return the paths of control sockets; raises `UserError` for an invalid address."""
+    # Late: saves 0.7 ms without --qmp.
+    from pyvmm.sockets.addresses import parse_unix_address
+
+    return [parse_unix_address(address) for address in addresses]
+
+
 def _open(restore: Path) -> SnapshotFile:
     """Open the snapshot to resume; raises `CommandError` if options configure a guest as well."""
     # Late: saves 10 ms without --restore.
@@ -238,6 +245,7 @@ def _run_incoming(
 ) -> int:
     """Wait for a guest that another pyvmm sends, and run it."""
     # Late: saves 9 ms (ssl) without --incoming.
+    from pyvmm.sockets.addresses import parse_migration_address
     from pyvmm.sockets.listener import MigrationListener
 
     address = parse_migration_address(incoming)
