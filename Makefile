@@ -49,12 +49,13 @@ coverage: native  ## Branches of the virtio and balloon devices that the tests r
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
 	@$(BIN)/coverage report
 
-lint: native  ## Style, types, native code, and the one direction of imports
+lint: native  ## Style, types, native code, the contracts of imports, words and docstrings
 	@$(BIN)/ruff check $(PYTHON)
 	@$(BIN)/ruff format --check $(PYTHON)
 	@PATH=$(BIN):$$PATH cython-lint cython_src
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/project/test_words.py tests/project/test_docstrings.py
 
 format: .venv/.ready  ## Format the Python sources
 	@$(BIN)/ruff check --fix-only $(PYTHON)

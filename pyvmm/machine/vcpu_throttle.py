@@ -47,7 +47,7 @@ class VcpuThrottle:
     def set(self, percentage: int) -> None:
         """Stop the vCPUs for `percentage` of the time, from now on; 0 ends throttling."""
         if not 0 <= percentage <= MAX_PERCENTAGE:
-            raise ValueError(f"processors cannot rest {percentage} % of their time")
+            raise ValueError(f"processors cannot be throttled {percentage} % of their time")
         self._percentage = percentage
         if percentage and self._thread is None:
             self._released.clear()

@@ -25,7 +25,7 @@ from devices.testing.balloon import INFLATE, BalloonDriver
 from pyvmm_native.runs import PageRuns
 
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP])
-def test_inflated_pages_are_discarded_and_the_buffer_comes_back(dialect):
+def test_inflated_pages_are_discarded_and_the_buffer_is_returned(dialect):
     driver = BalloonDriver(dialect).start()
     (used,) = driver.inflate([100, 101, 300])
     assert used.length == 0
@@ -42,7 +42,7 @@ class Upper(VirtioDevice):
     def serve(self, queue, chain):
         return chain.write(chain.readable.upper())
 
-def test_requests_come_back_in_upper_case():
+def test_requests_are_returned_in_upper_case():
     ram, tracer, queues = AnonymousRam(), RecordingTracer(), [QueueSpec("requests")]
     device = Upper(device_id=63, name="upper", queues=queues, memory=ram.memory, tracer=tracer)
     (used,) = VirtioDriver(Board(device, tracer)).start().send(0, [b"hello"], [5])

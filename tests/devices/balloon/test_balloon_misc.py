@@ -208,7 +208,7 @@ def test_a_reset_drops_the_buffer(host: MiscHost) -> None:
 # Negotiation.
 
 
-def test_has_live_tells_whether_the_driver_takes_requests(host: MiscHost) -> None:
+def test_has_live_returns_whether_the_driver_serves_requests(host: MiscHost) -> None:
     balloon = host.board.balloon
     assert balloon.has_live(Role.MISC)
     host.driver.driver.reset()

@@ -54,7 +54,9 @@ def test_no_guest_program_breaks_an_invariant(program: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(program=programs, dialect=st.sampled_from([STANDARD, BITMAP]))
-def test_an_honest_driver_can_start_the_device_afterwards(program: bytes, dialect: Dialect) -> None:
+def test_a_well_behaved_driver_can_start_the_device_afterwards(
+    program: bytes, dialect: Dialect
+) -> None:
     board = CheckedBoard(dialect, dialect.features.known)
     guest = Guest(board, Program(program))
     guest.place_bars()

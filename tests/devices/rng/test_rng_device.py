@@ -122,7 +122,7 @@ def test_one_notification_costs_a_bounded_amount_of_work() -> None:
 
 
 @pytest.mark.parametrize(("readable", "writable"), [([b"x"], [8]), ([b"x"], []), ([b""], [])])
-def test_a_malformed_request_comes_back_empty(readable: list[bytes], writable: list[int]) -> None:
+def test_a_malformed_request_is_returned_empty(readable: list[bytes], writable: list[int]) -> None:
     board = RngBoard()
     driver = RngDriver(board)
     driver.queues[REQUEST].add(readable, writable)

@@ -19,7 +19,7 @@ def test_the_driver_reaches_driver_ok_step_by_step() -> None:
         status = after
 
 
-def test_acknowledge_and_driver_may_come_together() -> None:
+def test_acknowledge_and_driver_may_be_set_together() -> None:
     assert step(RESET, A | D) == A | D
 
 

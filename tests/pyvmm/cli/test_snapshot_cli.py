@@ -35,7 +35,7 @@ def pyvmm(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_snapshot_is_taken_and_inspected(tmp_path: Path) -> None:
+def test_a_snapshot_is_saved_and_inspected(tmp_path: Path) -> None:
     machine, socket = machine_with_pages(), tmp_path / "qmp"
     with served_in_thread(machine, socket):
         done = pyvmm("snapshot", tmp_path / "s", "--qmp", f"unix:{socket}")

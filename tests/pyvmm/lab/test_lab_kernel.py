@@ -62,7 +62,7 @@ def test_a_builtin_module_needs_no_file(tmp_path: Path) -> None:
     assert "virtio_console.ko" not in [path.name for path in closure]
 
 
-def test_the_newest_suitable_kernel_is_taken(tmp_path: Path) -> None:
+def test_the_newest_suitable_kernel_is_chosen(tmp_path: Path) -> None:
     install(tmp_path, "6.1.0-9-amd64")
     install(tmp_path, "6.1.0-10-amd64")
     without_9p = "".join(line for line in DEPENDENCIES.splitlines(True) if "9p" not in line)

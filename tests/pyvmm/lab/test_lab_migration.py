@@ -228,7 +228,7 @@ def start_migration(client: QmpClient, address: str) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_side_killed_with_its_lab_is_noticed_by_the_other(image: Path, tmp_path: Path) -> None:
+def test_a_side_killed_with_its_lab_fails_the_migration(image: Path, tmp_path: Path) -> None:
     """Kill the destination: the guest keeps running. Kill the source: the guest runs nowhere."""
     addresses = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
     qmp = tmp_path / "source.sock"

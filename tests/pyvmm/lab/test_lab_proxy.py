@@ -137,7 +137,7 @@ def test_data_sent_right_after_the_reply_belongs_to_the_connection(
     server.join(20)
 
 
-def test_a_peer_that_goes_away_is_noticed_at_the_other_end(
+def test_a_closed_connection_is_closed_at_the_other_end(
     proxied: ProxiedHost, listener: socket.socket
 ) -> None:
     address = f"unix:{listener.getsockname()}"

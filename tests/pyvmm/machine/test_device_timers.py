@@ -85,7 +85,7 @@ def test_another_thread_may_arm() -> None:
     asyncio.run(main())
 
 
-def test_the_clock_stands_while_the_guest_is_paused() -> None:
+def test_the_clock_stops_while_the_guest_is_paused() -> None:
     async def main() -> None:
         test = Timers()
         timer = test.timers.timer(lambda: test.expire("timer"))

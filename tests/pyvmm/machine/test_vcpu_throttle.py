@@ -138,6 +138,6 @@ def test_processors_that_rest_go_home_at_once(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("percentage", [-1, 100])
-def test_what_is_no_share(guest: Guest, percentage: int) -> None:
-    with pytest.raises(ValueError, match="cannot rest"):
+def test_percentages_out_of_range_are_refused(guest: Guest, percentage: int) -> None:
+    with pytest.raises(ValueError, match="cannot be throttled"):
         guest.throttle.set(percentage)

@@ -92,7 +92,7 @@ def test_messages_are_read_as_they_were_sent(cuts: list[int]) -> None:
     assert read(DestinationReader(), encoded(FROM_DESTINATION), cuts) == FROM_DESTINATION
 
 
-def test_a_reader_fed_what_it_wants_holds_one_message() -> None:
+def test_a_reader_buffers_at_most_one_message() -> None:
     """`wanted_bytes` never asks for more than the message in hand."""
     reader, data, found = SourceReader(KINDS), encoded(FROM_SOURCE), []
     while data:

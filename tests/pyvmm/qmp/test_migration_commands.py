@@ -116,7 +116,7 @@ def test_the_guest_resumes_if_the_destination_fails_at_the_switchover(tmp_path: 
     run(scenario)
 
 
-def test_migrate_fails_if_nobody_listens(tmp_path: Path) -> None:
+def test_migrate_fails_without_a_listener(tmp_path: Path) -> None:
     async def scenario(vm: InMemoryVm) -> None:
         ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         answer = await finished(vm)

@@ -16,7 +16,7 @@ def test_arbitrary_bytes_raise_user_errors_only(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_records_besides_valid_ones_raise_user_errors_only(data: bytes) -> None:
+def test_arbitrary_records_beside_valid_ones_raise_user_errors_only(data: bytes) -> None:
     snapshot_file_program.run(b"\x41\x03" + data)
 
 
