@@ -165,7 +165,7 @@ def test_snapshot_and_restore_commands(guest_image: Path, file: Path) -> None:
         assert first.command("fill 3").startswith("ok")
         assert run_pyvmm("snapshot", file, "--qmp", qmp, "--stop").returncode == 0
         assert first.status() == 0
-    assert "every checksum is right" in run_pyvmm("snapshot", file, "--info").stdout
+    assert "all checksums match" in run_pyvmm("snapshot", file, "--info").stdout
     with RunProcess("--restore", file, "--qmp", qmp) as second:
         assert second.command("verify 3") == f"ok verified {32 * MIB} wrong 0"
         assert run_pyvmm("snapshot", file, "--qmp", qmp).returncode == 0
