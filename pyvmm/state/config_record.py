@@ -62,7 +62,7 @@ def restore_config(fields: Fields) -> MachineConfig:
             rng=rng[0] if rng else None,
         )
     except UserError as error:
-        raise fields.error("as a whole", f"is no machine: {error}") from error
+        raise fields.error("as a whole", f"is invalid: {error}") from error
 
 
 def _names(fields: Fields, name: str) -> tuple[str, ...]:
