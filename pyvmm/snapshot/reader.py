@@ -113,8 +113,8 @@ class SnapshotFile:
         try:
             yield
         except (RecordError, StateError, ChecksumError, OSError) as error:
-            what = error.strerror if isinstance(error, OSError) else str(error)
-            raise SnapshotDamaged(f"the snapshot {self.path} cannot be used: {what}") from error
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise SnapshotDamaged(f"the snapshot {self.path} cannot be used: {reason}") from error
 
 
 def _read_header(fd: int) -> Header:

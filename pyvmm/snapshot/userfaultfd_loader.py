@@ -63,8 +63,8 @@ class UserfaultfdLoader(threading.Thread):
         try:
             self._pages.serve()
         except (ChecksumError, OSError) as error:
-            what = error.strerror if isinstance(error, OSError) else str(error)
-            self.error = SnapshotDamaged(f"the snapshot {self._path} cannot be used: {what}")
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.error = SnapshotDamaged(f"the snapshot {self._path} cannot be used: {reason}")
             self._on_failure(self.error)
         finally:
             os.close(self._fd)
