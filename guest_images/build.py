@@ -27,7 +27,7 @@ from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree
 from guest_images.manifest import SECTION, Manifest, ManifestError, read_manifest
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
-from pyvmm.cache.directory import CacheUnusable
+from pyvmm.cache.directory import CacheUnusable, cache_root
 from pyvmm.progress.reporter import Progress
 
 DIALECT = "bitmap"
@@ -70,18 +70,12 @@ def build_image(
 
 def image_path(recipe: Recipe) -> Path:
     """Return where in the cache the image of `recipe` is, or will be."""
-    return cache_directory() / "images" / f"{recipe.digest[:32]}.img"
-
-
-def cache_directory() -> Path:
-    """Return the directory for everything that can be made again."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "pyvmm"
+    return cache_root() / "images" / f"{recipe.digest[:32]}.img"
 
 
 @contextmanager
 def _build_lock(progress: Progress) -> Iterator[None]:
-    cache = cache_directory()
+    cache = cache_root()
     if set(str(cache)) & set(" \t:"):
         raise CacheUnusable(
             f"the kernel cannot be built below '{cache}', which has a space or a colon in it"
@@ -101,7 +95,7 @@ def _build_lock(progress: Progress) -> Iterator[None]:
 
 
 def _build(recipe: Recipe, image: Path, jobs: int, progress: Progress) -> None:
-    tree = KernelTree(cache_directory() / "kernel", recipe)
+    tree = KernelTree(cache_root() / "kernel", recipe)
     tree.unpack(progress)
     tree.patch(progress)
     tree.configure(progress)

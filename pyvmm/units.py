@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes as people type and read them.
+"""Sizes as users type and read them.
 
 Every unit is binary, as in QEMU: `256M`, `256MiB` and `268435456` are the same size. `MB` and `GB`
 are refused because half of their users mean powers of ten. Arithmetic is on integers only, so a
@@ -24,10 +24,10 @@ _EXPECTED = "expected a number with K, M, G or T (powers of 1024), e.g. 256M or 
 
 
 def parse_size(text: str) -> int:
-    """The bytes meant by `text`: "4096", "256M", "1GiB", "1.5G"; case does not matter.
+    """Return the number of bytes in `text`: "4096", "256M", "1GiB", "1.5G", in either case.
 
-    A fraction of a byte is dropped. Zero is a size; whether it is a sensible one is for the caller
-    to say. Raises `UserError` for anything else.
+    A fraction of a byte is dropped. Zero is accepted; the caller decides whether it is sensible.
+    Raises `UserError` for anything else.
     """
     match = _SIZE.fullmatch(text) if text.isascii() else None
     if match is None:
@@ -50,7 +50,7 @@ def _expected(text: str) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """`size_bytes` for people: "256 MiB", "1.5 GiB", "0 B", "-4 KiB"; at most two decimals."""
+    """Return `size_bytes` with a unit: "256 MiB", "1.5 GiB", "0 B"; at most two decimals."""
     for name, factor in _UNITS:
         if abs(size_bytes) >= factor:
             text = f"{size_bytes / factor:.2f}".rstrip("0").rstrip(".")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ACPI tables that tell the guest which platform it runs on (ACPI 6.4, chapter 5).
+"""The ACPI tables that describe the platform to the guest (ACPI 6.4, chapter 5).
 
 `build_tables` lays out RSDP, FACS, DSDT, FADT, MADT and XSDT one after another in one blob for the
 area below 1 MiB, where an operating system looks for the RSDP on 16-byte boundaries; the boot
-protocol passes its address as well. The tables say what `pyvmm.memory.layout` and the device models
-say and take their numbers from there. In them the guest finds its vCPUs and the IO-APIC (MADT), how
-to power off and reset (FADT, \\_S5), the PCI host bridge with its windows and interrupt wiring, the
-serial port and pvpanic (DSDT), and where PCI configuration space lies in memory (MCFG). There is no
-8042, no VGA and no PM timer, and the tables say so: what is announced as absent is not probed.
+protocol passes its address as well. All numbers come from `pyvmm.memory.layout` and the device
+models. The tables describe the vCPUs and the IO-APIC (MADT), power-off and reset (FADT, \\_S5), the
+PCI host bridge with its windows and interrupt routing, the serial port and pvpanic (DSDT), and the
+memory-mapped PCI configuration space (MCFG). They declare that there is no 8042, no VGA and no PM
+timer, so the guest does not probe for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CREATOR_ID = b"PYVM"
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _FACS_BYTES = 64
 _RSDP_BYTES = 36
-_ALIGNMENT = 64  # what the FACS needs (5.2.10)
+_ALIGNMENT = 64  # of the FACS (5.2.10)
 
 _FADT_REVISION, _FADT_MINOR_REVISION = 6, 4
 _FADT_BYTES = 276
@@ -85,7 +85,7 @@ def _rsdp(xsdt_gpa: int) -> bytes:
 
 
 def _facs() -> bytes:
-    """Firmware ACPI control structure (5.2.10): only the global lock in it is ever used."""
+    """Firmware ACPI control structure (5.2.10): only its global lock is used."""
     return struct.pack("<4sI", b"FACS", _FACS_BYTES).ljust(32, b"\0") + bytes([2]).ljust(32, b"\0")
 
 
@@ -142,7 +142,7 @@ def _mcfg() -> bytes:
 
 
 def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
-    """Interrupt source override (5.2.12.5): where an ISA interrupt really is."""
+    """Interrupt source override (5.2.12.5): the GSI of an ISA interrupt."""
     return struct.pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
 
 
@@ -170,12 +170,12 @@ def _pci_root() -> bytes:
         aml.name("_UID", aml.integer(0)),
         aml.name("_BBN", aml.integer(0)),
         aml.name("_CRS", windows),
-        aml.name("_PRT", _interrupt_wiring()),
+        aml.name("_PRT", _interrupt_routing()),
     )
 
 
 def _reserved() -> bytes:
-    """What belongs to the motherboard: systems trust an MCFG only if its memory is (4.1.2)."""
+    """Motherboard resources: an MCFG is valid only if they include its memory (4.1.2)."""
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
@@ -186,8 +186,8 @@ def _reserved() -> bytes:
     )
 
 
-def _interrupt_wiring() -> bytes:
-    """_PRT (6.2.13): INTA# of every device number goes straight to an IO-APIC pin."""
+def _interrupt_routing() -> bytes:
+    """_PRT (6.2.13): INTA# of every device number is an IO-APIC pin, without a link device."""
     return aml.package(
         *(
             aml.package(

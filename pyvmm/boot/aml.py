@@ -5,7 +5,7 @@ Every function returns the bytes of one term; terms nest by passing one's bytes 
 
     device("COM1", name("_HID", eisa_id("PNP0501")), name("_CRS", resources(io_port(0x3F8, 8))))
 
-There are no methods: everything the guest asks for here is a constant.
+There are no methods: every object is a constant.
 """
 
 from __future__ import annotations
@@ -126,17 +126,17 @@ def bus_numbers(first: int, last: int) -> bytes:
 
 
 def io_window(first: int, last: int) -> bytes:
-    """Encode a range of I/O ports that a bridge passes on."""
+    """Encode a range of I/O ports that a bridge forwards."""
     return _address_space(0x88, "H", _IO_SPACE, _ENTIRE_IO_RANGE, first, last)
 
 
 def memory_window32(first: int, last: int) -> bytes:
-    """Encode a range of addresses below 4 GiB that a bridge passes on."""
+    """Encode a range of addresses below 4 GiB that a bridge forwards."""
     return _address_space(0x87, "I", _MEMORY_SPACE, _MEMORY_READ_WRITE, first, last)
 
 
 def memory_window64(first: int, last: int) -> bytes:
-    """Encode a range of 64-bit addresses that a bridge passes on."""
+    """Encode a range of 64-bit addresses that a bridge forwards."""
     return _address_space(0x8A, "Q", _MEMORY_SPACE, _MEMORY_READ_WRITE, first, last)
 
 

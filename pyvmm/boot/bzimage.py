@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bzImage, the form in which distributions ship kernels: its setup header and the ELF inside.
+"""Open a bzImage, the format in which distributions ship kernels.
 
-A bzImage is real-mode code that begins with the setup header, then a small program that
-decompresses the kernel proper inside the guest. Neither runs here: the kernel proper is an ELF
-vmlinux, is decompressed on the host, where it takes a second and not ten, and is entered at its own
-64-bit entry. That entry is the very one the small program would jump to; the relocations that
-follow the ELF are for a kernel moved in its address space, which nobody does here (Linux then
-reports that address randomisation is off).
+A bzImage is real-mode code with the setup header, then a decompressor that unpacks the vmlinux
+inside the guest. Neither runs here: the host decompresses the vmlinux, which takes a second instead
+of ten, and the guest enters it at its 64-bit entry point, where the decompressor would jump to. The
+relocations that follow the ELF file are for a kernel that is moved in its address space, which does
+not happen here (Linux then reports that KASLR is disabled).
 
-What was decompressed is kept in the cache by the hash of the bzImage, for the next boot and for
-the lab, where code is slow. PVH would be another way in, but only for kernels built with it, and
-it ends at the same code with less said about the machine.
+The vmlinux is kept in the cache under the hash of the bzImage, for the next boot and for the lab,
+where code is slow. PVH would be another entry point, but only for kernels built with it, and it
+passes less information about the machine.
 
 Documentation/arch/x86/boot.rst: "The Real-Mode Kernel Header", "64-bit Boot Protocol".
 """
@@ -25,12 +24,12 @@ from pathlib import Path
 from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.payload import PayloadError, decompress
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
+from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
 
 SECTOR_BYTES = 512
-HEADER_END_LIMIT = 0x290  # where struct boot_params goes on with something else
+HEADER_END_LIMIT = 0x290  # the next field of struct boot_params
 BOOT_FLAG = 0xAA55
-FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; the payload's place came with 2.08
+FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; payload_offset came with 2.08
 XLF_KERNEL_64 = 1 << 0
 MAX_FILE_BYTES = 512 << 20
 KEPT_KERNELS = 6
@@ -38,7 +37,7 @@ KEPT_KERNELS = 6
 
 @dataclass(frozen=True)
 class BzImage:
-    """A bzImage taken apart: its header and a file, in the cache, that holds its vmlinux."""
+    """An opened bzImage: its setup header and the path of its vmlinux in the cache."""
 
     header: SetupHeader
     vmlinux: Path
@@ -53,7 +52,7 @@ def open_bzimage(path: Path) -> BzImage:
         header, payload = parse(content)
         cached = cache_dir("vmlinux") / hashlib.sha256(content).hexdigest()
         if not cached.exists():
-            write_whole(cached, _vmlinux(payload))
+            write_atomically(cached, _vmlinux(payload))
     except PayloadError as error:
         raise _unusable(path, str(error)) from error
     keep_most_recent("*", cached, KEPT_KERNELS)
@@ -75,7 +74,7 @@ def parse(content: bytes) -> tuple[SetupHeader, bytes]:
         raise PayloadError("it is a 32-bit kernel")
     end = 0x202 + content[0x201]
     if not 0x250 <= end <= HEADER_END_LIMIT:
-        raise PayloadError("its setup header has a senseless length")
+        raise PayloadError("its setup header has an invalid length")
     (initrd_addr_max,) = struct.unpack_from("<I", content, 0x22C)
     (cmdline_size,) = struct.unpack_from("<I", content, 0x238)
     header = SetupHeader(content[HEADER_OFFSET:end], cmdline_size, initrd_addr_max + 1)
@@ -83,8 +82,11 @@ def parse(content: bytes) -> tuple[SetupHeader, bytes]:
 
 
 def _payload(content: bytes) -> bytes:
-    """The payload's place counts from the protected-mode code, after boot and setup sectors."""
-    setup_sectors = content[HEADER_OFFSET] or 4  # 0 means 4, for the very oldest
+    """Return the compressed payload.
+
+    `payload_offset` counts from the protected-mode code, which follows the boot and setup sectors.
+    """
+    setup_sectors = content[HEADER_OFFSET] or 4  # 0 means 4 (boot.rst)
     offset, length = struct.unpack_from("<II", content, 0x248)
     begin = (1 + setup_sectors) * SECTOR_BYTES + offset
     if not offset or length < 8:
@@ -97,9 +99,9 @@ def _payload(content: bytes) -> bytes:
 def _vmlinux(payload: bytes) -> bytes:
     vmlinux = decompress(payload)
     if not vmlinux.startswith(b"\x7fELF"):
-        raise PayloadError("what is inside is no ELF kernel")
+        raise PayloadError("it does not contain an ELF kernel")
     return vmlinux
 
 
-def _unusable(path: Path, why: str) -> KernelUnusable:
-    return KernelUnusable(f"{path} is not a usable bzImage: {why}")
+def _unusable(path: Path, reason: str) -> KernelUnusable:
+    return KernelUnusable(f"{path} is not a usable bzImage: {reason}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Linux 64-bit boot protocol: what guest memory holds when the first instruction runs.
+"""The Linux 64-bit boot protocol: guest memory before the first instruction.
 
 The kernel is entered in long mode at its ELF entry point with paging on, the first 4 GiB mapped
 one to one, RSI pointing to the "zero page" (`struct boot_params`), and interrupts off. The zero
-page's setup header is the one of the bzImage, with what a loader has to fill in; a vmlinux has none
-of its own, so there it is written from nothing.
+page's setup header is that of the bzImage, with the fields that a loader fills in; a vmlinux has
+none, so a minimal one is written.
 
 Documentation/arch/x86/boot.rst, "64-bit boot protocol", and arch/x86/zero-page.rst for offsets.
 """
@@ -45,7 +45,7 @@ E820_RESERVED = 2
 LOADED_HIGH = 1
 LOADER_UNDEFINED = 0xFF
 
-# Flat 64-bit code and data segments where the protocol wants them: __BOOT_CS 0x10, __BOOT_DS 0x18.
+# Flat 64-bit code and data segments at the protocol's selectors __BOOT_CS and __BOOT_DS.
 GDT = struct.pack("<4Q", 0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
 BOOT_CS = 0x10
 BOOT_DS = 0x18
@@ -55,7 +55,7 @@ PTE_HUGE = 0x80
 
 
 class BootInfo(NamedTuple):
-    """What the loader decided: the register values the boot processor starts with."""
+    """The register values that the boot processor starts with."""
 
     entry: int
     zero_page_gpa: int
@@ -65,7 +65,7 @@ class BootInfo(NamedTuple):
 
 
 def place_initrd(initrd_bytes: int, kernel_end: int, limit_gpa: int) -> int:
-    """Where an initramfs goes: as high as it fits below `limit_gpa`, on a page boundary.
+    """Return the highest page-aligned address below `limit_gpa` at which an initramfs fits.
 
     Raises `NotEnoughRam` when it would come within `INITRD_MARGIN_BYTES` of the kernel.
     """
@@ -100,7 +100,7 @@ def write_boot_data(
 
 
 def e820_map(ram_bytes: int) -> list[tuple[int, int, int]]:
-    """The memory map the guest sees, (gpa, bytes, type): its RAM, less the BIOS area."""
+    """Return the guest's e820 map as (gpa, bytes, type): its RAM without the BIOS area."""
     usable = [(gpa, length, E820_RAM) for gpa, length in layout.usable_ranges(ram_bytes)]
     legacy = (layout.EBDA_GPA, layout.HIGH_MEMORY_GPA - layout.EBDA_GPA, E820_RESERVED)
     return sorted([*usable, legacy])
@@ -121,7 +121,7 @@ def _encode_command_line(command_line: str, header: SetupHeader | None) -> bytes
 
 
 def _write_page_tables(memory: GuestMemory) -> None:
-    """One PML4, one PDPT and four page directories of 2 MiB pages: 4 GiB, one to one."""
+    """Map the first 4 GiB one to one: a PML4, a PDPT and four directories of 2 MiB pages."""
     pml4 = layout.PAGE_TABLES_GPA
     pdpt = pml4 + PAGE_BYTES
     directories = [pdpt + PAGE_BYTES * (1 + i) for i in range(4)]

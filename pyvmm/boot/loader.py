@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a `MachineConfig` to guest memory that holds a Linux ready to run.
+"""Load Linux into guest RAM as a `MachineConfig` describes it.
 
-Kernel, initramfs, ACPI tables and boot data go into RAM in that order; every file is read and
-checked before the first byte is written.
+`read_boot_files` reads and checks every file before the machine is created; `load_linux` then
+writes boot data, ACPI tables, kernel and initramfs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BootFiles(NamedTuple):
-    """A kernel and perhaps an initramfs, read, checked and known to fit into the guest's RAM."""
+    """A kernel and an optional initramfs, read, checked and known to fit into the guest's RAM."""
 
     kernel: KernelImage
     initrd: bytes
@@ -28,7 +28,10 @@ class BootFiles(NamedTuple):
 
 
 def read_boot_files(config: MachineConfig) -> BootFiles:
-    """Read the files that `config` names; raises `UserError` for what cannot be booted."""
+    """Read the kernel and the initramfs of `config`.
+
+    Raises `KernelUnusable`, `InitramfsUnusable` and `NotEnoughRam`.
+    """
     kernel = read_kernel(config.kernel)
     _, low_bytes = layout.ram_ranges(config.ram_bytes)[0]
     kernel.check_fits(low_bytes)
@@ -40,7 +43,7 @@ def read_boot_files(config: MachineConfig) -> BootFiles:
 
 
 def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
-    """Put everything into `ram`; raises `UserError` for a command line that is too long."""
+    """Write everything that Linux needs to `ram`. Raises `CommandLineUnusable`."""
     tables, rsdp_gpa = acpi.build_tables(vcpus=config.vcpus)
     boot = write_boot_data(
         ram.memory,

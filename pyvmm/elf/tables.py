@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What booting needs of a 64-bit ELF file: its entry point, loadable segments and sections.
+"""Read the entry point, the loadable segments and the sections of a 64-bit ELF file.
 
-pyelftools reads the file. Importing it takes as long as everything else between the command line
-and the guest's first instruction, so what it found is kept in the cache, named by the file's
-identity and the time of its last change; a kernel that was booted before needs no ELF library. A
-file that changed just now might change again without its time telling, so nothing is kept of it.
+pyelftools parses the file. Importing it takes as long as everything else between the command line
+and the guest's first instruction, so the result is cached under the file's identity and its time of
+modification; a kernel that was booted before needs no ELF library. A file modified within the last
+two seconds is not cached: it may change again without a new time stamp.
 
-A file is hostile: every number in it may be anything, and `ElfError` is all that comes of it. The
-numbers are as they stand in the file; whoever uses them checks them.
+A file is not trusted: any content results in tables or in `ElfError`. The numbers are those of the
+file and not yet checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import time
 from typing import BinaryIO, NamedTuple
 
-from pyvmm.cache.directory import cache_dir, keep_most_recent, write_whole
+from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
 from pyvmm.errors import UserError
 
 MAGIC = b"\x7fELF"
@@ -29,7 +29,7 @@ SETTLED_NS = 2_000_000_000
 
 
 class ElfError(Exception):
-    """The file is not what its headers say; says why."""
+    """The ELF headers are invalid; the message gives the reason."""
 
 
 class Segment(NamedTuple):
@@ -42,7 +42,7 @@ class Segment(NamedTuple):
 
 
 class ElfTables(NamedTuple):
-    """What a file's headers say."""
+    """The headers of a file."""
 
     machine: str
     """`e_machine` by its name in the specification, such as "EM_X86_64"; "" if not 64-bit."""
@@ -53,14 +53,14 @@ class ElfTables(NamedTuple):
 
 
 def read_elf_tables(file: BinaryIO) -> ElfTables | None:
-    """The tables of an open file; None when it is no ELF file. Raises `ElfError`."""
+    """Return the tables of an open file, None if it is not an ELF file. Raises `ElfError`."""
     file.seek(0)
     if file.read(len(MAGIC)) != MAGIC:
         return None
     status = os.fstat(file.fileno())
     numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     name = "-".join(f"{number:x}" for number in numbers)
-    # A cache that cannot be used costs time, and nothing else.
+    # Without a usable cache the file is parsed every time.
     with contextlib.suppress(OSError, UserError, ValueError, TypeError, AttributeError):
         return _from_json((cache_dir("elf") / name).read_text())
     tables = _parse(file)
@@ -68,7 +68,7 @@ def read_elf_tables(file: BinaryIO) -> ElfTables | None:
         return tables
     with contextlib.suppress(OSError, UserError):
         kept = cache_dir("elf") / name
-        write_whole(kept, json.dumps(tables).encode())
+        write_atomically(kept, json.dumps(tables).encode())
         keep_most_recent("*", kept, KEPT_FILES)
     return tables
 
@@ -82,6 +82,7 @@ def _from_json(text: str) -> ElfTables:
 
 
 def _parse(file: BinaryIO) -> ElfTables:
+    # Late: saves 29 ms where the tables are cached.
     from elftools.elf.elffile import ELFFile
 
     try:
@@ -99,5 +100,5 @@ def _parse(file: BinaryIO) -> ElfTables:
             sections.setdefault(section.name, (section["sh_offset"], section["sh_size"]))
         return ElfTables(str(elf["e_machine"]), elf["e_entry"], segments, sections)
     except Exception as error:
-        # pyelftools promises ELFError, but a damaged file also gets all kinds of others out of it.
+        # pyelftools documents ELFError, but a damaged file makes it raise many other exceptions.
         raise ElfError(f"{type(error).__name__}: {error}") from error

@@ -22,7 +22,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pyvmm.cache.directory import keep_most_recent, write_whole
+from pyvmm.cache.directory import keep_most_recent, write_atomically
 from pyvmm.lab.kernel import LabKernel, lab_cache, read_module
 from pyvmm.lab.preload import ORIGINS, PRELOADED
 
@@ -93,7 +93,7 @@ def build_initramfs(kernel: LabKernel) -> Path:
     """Return the initramfs for `kernel` and this interpreter, from the cache if it is current."""
     path = lab_cache() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
     if not path.exists():
-        write_whole(path, _archive(kernel))
+        write_atomically(path, _archive(kernel))
     keep_most_recent("initramfs-*", path)
     return path
 

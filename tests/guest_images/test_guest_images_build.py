@@ -18,12 +18,12 @@ import pytest
 from click.testing import CliRunner
 
 from guest_images import recipe as recipe_module
-from guest_images.build import build_image, cache_directory, image_path
+from guest_images.build import build_image, image_path
 from guest_images.errors import ImageNotWritten
 from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree, lost_options
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
-from pyvmm.cache.directory import CacheUnusable
+from pyvmm.cache.directory import CacheUnusable, cache_root
 from pyvmm.cli.image import image as image_command
 from pyvmm.cli.remedies import remedy
 from pyvmm.errors import NotInstalled, UserError
@@ -322,9 +322,9 @@ class Waiting(Silent):
 
 
 def test_who_waited_for_a_build_takes_its_image(linux: Path) -> None:
-    cache_directory().mkdir(parents=True)
+    cache_root().mkdir(parents=True)
     progress, results = Waiting(), list[Path]()
-    with (cache_directory() / "build.lock").open("w") as lock:
+    with (cache_root() / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         thread = threading.Thread(
             target=lambda: results.append(build_image(source=linux, progress=progress))

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from guest_images.initramfs import PROGRAMS, compile_program
 from guest_images.recipe import BUSYBOX, HERE
-from pyvmm.cache.directory import cache_dir, write_whole
+from pyvmm.cache.directory import cache_dir, write_atomically
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
@@ -96,7 +96,7 @@ def fetch(name: str) -> StockKernel:
             (Path(temporary) / "tree" / "drivers").write_text("\n".join(DRIVERS))
             shutil.rmtree(kernel.directory, ignore_errors=True)
             (Path(temporary) / "tree").rename(kernel.directory)
-    write_whole(kernel.initramfs, initramfs(kernel.directory / "modules"))
+    write_atomically(kernel.initramfs, initramfs(kernel.directory / "modules"))
     return kernel
 
 

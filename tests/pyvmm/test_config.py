@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `pyvmm run` was asked for: limits, and the dialect that is said and never guessed."""
+"""Machine configurations: their limits, and their balloon dialect and features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     "good", [{}, {"ram_bytes": 16384 * MIB}, {"vcpus": 8}, {"dialect": "standard"}]
 )
-def test_limits_included(good: dict[str, Any]) -> None:
+def test_the_limits_are_accepted(good: dict[str, Any]) -> None:
     MachineConfig(**{**GOOD, **good})
 
 
@@ -45,7 +45,7 @@ def test_limits_included(good: dict[str, Any]) -> None:
         {"dialect": "guess"},
     ],
 )
-def test_limits_excluded(bad: dict[str, Any]) -> None:
+def test_values_beyond_the_limits_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfiguration, match="only") as caught:
         MachineConfig(**{**GOOD, **bad})
     assert [caught.value.parameter] == list(bad)
@@ -60,13 +60,13 @@ def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -
     assert chosen.command_line == "console=ttyS0 quiet"
 
 
-def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KernelUnusable, match="No such file or directory"):
         config_for_image(tmp_path / "none")
 
 
 @pytest.mark.parametrize("ending", ExitReason)
-def test_only_crashes_are_failures(ending: ExitReason) -> None:
+def test_only_a_panic_and_a_crash_fail(ending: ExitReason) -> None:
     assert ExitResult(ending).exit_status == (ending in (ExitReason.PANIC, ExitReason.CRASH))
 
 
@@ -99,7 +99,7 @@ def test_features_are_offered_and_withheld_by_name(
         ("bitmap", [], ["stats-vq"], "without stats-vq"),
     ],
 )
-def test_feature_choices_that_are_none(
+def test_impossible_feature_selections_are_refused(
     tmp_path: Path, dialect: str, offer: list[str], withhold: list[str], words: str
 ) -> None:
     image = tmp_path / "vmlinux"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes: what is accepted, what is refused and with which remedy."""
+"""Sizes: accepted, refused with the expected form, and printed."""
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ from pyvmm.units import GIB, KIB, MIB, TIB, format_size, parse_size
         ("9007199254740993", 9007199254740993),
     ],
 )
-def test_parse(text: str, size_bytes: int) -> None:
+def test_sizes_are_parsed(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
@@ -39,13 +39,13 @@ def test_parse(text: str, size_bytes: int) -> None:
         *("1 2M", "nan", "inf", "1_000", "٣M", "1" * 20, "1M\0", "one"),
     ],
 )
-def test_refuse(text: str) -> None:
+def test_other_texts_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(UserError, match="256M"):
         parse_size(text)
 
 
 @pytest.mark.parametrize(("text", "unit"), [("1GB", "GiB"), ("512 mb", "MiB"), ("1.5KB", "KiB")])
-def test_decimal_units_are_refused_with_the_binary_one_named(text: str, unit: str) -> None:
+def test_decimal_units_are_refused_and_the_binary_unit_named(text: str, unit: str) -> None:
     with pytest.raises(UserError, match=f"write {unit}"):
         parse_size(text)
 
@@ -63,7 +63,7 @@ def test_decimal_units_are_refused_with_the_binary_one_named(text: str, unit: st
         (20 * TIB, "20 TiB"),
     ],
 )
-def test_format(size_bytes: int, text: str) -> None:
+def test_sizes_are_printed_with_two_decimals_at_most(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text
 
 
@@ -73,6 +73,6 @@ def test_a_plain_number_is_bytes(size_bytes: int) -> None:
 
 
 @given(st.integers(1, 1023), st.sampled_from("KMGT"))
-def test_what_is_printed_can_be_typed(count: int, unit: str) -> None:
+def test_printed_sizes_parse_to_the_same_number(count: int, unit: str) -> None:
     size_bytes = parse_size(f"{count}{unit}")
     assert parse_size(format_size(size_bytes)) == size_bytes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small bzImages around any payload (Documentation/arch/x86/boot.rst, the kernel header).
 
-`pack` compresses as arch/x86/boot/compressed/Makefile and scripts/Makefile.lib do: by the real
-tools, with the size of what was packed after it.
+`pack` compresses as arch/x86/boot/compressed/Makefile and scripts/Makefile.lib do: with the real
+tools, and with the uncompressed size appended.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ TOOLS = {
 }
 
 
-def pack(compression: str, data: bytes, promised: int | None = None) -> bytes:
-    """The payload that holds `data`; `promised` replaces its length."""
+def pack(compression: str, data: bytes, declared_bytes: int | None = None) -> bytes:
+    """Return the payload that contains `data`; `declared_bytes` replaces its length."""
     run = subprocess.run(TOOLS[compression], input=data, capture_output=True, check=True)
-    size = struct.pack("<I", len(data) if promised is None else promised)
+    size = struct.pack("<I", len(data) if declared_bytes is None else declared_bytes)
     return (run.stdout[:-4] if compression == "gzip" else run.stdout) + size
 
 
 def bzimage(payload: bytes, **fields: int) -> bytes:
-    """A bzImage with `payload`; the fields of its header can be made wrong."""
+    """Return a bzImage with `payload`; `fields` of its setup header can be invalid."""
     values = {
         "setup_sects": SETUP_SECTORS,
         "boot_flag": 0xAA55,
@@ -49,7 +49,7 @@ def bzimage(payload: bytes, **fields: int) -> bytes:
     setup[0x1F1] = values["setup_sects"]
     struct.pack_into("<HBB4sH", setup, 0x1FE, values["boot_flag"], 0xEB, values["jump_length"],
                      b"HdrS", values["version"])  # fmt: skip
-    struct.pack_into("<H", setup, 0x1FA, 0xFFFF)  # vid_mode: something to be found again
+    struct.pack_into("<H", setup, 0x1FA, 0xFFFF)  # vid_mode: any value, to find it again
     struct.pack_into("<IIBBHI", setup, 0x22C, values["initrd_addr_max"], 0x20_0000, 1, 0x15,
                      values["xloadflags"], values["cmdline_size"])  # fmt: skip
     struct.pack_into("<II", setup, 0x248, values["payload_offset"], values["payload_length"])

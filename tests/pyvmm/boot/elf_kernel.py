@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small ELF-64 kernels made from nothing (ELF-64 object file format, sections 4 and 8)."""
+"""Small ELF-64 kernels (ELF-64 object file format, sections 4 and 8)."""
 
 import struct
 
@@ -18,7 +18,7 @@ def elf_kernel(
     machine: int = 62,
     segments: int = 1,
 ) -> bytes:
-    """An executable of one segment, `code` at `gpa`; every field can be made wrong."""
+    """Return an executable with one segment, `code` at `gpa`; every field can be invalid."""
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack(
         "<HHIQQQIHHHHHH",

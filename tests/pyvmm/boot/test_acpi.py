@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ACPI tables, found and read the way an operating system does, from the RSDP on."""
+"""The ACPI tables, located and parsed from the RSDP on, as an operating system does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VCPUS = 4
 
 
 class Tables:
-    """All tables of a blob, by signature."""
+    """Return all tables of a blob by signature."""
 
     def __init__(self, vcpus: int = VCPUS, base_gpa: int = layout.ACPI_GPA) -> None:
         self.blob, self.rsdp_gpa = build_tables(vcpus=vcpus, base_gpa=base_gpa)
@@ -44,7 +44,7 @@ class Tables:
 
 
 # --- Finding them -----------------------------------------------------------------------------
-def test_the_rsdp_is_where_it_is_searched_for() -> None:
+def test_the_rsdp_lies_where_systems_search_for_it() -> None:
     tables = Tables()
     assert tables.rsdp.startswith(b"RSD PTR ")
     assert tables.rsdp_gpa % 16 == 0
@@ -55,14 +55,14 @@ def test_the_rsdp_is_where_it_is_searched_for() -> None:
     assert tables.rsdp[15] == 2
 
 
-def test_the_tables_can_lie_elsewhere() -> None:
+def test_the_tables_can_be_built_for_another_address() -> None:
     tables = Tables(base_gpa=0xF0000)
     assert tables.rsdp_gpa == 0xF0000
     assert set(tables.by_signature) == {"FACP", "APIC", "MCFG"}
 
 
 @pytest.mark.parametrize("vcpus", [1, 4, MAX_VCPUS])
-def test_checksums_and_headers(vcpus: int) -> None:
+def test_checksums_and_headers_are_valid(vcpus: int) -> None:
     tables = Tables(vcpus)
     for table in (tables.xsdt, tables.dsdt, *tables.by_signature.values()):
         assert sum(table) % 256 == 0
@@ -86,7 +86,7 @@ def gas(data: bytes, offset: int) -> tuple[int, int, int]:
     return space, bits, address
 
 
-def test_fadt_announces_the_power_management_ports() -> None:
+def test_fadt_describes_the_power_management_ports() -> None:
     fadt = Tables().fadt
     assert len(fadt) == 276
     assert (fadt[8], fadt[131]) == (6, 4)
@@ -102,7 +102,7 @@ def test_fadt_announces_the_power_management_ports() -> None:
     assert struct.unpack_from("<I", fadt, 40)[0] == struct.unpack_from("<Q", fadt, 140)[0]
 
 
-def test_fadt_reset_register_and_flags() -> None:
+def test_fadt_describes_the_reset_register_and_flags() -> None:
     fadt = Tables().fadt
     flags = struct.unpack_from("<I", fadt, 112)[0]
     assert flags & 1 << 10  # RESET_REG_SUP
@@ -114,7 +114,7 @@ def test_fadt_reset_register_and_flags() -> None:
     assert fadt[108] == 0x32  # century in the CMOS
 
 
-def test_fadt_says_what_is_absent() -> None:
+def test_fadt_declares_absent_hardware() -> None:
     boot_architecture = struct.unpack_from("<H", Tables().fadt, 109)[0]
     assert boot_architecture & 1 << 0  # ISA devices: COM1
     assert not boot_architecture & 1 << 1  # no 8042
@@ -153,7 +153,7 @@ def test_madt_describes_the_interrupt_controllers_of_kvm() -> None:
 
 
 # --- MCFG -------------------------------------------------------------------------------------
-def test_mcfg_names_memory_that_is_the_motherboards() -> None:
+def test_mcfg_memory_is_a_motherboard_resource() -> None:
     mcfg = Tables().by_signature["MCFG"]
     assert len(mcfg) == 60
     gpa, segment, first_bus, last_bus = struct.unpack_from("<QHBB", mcfg, 44)
@@ -166,7 +166,7 @@ def test_mcfg_names_memory_that_is_the_motherboards() -> None:
 
 # --- DSDT -------------------------------------------------------------------------------------
 def body_of(package: bytes) -> bytes:
-    """Return what a package length at the start of `package` covers."""
+    """Return the bytes that the package length at the start of `package` covers."""
     extra = package[0] >> 6
     length = package[0] & (0x0F if extra else 0x3F)
     length |= int.from_bytes(package[1 : 1 + extra], "little") << 4
@@ -175,7 +175,7 @@ def body_of(package: bytes) -> bytes:
 
 
 def named(scope: bytes, name: bytes) -> bytes:
-    """Return what follows Name (name, in `scope`."""
+    """Return the bytes after Name (name, in `scope`."""
     assert scope.count(b"\x08" + name) == 1
     return scope.split(b"\x08" + name)[1]
 
@@ -206,12 +206,12 @@ def resources_of(scope: bytes) -> list[bytes]:
     return found
 
 
-def test_s5_gives_the_type_that_powers_off() -> None:
+def test_s5_has_the_sleep_type_of_soft_off() -> None:
     dsdt = Tables().dsdt
     assert body_of(named(dsdt, b"\\_S5_")[1:]) == bytes([4, 0x0A, 5, 0x0A, 5, 0, 0])
 
 
-def test_com1() -> None:
+def test_com1_is_described() -> None:
     com1 = device(Tables().dsdt, b"COM1")
     assert named(com1, b"_HID").startswith(b"\x0c\x41\xd0\x05\x01")  # PNP0501
     io, irq = resources_of(com1)
@@ -219,7 +219,7 @@ def test_com1() -> None:
     assert irq == struct.pack("<BH", 0x22, 1 << 4)
 
 
-def test_pvpanic() -> None:
+def test_pvpanic_is_described() -> None:
     pvpanic = device(Tables().dsdt, b"PEVT")
     assert named(pvpanic, b"_HID").startswith(b"\x0dQEMU0001\0")
     assert resources_of(pvpanic) == [struct.pack("<BBHHBB", 0x47, 1, 0x505, 0x505, 1, 1)]
@@ -238,7 +238,7 @@ def test_pci_windows_are_the_apertures() -> None:
     assert all(last == first + length - 1 for _, first, last, _, length in windows)
 
 
-def test_intx_wiring_agrees_with_the_layout() -> None:
+def test_prt_routes_intx_as_the_layout_does() -> None:
     prt = named(device(Tables().dsdt, b"PCI0"), b"_PRT")
     assert prt[0] == 0x12
     body = body_of(prt[1:])
@@ -278,18 +278,18 @@ def test_iasl_disassembles_and_recompiles_the_dsdt(tmp_path: Path) -> None:
         (0x1_0000_0000, "0e0000000001000000"),
     ],
 )
-def test_integers(value: int, encoded: str) -> None:
+def test_integers_have_their_shortest_encoding(value: int, encoded: str) -> None:
     assert aml.integer(value).hex() == encoded
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 64])
-def test_integers_that_do_not_fit(value: int) -> None:
+def test_integers_that_do_not_fit_64_bits_are_refused(value: int) -> None:
     with pytest.raises((ValueError, OverflowError)):
         aml.integer(value)
 
 
 @pytest.mark.parametrize("length", [0, 1, 60, 61, 62, 63, 4000, 4093, 4094, 70000])
-def test_package_lengths_count_themselves(length: int) -> None:
+def test_package_lengths_include_their_own_bytes(length: int) -> None:
     encoded = aml.buffer(bytes(length))
     header = aml.integer(length)
     assert encoded[0] == 0x11
@@ -308,5 +308,5 @@ def test_package_lengths_count_themselves(length: int) -> None:
         ("_SB.PCI0.COM1", b"\x2f\x03_SB_PCI0COM1"),
     ],
 )
-def test_name_strings(path: str, encoded: bytes) -> None:
+def test_name_strings_are_encoded_by_segment(path: str, encoded: bytes) -> None:
     assert aml.name(path, aml.integer(0)) == b"\x08" + encoded + b"\0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From files to guest memory: kernels that are none, and what a good one finds at its start."""
+"""Loading kernels and initramfs archives: files that are refused, and guest memory at boot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(path: Path, **changes: Any) -> MachineConfig:
     return MachineConfig(kernel=path, dialect="standard", **{**given, **changes})
 
 
-def test_a_kernel_is_loaded_where_it_says_and_bss_is_zero(path: Path) -> None:
+def test_a_kernel_is_loaded_at_its_addresses_and_bss_is_zero(path: Path) -> None:
     path.write_bytes(elf_kernel(b"kernel", memory_bytes=0x9000))
     kernel = read_kernel(path)
     assert (kernel.entry, kernel.end) == (LOAD_GPA, LOAD_GPA + 0x9000)
@@ -59,15 +59,15 @@ def test_a_kernel_is_loaded_where_it_says_and_bss_is_zero(path: Path) -> None:
         (elf_kernel(file_bytes=4097), "truncated"),
         (elf_kernel(file_bytes=1 << 63), "truncated"),
         (elf_kernel(b"\xf4" * 9, memory_bytes=8), "longer in the file"),
-        (elf_kernel(gpa=0), "taken or outside RAM"),
-        (elf_kernel(gpa=LOAD_GPA - 1), "taken or outside RAM"),
-        (elf_kernel(gpa=4 * GIB), "taken or outside RAM"),
-        (elf_kernel(memory_bytes=(1 << 64) - 1), "taken or outside RAM"),
-        (elf_kernel(entry=0x20_0000), "entry point 0x200000 is in none"),
-        (elf_kernel(entry=LOAD_GPA - 1), "is in none"),
+        (elf_kernel(gpa=0), "overlaps another or lies outside RAM"),
+        (elf_kernel(gpa=LOAD_GPA - 1), "overlaps another or lies outside RAM"),
+        (elf_kernel(gpa=4 * GIB), "overlaps another or lies outside RAM"),
+        (elf_kernel(memory_bytes=(1 << 64) - 1), "overlaps another or lies outside RAM"),
+        (elf_kernel(entry=0x20_0000), "entry point 0x200000 is outside"),
+        (elf_kernel(entry=LOAD_GPA - 1), "is outside its segments"),
     ],
 )
-def test_what_is_no_kernel_is_refused_in_one_line(
+def test_an_unusable_kernel_is_refused_in_one_line(
     path: Path, content: bytes, complaint: str
 ) -> None:
     path.write_bytes(content)
@@ -78,7 +78,7 @@ def test_what_is_no_kernel_is_refused_in_one_line(
 
 
 @given(position=st.integers(0, CODE_OFFSET - 1), value=st.integers(0, 255))
-def test_any_damaged_byte_is_an_error_or_harmless(
+def test_a_kernel_with_a_damaged_byte_is_refused_or_in_bounds(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int
 ) -> None:
     path = tmp_path_factory.mktemp("elf") / "vmlinux"
@@ -90,11 +90,12 @@ def test_any_damaged_byte_is_an_error_or_harmless(
     except UserError:
         return
     for segment in kernel.segments:
-        assert segment.offset + segment.file_bytes <= len(content)
-        assert layout.HIGH_MEMORY_GPA <= segment.gpa <= segment.end <= layout.LOW_RAM_END_GPA
+        assert segment.p_offset + segment.p_filesz <= len(content)
+        end = segment.p_paddr + segment.p_memsz
+        assert layout.HIGH_MEMORY_GPA <= segment.p_paddr <= end <= layout.LOW_RAM_END_GPA
 
 
-def test_a_kernel_too_large_for_the_guest(path: Path) -> None:
+def test_a_kernel_too_large_for_the_guest_is_refused(path: Path) -> None:
     path.write_bytes(elf_kernel(memory_bytes=64 * MIB))
     with pytest.raises(NotEnoughRam, match="needs at least 65 MiB of RAM") as caught:
         read_boot_files(config(path))
@@ -114,7 +115,7 @@ def test_an_initramfs_goes_to_the_top_of_low_ram(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "No such file or directory"), (b"", "is empty")]
 )
-def test_an_initramfs_that_cannot_be_used(path: Path, content: bytes | None, message: str) -> None:
+def test_an_unusable_initramfs_is_refused(path: Path, content: bytes | None, message: str) -> None:
     initrd = path.with_name("initrd")
     if content is not None:
         initrd.write_bytes(content)
@@ -123,7 +124,7 @@ def test_an_initramfs_that_cannot_be_used(path: Path, content: bytes | None, mes
         read_boot_files(config(path, initrd=initrd))
 
 
-def test_an_initramfs_too_large_for_the_guest(path: Path) -> None:
+def test_an_initramfs_too_large_for_the_guest_is_refused(path: Path) -> None:
     initrd = path.with_name("initrd")
     initrd.write_bytes(bytes(62 * MIB))
     path.write_bytes(elf_kernel())
@@ -135,7 +136,7 @@ def test_an_initramfs_too_large_for_the_guest(path: Path) -> None:
     assert read_boot_files(config(path, initrd=initrd, ram_bytes=enough)).initrd
 
 
-def test_the_zero_page(path: Path) -> None:
+def test_the_zero_page_describes_memory_command_line_and_initramfs(path: Path) -> None:
     initrd = path.with_name("initrd")
     initrd.write_bytes(b"x" * 100)
     path.write_bytes(elf_kernel())
@@ -163,7 +164,9 @@ def test_the_zero_page(path: Path) -> None:
     ("line", "message"),
     [("x" * 2048, "is 2048 bytes long, the kernel takes 2047"), ("a\0b", "NUL")],
 )
-def test_a_command_line_the_kernel_cannot_take(path: Path, line: str, message: str) -> None:
+def test_a_command_line_that_the_kernel_cannot_take_is_refused(
+    path: Path, line: str, message: str
+) -> None:
     path.write_bytes(elf_kernel())
     machine = config(path, command_line=line)
     with pytest.raises(CommandLineUnusable, match=message):

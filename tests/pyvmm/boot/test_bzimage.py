@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bzImages: every compression unpacked as the real tools packed it, and none that is trusted."""
+"""bzImages: every compression that Linux supports, and payloads that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyvmm.units import MIB
 from tests.pyvmm.boot.bzimage_kernel import TOOLS, bzimage, pack
 from tests.pyvmm.boot.elf_kernel import LOAD_GPA, elf_kernel
 
-# Half of it cannot be compressed and half can: both kinds of block, and more than one of each.
+# Half incompressible, half compressible: several blocks of both kinds.
 CODE = random.Random(3).randbytes(2 * LZO_BLOCK_BYTES) + b"kernel" * 100_000
 KERNEL = elf_kernel(CODE) + b"relocations"
 SMALL = elf_kernel(b"\xf4" * 300)
@@ -47,7 +47,7 @@ def config(path: Path, **changes: Any) -> MachineConfig:
 
 
 @pytest.mark.parametrize("compression", TOOLS)
-def test_the_kernel_inside_is_loaded(path: Path, compression: str) -> None:
+def test_the_compressed_kernel_is_loaded(path: Path, compression: str) -> None:
     path.write_bytes(bzimage(pack(compression, KERNEL)))
     kernel = read_kernel(path)
     assert (kernel.path, kernel.entry) == (path, LOAD_GPA)
@@ -57,23 +57,23 @@ def test_the_kernel_inside_is_loaded(path: Path, compression: str) -> None:
 
 
 @pytest.mark.parametrize("compression", TOOLS)
-def test_no_more_comes_out_than_was_promised(compression: str) -> None:
-    bomb = pack(compression, bytes(40 * MIB), promised=MIB)
+def test_a_payload_larger_than_declared_is_refused(compression: str) -> None:
+    bomb = pack(compression, bytes(40 * MIB), declared_bytes=MIB)
     assert len(bomb) < MIB
     with pytest.raises(PayloadError, match="holds more than the 1048576 bytes"):
         decompress(bomb)
 
 
 @pytest.mark.parametrize("compression", TOOLS)
-def test_less_than_was_promised_is_an_error(compression: str) -> None:
+def test_a_payload_smaller_than_declared_is_refused(compression: str) -> None:
     with pytest.raises(PayloadError, match=r"less than|incorrect length check"):
-        decompress(pack(compression, SMALL, promised=len(SMALL) + 1))
-    with pytest.raises(PayloadError, match="which no kernel does"):
-        decompress(pack(compression, SMALL, promised=MAX_KERNEL_BYTES + 1))
+        decompress(pack(compression, SMALL, declared_bytes=len(SMALL) + 1))
+    with pytest.raises(PayloadError, match="more than any kernel has"):
+        decompress(pack(compression, SMALL, declared_bytes=MAX_KERNEL_BYTES + 1))
 
 
 @pytest.mark.parametrize("compression", TOOLS)
-def test_a_payload_cut_anywhere_is_an_error(compression: str) -> None:
+def test_a_truncated_payload_is_an_error(compression: str) -> None:
     whole = pack(compression, SMALL)
     for length in range(len(whole) - 4):
         with pytest.raises(PayloadError):
@@ -82,7 +82,9 @@ def test_a_payload_cut_anywhere_is_an_error(compression: str) -> None:
 
 @pytest.mark.parametrize("compression", TOOLS)
 @given(data=st.data())
-def test_a_damaged_payload_is_an_error_or_harmless(compression: str, data: st.DataObject) -> None:
+def test_a_damaged_payload_is_an_error_or_has_the_declared_size(
+    compression: str, data: st.DataObject
+) -> None:
     payload = bytearray(PACKED[compression])
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -96,7 +98,7 @@ def test_a_damaged_payload_is_an_error_or_harmless(compression: str, data: st.Da
 PACKED = {compression: pack(compression, SMALL) for compression in TOOLS}
 
 
-def test_a_lzma_dictionary_of_any_size_is_not_a_reason_to_take_so_much_memory() -> None:
+def test_the_dictionary_size_of_an_lzma_stream_is_bounded() -> None:
     payload = bytearray(pack("lzma", SMALL))
     struct.pack_into("<I", payload, 1, 1 << 30)
     with pytest.raises(PayloadError, match=r"(?i)memory"):
@@ -109,8 +111,8 @@ def test_a_lzma_dictionary_of_any_size_is_not_a_reason_to_take_so_much_memory() 
         ({"boot_flag": 0}, "no setup header"),
         ({"version": 0x0207}, "boot protocol 2.07 is too old"),
         ({"xloadflags": 0}, "32-bit kernel"),
-        ({"jump_length": 0x10}, "senseless length"),
-        ({"jump_length": 0xFF}, "senseless length"),
+        ({"jump_length": 0x10}, "invalid length"),
+        ({"jump_length": 0xFF}, "invalid length"),
         ({"payload_offset": 0}, "names no payload"),
         ({"payload_length": 7}, "names no payload"),
         ({"payload_length": 1 << 20}, "truncated"),
@@ -119,7 +121,9 @@ def test_a_lzma_dictionary_of_any_size_is_not_a_reason_to_take_so_much_memory() 
         ({"setup_sects": 0}, "truncated"),
     ],
 )
-def test_a_header_that_cannot_be_right(path: Path, fields: dict[str, int], complaint: str) -> None:
+def test_an_invalid_setup_header_is_named_in_one_line(
+    path: Path, fields: dict[str, int], complaint: str
+) -> None:
     path.write_bytes(bzimage(pack("gzip", SMALL), **fields))
     with pytest.raises(UserError, match=complaint) as caught:
         read_kernel(path)
@@ -129,13 +133,13 @@ def test_a_header_that_cannot_be_right(path: Path, fields: dict[str, int], compl
 
 
 @pytest.mark.parametrize("inside", [b"", b"no kernel at all", SMALL[:100], elf_kernel(machine=3)])
-def test_what_is_inside_is_checked_as_any_kernel_is(path: Path, inside: bytes) -> None:
+def test_a_payload_that_is_not_a_kernel_is_refused(path: Path, inside: bytes) -> None:
     path.write_bytes(bzimage(pack("xz", inside)))
     with pytest.raises(UserError, match=r"vmlinuz"):
         read_kernel(path)
 
 
-def test_a_file_cut_anywhere_is_the_users_to_mend(path: Path) -> None:
+def test_a_truncated_bzimage_is_a_user_error(path: Path) -> None:
     whole = bzimage(pack("zstd", SMALL))
     for length in [*range(0, 0x290, 7), *range(0x290, len(whole) - 17, 13)]:
         path.write_bytes(whole[:length])
@@ -145,7 +149,9 @@ def test_a_file_cut_anywhere_is_the_users_to_mend(path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0x1F1, 0x26F), value=st.binary(min_size=1, max_size=8))
-def test_no_header_breaks_the_loader(path: Path, position: int, value: bytes) -> None:
+def test_any_setup_header_is_refused_or_copied_to_the_zero_page(
+    path: Path, position: int, value: bytes
+) -> None:
     content = bytearray(bzimage(PACKED["gzip"]))
     content[position : position + len(value)] = value
     path.write_bytes(content)
@@ -157,7 +163,7 @@ def test_no_header_breaks_the_loader(path: Path, position: int, value: bytes) ->
     assert files.kernel.header.raw == content[0x1F1 : 0x202 + content[0x201]]
 
 
-def test_the_header_goes_into_the_zero_page(path: Path) -> None:
+def test_the_setup_header_is_copied_to_the_zero_page(path: Path) -> None:
     initrd = path.with_name("initrd")
     initrd.write_bytes(b"x" * 100)
     path.write_bytes(bzimage(pack("lz4", SMALL), initrd_addr_max=0x2FF_FFFF, cmdline_size=3000))
@@ -180,11 +186,9 @@ def test_the_header_goes_into_the_zero_page(path: Path) -> None:
         load_linux(read_boot_files(longer), longer, ram)
 
 
-def test_what_was_unpacked_is_kept_and_nothing_else(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_valid_vmlinux_is_cached(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(bzimage(pack("xz", b"not an ELF file")))
-    with pytest.raises(UserError, match="no ELF kernel"):
+    with pytest.raises(UserError, match="does not contain an ELF kernel"):
         read_kernel(path)
     assert not list(cache_dir("vmlinux").iterdir())
     path.write_bytes(bzimage(pack("xz", SMALL)))

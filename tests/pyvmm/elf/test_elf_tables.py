@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ELF tables: as pyelftools reads them, remembered, and never believed for another file."""
+"""ELF tables: equal to those of pyelftools, cached, and never used for another file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def tables(path: Path) -> ElfTables | None:
         return read_elf_tables(file)
 
 
-def settled(path: Path, content: bytes) -> Path:
-    """A file that was last changed long ago."""
+def old_file(path: Path, content: bytes) -> Path:
+    """Write a file whose last modification is long ago."""
     path.write_bytes(content)
     os.utime(path, (1, 1))
     return path
 
 
-def test_a_real_program_reads_as_pyelftools_reads_it() -> None:
+def test_the_tables_of_a_program_equal_those_of_pyelftools() -> None:
     found = tables(INTERPRETER)
     assert found is not None
     with INTERPRETER.open("rb") as file:
@@ -50,18 +50,18 @@ def test_a_real_program_reads_as_pyelftools_reads_it() -> None:
         assert found.sections[".text"] == (text["sh_offset"], text["sh_size"])
 
 
-def test_the_second_time_nothing_is_parsed(
+def test_cached_tables_are_not_parsed_again(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = settled(tmp_path / "vmlinux", elf_kernel())
+    kernel = old_file(tmp_path / "vmlinux", elf_kernel())
     first = tables(kernel)
     monkeypatch.setattr(elf_tables, "_parse", lambda file: pytest.fail("parsed again"))
     assert tables(kernel) == first
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_file_that_changed_is_another_file(tmp_path: Path) -> None:
-    kernel = settled(tmp_path / "vmlinux", elf_kernel())
+def test_a_modified_file_is_parsed_again(tmp_path: Path) -> None:
+    kernel = old_file(tmp_path / "vmlinux", elf_kernel())
     before = tables(kernel)
     changed = bytearray(elf_kernel())
     struct.pack_into("<Q", changed, 24, 0x1234567)  # e_entry
@@ -72,7 +72,7 @@ def test_a_file_that_changed_is_another_file(tmp_path: Path) -> None:
     assert after.entry == 0x1234567 != before.entry
 
 
-def test_nothing_is_kept_of_a_file_that_changed_just_now(tmp_path: Path, cache: Path) -> None:
+def test_a_file_modified_just_now_is_not_cached(tmp_path: Path, cache: Path) -> None:
     kernel = tmp_path / "vmlinux"
     kernel.write_bytes(elf_kernel())
     assert tables(kernel) is not None
@@ -80,33 +80,35 @@ def test_nothing_is_kept_of_a_file_that_changed_just_now(tmp_path: Path, cache: 
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '["", 0, [[1]], {}]', "[0, 0, 0, 0]"])
-def test_a_damaged_cache_is_no_harm(tmp_path: Path, cache: Path, content: str) -> None:
-    kernel = settled(tmp_path / "vmlinux", elf_kernel())
+def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, cache: Path, content: str) -> None:
+    kernel = old_file(tmp_path / "vmlinux", elf_kernel())
     first = tables(kernel)
     (kept,) = cache.iterdir()
     kept.write_text(content)
     assert tables(kernel) == first
 
 
-def test_without_a_cache_it_is_only_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_read_without_a_usable_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert tables(settled(tmp_path / "vmlinux", elf_kernel())) is not None
+    assert tables(old_file(tmp_path / "vmlinux", elf_kernel())) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fEL", b"#!/bin/sh\n"])
-def test_other_files_are_none(tmp_path: Path, content: bytes) -> None:
-    assert tables(settled(tmp_path / "file", content)) is None
+def test_other_files_have_no_tables(tmp_path: Path, content: bytes) -> None:
+    assert tables(old_file(tmp_path / "file", content)) is None
 
 
-def test_of_a_32_bit_file_no_machine_is_known(tmp_path: Path) -> None:
+def test_a_32_bit_file_has_no_machine(tmp_path: Path) -> None:
     content = b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + struct.pack("<HH", 2, 3) + bytes(200)
-    found = tables(settled(tmp_path / "file", content))
+    found = tables(old_file(tmp_path / "file", content))
     assert found is not None
     assert found.machine == ""
 
 
-def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     for length in (5, 40, 63, 64, 100):
         with pytest.raises(ElfError):
-            tables(settled(tmp_path / f"cut{length}", elf_kernel()[:length]))
+            tables(old_file(tmp_path / f"cut{length}", elf_kernel()[:length]))

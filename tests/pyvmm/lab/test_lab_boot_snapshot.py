@@ -47,7 +47,7 @@ def test_a_cache_directory_that_cannot_be_created_is_a_user_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(CacheUnusable, match="cannot make the cache directory"):
+    with pytest.raises(CacheUnusable, match="cannot create the cache directory"):
         lab_cache()
 
 
