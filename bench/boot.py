@@ -19,7 +19,7 @@ import json
 import os
 from functools import partial
 
-from bench.launch import MACHINES, Guest, LaunchedProcess, in_memory
+from bench.launch import MACHINES, LaunchedGuest, LaunchedProcess, in_memory
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
 from guest_images.build import build_image
 
@@ -57,7 +57,7 @@ def measure(plan: Plan) -> list[Case]:
     cases = []
     with in_memory(build_image(progress=plan.progress)) as image:
         for name, vcpus, ram_mib, full in CASES[: 1 if plan.quick else None]:
-            guest = Guest(image, ram_mib, vcpus)
+            guest = LaunchedGuest(image, ram_mib, vcpus)
             contenders: dict[str, Contender] = {"pyvmm": partial(_boot_pyvmm, guest)}
             for machine in MACHINES:
                 contenders[machine] = partial(_boot_qemu, guest, machine)
@@ -69,12 +69,12 @@ def measure(plan: Plan) -> list[Case]:
     return cases
 
 
-def _boot_qemu(guest: Guest, machine: str) -> Values:
+def _boot_qemu(guest: LaunchedGuest, machine: str) -> Values:
     with LaunchedProcess(guest.qemu(machine)) as process:
         return seconds(process.wait_for(USER_SPACE))
 
 
-def _boot_pyvmm(guest: Guest) -> Values:
+def _boot_pyvmm(guest: LaunchedGuest) -> Values:
     reader, writer = os.pipe()
     argv = guest.pyvmm("-c", STAMPED, str(writer))
     with open(reader, "rb") as stamps, LaunchedProcess(argv, (writer,)) as process:

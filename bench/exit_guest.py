@@ -29,7 +29,7 @@ _USER_SS, _USER_CS, _RFLAGS_IOPL_3 = 0x1B, 0x23, 0x3002
 
 
 @dataclass(frozen=True)
-class Access:
+class RegisterAccess:
     """One kind of access: its instructions, and the port (in DX) or address (in RSI)."""
 
     code: bytes
@@ -39,26 +39,28 @@ class Access:
         return f"{self.code.hex(' ')} at {self.address:#x}"
 
 
-def port_read(port: int) -> Access:
-    return Access(bytes.fromhex("ec"), port)  # in al, dx
+def port_read(port: int) -> RegisterAccess:
+    return RegisterAccess(bytes.fromhex("ec"), port)  # in al, dx
 
 
-def port_write(port: int) -> Access:
-    return Access(bytes.fromhex("88c8 ee"), port)  # mov al, cl; out dx, al
+def port_write(port: int) -> RegisterAccess:
+    return RegisterAccess(bytes.fromhex("88c8 ee"), port)  # mov al, cl; out dx, al
 
 
-def memory_read(gpa: int) -> Access:
-    return Access(bytes.fromhex("8b06"), gpa)  # mov eax, [rsi]
+def memory_read(gpa: int) -> RegisterAccess:
+    return RegisterAccess(bytes.fromhex("8b06"), gpa)  # mov eax, [rsi]
 
 
-def memory_write(gpa: int) -> Access:
-    return Access(bytes.fromhex("890e"), gpa)  # mov [rsi], ecx
+def memory_write(gpa: int) -> RegisterAccess:
+    return RegisterAccess(bytes.fromhex("890e"), gpa)  # mov [rsi], ecx
 
 
-def with_pause(access: Access, loops: int) -> Access:
+def with_pause(access: RegisterAccess, loops: int) -> RegisterAccess:
     """Return the access preceded by a loop of two instructions."""
     pause = b"\x41\xb8" + struct.pack("<I", loops)  # mov r8d, loops
-    return Access(pause + bytes.fromhex("41ffc8 75fb") + access.code, access.address)  # dec; jnz
+    return RegisterAccess(
+        pause + bytes.fromhex("41ffc8 75fb") + access.code, access.address
+    )  # dec; jnz
 
 
 class ExitGuest:
@@ -74,7 +76,7 @@ class ExitGuest:
         self._put(_PD, directory)
         _enter_ring_3(vcpu)
 
-    def load(self, access: Access, count: int) -> None:
+    def load(self, access: RegisterAccess, count: int) -> None:
         """Load a program of `count` accesses and point the vCPU at its start."""
         loop = access.code + bytes.fromhex("4801c3 ffc9")  # add rbx, rax; dec ecx
         loop += b"\x75" + struct.pack("<b", -len(loop) - 2)  # jnz to the start

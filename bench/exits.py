@@ -29,8 +29,8 @@ from bench.exit_guest import (
     DEVICE_BYTES,
     DEVICE_GPA,
     DONE_PORT,
-    Access,
     ExitGuest,
+    RegisterAccess,
     exit_guest,
     memory_read,
     memory_write,
@@ -147,13 +147,13 @@ class Bench:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         guest.vm.ioeventfd(self._event, NOTIFY_GPA, 4)
 
-    def _timed(self, access: Access, serve: Callable[[], None]) -> dict[str, float]:
+    def _timed(self, access: RegisterAccess, serve: Callable[[], None]) -> dict[str, float]:
         self._guest.load(access, self._count)
         begin = thread_time()
         serve()
         return dict(seconds((thread_time() - begin) * 1e9 / self._count))
 
-    def c_loop(self, access: Access, *, answer: int = 0, written: int = 0) -> Contender:
+    def c_loop(self, access: RegisterAccess, *, answer: int = 0, written: int = 0) -> Contender:
         """Return the C loop, answering reads with `answer`, with `written` as the sum of writes."""
 
         def serve() -> None:
@@ -177,7 +177,7 @@ class Bench:
 
     def pyvmm(
         self,
-        access: Access,
+        access: RegisterAccess,
         io: kvm_run.IoHandler,
         *,
         serial: SerialFastPath | None = None,

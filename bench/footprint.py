@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bench.launch import MACHINES, MEMORY, Guest, LaunchedProcess, in_memory
+from bench.launch import MACHINES, MEMORY, LaunchedGuest, LaunchedProcess, in_memory
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
 from guest_images.build import build_image
 from pyvmm.units import MIB
@@ -48,7 +48,7 @@ def measure(plan: Plan) -> list[Case]:
     pss = Case("PSS without guest RAM", "MiB", against="QEMU pc")
     rss = Case("RSS without guest RAM", "MiB", against="QEMU pc", plotted=False)
     with in_memory(build_image(progress=plan.progress)) as image:
-        guest = Guest(image, RAM_MIB, 1)
+        guest = LaunchedGuest(image, RAM_MIB, 1)
         commands = {"pyvmm": guest.pyvmm("-m", "pyvmm")}
         commands.update({machine: guest.qemu(machine) for machine in MACHINES})
         contenders: dict[str, Contender] = {

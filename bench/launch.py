@@ -46,7 +46,7 @@ MACHINES = {
 
 
 @dataclass(frozen=True)
-class Guest:
+class LaunchedGuest:
     """The guest to boot; its image is in memory."""
 
     image: Path

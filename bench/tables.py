@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.measure import Case
 from bench.results import Result
-from bench.targets import TARGETS, Target
+from bench.targets import TARGETS, PerformanceTarget
 
 PROPOSAL_TITLE = "patch series of 2016, before"
 PROPOSAL_STAGES = {
@@ -44,7 +44,7 @@ def targets_table(results: Sequence[Result]) -> TextTable:
     return TextTable("Performance targets (lower is better)", columns, rows)
 
 
-def _target_row(target: Target, result: Result) -> tuple[str, ...]:
+def _target_row(target: PerformanceTarget, result: Result) -> tuple[str, ...]:
     ratio = target.measured_ratio(result)
     low, high = result.case(target.case).ratio_spread(target.contender, target.against)
     spread = f"{_ratio(low)} to {_ratio(high)}" if low < high else ""
@@ -52,7 +52,7 @@ def _target_row(target: Target, result: Result) -> tuple[str, ...]:
     return (target.name, *bounds, _ratio(ratio), spread, _verdict(target, ratio))
 
 
-def _verdict(target: Target, ratio: float) -> str:
+def _verdict(target: PerformanceTarget, ratio: float) -> str:
     if ratio > target.limit:
         return "missed"
     return "goal reached" if ratio <= target.goal else "within limit"

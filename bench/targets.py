@@ -13,7 +13,7 @@ from bench.results import Result
 
 
 @dataclass(frozen=True)
-class Target:
+class PerformanceTarget:
     """One target: the time or size of `contender`, divided by that of `against`."""
 
     name: str
@@ -45,32 +45,34 @@ _BEST, _PER_RUN, _PER_PAGE = (
 )
 
 
-def _device(case: str, against: str, limit: float, goal: float) -> Target:
+def _device(case: str, against: str, limit: float, goal: float) -> PerformanceTarget:
     name = f"discard, {case}: {_BITMAP} / {against}"
-    return Target(name, "device", case, _BITMAP, against, limit, goal)
+    return PerformanceTarget(name, "device", case, _BITMAP, against, limit, goal)
 
 
-def _balloon(case: str, contender: str, limit: float, goal: float) -> Target:
+def _balloon(case: str, contender: str, limit: float, goal: float) -> PerformanceTarget:
     name = f"{case}: {contender} / {_QEMU}"
-    return Target(name, "balloon", case, contender, _QEMU, limit, goal)
+    return PerformanceTarget(name, "balloon", case, contender, _QEMU, limit, goal)
 
 
-def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> Target:
+def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
     name = f"{case}: skipping unused pages / sending all"
-    return Target(name, bench, case, _BITMAP, _QUERY_DISABLED, limit, goal)
+    return PerformanceTarget(name, bench, case, _BITMAP, _QUERY_DISABLED, limit, goal)
 
 
-def _beside_hints(bench: str, case: str) -> Target:
+def _beside_hints(bench: str, case: str) -> PerformanceTarget:
     name = f"{case}: skipping unused pages / QEMU pc with free page hints"
-    return Target(name, bench, case, _BITMAP, _QEMU_HINTS, 1.0, 0.5)
+    return PerformanceTarget(name, bench, case, _BITMAP, _QEMU_HINTS, 1.0, 0.5)
 
 
-def _boot(machine: str, limit: float, goal: float) -> Target:
+def _boot(machine: str, limit: float, goal: float) -> PerformanceTarget:
     case = "1 vCPU, 512 MiB"
-    return Target(f"boot, {case}: pyvmm / {machine}", "boot", case, "pyvmm", machine, limit, goal)
+    return PerformanceTarget(
+        f"boot, {case}: pyvmm / {machine}", "boot", case, "pyvmm", machine, limit, goal
+    )
 
 
-TARGETS: tuple[Target, ...] = (
+TARGETS: tuple[PerformanceTarget, ...] = (
     *(
         _device(f"{pattern}, {pages} pages", _BEST, 1.05, 1.02)
         for pattern in ("one run", "runs of 2 MiB")
@@ -97,7 +99,7 @@ TARGETS: tuple[Target, ...] = (
     _beside_hints("snapshot", "snapshot downtime"),
     _boot("QEMU pc", 0.9, 0.6),
     _boot("QEMU microvm", 1.2, 0.9),
-    Target(
+    PerformanceTarget(
         "VMM memory (PSS): pyvmm / QEMU pc",
         "footprint",
         "PSS without guest RAM",

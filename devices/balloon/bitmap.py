@@ -48,7 +48,7 @@ MAX_PFN = 1 << 52
 """First 4 KiB page frame beyond what `PageRuns` and a 64-bit address can name."""
 
 
-class Header(NamedTuple):
+class BitmapHeader(NamedTuple):
     """Header fields as the driver sent them, unchecked."""
 
     cmd: int
@@ -73,14 +73,14 @@ def decode(payload: bytes) -> PageRuns:
     return pages_of(header, payload)
 
 
-def read_header(payload: bytes) -> Header:
+def read_header(payload: bytes) -> BitmapHeader:
     """Return the header of a message, unchecked; raises BadPayload if it is truncated."""
     if len(payload) < HEADER.size:
         raise BadPayload(f"{len(payload)} bytes are too short for a bitmap header")
-    return Header._make(HEADER.unpack_from(payload))
+    return BitmapHeader._make(HEADER.unpack_from(payload))
 
 
-def pages_of(header: Header, payload: bytes) -> PageRuns:
+def pages_of(header: BitmapHeader, payload: bytes) -> PageRuns:
     """Return the pages whose bit is set behind `header`, in 4 KiB frames; raises BadPayload."""
     why = _violation(header, len(payload) - HEADER.size)
     if why is not None:
@@ -90,7 +90,7 @@ def pages_of(header: Header, payload: bytes) -> PageRuns:
     return runs.scaled(1 << (header.page_shift - PAGE_SHIFT))
 
 
-def _violation(header: Header, supplied_bytes: int) -> str | None:
+def _violation(header: BitmapHeader, supplied_bytes: int) -> str | None:
     """Return how `header` violates the format, if it does; checked before any page is decoded."""
     if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
         return f"page_shift {header.page_shift} is not a page size"

@@ -4,7 +4,7 @@
 The driver keeps one device-writable buffer on the queue. To make a request, the device fills in
 16 bytes, little-endian, and returns the buffer::
 
-    u16 cmd          a `Command`
+    u16 cmd          a `MiscCommand`
     u16 reserved[3]  0
     u64 param        id of the request
 
@@ -49,7 +49,7 @@ MAX_MESSAGES = 1024
 of memory send smaller ones, ours with 128 MiB each."""
 
 
-class Command(IntEnum):
+class MiscCommand(IntEnum):
     """Requests. The proposal of 2016 has the first; the others are our own driver's."""
 
     GET_UNUSED_PAGES = 0
@@ -90,7 +90,7 @@ OnResponse = Callable[[MiscResponse], None]
 
 @dataclass
 class _Request:
-    command: Command
+    command: MiscCommand
     on_response: OnResponse
     id: int | None = None
     """None until the request is sent to the driver."""
@@ -116,7 +116,7 @@ class MiscQueue(QueueHandler):
 
     # Called by the machine.
 
-    def request(self, command: Command, on_response: OnResponse) -> None:
+    def request(self, command: MiscCommand, on_response: OnResponse) -> None:
         """Send a request as soon as the driver provides its buffer, which may be now.
 
         `on_response` is called once, while the device serves a buffer or is reset, unless the
@@ -213,14 +213,14 @@ class MiscQueue(QueueHandler):
             raise BadPayload(f"response of command {header.cmd} to command {request.command}")
         if header.flag == Flag.UNSUPPORTED:
             self._end(RequestStatus.UNSUPPORTED)
-        elif request.command is Command.GET_UNUSED_PAGES:
+        elif request.command is MiscCommand.GET_UNUSED_PAGES:
             self._collect(request, header, payload)
         elif header.flag == Flag.DONE and not header.bmap_len:
             self._end(RequestStatus.COMPLETE)
         else:
             raise BadPayload(f"flag {header.flag}, bmap_len {header.bmap_len}: not a response")
 
-    def _collect(self, request: _Request, header: bitmap.Header, payload: bytes) -> None:
+    def _collect(self, request: _Request, header: bitmap.BitmapHeader, payload: bytes) -> None:
         """Add the pages of one message; a message without a bitmap has none."""
         if header.flag not in (Flag.CONT, Flag.DONE):
             raise BadPayload(f"unknown flag {header.flag:#x}")

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.balloon.dialects import Role
-from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from pyvmm.balloon.guest_requests import (
     DEFAULT_TIMEOUT_S,
     GuestRequestChannel,
@@ -58,17 +58,17 @@ class MiscRequests:
         They may be in use again. A copy of memory that has logged writes since before this call
         may leave them out; nothing else may be concluded. Raises `GuestRequestError`.
         """
-        return (await self._request(Command.GET_UNUSED_PAGES, timeout_s)).pages
+        return (await self._request(MiscCommand.GET_UNUSED_PAGES, timeout_s)).pages
 
     async def drop_caches(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Drop the guest's clean page cache, dentries and inodes. Raises `GuestRequestError`."""
-        await self._request(Command.DROP_CACHE, timeout_s)
+        await self._request(MiscCommand.DROP_CACHE, timeout_s)
 
     async def sync_filesystems(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Have the guest write out its file systems. Raises `GuestRequestError`."""
-        await self._request(Command.SYNC, timeout_s)
+        await self._request(MiscCommand.SYNC, timeout_s)
 
-    async def _request(self, command: Command, timeout_s: float) -> MiscResponse:
+    async def _request(self, command: MiscCommand, timeout_s: float) -> MiscResponse:
         self._channel.check()
         async with self._channel.time_limit(timeout_s), self._channel.turn:
             send = partial(self._misc.request, command)

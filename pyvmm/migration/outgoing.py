@@ -25,7 +25,7 @@ from pyvmm.errors import UserError
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
-from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.connect import connect
 
@@ -69,7 +69,7 @@ class Migrations:
         """Settings of migrations that are started from now on."""
         self._limits: dict[str, Any] = {}  # changed since this one was started
         self.status: MigrationStatus = "none"
-        self.progress = Progress()
+        self.progress = MigrationProgress()
         self.error = ""
 
     @property
@@ -87,7 +87,7 @@ class Migrations:
             raise MigrationRefused("There's a migration process in progress")
         if self._ended or self._machine.status not in ("running", "paused"):
             raise MigrationRefused("The guest has ended or is elsewhere")
-        self.progress, self.error = Progress(), ""
+        self.progress, self.error = MigrationProgress(), ""
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a migration, and its progress.
 
-The migration's thread writes a `Progress` and the event loop reads it, without a lock: every field
-is a number or a text of its own, so a reader sees each as it was at some moment.
+The migration's thread writes a `MigrationProgress` and the event loop reads it, without a lock:
+each field is one number or string, so a reader sees a consistent value of each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Settings:
 
 
 @dataclass
-class Progress:
+class MigrationProgress:
     """Figures of one migration.
 
     Threads: migration; other threads read only.

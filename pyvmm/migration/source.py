@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.migration.link import Link
-    from pyvmm.migration.progress import Progress, Settings
+    from pyvmm.migration.progress import MigrationProgress, Settings
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 
@@ -64,7 +64,7 @@ MIN_ROUND_S = 0.05
 _BLOCK_BITMAP_BYTES = BLOCK_PAGES // 8
 
 
-class Guest(Protocol):
+class SourceGuest(Protocol):
     """The guest, as the source of its migration sees it.
 
     Threads: migration.
@@ -103,7 +103,9 @@ class SourceMigration:
     Threads: migration; `settings`, `cancel` and `abort` any.
     """
 
-    def __init__(self, guest: Guest, link: Link, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, guest: SourceGuest, link: Link, settings: Settings, progress: MigrationProgress
+    ) -> None:
         self._guest = guest
         self._link = link
         self._channel = SourceChannel(link, progress)

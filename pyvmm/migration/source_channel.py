@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyvmm.migration.link import Link
     from pyvmm.migration.messages import FromDestination, FromSource
-    from pyvmm.migration.progress import Progress
+    from pyvmm.migration.progress import MigrationProgress
 
 _M = TypeVar("_M")
 
@@ -33,7 +33,7 @@ class SourceChannel:
     Threads: migration.
     """
 
-    def __init__(self, link: Link, progress: Progress) -> None:
+    def __init__(self, link: Link, progress: MigrationProgress) -> None:
         self._link = link
         self._progress = progress
         self._replies = DestinationReader()

@@ -23,7 +23,7 @@ from functools import cache
 from itertools import pairwise
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
-from devices.balloon.misc import Command
+from devices.balloon.misc import MiscCommand
 from devices.ports import BusDevice
 from devices.testing.board import APERTURE, SLOT
 from devices.virtio import features
@@ -336,7 +336,7 @@ class Guest(CarelessDriver):
             balloon.request_stats()
         elif action % 8 == 3:
             balloon.misc.cancel()
-            balloon.misc.request(Command(action // 8 % 3), lambda answer: None)
+            balloon.misc.request(MiscCommand(action // 8 % 3), lambda answer: None)
         elif action % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
             balloon.hinting.finish()
             balloon.hinting.start(lambda ending: None)

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from devices.balloon.misc import Command
+from devices.balloon.misc import MiscCommand
 from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.state import Fields, Payload, StateError, Stateful, encode
@@ -117,7 +117,7 @@ def _exercise(part: Stateful) -> None:
             part.serve_queue(queue)
         balloon: Any = part.device
         balloon.request_stats()
-        balloon.misc.request(Command.SYNC, lambda answer: None)
+        balloon.misc.request(MiscCommand.SYNC, lambda answer: None)
         balloon.set_target(1)
         part.device.write_status(0)
     elif isinstance(part, Uart16550):

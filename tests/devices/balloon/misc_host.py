@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from devices.balloon.dialects import BITMAP
-from devices.balloon.misc import Command, MiscResponse
+from devices.balloon.misc import MiscCommand, MiscResponse
 from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver, MiscRequest
 from devices.testing.ram import AnonymousRam
@@ -26,10 +26,10 @@ class MiscHost:
         self.misc = self.board.balloon.misc
         self.responses: list[MiscResponse] = []
 
-    def request(self, command: Command = Command.GET_UNUSED_PAGES) -> None:
+    def request(self, command: MiscCommand = MiscCommand.GET_UNUSED_PAGES) -> None:
         self.misc.request(command, self.responses.append)
 
-    def send_request(self, command: Command = Command.GET_UNUSED_PAGES) -> MiscRequest:
+    def send_request(self, command: MiscCommand = MiscCommand.GET_UNUSED_PAGES) -> MiscRequest:
         """Send a request to a driver that has offered a buffer; return the request it read."""
         self.driver.offer_buffer()
         self.request(command)

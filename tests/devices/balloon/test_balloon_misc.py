@@ -9,7 +9,7 @@ import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.features import MISC_VQ
-from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.driver import STATS, BalloonDriver
 from devices.testing.balloon.misc import CONT, MISC, UNSUPPORTED, MiscDriver, MiscRequest
 from devices.testing.driver import ALL_FEATURES
@@ -97,14 +97,14 @@ def test_a_larger_buffer_is_used_from_its_start(host: MiscHost) -> None:
     assert host.driver.take_requests() == [MiscRequest(0, 1)]
 
 
-@pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
-def test_a_header_alone_completes_a_command(host: MiscHost, command: Command) -> None:
+@pytest.mark.parametrize("command", [MiscCommand.DROP_CACHE, MiscCommand.SYNC])
+def test_a_header_alone_completes_a_command(host: MiscHost, command: MiscCommand) -> None:
     host.driver.respond(host.send_request(command))
     assert host.responses == [MiscResponse(RequestStatus.COMPLETE, PageRuns())]
 
 
-@pytest.mark.parametrize("command", list(Command))
-def test_a_driver_may_report_a_command_as_unsupported(host: MiscHost, command: Command) -> None:
+@pytest.mark.parametrize("command", list(MiscCommand))
+def test_a_driver_may_report_a_command_as_unsupported(host: MiscHost, command: MiscCommand) -> None:
     host.driver.respond(host.send_request(command), flag=UNSUPPORTED)
     assert host.responses == [MiscResponse(RequestStatus.UNSUPPORTED, PageRuns())]
     assert host.bad_payloads == 0
@@ -226,6 +226,6 @@ def test_the_misc_queue_follows_the_queues_that_exist() -> None:
     driver.queues[STATS].add([], [16])
     driver.notify(STATS)
     driver.board.serve()
-    misc.request(Command.SYNC, lambda response: None)
+    misc.request(MiscCommand.SYNC, lambda response: None)
     (used,) = driver.queues[STATS].take_used()
     assert struct.unpack("<H6xQ", used.data) == (2, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from devices.balloon.misc import MAX_MESSAGES, Command, MiscResponse, RequestStatus
+from devices.balloon.misc import MAX_MESSAGES, MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.misc import CONT, DONE, MiscRequest
 from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
@@ -132,9 +132,9 @@ def test_a_page_outside_ram_invalidates_the_response() -> None:
 @pytest.mark.parametrize(
     "header", [{"flag": CONT}, {"flag": 3}, {"bmap_len": 8, "supplied_bytes": 8}]
 )
-@pytest.mark.parametrize("command", [Command.DROP_CACHE, Command.SYNC])
+@pytest.mark.parametrize("command", [MiscCommand.DROP_CACHE, MiscCommand.SYNC])
 def test_a_malformed_response_to_a_command_is_invalid(
-    host: MiscHost, command: Command, header: dict[str, Any]
+    host: MiscHost, command: MiscCommand, header: dict[str, Any]
 ) -> None:
     host.driver.respond(host.send_request(command), **header)
     assert host.responses[0].status is RequestStatus.INVALID_RESPONSE

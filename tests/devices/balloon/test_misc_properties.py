@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP
-from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import CONT, DONE, UNSUPPORTED, MiscDriver
 from devices.testing.driver import NEEDS_RESET
@@ -86,11 +86,11 @@ messages = st.builds(
     bmap_len=mostly(st.none(), 0, 8, 12, 24, 1 << 63),
 )
 others = st.one_of(
-    st.tuples(st.just("request"), st.sampled_from(Command)),
+    st.tuples(st.just("request"), st.sampled_from(MiscCommand)),
     st.tuples(st.just("offer"), mostly(st.sampled_from([16, 40]), 1, 15)),
     st.tuples(st.sampled_from(["withdraw", "reset", "raw"]), st.binary(max_size=31)),
 )
-resume = st.sampled_from([("offer", 16), ("request", Command.GET_UNUSED_PAGES)])
+resume = st.sampled_from([("offer", 16), ("request", MiscCommand.GET_UNUSED_PAGES)])
 steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_size=10, max_size=60)
 
 
@@ -99,7 +99,7 @@ class Model:
     """The expected behaviour of the device, from the format alone."""
 
     held: bool = False
-    command: Command | None = None
+    command: MiscCommand | None = None
     id: int | None = None
     frames: set[int] = field(default_factory=set)
     given: list[int] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Model:
             return self.spoil()
         if message.flag == UNSUPPORTED:
             return self.end(RequestStatus.UNSUPPORTED)
-        if self.command is not Command.GET_UNUSED_PAGES:
+        if self.command is not MiscCommand.GET_UNUSED_PAGES:
             done = message.flag == DONE and not message.length
             return self.end(RequestStatus.COMPLETE) if done else self.spoil()
         if message.flag not in (CONT, DONE) or frames is None or not frames <= FRAMES:
@@ -180,7 +180,7 @@ class Exchange:
         assert [each.length for each in used] == [0]
         self.model.spoil()
 
-    def request(self, command: Command) -> None:
+    def request(self, command: MiscCommand) -> None:
         if self.model.command is None:
             self.model.command = command
             self.misc.request(command, self.responses.append)
@@ -218,6 +218,6 @@ class Exchange:
 def test_any_sequence_of_messages_matches_the_model(taken: list[Any]) -> None:
     exchange = Exchange()
     exchange.step(("offer", 16))
-    exchange.step(("request", Command.GET_UNUSED_PAGES))
+    exchange.step(("request", MiscCommand.GET_UNUSED_PAGES))
     for step in taken:
         exchange.step(step)

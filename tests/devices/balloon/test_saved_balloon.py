@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
 from devices.balloon.hinting import DONE, FIRST_ID
-from devices.balloon.misc import Command
+from devices.balloon.misc import MiscCommand
 from devices.state import Payload, encode
 from devices.testing.balloon.driver import BalloonBoard
 from devices.testing.ram import AnonymousRam
@@ -164,7 +164,7 @@ def test_hostile_states_are_refused_and_change_nothing(
         for queue in range(len(new.device.queues)):
             new.transport.serve_queue(queue)  # serving any accepted state is harmless
         new.balloon.request_stats()
-        new.balloon.misc.request(Command.SYNC, lambda answer: None)
+        new.balloon.misc.request(MiscCommand.SYNC, lambda answer: None)
         encode(new.transport.save_state())
         new.device.write_status(0)
     else:

@@ -12,7 +12,7 @@ import pytest
 
 from devices.balloon.dialects import BITMAP, STANDARD, Role
 from devices.balloon.hinting import HintingResult
-from devices.balloon.misc import Command, MiscResponse, RequestStatus
+from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.balloon.stats import StatsReport
 from devices.state import Fields, StateError, encode
 from devices.testing.balloon.driver import INFLATE, STATS, BalloonBoard, BalloonDriver
@@ -222,11 +222,11 @@ def test_a_report_not_served_before_the_save_arrives_unrequested() -> None:
 
 def test_a_misc_buffer_in_flight_carries_a_request_with_a_new_id() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
-    guest.board.balloon.misc.request(Command.SYNC, lambda response: None)
+    guest.board.balloon.misc.request(MiscCommand.SYNC, lambda response: None)
     guest.respond()
     board = guest.board = moved(guest.driver)
     responses: list[MiscResponse] = []
-    board.balloon.misc.request(Command.GET_UNUSED_PAGES, responses.append)
+    board.balloon.misc.request(MiscCommand.GET_UNUSED_PAGES, responses.append)
     guest.respond()
     assert [request.id for request in guest.requests] == [1, 2]
     assert [response.status for response in responses] == [RequestStatus.COMPLETE]
@@ -236,10 +236,10 @@ def test_a_misc_buffer_in_flight_carries_a_request_with_a_new_id() -> None:
 def test_the_response_to_a_request_from_before_the_save_is_late() -> None:
     guest = MiscGuest((0, 64 * MIB)).start()
     old: list[MiscResponse] = []
-    guest.board.balloon.misc.request(Command.GET_UNUSED_PAGES, old.append)
+    guest.board.balloon.misc.request(MiscCommand.GET_UNUSED_PAGES, old.append)
     board = guest.board = moved(guest.driver)
     new: list[MiscResponse] = []
-    board.balloon.misc.request(Command.SYNC, new.append)
+    board.balloon.misc.request(MiscCommand.SYNC, new.append)
     guest.respond()  # the old request, and a buffer for the new one
     assert board.balloon.misc.late_messages == 2
     guest.respond()
@@ -254,8 +254,8 @@ def test_a_buffer_in_flight_ignores_later_writes_to_its_descriptors() -> None:
     assert chain is not None
     queue.set_desc(chain.head, 1 << 50, 16, WRITE)
     board = moved(guest.driver)
-    board.balloon.misc.request(Command.SYNC, lambda response: None)
-    assert [request.cmd for request in guest.misc.take_requests()] == [Command.SYNC]
+    board.balloon.misc.request(MiscCommand.SYNC, lambda response: None)
+    assert [request.cmd for request in guest.misc.take_requests()] == [MiscCommand.SYNC]
 
 
 @pytest.mark.parametrize("open_round", [True, False], ids=["open", "over"])

@@ -30,7 +30,7 @@ from pyvmm.memory.precopy import UnusedPages
 from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.link import MigrationLink
-from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Kind, Record
@@ -339,7 +339,7 @@ def flip_at(place: int, bit: int) -> Corruption:
 class MigrationResult:
     """The errors and figures of both sides of a migration."""
 
-    progress: Progress = field(default_factory=Progress)
+    progress: MigrationProgress = field(default_factory=MigrationProgress)
     source_error: Exception | None = None
     target_error: Exception | None = None
     sent_bytes: int = 0

@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.migration import auto_converge
 from pyvmm.migration.errors import Cancelled, MigrationError
-from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import MIN_ROUND_S, SourceMigration
 from pyvmm.units import MIB
 from tests.pyvmm.migration.migration_guest import (
@@ -54,7 +54,7 @@ class BusyGuest(WritingGuest):
 
 
 def test_the_expected_downtime_is_that_of_the_last_collection() -> None:
-    progress = Progress()
+    progress = MigrationProgress()
     progress.round_done(sent_bytes=100 * PAGE, seconds=1.0)
     progress.collected(50, 1.0)
     assert progress.expected_downtime_s == 0.5
@@ -66,7 +66,7 @@ def test_the_expected_downtime_is_that_of_the_last_collection() -> None:
 
 
 def cancel_when(
-    due: Callable[[Progress], bool],
+    due: Callable[[MigrationProgress], bool],
 ) -> Callable[[SourceMigration, MigrationResult], None]:
     def watch(source: SourceMigration, result: MigrationResult) -> None:
         if due(result.progress):
@@ -159,7 +159,7 @@ def test_a_new_bandwidth_limit_applies_within_a_round() -> None:
 
 
 def test_a_short_round_counts_only_if_it_was_faster() -> None:
-    progress = Progress()
+    progress = MigrationProgress()
     progress.round_done(1000, 1.0)
     assert progress.bandwidth == 1000
     progress.round_done(900, 1.0)

@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError, PeerAborted
-from pyvmm.migration.progress import Progress, Settings
+from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.state.records import Record
 from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest
@@ -57,7 +57,7 @@ def test_a_stream_of_version_2_is_received() -> None:
 
 def test_replies_of_version_2_are_accepted() -> None:
     guest, link = WritingGuest(CONFIG, BEFORE), RecordedLink(recorded("v2.destination"))
-    SourceMigration(guest, link, Settings(), Progress()).run()
+    SourceMigration(guest, link, Settings(), MigrationProgress()).run()
     assert not guest.running
     assert link.sent.endswith(messages.Commit().record().encode())
 
@@ -79,7 +79,9 @@ def test_a_source_of_version_1_is_refused_by_name() -> None:
 
 def test_a_destination_of_version_1_refuses_and_the_guest_stays() -> None:
     guest = WritingGuest(CONFIG)
-    source = SourceMigration(guest, RecordedLink(recorded("v1.refusal")), Settings(), Progress())
+    source = SourceMigration(
+        guest, RecordedLink(recorded("v1.refusal")), Settings(), MigrationProgress()
+    )
     with pytest.raises(PeerAborted, match="'migration' has version 2; this pyvmm reads 1 to 1"):
         source.run()
     assert guest.running
