@@ -28,19 +28,19 @@ class FaultSchedule:
 
     def next_attempt(self) -> bool:
         """Count an attempt; return False when enough faults have taken effect."""
+        if self._outcomes.total() >= REPETITIONS:
+            return False
         self._attempts += 1
         assert self._attempts <= _MAX_ATTEMPTS_PER_FAULT * REPETITIONS, (
             f"hardly any fault takes effect: {self._outcomes}"
         )
-        return sum(self._outcomes.values()) < REPETITIONS
+        return True
 
     def record(self, outcome: str) -> None:
         """Count the outcome of a fault that took effect."""
         self._outcomes[outcome] += 1
         seconds = time.monotonic() - self._begin
-        print(
-            f"{seconds:.0f} s, {self._name} {sum(self._outcomes.values())}: {outcome}", flush=True
-        )
+        print(f"{seconds:.0f} s, {self._name} {self._outcomes.total()}: {outcome}", flush=True)
 
     def __str__(self) -> str:
         outcomes = ", ".join(
