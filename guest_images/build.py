@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building `guest.img`: kernel and userland in one ELF file, kept by the hash of its inputs.
+"""Build `guest.img`: kernel and userland in one ELF file, cached under the hash of its inputs.
 
     kernel source + patches + kernel.config --+
     busybox + init + pattern ----------------+--> vmlinux --> stripped, manifest added --> guest.img
 
-Finished images lie in the cache under the digest of their recipe (see `guest_images.recipe`), each
-put there in one rename, so one that exists is whole. One lock keeps two builds apart; who waited
-for it finds the image made. The cache is `$XDG_CACHE_HOME/pyvmm`, by default `~/.cache/pyvmm`, and
-may be deleted at any time.
+Finished images are in the cache (`pyvmm.cache`) under the digest of their recipe (see
+`guest_images.recipe`). Each gets its name by a rename, so an image that exists is complete. A lock
+allows one build at a time; a build that waited for it takes the image of the other.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from pyvmm.progress.reporter import Progress
 DIALECT = "bitmap"
 DIALECT_APPEND = {"bitmap": "virtio_balloon.page_bitmap=1", "standard": ""}
 DRIVER = "pyvmm page-bitmap v1"
-# loglevel=6 shows what a person wants to see of a boot in about 1.2 KB; the next level prints
-# 13.5 KB, and every byte of it costs two exits from the guest. After a panic the guest does not
-# wait: the panic itself reaches the host by pvpanic. How to reboot is left to ACPI.
+# loglevel=6 prints the interesting messages of a boot, about 1.2 KB; the next level prints 13.5 KB,
+# and every byte costs two VM exits. The guest does not wait after a panic, which pvpanic reports to
+# the host. It reboots by ACPI.
 APPEND = "console=ttyS0 loglevel=6 panic=-1"
 IMAGES_KEPT = 4
 
@@ -50,10 +49,10 @@ def build_image(
 ) -> Path:
     """Return the path of a guest image that is up to date, building it when there is none.
 
-    With `output` the image is put there, else it stays in the cache. `source` is a Linux 6.12
-    source directory or archive, by default Debian's; `jobs` how many compilers run at once, by
-    default one per CPU. `force` makes the image anew. Raises `UserError` when something is missing
-    or cannot be written.
+    With `output` the image is copied there, else it stays in the cache. `source` is a Linux 6.12
+    source directory or archive, by default Debian's; `jobs` is the number of parallel compilers, by
+    default one per CPU. `force` rebuilds the image. Raises `NotInstalled`, `CacheUnusable`,
+    `ImageNotWritten` and the errors of `guest_images.errors` about the kernel source.
     """
     recipe = read_recipe(source)
     cached = image_path(recipe)
@@ -133,7 +132,7 @@ def add_manifest(vmlinux: Path, manifest: Manifest, image: Path) -> None:
 
 
 def _install(cached: Path, output: Path, digest: str) -> None:
-    """Copy the image to `output` in one step, unless the same one is there."""
+    """Copy the image to `output` by a rename, unless the same image is there."""
     try:
         if output.is_file():
             try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's root file system: busybox, /init, and two small programs of ours.
+"""The guest's root file system: busybox, /init, and two small programs.
 
 `session` gives the shell its terminal, `pattern` fills memory and verifies it.
 
-Nothing is packed here. The kernel build gets a list in the language of its own gen_init_cpio, which
-makes device nodes and files owned by root without anybody being root, and links the archive into
-the kernel (Documentation/driver-api/early-userspace/early_userspace_support.rst).
+The archive is not packed here. The kernel build gets a list for its gen_init_cpio, which creates
+device nodes and files owned by root without root privileges, and links the archive into the kernel
+(Documentation/driver-api/early-userspace/early_userspace_support.rst).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 LIST_NAME = "initramfs.list"  # CONFIG_INITRAMFS_SOURCE in kernel.config
 STAGE_NAME = "initramfs"
 PROGRAMS = ("pattern", "session")  # each from one file in src, and headers there
-LEFT_OUT = {"busybox", "init", "linuxrc"}  # not commands to be typed, or there already
+LEFT_OUT = {"busybox", "init", "linuxrc"}  # not interactive commands, or already in the list
 
 
 def prepare_initramfs(build_directory: Path, package: Path, busybox: Path) -> None:
@@ -34,9 +34,9 @@ def prepare_initramfs(build_directory: Path, package: Path, busybox: Path) -> No
     for name in PROGRAMS:
         compile_program(package / "src" / f"{name}.c", stage / name)
     for file in stage.iterdir():
-        os.utime(file, (0, 0))  # the archive records it, and equal inputs make equal images
+        os.utime(file, (0, 0))  # recorded in the archive; equal inputs give equal images
     (build_directory / LIST_NAME).write_text("\n".join(_entries(_applets(busybox))) + "\n")
-    # The kernel's makefile goes by time stamps, which we have just made useless.
+    # The kernel's makefile compares time stamps, which were just set to zero.
     (build_directory / "usr" / "initramfs_data.cpio").unlink(missing_ok=True)
 
 

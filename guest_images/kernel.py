@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest kernel: a private source tree, our patches on it, a configuration, `make vmlinux`.
 
-The tree and its objects live in the cache and are kept, so that after a change make compiles only
-what the change reaches. Whatever is interrupted is done again: the source appears under its name
-only when complete, and before a file is patched for the first time its original is put aside, so
-that the next patch series starts from the same files. The user's own tree is never written to.
+The tree and its objects are kept in the cache, so that make compiles only what a change affects.
+Interrupted steps are repeated: the source gets its final name only when it is complete, and the
+original of a file is saved before the file is patched for the first time, so that the next patch
+series starts from the same files. The user's own tree is never modified.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from guest_images.recipe import Recipe, kernel_version
 from pyvmm.errors import UserError
 from pyvmm.progress.reporter import Progress
 
-# Lines that a build from nothing prints; only the progress bar depends on it.
+# Lines that a full build prints; only the progress bar uses it.
 BUILD_LINES = 1420
-# Source that no configuration of ours compiles: half of the unpacked size.
+# Source that our configuration does not compile: half of the unpacked size.
 NOT_NEEDED = ("*/drivers/gpu/drm/amd/include/*", "*/tools/testing/*", "./.git")
 # A fixed identity makes equal inputs give equal kernels.
 IDENTITY = {
@@ -36,7 +36,7 @@ IDENTITY = {
 
 
 class KernelTree:
-    """One kernel source in the cache: `src` (patched), `obj` (built), `originals` (put aside)."""
+    """One kernel source in the cache: `src` (patched), `obj` (built), `originals` (saved)."""
 
     def __init__(self, directory: Path, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -50,11 +50,11 @@ class KernelTree:
 
     @property
     def version(self) -> str:
-        """The kernel's version; the tree must be there."""
+        """Return the kernel's version; the tree must exist."""
         return kernel_version(self.source)
 
     def unpack(self, progress: Progress) -> None:
-        """Put a private copy of the source into the cache, unless it is there."""
+        """Put a private copy of the source into the cache, unless there is one."""
         if self.source.exists():
             return
         progress.stage("Unpacking the kernel source")
@@ -68,14 +68,14 @@ class KernelTree:
             _extract(source, partial)
         kernel_version(partial)
         if (partial / ".config").exists() or (partial / "include" / "config").exists():
-            # The user built in this tree; make refuses to build elsewhere from such a one.
+            # The user built in this tree; make does not build out of tree from it.
             subprocess.run(
                 ["make", "-s", "-C", partial, "mrproper"], env=_environment(), check=True
             )
         partial.rename(self.source)
 
     def patch(self, progress: Progress) -> None:
-        """Bring the source to exactly our patch series."""
+        """Apply exactly our patch series to the original source."""
         contents = [patch.read_bytes() for patch in self._recipe.patches]
         wanted = hashlib.sha256(b"".join(contents)).hexdigest()
         if self._patched.exists() and self._patched.read_text() == wanted:
@@ -83,7 +83,7 @@ class KernelTree:
         progress.stage("Patching the kernel source")
         self._patched.unlink(missing_ok=True)
         self._restore()
-        self._put_aside(_patched_files(contents))
+        self._save_originals(_patched_files(contents))
         for patch in self._recipe.patches:
             self._apply(patch)
         self._patched.write_text(wanted)
@@ -97,7 +97,7 @@ class KernelTree:
         lost = lost_options(self._recipe.config.read_text().splitlines(), result)
         if lost:
             raise KernelSourceModified(
-                f"the kernel in {self._recipe.source} does not take {', '.join(lost)}"
+                f"the kernel in {self._recipe.source} does not support {', '.join(lost)}"
             )
 
     def build(self, jobs: int, progress: Progress) -> Path:
@@ -107,7 +107,7 @@ class KernelTree:
         return self.objects / "vmlinux"
 
     def _make(self, *arguments: str, progress: Progress | None = None) -> None:
-        """Run make on the kernel, its output going to the log; raises `UserError` when it fails."""
+        """Run make on the kernel, with its output in the log. Raises `UserError` if it fails."""
         command = ["make", "-C", str(self.source), f"O={self.objects}", "ARCH=x86_64", *arguments]
         with (
             self.log.open("w", buffering=1) as log,
@@ -134,7 +134,7 @@ class KernelTree:
             raise UserError(f"the kernel build failed: {_first_error(self.log)}; see {self.log}")
 
     def _restore(self) -> None:
-        """Undo the last patch series: put originals back, remove files that had none."""
+        """Undo the last patch series: restore the originals, remove files that it created."""
         for saved in [path for path in self._originals.rglob("*") if path.is_file()]:
             target = self.source / saved.relative_to(self._originals)
             if saved.stat().st_size:
@@ -142,8 +142,8 @@ class KernelTree:
             else:
                 target.unlink(missing_ok=True)
 
-    def _put_aside(self, names: Iterable[str]) -> None:
-        """Keep the originals of files about to be patched; an empty one stands for none."""
+    def _save_originals(self, names: Iterable[str]) -> None:
+        """Save the files that will be patched; an empty file stands for one that is created."""
         for name in names:
             original, saved = self.source / name, self._originals / name
             if saved.exists():
@@ -168,7 +168,7 @@ class KernelTree:
 def lost_options(wanted: Sequence[str], result: Sequence[str]) -> list[str]:
     """Return the options of the fragment `wanted` that `.config` lines do not have as written.
 
-    An option that is to be off may also be absent: then it cannot be on.
+    An option that must be off may also be absent: then it cannot be on.
     """
     lines = set(result)
     names = {line.partition("=")[0] for line in lines}
@@ -190,7 +190,7 @@ def _patched_files(patches: Iterable[bytes]) -> set[str]:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Unpack a kernel archive; xz may use every CPU, which halves the time."""
+    """Unpack a kernel archive; with xz on every CPU it takes half the time."""
     exclude = [f"--exclude={pattern}" for pattern in NOT_NEEDED]
     decompress = ["--use-compress-program=xz -T0"] if archive.suffix == ".xz" else []
     command = ["tar", "-xf", str(archive), "--strip-components=1", "-C", str(target)]
@@ -211,7 +211,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return what make may know: its own variables from outside (MAKEFLAGS, O) would mislead it."""
+    """Return the environment of make, without its variables (MAKEFLAGS, O) of an outer make."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return {**kept, **IDENTITY, "LC_ALL": "C"}
 

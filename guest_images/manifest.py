@@ -3,8 +3,8 @@
 
 A `guest.img` is an ELF `vmlinux` with one section more, `.note.pyvmm`, of type SHT_NOTE. The
 section is not loaded (no SHF_ALLOC), so the kernel inside is untouched, any loader of ELF kernels
-boots the file, and `readelf -n` shows the manifest. It says what cannot be seen from outside: which
-wire format the guest's balloon driver speaks and the kernel command line that goes with it.
+boots the file, and `readelf -n` shows the manifest. It records what the ELF headers do not: the
+wire format of the guest's balloon driver and the kernel command line for it.
 
 ELF-64 object file format, "Note Section": three 4-byte words (name size, descriptor size, type),
 then name and descriptor, each padded to 4 bytes.
@@ -27,11 +27,11 @@ SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
 NOTE_TYPE = 1
 VERSION = 1
-MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; bounds what a damaged file makes us read
+MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; limits what is read of a damaged file
 
 
 class ManifestError(UserError):
-    """The file claims to carry a manifest, or to be an ELF file, and the claim is false."""
+    """The manifest or the ELF headers of a file are damaged or of an unknown version."""
 
 
 class _Damaged(Exception):
@@ -40,7 +40,7 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a guest image says about itself.
+    """The description of a guest image.
 
     `dialect` names the balloon wire format the guest speaks by default; `append` is the kernel
     command line for any dialect and `dialect_append` what each dialect adds to it. `kernel` is the
@@ -76,7 +76,7 @@ class Manifest:
 
 
 def read_manifest(path: Path | str) -> Manifest | None:
-    """Return the manifest in the file at `path`, None when it is no ELF file or has none.
+    """Return the manifest in the file at `path`, None if it has none or is not an ELF file.
 
     Raises `ManifestError` for a damaged ELF file or manifest, and `OSError` when the file cannot
     be read.
@@ -90,7 +90,7 @@ def read_manifest(path: Path | str) -> Manifest | None:
 
 
 def _read_section(file: BinaryIO) -> bytes | None:
-    """Return the bytes of the manifest's section, None when there is none or no ELF file."""
+    """Return the bytes of the manifest's section, None if there is none or no ELF file."""
     file_bytes = os.fstat(file.fileno()).st_size
     try:
         elf = read_elf_tables(file)
@@ -110,17 +110,17 @@ def _parse_note(content: bytes) -> bytes:
     try:
         name_size, size, note_type = struct.unpack_from("<III", content)
     except struct.error as error:
-        raise _Damaged("the manifest's note is cut short") from error
+        raise _Damaged("the manifest's note is truncated") from error
     start = 12 + len(_padded(NOTE_NAME))
     if (name_size, note_type) != (len(NOTE_NAME), NOTE_TYPE) or content[12:18] != NOTE_NAME:
-        raise _Damaged("the manifest's note has a foreign name or type")
+        raise _Damaged("the manifest's note has another name or type")
     if start + size > len(content):
-        raise _Damaged("the manifest's note is cut short")
+        raise _Damaged("the manifest's note is truncated")
     return content[start : start + size]
 
 
 def _parse_json(content: bytes) -> Manifest:
-    """Check every field before believing any: the file may come from anywhere."""
+    """Return the manifest in `content`, which is not trusted, after checking every field."""
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:

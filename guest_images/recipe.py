@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a guest image, and the one hash that stands for all of it.
+"""The inputs of a guest image, and the hash that identifies them.
 
-`read_recipe` looks at every input once: the kernel source, our patches and configuration, the files
+`read_recipe` reads every input once: the kernel source, our patches and configuration, the files
 of the userland, busybox and the compiler. Their SHA-256 names the finished image in the cache and
-is recorded in its manifest, so "is this up to date?" is a comparison of two strings. A kernel
+is recorded in its manifest, so an image is up to date if two strings are equal. A kernel
 source is identified by name, size and modification time instead of its contents: it has 150 MB as
-an archive and 85,000 files as a directory, and the question is asked on every run.
+an archive and 85,000 files as a directory, and the check is made on every run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KERNEL_ARCHIVE = Path(f"/usr/src/{KERNEL_PACKAGE}.tar.xz")
 BUSYBOX = Path("/bin/busybox")
 BUSYBOX_PACKAGE = "busybox-static"
 
-# Program or header, and the Debian package that has it.
+# Programs and headers, and the Debian packages that contain them.
 TOOLS = {
     "gcc": "gcc",
     "make": "make",
@@ -43,7 +43,7 @@ TOOLS = {
 }
 HEADERS = {"stdlib.h": "libc6-dev", "gelf.h": "libelf-dev"}
 
-# Files of this package that decide what the image contains.
+# Files of this package that determine the contents of the image.
 OWN_FILES = ("kernel.config", "recipe.py", "kernel.py", "initramfs.py", "build.py", "manifest.py")
 OWN_DIRECTORIES = ("patches", "rootfs")
 
@@ -61,7 +61,7 @@ class Recipe:
 
 
 def read_recipe(source: Path | None = None) -> Recipe:
-    """Look at all inputs, with the kernel from `source` or else from Debian's archive.
+    """Read all inputs, with the kernel from `source` or else from Debian's archive.
 
     Raises `UserError` when the kernel source, busybox or the compiler is missing.
     """

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Threads that change memory in the background, and check it.
+ * Threads that change and verify memory in the background.
  *
- * Churning: one thread for each processor, bound to it, takes every so-many-th page in turn. A page
- * of generation g holds the pattern of seed + g; every word of it is compared right before it is
- * rewritten as generation g + 1. Which generation a page must have is not in the page, so one that
- * was lost, or that is old, is found. After each page the clock is read: no processor may read a
- * time before one that any of them has read already.
+ * Churning: one thread per CPU, bound to it, of n threads takes every n-th page in turn. A page of
+ * generation g holds the pattern of seed + g; every word is compared right before the page is
+ * rewritten as generation g + 1. The expected generation is not stored in the page, so a lost or
+ * stale page is found. The clock is read after each page: no CPU may read a time earlier than one
+ * that another CPU has already read.
  *
- * Writing: one thread changes one word of each page in turn, as many pages a second as was asked
- * for, and checks the word that it wrote the time before. What it could not write because it did not
- * run it does not make up for: a rate is a rate.
+ * Writing: one thread changes one word of each page in turn, at the requested number of pages per
+ * second, and verifies the word that it wrote in the previous round. Writes missed while the thread
+ * did not run are not made up for.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -22,17 +22,17 @@
 #include "page_pattern.h"
 
 #define MAX_WORKERS 64
-#define PACE_NS 5000000 /* how often the writer looks how much is due */
+#define PACE_NS 5000000 /* period of the writer */
 
 struct worker {
 	pthread_t thread;
-	uint64_t first_page; /* and every `worker_count`-th after it */
+	uint64_t first_page; /* and every `worker_count`-th after that */
 	uint64_t next_page, generation;
 	_Atomic uint64_t pages, rounds, wrong;
 };
 
 static struct {
-	enum { STILL, CHURNING, WRITING } does;
+	enum { IDLE, CHURNING, WRITING } mode;
 	uint64_t *memory, pages;
 	uint64_t seed;
 	uint64_t pages_per_s;
@@ -59,8 +59,8 @@ static void raise_to(_Atomic int64_t *greatest, int64_t value)
 		;
 }
 
-/* What is compared was read by somebody before this call began. */
-static void look_at_the_clock(void)
+/* Compare the clock with a value that some thread had read before this call began. */
+static void check_clock(void)
 {
 	int64_t seen = atomic_load(&background.clock_seen_ns), now = now_ns();
 
@@ -74,7 +74,7 @@ static uint64_t *page_at(uint64_t page)
 	return background.memory + page * WORDS_PER_PAGE;
 }
 
-/* The next page of `worker`, and the next round when it has had all of them. */
+/* Go to the next page of `worker`; after its last page, to the next round. */
 static void advance(struct worker *worker)
 {
 	atomic_fetch_add(&worker->pages, 1);
@@ -93,7 +93,7 @@ static void *churn(void *argument)
 
 	CPU_ZERO(&own);
 	CPU_SET(worker->first_page, &own);
-	sched_setaffinity(0, sizeof(own), &own); /* if that cannot be, anywhere is as good */
+	sched_setaffinity(0, sizeof(own), &own); /* optional: any CPU will do */
 	while (!atomic_load(&background.stop)) {
 		uint64_t page = worker->next_page, seed = background.seed + worker->generation;
 		uint64_t wrong = wrong_bytes(page_at(page), mix(seed, page));
@@ -101,7 +101,7 @@ static void *churn(void *argument)
 		atomic_fetch_add(&worker->wrong, wrong);
 		fill_page(page_at(page), mix(seed + 1, page));
 		advance(worker);
-		look_at_the_clock();
+		check_clock();
 	}
 	return NULL;
 }
@@ -127,7 +127,7 @@ static void *write_at_a_rate(void *argument)
 		struct timespec pause = { 0, PACE_NS };
 		int64_t now;
 
-		look_at_the_clock();
+		check_clock();
 		now = now_ns();
 		owed += (double)background.pages_per_s * (now - looked) / 1e9;
 		looked = now;
@@ -140,7 +140,7 @@ static void *write_at_a_rate(void *argument)
 	return NULL;
 }
 
-/* Have `count` threads run `work` over `pages` pages at `memory`; false if there cannot be any. */
+/* Start `count` threads that run `work` on `pages` pages at `memory`; false on failure. */
 static bool start_background(uint64_t *memory, uint64_t pages, unsigned int count,
 			     void *(*work)(void *))
 {
@@ -176,7 +176,7 @@ static bool start_churning(uint64_t *memory, uint64_t pages, uint64_t seed)
 		processors = 1;
 	if (!start_background(memory, pages, processors, churn))
 		return false;
-	background.does = CHURNING;
+	background.mode = CHURNING;
 	return true;
 }
 
@@ -185,17 +185,17 @@ static bool start_writing(uint64_t *memory, uint64_t pages, uint64_t bytes_per_s
 	background.pages_per_s = bytes_per_s / PAGE_BYTES;
 	if (!start_background(memory, pages, 1, write_at_a_rate))
 		return false;
-	background.does = WRITING;
+	background.mode = WRITING;
 	return true;
 }
 
-/* Stop all of it. What was churned is compared once more, all of it. */
+/* Stop all threads; after churning, compare every page a last time. */
 static void stop_background(void)
 {
 	background.stop = true;
 	for (unsigned int i = 0; i < background.worker_count; i++)
 		pthread_join(background.workers[i].thread, NULL);
-	for (unsigned int i = 0; background.does == CHURNING && i < background.worker_count; i++) {
+	for (unsigned int i = 0; background.mode == CHURNING && i < background.worker_count; i++) {
 		struct worker *worker = &background.workers[i];
 
 		for (uint64_t page = i; page < background.pages; page += background.worker_count) {
@@ -206,11 +206,11 @@ static void stop_background(void)
 			worker->pages++;
 		}
 	}
-	background.does = STILL;
+	background.mode = IDLE;
 }
 
 struct figures {
-	uint64_t pages, rounds, wrong; /* rounds: of the thread that has done fewest */
+	uint64_t pages, rounds, wrong; /* rounds: of the slowest thread */
 	int64_t ns, longest_step_ns, longest_backward_ns;
 };
 

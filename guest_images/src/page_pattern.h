@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What a page holds: 64-bit word i of page p is mix(seed, p) + i * WORD_STEP. A page that was lost
- * (and reads as zeroes), moved to another place or left over from another seed differs in nearly
- * all of its bytes, and one flipped bit is still one wrong byte.
+ * The contents of a page: 64-bit word i of page p is mix(seed, p) + i * WORD_STEP. A page that was
+ * lost (and reads as zeros), moved, or left over from another seed differs in nearly all of its
+ * bytes; one flipped bit is one wrong byte.
  */
 #include <stdint.h>
 
@@ -10,7 +10,7 @@
 #define WORDS_PER_PAGE (PAGE_BYTES / sizeof(uint64_t))
 #define WORD_STEP UINT64_C(0x9e3779b97f4a7c15)
 
-/* The finaliser of MurmurHash3: every seed and page gives an unrelated first word. */
+/* The finaliser of MurmurHash3: the first words of all seeds and pages are unrelated. */
 static uint64_t mix(uint64_t seed, uint64_t page)
 {
 	uint64_t x = seed * WORD_STEP ^ (page + 1) * UINT64_C(0xc2b2ae3d27d4eb4f);

@@ -5,8 +5,8 @@
  * Commands come one per line on standard input, or all at once as arguments:
  *
  *   alloc MIB     map MIB mebibytes and touch every page of them
- *   grab MIB      the same, without asking first whether there is that much
- *   thin N        give back all pages of it but every N-th
+ *   grab MIB      the same, without checking first that so much memory is free
+ *   thin N        return all pages but every N-th to the kernel
  *   fill SEED     write the pattern of SEED over all of it
  *   verify SEED   compare with the pattern of SEED: "ok verified BYTES wrong N"
  *   free          give the memory back
@@ -14,10 +14,10 @@
  *                 before it is rewritten (background.h)
  *   write MB_S    change one word in each page in turn, MB_S times 1,000,000 bytes' worth of pages a
  *                 second; their pattern is gone
- *   report        what `churn` or `write` has done so far: "ok rounds N bytes N wrong N kb_per_s N
+ *   report        figures of `churn` or `write` so far: "ok rounds N bytes N wrong N kb_per_s N
  *                 step_us N backward_us N". The last two are of CLOCK_MONOTONIC: the longest time
  *                 between two readings, and how far it has ever gone backwards
- *   still         stop that, compare all that was churned once more, and report
+ *   stop          end `churn` or `write`, compare all churned memory a last time, and report
  *   beat MS       print "beat N", N = 1, 2 ..., every MS milliseconds from now on
  *   meminfo       "ok total_kib T free_kib F available_kib A", from /proc/meminfo
  *   shell COMMAND "ok STATUS OUTPUT": what the shell prints, with its newlines as "\n" and its
@@ -27,7 +27,7 @@
  * Every command gets exactly one reply line that begins with "ok " or "error ". As arguments
  * ("pattern alloc 100 fill 7 verify 7 free") the first error ends the run; the exit status is 1
  * after an error or a wrong byte, else 0. On standard input the status is always 0: the replies
- * tell all. While memory changes in the background, what would change it or compare it is an error.
+ * carry the result. Commands that change or compare memory fail while the background changes it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,7 +50,7 @@
 
 static uint64_t *memory;
 static uint64_t memory_bytes;
-static uint64_t every = 1; /* page numbers that are no multiple of it were given back */
+static uint64_t every = 1; /* only pages whose number is a multiple of it are kept */
 static uint64_t wrong_bytes_seen;
 
 struct command {
@@ -79,8 +79,8 @@ static bool at_rest(void)
 {
 	if (!memory)
 		return reply(false, "nothing is allocated");
-	if (background.does != STILL)
-		return reply(false, "memory changes in the background; say still first");
+	if (background.mode != IDLE)
+		return reply(false, "memory changes in the background; stop that first");
 	return true;
 }
 
@@ -207,7 +207,7 @@ static bool do_free(uint64_t number, const char *text)
 	return reply(true, "freed %" PRIu64 " MiB", mib);
 }
 
-/* Both need all pages; those that `thin` gave back are none of ours. */
+/* Both need all pages, so `thin` must not have freed any. */
 static bool can_start(void)
 {
 	if (!at_rest())
@@ -251,17 +251,17 @@ static bool report(struct figures all)
 static bool do_report(uint64_t number, const char *text)
 {
 	(void)number, (void)text;
-	if (background.does == STILL)
+	if (background.mode == IDLE)
 		return reply(false, "nothing changes in the background");
 	return report(background_figures());
 }
 
-static bool do_still(uint64_t number, const char *text)
+static bool do_stop(uint64_t number, const char *text)
 {
 	struct figures all;
 
 	(void)number, (void)text;
-	if (background.does == STILL)
+	if (background.mode == IDLE)
 		return reply(false, "nothing changes in the background");
 	stop_background();
 	all = background_figures();
@@ -312,7 +312,7 @@ static bool do_meminfo(uint64_t number, const char *text)
 		     total, free_, available);
 }
 
-/* A status as the shell counts: 128 + N for a command that was killed by signal N. */
+/* The status is the shell's: 128 + N for a command that signal N killed. */
 static bool do_shell(uint64_t number, const char *text)
 {
 	char *script, *escaped = NULL;
@@ -356,7 +356,7 @@ static const struct command commands[] = {
 	{ "thin", NUMBER, do_thin },	  { "fill", NUMBER, do_fill },
 	{ "verify", NUMBER, do_verify },  { "free", NOTHING, do_free },
 	{ "churn", NUMBER, do_churn },	  { "write", NUMBER, do_write },
-	{ "report", NOTHING, do_report }, { "still", NOTHING, do_still },
+	{ "report", NOTHING, do_report }, { "stop", NOTHING, do_stop },
 	{ "beat", NUMBER, do_beat },	  { "meminfo", NOTHING, do_meminfo },
 	{ "shell", TEXT, do_shell },
 	{ "quit", NOTHING, do_quit },
@@ -371,7 +371,7 @@ static const struct command *find_command(const char *name)
 	return NULL;
 }
 
-/* `argument` is NULL where there is none. */
+/* `argument` is NULL if there is none. */
 static bool run_command(const struct command *command, const char *argument)
 {
 	uint64_t number = 0;

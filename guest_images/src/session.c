@@ -4,8 +4,8 @@
  *
  * The terminal becomes the controlling one, so that job control works and ^C reaches the program in
  * the foreground, with the signal dispositions of a fresh login whatever the parent ignored. When
- * the leader of a session ends, Linux throws away what the terminal has not sent yet; the leader
- * here therefore outlives the command, waits until all is sent, and passes the exit status on.
+ * the leader of a session ends, Linux discards output that the terminal has not sent yet; the leader
+ * here therefore outlives the command, waits until everything is sent, and returns its exit status.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -16,7 +16,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-/* The signals a terminal sends; a shell without job control has background jobs ignore some. */
+/* Signals from a terminal; a shell without job control ignores some of them in background jobs. */
 static const int terminal_signals[] = { SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU };
 
 static void on_terminal_signals(void (*disposition)(int))

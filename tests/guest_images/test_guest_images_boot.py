@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The finished image, booted by a foreign virtual machine monitor: QEMU, without any KVM.
+"""The finished image, booted by QEMU without KVM.
 
 What holds there (a console, ACPI, a panic that is heard outside) does not depend on our machine.
 The image is the one in the cache; where there is none yet, it is built first, which takes minutes.
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 class Boot(NamedTuple):
-    """How QEMU ended, and the lines of the console from the first of user space on."""
+    """QEMU's exit status, and the console's lines from the first of user space on."""
 
     status: int
     lines: list[str]
@@ -72,7 +72,9 @@ def without_kernel_messages(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("memory_mib", "cpus"), [(64, 1), (512, 4)])
-def test_it_boots_runs_a_command_and_powers_off(image: Path, memory_mib: int, cpus: int) -> None:
+def test_the_image_boots_runs_a_command_and_powers_off(
+    image: Path, memory_mib: int, cpus: int
+) -> None:
     command = "nproc; pattern alloc 20 fill 7 verify 7 free; exit 3"
     status, lines = boot(image, command, "-m", str(memory_mib), "-smp", str(cpus))
     assert status == 0
@@ -97,30 +99,30 @@ def test_it_boots_runs_a_command_and_powers_off(image: Path, memory_mib: int, cp
         "xpyvmm.run=other pyvmm.run=hello",
     ],
 )
-def test_the_command_is_found_however_it_is_quoted(image: Path, append: str) -> None:
-    """The kernel knows double quotes only; single ones are left for the shell to take away."""
+def test_the_command_is_found_with_any_quoting(image: Path, append: str) -> None:
+    """The kernel removes double quotes only; the shell removes single ones."""
     _, lines = boot_with(image, append, "-m", "128")
     assert "sh: hello: not found" in lines
 
 
-def test_output_written_last_is_not_lost(image: Path) -> None:
+def test_output_before_power_off_is_not_lost(image: Path) -> None:
     _, lines = boot(image, "seq 2000; poweroff; sleep 60", "-m", "128")
     assert without_kernel_messages(lines[1:]) == [str(number) for number in range(1, 2001)]
 
 
-def test_reboot_ends_it_too(image: Path) -> None:
+def test_a_reboot_ends_the_guest(image: Path) -> None:
     status, lines = boot(image, "reboot; sleep 60", "-m", "128")
     assert status == 0
     assert any("reboot: Restarting system" in line for line in lines)
 
 
-def test_memory_that_is_not_there_is_refused(image: Path) -> None:
+def test_allocating_more_than_the_free_memory_is_refused(image: Path) -> None:
     _, lines = boot(image, "pattern alloc 200; pattern alloc 60 fill 1 verify 1", "-m", "128")
     assert re.fullmatch(r"error 200 MiB asked for, \d+ MiB available", lines[1])
     assert "ok verified 62914560 wrong 0" in lines
 
 
-def test_a_panic_is_heard_outside(image: Path) -> None:
+def test_a_panic_is_reported_to_the_host(image: Path) -> None:
     options = ("-device", "pvpanic", "-action", "panic=exit-failure", "-m", "128")
     status, lines = boot(image, "echo c >/proc/sysrq-trigger", *options)
     assert status == 1
@@ -128,7 +130,7 @@ def test_a_panic_is_heard_outside(image: Path) -> None:
 
 
 def newc(name: str, content: bytes) -> bytes:
-    """One file of an initramfs archive in the "newc" format."""
+    """Return one file of an initramfs archive in the "newc" format."""
 
     def padded(data: bytes) -> bytes:
         return data + bytes(-len(data) % 4)
@@ -138,7 +140,9 @@ def newc(name: str, content: bytes) -> bytes:
     return padded(header + name.encode() + b"\0") + padded(content)
 
 
-def test_another_initramfs_is_laid_over_it(image: Path, tmp_path: Path) -> None:
+def test_an_external_initramfs_is_unpacked_over_the_built_in_one(
+    image: Path, tmp_path: Path
+) -> None:
     archive = tmp_path / "more.cpio"
     archive.write_bytes(newc("more", b"from outside\n") + newc("TRAILER!!!", b""))
     _, lines = boot(image, "cat /more", "-m", "128", "-initrd", str(archive))
@@ -146,7 +150,7 @@ def test_another_initramfs_is_laid_over_it(image: Path, tmp_path: Path) -> None:
 
 
 def test_the_driver_follows_the_command_line(image: Path) -> None:
-    """A stock device under the bitmap dialect: the driver says so and speaks what both know."""
+    """With a stock device under the bitmap dialect, the driver uses the standard protocol."""
     manifest = read_manifest(image)
     assert manifest is not None
     assert manifest.dialect == "bitmap"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The builder around the compiler: what it takes for an input, and what it does to a source tree.
+"""The image builder without the compiler: its inputs, and its private source tree.
 
 The kernel here is a directory of three files; everything done to it is done by the real tools.
 """
@@ -81,7 +81,7 @@ def contents(tree: Path) -> dict[str, str]:
     }
 
 
-def test_a_directory_is_copied_and_never_written_to(linux: Path, cache: Path) -> None:
+def test_a_source_directory_is_copied_and_not_modified(linux: Path, cache: Path) -> None:
     before = contents(linux)
     tree = KernelTree(cache, recipe_of(linux, CHANGE.format(new="three"), CREATE))
     tree.unpack(Silent())
@@ -95,7 +95,7 @@ def test_a_directory_is_copied_and_never_written_to(linux: Path, cache: Path) ->
     assert tree.version == "6.12.117"
 
 
-def test_an_archive_is_unpacked(linux: Path, cache: Path) -> None:
+def test_a_source_archive_is_unpacked(linux: Path, cache: Path) -> None:
     archive = linux.parent / "linux.tar.xz"
     subprocess.run(["tar", "-C", linux.parent, "-cJf", archive, "linux"], check=True)
     tree = KernelTree(cache, recipe_of(archive))
@@ -103,7 +103,7 @@ def test_an_archive_is_unpacked(linux: Path, cache: Path) -> None:
     assert (tree.source / "driver.c").read_text() == "one\ntwo\n"
 
 
-def test_another_series_starts_from_the_original_files(linux: Path, cache: Path) -> None:
+def test_another_patch_series_starts_from_the_original_files(linux: Path, cache: Path) -> None:
     KernelTree(cache, recipe_of(linux)).unpack(Silent())
     KernelTree(cache, recipe_of(linux, CHANGE.format(new="three"), CREATE)).patch(Silent())
     tree = KernelTree(cache, recipe_of(linux, CHANGE.format(new="four")))
@@ -113,7 +113,7 @@ def test_another_series_starts_from_the_original_files(linux: Path, cache: Path)
     assert (tree.source / "driver.c").read_text() == "one\ntwo\n"
 
 
-def test_a_series_cut_short_is_done_again(linux: Path, cache: Path) -> None:
+def test_an_interrupted_patch_series_is_repeated(linux: Path, cache: Path) -> None:
     KernelTree(cache, recipe_of(linux)).unpack(Silent())
     broken = recipe_of(
         linux, CHANGE.format(new="three"), CREATE, "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
@@ -126,7 +126,7 @@ def test_a_series_cut_short_is_done_again(linux: Path, cache: Path) -> None:
     assert (tree.source / "new" / "file.h").read_text() == "created\n"
 
 
-def test_an_unchanged_series_touches_nothing(linux: Path, cache: Path) -> None:
+def test_an_unchanged_patch_series_modifies_no_file(linux: Path, cache: Path) -> None:
     tree = KernelTree(cache, recipe_of(linux, CHANGE.format(new="three")))
     tree.unpack(Silent())
     tree.patch(Silent())
@@ -136,7 +136,7 @@ def test_an_unchanged_series_touches_nothing(linux: Path, cache: Path) -> None:
     assert (tree.source / "driver.c").stat().st_mtime_ns == stamp
 
 
-def test_an_unpacking_cut_short_is_done_again(linux: Path, cache: Path) -> None:
+def test_an_interrupted_unpacking_is_repeated(linux: Path, cache: Path) -> None:
     tree = KernelTree(cache, recipe_of(linux))
     partial = tree.source.parent / "partial"
     partial.mkdir(parents=True)
@@ -154,7 +154,9 @@ def test_an_unpacking_cut_short_is_done_again(linux: Path, cache: Path) -> None:
         ("VERSION = 6\nPATCHLEVEL = 120\nSUBLEVEL = 1\n", "is not Linux 6.12"),
     ],
 )
-def test_other_trees_are_refused(linux: Path, makefile: str | None, message: str) -> None:
+def test_a_tree_of_another_version_is_refused(
+    linux: Path, makefile: str | None, message: str
+) -> None:
     (linux / "Makefile").unlink()
     if makefile is not None:
         (linux / "Makefile").write_text(makefile)
@@ -162,7 +164,7 @@ def test_other_trees_are_refused(linux: Path, makefile: str | None, message: str
         read_recipe(linux)
 
 
-def test_an_absent_tree_is_refused(tmp_path: Path) -> None:
+def test_a_missing_tree_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_recipe(tmp_path / "absent")
 
@@ -174,14 +176,14 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, cache: Path) -> None:
         KernelTree(cache, recipe_of(archive)).unpack(Silent())
 
 
-def test_the_digest_follows_the_inputs(linux: Path) -> None:
+def test_the_digest_depends_on_the_inputs(linux: Path) -> None:
     first = read_recipe(linux).digest
     assert read_recipe(linux).digest == first
     os.utime(linux / "driver.c", ns=(1, 1))
     assert read_recipe(linux).digest != first
 
 
-def test_the_digest_follows_every_file_of_ours(
+def test_the_digest_depends_on_every_file_of_the_package(
     linux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "package"
@@ -235,7 +237,7 @@ def test_missing_inputs_are_named_with_their_packages(
     assert caught.value.packages == (package,)
 
 
-def test_options_that_did_not_survive_are_found() -> None:
+def test_lost_kernel_options_are_found() -> None:
     wanted = ["# A comment", "CONFIG_A=y", "# CONFIG_B is not set", 'CONFIG_C="x"', "CONFIG_D=8"]
     assert (
         lost_options(wanted, ["CONFIG_A=y", "# CONFIG_B is not set", 'CONFIG_C="x"', "CONFIG_D=8"])
@@ -250,7 +252,7 @@ def test_options_that_did_not_survive_are_found() -> None:
     ]
 
 
-def test_the_file_list_is_complete_and_repeatable(tmp_path: Path) -> None:
+def test_the_file_list_is_complete_and_reproducible(tmp_path: Path) -> None:
     trees = [tmp_path / "one", tmp_path / "two"]
     for tree in trees:
         tree.mkdir()
@@ -269,7 +271,7 @@ def test_the_file_list_is_complete_and_repeatable(tmp_path: Path) -> None:
 
 
 def cached_image(linux: Path, content: bytes) -> Path:
-    """Pretend that the image of `linux` has been built."""
+    """Write `content` to the cache as the image of `linux`."""
     path = image_path(read_recipe(linux))
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -295,14 +297,14 @@ def test_the_cli_prints_where_the_image_is(linux: Path) -> None:
         assert outcome.output == f"{cached}\n"
 
 
-def test_an_output_that_cannot_be_written_is_the_users_to_mend(linux: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_a_user_error(linux: Path, tmp_path: Path) -> None:
     cached_image(linux, b"image")
     for output in (tmp_path / "absent" / "guest.img", tmp_path):
         with pytest.raises(ImageNotWritten, match="cannot be written"):
             build_image(output, source=linux, progress=Silent())
 
 
-def test_a_cache_the_kernel_cannot_be_built_in_is_refused(
+def test_a_cache_path_that_make_cannot_handle_is_refused(
     linux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "my cache"))
@@ -311,7 +313,7 @@ def test_a_cache_the_kernel_cannot_be_built_in_is_refused(
 
 
 class Waiting(Silent):
-    """Progress that tells when the build waits for another one."""
+    """Progress that reports when the build waits for another one."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -321,7 +323,7 @@ class Waiting(Silent):
         self.event.set()
 
 
-def test_who_waited_for_a_build_takes_its_image(linux: Path) -> None:
+def test_a_build_that_waited_for_another_takes_its_image(linux: Path) -> None:
     cache_root().mkdir(parents=True)
     progress, results = Waiting(), list[Path]()
     with (cache_root() / "build.lock").open("w") as lock:
@@ -336,7 +338,7 @@ def test_who_waited_for_a_build_takes_its_image(linux: Path) -> None:
     assert results == [cached]
 
 
-def test_a_failing_build_is_one_line_and_a_log(linux: Path, cache: Path) -> None:
+def test_a_failed_build_is_reported_in_one_line_with_its_log(linux: Path, cache: Path) -> None:
     with (linux / "Makefile").open("a") as makefile:
         makefile.write("allnoconfig:\n\t@echo 'driver.c:1: error: no such thing'; false\n")
     recipe = replace(recipe_of(linux), digest="1" * 64)

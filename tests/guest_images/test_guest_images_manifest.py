@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest in an image's ELF note: written, read back, and refused when it is damaged."""
+"""The manifest in an image's ELF note: written, read, and refused when damaged."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def fields(**changes: object) -> dict[str, object]:
     return {**json.loads(note[20:].rstrip(b"\0")), **changes}
 
 
-def test_what_was_written_is_read_back(image: Path) -> None:
+def test_a_written_manifest_is_read_back(image: Path) -> None:
     assert read_manifest(image) == MANIFEST
 
 
-def test_the_program_around_it_still_runs(image: Path) -> None:
+def test_a_program_with_a_manifest_still_runs(image: Path) -> None:
     image.chmod(0o755)
     assert subprocess.run([image], check=False).returncode == 3
 
@@ -95,7 +95,7 @@ def test_other_files_have_no_manifest(tmp_path: Path, content: bytes) -> None:
     assert read_manifest(path) is None
 
 
-def test_a_foreign_elf_file_has_no_manifest(program: Path) -> None:
+def test_an_ordinary_elf_file_has_no_manifest(program: Path) -> None:
     assert read_manifest(program) is None
 
 
@@ -104,9 +104,7 @@ def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:
         read_manifest(tmp_path / "absent")
 
 
-def test_any_truncation_is_noticed_or_leaves_the_manifest_whole(
-    image: Path, tmp_path: Path
-) -> None:
+def test_a_truncated_file_is_refused_or_has_the_whole_manifest(image: Path, tmp_path: Path) -> None:
     whole = image.read_bytes()
     cut = tmp_path / "cut"
     refused = 0
@@ -119,7 +117,7 @@ def test_any_truncation_is_noticed_or_leaves_the_manifest_whole(
     assert refused > 10
 
 
-def test_no_single_damaged_byte_escapes_as_another_exception(image: Path, tmp_path: Path) -> None:
+def test_a_damaged_byte_raises_no_other_exception(image: Path, tmp_path: Path) -> None:
     whole = image.read_bytes()
     start = whole.index(b"pyvmm\0\0\0")
     damaged = tmp_path / "damaged"
@@ -138,11 +136,11 @@ def test_no_single_damaged_byte_escapes_as_another_exception(image: Path, tmp_pa
 @pytest.mark.parametrize(
     ("note", "message"),
     [
-        (b"", "cut short"),
-        (b"\6\0\0\0", "cut short"),
-        (struct.pack("<III", 6, 400, 1) + b"pyvmm\0\0\0{}", "cut short"),
-        (struct.pack("<III", 6, 2, 2) + b"pyvmm\0\0\0{}", "foreign name or type"),
-        (struct.pack("<III", 6, 2, 1) + b"pyvmn\0\0\0{}", "foreign name or type"),
+        (b"", "truncated"),
+        (b"\6\0\0\0", "truncated"),
+        (struct.pack("<III", 6, 400, 1) + b"pyvmm\0\0\0{}", "truncated"),
+        (struct.pack("<III", 6, 2, 2) + b"pyvmm\0\0\0{}", "another name or type"),
+        (struct.pack("<III", 6, 2, 1) + b"pyvmn\0\0\0{}", "another name or type"),
         (struct.pack("<III", 6, 2, 1) + b"pyvmm\0\0\0{]", "not JSON"),
         (struct.pack("<III", 6, 60000, 1) + b"pyvmm\0\0\0" + b"[" * 60000, "not JSON"),
         (note_of([1]), "not a JSON object"),
@@ -164,19 +162,19 @@ def test_a_damaged_manifest_is_refused(
         read_manifest(path)
 
 
-def test_later_fields_do_not_disturb(program: Path, tmp_path: Path) -> None:
+def test_unknown_fields_are_ignored(program: Path, tmp_path: Path) -> None:
     path = with_note(program, tmp_path / "image", note_of(fields(flavour="new")))
     assert read_manifest(path) == MANIFEST
 
 
-def test_info_shows_all_of_it(image: Path) -> None:
+def test_info_shows_every_field(image: Path) -> None:
     shown = CliRunner().invoke(image_command, ["info", str(image)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     for text in ("Linux 6.12.117", "pyvmm page-bitmap v1", "page_bitmap=1", MANIFEST.inputs):
         assert text in shown.output
 
 
-def test_info_on_anything_else_is_the_users_to_mend(program: Path, tmp_path: Path) -> None:
+def test_info_on_another_file_is_a_user_error(program: Path, tmp_path: Path) -> None:
     damaged = with_note(program, tmp_path / "image", b"")
     for path in (program, damaged, tmp_path / "absent", tmp_path):
         outcome = CliRunner().invoke(image_command, ["info", str(path)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's memory program, compiled and run here: it must find exactly what was changed."""
+"""`pattern`, the guest's memory program, compiled and run here: it finds every changed byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Session:
-    """A running `pattern` that is spoken to on its standard input."""
+    """A running `pattern` that takes commands on its standard input."""
 
     def __init__(self, program: Path) -> None:
         self.process = subprocess.Popen(
@@ -43,7 +43,7 @@ class Session:
         return self.process.stdout.readline().rstrip("\n")
 
     def memory(self, mib: int) -> tuple[Path, int]:
-        """Return the file of the process's memory and where its `mib` MiB lie in it."""
+        """Return the file of the process's memory and the offset of its `mib` MiB in it."""
         maps = Path(f"/proc/{self.process.pid}/maps").read_text()
         for line in maps.splitlines():
             start, end = (int(text, 16) for text in line.split()[0].split("-"))
@@ -64,7 +64,7 @@ class Session:
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        """None of its threads runs meanwhile."""
+        """Stop all threads of the process for the duration of the block."""
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)
         yield
@@ -85,7 +85,7 @@ def one_shot(program: Path, *arguments: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def test_one_shot_runs_its_arguments_in_order(program: Path) -> None:
+def test_commands_given_as_arguments_run_in_order(program: Path) -> None:
     status, replies = one_shot(program, *["alloc", "3", "fill", "7", "verify", "7", "free"])
     assert replies == [
         "ok allocated 3 MiB",
@@ -96,14 +96,14 @@ def test_one_shot_runs_its_arguments_in_order(program: Path) -> None:
     assert status == 0
 
 
-def test_another_seed_is_wrong_nearly_everywhere(program: Path) -> None:
+def test_the_pattern_of_another_seed_differs_in_nearly_all_bytes(program: Path) -> None:
     status, replies = one_shot(program, *["alloc", "1", "fill", "7", "verify", "8"])
     wrong = int(replies[-1].rpartition(" ")[2])
     assert wrong > 0.99 * MIB
     assert status == 1
 
 
-def test_every_changed_byte_counts_once(session: Session) -> None:
+def test_every_changed_byte_is_counted_once(session: Session) -> None:
     assert session.command("alloc 4") == "ok allocated 4 MiB"
     assert session.command("fill 42") == "ok filled 4194304"
     offsets = [0, 1, 4095, 4096, 2 * MIB + 3, 4 * MIB - 1]
@@ -115,7 +115,7 @@ def test_every_changed_byte_counts_once(session: Session) -> None:
     assert session.command("verify 42") == "ok verified 4194304 wrong 0"
 
 
-def test_a_page_lost_or_moved_is_wrong(session: Session) -> None:
+def test_a_lost_or_moved_page_is_found(session: Session) -> None:
     session.command("alloc 2")
     session.command("fill 1")
     page = session.peek(2, 5 * PAGE_BYTES, PAGE_BYTES)
@@ -127,7 +127,7 @@ def test_a_page_lost_or_moved_is_wrong(session: Session) -> None:
     assert moved > 0.95 * PAGE_BYTES
 
 
-def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
+def test_allocated_memory_is_resident(session: Session) -> None:
     def resident_kib() -> int:
         status = Path(f"/proc/{session.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+)", status)
@@ -151,7 +151,7 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
         ("churn 1", "error nothing is allocated"),
         ("write 1", "error nothing is allocated"),
         ("report", "error nothing changes in the background"),
-        ("still", "error nothing changes in the background"),
+        ("stop", "error nothing changes in the background"),
         ("beat 0", "error cannot beat every 0 ms"),
         ("alloc", "error alloc takes a number"),
         ("alloc 1 2", "error '1 2' is not a number"),
@@ -168,14 +168,14 @@ def test_memory_is_there_as_soon_as_it_is_allocated(session: Session) -> None:
         ("x" * 1400, "error line too long"),
     ],
 )
-def test_bad_commands_get_one_reply_and_change_nothing(
+def test_invalid_commands_get_one_reply_and_change_nothing(
     session: Session, command: str, reply: str
 ) -> None:
     assert session.command(command) == reply
     assert session.command("alloc 1") == "ok allocated 1 MiB"
 
 
-def test_more_memory_than_there_is_is_refused(session: Session) -> None:
+def test_allocating_more_than_the_free_memory_is_refused(session: Session) -> None:
     assert re.fullmatch(
         r"error 8388608 MiB asked for, \d+ MiB available", session.command("alloc 8388608")
     )
@@ -183,7 +183,7 @@ def test_more_memory_than_there_is_is_refused(session: Session) -> None:
     assert session.command("alloc 1") == "error 1 MiB are allocated already"
 
 
-def test_thinned_memory_keeps_its_pattern_and_gives_the_rest_back(session: Session) -> None:
+def test_thin_keeps_the_pattern_of_the_pages_it_does_not_free(session: Session) -> None:
     session.command("alloc 1")
     session.command("fill 6")
     assert session.command("thin 1") == "error cannot keep every 1. page"
@@ -209,11 +209,11 @@ def test_thinned_memory_keeps_its_pattern_and_gives_the_rest_back(session: Sessi
         ("kill -9 $$", "ok 137 "),
     ],
 )
-def test_the_shell_s_words_come_on_one_line(session: Session, command: str, reply: str) -> None:
+def test_shell_output_is_escaped_into_one_line(session: Session, command: str, reply: str) -> None:
     assert session.command(f"shell {command}") == reply
 
 
-def test_the_first_error_ends_a_one_shot_run(program: Path) -> None:
+def test_the_first_error_ends_a_run_with_arguments(program: Path) -> None:
     assert one_shot(program, "alloc", "1", "fill", "x", "free") == (
         1,
         ["ok allocated 1 MiB", "error 'x' is not a number"],
@@ -221,7 +221,7 @@ def test_the_first_error_ends_a_one_shot_run(program: Path) -> None:
     assert one_shot(program, "alloc") == (1, ["error alloc takes a number"])
 
 
-def test_meminfo_says_what_proc_says(session: Session) -> None:
+def test_meminfo_agrees_with_proc(session: Session) -> None:
     reply = session.command("meminfo")
     found = re.fullmatch(r"ok total_kib (\d+) free_kib (\d+) available_kib (\d+)", reply)
     assert found is not None
@@ -230,13 +230,13 @@ def test_meminfo_says_what_proc_says(session: Session) -> None:
     assert found[1] == total[1]
 
 
-def test_blank_lines_get_no_reply_and_quit_ends(session: Session) -> None:
+def test_blank_lines_are_ignored_and_quit_ends_the_program(session: Session) -> None:
     assert session.command("\n  \nquit") == "ok bye"
     assert session.process.wait(10) == 0
 
 
 def figures(reply: str) -> dict[str, int]:
-    """Of `report` and `still`."""
+    """The figures in replies to `report` and `stop`."""
     words = reply.split()
     assert words[0] == "ok"
     return dict(zip(words[1::2], map(int, words[2::2]), strict=True))
@@ -244,7 +244,7 @@ def figures(reply: str) -> dict[str, int]:
 
 CHANGED_PAGES = 64
 SEEN_BYTES = int(0.9 * CHANGED_PAGES * PAGE_BYTES)
-"""Less than what was changed: a thread may have compared a page and not yet filled it."""
+"""Fewer than were changed: a thread may have compared a page and not yet rewritten it."""
 
 
 def pages_of(memory: bytes) -> list[bytes]:
@@ -252,7 +252,7 @@ def pages_of(memory: bytes) -> list[bytes]:
 
 
 def reported(session: Session, figure: str, least: int) -> dict[str, int]:
-    """What `report` says as soon as `figure` has come so far."""
+    """Return the reply to `report` once `figure` has reached a value."""
     deadline = time.monotonic() + 60
     while (report := figures(session.command("report")))[figure] < least:
         assert time.monotonic() < deadline, report
@@ -260,14 +260,14 @@ def reported(session: Session, figure: str, least: int) -> dict[str, int]:
     return report
 
 
-def test_churned_memory_changes_and_is_right(session: Session) -> None:
+def test_churned_memory_changes_and_stays_correct(session: Session) -> None:
     session.command("alloc 2")
     assert re.fullmatch(r"ok churning by [1-9]\d*", session.command("churn 7"))
     before = session.peek(2, 0, 2 * MIB)
     first = reported(session, "rounds", 2)
     assert session.peek(2, 0, 2 * MIB) != before
     assert first["bytes"] >= 2 * 2 * MIB
-    last = figures(session.command("still"))
+    last = figures(session.command("stop"))
     assert last["bytes"] >= first["bytes"] + 2 * MIB
     assert (last["wrong"], last["backward_us"]) == (0, 0)
     assert last["kb_per_s"] > 0
@@ -277,7 +277,7 @@ def test_churned_memory_changes_and_is_right(session: Session) -> None:
     assert session.command("free") == "ok freed 2 MiB"
 
 
-def test_churned_memory_that_is_old_or_lost_is_wrong(session: Session) -> None:
+def test_stale_or_lost_pages_of_churned_memory_are_found(session: Session) -> None:
     session.command("alloc 2")
     session.command("churn 7")
     old = session.peek(2, 0, CHANGED_PAGES * PAGE_BYTES)
@@ -288,25 +288,25 @@ def test_churned_memory_that_is_old_or_lost_is_wrong(session: Session) -> None:
     found = reported(session, "wrong", SEEN_BYTES)["wrong"]
     with session.standing_still():
         session.overwrite(2, 300 * PAGE_BYTES, bytes(CHANGED_PAGES * PAGE_BYTES))
-    last = figures(session.command("still"))
+    last = figures(session.command("stop"))
     assert last["wrong"] - found >= SEEN_BYTES
     assert session.command("quit") == "ok bye"
     assert session.process.wait(10) == 1
 
 
-def test_a_stop_is_a_long_step_of_the_clock(session: Session) -> None:
+def test_a_stopped_process_sees_a_long_step_of_the_clock(session: Session) -> None:
     session.command("alloc 1")
     session.command("churn 7")
     rounds = reported(session, "rounds", 1)["rounds"]
     with session.standing_still():
         time.sleep(0.3)
     reported(session, "rounds", rounds + 1)
-    last = figures(session.command("still"))
+    last = figures(session.command("stop"))
     assert last["step_us"] >= 250_000
     assert last["wrong"] == last["backward_us"] == 0
 
 
-def test_writes_come_at_the_rate_that_was_asked_for(session: Session) -> None:
+def test_write_keeps_its_rate(session: Session) -> None:
     session.command("alloc 4")
     session.command("fill 123456789")
     before = session.peek(4, 0, 4 * MIB)
@@ -321,23 +321,23 @@ def test_writes_come_at_the_rate_that_was_asked_for(session: Session) -> None:
     assert report["kb_per_s"] <= 41_000
     session.overwrite(4, 9 * PAGE_BYTES, bytes(PAGE_BYTES))
     reported(session, "rounds", report["rounds"] + 2)
-    assert 0 < figures(session.command("still"))["wrong"] <= 8
+    assert 0 < figures(session.command("stop"))["wrong"] <= 8
 
 
-def test_memory_at_work_is_left_alone(session: Session) -> None:
+def test_memory_in_use_by_the_background_is_not_changed(session: Session) -> None:
     session.command("alloc 1")
     session.command("churn 7")
     for command in ("fill 1", "verify 1", "thin 2", "free", "churn 8", "write 1"):
         assert session.command(command) == (
-            "error memory changes in the background; say still first"
+            "error memory changes in the background; stop that first"
         )
     assert session.command("shell echo well") == r"ok 0 well\n"
-    session.command("still")
+    session.command("stop")
     session.command("thin 2")
     assert session.command("churn 7") == "error only every 2. page was kept"
 
 
-def test_beats_are_counted_between_replies(session: Session) -> None:
+def test_heartbeats_are_numbered_between_replies(session: Session) -> None:
     assert session.command("beat 5") == "ok every 5 ms"
     assert session.process.stdout is not None
     assert [session.process.stdout.readline() for _ in range(3)] == [

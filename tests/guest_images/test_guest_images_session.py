@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that gives the guest's shell its terminal, compiled and run here on a pty."""
+"""`session`, which gives the guest's shell its terminal, compiled and run here on a pty."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_until(leader: int, text: bytes) -> bytes:
     return shown
 
 
-def test_the_terminal_interrupts_what_runs_on_it(program: Path) -> None:
+def test_an_interrupt_reaches_the_foreground_program(program: Path) -> None:
     process, leader = start(program, "sh", "-c", "echo ready; exec sleep 1000")
     # exec: a shell that is just starting another program may lose the signal.
     read_until(leader, b"ready")
@@ -60,14 +60,14 @@ def test_the_command_has_a_controlling_terminal(program: Path) -> None:
     assert process.wait(30) == 0
 
 
-def test_a_command_that_is_not_there(program: Path) -> None:
+def test_a_missing_command_is_reported(program: Path) -> None:
     process, leader = start(program, "/no/such/command")
     assert b"No such file or directory" in read_until(leader, b"\n")
     assert process.wait(30) == 127
 
 
 @pytest.mark.parametrize("arguments", [[], ["/dev/null"], ["/dev/null", "true"]])
-def test_no_terminal_no_command(program: Path, arguments: list[str]) -> None:
+def test_without_a_terminal_no_command_runs(program: Path, arguments: list[str]) -> None:
     done = subprocess.run([program, *arguments], capture_output=True, check=False, timeout=30)
     assert done.returncode == 126
     assert done.stderr

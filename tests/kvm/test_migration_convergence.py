@@ -173,7 +173,7 @@ def test_auto_converge_lets_a_writing_guest_migrate(
                 f" {moved / 1e6:.1f} MB/s"
             )
             assert moved > HALF * full_speed
-            reply = await there.command("still")
+            reply = await there.command("stop")
             assert " wrong 0 " in reply
             assert "backward_us 0" in reply
             there.console.send_line("quit")

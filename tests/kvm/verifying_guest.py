@@ -123,7 +123,7 @@ async def wait_for_balloon(guest: GuestSession, mib: int) -> None:
 async def verify_and_power_off(guest: GuestSession) -> VerificationReport:
     """Stop the verifying threads, verify all of the pattern a last time, and power off."""
     guest.vm.throttle(0)
-    report = VerificationReport.read(await guest.command("still")).require_intact()
+    report = VerificationReport.read(await guest.command("stop")).require_intact()
     guest.console.send_line("quit")
     assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
     counters = guest.vm.balloon.counters
