@@ -4,7 +4,7 @@
 `COMMANDS` gives the module of each subcommand and its line in `pyvmm --help`, so that no command
 pays for importing the others. `LazyGroup.main` is the only place that turns exceptions into exit
 statuses: 0 for success (or the int that a subcommand returns); 2, with one line on standard error,
-for everything that the user can mend (125 when the lab failed); 130 after Ctrl-C. Any other
+for everything that the user can correct (125 when the lab failed); 130 after Ctrl-C. Any other
 exception is a bug in pyvmm and keeps its traceback.
 """
 
