@@ -68,7 +68,7 @@ def build_image(
 
 
 def image_path(recipe: Recipe) -> Path:
-    """Return where in the cache the image of `recipe` is, or will be."""
+    """Return the path of the image of `recipe` in the cache, whether or not it exists."""
     return cache_root() / "images" / f"{recipe.digest[:32]}.img"
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * pattern: hold guest memory, fill it with a known pattern and count what changed.
+ * pattern: allocate guest memory, fill it with a known pattern and count wrong bytes.
  *
  * Commands come one per line on standard input, or all at once as arguments:
  *
@@ -9,18 +9,18 @@
  *   thin N        return all pages but every N-th to the kernel
  *   fill SEED     write the pattern of SEED over all of it
  *   verify SEED   compare with the pattern of SEED: "ok verified BYTES wrong N"
- *   free          give the memory back
- *   churn SEED    fill it, then rewrite it all the time, on every processor, comparing every word
+ *   free          free the memory
+ *   churn SEED    fill it, then rewrite it in a loop, on every processor, and compare each word
  *                 before it is rewritten (background.h)
- *   write MB_S    change one word in each page in turn, MB_S times 1,000,000 bytes' worth of pages a
- *                 second; their pattern is gone
+ *   write MB_S    change one word in each page in turn, MB_S * 1,000,000 bytes of pages a second;
+ *                 their pattern is lost
  *   report        figures of `churn` or `write` so far: "ok rounds N bytes N wrong N kb_per_s N
  *                 step_us N backward_us N". The last two are of CLOCK_MONOTONIC: the longest time
  *                 between two readings, and how far it has ever gone backwards
  *   stop          end `churn` or `write`, compare all churned memory a last time, and report
- *   beat MS       print "beat N", N = 1, 2 ..., every MS milliseconds from now on
+ *   beat MS       print "beat N", N = 1, 2 ..., every MS milliseconds
  *   meminfo       "ok total_kib T free_kib F available_kib A", from /proc/meminfo
- *   shell COMMAND "ok STATUS OUTPUT": what the shell prints, with its newlines as "\n" and its
+ *   shell COMMAND "ok STATUS OUTPUT": the output of the shell, with its newlines as "\n" and its
  *                 backslashes as "\\"; COMMAND is the rest of the line
  *   quit          end (so does end of input)
  *
@@ -63,7 +63,7 @@ static bool reply(bool ok, const char *format, ...)
 {
 	va_list arguments;
 
-	flockfile(stdout); /* a beat comes before or after it */
+	flockfile(stdout); /* no beat in the middle of a reply */
 	fputs(ok ? "ok " : "error ", stdout);
 	va_start(arguments, format);
 	vprintf(format, arguments);
@@ -74,7 +74,7 @@ static bool reply(bool ok, const char *format, ...)
 	return ok;
 }
 
-/* Whether there is memory that nobody changes; if not, the reply has been given. */
+/* Return whether memory is allocated and not changing; if not, the reply has been printed. */
 static bool at_rest(void)
 {
 	if (!memory)
@@ -135,7 +135,7 @@ static bool do_grab(uint64_t mib, const char *text)
 	return reply(true, "allocated %" PRIu64 " MiB", mib);
 }
 
-/* Linux promises more than it has and kills later; ask first, for a reply instead. */
+/* Linux overcommits and kills later; check first, to reply with an error instead. */
 static bool do_alloc(uint64_t mib, const char *text)
 {
 	uint64_t available_kib;
@@ -154,7 +154,7 @@ static uint64_t pages_kept(void)
 	return (pages + every - 1) / every;
 }
 
-/* Leaves holes of single pages behind; those within a huge page stay until that is split. */
+/* Leaves holes of single pages; those within a huge page stay until it is split. */
 static bool do_thin(uint64_t number, const char *text)
 {
 	char *bytes = (char *)memory;

@@ -90,13 +90,13 @@ def _facs() -> bytes:
 
 
 def _io_register(port: int, size_bytes: int) -> bytes:
-    """Generic address structure of an I/O register, or of an absent one (5.2.3.2)."""
+    """Return the generic address structure of an I/O register, or of an absent one (5.2.3.2)."""
     access = {0: 0, 1: 1}.get(size_bytes, 2)  # bytes, else words: PM1 registers are words
     return struct.pack("<BBBBQ", 1 if size_bytes else 0, 8 * size_bytes, 0, access, port)
 
 
 def _fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
-    """Fixed ACPI description table (5.2.9)."""
+    """Return the fixed ACPI description table (5.2.9)."""
     event_port = layout.ACPI_PM_PORT + acpi_pm.PM1A_EVENT_OFFSET
     control_port = layout.ACPI_PM_PORT + acpi_pm.PM1A_CONTROL_OFFSET
     reset_port = layout.ACPI_PM_PORT + acpi_pm.RESET_OFFSET

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyvmm.boot.errors import InitramfsUnusable, KernelUnusable, NotEnoughRam
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.elf.tables import MAGIC, ElfError, Segment, read_elf_tables
+from pyvmm.elf.tables import MAGIC, ElfError, ElfSegment, read_elf_tables
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 
@@ -38,7 +38,7 @@ class KernelImage(NamedTuple):
     path: Path
     vmlinux: Path
     entry: int
-    segments: tuple[Segment, ...]
+    segments: tuple[ElfSegment, ...]
     header: SetupHeader | None = None
 
     @property
@@ -93,7 +93,7 @@ def _read_elf(path: Path, vmlinux: Path, header: SetupHeader | None) -> KernelIm
     return KernelImage(path, vmlinux, entry, tuple(segments), header)
 
 
-def _parse(path: Path, file: BinaryIO) -> tuple[int, list[Segment]]:
+def _parse(path: Path, file: BinaryIO) -> tuple[int, list[ElfSegment]]:
     try:
         elf = read_elf_tables(file)
     except ElfError as error:
@@ -103,7 +103,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[int, list[Segment]]:
     return elf.entry, [segment for segment in elf.segments if segment.p_memsz]
 
 
-def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:
+def _check(path: Path, size: int, entry: int, segments: list[ElfSegment]) -> None:
     if not segments:
         raise _broken(path, "it has no loadable segment")
     free_from = layout.HIGH_MEMORY_GPA
@@ -121,7 +121,7 @@ def _check(path: Path, size: int, entry: int, segments: list[Segment]) -> None:
         raise _broken(path, f"its entry point {entry:#x} is outside its segments")
 
 
-def _end(segment: Segment) -> int:
+def _end(segment: ElfSegment) -> int:
     return segment.p_paddr + segment.p_memsz
 
 

@@ -32,7 +32,7 @@ class ElfError(Exception):
     """The ELF headers are invalid; the message gives the reason."""
 
 
-class Segment(NamedTuple):
+class ElfSegment(NamedTuple):
     """A program header of type PT_LOAD, its fields named as in the specification."""
 
     p_offset: int
@@ -47,7 +47,7 @@ class ElfTables(NamedTuple):
     machine: str
     """`e_machine` by its name in the specification, such as "EM_X86_64"; "" if not 64-bit."""
     entry: int
-    segments: tuple[Segment, ...]
+    segments: tuple[ElfSegment, ...]
     sections: dict[str, tuple[int, int]]
     """Offset and size in the file of the first section of each name."""
 
@@ -77,7 +77,7 @@ def _from_json(text: str) -> ElfTables:
     machine, entry, segments, sections = json.loads(text)
     places = {name: (int(offset), int(size)) for name, (offset, size) in sections.items()}
     return ElfTables(
-        str(machine), int(entry), tuple(Segment(*map(int, one)) for one in segments), places
+        str(machine), int(entry), tuple(ElfSegment(*map(int, one)) for one in segments), places
     )
 
 
@@ -90,7 +90,7 @@ def _parse(file: BinaryIO) -> ElfTables:
         if elf.elfclass != 64:
             return ElfTables("", 0, (), {})
         segments = tuple(
-            Segment(*(segment[field] for field in Segment._fields))
+            ElfSegment(*(segment[field] for field in ElfSegment._fields))
             for segment in elf.iter_segments("PT_LOAD")
         )
         sections: dict[str, tuple[int, int]] = {}

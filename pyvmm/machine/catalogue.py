@@ -49,6 +49,7 @@ def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
 def _rng(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
     if config.rng is None:
         return None
+    # 2 modules, for machines with this device only.
     from devices.rng.device import RngDevice
 
     return RngDevice(ports.ram.memory, ports.timers, ports.tracer, bytes_per_s=config.rng)

@@ -30,7 +30,7 @@ MANIFEST = Manifest(
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest ELF executable: no C library, no symbols to speak of."""
+    """Build a minimal ELF executable, without a C library."""
     path = tmp_path_factory.mktemp("elf") / "program"
     source = 'void _start(void) { __asm__("mov $60, %eax; mov $3, %edi; syscall"); }'
     flags = ["-nostdlib", "-static", "-x", "c", "-"]

@@ -236,7 +236,7 @@ def test_blank_lines_are_ignored_and_quit_ends_the_program(session: Session) -> 
 
 
 def figures(reply: str) -> dict[str, int]:
-    """The figures in replies to `report` and `stop`."""
+    """Return the figures in a reply to `report` or `stop`."""
     words = reply.split()
     assert words[0] == "ok"
     return dict(zip(words[1::2], map(int, words[2::2]), strict=True))

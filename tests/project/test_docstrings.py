@@ -44,7 +44,6 @@ def relative_openings(found: Iterator[tuple[int, str]]) -> list[tuple[int, str]]
     return [(line, text) for line, text in found if RELATIVE_CLAUSE.match(text.strip())]
 
 
-@pytest.mark.xfail(reason="rooms are being rewritten")
 def test_no_docstring_opens_with_a_relative_clause() -> None:
     offences = [
         f"{name_of(path)}:{line}: {text.splitlines()[0]}"
@@ -56,7 +55,6 @@ def test_no_docstring_opens_with_a_relative_clause() -> None:
     assert offences == []
 
 
-@pytest.mark.xfail(reason="rooms are being rewritten")
 def test_no_test_is_named_by_a_relative_clause() -> None:
     offences = [
         f"{name_of(path)}:{node.lineno}: {node.name}"

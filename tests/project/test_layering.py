@@ -99,7 +99,6 @@ def comment_at(lines: list[str], lineno: int) -> str:
     return comment
 
 
-@pytest.mark.xfail(reason="rooms are being rewritten")
 def test_a_deferred_import_names_the_cost_it_saves() -> None:
     offences = [
         f"{name_of(path)}:{line}"
@@ -146,7 +145,6 @@ def test_a_package_loads_without_the_others(package: str, others: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.xfail(reason="pyvmm.boot and pyvmm.elf are being edited")
 def test_no_two_public_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for path in files(*PRODUCT, "bench"):

@@ -118,7 +118,7 @@ def test_a_reset_or_the_end_of_the_guest_fails_the_request(error: type[Exception
                 pytest.fail("it gave all its hints")
         with pytest.raises(DriverUnavailable if error is GuestReset else GuestEnded):
             async with hints.held(LONG_S):
-                pytest.fail("nobody is there")
+                pytest.fail("no driver is available")
 
     play(scenario)
 
