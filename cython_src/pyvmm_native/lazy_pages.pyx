@@ -156,8 +156,8 @@ cdef class LazyPages:
     vm.unprivileged_userfaultfd is 1). ValueError for a block outside RAM or given twice.
 
     `serving` is True once `serve` runs without the GIL: until then no thread may touch the
-    memory while it holds the GIL. `failed` is True once `serve` has met a block that cannot be used; it is
-    set before any thread can read zeros instead.
+    memory while it holds the GIL. `failed` is True once `serve` has met a block that cannot be
+    used; it is set before any thread can read zeros instead.
     """
 
     cdef GuestMemory memory
