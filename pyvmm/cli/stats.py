@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -22,10 +22,10 @@ from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
 
-_NO_ANSWER = "DeviceNotActive"
+if TYPE_CHECKING:
+    from pyvmm.cli.stats_tables import StatsReply
 
-Answer = Mapping[str, Any]
-"""The value of `query-balloon-stats`."""
+_NO_RESPONSE = "DeviceNotActive"
 
 
 @click.command()
@@ -75,7 +75,7 @@ def stats(address: str, watch_s: float | None, as_json: bool, timeout_s: float) 
 class _View(Protocol):
     """A way to show answers."""
 
-    def show(self, answer: Answer, before: Answer | None) -> None:
+    def show(self, answer: StatsReply, before: StatsReply | None) -> None:
         """Show `answer`, and how it differs from the one `before` it."""
 
     def no_answer(self, why: str) -> None:
@@ -85,7 +85,7 @@ class _View(Protocol):
 class _JsonLines:
     """A view of one line of JSON for each answer."""
 
-    def show(self, answer: Answer, before: Answer | None) -> None:
+    def show(self, answer: StatsReply, before: StatsReply | None) -> None:
         print(json.dumps(answer), flush=True)
 
     def no_answer(self, why: str) -> None:
@@ -119,7 +119,7 @@ def _show_once(client: QmpClient, view: _View, timeout_s: float) -> int:
 
 def _watch(client: QmpClient, view: _View, period_s: float, timeout_s: float) -> None:
     """Show an answer every `period_s`; raises `ConnectionClosedError` when the guest ends."""
-    before: Answer | None = None
+    before: StatsReply | None = None
     while True:
         next_at = time.monotonic() + period_s
         answer = _request(client, view, timeout_s)
@@ -134,12 +134,12 @@ def _watch(client: QmpClient, view: _View, period_s: float, timeout_s: float) ->
                 raise ConnectionClosedError
 
 
-def _request(client: QmpClient, view: _View, timeout_s: float) -> Answer | None:
+def _request(client: QmpClient, view: _View, timeout_s: float) -> StatsReply | None:
     """Return fresh statistics, or None after `view` has shown why there are none."""
     try:
-        answer: Answer = client.execute("query-balloon-stats", timeout=timeout_s)
+        answer: StatsReply = client.execute("query-balloon-stats", timeout=timeout_s)
     except QmpError as error:
-        if error.error_class != _NO_ANSWER:
+        if error.error_class != _NO_RESPONSE:
             raise
         view.no_answer(error.desc)
         return None

@@ -18,14 +18,14 @@ from rich.table import Table
 from devices.balloon.stat_tags import BY_NAME
 from pyvmm.units import format_size
 
-Answer = Mapping[str, Any]
+StatsReply = Mapping[str, Any]
 """The value of `query-balloon-stats`."""
 
 
 class Tables:
     """Views of answers one below the other, for a file or a pipe."""
 
-    def show(self, answer: Answer, before: Answer | None) -> None:
+    def show(self, answer: StatsReply, before: StatsReply | None) -> None:
         Console().print(table(answer, before))
 
     def no_answer(self, why: str) -> None:
@@ -39,7 +39,7 @@ class LiveTable:
         self.live = Live(auto_refresh=False)
         self._table: Table | None = None
 
-    def show(self, answer: Answer, before: Answer | None) -> None:
+    def show(self, answer: StatsReply, before: StatsReply | None) -> None:
         self._table = table(answer, before)
         self.live.update(self._table, refresh=True)
 
@@ -51,7 +51,7 @@ class LiveTable:
             self.live.update(self._table, refresh=True)
 
 
-def table(answer: Answer, before: Answer | None) -> Table:
+def table(answer: StatsReply, before: StatsReply | None) -> Table:
     """Return `answer` as a table; with `before`, an earlier answer, also the changes since."""
     clock = time.strftime("%H:%M:%S", time.localtime(answer["time"]["seconds"]))
     result = Table(title=f"memory of the guest at {clock}")

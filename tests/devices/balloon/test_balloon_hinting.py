@@ -44,17 +44,17 @@ class Hinter:
     def command(self, command_id: int) -> None:
         self.send(struct.pack("<I", command_id))
 
-    def send(self, text: bytes = b"", *lent: tuple[int, int]) -> list[Used]:
+    def send(self, text: bytes = b"", *writable: tuple[int, int]) -> list[Used]:
         queue = self.driver.queues[HINTS]
-        queue.add([text] if text else [], writable_segments=lent)
+        queue.add([text] if text else [], writable_segments=writable)
         self.driver.notify(HINTS)
         self.driver.board.serve()
         used = queue.take_used()
         assert [each.length for each in used] == [0], "the buffer is back, nothing written"
         return used
 
-    def hint(self, *lent: tuple[int, int]) -> None:
-        self.send(b"", *lent)
+    def hint(self, *writable: tuple[int, int]) -> None:
+        self.send(b"", *writable)
 
     @property
     def bad_payloads(self) -> int:

@@ -61,7 +61,7 @@ def test_reported_pages_are_discarded_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lent", "pages"),
+    ("writable", "pages"),
     [
         ((1, PAGE_BYTES), 0),
         ((0, PAGE_BYTES - 1), 0),
@@ -69,9 +69,9 @@ def test_reported_pages_are_discarded_and_no_others() -> None:
         ((PAGE_BYTES - 1, PAGE_BYTES + 2), 1),
     ],
 )
-def test_only_whole_pages_are_discarded(lent: tuple[int, int], pages: int) -> None:
+def test_only_whole_pages_are_discarded(writable: tuple[int, int], pages: int) -> None:
     driver = reporter()
-    report(driver, lent)
+    report(driver, writable)
     assert pages_with(driver, b"\0") == pages
     assert driver.board.balloon.counters.reported_pages == pages
 
@@ -114,13 +114,13 @@ def test_a_reset_clears_poison_val() -> None:
     assert pages_with(driver, b"\0") == 1
 
 
-@pytest.mark.parametrize(("lent", "text"), [((), b"text"), (((0, PAGE_BYTES),), b"text")])
+@pytest.mark.parametrize(("writable", "text"), [((), b"text"), (((0, PAGE_BYTES),), b"text")])
 def test_a_report_with_readable_bytes_is_refused(
-    lent: tuple[tuple[int, int], ...], text: bytes
+    writable: tuple[tuple[int, int], ...], text: bytes
 ) -> None:
     """Such as a command id of free page hinting from a driver with other queue numbers."""
     driver = reporter()
-    assert [used.length for used in report(driver, *lent, text=text)] == [0]
+    assert [used.length for used in report(driver, *writable, text=text)] == [0]
     assert pages_with(driver, b"\0") == 0
     assert "balloon.bad_payload" in driver.board.tracer.names
 

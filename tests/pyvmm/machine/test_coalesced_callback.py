@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However often a guest has news, one callback waits, and it sees the latest."""
+"""Any number of calls schedule one callback, which sees the latest state."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ def test_many_calls_are_one() -> None:
     waiting.pop()()
     assert seen == [100_000]
     changed()
-    assert len(waiting) == 1, "news after the callback began are news"
+    assert len(waiting) == 1, "a change after the callback began schedules another"
 
 
 def test_a_call_from_the_callback_is_another() -> None:
