@@ -52,7 +52,7 @@ def test_no_docstring_opens_with_a_relative_clause() -> None:
             (native_docstrings if path.suffix == ".pyx" else docstrings)(path.read_text())
         )
     ]
-    assert offences == []
+    assert not offences, "\n".join(offences)
 
 
 def test_no_test_is_named_by_a_relative_clause() -> None:
@@ -62,7 +62,7 @@ def test_no_test_is_named_by_a_relative_clause() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and TEST_NAME.match(node.name)
     ]
-    assert offences == []
+    assert not offences, "\n".join(offences)
 
 
 @pytest.mark.parametrize(

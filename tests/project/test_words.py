@@ -135,7 +135,7 @@ def test_no_retired_identifier_returns(retired: Retired) -> None:
         module_name = [(1, part) for part in (*path.relative_to(ROOT).parts[:-1], path.stem)]
         found = retired.identifiers([*module_name, *names])
         offences += sorted({f"{name_of(path)}:{line}: {name}" for line, name in found})
-    assert offences == []
+    assert not offences, "\n".join(offences)
 
 
 def test_no_retired_phrase_returns(retired: Retired) -> None:
@@ -145,7 +145,7 @@ def test_no_retired_phrase_returns(retired: Retired) -> None:
         if not name_of(path).startswith((*RECORDS, *CHECKERS))
         for line, phrase in retired.phrases(path.read_text())
     ]
-    assert offences == []
+    assert not offences, "\n".join(offences)
 
 
 def test_the_glossary_names_files_that_exist() -> None:
