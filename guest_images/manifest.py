@@ -16,9 +16,8 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pyvmm.elf.tables import ElfError, read_elf_tables
 from pyvmm.errors import UserError
@@ -38,8 +37,7 @@ class _Damaged(Exception):
     """The reason why the file's manifest cannot be read."""
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """The description of a guest image.
 
     `dialect` names the balloon wire format the guest speaks by default; `append` is the kernel
@@ -70,7 +68,7 @@ class Manifest:
 
     def to_note(self) -> bytes:
         """Return the whole ELF note, ready to be the content of the section."""
-        content = json.dumps({"version": VERSION, **asdict(self)}).encode()
+        content = json.dumps({"version": VERSION, **self._asdict()}).encode()
         header = struct.pack("<III", len(NOTE_NAME), len(content), NOTE_TYPE)
         return header + _padded(NOTE_NAME) + _padded(content)
 

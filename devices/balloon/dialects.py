@@ -14,8 +14,8 @@ that reads PFN arrays as bitmap headers discards the wrong memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from devices.balloon import bitmap, features
 from devices.balloon.features import (
@@ -51,8 +51,7 @@ CompleteBuffer = Callable[[Chain, int], None]
 """Returns a buffer that a handler kept to the driver, with the number of bytes written to it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dialect:
+class Dialect(NamedTuple):
     """Features, queues and request format of one balloon protocol."""
 
     name: str

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
@@ -88,14 +87,14 @@ class MiscResponse(NamedTuple):
 OnResponse = Callable[[MiscResponse], None]
 
 
-@dataclass
 class _Request:
-    command: MiscCommand
-    on_response: OnResponse
-    id: int | None = None
-    """None until the request is sent to the driver."""
-    messages: int = 0
-    pages: PageRuns = field(default_factory=PageRuns)
+    def __init__(self, command: MiscCommand, on_response: OnResponse) -> None:
+        self.command = command
+        self.on_response = on_response
+        self.id: int | None = None
+        """None until the request is sent to the driver."""
+        self.messages = 0
+        self.pages = PageRuns()
 
 
 class MiscQueue(QueueHandler):

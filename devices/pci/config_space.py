@@ -22,7 +22,6 @@ byte after the next pointer:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -58,14 +57,14 @@ class BarPlacement(Protocol):
         """Stop decoding the BAR at `gpa`."""
 
 
-@dataclass(slots=True)
 class _Bar:
-    index: int
-    size_bytes: int
-    handler: BusDevice
-    flags: int
-    address: int = 0  # as the guest programmed it
-    gpa: int | None = None  # where it is decoded
+    def __init__(self, index: int, size_bytes: int, handler: BusDevice, flags: int) -> None:
+        self.index = index
+        self.size_bytes = size_bytes
+        self.handler = handler
+        self.flags = flags
+        self.address = 0  # as the guest programmed it
+        self.gpa: int | None = None  # where it is decoded
 
 
 class PciFunction:

@@ -2,14 +2,16 @@
 """The entropy device (VIRTIO 1.2, section 5.4): buffers come back filled with random bytes.
 
 The device has one queue, no feature bits and no configuration space (5.4.2 to 5.4.4). The driver
-makes device-writable buffers available, and each returns with at least one random byte, at most
+makes device-writable buffers available, and each returns filled with random bytes, at most
 `MAX_FILL_BYTES` of them, whatever its length: the device MAY use less than the entire buffer
 (5.4.6.2). So one notification costs a bounded amount of work.
 
 With a rate limit the device has a credit of time, which grows with the clock up to one second and
 of which each byte costs its share. A buffer that the credit does not cover stays in flight, in the
-order of arrival, and a timer wakes the device when it does. A short credit is not spent on a single
-byte: a buffer waits until it can be filled, or for a tenth of a second's worth of bytes.
+order of arrival, and a timer wakes the device when it does. The device never fills a buffer in part
+to save time: Linux's driver waits for ever when it has consumed a part of a short one (6.12.117,
+copy_data in drivers/char/hw_random/virtio-rng.c). So at a low rate the credit grows beyond a second
+while a buffer waits, up to the price of that buffer.
 
 `entropy(count)` returns `count` bytes of a cryptographic generator, `os.urandom` unless given.
 """
@@ -34,7 +36,7 @@ DEVICE_ID = 4
 
 REQUEST_QUEUE = 0
 QUEUE_SIZE = 256
-MAX_FILL_BYTES = 64 * 1024
+MAX_FILL_BYTES = 4096
 _SECOND_NS = 1_000_000_000
 _RETRY_NS = _SECOND_NS // 10
 
@@ -82,9 +84,10 @@ class RngDevice(VirtioDevice):
         if not chain.writable_bytes:
             raise BadPayload("a request has no room for a random byte")
         if not self.bytes_per_s:
-            return self._fill(chain, MAX_FILL_BYTES)
-        if not self._waiting and (at_most := self._affordable_bytes(chain)):
-            return self._fill(chain, at_most)
+            return self._fill(chain)
+        self._accrue()
+        if not self._waiting and self._price_ns(chain) <= self._credit_ns:
+            return self._fill(chain)
         self._waiting.append(chain)
         if len(self._waiting) == 1:
             self._arm()
@@ -108,7 +111,7 @@ class RngDevice(VirtioDevice):
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
         """As `VirtioDevice.check_own_state`. Without a limit here, waiting buffers go at once."""
         supplied_bytes = state.counter("supplied_bytes")
-        credit_ns = state.number("credit_ns", below=_SECOND_NS + 1)
+        credit_ns = state.number("credit_ns", below=MAX_FILL_BYTES * _SECOND_NS + 1)
         restore_timer = check_timer(state.part("timer"), self._timer)
         ring = saved.queues[REQUEST_QUEUE].ring
         waiting = check_in_flight(state, "waiting", ring, at_most=QUEUE_SIZE)
@@ -120,17 +123,17 @@ class RngDevice(VirtioDevice):
             self._credit_ns, self._credited_at_ns = credit_ns, self._timers.now_ns()
             self._waiting = deque(waiting)
             restore_timer()
-            if waiting and self._timer.remaining_ns is None:
+            if waiting and (self._timer.remaining_ns is None or not self.bytes_per_s):
                 self._timer.arm(0)
 
         return restore
 
-    def _fill(self, chain: Chain, at_most: int) -> int:
-        """Write random bytes, at most `at_most` of them; return how many."""
-        count = min(chain.writable_bytes, at_most, MAX_FILL_BYTES)
+    def _fill(self, chain: Chain) -> int:
+        """Write random bytes at the expense of the credit; return how many."""
+        count = min(chain.writable_bytes, MAX_FILL_BYTES)
         self.supplied_bytes += count
         if self.bytes_per_s:
-            self._credit_ns -= count * _SECOND_NS // self.bytes_per_s
+            self._credit_ns = max(0, self._credit_ns - self._price_ns(chain))
         return chain.write(self._entropy(count))
 
     def _serve_waiting(self) -> None:
@@ -138,32 +141,29 @@ class RngDevice(VirtioDevice):
         if self.running and not self.live:
             self._timer.arm(_RETRY_NS)  # the driver has disabled bus mastering
             return
+        self._accrue()
         while self._waiting and self.running:
             chain = self._waiting[0]
-            at_most = self._affordable_bytes(chain) if self.bytes_per_s else MAX_FILL_BYTES
-            if not at_most:
+            if self.bytes_per_s and self._price_ns(chain) > self._credit_ns:
                 self._arm()
                 return
             self._waiting.popleft()
-            self.complete(REQUEST_QUEUE, chain, self._fill(chain, at_most))
+            self.complete(REQUEST_QUEUE, chain, self._fill(chain))
 
-    def _affordable_bytes(self, chain: Chain) -> int:
-        """Return how many bytes of `chain` may be filled now; 0 until it is worth returning."""
-        self._accrue()
-        affordable = self._credit_ns * self.bytes_per_s // _SECOND_NS
-        return affordable if affordable >= self._worthwhile_bytes(chain) else 0
-
-    def _worthwhile_bytes(self, chain: Chain) -> int:
-        """Return the fewest bytes to return `chain` with: all of it, or a tenth of a second's."""
-        return min(chain.writable_bytes, max(1, self.bytes_per_s // 10))
+    def _price_ns(self, chain: Chain) -> int:
+        """Return the credit that filling `chain` costs."""
+        count = min(chain.writable_bytes, MAX_FILL_BYTES)
+        return -(-count * _SECOND_NS // self.bytes_per_s)
 
     def _accrue(self) -> None:
-        """Bring the credit up to date; it never exceeds one second."""
+        """Bring the credit up to date: at most a second, or the price of the buffer that waits."""
         now_ns = self._timers.now_ns()
-        self._credit_ns = min(_SECOND_NS, self._credit_ns + now_ns - self._credited_at_ns)
+        limit_ns = _SECOND_NS
+        if self._waiting and self.bytes_per_s:
+            limit_ns = max(limit_ns, self._price_ns(self._waiting[0]))
+        self._credit_ns = min(limit_ns, self._credit_ns + now_ns - self._credited_at_ns)
         self._credited_at_ns = now_ns
 
     def _arm(self) -> None:
-        """Wake up when the first waiting buffer can be returned."""
-        price_ns = -(-self._worthwhile_bytes(self._waiting[0]) * _SECOND_NS // self.bytes_per_s)
-        self._timer.arm(max(0, price_ns - self._credit_ns))
+        """Wake up when the first waiting buffer can be filled."""
+        self._timer.arm(max(0, self._price_ns(self._waiting[0]) - self._credit_ns))

@@ -10,7 +10,6 @@ fields first (4.1.4.3.2), so later writes are ignored and cannot move a ring und
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 from devices.state import Fields, Payload
@@ -29,16 +28,35 @@ class QueueSpec(NamedTuple):
     """The longest valid request; a longer one is a bad payload, and is not copied."""
 
 
-@dataclass
 class QueueCounters:
     """Counters of one queue since the device was created; a reset does not clear them."""
 
-    requests: int = 0
-    readable_bytes: int = 0
-    """The device-readable bytes of those requests."""
-    bad_payloads: int = 0
-    interrupts: int = 0
-    """Used buffer notifications sent to the driver."""
+    def __init__(self) -> None:
+        self.requests = 0
+        self.readable_bytes = 0
+        """The device-readable bytes of those requests."""
+        self.bad_payloads = 0
+        self.interrupts = 0
+        """Used buffer notifications sent to the driver."""
+
+    def save_state(self) -> Payload:
+        """Return the values of all counters."""
+        return {
+            "requests": self.requests,
+            "readable_bytes": self.readable_bytes,
+            "bad_payloads": self.bad_payloads,
+            "interrupts": self.interrupts,
+        }
+
+    @classmethod
+    def from_state(cls, state: Fields) -> QueueCounters:
+        """Return the saved counters. Raises StateError."""
+        counters = cls()
+        counters.requests = state.counter("requests")
+        counters.readable_bytes = state.counter("readable_bytes")
+        counters.bad_payloads = state.counter("bad_payloads")
+        counters.interrupts = state.counter("interrupts")
+        return counters
 
 
 class DeviceQueue:
@@ -102,7 +120,7 @@ class DeviceQueue:
             "device_gpa": self.device_gpa,
             "enabled": self.enabled,
             "indices": [] if ring is None else [ring.next_avail, ring.next_used],
-            "counters": asdict(self.counters),
+            "counters": self.counters.save_state(),
         }
 
     @classmethod
@@ -121,10 +139,7 @@ class DeviceQueue:
             device_gpa=state.number("device_gpa"),
         )
         queue.enabled = state.flag("enabled")
-        counters = state.part("counters")
-        queue.counters = QueueCounters(
-            **{each.name: counters.counter(each.name) for each in fields(QueueCounters)}
-        )
+        queue.counters = QueueCounters.from_state(state.part("counters"))
         indices = state.numbers("indices", at_most=2, below=1 << 16)
         if indices:
             queue._activate_at(indices, state, memory, negotiated)
