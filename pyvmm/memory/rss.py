@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """RSS of process `pid`, this one if None, in bytes, guest RAM included."""
+    """Return the RSS of process `pid`, or of this one, in bytes, guest RAM included."""
     return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
@@ -24,7 +24,7 @@ class Sample:
 
 
 class RssSampler(threading.Thread):
-    """Samples RSS every `interval_s` seconds from `start` to `stop`."""
+    """Samples RSS every `interval_s` seconds from `start` to `stop`, in a thread of its own."""
 
     def __init__(self, interval_s: float = 0.1) -> None:
         super().__init__(name="rss-sampler", daemon=True)

@@ -154,7 +154,10 @@ class _Header:
 
 
 class RecordReader:
-    """Turns bytes into records; `kinds` are those that are known, by name."""
+    """Turns bytes into records; `kinds` are those that are known, by name.
+
+    Threads: event loop for snapshots, migration for streams.
+    """
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
         self._kinds = kinds
