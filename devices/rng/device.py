@@ -9,7 +9,7 @@ makes device-writable buffers available, and each returns filled with random byt
 With a rate limit the device has a credit of time, which grows with the clock up to one second and
 of which each byte costs its share. A buffer that the credit does not cover stays in flight, in the
 order of arrival, and a timer wakes the device when it does. The device never fills a buffer in part
-to save time: Linux's driver waits for ever when it has consumed a part of a short one (6.12.117,
+to save time: Linux's driver waits without end when it has consumed a part of a short one (6.12.117,
 copy_data in drivers/char/hw_random/virtio-rng.c). So at a low rate the credit grows beyond a second
 while a buffer waits, up to the price of that buffer.
 
