@@ -175,19 +175,19 @@ _INTRODUCTION = """\
 <!-- Generated from the tests by `make conformance`: do not edit. -->
 # Conformance to VIRTIO 1.2
 
-Every requirement that version 1.2 of the [specification][virtio] makes of a PCI memory balloon
-device with split virtqueues, in our words and under its clause numbers, with the tests that show
-it and how they ended. Each says what the device does, so what the specification puts as "MUST NOT
-write" is "writes to no" here. A level of "text" is a duty that the specification states outside its
-lists of requirements; "(1.3)" marks what version 1.3 added. What belongs to a feature that is not
-offered is one row for all of it.
+All requirements of version 1.2 of the [specification][virtio] on PCI devices with split virtqueues,
+on the memory balloon and on the entropy device, in our words and under its clause numbers, with the
+tests of each and their results. A statement describes the device, so "MUST NOT write" in the
+specification is "writes to no" here. The level "text" marks a duty that the specification states
+outside its lists of requirements; "(1.3)" marks an addition of version 1.3. The requirements of a
+feature that is not offered share one row.
 
-The statements are in [statements.toml](../tests/conformance/statements.toml); a test says what it
-shows with `@pytest.mark.conformance`. A statement that no test shows says why: it is a permission
-**not taken**, **not applicable** to this device, **not implemented**, or **not visible** to
-anything outside the device.
+The statements are in [statements.toml](../tests/conformance/statements.toml); tests refer to them
+with `@pytest.mark.conformance`. A statement without a test gives the reason: it is a permission
+**not taken**, **not applicable** to this device, **not implemented**, or **not visible** from
+outside the device.
 
-Everything here is about the standard dialect. The bitmap dialect shares all of it but section 5.5:
+The document covers the standard dialect of the balloon. The bitmap dialect shares all but 5.5:
 it is an extension from outside the specification that gives device feature bits 3 and 4 another
 meaning, and is offered only to guests configured for it.
 
