@@ -32,7 +32,7 @@ from pyvmm.cache.directory import cache_dir, write_atomically
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
-MODULES = ("virtio_pci", "virtio_balloon", "virtio_rng")
+MODULES = ("virtio_pci", "virtio_balloon", "virtio-rng")
 DRIVERS = ("kernel/drivers/virtio", "kernel/drivers/char/hw_random")
 """The directories of a package that hold these modules and their dependencies."""
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # depmod is there
