@@ -2,8 +2,8 @@
 """Any number of callbacks for one event.
 
 A device model exposes an event as an attribute, `bar_moved: Listeners[int] = Listeners()`, and
-calls it when the event happens; interested parties `add` themselves. No listener displaces another,
-and with none a call does nothing.
+calls it when the event happens; callbacks are registered with `add`. No listener displaces another,
+and without one a call does nothing.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class MsiSink(Protocol):
         """Set the message of `vector`, which is enabled and unmasked, to (address, data)."""
 
     def trigger(self, vector: int) -> None:
-        """Send the message that `route` has set last."""
+        """Send the message last set by `route`."""
 
 
 class HostNotifiers(Protocol):
@@ -55,7 +55,7 @@ class HostNotifiers(Protocol):
         """Catch 16-bit writes to `gpa` as notifications of `queue`; None catches none."""
 
     def notify(self, queue: int) -> None:
-        """Serve `queue` soon: a notification arrived as a register access."""
+        """Have `queue` served soon: a notification arrived as a register access."""
 
 
 class Timer(Protocol):
@@ -69,7 +69,7 @@ class Timer(Protocol):
         """Expire once, `delay_ns` nanoseconds from now; replaces an earlier deadline."""
 
     def cancel(self) -> None:
-        """Do not expire."""
+        """Disarm the timer."""
 
 
 class Timers(Protocol):

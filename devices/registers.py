@@ -23,7 +23,7 @@ from their bytes; a partial write is merged with the register's present value (w
 and WO, where zero bits mean nothing), unless the register takes `whole_writes_only`. Bytes that
 belong to no register read as 0 and ignore writes.
 
-Handlers see only values that fit the register. Nothing here locks: callers serialise.
+Handlers see only values that fit the register. Nothing here locks: callers serialise accesses.
 
 A table is also a `Stateful` part. It saves the values that it keeps and the guest can write; the
 value of a read-only register either never changes or is saved by its owner.

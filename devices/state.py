@@ -2,10 +2,10 @@
 """Saved state of a part of the machine, as plain values, and how it is checked and restored.
 
 A part (`Stateful`) saves itself as a `Payload`: names and plain values, including bytes and nested
-payloads. The writer of a file or stream adds kind, version and checksum. Saved state is as hostile
-as a guest, since it comes from a file or from the network. So it is read through `Fields`, every
-accessor of which checks the value it returns, and a wrong value raises a `StateError` that names
-part and field. `restore_state` checks everything before it changes anything.
+payloads. The writer of a file or stream adds kind, version and checksum. Saved state is as little
+trusted as a guest, since it comes from a file or from the network. So it is read through `Fields`,
+every accessor of which checks the value it returns, and a wrong value raises a `StateError` that
+names part and field. `restore_state` checks everything before it changes anything.
 
     def save_state(self):
         return {"index": self._index, "memory": bytes(self._memory)}
@@ -22,7 +22,7 @@ a `Restore`, the function that restores it; the part calls these when all checks
 standard library supports it. Bytes are {"$bytes": base64}, which is why no name begins with "$". A
 payload has exactly one encoding (names sorted, no spaces, no fractions), which `decode` enforces by
 encoding its result again: a duplicate name, or a number written in another way, is refused without
-a rule of its own.
+a separate check.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Restore: TypeAlias = Callable[[], None]
 T = TypeVar("T")
 
 MAX_PAYLOAD_BYTES = 1 << 20
-"""Longest encoded payload; the largest parts, of a vCPU or a device, take some ten KiB."""
+"""Longest encoded payload; the largest parts, of a vCPU or a device, take tens of KiB."""
 MAX_DEPTH = 12
 
 _BYTES = "$bytes"
@@ -200,13 +200,13 @@ class Fields:
         ]
 
     def same(self, name: str, here: int | str) -> None:
-        """Check that the saved value is the one of this machine."""
+        """Check that the saved value equals `here`, the value in this machine."""
         saved = self._take(name, type(here))
         if saved != here:
             raise self.error(name, f"is {saved!r} in the saved state and {here!r} here")
 
     def done(self) -> None:
-        """Refuse names, here or in the parts, that were never read."""
+        """Raise StateError if a field, here or in a part, was never read."""
         unknown = sorted(self._payload.keys() - self._taken)
         if unknown and not self._ignore_unknown:
             raise self.error(unknown[0], "is not known here")

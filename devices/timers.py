@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timers in a device's saved state.
 
-A deadline is saved as the nanoseconds that remain, because the clocks of two hosts have nothing in
-common; the virtual clock stands while the guest is paused, so none of them is lost.
+A deadline is saved as the nanoseconds that remain, because the clocks of two hosts are unrelated;
+the virtual clock stops while the guest is paused, so no time is lost.
 """
 
 from __future__ import annotations

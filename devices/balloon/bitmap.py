@@ -17,9 +17,9 @@ header of messages on the misc queue, and only the pages are read here.
 
 Decoding is strict wherever a mistake would name other memory: an unknown command or flag, an
 impossible page size, a bitmap shorter than announced. It is tolerant where pages do not depend on
-it: `reserved` and `req_id` are ignored, and so are bytes behind the announced bitmap, because
+it: `reserved` and `req_id` are ignored, and so are bytes after the announced bitmap, because
 drivers send whole 32 KiB bitmap buffers and the boundaries of descriptors carry no meaning (VIRTIO
-1.2, 2.6.4.1).
+1.2, 2.7.4.1).
 
 A stock driver that is offered PAGE_BITMAP mistakes it for FREE_PAGE_HINT, accepts it and sends PFN
 arrays (`devices.balloon.dialects`). None of them is a request that names a page of RAM: `bmap_len`
@@ -43,7 +43,7 @@ MAX_REQUEST_BYTES = HEADER.size + MAX_BITMAP_BYTES
 
 PAGE_SHIFT = 12
 MAX_PAGE_SHIFT = 30
-"""Largest page any guest architecture maps memory with, 1 GiB."""
+"""The largest page with which a guest architecture maps memory, 1 GiB."""
 MAX_PFN = 1 << 52
 """First 4 KiB page frame beyond what `PageRuns` and a 64-bit address can name."""
 
@@ -81,7 +81,7 @@ def read_header(payload: bytes) -> BitmapHeader:
 
 
 def pages_of(header: BitmapHeader, payload: bytes) -> PageRuns:
-    """Return the pages whose bit is set behind `header`, in 4 KiB frames; raises BadPayload."""
+    """Return the pages whose bit is set after `header`, in 4 KiB frames; raises BadPayload."""
     why = _violation(header, len(payload) - HEADER.size)
     if why is not None:
         raise BadPayload(why)

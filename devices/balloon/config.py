@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration space of the balloon (VIRTIO 1.2, section 5.5.4), little-endian.
 
-`num_pages` is how many pages the device requests to be in the balloon, `actual` how many the driver
-says are in it. The rest depends on the dialect and the features offered: `free_page_hint_cmd_id`
-exists with FREE_PAGE_HINT, `poison_val` with PAGE_POISON. An absent field reads as 0 and ignores
-writes.
+`num_pages` is the size of the balloon that the device requests, `actual` the size that the driver
+reports, both in 4 KiB pages. The rest depends on the dialect and the features offered:
+`free_page_hint_cmd_id` exists with FREE_PAGE_HINT, `poison_val` with PAGE_POISON. An absent field
+reads as 0 and ignores writes.
 
 The structure always has its full length. Offered the bitmap dialect, a stock Linux that poisons
 free pages mistakes MISC_VQ for PAGE_POISON and writes `poison_val`; its kernel stops with a BUG if

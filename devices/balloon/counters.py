@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of a balloon since it was made; no reset clears them."""
+"""Counters of a balloon since it was created; a reset does not clear them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Traffic(NamedTuple):
-    """The traffic of one queue since the device was made."""
+    """The traffic of one queue since the device was created."""
 
     requests: int
     """Buffers taken from the queue, bad ones included."""

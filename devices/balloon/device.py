@@ -8,8 +8,8 @@ queues exist and how they are numbered.
 One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
 a request on the inflate queue; `serve` passes it to `InflateQueue`, which has the dialect decode it
 to `PageRuns`, checks that every page is RAM, keeps whole host pages and has the RAM discard them;
-only then does the base class return the buffer, because the used entry is the promise that the
-memory is gone. The driver then writes `actual`.
+only then does the base class return the buffer, because the used entry promises that the
+memory is freed. The driver then writes `actual`.
 
 `actual` is whatever the guest wrote. It is limited to RAM before anything is computed from it.
 """
@@ -50,8 +50,8 @@ QUEUE_SIZE = 128
 class BalloonDevice(VirtioDevice):
     """Balloon speaking `dialect` over guest memory `ram`.
 
-    `offered` are the feature bits that the driver may choose from, a subset of those the dialect
-    knows; the default is the dialect's default.
+    `offered` are the feature bits that the device offers, a subset of those that the dialect
+    defines; by default, the dialect's default.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class BalloonDevice(VirtioDevice):
 
     @property
     def num_pages(self) -> int:
-        """Return how many 4 KiB pages the device requests the driver to put in the balloon."""
+        """Return the requested size of the balloon in 4 KiB pages."""
         return self.config["num_pages"]
 
     @property
     def actual(self) -> int:
-        """Return how many 4 KiB pages the driver says are in the balloon, at most all of RAM."""
+        """Return the size that the driver reports, in 4 KiB pages, limited to all of RAM."""
         return min(self.config["actual"], self._ram.pages.pages)
 
     @property
     def poison_val(self) -> int:
-        """Return the pattern that the driver says its free pages hold; 0 without PAGE_POISON."""
+        """Return the pattern with which the driver fills free pages; 0 without PAGE_POISON."""
         feature = self.dialect.features.options.get("page-poison", 0)
         return self.config["poison_val"] if self.accepted & feature else 0
 
@@ -120,9 +120,10 @@ class BalloonDevice(VirtioDevice):
         return self.live and role in self.roles.values()
 
     def request_stats(self) -> bool:
-        """Request fresh statistics, which go to `stats.report_received`; False if that cannot be.
+        """Request fresh statistics for `stats.report_received`; return False if not possible.
 
-        It cannot while no driver runs, without STATS_VQ, or while a request is outstanding.
+        It is not possible while no driver runs, without STATS_VQ, or while a request is
+        outstanding.
         """
         return self.live and self.stats.issue()
 
@@ -144,8 +145,8 @@ class BalloonDevice(VirtioDevice):
         """Return the role of each queue, by number.
 
         Fixed at its first use while the driver runs the device: the driver has enabled its queues
-        before it set DRIVER_OK (3.1.1), and a buffer that is kept must go back to the queue it came
-        from.
+        before it set DRIVER_OK (3.1.1), and a buffer that is kept must be returned to the queue it
+        came from.
         """
         if self._roles is None:
             enabled = [queue.index for queue in self.queues if queue.enabled]
@@ -208,7 +209,7 @@ class BalloonDevice(VirtioDevice):
             self._handlers[role].reset()
 
     def compatibility_key(self) -> dict[str, str]:
-        """As `VirtioDevice.compatibility_key`; a driver cannot be given another dialect."""
+        """As `VirtioDevice.compatibility_key`; the dialect cannot change under a driver."""
         return {"dialect": self.dialect.name}
 
     def save_own_state(self) -> Payload:
@@ -265,7 +266,7 @@ class BalloonDevice(VirtioDevice):
 
 
 def _queue_specs(handlers: Mapping[Role, QueueHandler], count: int) -> list[QueueSpec]:
-    """Return the specifications of all queues. The driver settles the roles after the first two."""
+    """Return the specifications of all queues. Features determine the roles after the first two."""
     inflate, deflate, *further = handlers.values()
     longest = max((handler.max_readable_bytes for handler in further), default=0)
     return [

@@ -64,7 +64,7 @@ class Dialect(NamedTuple):
     further_queues: tuple[tuple[int, Role], ...]
     """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
     further_config: tuple[tuple[int, Register], ...] = ()
-    """(feature bit, field) of the configuration space behind `actual`."""
+    """(feature bit, field) of the configuration space after `actual`."""
 
     @property
     def _numbered(self) -> tuple[tuple[int, Role], ...]:
@@ -77,7 +77,7 @@ class Dialect(NamedTuple):
         The list of 5.5.2 can be read in two ways if a feature before another was not negotiated.
         Real drivers number the queues that exist without gaps: Linux has done so since it supports
         absent queues (4.20), in 6.1 and 6.12 too (`queue_idx++` in
-        drivers/virtio/virtio_pci_common.c), and QEMU numbers the queues it offers in this way.
+        drivers/virtio/virtio_pci_common.c), and so does QEMU for the queues it offers.
         Patches of July 2024 that would have made Linux use the numbers of the list, with a fallback
         for QEMU, are not in 6.12. Drivers written from the specification may use the list's numbers
         and leave gaps: reporting_vq is 4 whether or not free_page_vq exists.

@@ -4,7 +4,7 @@
 The user chooses which bits a device offers (`offered_features`): each dialect has bits that it
 offers by default (`default`), further ones that it can offer (`optional`) and some of the default
 that cannot be withheld (`fixed`). A driver that does not accept what is `required` cannot be
-served. Bits 3 and 4 mean one thing in the standard and another in the bitmap extension of 2016, so
+served. Bits 3 and 4 have different meanings in the standard and in the bitmap extension of 2016, so
 there is one table for each dialect.
 """
 
@@ -53,7 +53,7 @@ class Features(NamedTuple):
 # memory that the guest really uses does need it. STATS_VQ costs one buffer. PAGE_POISON is offered
 # as in QEMU: it only lets a driver announce that it fills free pages, and a driver that cannot
 # announce it declines REPORTING. Off by default: DEFLATE_ON_OOM turns the balloon from a limit into
-# a loan; FREE_PAGE_HINT has guests hold all their free memory for a while; REPORTING makes free
+# a loan; FREE_PAGE_HINT makes guests hold all their free memory for a while; REPORTING makes free
 # memory cost page faults when it is used again.
 STANDARD = Features(
     names={
@@ -91,7 +91,7 @@ OPTIONS = tuple(dict.fromkeys(name for each in BY_DIALECT.values() for name in e
 
 
 class FeatureSelectionError(ValueError):
-    """A feature was named that the dialect does not have, or that cannot be set as asked."""
+    """The dialect does not have a named feature, or cannot have it offered or withheld."""
 
 
 def offered_features(dialect: str, offer: Iterable[str], withhold: Iterable[str]) -> int:

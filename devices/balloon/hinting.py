@@ -4,7 +4,7 @@
 The device starts a round by writing a new command id to `free_page_hint_cmd_id`. The driver puts
 that id on the queue in a buffer of 4 bytes, then buffers whose device-writable elements are free
 pages, which it allocates so that no other code can, and finally the id STOP. It keeps the pages
-until the field says DONE, unless it needs them sooner. So::
+until the field says DONE, unless it needs them sooner::
 
     hinting.start(on_end)      start a round; on_end is called when the driver has no more pages
     hinting.pages              all hints since the last `finish`
@@ -16,9 +16,9 @@ writes to it before it relies on it. A copy of memory may therefore leave out `p
 logged since before `start`, and must still copy every page that the log then names. Nothing is ever
 discarded because of a hint.
 
-Ids only ever grow, over resets too. Pages that come under an id that is not the current one, or
-under none, MUST be ignored (5.5.6.5.2). The memory that a driver can cause the device to use is
-bounded by `MAX_RUNS`: beyond it the round is ended.
+Ids increase, across resets too, and wrap after `LAST_ID`. Pages under an id other than the current
+one, or under none, MUST be ignored (5.5.6.5.2). The memory that a driver can cause the device to
+use is bounded by `MAX_RUNS`: beyond it the round is ended.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HintingResult(Enum):
     COMPLETE = "complete"
     """The driver had no more pages."""
     STOPPED = "stopped"
-    """The device requested no more."""
+    """The device ended the round."""
     RESET = "reset"
     """The driver was reset; its hints are void."""
 
@@ -70,12 +70,12 @@ class FreePageQueue(QueueHandler):
         """The driver has sent the id of the current round: the pages that follow belong to it."""
         self.pages = PageRuns()
         self.ignored = 0
-        """Buffers of pages outside any round, since the device was made."""
+        """Buffers of pages outside any round, since the device was created."""
 
     # Called by the machine.
 
     def start(self, on_end: Callable[[HintingResult], None]) -> None:
-        """Start a round; `on_end` is called once. One round at a time: the last one has ended."""
+        """Start a round, after the previous one has ended; `on_end` is called once."""
         assert self._on_end is None, "one round at a time"
         self._on_end = on_end
         self.last_id = self.last_id + 1 if self.last_id < LAST_ID else FIRST_ID

@@ -13,13 +13,13 @@ The driver responds on the same queue with device-readable messages in the forma
 CONT and a last one with DONE or UNSUPPORTED. Then it makes the request buffer available again. A
 request buffer is device-writable and a message device-readable, so the two cannot be confused.
 
-One request is outstanding at a time, and only messages with its id are accepted. Ids only ever
-grow, over resets too, so a message that comes late, twice, or for a cancelled request has an older
+One request is outstanding at a time, and only messages with its id are accepted. Ids increase,
+across resets too, so a message that is late, sent twice, or for a cancelled request has an older
 id; it is counted and otherwise ignored. Any other bad message makes the whole response invalid: a
 driver that is wrong about one page is not trusted about the others. The memory and work that a
 driver can cause are bounded by RAM, the length of a message and `MAX_MESSAGES`.
 
-Pages that the guest reports as unused may be in use again before the response is here. A copy of
+Pages that the guest reports as unused may be in use again before the response arrives. A copy of
 memory that has logged writes since before the request may leave them out. Nothing is ever discarded
 because of a response.
 """
@@ -111,7 +111,7 @@ class MiscQueue(QueueHandler):
         self.last_id = 0
         """Id of the last request that was sent to the driver."""
         self.late_messages = 0
-        """Messages for a request that was over already, since the device was made."""
+        """Messages for a request that had already ended, since the device was created."""
 
     # Called by the machine.
 
@@ -119,7 +119,7 @@ class MiscQueue(QueueHandler):
         """Send a request as soon as the driver provides its buffer, which may be now.
 
         `on_response` is called once, while the device serves a buffer or is reset, unless the
-        request is cancelled before. One request at a time: the last one is over or cancelled.
+        request is cancelled first. The previous request must have ended.
         """
         assert self._request is None, "one request at a time"
         self._request = _Request(command, on_response)

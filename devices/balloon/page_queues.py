@@ -3,8 +3,8 @@
 
 The dialect's decoder turns a request into `PageRuns`; every page of it must be RAM. Inflated pages
 are discarded before the buffer is returned to the driver. A deflate needs no work: a discarded page
-of anonymous memory comes back, zeroed, when the guest touches it. It is checked and counted all the
-same.
+of anonymous memory reads as zeros when the guest next touches it. The request is still checked and
+counted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class InflateQueue(QueueHandler):
         self._ram = ram
         self._tracer = tracer
         self.pages = 0
-        """4 KiB pages of valid requests since the device was made."""
+        """4 KiB pages of valid requests since the device was created."""
         self.discarded_bytes = 0
 
     def serve(self, chain: Chain) -> int:
@@ -84,7 +84,7 @@ class DeflateQueue(QueueHandler):
         self._ram = ram
         self._tracer = tracer
         self.pages = 0
-        """4 KiB pages of valid requests since the device was made."""
+        """4 KiB pages of valid requests since the device was created."""
 
     def serve(self, chain: Chain) -> int:
         """Check and count the pages of a request."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of the handlers: what the balloon does with the buffers of one of its queues.
+"""The interface of a queue handler, which serves the buffers of one of the balloon's queues.
 
-The device makes a handler for every queue that it offers, whether or not the driver accepts the
+The device creates a handler for every queue that it offers, whether or not the driver accepts the
 queue's feature. `BalloonDevice` finds the handler of a queue by its role; everything else that
 depends on the queue is the handler's.
 """
@@ -29,7 +29,7 @@ class QueueHandler(ABC):
         """
 
     def on_bad_payload(self, chain: Chain, error: BadPayload) -> int | None:
-        """As `VirtioDevice.on_bad_payload`; by default the buffer goes back with length 0."""
+        """As `VirtioDevice.on_bad_payload`; by default the buffer is returned, length 0."""
         return 0
 
     def reset(self) -> None:  # noqa: B027 (most queues have nothing in flight)

@@ -7,7 +7,7 @@ afterwards and reads zeros. There is no deflate.
 
 A driver that negotiated PAGE_POISON expects its free pages to hold `poison_val` all the time, and
 the device MUST NOT change them to anything else (5.5.6.7.2). A discarded page holds 0, so with any
-other value nothing is discarded; the report is returned and counted all the same.
+other value nothing is discarded; the report is still returned and counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ReportingQueue(QueueHandler):
         self._poison_val = poison_val
         self._tracer = tracer
         self.pages = 0
-        """4 KiB pages reported since the device was made."""
+        """4 KiB pages reported since the device was created."""
         self.discarded_bytes = 0
 
     def serve(self, chain: Chain) -> int:

@@ -4,16 +4,17 @@
 The roles of this queue are reversed. The driver puts one buffer with a report on the queue as soon
 as it starts; the device keeps the buffer, and returning it is the request upon which the driver
 fills it with a new report. So the device returns the buffer only to make a request, even if it
-holds a bad payload: that is counted and traced as any bad payload, but kept. Otherwise a driver
-with a bug, and not only a hostile one, would report again at once and forever. A second buffer,
-which a driver must not have on the queue (5.5.6.3.1), is a bad payload and does go back: the
-device never keeps more than one.
+holds a bad payload: that is counted and traced as any bad payload, but kept. Otherwise a buggy
+driver, and not only a hostile one, would send report after report. A second buffer, which a driver
+must not have on the queue (5.5.6.3.1), is a bad payload and is returned: the device never keeps
+more than one.
 
-A report may be on its way when the next one is requested, and was then measured before. `issue` and
-`request` differ in this: `issue` returns the buffer if the device has it, and any report will do;
-`request` registers a callback for a report measured after the call. Each report completes the last
-request issued, so a callback waits for the report on the first request issued after its own call.
-If callbacks remain when a report comes, its buffer goes back at once as the next request.
+A report may be on its way when the next one is requested, and was then measured before the request.
+That is why there are `issue` and `request`: `issue` returns the buffer if the device has it, and
+any report will do; `request` registers a callback for a report measured after the call. Each report
+completes the last request issued, so a callback waits for the report on the first request issued
+after its own call. If callbacks remain when a report arrives, its buffer is returned at once as the
+next request.
 
 A report is an array of packed `struct virtio_balloon_stat { le16 tag; le64 val; }` in any order.
 Unknown tags are kept by number and otherwise ignored (5.5.6.3.2); of a repeated tag the last value
@@ -50,7 +51,7 @@ class StatsReport(NamedTuple):
 
     @property
     def known(self) -> dict[str, int | None]:
-        """Return every statistic that has a name; None for those which are absent."""
+        """Return every statistic that has a name; None for those that are absent."""
         return {each.name: self.values.get(tag) for tag, each in enumerate(STATISTICS)}
 
     @property
@@ -60,7 +61,7 @@ class StatsReport(NamedTuple):
 
 
 OnReport = Callable[[StatsReport | BadPayload], None]
-"""Takes the report, or what was wrong with it."""
+"""Called with the report, or with the reason why it is invalid."""
 
 
 class _Waiter(NamedTuple):
@@ -86,7 +87,7 @@ class StatsQueue(QueueHandler):
         self._in_flight: Chain | None = None
         self._waiters: list[_Waiter] = []
         self.requests = 0
-        """Requests issued since the device was made."""
+        """Requests issued since the device was created."""
         self.report_received: Listeners[StatsReport] = Listeners()
         """Called with every valid report, requested or not."""
 
@@ -109,9 +110,10 @@ class StatsQueue(QueueHandler):
         self._waiters = [each for each in self._waiters if each.on_report is not on_report]
 
     def issue(self) -> bool:
-        """Request a report; False if the device does not have the buffer.
+        """Request a report; return False if the device does not have the buffer.
 
-        That is so until the driver has started, and while an earlier request is outstanding.
+        It does not have it until the driver has started, and while an earlier request is
+        outstanding.
         """
         if self._in_flight is None:
             return False

@@ -3,7 +3,7 @@
 
 Sixteen ports, with the layout that the tables of `pyvmm.boot.acpi` announce:
 
-    +0  PM1a status    word   no fixed event ever happens here, so it reads as 0
+    +0  PM1a status    word   no fixed event ever occurs, so it reads as 0
     +2  PM1a enable    word
     +4  PM1a control   word   SLP_TYP and SLP_EN: power off
     +8  reset          byte   RESET_VALUE: reset

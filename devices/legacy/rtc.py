@@ -5,8 +5,8 @@ An index written to the first port selects one of 128 bytes that the second port
 The date and time are those of the clock given by the machine and are computed whenever they are
 read; update-in-progress is never set, and software that reads the seconds before and after, as
 Linux does, gets a consistent time. The clock is the host's, so writes to the date and time are
-ignored. There are no alarms and no interrupts. The other bytes are memory, which holds the RAM size
-as the firmware of a PC would store it.
+ignored. There are no alarms and no interrupts. The other bytes are memory, in which the RAM size is
+stored as by the firmware of a PC.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A 16550A UART (National Semiconductor PC16550D data sheet), as COM1 of a PC.
 
-No time passes in this UART: a character written is sent at once, so the transmitter is always
+This model has no notion of time: a character written is sent at once, so the transmitter is always
 empty again, and the four character times without activity, after which the receiver reports a
 character time-out, have always passed. Characters that fill the transmitter FIFO without another
 access to the chip in between count as one transmission: the transmitter empty interrupt falls and
@@ -23,9 +23,9 @@ KVM_RUN loop serves both registers from there (pyvmm_native.serial). A driver th
 transmitter interrupt disabled, and all its characters take the fast path; of a driver that waits
 for the interrupt, all but the first of each FIFO filling do.
 
-Characters from outside arrive by `receive`, which accepts no more than there is room for. After it
-accepted less than it was offered, `room_available` is called once the guest has emptied the
-receiver. The caller serialises `receive` with the guest's accesses (the machine's device lock).
+Input arrives through `receive`, which accepts only as many characters as fit. If it accepted fewer
+than it was offered, `room_available` is called once the guest has emptied the receiver. The caller
+serialises `receive` with the guest's accesses (the machine's device lock).
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Uart16550:
         self._update()
 
     def _receive_own(self, value: int) -> None:
-        """Receive a character of our own in loopback; the transmitter does not wait for room."""
+        """Receive our own character in loopback; the transmitter does not wait for room."""
         if len(self._received) < self._capacity_bytes:
             self._received.append(value)
             return

@@ -2,7 +2,7 @@
 """One entry of a function's capability list (PCI Local Bus 3.0, 6.7).
 
 A capability is an id, a pointer to the next one and a body of its own format. The body is either
-plain bytes, of which the guest can change some bits, or served by handlers of its owner.
+plain bytes, of which the guest can change some bits, or served by its owner's handlers.
 """
 
 from __future__ import annotations

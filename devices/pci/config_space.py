@@ -140,7 +140,7 @@ class PciFunction:
         that is out of range or taken.
         """
         if size_bytes < _SMALLEST_BAR_BYTES or size_bytes & (size_bytes - 1):
-            raise ValueError(f"{self.name}: a BAR cannot be {size_bytes} bytes large")
+            raise ValueError(f"{self.name}: {size_bytes} bytes is not the size of a BAR")
         slots = {index, index + 1} if is_64bit else {index}
         if not slots <= set(range(BAR_COUNT)) - self._bar_slots():
             raise ValueError(f"{self.name}: BAR {index} is taken or does not exist")
@@ -160,7 +160,7 @@ class PciFunction:
 
         `body` is what follows the id and the next pointer, and its reset value. The guest can
         change the bits set in `writable_mask` (one byte for each of `body`, shorter means zeros).
-        `read(offset, size)` and `write(offset, size, value)`, when given, answer accesses to the
+        `read(offset, size)` and `write(offset, size, value)`, when given, serve accesses to the
         body instead; sizes are 1, 2 or 4. Raises ValueError when the space is full.
         """
         offset = self._next_capability
@@ -313,8 +313,8 @@ class PciFunction:
             address = value << 32 | bar.address & 0xFFFF_FFFF
         else:
             address = bar.address & ~0xFFFF_FFFF | value
-        # 6.2.5.1: address bits below the size are hardwired to 0, from which software that
-        # writes all ones learns the size.
+        # 6.2.5.1: address bits below the size are hardwired to 0, so software that writes all
+        # ones reads back the size.
         bar.address = address & ~(bar.size_bytes - 1)
         self._update_decoding()
 

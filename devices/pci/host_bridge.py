@@ -6,8 +6,8 @@ entirely within one of its apertures, without overlap with anything else on the 
 can never place a BAR over RAM or an interrupt controller.
 
 `ConfigMechanism1` is the eight ports 0xCF8-0xCFF (PCI Local Bus 3.0, 3.2.2.3.2). Only an aligned
-32-bit access to 0xCF8 reaches the address latch; no device serves narrower ones. While
-the latch's enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
+32-bit access to 0xCF8 reaches the address latch; no device serves narrower ones. While the latch's
+enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
 selected configuration register. Functions that do not exist read as all ones.
 
 `EnhancedConfig` is ECAM, the memory-mapped mechanism (PCI Express 3.0, 7.2.2): 4 KiB for each
@@ -59,7 +59,7 @@ class PciBus:
         self.add(0, self.host_bridge)
 
     def add(self, device: int, function: PciFunction, intx: InterruptLine | None = None) -> None:
-        """Plug `function` in as 00:`device`.0, its INTx pin wired to `intx`.
+        """Add `function` as 00:`device`.0, its INTx pin wired to `intx`.
 
         Raises ValueError when the device number is taken or does not exist.
         """

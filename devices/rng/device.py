@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entropy device (VIRTIO 1.2, section 5.4): buffers come back filled with random bytes.
+"""The entropy device (VIRTIO 1.2, section 5.4): fills buffers with random bytes.
 
 The device has one queue, no feature bits and no configuration space (5.4.2 to 5.4.4). The driver
-makes device-writable buffers available, and each returns filled with random bytes, at most
-`MAX_FILL_BYTES` of them, whatever its length: the device MAY use less than the entire buffer
+makes device-writable buffers available, and the device returns each filled with random bytes, at
+most `MAX_FILL_BYTES` of them, whatever its length: the device MAY use less than the entire buffer
 (5.4.6.2). So one notification costs a bounded amount of work.
 
-With a rate limit the device has a credit of time, which grows with the clock up to one second and
-of which each byte costs its share. A buffer that the credit does not cover stays in flight, in the
-order of arrival, and a timer wakes the device when it does. The device never fills a buffer in part
-to save time: Linux's driver waits without end when it has consumed a part of a short one (6.12.117,
+With a rate limit the device has a credit of time, which grows with the clock up to one second; a
+byte costs 1 / `bytes_per_s` of a second. A buffer that the credit does not cover stays in flight,
+in order of arrival, and a timer wakes the device when it does. The device never fills a buffer in
+part to save time: Linux's driver hangs when it has consumed a part of a short one (6.12.117,
 copy_data in drivers/char/hw_random/virtio-rng.c). So at a low rate the credit grows beyond a second
 while a buffer waits, up to the price of that buffer.
 
@@ -68,13 +68,13 @@ class RngDevice(VirtioDevice):
         )
         self.bytes_per_s = bytes_per_s
         self.supplied_bytes = 0
-        """Random bytes supplied since the device was made."""
+        """Random bytes supplied since the device was created."""
         self._entropy = entropy
         self._timers = timers
         self._timer = timers.timer(self._serve_waiting)
         self._waiting: deque[Chain] = deque()
         self._credit_ns = _SECOND_NS
-        self._credited_at_ns = timers.now_ns()  # up to when `_credit_ns` is
+        self._credited_at_ns = timers.now_ns()  # time of the last update of `_credit_ns`
 
     def serve(self, queue: int, chain: Chain) -> int | None:
         """Fill a buffer, or keep it until the rate limit allows that."""
@@ -109,7 +109,7 @@ class RngDevice(VirtioDevice):
         }
 
     def check_own_state(self, state: Fields, saved: SavedDevice) -> Restore:
-        """As `VirtioDevice.check_own_state`. Without a limit here, waiting buffers go at once."""
+        """As `VirtioDevice.check_own_state`; without a limit, buffers are filled at once."""
         supplied_bytes = state.counter("supplied_bytes")
         credit_ns = state.number("credit_ns", below=MAX_FILL_BYTES * _SECOND_NS + 1)
         restore_timer = check_timer(state.part("timer"), self._timer)
@@ -129,7 +129,7 @@ class RngDevice(VirtioDevice):
         return restore
 
     def _fill(self, chain: Chain) -> int:
-        """Write random bytes at the expense of the credit; return how many."""
+        """Write random bytes, charged to the credit; return their number."""
         count = min(chain.writable_bytes, MAX_FILL_BYTES)
         self.supplied_bytes += count
         if self.bytes_per_s:
@@ -137,7 +137,7 @@ class RngDevice(VirtioDevice):
         return chain.write(self._entropy(count))
 
     def _serve_waiting(self) -> None:
-        """Fill waiting buffers as far as the credit goes; called by the timer."""
+        """Fill the waiting buffers that the credit covers; called by the timer."""
         if self.running and not self.live:
             self._timer.arm(_RETRY_NS)  # the driver has disabled bus mastering
             return
@@ -156,7 +156,7 @@ class RngDevice(VirtioDevice):
         return -(-count * _SECOND_NS // self.bytes_per_s)
 
     def _accrue(self) -> None:
-        """Bring the credit up to date: at most a second, or the price of the buffer that waits."""
+        """Update the credit: at most a second, or the price of the first waiting buffer."""
         now_ns = self._timers.now_ns()
         limit_ns = _SECOND_NS
         if self._waiting and self.bytes_per_s:
@@ -165,5 +165,5 @@ class RngDevice(VirtioDevice):
         self._credited_at_ns = now_ns
 
     def _arm(self) -> None:
-        """Wake up when the first waiting buffer can be filled."""
+        """Arm the timer for when the first waiting buffer can be filled."""
         self._timer.arm(max(0, self._price_ns(self._waiting[0]) - self._credit_ns))

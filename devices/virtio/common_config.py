@@ -4,7 +4,7 @@
 A register table over the device: feature windows of 32 bits chosen by a selector, the status
 field, and one set of queue registers for the queue that `queue_select` names. Selectors out of
 range are harmless: features read as 0, a queue that does not exist has queue_size 0.
-queue_notify_data would exist only with a feature that is not offered: it reads as 0.
+queue_notify_data exists only with NOTIF_CONFIG_DATA, which is not offered: it reads as 0.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Work per call is bounded: `process_queue` serves a few buffers, interrupts at mo
 whether to call it again.
 
 Nothing here locks or starts threads. The owner of the device holds the device lock around every
-method of the device and of its transport.
+call of the device and of its transport.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class VirtioDevice(ABC):
             self._guest_notifier is None or self._guest_notifier.memory_accessible
         )
 
-    # What a device type provides.
+    # Provided by a device type.
 
     @abstractmethod
     def serve(self, queue: int, chain: Chain) -> int | None:
@@ -163,7 +163,7 @@ class VirtioDevice(ABC):
         """Drop the buffers of `queue` in flight: the driver has reclaimed them."""
 
     def compatibility_key(self) -> Mapping[str, str]:
-        """Return further values, by name, that must be equal where the saved device is restored."""
+        """Return further values, by name, that a saved device and this one must have in common."""
         return {}
 
     def save_own_state(self) -> Payload:
@@ -174,7 +174,7 @@ class VirtioDevice(ABC):
         """Check the result of `save_own_state`; `saved` is the checked rest of the device."""
         return lambda: None
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connect(self, guest_notifier: GuestNotifier) -> None:
         """Send notifications through `guest_notifier` from now on."""
@@ -283,7 +283,7 @@ class VirtioDevice(ABC):
         if self.status & Status.DRIVER_OK:
             self._notify_config()
 
-    # What a device type calls.
+    # Called by a device type.
 
     def config_changed(self) -> None:
         """Start a new generation and notify the driver after a change of the configuration."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature bits that belong to every virtio device (VIRTIO 1.2, section 6), and the rules on them.
 
-A feature set is an `int` used as a 64-bit mask. Bits 0 to 23 depend on the device type and are
-defined there; bits 24 to 63 are here. `refusal` checks the driver's choice when it sets FEATURES_OK
-(VIRTIO 1.2, 2.2.2 and 3.1.1).
+A feature set is an `int` used as a 64-bit mask. Bits 0 to 23 and 50 to 63 depend on the device type
+and are defined there; the others are reserved for all devices (2.2) and are here. `refusal` checks
+the driver's choice when it sets FEATURES_OK (VIRTIO 1.2, 2.2.2 and 3.1.1).
 """
 
 from __future__ import annotations

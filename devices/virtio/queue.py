@@ -23,7 +23,7 @@ class QueueSpec(NamedTuple):
 
     name: str
     max_size: int = 256
-    """The maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.6)."""
+    """The maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.7)."""
     max_readable_bytes: int = 4096
     """The longest valid request; a longer one is a bad payload, and is not copied."""
 
@@ -153,7 +153,7 @@ class DeviceQueue:
         except RingError as error:
             raise state.error("indices", f"of no ring: {error}") from error
         if self.ring is None or len(indices) != 2:
-            raise state.error("indices", "are there for a queue that is not enabled, or not two")
+            raise state.error("indices", "are not two, or of a queue that is not enabled")
         self.ring.next_avail, self.ring.next_used = indices
 
 

@@ -10,7 +10,7 @@ ring again: the checked copy stays valid even if the driver has changed its desc
 Notifications in either direction may have been pending when the state was saved. So a restored
 transport serves each live queue once, and `repeat_notifications` interrupts the driver once for
 each queue and for the configuration space. A spurious notification is harmless; a lost one can
-stop a driver for good.
+hang a driver.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _check_queues(
     )
     for queue, part in zip(queues, parts, strict=True):
         if queue.ring is not None and not status & Status.DRIVER_OK:
-            raise part.error("indices", "are there before DRIVER_OK")
+            raise part.error("indices", "are present before DRIVER_OK")
         if queue.ring is None and queue.enabled and is_running(status):
             raise part.error("indices", "are missing from a live queue")
     return queues

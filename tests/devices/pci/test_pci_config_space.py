@@ -225,7 +225,7 @@ def test_bars_that_do_not_fit_are_refused(index: int, size: int, wide: bool) -> 
 @pytest.mark.parametrize("size", [0, 8, 24, 0x1001])
 def test_bar_sizes_are_powers_of_two(size: int) -> None:
     board = Board()
-    with pytest.raises(ValueError, match="bytes large"):
+    with pytest.raises(ValueError, match="not the size of a BAR"):
         board.function.add_bar(4, size, board.bar0)
 
 
