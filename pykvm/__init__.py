@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM from Python: thin ctypes bindings to the ioctls of /dev/kvm.
 
-Three classes own the file descriptors that KVM hands out: `System` (/dev/kvm) makes a `Vm`, a
-`Vm` makes each `Vcpu`. Their methods are the ioctls, in lower case. Structures and constants are
+Three classes own the file descriptors that KVM hands out: `System` (/dev/kvm) creates a `Vm`, a
+`Vm` creates each `Vcpu`. Their methods are the ioctls, in lower case. Structures and constants are
 in `abi` by their kernel names, request numbers in `ioctls`, exit reasons in words in `exits`. A
-request that fails raises `KvmError`. The package needs nothing but Python, so here is a whole
+request that fails raises `KvmError`. The package needs nothing but Python, so this is a complete
 virtual machine monitor; its guest writes a greeting to the serial port, byte by byte, and halts:
 
     import mmap

@@ -35,7 +35,7 @@ def exit_name(exit_reason: int) -> str:
 
 
 def describe(run: abi.kvm_run) -> str:
-    """Return one line that says why KVM_RUN returned."""
+    """Return one line with the reason why KVM_RUN returned."""
     name = exit_name(run.exit_reason)
     detail = _DETAILS.get(run.exit_reason)
     return f"{name}: {detail(run)}" if detail else name

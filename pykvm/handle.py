@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A KVM file descriptor with an owner, and the error that its ioctls raise.
 
-KVM hands out file descriptors in a tree: /dev/kvm makes virtual machines, a virtual machine makes
-vCPUs. Each is a `KvmHandle`, which closes its descriptor once, however often `close` is called.
+KVM hands out file descriptors in a tree: /dev/kvm creates virtual machines, a virtual machine
+creates vCPUs. Each is a `KvmHandle`, which closes its descriptor once, however often `close` is
+called.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class KvmHandle:
         self.close()
 
     def __del__(self) -> None:
-        # A constructor that failed leaves no descriptor behind to close.
+        # A constructor that failed has set no descriptor.
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
@@ -96,7 +97,7 @@ class KvmHandle:
                 raise KvmError(ioctls.name_of(request), -result)
 
     def _ioctl_once(self, request: int, argument: Any = 0) -> int:
-        """Make one request; returns its result, or the negative error number."""
+        """Make one request; return its result, or the negative error number."""
         if isinstance(argument, ctypes.Structure | ctypes.c_uint64):
             argument = ctypes.byref(argument)
         result: int = _libc.ioctl(self.fileno(), request, argument)

@@ -46,9 +46,9 @@ class System(KvmHandle):
         return Vm(self.ioctl(ioctls.KVM_CREATE_VM, machine_type), mmap_size_bytes)
 
     def get_supported_cpuid(self) -> abi.kvm_cpuid2:
-        """KVM_GET_SUPPORTED_CPUID: the CPUID leaves that a guest may be shown.
+        """KVM_GET_SUPPORTED_CPUID: the CPUID leaves that a guest may have.
 
-        The result can be given to `Vcpu.set_cpuid2` as it is, or after changes. KVM adds its own
+        The result can be passed to `Vcpu.set_cpuid2` as it is, or after changes. KVM adds its own
         leaves from 0x40000000 to those of the processor.
         """
         entries = _FIRST_CPUID_ENTRIES

@@ -20,11 +20,11 @@ from pykvm.handle import KvmError, KvmHandle
 
 _S = TypeVar("_S", bound=Structure)
 
-_MAX_CPUID_ENTRIES = 256  # KVM_MAX_CPUID_ENTRIES of the kernel, which no header shows
+_MAX_CPUID_ENTRIES = 256  # KVM_MAX_CPUID_ENTRIES of the kernel, which no header exports
 
 
 class Vcpu(KvmHandle):
-    """A vCPU, made by `Vm.create_vcpu`.
+    """A vCPU, created by `Vm.create_vcpu`.
 
     `run_area` is the mmap shared with the kernel; `kvm_run` is the structure at its start.
     """
@@ -50,7 +50,7 @@ class Vcpu(KvmHandle):
         super().close()
 
     def run(self) -> int:
-        """KVM_RUN: run guest code; returns the exit reason, KVM_EXIT_*.
+        """KVM_RUN: run guest code; return the exit reason, KVM_EXIT_*.
 
         KVM_EXIT_INTR when a signal or `kvm_run.immediate_exit` ended it. For KVM_EXIT_IO and
         KVM_EXIT_MMIO the guest's access is complete only after `run` was called again.
@@ -61,7 +61,7 @@ class Vcpu(KvmHandle):
                 return int(self.kvm_run.exit_reason)
             if result == -EINTR:
                 return abi.KVM_EXIT_INTR
-            # EAGAIN: the vCPU was waiting to be started and now is; it has not run yet.
+            # EAGAIN: the vCPU was waiting for its start-up IPI and received it; it has not run yet.
             if result != -EAGAIN:
                 raise KvmError(ioctls.name_of(ioctls.KVM_RUN), -result)
 
@@ -191,7 +191,7 @@ class Vcpu(KvmHandle):
         return {entry.index: entry.data for entry in table.entries[:known]}
 
     def set_msrs(self, values: dict[int, int]) -> int:
-        """KVM_SET_MSRS, in order; returns how many were set before the first that KVM refused."""
+        """KVM_SET_MSRS, in order; return how many were set before the first that KVM refused."""
         return self.ioctl(ioctls.KVM_SET_MSRS, abi.msrs(values.items()))
 
     def has_device_attr(self, group: int, attr: int) -> bool:

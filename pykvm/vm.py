@@ -20,7 +20,7 @@ from pykvm.vcpu import Vcpu
 def address_of(buffer: Any) -> int:
     """Return the address, in this process, of a writable buffer such as an mmap (the hva).
 
-    The caller keeps the buffer alive and in its place for as long as the address is in use.
+    The caller keeps the buffer alive and unmoved while the address is in use.
     """
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
@@ -43,7 +43,7 @@ def msi_route(gsi: int, address: int, data: int) -> abi.kvm_irq_routing_entry:
 
 
 class Vm(KvmHandle):
-    """A virtual machine, made by `System.create_vm`."""
+    """A virtual machine, created by `System.create_vm`."""
 
     def __init__(self, fd: int, vcpu_mmap_size_bytes: int) -> None:
         super().__init__(fd)
@@ -112,7 +112,7 @@ class Vm(KvmHandle):
         self.ioctl(ioctls.KVM_SET_TSS_ADDR, addr)
 
     def set_identity_map_addr(self, addr: int) -> None:
-        """KVM_SET_IDENTITY_MAP_ADDR: one more such page; before any vCPU is made."""
+        """KVM_SET_IDENTITY_MAP_ADDR: one more such page; before any vCPU is created."""
         self.ioctl(ioctls.KVM_SET_IDENTITY_MAP_ADDR, c_uint64(addr))
 
     def create_irqchip(self) -> None:
@@ -125,7 +125,7 @@ class Vm(KvmHandle):
     def create_pit2(self, flags: int = 0) -> None:
         """KVM_CREATE_PIT2: an i8254 timer on ports 0x40-0x43; needs `create_irqchip` first.
 
-        With KVM_PIT_SPEAKER_DUMMY in `flags` it also answers port 0x61.
+        With KVM_PIT_SPEAKER_DUMMY in `flags` it also serves port 0x61.
         """
         self.ioctl(ioctls.KVM_CREATE_PIT2, abi.kvm_pit_config(flags=flags))
 
@@ -175,7 +175,7 @@ class Vm(KvmHandle):
 
         With `resamplefd` (an eventfd too) the GSI is level-triggered: signalling `fd` asserts it,
         the guest's end-of-interrupt deasserts it and signals `resamplefd`. KVM_IRQFD_FLAG_DEASSIGN
-        in `flags` undoes it for the same `fd` and `gsi`.
+        in `flags` removes the assignment of the same `fd` and `gsi`.
         """
         request = abi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags)
         if resamplefd is not None:

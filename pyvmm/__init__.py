@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A KVM virtual machine monitor: a folder for each job, and dependence in one direction.
+"""A KVM virtual machine monitor: a package for each job, with dependencies in one direction.
 
     cli -> harness | qmp | lab -> vm -> snapshot | migration | balloon -> machine
         -> boot | state -> memory | cpuid -> trace -> pykvm, devices, pyvmm_native
 
 `sockets`, `elf`, `progress` and `cache` are leaves; `config`, `units`, `errors` and `version` are
-the only other modules here, besides `vm`. The contracts in pyproject.toml hold this.
+the only other modules here, besides `vm`. The contracts in pyproject.toml enforce this.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a machine: everything that decides what its guest finds.
+"""The configuration of a machine: everything that defines the guest's hardware and kernel.
 
 A `MachineConfig` is complete and checked against the limits defined here; the files that it names
 have not been opened. It is saved in snapshots and sent ahead of a migrating guest, so that the
-machine at the other end is made from the same values.
+machine at the destination is created from the same values.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MachineConfig:
                 f" 1 to {MAX_RNG_BYTES_PER_S}",
             )
         try:
-            _ = self.balloon_features  # checks the names
+            _ = self.balloon_features  # checks the feature names
         except FeatureSelectionError as error:
             raise InvalidConfiguration("features", str(error)) from None
 

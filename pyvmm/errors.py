@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that the user can correct.
 
-Anything that the user can put right (a missing image, too little memory, a socket path in use) is a
+Anything that the user can correct (a missing image, too little memory, a socket path in use) is a
 `UserError`. The command line prints it as one line and exits with status 2; every other exception
 is a bug of ours and keeps its traceback.
 
 The message states the fact with its figures and never names an option of the command line, since
 the control socket and the migration stream report the same messages. Raise `UserError` itself where
-the message says everything. Define a subclass, in `errors.py` of the package that raises it, where
-a caller must tell it apart or where the command line knows a remedy: `pyvmm.cli.remedies` maps
+the message is sufficient. Define a subclass, in `errors.py` of the package that raises it, where
+a caller must distinguish it or where the command line knows a remedy: `pyvmm.cli.remedies` maps
 classes to remedies and adds them to the line.
 """
 
@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class NotInstalled(UserError):
-    """A program or file is missing that Debian has in `packages`."""
+    """A program or file is missing that Debian's `packages` contain."""
 
     def __init__(self, message: str, *packages: str) -> None:
         super().__init__(message)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One running VM on an asyncio event loop: its machine, and everything the host does with it.
+"""One running VM on an asyncio event loop: its machine and the host's operations on it.
 
 `VirtualMachine` attaches the loop to a `Machine`, keeps the VM's run state and its events, and owns
 the host's side of the balloon, the snapshots and the migrations, each of which sees only the part
-of the VM that its Protocol names. A VM is made, then booted, restored from a snapshot or filled by
-an incoming migration, then run to its end and closed:
+of the VM that its Protocol names. A VM is created, then booted, restored from a snapshot or filled
+by an incoming migration, then run to its end and closed:
 
     vm = VirtualMachine(config, console_output=queue, tracer=LogTracer())
     vm.boot()
@@ -57,9 +57,9 @@ and waking the event loop for each report costs as much as the MiB does."""
 
 
 class VirtualMachine:
-    """A VM made of `config`; satisfies `pyvmm.qmp.vm_control.VmControl`.
+    """A VM with `config`; satisfies `pyvmm.qmp.vm_control.VmControl`.
 
-    Made on a running event loop. `console_output` and `console_throttle` are `Machine`'s.
+    Created on a running event loop. `console_output` and `console_throttle` are `Machine`'s.
     `on_console_room` is called on the event loop when `console_input` can take more. Raises
     `UserError` for a configuration that this host cannot provide.
     """
@@ -101,15 +101,15 @@ class VirtualMachine:
         self.misc_requests = MiscRequests(balloon, lock, self._soon, self._is_paused)
         self.free_page_hints = FreePageHints(balloon, lock, self._soon, self._is_paused)
 
-    # --- Life -------------------------------------------------------------------------------------
+    # --- Lifetime ---------------------------------------------------------------------------------
     def boot(self) -> None:
         """Load the kernel of the configuration. Raises `UserError` if it cannot be booted."""
         self.machine.boot(read_boot_files(self.config))
 
     async def run(self) -> ExitResult:
-        """Run the guest until it ends or is ended; all vCPUs are outside the guest afterwards.
+        """Run the VM to its end; all vCPUs are outside the guest afterwards.
 
-        Raises what a device model raised, if one did: that is a bug of ours, not the guest's.
+        Raises the exception of a device model, if there was one: a bug in pyvmm, not in the guest.
         """
         self.machine.attach(self._loop)
         paused = self._status != "running"  # an incoming guest may have been paused at its source
@@ -133,7 +133,7 @@ class VirtualMachine:
         return result
 
     def end(self, result: ExitResult) -> None:
-        """End the VM; the first call decides how."""
+        """End the VM; only the first call has an effect."""
         if not self._finished.done():
             self._finished.set_result(result)
 
@@ -142,7 +142,7 @@ class VirtualMachine:
         self.end(ExitResult(ExitReason.QUIT))
 
     def fail(self, error: BaseException) -> None:
-        """Have `run` raise `error`; called on any thread."""
+        """Make `run` raise `error`; called on any thread."""
 
         def set_exception() -> None:
             if not self._finished.done():
@@ -151,14 +151,14 @@ class VirtualMachine:
         self._soon(set_exception)
 
     def close(self) -> None:
-        """Give everything back to the host."""
+        """Release all resources."""
         self.machine.stop()
         if self._loader is not None:
             self._loader.stop()
         self.machine.close()
 
     def console_input(self, data: bytes) -> int:
-        """Give the guest's serial port input; returns how many bytes it had room for."""
+        """Pass input to the guest's serial port; return the number of bytes accepted."""
         return self.machine.console_input(data)
 
     # --- Run state and events ---------------------------------------------------------------------
@@ -167,7 +167,7 @@ class VirtualMachine:
         return self._status
 
     def set_status(self, status: RunState) -> None:
-        """Say why the guest, which is paused, is."""
+        """Set the run state of the paused guest."""
         self._status = status
 
     def pause(self) -> None:
@@ -209,7 +209,7 @@ class VirtualMachine:
         return self.config.ram_bytes - self.balloon.actual * PAGE_BYTES
 
     def set_balloon_target(self, target_bytes: int) -> None:
-        """Ask the guest to keep `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
+        """Request a balloon that leaves `target_bytes` of RAM, more than 0, at most `ram_bytes`."""
         with self.machine.lock:
             self.balloon.set_target((self.config.ram_bytes - target_bytes) // PAGE_BYTES)
 
@@ -265,8 +265,8 @@ class VirtualMachine:
         return self.machine.log_dirty_pages()
 
     async def unused_pages(self, timeout_s: float) -> UnusedPages:
-        """Ask the guest which pages it does not use; with a time-out of 0, do not ask."""
-        # Only copies of memory ask: a start without one saves 2 ms.
+        """As `GuestMachine.unused_pages`."""
+        # Saves 2 ms for VMs whose memory is not copied.
         from pyvmm.balloon.unused_pages import query_unused_pages
 
         return await query_unused_pages(
@@ -279,7 +279,7 @@ class VirtualMachine:
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:
-        """Keep devices and guest requests from touching memory while the block runs.
+        """Keep devices and guest requests from accessing memory while the block runs.
 
         The guest is paused.
         """

@@ -8,14 +8,13 @@ they are touched again. One call costs about half a microsecond beside the freei
 is most of the cost when single pages are discarded. `process_madvise(2)`, applied to this process,
 takes 1024 ranges in one call. PIDFD_SELF_THREAD names the process without a file descriptor that
 would have to be opened for each request and checked after a fork; kernels accept it since 6.15, and
-MADV_DONTNEED there since 6.13. Seccomp filters may refuse the call, too, and no version number
-tells of either: it is tried once on two pages of our own, and trusted only if their contents are
-gone.
+MADV_DONTNEED there since 6.13. Seccomp filters may also refuse the call, and the version number
+shows neither: it is tried once on two pages of our own, and used only if their contents are gone.
 
-On a shared or file-backed mapping the same `madvise` succeeds and frees nothing, or brings back
-the file's contents. Trying it out on a region would destroy the guest's data there, so the
-kernel is asked instead: all of a region must be listed in /proc/self/maps as private and without
-an inode. That is looked up once per `GuestMemory`, which holds its buffers and so its mappings.
+On a shared or file-backed mapping the same `madvise` succeeds and frees nothing, or restores
+the file's contents. A trial on a region would destroy the guest's data there, so the whole region
+must be listed in /proc/self/maps as private and without an inode. That is looked up once per
+`GuestMemory`, which holds its buffers and so its mappings.
 
 All ranges are checked before the first is discarded.
 """
@@ -219,7 +218,7 @@ cdef int flush(Work *work) noexcept nogil:
     cdef int error
     if work.batched:
         done = advise_batch(work)
-    # Ranges that the batched call refused are discarded, or refused for good, one by one.
+    # Ranges that the batched call refused are discarded one by one, or the error is final.
     for i in range(done, work.count):
         error = advise_one(work, &work.ranges[i])
         if error:

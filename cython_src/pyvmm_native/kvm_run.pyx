@@ -5,7 +5,7 @@
 
 Most exits of a running guest are accesses to device registers. Going through Python for each
 ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
-device model, and goes back in; accesses that a `SerialFastPath` serves do not even take the GIL.
+device model, and calls KVM_RUN again; accesses that a `SerialFastPath` serves do not even take the GIL.
 The kernel describes the exit in `struct kvm_run` at the start of the area shared with the vCPU, and
 completes the guest's access when KVM_RUN is called again (Documentation/virt/kvm/api.rst,
 section 5, "The kvm_run structure").
@@ -13,7 +13,7 @@ section 5, "The kvm_run structure").
 `run` belongs to the vCPU's thread; it serves port and memory-mapped I/O by calling an `IoHandler`
 and returns for everything else. Another thread makes it return with `kick`, without a race: `kick`
 sets `kvm_run.immediate_exit`, which KVM checks when KVM_RUN starts, and then sends a signal, which
-ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread goes
+ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread runs
 
     while True:
         reason = run(vcpu_fd, run_area, io)
@@ -22,7 +22,7 @@ ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread 
             ...look for requests to this thread...
 
 and the requesting thread stores its request, then kicks. The kick is cleared before the thread
-looks, so a request made at any moment is either seen now or interrupts the next `run`.
+checks for requests, so a request made at any moment is either seen now or interrupts the next `run`.
 """
 
 from cpython.buffer cimport (
@@ -90,8 +90,8 @@ cdef extern from *:
     {
         __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELEASE);
     }
-    /* The vCPU thread's reads after the clearing must not be older than it: else a kick in between
-       would be cleared and its reason not seen. */
+    /* The vCPU thread's later reads must not be reordered before the store: a kick in between would
+       be cleared and its reason not seen. */
     static inline void clear_immediate_exit(struct kvm_run *run)
     {
         __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
@@ -104,7 +104,7 @@ cdef int kick_signal = 0
 
 
 cdef class _RunArea:
-    """The area shared with the kernel, kept mapped for as long as this object lives."""
+    """The area shared with the kernel, kept mapped while this object exists."""
 
     cdef Py_buffer view
     cdef kvm_run *run
@@ -129,9 +129,9 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
     `io`. The GIL is released while guest code runs. Python signal handlers do not run in here, only
     between two calls.
 
-    An exception raised by a method of `io` is passed on; so is OverflowError if it returns a value
-    that does not fit the read. The guest then reads all ones for what was not answered, once `run`
-    is called again. OSError if KVM_RUN fails, RuntimeError if KVM names data outside `run_area`.
+    An exception raised by a method of `io` propagates; OverflowError is raised if it returns a value
+    that does not fit the read. In both cases the guest reads all ones for the part that was not
+    served, once `run` is called again. OSError if KVM_RUN fails, RuntimeError if KVM names data outside `run_area`.
     """
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
@@ -150,7 +150,7 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
         if result < 0:
             if error == EINTR:
                 return -EINTR
-            # EAGAIN: a vCPU that waited for its start-up IPI has got it, and has not run yet.
+            # EAGAIN: a vCPU that waited for its start-up IPI has received it, and has not run yet.
             if error == EAGAIN:
                 continue
             raise OSError(error, f"KVM_RUN: {strerror(error).decode()}")
@@ -198,7 +198,7 @@ cdef int _serve_pio(_RunArea area, object pio_read, object pio_write) except -1:
             pio_write(port, size, value)
             data += size
         return 0
-    # Should the handler raise, the guest reads all ones, as of an absent device, not stale bytes.
+    # If the handler raises, the guest reads all ones, as from an absent device, not stale bytes.
     memset(data, 0xFF, length)
     for _ in range(count):
         _store(data, size, pio_read(port, size))
@@ -210,7 +210,7 @@ cdef int _serve_mmio(kvm_run *area, object mmio_read, object mmio_write) except 
     """Pass one access to the handler, in pieces of 1, 2, 4 or 8 bytes.
 
     An access that crosses a page arrives as two, of any length from 1 to 7; devices see only the
-    sizes that a bus has.
+    sizes of bus accesses.
     """
     cdef uint64_t gpa = area.mmio.phys_addr
     cdef uint32_t left = area.mmio.len

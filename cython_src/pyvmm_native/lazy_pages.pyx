@@ -4,17 +4,17 @@
 """Guest RAM that is loaded from a file when it is touched, block by block, each checked first.
 
 The kernel reports the first access to a missing page through userfaultfd(2) and suspends the
-thread that made it, be it a vCPU in KVM or one of ours. The block is then read into a buffer, its
+thread that made it, a vCPU in KVM or any other. The block is then read into a buffer, its
 checksum verified, and only then are its pages put in place (UFFDIO_COPY); the thread resumes when
 the block is no longer registered (UFFDIO_UNREGISTER). While no thread waits, blocks are loaded in
 order. RAM stays private anonymous memory, so it can be discarded as usual, but discarded pages must
-not come back from the file: they are passed to `skip` first.
+not be loaded from the file again: they are passed to `skip` first.
 
 All of that happens without the GIL, which a thread that waits for a page may be holding.
 
-When a block is damaged no vCPU may run on, as the page it waits for cannot be had. So every vCPU is
-made to leave the guest at once, and only then are the waiting threads released; they read zeros,
-and no vCPU enters the guest again to see them.
+When a block is damaged, no vCPU may continue, because the page it waits for does not exist. So
+every vCPU is made to leave the guest at once, and only then are the waiting threads released; they
+read zeros, but no vCPU enters the guest again to see them.
 
 Documentation/admin-guide/mm/userfaultfd.rst.
 """
@@ -82,7 +82,7 @@ cdef extern from * nogil:
     /*
      * UFFDIO_UNREGISTER wakes waiting threads and only then stops reporting faults of this range,
      * where faults take no more than the lock of their own mapping (seen on Linux 6.18). A thread
-     * that faults between the two sleeps on, without end if its page is not placed: so wake again.
+     * that faults between the two stays asleep, forever if its page is not placed: so wake again.
      */
     static int release_range(int fd, void *start, size_t length)
     {
@@ -221,8 +221,7 @@ cdef class LazyPages:
                 raise OSError(errno, os.strerror(errno), "userfaultfd")
 
     def add_vcpu(self, int tid, int signum, run_area):
-        """Register a vCPU, to be stopped before it could run on without a block that cannot be
-        used.
+        """Register a vCPU, which is stopped before waiting threads are released if a block is bad.
 
         `tid` is its thread's id, `signum` a signal whose only effect is that KVM_RUN returns,
         `run_area` the vCPU's mapping of `kvm_run`, which stays exported until `serve` returns.

@@ -15,7 +15,7 @@ cdef class GuestMemory:
     cdef readonly uint64_t size_bytes
     # Set once the host memory is known to be of a kind that a discard frees (discard.pyx).
     cdef bint discardable
-    # A byte for each page of every region in turn; NULL until dirty pages were first logged.
+    # A byte for each page of every region in turn; NULL until dirty pages are first logged.
     cdef uint8_t *_dirty
     cdef bint _dirty_logging
 

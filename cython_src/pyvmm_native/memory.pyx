@@ -13,7 +13,7 @@ the copy.
 
 KVM's dirty log records what the guest writes and nothing that this process changes: copies into
 RAM, used rings, discards. Those are logged here on request. A page is marked after
-it was changed: marked before, it could be taken from the log and copied too early.
+it was changed: marked earlier, it could be taken from the log and copied too early.
 
 The log, a byte per page, is allocated when logging first starts, and copies without the GIL look
 at it at any moment. `_dirty_logging` is therefore stored with release order after the log exists,

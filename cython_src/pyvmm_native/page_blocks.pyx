@@ -6,8 +6,8 @@
 A block is 512 pages, 2 MiB. `first_pfn` is its first page frame, a multiple of 512. `bitmap`, 64
 bytes, has a bit for each of its pages, bit 0 of byte 0 for the first: the pages whose bit is set
 are in the file or the message, without gaps, in a file from `offset` (bytes) on. `crc` is the
-CRC-32C of them all. A block is copied between RAM and a buffer, once, and the copy is what is
-checked: nothing enters guest RAM before its checksum is known to be right. Every function releases
+CRC-32C of them all. A block is copied between RAM and a buffer, once, and the copy is
+checked: nothing enters guest RAM before its checksum is verified. Every function releases
 the GIL.
 """
 

@@ -3,13 +3,13 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Inspecting the pages of guest RAM: which are backed, which hold data, checksums.
 
-/proc/self/pagemap tells which pages the host has never had to back: bits 63 (present) and 62
-(swapped out) of a page's entry are clear (Documentation/admin-guide/mm/pagemap.rst). mincore(2)
-would call a page in swap absent, and reading guest RAM to find out would cost a page fault each.
+/proc/self/pagemap shows which pages the host does not back: bits 63 (present) and 62 (swapped out)
+of a page's entry are clear (Documentation/admin-guide/mm/pagemap.rst). mincore(2) reports pages in
+swap as absent, and reading guest RAM instead would cost a page fault for each page.
 
 CRC-32C (Castagnoli) is the checksum of page blocks and records because x86 has an instruction for
 it since SSE4.2. Where that is missing, or slower because the processor is emulated (QEMU's TCG
-computes it bit by bit), eight tables of 256 entries serve: byte n of a word is looked up in the
+computes it bit by bit), eight tables of 256 entries are used: byte n of a word is looked up in the
 table of its contribution n bytes further on. The faster of the two is chosen once, by measuring.
 """
 
@@ -145,7 +145,7 @@ cdef uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) noexcept 
 def crc32c(data, uint32_t crc=0, *, bint by_table=False):
     """Return the CRC-32C (polynomial 0x1EDC6F41, RFC 3720) of `data`, computed without the GIL.
 
-    `crc` is the checksum of the preceding bytes, for data that comes in pieces. `by_table` avoids
+    `crc` is the checksum of the preceding bytes, for data in pieces. `by_table` avoids
     the processor's instruction, for tests.
     """
     cdef Py_buffer view

@@ -5,7 +5,7 @@
 
 A queue is three areas of guest RAM: the descriptor table and the available ring, which the
 driver writes, and the used ring, which the device writes. Their host addresses are looked up
-once, when the queue is made.
+once, when the queue is created.
 
 The driver may be malicious and runs at the same time. So every field is loaded exactly once, with
 a volatile or atomic access that the compiler may not repeat, into a local that is then checked
@@ -61,7 +61,7 @@ class RingError(Exception):
 cdef class Chain:
     """One buffer the driver made available, already checked (VIRTIO 1.2, 2.7.5).
 
-    Made only by `SplitQueue.pop` and `SplitQueue.restore_in_flight`. All its elements are in guest
+    Created only by `SplitQueue.pop` and `SplitQueue.restore_in_flight`. All its elements are in guest
     RAM, device-readable elements come before device-writable ones, and it is at most Queue Size
     elements and 2**32 bytes long.
 
@@ -72,7 +72,7 @@ cdef class Chain:
     """
 
     def __init__(self):
-        raise TypeError("chains are made by SplitQueue.pop")
+        raise TypeError("only SplitQueue.pop creates chains")
 
     def __dealloc__(self):
         free(self._segments)
@@ -138,7 +138,7 @@ cdef class SplitQueue:
 
     The areas are given by guest-physical address. RingError when `size` is not a power of two from
     1 to 32768, or when an area is not aligned (16, 2 and 4 bytes) or not inside one region of
-    `memory` (VIRTIO 1.2, 2.7). `event_idx` and `indirect` say whether VIRTIO_F_EVENT_IDX and
+    `memory` (VIRTIO 1.2, 2.7). `event_idx` and `indirect` are True if VIRTIO_F_EVENT_IDX and
     VIRTIO_F_INDIRECT_DESC were negotiated. Indices start at 0; nothing is written to the ring.
 
     `memory`, `size`, `event_idx` and `indirect` are as given.
@@ -249,8 +249,8 @@ cdef class SplitQueue:
     def restore_in_flight(self, uint16_t head, writable_segments):
         """Return the chain of a buffer that was popped, but not pushed, when this queue was saved.
 
-        `writable_segments` are (gpa, length in bytes) pairs as the driver described them at the
-        time; the descriptors are not read again, and the device-readable part is empty. RingError,
+        `writable_segments` are (gpa, length in bytes) pairs as the driver described them then; the
+        descriptors are not read again, and the device-readable part is empty. RingError,
         as for `pop`, if no pop can have returned such a chain.
         """
         cdef Descriptor desc

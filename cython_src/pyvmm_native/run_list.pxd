@@ -4,15 +4,15 @@
 # A bitmap is read in 64-bit words. Beside the word shifted up by one bit, with the last bit of the
 # word before shifted in, it shows where runs start and where they end; counting trailing zeros
 # visits those places only, and words of all zeros or all ones inside a run cost two comparisons.
-# When a few runs were found the rest are counted: the list then takes no more memory than they need
-# and is moved no more, which for many runs would cost more than the decoding. Should the bitmap
-# change meanwhile, they are counted again.
+# After the first few runs the rest are counted, so that the list is reallocated once, to its final
+# size: moving a long list repeatedly would cost more than the decoding. If the bitmap changes
+# meanwhile, they are counted again.
 #
-# PFN arrays come in any order from a driver that picks pages one at a time (VIRTIO 1.2, 5.5.6).
-# Ascending and descending ones, the usual kinds, are merged as they stand; others are sorted by
-# radix first.
+# A driver may list PFNs in any order, since it picks pages one at a time (VIRTIO 1.2, 5.5.6).
+# Ascending and descending arrays, the usual kinds, are merged directly; others are sorted by radix
+# first.
 #
-# Functions that may need memory return false when there is none.
+# Functions that allocate return false when there is no memory.
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -77,7 +77,7 @@ cdef inline bint add_run(RunList *out, uint64_t start, uint64_t end) noexcept no
 
 
 cdef inline uint64_t load_word(const uint8_t *bitmap, size_t length, size_t offset) noexcept nogil:
-    """The 64 bits at `offset`, those behind the end of the bitmap 0."""
+    """Return the 64 bits at `offset`; those beyond the end of the bitmap are 0."""
     cdef uint64_t word = 0
     if length - offset >= sizeof(word):
         memcpy(&word, bitmap + offset, sizeof(word))  # of known size, so one instruction
@@ -133,8 +133,8 @@ cdef inline bint decode_bitmap(
 
 
 cdef inline bint decode_pfns(RunList *out, const void *pfns, size_t count) noexcept nogil:
-    # Sorting takes turns between two arrays. Work on a copy in any case: the caller's array may
-    # be unaligned, and may change.
+    # Sorting alternates between two arrays. Both are copies: the caller's array may be unaligned,
+    # and may change.
     cdef uint32_t *frames
     cdef bint complete
     if count == 0:

@@ -5,7 +5,7 @@ from pyvmm_native.run_list cimport RunList
 
 
 cdef class PageRuns:
-    # Ascending, disjoint, never adjacent, never empty; not changed once the object is made.
+    # Ascending, disjoint, never adjacent, never empty; not changed once the object exists.
     cdef RunList list
     cdef readonly uint64_t pages
     cdef readonly uint64_t largest

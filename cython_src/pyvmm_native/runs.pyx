@@ -27,7 +27,7 @@ from pyvmm_native.run_list cimport (
 cdef enum:
     SHOWN_RUNS = 8
 
-# Guest-physical addresses have at most 52 bits, and nothing here counts in less than pages.
+# Guest-physical addresses have at most 52 bits; page frame numbers have fewer.
 cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""The console's bytes on their way from the guest's OUT to the thread that writes them.
+"""The queue of console output, and the fast path on which the guest's OUT fills it.
 
-A guest that prints does, for every character, one read of the UART's line status register (LSR) and
-one write to its transmitter holding register (THR); with a verbose kernel that is 19 of 20 exits of
-a boot. Nearly always neither needs the model: LSR reads as it did before, and the character is
-appended to those that are waiting. `SerialFastPath` does just these two in the KVM_RUN loop,
-without Python, the GIL or the device lock, whenever the UART's model has said that it may.
+For every character that a guest prints, it reads the UART's line status register (LSR) and writes
+its transmitter holding register (THR); with a verbose kernel these are 19 of 20 exits of a boot.
+Nearly always neither needs the model: LSR is unchanged, and the character is appended to those
+that are waiting. `SerialFastPath` serves these two accesses in the KVM_RUN loop, without Python,
+the GIL or the device lock, whenever the UART's model permits it.
 Everything else goes to the model: among others the first character of a batch, and the first beyond
 the queue's limit. Accesses served here are not traced, and neither are the UART's.
 
@@ -32,7 +32,7 @@ cdef enum:
     TO_MODEL = -1
     FIRST_ROOM_BYTES = 4096
 
-# For `SerialFastPath.thr_credits`: all writes, until further notice.
+# For `SerialFastPath.thr_credits`: no limit.
 UNLIMITED = (1 << 31) - 1
 cdef int unlimited = UNLIMITED
 
@@ -40,7 +40,7 @@ cdef int unlimited = UNLIMITED
 cdef class ByteQueue:
     """Bytes from any number of threads to one that takes them all at once, in order.
 
-    `on_nonempty()` is called by `put`, on its thread, when it made an empty queue a non-empty one.
+    `put` calls `on_nonempty()`, in its own thread, when the queue was empty.
     `limit_bytes` is the length at which the fast path stops; `put` takes any number.
     """
 
@@ -62,7 +62,7 @@ cdef class ByteQueue:
             self.on_nonempty()
 
     cdef int append(self, const uint8_t *data, size_t length) except -1:
-        """Append; return 1 if that made an empty queue a non-empty one, else 0."""
+        """Append; return 1 if the queue was empty, else 0."""
         cdef bint enough = True, first = False
         pthread_mutex_lock(&self.mutex)
         if length and not self.closed:
@@ -156,7 +156,7 @@ cdef class SerialFastPath:
         pthread_mutex_unlock(&self.queue.mutex)
 
     def take_thr_credit(self):
-        """Use a credit for a write that came to the model; return False when none is left."""
+        """Use a credit for a write that the model serves; return False when none is left."""
         cdef bint taken
         pthread_mutex_lock(&self.queue.mutex)
         taken = self.use_credit()

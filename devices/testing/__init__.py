@@ -12,11 +12,11 @@
     assert driver.send(0, [b"hello"], [5]) == [Used(head=0, length=5, data=b"hello")]
     assert driver.board.msi.triggered == [1], "the vector of queue 0"
 
-The parts build on each other, and each can be used without those after it:
+The parts build on each other, and each can be used without those listed after it:
 
 * `AnonymousRam` and `guest_memory`: guest RAM, with a record of the pages discarded;
 * `RecordingTracer`, `RecordingMsiSink`, `RecordingInterruptLine`, `RecordingHostNotifiers` and
-  `FakeTimers`: the ports of `devices.ports`, for a test to look at and to control;
+  `FakeTimers`: the ports of `devices.ports`, for a test to inspect and control;
 * `DriverQueue`: the driver's side of one split virtqueue, for a native `SplitQueue` or a device;
 * `Board`: a virtio device on a PCI bus, with the recorders around it;
 * `VirtioDriver`: a driver that finds, configures and uses the device of a board by its registers.

@@ -31,8 +31,8 @@ SLOT = 3
 class Board:
     """`device` at 00:03.0 of a PCI bus whose BARs appear on `mmio`.
 
-    `tracer` is the one given to the device, so that events of device and transport are in order; a
-    new one without it. What the device does is recorded: `msi.triggered` are the MSI-X vectors
+    `tracer` is the device's, so that events of device and transport are recorded in order; by
+    default a new one. What the device does is recorded: `msi.triggered` are the MSI-X vectors
     sent, `line.level` is INTx, `notifiers` are the host notifiers and `tracer.events` the events.
     """
 
@@ -51,7 +51,7 @@ class Board:
     def serve(self) -> int:
         """Serve all notified queues, as an event loop does; return the number of calls it took.
 
-        A device that notifies itself without end is served without end.
+        Does not return while the device keeps notifying itself.
         """
         calls = 0
         while self.notifiers.notified:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtio PCI driver that knows nothing but registers, for tests.
+"""A virtio PCI driver that uses nothing but registers, for tests.
 
 `VirtioDriver` finds the device as an operating system does (VIRTIO 1.2, 3.1 and 4.1.5.1): it sizes
 and assigns BARs, walks the capability list, negotiates features, sets up queues and enables MSI-X,
 all by reads and writes of configuration space and memory. Offsets and bits are those of the Linux
-user API header `linux/virtio_pci.h`, written a second time on purpose: a mistake of the device's
+user API header `linux/virtio_pci.h`, defined again on purpose: a mistake in the device's
 own tables is not shared.
 
     driver = VirtioDriver(Board(device)).start()
@@ -160,7 +160,7 @@ class VirtioDriver:
         return self.read_common("device_status")
 
     def add_status(self, bit: int) -> int:
-        """Set a further status bit; return the status that the device then shows."""
+        """Set a further status bit; return the status that the device then reports."""
         self.write_common("device_status", self.status | bit)
         return self.status
 
@@ -298,7 +298,7 @@ class VirtioDriver:
         *,
         indirect: bool = False,
     ) -> list[Used]:
-        """Send one buffer through queue `index` and serve it; return the buffers given back.
+        """Send one buffer through queue `index` and serve it; return the used buffers.
 
         Arguments are those of `DriverQueue.add`.
         """

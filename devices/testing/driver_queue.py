@@ -11,9 +11,9 @@ driver, the `set_*` methods overwrite any field.
     queue = driver.device_queue()
     driver.add(readable=[b"header", b"payload"], writable=[16])
     chain = queue.pop(4096)
-    chain.write(b"answer")
+    chain.write(b"result")
     queue.push(chain, 6)
-    assert driver.take_used() == [Used(head=0, length=6, data=b"answer")]
+    assert driver.take_used() == [Used(head=0, length=6, data=b"result")]
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implementations of `devices.ports` that record what a device does, for a test to look at."""
+"""Implementations of `devices.ports` that record what a device does, for tests to inspect."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RecordingMsiSink:
 
 
 class RecordingInterruptLine:
-    """`InterruptLine` that keeps its present `level`."""
+    """`InterruptLine` that keeps its current `level`."""
 
     level = False
 

@@ -20,7 +20,7 @@ def transfer_state(source: Stateful, target: Stateful) -> None:
 
 
 def restores(target: Stateful, payload: Payload) -> bool:
-    """Return whether `target` accepts `payload`, any payload at all.
+    """Return whether `target` accepts `payload`, which may be arbitrary.
 
     AssertionError if it changes although it raises StateError; other exceptions are not caught.
     """

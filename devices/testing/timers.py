@@ -33,11 +33,11 @@ class FakeTimer:
         self.deadline_ns = self._timers.now_ns() + delay_ns
 
     def cancel(self) -> None:
-        """Do not expire."""
+        """Disarm the timer."""
         self.deadline_ns = None
 
     def expire(self) -> None:
-        """Call `on_expiry`; the timer is no longer armed when that begins."""
+        """Disarm the timer, then call `on_expiry`."""
         self.deadline_ns = None
         self._on_expiry()
 
@@ -54,7 +54,7 @@ class FakeTimers:
         return self._now_ns
 
     def timer(self, on_expiry: Callable[[], None]) -> FakeTimer:
-        """Make a timer, not armed, that calls `on_expiry` when it expires."""
+        """Create a timer, not armed, that calls `on_expiry` when it expires."""
         timer = FakeTimer(self, on_expiry)
         self._timers.append(timer)
         return timer

@@ -4,7 +4,7 @@
 `build_tables` lays out RSDP, FACS, DSDT, FADT, MADT and XSDT one after another in one blob for the
 area below 1 MiB, where an operating system looks for the RSDP on 16-byte boundaries; the boot
 protocol passes its address as well. All numbers come from `pyvmm.memory.layout` and the device
-models. The tables describe the vCPUs and the IO-APIC (MADT), power-off and reset (FADT, \\_S5), the
+models. They describe the vCPUs and the IO-APIC (MADT), power-off and reset (FADT, \\_S5), the
 PCI host bridge with its windows and interrupt routing, the serial port and pvpanic (DSDT), and the
 memory-mapped PCI configuration space (MCFG). They declare that there is no 8042, no VGA and no PM
 timer, so the guest does not probe for them.
@@ -69,7 +69,7 @@ def _checksum(data: bytes) -> int:
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
-    """Prepend the system description table header (5.2.6) with its checksum."""
+    """Prepend the system description table header (5.2.6) with its checksum to `body`."""
     length = _HEADER.size + len(body)
     fields = (_OEM_ID, _OEM_TABLE_ID, 1, _CREATOR_ID, 1)
     unsigned = _HEADER.pack(signature, length, revision, 0, *fields) + body
@@ -77,7 +77,7 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 
 def _rsdp(xsdt_gpa: int) -> bytes:
-    """Root system description pointer (5.2.5.3); no RSDT, every 64-bit system takes the XSDT."""
+    """Return the RSDP (5.2.5.3), without an RSDT: every 64-bit system uses the XSDT."""
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM_ID, 2, 0)
     first = first[:8] + bytes([_checksum(first)]) + first[9:]
     whole = first + struct.pack("<IQB3x", _RSDP_BYTES, xsdt_gpa, 0)
@@ -85,7 +85,7 @@ def _rsdp(xsdt_gpa: int) -> bytes:
 
 
 def _facs() -> bytes:
-    """Firmware ACPI control structure (5.2.10): only its global lock is used."""
+    """Return the firmware ACPI control structure (5.2.10): only its global lock is used."""
     return struct.pack("<4sI", b"FACS", _FACS_BYTES).ljust(32, b"\0") + bytes([2]).ljust(32, b"\0")
 
 
@@ -124,7 +124,7 @@ def _fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
 
 
 def _madt(vcpus: int) -> bytes:
-    """Multiple APIC description table (5.2.12)."""
+    """Return the multiple APIC description table (5.2.12)."""
     entries = [struct.pack("<II", layout.LAPIC_GPA, _MADT_PCAT_COMPAT)]
     entries += [struct.pack("<BBBBI", 0, 8, n, n, _LAPIC_ENABLED) for n in range(vcpus)]
     entries += [
@@ -137,17 +137,17 @@ def _madt(vcpus: int) -> bytes:
 
 
 def _mcfg() -> bytes:
-    """Memory-mapped configuration of segment 0, bus 0 (PCI Firmware 3.0, 4.1.2)."""
+    """Return the MCFG: the ECAM of segment 0, bus 0 (PCI Firmware 3.0, 4.1.2)."""
     return _table(b"MCFG", 1, struct.pack("<8xQHBB4x", layout.PCI_ECAM_GPA, 0, 0, 0))
 
 
 def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
-    """Interrupt source override (5.2.12.5): the GSI of an ISA interrupt."""
+    """Return an interrupt source override (5.2.12.5): the GSI of an ISA interrupt."""
     return struct.pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
 
 
 def _dsdt() -> bytes:
-    r"""Differentiated system description table: \_S5 and the devices that cannot be probed."""
+    r"""Return the DSDT: \_S5 and the devices that cannot be probed."""
     sleep_type = aml.integer(acpi_pm.SLEEP_TYPE_SOFT_OFF)
     s5 = aml.name("\\_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
     devices = aml.scope("\\_SB", _pci_root(), _reserved(), _serial_port(), _pvpanic())
@@ -175,7 +175,7 @@ def _pci_root() -> bytes:
 
 
 def _reserved() -> bytes:
-    """Motherboard resources: an MCFG is valid only if they include its memory (4.1.2)."""
+    """Return the motherboard resources, which must include the memory of the MCFG (4.1.2)."""
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
@@ -187,7 +187,7 @@ def _reserved() -> bytes:
 
 
 def _interrupt_routing() -> bytes:
-    """_PRT (6.2.13): INTA# of every device number is an IO-APIC pin, without a link device."""
+    """Return _PRT (6.2.13): INTA# of each device is an IO-APIC pin, without a link device."""
     return aml.package(
         *(
             aml.package(

@@ -3,9 +3,9 @@
 
 A bzImage is real-mode code with the setup header, then a decompressor that unpacks the vmlinux
 inside the guest. Neither runs here: the host decompresses the vmlinux, which takes a second instead
-of ten, and the guest enters it at its 64-bit entry point, where the decompressor would jump to. The
-relocations that follow the ELF file are for a kernel that is moved in its address space, which does
-not happen here (Linux then reports that KASLR is disabled).
+of ten, and the guest enters it at its 64-bit entry point, to which the decompressor would jump. The
+relocations after the ELF file are for a kernel at a randomized address; this one is not moved
+(Linux then reports that KASLR is disabled).
 
 The vmlinux is kept in the cache under the hash of the bzImage, for the next boot and for the lab,
 where code is slow. PVH would be another entry point, but only for kernels built with it, and it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state in which a vCPU starts: CPUID, MSRs, local APIC and registers.
+"""The initial state of a vCPU: CPUID, MSRs, local APIC and registers.
 
 The boot processor starts in long mode, as the 64-bit boot protocol requires. The others wait for
 the start-up interrupt, which the in-kernel local APIC delivers, so they need only CPUID (see

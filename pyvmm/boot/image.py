@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a kernel: the segments of an ELF `vmlinux` go to their physical addresses.
+"""Load a kernel: copy the segments of an ELF `vmlinux` to their physical addresses.
 
 `pyvmm.elf.tables` reads the tables; this module checks them. A file is not trusted until every
 loadable segment is known to lie inside the file, inside guest RAM above the first MiB, and apart
@@ -130,7 +130,7 @@ def _broken(path: Path, reason: str) -> KernelUnusable:
 
 
 def read_initrd(path: Path) -> bytes:
-    """Return the initramfs archive, which the kernel unpacks. Raises `InitramfsUnusable`."""
+    """Return the contents of an initramfs archive. Raises `InitramfsUnusable`."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -30,9 +30,9 @@ def config_for_image(
     withhold: Sequence[str] = (),
     rng: int | None = None,
 ) -> MachineConfig:
-    """Return the configuration for `image`, whose command line `append` is added to.
+    """Return the configuration for `image`; `append` is added to its command line.
 
-    `dialect` None stands for the image's own. Raises `KernelUnusable` for an image that cannot be
+    `dialect` None means the image's own. Raises `KernelUnusable` for an image that cannot be
     read, `ManifestError` for a damaged manifest and `InvalidConfiguration`.
     """
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decompress the kernel inside a bzImage, with every compression that Linux/x86 supports.
 
-arch/x86/boot/compressed/Makefile makes the payload with the ordinary tools (gzip, bzip2, lzma, xz
+arch/x86/boot/compressed/Makefile creates the payload with the ordinary tools (gzip, bzip2, lzma, xz
 with the x86 filter, lzop, `lz4 -l`, zstd) and appends the uncompressed size, four bytes,
 little-endian; a gzip stream already ends with that number. Maintained libraries decompress. Two
 containers that no library reads are parsed here: lzop's and the legacy frame of lz4.
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 MAX_KERNEL_BYTES = 512 << 20
-"""Larger than any kernel: KERNEL_IMAGE_SIZE, its mapping of itself, is 512 MiB, or 1 GiB of which
-KASLR uses a part."""
+"""Larger than any kernel: KERNEL_IMAGE_SIZE, which its mapping of itself covers, is 512 MiB, or
+1 GiB with KASLR, which uses a part of it."""
 
 # Memory of the decoders. Linux uses a dictionary of 128 MiB for xz and a window of 2^27 for zstd.
 XZ_MEMORY_BYTES = 256 << 20

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache directory (a leaf): files that can be computed again."""
+"""The cache directory (a leaf): files that can be recomputed."""

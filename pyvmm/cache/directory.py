@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache directory, for files that take long to compute; any may be deleted at any time.
+"""The cache directory, for files that are slow to compute; any may be deleted at any time.
 
 `$XDG_CACHE_HOME/pyvmm` (by default `~/.cache/pyvmm`, XDG Base Directory Specification) has a
 directory for each kind of file. A file there is complete or absent, even with several writers.
@@ -18,7 +18,7 @@ KEPT_FILES = 3
 
 
 class CacheUnusable(UserError):
-    """The cache directory cannot be made or written to."""
+    """The cache directory cannot be created or written to."""
 
 
 def cache_root() -> Path:
@@ -45,7 +45,8 @@ def cache_dir(kind: str) -> Path:
 def keep_most_recent(pattern: str, in_use: Path, count: int = KEPT_FILES) -> None:
     """Remove all but the `count` most recently used files beside `in_use` whose names match.
 
-    The time of the last use is the file's mtime; that of `in_use` is set here, so it always stays.
+    The time of the last use is the file's mtime; that of `in_use` is set here, so it is always
+    kept.
     """
     with contextlib.suppress(FileNotFoundError):  # another process may remove files, too
         os.utime(in_use)

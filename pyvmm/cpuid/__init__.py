@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUID: `policy` makes that of a new guest, `compatibility` compares a saved guest's with it."""
+"""CPUID: `policy` for new guests, and `compatibility` of a saved guest's CPUID with this host."""

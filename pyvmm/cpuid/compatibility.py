@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUID compatibility: whether a guest that was started on one CPU can run on this one.
+"""CPUID compatibility: decides if a guest that was started on another CPU can run on this one.
 
 A guest reads CPUID when it boots, and patches itself accordingly. So it keeps the CPUID it had, and
-every feature in it has to be one that a guest started here would have. Features are bits of a few
+a guest started here must have every feature in it. Features are bits of a few
 leaves: those of the CPU (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E) and KVM's own
 (Documentation/virt/kvm/x86/cpuid.rst). Ignored are bits that follow the guest's own registers, and
 the leaves that describe topology and caches, which pyvmm or KVM define anyway.
 
 State in XSAVE format can be restored only if each component has the same offset and size on both
-CPUs, as leaf 0xD tells.
+CPUs, as leaf 0xD describes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ XSTATE_BV_OFFSET = 512
 def missing_features(
     saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
 ) -> list[str]:
-    """Return names of features that the `saved` CPU had and this one lacks; empty if it fits."""
+    """Return the names of features that the `saved` CPU has and this one lacks."""
     old, new = _by_leaf(saved), _by_leaf(here)
     vendors = _vendor(old), _vendor(new)
     if vendors[0] != vendors[1]:
@@ -90,7 +90,7 @@ def missing_features(
 def moved_xsave_state(
     xsave: bytes, saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
 ) -> list[int]:
-    """Return the numbers of the components in `xsave` that have another place on this CPU."""
+    """Return the numbers of the components in `xsave` whose layout differs on this CPU."""
     old, new = _by_leaf(saved), _by_leaf(here)
     present = int.from_bytes(xsave[XSTATE_BV_OFFSET:][:8], "little") & ~X87_AND_SSE
     components = (number for number in range(64) if present >> number & 1)

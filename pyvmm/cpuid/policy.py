@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPUID that a new guest gets: what KVM supports, with a topology of our own.
+"""The CPUID of a new guest: what KVM supports, with a topology of our own.
 
 Each vCPU is a package with one core and one thread, numbered by its APIC id: the guest's scheduler
 has no topology to take into account.
@@ -30,8 +30,8 @@ def guest_cpuid(system: System, index: int) -> abi.kvm_cpuid2:
             # which is valid only with HTT.
             entry.ebx = entry.ebx & 0x0000_FFFF | 1 << 16 | index << 24
             entry.edx &= ~CPUID_1_EDX_HTT
-            # KVM leaves two bits to the VMM: that there is a hypervisor, without which no guest
-            # looks for kvmclock, and that its local APIC has the TSC-deadline timer.
+            # KVM leaves two bits to the VMM: the hypervisor bit, without which no guest looks for
+            # kvmclock, and the TSC-deadline timer of the local APIC.
             entry.ecx |= CPUID_1_ECX_HYPERVISOR
             if system.check_extension(abi.KVM_CAP_TSC_DEADLINE_TIMER):
                 entry.ecx |= CPUID_1_ECX_TSC_DEADLINE

@@ -7,7 +7,7 @@ modification; a kernel that was booted before needs no ELF library. A file modif
 two seconds is not cached: it may change again without a new time stamp.
 
 A file is not trusted: any content results in tables or in `ElfError`. The numbers are those of the
-file and not yet checked.
+file, unchecked.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _from_json(text: str) -> ElfTables:
 
 
 def _parse(file: BinaryIO) -> ElfTables:
-    # Late: saves 29 ms where the tables are cached.
+    # Deferred: saves 29 ms where the tables are cached.
     from elftools.elf.elffile import ELFFile
 
     try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine: KVM VM, vCPU threads, buses, interrupts, notifiers and the list of devices.
 
-Needs no event loop; what needs one (requests to the guest, snapshots, migrations) is above it.
+It needs no event loop. The packages that need one (guest requests, snapshots, migrations) are
+above it.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of PCI devices that a machine can have, and the slot of each.
 
-A device is one line here and a folder of its own below `devices`. `make` builds the model from the
+A device is one line here and a package of its own below `devices`. `make` builds the model from the
 machine's configuration, or returns None if the configuration has no such device; it imports the
 model itself, so a device that is not used costs no start-up time. A slot never changes
 its device: saved machines and drivers rely on it.

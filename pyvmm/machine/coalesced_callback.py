@@ -2,8 +2,8 @@
 """A callback on the event loop that runs once for any number of requests from any thread.
 
 A guest determines how often a device model changes: it can write a register a hundred thousand
-times a second on each vCPU. A callback for each write would make a queue without a bound. Only the
-latest state matters:
+times a second on each vCPU. A callback for each write would make the queue of callbacks unbounded.
+Only the latest state matters:
 
     changed = CoalescedCallback(announce, soon)
     changed()      # on a vCPU thread: `announce` runs soon on the loop ...
@@ -18,7 +18,7 @@ from collections.abc import Callable
 class CoalescedCallback:
     """Schedules `callback` through `soon`, which calls a function on the loop from any thread.
 
-    Callers change the state that `callback` reads before they call. The flag is cleared before the
+    Callers change the state that `callback` reads first. The flag is cleared before the
     callback reads, so a later change schedules another call.
     """
 

@@ -2,10 +2,10 @@
 """Timers of device models, on a virtual clock that stops while the guest is paused.
 
 Deadlines are nanoseconds of the virtual clock. A timer that is armed while the guest runs has one
-call scheduled on the event loop; `stop` cancels the calls and stops the clock, `start` resumes the
-clock and schedules the remainders. Before a loop is attached, and while the guest is paused, timers
-can be armed and simply do not expire. A device saves `remaining_ns` and arms its timer with it when
-it is restored (`devices.timers`).
+callback scheduled on the event loop; `stop` cancels the callbacks and stops the clock, `start`
+resumes the clock and schedules the remainders. Before a loop is attached, and while the guest is
+paused, timers can be armed and simply do not expire. A device saves `remaining_ns` and arms its
+timer with it when it is restored (`devices.timers`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Timer:
         self._deadline_ns = None
 
     def expire(self) -> None:
-        """Call back unless the timer was cancelled; the device lock is held."""
+        """Call `on_expiry` unless the timer was cancelled; the device lock is held."""
         if self._deadline_ns is not None:
             self._deadline_ns = None
             self._on_expiry()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reason of a VM's end, and the exit status of `pyvmm run` for it."""
+"""The reason why a VM has ended, and the exit status of `pyvmm run` for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class ExitReason(Enum):
-    """The reason of the end; the value is QMP's reason in the SHUTDOWN event."""
+    """The reason why a VM has ended; the value is `reason` in QMP's SHUTDOWN event."""
 
     POWEROFF = "guest-shutdown"
     RESET = "guest-reset"
@@ -30,7 +30,7 @@ class ExitResult(NamedTuple):
 
     @property
     def by_guest(self) -> bool:
-        """True if the guest ended it, as QMP's SHUTDOWN event defines it."""
+        """True if the guest ended the VM: `guest` in QMP's SHUTDOWN event."""
         return self.reason in (ExitReason.POWEROFF, ExitReason.RESET, ExitReason.PANIC)
 
     @property

@@ -28,7 +28,7 @@ class GuestMachine(Protocol):
 
     @property
     def config(self) -> MachineConfig:
-        """The configuration that the machine was made from."""
+        """The configuration of the machine."""
 
     @property
     def ram(self) -> GuestRam:
@@ -36,7 +36,7 @@ class GuestMachine(Protocol):
 
     @property
     def balloon_actual_bytes(self) -> int:
-        """The RAM of the guest now, without the pages in its balloon."""
+        """The RAM of the guest in bytes, without the pages in its balloon."""
 
     @property
     def status(self) -> RunState:
@@ -46,13 +46,13 @@ class GuestMachine(Protocol):
         """Wait until all of memory is loaded, if it is being loaded from a snapshot."""
 
     def prepare_parts(self) -> None:
-        """Do the slow preparations of `save_parts`; UserError if the state cannot be saved."""
+        """Prepare for `save_parts`, which is slow; UserError if the state cannot be saved."""
 
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Return a context manager that logs all changes to memory."""
 
     async def unused_pages(self, timeout_s: float) -> UnusedPages:
-        """Ask the guest which pages it does not use; with a time-out of 0, do not ask.
+        """Query the pages that the guest does not use; a time-out of 0 disables the query.
 
         The dirty log must be on: the guest may use the pages again at once.
         """

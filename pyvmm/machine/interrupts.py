@@ -25,7 +25,7 @@ PIC_PINS = 8
 
 
 class InterruptRouter:
-    """The one routing table of a virtual machine; call with the machine's lock held."""
+    """The routing table of a virtual machine; its methods are called with the device lock held."""
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm

@@ -3,15 +3,15 @@
 
 A /dev/kvm that opens and serves every ioctl may still be useless: where KVM itself runs without
 hardware support (nested clouds, containers on PVM), ring 0 is interpreted at a thousandth of the
-speed, and SYSCALL may arrive at the wrong privilege level, so that Linux crashes at its first
-system call. The probe's guest has 64 KiB of memory in one 2 MiB identity-mapped page, and reports
-two tests to the host by port writes:
+speed, and SYSCALL may enter the kernel at the wrong privilege level, so that Linux crashes at its
+first system call. The probe's guest has 64 KiB of memory in one 2 MiB identity-mapped page, and
+reports two tests to the host by port writes:
 
 1. a counted loop in ring 0, whose processor time gives instructions per second;
 2. SYSCALL from ring 3 (AMD64 Architecture Programmer's Manual, volume 2, 6.1.1), which must
    arrive at LSTAR in ring 0 with the code segment that STAR names.
 
-A periodic timer signal ends a guest that does neither, so the probe takes under a second.
+A periodic timer signal ends a guest that reports neither, so the probe takes under a second.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _judge(speed: float | None, syscall_problem: str | None, stopped: str) -> Kv
 
 
 def _measure(system: System, vm: Vm) -> tuple[float | None, str | None, str]:
-    """Return ring 0 instructions per second, SYSCALL's fault or None, and how the loop ended."""
+    """Return ring 0 instructions per second, the problem of SYSCALL, and the end of the loop."""
     memory = mmap.mmap(-1, _MEMORY_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _write_guest(memory)
     vm.set_tss_addr(0xFFFB_D000)
@@ -168,7 +168,7 @@ def _loop_speed(vcpu: Vcpu) -> tuple[float | None, str]:
 
 
 def _syscall_problem(vcpu: Vcpu) -> str | None:
-    """Return how SYSCALL differs from what Linux expects; None if it does not."""
+    """Return the difference of SYSCALL from what Linux expects, or None."""
     _enter(vcpu, ring=3, rip=_USER)
     if not _reaches_port(vcpu, _PORT_SYSCALL):
         return f"does not arrive in ring 0 ({exits.exit_name(vcpu.kvm_run.exit_reason)})"

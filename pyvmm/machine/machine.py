@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: RAM, vCPUs, buses and devices on KVM, and how they are wired.
+"""The machine: RAM, vCPUs, buses and devices on KVM, and their wiring.
 
-A machine is made from a `MachineConfig`, then either booted (`boot`) or restored (`restore_parts`),
-then started. It knows no device type but through `pyvmm.machine.catalogue`, and needs no event loop
-to be made or to run: `attach` gives it the one that serves its queues, timers and console. What its
-balloon, snapshots and migrations need beyond that is in the rooms above, put together by
+A machine is created from a `MachineConfig`, then either booted (`boot`) or restored
+(`restore_parts`), then started. It knows device types only through `pyvmm.machine.catalogue`, and
+can be created and run without an event loop: `attach` sets the loop that serves its queues, timers
+and console. Guest requests, snapshots and migrations are in the packages above, combined by
 `pyvmm.vm`.
 
 One lock, `Machine.lock`, protects every device model and the interrupt routing: vCPU threads hold
@@ -77,13 +77,13 @@ def _host_errors_reported() -> Iterator[None]:
 class Machine:
     """One guest's hardware.
 
-    `console_output` takes what the guest writes to its serial port (on vCPU threads);
+    `console_output` receives the guest's output on its serial port (on vCPU threads);
     `console_throttle` may block that vCPU, with no lock held, until the console has room.
-    `exited` is called once, on any thread, when the guest ends by itself, and `failed` with an
-    exception of a device model, which is a bug of ours and not the guest's. Raises
+    `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
+    exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
     `HostMemoryUnavailable`, and `MachineNotCreated` if KVM refuses a request.
 
-    Threads: all methods on the thread that made the machine or attached a loop to it, but those
+    Threads: all methods on the thread that made the machine or attached a loop to it, except those
     whose docstring names another.
     """
 
@@ -130,7 +130,7 @@ class Machine:
 
     # --- Construction -----------------------------------------------------------------------------
     def _set_up_kvm_platform(self) -> InterruptRouter:
-        """Have KVM provide memory slots, interrupt controllers and the timer."""
+        """Set up KVM's memory slots, interrupt controllers and timer."""
         self._vm.set_tss_addr(layout.KVM_TSS_GPA)
         self._vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
         self._vm.create_irqchip()
@@ -232,12 +232,12 @@ class Machine:
         self.gate.set_paused(False)
 
     def stop(self) -> None:
-        """Keep the vCPUs out of the guest for good; their threads end."""
+        """Stop the vCPUs permanently; their threads end."""
         self.gate.stop()
         self._kick_all()
 
     def close(self) -> None:
-        """Wait for the vCPU threads and give everything back to the host."""
+        """Wait for the vCPU threads and release all resources."""
         self._throttle.set(0)  # it kicks vCPUs
         self.stop()
         for thread in self.vcpu_threads:
@@ -252,7 +252,7 @@ class Machine:
         self.ram.close()
 
     def console_input(self, data: bytes) -> int:
-        """Give the guest's serial port input; returns how many bytes it had room for."""
+        """Pass input to the guest's serial port; return the number of bytes accepted."""
         with self.lock:
             return self._legacy.uart.receive(data)
 
@@ -271,7 +271,7 @@ class Machine:
         return MachineParts(self._system, self._vm, vcpus, stateful, part_kinds())
 
     def prepare_parts(self) -> None:
-        """Import and ask KVM for everything `save_parts` and `restore_parts` need.
+        """Import modules and query KVM for `save_parts` and `restore_parts`.
 
         So neither does that while the guest is paused. Raises UserError where KVM is too old.
         """
@@ -279,7 +279,7 @@ class Machine:
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:
-        """Keep devices from touching the memory of the paused guest while the block runs."""
+        """Keep devices from accessing the memory of the paused guest while the block runs."""
         for device in self.pci_devices.values():
             device.stop()
         try:
@@ -322,7 +322,7 @@ class Machine:
                 thread.kick()
 
     def _guest_exits(self, result: ExitResult) -> None:
-        if self._exit is None:  # a guest may ask a hundred thousand times a second
+        if self._exit is None:  # a guest may request it 100,000 times a second
             self._exit = result
             self.exited(result)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a VM and its events, in the words of QMP's RunState and event names."""
+"""The run state of a VM and its events, with QMP's names (`RunState` and events)."""
 
 from __future__ import annotations
 

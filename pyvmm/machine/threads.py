@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threads of a running VM, the locks they share, and who may call what.
+"""The threads of a running VM, the locks they share, and the calls each may make.
 
 | thread | name | runs | may call |
 | --- | --- | --- | --- |
 | event loop | the owner's | asyncio: queues, timers, console input, QMP, VM control | everything, unless a docstring names another thread |
-| vCPU | `vcpuN` | KVM_RUN; register accesses | device models, under the device lock; `Listeners` of their events |
+| vCPU | `vcpuN` | KVM_RUN; register accesses | device models, under the device lock; `VcpuGate`; `Listeners` of device events |
 | throttle | `vcpu-throttle` | opens and shuts the gate of the vCPU threads | `VcpuGate` |
 | migration | `migration` | one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
 | snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
@@ -14,7 +14,7 @@
 | lock | protects | held |
 | --- | --- | --- |
 | device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console |
-| `VcpuGate`'s condition | who may enter the guest | for a few instructions |
+| `VcpuGate`'s condition | the state of the gate | for a few instructions |
 | `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last |
 
 A class that is used by several threads has a line `Threads:` in its docstring that refers to these
@@ -27,7 +27,7 @@ import threading
 
 
 class Owner:
-    """The thread that owns an object: the one that created it, or has adopted it last."""
+    """The thread that owns an object: the one that created it, or the last to adopt it."""
 
     def __init__(self) -> None:
         self._ident = threading.get_ident()

@@ -30,12 +30,12 @@ SWITCH_INTERVAL_S = 0.0005
 """For `sys.setswitchinterval`: the time that a device access may wait for the GIL.
 
 Each access waits this long while the event loop runs Python code. Python's default of 5 ms is too
-long for a guest; a tenth of it costs the event loop a few per cent.
+long for a guest; a tenth of that slows the event loop by a few per cent.
 """
 
 
 class GuestBuses:
-    """Carries the guest's accesses to the two buses, one at a time.
+    """Forwards the guest's accesses to the two buses, one at a time.
 
     `lock` is the machine's device lock. `after_write` runs after the lock is released, so that
     it can wait for a slow console without blocking other vCPUs.
@@ -70,8 +70,8 @@ class GuestBuses:
 class VcpuGate:
     """Lets all vCPU threads run, keeps them outside the guest, or ends them.
 
-    It is closed for either of two independent reasons: the machine is paused, or the vCPUs are
-    throttled. A thread that waits here holds no lock.
+    It is closed while the machine is paused or the vCPUs are throttled, and permanently once a
+    condition of `bar_when` holds. A thread that waits here holds no lock.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class VcpuGate:
         return self._paused or self._throttled or any(barred() for barred in self._bars)
 
     def bar_when(self, barred: Callable[[], bool]) -> None:
-        """Keep all threads out for good once `barred()` is true; called before any has entered."""
+        """Keep all threads out permanently once `barred()`; called before any has entered."""
         self._bars.append(barred)
 
     def leave(self) -> None:
@@ -129,10 +129,10 @@ class VcpuGate:
 
 
 class VcpuThread(threading.Thread):
-    """Runs `vcpu` until the gate closes or the guest does something that ends the machine.
+    """Runs `vcpu` until the gate is stopped or KVM reports an exit that ends the machine.
 
-    `on_end(description)` is called, in this thread, with KVM's description of a fatal exit;
-    `on_bug(exception)` when a device model has raised.
+    `on_end(description)` is called, in this thread, with the description of a fatal exit;
+    `on_bug(exception)` with an exception of a device model.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 
 While the guest is throttled, a thread closes the gate of the vCPU threads and kicks them out of the
 guest, sleeps, opens the gate, and sleeps again. vCPUs run for `RUN_S` at a time, as with QEMU, or
-longer on a busy host; the time for which they are stopped follows from the time for which they ran.
+longer on a busy host; the stopped time is computed from the time for which they ran.
 All are stopped together, so none spins for a lock that a stopped one holds. They wait at the gate,
 outside KVM_RUN and without any lock, so devices, the event loop, pausing and ending the machine are
 not delayed.
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 RUN_S = 0.01
 MAX_REST_S = 1.0
 LEAVE_S = 0.1
-"""A vCPU that has not left the guest by then serves a device, and writes no memory meanwhile."""
+"""A vCPU that has not left the guest by then is serving a device access, and writes no memory."""
 MAX_PERCENTAGE = 99
 
 
 class VcpuThrottle:
     """Throttles the threads that pass through `gate`; `kick` makes them check it soon.
 
-    Not throttled at first. All methods are called on the event loop's thread.
+    Not throttled at first.
+
+    Threads: event loop; `kick` is also called by the throttle thread.
     """
 
     def __init__(self, gate: VcpuGate, kick: Callable[[], None]) -> None:
@@ -47,7 +49,7 @@ class VcpuThrottle:
     def set(self, percentage: int) -> None:
         """Stop the vCPUs for `percentage` of the time, from now on; 0 ends throttling."""
         if not 0 <= percentage <= MAX_PERCENTAGE:
-            raise ValueError(f"processors cannot be throttled {percentage} % of their time")
+            raise ValueError(f"vCPUs cannot be throttled for {percentage} % of the time")
         self._percentage = percentage
         if percentage and self._thread is None:
             self._released.clear()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtio device of any type in a PCI slot of a machine.
 
-One object holds all that the machine adds to a virtio device of any type: the PCI
-transport, a host notifier for each queue (ioeventfd), an MSI-X vector for each queue and one for
-configuration changes (irqfd), the INTx line of the slot, and the queue work on the event loop,
-under the device lock. The transport is the device's part of the machine's saved state.
+One object holds everything that the machine adds to a virtio device of any type: the PCI transport,
+a host notifier for each queue (ioeventfd), an MSI-X vector for each queue and one for configuration
+changes (irqfd), the INTx line of the slot, and the queue work on the event loop, under the device
+lock. The transport is the device's part of the machine's saved state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class VirtioPciDevice:
     `lock` is the device lock. `on_error` is called with exceptions of the model while a queue is
     served.
 
-    Threads: made before any vCPU runs; `start`, `stop` and `close` on the event loop.
+    Threads: created before any vCPU runs; `start`, `stop` and `close` on the event loop.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 """Progress of work in stages: bars on a terminal, a few lines elsewhere.
 
 The work is a series of stages; a stage with a known total can advance. The code that does the work
-gets a `Progress`, and need not know where it is shown.
+gets a `Progress`, and does not know where it is shown.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ class Bars:
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
-    """Show progress on `stream` (default: standard error) for the length of the block."""
+    """Show progress on `stream` (default: standard error) while the block runs."""
     stream = stream or sys.stderr
     if not stream.isatty():
         yield PlainLines(stream)
         return
-    # Late: saves 40 ms (rich) without a terminal.
+    # Deferred: saves 40 ms (rich) without a terminal.
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress

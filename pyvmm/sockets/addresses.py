@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of sockets as a person writes them: `unix:PATH` and `tcp:HOST:PORT`.
+"""Addresses of sockets as users write them: `unix:PATH` and `tcp:HOST:PORT`.
 
 A control socket is always a unix socket; a migration takes either form. Both parsers check the
-syntax only: they neither look up names nor look at files.
+syntax only: they neither look up names nor access files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connect to a migration's destination.
 
-In the lab an address is tried there first and then, through the proxy, on the host; TLS runs
-between the two ends, through the proxy unread.
+In the lab an address is tried there first and then, through the proxy, on the host. TLS is
+end-to-end: the proxy forwards it unread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyvmm.sockets.tls import Security, handshake
 
 CONNECT_TIMEOUT_S = 10.0
 _SEND_BUFFER_BYTES = 4 << 20
-"""Requested for unix sockets; the kernel grants what it may. Fewer and longer sends."""
+"""Requested for unix sockets, for fewer and longer sends; the kernel limits it to wmem_max."""
 
 
 def connect(address: Address, security: Security) -> SocketLink:
@@ -36,11 +36,11 @@ def connect(address: Address, security: Security) -> SocketLink:
     try:
         return SocketLink(handshake(stream, context, address.host))
     except HandshakeFailed as error:
-        raise PeerUntrusted(f"{address} is not to be trusted: {error}") from error
+        raise PeerUntrusted(f"{address} is not trusted: {error}") from error
 
 
 def connect_directly(address: Address) -> socket.socket:
-    """Return a stream from this machine, be it the lab or the host, to `address`.
+    """Return a stream from this machine (the lab or the host) to `address`.
 
     Raises `OSError`.
     """

@@ -2,7 +2,7 @@
 """Failures of sockets; each message is one line without a full stop.
 
 Reasons why an address cannot be used or a connection cannot be made are `UserError`. The others
-happen to connections and listeners that exist, and the code above handles them.
+occur on existing connections and listeners, and the caller handles them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class SocketPathTooLong(UserError):
 
 
 class SocketNotCreated(UserError):
-    """The socket file cannot be made at its path."""
+    """The socket file cannot be created at its path."""
 
 
 class AddressUnavailable(UserError):
@@ -41,7 +41,7 @@ class TlsOnUnixSocket(UserError):
 
 
 class TlsRequired(UserError):
-    """The address is beyond this host and the connection would not be encrypted."""
+    """The address is not on this host and the connection would not be encrypted."""
 
 
 class PeerUntrusted(UserError):

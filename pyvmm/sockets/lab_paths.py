@@ -60,7 +60,7 @@ def listening_path(path: Path) -> Path:
 def incoming_variable(requested: str, bound: str) -> dict[str, str]:
     """Return the environment variable that tells the command where its migration arrives.
 
-    `requested` is the address as the person gave it, `bound` the one the host listens at.
+    `requested` is the address as the user gave it, `bound` the one the host listens at.
     """
     return {_INCOMING_VARIABLE: json.dumps({requested: bound})}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connected stream socket, with or without TLS, as a migration uses it.
 
-A link blocks the thread that uses it, but for at most `IDLE_TIMEOUT_S` without a byte moving. Only
+A link blocks the thread that uses it, for at most `IDLE_TIMEOUT_S` without transfer. Only
 `abort` may be called from another thread. Every failure is a `ConnectionLost`.
 """
 
@@ -29,13 +29,13 @@ class SocketLink:
     def __init__(self, stream: socket.socket) -> None:
         stream.settimeout(IDLE_TIMEOUT_S)
         self._stream = stream
-        self._lookahead = b""  # read by `readable` to learn whether there is anything
+        self._lookahead = b""  # a byte that `readable` has read
 
     def send(self, data: Buffer) -> None:
         """Send all of `data`."""
         view = memoryview(data)
         try:
-            while view:  # not sendall, whose time-out is for all of it
+            while view:  # not sendall, whose time-out covers the whole of `data`
                 view = view[self._stream.send(view) :]
         except OSError as error:
             raise _lost(error) from error
@@ -71,7 +71,7 @@ class SocketLink:
         return True
 
     def abort(self) -> None:
-        """Make the thread that uses the link fail, now."""
+        """Make the thread that uses the link fail at once; may be called from another thread."""
         shut_down(self._stream)
 
     def close(self) -> None:
@@ -91,4 +91,4 @@ def shut_down(stream: socket.socket) -> None:
 def _lost(error: OSError) -> ConnectionLost:
     if isinstance(error, TimeoutError):
         return ConnectionLost(f"the other side has sent nothing for {IDLE_TIMEOUT_S:g} s")
-    return ConnectionLost(f"the connection broke: {reason(error)}")
+    return ConnectionLost(f"the connection failed: {reason(error)}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The listener at which a migration's source connects.
 
-It accepts one source and closes. A peer that fails the TLS handshake is turned away and the
-listener waits on. In the lab the address is one of the host, where `pyvmm.lab.run` listens; the
+It accepts one source and closes. A peer that fails the TLS handshake is rejected and the listener
+continues to wait. In the lab the address belongs to the host, where `pyvmm.lab.run` listens; the
 listener in the lab binds a unix socket to which those connections are forwarded.
 """
 
@@ -38,7 +38,7 @@ class MigrationListener:
         self._handshaking: ssl.SSLSocket | None = None  # a peer not yet authenticated
         self._forwarded = incoming_socket(str(address))
         self.address: Address = address
-        """The bound address: with the port that was chosen if 0 was asked for."""
+        """The bound address, with the port that the system chose if 0 was requested."""
         if self._forwarded is not None:
             self.address = parse_migration_address(self._forwarded.address)
             self._file = UnixListener(self._forwarded.path, shown_as=address)
@@ -64,7 +64,7 @@ class MigrationListener:
             try:
                 link = self._link(stream)
             except HandshakeFailed as error:
-                _log.warning("a source was turned away: %s", error)
+                _log.warning("a source was rejected: %s", error)
                 continue
             self.close()
             return link

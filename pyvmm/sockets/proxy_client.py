@@ -21,7 +21,7 @@ from pathlib import Path
 
 LENGTH = struct.Struct("<H")
 REPLY_TIMEOUT_S = 60.0
-"""A backstop: the host has shorter time-outs of its own, and reports them."""
+"""A safeguard: the host has shorter time-outs of its own, and reports them."""
 
 
 def connect_through_proxy(proxy: Path, address: str) -> socket.socket:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Protection of a connection: TLS 1.3 with certificates on both sides.
 
-Guest memory holds all of the guest's secrets, and a peer that reaches a waiting destination can
-make it run anything. So a TCP connection leaves this host only with TLS, in which each side shows a
-certificate signed by the other's CA (the source also checks the destination's host name), or when
-the person has waived it. A unix socket is protected by its file mode, which admits its owner only.
+Guest memory holds all of the guest's secrets, and a peer that connects to a waiting destination can
+make it run any guest. So a TCP connection to another host requires TLS, in which each side presents
+a certificate signed by the other's CA (the source also checks the destination's host name), unless
+the user has waived it. A unix socket is protected by its file mode, which admits its owner only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Security:
         """Raise `UserError` if guest memory would cross a network unprotected."""
         if self.tls is not None:
             if isinstance(address, UnixAddress):
-                raise TlsOnUnixSocket("a unix socket takes no TLS")
+                raise TlsOnUnixSocket("TLS is not supported on a unix socket")
         elif isinstance(address, TcpAddress) and not self.insecure and not _is_local(address):
             raise TlsRequired(f"{address} is not on this host, and there is no TLS")
 

@@ -27,7 +27,7 @@ from pyvmm.sockets.errors import (
 class UnixListener:
     """A listening unix socket at `path`; `remove` deletes the file if it is still this one's.
 
-    `shown_as` replaces the path in errors: in the lab, the address outside that leads here.
+    `shown_as` replaces the path in errors: in the lab, the host's address that is forwarded here.
     """
 
     def __init__(self, path: Path, *, shown_as: object = None) -> None:
@@ -77,7 +77,7 @@ class UnixListener:
         """Stop listening, and remove the socket file unless another has replaced it."""
         self.socket.close()
         if self._removed:
-            return  # a file there now is another's, even with the same device and inode
+            return  # a file there now belongs to another, even with the same device and inode
         self._removed = True
         with contextlib.suppress(FileNotFoundError):
             if _identity(self._path) == self._identity:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of the machine: the tracers, for people and recordings, that devices report to."""
+"""Events of the machine: the tracers to which devices report, for logs and recordings."""

@@ -109,10 +109,10 @@ def test_migrate_over_tls(source: RunProcess, directory: Path) -> None:
         assert (status, out) == (1, "")
         moving, refused = err.splitlines()
         assert moving == f"pyvmm: migrating the guest to {address}"
-        assert refused.startswith(f"pyvmm: the guest has not moved: {address} is not to be trusted")
+        assert refused.startswith(f"pyvmm: the guest has not moved: {address} is not trusted")
         assert refused.endswith("; it still runs here")
         assert source.command("verify 3") == VERIFIED
-        target.expect("a source was turned away: TLS failed")
+        target.expect("a source was rejected: TLS failed")
         status, out, err = migrate(directory, address, *tls_options(source_files))
         assert status == 0, err
         assert source.status() == 0

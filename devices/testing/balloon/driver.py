@@ -44,7 +44,7 @@ class BalloonBoard(Board):
 
 
 class BalloonDriver(VirtioDriver):
-    """Driver of a balloon on a `BalloonBoard` of its own, made with the same arguments."""
+    """Driver of a balloon on a `BalloonBoard` of its own, created with the same arguments."""
 
     board: BalloonBoard
 
@@ -60,16 +60,16 @@ class BalloonDriver(VirtioDriver):
         self._dialect = dialect
 
     def inflate(self, pfns: Iterable[int]) -> list[Used]:
-        """Give the 4 KiB pages `pfns` to the balloon; return the buffers that came back."""
+        """Give the 4 KiB pages `pfns` to the balloon; return the used buffers."""
         return self.send(INFLATE, self._request(pfns))
 
     def deflate(self, pfns: Iterable[int]) -> list[Used]:
-        """Take the 4 KiB pages `pfns` back; return the buffers that came back."""
+        """Take the 4 KiB pages `pfns` back; return the used buffers."""
         return self.send(DEFLATE, self._request(pfns))
 
     @property
     def num_pages(self) -> int:
-        """Size of the balloon that the device asks for, in 4 KiB pages."""
+        """Size of the balloon that the device requests, in 4 KiB pages."""
         return self.read_config(NUM_PAGES_OFFSET)
 
     def write_actual(self, pages: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of a balloon's free page hinting queue (VIRTIO 1.2, 5.5.6.5).
 
-As Linux's driver does, it reads `free_page_hint_cmd_id` after a configuration change: with a new id
+Like Linux's driver, it reads `free_page_hint_cmd_id` after a configuration change: with a new id
 it hints all of `free`, with DONE it takes its pages back.
 """
 
@@ -18,7 +18,7 @@ HINTS = 3
 """Queue number with all features accepted."""
 COMMAND_ID_OFFSET = 8
 STOP, DONE = 0, 1
-"""Command ids with a meaning of their own, VIRTIO_BALLOON_CMD_ID_*."""
+"""Reserved command ids, VIRTIO_BALLOON_CMD_ID_*."""
 
 
 class HintGuest:
@@ -62,7 +62,7 @@ class HintGuest:
             self.send(struct.pack("<I", STOP))
 
     def send(self, command: bytes = b"", pages: Sequence[tuple[int, int]] = ()) -> None:
-        """Send one buffer of a command, or of `pages` as (gpa, size in bytes), which comes back."""
+        """Send one buffer of a command, or of `pages` as (gpa, size in bytes); it is returned."""
         queue = self.driver.queues[HINTS]
         queue.add([command] if command else [], writable_segments=pages)
         self.driver.notify(HINTS)

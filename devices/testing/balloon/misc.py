@@ -58,7 +58,7 @@ class MiscDriver:
     def respond(
         self, request: MiscRequest | None, pfns: Iterable[int] = (), **header: int
     ) -> list[Used]:
-        """Send a message about the pages `pfns` and return the buffers that came back.
+        """Send a message about the pages `pfns` and return the used buffers.
 
         Its flag is DONE; `header` sets this and other fields as for `bitmap_request`.
         """
@@ -67,7 +67,7 @@ class MiscDriver:
         return self.send_message(bitmap_request(pfns, **({"flag": DONE} | header)))
 
     def send_message(self, message: Sequence[bytes]) -> list[Used]:
-        """Send device-readable elements and return the buffers that came back."""
+        """Send device-readable elements and return the used buffers."""
         before = len(self.used)
         self.driver.queues[MISC].add(message)
         self._serve()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of a balloon's statistics queue (VIRTIO 1.2, 5.5.6.3).
 
-It has one buffer in flight, as Linux's driver does: the first report goes out with `start`, and
-each time the device returns the buffer, `respond` fills it with the present `statistics`.
+It has one buffer in flight, as Linux's driver does: `start` sends the first report, and
+each time the device returns the buffer, `respond` fills it with the current `statistics`.
 
     guest = StatsGuest(STANDARD).start()
     guest.board.balloon.request_stats()

@@ -157,11 +157,11 @@ def test_untrusted_sources_are_refused_and_the_wait_continues(tmp_path: Path) ->
     with waiting("tcp:127.0.0.1:0", *files) as process:
         address = parse_migration_address(process.address)
         assert process.popen.stderr is not None
-        with pytest.raises(UserError, match="is not to be trusted"):
+        with pytest.raises(UserError, match="is not trusted"):
             connect(address, Security(theirs))
-        assert "a source was turned away: TLS failed: " in process.popen.stderr.readline()
+        assert "a source was rejected: TLS failed: " in process.popen.stderr.readline()
         link = connect(address, Security(TlsFiles(ours.ca, theirs.certificate, theirs.key)))
-        assert "a source was turned away: TLS failed: " in process.popen.stderr.readline()
+        assert "a source was rejected: TLS failed: " in process.popen.stderr.readline()
         link.close()
         connect(address, Security(certificate(tmp_path, "ca", "there"))).close()
         status, stderr = process.wait()

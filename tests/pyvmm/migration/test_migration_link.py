@@ -38,5 +38,5 @@ def test_every_operation_of_a_broken_connection_is_a_broken_link() -> None:
     ours.close()
     theirs.close()
     for operation in (lambda: link.send(b"x"), lambda: link.receive(1)):
-        with pytest.raises(LinkBroken, match="the connection broke"):
+        with pytest.raises(LinkBroken, match="the connection failed"):
             operation()
