@@ -53,9 +53,11 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:
+            whole_mib = self.ram_bytes % MIB == 0
+            size = format_size(self.ram_bytes) if whole_mib else f"{self.ram_bytes} bytes"
             raise InvalidConfiguration(
                 "ram_bytes",
-                f"a guest cannot have {self.ram_bytes} bytes of RAM, only whole MiB from"
+                f"a guest cannot have {size} of RAM, only whole MiB from"
                 f" {format_size(MIN_RAM_BYTES)} to {format_size(MAX_RAM_BYTES)}",
             )
         if not 1 <= self.vcpus <= MAX_VCPUS:

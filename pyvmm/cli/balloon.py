@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import click
 
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.options import qmp_option, timeout_option
+from pyvmm.cli.options import parse_size_value, qmp_option, timeout_option
 from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
-from pyvmm.units import format_size, parse_size
+from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
 POLL_PERIOD_S = 0.2
@@ -30,11 +30,11 @@ OnProgress = Callable[[int], None]
 
 
 @click.command()
-@click.argument("target", required=False)
+@click.argument("target_bytes", metavar="[TARGET]", required=False, type=parse_size_value)
 @qmp_option
 @timeout_option(10.0, "Stop waiting when the size has not changed for this many seconds.")
 @click.option("--no-wait", is_flag=True, help="Set the target and do not wait for the guest.")
-def balloon(target: str | None, address: str, timeout_s: float, no_wait: bool) -> int:
+def balloon(target_bytes: int | None, address: str, timeout_s: float, no_wait: bool) -> int:
     """Show or change how much RAM a running guest has.
 
     TARGET is the RAM to leave to the guest, as in QEMU, not the size of the balloon: a number of
@@ -52,7 +52,8 @@ def balloon(target: str | None, address: str, timeout_s: float, no_wait: bool) -
     The exit status is 0 when the target was reached, 1 when the guest stopped short of it or ended,
     2 when the request was invalid.
     """
-    target_bytes = None if target is None else _parse_target(target)
+    if target_bytes == 0:
+        raise CommandError("a guest cannot run with 0 bytes", "give the RAM to leave to the guest")
 
     def work(client: QmpClient) -> int:
         if target_bytes is None:
@@ -61,13 +62,6 @@ def balloon(target: str | None, address: str, timeout_s: float, no_wait: bool) -
         return _change(client, target_bytes, timeout_s, no_wait)
 
     return run_qmp_command(address, "pyvmm balloon", work)
-
-
-def _parse_target(text: str) -> int:
-    target_bytes = parse_size(text)
-    if target_bytes == 0:
-        raise CommandError("a guest cannot run with 0 bytes", "give the RAM to leave to the guest")
-    return target_bytes
 
 
 def _change(client: QmpClient, target_bytes: int, timeout_s: float, no_wait: bool) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyvmm.cli.options import parse_positive_seconds
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
 
@@ -48,7 +49,7 @@ OVERHEAD_MIB = 2048
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=parse_positive_seconds,
     metavar="S",
     help="End COMMAND after this many seconds, with status 124.",
 )

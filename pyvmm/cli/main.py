@@ -119,6 +119,9 @@ class LazyGroup(click.Group):
 
             _print_error(with_remedy(error))
             sys.exit(error.exit_status)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(EXIT_USER_ERROR)
         except click.ClickException as error:
             _print_error(_describe(error))
             sys.exit(EXIT_USER_ERROR)

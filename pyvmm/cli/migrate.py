@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.options import qmp_option, security, security_options, unused_option
+from pyvmm.cli.options import (
+    parse_size_value,
+    qmp_option,
+    security,
+    security_options,
+    unused_option,
+)
 from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.addresses import UnixAddress, parse_migration_address
-from pyvmm.units import format_size, parse_size
+from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -54,6 +60,7 @@ Show = Callable[[dict[str, Any]], None]
 )
 @click.option(
     "--max-bandwidth",
+    type=parse_size_value,
     default="0",
     show_default=True,
     metavar="SIZE",
@@ -71,7 +78,7 @@ def migrate(
     destination: str,
     address: str,
     downtime_ms: int,
-    max_bandwidth: str,
+    max_bandwidth: int,
     query_unused: bool,
     auto_converge: bool,
     tls_ca: Path | None,
@@ -109,7 +116,7 @@ def migrate(
     if (tls := protection.tls) is not None:
         files = {"tls-ca": tls.ca, "tls-cert": tls.certificate, "tls-key": tls.key}
         request |= {name: str(path) for name, path in files.items()}
-    limits = {"downtime-limit": downtime_ms, "max-bandwidth": parse_size(max_bandwidth)}
+    limits = {"downtime-limit": downtime_ms, "max-bandwidth": max_bandwidth}
     capability = {"capability": "auto-converge", "state": auto_converge}
 
     def work(client: QmpClient) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyvmm.cli.errors import CommandError
+from pyvmm.errors import UserError
+from pyvmm.units import parse_size
 
 if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
@@ -29,6 +31,22 @@ def parse_seconds(text: str) -> float:
     if not 0 <= seconds <= MAX_SECONDS:  # false for "nan", too
         raise click.BadParameter(f"{text!r} is not a number of seconds from 0 to {MAX_SECONDS}")
     return seconds
+
+
+def parse_positive_seconds(text: str) -> float:
+    """Convert as `parse_seconds`, but refuse 0."""
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise click.BadParameter("0 seconds are too few")
+    return seconds
+
+
+def parse_size_value(text: str) -> int:
+    """Convert a size to bytes as `parse_size`; a click type. Raises click's usage error."""
+    try:
+        return parse_size(text)
+    except UserError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 qmp_option = click.option(

@@ -24,10 +24,15 @@ from devices.balloon.features import OPTIONS
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.options import SECURITY_PARAMETERS, security, security_options
+from pyvmm.cli.options import (
+    SECURITY_PARAMETERS,
+    parse_size_value,
+    security,
+    security_options,
+)
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
-from pyvmm.units import MIB, parse_size
+from pyvmm.units import MIB
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
@@ -48,6 +53,8 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
 )
 @click.option(
     "--memory",
+    "ram_bytes",
+    type=parse_size_value,
     default=f"{DEFAULT_RAM_BYTES // MIB}M",
     show_default=True,
     metavar="SIZE",
@@ -73,6 +80,7 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
 @click.option("--rng", is_flag=True, help="Give the guest an entropy device, virtio-rng.")
 @click.option(
     "--rng-limit",
+    type=parse_size_value,
     metavar="SIZE",
     help="Limit it to SIZE bytes per second, such as 64K; implies --rng [default: no limit].",
 )
@@ -105,7 +113,7 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
 def run(
     image: Path | None,
     kernel: Path | None,
-    memory: str,
+    ram_bytes: int,
     cpus: int,
     initrd: Path | None,
     append: str,
@@ -113,7 +121,7 @@ def run(
     offer: Sequence[str],
     withhold: Sequence[str],
     rng: bool,
-    rng_limit: str | None,
+    rng_limit: int | None,
     restore: Path | None,
     incoming: str | None,
     tls_ca: Path | None,
@@ -143,9 +151,9 @@ def run(
     logging.basicConfig(level=level, format="pyvmm: %(message)s")
     sockets = _socket_paths(addresses) if addresses else []
     if incoming is not None:
-        _refuse_configuration("incoming", "memory", *SECURITY_PARAMETERS)
+        _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
-        return _run_incoming(incoming, protection, parse_size(memory), sockets, kvm)
+        return _run_incoming(incoming, protection, ram_bytes, sockets, kvm)
     for shown in _given(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     if restore is not None:
@@ -155,7 +163,7 @@ def run(
         _one_of(image, kernel),
         initrd=initrd,
         append=append,
-        ram_bytes=parse_size(memory),
+        ram_bytes=ram_bytes,
         vcpus=cpus,
         dialect=dialect,
         offer=offer,
@@ -181,11 +189,10 @@ def _run_vm(
     return asyncio.run(run_vm(config, sockets, snapshot))
 
 
-def _rng_rate(rng: bool, limit: str | None) -> int | None:
+def _rng_rate(rng: bool, bytes_per_s: int | None) -> int | None:
     """Return the configuration of the entropy device that the two options ask for."""
-    if limit is None:
+    if bytes_per_s is None:
         return 0 if rng else None
-    bytes_per_s = parse_size(limit)
     if not bytes_per_s:
         raise CommandError("--rng-limit 0 would supply nothing", "give --rng for no limit")
     return bytes_per_s

@@ -58,7 +58,7 @@ HIGH_RAM_GPA = 0x1_0000_0000
 MMIO64_GPA = 0x8_0000_0000
 MMIO64_BYTES = 0x8_0000_0000
 
-# Where PCI memory BARs may be placed: (gpa, size in bytes).
+# Ranges in which PCI memory BARs may be placed: (gpa, size in bytes).
 PCI_APERTURES = ((MMIO32_GPA, MMIO32_BYTES), (MMIO64_GPA, MMIO64_BYTES))
 
 # --- I/O ports ------------------------------------------------------------------------------------

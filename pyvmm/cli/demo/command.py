@@ -15,11 +15,14 @@ from pathlib import Path
 import click
 
 from guest_images.build import build_image
-from pyvmm.cli.demo.measure import Demonstration, GuestSizes
+from pyvmm.boot.loader import read_boot_files
+from pyvmm.cli.demo.measure import Demonstration, GuestSizes, demo_config
+from pyvmm.cli.errors import CommandError
+from pyvmm.cli.options import parse_size_value
 from pyvmm.config import DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
-from pyvmm.units import MIB, parse_size
+from pyvmm.units import MIB
 
 MEASUREMENTS_FILE = "measurements.json"
 
@@ -29,9 +32,19 @@ MEASUREMENTS_FILE = "measurements.json"
 @click.option(
     "--dialect", type=click.Choice(DIALECTS), help="Balloon protocol [default: that of IMAGE]."
 )
-@click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Guest RAM.")
+@click.option(
+    "--memory",
+    "ram_bytes",
+    type=parse_size_value,
+    default="1G",
+    show_default=True,
+    metavar="SIZE",
+    help="Guest RAM.",
+)
 @click.option(
     "--inflate",
+    "inflate_bytes",
+    type=parse_size_value,
     default="512M",
     show_default=True,
     metavar="SIZE",
@@ -55,8 +68,8 @@ MEASUREMENTS_FILE = "measurements.json"
 def demo(
     image: Path | None,
     dialect: str | None,
-    memory: str,
-    inflate: str,
+    ram_bytes: int,
+    inflate_bytes: int,
     output: Path,
     kvm: KvmMode,
     measure_only: bool,
@@ -70,14 +83,16 @@ def demo(
     The exit status is 1 when less than 95 % of the inflated memory came back to the host, or when
     a byte that the guest kept has changed.
     """
-    sizes = GuestSizes(parse_size(memory) // MIB, parse_size(inflate) // MIB)
+    sizes = GuestSizes(ram_bytes // MIB, inflate_bytes // MIB)
     if image is None:
         with show_progress() as progress:
             image = build_image(progress=progress)
-    output.mkdir(parents=True, exist_ok=True)
+    _make_directory(output)
     figures = output / MEASUREMENTS_FILE
     if measure_only:
         return _measure(image, sizes, dialect, figures)
+    # Report an unusable image before the lab starts.
+    read_boot_files(demo_config(image, sizes, dialect))
     figures.unlink(missing_ok=True)
     status = _measure_where_kvm_works(image, sizes, dialect, output, kvm)
     if status:
@@ -86,6 +101,15 @@ def demo(
     from pyvmm.cli.demo.report import report
 
     return report(json.loads(figures.read_text()), output)
+
+
+def _make_directory(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"cannot create the directory {output}: {error.strerror}", "choose another --output"
+        ) from error
 
 
 def _measure(image: Path, sizes: GuestSizes, dialect: str | None, figures: Path) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.errors import CommandError
+from pyvmm.config import MachineConfig
 from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.guest_session import GuestSession, ResizeResult, guest_session
 from pyvmm.machine.exit_result import ExitReason
@@ -45,6 +46,12 @@ class GuestSizes:
     inflate_mib: int = 512
 
     def __post_init__(self) -> None:
+        smallest_mib = MIN_INFLATE_MIB + MIN_KEPT_MIB
+        if self.ram_mib < smallest_mib:
+            raise CommandError(
+                f"a guest of {self.ram_mib} MiB is too small for this demo",
+                f"choose --memory {smallest_mib}M or more",
+            )
         if not MIN_INFLATE_MIB <= self.inflate_mib <= self.ram_mib - MIN_KEPT_MIB:
             raise CommandError(
                 f"a guest of {self.ram_mib} MiB cannot inflate {self.inflate_mib} MiB in this demo",
@@ -96,15 +103,20 @@ class Measurements:
         return dataclasses.asdict(self)
 
 
+def demo_config(image: Path, sizes: GuestSizes, dialect: str | None) -> MachineConfig:
+    """Return the configuration of the guest; the errors are those of `config_for_image`."""
+    return config_for_image(
+        image, append='pyvmm.run="pattern"', ram_bytes=sizes.ram_mib * MIB, dialect=dialect
+    )
+
+
 class Demonstration:
     """One run; `announce` is called with a text at the start of each step."""
 
     def __init__(
         self, image: Path, sizes: GuestSizes, dialect: str | None, announce: Callable[[str], None]
     ) -> None:
-        self._config = config_for_image(
-            image, append='pyvmm.run="pattern"', ram_bytes=sizes.ram_mib * MIB, dialect=dialect
-        )
+        self._config = demo_config(image, sizes, dialect)
         self._sizes = sizes
         self._announce = announce
         self._steps: list[Step] = []

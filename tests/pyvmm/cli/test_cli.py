@@ -16,6 +16,7 @@ from pyvmm.cli.errors import CommandError
 from pyvmm.version import VERSION
 
 ROOT = Path(__file__).parents[3]
+NO_BRACKETS = {ord("["): None, ord("]"): None}
 
 
 def run_main(arguments: list[str]) -> int:
@@ -99,6 +100,61 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert err.startswith("pyvmm: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["image"]])
+def test_a_group_without_a_command_shows_its_help(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run_main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"Usage: {' '.join(['pyvmm', *arguments])} ")
+    assert "\n\nCommands:\n" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["run", "a", "--memory", "much"], "--memory"),
+        (["run", "a", "--rng-limit", "much"], "--rng-limit"),
+        (["balloon", "much", "--qmp", "unix:a"], "TARGET"),
+        (["demo", "a", "--inflate", "much"], "--inflate"),
+    ],
+)
+def test_an_invalid_size_names_its_option(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], option: str
+) -> None:
+    assert run_main(arguments) == 2
+    err = capsys.readouterr().err
+    assert f"Invalid value for '{option}': 'much' is not a size" in err.translate(NO_BRACKETS)
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "inf", "-1", "x"])
+def test_the_lab_refuses_an_invalid_timeout(
+    capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    assert run_main(["lab", "--timeout", seconds, "true"]) == 2
+    assert "Invalid value for '--timeout'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory", "1M"], "1 MiB is too small for this demo; choose --memory 320M or more"),
+        (["--output", "/proc/nowhere"], "/proc/nowhere: No such file or directory; choose another"),
+        ([], "cannot read absent.img"),
+    ],
+)
+def test_the_demo_refuses_bad_arguments_before_it_measures(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_main(["demo", "absent.img", "--kvm", "host", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import devices
 ROOT = Path(devices.__file__).parent
 
 NOT_STATE = {
-    # What the machine has put together before the guest runs.
+    # Set by the machine before the guest runs.
     "Bus._map": "the machine maps its devices, and restored functions their BARs",
     "Listeners._callbacks": "wiring",
     "Capability.header": "made when the machine is",
@@ -43,7 +43,7 @@ NOT_STATE = {
     "StatsQueue.report_received": "wiring",
     "Uart16550.room_available": "wiring",
     "VirtioDevice._guest_notifier": "wiring",
-    # What is saved under another name, or follows from what is saved.
+    # Saved under another name, or derived from the saved state.
     "RngDevice._credited_at_ns": "saved state is credited up to the moment of saving",
     "RegisterTable._values": "saved by name through __getitem__",
     "VirtioDevice._generation": "saved as config_generation",
