@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public test kit for device models: RAM, a board, a driver and recorders.
 
+    from devices.testing import AnonymousRam, Board, RecordingTracer, Used, VirtioDriver
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.queue import QueueSpec
+
     class Echo(VirtioDevice):
         def serve(self, queue, chain):
             return chain.write(chain.readable)

@@ -6,6 +6,8 @@ fills in descriptors, makes buffers available and takes them back from the used 
 for reading, not for speed, and goes through `GuestMemory.read` and `.write` only. For a hostile
 driver, the `set_*` methods overwrite any field.
 
+    from devices.testing import DriverQueue, Used, guest_memory
+
     memory = guest_memory(1 << 20)
     driver = DriverQueue(memory, size=16)
     queue = driver.device_queue()

@@ -12,6 +12,9 @@ from devices.state import Fields, Payload, StateError, Stateful, decode, encode
 def transfer_state(source: Stateful, target: Stateful) -> None:
     """Restore into `target` the state of `source`, through the bytes of a file.
 
+    The state of a virtio device is part of its transport's: `source` and `target` are then the
+    `transport` of two boards over the same RAM.
+
     AssertionError if saving changes `source`.
     """
     data = encode(source.save_state())

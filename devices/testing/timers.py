@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timers whose clock moves only when a test moves it.
 
-timers = FakeTimers()
-timer = timers.timer(callback)
-timer.arm(1_000_000)
-timers.advance(1_000_000)  # calls callback
+    from devices.testing import FakeTimers
+
+    timers, expired = FakeTimers(), []
+    timer = timers.timer(lambda: expired.append(timers.now_ns()))
+    timer.arm(1_000_000)
+    timers.advance(3_000_000)
+    assert expired == [1_000_000]
+
+Times are nanoseconds.
 """
 
 from __future__ import annotations

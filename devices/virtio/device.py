@@ -84,7 +84,7 @@ class VirtioDevice(ABC):
     `name` is unique among the devices of a machine. `offered` are the feature bits of the device
     type, `feature_names` their names by bit mask. `config` is the device-specific configuration
     space; a subclass that changes a value in it calls `config_changed`. Without `config` the device
-    has none.
+    has none. `accepted` are the features that the driver has accepted.
     """
 
     def __init__(
@@ -294,7 +294,9 @@ class VirtioDevice(ABC):
     def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
         """Return a buffer in flight to the driver, with `written` bytes written.
 
-        Does nothing while the device is not `live`: after a reset no buffer is in flight.
+        Does nothing while the device is not `live`: after a reset no buffer is in flight. A driver
+        that disables bus mastering keeps its buffers in flight, so a device that completes them on
+        its own, such as by a timer, checks `live` first and tries again later.
         """
         ring = self.queues[queue].ring
         if ring is None or not self.live:

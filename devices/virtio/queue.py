@@ -19,13 +19,15 @@ from pyvmm_native.ring import Chain, RingError, SplitQueue
 
 
 class QueueSpec(NamedTuple):
-    """The properties of one queue of a device type."""
+    """The properties of one queue of a device type.
+
+    `max_size` is the maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.7). A request
+    with more than `max_readable_bytes` device-readable bytes is a bad payload, and is not copied.
+    """
 
     name: str
     max_size: int = 256
-    """The maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.7)."""
     max_readable_bytes: int = 4096
-    """The longest valid request; a longer one is a bad payload, and is not copied."""
 
 
 class QueueCounters:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drivers and messages of the balloon device (VIRTIO 1.2, 5.5), in both dialects.
 
+    from devices.balloon.dialects import STANDARD
+    from devices.testing.balloon import INFLATE, BalloonDriver
+    from pyvmm_native.runs import PageRuns
+
     driver = BalloonDriver(STANDARD).start()
     (used,) = driver.inflate([100, 101, 300])
     assert used.length == 0
     assert driver.board.ram.discarded_pages == PageRuns([(100, 2), (300, 1)])
     assert driver.board.msi.triggered == [1 + INFLATE]
 
-`BalloonDriver` has a `BalloonBoard` of its own and drives the inflate and deflate queues. `stats`,
-`hinting` and `misc` have guests that drive the other queues, `requests` the messages of all.
+`BalloonDriver` has a `BalloonBoard` of its own and drives the inflate and deflate queues; the other
+dialect is `BITMAP`. `stats`, `hinting` and `misc` have guests that drive the other queues,
+`requests` encodes the messages of all queues.
 """
 
 from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonBoard, BalloonDriver

@@ -28,8 +28,8 @@ NUM_PAGES_OFFSET, ACTUAL_OFFSET = 0, 4
 class BalloonBoard(Board):
     """A board with a balloon that speaks `dialect` and offers `offered`.
 
-    RAM is that of `AnonymousRam` unless given. `actuals` collects the sizes, in 4 KiB pages, that
-    the balloon reports to the machine when the driver writes `actual`.
+    `ram` is an `AnonymousRam` unless given, `balloon` the device. `actuals` collects the sizes, in
+    4 KiB pages, that the balloon reports to the machine when the driver writes `actual`.
     """
 
     def __init__(

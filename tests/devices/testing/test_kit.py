@@ -18,26 +18,12 @@ import pytest
 import devices
 import devices.testing
 import devices.testing.balloon
-from devices.balloon.dialects import STANDARD
 from devices.testing import DriverQueue, guest_memory, timers
-from devices.virtio.device import VirtioDevice
-from devices.virtio.queue import QueueSpec
-from pyvmm_native.runs import PageRuns
 
 MODULES = [
     importlib.import_module(each.name)
     for each in pkgutil.walk_packages(devices.testing.__path__, "devices.testing.")
 ]
-
-EXAMPLE_NAMES = {
-    **{name: getattr(devices.testing, name) for name in devices.testing.__all__},
-    **{name: getattr(devices.testing.balloon, name) for name in devices.testing.balloon.__all__},
-    "PageRuns": PageRuns,
-    "QueueSpec": QueueSpec,
-    "STANDARD": STANDARD,
-    "VirtioDevice": VirtioDevice,
-    "callback": lambda: None,
-}
 
 
 def public_members(module: ModuleType) -> Iterator[tuple[str, object]]:
@@ -70,7 +56,8 @@ def test_the_example_of_the_module_runs(module: ModuleType) -> None:
     assert module.__doc__
     examples = re.findall(r"(?:^(?: {4}.*)?\n)+", module.__doc__, re.MULTILINE)
     example = textwrap.dedent(max(examples, key=len))
-    exec(compile(example, module.__name__, "exec"), dict(EXAMPLE_NAMES))
+    assert "assert " in example
+    exec(compile(example, module.__name__, "exec"), {"__name__": "example"})
 
 
 ALONE = """
