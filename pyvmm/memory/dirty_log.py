@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages of RAM have changed, written by the guest or by this process.
+"""The dirty log: the pages of RAM that the guest or this process has changed.
 
-`KvmDirtyLog` combines two logs. KVM's names the pages that the vCPUs write, and that KVM writes on
-their behalf. `GuestMemory`'s names the pages that this process changes: rings, buffers, discards.
+`KvmDirtyLog` combines two logs. KVM logs the pages that the vCPUs write, and that KVM writes on
+their behalf. `GuestMemory` logs the pages that this process changes: rings, buffers, discards.
 
 With KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_GET_DIRTY_LOG only reads; pages are cleared, and write
 protected again, a chunk at a time just before they are copied. So a page that the guest writes
@@ -29,7 +29,7 @@ _PAGES_PER_WORD = 64
 
 
 class DirtyLog(Protocol):
-    """A dirty log that is on."""
+    """A dirty log that is switched on."""
 
     def collect(self) -> PageRuns:
         """Return the pages changed since the log was switched on and not cleared since.

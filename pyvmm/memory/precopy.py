@@ -42,7 +42,7 @@ CHUNK_PAGES = 16384
 
 
 class UnusedPages(NamedTuple):
-    """Pages that the guest did not use at some moment after it was asked."""
+    """Pages that the guest did not use at some moment after the request."""
 
     pages: PageRuns
     how: str

@@ -2,21 +2,20 @@
 """Live migration: a running guest moves from one pyvmm to another by pre-copy.
 
     source.py           the source: setup, pre-copy rounds, switchover, commit
-    source_channel.py   its end of the connection: messages, replies, aborts
-    destination.py      the other side: receives everything, and starts what is complete
+    source_channel.py   the source's end of the connection: messages, replies, aborts
+    destination.py      the destination: receives and restores the guest, runs it on the commit
     outgoing.py         migrations away from a running machine, on its event loop
     incoming.py         a migration to this process, on its event loop
-    messages.py         the messages of either side, checked when they are read
+    messages.py         the messages of both sides, checked when they are read
     stream.py           bytes to messages, in the one valid order; no input or output
     link.py             the connection
     auto_converge.py    how far to throttle a guest that writes too fast
     rate_limiter.py     the limit on bandwidth
     progress.py         settings and figures
 
-Which pages have to be copied is decided in `pyvmm.memory.precopy`; the sockets are those of
-`pyvmm.sockets`. Each side runs in a thread of its own, because it only copies and waits. It needs
-little of a machine, the Protocols `source.Guest` and `destination.Target`, so both sides are tested
-without KVM.
+`pyvmm.memory.precopy` selects the pages to copy; `pyvmm.sockets` has the sockets. Each side runs in
+a thread of its own, because it only copies and waits. It uses the machine through a small Protocol,
+`source.SourceGuest` or `destination.Target`, so both sides are tested without KVM.
 
 The source speaks first:
 
@@ -38,8 +37,8 @@ closing the connection.
 
 **Exactly one side runs the guest.** The destination runs it when it has read the commit, and never
 otherwise, and not after it has aborted. The source resumes it after any failure until it begins to
-send the commit; afterwards only if the destination has aborted. So there are never two. The cases,
-and who has the guest then:
+send the commit; afterwards only if the destination has aborted. So it never runs on both sides. The
+cases, and the side that has the guest afterwards:
 
 * Anything fails, on either side or between them, before the commit is sent: the source resumes the
   guest. The destination has no commit, so it ends.
@@ -49,9 +48,9 @@ and who has the guest then:
   which reads the abort, resumes the guest.
 * The connection breaks after the commit was sent and before "running" came back: the source cannot
   know whether the commit arrived (no protocol can; the last message of any would have the same
-  fate). Its guest stays paused and complete, and the source says so. A person looks at the
-  destination: if the guest does not run there, and can no longer begin to (the destination has
-  ended; it does so when its connection breaks), `cont` resumes it at the source.
+  fate). Its guest stays paused and complete, and the source reports that. The operator checks the
+  destination: if the guest does not run there and can no longer start (the destination has ended;
+  it does so when its connection breaks), `cont` resumes it at the source.
 * The destination is killed after it has read the commit: as in the case before, and the guest is
   still complete at the source, as it was when it was paused.
 * The source is killed after it sent the commit: the destination runs the guest.

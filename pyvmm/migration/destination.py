@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination's side of a migration: receive everything, restore it, and start on the commit.
+"""The destination of a migration: receive everything, restore it, run the guest on the commit.
 
 Pages go straight into the RAM of a machine that has not run yet. Its parts are kept until all have
 arrived, and are then restored together. The guest runs when, and only when, the source's commit has
@@ -82,7 +82,7 @@ class DestinationMigration:
     def run(self) -> None:
         """Receive the guest; return when it runs here.
 
-        Raises `MigrationError`, or what `target` raises, when it does not and never will.
+        Raises `MigrationError`, or an error of `target`, if it does not run here and never will.
         """
         try:
             ready = self._receive_guest()

@@ -32,7 +32,10 @@ _T = TypeVar("_T")
 
 
 class IncomingVm(Protocol):
-    """A VM that has neither been booted nor run. Everything is called on the event loop."""
+    """A VM that has neither been booted nor run.
+
+    Threads: event loop.
+    """
 
     @property
     def ram(self) -> Ram:
@@ -56,8 +59,8 @@ async def accept_migration(
 ) -> asyncio.Task[ExitResult]:
     """Wait at `listener` for a guest; return the task of its `run` when it runs here.
 
-    `make` makes a VM, which the caller closes. Raises `UserError` when the
-    migration has failed: no guest runs here then. Cancellation has no effect once the guest runs.
+    `make` creates a VM, which the caller closes. Raises `UserError` when the migration has failed:
+    no guest runs here then. Cancellation has no effect once the guest runs.
 
     Threads: event loop.
     """
@@ -95,7 +98,7 @@ async def _aborted_by(abort: Callable[[], None], work: asyncio.Future[_T]) -> _T
 class _IncomingTarget:
     """Satisfies `pyvmm.migration.destination.Target`; acts on the event loop `loop`.
 
-    Threads: migration.
+    Threads: migration; `running` event loop.
     """
 
     kinds = part_kinds()

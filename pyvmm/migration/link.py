@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The connection between the two sides of a migration.
 
-`Link` is what both sides need of it; `MigrationLink` is one over a socket, and the only place that
-turns errors of the socket into errors of the migration.
+`Link` is the interface that both sides use. `MigrationLink` implements it over a socket, and is the
+only place that turns errors of the socket into errors of the migration.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MigrationLink:
             raise LinkBroken(str(error)) from error
 
     def abort(self) -> None:
-        """Make the thread that uses the link fail, now."""
+        """Make the thread that uses the link fail at once."""
         self._link.abort()
 
     def close(self) -> None:

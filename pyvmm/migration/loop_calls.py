@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls from a migration's thread to the event loop, which everything else of a machine runs on."""
+"""Calls from the migration's thread to the event loop, where the rest of the VM runs."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@
 The version of "migration" is that of the stream (`docs/formats.md`). "failed" never changes, so
 that either side can tell the other why it refuses its version.
 
-Every payload has a checksum in its record. What can be checked without the messages before is
-checked here: a payload that is not exactly as above is a `MigrationError`.
+Every payload has a checksum in its record. Checks that need no earlier message are made here: a
+payload that is not exactly as above is a `MigrationError`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _TOTALS = struct.Struct("<QQQ")
 
 @dataclass(frozen=True)
 class Hello:
-    """The first message: the machine of the guest has this configuration."""
+    """The first message: the configuration of the guest's machine."""
 
     config: MachineConfig
 
@@ -190,7 +190,7 @@ class Ready:
     def read(cls, record: Record) -> Ready:
         pages, parts, was_running = _unpacked(_TOTALS, record)
         if was_running > 1:
-            raise MigrationError(f"message 'ready' has {was_running} in place of 0 or 1")
+            raise MigrationError(f"message 'ready' has {was_running} instead of 0 or 1")
         return cls(pages, parts, bool(was_running))
 
 
@@ -208,7 +208,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The destination has made such a machine, and has memory for it."""
+    """The destination has created the machine, and has memory for it."""
 
     def record(self) -> Record:
         return _record("welcome")

@@ -6,8 +6,8 @@
 
 The machine's status is "finish-migrate" during the switchover, and "postmigrate" when its guest
 runs at the destination; it cannot be resumed from either. If the destination has not confirmed that
-it runs the guest, the machine is "paused", so that a person who has seen that the destination does
-not run it can resume it.
+it runs the guest, the machine is "paused", so that the operator can resume it after checking that
+the destination does not run it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Migrations:
         if self.active:
             raise MigrationRefused("There's a migration process in progress")
         if self._ended or self._machine.status not in ("running", "paused"):
-            raise MigrationRefused("The guest has ended or is elsewhere")
+            raise MigrationRefused("The guest has ended or has migrated")
         self.progress, self.error = MigrationProgress(), ""
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
@@ -112,7 +112,7 @@ class Migrations:
         self._set_status("cancelling")
 
     async def end(self) -> None:
-        """Abort the active migration, as the machine has ended, and wait until it is over."""
+        """Abort the active migration, as the machine has ended, and wait for its end."""
         self._ended = True
         if self._task is not None:
             if self._source is not None:
@@ -174,7 +174,7 @@ class Migrations:
 
 
 class OutgoingGuest:
-    """Satisfies `pyvmm.migration.source.Guest`; acts on the event loop `loop`.
+    """Satisfies `pyvmm.migration.source.SourceGuest`; acts on the event loop `loop`.
 
     `on_stop` is called there when the guest is paused for the switchover.
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source's side of a migration: setup, pre-copy rounds, switchover, commit.
+"""The source of a migration: setup, pre-copy rounds, switchover, commit.
 
-Setup. The destination is told what machine the guest has, and makes one. The dirty log is switched
-on; from then on no change to memory can be missed. Then the guest is asked which pages it does not
-use (see `pyvmm.memory.precopy`).
+Setup. The source sends its machine's configuration, and the destination creates the same machine.
+The dirty log is switched on; from then on no change to memory can be missed. Then the guest is
+asked which pages it does not use (see `pyvmm.memory.precopy`).
 
 Pre-copy rounds. The first round sends the pages that the guest may use and that have memory behind
 them; pages of zeros are not sent, because a destination's RAM is zeros to begin with. Every later
@@ -19,8 +19,8 @@ the migration ends, they are not throttled afterwards.
 
 Switchover. The guest is paused, and the remaining pages and the state of the machine are sent.
 
-Commit. When the destination has restored everything, the guest is handed over
-(`pyvmm.migration` says why there are never two).
+Commit. When the destination has restored everything, the source sends the commit
+(`pyvmm.migration` explains why at most one side runs the guest).
 
 All of this runs in the migration's thread. `cancel` has no effect once the commit is being sent.
 """
@@ -91,10 +91,10 @@ class SourceGuest(Protocol):
         """Pause it and everything that changes its memory or state; return whether it ran."""
 
     def save_parts(self) -> Sequence[Record]:
-        """Save everything but memory; it is stopped."""
+        """Save everything but memory; the guest is paused."""
 
     def resume(self) -> None:
-        """Undo `stop`: it stays here."""
+        """Undo `stop`: the guest stays here."""
 
 
 class SourceMigration:
@@ -122,8 +122,8 @@ class SourceMigration:
     def run(self) -> None:
         """Migrate the guest; return when it runs at the destination.
 
-        Raises `SwitchoverUnconfirmed` when it is not known whether it does. Raises another
-        `MigrationError`, or what `guest` raises, when the guest continues here.
+        Raises `SwitchoverUnconfirmed` if the destination has not confirmed that it does. Raises
+        another `MigrationError`, or an error of `guest`, if the guest continues here.
         """
         try:
             self._migrate()
@@ -135,7 +135,7 @@ class SourceMigration:
             raise
 
     def cancel(self) -> bool:
-        """Make `run` raise `Cancelled`; return False if the guest has been handed over."""
+        """Make `run` raise `Cancelled`; return False if the commit is being sent."""
         with self._committing:
             if self._committed:
                 return False
@@ -236,7 +236,7 @@ class SourceMigration:
 
     # --- Switchover and commit ------------------------------------------------------------------
     def _switch_over(self, precopy: PreCopy) -> None:
-        """Stop the guest and hand it over; it continues here if that fails."""
+        """Stop the guest and commit it to the destination; it continues here if that fails."""
         stopped_at = time.monotonic()
         was_running = self._guest.stop()
         try:
@@ -271,5 +271,5 @@ class SourceMigration:
             raise
         except Exception as error:
             raise SwitchoverUnconfirmed(
-                f"the guest was handed over, but the destination has not confirmed it ({error})"
+                f"the commit was sent, but the destination has not confirmed it ({error})"
             ) from error

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source's end of the connection: send messages, wait for replies, notice that the peer aborts.
+"""The source's end of the connection: send messages, wait for replies, detect the peer's abort.
 
 While no reply is due, the only message that the destination may send is the one that aborts the
 migration. It may also be the last thing in a connection that is already broken, so a failed send
-looks for it before it reports the connection.
+looks for it before it reports the broken connection.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SourceChannel:
         return reply
 
     def check_abort(self) -> None:
-        """Raise if the destination has said anything, as no reply is due."""
+        """Raise if the destination has sent anything, as no reply is due."""
         if self._link.readable():
             raise _unexpected(self._receive())
 

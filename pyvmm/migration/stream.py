@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn the bytes of a migration stream into messages, and insist on the one valid order.
+"""Turn the bytes of a migration stream into messages, and enforce the one valid order.
 
 A reader does no input or output: it is fed what has arrived and returns messages when they are
 complete. In addition to what `pyvmm.migration.messages` checks, it knows which message may follow
@@ -111,11 +111,11 @@ class _Reader:
     def _check_order(self, message: object) -> None:
         valid_in, following = self._steps[type(message)]
         if self._phase not in valid_in:
-            raise MigrationError(f"message {type(message).__name__} came out of order")
+            raise MigrationError(f"message {type(message).__name__} arrived out of order")
         if isinstance(message, messages.RoundEnd | messages.RoundAck):
             self._rounds += 1
             if message.number != self._rounds:
-                raise MigrationError(f"round {message.number} came in place of {self._rounds}")
+                raise MigrationError(f"round {message.number} arrived instead of {self._rounds}")
         self._phase = following or self._phase
 
 
@@ -148,10 +148,10 @@ class SourceReader(_Reader):
                 )
             case messages.Pages() | messages.Zeros():
                 if message.runs.subtract(self._ram):
-                    raise MigrationError("pages came that are not RAM of the guest")
+                    raise MigrationError("the source sent pages outside the guest's RAM")
             case messages.DeviceState(part):
                 if (part.kind, part.instance) in self._parts:
-                    raise MigrationError(f"part {part.kind!r} number {part.instance} came twice")
+                    raise MigrationError(f"part {part.kind!r} number {part.instance} arrived twice")
                 self._parts.add((part.kind, part.instance))
         return message
 

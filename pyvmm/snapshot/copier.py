@@ -30,7 +30,7 @@ class Copier:
     with the number of pages just dealt with, and may raise to abort. Every call may take seconds,
     construction included.
 
-    Threads: snapshot.
+    Threads: snapshot; `todo` and `report` event loop, while no round runs.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class Copier:
         """Pages that the next round deals with."""
         return self._precopy.todo
 
-    def round(self) -> None:
+    def copy_round(self) -> None:
         """Bring the file up to date with `todo`, then collect what has changed meanwhile."""
         self._precopy.copy(self._store)
         self._precopy.collect()
 
-    def last_round(self) -> None:
-        """Run `round` for a paused guest, with its changes since the previous one."""
+    def copy_last_round(self) -> None:
+        """Run `copy_round` for a paused guest, with its changes since the previous one."""
         self._precopy.collect()
-        self.round()
+        self.copy_round()
 
     def report(self, ballooned: int) -> PageReport:
         """Account for all pages of RAM, `ballooned` of which are in the balloon."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of a snapshot file.
 
-    0                 record "snapshot": bytes of RAM, room in pages, bytes of records
+    0                 record "snapshot": bytes of RAM, pages of room, bytes of records
     4096              guest pages, 4 KiB each
     4096 * (1 + n)    records: "config", "report", the parts of the machine, "pages"
     end of file
@@ -19,7 +19,7 @@ A block that has grown while the file was being written has moved (`pyvmm.snapsh
 place is a hole: bytes that are never read, and take no space on file systems with sparse files.
 
 Reading is bounded by limits of the machine, not by what the file claims: RAM by
-`layout.MAX_RAM_BYTES`, and records by the limits of their kinds.
+`config.MAX_RAM_BYTES`, and records by the limits of their kinds.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ def decode_blocks(record: Record, header: Header) -> list[Block]:
 
 
 def holes(blocks: Iterable[Block], room: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the places, many of them empty, before each block and at the end.
+    """Yield (start, end) of the gaps, many of them empty, before each block and at the end.
 
-    One that ends before it starts shows that two blocks overlap, or that one exceeds `room`.
+    A gap that ends before it starts shows that two blocks overlap, or that one exceeds `room`.
     """
     end = 0
     for block in sorted(blocks, key=lambda block: block.place):

@@ -16,7 +16,7 @@ _PAGES_LIMIT = MAX_RAM_BYTES // PAGE_BYTES + 1
 
 @dataclass(frozen=True)
 class PageReport:
-    """Pages of RAM by what became of them; the first four add up to all of RAM."""
+    """Pages of RAM by their treatment; the first four counts add up to all of RAM."""
 
     stored: int
     """In the file."""

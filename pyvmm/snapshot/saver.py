@@ -10,7 +10,7 @@ The order of the steps matters:
    before.
 4. The guest is paused. Notifications that it sent before are served; from here on nothing touches
    its memory. The state of vCPUs and devices is saved, and the rest of memory is copied.
-5. The guest continues if it is to. After a failure it always continues.
+5. The guest continues if the request says so. After a failure it always continues.
 6. The file is synced and takes its name.
 
 A thread of its own copies, so the control socket stays responsive. `status` describes the last
@@ -120,7 +120,7 @@ class Snapshots:
         self._task = asyncio.get_running_loop().create_task(self._take(request))
 
     async def end(self) -> None:
-        """Abort a snapshot that is active, as the machine has ended, and wait until it is over."""
+        """Abort an active snapshot, as the machine has ended, and wait for its end."""
         self._closed.set()
         if self._task is not None:
             self._task.cancel()
@@ -160,7 +160,7 @@ class Snapshots:
             self._check_machine()
             with self._paused() as resume:
                 parts = machine.save_parts()
-                await self._copy(copier, copier.last_round)
+                await self._copy(copier, copier.copy_last_round)
                 ballooned_bytes = machine.config.ram_bytes - machine.balloon_actual_bytes
                 report = copier.report(ballooned_bytes // PAGE_BYTES)
                 if request.keep_running:
@@ -184,7 +184,7 @@ class Snapshots:
         took_s = math.inf
         for _ in range(MAX_ROUNDS - 1):
             before_s, begin = took_s, time.monotonic()
-            await self._copy(copier, copier.round)
+            await self._copy(copier, copier.copy_round)
             took_s = time.monotonic() - begin
             if took_s < SHORT_ROUND_S or took_s > before_s / 2:
                 break
@@ -196,7 +196,7 @@ class Snapshots:
 
     @contextmanager
     def _paused(self) -> Iterator[Callable[[], None]]:
-        """Keep the guest paused until the function given is called, or the block raises."""
+        """Keep the guest paused until the yielded function is called, or the block raises."""
         machine, begin = self._machine, time.monotonic()
         was_running = machine.status == "running"
 

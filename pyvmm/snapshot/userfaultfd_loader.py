@@ -2,9 +2,9 @@
 """Load a guest's memory from a snapshot while the guest runs (userfaultfd(2)).
 
 A thread loads the blocks that are touched, as they are touched, and all others in between, each
-checked before it enters RAM (`pyvmm_native.lazy_pages`). It is done within seconds, and memory is
+checked before it enters RAM (`pyvmm_native.lazy_pages`). It ends within seconds, and memory is
 like any other from then on. A damaged block ends the machine: no vCPU enters the guest any more, so
-the guest never sees memory that is not there.
+the guest never sees missing memory.
 """
 
 from __future__ import annotations

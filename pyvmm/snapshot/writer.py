@@ -70,7 +70,7 @@ class SnapshotWriter:
     def store(self, number: int, changed: int, full: int) -> None:
         """Bring block `number` up to date: of its `changed` pages only those in `full` are stored.
 
-        Both have a bit for each page. Of what the guest writes meanwhile any part may be stored.
+        Both have a bit for each page. Data that the guest writes meanwhile may be stored in part.
         """
         old = self._blocks.pop(number, None)
         kept = int.from_bytes(old.bitmap, "little") & ~changed if old else 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capabilities of this host's KVM for saving and restoring guests, queried once per machine.
 
-Saving depends on what state there is (which MSRs, how much XSAVE state). Restoring depends on what
-this host lacks, which must be known before the guest runs.
+Saving depends on the state that KVM has (its MSRs, the size of XSAVE state). Restoring depends on
+the features that this host lacks, which must be known before the guest runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Capabilities:
     nested_bytes: int
     """Largest nested virtualization state; 0 where guests cannot have any."""
     xcrs: bool
-    """There is an XCR0, that is, XSAVE."""
+    """The CPU has XCR0, that is, XSAVE."""
     tsc_scaling: bool
 
     @classmethod

@@ -59,13 +59,13 @@ _TSC_APART_S = 100
 _S = TypeVar("_S", bound=Structure)
 
 
-def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
+def save_vcpu(vcpu: Vcpu, host: Capabilities, tsc: int) -> Payload:
     """Return all that KVM holds of `vcpu`, whose machine is paused. Raises KvmError.
 
     `tsc` is its time stamp counter at the moment when the machine's clock was read.
     """
     mp_state = vcpu.get_mp_state()
-    registers = msrs.read(vcpu, [*msrs.state_indices(vcpu, here), msrs.TSC_DEADLINE])
+    registers = msrs.read(vcpu, [*msrs.state_indices(vcpu, host), msrs.TSC_DEADLINE])
     deadline = registers.pop(msrs.TSC_DEADLINE, 0)
     registers[msrs.TSC] = tsc
     return {
@@ -75,10 +75,10 @@ def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
         "sregs2": bytes(vcpu.get_sregs2()),
         "msr_indices": list(registers),
         "msr_values": list(registers.values()),
-        "nested": _save_nested(vcpu, here),
+        "nested": _save_nested(vcpu, host),
         "regs": bytes(vcpu.get_regs()),
-        "xcrs": bytes(vcpu.get_xcrs()) if here.xcrs else b"",
-        "xsave": bytes(vcpu.get_xsave(here.xsave_bytes)),
+        "xcrs": bytes(vcpu.get_xcrs()) if host.xcrs else b"",
+        "xsave": bytes(vcpu.get_xsave(host.xsave_bytes)),
         "debugregs": bytes(vcpu.get_debugregs()),
         "lapic": bytes(vcpu.get_lapic()),
         "tsc_deadline": deadline,
@@ -86,13 +86,13 @@ def save_vcpu(vcpu: Vcpu, here: Capabilities, tsc: int) -> Payload:
     }
 
 
-def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> int:
+def restore_vcpu(vcpu: Vcpu, fields: Fields, host: Capabilities) -> int:
     """Restore `vcpu`, which has not run, and return its saved time stamp counter.
 
     StateError for a malformed payload, features that this host lacks, and values that KVM refuses.
     """
     saved = _Saved(fields)
-    _check_fit(saved, vcpu, fields, here)
+    _check_fit(saved, vcpu, fields, host)
     with kvm_refusals(fields.name):
         vcpu.set_cpuid2(abi.cpuid2(saved.cpuid))
         _set_tsc_rate(vcpu, saved.tsc_khz)
@@ -102,7 +102,7 @@ def restore_vcpu(vcpu: Vcpu, fields: Fields, here: Capabilities) -> int:
         msrs.write(vcpu, saved.msrs, fields.name)
         _restore_nested(vcpu, saved.nested)
         vcpu.set_regs(saved.regs)
-        _restore_xsave(vcpu, saved, here)
+        _restore_xsave(vcpu, saved, host)
         vcpu.set_debugregs(saved.debugregs)
         vcpu.set_lapic(saved.lapic)
         msrs.write(vcpu, {msrs.TSC_DEADLINE: saved.tsc_deadline}, fields.name)
@@ -159,9 +159,9 @@ def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
     ]
 
 
-def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, here: Capabilities) -> None:
+def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, host: Capabilities) -> None:
     """Refuse, by name, features that this host's CPU or KVM lacks."""
-    vcpu.set_cpuid2(here.cpuid)
+    vcpu.set_cpuid2(host.cpuid)
     cpuid = vcpu.get_cpuid2().entries  # some KVMs show guests more than they report as supported
     missing = missing_features(saved.cpuid, cpuid)
     if missing:
@@ -169,37 +169,37 @@ def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, here: Capabilities) ->
     moved = moved_xsave_state(saved.xsave, saved.cpuid, cpuid)
     if moved:
         raise fields.error("xsave", f"has component {moved[0]} at another place than this CPU")
-    _check_xsave(saved, fields, here)
-    _check_nested(saved.nested, fields, here)
-    known = {*msrs.state_indices(vcpu, here)}
+    _check_xsave(saved, fields, host)
+    _check_nested(saved.nested, fields, host)
+    known = {*msrs.state_indices(vcpu, host)}
     unknown = [f"MSR 0x{index:x}" for index in saved.msrs if index not in known]
     if unknown:
         raise fields.error("msr_indices", f"has {_listed(unknown)}, unknown to this host's KVM")
     khz = vcpu.get_tsc_khz()
-    if not _same_rate(saved.tsc_khz, khz) and not here.tsc_scaling:
+    if not _same_rate(saved.tsc_khz, khz) and not host.tsc_scaling:
         raise fields.error("tsc_khz", f"is {saved.tsc_khz}; this host cannot scale its {khz}")
 
 
-def _check_xsave(saved: _Saved, fields: Fields, here: Capabilities) -> None:
-    if not MIN_XSAVE_BYTES <= len(saved.xsave) <= here.xsave_bytes or len(saved.xsave) % 4:
-        raise fields.error("xsave", f"has {len(saved.xsave)} bytes, not {here.xsave_bytes}")
+def _check_xsave(saved: _Saved, fields: Fields, host: Capabilities) -> None:
+    if not MIN_XSAVE_BYTES <= len(saved.xsave) <= host.xsave_bytes or len(saved.xsave) % 4:
+        raise fields.error("xsave", f"has {len(saved.xsave)} bytes, not {host.xsave_bytes}")
     if len(saved.xcrs) not in (0, sizeof(abi.kvm_xcrs)):
         raise fields.error("xcrs", f"has {len(saved.xcrs)} bytes and not {sizeof(abi.kvm_xcrs)}")
-    if saved.xcrs and not here.xcrs:
+    if saved.xcrs and not host.xcrs:
         raise fields.error("xcrs", "is present, but this CPU has no XSAVE")
 
 
-def _check_nested(nested: bytes, fields: Fields, here: Capabilities) -> None:
+def _check_nested(nested: bytes, fields: Fields, host: Capabilities) -> None:
     if not nested:
         return
-    if len(nested) > here.nested_bytes:
-        room = here.nested_bytes
-        raise fields.error("nested", f"has {len(nested)} bytes, this host's KVM has {room}")
+    if len(nested) > host.nested_bytes:
+        room = host.nested_bytes
+        raise fields.error("nested", f"has {len(nested)} bytes, this host's KVM takes {room}")
     if len(nested) < sizeof(abi.kvm_nested_state):
         raise fields.error("nested", f"has {len(nested)} bytes, less than its header")
     size = abi.kvm_nested_state.from_buffer_copy(nested).size
     if size != len(nested):  # KVM reads that many bytes
-        raise fields.error("nested", f"claims {size} bytes and has {len(nested)}")
+        raise fields.error("nested", f"has {len(nested)} bytes, but its header claims {size}")
 
 
 def _listed(names: list[str]) -> str:
@@ -227,10 +227,10 @@ def _desynchronize_tsc(vcpu: Vcpu, saved: _Saved) -> None:
     vcpu.set_msrs({msrs.TSC: elsewhere % (1 << 64)})
 
 
-def _save_nested(vcpu: Vcpu, here: Capabilities) -> bytes:
-    if not here.nested_bytes:
+def _save_nested(vcpu: Vcpu, host: Capabilities) -> bytes:
+    if not host.nested_bytes:
         return b""
-    state = vcpu.get_nested_state(here.nested_bytes)
+    state = vcpu.get_nested_state(host.nested_bytes)
     return bytes(state)[: state.size]
 
 
@@ -241,9 +241,9 @@ def _restore_nested(vcpu: Vcpu, nested: bytes) -> None:
         vcpu.set_nested_state(state)
 
 
-def _restore_xsave(vcpu: Vcpu, saved: _Saved, here: Capabilities) -> None:
+def _restore_xsave(vcpu: Vcpu, saved: _Saved, host: Capabilities) -> None:
     if saved.xcrs:
         vcpu.set_xcrs(abi.kvm_xcrs.from_buffer_copy(saved.xcrs))
-    area = abi.xsave(here.xsave_bytes)
+    area = abi.xsave(host.xsave_bytes)
     memmove(byref(area), saved.xsave, len(saved.xsave))
     vcpu.set_xsave(area)

@@ -35,11 +35,11 @@ _HYPER_V = range(0x4000_0000, 0x4000_0200)
 _MAX_BATCH = 128  # KVM takes up to 255
 
 
-def state_indices(vcpu: Vcpu, here: Capabilities) -> list[int]:
+def state_indices(vcpu: Vcpu, host: Capabilities) -> list[int]:
     """Return the indices of the registers that are state but the deadline, in writing order."""
     banks = vcpu.get_msrs([_MCG_CAP]).get(_MCG_CAP, 0) & _BANKS
     last = _FIRST_BANK + banks * _BANK_MSRS
-    listed = [index for index in here.msr_indices if index not in _HYPER_V]
+    listed = [index for index in host.msr_indices if index not in _HYPER_V]
     indices = dict.fromkeys([*listed, *_MTRRS, *range(_FIRST_BANK, last)])
     return [index for index in indices if index not in {TSC_DEADLINE, *_ALIASES, *_REQUESTS}]
 

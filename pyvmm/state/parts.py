@@ -61,21 +61,21 @@ class MachineParts:
     """Every kind of record that the machine may have."""
 
     @cached_property
-    def here(self) -> Capabilities:
+    def capabilities(self) -> Capabilities:
         """Capabilities of KVM for the machine; UserError where it is too old."""
         return Capabilities.of(self.system, self.vm)
 
     def prewarm(self) -> None:
-        """Query KVM's capabilities now, as that takes longer than saving. Raises like `here`."""
-        _ = self.here
+        """Query `capabilities` now, as that takes longer than saving. Raises UserError."""
+        _ = self.capabilities
 
     def save(self) -> list[Record]:
         """Return the state of all parts; no vCPU may be in the guest."""
-        here = self.here
+        host = self.capabilities
         clock_ns, counters = read_clocks(self.vm, self.vcpus)
         records = []
         for index, (vcpu, tsc) in enumerate(zip(self.vcpus, counters, strict=True)):
-            payload = encode(kvm_vcpu.save_vcpu(vcpu, here, tsc))
+            payload = encode(kvm_vcpu.save_vcpu(vcpu, host, tsc))
             records.append(Record(kvm_vcpu.KIND, kvm_vcpu.VERSION, payload, index))
         vm = encode(kvm_vm.save_vm(self.vm, clock_ns, counters[0]))
         records.append(Record(kvm_vm.KIND, kvm_vm.VERSION, vm))
@@ -86,10 +86,10 @@ class MachineParts:
 
     def restore(self, records: Iterable[Record]) -> None:
         """Restore all parts; no vCPU has run yet, and none may run after a StateError."""
-        here = self.here
+        host = self.capabilities
         saved = {(record.kind, record.instance): record for record in records}
         counters = [
-            kvm_vcpu.restore_vcpu(vcpu, self._fields(saved, kvm_vcpu.KIND, index), here)
+            kvm_vcpu.restore_vcpu(vcpu, self._fields(saved, kvm_vcpu.KIND, index), host)
             for index, vcpu in enumerate(self.vcpus)
         ]
         kvm_vm.restore_vm(self.vm, self._fields(saved, kvm_vm.KIND), self.vcpus, counters)

@@ -8,7 +8,7 @@ carries its payload behind a header of 52 bytes:
     instance    u16
     flags       u16        1: optional; no others
     version     u16        from 1
-    compatible  u16        readers of so many earlier versions can read the payload, too
+    compatible  u16        number of earlier versions whose readers can read the payload, too
     size        u32        bytes of payload
     crc         u32        CRC-32C of the payload
     own_crc     u32        CRC-32C of the 48 bytes before
@@ -100,7 +100,7 @@ class Record:
     optional: bool = False
     """A reader that does not know the kind may skip it."""
     compatible: int = 0
-    """Readers of so many earlier versions can read the payload, too."""
+    """Number of earlier versions whose readers can read the payload, too."""
 
     def encode(self) -> bytes:
         """Return header and payload; ValueError for a value that does not fit the header."""
@@ -122,7 +122,7 @@ def record_header(
     name = kind.encode("ascii")
     numbers = (instance, int(optional), version, compatible)
     if not 0 < len(name) <= _KIND_BYTES or not all(0 <= n < _U16_VALUES for n in numbers):
-        raise ValueError(f"no record: {kind!r} {numbers}")
+        raise ValueError(f"a record header cannot hold {kind!r} {numbers}")
     header = _HEADER.pack(name, *numbers, memoryview(payload).nbytes, crc32c(payload))
     return header + _CRC.pack(crc32c(header))
 
@@ -138,7 +138,7 @@ def record_fields(record: Record, known: Kind, name: str = "") -> Fields:
 
 
 def fields_upgrade(change: Callable[[dict[str, Any]], Payload]) -> Upgrade:
-    """Return the upgrade of payloads with fields that `change` makes, given their fields."""
+    """Return the `Upgrade` that applies `change` to the fields of a payload."""
     return lambda payload: encode(change(dict(decode(payload))))
 
 
@@ -246,7 +246,8 @@ def _decoded(data: bytes) -> _Header:
     if flags & ~_OPTIONAL:
         raise RecordError(f"record {kind!r} has flags 0x{flags:x}, which are not known here")
     if compatible >= max(version, 1):
-        raise RecordError(f"record {kind!r} of version {version} claims {compatible} before it")
+        earlier = f"{compatible} earlier versions"
+        raise RecordError(f"record {kind!r} of version {version} claims to suit {earlier}")
     return _Header(kind, instance, bool(flags), version, compatible, size, crc)
 
 

@@ -137,7 +137,7 @@ class PageWrite:
 
 
 class WritingGuest:
-    """Satisfies `pyvmm.migration.source.Guest`; does `writes`, `step` of them at a time.
+    """Satisfies `pyvmm.migration.source.SourceGuest`; does `writes`, `step` of them at a time.
 
     The pages `before` are written first, without a log.
     """

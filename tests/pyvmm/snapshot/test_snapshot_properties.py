@@ -49,9 +49,9 @@ class Taken:
                 unused = guest.unused_pages(1.0) if ask else UnusedPages(PageRuns(), "not asked")
                 copier = Copier(guest.memory, log, file, unused, on_pages)
                 for _ in range(rounds):
-                    copier.round()
+                    copier.copy_round()
                 guest.stop()
-                copier.last_round()
+                copier.copy_last_round()
                 assert not copier.todo
                 self.report = copier.report(ballooned=0)
                 file.finish([config_record(CONFIG), self.report.record()])

@@ -65,7 +65,7 @@ def start_counting(machine: Tiny, memory: mmap.mmap) -> None:
     regs = machine.vcpu.get_regs()
     regs.rcx, regs.rax, regs.r13 = ROUNDS, 0, 0xFEED_F00D_DEAD_BEEF
     machine.vcpu.set_regs(regs)
-    area = machine.vcpu.get_xsave(machine.here.xsave_bytes)
+    area = machine.vcpu.get_xsave(machine.capabilities.xsave_bytes)
     area.region[128] |= 0b11  # XSTATE_BV: x87 and SSE
     area.region[40:48] = [1, 0, 2, 0, 0, 0, 0, 0]  # XMM0 is two numbers, 1 and 2; XMM1 is 0
     machine.vcpu.set_xsave(area)

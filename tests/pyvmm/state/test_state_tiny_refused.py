@@ -67,7 +67,7 @@ def test_a_cpu_of_another_vendor_is_refused(good: tuple[Tiny, dict[str, Any]]) -
 def test_another_tsc_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     khz = payload["tsc_khz"]
-    if machine.here.tsc_scaling:
+    if machine.capabilities.tsc_scaling:
         machine.restore_vcpu({**payload, "tsc_khz": khz * 2 // 3})
         return
     refused(machine, {**payload, "tsc_khz": khz * 2 // 3}, "tsc_khz is .* this host cannot scale")
@@ -89,7 +89,7 @@ def test_another_tsc_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
         ("cpuid", bytes(39), "cpuid has 39 bytes, not a whole number of leaves"),
         ("cpuid", bytes(40 * 257), "cpuid has 10280 bytes, more than 10240"),
         ("nested", bytes(100), "nested has 100 bytes"),
-        ("nested", bytes(1 << 15), "nested has 32768 bytes, this host's KVM has"),
+        ("nested", bytes(1 << 15), "nested has 32768 bytes, this host's KVM takes"),
         ("mp_state", 5, "mp_state is 5, not from 0 to 4"),
         ("msr_indices", [1 << 32], "msr_indices is 4294967296"),
         ("msr_indices", list(range(1025)), "msr_indices has 1025 items, more than 1024"),
@@ -126,10 +126,10 @@ def test_nested_state_must_have_the_size_it_claims(good: tuple[Tiny, dict[str, A
     machine, payload = good
     size = sizeof(abi.kvm_nested_state)
     lie = bytes(abi.kvm_nested_state(size=size + 1))
-    if machine.here.nested_bytes:
-        refused(machine, {**payload, "nested": lie}, f"says that it has {size + 1} bytes")
+    if machine.capabilities.nested_bytes:
+        refused(machine, {**payload, "nested": lie}, f"its header claims {size + 1} bytes")
     else:
-        refused(machine, {**payload, "nested": lie}, f"has {size} bytes, this host's KVM has 0")
+        refused(machine, {**payload, "nested": lie}, f"has {size} bytes, this host's KVM takes 0")
 
 
 def test_incomplete_interrupt_controllers_are_refused() -> None:

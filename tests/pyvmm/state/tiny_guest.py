@@ -32,13 +32,13 @@ class Tiny:
         self.vm.create_pit2()
         self.vm.set_user_memory_region(0, 0, RAM_BYTES, address_of(memory))
         self.vcpu = self._stack.enter_context(self.vm.create_vcpu(0))
-        self.here = Capabilities.of(system, self.vm)
+        self.capabilities = Capabilities.of(system, self.vm)
         self.cpuid = guest_cpuid(system, 0)
 
     def save(self) -> dict[str, bytes]:
         clock_ns, (tsc,) = read_clocks(self.vm, [self.vcpu])
         return {
-            "kvm-vcpu": encode(kvm_vcpu.save_vcpu(self.vcpu, self.here, tsc)),
+            "kvm-vcpu": encode(kvm_vcpu.save_vcpu(self.vcpu, self.capabilities, tsc)),
             "kvm-vm": encode(kvm_vm.save_vm(self.vm, clock_ns, tsc)),
         }
 
@@ -47,7 +47,7 @@ class Tiny:
         self.restore_vm(decode(saved["kvm-vm"]), tsc)
 
     def restore_vcpu(self, payload: Payload) -> int:
-        return kvm_vcpu.restore_vcpu(self.vcpu, Fields("kvm-vcpu", payload), self.here)
+        return kvm_vcpu.restore_vcpu(self.vcpu, Fields("kvm-vcpu", payload), self.capabilities)
 
     def restore_vm(self, payload: Payload, tsc: int = 0) -> None:
         kvm_vm.restore_vm(self.vm, Fields("kvm-vm", payload), [self.vcpu], [tsc])
@@ -78,10 +78,10 @@ def fill(machine: Tiny) -> None:
     sregs = vcpu.get_sregs2()
     sregs.cr2, sregs.gdt.base, sregs.fs.base = 0x1234_5000, 0x7000, 0x8000
     vcpu.set_sregs2(sregs)
-    area = vcpu.get_xsave(machine.here.xsave_bytes)
+    area = vcpu.get_xsave(machine.capabilities.xsave_bytes)
     area.region[128] |= 0b11
     area.region[40:104] = range(64)  # XMM0 to XMM15
-    if machine.here.xcrs:
+    if machine.capabilities.xcrs:
         xcrs = vcpu.get_xcrs()
         xcrs.xcrs[0].value = avx(machine.cpuid)
         vcpu.set_xcrs(xcrs)
