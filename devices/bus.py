@@ -23,7 +23,7 @@ from typing import NamedTuple
 from devices.ports import BusDevice, Tracer
 
 
-class _Range(NamedTuple):
+class _MappedRange(NamedTuple):
     start: int
     end: int
     read: Callable[[int, int], int]
@@ -43,7 +43,7 @@ class Bus:
         self._tracer = tracer
         self._unclaimed_byte = unclaimed_byte
         # Starts for bisection, and the ranges themselves, in the same order.
-        self._map: tuple[list[int], list[_Range]] = ([], [])
+        self._map: tuple[list[int], list[_MappedRange]] = ([], [])
 
     def map(self, start: int, length: int, device: BusDevice) -> None:
         """Map `device` at [start, start + length); it sees offsets from `start`.
@@ -54,7 +54,7 @@ class Bus:
             raise ValueError(f"{self.name}: bad range {start:#x}, length {length:#x}")
         if self.overlaps(start, length):
             raise ValueError(f"{self.name}: {start:#x}, length {length:#x} is already in use")
-        entry = _Range(start, start + length, device.read, device.write)
+        entry = _MappedRange(start, start + length, device.read, device.write)
         ranges = sorted([*self._map[1], entry], key=lambda each: each.start)
         self._map = ([entry.start for entry in ranges], ranges)
 

@@ -87,7 +87,7 @@ class MiscResponse(NamedTuple):
 OnResponse = Callable[[MiscResponse], None]
 
 
-class _Request:
+class _OutstandingRequest:
     def __init__(self, command: MiscCommand, on_response: OnResponse) -> None:
         self.command = command
         self.on_response = on_response
@@ -107,7 +107,7 @@ class MiscQueue(QueueHandler):
         self._complete = complete
         self._tracer = tracer
         self._buffer: Chain | None = None
-        self._request: _Request | None = None
+        self._request: _OutstandingRequest | None = None
         self.last_id = 0
         """Id of the last request that was sent to the driver."""
         self.late_messages = 0
@@ -122,7 +122,7 @@ class MiscQueue(QueueHandler):
         request is cancelled first. The previous request must have ended.
         """
         assert self._request is None, "one request at a time"
-        self._request = _Request(command, on_response)
+        self._request = _OutstandingRequest(command, on_response)
         if self._buffer is not None:
             buffer, self._buffer = self._buffer, None
             self._complete(buffer, self._fill_in(buffer, self._request))
@@ -191,7 +191,7 @@ class MiscQueue(QueueHandler):
         self._buffer = chain
         return None
 
-    def _fill_in(self, buffer: Chain, request: _Request) -> int:
+    def _fill_in(self, buffer: Chain, request: _OutstandingRequest) -> int:
         self.last_id += 1
         request.id = self.last_id
         return buffer.write(REQUEST.pack(request.command, request.id))
@@ -219,7 +219,9 @@ class MiscQueue(QueueHandler):
         else:
             raise BadPayload(f"flag {header.flag}, bmap_len {header.bmap_len}: not a response")
 
-    def _collect(self, request: _Request, header: bitmap.BitmapHeader, payload: bytes) -> None:
+    def _collect(
+        self, request: _OutstandingRequest, header: bitmap.BitmapHeader, payload: bytes
+    ) -> None:
         """Add the pages of one message; a message without a bitmap has none."""
         if header.flag not in (Flag.CONT, Flag.DONE):
             raise BadPayload(f"unknown flag {header.flag:#x}")

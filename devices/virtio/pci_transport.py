@@ -145,7 +145,7 @@ class VirtioPciTransport:
         self._update_host_notifiers()
         self.device.repeat_notifications()
 
-    def _structures(self, tracer: Tracer) -> list[_Structure]:
+    def _structures(self, tracer: Tracer) -> list[_BarStructure]:
         """Return the structures of the virtio BAR, in the order of the capability list."""
         device, common = self.device, self.common.registers
         isr = Register("isr_status", 0, 1, Access.RO, read=self.interrupts.read_isr)
@@ -165,16 +165,18 @@ class VirtioPciTransport:
         isr_table = RegisterTable(f"{device.name}.isr", [isr], tracer=tracer)
         config_bytes = device.config.size_bytes
         structures = [
-            _Structure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
-            _Structure(CAP_ISR_CFG, ISR_OFFSET, isr_table.size_bytes, isr_table),
-            _Structure(CAP_NOTIFY_CFG, NOTIFY_OFFSET, notify_bytes, notify),
+            _BarStructure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
+            _BarStructure(CAP_ISR_CFG, ISR_OFFSET, isr_table.size_bytes, isr_table),
+            _BarStructure(CAP_NOTIFY_CFG, NOTIFY_OFFSET, notify_bytes, notify),
         ]
         if config_bytes:  # 4.1.4.6: only for devices that have a device-specific configuration
-            config = _Structure(CAP_DEVICE_CFG, DEVICE_OFFSET, config_bytes, _DeviceConfig(device))
+            config = _BarStructure(
+                CAP_DEVICE_CFG, DEVICE_OFFSET, config_bytes, _DeviceConfig(device)
+            )
             structures.insert(2, config)
         return structures
 
-    def _add_to_function(self, structures: list[_Structure], tracer: Tracer) -> None:
+    def _add_to_function(self, structures: list[_BarStructure], tracer: Tracer) -> None:
         function, msix = self.function, self.msix
         virtio_bar = Bus(f"{self.device.name}.bar", tracer=tracer, unclaimed_byte=0)
         for each in structures:
@@ -224,7 +226,7 @@ class VirtioPciTransport:
                 self._host_notifiers.notify(queue.index)
 
 
-class _Structure(NamedTuple):
+class _BarStructure(NamedTuple):
     """One virtio structure in the virtio BAR."""
 
     cfg_type: int

@@ -121,25 +121,25 @@ def _unlz4(data: bytes, limit: int) -> bytes:
         except lz4.block.LZ4BlockError as error:
             raise PayloadError(f"lz4: {error}") from error
 
-    def blocks(reader: _Reader) -> Iterator[bytes]:
+    def blocks(reader: _ContainerReader) -> Iterator[bytes]:
         while not reader.at_end:
             yield block(reader.take(reader.number("<I")))
 
-    return _join(blocks(_Reader(data, 4)), limit)
+    return _join(blocks(_ContainerReader(data, 4)), limit)
 
 
 def _unlzo(data: bytes, limit: int) -> bytes:
     """Decompress lzop's file: a header, blocks of lengths, checksums and data, then a zero."""
 
-    def blocks(reader: _Reader) -> Iterator[bytes]:
+    def blocks(reader: _ContainerReader) -> Iterator[bytes]:
         flags = _skip_lzop_header(reader)
         while size := reader.number(">I"):
             yield _lzo_block(reader, flags, size)
 
-    return _join(blocks(_Reader(data, 9)), limit)
+    return _join(blocks(_ContainerReader(data, 9)), limit)
 
 
-def _skip_lzop_header(reader: _Reader) -> int:
+def _skip_lzop_header(reader: _ContainerReader) -> int:
     """Skip the header, which describes the packed file; return its flags."""
     version = reader.number(">H")
     reader.take(5)  # version of the library, version needed, method
@@ -154,7 +154,7 @@ def _skip_lzop_header(reader: _Reader) -> int:
     return flags
 
 
-def _lzo_block(reader: _Reader, flags: int, size: int) -> bytes:
+def _lzo_block(reader: _ContainerReader, flags: int, size: int) -> bytes:
     from lzallright import LZOCompressor, LZOError  # saves 1 ms, as bz2 does
 
     stored = reader.number(">I")
@@ -175,7 +175,7 @@ def _lzo_block(reader: _Reader, flags: int, size: int) -> bytes:
     return block
 
 
-class _Reader:
+class _ContainerReader:
     """A container's bytes, read from `offset` on; reading past the end is a `PayloadError`."""
 
     def __init__(self, data: bytes, offset: int) -> None:

@@ -15,7 +15,7 @@ a `Multiplexer`. Control messages, each a JSON object with one key:
 | host    | `winsize`: [rows, columns] | the terminal's size has changed |
 | host    | `ping`: number | send `pong` |
 | agent   | `pong`: number | reply to `ping` |
-| host    | `diagnose`: true | print what the processors do on the kernel's console |
+| host    | `diagnose`: true | make the kernel print tasks and stacks on its console |
 | agent   | `unlisten`: path in the lab | the command stopped listening: close the host's end |
 | agent   | `exit`: status | the command ended; 128 + N after signal N; nothing follows |
 
@@ -105,7 +105,7 @@ class Agent:
         self._mux.send_control({"ready": _uptime()})
 
     def _open(self, number: int, path: str) -> None:
-        """Connect a channel to `path`, now or, as the command may not listen yet, later."""
+        """Connect a channel to `path`, now or as soon as the command listens there."""
         self._mux.reserve(number)
         if path in self._unlistened:
             self._mux.abandon(number)
@@ -182,7 +182,7 @@ def _set_winsize(terminal: int, size: list[int]) -> None:
 
 
 def _exec_command(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
-    """Become the command, in the forked process; on failure exit as a shell would."""
+    """Execute the command in the forked process; on failure exit as a shell would."""
     try:
         os.setsid()
         for fd in (0, 1, 2):
@@ -215,7 +215,7 @@ def main() -> None:
     except LinkClosedError:
         pass
     except Exception:
-        # The host keeps the serial console for this; letting init die would only add the
-        # registers of a kernel panic to it.
+        # The host keeps the output of the serial console for this error; if init died, a kernel
+        # panic would only add registers to it.
         traceback.print_exc()
     mounts.power_off()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose where to run a command that needs KVM: on this host or in the lab.
 
-`auto` probes this host and takes the lab only if its KVM is missing or unfit. In the lab the choice
+`auto` probes this host and uses the lab only if its KVM is missing or unfit. In the lab the choice
 is always the host, so labs do not nest.
 """
 
@@ -27,7 +27,7 @@ class KvmProvider(Enum):
 
 
 def choose_kvm(mode: KvmMode) -> KvmProvider:
-    """Return the choice for `mode`; print the reason to standard error if `auto` takes the lab.
+    """Return the choice for `mode`; print the reason to standard error if `auto` chooses the lab.
 
     Raises HostKvmUnusable if `mode` is `host` and this machine's KVM cannot be used.
     """

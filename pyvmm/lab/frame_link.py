@@ -31,16 +31,16 @@ class FrameLink:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self.received_bytes = 0
-        """Bytes received in all: if it grows, the peer is alive."""
+        """Total number of bytes received; while it grows, the peer is alive."""
 
     @property
     def has_outgoing(self) -> bool:
-        """Frames wait to be written."""
+        """True if frames wait to be written."""
         return bool(self._outgoing)
 
     @property
     def has_room(self) -> bool:
-        """The buffer is short enough to send more data."""
+        """True if the buffer has room for more data."""
         return len(self._outgoing) < _BUFFER_BYTES
 
     def send(self, frame: Frame) -> None:
@@ -67,7 +67,7 @@ class FrameLink:
         return self._decoder.feed(data)
 
     def _read_bytes(self) -> bytes:
-        """Read up to `_READ_BYTES`; a virtio-serial port gives 4 KiB a time."""
+        """Read up to `_READ_BYTES`; a virtio-serial port returns 4 KiB per read."""
         pieces: list[bytes] = []
         room = _READ_BYTES
         while room > 0:

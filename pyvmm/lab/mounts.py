@@ -3,8 +3,8 @@
 
 The initramfs stays the agent's own root. The host's root file system is mounted at `ROOT` over 9p,
 without a cache, so that both sides see each other's changes at once. Directories that hold programs
-and are only read (the host chooses them) are mounted over it again with a cache, which makes the
-start of Python bearable. The command gets a mount namespace of its own, in which `ROOT` is `/`.
+and are only read (the host chooses them) are mounted over it again with a cache, which speeds up
+the start of Python. The command gets a mount namespace of its own, in which `ROOT` is `/`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ descriptor whose bytes go over the link) and a *sink* (a descriptor that takes t
 arrive), which may be the same socket. All descriptors are non-blocking, and one `poll` waits for
 them all. A source is read only while the peer has granted credit and the link's own buffer is
 short, and credit is granted only for bytes that a sink has taken. So every buffer is bounded, and a
-stream without a reader stops its own writer and no other.
+stream without a reader blocks only its own writer.
 
 The loop uses `select.poll` directly because it also runs inside the lab, where importing asyncio
 takes a second.
@@ -81,7 +81,7 @@ class Multiplexer:
 
     @property
     def received_bytes(self) -> int:
-        """Bytes received over the link in all: if it grows, the peer is alive."""
+        """Total number of bytes received over the link; while it grows, the peer is alive."""
         return self._link.received_bytes
 
     def add(self, number: int, source: int | None = None, sink: int | None = None) -> Channel:
@@ -109,7 +109,7 @@ class Multiplexer:
         self.forget(number)
 
     def forget(self, number: int) -> None:
-        """Drop channel `number` without telling the peer, which knows already."""
+        """Drop channel `number` without notifying the peer, which has already closed it."""
         channel = self.channels.pop(number)
         for fd in {channel.source, channel.sink} - {None}:
             os.close(fd)  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ class Multiplexer:
         self._watched[fd] = ready
 
     def unwatch(self, fd: int) -> None:
-        """No longer watch `fd`."""
+        """Stop watching `fd`."""
         self._watched.pop(fd, None)
 
     def send_control(self, message: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class Multiplexer:
     def connect(self, number: int, address: str, on_result: Callable[[str], None]) -> None:
         """Reserve a channel and ask the peer to connect it to `address` on its side.
 
-        `on_result` is called with the peer's error message, empty on success, and is to attach or
+        `on_result` is called with the peer's error message, empty on success, and must attach or
         forget the channel.
         """
         self._send(FrameType.CONNECT, number, os.fsencode(address))
@@ -148,7 +148,7 @@ class Multiplexer:
 
     @property
     def delivered(self) -> bool:
-        """All received data has been taken by its sinks."""
+        """True if the sinks have taken all received data."""
         return not any(channel.pending for channel in self.channels.values())
 
     def turn(self, timeout_ms: int | None = None) -> None:
@@ -169,10 +169,10 @@ class Multiplexer:
                 callback()
 
     def drain_source(self, channel: Channel, timeout_s: float | None = None) -> None:
-        """Send what a source still holds, then end it; all of its writers are gone.
+        """Send the remaining data of a source, then end it; all of its writers have closed it.
 
         If the peer takes nothing for `timeout_s`, the rest is dropped; without a time-out this
-        waits for as long as it takes.
+        waits indefinitely.
         """
         moved_at = time.monotonic()
         while channel.source is not None:
@@ -289,7 +289,7 @@ class Multiplexer:
         if data:
             channel.credit_bytes -= len(data)
             self._send(FrameType.DATA, channel.number, data)
-            if channel.number in self.channels:  # last in turn: a full link serves all alike
+            if channel.number in self.channels:  # to the end: a full link serves all in turn
                 self.channels[channel.number] = self.channels.pop(channel.number)
         else:
             self._end_source(channel)

@@ -3,7 +3,8 @@
 
 Name lookup and connecting block, so each request has a thread of its own, which does exactly what
 the command would do without the lab and so fails with the same messages. The threads are daemons
-and few: one that is still connecting when the session ends does not keep the process.
+and limited in number; one that is still connecting when the session ends does not keep the process
+alive.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class OutboundConnector:
         return self._wake_reader.fileno()
 
     def connect(self, channel: int, address: str) -> None:
-        """Connect to `address`, a migration address, for `channel`; the result comes later."""
+        """Connect `channel` to `address`, a migration address; `results` yields the result."""
         self._pending += 1
         if self._pending > MAX_PENDING:
             self._finish(ConnectResult(channel, None, "too many connections are being made"))
@@ -65,7 +66,7 @@ class OutboundConnector:
             yield result
 
     def close(self) -> None:
-        """Stop: results that come later are dropped, which closes their connections."""
+        """Stop; later results are dropped, which closes their connections."""
         self._wake_reader.close()
         self._wake_writer.close()
 

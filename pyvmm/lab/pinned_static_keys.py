@@ -4,8 +4,8 @@
 KVM enables a static key, a jump in the kernel's text, with the first virtual machine or vCPU of a
 kind, and disables it with the last. The kernel patches such a jump through a breakpoint while other
 processors run it, and QEMU's TCG can get that wrong. Seen with QEMU 7.2 after minutes of tests that
-create and close virtual machines: a translation made while the breakpoint was there outlived it,
-and every processor that reached it, in the scheduler, took the breakpoint without end. A lab
+create and close virtual machines: a translation made while the breakpoint was in place outlived
+it, and every processor that executed it, in the scheduler, hit the breakpoint endlessly. A lab
 with one processor is not affected; `pyvmm lab --cpus` makes larger ones.
 
 So the agent keeps these keys enabled for the lifetime of the lab (names as in Linux 6.1):

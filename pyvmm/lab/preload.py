@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run pyvmm in the lab without starting Python.
 
-Importing the modules of others that pyvmm needs (asyncio, click, …) takes seconds on an emulated
-processor with files behind 9p. The agent is a Python process and part of the boot snapshot, so it
-imports these modules before the snapshot is taken. A command `PYTHON -m pyvmm …` with the same
-interpreter is then a fork of the agent that continues as that interpreter would. Our own modules
-are not preloaded: they always come from the disk.
+Importing the standard and third-party modules that pyvmm needs (asyncio, click, …) takes seconds on
+an emulated processor with files behind 9p. The agent is a Python process and part of the boot
+snapshot, so it imports these modules before the snapshot is taken. A command `PYTHON -m pyvmm …`
+with the same interpreter is then a fork of the agent that continues as that interpreter would. Our
+own modules are not preloaded: they always come from the disk.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def preload() -> None:
             continue
         module.__file__ = module.__spec__.origin = path
         if directories:
-            # A submodule that is imported later comes from the host's files.
+            # A submodule that is imported later is loaded from the host's files.
             module.__path__ = module.__spec__.submodule_search_locations = directories
     gc.collect()
     gc.freeze()

@@ -30,7 +30,7 @@ TRANSLATION_CACHE_MIB = 512
 # TCG does not intercept XSETBV for a nested guest (its choice would leak into the lab's kernel, and
 # the sizes KVM reports would be stale), so there is no XSAVE; five-level paging only costs time.
 # Told that string instructions are fast (ERMS), kernels would clear memory with `rep stosb`, which
-# TCG carries out byte by byte: four times slower than by words.
+# TCG executes byte by byte: four times slower than by words.
 CPU_MODEL = "max,-la57,-xsave,-erms"
 _PR_SET_PDEATHSIG = 1
 
@@ -118,7 +118,7 @@ class LabProcess:
         return [line.strip() for line in text.splitlines() if line.strip()][-lines:]
 
     def processors(self) -> list[str]:
-        """Return the state of each processor, or QEMU's error if it does not answer."""
+        """Return the state of each processor, or QEMU's error if it does not respond."""
         try:
             text = self.monitor.execute(
                 "human-monitor-command", **{"command-line": "info registers -a"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command in the lab, or in this process's place on the host.
 
-`run_in_lab` listens on the host for the sockets that are to be reachable there, starts the lab and
-runs one `LabSession`.
+`run_in_lab` listens on the host on behalf of the command's sockets, starts the lab and runs one
+`LabSession`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _package_directories() -> list[Path]:
 
 
 def _compile_our_packages() -> None:
-    """Compile our modules to bytecode, which in the lab would take seconds at every start."""
+    """Compile our modules to bytecode: in the lab that would take seconds at every start."""
     for directory in _package_directories():
         if os.access(directory, os.W_OK):
             compileall.compile_dir(directory, quiet=2)

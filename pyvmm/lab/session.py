@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One command in the lab, from the host's side.
 
-`LabSession` joins this process's standard streams, terminal, signals and forwarded sockets to the
-agent in the lab (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there is
-one loop and no locking.
+`LabSession` connects this process's standard streams, terminal, signals and forwarded sockets to
+the agent in the lab (`pyvmm.lab.agent`) over the link. Signals arrive on a wake-up pipe, so there
+is one loop and no locking.
 
 An emulated machine can hang without a message. So an agent that sends nothing is pinged; after
 `MAX_UNANSWERED_PINGS` the session ends with an error that shows the processors' state.
@@ -57,7 +57,7 @@ class LabSession:
         python: Mapping[str, Any],
         timeout_s: float | None = None,
     ) -> None:
-        """Join `lab` and, for the command, `listeners`.
+        """Connect to `lab` and forward connections of `listeners` to the command.
 
         `programs` are directories the lab may cache, `python` is `preload.describe_python` of this
         process, and `timeout_s` limits the command's run time.
@@ -160,11 +160,12 @@ class LabSession:
             return False
         if not all(copier.finished() for copier in self._outputs):
             return False
-        # Data that forwarded clients have not taken yet is waited for, up to a time limit.
+        # Wait, up to a time limit, until forwarded clients have read their data.
         return self._mux.delivered or time.monotonic() > self._drain_deadline
 
     def _turn(self) -> None:
-        # After the last frame only the copier threads have work, and the loop polls none of theirs.
+        # After the last frame only the copier threads have work, and the loop polls none of their
+        # files.
         timeout_ms = int(PING_INTERVAL_S * 1000) if self._status is None else 5
         if self._deadline is not None:
             left_ms = max(0, int((self._deadline - time.monotonic()) * 1000)) + 1
@@ -179,12 +180,12 @@ class LabSession:
     def _ping(self) -> None:
         if self._unanswered == MAX_UNANSWERED_PINGS:
             processors = "; ".join(self._lab.processors())
-            raise LabError(f"the lab has stopped answering ({processors})")
+            raise LabError(f"the lab has stopped responding ({processors})")
         self._unanswered += 1
         self._mux.send_control({"ping": self._unanswered})
 
     def _time_out(self) -> int:
-        """Print what the lab is doing, at the time limit."""
+        """Print the state of the lab at the time limit; return the exit status."""
         assert self._timeout_s is not None
         print(
             f"pyvmm lab: the command did not end in {self._timeout_s:g} s; state of the lab:",

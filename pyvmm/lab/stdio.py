@@ -4,7 +4,7 @@
 A terminal, a pipe or a file on descriptors 0 to 2 is shared with the shell and other programs,
 which a switch to non-blocking would break. So one thread per stream copies, with blocking calls,
 between it and a socket pair whose other end belongs to the multiplexer. The threads are daemons:
-one that is blocked in a write to a pipe without a reader does not keep the process.
+one that is blocked in a write to a pipe without a reader does not keep the process alive.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class DeviceTimers:
     def __init__(self, lock: threading.Lock, on_error: Callable[[BaseException], None]) -> None:
         self._lock = lock
         self._on_error = on_error
-        self._timers: list[_Timer] = []
+        self._timers: list[_DeviceTimer] = []
         self._loop: EventLoop | None = None
         self._elapsed_ns = 0  # of the virtual clock, up to the last stop
         self._started_ns: int | None = None  # of the host's clock; None while it is stopped
@@ -45,9 +45,9 @@ class DeviceTimers:
             return self._elapsed_ns
         return self._elapsed_ns + time.monotonic_ns() - self._started_ns
 
-    def timer(self, on_expiry: Callable[[], None]) -> _Timer:
+    def timer(self, on_expiry: Callable[[], None]) -> _DeviceTimer:
         """Create a timer as `Timers.timer`."""
-        timer = _Timer(self, on_expiry)
+        timer = _DeviceTimer(self, on_expiry)
         self._timers.append(timer)
         return timer
 
@@ -64,18 +64,18 @@ class DeviceTimers:
         for timer in self._timers:
             timer.unschedule()
 
-    def changed(self, timer: _Timer) -> None:
+    def changed(self, timer: _DeviceTimer) -> None:
         """Reschedule `timer`; called by any thread."""
         if self._loop is not None and self._started_ns is not None:
             self._loop.call_soon_threadsafe(self._schedule, timer)
 
-    def _schedule(self, timer: _Timer) -> None:
+    def _schedule(self, timer: _DeviceTimer) -> None:
         timer.unschedule()
         remaining_ns = timer.remaining_ns
         if remaining_ns is not None and self._loop is not None and self._started_ns is not None:
             timer.handle = self._loop.call_later(remaining_ns / _NS, self._expire, timer)
 
-    def _expire(self, timer: _Timer) -> None:
+    def _expire(self, timer: _DeviceTimer) -> None:
         timer.handle = None
         if timer.remaining_ns != 0 or self._started_ns is None:
             self._schedule(timer)  # rearmed meanwhile, or woken slightly early
@@ -87,7 +87,7 @@ class DeviceTimers:
             self._on_error(error)
 
 
-class _Timer:
+class _DeviceTimer:
     """One timer; satisfies `devices.ports.Timer`."""
 
     def __init__(self, owner: DeviceTimers, on_expiry: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.vcpu_thread import VcpuGate
 
 RUN_S = 0.01
-MAX_REST_S = 1.0
+MAX_STOP_S = 1.0
 LEAVE_S = 0.1
 """A vCPU that has not left the guest by then is serving a device access, and writes no memory."""
 MAX_PERCENTAGE = 99
@@ -68,8 +68,8 @@ class VcpuThrottle:
                 self._kick()
                 self._gate.wait_until_empty(LEAVE_S)
                 ran_s = time.monotonic() - begin
-                rest_s = ran_s * self._percentage / (100 - self._percentage)
-                self._released.wait(min(rest_s, MAX_REST_S))
+                stop_s = ran_s * self._percentage / (100 - self._percentage)
+                self._released.wait(min(stop_s, MAX_STOP_S))
                 self._gate.set_throttled(False)
                 begin = time.monotonic()
                 self._released.wait(RUN_S)

@@ -27,7 +27,7 @@ class Memory:
         self.data[offset : offset + size] = value.to_bytes(size, "little")
 
 
-class Log:
+class BusEvents:
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, int | str]]] = []
 
@@ -99,7 +99,7 @@ def test_empty_and_negative_ranges_are_refused(start: int, length: int) -> None:
 
 
 def test_unclaimed_accesses_read_ones_drop_writes_and_are_traced() -> None:
-    log = Log()
+    log = BusEvents()
     bus = Bus("pio", tracer=log)
     assert bus.read(0x80, 2) == 0xFFFF
     bus.write(0x80, 1, 7)

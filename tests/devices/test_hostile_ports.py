@@ -35,7 +35,7 @@ PORTS = [
 ]
 
 
-class Ports:
+class PcPorts:
     """A PC's I/O ports, whose devices record their output in lists."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ ACCESS = st.tuples(
 @settings(max_examples=300, deadline=None)
 @given(accesses=st.lists(ACCESS, max_size=80), typed=st.binary(max_size=40))
 def test_no_port_access_raises(accesses: list[tuple[bool, int, int, int]], typed: bytes) -> None:
-    ports = Ports()
+    ports = PcPorts()
     for offers, (is_write, port, size, value) in enumerate(accesses, 1):
         if is_write:
             ports.bus.write(port, size, value & (1 << 8 * size) - 1)

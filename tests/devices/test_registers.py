@@ -12,7 +12,7 @@ from devices.registers import Access, Register, RegisterTable
 TABLE_BYTES = 24
 
 
-class Log:
+class RegisterEvents:
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, int | str]]] = []
 
@@ -151,7 +151,7 @@ def test_owner_access_and_reset() -> None:
 
 
 def test_every_register_the_guest_touches_is_traced_by_name() -> None:
-    log = Log()
+    log = RegisterEvents()
     table = RegisterTable("t", [Register("a", 0, 1), Register("b", 1, 1)], tracer=log)
     table.write(0, 2, 0x0201)
     table.read(1, 1)

@@ -3,7 +3,7 @@
 
 `expected_pop` reads the ring with `GuestMemory.read` and follows VIRTIO 1.2, 2.7.4 to 2.7.6. It
 shares neither code nor structure with the native queue. It returns the buffer that the next pop
-must return, or raises `Broken` where pop must raise RingError.
+must return, or raises `MalformedRing` where pop must raise RingError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from devices.testing.driver_queue import INDIRECT, NEXT, WRITE, DriverQueue
 from pyvmm_native.memory import GuestMemory
 
 
-class Broken(Exception):
+class MalformedRing(Exception):
     """The ring or the chain is malformed."""
 
 
@@ -33,20 +33,20 @@ class Expected(NamedTuple):
 
 
 def expected_pop(driver: DriverQueue, next_avail: int, limit: int) -> Expected | None:
-    """Return the result of pop(limit) at index `next_avail`; raise Broken for a malformed ring."""
+    """Return the result of pop(limit) at index `next_avail`. Raises MalformedRing."""
     available = (driver.avail_idx - next_avail) % 65536
     if available > driver.size:
-        raise Broken("index")
+        raise MalformedRing("index")
     if available == 0:
         return None
     slot = driver.avail_gpa + 4 + 2 * (next_avail % driver.size)
     head = int.from_bytes(driver.memory.read(slot, 2), "little")
     elements = chain_elements(driver, head)
     if sum(element.length for element in elements) > 1 << 32:
-        raise Broken("length")
+        raise MalformedRing("length")
     directions = [element.writable for element in elements]
     if directions != sorted(directions):
-        raise Broken("readable after writable")
+        raise MalformedRing("readable after writable")
     readable_bytes = sum(element.length for element in elements if not element.writable)
     readable = b""
     if readable_bytes <= limit:
@@ -63,20 +63,20 @@ def chain_elements(driver: DriverQueue, head: int) -> list[Element]:
     index = head
     while True:
         if index >= entries:
-            raise Broken("index")
+            raise MalformedRing("index")
         raw = driver.memory.read(table_gpa + 16 * index, 16)
         gpa, length, flags, following = struct.unpack("<QIHH", raw)
         if flags & INDIRECT:
             if nested or not driver.indirect or flags & NEXT or not length or length % 16:
-                raise Broken("indirect")
+                raise MalformedRing("indirect")
             if not in_one_region(driver.memory, gpa, length):
-                raise Broken("table address")
+                raise MalformedRing("table address")
             table_gpa, entries, nested, index = gpa, length // 16, True, 0
             continue
         if len(elements) == driver.size:
-            raise Broken("too long")
+            raise MalformedRing("too long")
         if length and not is_ram(driver.memory, gpa, length):
-            raise Broken("address")
+            raise MalformedRing("address")
         elements.append(Element(gpa, length, bool(flags & WRITE)))
         if not flags & NEXT:
             return elements

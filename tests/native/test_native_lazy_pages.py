@@ -33,7 +33,7 @@ def needs_userfaultfd() -> None:
         pytest.skip("this kernel does not let us watch page faults")
 
 
-class Saved:
+class StoredRam:
     """RAM with contents in `PAGES`, and the file that they are stored in."""
 
     def __init__(self, path: Path) -> None:
@@ -53,14 +53,14 @@ class Saved:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Saved:
+def saved(tmp_path: Path) -> StoredRam:
     needs_userfaultfd()
-    return Saved(tmp_path / "pages")
+    return StoredRam(tmp_path / "pages")
 
 
 @contextmanager
 def served(lazy: LazyPages) -> Iterator[None]:
-    """Serve in a thread for the length of the block; the thread ends by itself."""
+    """Serve in a thread while the block runs; the thread ends by itself."""
     thread = threading.Thread(target=lazy.serve, daemon=True)
     thread.start()
     while not lazy.serving:
@@ -74,7 +74,7 @@ def same(one: Ram, other: Ram) -> bool:
     return one.memory.read(0, RAM_BYTES) == other.memory.read(0, RAM_BYTES)
 
 
-def test_all_pages_are_loaded_in_the_background(saved: Saved) -> None:
+def test_all_pages_are_loaded_in_the_background(saved: StoredRam) -> None:
     copy = Ram(RAM_BYTES)
     LazyPages(copy.memory, saved.blocks, saved.fd).serve()
     assert touched(copy.memory, copy.pages) == PAGES
@@ -82,7 +82,7 @@ def test_all_pages_are_loaded_in_the_background(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("pfn", [0, 1, 50, 100, 511, 512, 1024, 1500])
-def test_an_access_waits_for_its_block(saved: Saved, pfn: int) -> None:
+def test_an_access_waits_for_its_block(saved: StoredRam, pfn: int) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     found: list[bytes] = []
@@ -96,7 +96,7 @@ def test_an_access_waits_for_its_block(saved: Saved, pfn: int) -> None:
     assert same(copy, saved.ram)
 
 
-def test_an_access_at_the_end_of_its_block_is_woken(saved: Saved) -> None:
+def test_an_access_at_the_end_of_its_block_is_woken(saved: StoredRam) -> None:
     """Access a page that the file lacks just as its block becomes complete.
 
     One pass in thirty hit that moment on an idle machine of two processors.
@@ -112,14 +112,14 @@ def test_an_access_at_the_end_of_its_block_is_woken(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("pfn", [1500, RAM_BYTES // 4096 - 1])
-def test_a_waiting_thread_may_hold_the_gil(saved: Saved, pfn: int) -> None:
+def test_a_waiting_thread_may_hold_the_gil(saved: StoredRam, pfn: int) -> None:
     """Like a short read, which keeps the GIL."""
     copy = Ram(RAM_BYTES)
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         assert copy.memory.read(pfn * 4096, 9) == saved.ram.memory.read(pfn * 4096, 9)
 
 
-def test_written_pages_keep_their_contents(saved: Saved) -> None:
+def test_written_pages_keep_their_contents(saved: StoredRam) -> None:
     copy = Ram(RAM_BYTES)
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         copy.memory.write(1100 * 4096, b"new")
@@ -127,7 +127,7 @@ def test_written_pages_keep_their_contents(saved: Saved) -> None:
     assert copy.memory.read(1100 * 4096 + 3, 9) == saved.ram.memory.read(1100 * 4096 + 3, 9)
 
 
-def test_discarded_pages_are_not_loaded(saved: Saved) -> None:
+def test_discarded_pages_are_not_loaded(saved: StoredRam) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     gone = PageRuns([(1, 1), (60, 500), (1100, 1), (1200, 30)])
@@ -140,7 +140,7 @@ def test_discarded_pages_are_not_loaded(saved: Saved) -> None:
     assert copy.memory.read(1024 * 4096, 4096) == bytes(4096)
 
 
-def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: Saved) -> None:
+def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: StoredRam) -> None:
     """Waiters wake only once `failed` is set and every vCPU was told to leave the guest."""
     first, bits, offset, crc = saved.blocks[-1]
     copy = Ram(RAM_BYTES)
@@ -168,7 +168,7 @@ def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: Saved) -
     assert seen == [(True, 1, bytes(4))], "immediate_exit is the second byte of kvm_run"
 
 
-def test_a_truncated_file_fails_with_eio(saved: Saved) -> None:
+def test_a_truncated_file_fails_with_eio(saved: StoredRam) -> None:
     os.truncate(saved.fd, 8192)
     lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
     with pytest.raises(OSError, match="Input/output error"):
@@ -176,7 +176,7 @@ def test_a_truncated_file_fails_with_eio(saved: Saved) -> None:
     assert lazy.failed
 
 
-def test_a_stopped_loader_leaves_pages_zero(saved: Saved) -> None:
+def test_a_stopped_loader_leaves_pages_zero(saved: StoredRam) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     lazy.stop()
@@ -185,7 +185,7 @@ def test_a_stopped_loader_leaves_pages_zero(saved: Saved) -> None:
     assert copy.memory.read(0, 4096) == bytes(4096), "no access waits"
 
 
-def test_a_run_area_stays_mapped_until_serving_ends(saved: Saved) -> None:
+def test_a_run_area_stays_mapped_until_serving_ends(saved: StoredRam) -> None:
     lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
     with mmap.mmap(-1, 1 << 14) as run_area:
         lazy.add_vcpu(threading.get_native_id(), 0, run_area)
@@ -195,7 +195,7 @@ def test_a_run_area_stays_mapped_until_serving_ends(saved: Saved) -> None:
         lazy.add_vcpu(threading.get_native_id(), 0, run_area)  # after serving began
 
 
-def test_a_page_of_a_block_beyond_ram_is_refused(saved: Saved) -> None:
+def test_a_page_of_a_block_beyond_ram_is_refused(saved: StoredRam) -> None:
     last = (RAM_BYTES // 4096 - 1) // BLOCK_PAGES * BLOCK_PAGES
     inside = RAM_BYTES // 4096 - last
     for page, refused in ((inside - 1, False), (inside, True)):
@@ -205,7 +205,7 @@ def test_a_page_of_a_block_beyond_ram_is_refused(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 1 << 41, 40 * BLOCK_PAGES])
-def test_invalid_blocks_are_refused(saved: Saved, first: int) -> None:
+def test_invalid_blocks_are_refused(saved: StoredRam, first: int) -> None:
     with pytest.raises(ValueError, match="block"):
         LazyPages(Ram(RAM_BYTES).memory, [(first, bytes(64), 0, 0)], saved.fd)
     with pytest.raises(ValueError, match="twice"):

@@ -57,7 +57,7 @@ def test_areas_must_be_in_ram(area: int, gpa: int) -> None:
 
 def test_areas_may_end_where_ram_ends() -> None:
     memory = guest_memory(4096)
-    # 6 + 8 * 8 bytes of used ring; 2-byte alignment would allow less, 4-byte does not.
+    # 6 + 8 * 8 bytes of used ring; 2-byte alignment would allow less, 4-byte alignment does not.
     SplitQueue(memory, 8, 0, 1024, 4096 - 72)
     with pytest.raises(RingError):
         SplitQueue(memory, 8, 0, 1024, 4096 - 68)
@@ -259,7 +259,7 @@ def test_interrupts_are_suppressed_by_the_flag(driver: DriverQueue) -> None:
     driver.set_avail_flags(NO_INTERRUPT)
     assert not queue.should_interrupt()
     driver.set_avail_flags(0xFFFE)
-    assert not queue.should_interrupt(), "that one was asked for already"
+    assert not queue.should_interrupt(), "that interrupt was already requested"
 
 
 def test_more_buffers_than_an_index_counts_interrupt() -> None:

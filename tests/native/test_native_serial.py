@@ -16,7 +16,7 @@ PORT = 0x3F8
 LIMIT_BYTES = 100
 
 
-class Line:
+class UnusedLine:
     def set_level(self, level: bool) -> None:
         pass
 
@@ -28,7 +28,7 @@ class Console:
         self.firsts = 0
         self.queue = ByteQueue(self._first, LIMIT_BYTES)
         self.fast_path = SerialFastPath(self.queue, PORT)
-        self.uart = Uart16550(Line(), self.queue.put, self.fast_path)
+        self.uart = Uart16550(UnusedLine(), self.queue.put, self.fast_path)
 
     def _first(self) -> None:
         self.firsts += 1
@@ -45,7 +45,7 @@ def test_take_returns_all_bytes_in_order() -> None:
     assert queue.take() == b""
 
 
-def test_only_the_first_bytes_of_a_batch_call_on_first() -> None:
+def test_only_the_first_bytes_of_a_batch_call_on_nonempty() -> None:
     console = Console()
     console.queue.put(b"")
     assert console.firsts == 0
@@ -56,7 +56,7 @@ def test_only_the_first_bytes_of_a_batch_call_on_first() -> None:
     assert console.firsts == 3
 
 
-def test_on_first_may_take() -> None:
+def test_on_nonempty_may_take() -> None:
     taken = []
     queue = ByteQueue(lambda: taken.append(queue.take()), LIMIT_BYTES)
     queue.put(b"a")
@@ -64,7 +64,7 @@ def test_on_first_may_take() -> None:
     assert taken == [b"a", b"b"]
 
 
-def test_an_exception_of_on_first_propagates_and_the_bytes_stay() -> None:
+def test_an_exception_of_on_nonempty_propagates_and_the_bytes_stay() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 

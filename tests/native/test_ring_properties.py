@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SplitQueue: a device pops what a driver writes, and hostile rings do no harm.
+"""SplitQueue: a device pops what a driver writes, and hostile rings are harmless.
 
 Invariant of the hostile tests: `pop` returns a chain or None, or raises RingError, as the oracle
 does; it raises nothing else, and nothing outside the ring changes.
@@ -22,7 +22,7 @@ from devices.testing.strategies import buffer_elements
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import RingError, SplitQueue
-from tests.native.ring_oracle import Broken, expected_pop
+from tests.native.ring_oracle import MalformedRing, expected_pop
 
 sizes = st.sampled_from([1, 2, 4, 8, 16, 64])
 start_indices = st.one_of(st.just(0), st.integers(65400, 65535), st.integers(0, 65535))
@@ -55,7 +55,7 @@ def add(driver: DriverQueue, buffer: Buffer) -> int | None:
     data=st.data(),
 )
 @settings(deadline=None)
-def test_every_buffer_returns_with_its_answer(
+def test_every_buffer_is_returned_with_its_data(
     size: int,
     start: int,
     event_idx: bool,
@@ -204,7 +204,7 @@ def test_hostile_rings_are_read_as_the_oracle_reads_them(
         at = queue.next_avail
         try:
             expected = expected_pop(driver, at, limit)
-        except Broken:
+        except MalformedRing:
             with pytest.raises(RingError):
                 queue.pop(limit)
             assert queue.next_avail == at

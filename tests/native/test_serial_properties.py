@@ -21,10 +21,10 @@ ETBEI, LOOP, OUT2, DLAB, FIFO = 0x02, 0x10, 0x08, 0x80, 0x01
 
 
 class Chip:
-    """A UART with what it sent and did to its interrupt line; `short` says how it is served."""
+    """A UART, its output and its interrupt levels, served by the fast path if `fast`."""
 
-    def __init__(self, *, short: bool) -> None:
-        self.short = short
+    def __init__(self, *, fast: bool) -> None:
+        self.fast = fast
         self.seen: list[int | bool | str] = []
         self.sent = b""
         self.served = 0
@@ -37,12 +37,12 @@ class Chip:
         self.seen.append(level)
 
     def read(self, register: int, value: int) -> None:
-        answer = self.fast_path.read(register) if self.short else None
+        answer = self.fast_path.read(register) if self.fast else None
         self.served += answer is not None
         self.seen.append(self.uart.read(register, 1) if answer is None else answer)
 
     def write(self, register: int, value: int) -> None:
-        if self.short and self.fast_path.write(register, value):
+        if self.fast and self.fast_path.write(register, value):
             self.served += 1
         else:
             self.uart.write(register, 1, value)
@@ -83,7 +83,7 @@ STEPS = st.lists(BURST | st.lists(FREELY | LIKE_A_DRIVER, max_size=20), max_size
 def test_the_fast_path_and_the_model_behave_alike(
     groups: list[list[tuple[str, int, int]]],
 ) -> None:
-    chips = Chip(short=True), Chip(short=False)
+    chips = Chip(fast=True), Chip(fast=False)
     for group in groups:
         for action, register, value in group:
             for chip in chips:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An outsider's view: the wheel is installed, and a device test is written in an empty folder.
+"""The wheel as its user sees it: installed, and with a device test written in an empty folder.
 
 The wheel is built from a copy of the checkout with the native modules that are built here already,
 so nothing is compiled.
@@ -97,7 +97,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("test", [BALLOON_TEST, OWN_DEVICE_TEST], ids=["balloon", "own device"])
-def test_a_device_test_of_an_outsider_is_under_15_lines_and_passes(
+def test_a_device_test_outside_the_checkout_is_under_15_lines_and_passes(
     test: str, installed: Path, tmp_path: Path
 ) -> None:
     assert len(test.splitlines()) < 15

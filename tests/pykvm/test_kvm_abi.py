@@ -134,7 +134,7 @@ def test_a_wrong_structure_is_detected(structure: type[Structure], c_type: str, 
     assert any(line.startswith(f"{wrong} is ") for line in found), found
 
 
-def test_a_right_structure_under_another_name_passes() -> None:
+def test_a_correct_structure_under_another_name_passes() -> None:
     facts = structure_facts(kvm_irq_level_narrow, "struct kvm_irq_level")
     assert mismatches(HEADERS, facts) == []
 

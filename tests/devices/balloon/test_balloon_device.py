@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balloon, used through registers: memory is really freed, bad requests change nothing."""
+"""The balloon, used through registers: memory is freed, bad requests change nothing."""
 
 import ctypes
 from collections.abc import Iterable, Sequence
@@ -234,7 +234,7 @@ def test_a_new_target_notifies_the_driver(dialect: Dialect) -> None:
     assert driver.board.msi.triggered[-1] == 0
     assert driver.read_config(0) == balloon.num_pages == 1234
     driver.write_config(0, 4, 9)
-    assert driver.read_config(0) == 1234, "num_pages is the device's to change"
+    assert driver.read_config(0) == 1234, "only the device changes num_pages"
 
 
 @pytest.mark.conformance("2.5.2-1")
@@ -324,7 +324,7 @@ def test_the_stats_queue_serves_nothing_without_its_feature() -> None:
     driver.reset()
     driver.add_status(ACKNOWLEDGE)
     driver.add_status(DRIVER)
-    driver.set_up_queue(STATS)  # too early: once the features are settled it does not exist
+    driver.set_up_queue(STATS)  # too early: the queue does not exist once features are negotiated
     driver.write_driver_features(VERSION_1 | features.PAGE_BITMAP)
     driver.add_status(FEATURES_OK)
     assert driver.existing_queues() == [INFLATE, DEFLATE]

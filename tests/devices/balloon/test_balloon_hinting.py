@@ -29,15 +29,15 @@ class Hinter:
         ).start()
         self.balloon = self.driver.board.balloon
         self.hinting = self.balloon.hinting
-        self.endings: list[HintingResult] = []
+        self.results: list[HintingResult] = []
 
     @property
     def field(self) -> int:
         return self.driver.read_config(COMMAND_ID_OFFSET)
 
     def begin(self) -> int:
-        """Start a round, and have the driver send its command id."""
-        self.hinting.start(self.endings.append)
+        """Start a round and send its command id as the driver does."""
+        self.hinting.start(self.results.append)
         self.command(self.field)
         return self.field
 
@@ -50,7 +50,7 @@ class Hinter:
         self.driver.notify(HINTS)
         self.driver.board.serve()
         used = queue.take_used()
-        assert [each.length for each in used] == [0], "the buffer is back, nothing written"
+        assert [each.length for each in used] == [0], "the buffer is returned, nothing written"
         return used
 
     def hint(self, *writable: tuple[int, int]) -> None:
@@ -73,15 +73,15 @@ def runs(*ranges: tuple[int, int]) -> PageRuns:
 @pytest.mark.conformance("5.5.6.5.2-1", "5.5.6.5.2-6", "5.5.4-2")
 def test_a_round_collects_the_hinted_pages(hinter: Hinter) -> None:
     assert hinter.field == STOP
-    hinter.hinting.start(hinter.endings.append)
+    hinter.hinting.start(hinter.results.append)
     assert hinter.driver.board.msi.triggered[-1] == 0, "configuration change"
     assert hinter.field >= 2
     hinter.command(hinter.field)
     hinter.hint((4 * MIB, 4 * MIB))
     hinter.hint((12 * MIB, MIB), (16 * MIB, MIB))
-    assert hinter.endings == []
+    assert hinter.results == []
     hinter.command(STOP)
-    assert hinter.endings == [HintingResult.COMPLETE]
+    assert hinter.results == [HintingResult.COMPLETE]
     assert hinter.field == STOP
     assert hinter.hinting.pages == runs((4 * MIB, 4 * MIB), (12 * MIB, MIB), (16 * MIB, MIB))
     hinter.hinting.finish()
@@ -109,12 +109,12 @@ def test_each_round_has_its_own_id_and_adds_its_hints(hinter: Hinter) -> None:
     assert second not in (first, STOP, DONE)
     hinter.hint((2 * MIB, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [HintingResult.COMPLETE] * 2
+    assert hinter.results == [HintingResult.COMPLETE] * 2
     assert hinter.hinting.pages == runs((0, MIB), (2 * MIB, MIB))
 
 
 def test_command_ids_wrap_past_the_reserved_ones(hinter: Hinter) -> None:
-    hinter.hinting.last_id = 2**32 - 2  # four billion rounds later
+    hinter.hinting.last_id = 2**32 - 2  # after four billion rounds
     for expected in (2**32 - 1, 2):
         assert hinter.begin() == expected
         hinter.command(STOP)
@@ -146,11 +146,11 @@ def test_hints_outside_a_round_are_ignored(hinter: Hinter) -> None:
 def test_hints_before_the_command_id_or_under_another_are_ignored(
     hinter: Hinter, wrong: int
 ) -> None:
-    hinter.hinting.start(hinter.endings.append)
+    hinter.hinting.start(hinter.results.append)
     hinter.hint((0, MIB))
     hinter.command(wrong)
     hinter.hint((0, MIB))
-    assert hinter.endings == [], "the end of a round it has not begun is another round's"
+    assert hinter.results == [], "the end of a round that it has not begun belongs to another round"
     assert not hinter.hinting.pages
     hinter.command(hinter.field)
     hinter.hint((MIB, MIB))
@@ -165,7 +165,7 @@ def test_hints_after_stop_are_ignored(hinter: Hinter) -> None:
     hinter.command(STOP)
     hinter.hint((0, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [HintingResult.COMPLETE]
+    assert hinter.results == [HintingResult.COMPLETE]
     assert not hinter.hinting.pages
 
 
@@ -174,18 +174,18 @@ def test_the_device_may_stop_a_round_and_start_another(hinter: Hinter) -> None:
     first = hinter.begin()
     hinter.hint((0, MIB))
     hinter.hinting.stop()
-    assert (hinter.endings, hinter.field) == ([HintingResult.STOPPED], STOP)
+    assert (hinter.results, hinter.field) == ([HintingResult.STOPPED], STOP)
     hinter.hint((2 * MIB, MIB))
     hinter.hinting.stop()
     assert hinter.hinting.pages == runs((0, MIB)), "hints from before the stop stay"
-    hinter.hinting.start(hinter.endings.append)
-    hinter.command(STOP)  # the driver's end of the first round comes late
+    hinter.hinting.start(hinter.results.append)
+    hinter.command(STOP)  # the driver's end of the first round is late
     hinter.command(first)
     hinter.hint((4 * MIB, MIB))
     hinter.command(hinter.field)
     hinter.hint((6 * MIB, MIB))
     hinter.command(STOP)
-    assert hinter.endings == [HintingResult.STOPPED, HintingResult.COMPLETE]
+    assert hinter.results == [HintingResult.STOPPED, HintingResult.COMPLETE]
     assert hinter.hinting.pages == runs((0, MIB), (6 * MIB, MIB))
 
 
@@ -194,7 +194,7 @@ def test_finishing_ends_a_round(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
     hinter.hinting.finish()
-    assert (hinter.endings, hinter.field) == ([HintingResult.STOPPED], DONE)
+    assert (hinter.results, hinter.field) == ([HintingResult.STOPPED], DONE)
     hinter.hint((0, MIB))
     assert not hinter.hinting.pages
 
@@ -204,7 +204,7 @@ def test_finishing_ends_a_round(hinter: Hinter) -> None:
 
 @pytest.mark.parametrize("text", [b"\2", b"\2\0\0", b"\2\0\0\0\0"])
 def test_command_ids_of_another_length_are_refused(hinter: Hinter, text: bytes) -> None:
-    hinter.hinting.start(hinter.endings.append)
+    hinter.hinting.start(hinter.results.append)
     hinter.send(text)
     hinter.hint((0, MIB))
     assert hinter.bad_payloads == 1
@@ -212,7 +212,7 @@ def test_command_ids_of_another_length_are_refused(hinter: Hinter, text: bytes) 
 
 
 def test_a_buffer_with_both_command_and_pages_is_refused(hinter: Hinter) -> None:
-    hinter.hinting.start(hinter.endings.append)
+    hinter.hinting.start(hinter.results.append)
     hinter.send(struct.pack("<I", hinter.field), (0, MIB))
     assert hinter.bad_payloads == 1
     assert not hinter.hinting.pages
@@ -226,7 +226,7 @@ def test_the_hints_of_an_endless_round_are_bounded(
     hinter.begin()
     for first in range(0, 400, 50):
         hinter.hint(*((2 * page * PAGE_BYTES, PAGE_BYTES) for page in range(first, first + 50)))
-    assert hinter.endings == [HintingResult.STOPPED]
+    assert hinter.results == [HintingResult.STOPPED]
     assert hinter.field == STOP
     assert len(hinter.hinting.pages) == 150, "one buffer more than the bound, and no further one"
 
@@ -243,19 +243,19 @@ def test_a_reset_ends_the_round_and_drops_its_hints(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hint((0, MIB))
     hinter.driver.reset()
-    assert hinter.endings == [HintingResult.RESET]
+    assert hinter.results == [HintingResult.RESET]
     assert not hinter.hinting.pages
     assert hinter.field == STOP
     hinter.driver.start()
     assert hinter.begin() > 2, "an id of before the reset must mean nothing"
 
 
-def test_a_reset_after_finish_completes_nothing_again(hinter: Hinter) -> None:
+def test_a_reset_after_finish_does_not_end_the_round_again(hinter: Hinter) -> None:
     hinter.begin()
     hinter.hinting.finish()
     hinter.driver.reset()
     assert hinter.field == STOP
-    assert hinter.endings == [HintingResult.STOPPED]
+    assert hinter.results == [HintingResult.STOPPED]
 
 
 def test_the_queue_does_not_exist_without_its_feature() -> None:

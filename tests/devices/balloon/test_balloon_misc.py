@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The misc queue with drivers that respond well, late, twice or never."""
+"""The misc queue with drivers that respond in time, late, twice or never."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_driver_may_report_a_command_as_unsupported(host: MiscHost, command: M
 # Responses that are late, early, duplicate or missing.
 
 
-def test_the_response_to_a_withdrawn_request_is_ignored(host: MiscHost) -> None:
+def test_the_response_to_a_cancelled_request_is_ignored(host: MiscHost) -> None:
     old = host.send_request()
     assert host.misc.cancel() is True
     new = host.send_request()
@@ -126,12 +126,12 @@ def test_the_response_to_a_withdrawn_request_is_ignored(host: MiscHost) -> None:
     assert host.bad_payloads == 0
 
 
-def test_a_request_withdrawn_early_is_never_sent(host: MiscHost) -> None:
+def test_a_request_cancelled_early_is_never_sent(host: MiscHost) -> None:
     host.request()
     assert host.misc.cancel() is False
     host.driver.offer_buffer()
     assert host.driver.take_requests() == []
-    assert host.misc.cancel() is False, "nothing is open"
+    assert host.misc.cancel() is False, "no request is outstanding"
     host.request()
     assert host.driver.take_requests() == [MiscRequest(0, 1)]
 

@@ -88,7 +88,7 @@ def test_a_bad_message_invalidates_the_response(
     assert response.status is RequestStatus.INVALID_RESPONSE
     assert response.pages == PageRuns()
     assert why in response.why == host.why
-    # Further messages about it are late, and the next request is another one.
+    # Further messages with its id are late; the next request has another id.
     host.driver.respond(request, [11])
     assert host.misc.late_messages == 1
     host.driver.respond(host.send_request(), [12])
@@ -99,7 +99,7 @@ def test_a_bad_message_invalidates_the_response(
 @pytest.mark.parametrize("message", [[], [b"x"], [bytes(31)]])
 def test_a_truncated_message_invalidates_the_response(host: MiscHost, message: list[bytes]) -> None:
     host.driver.send_message(message or [b""])
-    assert host.bad_payloads == 1, "and nothing was open"
+    assert host.bad_payloads == 1, "and no request was outstanding"
     host.send_request()
     host.driver.send_message(message or [b""])
     assert host.responses[0].status is RequestStatus.INVALID_RESPONSE
@@ -107,7 +107,7 @@ def test_a_truncated_message_invalidates_the_response(host: MiscHost, message: l
 
 def test_an_overlong_message_invalidates_the_response(host: MiscHost) -> None:
     host.driver.send_message([bytes(1 << 20), bytes(1 << 20)])
-    assert host.responses == [], "nothing was open"
+    assert host.responses == [], "no request was outstanding"
     host.send_request()
     (used,) = host.driver.send_message([bytes(1 << 20), bytes(1 << 20)])
     assert used.length == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reported free pages go back to the host (5.5.6.7), unless they must keep their contents."""
+"""Reported free pages are discarded (5.5.6.7), unless they must keep their contents."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs" / "features.md"
 
 
-class Row(NamedTuple):
+class FeatureRow(NamedTuple):
     dialect: str
     bit: str
     name: str
@@ -25,9 +25,11 @@ class Row(NamedTuple):
     test: str
 
 
-def rows() -> list[Row]:
+def rows() -> list[FeatureRow]:
     lines = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
-    return [Row(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[2:]]
+    return [
+        FeatureRow(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[2:]
+    ]
 
 
 def default_word(features: Features, bit: int) -> str:
@@ -53,7 +55,7 @@ def functions_in(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.dialect}-{row.name}")
-def test_every_row_names_a_test_with_a_real_guest(row: Row) -> None:
+def test_every_row_names_a_test_with_a_real_guest(row: FeatureRow) -> None:
     file, _, function = row.test.partition("::")
     assert function in functions_in(file)
 

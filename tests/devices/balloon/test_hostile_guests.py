@@ -3,8 +3,8 @@
 
 Invariants: the device raises only the errors of its policy, and the checks of
 `tests.fuzz.checked_board` hold at every step: bounded work; no page is discarded that a valid
-request did not name; every buffer is returned or rightly kept, or the device is in NEEDS_RESET; all
-other pages are intact. Afterwards an honest driver can start the device.
+request did not name; every buffer is returned or legitimately kept, or the device is in
+NEEDS_RESET; all other pages are intact. Afterwards an honest driver can start the device.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SharedRam:
         return 4096 * len(pages)
 
 
-class CheckedBalloon(BalloonDevice):
+class DiscardCheckingBalloon(BalloonDevice):
     """Checks discards against the copy of the request instead of against memory."""
 
     ram: SharedRam
@@ -123,7 +123,7 @@ class CheckedBalloon(BalloonDevice):
         return super().serve(queue, chain)
 
 
-def scribble(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:
+def write_hostile_requests(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:
     """Write nearly valid rings and requests until killed."""
     rng, memory = random.Random(seed), driver.memory
     rings = list(driver.queues.values())
@@ -145,14 +145,14 @@ def scribble(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:
 @pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 def test_a_driver_that_writes_concurrently_breaks_no_invariant(dialect: Dialect) -> None:
     ram, trace = SharedRam(), RecordingTracer()
-    balloon = CheckedBalloon(dialect, ram, trace, offered=dialect.features.known)
+    balloon = DiscardCheckingBalloon(dialect, ram, trace, offered=dialect.features.known)
     balloon.ram = ram
     driver = VirtioDriver(Board(balloon, trace), rings_gpa=0)
     restart(driver)
     child = os.fork()
     if child == 0:
         try:
-            scribble(driver, dialect, 1)
+            write_hostile_requests(driver, dialect, 1)
         finally:
             os._exit(1)
     broken = 0
@@ -166,7 +166,7 @@ def test_a_driver_that_writes_concurrently_breaks_no_invariant(dialect: Dialect)
     finally:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL, "the scribbler died of its own"
+    assert os.WTERMSIG(status) == signal.SIGKILL, "the writing process died by itself"
 
 
 def restart(driver: VirtioDriver) -> None:

@@ -88,7 +88,7 @@ messages = st.builds(
 others = st.one_of(
     st.tuples(st.just("request"), st.sampled_from(MiscCommand)),
     st.tuples(st.just("offer"), mostly(st.sampled_from([16, 40]), 1, 15)),
-    st.tuples(st.sampled_from(["withdraw", "reset", "raw"]), st.binary(max_size=31)),
+    st.tuples(st.sampled_from(["cancel", "reset", "raw"]), st.binary(max_size=31)),
 )
 resume = st.sampled_from([("offer", 16), ("request", MiscCommand.GET_UNUSED_PAGES)])
 steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_size=10, max_size=60)
@@ -98,41 +98,41 @@ steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_si
 class Model:
     """The expected behaviour of the device, from the format alone."""
 
-    held: bool = False
+    has_buffer: bool = False
     command: MiscCommand | None = None
     id: int | None = None
     frames: set[int] = field(default_factory=set)
-    given: list[int] = field(default_factory=list)
+    sent_ids: list[int] = field(default_factory=list)
     """Ids of all requests sent to the driver."""
     responses: list[MiscResponse] = field(default_factory=list)
     late: int = 0
 
-    def end(self, ending: RequestStatus) -> None:
+    def end(self, status: RequestStatus) -> None:
         if self.command is not None:
-            pages = self.frames if ending is RequestStatus.COMPLETE else set()
-            self.responses.append(MiscResponse(ending, PageRuns((pfn, 1) for pfn in pages)))
+            pages = self.frames if status is RequestStatus.COMPLETE else set()
+            self.responses.append(MiscResponse(status, PageRuns((pfn, 1) for pfn in pages)))
         self.command, self.id, self.frames = None, None, set()
 
-    def spoil(self) -> None:
+    def invalidate(self) -> None:
         if self.id is not None:
             self.end(RequestStatus.INVALID_RESPONSE)
 
-    def hear(self, message: Message, req_id: int) -> None:
-        if req_id not in self.given:
-            return self.spoil()
+    def receive(self, message: Message, req_id: int) -> None:
+        if req_id not in self.sent_ids:
+            return self.invalidate()
         if req_id != self.id:
             self.late += 1
             return None
         frames = message.frames()
         if message.cmd not in (None, self.command):
-            return self.spoil()
+            return self.invalidate()
         if message.flag == UNSUPPORTED:
             return self.end(RequestStatus.UNSUPPORTED)
         if self.command is not MiscCommand.GET_UNUSED_PAGES:
             done = message.flag == DONE and not message.length
-            return self.end(RequestStatus.COMPLETE) if done else self.spoil()
+            return self.end(RequestStatus.COMPLETE) if done else self.invalidate()
         if message.flag not in (CONT, DONE) or frames is None or not frames <= FRAMES:
-            return self.spoil()
+            return self.invalidate()
         self.frames |= frames
         return self.end(RequestStatus.COMPLETE) if message.flag == DONE else None
 
@@ -150,7 +150,7 @@ class Exchange:
 
     def step(self, step: Any) -> None:
         if isinstance(step, Message):
-            self.say(step)
+            self.send_message(step)
         else:
             getattr(self, step[0])(step[1])
         self.check_requests()
@@ -161,11 +161,13 @@ class Exchange:
         assert not self.driver.status & NEEDS_RESET
         assert RAM.discarded == []
 
-    def say(self, message: Message) -> None:
-        given = self.model.given
-        req_id = given[-1 - message.age] if message.age < len(given) and message.age >= 0 else 0
+    def send_message(self, message: Message) -> None:
+        sent_ids = self.model.sent_ids
+        req_id = (
+            sent_ids[-1 - message.age] if message.age < len(sent_ids) and message.age >= 0 else 0
+        )
         if message.age < 0:
-            req_id = (given[-1] if given else 0) + 1
+            req_id = (sent_ids[-1] if sent_ids else 0) + 1
         cmd = (self.model.command or 0) if message.cmd is None else message.cmd
         header = struct.pack(
             "<HHHHQQQ", cmd, message.page_shift, message.flag, 0, req_id, message.start,
@@ -173,44 +175,44 @@ class Exchange:
         )  # fmt: skip
         used = self.guest.send_message([header, message.bitmap] if message.bitmap else [header])
         assert [each.length for each in used] == [0]
-        self.model.hear(message, req_id)
+        self.model.receive(message, req_id)
 
     def raw(self, data: bytes) -> None:
         used = self.guest.send_message([data])
         assert [each.length for each in used] == [0]
-        self.model.spoil()
+        self.model.invalidate()
 
     def request(self, command: MiscCommand) -> None:
         if self.model.command is None:
             self.model.command = command
             self.misc.request(command, self.responses.append)
 
-    def withdraw(self, _: bytes) -> None:
+    def cancel(self, _: bytes) -> None:
         assert self.misc.cancel() == (self.model.id is not None)
         self.model.command, self.model.id, self.model.frames = None, None, set()
 
     def offer(self, size: int) -> None:
         before = len(self.guest.used)
         self.guest.offer_buffer(size)
-        refused = size < 16 or self.model.held
+        refused = size < 16 or self.model.has_buffer
         assert [used.length for used in self.guest.used[before:]] == [0] * refused
-        self.model.held |= not refused
+        self.model.has_buffer |= not refused
 
     def reset(self, _: bytes) -> None:
         self.guest = MiscDriver(self.driver.start())
-        self.model.held = False
+        self.model.has_buffer = False
         self.model.end(RequestStatus.RESET)
 
     def check_requests(self) -> None:
-        """Check that a request is sent exactly when there are a request and a buffer."""
+        """Check that a request is sent exactly if a request and a buffer are waiting."""
         requests = self.guest.take_requests()
-        due = self.model.command is not None and self.model.id is None and self.model.held
+        due = self.model.command is not None and self.model.id is None and self.model.has_buffer
         assert len(requests) == due
         for request in requests:
             assert request.cmd == self.model.command
-            assert request.id not in self.model.given
-            self.model.id, self.model.held = request.id, False
-            self.model.given.append(request.id)
+            assert request.id not in self.model.sent_ids
+            self.model.id, self.model.has_buffer = request.id, False
+            self.model.sent_ids.append(request.id)
 
 
 @settings(max_examples=250, deadline=None)

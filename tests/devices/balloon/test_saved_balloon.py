@@ -5,7 +5,7 @@ Two boards run the same program of `tests.fuzz.guest_program`. After some instru
 is saved and restored into a new board over the same RAM. From then on, after every instruction,
 memory (rings included), registers, interrupts, host notifiers and discards of both must be equal.
 
-The other board does what a restore does as well: it serves all queues and repeats all
+The other board does what a restore also does: it serves all queues and repeats all
 notifications, because some may not have been delivered, and drops requests to the guest, which
 belong to the process that made the snapshot.
 """
@@ -65,8 +65,8 @@ def enable_msix(guest: Guest) -> None:
     board.mmio.write(0xC000_0000 + 0x10, 2, 0)
 
 
-class Watcher:
-    """Records everything observable of a board from now on."""
+class BoardRecorder:
+    """Records all observable behaviour of a board from its creation on."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -140,7 +140,7 @@ def test_a_restored_balloon_behaves_like_one_never_saved(
     forget_and_repeat(stays.board)
     move_guest(moves)
     stays.program, moves.program = Program(after), Program(after)
-    staying, moving = Watcher(stays), Watcher(moves)
+    staying, moving = BoardRecorder(stays), BoardRecorder(moves)
     assert moving.seen() == staying.seen()
     while stays.step():
         moves.step()

@@ -329,7 +329,7 @@ def set_at(state: Any, path: str, value: object) -> None:
     state[last] = value
 
 
-HELD = {"head": 0, "gpas": [0], "lengths": [16]}
+IN_FLIGHT = {"head": 0, "gpas": [0], "lengths": [16]}
 
 
 @pytest.mark.parametrize(
@@ -352,10 +352,14 @@ HELD = {"head": 0, "gpas": [0], "lengths": [16]}
         ("device/queues/0/used_gpa", 0, "used_gpa is not known here"),
         ("device/own/queue_numbers", [0, 1, 3], "cannot be [0, 1, 3]"),
         ("device/own/queue_numbers", [], "is a buffer of a queue that is not live"),
-        ("device/own/stats/in_flight", [HELD, HELD], "in_flight has 2 items, more than 1"),
-        ("device/own/misc/buffer", [HELD | {"head": 128}], "descriptor 128 in a queue of 128"),
-        ("device/own/misc/buffer", [HELD | {"gpas": [1 << 40]}], "outside guest RAM"),
-        ("device/own/misc/buffer", [HELD | {"lengths": [15]}], "of 15 bytes is too small"),
+        (
+            "device/own/stats/in_flight",
+            [IN_FLIGHT, IN_FLIGHT],
+            "in_flight has 2 items, more than 1",
+        ),
+        ("device/own/misc/buffer", [IN_FLIGHT | {"head": 128}], "descriptor 128 in a queue of 128"),
+        ("device/own/misc/buffer", [IN_FLIGHT | {"gpas": [1 << 40]}], "outside guest RAM"),
+        ("device/own/misc/buffer", [IN_FLIGHT | {"lengths": [15]}], "of 15 bytes is too small"),
         ("device/own/misc/last_id", (1 << 64) - 1, "last_id is"),
         ("interrupts/config_vector", 5, "config_vector is beyond the 5 vectors of the table"),
         ("interrupts/queue_vectors", [NO_VECTOR] * 3, "queue_vectors has 3 items and not 4"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics queue, used through registers: the owner of the buffer and the reports."""
+"""The statistics queue, used through registers: reports, and the buffer that carries them."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def guest(request: pytest.FixtureRequest) -> StatsGuest:
     return StatsGuest(request.param)
 
 
-def heard(guest: StatsGuest) -> list[StatsReport]:
+def received(guest: StatsGuest) -> list[StatsReport]:
     """Return a list that collects the reports of `guest`."""
     reports: list[StatsReport] = []
     guest.board.balloon.stats.report_received.add(reports.append)
@@ -29,7 +29,7 @@ def heard(guest: StatsGuest) -> list[StatsReport]:
 
 
 def test_the_first_report_is_unrequested_and_its_buffer_is_kept(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.start()
     assert [report.values for report in reports] == [guest.statistics]
     assert reports[0].requests == 0
@@ -38,7 +38,7 @@ def test_the_first_report_is_unrequested_and_its_buffer_is_kept(guest: StatsGues
 
 
 def test_a_request_returns_the_buffer(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.start()
     interrupts = list(guest.board.msi.triggered)
     assert guest.board.balloon.request_stats()
@@ -54,7 +54,7 @@ def test_only_one_request_is_open_at_a_time(guest: StatsGuest) -> None:
     assert not balloon.request_stats(), "no driver yet"
     guest.start()
     assert balloon.request_stats()
-    assert not balloon.request_stats(), "the buffer is the driver's"
+    assert not balloon.request_stats(), "the driver has the buffer"
     assert guest.respond()
     assert not guest.respond()
     assert balloon.request_stats()
@@ -62,7 +62,7 @@ def test_only_one_request_is_open_at_a_time(guest: StatsGuest) -> None:
 
 
 def test_every_linux_statistic_has_its_name(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.statistics = {tag: 1000 + tag for tag in range(16)}
     guest.start()
     names = [each.name for each in STATISTICS]
@@ -71,7 +71,7 @@ def test_every_linux_statistic_has_its_name(guest: StatsGuest) -> None:
 
 
 def test_absent_statistics_are_not_zero_and_unknown_ones_are_kept(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.statistics = {MAJOR_FAULTS: 0, 16: 3, 0xFFFF: 2**64 - 1}
     guest.start()
     known = reports[0].known
@@ -92,7 +92,7 @@ def test_a_request_gets_a_report_measured_after_it(guest: StatsGuest) -> None:
     assert guest.respond()
     assert responses == []
     guest.statistics[FREE] = 2
-    assert guest.respond(), "the buffer went back at once"
+    assert guest.respond(), "the buffer was returned at once"
     (report,) = responses
     assert isinstance(report, StatsReport)
     assert report.values[FREE] == 2
@@ -128,7 +128,7 @@ def test_a_cancelled_request_is_not_completed(guest: StatsGuest) -> None:
 
 
 def test_the_last_value_of_a_repeated_tag_counts(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.driver.start()
     guest.send(stats_payload([(FREE, 1), (TOTAL, 2), (FREE, 3)]))
     assert reports[0].values == {FREE: 3, TOTAL: 2}
@@ -138,7 +138,7 @@ def test_the_last_value_of_a_repeated_tag_counts(guest: StatsGuest) -> None:
 def test_a_bad_report_is_counted_and_can_be_requested_again(
     guest: StatsGuest, payload: bytes
 ) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.driver.start()
     guest.send(payload)
     assert reports == []
@@ -165,7 +165,7 @@ def test_repeated_bad_reports_cause_no_further_work(guest: StatsGuest) -> None:
 
 def test_a_second_buffer_is_returned_after_a_good_or_bad_report(guest: StatsGuest) -> None:
     for first in (None, bytes(3)):
-        reports = heard(guest)
+        reports = received(guest)
         guest.driver.start()
         guest.send(first)
         for second in (None, bytes(3)):
@@ -176,7 +176,7 @@ def test_a_second_buffer_is_returned_after_a_good_or_bad_report(guest: StatsGues
 
 
 def test_a_reset_drops_the_kept_buffer(guest: StatsGuest) -> None:
-    reports = heard(guest)
+    reports = received(guest)
     guest.start()
     guest.driver.reset()
     assert not guest.board.balloon.request_stats()

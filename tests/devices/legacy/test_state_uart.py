@@ -11,7 +11,7 @@ from devices.testing.states import restores, transfer_state
 from devices.testing.strategies import corrupted
 
 
-class Port:
+class ObservedUart:
     """A UART, the characters it sent and its interrupt line."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ ACTIONS = st.lists(
 def test_a_restored_uart_behaves_like_the_saved_one(
     before: list[tuple[int, int | bytes | None]], after: list[tuple[int, int | bytes | None]]
 ) -> None:
-    old, new = Port(), Port()
+    old, new = ObservedUart(), ObservedUart()
     for action in before:
         old.do(*action)
     transfer_state(old.uart, new.uart)
@@ -67,7 +67,7 @@ def test_a_restored_uart_behaves_like_the_saved_one(
 def test_hostile_states_are_refused_and_change_nothing(
     actions: list[tuple[int, int | bytes | None]], data: st.DataObject
 ) -> None:
-    port = Port()
+    port = ObservedUart()
     for action in actions:
         port.do(*action)
     state = data.draw(corrupted(port.uart.save_state()))
@@ -76,7 +76,7 @@ def test_hostile_states_are_refused_and_change_nothing(
 
 
 def test_a_restored_uart_interrupts_a_driver_that_waits_for_the_transmitter() -> None:
-    old, new = Port(), Port()
+    old, new = ObservedUart(), ObservedUart()
     for register, value in ((4, 0x08), (2, 0x01), (1, 0x02), (2, None)):
         old.do(register, value)  # OUT2, FIFOs, the transmitter's interrupt, which is then read
     transfer_state(old.uart, new.uart)

@@ -32,13 +32,13 @@ from tests.devices.legacy.uart_port import (
     SCR,
     THR,
     TIMEOUT,
-    Port,
+    UartPort,
 )
 
 
 # --- After reset --------------------------------------------------------------------------------
 def test_reset_values() -> None:
-    port = Port(mcr=0)
+    port = UartPort(mcr=0)
     values = [port.read(register) for register in range(8)]
     assert values == [0, 0, NONE, 0, 0, 0x60, 0xB0, 0]
     assert port.levels == []
@@ -46,7 +46,7 @@ def test_reset_values() -> None:
 
 # --- Received data available, and the character time-out ----------------------------------------
 def test_received_data_in_16450_mode_is_cleared_by_reading_rbr() -> None:
-    port = Port(ier=ERBFI)
+    port = UartPort(ier=ERBFI)
     assert port.uart.receive(b"ab") == 1
     assert port.level
     assert port.iir == DATA
@@ -60,7 +60,7 @@ def test_received_data_in_16450_mode_is_cleared_by_reading_rbr() -> None:
 def test_received_data_at_the_trigger_level_then_time_out_below_it(
     select: int, trigger: int
 ) -> None:
-    port = Port(fcr=FIFO | select, ier=ERBFI)
+    port = UartPort(fcr=FIFO | select, ier=ERBFI)
     port.uart.receive(bytes(trigger))
     assert port.iir == DATA
     for _ in range(trigger - 1):
@@ -73,7 +73,7 @@ def test_received_data_at_the_trigger_level_then_time_out_below_it(
 
 
 def test_time_out_is_cleared_only_when_the_fifo_is_empty() -> None:
-    port = Port(fcr=FIFO | 0xC0, ier=ERBFI)
+    port = UartPort(fcr=FIFO | 0xC0, ier=ERBFI)
     port.uart.receive(b"xy")
     assert port.iir == TIMEOUT
     assert port.iir == TIMEOUT  # reading IIR does not clear it
@@ -84,7 +84,7 @@ def test_time_out_is_cleared_only_when_the_fifo_is_empty() -> None:
 
 
 def test_clearing_the_receiver_fifo_clears_the_interrupt() -> None:
-    port = Port(fcr=FIFO, ier=ERBFI)
+    port = UartPort(fcr=FIFO, ier=ERBFI)
     port.uart.receive(b"abc")
     port.write(FCR, FIFO | 0x02)
     assert not port.level
@@ -93,7 +93,7 @@ def test_clearing_the_receiver_fifo_clears_the_interrupt() -> None:
 
 @pytest.mark.parametrize("fcr", [0, FIFO], ids=["enabling", "disabling"])
 def test_changing_the_fifo_mode_clears_the_receiver(fcr: int) -> None:
-    port = Port(fcr=fcr, ier=ERBFI)
+    port = UartPort(fcr=fcr, ier=ERBFI)
     port.uart.receive(b"a")
     port.write(FCR, fcr)
     assert port.level  # the same mode again: nothing is lost
@@ -102,7 +102,7 @@ def test_changing_the_fifo_mode_clears_the_receiver(fcr: int) -> None:
 
 
 def test_nothing_interrupts_unless_enabled() -> None:
-    port = Port(fcr=FIFO)
+    port = UartPort(fcr=FIFO)
     port.uart.receive(b"abc")
     port.write(THR, 0x41)
     assert port.iir == NONE
@@ -113,7 +113,7 @@ def test_nothing_interrupts_unless_enabled() -> None:
 
 # --- Transmitter holding register empty ---------------------------------------------------------
 def test_enabling_thre_while_empty_interrupts_and_reading_iir_clears_it() -> None:
-    port = Port(ier=ETBEI)
+    port = UartPort(ier=ETBEI)
     assert port.level
     assert port.iir == EMPTY
     assert not port.level
@@ -121,7 +121,7 @@ def test_enabling_thre_while_empty_interrupts_and_reading_iir_clears_it() -> Non
 
 
 def test_thre_interrupts_again_when_reenabled_but_not_when_rewritten() -> None:
-    port = Port(ier=ETBEI)
+    port = UartPort(ier=ETBEI)
     assert port.iir == EMPTY
     port.write(IER, ETBEI)
     assert port.iir == NONE
@@ -131,7 +131,7 @@ def test_thre_interrupts_again_when_reenabled_but_not_when_rewritten() -> None:
 
 
 def test_writing_thr_clears_thre_until_the_character_is_sent() -> None:
-    port = Port(ier=ETBEI)
+    port = UartPort(ier=ETBEI)
     port.levels.clear()
     port.levels.append(True)
     port.write(THR, 0x41)
@@ -142,7 +142,7 @@ def test_writing_thr_clears_thre_until_the_character_is_sent() -> None:
 
 @pytest.mark.parametrize(("fcr", "edges"), [(0, 40), (FIFO, 3)], ids=["16450", "FIFO"])
 def test_each_batch_of_characters_interrupts_once(fcr: int, edges: int) -> None:
-    port = Port(fcr=fcr, ier=ETBEI)
+    port = UartPort(fcr=fcr, ier=ETBEI)
     before = len(port.levels)
     for character in range(40):
         port.write(THR, character)
@@ -151,7 +151,7 @@ def test_each_batch_of_characters_interrupts_once(fcr: int, edges: int) -> None:
 
 @pytest.mark.parametrize("register", [LSR, IIR, IER])
 def test_an_access_to_iir_lsr_or_ier_ends_a_batch_of_characters(register: int) -> None:
-    port = Port(fcr=FIFO, ier=ETBEI)
+    port = UartPort(fcr=FIFO, ier=ETBEI)
     for _ in range(3):
         before = len(port.levels)
         if register == IER:
@@ -164,7 +164,7 @@ def test_an_access_to_iir_lsr_or_ier_ends_a_batch_of_characters(register: int) -
 
 
 def test_reading_iir_clears_it_only_when_it_is_the_one_reported() -> None:
-    port = Port(ier=ETBEI | ERBFI)
+    port = UartPort(ier=ETBEI | ERBFI)
     port.uart.receive(b"a")
     assert port.iir == DATA
     port.read(RBR)
@@ -175,7 +175,7 @@ def test_reading_iir_clears_it_only_when_it_is_the_one_reported() -> None:
 # --- Receiver line status -----------------------------------------------------------------------
 @pytest.mark.parametrize(("fcr", "capacity", "kept"), [(0, 1, 1), (FIFO, 16, 0)])
 def test_overrun_is_cleared_by_reading_lsr(fcr: int, capacity: int, kept: int) -> None:
-    port = Port(fcr=fcr, mcr=LOOP, ier=ELSI)
+    port = UartPort(fcr=fcr, mcr=LOOP, ier=ELSI)
     for character in range(capacity + 1):
         port.write(THR, character)
     assert port.iir == LINE
@@ -186,7 +186,7 @@ def test_overrun_is_cleared_by_reading_lsr(fcr: int, capacity: int, kept: int) -
 
 
 def test_an_overrun_holds_the_line_until_lsr_is_read() -> None:
-    port = Port(mcr=LOOP, ier=ELSI)
+    port = UartPort(mcr=LOOP, ier=ELSI)
     port.write(THR, 1)
     port.write(THR, 2)
     port.write(MCR, OUT2)  # out of loopback: the gate opens
@@ -197,7 +197,7 @@ def test_an_overrun_holds_the_line_until_lsr_is_read() -> None:
 
 # --- Modem status -------------------------------------------------------------------------------
 def test_modem_status_interrupt_is_cleared_by_reading_msr() -> None:
-    port = Port(ier=EDSSI)
+    port = UartPort(ier=EDSSI)
     port.write(MCR, LOOP)  # the terminal's CTS, DSR and DCD are cut off
     assert port.iir == MODEM
     assert port.read(MSR) == 0x0B
@@ -211,7 +211,7 @@ def test_modem_status_interrupt_is_cleared_by_reading_msr() -> None:
     ids=["RTS to CTS", "DTR to DSR", "OUT1 to RI", "OUT2 to DCD"],
 )
 def test_loopback_wires_and_their_deltas(control: int, status: int) -> None:
-    port = Port(mcr=LOOP)
+    port = UartPort(mcr=LOOP)
     port.read(MSR)
     port.write(MCR, LOOP | control)
     assert port.read(MSR) == status  # RI: only its trailing edge is a delta
@@ -222,7 +222,7 @@ def test_loopback_wires_and_their_deltas(control: int, status: int) -> None:
 
 # --- Priorities ---------------------------------------------------------------------------------
 def test_interrupts_are_reported_by_priority() -> None:
-    port = Port(mcr=LOOP | RTS | OUT2, ier=ERBFI | ETBEI | ELSI | EDSSI)
+    port = UartPort(mcr=LOOP | RTS | OUT2, ier=ERBFI | ETBEI | ELSI | EDSSI)
     port.write(THR, 1)
     port.write(THR, 2)
     seen = []
@@ -235,7 +235,7 @@ def test_interrupts_are_reported_by_priority() -> None:
 
 # --- The PC's interrupt gate --------------------------------------------------------------------
 def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
-    port = Port(mcr=0, ier=ERBFI)
+    port = UartPort(mcr=0, ier=ERBFI)
     port.uart.receive(b"a")
     assert port.iir == DATA
     assert not port.level
@@ -247,7 +247,7 @@ def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
 
 # --- Registers ----------------------------------------------------------------------------------
 def test_dlab_selects_the_divisor_latch() -> None:
-    port = Port()
+    port = UartPort()
     port.write(LCR, 0x83)
     port.write(RBR, 0x34)
     port.write(IER, 0x12)
@@ -258,7 +258,7 @@ def test_dlab_selects_the_divisor_latch() -> None:
 
 
 def test_unused_bits_read_as_zero() -> None:
-    port = Port(mcr=0)
+    port = UartPort(mcr=0)
     port.write(IER, 0xFF)
     port.write(MCR, 0xFF)
     port.write(LSR, 0)
@@ -267,7 +267,7 @@ def test_unused_bits_read_as_zero() -> None:
 
 
 def test_iir_shows_whether_the_fifos_are_enabled() -> None:
-    port = Port()
+    port = UartPort()
     assert port.read(IIR) == 0x01
     port.write(FCR, FIFO)
     assert port.read(IIR) == 0xC1
@@ -277,7 +277,7 @@ def test_iir_shows_whether_the_fifos_are_enabled() -> None:
 
 # --- Input from outside -------------------------------------------------------------------------
 def test_receive_accepts_what_fits_and_room_available_follows_once() -> None:
-    port = Port(fcr=FIFO)
+    port = UartPort(fcr=FIFO)
     assert port.uart.receive(bytes(range(20))) == 16
     assert not port.uart.can_receive
     for expected in range(15):
@@ -293,7 +293,7 @@ def test_receive_accepts_what_fits_and_room_available_follows_once() -> None:
 
 
 def test_a_listener_of_room_available_may_receive_at_once() -> None:
-    port = Port(ier=ERBFI)
+    port = UartPort(ier=ERBFI)
     rest = bytearray(b"hello")
 
     def refill() -> None:
@@ -307,7 +307,7 @@ def test_a_listener_of_room_available_may_receive_at_once() -> None:
 
 
 def test_loopback_blocks_outside_input_until_it_ends() -> None:
-    port = Port(fcr=FIFO, mcr=LOOP)
+    port = UartPort(fcr=FIFO, mcr=LOOP)
     assert port.uart.receive(b"a") == 0
     port.write(THR, 0x42)
     assert port.sent == b""

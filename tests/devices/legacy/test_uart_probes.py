@@ -22,13 +22,13 @@ from tests.devices.legacy.uart_port import (
     OUT2,
     RBR,
     THR,
-    Port,
+    UartPort,
 )
 
 
 def test_linux_identifies_a_16550a() -> None:
     """The steps of the 8250 driver's autoconfig(), which ends in PORT_16550A."""
-    port = Port(mcr=0)
+    port = UartPort(mcr=0)
     port.write(IER, 0)
     assert port.read(IER) & 0x0F == 0
     port.write(IER, 0x0F)
@@ -54,7 +54,7 @@ def test_linux_identifies_a_16550a() -> None:
 
 def test_linux_measures_16_bytes_of_fifo() -> None:
     """size_fifo(): send 256 characters in loopback and count what arrived."""
-    port = Port()
+    port = UartPort()
     port.write(FCR, FIFO | 0x06)
     port.write(MCR, LOOP)
     for count in range(256):
@@ -68,7 +68,7 @@ def test_linux_measures_16_bytes_of_fifo() -> None:
 
 def test_linux_finds_no_transmitter_bugs() -> None:
     """serial8250_do_startup(): THRE must be raised by every enabling (else UART_BUG_THRE/TXEN)."""
-    port = Port()
+    port = UartPort()
     for _ in range(3):
         port.write(IER, ETBEI)
         assert port.read(LSR) & 0x60 == 0x60
@@ -90,7 +90,7 @@ def test_linux_finds_no_transmitter_bugs() -> None:
 def test_the_line_is_high_exactly_while_an_interrupt_is_pending_and_the_gate_is_open(
     steps: list[tuple[str, int, int, int]],
 ) -> None:
-    port = Port()
+    port = UartPort()
     for action, register, size, value in steps:
         if action == "read":
             assert 0 <= port.uart.read(register, size) < 1 << (8 * size)

@@ -13,8 +13,8 @@ FIFO = 0x01
 DTR, RTS, OUT1, OUT2, LOOP = 1, 2, 4, 8, 16
 
 
-class Port:
-    """A UART with what it sent, the levels of its interrupt and the calls of `room_available`."""
+class UartPort:
+    """A UART, its output, its interrupt levels and the calls of `room_available`."""
 
     def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2) -> None:
         self.sent = bytearray()

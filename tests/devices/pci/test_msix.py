@@ -15,7 +15,7 @@ VECTORS = 3
 ENABLE, FUNCTION_MASK = 0x8000, 0x4000
 
 
-class Sink:
+class MessageLog:
     """Records the message of each vector, and each (vector, message) sent."""
 
     def __init__(self) -> None:
@@ -31,9 +31,9 @@ class Sink:
         self.sent.append((vector, *self.messages[vector]))  # KeyError: sent before routed
 
 
-class Board:
+class MsixBoard:
     def __init__(self, vectors: int = VECTORS) -> None:
-        self.sink = Sink()
+        self.sink = MessageLog()
         self.msix = MsixTable(vectors, self.sink)
         self.function = PciFunction(vendor_id=1, device_id=2, class_code=0, name="test")
         self.capability = self.msix.add_to(
@@ -53,7 +53,7 @@ class Board:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_capability_describes_table_and_pba() -> None:
-    board = Board()
+    board = MsixBoard()
     read = board.function.config_read
     assert read(board.capability, 1) == 0x11
     assert read(board.capability + 2, 2) == VECTORS - 1
@@ -67,14 +67,14 @@ def test_capability_describes_table_and_pba() -> None:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_after_reset_every_vector_is_masked() -> None:
-    board = Board()
+    board = MsixBoard()
     for vector in range(VECTORS):
         assert board.msix.table.read(16 * vector, 8) == 0
         assert board.msix.table.read(16 * vector + 8, 8) == 1 << 32
 
 
 def test_a_live_vector_is_sent_at_once_with_its_message() -> None:
-    board = Board()
+    board = MsixBoard()
     board.set_up(1, 0xFEE0_1000, 0x41)
     board.control(ENABLE)
     board.msix.signal(1)
@@ -83,7 +83,7 @@ def test_a_live_vector_is_sent_at_once_with_its_message() -> None:
 
 
 def test_setting_up_a_masked_vector_routes_once() -> None:
-    board = Board()
+    board = MsixBoard()
     board.control(ENABLE)
     board.set_up(0, 0x1_FEE0_0000, 7)
     assert board.sink.routes == 1
@@ -94,7 +94,7 @@ def test_setting_up_a_masked_vector_routes_once() -> None:
 
 
 def test_a_changed_message_is_routed_before_the_next_signal() -> None:
-    board = Board()
+    board = MsixBoard()
     board.control(ENABLE)
     board.set_up(0, 0xFEE0_0000, 7)
     board.msix.table.write(8, 4, 8)
@@ -105,7 +105,7 @@ def test_a_changed_message_is_routed_before_the_next_signal() -> None:
 @pytest.mark.conformance("4.1.1-1")
 @pytest.mark.parametrize("mask", ["vector", "function"])
 def test_a_masked_vector_pends_and_is_sent_once_when_unmasked(mask: str) -> None:
-    board = Board()
+    board = MsixBoard()
     board.set_up(2, 0xFEE0_0000, 9, masked=mask == "vector")
     board.control(ENABLE | (FUNCTION_MASK if mask == "function" else 0))
     board.msix.signal(2)
@@ -121,7 +121,7 @@ def test_a_masked_vector_pends_and_is_sent_once_when_unmasked(mask: str) -> None
 
 
 def test_signals_while_disabled_are_dropped() -> None:
-    board = Board()
+    board = MsixBoard()
     board.set_up(0, 0xFEE0_0000, 9)
     assert not board.msix.enabled
     board.msix.signal(0)
@@ -131,7 +131,7 @@ def test_signals_while_disabled_are_dropped() -> None:
 
 
 def test_the_pending_array_cannot_be_written() -> None:
-    board = Board()
+    board = MsixBoard()
     board.control(ENABLE)
     board.msix.signal(0)
     board.msix.pba.write(0, 8, 0xFF)
@@ -140,7 +140,7 @@ def test_the_pending_array_cannot_be_written() -> None:
 
 
 def test_qword_and_byte_accesses_to_the_table() -> None:
-    board = Board()
+    board = MsixBoard()
     board.msix.table.write(0, 8, 0x1122_3344_5566_7788)
     assert board.msix.table.read(4, 4) == 0x1122_3344
     board.msix.table.write(9, 1, 0xAB)
@@ -153,7 +153,7 @@ def test_qword_and_byte_accesses_to_the_table() -> None:
 
 
 def test_pending_bits_beyond_the_first_quadword() -> None:
-    board = Board(vectors=70)
+    board = MsixBoard(vectors=70)
     assert board.msix.pba_bytes == 16
     board.control(ENABLE)
     board.msix.signal(69)
@@ -163,13 +163,13 @@ def test_pending_bits_beyond_the_first_quadword() -> None:
 @pytest.mark.parametrize("vector", [-1, VECTORS, 0xFFFF])
 def test_signalling_a_vector_outside_the_table_raises_an_index_error(vector: int) -> None:
     with pytest.raises(IndexError):
-        Board().msix.signal(vector)
+        MsixBoard().msix.signal(vector)
 
 
 @pytest.mark.parametrize("vectors", [0, 2049])
 def test_impossible_table_sizes_are_refused(vectors: int) -> None:
     with pytest.raises(ValueError, match="cannot have"):
-        MsixTable(vectors, Sink())
+        MsixTable(vectors, MessageLog())
 
 
 class MsixAgainstModel(RuleBasedStateMachine):
@@ -179,7 +179,7 @@ class MsixAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.board = Board()
+        self.board = MsixBoard()
         self.pending: set[int] = set()
         self.expected: list[int] = []
 

@@ -18,7 +18,7 @@ WINDOW = (0xC000_0000, 0x1000_0000)
 WINDOW64 = (0x8_0000_0000, 0x1_0000_0000)
 
 
-class Line:
+class LevelLog:
     def __init__(self) -> None:
         self.levels: list[bool] = []
 
@@ -26,13 +26,13 @@ class Line:
         self.levels.append(level)
 
 
-class Board:
+class FunctionOnBus:
     """A function with a 64-bit BAR 0 of 16 KiB and a 32-bit BAR 2 of 256 bytes, on a bus."""
 
     def __init__(self) -> None:
         self.mmio = Bus("mmio")
         self.mmio.map(0xC800_0000, 0x1000, RegisterTable("other", [Register("x", 0, 4)]))
-        self.line = Line()
+        self.line = LevelLog()
         self.moves: list[tuple[int, int | None]] = []
         self.bar0 = RegisterTable("bar0", [Register("r", 0, 4, reset=0xB0B0)])
         self.bar2 = RegisterTable("bar2", [Register("r", 0, 4, reset=0xB2B2)])
@@ -60,7 +60,7 @@ class Board:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_identification_registers() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     assert function.config_read(0x00, 4) == 0x10451AF4
     assert function.config_read(0x08, 4) == 0x00FF0001
     assert function.config_read(0x0C, 4) == 0  # type 0, single function, no BIST
@@ -70,7 +70,7 @@ def test_identification_registers() -> None:
 
 
 def test_identification_cannot_be_written() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     for offset in (0x00, 0x08, 0x2C, 0x30):
         before = function.config_read(offset, 4)
         function.config_write(offset, 4, 0xFFFF_FFFF)
@@ -79,7 +79,7 @@ def test_identification_cannot_be_written() -> None:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_only_meaningful_command_bits_can_be_set() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     function.config_write(COMMAND, 4, 0xFFFF_FFFF)  # with status in the same DWORD
     assert function.config_read(COMMAND, 2) == MEMORY | MASTER | INTX_DISABLE
     assert function.config_read(STATUS, 2) == 0
@@ -91,7 +91,7 @@ def test_only_meaningful_command_bits_can_be_set() -> None:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_bar_sizing_protocol() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     for offset in (BAR0, BAR0 + 4, BAR2, 0x1C, 0x20, 0x24):
         function.config_write(offset, 4, 0xFFFF_FFFF)
     assert function.config_read(BAR0, 4) == 0xFFFF_C004  # 64 bit
@@ -102,7 +102,7 @@ def test_bar_sizing_protocol() -> None:
 
 
 def test_a_bar_is_decoded_only_while_memory_space_is_enabled() -> None:
-    board = Board()
+    board = FunctionOnBus()
     board.place(0xC000_0000, 0xC000_4000, command=0)
     assert board.mmio.read(0xC000_0000, 4) == 0xFFFF_FFFF
     board.function.config_write(COMMAND, 2, MEMORY)
@@ -115,7 +115,7 @@ def test_a_bar_is_decoded_only_while_memory_space_is_enabled() -> None:
 
 
 def test_a_decoded_bar_moves_with_its_address_and_notifies_once() -> None:
-    board = Board()
+    board = FunctionOnBus()
     board.place(0xC000_0000, 0xC000_4000)
     board.moves.clear()
     board.function.config_write(BAR0, 4, 0xC010_0000)
@@ -126,7 +126,7 @@ def test_a_decoded_bar_moves_with_its_address_and_notifies_once() -> None:
 
 
 def test_a_64_bit_bar_goes_above_4_gib() -> None:
-    board = Board()
+    board = FunctionOnBus()
     board.place(0x8_1234_4000, 0)
     assert board.mmio.read(0x8_1234_4000, 4) == 0xB0B0
     assert board.moves == [(0, 0x8_1234_4000)]
@@ -145,7 +145,7 @@ def test_a_64_bit_bar_goes_above_4_gib() -> None:
     ],
 )
 def test_a_bar_outside_the_windows_or_on_a_device_is_not_decoded(address: int) -> None:
-    board = Board()
+    board = FunctionOnBus()
     board.place(address, 0)
     assert board.moves == []
     assert board.function.bar_gpa(0) is None
@@ -153,7 +153,7 @@ def test_a_bar_outside_the_windows_or_on_a_device_is_not_decoded(address: int) -
 
 
 def test_the_second_of_two_bars_at_one_address_is_decoded_once_the_first_moves() -> None:
-    board = Board()
+    board = FunctionOnBus()
     board.place(0xC000_0000, 0xC000_0000)
     assert board.moves == [(0, 0xC000_0000)]
     board.function.config_write(BAR0, 4, 0xC100_0000)
@@ -162,7 +162,7 @@ def test_the_second_of_two_bars_at_one_address_is_decoded_once_the_first_moves()
 
 @pytest.mark.conformance("4.1.1-1")
 def test_intx_follows_the_device_unless_disabled() -> None:
-    board = Board()
+    board = FunctionOnBus()
     function = board.function
     function.set_interrupt_level(True)
     assert board.line.levels == [True]
@@ -179,7 +179,7 @@ def test_intx_follows_the_device_unless_disabled() -> None:
 
 @pytest.mark.conformance("4.1.1-1")
 def test_the_capability_list_is_linked_and_its_bodies_keep_their_masks() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     assert function.config_read(CAPABILITIES, 1) == 0
     first = function.add_capability(0x09, b"\x05\xaa\xbb", writable_mask=b"\x00\x0f")
     second = function.add_capability(0x11, bytes(10))
@@ -195,7 +195,7 @@ def test_the_capability_list_is_linked_and_its_bodies_keep_their_masks() -> None
 
 
 def test_capability_handlers_get_offsets_in_the_body() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     body = RegisterTable("body", [Register("a", 0, 2), Register("b", 2, 4)])
     offset = function.add_capability(0x09, bytes(6), read=body.read, write=body.write)
     function.config_write(offset + 4, 4, 0x1234_5678)
@@ -206,7 +206,7 @@ def test_capability_handlers_get_offsets_in_the_body() -> None:
 
 
 def test_capabilities_beyond_the_configuration_space_are_refused() -> None:
-    function = Board().function
+    function = FunctionOnBus().function
     function.add_capability(1, bytes(190))
     with pytest.raises(ValueError, match="no room"):
         function.add_capability(1, b"")
@@ -217,14 +217,14 @@ def test_capabilities_beyond_the_configuration_space_are_refused() -> None:
     [(0, 64, False), (1, 64, False), (2, 64, True), (5, 64, True), (6, 64, False), (-1, 64, False)],
 )
 def test_bars_that_do_not_fit_are_refused(index: int, size: int, wide: bool) -> None:
-    board = Board()
+    board = FunctionOnBus()
     with pytest.raises(ValueError, match="taken or does not exist"):
         board.function.add_bar(index, size, board.bar0, is_64bit=wide)
 
 
 @pytest.mark.parametrize("size", [0, 8, 24, 0x1001])
 def test_bar_sizes_are_powers_of_two(size: int) -> None:
-    board = Board()
+    board = FunctionOnBus()
     with pytest.raises(ValueError, match="not the size of a BAR"):
         board.function.add_bar(4, size, board.bar0)
 
@@ -239,7 +239,7 @@ writes = st.tuples(
 @given(st.lists(writes, max_size=40))
 def test_hostile_configuration_writes(steps: list[tuple[int, int, int]]) -> None:
     """No write raises, and decoded BARs lie in a window at the address in their registers."""
-    board = Board()
+    board = FunctionOnBus()
     board.function.add_capability(0x09, bytes(14), writable_mask=b"\xff" * 14)
     decoded: dict[int, int] = {}
     for offset, size, value in steps:

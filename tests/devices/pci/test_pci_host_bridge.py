@@ -19,7 +19,7 @@ from devices.pci.host_bridge import (
 ADDRESS, DATA = 0xCF8, 0xCFC
 
 
-class Ports:
+class ConfigPorts:
     """The configuration ports of a bus with one extra function at 00:03.0."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Ports:
 
 def test_linux_detects_configuration_mechanism_1() -> None:
     """The probe: a byte to 0xCFB must not disturb the latch, which must hold what is written."""
-    ports = Ports()
+    ports = ConfigPorts()
     ports.bus.write(0xCFB, 1, 1)
     before = ports.bus.read(ADDRESS, 4)
     ports.bus.write(ADDRESS, 4, 0x8000_0000)
@@ -52,14 +52,14 @@ def test_linux_detects_configuration_mechanism_1() -> None:
 
 
 def test_reserved_latch_bits_read_as_zero() -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.bus.write(ADDRESS, 4, 0xFFFF_FFFF)
     assert ports.bus.read(ADDRESS, 4) == 0x80FF_FFFC
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 1), (3, 1), (0, 2), (2, 2), (1, 2)])
 def test_narrow_accesses_do_not_reach_the_latch(offset: int, size: int) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(0, 3, 0, 0)
     ports.bus.write(ADDRESS + offset, size, 0)
     assert ports.bus.read(ADDRESS + offset, size) == (1 << (8 * size)) - 1
@@ -71,13 +71,13 @@ def test_narrow_accesses_do_not_reach_the_latch(offset: int, size: int) -> None:
     [(0, 4, 0x56781234), (0, 2, 0x1234), (2, 2, 0x5678), (1, 2, 0x7812), (3, 1, 0x56)],
 )
 def test_data_ports_select_bytes_of_the_register(offset: int, size: int, expected: int) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(0, 3, 0, 0)
     assert ports.bus.read(DATA + offset, size) == expected
 
 
 def test_narrow_data_writes_change_only_their_bytes() -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(0, 3, 0, 0x3C)
     ports.bus.write(DATA + 1, 1, 0xFF)  # the interrupt pin is read only
     ports.bus.write(DATA, 1, 0x0B)
@@ -86,21 +86,21 @@ def test_narrow_data_writes_change_only_their_bytes() -> None:
 
 @pytest.mark.parametrize("where", [(0, 1, 0), (0, 3, 1), (0, 31, 7), (1, 3, 0), (255, 0, 0)])
 def test_absent_functions_read_all_ones(where: tuple[int, int, int]) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(*where, 0)
     ports.bus.write(DATA, 4, 0)
     assert ports.bus.read(DATA, 4) == 0xFFFF_FFFF
     assert ports.bus.read(DATA, 1) == 0xFF
 
 
-def test_nothing_answers_while_the_enable_bit_is_clear() -> None:
-    ports = Ports()
+def test_no_function_is_selected_while_the_enable_bit_is_clear() -> None:
+    ports = ConfigPorts()
     ports.bus.write(ADDRESS, 4, 0x1800)
     assert ports.bus.read(DATA, 4) == 0xFFFF_FFFF
 
 
 def test_accesses_across_the_latch_and_the_data_are_split() -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(0, 3, 0, 0)
     assert ports.bus.read(0xCFA, 4) == 0x1234_FFFF
     assert ports.bus.read(ADDRESS, 8) == 0x5678_1234_FFFF_FFFF
@@ -112,7 +112,7 @@ def test_accesses_across_the_latch_and_the_data_are_split() -> None:
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_a_write_across_the_latch_and_the_data_reaches_the_data_byte_by_byte(before: int) -> None:
     """Its first `before` bytes fall on the latch and are dropped, the next is register 0x3C."""
-    ports = Ports()
+    ports = ConfigPorts()
     ports.select(0, 3, 0, 0x3C)
     ports.bus.write(DATA - before, 4, 0xA5 << 8 * before | (1 << 8 * before) - 1)
     assert ports.function.config_read(0x3C, 1) == 0xA5, "interrupt line"
@@ -130,7 +130,7 @@ def test_a_write_across_the_latch_and_the_data_reaches_the_data_byte_by_byte(bef
     )
 )
 def test_hostile_port_accesses_are_harmless(steps: list[tuple[int, int, int]]) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     for port, size, value in steps:
         ports.bus.write(port, size, value & (1 << (8 * size)) - 1)
         assert 0 <= ports.bus.read(port, size) < 1 << (8 * size)
@@ -139,7 +139,7 @@ def test_hostile_port_accesses_are_harmless(steps: list[tuple[int, int, int]]) -
 
 @pytest.mark.parametrize("device", [-1, 0, 3, 32])
 def test_taken_and_impossible_device_numbers_are_refused(device: int) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     with pytest.raises(ValueError, match="taken or does not exist"):
         ports.pci.add(device, ports.function)
 
@@ -150,7 +150,7 @@ ECAM_FUNCTION = 3 << 15
 
 @given(register=st.integers(0, 0xFFF), size=st.sampled_from([1, 2, 4]))
 def test_ecam_reads_equal_port_reads(register: int, size: int) -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ecam = EnhancedConfig(ports.pci)
     for device in (0, 3, 4):
         expected = (1 << (8 * size)) - 1
@@ -163,7 +163,7 @@ def test_ecam_reads_equal_port_reads(register: int, size: int) -> None:
 
 
 def test_ecam_writes_reach_configuration_space() -> None:
-    ports = Ports()
+    ports = ConfigPorts()
     ecam = EnhancedConfig(ports.pci)
     ecam.write(ECAM_FUNCTION | 0x04, 2, 0xFFFF)
     ecam.write(ECAM_FUNCTION | 0x3C, 1, 0x5A)
@@ -175,7 +175,7 @@ def test_ecam_writes_reach_configuration_space() -> None:
 
 @given(offset=st.integers(0, ECAM_BYTES_PER_BUS - 8), size=st.integers(1, 8))
 def test_hostile_ecam_accesses_are_harmless(offset: int, size: int) -> None:
-    ecam = EnhancedConfig(Ports().pci)
+    ecam = EnhancedConfig(ConfigPorts().pci)
     ecam.write(offset, size, (1 << (8 * size)) - 1)
     assert 0 <= ecam.read(offset, size) < 1 << (8 * size)
     if offset >> 15 not in (0, 3) or offset & 0x7F00:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test kit as a library: documented, with examples that run, and of nothing but `devices`."""
+"""The test kit as a library: documented, with working examples, and without other packages."""
 
 from __future__ import annotations
 

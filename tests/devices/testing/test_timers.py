@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FakeTimers keep the promises of `devices.ports.Timers`, on a clock that a test moves."""
+"""`FakeTimers` behaves as `devices.ports.Timers` requires, on a clock that a test moves."""
 
 from __future__ import annotations
 

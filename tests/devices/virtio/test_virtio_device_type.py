@@ -17,7 +17,7 @@ from pyvmm_native.ring import Chain
 
 
 class Echo(VirtioDevice):
-    """Returns a request's own bytes; keeps the buffers of requests that say "later"."""
+    """Returns a request's own bytes; keeps the buffers of requests that contain "later"."""
 
     def __init__(self, memory: GuestMemory | None = None) -> None:
         self.kept: list[Chain] = []

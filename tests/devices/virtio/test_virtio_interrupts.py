@@ -65,4 +65,4 @@ def test_a_batch_interrupts_once_and_work_per_call_is_bounded() -> None:
     assert len(queue.take_used()) == 100
     assert calls == 7, "16 buffers a call"
     assert driver.board.msi.triggered == [1] * 7
-    assert not queue.used_flags & 1, "notifications are wanted again"
+    assert not queue.used_flags & 1, "notifications are enabled again"

@@ -19,8 +19,8 @@ from pyvmm.memory import layout
 VCPUS = 4
 
 
-class Tables:
-    """Return all tables of a blob by signature."""
+class AcpiTables:
+    """All tables of a blob, by signature."""
 
     def __init__(self, vcpus: int = VCPUS, base_gpa: int = layout.ACPI_GPA) -> None:
         self.blob, self.rsdp_gpa = build_tables(vcpus=vcpus, base_gpa=base_gpa)
@@ -45,7 +45,7 @@ class Tables:
 
 # --- Finding them -----------------------------------------------------------------------------
 def test_the_rsdp_lies_where_systems_search_for_it() -> None:
-    tables = Tables()
+    tables = AcpiTables()
     assert tables.rsdp.startswith(b"RSD PTR ")
     assert tables.rsdp_gpa % 16 == 0
     assert 0xE0000 <= tables.rsdp_gpa < 0x100000
@@ -56,14 +56,14 @@ def test_the_rsdp_lies_where_systems_search_for_it() -> None:
 
 
 def test_the_tables_can_be_built_for_another_address() -> None:
-    tables = Tables(base_gpa=0xF0000)
+    tables = AcpiTables(base_gpa=0xF0000)
     assert tables.rsdp_gpa == 0xF0000
     assert set(tables.by_signature) == {"FACP", "APIC", "MCFG"}
 
 
 @pytest.mark.parametrize("vcpus", [1, 4, MAX_VCPUS])
 def test_checksums_and_headers_are_valid(vcpus: int) -> None:
-    tables = Tables(vcpus)
+    tables = AcpiTables(vcpus)
     for table in (tables.xsdt, tables.dsdt, *tables.by_signature.values()):
         assert sum(table) % 256 == 0
         assert table[10:16] == b"PYVMM "
@@ -71,7 +71,7 @@ def test_checksums_and_headers_are_valid(vcpus: int) -> None:
 
 
 def test_every_table_and_the_facs_are_aligned() -> None:
-    tables = Tables()
+    tables = AcpiTables()
     facs_gpa = struct.unpack_from("<I", tables.fadt, 36)[0]
     assert facs_gpa % 64 == 0
     assert tables.facs[:4] == b"FACS"
@@ -87,7 +87,7 @@ def gas(data: bytes, offset: int) -> tuple[int, int, int]:
 
 
 def test_fadt_describes_the_power_management_ports() -> None:
-    fadt = Tables().fadt
+    fadt = AcpiTables().fadt
     assert len(fadt) == 276
     assert (fadt[8], fadt[131]) == (6, 4)
     event, control = layout.ACPI_PM_PORT, layout.ACPI_PM_PORT + 4
@@ -103,7 +103,7 @@ def test_fadt_describes_the_power_management_ports() -> None:
 
 
 def test_fadt_describes_the_reset_register_and_flags() -> None:
-    fadt = Tables().fadt
+    fadt = AcpiTables().fadt
     flags = struct.unpack_from("<I", fadt, 112)[0]
     assert flags & 1 << 10  # RESET_REG_SUP
     assert flags & 1 << 4  # no fixed power button
@@ -115,7 +115,7 @@ def test_fadt_describes_the_reset_register_and_flags() -> None:
 
 
 def test_fadt_declares_absent_hardware() -> None:
-    boot_architecture = struct.unpack_from("<H", Tables().fadt, 109)[0]
+    boot_architecture = struct.unpack_from("<H", AcpiTables().fadt, 109)[0]
     assert boot_architecture & 1 << 0  # ISA devices: COM1
     assert not boot_architecture & 1 << 1  # no 8042
     assert boot_architecture & 1 << 2  # no VGA
@@ -136,12 +136,12 @@ def entries(madt: bytes) -> Iterator[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("vcpus", [1, 4, 8])
 def test_madt_lists_the_vcpus(vcpus: int) -> None:
-    found = [entry for kind, entry in entries(Tables(vcpus).madt) if kind == 0]
+    found = [entry for kind, entry in entries(AcpiTables(vcpus).madt) if kind == 0]
     assert found == [struct.pack("<BBBBI", 0, 8, n, n, 1) for n in range(vcpus)]
 
 
 def test_madt_describes_the_interrupt_controllers_of_kvm() -> None:
-    madt = Tables().madt
+    madt = AcpiTables().madt
     assert struct.unpack_from("<II", madt, 36) == (0xFEE0_0000, 1)
     rest = [entry for kind, entry in entries(madt) if kind != 0]
     assert rest == [
@@ -154,11 +154,11 @@ def test_madt_describes_the_interrupt_controllers_of_kvm() -> None:
 
 # --- MCFG -------------------------------------------------------------------------------------
 def test_mcfg_memory_is_a_motherboard_resource() -> None:
-    mcfg = Tables().by_signature["MCFG"]
+    mcfg = AcpiTables().by_signature["MCFG"]
     assert len(mcfg) == 60
     gpa, segment, first_bus, last_bus = struct.unpack_from("<QHBB", mcfg, 44)
     assert (segment, first_bus, last_bus) == (0, 0, 0)
-    board = device(Tables().dsdt, b"MBRD")
+    board = device(AcpiTables().dsdt, b"MBRD")
     assert named(board, b"_HID").startswith(b"\x0c\x41\xd0\x0c\x02")  # PNP0C02
     assert resources_of(board) == [struct.pack("<BHBII", 0x86, 9, 1, gpa, 1 << 20)]
     assert gpa == layout.PCI_ECAM_GPA
@@ -207,12 +207,12 @@ def resources_of(scope: bytes) -> list[bytes]:
 
 
 def test_s5_has_the_sleep_type_of_soft_off() -> None:
-    dsdt = Tables().dsdt
+    dsdt = AcpiTables().dsdt
     assert body_of(named(dsdt, b"\\_S5_")[1:]) == bytes([4, 0x0A, 5, 0x0A, 5, 0, 0])
 
 
 def test_com1_is_described() -> None:
-    com1 = device(Tables().dsdt, b"COM1")
+    com1 = device(AcpiTables().dsdt, b"COM1")
     assert named(com1, b"_HID").startswith(b"\x0c\x41\xd0\x05\x01")  # PNP0501
     io, irq = resources_of(com1)
     assert io == struct.pack("<BBHHBB", 0x47, 1, 0x3F8, 0x3F8, 1, 8)
@@ -220,13 +220,13 @@ def test_com1_is_described() -> None:
 
 
 def test_pvpanic_is_described() -> None:
-    pvpanic = device(Tables().dsdt, b"PEVT")
+    pvpanic = device(AcpiTables().dsdt, b"PEVT")
     assert named(pvpanic, b"_HID").startswith(b"\x0dQEMU0001\0")
     assert resources_of(pvpanic) == [struct.pack("<BBHHBB", 0x47, 1, 0x505, 0x505, 1, 1)]
 
 
 def test_pci_windows_are_the_apertures() -> None:
-    root = device(Tables().dsdt, b"PCI0")
+    root = device(AcpiTables().dsdt, b"PCI0")
     assert named(root, b"_HID").startswith(b"\x0c\x41\xd0\x0a\x03")  # PNP0A03
     bus, config, low_io, high_io, memory32, memory64 = resources_of(root)
     assert struct.unpack_from("<5H", bus, 6) == (0, 0, 0, 0, 1)
@@ -239,7 +239,7 @@ def test_pci_windows_are_the_apertures() -> None:
 
 
 def test_prt_routes_intx_as_the_layout_does() -> None:
-    prt = named(device(Tables().dsdt, b"PCI0"), b"_PRT")
+    prt = named(device(AcpiTables().dsdt, b"PCI0"), b"_PRT")
     assert prt[0] == 0x12
     body = body_of(prt[1:])
     count, data = body[0], body[1:]
@@ -257,7 +257,7 @@ def test_prt_routes_intx_as_the_layout_does() -> None:
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
 def test_iasl_disassembles_and_recompiles_the_dsdt(tmp_path: Path) -> None:
-    (tmp_path / "dsdt.aml").write_bytes(Tables().dsdt)
+    (tmp_path / "dsdt.aml").write_bytes(AcpiTables().dsdt)
     for command in (["iasl", "-d", "dsdt.aml"], ["iasl", "-we", "-p", "again", "dsdt.dsl"]):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

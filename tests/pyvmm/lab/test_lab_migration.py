@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migration sockets of programs in labs: data arrives, and a peer that dies is noticed.
 
-Starting a lab takes seconds, so each test checks several things. The last two do what a person
+Starting a lab takes seconds, so each test checks several things. The last two do what a user
 does: two terminals with `pyvmm run`, each in a lab of its own, and a third with `pyvmm migrate`.
 """
 
@@ -79,7 +79,7 @@ assert exactly(4) == check.to_bytes(4, "big")
 sender.join()
 print("exchanged")
 if role == "destination":
-    print("ended" if link.receive(1) == b"" else "more came")
+    print("ended" if link.receive(1) == b"" else "more data arrived")
 else:
     try:
         connect(address, Security())

@@ -52,7 +52,9 @@ def wait_until(condition: Callable[[], object]) -> None:
         select.select([], [], [], 0.05)
 
 
-def test_streams_files_directory_environment_and_status_are_the_host_s(tmp_path: Path) -> None:
+def test_a_command_has_the_streams_files_directory_and_environment_of_the_host(
+    tmp_path: Path,
+) -> None:
     data = random.Random(2).randbytes((1 << 20) + 1)
     script = """
     set -e
@@ -136,7 +138,7 @@ def test_a_signal_ends_command_and_emulator(number: signal.Signals) -> None:
     wait_until(lambda: not emulator.exists())
 
 
-def test_a_terminal_has_its_size_and_interrupt_and_gets_its_modes_back(
+def test_a_terminal_passes_its_size_and_interrupts_and_its_modes_are_restored(
     request: pytest.FixtureRequest,
 ) -> None:
     master, slave = pty.openpty()
@@ -295,7 +297,7 @@ def test_a_lab_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         self._lab.monitor.execute("stop")
 
     monkeypatch.setattr(session.LabSession, "_start", start_and_hang)
-    with pytest.raises(LabError, match=r"stopped answering \(CPU#0; RIP="):
+    with pytest.raises(LabError, match=r"stopped responding \(CPU#0; RIP="):
         run_in_lab(["sleep", "1000"], memory_mib=4096)
 
 

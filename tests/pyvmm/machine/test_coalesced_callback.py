@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 
 
-def test_many_calls_are_one() -> None:
+def test_many_calls_schedule_one_callback() -> None:
     waiting: list[Callable[[], None]] = []
     seen: list[int] = []
     value = 0
@@ -23,7 +23,7 @@ def test_many_calls_are_one() -> None:
     assert len(waiting) == 1, "a change after the callback began schedules another"
 
 
-def test_a_call_from_the_callback_is_another() -> None:
+def test_a_call_within_the_callback_schedules_another() -> None:
     waiting: list[Callable[[], None]] = []
     rounds = 0
 
@@ -39,8 +39,8 @@ def test_a_call_from_the_callback_is_another() -> None:
     assert rounds == 3
 
 
-def test_no_news_are_lost_between_threads() -> None:
-    """Several threads count up; the last thing the loop sees is everything."""
+def test_no_change_is_lost_between_threads() -> None:
+    """Several threads count up; the last callback on the loop sees the final counts."""
     lock = threading.Lock()
     count = 0
 

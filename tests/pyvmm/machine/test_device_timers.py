@@ -16,8 +16,8 @@ MS = 1_000_000
 FAR_NS = 3600 * 1000 * MS
 
 
-class Timers:
-    """Device timers and what came of them."""
+class ExpiryLog:
+    """Device timers, and the names of those that have expired."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -32,7 +32,7 @@ class Timers:
 
 def test_timers_expire_in_order_and_once() -> None:
     async def main() -> None:
-        test = Timers()
+        test = ExpiryLog()
         late = test.timers.timer(lambda: test.expire("late"))
         early = test.timers.timer(lambda: test.expire("early"))
         cancelled = test.timers.timer(lambda: test.expire("cancelled"))
@@ -52,7 +52,7 @@ def test_timers_expire_in_order_and_once() -> None:
 
 def test_arming_again_replaces_the_deadline() -> None:
     async def main() -> None:
-        test = Timers()
+        test = ExpiryLog()
         timer = test.timers.timer(lambda: test.expire("timer"))
         test.timers.start(asyncio.get_running_loop())
         timer.arm(FAR_NS)
@@ -70,7 +70,7 @@ def test_arming_again_replaces_the_deadline() -> None:
 
 def test_another_thread_may_arm() -> None:
     async def main() -> None:
-        test = Timers()
+        test = ExpiryLog()
         timer = test.timers.timer(lambda: test.expire("timer"))
         test.timers.start(asyncio.get_running_loop())
 
@@ -87,7 +87,7 @@ def test_another_thread_may_arm() -> None:
 
 def test_the_clock_stops_while_the_guest_is_paused() -> None:
     async def main() -> None:
-        test = Timers()
+        test = ExpiryLog()
         timer = test.timers.timer(lambda: test.expire("timer"))
         test.timers.start(asyncio.get_running_loop())
         timer.arm(40 * MS)
@@ -107,7 +107,7 @@ def test_the_clock_stops_while_the_guest_is_paused() -> None:
 
 def test_an_exception_of_a_callback_is_reported() -> None:
     async def main() -> None:
-        test = Timers()
+        test = ExpiryLog()
         error = RuntimeError("a bug")
 
         def fail() -> None:
@@ -123,7 +123,7 @@ def test_an_exception_of_a_callback_is_reported() -> None:
     asyncio.run(main())
 
 
-def test_a_deadline_is_saved_as_what_remains() -> None:
+def test_a_deadline_is_saved_as_the_remaining_time() -> None:
     old, new = FakeTimers(), FakeTimers()
     saved, restored = old.timer(lambda: None), new.timer(lambda: None)
     new.advance(12345)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of threads is the one that the classes refer to, and the one that runs."""
+"""The table of threads matches the `Threads:` sections of classes and the running threads."""
 
 from __future__ import annotations
 

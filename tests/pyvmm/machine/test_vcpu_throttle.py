@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throttled threads at a gate stop for their share of the time, and delay no other thread."""
+"""Throttled vCPU threads stop for their share of the time, and delay no other thread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VCPUS = 2
 SOON_S = 5.0
 
 
-class Processor(threading.Thread):
-    """Is in the guest until it is kicked, and knows for how long it has been."""
+class FakeVcpu(threading.Thread):
+    """A vCPU thread that stays in the guest until it is kicked, and measures its time there."""
 
     def __init__(self, gate: VcpuGate) -> None:
         super().__init__(daemon=True)
         self._gate = gate
         self._kicked = threading.Event()
-        self._stay = (0.0, 0.0)  # how long it was inside before, and since when it is; one value
+        self._stay = (0.0, 0.0)  # seconds inside before, start of the current stay; one value
         self.entries = 0
 
     def run(self) -> None:
@@ -45,61 +45,61 @@ class Processor(threading.Thread):
         self._kicked.set()
 
 
-class Guest:
-    """Two processors, a gate and a throttle."""
+class ThrottledGuest:
+    """Two vCPUs, a gate and a throttle."""
 
     def __init__(self) -> None:
         self.gate = VcpuGate()
-        self.processors = [Processor(self.gate) for _ in range(VCPUS)]
+        self.vcpus = [FakeVcpu(self.gate) for _ in range(VCPUS)]
         self.throttle = VcpuThrottle(self.gate, self.kick)
-        for processor in self.processors:
-            processor.start()
+        for vcpu in self.vcpus:
+            vcpu.start()
 
     def kick(self) -> None:
-        for processor in self.processors:
-            processor.kick()
+        for vcpu in self.vcpus:
+            vcpu.kick()
 
     def end(self) -> None:
         self.gate.stop()
         self.kick()
-        for processor in self.processors:
-            processor.join(SOON_S)
-            assert not processor.is_alive()
+        for vcpu in self.vcpus:
+            vcpu.join(SOON_S)
+            assert not vcpu.is_alive()
         self.throttle.set(0)
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
-    guest = Guest()
+def guest() -> Iterator[ThrottledGuest]:
+    guest = ThrottledGuest()
     yield guest
     guest.end()
 
 
-def share(guest: Guest, seconds: float) -> float:
+def share(guest: ThrottledGuest, seconds: float) -> float:
     """Return the share of the time that a vCPU is in the guest."""
-    before = [processor.ran_s for processor in guest.processors]
+    before = [vcpu.ran_s for vcpu in guest.vcpus]
     begin = time.monotonic()
     time.sleep(seconds)
     took_s = time.monotonic() - begin
-    ran_s = [p.ran_s - old for p, old in zip(guest.processors, before, strict=True)]
+    ran_s = [p.ran_s - old for p, old in zip(guest.vcpus, before, strict=True)]
     return max(ran_s) / took_s
 
 
-def test_processors_rest_for_their_share(guest: Guest) -> None:
+def test_vcpus_stop_for_their_share_of_the_time(guest: ThrottledGuest) -> None:
     shares = {}
     for percentage in (0, 50, 90):
         guest.throttle.set(percentage)
         shares[percentage] = share(guest, 1.0)
-    # On a busy host threads wake up late; which is more and which is less stays.
+    # On a busy host threads wake up late; only the order of the shares is certain.
     assert shares[0] > 0.9
     assert 0.2 < shares[50] < 0.7
     assert shares[90] < 0.3
 
 
-def test_it_ends_at_once_and_leaves_no_thread(guest: Guest) -> None:
+def test_throttling_ends_at_once_and_leaves_no_thread(guest: ThrottledGuest) -> None:
     guest.throttle.set(99)
     assert guest.throttle.percentage == 99
-    time.sleep(5 * RUN_S)  # all rest, for about a second
+    time.sleep(5 * RUN_S)  # all are stopped, for about a second
     begin = time.monotonic()
     guest.throttle.set(0)
     assert time.monotonic() - begin < 0.5
@@ -108,28 +108,28 @@ def test_it_ends_at_once_and_leaves_no_thread(guest: Guest) -> None:
     assert not [t for t in threading.enumerate() if t.name == "vcpu-throttle"]
 
 
-def test_a_pause_does_not_wait_for_a_rest_nor_end_with_it(guest: Guest) -> None:
+def test_a_pause_neither_waits_for_the_throttle_nor_ends_with_it(guest: ThrottledGuest) -> None:
     guest.throttle.set(80)
     for _ in range(10):
         guest.gate.set_paused(True)
         guest.kick()
         assert guest.gate.wait_until_empty(SOON_S)
-        entries = [processor.entries for processor in guest.processors]
-        time.sleep(7 * RUN_S)  # longer than a rest
-        assert [processor.entries for processor in guest.processors] == entries
+        entries = [vcpu.entries for vcpu in guest.vcpus]
+        time.sleep(7 * RUN_S)  # longer than the throttle stops them
+        assert [vcpu.entries for vcpu in guest.vcpus] == entries
         guest.gate.set_paused(False)
         time.sleep(RUN_S)
     guest.gate.set_paused(True)
     guest.kick()
     guest.throttle.set(0)
     time.sleep(RUN_S)
-    entries = [processor.entries for processor in guest.processors]
+    entries = [vcpu.entries for vcpu in guest.vcpus]
     time.sleep(2 * RUN_S)
-    assert [processor.entries for processor in guest.processors] == entries, "still paused"
+    assert [vcpu.entries for vcpu in guest.vcpus] == entries, "still paused"
     guest.gate.set_paused(False)
 
 
-def test_processors_that_rest_go_home_at_once(guest: Guest) -> None:
+def test_throttled_vcpus_end_at_once(guest: ThrottledGuest) -> None:
     guest.throttle.set(99)
     time.sleep(5 * RUN_S)
     begin = time.monotonic()
@@ -138,6 +138,6 @@ def test_processors_that_rest_go_home_at_once(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("percentage", [-1, 100])
-def test_percentages_out_of_range_are_refused(guest: Guest, percentage: int) -> None:
+def test_percentages_out_of_range_are_refused(guest: ThrottledGuest, percentage: int) -> None:
     with pytest.raises(ValueError, match="cannot be throttled"):
         guest.throttle.set(percentage)

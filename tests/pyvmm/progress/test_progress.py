@@ -13,7 +13,7 @@ import pytest
 from pyvmm.progress.reporter import PlainLines, show_progress
 
 
-class Clock:
+class FakeClock:
     """A clock that a test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_without_a_terminal_every_stage_is_one_line() -> None:
 
 
 def test_a_long_stage_reports_each_quarter_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, stream = Clock(monkeypatch), io.StringIO()
+    clock, stream = FakeClock(monkeypatch), io.StringIO()
     progress = PlainLines(stream)
     progress.stage("Building", 100)
     for _ in range(120):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for migrations, made as a person would make them."""
+"""Certificates for migrations, created with the openssl command."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses as a person writes them, good and bad."""
+"""Addresses as users write them, valid and malformed."""
 
 from __future__ import annotations
 

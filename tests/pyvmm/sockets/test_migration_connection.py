@@ -118,7 +118,7 @@ def test_accept_ends_when_the_listener_is_closed(accept: Accept) -> None:
     assert "no source connected" in str(accepting.error)
 
 
-def test_in_the_lab_errors_name_the_address_that_was_asked_for(
+def test_in_the_lab_errors_name_the_requested_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requested = UnixAddress(Path("/asked/for"))
@@ -132,7 +132,7 @@ def test_in_the_lab_errors_name_the_address_that_was_asked_for(
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[Callable[[str, str], TlsFiles]]:
-    """Make a certificate, by the CA and for the name given."""
+    """Return a function that issues a certificate by the named CA for a name."""
     with tempfile.TemporaryDirectory() as directory:
         yield partial(certificate, Path(directory))
 
@@ -147,7 +147,7 @@ def test_bytes_cross_a_tls_connection(
     exchange(source, accepting.accepted())
 
 
-def test_untrusted_peers_are_turned_away_and_the_listener_waits_on(
+def test_untrusted_peers_are_rejected_and_the_listener_keeps_waiting(
     accept: Accept,
     certificates: Callable[[str, str], TlsFiles],
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a connection needs TLS, and files that cannot be used for it."""
+"""Connections that require TLS, and files that cannot be used for it."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_file_replaced_by_another_server_is_not_removed(tmp_path: Path) -> Non
     assert not path.exists()
 
 
-def test_errors_name_the_address_that_was_asked_for(tmp_path: Path) -> None:
+def test_errors_name_the_requested_address(tmp_path: Path) -> None:
     path = tmp_path / "in-the-lab"
     first = UnixListener(path, shown_as="unix:/asked/for")
     with pytest.raises(UserError) as error:
