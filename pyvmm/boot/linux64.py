@@ -84,16 +84,18 @@ def write_boot_data(
     memory: GuestMemory,
     *,
     entry: int,
-    command_line: str,
+    command_line: bytes,
     initrd: tuple[int, int] | None,
     rsdp_gpa: int,
     header: SetupHeader | None = None,
 ) -> BootInfo:
-    """Write page tables, GDT, command line and zero page; `initrd` is (gpa, bytes) or None."""
+    """Write page tables, GDT, command line and zero page.
+
+    `command_line` is that of `encode_command_line`; `initrd` is (gpa, bytes) or None.
+    """
     _write_page_tables(memory)
     memory.write(layout.GDT_GPA, GDT)
-    line = _encode_command_line(command_line, header)
-    memory.write(layout.COMMAND_LINE_GPA, line)
+    memory.write(layout.COMMAND_LINE_GPA, command_line)
     page = _zero_page(header, e820_map(memory.size_bytes), initrd, rsdp_gpa)
     memory.write(layout.ZERO_PAGE_GPA, page)
     return BootInfo(entry, layout.ZERO_PAGE_GPA, layout.PAGE_TABLES_GPA, layout.GDT_GPA, 31)
@@ -106,7 +108,8 @@ def e820_map(ram_bytes: int) -> list[tuple[int, int, int]]:
     return sorted([*usable, legacy])
 
 
-def _encode_command_line(command_line: str, header: SetupHeader | None) -> bytes:
+def encode_command_line(command_line: str, header: SetupHeader | None) -> bytes:
+    """Return the command line as the kernel reads it. Raises `CommandLineUnusable`."""
     line = command_line.encode("utf-8", "surrogateescape")
     longest = COMMAND_LINE_MAX_BYTES
     if header is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load Linux into guest RAM as a `MachineConfig` describes it.
 
-`read_boot_files` reads and checks every file before the machine is created; `load_linux` then
-writes boot data, ACPI tables, kernel and initramfs.
+`read_boot_files` reads and checks every file, and the command line, before the machine is created;
+`load_linux` then writes boot data, ACPI tables, kernel and initramfs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.boot import acpi
 from pyvmm.boot.image import KernelImage, read_initrd, read_kernel
-from pyvmm.boot.linux64 import BootInfo, place_initrd, write_boot_data
+from pyvmm.boot.linux64 import BootInfo, encode_command_line, place_initrd, write_boot_data
 from pyvmm.memory import layout
 
 if TYPE_CHECKING:
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 class BootFiles(NamedTuple):
-    """A kernel and an optional initramfs, read, checked and known to fit into the guest's RAM."""
+    """A kernel and an optional initramfs, read, checked and known to fit into the guest's RAM.
+
+    `command_line` is encoded for the kernel.
+    """
 
     kernel: KernelImage
+    command_line: bytes
     initrd: bytes
     initrd_gpa: int
 
@@ -30,25 +34,27 @@ class BootFiles(NamedTuple):
 def read_boot_files(config: MachineConfig) -> BootFiles:
     """Read the kernel and the initramfs of `config`.
 
-    Raises `KernelUnusable`, `InitramfsUnusable` and `NotEnoughRam`.
+    Raises `KernelUnusable`, `CommandLineUnusable`, `InitramfsUnusable` and `NotEnoughRam`.
     """
     kernel = read_kernel(config.kernel)
     _, low_bytes = layout.ram_ranges(config.ram_bytes)[0]
     kernel.check_fits(low_bytes)
+    command_line = encode_command_line(config.command_line, kernel.header)
     if config.initrd is None:
-        return BootFiles(kernel, b"", 0)
+        return BootFiles(kernel, command_line, b"", 0)
     limit = min(low_bytes, kernel.header.initrd_end) if kernel.header else low_bytes
     initrd = read_initrd(config.initrd)
-    return BootFiles(kernel, initrd, place_initrd(len(initrd), kernel.end, limit))
+    initrd_gpa = place_initrd(len(initrd), kernel.end, limit)
+    return BootFiles(kernel, command_line, initrd, initrd_gpa)
 
 
 def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
-    """Write everything that Linux needs to `ram`. Raises `CommandLineUnusable`."""
+    """Write everything that Linux needs to `ram`."""
     tables, rsdp_gpa = acpi.build_tables(vcpus=config.vcpus)
     boot = write_boot_data(
         ram.memory,
         entry=files.kernel.entry,
-        command_line=config.command_line,
+        command_line=files.command_line,
         initrd=(files.initrd_gpa, len(files.initrd)) if files.initrd else None,
         rsdp_gpa=rsdp_gpa,
         header=files.kernel.header,

@@ -170,7 +170,7 @@ class Machine:
     def boot(self, files: BootFiles) -> None:
         """Load the kernel and set the vCPUs up for its entry point.
 
-        Raises `CommandLineUnusable`, and `MachineNotCreated` if KVM refuses a request.
+        Raises `MachineNotCreated` if KVM refuses a request.
         """
         start = load_linux(files, self.config, self.ram)
         for index, thread in enumerate(self.vcpu_threads):
