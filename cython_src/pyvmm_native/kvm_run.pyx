@@ -5,10 +5,10 @@
 
 Most exits of a running guest are accesses to device registers. Going through Python for each
 ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
-device model, and calls KVM_RUN again; accesses that a `SerialFastPath` serves do not even take the GIL.
-The kernel describes the exit in `struct kvm_run` at the start of the area shared with the vCPU, and
-completes the guest's access when KVM_RUN is called again (Documentation/virt/kvm/api.rst,
-section 5, "The kvm_run structure").
+device model, and calls KVM_RUN again; accesses that a `SerialFastPath` serves do not even take the
+GIL. The kernel describes the exit in `struct kvm_run` at the start of the area shared with the
+vCPU, and completes the guest's access when KVM_RUN is called again
+(Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure").
 
 `run` belongs to the vCPU's thread; it serves port and memory-mapped I/O by calling an `IoHandler`
 and returns for everything else. Another thread makes it return with `kick`, without a race: `kick`
@@ -22,7 +22,8 @@ ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread 
             ...look for requests to this thread...
 
 and the requesting thread stores its request, then kicks. The kick is cleared before the thread
-checks for requests, so a request made at any moment is either seen now or interrupts the next `run`.
+checks for requests, so a request made at any moment is either seen now or interrupts the next
+`run`.
 """
 
 from cpython.buffer cimport (
@@ -129,9 +130,10 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
     `io`. The GIL is released while guest code runs. Python signal handlers do not run in here, only
     between two calls.
 
-    An exception raised by a method of `io` propagates; OverflowError is raised if it returns a value
-    that does not fit the read. In both cases the guest reads all ones for the part that was not
-    served, once `run` is called again. OSError if KVM_RUN fails, RuntimeError if KVM names data outside `run_area`.
+    An exception raised by a method of `io` propagates; OverflowError is raised if it returns a
+    value that does not fit the read. In both cases the guest reads all ones for the part that was
+    not served, once `run` is called again. OSError if KVM_RUN fails, RuntimeError if KVM names data
+    outside `run_area`.
     """
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0

@@ -61,9 +61,9 @@ class RingError(Exception):
 cdef class Chain:
     """One buffer the driver made available, already checked (VIRTIO 1.2, 2.7.5).
 
-    Created only by `SplitQueue.pop` and `SplitQueue.restore_in_flight`. All its elements are in guest
-    RAM, device-readable elements come before device-writable ones, and it is at most Queue Size
-    elements and 2**32 bytes long.
+    Created only by `SplitQueue.pop` and `SplitQueue.restore_in_flight`. All its elements are in
+    guest RAM, device-readable elements come before device-writable ones, and it is at most Queue
+    Size elements and 2**32 bytes long.
 
     `head` is the index of the first descriptor, by which the buffer is returned (2.7.8). `readable`
     is the device-readable part, copied out of guest memory once, and empty when `readable_bytes`
