@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# What people do here. Every target sets up what it needs first (Debian packages, .venv, the native
-# modules, the guest image) and does nothing twice.
+# The tasks of a developer. Every target first sets up its requirements (Debian packages, .venv, the
+# native modules, the guest image), unless they are up to date.
 
 BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
@@ -10,21 +10,21 @@ FUZZ_SECONDS ?= 60
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long bench conformance fuzz coverage lint format image stock-kernels native clean
 
-help:  ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, show where the memory went
+demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, and report where its memory is
 	@$(BIN)/pyvmm demo
 
-test: native image stock-kernels  ## Run every test; those that need KVM run in the lab where this machine's is unfit
+test: native image stock-kernels  ## Run all tests; those that need KVM run in the lab if this machine's KVM is unusable
 	@$(BIN)/python -m pytest -m "not kvm" -q -n auto --maxprocesses 4 --dist loadfile
 	@$(BIN)/python -m tests.with_kvm
 
-# LONG_MIB (512) and LONG_TRIES (20) in the environment make them smaller, LONG_SEED the same again.
-test-long: native image  ## Long rounds of moves, snapshots and faults (LONG: as pytest's -k, e.g. migrations)
+# In the environment, LONG_MIB (512) and LONG_TRIES (20) set the size, LONG_SEED repeats a run.
+test-long: native image  ## Run the long tests: migrations, snapshots, faults (LONG: a pytest -k expression)
 	@LAB_MIB=4096 LIMIT_S=14400 $(BIN)/python -m tests.with_kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
 
-bench: native image  ## Measure it beside QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
+bench: native image  ## Compare pyvmm with QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
 	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
 
 conformance: native image  ## Write docs/conformance.md from the results of the tests it names
@@ -45,11 +45,11 @@ fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for 
 	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_migration migrations -rss_limit_mb=1024 \
 		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
-coverage: native  ## Branches of the virtio and balloon devices that the tests reach: at least 98 %
+coverage: native  ## Measure the branch coverage of devices.virtio and devices.balloon; fail below 98 %
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
 	@$(BIN)/coverage report
 
-lint: native  ## Style, types, native code, the contracts of imports, words and docstrings
+lint: native  ## Check style, types, native code, import contracts, words and docstrings
 	@$(BIN)/ruff check $(PYTHON)
 	@$(BIN)/ruff format --check $(PYTHON)
 	@PATH=$(BIN):$$PATH cython-lint cython_src
@@ -69,7 +69,7 @@ stock-kernels: native  ## Download the Debian kernels that the tests boot (kept 
 
 native: .venv/.native
 
-clean:  ## Remove what was built in this tree (caches outside it stay: see `pyvmm image where`)
+clean:  ## Remove everything built in this tree; caches outside it stay (see `pyvmm image where`)
 	rm -rf .venv build demo-output .fuzz .coverage *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f cython_src/pyvmm_native/*.c cython_src/pyvmm_native/*.so
 

@@ -17,8 +17,8 @@ seconds in the same way for all (of QEMU by QMP). Its stages:
     reporting the size   the rest: the driver writes `actual` after every round, and we poll it
 
 The driver counts the first three (patch 0006 in guest_images/patches); decoding and discard are
-timed here. QEMU's handling of a message cannot be observed from outside, so transport, decoding and
-discard are one stage of its.
+timed here. QEMU's handling of a message cannot be observed from outside, so its transport, decoding
+and discard are one stage.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ hold up to an eighth of a zone (MIN_PERCPU_PAGELIST_HIGH_FRACTION, mm/page_alloc
 TIMES = "/sys/module/virtio_balloon_times/parameters"
 RAM = ("untouched", "touched")
 MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
-"""Direction of the resize to the driver's stage in the guest's allocator."""
+"""The driver's stage in the guest's allocator, by the direction of the resize."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,9 @@ def _cases(scale: GuestSize, plan: Plan) -> list[Case]:
     }
     vcpus = f"{scale.vcpus} vCPU{'s' if scale.vcpus > 1 else ''}"
     first, *others = (
-        Case(f"{way}, RAM {ram}, {vcpus}", "s", against=QEMU) for ram in RAM for way in MEMORY
+        Case(f"{direction}, RAM {ram}, {vcpus}", "s", against=QEMU)
+        for ram in RAM
+        for direction in MEMORY
     )
 
     def turn(name: str) -> Values:
@@ -237,29 +239,29 @@ async def _inflate_and_deflate(
     return [inflate, deflate]
 
 
-async def _resize(guest: BalloonGuest, way: str, pages: int) -> Values:
+async def _resize(guest: BalloonGuest, direction: str, pages: int) -> Values:
     """Resize the balloon and read the driver's time counters."""
-    await guest.guest.shell(f"for i in {TIMES}/{way}_*; do echo 0 >$i; done")
+    await guest.guest.shell(f"for i in {TIMES}/{direction}_*; do echo 0 >$i; done")
     seconds, device = await guest.resize(pages)
-    counters = await guest.guest.shell(f"cd {TIMES}; grep . {way}_*")
+    counters = await guest.guest.shell(f"cd {TIMES}; grep . {direction}_*")
     sums = {name: int(sum_) for name, _, sum_ in (line.partition(":") for line in counters.split())}
-    return {TOTAL: seconds, **_stages(way, seconds, sums, device)}
+    return {TOTAL: seconds, **_stages(direction, seconds, sums, device)}
 
 
 def _stages(
-    way: str, seconds: float, sums: dict[str, int], device: dict[str, float] | None
+    direction: str, seconds: float, sums: dict[str, int], device: dict[str, float] | None
 ) -> dict[str, float]:
     """Split `seconds` by the driver's counters, and the device's if they are known."""
-    memory_s = sums[f"{way}_{'alloc' if way == 'inflate' else 'free'}_ns"] / 1e9
-    tell_s = sums[f"{way}_tell_ns"] / 1e9
-    rounds_s = sums[f"{way}_total_ns"] / 1e9
+    memory_s = sums[f"{direction}_{'alloc' if direction == 'inflate' else 'free'}_ns"] / 1e9
+    tell_s = sums[f"{direction}_tell_ns"] / 1e9
+    rounds_s = sums[f"{direction}_total_ns"] / 1e9
     messages = (
         {"transport, decoding and discard": tell_s}
         if device is None
         else {"transport": tell_s - sum(device.values()), **device}
     )
     return {
-        MEMORY[way]: memory_s,
+        MEMORY[direction]: memory_s,
         "guest bookkeeping": rounds_s - memory_s - tell_s,
         **messages,
         "reporting the size": seconds - rounds_s,

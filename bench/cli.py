@@ -54,21 +54,21 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     """Compare pyvmm with QEMU and with the limits of the machine.
 
     \b
-    NAME is any of
+    Each NAME is a benchmark. Run by default:
       device       the device model alone, without a guest: discarding 7 of 8 GiB
       scaling      inflate time by size and by fragmentation
       exits        cost of a register access
       balloon      balloon of a Linux guest, and QEMU's
       boot         boot to the first line of user space, and QEMU's
       footprint    memory of the VMM without guest RAM, and QEMU's
-    which are run by default, or of
+    Run only by name, because they take long (the last three also need 20 GiB of memory):
       balloon-smp  balloon of a Linux guest with 4 vCPUs
       migration    live migration, with and without unused pages, and QEMU's
-      migration-writing  the same of a guest that writes all the time
+      migration-writing  the same, of a guest that writes continuously
       snapshot     snapshots, with and without unused pages, and QEMU's
-    which take long; the last three also need 20 GiB of memory.
+
     Contenders take turns in every round; compare ratios, not seconds. Leave the machine idle
-    meanwhile.
+    while they run.
     """
     if measure_into is not None:
         _measure(names[0], quick, measure_into)
@@ -110,7 +110,9 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
     else:
         status = subprocess.run(argv, check=False).returncode
     if status or not new.exists():
-        raise UserError(f"the benchmark {name} ended with status {status}; its output says why")
+        raise UserError(
+            f"the benchmark {name} ended with status {status}; see its output for the reason"
+        )
     new.replace(file)
     checkpoint.unlink(missing_ok=True)
 

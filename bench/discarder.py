@@ -15,7 +15,7 @@ WAYS = {
     "C, one madvise per run": "discard_per_run",
     "C, one madvise per page": "discard_per_page",
 }
-"""Contender to its function."""
+"""The C function of each contender."""
 
 
 class Range(ctypes.Structure):
@@ -28,7 +28,7 @@ Ranges = ctypes.Array[Range]
 
 
 def discarder(contender: str) -> Callable[[Ranges], float]:
-    """Return a function that discards ranges as one of `WAYS` does, and returns its seconds."""
+    """Return a function that discards ranges like `contender`, and returns its seconds."""
     function = ctypes.CDLL(str(shared_library("discard")))[WAYS[contender]]
     function.argtypes = (ctypes.POINTER(Range), ctypes.c_size_t)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time that an access waits for the GIL while the event loop is busy: part of bench "exits".
+"""Delay of an access by the GIL while the event loop is busy: part of bench "exits".
 
 The vCPU has a thread of its own, as in a machine, and reads a port at intervals; the handler does
 nothing. The main thread executes Python code meanwhile and so keeps the GIL for a whole switch
-interval after another thread requests it, by which the access takes longer. This is measured with
+interval after another thread requests it, which delays the access. The delay is measured with
 Python's default interval and with the one that machines set.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination of a migration, in a process of its own, as in reality.
+"""The destination of a migration, in a process of its own, as on another host.
 
     python -m bench.incoming_process unix:PATH
 

@@ -26,7 +26,7 @@ from typing import Any
 from pyvmm.progress.reporter import Progress
 
 Values = Mapping[str, float]
-"""Stage of the work to its cost; the stage `TOTAL` is the whole."""
+"""Costs by stage of the work; the stage `TOTAL` is the whole."""
 
 TOTAL = ""
 
@@ -77,7 +77,7 @@ class Case:
     """The contender that the others are divided by."""
     rounds: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Contender to stage to its cost in each round; empty when there are no stages."""
+    """Costs in each round, by contender and stage; empty when there are no stages."""
     group: str = ""
     """Cases of one group are points of one curve, at `x`."""
     x: float | None = None
@@ -125,8 +125,7 @@ def take_turns(
 ) -> Case:
     """Run every contender `rounds` times, in turns, and add the results to `case`.
 
-    After the first, no round is started that would end after `limit_s` if it took as long as those
-    before it.
+    After the first, no round is started that is expected to end after `limit_s`.
     """
     names = list(contenders)
     plan.progress.stage(case.name, (rounds + warm_up) * len(names))
@@ -144,7 +143,7 @@ def take_turns(
 
 
 Piece = Mapping[str, Callable[[], float]]
-"""Contender to a function that does one piece of the work and returns its seconds."""
+"""For each contender a function that does one piece of the work and returns its seconds."""
 
 
 def interleave(

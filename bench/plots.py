@@ -34,7 +34,7 @@ LOG_SCALE_RATIO = 100.0
 UNITS = {"s": "seconds", "ms": "milliseconds", "ns": "nanoseconds", "rounds": "pre-copy rounds"}
 PLAIN_NUMBERS = ticker.StrMethodFormatter("{x:,.10g}")
 Colours = dict[str, str]
-"""Contender to its colour, the same in every panel."""
+"""Colour of each contender, the same in every panel."""
 
 
 def draw(result: Result, output: Path) -> Path:

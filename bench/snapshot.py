@@ -45,15 +45,15 @@ Saved = tuple[float, float, float]
 
 
 def measure(plan: Plan) -> list[Case]:
-    """Measure guests of one size; a quick run has only one of QEMU's."""
+    """Measure guests of one size; a quick run has only one guest of QEMU's."""
     size = QUICK_SIZE if plan.quick else FULL_SIZE
     cases = new_cases()
     peers: dict[str, Boot] = {QEMU: qemu_boot()}
     if not plan.quick:
         peers[QEMU_HINTS] = qemu_boot(*QEMU_HINTS_DEVICE)
     plan.progress.stage(cases[0].name, 1 + len(peers))
-    turns = {"pyvmm": partial(_ours, size)}
-    turns |= {name: partial(_peers, name, peers[name], size) for name in peers}
+    turns = {"pyvmm": partial(_pyvmm, size)}
+    turns |= {name: partial(_qemu, name, peers[name], size) for name in peers}
     for turn, work in turns.items():
         for name, saved in plan.checkpoint.turn(turn, partial(retry_in_lab, work)).items():
             for case, value in zip(cases, saved, strict=True):
@@ -71,7 +71,7 @@ def new_cases() -> list[Case]:
     ]
 
 
-async def _ours(size: Size) -> dict[str, Saved]:
+async def _pyvmm(size: Size) -> dict[str, Saved]:
     async with pyvmm_boot("bitmap")(size) as guest, in_memory() as directory:
         return {
             name: await _saved(guest, directory / "guest.snapshot", unused)
@@ -91,7 +91,7 @@ async def _saved(guest: MigratableGuest, path: Path, unused: bool) -> Saved:
     return await _checked(guest, path, seconds, answer["stopped-seconds"] * 1000)
 
 
-async def _peers(name: str, boot: Boot, size: Size) -> dict[str, Saved]:
+async def _qemu(name: str, boot: Boot, size: Size) -> dict[str, Saved]:
     async with boot(size) as guest, in_memory() as directory:
         path = directory / "guest.state"
         seconds, answer = await migrate(guest, f"exec:cat > {path}")
@@ -100,7 +100,7 @@ async def _peers(name: str, boot: Boot, size: Size) -> dict[str, Saved]:
 
 
 async def _checked(guest: MigratableGuest, path: Path, seconds: float, downtime_ms: float) -> Saved:
-    """Return the result, and remove the file; the guest must run on with its memory unchanged."""
+    """Return the result, and remove the file; the guest must still run, its memory unchanged."""
     saved = seconds, path.stat().st_size / MIB, downtime_ms
     path.unlink()
     assert await guest.guest.command(f"verify {PATTERN_SEED}") == VERIFIED

@@ -56,7 +56,7 @@ def _balloon(case: str, contender: str, limit: float, goal: float) -> Performanc
 
 
 def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
-    name = f"{case}: skipping unused pages / sending all"
+    name = f"{case}: skipping unused pages / {'saving' if bench == 'snapshot' else 'sending'} all"
     return PerformanceTarget(name, bench, case, _BITMAP, _QUERY_DISABLED, limit, goal)
 
 

@@ -76,8 +76,7 @@ class GuestRequestChannel(Generic[_T]):
     is the message if no driver serves the queue.
 
     A request fails at once if the guest is paused or no driver serves the queue. With `deferrable`
-    it does not as long as either may change: the guest may resume, or a driver start, before the
-    time-out.
+    it waits instead, until its time-out: the guest may resume, or a driver start.
 
     Threads: event loop; no loop is needed before the first request.
     """

@@ -53,10 +53,10 @@ class MiscRequests:
         self.close = self._channel.close
 
     async def unused_pages(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> PageRuns:
-        """Return pages that were unused when the guest looked, a moment ago; all of them are RAM.
+        """Return pages that were unused at some moment after the call; all of them are RAM.
 
         They may be in use again. A copy of memory that has logged writes since before this call
-        may leave them out; nothing else may be concluded. Raises `GuestRequestError`.
+        may leave them out; no other conclusion is valid. Raises `GuestRequestError`.
         """
         return (await self._request(MiscCommand.GET_UNUSED_PAGES, timeout_s)).pages
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the guest which pages it does not use, by whichever request its balloon driver understands.
+"""Query the unused pages of the guest, with the request that its balloon driver supports.
 
 The driver of the bitmap dialect answers on the misc queue; the standard one gives free page hints
-(VIRTIO 1.2, 5.5.6.5). Hinted pages go back to the guest at once: what it writes to them from then
-on is in the dirty log, which must have been switched on before.
+(VIRTIO 1.2, 5.5.6.5). Hinted pages are returned to the guest at once: its later writes to them are
+in the dirty log, which must have been switched on before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ async def query_unused_pages(
 ) -> UnusedPages:
     """Return the pages that the guest reports as unused within `timeout_s`.
 
-    A guest that does not answer has none, and `how` says why; a time-out of 0 disables the query.
+    If the guest does not answer, there are none, and `how` gives the reason. A time-out of 0
+    disables the query.
 
     Threads: event loop.
     """

@@ -4,7 +4,7 @@
 One module per command (`run`, `balloon`, `unused`, `stats`, `snapshot`, `migrate`, `image`,
 `doctor`, `lab`; `demo` is a package); `main` is the group that imports a command when it is
 called, and turns exceptions into exit statuses. Options that several commands have are in
-`options`, a command's conversation with a running guest's control socket in `qmp_command`. The
+`options`, the client of a running guest's control socket in `qmp_command`. The
 guest's console is in `console`, and `terminal_run` joins it with a virtual machine.
 
 Belongs here: click, rich, texts for people, exit statuses, and advice about options. No

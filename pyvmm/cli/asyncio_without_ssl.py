@@ -5,8 +5,8 @@ asyncio imports `ssl` if it can, and works without: only its own TLS needs it, w
 use (`pyvmm.sockets.tls` wraps its sockets itself). OpenSSL costs `pyvmm run` 8 of its 59 ms
 of imports and 4.3 MiB of memory for as long as the guest runs (CPython 3.11, x86-64), so asyncio is
 imported here as if `ssl` did not exist. An entry of None in `sys.modules` is the import system's
-documented way to say so. It is gone as soon as asyncio is loaded; code that imports `ssl` later
-gets it. An alternative without the entry, a finder on `sys.meta_path`, does the same with more.
+documented way to say so. It is removed as soon as asyncio is loaded, so a later import of `ssl`
+works. An alternative, a finder on `sys.meta_path`, does the same with more code.
 
 Import asyncio from here in modules that the command line loads first.
 """

@@ -43,7 +43,7 @@ EXIT_NOTHING_USABLE = 2
 
 
 class Needed(Enum):
-    """The parts of pyvmm that need something that a finding is about."""
+    """The part of pyvmm that needs the subject of a finding."""
 
     HOST = "host KVM"
     LAB = "lab"

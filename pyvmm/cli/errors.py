@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that only the command line can make: they bring their remedy."""
+"""Errors that only the command line raises; they carry their own remedy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
 
 OVERHEAD_MIB = 2048
-"""Memory that the lab needs in addition to guest RAM: its system, Python and pyvmm, generously."""
+"""Memory that the lab needs in addition to guest RAM for its system, Python and pyvmm; ample."""
 
 
 @click.command()

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 POLL_PERIOD_S = 0.1
 SWITCHOVER_TIMEOUT_S = 30.0
-"""Bound on how long the source serves no requests during the switchover."""
+"""Longest time for which the source serves no requests, as it is in the switchover."""
 LINE_PERIOD_S = 10.0
 _ENDED = ("completed", "failed", "cancelled")
 _CANCELLING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Show = Callable[[dict[str, Any]], None]
-"""Takes the answer of query-migrate."""
+"""Shows an answer of query-migrate."""
 
 
 @click.command()
@@ -90,8 +90,8 @@ def migrate(
     """Migrate a running guest to the pyvmm that waits for it at ADDRESS.
 
     ADDRESS is tcp:HOST:PORT or unix:PATH. The guest runs while its memory is copied and is paused
-    for the switchover at the end; at no time do both sides run it. When it has moved, its process
-    here ends. Ctrl-C cancels the migration, and the guest still runs here.
+    for the switchover at the end; at most one side runs it at any time. When it has moved, its
+    process here ends. Ctrl-C cancels the migration, and the guest continues here.
 
     \b
     On one host, from one terminal to another:

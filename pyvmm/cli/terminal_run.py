@@ -2,8 +2,8 @@
 """Run one VM with its console on this terminal, to its end.
 
 The VM is booted or restored from a snapshot (`run_vm`), or received from another pyvmm
-(`run_incoming`). `_TerminalRun` is what these have in common: the console, the signals that end the
-VM, and the control sockets. The sockets are bound first, so that an unusable path is reported
+(`run_incoming`). `_TerminalRun` has what these share: the console, the signals that end the VM, and
+the control sockets. The sockets are bound first, so that an unusable path is reported
 before a source sends its guest, and served once the VM exists.
 """
 

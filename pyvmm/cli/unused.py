@@ -27,7 +27,7 @@ MAX_ROWS = 32
 
 @dataclass(frozen=True)
 class Shades:
-    """Characters for a cell by how much of it is unused: nothing, a part, all of it."""
+    """Characters for a cell of which nothing, a part or everything is unused."""
 
     in_use: str
     partly: str
@@ -55,7 +55,7 @@ ASCII = Shades(".", "-+=", "#")
     help="First have the guest write back its file systems and drop its page cache.",
 )
 def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
-    """Show which of its pages a running guest does not use.
+    """Show the pages that a running guest does not use.
 
     The guest's balloon driver reads its page allocator and answers at once; nothing is taken from
     the guest. The command shows the number of unused pages, their share of RAM, the longest run,

@@ -31,12 +31,12 @@ class ConsoleGuest(Generic[_Exit]):
         self._running = running
 
     async def wait_for_exit(self) -> _Exit:
-        """Wait until the guest exits and return how it did; raises what ended its VMM."""
+        """Wait until the guest exits and return its exit result; raises the error of its VMM."""
         return await self._running
 
-    async def while_running(self, doing: Coroutine[Any, Any, _T]) -> _T:
-        """Return the result of `doing`; raises GuestExited when the guest exits before it."""
-        task = asyncio.create_task(doing)
+    async def while_running(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Return the result of `work`; raises GuestExited when the guest exits before it."""
+        task = asyncio.create_task(work)
         try:
             await asyncio.wait({task, self._running}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():

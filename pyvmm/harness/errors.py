@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways in which a scripted guest fails its script."""
+"""Errors that a script gets from its guest."""
 
 
 class GuestExited(Exception):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drive a guest's serial console from a script: send a line, wait for output.
 
-This is to a script what `pyvmm.cli.console.terminal` is to a person. Output arrives byte by byte on
-vCPU threads; they wake the event loop once every `_GATHER_S` seconds at most, and it collects what
-has arrived.
+This is the counterpart of `pyvmm.cli.console.terminal` for scripts. Output arrives byte by byte on
+vCPU threads; they wake the event loop at most once every `_GATHER_S` seconds, and it collects the
+output.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ _QUEUE_BYTES = 1 << 16
 
 
 class ScriptedConsole:
-    """The far end of one guest's serial line; belongs to the event loop that creates it.
+    """The far end of one guest's serial line.
 
-    `queue` receives the guest's output from any thread, and so does its method `output`. `connect`
-    takes the function that sends input: it is given bytes and returns how many the UART accepted.
+    `queue` and `output`, its `put`, receive the guest's output. `connect` takes the function that
+    sends input: it is given bytes and returns how many the UART accepted.
+
+    Threads: event loop; `queue` and `output` any.
     """
 
     def __init__(self) -> None:
@@ -55,12 +57,12 @@ class ScriptedConsole:
         self._text += self.queue.take()
 
     def send_pending(self) -> None:
-        """Send the input that the UART had no room for (on the event loop)."""
+        """Send the input that the UART had no room for."""
         if self._unsent:
             self._unsent = self._unsent[self._send(self._unsent) :]
 
     def send_line(self, line: str) -> None:
-        """Type `line` and a newline; what the UART has no room for waits."""
+        """Send `line` and a newline; input that the UART has no room for is sent later."""
         self._unsent += line.encode() + b"\n"
         self.send_pending()
 

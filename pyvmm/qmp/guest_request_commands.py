@@ -20,9 +20,9 @@ MISC_VQ), or that its driver can allocate and hold for a moment (standard dialec
 with "complete" if it could hint all of them in time. They are counted, and on request listed as
 runs and as cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by
 address; "run-count" is the number of all runs. Cells are equal parts of guest-physical address
-space from 0 to the end of RAM, at most `cells` of them, of a power of two of pages each: how many
-pages of each are RAM and how many unused, which is enough for a picture. A cell without RAM lies in
-the hole below 4 GiB.
+space from 0 to the end of RAM, at most `cells` of them, each of a power of two of pages. A cell has
+the numbers of its pages that are RAM and that are unused, which is enough for a picture. A cell
+without RAM lies in the hole below 4 GiB.
 """
 
 from __future__ import annotations

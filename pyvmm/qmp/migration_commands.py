@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import TlsFiles
 
 MIN_BANDWIDTH = 1 << 20
-"""The destination would take a slower source for dead."""
+"""The destination would time out while it waits for a slower source."""
 MAX_DOWNTIME_MS = 2_000_000
 _PERCENTAGES = {
     "throttle-trigger-threshold": (1, 100),

@@ -8,13 +8,13 @@ QEMU's snapshot-save stores a snapshot in a disk image, which this VM does not h
 its dump-guest-memory with "detach" and query-dump: the first starts the snapshot and returns at
 once, the second reports its progress. All arguments but the absolute "path" are optional. With
 "keep-running" false the guest stays paused after success; with "unused" false the guest is not
-asked for its unused pages, to which it may otherwise take "timeout" seconds to respond. While a
-snapshot is taken `cont` is refused, as the guest may be stopped for it.
+asked for its unused pages, a request that is otherwise limited to "timeout" seconds. While a
+snapshot is taken, `cont` is refused, as the guest may be stopped for it.
 
 query-snapshot returns "status": "none", "active", "completed" or "failed"; "completed" and "total"
 bytes of guest pages, where "total" grows when the guest changes pages that have been copied;
 "error-desc" of a failure; and at the end "file-bytes", "seconds", "stopped-seconds" and "pages",
-the numbers of pages by what became of them.
+the numbers of pages by their treatment.
 """
 
 from __future__ import annotations

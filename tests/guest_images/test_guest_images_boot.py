@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The finished image, booted by QEMU without KVM.
 
-What holds there (a console, ACPI, a panic that is heard outside) does not depend on our machine.
-The image is the one in the cache; where there is none yet, it is built first, which takes minutes.
+These tests (console, ACPI, report of a panic) do not depend on our machine. The image is the one in
+the cache; if there is none yet, it is built first, which takes minutes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def boot(image: Path, command: str, *options: str, append: str = "") -> Boot:
 def boot_with(image: Path, append: str, *options: str) -> Boot:
     """Boot the image under QEMU with `append` added to its own command line.
 
-    Warnings would come between the lines of the command: a slow host's about its timers, say.
+    The log level hides warnings, such as those of a slow host's timers, among the command's lines.
     """
     manifest = read_manifest(image)
     assert manifest is not None

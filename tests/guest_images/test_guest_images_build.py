@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image builder without the compiler: its inputs, and its private source tree.
 
-The kernel here is a directory of three files; everything done to it is done by the real tools.
+The kernel is a directory of three files here; the tools that process it are the real ones.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Session:
             return os.pread(file.fileno(), length, start + offset)
 
     @contextmanager
-    def standing_still(self) -> Iterator[None]:
+    def stopped(self) -> Iterator[None]:
         """Stop all threads of the process for the duration of the block."""
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)
@@ -283,10 +283,10 @@ def test_stale_or_lost_pages_of_churned_memory_are_found(session: Session) -> No
     old = session.peek(2, 0, CHANGED_PAGES * PAGE_BYTES)
     while any(map(bytes.__eq__, pages_of(old), pages_of(session.peek(2, 0, len(old))))):
         time.sleep(0.01)
-    with session.standing_still():
+    with session.stopped():
         session.overwrite(2, 0, old)
     found = reported(session, "wrong", SEEN_BYTES)["wrong"]
-    with session.standing_still():
+    with session.stopped():
         session.overwrite(2, 300 * PAGE_BYTES, bytes(CHANGED_PAGES * PAGE_BYTES))
     last = figures(session.command("stop"))
     assert last["wrong"] - found >= SEEN_BYTES
@@ -298,7 +298,7 @@ def test_a_stopped_process_sees_a_long_step_of_the_clock(session: Session) -> No
     session.command("alloc 1")
     session.command("churn 7")
     rounds = reported(session, "rounds", 1)["rounds"]
-    with session.standing_still():
+    with session.stopped():
         time.sleep(0.3)
     reported(session, "rounds", rounds + 1)
     last = figures(session.command("stop"))

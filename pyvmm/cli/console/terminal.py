@@ -109,8 +109,9 @@ class ConsoleIo:
 
     `on_input` takes bytes for the guest and returns how many of them its UART accepted; if not all,
     `send_pending` must be called when there is room again. `on_action` gets QUIT and OUTPUT_LOST.
-    Nothing is read before `start`. `queue` takes output from any thread; the other methods and both
-    callbacks belong to the thread of the event loop.
+    Nothing is read before `start`.
+
+    Threads: event loop, both callbacks included; `queue` any, `throttle` vCPU.
     """
 
     def __init__(

@@ -28,6 +28,8 @@ class ConsoleWriter:
     """Writes the bytes that any thread puts into `queue` to `fd`, in order, on its own thread.
 
     `on_lost` is called on that thread, once, when `fd` can no longer be written to.
+
+    Threads: event loop; `queue` any, `throttle` vCPU.
     """
 
     def __init__(self, fd: int, on_lost: Callable[[], None]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pyvmm demo`: measure where KVM works, report on this terminal.
 
-Without a fit KVM the measurement is this command again, in the lab, with `--measure-only`; its
-figures come back in a file.
+Without a usable KVM, this command runs again in the lab, with `--measure-only`, and returns its
+figures in a file.
 """
 
 from __future__ import annotations

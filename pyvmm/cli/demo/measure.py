@@ -9,7 +9,7 @@ verifies its pattern after each step. On the host's side, the resident set size 
 sampled from /proc.
 
 `measure` returns plain data for a JSON file: it runs where KVM works, perhaps in the lab, and
-`pyvmm.cli.demo.report` where the person is.
+`pyvmm.cli.demo.report` on the user's terminal.
 """
 
 from __future__ import annotations

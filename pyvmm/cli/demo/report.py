@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of the demonstration: tables, a plot and a verdict.
 
-Its input are the figures of `pyvmm.cli.demo.measure`, as JSON data. matplotlib draws the plot;
-where it is not installed, the tables hold the same figures.
+The input is the figures of `pyvmm.cli.demo.measure`, as JSON data. matplotlib draws the plot; where
+it is not installed, the tables hold the same figures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fresh statistics, polling and the last report, against a driver on a real virtqueue.
 
-The driver responds only when a test calls it, and waits end after a number of turns of the loop, so
-that every order of events can be tested without a clock.
+The driver responds only when a test tells it to, and waits end after a number of turns of the loop,
+so that every order of events can be tested without a clock.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ HINTED = PageRuns([(1024, 1024), (3072, 256)])
 Scenario = Callable[[InMemoryVm, HintGuest, FreePageHints], Coroutine[Any, Any, None]]
 
 
-def play(scenario: Scenario) -> None:
+def run_scenario(scenario: Scenario) -> None:
     """Run a scenario on a VM whose guest gives hints at once."""
 
     async def main() -> None:
@@ -58,7 +58,7 @@ def test_hints_are_held_for_the_block() -> None:
         assert not guest.hinted, "the guest has its pages back"
         assert guest.board.ram.discarded == []
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_callers_take_turns_and_time_out_while_they_wait() -> None:
@@ -73,7 +73,7 @@ def test_callers_take_turns_and_time_out_while_they_wait() -> None:
             assert held.pages == HINTED
         assert guest.rounds == 2
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_round_without_end_is_stopped_and_its_hints_are_valid() -> None:
@@ -88,7 +88,7 @@ def test_a_round_without_end_is_stopped_and_its_hints_are_valid() -> None:
         async with hints.held(LONG_S) as held:
             assert held.complete
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_paused_guest_gives_no_hints() -> None:
@@ -104,7 +104,7 @@ def test_a_paused_guest_gives_no_hints() -> None:
             async with hints.held(SOON_S):
                 pytest.fail("paused meanwhile")
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("error", [GuestReset, GuestEnded])
@@ -120,7 +120,7 @@ def test_a_reset_or_the_end_of_the_guest_fails_the_request(error: type[Exception
             async with hints.held(LONG_S):
                 pytest.fail("no driver is available")
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_cancelled_caller_releases_the_hints() -> None:
@@ -139,7 +139,7 @@ def test_a_cancelled_caller_releases_the_hints() -> None:
         async with hints.held(LONG_S) as held:
             assert held.pages == HINTED
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_the_command_reports_the_hints_and_releases_them() -> None:
@@ -162,4 +162,4 @@ def test_the_command_reports_the_hints_and_releases_them() -> None:
         with pytest.raises(QmpError, match="no balloon driver with FREE_PAGE_HINT"):
             await execute(vm, Request("query-free-page-hints", {}))
 
-    play(scenario)
+    run_scenario(scenario)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests over the misc queue: turns, time-outs, and every error.
 
-The driver is one in Python behind a real device and its registers.
+The driver is written in Python and uses a real device through its registers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LONG_S = 20.0
 Scenario = Callable[[InMemoryVm, MiscGuest, MiscRequests], Coroutine[Any, Any, None]]
 
 
-def play(scenario: Scenario) -> None:
+def run_scenario(scenario: Scenario) -> None:
     """Run a scenario on a VM whose guest responds at once."""
 
     async def main() -> None:
@@ -48,7 +48,7 @@ def play(scenario: Scenario) -> None:
 
 
 def silence(guest: MiscGuest) -> None:
-    """Make the guest respond only when a test calls it."""
+    """Make the guest respond only when a test tells it to."""
     guest.board.msi.on_trigger = lambda vector: None
 
 
@@ -67,7 +67,7 @@ def test_unused_pages_are_those_that_the_guest_reports() -> None:
         guest.unused.clear()
         assert await requests.unused_pages(LONG_S) == PageRuns()
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_clean_caches_are_dropped_and_dirty_ones_after_a_sync() -> None:
@@ -81,7 +81,7 @@ def test_clean_caches_are_dropped_and_dirty_ones_after_a_sync() -> None:
         commands = [request.cmd for request in guest.requests]
         assert commands == [1, 0, SYNC, DROP_CACHE, GET_UNUSED_PAGES]
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_callers_take_turns() -> None:
@@ -106,7 +106,7 @@ def test_callers_take_turns() -> None:
             assert await callers[number] == PageRuns([(100 + number, 1)])
         assert done == [0, 1, 2, 3]
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_request_without_a_response_times_out() -> None:
@@ -115,7 +115,7 @@ def test_a_request_without_a_response_times_out() -> None:
         with pytest.raises(RequestTimeout, match=r"not responded within 0\.05 s"):
             await requests.unused_pages(SOON_S)
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_late_response_does_not_complete_the_next_request() -> None:
@@ -135,7 +135,7 @@ def test_a_late_response_does_not_complete_the_next_request() -> None:
         assert await waiting == PageRuns([(3, 1)])
         assert guest.board.balloon.misc.late_messages == 2
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_cancelled_request_is_not_sent_when_the_buffer_comes() -> None:
@@ -155,7 +155,7 @@ def test_a_cancelled_request_is_not_sent_when_the_buffer_comes() -> None:
         guest.misc.respond(request)
         await waiting
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_the_time_out_includes_the_wait_for_the_turn() -> None:
@@ -168,7 +168,7 @@ def test_the_time_out_includes_the_wait_for_the_turn() -> None:
         guest.misc.respond(request, [5])
         assert await first == PageRuns([(5, 1)])
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_cancelled_caller_does_not_affect_the_next_request() -> None:
@@ -185,7 +185,7 @@ def test_a_cancelled_caller_does_not_affect_the_next_request() -> None:
         guest.misc.respond(await sent(guest), [2])
         assert await waiting == PageRuns([(2, 1)])
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 # Errors.
@@ -200,7 +200,7 @@ def test_no_request_is_sent_to_a_paused_guest() -> None:
         vm.resume()
         assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_request_outlives_a_pause_that_ends_before_its_time_out() -> None:
@@ -219,7 +219,7 @@ def test_a_request_outlives_a_pause_that_ends_before_its_time_out() -> None:
         vm.resume()
         assert (await waiting).pages == len(guest.unused), "in time after all"
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_driver_without_misc_vq_is_unavailable() -> None:
@@ -233,10 +233,10 @@ def test_a_driver_without_misc_vq_is_unavailable() -> None:
         guest.start()
         assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
-    play(scenario)
+    run_scenario(scenario)
 
 
-def test_a_driver_that_does_not_know_the_request() -> None:
+def test_a_request_that_the_driver_does_not_know_is_unsupported() -> None:
     async def scenario(_: InMemoryVm, guest: MiscGuest, requests: MiscRequests) -> None:
         guest.commands = {GET_UNUSED_PAGES}
         for request in (requests.drop_caches, requests.sync_filesystems):
@@ -244,7 +244,7 @@ def test_a_driver_that_does_not_know_the_request() -> None:
                 await request(LONG_S)
         assert (await requests.unused_pages(LONG_S)).pages == len(guest.unused)
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_pages_outside_ram_are_an_invalid_response() -> None:
@@ -253,7 +253,7 @@ def test_pages_outside_ram_are_an_invalid_response() -> None:
         with pytest.raises(InvalidResponse, match=r"1 of \d+ pages are not RAM"):
             await requests.unused_pages(LONG_S)
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
@@ -276,7 +276,7 @@ def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
         with pytest.raises(GuestReset, match="was reset"):
             await waiting
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_the_end_of_the_guest_fails_all_requests() -> None:
@@ -291,4 +291,4 @@ def test_the_end_of_the_guest_fails_all_requests() -> None:
         with pytest.raises(GuestEnded):
             await requests.drop_caches(LONG_S)
 
-    play(scenario)
+    run_scenario(scenario)

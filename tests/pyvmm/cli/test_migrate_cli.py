@@ -171,7 +171,7 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"),
+    ("arguments", "message"),
     [
         (["exec:cat"], "'exec:cat' is not an address: expected tcp:HOST:PORT"),
         (["tcp:192.0.2.1:4444"], "tcp:192.0.2.1:4444 is not on this host, and there is no TLS"),
@@ -185,11 +185,11 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_arguments_are_refused(
-    tmp_path: Path, machine: InMemoryVm, arguments: list[str], what: str
+    tmp_path: Path, machine: InMemoryVm, arguments: list[str], message: str
 ) -> None:
     done = migrate(*arguments, "--qmp", f"unix:{tmp_path}/qmp")
     assert (done.returncode, done.stdout) == (2, "")
-    assert what in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert machine.migrations.status == "none"
 
@@ -214,7 +214,7 @@ def test_a_failure_says_where_the_guest_is(before: str, now: str, stderr: str) -
     assert failure({"status": "failed", "error-desc": "why"}, before, now) == stderr
 
 
-def test_the_summary_of_a_completed_migration() -> None:
+def test_the_summary_has_times_bytes_rounds_and_skipped_pages() -> None:
     answer: dict[str, Any] = {
         "total-time": 3210,
         "downtime": 45,
@@ -227,7 +227,7 @@ def test_the_summary_of_a_completed_migration() -> None:
     )
 
 
-def test_the_progress_line() -> None:
+def test_the_progress_line_has_bytes_round_and_throttle() -> None:
     answer: dict[str, Any] = {
         "ram": {"transferred": 5 << 20, "remaining": 7 << 20, "dirty-sync-count": 2}
     }

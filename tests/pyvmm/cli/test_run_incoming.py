@@ -178,7 +178,7 @@ def test_a_control_socket_in_use_is_reported_before_the_wait(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"),
+    ("arguments", "message"),
     [
         (["--incoming", "unix:/m", "guest.img"], "--incoming and IMAGE cannot be combined"),
         (["--incoming", "unix:/m", "--cpus", "1"], "--incoming and --cpus cannot be combined"),
@@ -195,10 +195,10 @@ def test_a_control_socket_in_use_is_reported_before_the_wait(tmp_path: Path) -> 
         (["--restore", "/s", "--tls-key", __file__], "--tls-key applies only to an incoming"),
     ],
 )
-def test_invalid_arguments_are_refused(arguments: list[str], what: str) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert what in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -42,7 +42,7 @@ def test_a_character_shows_the_share_of_unused_pages() -> None:
     assert ASCII.of(1, 1) == "#"
 
 
-def test_the_map_of_a_small_memory() -> None:
+def test_a_small_memory_is_one_row_of_the_map() -> None:
     assert list(page_map(256, [256] * 4, [0, 10, 255, 256], ASCII)) == ["0x0_0000_0000  .-=#"]
 
 
@@ -78,7 +78,7 @@ def test_the_command_prints_figures_and_a_map(tmp_path: Path) -> None:
     assert rows[62 * MIB] == "·" * (COLUMNS - 1) + "░"
 
 
-def test_the_map_of_a_guest_of_4_gib(tmp_path: Path) -> None:
+def test_the_map_of_4_gib_has_the_hole_and_rows_above_it(tmp_path: Path) -> None:
     machine = InMemoryVm(4 * GIB)
     machine.misc_guest.unused = set(range(1 << 20, (1 << 20) + (1 << 15)))
     with served_in_thread(machine, tmp_path / "qmp"):

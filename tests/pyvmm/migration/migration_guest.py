@@ -289,12 +289,12 @@ class FakeTarget:
 Corruption = Callable[[bytes, int], bytes]
 
 
-def unchanged(data: bytes, place: int) -> bytes:
+def unchanged(data: bytes, offset: int) -> bytes:
     return data
 
 
 class Wire(MigrationLink):
-    """A link on which `corrupt(data, place)` may change or cut off data sent at byte `place`."""
+    """A link whose `corrupt(data, offset)` may change or cut off data, which begins at `offset`."""
 
     def __init__(
         self,
@@ -317,18 +317,18 @@ class Wire(MigrationLink):
             self.abort()
 
 
-def cut_at(place: int) -> Corruption:
-    """Break the connection after `place` bytes."""
-    return lambda data, sent: data[: max(place - sent, 0)] if place < sent + len(data) else data
+def cut_at(offset: int) -> Corruption:
+    """Break the connection after `offset` bytes."""
+    return lambda data, sent: data[: max(offset - sent, 0)] if offset < sent + len(data) else data
 
 
-def flip_at(place: int, bit: int) -> Corruption:
+def flip_at(offset: int, bit: int) -> Corruption:
     """Change one bit."""
 
     def corrupt(data: bytes, sent: int) -> bytes:
-        if sent <= place < sent + len(data):
+        if sent <= offset < sent + len(data):
             changed = bytearray(data)
-            changed[place - sent] ^= 1 << bit
+            changed[offset - sent] ^= 1 << bit
             return bytes(changed)
         return data
 

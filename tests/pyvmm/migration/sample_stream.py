@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record the migration that `data/` keeps for each version of the stream.
+"""Record the sample migration that `data/` keeps for each version of the stream.
 
     python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v2
 
-writes `v2.source` and `v2.destination`, what either side sent. Run it when the version of the
-stream changes, and never again for that version. `data/README.md` says how the others were made.
+writes `v2.source` and `v2.destination`, the bytes that each side sent. Run it when the version of
+the stream changes, and never again for that version. `data/README.md` has the commands that made
+the others.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ AFTER = [PageWrite(1, 1)] * 10 + [PageWrite(514, -1), PageWrite(515, 4)]
 
 
 def record_sample(path: Path) -> None:
-    """Record the migration with the code of today."""
+    """Record the migration with the current code."""
     sent: dict[str, bytes] = {"source": b"", "destination": b""}
 
     def recorder(side: str):  # type: ignore[no-untyped-def]
-        def record(data: bytes, place: int) -> bytes:
+        def record(data: bytes, offset: int) -> bytes:
             sent[side] += data
             return data
 

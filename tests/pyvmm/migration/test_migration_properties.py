@@ -90,34 +90,34 @@ SENT, REPLIED = lengths()
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.integers(0, SENT), st.integers(SENT - 200, SENT)))
-def test_one_side_has_the_guest_when_the_source_is_cut_off(place: int) -> None:
+def test_one_side_has_the_guest_when_the_source_is_cut_off(offset: int) -> None:
     guest, target = ten_pages(), FakeTarget()
-    result = migrate(guest, target, corrupt_source=cut_at(place))
+    result = migrate(guest, target, corrupt_source=cut_at(offset))
     check_one_side(guest, target, result)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, REPLIED))
-def test_one_side_has_the_guest_when_the_destination_is_cut_off(place: int) -> None:
+def test_one_side_has_the_guest_when_the_destination_is_cut_off(offset: int) -> None:
     guest, target = ten_pages(), FakeTarget()
-    result = migrate(guest, target, corrupt_target=cut_at(place))
+    result = migrate(guest, target, corrupt_target=cut_at(offset))
     check_one_side(guest, target, result)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.integers(0, SENT - 1), st.integers(SENT - 200, SENT - 1)), st.integers(0, 7))
-def test_a_flipped_bit_from_the_source_aborts_the_migration(place: int, bit: int) -> None:
+def test_a_flipped_bit_from_the_source_aborts_the_migration(offset: int, bit: int) -> None:
     guest, target = ten_pages(), FakeTarget()
-    result = migrate(guest, target, corrupt_source=flip_at(place, bit))
+    result = migrate(guest, target, corrupt_source=flip_at(offset, bit))
     check_one_side(guest, target, result)
     assert guest.running, "the destination has detected it and aborted"
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, REPLIED - 1), st.integers(0, 7))
-def test_a_flipped_bit_of_a_reply_aborts_the_migration(place: int, bit: int) -> None:
+def test_a_flipped_bit_of_a_reply_aborts_the_migration(offset: int, bit: int) -> None:
     guest, target = ten_pages(), FakeTarget()
-    result = migrate(guest, target, corrupt_target=flip_at(place, bit))
+    result = migrate(guest, target, corrupt_target=flip_at(offset, bit))
     check_one_side(guest, target, result)
     assert result.source_error is not None
 
@@ -156,12 +156,12 @@ def test_ram_above_4_gib_is_migrated() -> None:
     config = config_of(3 * 1024 + 1)
     high = (4 << 30) // PAGE
     low_end = (3 << 30) // PAGE
-    places = [0, low_end - 1, high, high + 255]
-    guest = WritingGuest(config, [PageWrite(pfn, 3) for pfn in places], [PageWrite(high + 1, 4)])
+    pfns = [0, low_end - 1, high, high + 255]
+    guest = WritingGuest(config, [PageWrite(pfn, 3) for pfn in pfns], [PageWrite(high + 1, 4)])
     target = FakeTarget()
     assert migrate(guest, target).source_error is None
     assert target.ram is not None
-    for pfn in [*places, high + 1]:
+    for pfn in [*pfns, high + 1]:
         assert target.ram.page(pfn) == guest.ram.page(pfn)
 
 

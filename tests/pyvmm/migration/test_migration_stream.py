@@ -78,8 +78,8 @@ def read(
     reader: SourceReader | DestinationReader, data: bytes, cuts: Sequence[int] = ()
 ) -> list[Any]:
     found = []
-    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    for begin, end in pairwise(places):
+    ends = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for begin, end in pairwise(ends):
         reader.feed(data[begin:end])
         while (message := reader.next()) is not None:
             found.append(message)
@@ -93,7 +93,7 @@ def test_messages_are_read_as_they_were_sent(cuts: list[int]) -> None:
 
 
 def test_a_reader_buffers_at_most_one_message() -> None:
-    """`wanted_bytes` never asks for more than the message in hand."""
+    """`wanted_bytes` never exceeds the rest of the current message."""
     reader, data, found = SourceReader(KINDS), encoded(FROM_SOURCE), []
     while data:
         wanted = reader.wanted_bytes

@@ -62,14 +62,14 @@ def test_replies_of_version_2_are_accepted() -> None:
     assert link.sent.endswith(messages.Commit().record().encode())
 
 
-def test_the_recording_is_what_is_sent_today(tmp_path: Path) -> None:
+def test_the_recording_equals_the_current_stream(tmp_path: Path) -> None:
     record_sample(tmp_path / "v2")
     for side in ("source", "destination"):
         assert (tmp_path / f"v2.{side}").read_bytes() == recorded(f"v2.{side}")
 
 
 def test_a_source_of_version_1_is_refused_by_name() -> None:
-    """It can read the reason: `failed` is what it was."""
+    """It can read the reason, as `failed` never changes."""
     link = RecordedLink(recorded("v1.source"))
     reason = "the source sends version 1 of the migration stream; this pyvmm reads version 2"
     with pytest.raises(MigrationError, match=reason):

@@ -57,7 +57,7 @@ def test_unused_pages_are_counted_without_runs_and_cells() -> None:
     }
 
 
-def test_a_guest_without_unused_pages() -> None:
+def test_a_guest_without_unused_pages_reports_none() -> None:
     vm = InMemoryVm(64 * MIB)
     vm.misc_guest.unused = set()
     answer = query(vm, runs=10, cells=4)
@@ -118,7 +118,7 @@ def test_caches_are_dropped_after_a_sync() -> None:
     assert answers[2]["unused-pages"] == 3
 
 
-def test_a_driver_that_does_not_know_the_commands() -> None:
+def test_commands_that_the_driver_does_not_know_fail() -> None:
     vm = InMemoryVm(64 * MIB)
     vm.misc_guest.commands = {GET_UNUSED_PAGES}
     sync, drop = talk(vm, ("balloon-sync-filesystems", {}), ("balloon-drop-caches", {}))

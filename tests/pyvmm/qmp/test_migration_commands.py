@@ -219,7 +219,7 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "what"),
+    ("command", "arguments", "message"),
     [
         ("migrate", {"uri": "exec:cat"}, "is not an address"),
         ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "must be given together"),
@@ -247,9 +247,11 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
         ),
     ],
 )
-def test_invalid_arguments_are_rejected(command: str, arguments: dict[str, Any], what: str) -> None:
+def test_invalid_arguments_are_rejected(
+    command: str, arguments: dict[str, Any], message: str
+) -> None:
     async def scenario(vm: InMemoryVm) -> None:
-        with pytest.raises(QmpError, match=what):
+        with pytest.raises(QmpError, match=message):
             ask(vm, command, **arguments)
         assert ask(vm, "query-migrate") == {}
 

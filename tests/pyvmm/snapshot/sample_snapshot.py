@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the snapshot that `data/` keeps one of for each version of the format.
+"""Write the sample snapshot that `data/` keeps for each version of the format.
 
     python -m tests.pyvmm.snapshot.sample_snapshot tests/pyvmm/snapshot/data/v3.snapshot
 
 Run it when the version of the format changes, and never again for that version: a file that was
-written by a released pyvmm must stay readable. `data/README.md` says how the others were written.
+written by a released pyvmm must stay readable. `data/README.md` has the commands that
+wrote the others.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ KINDS = {"part": Kind(1, 100, max_instances=2)}
 
 
 def write_sample(path: Path) -> None:
-    """Write the sample with the code of today."""
+    """Write the sample with the current code."""
     ram = Ram(CONFIG.ram_bytes)
     with SnapshotWriter(path, ram.memory) as file:
         for pfn, byte in PAGES.items():

@@ -32,7 +32,7 @@ def test_the_snapshot_of_version_3_is_read() -> None:
         assert ram.memory.read(pfn * PAGE_BYTES, PAGE_BYTES) == byte * PAGE_BYTES
 
 
-def test_the_sample_is_what_is_written_today(tmp_path: Path) -> None:
+def test_the_sample_equals_the_current_format(tmp_path: Path) -> None:
     write_sample(tmp_path / "snapshot")
     assert (tmp_path / "snapshot").read_bytes() == SAMPLE.read_bytes()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every attribute of a device model that changes is saved, or listed as not being state.
 
-Read from the source: an attribute that a class sets outside `__init__`, or sets there to a value
-that does not come from outside, changes as the machine runs. Such an attribute is either mentioned
-where its class (or, for virtio devices, `devices.virtio.saved`) saves its state, or it is in the
-list below with the reason why it is not state.
+The test reads the source. An attribute changes as the machine runs if a class sets it outside
+`__init__`, or sets it there to a value that does not depend on the arguments. Such an attribute
+either occurs where its class (or, for virtio devices, `devices.virtio.saved`) saves its state, or
+is in the list below with the reason why it is not state.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ NOT_STATE = {
     "_Request.pages": "so does the request",
     "MiscQueue._request": "belongs to the process that made it",
     "StatsQueue._waiters": "belong to the process that made the requests",
-    "Uart16550._refused": "the console offers again what was not taken",
+    "Uart16550._refused": "the console offers refused input again",
     "VirtioDevice._traced": "a log of its own",
     "VirtioDevice._config_changed": "always true after a restore",
 }

@@ -154,12 +154,12 @@ def test_corrupted_states_are_restored_or_refused(data: st.DataObject) -> None:
         saved = {name: {**decode(encoded)} for name, encoded in machine.save().items()}
         part = saved[data.draw(st.sampled_from(sorted(saved)))]
         for name in data.draw(st.lists(st.sampled_from(sorted(part)), min_size=1, max_size=3)):
-            part[name] = spoilt(data, part[name])
+            part[name] = corrupted(data, part[name])
         with contextlib.suppress(StateError):
             copy.restore({name: encode(payload) for name, payload in saved.items()})
 
 
-def spoilt(data: st.DataObject, value: Any) -> Any:
+def corrupted(data: st.DataObject, value: Any) -> Any:
     if isinstance(value, bytes):
         bits = bytearray(value)
         for at in data.draw(st.lists(st.integers(0, max(len(bits) * 8 - 1, 0)), max_size=4)):

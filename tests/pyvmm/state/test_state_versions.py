@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fields of each version of each device's state.
 
-Names that come, go or change their meaning need a new STATE_VERSION, and a new line here.
+Added, removed or redefined fields need a new STATE_VERSION and a new line here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ VERSIONS = {
 
 
 def names(value: Value, prefix: str = "") -> Iterator[str]:
-    """Every field, by its way from the top; * for a list of numbers, # for a vector's number."""
+    """Yield every field by its full name; * is for a list of numbers, # for a vector's number."""
     if isinstance(value, dict):
         for name, each in value.items():
             yield from names(each, f"{prefix}.{name}" if prefix else name)
