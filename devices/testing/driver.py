@@ -300,8 +300,10 @@ class VirtioDriver:
     ) -> list[Used]:
         """Send one buffer through queue `index` and serve it; return the used buffers.
 
-        Arguments are those of `DriverQueue.add`.
+        Arguments are those of `DriverQueue.add`. ValueError for a queue that is not set up.
         """
+        if index not in self.queues:
+            raise ValueError(f"queue {index} is not set up, only {sorted(self.queues)}")
         queue = self.queues[index]
         queue.add(readable, writable, indirect=indirect)
         if queue.should_notify():

@@ -18,7 +18,9 @@ import pytest
 import devices
 import devices.testing
 import devices.testing.balloon
+from devices.balloon.dialects import STANDARD
 from devices.testing import DriverQueue, guest_memory, timers
+from devices.testing.balloon import BalloonDriver
 
 MODULES = [
     importlib.import_module(each.name)
@@ -96,3 +98,12 @@ def test_devices_work_without_kvm_or_any_other_package_of_ours() -> None:
 def test_a_queue_outside_ram_is_refused() -> None:
     with pytest.raises(ValueError, match="no RAM for a queue's buffers at 0x10000"):
         DriverQueue(guest_memory(1 << 16), base_gpa=1 << 16, data_gpa=1 << 16)
+
+
+def test_a_buffer_for_a_queue_that_is_not_set_up_is_refused() -> None:
+    driver = BalloonDriver(STANDARD)
+    with pytest.raises(ValueError, match="queue 0 is not set up, only \\[\\]"):
+        driver.inflate([1])
+    driver.start(queues=[0])
+    with pytest.raises(ValueError, match="queue 1 is not set up, only \\[0\\]"):
+        driver.deflate([1])
