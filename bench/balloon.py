@@ -123,7 +123,7 @@ Boot = Callable[[], AbstractAsyncContextManager[BalloonGuest]]
 
 
 class PyvmmBalloonGuest:
-    """A guest of ours, in this process."""
+    """A guest of pyvmm, in this process."""
 
     def __init__(self, guest: GuestSession) -> None:
         self.guest = guest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that can be migrated to another process, or into a file: ours, and QEMU's.
+"""Guests that can be migrated to another process, or into a file: pyvmm's and QEMU's.
 
 Both have their RAM touched and freed again, and hold some memory with a known pattern. Both support
 QEMU's commands `migrate` and `query-migrate` with the same replies, so callers need not distinguish
@@ -84,7 +84,7 @@ Boot = Callable[[Size], AbstractAsyncContextManager[MigratableGuest]]
 
 
 class MigratablePyvmmGuest:
-    """A guest of ours, in this process."""
+    """A guest of pyvmm, in this process."""
 
     def __init__(self, guest: GuestSession) -> None:
         self.guest = guest
@@ -144,7 +144,7 @@ class MigratableQemuGuest:
 
 
 def pyvmm_boot(dialect: str, *offer: str) -> Boot:
-    """Return a function that boots a guest of ours."""
+    """Return a function that boots a guest of pyvmm."""
 
     @asynccontextmanager
     async def boot(size: Size) -> AsyncIterator[MigratableGuest]:

@@ -50,7 +50,7 @@ BALLOON_TIMEOUT_S = 600.0
 
 
 class QemuGuest(ConsoleGuest[str]):
-    """A guest in a QEMU process of ours; `finished` is how that process ended."""
+    """A guest in a QEMU child process, which exits with its guest."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, console: ScriptedConsole, qmp: QmpClient

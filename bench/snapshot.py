@@ -3,7 +3,7 @@
 
 A guest of each VMM uses nearly all of its RAM and frees it again; then it is saved to a file in
 memory, and resumes. QEMU 7.2 saves a machine by migrating it into a command (`migrate exec:`), so
-its file is a migration stream. The same guest of ours is saved twice: with the query of unused
+its file is a migration stream. The same guest of pyvmm is saved twice: with the query of unused
 pages enabled and disabled. The time is from the command until completion is reported, polled every
 `POLL_S` seconds; the downtime is the one each VMM reports.
 """

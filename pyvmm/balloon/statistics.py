@@ -6,7 +6,7 @@ at an interval and waits for nothing. `fresh` waits for a report measured after 
 is on its way already does not count (`devices.balloon.stats`). Several callers may share a report.
 
 `fresh` needs the driver's buffer. If it is with the driver, the request is issued as soon as the
-outstanding report has come; if no driver runs, as soon as one has started, also after a reset. A
+outstanding report has arrived; if no driver runs, as soon as one has started, also after a reset. A
 guest that is paused responds when it resumes. So only a guest that has ended, or a driver without
 STATS_VQ, fails a request before its time-out. Errors are those of `pyvmm.balloon.guest_requests`.
 """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli.options import parse_positive_seconds
+from pyvmm.cli.options import kvm_option, parse_positive_seconds
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
 
@@ -39,13 +39,7 @@ OVERHEAD_MIB = 2048
     show_default=True,
     help="Processors of the lab, if it is used; QEMU before 8.1 is not safe with several.",
 )
-@click.option(
-    "--kvm",
-    type=click.Choice(KVM_MODES),
-    default="auto",
-    show_default=True,
-    help="Run on this machine's KVM or in the lab.",
-)
+@kvm_option(KVM_MODES)
 @click.option(
     "--timeout",
     "timeout_s",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,6 +71,17 @@ def timeout_option(default_s: float, help_text: str) -> Callable[[_Command], _Co
         show_default=True,
         metavar="S",
         help=help_text,
+    )
+
+
+def kvm_option(modes: Sequence[str]) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command `--kvm`, one of `modes` (parameter `kvm`)."""
+    return click.option(
+        "--kvm",
+        type=click.Choice(modes),
+        default="auto",
+        show_default=True,
+        help="Run on this machine's KVM or in the lab.",
     )
 
 

@@ -26,6 +26,7 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import (
     SECURITY_PARAMETERS,
+    kvm_option,
     parse_size_value,
     security,
     security_options,
@@ -102,13 +103,7 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
     metavar="unix:PATH",
     help="Control socket to create at PATH; it speaks QMP.",
 )
-@click.option(
-    "--kvm",
-    type=click.Choice(KVM_MODES),
-    default="auto",
-    show_default=True,
-    help="Run on this machine's KVM or in the lab.",
-)
+@kvm_option(KVM_MODES)
 @click.option("-v", "--verbose", is_flag=True, help="Log every device event on standard error.")
 def run(
     image: Path | None,

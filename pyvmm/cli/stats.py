@@ -73,7 +73,7 @@ def stats(address: str, watch_s: float | None, as_json: bool, timeout_s: float) 
 
 
 class _View(Protocol):
-    """A way to show answers."""
+    """The form in which answers are shown: tables or lines of JSON."""
 
     def show(self, answer: StatsReply, before: StatsReply | None) -> None:
         """Show `answer`, and how it differs from the one `before` it."""

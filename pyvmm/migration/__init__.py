@@ -32,8 +32,8 @@ The source speaks first:
     commit                                  -->  runs the guest
                                             <--  running
 
-Until it has read the commit, the destination may abort instead, and say why. The source aborts by
-closing the connection.
+Until it has read the commit, the destination may abort instead, and give the reason. The source
+aborts by closing the connection.
 
 **Exactly one side runs the guest.** The destination runs it when it has read the commit, and never
 otherwise, and not after it has aborted. The source resumes it after any failure until it begins to
@@ -46,7 +46,7 @@ cases, and the side that has the guest afterwards:
   VMM is killed. The destination ends.
 * The destination aborts while the commit is under way: it will not read the commit, and the source,
   which reads the abort, resumes the guest.
-* The connection breaks after the commit was sent and before "running" came back: the source cannot
+* The connection breaks after the commit was sent and before "running" arrives: the source cannot
   know whether the commit arrived (no protocol can; the last message of any would have the same
   fate). Its guest stays paused and complete, and the source reports that. The operator checks the
   destination: if the guest does not run there and can no longer start (the destination has ended;

@@ -90,7 +90,7 @@ class DestinationMigration:
             self._abort(str(error))
             raise MigrationError(str(error)) from error
         except LinkBroken as error:
-            with suppress(MigrationError):  # the source may receive it all the same
+            with suppress(MigrationError):  # the source may receive it anyway
                 self._send(messages.Failed(str(error)))
             raise
         except MigrationError as error:
@@ -100,7 +100,7 @@ class DestinationMigration:
             self._abort(f"it has a bug: {error!r}")
             raise
         self._target.start(running=ready.was_running)
-        with suppress(MigrationError):  # the guest runs all the same
+        with suppress(MigrationError):  # the guest runs anyway
             self._send(messages.Running())
 
     def _receive_guest(self) -> messages.Ready:

@@ -25,7 +25,7 @@ class PeerAborted(MigrationError):
 class SwitchoverUnconfirmed(MigrationError):
     """The commit was sent and not answered: the destination may or may not run the guest.
 
-    The source does not run it any more, but still has all of it.
+    The source no longer runs it, but still has all of it.
     """
 
 

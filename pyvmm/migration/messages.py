@@ -166,7 +166,7 @@ class RoundEnd:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """State of one part of the machine, its payload as yet unchecked."""
+    """State of one part of the machine, whose payload has not been checked."""
 
     part: Record
 
@@ -176,7 +176,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Ready:
-    """The source has sent everything: so many pages, repeated ones included, and required parts."""
+    """The source has sent everything: `pages`, repeated ones included, and `parts`, if required."""
 
     pages: int
     parts: int

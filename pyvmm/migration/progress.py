@@ -69,7 +69,7 @@ class MigrationProgress:
     dirty_pages_rate: int = 0
     """Pages that changed per second of the last round."""
     throttle_percentage: int = 0
-    """For how much of their time the vCPUs are kept out of the guest at the moment."""
+    """Percentage of their time for which the vCPUs are currently kept out of the guest."""
     downtime_s: float | None = None
 
     @property

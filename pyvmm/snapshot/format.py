@@ -6,8 +6,8 @@
     4096 * (1 + n)    records: "config", "report", the parts of the machine, "pages"
     end of file
 
-The three numbers of the first record (u64 each) say where everything begins, and must add up to the
-size of the file. Guest pages are stored in blocks of 2 MiB of guest-physical address space
+The three numbers of the first record (u64 each) determine where everything begins, and must add up
+to the size of the file. Guest pages are stored in blocks of 2 MiB of guest-physical address space
 (`pyvmm_native.page_blocks`). Record "pages" has an entry of 76 bytes for each block of which a page
 is in the file, by ascending address: block number (u32), the place of its first page (u32, in
 pages), CRC-32C of its pages in the file (u32), and a bit for each of the 512 pages. The pages of a
@@ -65,7 +65,7 @@ OWN_KINDS = {
 
 @dataclass(frozen=True)
 class Header:
-    """The first record, which says what the rest of the file consists of."""
+    """The first record: the layout of the rest of the file."""
 
     ram_bytes: int
     room: int

@@ -180,7 +180,7 @@ class Snapshots:
         return Copier(self._machine.ram.memory, log, file, unused, self._pages_copied)
 
     async def _precopy(self, copier: Copier) -> None:
-        """Copy while the guest runs, until rounds hardly become shorter."""
+        """Copy while the guest runs, until rounds become little shorter."""
         took_s = math.inf
         for _ in range(MAX_ROUNDS - 1):
             before_s, begin = took_s, time.monotonic()

@@ -250,7 +250,7 @@ def test_a_guest_that_ends_early_is_retried_in_the_lab(
 
 
 def test_every_target_is_in_the_stored_results() -> None:
-    """The results in the tree have the case and the contenders of every target of theirs."""
+    """The results in the tree have the case and the contenders of each of their targets."""
     results = {
         path.stem: load(path)
         for path in (ROOT / "bench/results").glob("*.json")

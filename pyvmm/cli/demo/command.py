@@ -18,7 +18,7 @@ from guest_images.build import build_image
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.demo.measure import Demonstration, GuestSizes, demo_config
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.options import parse_size_value
+from pyvmm.cli.options import kvm_option, parse_size_value
 from pyvmm.config import DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
@@ -57,13 +57,7 @@ MEASUREMENTS_FILE = "measurements.json"
     show_default=True,
     help="Directory for the plot and the figures.",
 )
-@click.option(
-    "--kvm",
-    type=click.Choice(KVM_MODES),
-    default="auto",
-    show_default=True,
-    help="Run on this machine's KVM or in the lab.",
-)
+@kvm_option(KVM_MODES)
 @click.option("--measure-only", is_flag=True, hidden=True)
 def demo(
     image: Path | None,
@@ -80,8 +74,8 @@ def demo(
     byte that it kept, and the resident memory of pyvmm is sampled from /proc all the time. IMAGE
     is a guest.img; without IMAGE the default image is used, and built the first time.
 
-    The exit status is 1 when less than 95 % of the inflated memory came back to the host, or when
-    a byte that the guest kept has changed.
+    The exit status is 1 when less than 95 % of the inflated memory was returned to the host, or
+    when a byte that the guest kept has changed.
     """
     sizes = GuestSizes(ram_bytes // MIB, inflate_bytes // MIB)
     if image is None:

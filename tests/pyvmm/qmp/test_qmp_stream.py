@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.qmp.json_stream import JsonStream
-from pyvmm.qmp.messages import QmpError
+from tests.pyvmm.qmp.test_qmp import drain
 
 LIMIT_BYTES = 60
 
@@ -30,22 +30,9 @@ fragments = st.one_of(
 )
 
 
-def take(stream: JsonStream) -> list[Any]:
-    items: list[Any] = []
-    while True:
-        try:
-            message = stream.next()
-        except QmpError as error:
-            items.append(error.desc)
-            continue
-        if message is None:
-            return items
-        items.append(message)
-
-
 def split(data: st.DataObject, text: bytes) -> list[bytes]:
-    places = data.draw(st.lists(st.integers(0, len(text)), max_size=20).map(sorted))
-    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=20).map(sorted))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 @given(st.lists(st.tuples(messages, blanks, st.booleans()), max_size=6), st.data())
@@ -60,7 +47,7 @@ def test_messages_are_the_same_however_they_are_split(
     found = []
     for part in split(data, text):
         stream.feed(part)
-        found += take(stream)
+        found += drain(stream)
     assert found == [message for message, _, _ in items]
 
 
@@ -70,12 +57,12 @@ def test_garbage_gives_the_same_errors_however_it_is_split(
 ) -> None:
     whole = JsonStream(LIMIT_BYTES)
     whole.feed(text)
-    expected = take(whole)
+    expected = drain(whole)
     stream = JsonStream(LIMIT_BYTES)
     found = []
     for part in split(data, text):
         stream.feed(part)
-        found += take(stream)
+        found += drain(stream)
         assert len(stream._buffer) <= LIMIT_BYTES
     assert found == expected
 
@@ -87,4 +74,4 @@ def test_the_stream_recovers_from_garbage_without_brackets(
     garbage = garbage.translate(None, b"{[")
     stream = JsonStream()
     stream.feed(garbage + b"\n" + json.dumps(message).encode())
-    assert take(stream)[-1] == message
+    assert drain(stream)[-1] == message
