@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from guest_images.errors import KernelSourceModified
+from guest_images.errors import KernelSourceModified, KernelSourceUnusable
 from guest_images.recipe import Recipe, kernel_version
 from pyvmm.errors import UserError
 from pyvmm.progress.reporter import Progress
@@ -198,7 +198,9 @@ def _extract(archive: Path, target: Path) -> None:
         [*command, *decompress, *exclude], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise UserError(f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}")
+        raise KernelSourceUnusable(
+            f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}"
+        )
 
 
 def _copy_tree(source: Path, target: Path) -> None:
@@ -207,7 +209,7 @@ def _copy_tree(source: Path, target: Path) -> None:
     with subprocess.Popen(reader, stdout=subprocess.PIPE) as process:
         subprocess.run(["tar", "-C", str(target), "-xf", "-"], stdin=process.stdout, check=True)
     if process.returncode:
-        raise UserError(f"{source} cannot be copied; all of it must be readable")
+        raise KernelSourceUnusable(f"{source} cannot be copied; all of it must be readable")
 
 
 def _environment() -> dict[str, str]:

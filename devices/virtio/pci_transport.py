@@ -55,6 +55,8 @@ NOTIFY_MULTIPLIER = 4
 MSIX_BAR = 2
 MSIX_BAR_BYTES = 0x1000
 MSIX_PBA_OFFSET = 0x800
+MAX_QUEUES = MSIX_PBA_OFFSET // 16 - 1
+"""The table has 16 bytes for each vector: one for each queue and one for the configuration."""
 
 STATE_KIND_PREFIX = "virtio_"
 
@@ -71,6 +73,8 @@ class VirtioPciTransport:
     def __init__(
         self, device: VirtioDevice, msi: MsiSink, host_notifiers: HostNotifiers, tracer: Tracer
     ) -> None:
+        if not 1 <= len(device.queues) <= MAX_QUEUES:
+            raise ValueError(f"{device.name}: {len(device.queues)} queues, not 1 to {MAX_QUEUES}")
         self.device = device
         self._host_notifiers = host_notifiers
         self._assigned: list[int | None] = [None] * len(device.queues)

@@ -10,6 +10,7 @@ from devices.testing.driver import DEVICE_CFG, VirtioDriver
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
 from devices.virtio.device import VirtioDevice
+from devices.virtio.pci_transport import MAX_QUEUES
 from devices.virtio.queue import QueueSpec
 from pyvmm_native.ring import Chain
 
@@ -48,6 +49,16 @@ def test_every_queue_has_its_own_notifications(queues: int) -> None:
         (used,) = driver.queues[index].take_used()
         assert used.data == b"cba"
         assert driver.board.msi.triggered == list(range(1, index + 2)), "one vector each"
+
+
+@pytest.mark.parametrize("queues", [0, MAX_QUEUES + 1])
+def test_a_number_of_queues_that_pci_cannot_carry_is_refused(queues: int) -> None:
+    with pytest.raises(ValueError, match=f"reverse: {queues} queues, not 1 to {MAX_QUEUES}"):
+        board(queues)
+
+
+def test_the_largest_number_of_queues_works() -> None:
+    assert VirtioDriver(board(MAX_QUEUES)).probe().read_common("num_queues") == MAX_QUEUES
 
 
 @pytest.mark.conformance("4.1.4.6-1")
