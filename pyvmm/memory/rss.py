@@ -24,7 +24,10 @@ class Sample:
 
 
 class RssSampler(threading.Thread):
-    """Samples RSS every `interval_s` seconds from `start` to `stop`, in a thread of its own."""
+    """Samples RSS every `interval_s` seconds from `start` to `stop`, in a thread of its own.
+
+    Threads: any for its methods; `run` uses nothing of a VM.
+    """
 
     def __init__(self, interval_s: float = 0.1) -> None:
         super().__init__(name="rss-sampler", daemon=True)
