@@ -127,7 +127,7 @@ def test_nested_state_must_have_the_size_it_claims(good: tuple[Tiny, dict[str, A
     size = sizeof(abi.kvm_nested_state)
     lie = bytes(abi.kvm_nested_state(size=size + 1))
     if machine.capabilities.nested_bytes:
-        refused(machine, {**payload, "nested": lie}, f"its header claims {size + 1} bytes")
+        refused(machine, {**payload, "nested": lie}, f"its header claims {size + 1}")
     else:
         refused(machine, {**payload, "nested": lie}, f"has {size} bytes, this host's KVM takes 0")
 
