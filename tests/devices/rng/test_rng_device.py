@@ -3,63 +3,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.rng.device import MAX_FILL_BYTES, QUEUE_SIZE, RngDevice
+from devices.rng.device import MAX_FILL_BYTES, QUEUE_SIZE
 from devices.state import Fields, StateError
-from devices.testing.board import Board
-from devices.testing.driver import DEVICE_CFG, NEEDS_RESET, VirtioDriver
-from devices.testing.ram import AnonymousRam
-from devices.testing.recorders import RecordingTracer
-from devices.testing.timers import FakeTimers
+from devices.testing.driver import DEVICE_CFG, NEEDS_RESET
 from devices.virtio.device import BYTES_PER_CALL
 from pyvmm_native import PAGE_BYTES
-
-REQUEST = 0
-SECOND_NS = 1_000_000_000
-RAM_BYTES = 64 << 20
-
-
-class RngBoard(Board):
-    """A board with an entropy device, its memory and its clock."""
-
-    def __init__(
-        self,
-        bytes_per_s: int = 0,
-        ram: AnonymousRam | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
-    ) -> None:
-        self.ram = ram or AnonymousRam((0, RAM_BYTES))
-        self.timers = FakeTimers()
-        tracer = RecordingTracer()
-        self.rng = RngDevice(
-            self.ram.memory, self.timers, tracer, bytes_per_s=bytes_per_s, entropy=entropy
-        )
-        super().__init__(self.rng, tracer)
-
-
-class RngDriver(VirtioDriver):
-    """Offers buffers of given lengths, and collects the bytes that come back."""
-
-    def __init__(self, board: RngBoard) -> None:
-        super().__init__(board)
-        self.start()
-        self.enable_msix()
-
-    def offer(self, *lengths: int) -> None:
-        """Make one buffer of each length available, notify once, and have the queue served."""
-        for length in lengths:
-            self.queues[REQUEST].add([], [length])
-        self.notify(REQUEST)
-        self.board.serve()
-
-    def taken(self) -> list[bytes]:
-        return [used.data for used in self.queues[REQUEST].take_used()]
+from tests.devices.rng.rng_board import RAM_BYTES, REQUEST, SECOND_NS, RngBoard, RngDriver
 
 
 def ascending(count: int) -> bytes:
