@@ -6,7 +6,7 @@
 
 Finished images are in the cache (`pyvmm.cache`) under the digest of their recipe (see
 `guest_images.recipe`). Each gets its name by a rename, so an image that exists is complete. A lock
-allows one build at a time; a build that waited for it takes the image of the other.
+allows one build at a time; a build that waited for another uses its image.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_image(
     progress: Progress,
     force: bool = False,
 ) -> Path:
-    """Return the path of a guest image that is up to date, building it when there is none.
+    """Return the path of an up-to-date guest image, building it if there is none.
 
     With `output` the image is copied there, else it stays in the cache. `source` is a Linux 6.12
     source directory or archive, by default Debian's; `jobs` is the number of parallel compilers, by

@@ -18,7 +18,7 @@ from pathlib import Path
 LIST_NAME = "initramfs.list"  # CONFIG_INITRAMFS_SOURCE in kernel.config
 STAGE_NAME = "initramfs"
 PROGRAMS = ("pattern", "session")  # each from one file in src, and headers there
-LEFT_OUT = {"busybox", "init", "linuxrc"}  # not interactive commands, or already in the list
+LEFT_OUT = {"busybox", "init", "linuxrc"}  # not commands for a shell, or already in the list
 
 
 def prepare_initramfs(build_directory: Path, package: Path, busybox: Path) -> None:

@@ -89,7 +89,7 @@ class KernelTree:
         self._patched.write_text(wanted)
 
     def configure(self, progress: Progress) -> None:
-        """Make `.config` from our fragment. Raises `KernelSourceModified` if an option is lost."""
+        """Write `.config` from our fragment. Raises `KernelSourceModified` if an option is lost."""
         progress.stage("Configuring the kernel")
         self.objects.mkdir(exist_ok=True)
         self._make(f"KCONFIG_ALLCONFIG={self._recipe.config}", "allnoconfig")
@@ -213,7 +213,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of make, without its variables (MAKEFLAGS, O) of an outer make."""
+    """Return the environment of make, without the variables (MAKEFLAGS, O) of an outer make."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return {**kept, **IDENTITY, "LC_ALL": "C"}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of a guest image: a JSON object in an ELF note inside the image itself.
 
-A `guest.img` is an ELF `vmlinux` with one section more, `.note.pyvmm`, of type SHT_NOTE. The
+A `guest.img` is an ELF `vmlinux` with one additional section, `.note.pyvmm`, of type SHT_NOTE. The
 section is not loaded (no SHF_ALLOC), so the kernel inside is untouched, any loader of ELF kernels
 boots the file, and `readelf -n` shows the manifest. It records what the ELF headers do not: the
 wire format of the guest's balloon driver and the kernel command line for it.
@@ -26,7 +26,7 @@ SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
 NOTE_TYPE = 1
 VERSION = 1
-MAX_NOTE_BYTES = 64 * 1024  # far above any manifest; limits what is read of a damaged file
+MAX_NOTE_BYTES = 64 * 1024  # larger than any manifest; limits the read of a damaged file
 
 
 class ManifestError(UserError):

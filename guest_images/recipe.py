@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inputs of a guest image, and the hash that identifies them.
 
-`read_recipe` reads every input once: the kernel source, our patches and configuration, the files
-of the userland, busybox and the compiler. Their SHA-256 names the finished image in the cache and
-is recorded in its manifest, so an image is up to date if two strings are equal. A kernel
-source is identified by name, size and modification time instead of its contents: it has 150 MB as
-an archive and 85,000 files as a directory, and the check is made on every run.
+`read_recipe` reads every input once: the kernel source, our patches and configuration, the files of
+the userland, busybox and the compiler. Their SHA-256 names the finished image in the cache and is
+recorded in its manifest, so an image is up to date if its manifest has the digest of the current
+inputs. A kernel source is identified by name, size and modification time instead of its contents:
+it is 150 MB as an archive and 85,000 files as a directory, and the check is made on every run.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _find_source(source: Path | None) -> Path:
 def kernel_version(tree: Path) -> str:
     """Return the version of the kernel source in `tree`, such as "6.12.5".
 
-    Raises `UserError` when it is no kernel source or of another series than our patches are for.
+    Raises `UserError` unless it is a kernel source of the series that our patches are for.
     """
     try:
         with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:

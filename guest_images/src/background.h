@@ -9,8 +9,8 @@
  * that another CPU has already read.
  *
  * Writing: one thread changes one word of each page in turn, at the requested number of pages per
- * second, and verifies the word that it wrote in the previous round. Writes missed while the thread
- * did not run are not made up for.
+ * second, and verifies the word that it wrote in the previous round. It does not catch up on writes
+ * that it missed while it did not run.
  */
 #include <pthread.h>
 #include <sched.h>

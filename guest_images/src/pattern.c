@@ -6,7 +6,7 @@
  *
  *   alloc MIB     map MIB mebibytes and touch every page of them
  *   grab MIB      the same, without checking first that so much memory is free
- *   thin N        return all pages but every N-th to the kernel
+ *   thin N        return all pages but one in N to the kernel
  *   fill SEED     write the pattern of SEED over all of it
  *   verify SEED   compare with the pattern of SEED: "ok verified BYTES wrong N"
  *   free          free the memory
@@ -63,7 +63,7 @@ static bool reply(bool ok, const char *format, ...)
 {
 	va_list arguments;
 
-	flockfile(stdout); /* no beat in the middle of a reply */
+	flockfile(stdout); /* no heartbeat in the middle of a reply */
 	fputs(ok ? "ok " : "error ", stdout);
 	va_start(arguments, format);
 	vprintf(format, arguments);
@@ -74,13 +74,13 @@ static bool reply(bool ok, const char *format, ...)
 	return ok;
 }
 
-/* Return whether memory is allocated and not changing; if not, the reply has been printed. */
-static bool at_rest(void)
+/* Return whether memory is allocated and not changing; if not, reply with an error. */
+static bool memory_is_idle(void)
 {
 	if (!memory)
 		return reply(false, "nothing is allocated");
 	if (background.mode != IDLE)
-		return reply(false, "memory changes in the background; stop that first");
+		return reply(false, "memory is changing in the background; stop that first");
 	return true;
 }
 
@@ -135,14 +135,14 @@ static bool do_grab(uint64_t mib, const char *text)
 	return reply(true, "allocated %" PRIu64 " MiB", mib);
 }
 
-/* Linux overcommits and kills later; check first, to reply with an error instead. */
+/* Linux overcommits memory and kills later; check first, to reply with an error instead. */
 static bool do_alloc(uint64_t mib, const char *text)
 {
 	uint64_t available_kib;
 
 	if (!memory && mib <= MAX_MIB && meminfo_kib("MemAvailable", &available_kib) &&
 	    available_kib < mib << 10)
-		return reply(false, "%" PRIu64 " MiB asked for, %" PRIu64 " MiB available", mib,
+		return reply(false, "%" PRIu64 " MiB requested, %" PRIu64 " MiB available", mib,
 			     available_kib >> 10);
 	return do_grab(mib, text);
 }
@@ -154,16 +154,16 @@ static uint64_t pages_kept(void)
 	return (pages + every - 1) / every;
 }
 
-/* Leaves holes of single pages; those within a huge page stay until it is split. */
+/* Leave single pages between holes; pages of a huge page are freed only when it is split. */
 static bool do_thin(uint64_t number, const char *text)
 {
 	char *bytes = (char *)memory;
 
 	(void)text;
-	if (!at_rest())
+	if (!memory_is_idle())
 		return false;
 	if (every != 1 || number < 2 || number > memory_bytes / PAGE_BYTES)
-		return reply(false, "cannot keep every %" PRIu64 ". page", number);
+		return reply(false, "cannot keep one page in %" PRIu64, number);
 	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page++)
 		if (page % number)
 			madvise(bytes + page * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED);
@@ -174,7 +174,7 @@ static bool do_thin(uint64_t number, const char *text)
 static bool do_fill(uint64_t seed, const char *text)
 {
 	(void)text;
-	if (!at_rest())
+	if (!memory_is_idle())
 		return false;
 	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every)
 		fill_page(memory + page * WORDS_PER_PAGE, mix(seed, page));
@@ -186,7 +186,7 @@ static bool do_verify(uint64_t seed, const char *text)
 	uint64_t wrong = 0;
 
 	(void)text;
-	if (!at_rest())
+	if (!memory_is_idle())
 		return false;
 	for (uint64_t page = 0; page < memory_bytes / PAGE_BYTES; page += every)
 		wrong += wrong_bytes(memory + page * WORDS_PER_PAGE, mix(seed, page));
@@ -199,7 +199,7 @@ static bool do_free(uint64_t number, const char *text)
 	uint64_t mib = memory_bytes >> 20;
 
 	(void)number, (void)text;
-	if (!at_rest())
+	if (!memory_is_idle())
 		return false;
 	munmap(memory, memory_bytes);
 	memory = NULL;
@@ -210,9 +210,9 @@ static bool do_free(uint64_t number, const char *text)
 /* Both need all pages, so `thin` must not have freed any. */
 static bool can_start(void)
 {
-	if (!at_rest())
+	if (!memory_is_idle())
 		return false;
-	return every == 1 || reply(false, "only every %" PRIu64 ". page was kept", every);
+	return every == 1 || reply(false, "only one page in %" PRIu64 " was kept", every);
 }
 
 static bool do_churn(uint64_t seed, const char *text)
@@ -252,7 +252,7 @@ static bool do_report(uint64_t number, const char *text)
 {
 	(void)number, (void)text;
 	if (background.mode == IDLE)
-		return reply(false, "nothing changes in the background");
+		return reply(false, "nothing is running in the background");
 	return report(background_figures());
 }
 
@@ -262,7 +262,7 @@ static bool do_stop(uint64_t number, const char *text)
 
 	(void)number, (void)text;
 	if (background.mode == IDLE)
-		return reply(false, "nothing changes in the background");
+		return reply(false, "nothing is running in the background");
 	stop_background();
 	all = background_figures();
 	wrong_bytes_seen += all.wrong;
@@ -291,7 +291,7 @@ static bool do_beat(uint64_t ms, const char *text)
 
 	(void)text;
 	if (beats)
-		return reply(false, "it beats already");
+		return reply(false, "the heartbeat is already running");
 	if (!ms || ms > MAX_BEAT_MS)
 		return reply(false, "cannot beat every %" PRIu64 " ms", ms);
 	if (pthread_create(&thread, NULL, beat, (void *)(uintptr_t)ms))
@@ -379,7 +379,7 @@ static bool run_command(const struct command *command, const char *argument)
 
 	if ((command->takes != NOTHING) != (argument != NULL))
 		return reply(false, "%s takes %s", command->name,
-			     command->takes == NOTHING ? "nothing" :
+			     command->takes == NOTHING ? "no argument" :
 			     command->takes == NUMBER  ? "a number" :
 							 "a command");
 	if (command->takes == NUMBER) {

@@ -118,7 +118,7 @@ def test_a_reboot_ends_the_guest(image: Path) -> None:
 
 def test_allocating_more_than_the_free_memory_is_refused(image: Path) -> None:
     _, lines = boot(image, "pattern alloc 200; pattern alloc 60 fill 1 verify 1", "-m", "128")
-    assert re.fullmatch(r"error 200 MiB asked for, \d+ MiB available", lines[1])
+    assert re.fullmatch(r"error 200 MiB requested, \d+ MiB available", lines[1])
     assert "ok verified 62914560 wrong 0" in lines
 
 

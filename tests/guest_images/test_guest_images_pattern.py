@@ -150,12 +150,12 @@ def test_allocated_memory_is_resident(session: Session) -> None:
         ("free", "error nothing is allocated"),
         ("churn 1", "error nothing is allocated"),
         ("write 1", "error nothing is allocated"),
-        ("report", "error nothing changes in the background"),
-        ("stop", "error nothing changes in the background"),
+        ("report", "error nothing is running in the background"),
+        ("stop", "error nothing is running in the background"),
         ("beat 0", "error cannot beat every 0 ms"),
         ("alloc", "error alloc takes a number"),
         ("alloc 1 2", "error '1 2' is not a number"),
-        ("free 1", "error free takes nothing"),
+        ("free 1", "error free takes no argument"),
         ("shell", "error shell takes a command"),
         ("thin 2", "error nothing is allocated"),
         ("grab 0", "error cannot allocate 0 MiB"),
@@ -177,7 +177,7 @@ def test_invalid_commands_get_one_reply_and_change_nothing(
 
 def test_allocating_more_than_the_free_memory_is_refused(session: Session) -> None:
     assert re.fullmatch(
-        r"error 8388608 MiB asked for, \d+ MiB available", session.command("alloc 8388608")
+        r"error 8388608 MiB requested, \d+ MiB available", session.command("alloc 8388608")
     )
     assert session.command("alloc 1") == "ok allocated 1 MiB"
     assert session.command("alloc 1") == "error 1 MiB are allocated already"
@@ -186,7 +186,7 @@ def test_allocating_more_than_the_free_memory_is_refused(session: Session) -> No
 def test_thin_keeps_the_pattern_of_the_pages_it_does_not_free(session: Session) -> None:
     session.command("alloc 1")
     session.command("fill 6")
-    assert session.command("thin 1") == "error cannot keep every 1. page"
+    assert session.command("thin 1") == "error cannot keep one page in 1"
     assert session.command("thin 3") == f"ok kept {86 * PAGE_BYTES}"
     assert session.command("verify 6") == f"ok verified {86 * PAGE_BYTES} wrong 0"
     for page in (1, 2, 255):
@@ -194,7 +194,7 @@ def test_thin_keeps_the_pattern_of_the_pages_it_does_not_free(session: Session) 
         assert (session.peek(1, page * PAGE_BYTES, PAGE_BYTES) == given_back) == (page % 3 != 0)
     session.overwrite(1, 255 * PAGE_BYTES, bytes(PAGE_BYTES))
     assert session.command("verify 6").startswith(f"ok verified {86 * PAGE_BYTES} wrong 4")
-    assert session.command("thin 2") == "error cannot keep every 2. page"
+    assert session.command("thin 2") == "error cannot keep one page in 2"
     assert session.command("free") == "ok freed 1 MiB"
     assert session.command("alloc 1") == "ok allocated 1 MiB"
     assert session.command("fill 6") == f"ok filled {MIB}"
@@ -312,7 +312,7 @@ def test_write_keeps_its_rate(session: Session) -> None:
     before = session.peek(4, 0, 4 * MIB)
     assert session.command("write 0") == "error cannot write 0 MB/s"
     assert session.command("write 40") == "ok writing 40 MB/s"
-    assert session.command("verify 3").startswith("error memory changes")
+    assert session.command("verify 3").startswith("error memory is changing")
     report = reported(session, "rounds", 2)
     after = session.peek(4, 0, 4 * MIB)
     assert all(map(bytes.__ne__, pages_of(before), pages_of(after)))
@@ -329,12 +329,12 @@ def test_memory_in_use_by_the_background_is_not_changed(session: Session) -> Non
     session.command("churn 7")
     for command in ("fill 1", "verify 1", "thin 2", "free", "churn 8", "write 1"):
         assert session.command(command) == (
-            "error memory changes in the background; stop that first"
+            "error memory is changing in the background; stop that first"
         )
     assert session.command("shell echo well") == r"ok 0 well\n"
     session.command("stop")
     session.command("thin 2")
-    assert session.command("churn 7") == "error only every 2. page was kept"
+    assert session.command("churn 7") == "error only one page in 2 was kept"
 
 
 def test_heartbeats_are_numbered_between_replies(session: Session) -> None:
@@ -347,4 +347,6 @@ def test_heartbeats_are_numbered_between_replies(session: Session) -> None:
     ]
     session.command("beat 5")
     lines = [session.process.stdout.readline() for _ in range(9)]
-    assert all(re.fullmatch(r"beat \d+\n|error it beats already\n", line) for line in lines)
+    assert all(
+        re.fullmatch(r"beat \d+\n|error the heartbeat is already running\n", line) for line in lines
+    )
