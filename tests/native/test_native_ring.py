@@ -288,13 +288,13 @@ def test_a_restored_buffer_ignores_later_writes_to_its_descriptors(driver: Drive
     driver.set_desc(popped.head, 1 << 40, 16, WRITE)
     new = driver.device_queue()
     new.next_avail = old.next_avail
-    held = new.restore_in_flight(popped.head, popped.writable_segments)
-    assert (held.head, held.writable_bytes) == (popped.head, popped.writable_bytes)
-    assert held.writable_segments == popped.writable_segments
-    assert (held.readable, held.readable_bytes) == (b"", 0)
+    restored = new.restore_in_flight(popped.head, popped.writable_segments)
+    assert (restored.head, restored.writable_bytes) == (popped.head, popped.writable_bytes)
+    assert restored.writable_segments == popped.writable_segments
+    assert (restored.readable, restored.readable_bytes) == (b"", 0)
     assert (new.next_avail, new.pending) == (1, 0)
-    new.push(held, held.write(b"an answer"))
-    assert driver.take_used() == [(popped.head, 9, b"an answer")]
+    new.push(restored, restored.write(b"the bytes"))
+    assert driver.take_used() == [(popped.head, 9, b"the bytes")]
 
 
 @pytest.mark.parametrize(

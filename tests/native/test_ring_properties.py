@@ -84,10 +84,10 @@ def test_every_buffer_is_returned_with_its_data(
             assert (chain.head, chain.readable) == (head, b"".join(readable))
             assert chain.readable_bytes == len(chain.readable)
             assert chain.writable_bytes == sum(writable)
-            answer = data.draw(st.binary(max_size=chain.writable_bytes))
-            assert chain.write(answer) == len(answer)
-            queue.push(chain, len(answer))
-            returned.append(Used(head, len(answer), answer))
+            contents = data.draw(st.binary(max_size=chain.writable_bytes))
+            assert chain.write(contents) == len(contents)
+            queue.push(chain, len(contents))
+            returned.append(Used(head, len(contents), contents))
         assert queue.pop(1 << 20) is None
         assert driver.take_used() == returned
     assert driver.free_descriptors == size

@@ -37,9 +37,9 @@ class Chip:
         self.seen.append(level)
 
     def read(self, register: int, value: int) -> None:
-        answer = self.fast_path.read(register) if self.fast else None
-        self.served += answer is not None
-        self.seen.append(self.uart.read(register, 1) if answer is None else answer)
+        served = self.fast_path.read(register) if self.fast else None
+        self.served += served is not None
+        self.seen.append(self.uart.read(register, 1) if served is None else served)
 
     def write(self, register: int, value: int) -> None:
         if self.fast and self.fast_path.write(register, value):

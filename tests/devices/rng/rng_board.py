@@ -37,7 +37,7 @@ class RngBoard(Board):
 
 
 class RngDriver(VirtioDriver):
-    """Offers buffers of given lengths, and collects the bytes that come back."""
+    """Offers buffers of given lengths, and collects the bytes returned."""
 
     def __init__(self, board: RngBoard) -> None:
         super().__init__(board)
