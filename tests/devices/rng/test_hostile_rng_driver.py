@@ -22,7 +22,7 @@ RATES = st.sampled_from([0, 1, 1000, 1 << 30])
 def test_any_ring_is_served_or_breaks_the_device(
     bytes_per_s: int, contents: list[RingContents]
 ) -> None:
-    """Nothing is raised, and afterwards a reset makes the device usable."""
+    """No ring raises an exception, and a reset makes the device usable again."""
     board = RngBoard(bytes_per_s, entropy=bytes)
     driver = RngDriver(board)
     for each in contents:
