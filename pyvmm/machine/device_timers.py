@@ -10,6 +10,7 @@ timer with it when it is restored (`devices.timers`).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -41,9 +42,10 @@ class DeviceTimers:
 
     def now_ns(self) -> int:
         """Return the time as `Timers.now_ns`."""
-        if self._started_ns is None:
+        started_ns = self._started_ns
+        if started_ns is None:
             return self._elapsed_ns
-        return self._elapsed_ns + time.monotonic_ns() - self._started_ns
+        return self._elapsed_ns + time.monotonic_ns() - started_ns
 
     def timer(self, on_expiry: Callable[[], None]) -> _DeviceTimer:
         """Create a timer as `Timers.timer`."""
@@ -67,7 +69,8 @@ class DeviceTimers:
     def changed(self, timer: _DeviceTimer) -> None:
         """Reschedule `timer`; called by any thread."""
         if self._loop is not None and self._started_ns is not None:
-            self._loop.call_soon_threadsafe(self._schedule, timer)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and no timer expires
+                self._loop.call_soon_threadsafe(self._schedule, timer)
 
     def _schedule(self, timer: _DeviceTimer) -> None:
         timer.unschedule()
@@ -77,14 +80,14 @@ class DeviceTimers:
 
     def _expire(self, timer: _DeviceTimer) -> None:
         timer.handle = None
-        if timer.remaining_ns != 0 or self._started_ns is None:
-            self._schedule(timer)  # rearmed meanwhile, or woken slightly early
-            return
         try:
             with self._lock:
-                timer.expire()
+                expired = timer.expire()
         except Exception as error:  # the loop would only log it
             self._on_error(error)
+            return
+        if not expired:
+            self._schedule(timer)  # rearmed or cancelled meanwhile, or woken slightly early
 
 
 class _DeviceTimer:
@@ -98,9 +101,10 @@ class _DeviceTimer:
 
     @property
     def remaining_ns(self) -> int | None:
-        if self._deadline_ns is None:
+        deadline_ns = self._deadline_ns  # another thread may cancel the timer meanwhile
+        if deadline_ns is None:
             return None
-        return max(0, self._deadline_ns - self._owner.now_ns())
+        return max(0, deadline_ns - self._owner.now_ns())
 
     def arm(self, delay_ns: int) -> None:
         self._deadline_ns = self._owner.now_ns() + delay_ns
@@ -109,11 +113,13 @@ class _DeviceTimer:
     def cancel(self) -> None:
         self._deadline_ns = None
 
-    def expire(self) -> None:
-        """Call `on_expiry` unless the timer was cancelled; the device lock is held."""
-        if self._deadline_ns is not None:
-            self._deadline_ns = None
-            self._on_expiry()
+    def expire(self) -> bool:
+        """Call `on_expiry` if the deadline has passed, and return whether; the lock is held."""
+        if self.remaining_ns != 0:
+            return False
+        self._deadline_ns = None
+        self._on_expiry()
+        return True
 
     def unschedule(self) -> None:
         if self.handle is not None:

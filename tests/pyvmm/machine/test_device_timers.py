@@ -85,6 +85,46 @@ def test_another_thread_may_arm() -> None:
     asyncio.run(main())
 
 
+def test_a_timer_rearmed_while_the_lock_is_held_does_not_expire_early() -> None:
+    async def main() -> None:
+        test = ExpiryLog()
+        timer = test.timers.timer(lambda: test.expire("timer"))
+        test.timers.start(asyncio.get_running_loop())
+        timer.arm(5 * MS)
+        held = threading.Event()
+
+        def rearm() -> None:
+            with test.lock:
+                held.set()
+                time.sleep(0.05)  # the deadline passes, and the event loop waits for the lock
+                timer.arm(FAR_NS)
+
+        thread = threading.Thread(target=rearm)
+        thread.start()
+        assert held.wait(10)
+        await asyncio.sleep(0.1)
+        thread.join()
+        assert test.expired == []
+        assert timer.remaining_ns is not None
+        assert test.errors == []
+        timer.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_timer_can_be_armed_after_its_loop_was_closed() -> None:
+    test = ExpiryLog()
+    timer = test.timers.timer(lambda: test.expire("timer"))
+
+    async def main() -> None:
+        test.timers.start(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    timer.arm(0)
+    assert timer.remaining_ns == 0
+    assert test.expired == []
+
+
 def test_the_clock_stops_while_the_guest_is_paused() -> None:
     async def main() -> None:
         test = ExpiryLog()
