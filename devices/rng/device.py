@@ -100,10 +100,9 @@ class RngDevice(VirtioDevice):
 
     def save_own_state(self) -> Payload:
         """Return the credit, the timer and the waiting buffers."""
-        self._accrue()
         return {
             "supplied_bytes": self.supplied_bytes,
-            "credit_ns": self._credit_ns,
+            "credit_ns": self._credit_at(self._timers.now_ns()),
             "timer": save_timer(self._timer),
             "waiting": save_in_flight(*self._waiting),
         }
@@ -133,7 +132,7 @@ class RngDevice(VirtioDevice):
         count = min(chain.writable_bytes, MAX_FILL_BYTES)
         self.supplied_bytes += count
         if self.bytes_per_s:
-            self._credit_ns = max(0, self._credit_ns - self._price_ns(chain))
+            self._credit_ns -= self._price_ns(chain)
         return chain.write(self._entropy(count))
 
     def _serve_waiting(self) -> None:
@@ -156,13 +155,16 @@ class RngDevice(VirtioDevice):
         return -(-count * _SECOND_NS // self.bytes_per_s)
 
     def _accrue(self) -> None:
-        """Update the credit: at most a second, or the price of the first waiting buffer."""
+        """Update the credit."""
         now_ns = self._timers.now_ns()
+        self._credit_ns, self._credited_at_ns = self._credit_at(now_ns), now_ns
+
+    def _credit_at(self, now_ns: int) -> int:
+        """Return the credit: at most a second, or the price of the first waiting buffer."""
         limit_ns = _SECOND_NS
         if self._waiting and self.bytes_per_s:
             limit_ns = max(limit_ns, self._price_ns(self._waiting[0]))
-        self._credit_ns = min(limit_ns, self._credit_ns + now_ns - self._credited_at_ns)
-        self._credited_at_ns = now_ns
+        return min(limit_ns, self._credit_ns + now_ns - self._credited_at_ns)
 
     def _arm(self) -> None:
         """Arm the timer for when the first waiting buffer can be filled."""

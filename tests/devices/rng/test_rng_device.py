@@ -189,6 +189,16 @@ def test_buffers_in_flight_and_the_deadline_are_restored() -> None:
     assert new.rng.supplied_bytes == 1100
 
 
+def test_saving_changes_nothing() -> None:
+    board = RngBoard(bytes_per_s=1000)
+    driver = RngDriver(board)
+    driver.offer(1000, 50)
+    board.timers.advance(SECOND_NS // 50)
+    before = dict(vars(board.rng))
+    assert board.transport.save_state() == board.transport.save_state()
+    assert vars(board.rng) == before
+
+
 def test_a_guest_restored_without_the_limit_is_served_at_once() -> None:
     board = RngBoard(bytes_per_s=1)
     driver = RngDriver(board)

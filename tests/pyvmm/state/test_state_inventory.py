@@ -44,6 +44,7 @@ NOT_STATE = {
     "Uart16550.room_available": "wiring",
     "VirtioDevice._guest_notifier": "wiring",
     # Saved under another name, or derived from the saved state.
+    "RngDevice._credit_ns": "saved by _credit_at",
     "RngDevice._credited_at_ns": "saved state is credited up to the moment of saving",
     "RegisterTable._values": "saved by name through __getitem__",
     "VirtioDevice._generation": "saved as config_generation",
