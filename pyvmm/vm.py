@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from devices.balloon.device import BalloonDevice
 from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.guest_requests import GuestAccess
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.boot.loader import read_boot_files
@@ -96,10 +97,10 @@ class VirtualMachine:
         later = partial(self._soon, self._loop.call_later, BALLOON_UPDATE_DELAY_S)
         changed = CoalescedCallback(self._balloon_changed, later)
         balloon.actual_written.add(lambda pages: changed())
-        lock = machine.lock
-        self.balloon_statistics = BalloonStatistics(balloon, lock, self._soon, self._is_paused)
-        self.misc_requests = MiscRequests(balloon, lock, self._soon, self._is_paused)
-        self.free_page_hints = FreePageHints(balloon, lock, self._soon, self._is_paused)
+        access = GuestAccess(balloon, machine.lock, self._soon, self._is_paused)
+        self.balloon_statistics = BalloonStatistics(access)
+        self.misc_requests = MiscRequests(access)
+        self.free_page_hints = FreePageHints(access)
 
     # --- Lifetime ---------------------------------------------------------------------------------
     def boot(self) -> None:

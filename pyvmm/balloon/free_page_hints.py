@@ -16,16 +16,15 @@ so that is not an error. Errors are those of `pyvmm.balloon.guest_requests`.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Role
 from devices.balloon.hinting import HintingResult
 from pyvmm.balloon.guest_requests import (
     DEFAULT_TIMEOUT_S,
+    GuestAccess,
     GuestRequestChannel,
     GuestReset,
     RequestTimeout,
@@ -44,21 +43,15 @@ class Hints(NamedTuple):
 
 
 class FreePageHints:
-    """Requests to the driver of `balloon`; the arguments are those of `GuestRequestChannel`.
+    """Free page hints of one guest.
 
     Threads: event loop.
     """
 
-    def __init__(
-        self,
-        balloon: BalloonDevice,
-        lock: threading.Lock,
-        call_soon: Callable[..., None],
-        is_paused: Callable[[], bool],
-    ) -> None:
-        self._balloon = balloon
+    def __init__(self, access: GuestAccess) -> None:
+        self._balloon = access.balloon
         self._channel: GuestRequestChannel[HintingResult] = GuestRequestChannel(
-            balloon, Role.FREE_PAGE_HINT, lock, call_soon, is_paused, UNAVAILABLE
+            access, Role.FREE_PAGE_HINT, UNAVAILABLE
         )
         self.close = self._channel.close
 

@@ -68,12 +68,30 @@ class InvalidResponse(GuestRequestError):
     """The driver's response violates the protocol: a bug, or a hostile guest."""
 
 
+class GuestAccess:
+    """Access to the driver of `balloon`, for all kinds of requests to one guest.
+
+    Every use of `balloon` is under `lock`. `call_soon(function, *args)` schedules a call on the
+    event loop, from any thread. `is_paused()` returns whether the vCPUs are stopped.
+    """
+
+    def __init__(
+        self,
+        balloon: BalloonDevice,
+        lock: threading.Lock,
+        call_soon: Callable[..., None],
+        is_paused: Callable[[], bool],
+    ) -> None:
+        self.balloon = balloon
+        self.lock = lock
+        self.call_soon = call_soon
+        self.is_paused = is_paused
+
+
 class GuestRequestChannel(Generic[_T]):
     """Requests to the queue of `role`, each completed with a `_T`.
 
-    Every use of `balloon` is under `lock`. `call_soon(function, *args)` schedules a call on the
-    event loop, from any thread. `is_paused()` returns whether the vCPUs are stopped. `unavailable`
-    is the message if no driver serves the queue.
+    `unavailable` is the message if no driver serves the queue.
 
     A request fails at once if the guest is paused or no driver serves the queue. With `deferrable`
     it waits instead, until its time-out: the guest may resume, or a driver start.
@@ -82,23 +100,13 @@ class GuestRequestChannel(Generic[_T]):
     """
 
     def __init__(
-        self,
-        balloon: BalloonDevice,
-        role: Role,
-        lock: threading.Lock,
-        call_soon: Callable[..., None],
-        is_paused: Callable[[], bool],
-        unavailable: str,
-        *,
-        deferrable: bool = False,
+        self, access: GuestAccess, role: Role, unavailable: str, *, deferrable: bool = False
     ) -> None:
-        self.lock = lock
+        self.lock = access.lock
         self.turn = asyncio.Lock()
         """Held for the length of a request to a queue that takes one request at a time."""
-        self._balloon = balloon
+        self._access = access
         self._role = role
-        self._call_soon = call_soon
-        self._is_paused = is_paused
         self._unavailable = unavailable
         self._deferrable = deferrable
         self._ended = False
@@ -138,7 +146,7 @@ class GuestRequestChannel(Generic[_T]):
         is not.
         """
         response: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        callback = partial(self._call_soon, _deliver, response)
+        callback = partial(self._access.call_soon, _deliver, response)
         self._outstanding.add(response)
         try:
             with self.lock:
@@ -155,9 +163,10 @@ class GuestRequestChannel(Generic[_T]):
     def _check(self, deferrable: bool) -> None:
         if self._ended:
             raise GuestEnded("the guest has ended")
-        if self._is_paused() and not deferrable:
+        if self._access.is_paused() and not deferrable:
             raise GuestPaused("the guest is paused and cannot respond")
-        if not self._balloon.has_live(self._role) and (self._balloon.running or not deferrable):
+        balloon = self._access.balloon
+        if not balloon.has_live(self._role) and (balloon.running or not deferrable):
             raise DriverUnavailable(self._unavailable)
 
 

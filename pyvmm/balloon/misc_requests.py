@@ -11,8 +11,6 @@ ignores a late response. Errors are those of `pyvmm.balloon.guest_requests`.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from devices.balloon.dialects import Role
 from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from pyvmm.balloon.guest_requests import (
     DEFAULT_TIMEOUT_S,
+    GuestAccess,
     GuestRequestChannel,
     GuestReset,
     InvalidResponse,
@@ -27,28 +26,21 @@ from pyvmm.balloon.guest_requests import (
 )
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
     from pyvmm_native.runs import PageRuns
 
 UNAVAILABLE = "the guest runs no balloon driver with MISC_VQ (bitmap dialect)"
 
 
 class MiscRequests:
-    """Requests to the driver of `balloon`; the arguments are those of `GuestRequestChannel`.
+    """Requests over the misc queue.
 
     Threads: event loop.
     """
 
-    def __init__(
-        self,
-        balloon: BalloonDevice,
-        lock: threading.Lock,
-        call_soon: Callable[..., None],
-        is_paused: Callable[[], bool],
-    ) -> None:
-        self._misc = balloon.misc
+    def __init__(self, access: GuestAccess) -> None:
+        self._misc = access.balloon.misc
         self._channel: GuestRequestChannel[MiscResponse] = GuestRequestChannel(
-            balloon, Role.MISC, lock, call_soon, is_paused, UNAVAILABLE
+            access, Role.MISC, UNAVAILABLE
         )
         self.close = self._channel.close
 

@@ -14,17 +14,19 @@ STATS_VQ, fails a request before its time-out. Errors are those of `pyvmm.balloo
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.balloon.dialects import Role
 from devices.errors import BadPayload
-from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestRequestChannel, InvalidResponse
+from pyvmm.balloon.guest_requests import (
+    DEFAULT_TIMEOUT_S,
+    GuestAccess,
+    GuestRequestChannel,
+    InvalidResponse,
+)
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
     from devices.balloon.stats import OnReport, StatsReport
 
 UNAVAILABLE = "the guest runs no balloon driver with STATS_VQ"
@@ -39,22 +41,16 @@ class TimedReport(NamedTuple):
 
 
 class BalloonStatistics:
-    """Statistics of the guest behind `balloon`; the arguments are those of `GuestRequestChannel`.
+    """Memory statistics of one guest.
 
     Threads: event loop.
     """
 
-    def __init__(
-        self,
-        balloon: BalloonDevice,
-        lock: threading.Lock,
-        call_soon: Callable[..., None],
-        is_paused: Callable[[], bool],
-    ) -> None:
-        self._balloon = balloon
-        self._call_soon = call_soon
+    def __init__(self, access: GuestAccess) -> None:
+        self._balloon = access.balloon
+        self._call_soon = access.call_soon
         self._channel: GuestRequestChannel[StatsReport | BadPayload] = GuestRequestChannel(
-            balloon, Role.STATS, lock, call_soon, is_paused, UNAVAILABLE, deferrable=True
+            access, Role.STATS, UNAVAILABLE, deferrable=True
         )
         self._timer: asyncio.TimerHandle | None = None
         self._held = False
@@ -62,7 +58,7 @@ class BalloonStatistics:
         self._polling_interval_s = 0
         self.last: TimedReport | None = None
         """The last report, requested or not."""
-        balloon.stats.report_received.add(self._on_report)
+        access.balloon.stats.report_received.add(self._on_report)
 
     @property
     def polling_interval_s(self) -> int:

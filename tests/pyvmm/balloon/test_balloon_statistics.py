@@ -18,6 +18,7 @@ from devices.testing.balloon.stats import FREE, StatsGuest
 from devices.testing.driver import VERSION_1
 from pyvmm.balloon.guest_requests import (
     DriverUnavailable,
+    GuestAccess,
     GuestEnded,
     InvalidResponse,
     RequestTimeout,
@@ -37,7 +38,8 @@ def run(scenario: Scenario) -> None:
         def call_soon(callback: Callable[..., None], *args: object) -> None:
             loop.call_soon(callback, *args)
 
-        stats = BalloonStatistics(guest.board.balloon, threading.Lock(), call_soon, lambda: False)
+        access = GuestAccess(guest.board.balloon, threading.Lock(), call_soon, lambda: False)
+        stats = BalloonStatistics(access)
         try:
             await asyncio.wait_for(scenario(guest, stats), 30)
         finally:

@@ -18,6 +18,7 @@ from devices.testing.balloon.misc import DROP_CACHE, GET_UNUSED_PAGES, SYNC, Mis
 from devices.testing.driver import ALL_FEATURES
 from pyvmm.balloon.guest_requests import (
     DriverUnavailable,
+    GuestAccess,
     GuestEnded,
     GuestPaused,
     GuestReset,
@@ -264,7 +265,8 @@ def test_a_reset_on_a_vcpu_thread_fails_the_request() -> None:
         def call_soon(callback: Callable[..., None], *args: object) -> None:
             loop.call_soon_threadsafe(callback, *args)
 
-        requests = MiscRequests(guest.board.balloon, lock, call_soon, lambda: False)
+        access = GuestAccess(guest.board.balloon, lock, call_soon, lambda: False)
+        requests = MiscRequests(access)
         waiting = asyncio.create_task(requests.unused_pages(LONG_S))
         await sent(guest)
 

@@ -20,6 +20,7 @@ from devices.testing.balloon.misc import MiscGuest
 from devices.testing.balloon.stats import StatsGuest
 from devices.testing.ram import AnonymousRam
 from pyvmm.balloon.free_page_hints import FreePageHints
+from pyvmm.balloon.guest_requests import GuestAccess
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.balloon.unused_pages import query_unused_pages
@@ -59,9 +60,7 @@ class InMemoryVm:
     def balloon_statistics(self) -> BalloonStatistics:
         """Return the statistics of `stats_guest`, which responds at once unless it is paused."""
         loop, board = asyncio.get_running_loop(), self.stats_guest.board
-        stats = BalloonStatistics(
-            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
-        )
+        stats = BalloonStatistics(self._access(board.balloon))
         board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
         self.stats_guest.start()
         return stats
@@ -79,9 +78,7 @@ class InMemoryVm:
     def misc_requests(self) -> MiscRequests:
         loop, board = asyncio.get_running_loop(), self.misc_guest.board
         board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
-        return MiscRequests(
-            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
-        )
+        return MiscRequests(self._access(board.balloon))
 
     @cached_property
     def hint_guest(self) -> HintGuest:
@@ -92,9 +89,10 @@ class InMemoryVm:
     def free_page_hints(self) -> FreePageHints:
         loop, board = asyncio.get_running_loop(), self.hint_guest.board
         board.msi.on_trigger = lambda vector: loop.call_soon(self._respond)
-        return FreePageHints(
-            board.balloon, threading.Lock(), self._soon, lambda: self.status == "paused"
-        )
+        return FreePageHints(self._access(board.balloon))
+
+    def _access(self, balloon: BalloonDevice) -> GuestAccess:
+        return GuestAccess(balloon, threading.Lock(), self._soon, lambda: self.status == "paused")
 
     # --- For snapshots and migrations ----------------------------------------------------------
     @property
