@@ -86,9 +86,6 @@ PCI_INTX_FIRST_GSI = 16  # INTx uses only IO-APIC pins that no ISA device has
 PCI_INTX_GSIS = 8
 FIRST_MSI_GSI = 24  # beyond the pins of the one IO-APIC
 
-# --- PCI ------------------------------------------------------------------------------------------
-BALLOON_PCI_DEVICE = 1
-
 
 def ram_ranges(ram_bytes: int) -> tuple[tuple[int, int], ...]:
     """Return the (gpa, size in bytes) ranges that `ram_bytes` of guest RAM occupy, in order."""
