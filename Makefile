@@ -4,11 +4,11 @@
 
 BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
-PYTHON   := pykvm devices pyvmm guest_images bench tests
+PYTHON   := pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench conformance fuzz coverage lint format image stock-kernels native clean
+.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint format image stock-kernels native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,14 @@ test-long: native image  ## Run the long tests: migrations, snapshots, faults (L
 bench: native image  ## Compare pyvmm with QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
 	@$(BIN)/pyvmm bench $(BENCH_OPTIONS)
 
-conformance: native image  ## Write docs/conformance.md from the results of the tests it names
+docs: native  ## Build the documentation into build/docs, warnings as errors, and check every link in it
+	@$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs build/docs
+	@PYTHONPATH=docs $(BIN)/python -m pyvmm_docs.check_links build/docs
+
+docs-links: native  ## Follow the documentation's links to other sites (needs a network)
+	@$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
+
+conformance: native image  ## Write docs/reference/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml
 	-@$(BIN)/python -m pytest -m "conformance and not kvm" -q --junitxml build/conformance-unit.xml
 	-@LABS=1 $(BIN)/python -m tests.with_kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml

@@ -18,8 +18,8 @@
     running     destination   empty
     failed      destination   reason, UTF-8
 
-The version of "migration" is that of the stream (`docs/formats.md`). "failed" never changes, so
-that either side can tell the other why it refuses its version.
+The version of "migration" is that of the stream (`docs/reference/formats.md`). "failed" never
+changes, so that either side can tell the other why it refuses its version.
 
 Every payload has a checksum in its record. Checks that need no earlier message are made here: a
 payload that is not exactly as above is a `MigrationError`.

@@ -43,7 +43,7 @@ PAGES_OFFSET = PAGE_BYTES
 
 HEADER, REPORT, PAGES = "snapshot", "report", "pages"
 VERSION = 3
-"""Of the format, which is that of record "snapshot"; see `docs/formats.md`."""
+"""Of the format, which is that of record "snapshot"; see `docs/reference/formats.md`."""
 MAX_PARTS = 32
 """Most kinds of record that a machine has."""
 MAX_ROUNDS = 5

@@ -17,7 +17,7 @@ All numbers are little-endian. The header has a checksum of its own so that a le
 if it is the one that was written. CRC-32C detects every burst of up to 32 flipped bits; it is no
 protection against deliberate changes, so everything in a payload is checked as well.
 
-Formats evolve by these rules, which `docs/formats.md` explains:
+Formats evolve by these rules, which `docs/reference/formats.md` explains:
 
 * A reader knows, for each kind, a range of versions. An older version of the range is upgraded
   when it is read: `RecordReader` returns records of the newest version that it knows.

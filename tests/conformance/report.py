@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/conformance.md: the specification's requirements, the tests of each, their results.
+"""Write docs/reference/conformance.md: each requirement of VIRTIO, its tests, their results.
 
 There are three inputs. `statements.toml` lists the requirements. A test names those it tests with
 `@pytest.mark.conformance("2.1.2-1", ...)`; `marked_tests` finds the marks in the sources, so that
@@ -23,7 +23,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "conformance.md"
+DOCUMENT = ROOT / "docs" / "reference" / "conformance.md"
 STATEMENTS = Path(__file__).with_name("statements.toml")
 
 LEVELS = ("MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "text")
@@ -165,7 +165,7 @@ def _row(statement: Statement, tests: list[str], results: Results) -> str:
     links = []
     for test in tests:
         path, _, function = test.partition("::")
-        links.append(f"[{function.removeprefix('test_')}](../{path})")
+        links.append(f"[{function.removeprefix('test_')}](../../{path})")
     outcomes = {results.get(test, NOT_RUN) for test in tests}
     worst = next(each for each in (FAILED, NOT_RUN, SKIPPED, PASSED) if each in outcomes)
     return f"{start} {', '.join(links)} | {worst} |"
@@ -182,10 +182,10 @@ specification is "writes to no" here. The level "text" marks a duty that the spe
 outside its lists of requirements; "(1.3)" marks an addition of version 1.3. The requirements of a
 feature that is not offered share one row.
 
-The statements are in [statements.toml](../tests/conformance/statements.toml); tests refer to them
-with `@pytest.mark.conformance`. A statement without a test gives the reason: it is a permission
-**not taken**, **not applicable** to this device, **not implemented**, or **not visible** from
-outside the device.
+The statements are in [statements.toml](../../tests/conformance/statements.toml); tests refer to
+them with `@pytest.mark.conformance`. A statement without a test gives the reason: it is a
+permission **not taken**, **not applicable** to this device, **not implemented**, or **not visible**
+from outside the device.
 
 The document covers the standard dialect of the balloon. The bitmap dialect shares all but 5.5:
 it is an extension from outside the specification that gives device feature bits 3 and 4 another

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/conformance.md is up to date with the tests and the table of statements."""
+"""docs/reference/conformance.md is up to date with the tests and the table of statements."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_the_document_is_up_to_date_and_lists_no_failure() -> None:
     tests = report.marked_tests()
     passed = {test: PASSED for each in tests.values() for test in each}
     assert report.DOCUMENT.read_text() == report.render(chapters, clauses, tests, passed), (
-        "docs/conformance.md is stale; run: make conformance"
+        "docs/reference/conformance.md is stale; run: make conformance"
     )
 
 
@@ -63,6 +63,7 @@ def test_the_worst_case_of_a_test_is_its_result(tmp_path: Path) -> None:
     tests = {"1.1-1": ["tests/unit/test_a.py::test_two", "tests/unit/test_a.py::test_three"]}
     text = report.render({"1": "One"}, [Clause("1.1", "Some", (statement,))], tests, results)
     assert text.splitlines()[-1] == (
-        "| 1 MUST | is shown | [two](../tests/unit/test_a.py), [three](../tests/unit/test_a.py) "
+        "| 1 MUST | is shown "
+        "| [two](../../tests/unit/test_a.py), [three](../../tests/unit/test_a.py) "
         f"| {NOT_RUN} |"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("pykvm", "devices", "pyvmm", "guest_images", "cython_src")
-PACKAGES = (*PRODUCT, "bench", "tests")
+PACKAGES = (*PRODUCT, "bench", "tests", "docs")
 
 
 def files(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:

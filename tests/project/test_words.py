@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retired words stay retired: the last column of docs/glossary.md, applied to code and documents.
+"""Retired words stay retired: the last column of the glossary, applied to code and documents.
 
 Code spans of that column are identifiers, in which `*` stands for any characters. They are compared
 with names, attributes, arguments, functions, classes and modules: from the syntax tree of Python
@@ -24,8 +24,8 @@ import pytest
 
 from tests.project.sources import PACKAGES, ROOT, files, name_of
 
-GLOSSARY = ROOT / "docs" / "glossary.md"
-RECORDS = ("docs/glossary.md", "CHANGELOG.md", "DECISIONS.md", "docs/adr/", "LICENSE")
+GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"
+RECORDS = ("docs/reference/glossary.md", "CHANGELOG.md", "DECISIONS.md", "docs/adr/", "LICENSE")
 CHECKERS = ("tests/project/test_words.py", "tests/project/test_docstrings.py")
 PYTHON, CYTHON = (".py", ".pyi"), (".pyx", ".pxd")
 TEXT = (*PYTHON, *CYTHON, ".md", ".toml", ".c", ".h", ".config", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/features.md has a row for each feature bit, and each row names an existing test."""
+"""docs/reference/features.md has a row for each feature bit, each with an existing test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from devices.balloon.features import BY_DIALECT, Features
 
 ROOT = Path(__file__).parents[3]
-DOCUMENT = ROOT / "docs" / "features.md"
+DOCUMENT = ROOT / "docs" / "reference" / "features.md"
 
 
 class FeatureRow(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of every version are read or refused as `docs/formats.md` says."""
+"""Snapshots of every version are read or refused as `docs/reference/formats.md` says."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_the_checksum_is_that_of_rfc_3720() -> None:
     assert crc32c(bytes(range(32))) == 0x46DD794E
 
 
-# --- Versions (docs/formats.md) -------------------------------------------------------------------
+# --- Versions (docs/reference/formats.md) ---------------------------------------------------------
 def test_an_optional_record_of_an_unknown_kind_is_skipped() -> None:
     known = Record("uart", 1, b"known")
     data = Record("vgpu", 7, bytes(1000), 9, optional=True).encode()

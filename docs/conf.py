@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation site: Sphinx, MyST Markdown, and the furo theme. `make docs` builds it.
+
+Everything that can be generated is generated, by the extensions in `pyvmm_docs`. The site needs
+no network: neither to build it nor to read it.
+"""
+
+import sys
+import tomllib
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS), str(DOCS.parent), str(DOCS.parent / "cython_src")]
+
+from pyvmm.version import VERSION  # noqa: E402  (needs the path above)
+
+PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+
+project = "pyvmm"
+author = "The pyvmm developers"
+copyright = author
+release = version = VERSION
+
+extensions = [
+    "myst_parser",
+    "sphinx_copybutton",
+    "pyvmm_docs.repository_links",
+]
+source_suffix = {".md": "markdown"}
+nitpicky = True
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "substitution"]
+myst_heading_anchors = 3
+myst_fence_as_directive: list[str] = []
+
+repository_url = PROJECT["urls"]["Repository"]
+
+html_theme = "furo"
+html_title = f"pyvmm {VERSION}"
+html_static_path = ["_static"]
+html_css_files = ["pyvmm.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "source_repository": repository_url,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+copybutton_exclude = ".linenos, .gp, .go"  # the prompt and the output of a console
