@@ -8,7 +8,7 @@ PYTHON   := pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint format image stock-kernels native clean
+.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint lock format image stock-kernels native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ lint: native  ## Check style, types, native code, import contracts, words and do
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/project/test_words.py tests/project/test_docstrings.py
 
+lock: .venv/.ready  ## Renew requirements.lock: the newest versions that pyproject.toml allows, with hashes
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
 format: .venv/.ready  ## Format the Python sources
 	@$(BIN)/ruff check --fix-only $(PYTHON)
 	@$(BIN)/ruff format $(PYTHON)
@@ -80,7 +84,7 @@ clean:  ## Remove everything built in this tree; caches outside it stay (see `py
 	rm -rf .venv build demo-output .fuzz .coverage *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f cython_src/pyvmm_native/*.c cython_src/pyvmm_native/*.so
 
-.venv/.ready: pyproject.toml debian-packages.txt scripts/setup
+.venv/.ready: pyproject.toml requirements.lock debian-packages.txt scripts/setup
 	@scripts/setup
 
 .venv/.native: .venv/.ready $(NATIVE)

@@ -27,7 +27,8 @@ The parts build on each other, and each can be used without those listed after i
 
 `devices.testing.balloon` has drivers of the balloon, `devices.testing.states` saves and restores
 devices, and `devices.testing.strategies` are Hypothesis strategies (`pip install
-pyvmm[hypothesis]`). The kit needs no KVM, no privileges, no test runner and nothing of `pyvmm`.
+"pyvmm-kvm[hypothesis]"`). The kit needs no KVM, no privileges, no test runner and nothing of
+`pyvmm`.
 """
 
 from devices.testing.board import Board

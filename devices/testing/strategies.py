@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypothesis strategies for tests of device models; needs `pip install pyvmm[hypothesis]`.
+"""Hypothesis strategies for tests of device models; needs `pip install "pyvmm-kvm[hypothesis]"`.
 
 Nothing else in `devices.testing` imports Hypothesis.
 """
