@@ -8,7 +8,7 @@ PYTHON   := pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint lock format image stock-kernels native clean
+.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint lock format image stock-kernels debian native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ image: native  ## Build guest.img (cached)
 
 stock-kernels: native  ## Download the Debian kernels that the tests boot (kept in the cache)
 	@$(BIN)/python -m tests.kvm.debian_kernels
+
+debian:  ## Run the README's commands on a minimal Debian, in a chroot (as root; SUITE: trixie, AS: root or user)
+	@scripts/check-debian $(or $(SUITE),trixie) $(or $(AS),root)
 
 native: .venv/.native
 
