@@ -74,8 +74,7 @@ def panels_of(cases: list[Case]) -> list[list[Case]]:
 
 
 def _provenance(result: Result) -> str:
-    emulated = "emulated" in result.machine["kvm"]
-    where = "emulated CPU and KVM (the lab)" if emulated else result.machine["processor"]
+    where = "emulated CPU and KVM (the lab)" if result.emulated else result.machine["processor"]
     quick = "quick run, not representative; " if result.quick else ""
     return f"{quick}{where}, {result.taken[:10]}: compare ratios, not absolute values"
 

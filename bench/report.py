@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports of the results: tables on the terminal, and a page with tables and plots.
 
-The page is `README.md` beside the results. The project's own README has a summary of it between two
-marks, which a run that writes to bench/results updates.
+The page is `README.md` beside the results. The project's own README has a table of a few of them
+between two marks, which a run that writes to bench/results updates.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bench.tables import (
     TextTable,
     cases_table,
     curves_table,
+    headlines_table,
     proposal_table,
     stages_table,
     targets_table,
@@ -26,10 +27,8 @@ from bench.tables import (
 PAGE = "README.md"
 BEGIN = "<!-- benchmarks: written by make bench -->"
 END = "<!-- end of benchmarks -->"
-SUMMARY_STAGES_CASE = "inflate, RAM touched, 1 vCPU"
+PROPOSAL_CASE = "inflate, RAM touched, 1 vCPU"
 """The case whose stages are shown beside those of the thread that proposed the bitmaps."""
-SUMMARY_PLOTS = ("balloon", "migration", "snapshot")
-"""Benchmarks whose plot is in the project's README."""
 
 
 def write_report(output: Path, results: Sequence[Result]) -> None:
@@ -49,13 +48,14 @@ def write_report(output: Path, results: Sequence[Result]) -> None:
 
 
 def update_readme(readme: Path, output: Path, results: Sequence[Result]) -> None:
-    """Write the summary between the marks of the project's README."""
+    """Write the headlines between the marks of the project's README."""
     text = readme.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{readme} has no marks for benchmarks")
-    readme.write_text(before + begin + "\n" + "\n".join(_summary(results, output)) + end + after)
+    lines = _headlines(results, f"{output.parent.name}/{output.name}/{PAGE}")
+    readme.write_text("\n".join((before + begin, *lines, end + after)))
 
 
 def _tables(result: Result) -> Iterable[TextTable]:
@@ -63,7 +63,7 @@ def _tables(result: Result) -> Iterable[TextTable]:
     yield curves_table(result)
     for case in result.cases:
         if case.stages:
-            yield proposal_table(case) if case.name == SUMMARY_STAGES_CASE else stages_table(case)
+            yield proposal_table(case) if case.name == PROPOSAL_CASE else stages_table(case)
 
 
 def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]:
@@ -80,18 +80,12 @@ def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]
             yield from _markdown(table)
 
 
-def _summary(results: Sequence[Result], output: Path) -> Iterable[str]:
+def _headlines(results: Sequence[Result], page: str) -> Iterable[str]:
     yield ""
-    yield from _markdown(targets_table(results))
-    folder = f"{output.parent.name}/{output.name}"
-    for result in results:
-        for case in result.cases:
-            if case.name == SUMMARY_STAGES_CASE:
-                yield from _markdown(proposal_table(case))
-    for result in results:
-        if result.bench in SUMMARY_PLOTS:
-            yield f"![{result.title}]({folder}/{result.bench}.png)\n"
-    yield f"[All tables and plots]({folder}/{PAGE})\n"
+    yield from _markdown(headlines_table(results))
+    if any(result.emulated for result in results):
+        yield "The guests of both VMMs ran in the lab, an emulated machine: only ratios count.\n"
+    yield f"[All results]({page})"
 
 
 def _markdown(table: TextTable) -> Iterable[str]:

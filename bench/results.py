@@ -29,6 +29,11 @@ class Result:
     machine: dict[str, str]
     cases: list[Case]
 
+    @property
+    def emulated(self) -> bool:
+        """True if it was taken in the lab, on an emulated KVM."""
+        return "emulated" in self.machine["kvm"]
+
     def case(self, name: str) -> Case:
         """Return the case called `name`; KeyError if it was not measured."""
         for case in self.cases:

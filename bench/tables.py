@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from bench.measure import Case
 from bench.results import Result
-from bench.targets import TARGETS, PerformanceTarget
+from bench.targets import HEADLINES, TARGETS, PerformanceTarget
 
 PROPOSAL_TITLE = "patch series of 2016, before"
 PROPOSAL_STAGES = {
@@ -34,14 +34,32 @@ class TextTable:
 
 def targets_table(results: Sequence[Result]) -> TextTable:
     """Return a row for each target that was measured."""
-    by_name = {result.bench: result for result in results}
+    rows = [_target_row(target, result) for target, result in _measured_targets(results)]
+    columns = ("ratio of medians", "limit", "goal", "measured", "single rounds", "")
+    return TextTable("Performance targets (lower is better)", columns, rows)
+
+
+def headlines_table(results: Sequence[Result]) -> TextTable:
+    """Return a row for each of the `HEADLINES` that was measured, in their order."""
+    measured = {target.name: (target, result) for target, result in _measured_targets(results)}
     rows = []
+    for name, headline in HEADLINES.items():
+        if name in measured:
+            target, result = measured[name]
+            ratio = target.measured_ratio(result)
+            rows.append((*headline, _ratio(ratio), f"{target.limit:g}", _verdict(target, ratio)))
+    columns = ("pyvmm", "compared with", "ratio", "limit", "")
+    return TextTable("Time or memory of pyvmm (lower is better)", columns, rows, left=2)
+
+
+def _measured_targets(
+    results: Sequence[Result],
+) -> Iterator[tuple[PerformanceTarget, Result]]:
+    by_name = {result.bench: result for result in results}
     for target in TARGETS:
         result = by_name.get(target.bench)
         if result is not None and target.is_in(result):
-            rows.append(_target_row(target, result))
-    columns = ("ratio of medians", "limit", "goal", "measured", "single rounds", "")
-    return TextTable("Performance targets (lower is better)", columns, rows)
+            yield target, result
 
 
 def _target_row(target: PerformanceTarget, result: Result) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ from bench.migratable_guests import (
 from bench.plots import panels_of
 from bench.report import BEGIN, END, update_readme, write_report
 from bench.results import Result, load, new_result
-from bench.tables import proposal_table, targets_table
-from bench.targets import TARGETS
+from bench.tables import headlines_table, proposal_table, targets_table
+from bench.targets import HEADLINES, TARGETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,6 +201,40 @@ def test_update_readme_replaces_only_the_part_between_the_marks(tmp_path: Path) 
     assert (ROOT / "README.md").read_text().count(BEGIN) == 1
 
 
+def stored_results() -> dict[str, Result]:
+    """Return the results in the tree, by the name of their benchmark."""
+    return {
+        path.stem: load(path)
+        for path in (ROOT / "bench/results").glob("*.json")
+        if path.stem in CATALOGUE
+    }
+
+
+def test_the_readme_has_at_most_eight_stored_results_with_their_misses(tmp_path: Path) -> None:
+    results = list(stored_results().values())
+    rows = headlines_table(results).rows
+    assert [tuple(row[:2]) for row in rows] == list(HEADLINES.values())
+    assert len(rows) <= 8
+    assert any(row[-1] == "missed" for row in rows)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}{END}")
+    update_readme(readme, ROOT / "bench/results", results)
+    written = (ROOT / "README.md").read_text()
+    shown = written[written.index(BEGIN) : written.index(END) + len(END)]
+    assert shown == readme.read_text(), "run `make bench`, or update_readme on the results"
+    assert "bench/results/README.md" in shown
+
+
+def test_a_report_of_a_lab_says_that_only_ratios_count(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    result = measured()
+    for kvm, said in (("this machine's", False), ("emulated, in the lab", True)):
+        result.machine["kvm"] = kvm
+        readme.write_text(f"{BEGIN}{END}")
+        update_readme(readme, tmp_path, [result])
+        assert ("only ratios count" in readme.read_text()) == said
+
+
 def test_targets_of_migrations_and_snapshots_name_measured_contenders() -> None:
     """In a full run; checked against the code, not the stored results."""
     by_bench = {
@@ -251,11 +285,7 @@ def test_a_guest_that_ends_early_is_retried_in_the_lab(
 
 def test_every_target_is_in_the_stored_results() -> None:
     """The results in the tree have the case and the contenders of each of their targets."""
-    results = {
-        path.stem: load(path)
-        for path in (ROOT / "bench/results").glob("*.json")
-        if path.stem in CATALOGUE
-    }
+    results = stored_results()
     for target in TARGETS:
         assert target.bench in CATALOGUE
         assert 0 < target.goal <= target.limit
