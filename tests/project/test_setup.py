@@ -2,7 +2,7 @@
 """scripts/setup on machines that lack something: one line that says what to do, and nothing done.
 
 The script runs in a copy of its own, and finds programs of ours in place of the machine's: each is
-a shell script that records its arguments. So nothing is installed, whoever runs the tests.
+a shell script that records its arguments. So the tests install nothing, even as root.
 """
 
 from __future__ import annotations
