@@ -24,7 +24,9 @@ release = version = VERSION
 extensions = [
     "myst_parser",
     "sphinx_copybutton",
+    "pyvmm_docs.bit_layout",
     "pyvmm_docs.repository_links",
+    "pyvmm_docs.sequence",
 ]
 source_suffix = {".md": "markdown"}
 nitpicky = True
