@@ -5,7 +5,7 @@
 each, compressed. This module recorded it in the lab:
 
     pyvmm image build
-    pyvmm lab --memory 2048 -- .venv/bin/python -m bench.fragmentation_trace
+    pyvmm lab --memory 2G -- .venv/bin/python -m bench.fragmentation_trace
 
 Five programs in the guest, on two vCPUs, fill its memory at the same time, so that their pages are
 interleaved. One frees its pages, the others keep every 8th, 20th, 60th and 120th. The guest's

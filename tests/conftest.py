@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings for all tests, so that they pass on a busy machine and in the background of a shell."""
 
+import os
 import signal
 
 import pytest
@@ -12,6 +13,10 @@ settings.load_profile("patient")
 # A shell makes its background jobs ignore SIGINT. Programs under test would inherit that and never
 # end when they are interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The developer's own guest is no default of the commands under test.
+os.environ.pop("PYVMM_QMP", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

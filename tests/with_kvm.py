@@ -48,7 +48,7 @@ def pytest_here(record: Path, arguments: list[str]) -> list[str]:
 
 def in_a_lab(command: list[str]) -> list[str]:
     memory, limit = os.environ.get("LAB_MIB", "6144"), os.environ.get("LIMIT_S", "1500")
-    lab = ["lab", "--memory", memory, "--timeout", limit, "--"]
+    lab = ["lab", "--memory", f"{memory}M", "--timeout", limit, "--"]
     return [sys.executable, "-m", "pyvmm", *lab, *command]
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -33,6 +34,7 @@ from guest_images.recipe import (
     TOOLS,
     check_tools,
 )
+from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.remedies import remedy as remedy_for
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.kernel import find_kernel
@@ -215,19 +217,56 @@ def install_lines(findings: list[Finding]) -> list[str]:
 
 
 @click.command()
-def doctor() -> int:
+@json_option
+def doctor(as_json: bool) -> int:
     """Report what pyvmm found on this machine, where guests will run, and what to install.
 
     The exit status is 0 when guests can run, here or in the lab, and 2 when they cannot.
     """
     findings = [check() for check in CHECKS]
+    fitness = probe_host_kvm()
+    usable, verdict = conclude(findings, fitness)
+    if as_json:
+        print_json(_document(findings, fitness))
+    else:
+        _print_report(findings, usable, verdict)
+    return 0 if usable else EXIT_NOTHING_USABLE
+
+
+def _document(findings: list[Finding], fitness: KvmFitness) -> dict[str, Any]:
+    """Return the document of `--json`."""
+    usable, verdict = conclude(findings, fitness)
+    return {
+        "usable": usable,
+        "kvm": ("host" if fitness.fit else "lab") if usable else None,
+        "conclusion": verdict,
+        "host-kvm": {
+            "verdict": fitness.verdict.value,
+            "reason": fitness.reason or None,
+            "ring0-instructions-per-second": fitness.ring0_instructions_per_second,
+            "syscall-correct": fitness.syscall_arrives,
+        },
+        "findings": [
+            {
+                "subject": item.subject,
+                "found": item.found,
+                "needed-for": item.needed.value or None,
+                "ok": item.ok,
+                "remedy": item.remedy or None,
+            }
+            for item in findings
+        ],
+        "install": install_lines(findings),
+    }
+
+
+def _print_report(findings: list[Finding], usable: bool, verdict: str) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "checked", "found", "needed for"):
         table.add_column(heading, overflow="fold")
     for item in findings:
         mark = "[green]ok[/]" if item.ok else "[yellow]--[/]"
         table.add_row(mark, item.subject, escape(item.found), item.needed.value)
-    usable, verdict = conclude(findings, probe_host_kvm())
     console = Console(highlight=False)
     console.print(table)
     console.print()
@@ -236,7 +275,6 @@ def doctor() -> int:
         console.print("\nTo install what is missing, run:")
         for line in lines:
             console.print(f"  {line}", markup=False, soft_wrap=True)
-    return 0 if usable else EXIT_NOTHING_USABLE
 
 
 def _user(uid: int) -> str:

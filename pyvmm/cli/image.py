@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from guest_images.build import build_image, image_path
 from guest_images.manifest import Manifest, read_manifest
 from guest_images.recipe import read_recipe
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.progress.reporter import show_progress
 
 BUILD_REMEDY = "run: pyvmm image build"
@@ -41,7 +43,10 @@ def image() -> None:
     "--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs [default: one per CPU]."
 )
 @click.option("--force", is_flag=True, help="Build even if the image is up to date.")
-def build(output: Path | None, source: Path | None, jobs: int | None, force: bool) -> None:
+@json_option
+def build(
+    output: Path | None, source: Path | None, jobs: int | None, force: bool, as_json: bool
+) -> None:
     """Build the guest image unless it is up to date; print its path.
 
     The image is one ELF file: a Linux 6.12 kernel with pyvmm's balloon driver, and a small user
@@ -49,12 +54,13 @@ def build(output: Path | None, source: Path | None, jobs: int | None, force: boo
     """
     with show_progress() as progress:
         path = build_image(output, source=source, jobs=jobs, progress=progress, force=force)
-    click.echo(path)
+    _print_path(path, as_json)
 
 
 @image.command()
 @click.argument("file", type=_PATH)
-def info(file: Path) -> None:
+@json_option
+def info(file: Path, as_json: bool) -> None:
     """Show the manifest of the guest image FILE."""
     try:
         manifest = read_manifest(file)
@@ -62,17 +68,44 @@ def info(file: Path) -> None:
         raise CommandError(f"{file} cannot be read: {error.strerror}", BUILD_REMEDY) from error
     if manifest is None:
         raise CommandError(f"{file} is not a guest image: it has no manifest", BUILD_REMEDY)
-    _print_manifest(file, manifest)
+    if as_json:
+        print_json(_document(file, manifest))
+    else:
+        _print_manifest(file, manifest)
 
 
 @image.command()
 @_SOURCE
-def where(source: Path | None) -> None:
+@json_option
+def where(source: Path | None, as_json: bool) -> None:
     """Print the path of the up-to-date guest image in the cache."""
     path = image_path(read_recipe(source))
     if not path.exists():
         raise CommandError("no guest image has been built from the present inputs", BUILD_REMEDY)
-    click.echo(path)
+    _print_path(path, as_json)
+
+
+def _print_path(path: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"file": str(path)})
+    else:
+        click.echo(path)
+
+
+def _document(file: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the document of `pyvmm image info --json`."""
+    return {
+        "file": str(file),
+        "file-bytes": file.stat().st_size,
+        "kernel": manifest.kernel,
+        "driver": manifest.driver,
+        "dialect": manifest.dialect,
+        "created": manifest.created,
+        "inputs": manifest.inputs,
+        "command-lines": {
+            dialect: manifest.command_line(dialect) for dialect in manifest.dialect_append
+        },
+    }
 
 
 def _print_manifest(file: Path, manifest: Manifest) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli.options import kvm_option, parse_positive_seconds
+from pyvmm.cli.options import kvm_option, parse_positive_seconds, parse_size_value
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
+from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
     from pyvmm.sockets.addresses import Address
@@ -24,19 +25,36 @@ OVERHEAD_MIB = 2048
 """Memory that the lab needs in addition to guest RAM for its system, Python and pyvmm; ample."""
 
 
+def parse_memory(text: str) -> int:
+    """Convert a size of at least 1 GiB to MiB, rounded up; a click type.
+
+    A smaller number without a unit is in MiB: no lab has so few bytes, and the option once took
+    nothing else. Raises click's usage error.
+    """
+    size_bytes = parse_size_value(text)
+    if text.isdecimal() and size_bytes < GIB:
+        size_bytes *= MIB
+    if size_bytes < GIB:
+        raise click.BadParameter(f"{text!r} is too small: a lab has at least 1 GiB")
+    return -(-size_bytes // MIB)
+
+
 @click.command()
 @click.option(
     "--memory",
-    type=click.IntRange(1024),
-    default=MIN_MEMORY_MIB,
+    "memory_mib",
+    type=parse_memory,
+    default=f"{MIN_MEMORY_MIB // 1024}G",
     show_default=True,
-    help="RAM of the lab in MiB, if the lab is used.",
+    metavar="SIZE",
+    help="RAM of the lab, if it is used: at least 1G.",
 )
 @click.option(
     "--cpus",
     type=click.IntRange(1, 64),
     default=DEFAULT_CPUS,
     show_default=True,
+    metavar="N",
     help="Processors of the lab, if it is used; QEMU before 8.1 is not safe with several.",
 )
 @kvm_option(KVM_MODES)
@@ -49,12 +67,23 @@ OVERHEAD_MIB = 2048
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def lab(
-    memory: int, cpus: int, kvm: KvmMode, timeout_s: float | None, command: tuple[str, ...]
+    memory_mib: int, cpus: int, kvm: KvmMode, timeout_s: float | None, command: tuple[str, ...]
 ) -> int:
-    """Run COMMAND where KVM works: on this machine if its KVM is fit, else in the lab."""
+    """Run COMMAND where KVM works: on this machine if its KVM is fit, else in the lab.
+
+    The lab is an emulated machine with a KVM of its own, which sees the files of this one. COMMAND
+    has this terminal, directory and environment. Write -- in front of a COMMAND with options.
+
+    \b
+    Run a command with KVM, in a lab with 6 GiB:
+      pyvmm lab --memory 6G -- python -m pytest tests/kvm/test_guest_boot.py
+
+    The exit status is that of COMMAND, 128 + N when signal N ended it, 124 after --timeout, 125
+    when the lab failed.
+    """
     if choose_kvm(kvm) is KvmProvider.HOST:
         return run_here(command, timeout_s=timeout_s)
-    return run_in_lab(command, memory_mib=memory, cpus=cpus, timeout_s=timeout_s)
+    return run_in_lab(command, memory_mib=memory_mib, cpus=cpus, timeout_s=timeout_s)
 
 
 def run_guest_in_lab(

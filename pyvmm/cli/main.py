@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import click
@@ -25,45 +26,82 @@ EXIT_USER_ERROR = UserError.exit_status
 EXIT_INTERRUPTED = 130
 
 
+class Theme(Enum):
+    """A section of the list of commands."""
+
+    RUN = "Run a guest"
+    CONTROL = "Control a running guest"
+    MOVE = "Save and migrate a running guest"
+    TOOLS = "Tools"
+
+
 class LazyCommand(NamedTuple):
-    """The location of a subcommand, and its line in the list of commands."""
+    """The location of a subcommand, its line in the list of commands, and the section of it."""
 
     module: str
     attribute: str
     short_help: str
+    theme: Theme
 
 
 COMMANDS = {
     "run": LazyCommand(
-        "pyvmm.cli.run", "run", "Run a Linux guest with its console on this terminal."
+        "pyvmm.cli.run", "run", "Run a Linux guest with its console on this terminal.", Theme.RUN
     ),
-    "balloon": LazyCommand(
-        "pyvmm.cli.balloon", "balloon", "Show or change how much RAM a running guest has."
-    ),
-    "unused": LazyCommand(
-        "pyvmm.cli.unused", "unused", "Show which memory a running guest does not use."
-    ),
-    "stats": LazyCommand(
-        "pyvmm.cli.stats", "stats", "Show the memory statistics that a running guest reports."
-    ),
-    "snapshot": LazyCommand("pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file."),
-    "migrate": LazyCommand(
-        "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm."
-    ),
-    "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images."),
-    "doctor": LazyCommand(
-        "pyvmm.cli.doctor",
-        "doctor",
-        "Report where guests will run, why, and what to install.",
-    ),
-    "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works."),
     "demo": LazyCommand(
         "pyvmm.cli.demo.command",
         "demo",
         "Inflate and deflate a real guest's balloon, and report.",
+        Theme.RUN,
     ),
+    "status": LazyCommand(
+        "pyvmm.cli.status",
+        "status",
+        "Show the state of a running guest and of its balloon.",
+        Theme.CONTROL,
+    ),
+    "stop": LazyCommand("pyvmm.cli.run_state", "stop", "Pause a running guest.", Theme.CONTROL),
+    "cont": LazyCommand("pyvmm.cli.run_state", "cont", "Resume a paused guest.", Theme.CONTROL),
+    "quit": LazyCommand("pyvmm.cli.run_state", "quit_guest", "End a guest at once.", Theme.CONTROL),
+    "balloon": LazyCommand(
+        "pyvmm.cli.balloon",
+        "balloon",
+        "Show or change how much RAM a running guest has.",
+        Theme.CONTROL,
+    ),
+    "stats": LazyCommand(
+        "pyvmm.cli.stats",
+        "stats",
+        "Show the memory statistics that a running guest reports.",
+        Theme.CONTROL,
+    ),
+    "unused": LazyCommand(
+        "pyvmm.cli.unused",
+        "unused",
+        "Show which memory a running guest does not use.",
+        Theme.CONTROL,
+    ),
+    "snapshot": LazyCommand(
+        "pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file.", Theme.MOVE
+    ),
+    "migrate": LazyCommand(
+        "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm.", Theme.MOVE
+    ),
+    "image": LazyCommand(
+        "pyvmm.cli.image", "image", "Build and inspect guest images.", Theme.TOOLS
+    ),
+    "doctor": LazyCommand(
+        "pyvmm.cli.doctor",
+        "doctor",
+        "Report where guests will run, why, and what to install.",
+        Theme.TOOLS,
+    ),
+    "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works.", Theme.TOOLS),
     "bench": LazyCommand(
-        "bench.cli", "bench", "Measure pyvmm beside QEMU and beside the limits of the machine."
+        "bench.cli",
+        "bench",
+        "Measure pyvmm beside QEMU and beside the limits of the machine.",
+        Theme.TOOLS,
     ),
 }
 
@@ -90,8 +128,16 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for theme in Theme:
+            with formatter.section(theme.value):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), entry.short_help)
+                        for name, entry in COMMANDS.items()
+                        if entry.theme is theme
+                    ]
+                )
 
     def main(
         self,

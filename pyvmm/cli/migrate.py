@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.options import (
     parse_size_value,
     qmp_option,
@@ -74,6 +75,7 @@ Show = Callable[[dict[str, Any]], None]
 )
 @security_options
 @click.option("--keep", is_flag=True, help="Keep the source process when its guest has moved.")
+@json_option
 def migrate(
     destination: str,
     address: str,
@@ -86,6 +88,7 @@ def migrate(
     tls_key: Path | None,
     insecure: bool,
     keep: bool,
+    as_json: bool,
 ) -> int:
     """Migrate a running guest to the pyvmm that waits for it at ADDRESS.
 
@@ -122,7 +125,7 @@ def migrate(
     def work(client: QmpClient) -> int:
         client.execute("migrate-set-parameters", **limits)
         client.execute("migrate-set-capabilities", capabilities=[capability])
-        return _migrate(client, request, keep)
+        return _migrate(client, request, keep, as_json)
 
     return run_qmp_command(address, "pyvmm migrate", work, guest_timeout_s=SWITCHOVER_TIMEOUT_S)
 
@@ -139,7 +142,7 @@ def _absolute_address(destination: str, protection: Security) -> str:
     return str(address)
 
 
-def _migrate(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
+def _migrate(client: QmpClient, request: dict[str, Any], keep: bool, as_json: bool) -> int:
     before = client.execute("query-status")["status"]
     with _collected_signals() as signals:
         client.execute("migrate", **request)
@@ -153,10 +156,13 @@ def _migrate(client: QmpClient, request: dict[str, Any], keep: bool) -> int:
                 " check whether the guest runs at the destination"
             )
             return EXIT_NOT_DONE
+    if as_json:
+        print_json({"downtime": None, "error-desc": None, **answer, "source-status": now})
     if answer["status"] != "completed":
         _print(failure(answer, before, now))
         return EXIT_NOT_DONE
-    print(summary(answer))
+    if not as_json:
+        print(summary(answer))
     if not keep:
         with suppress(ConnectionClosedError):
             client.execute("quit")
@@ -178,7 +184,14 @@ def _wait(client: QmpClient, signals: list[int], show: Show) -> dict[str, Any]:
 
 def failure(answer: dict[str, Any], before: str, now: str) -> str:
     """Return the line for a guest that has not moved; its status was `before` and is `now`."""
+    # Late: saves 14 ms (the errors of every package) without an error.
+    from pyvmm.cli.remedies import reported_remedy
+
     why = answer.get("error-desc") or "the migration was cancelled"
+    return "; ".join(filter(None, (_result(why, before, now), reported_remedy(why))))
+
+
+def _result(why: str, before: str, now: str) -> str:
     if now == "running":
         return f"the guest has not moved: {why}; it still runs here"
     if now == before:

@@ -49,9 +49,25 @@ def parse_size_value(text: str) -> int:
         raise click.BadParameter(str(error)) from error
 
 
-qmp_option = click.option(
-    "--qmp", "address", required=True, metavar="unix:PATH", help="Control socket of the guest."
-)
+QMP_VARIABLE = "PYVMM_QMP"
+"""Environment variable with the default of `--qmp`; only for commands to a running guest."""
+
+
+def _control_socket_option(required: bool) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command `--qmp` (parameter `address`)."""
+    return click.option(
+        "--qmp",
+        "address",
+        required=required,
+        envvar=QMP_VARIABLE,
+        show_envvar=True,
+        metavar="unix:PATH",
+        help="Control socket of the guest.",
+    )
+
+
+qmp_option = _control_socket_option(required=True)
+optional_qmp_option = _control_socket_option(required=False)
 unused_option = click.option(
     "--unused/--no-unused",
     "query_unused",

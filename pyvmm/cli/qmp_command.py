@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pyvmm.cli.errors import CommandError
+from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.addresses import parse_unix_address
@@ -31,15 +31,14 @@ def run_qmp_command(
     """Run `work` on a client of the control socket at `address`; returns its exit status.
 
     `command` is named in errors ("pyvmm stats"). `guest_timeout_s` is how long the server itself
-    may wait for the guest before it replies. Raises `CommandError`.
+    may wait for the guest before it replies. Raises `RequestFailed` or
+    `CommandError`.
     """
     with QmpClient(parse_unix_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
         try:
             return work(client)
         except QmpError as error:
-            raise CommandError(
-                f"the request failed: {error.desc}", f"see '{command} --help'"
-            ) from error
+            raise RequestFailed(error.desc, command) from error
         except ConnectionClosedError:
             print("pyvmm: the guest has ended", file=sys.stderr)
             return EXIT_NOT_DONE

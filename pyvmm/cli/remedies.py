@@ -3,16 +3,19 @@
 
 The rest of pyvmm raises errors that state a fact, "a guest cannot have 9 vCPUs, only 1 to 8"; this
 module knows the option that changes it. A plain `UserError` needs no remedy: its message says
-everything.
+everything. Errors of the process that runs a guest arrive over its control socket as text, without
+a class; `REPORTED` recognizes the facts that a command can change.
 """
 
 from __future__ import annotations
+
+import re
 
 from guest_images import errors as image
 from guest_images.manifest import ManifestError
 from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
-from pyvmm.cli.errors import CommandError
+from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab import errors as lab
@@ -80,6 +83,25 @@ KVM_REMEDIES = {
 }
 """By the probe's verdict; for any other, the lab is the only remedy."""
 
+REPORTED = {
+    r"no destination can be reached at (?P<address>\S+):": (
+        "start one with: pyvmm run --incoming {address}"
+    ),
+    r" is not trusted: ": REMEDIES[sockets.PeerUntrusted],
+    r"^the TLS files cannot be used": REMEDIES[sockets.TlsFilesUnusable],
+    r"^cannot write the snapshot ": REMEDIES[snapshot.SnapshotNotWritten],
+    r"^There is a snapshot in process|^There's a migration process in progress": (
+        "see its progress with: pyvmm status"
+    ),
+    r"^The guest has migrated": "give the control socket of the destination",
+    r"^the guest is paused and cannot respond": "let it run with: pyvmm cont",
+    r"^the guest runs no balloon driver with MISC_VQ": (
+        "boot a guest.img that 'pyvmm image build' made, with its own dialect"
+    ),
+    r"^The command \S+ has not been found": "the guest runs in QEMU or another version of pyvmm",
+}
+"""Remedies of messages from the control socket, by a regular expression that finds the message."""
+
 
 def with_remedy(error: UserError) -> str:
     """Return the line that the command line prints for `error`: "MESSAGE; REMEDY"."""
@@ -97,10 +119,20 @@ def remedy(error: UserError) -> str:
     return "; ".join(filter(None, reversed(remedies)))
 
 
+def reported_remedy(message: str) -> str:
+    """Return what corrects an error with this `message` of the control socket, or ""."""
+    for pattern, text in REPORTED.items():
+        if found := re.search(pattern, message):
+            return text.format(**found.groupdict())
+    return ""
+
+
 def _remedy(error: UserError) -> str:
     match error:
         case CommandError():
             return error.remedy
+        case RequestFailed():
+            return reported_remedy(error.reported) or f"see '{error.command} --help'"
         case InvalidConfiguration():
             return f"change {PARAMETER_OPTIONS[error.parameter]}"
         case boot.NotEnoughRam():

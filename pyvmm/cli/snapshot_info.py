@@ -8,11 +8,14 @@ machine's parts, which take 60 ms to import.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pyvmm.cli.json_output import print_json
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.progress.reporter import show_progress
 from pyvmm.snapshot.reader import SnapshotFile
@@ -20,7 +23,7 @@ from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
 
-def show_snapshot(file: Path, labels: Mapping[str, str]) -> None:
+def show_snapshot(file: Path, labels: Mapping[str, str], as_json: bool) -> None:
     """Verify every checksum of the snapshot `file` and print its contents; raises `UserError`.
 
     `labels` maps the classes of pages in a snapshot's report to texts for people.
@@ -29,10 +32,38 @@ def show_snapshot(file: Path, labels: Mapping[str, str]) -> None:
         with show_progress() as progress:
             progress.stage("checking", len(opened.blocks))
             opened.check(lambda pages: progress.advance())
+        if as_json:
+            print_json(_document(opened))
+            return
         console = Console()
         console.print(_description(opened), highlight=False, soft_wrap=True)
         console.print(_pages(opened, labels))
         console.print(_parts(opened))
+
+
+def _document(opened: SnapshotFile) -> dict[str, Any]:
+    """Return the document of `--json`."""
+    config = opened.config
+    return {
+        "file": str(opened.path),
+        "file-bytes": opened.file_bytes,
+        "base-memory": config.ram_bytes,
+        "cpus": config.vcpus,
+        "dialect": config.dialect,
+        "kernel": str(config.kernel),
+        "initrd": str(config.initrd) if config.initrd is not None else None,
+        "command-line": config.command_line,
+        "pages": asdict(opened.report),
+        "parts": [
+            {
+                "kind": part.kind,
+                "instance": part.instance,
+                "version": part.version,
+                "bytes": len(part.payload),
+            }
+            for part in opened.parts
+        ],
+    }
 
 
 def _description(opened: SnapshotFile) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.options import qmp_option, timeout_option
 from pyvmm.cli.qmp_command import run_qmp_command
 from pyvmm.qmp.client import QmpClient
@@ -54,7 +55,8 @@ ASCII = Shades(".", "-+=", "#")
     is_flag=True,
     help="First have the guest write back its file systems and drop its page cache.",
 )
-def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
+@json_option
+def unused(address: str, timeout_s: float, drop_caches: bool, as_json: bool) -> int:
     """Show the pages that a running guest does not use.
 
     The guest's balloon driver reads its page allocator and answers at once; nothing is taken from
@@ -79,6 +81,9 @@ def unused(address: str, timeout_s: float, drop_caches: bool) -> int:
             client.execute("balloon-sync-filesystems", timeout=timeout_s)
             client.execute("balloon-drop-caches", timeout=timeout_s)
         answer = client.execute("query-unused-pages", timeout=timeout_s, cells=COLUMNS * MAX_ROWS)
+        if as_json:
+            print_json({**answer, "page-size": PAGE_BYTES})
+            return 0
         for line in report(answer, _shades(sys.stdout.encoding)):
             print(line)
         return 0

@@ -18,6 +18,7 @@ from guest_images.build import build_image
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.demo.measure import Demonstration, GuestSizes, demo_config
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.json_output import json_option
 from pyvmm.cli.options import kvm_option, parse_size_value
 from pyvmm.config import DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
@@ -58,6 +59,7 @@ MEASUREMENTS_FILE = "measurements.json"
     help="Directory for the plot and the figures.",
 )
 @kvm_option(KVM_MODES)
+@json_option
 @click.option("--measure-only", is_flag=True, hidden=True)
 def demo(
     image: Path | None,
@@ -66,6 +68,7 @@ def demo(
     inflate_bytes: int,
     output: Path,
     kvm: KvmMode,
+    as_json: bool,
     measure_only: bool,
 ) -> int:
     """Boot a Linux guest, inflate and deflate its balloon, and show where its memory is.
@@ -94,7 +97,7 @@ def demo(
     # Late: saves 23 ms (rich) in the measuring process, ten times that where it is emulated.
     from pyvmm.cli.demo.report import report
 
-    return report(json.loads(figures.read_text()), output)
+    return report(json.loads(figures.read_text()), output, as_json)
 
 
 def _make_directory(output: Path) -> None:
@@ -130,4 +133,4 @@ def _measure_where_kvm_works(
 
 
 def _announce(text: str) -> None:
-    print(f"  {text} ...", flush=True)
+    print(f"  {text} ...", file=sys.stderr, flush=True)

@@ -7,12 +7,14 @@ it is not installed, the tables hold the same figures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pyvmm.cli.json_output import print_json
 from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
@@ -26,28 +28,63 @@ STEP_NAMES = {
 }
 
 
-def report(figures: dict[str, Any], output: Path) -> int:
-    """Print the report and return the exit status: 0, or 1 when the demonstration failed."""
+def report(figures: dict[str, Any], output: Path, as_json: bool) -> int:
+    """Print the report and return the exit status: 0, or 1 when the demonstration failed.
+
+    The plot is written into the directory `output`.
+    """
+    plot = _draw(figures, output)
+    failures = list(_failures(figures))
+    if as_json:
+        print_json(_document(figures, plot, failures))
+    else:
+        _print_tables(figures, plot, failures)
+    return 1 if failures else 0
+
+
+def _document(figures: dict[str, Any], plot: Path | None, failures: list[str]) -> dict[str, Any]:
+    """Return the document of `--json`: all figures but the samples of the plot."""
+    return {
+        "base-memory": figures["ram_bytes"],
+        "dialect": figures["dialect"],
+        "boot-seconds": figures["boot_seconds"],
+        "steps": [_with_hyphens(step) for step in figures["steps"]],
+        "inflate": _with_hyphens(figures["inflate"]),
+        "deflate": _with_hyphens(figures["deflate"]),
+        "verified-bytes": figures["verified_bytes"],
+        "wrong-bytes": figures["wrong_bytes"],
+        "returned-share": round(_returned_share(figures), 6),
+        "failures": failures,
+        "plot": str(plot) if plot is not None else None,
+    }
+
+
+def _with_hyphens(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in fields.items()}
+
+
+def _print_tables(figures: dict[str, Any], plot: Path | None, failures: list[str]) -> None:
     console = Console()
     console.print()
     console.print(_steps_table(figures))
     console.print(_transfers_table(figures))
-    share = _returned_share(figures)
-    wrong, verified = figures["wrong_bytes"], figures["verified_bytes"]
+    verified, wrong = figures["verified_bytes"], figures["wrong_bytes"]
     console.print(
-        f"The host got back [bold]{share:.1%}[/] of the inflated memory; the guest verified "
-        f"{verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
+        f"The host got back [bold]{_returned_share(figures):.1%}[/] of the inflated memory; the"
+        f" guest verified {verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
     )
-    if plot := _draw(figures, output):
+    if plot is not None:
         console.print(f"Plot: {plot}", soft_wrap=True)
-    failures = []
-    if share < NEEDED_SHARE:
-        failures.append(f"RSS fell by only {share:.1%} of the inflated memory")
-    if wrong:
-        failures.append(f"{wrong} bytes of the memory that the guest kept have changed")
     for failure in failures:
         console.print(f"[bold red]FAILED[/]: {failure}")
-    return 1 if failures else 0
+
+
+def _failures(figures: dict[str, Any]) -> Iterator[str]:
+    share, wrong = _returned_share(figures), figures["wrong_bytes"]
+    if share < NEEDED_SHARE:
+        yield f"RSS fell by only {share:.1%} of the inflated memory"
+    if wrong:
+        yield f"{wrong} bytes of the memory that the guest kept have changed"
 
 
 def _returned_share(figures: dict[str, Any]) -> float:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyvmm.units import GIB, MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
+from tests.pyvmm.qmp.scripted_server import scripted_server
 
 ROOT = Path(__file__).parents[3]
 
@@ -178,25 +180,10 @@ def test_a_socket_that_does_not_speak_qmp_is_refused(tmp_path: Path, answer: byt
 
 
 def test_qemu_without_a_balloon_device_is_reported_in_one_line(tmp_path: Path) -> None:
-    answers = [
-        b'{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n',
-        b'{"return": {}}\r\n',
-        b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RTC_CHANGE"}\r\n'
-        b'{"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}\r\n',
+    answers: list[dict[str, Any]] = [
+        {"return": {}},
+        {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}},
     ]
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "qemu"))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                for answer in answers:
-                    connection.sendall(answer)
-                    connection.recv(4096)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with scripted_server(tmp_path / "qemu", answers):
         process = balloon("256M", "--qmp", f"unix:{tmp_path}/qemu")
-        thread.join(10)
     assert_one_line(process, "No balloon device")

@@ -13,6 +13,7 @@ import pytest
 
 from pyvmm.cli import main as cli
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.lab import parse_memory
 from pyvmm.version import VERSION
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,7 @@ def add_command(monkeypatch: pytest.MonkeyPatch, behave: object) -> None:
         return behave()
 
     monkeypatch.setattr(sys.modules[__name__], "the_command", command, raising=False)
-    entry = cli.LazyCommand(__name__, "the_command", "For this test.")
+    entry = cli.LazyCommand(__name__, "the_command", "For this test.", cli.Theme.TOOLS)
     monkeypatch.setitem(cli.COMMANDS, "test", entry)
 
 
@@ -102,14 +103,16 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["image"]])
+@pytest.mark.parametrize(
+    ("arguments", "section"), [([], "Control a running guest"), (["image"], "Commands")]
+)
 def test_a_group_without_a_command_shows_its_help(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
+    capsys: pytest.CaptureFixture[str], arguments: list[str], section: str
 ) -> None:
     assert run_main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"Usage: {' '.join(['pyvmm', *arguments])} ")
-    assert "\n\nCommands:\n" in err
+    assert f"\n\n{section}:\n" in err
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,21 @@ def test_an_invalid_size_names_its_option(
     assert run_main(arguments) == 2
     err = capsys.readouterr().err
     assert f"Invalid value for '{option}': 'much' is not a size" in err.translate(NO_BRACKETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "memory_mib"),
+    [("6G", 6144), ("1G", 1024), ("1.5G", 1536), ("2048", 2048), (str(3 << 30), 3072)],
+)
+def test_the_memory_of_the_lab_is_a_size(text: str, memory_mib: int) -> None:
+    """A number without a unit that is too small for bytes is in MiB, as it always was."""
+    assert parse_memory(text) == memory_mib
+
+
+@pytest.mark.parametrize("text", ["512M", "1023", "0", "much"])
+def test_the_lab_refuses_too_little_memory(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert run_main(["lab", "--memory", text, "true"]) == 2
+    assert "Invalid value for '--memory'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", ["0", "nan", "inf", "-1", "x"])
@@ -188,7 +206,9 @@ def test_missing_native_modules_are_a_user_error(
 ) -> None:
     (tmp_path / "needs_native.py").write_text("import pyvmm_native.absent\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(cli.COMMANDS, "test", cli.LazyCommand("needs_native", "x", "x"))
+    monkeypatch.setitem(
+        cli.COMMANDS, "test", cli.LazyCommand("needs_native", "x", "x", cli.Theme.TOOLS)
+    )
     assert run_main(["test"]) == 2
     assert "make native" in capsys.readouterr().err
 
@@ -214,7 +234,7 @@ def test_ctrl_c_gives_no_traceback() -> None:
         "from pyvmm.cli import main as cli\n"
         "@click.command\n"
         "def test(): os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
-        "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '')\n"
+        "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '', cli.Theme.TOOLS)\n"
         "cli.main(['test'])\n"
     )
     process = subprocess.run(

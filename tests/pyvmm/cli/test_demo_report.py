@@ -57,7 +57,7 @@ def test_the_report_fails_on_missing_memory_or_wrong_bytes(
     status: int,
     failure: str | None,
 ) -> None:
-    assert report(figures(**changes), tmp_path) == status
+    assert report(figures(**changes), tmp_path, as_json=False) == status
     printed = " ".join(capsys.readouterr().out.split())
     assert ("FAILED" in printed) == (failure is not None)
     assert failure is None or failure in printed

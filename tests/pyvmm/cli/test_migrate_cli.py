@@ -86,7 +86,8 @@ def test_a_missing_destination_is_reported(tmp_path: Path, machine: InMemoryVm) 
     assert (done.returncode, done.stdout, machine.status) == (1, "", "running")
     assert done.stderr.splitlines()[1] == (
         f"pyvmm: the guest has not moved: no destination can be reached at"
-        f" unix:{tmp_path}/m: no such file or directory; it still runs here"
+        f" unix:{tmp_path}/m: no such file or directory; it still runs here; start one with:"
+        f" pyvmm run --incoming unix:{tmp_path}/m"
     )
 
 

@@ -17,10 +17,11 @@ import bench
 import guest_images
 import pyvmm
 from guest_images.errors import KernelSourceMissing
+from pyvmm.balloon.misc_requests import UNAVAILABLE
 from pyvmm.boot.errors import NotEnoughRam
 from pyvmm.cli import remedies
-from pyvmm.cli.errors import CommandError
-from pyvmm.cli.remedies import remedy, with_remedy
+from pyvmm.cli.errors import CommandError, RequestFailed
+from pyvmm.cli.remedies import remedy, reported_remedy, with_remedy
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.errors import HostKvmUnusable
@@ -31,6 +32,11 @@ from pyvmm.sockets.errors import ControlSocketUnreachable
 
 WITH_FIGURES = [
     (CommandError("both are given", "leave one out"), "leave one out"),
+    (RequestFailed("No balloon device", "pyvmm balloon"), "see 'pyvmm balloon --help'"),
+    (
+        RequestFailed("The guest has migrated and runs on the destination", "pyvmm cont"),
+        "give the control socket of the destination",
+    ),
     (InvalidConfiguration("ram_bytes", "too small"), "change --memory"),
     (InvalidConfiguration("vcpus", "too many"), "change --cpus"),
     (InvalidConfiguration("dialect", "unknown"), "change --dialect"),
@@ -72,8 +78,28 @@ def test_a_remedy_has_the_figures_of_its_error(error: UserError, expected: str) 
     assert with_remedy(error) == f"{error}; {expected}"
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "no destination can be reached at tcp:b:4444: connection refused",
+            "pyvmm run --incoming tcp:b:4444",
+        ),
+        (UNAVAILABLE, "pyvmm image build"),
+        ("The command query-snapshot has not been found", "QEMU"),
+        ("cannot write the snapshot /x: no space left", "free some space"),
+        ("tcp:b:4444 is not trusted: certificate has expired", "certificates of both sides"),
+        ("anything else", ""),
+    ],
+)
+def test_a_message_of_the_control_socket_gets_its_remedy_here(message: str, words: str) -> None:
+    found = reported_remedy(message)
+    assert words in found
+    assert bool(found) == bool(words)
+
+
 def test_remedies_are_single_lines_without_a_full_stop() -> None:
-    for text in remedies.REMEDIES.values():
+    for text in (*remedies.REMEDIES.values(), *remedies.REPORTED.values()):
         assert text.strip() == text
         assert "\n" not in text
         assert not text.endswith(".")

@@ -109,7 +109,9 @@ def test_a_guest_that_does_not_answer_gives_status_1(tmp_path: Path, form: list[
         process = stats("--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.1", *form)
     assert process.returncode == 1
     assert process.stdout == ""
-    assert process.stderr == ("pyvmm: the guest is paused and cannot respond\n")
+    assert process.stderr == (
+        "pyvmm: the guest is paused and cannot respond; let it run with: pyvmm cont\n"
+    )
 
 
 def test_watch_prints_answers_until_the_guest_ends(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_another_machine_or_emulator_has_another_snapshot(tmp_path: Path) -> Non
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "pyvmm", "lab", "--kvm", "lab", "--memory", "2048", "--"]
+    argv = [sys.executable, "-m", "pyvmm", "lab", "--kvm", "lab", "--memory", "2G", "--"]
     return subprocess.run([*argv, *command], capture_output=True, text=True, timeout=120)
 
 
