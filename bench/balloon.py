@@ -164,7 +164,8 @@ def measure_smp(plan: Plan) -> list[Case]:
 async def _pyvmm(image: Path, scale: GuestSize, dialect: str) -> AsyncIterator[BalloonGuest]:
     config = config_for_image(
         image,
-        append=f'{APPEND} pyvmm.run="pattern"',
+        append=APPEND,
+        run="pattern",
         ram_bytes=scale.ram_mib * MIB,
         vcpus=scale.vcpus,
         dialect=dialect,

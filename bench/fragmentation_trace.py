@@ -64,7 +64,7 @@ class _RecordingRam:
 async def _record() -> PageRuns:
     config = config_for_image(
         image_path(read_recipe()),
-        append='pyvmm.run="pattern"',
+        run="pattern",
         ram_bytes=GUEST_BYTES,
         vcpus=2,
         dialect="bitmap",

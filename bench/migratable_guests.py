@@ -150,7 +150,8 @@ def pyvmm_boot(dialect: str, *offer: str) -> Boot:
     async def boot(size: Size) -> AsyncIterator[MigratableGuest]:
         config = config_for_image(
             image_path(read_recipe()),
-            append=f'{APPEND} pyvmm.run="pattern"',
+            append=APPEND,
+            run="pattern",
             ram_bytes=size.ram_mib * MIB,
             vcpus=1,
             dialect=dialect,

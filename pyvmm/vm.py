@@ -29,6 +29,7 @@ from pyvmm.balloon.guest_requests import GuestAccess
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.boot.loader import read_boot_files
+from pyvmm.machine.catalogue import CATALOGUE
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.machine import Machine
@@ -38,6 +39,7 @@ from pyvmm_native import PAGE_BYTES
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.run_state import EventSink, RunState
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
@@ -60,7 +62,8 @@ and waking the event loop for each report costs as much as the MiB does."""
 class VirtualMachine:
     """A VM with `config`; satisfies `pyvmm.qmp.vm_control.VmControl`.
 
-    Created on a running event loop. `console_output` and `console_throttle` are `Machine`'s.
+    Created on a running event loop. `console_output`, `console_throttle` and `devices` are
+    `Machine`'s; the balloon has to be among the devices.
     `on_console_room` is called on the event loop when `console_input` can take more. Raises
     `UserError` for a configuration that this host cannot provide.
     """
@@ -73,6 +76,7 @@ class VirtualMachine:
         tracer: Tracer,
         console_throttle: Callable[[], None] = lambda: None,
         on_console_room: Callable[[], None] = lambda: None,
+        devices: Sequence[CatalogueEntry] = CATALOGUE,
     ) -> None:
         self.config = config
         self._loop = asyncio.get_running_loop()
@@ -87,6 +91,7 @@ class VirtualMachine:
             console_output=console_output,
             tracer=tracer,
             console_throttle=console_throttle,
+            devices=devices,
         )
         machine.exited.add(partial(self._soon, self.end))
         machine.failed.add(self.fail)

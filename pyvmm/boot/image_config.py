@@ -23,6 +23,7 @@ def config_for_image(
     *,
     initrd: Path | None = None,
     append: str = "",
+    run: str | None = None,
     ram_bytes: int = DEFAULT_RAM_BYTES,
     vcpus: int = 1,
     dialect: str | None = None,
@@ -32,9 +33,15 @@ def config_for_image(
 ) -> MachineConfig:
     """Return the configuration for `image`; `append` is added to its command line.
 
-    `dialect` None means the image's own. Raises `KernelUnusable` for an image that cannot be
-    read, `ManifestError` for a damaged manifest and `InvalidConfiguration`.
+    The init process of a guest.img executes the shell command `run`, or else a shell. `dialect`
+    None means the image's own. Raises `KernelUnusable` for an image that cannot be read,
+    `ManifestError` for a damaged manifest and `InvalidConfiguration`, and ValueError for a `run`
+    that contains a double quote, which no kernel command line can.
     """
+    if run is not None:
+        if '"' in run:
+            raise ValueError(f"a command for init cannot contain a double quote: {run}")
+        append = f'{append} pyvmm.run="{run}"'.lstrip()
     try:
         manifest = read_manifest(image)
         if manifest is None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests that a script runs: boot one from Python, run commands in it, resize its balloon.
 
-    from pyvmm.boot.image_config import config_for_image
-    from pyvmm.harness.guest_session import guest_session
+    from pyvmm.harness import config_for_image, guest_session
 
-    config = config_for_image(Path("guest.img"), ram_bytes=1 << 30, append='pyvmm.run="pattern"')
+    config = config_for_image(Path("guest.img"), ram_bytes=1 << 30, run="pattern")
     async with guest_session(config) as guest:
         await guest.wait_for_user_space()
         print(await guest.shell("cat /proc/meminfo"))
@@ -21,5 +20,34 @@ use guests this way.
 Belongs here: `GuestSession` (`guest_session`), a guest of this process's virtual machine;
 `ConsoleGuest` (`console_guest`), the part that needs nothing but the console and so serves other
 VMMs too; `ScriptedConsole` (`scripted_console`), the far end of the serial line; and the
-exceptions that a script sees (`errors`).
+exceptions that a script sees (`errors`). This package exports what scripts use.
 """
+
+from pyvmm.boot.image_config import config_for_image
+from pyvmm.harness.errors import CommandFailed, ConsoleTimeout, GuestExited, SnapshotFailed
+from pyvmm.harness.guest_session import (
+    GuestSession,
+    ResizeResult,
+    guest_session,
+    incoming_session,
+    restored_session,
+    start_session,
+)
+from pyvmm.machine.catalogue import CATALOGUE, CatalogueEntry, Ports
+
+__all__ = [
+    "CATALOGUE",
+    "CatalogueEntry",
+    "CommandFailed",
+    "ConsoleTimeout",
+    "GuestExited",
+    "GuestSession",
+    "Ports",
+    "ResizeResult",
+    "SnapshotFailed",
+    "config_for_image",
+    "guest_session",
+    "incoming_session",
+    "restored_session",
+    "start_session",
+]

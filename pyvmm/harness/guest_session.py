@@ -5,30 +5,41 @@
         await guest.wait_for_user_space()
         await guest.command("alloc 64")
         result = await guest.resize_balloon(pages)
+        await guest.save_snapshot(path)
+
+    async with restored_session(path) as guest:
         exit_result = await guest.wait_for_exit()
 
-Every wait for the console or the balloon ends as soon as the VM does.
+Every wait for the console or the balloon ends as soon as the VM does. In an interactive session
+(`python -m asyncio`), where a block cannot stay open, `start_session` and `GuestSession.close` are
+the two ends of `guest_session`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devices.virtio.inspection import QueueContents, inspect_queue
 from pyvmm.config import MachineConfig
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
+from pyvmm.harness.errors import SnapshotFailed
 from pyvmm.harness.scripted_console import ScriptedConsole
+from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.exit_result import ExitResult
 from pyvmm.trace.logging import LogTracer
 from pyvmm.vm import VirtualMachine
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.snapshot.reader import SnapshotFile
+    from pyvmm.snapshot.saver import SnapshotStatus
     from pyvmm.sockets.listener import MigrationListener
 
 BALLOON_TIMEOUT_S = 600.0
@@ -68,6 +79,31 @@ class GuestSession(ConsoleGuest[ExitResult]):
         pages, requests = (new - old for new, old in zip(self._traffic(), before, strict=True))
         return ResizeResult(seconds, pages, requests)
 
+    def inspect_queue(self, device: str, queue: int) -> QueueContents:
+        """Return the contents of a queue of the device called `device`, as they are now.
+
+        KeyError for a device that the machine does not have, ValueError for a queue that its driver
+        does not use.
+        """
+        with self.vm.machine.lock:
+            return inspect_queue(self.vm.machine.model(device).queues[queue])
+
+    async def save_snapshot(self, path: Path, *, keep_running: bool = True) -> SnapshotStatus:
+        """Save the guest to the file `path`; it stays paused afterwards unless `keep_running`.
+
+        Returns the cost. Raises SnapshotFailed.
+        """
+        # Late: saves 5 ms in scripts that take no snapshot.
+        from pyvmm.snapshot.saver import SnapshotRequest
+
+        snapshots = self.vm.snapshots
+        snapshots.start(SnapshotRequest(path, keep_running))
+        while snapshots.active:
+            await asyncio.sleep(POLL_S)
+        if snapshots.status.status != "completed":
+            raise SnapshotFailed(snapshots.status.error)
+        return snapshots.status
+
     async def _reach(self, target_pages: int) -> None:
         async with asyncio.timeout(BALLOON_TIMEOUT_S):
             while self.vm.balloon.actual != target_pages:
@@ -85,16 +121,18 @@ class GuestSession(ConsoleGuest[ExitResult]):
         self.vm.close()
 
 
-@asynccontextmanager
-async def guest_session(
-    config: MachineConfig, snapshot: SnapshotFile | None = None
-) -> AsyncIterator[GuestSession]:
-    """Run the VM of `config` for the length of the block; it is booted, and closed at the end.
+def start_session(
+    config: MachineConfig,
+    snapshot: SnapshotFile | None = None,
+    *,
+    devices: Sequence[CatalogueEntry] = CATALOGUE,
+) -> GuestSession:
+    """Start the VM of `config` on the running event loop; `GuestSession.close` ends it.
 
-    With `snapshot`, whose `config` it must be, the VM is restored and resumed. Raises `UserError`.
+    Arguments and errors are those of `guest_session`.
     """
     console = ScriptedConsole()
-    vm = _create_vm(config, console)
+    vm = _create_vm(config, console, devices)
     try:
         if snapshot is None:
             vm.boot()
@@ -107,11 +145,42 @@ async def guest_session(
         vm.close()
         raise
     console.connect(vm.console_input)
-    session = GuestSession(vm, console)
+    return GuestSession(vm, console)
+
+
+@asynccontextmanager
+async def guest_session(
+    config: MachineConfig,
+    snapshot: SnapshotFile | None = None,
+    *,
+    devices: Sequence[CatalogueEntry] = CATALOGUE,
+) -> AsyncIterator[GuestSession]:
+    """Run the VM of `config` for the length of the block; it is booted, and closed at the end.
+
+    With `snapshot`, whose `config` it must be, the VM is restored and resumed. `devices` are the
+    PCI devices that the VM may have. Raises `UserError`.
+    """
+    session = start_session(config, snapshot, devices=devices)
     try:
         yield session
     finally:
         await session.close()
+
+
+@asynccontextmanager
+async def restored_session(
+    path: Path, *, devices: Sequence[CatalogueEntry] = CATALOGUE
+) -> AsyncIterator[GuestSession]:
+    """Resume the guest of a snapshot for the length of the block; `devices` are those of its VM.
+
+    Raises `UserError`.
+    """
+    # Late: saves 5 ms in scripts that boot.
+    from pyvmm.snapshot.reader import SnapshotFile
+
+    with SnapshotFile(path, part_kinds(devices)) as snapshot:
+        async with guest_session(snapshot.config, snapshot, devices=devices) as guest:
+            yield guest
 
 
 @asynccontextmanager
@@ -127,7 +196,7 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
     created: list[VirtualMachine] = []
 
     def make(config: MachineConfig) -> VirtualMachine:
-        created.append(_create_vm(config, console))
+        created.append(_create_vm(config, console, CATALOGUE))
         return created[0]
 
     try:
@@ -144,10 +213,13 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
         await session.close()
 
 
-def _create_vm(config: MachineConfig, console: ScriptedConsole) -> VirtualMachine:
+def _create_vm(
+    config: MachineConfig, console: ScriptedConsole, devices: Sequence[CatalogueEntry]
+) -> VirtualMachine:
     return VirtualMachine(
         config,
         console_output=console.queue,
         tracer=LogTracer(),
         on_console_room=console.send_pending,
+        devices=devices,
     )

@@ -5,11 +5,16 @@ A device is one line here and a package of its own below `devices`. `make` build
 machine's configuration, or returns None if the configuration has no such device; it imports the
 model itself, so a device that is not used costs no start-up time. A slot never changes
 its device: saved machines and drivers rely on it.
+
+A program that has a device of its own creates its machine with a longer catalogue:
+
+    devices = (*CATALOGUE, CatalogueEntry("entropy", 3, make_entropy))
+    vm = VirtualMachine(config, devices=devices, ...)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ class Ports(NamedTuple):
     tracer: Tracer
 
 
-class Entry(NamedTuple):
+class CatalogueEntry(NamedTuple):
     """One kind of device."""
 
     name: str
@@ -56,13 +61,33 @@ def _rng(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
 
 
 CATALOGUE = (
-    Entry("balloon", 1, _balloon),
-    Entry("rng", 2, _rng),
+    CatalogueEntry("balloon", 1, _balloon),
+    CatalogueEntry("rng", 2, _rng),
 )
 
 
-def part_kinds() -> dict[str, Kind]:
-    """Return every kind of record that a part of a machine may have, by name."""
+def make_models(
+    devices: Sequence[CatalogueEntry], config: MachineConfig, ports: Ports
+) -> Iterator[tuple[CatalogueEntry, VirtioDevice]]:
+    """Yield each of `devices` that `config` has, with its model.
+
+    ValueError for a name that two devices have, or that the model does not have.
+    """
+    made: set[str] = set()
+    for entry in devices:
+        model = entry.make(config, ports)
+        if model is None:
+            continue
+        if entry.name in made:
+            raise ValueError(f"two devices are named {entry.name!r}")
+        if model.name != entry.name:
+            raise ValueError(f"the model of device {entry.name!r} is named {model.name!r}")
+        made.add(entry.name)
+        yield entry, model
+
+
+def part_kinds(devices: Sequence[CatalogueEntry] = CATALOGUE) -> dict[str, Kind]:
+    """Return every kind of record that a part of a machine with `devices` may have, by name."""
     # 13 modules, for machines that are saved or restored only.
     from devices.state import MAX_PAYLOAD_BYTES
     from devices.virtio.pci_transport import STATE_KIND_PREFIX, VirtioPciTransport
@@ -72,5 +97,5 @@ def part_kinds() -> dict[str, Kind]:
     virtio = Kind(VirtioPciTransport.STATE_VERSION, MAX_PAYLOAD_BYTES)
     return {
         **PLATFORM_KINDS,
-        **{f"{STATE_KIND_PREFIX}{entry.name}": virtio for entry in CATALOGUE},
+        **{f"{STATE_KIND_PREFIX}{entry.name}": virtio for entry in devices},
     }

@@ -30,7 +30,7 @@ from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
 from pykvm import KvmError, System, abi
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
-from pyvmm.machine.catalogue import CATALOGUE, Ports, part_kinds
+from pyvmm.machine.catalogue import CATALOGUE, Ports, make_models, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.exit_result import ExitReason, ExitResult
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
     from pyvmm.boot.loader import BootFiles
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.event_loop import EventLoop
     from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.state.parts import MachineParts
@@ -80,8 +81,9 @@ class Machine:
     `console_output` receives the guest's output on its serial port (on vCPU threads);
     `console_throttle` may block that vCPU, with no lock held, until the console has room.
     `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
-    exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
-    `HostMemoryUnavailable`, and `MachineNotCreated` if KVM refuses a request.
+    exception of a device model, which is a bug in pyvmm and not the guest's fault. `devices` are
+    the PCI devices that the machine may have. Raises `HostMemoryUnavailable`, `MachineNotCreated`
+    if KVM refuses a request, and ValueError for two devices of one name or slot.
 
     Threads: all methods on the thread that made the machine or attached a loop to it, except those
     whose docstring names another.
@@ -95,8 +97,10 @@ class Machine:
         console_output: ByteQueue,
         tracer: Tracer,
         console_throttle: Callable[[], None] = lambda: None,
+        devices: Sequence[CatalogueEntry] = CATALOGUE,
     ) -> None:
         self.config = config
+        self._devices = devices
         self.lock = threading.Lock()
         self.exited: Listeners[ExitResult] = Listeners()
         self.failed: Listeners[BaseException] = Listeners()
@@ -141,20 +145,18 @@ class Machine:
 
     def _make_pci_devices(self) -> dict[str, VirtioPciDevice]:
         ports = Ports(self.ram, self._timers, self._tracer)
-        devices = {}
-        for entry in CATALOGUE:
-            model = entry.make(self.config, ports)
-            if model is not None:
-                devices[entry.name] = VirtioPciDevice(
-                    model,
-                    entry.slot,
-                    pci=self._pci,
-                    router=self._router,
-                    lock=self.lock,
-                    tracer=self._tracer,
-                    on_error=self.failed,
-                )
-        return devices
+        return {
+            entry.name: VirtioPciDevice(
+                model,
+                entry.slot,
+                pci=self._pci,
+                router=self._router,
+                lock=self.lock,
+                tracer=self._tracer,
+                on_error=self.failed,
+            )
+            for entry, model in make_models(self._devices, self.config, ports)
+        }
 
     def _make_vcpu(self, index: int, buses: GuestBuses) -> VcpuThread:
         vcpu = self._vm.create_vcpu(index)
@@ -268,7 +270,7 @@ class Machine:
         vcpus = [thread.vcpu for thread in self.vcpu_threads]
         transports = [device.transport for device in self.pci_devices.values()]
         stateful = [*self._legacy.stateful, self._pci_ports, self._pci.host_bridge, *transports]
-        return MachineParts(self._system, self._vm, vcpus, stateful, part_kinds())
+        return MachineParts(self._system, self._vm, vcpus, stateful, part_kinds(self._devices))
 
     def prepare_parts(self) -> None:
         """Import modules and query KVM for `save_parts` and `restore_parts`.

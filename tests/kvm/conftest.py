@@ -49,7 +49,8 @@ def make_config(guest_image: Path) -> MakeConfig:
     ) -> MachineConfig:
         return config_for_image(
             guest_image,
-            append=f'loglevel=4 {append} pyvmm.run="{command}"',
+            append=f"loglevel=4 {append}".rstrip(),
+            run=command,
             ram_bytes=memory_mib * MIB,
             vcpus=vcpus,
             dialect=dialect,

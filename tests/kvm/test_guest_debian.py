@@ -51,7 +51,8 @@ def test_the_balloon_of_a_stock_kernel(
     config = config_for_image(
         kernel.vmlinuz,
         initrd=kernel.initramfs,
-        append=f'loglevel=4 {quick} pyvmm.run="uname -r; pattern"',
+        append=f"loglevel=4 {quick}",
+        run="uname -r; pattern",
         ram_bytes=1024 * MIB,
         vcpus=vcpus,
         offer=offer,

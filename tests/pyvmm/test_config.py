@@ -60,6 +60,15 @@ def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -
     assert chosen.command_line == "console=ttyS0 quiet"
 
 
+def test_the_command_of_init_comes_last_on_the_command_line(tmp_path: Path) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(elf_kernel())
+    config = config_for_image(image, append="quiet", run="uname -r; pattern")
+    assert config.command_line == 'console=ttyS0 quiet pyvmm.run="uname -r; pattern"'
+    with pytest.raises(ValueError, match="double quote: echo"):
+        config_for_image(image, run='echo "x"')
+
+
 def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KernelUnusable, match="No such file or directory"):
         config_for_image(tmp_path / "none")

@@ -105,9 +105,7 @@ class Measurements:
 
 def demo_config(image: Path, sizes: GuestSizes, dialect: str | None) -> MachineConfig:
     """Return the configuration of the guest; the errors are those of `config_for_image`."""
-    return config_for_image(
-        image, append='pyvmm.run="pattern"', ram_bytes=sizes.ram_mib * MIB, dialect=dialect
-    )
+    return config_for_image(image, run="pattern", ram_bytes=sizes.ram_mib * MIB, dialect=dialect)
 
 
 class Demonstration:

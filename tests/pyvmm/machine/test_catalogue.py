@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from devices.rng.device import RngDevice
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
 from devices.testing.timers import FakeTimers
 from pyvmm.config import InvalidConfiguration, MachineConfig
-from pyvmm.machine.catalogue import CATALOGUE, Ports, part_kinds
+from pyvmm.machine.catalogue import CATALOGUE, CatalogueEntry, Ports, make_models, part_kinds
 from pyvmm.units import GIB, MIB
 
 
@@ -19,12 +20,18 @@ def config(rng: int | None = None) -> MachineConfig:
     return MachineConfig(Path("/kernel"), None, "", 64 * MIB, 1, "standard", rng=rng)
 
 
-def models(configuration: MachineConfig) -> list[str]:
+def models(
+    configuration: MachineConfig, devices: tuple[CatalogueEntry, ...] = CATALOGUE
+) -> list[str]:
     ports = Ports(AnonymousRam((0, 64 * MIB)), FakeTimers(), RecordingTracer())
-    made = [(entry, entry.make(configuration, ports)) for entry in CATALOGUE]
-    for entry, model in made:
-        assert model is None or model.name == entry.name
-    return [entry.name for entry, model in made if model is not None]
+    return [entry.name for entry, _ in make_models(devices, configuration, ports)]
+
+
+def entropy_device(name: str, slot: int) -> CatalogueEntry:
+    """Return the entry of an entropy device, which is always named "rng"."""
+    return CatalogueEntry(
+        name, slot, lambda config, ports: RngDevice(ports.ram.memory, ports.timers, ports.tracer)
+    )
 
 
 def test_slots_and_names_are_unique() -> None:
@@ -42,6 +49,23 @@ def test_a_device_is_made_only_when_it_is_configured() -> None:
 def test_every_device_can_be_saved() -> None:
     kinds = part_kinds()
     assert {f"virtio_{entry.name}" for entry in CATALOGUE} <= kinds.keys()
+
+
+def test_a_longer_catalogue_adds_a_device_and_its_saved_part() -> None:
+    devices = (CATALOGUE[0], entropy_device("rng", 3))
+    assert models(config(), devices) == ["balloon", "rng"]
+    longer = (*CATALOGUE, entropy_device("entropy", 3))
+    assert part_kinds(longer).keys() - part_kinds().keys() == {"virtio_entropy"}
+
+
+def test_a_second_device_of_one_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="two devices are named 'rng'"):
+        models(config(rng=0), (*CATALOGUE, entropy_device("rng", 3)))
+
+
+def test_a_model_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="the model of device 'entropy' is named 'rng'"):
+        models(config(), (*CATALOGUE, entropy_device("entropy", 3)))
 
 
 @pytest.mark.parametrize("rng", [-1, 1 * GIB + 1])
