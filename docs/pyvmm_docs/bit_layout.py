@@ -61,7 +61,7 @@ class Field(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How a layout is drawn."""
+    """Options of a drawing."""
 
     row: int
     """Units in a row."""
