@@ -118,7 +118,7 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
 
 
 def _run_in_lab(argv: list[str], memory_mib: int) -> int:
-    """Run in the lab; retry if something hangs (DECISIONS.md, "A hanging emulator")."""
+    """Run in the lab; retry if something hangs (docs/adr/0011)."""
     from pyvmm.lab.errors import LabError
     from pyvmm.lab.run import run_in_lab
 

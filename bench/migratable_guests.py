@@ -231,7 +231,7 @@ async def in_memory() -> AsyncIterator[Path]:
 
 
 def retry_in_lab(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Run `work`; in the lab, where the emulator can end a guest (DECISIONS.md), retry it."""
+    """Run `work`; in the lab, where the emulator can end a guest (docs/adr/0011), retry it."""
 
     async def attempts() -> Any:
         for _ in range(LAB_ATTEMPTS - 1 if in_lab() else 0):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyvmm.sockets.tls import Security
 
 DEFAULT_CPUS = 1
-"""With more, QEMU 7.2 corrupts a lab that runs guests of several vCPUs (DECISIONS.md)."""
+"""With more, QEMU 7.2 corrupts a lab that runs guests of several vCPUs (docs/adr/0028)."""
 MIN_MEMORY_MIB = 4096
 _OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
 _OWN_VARIABLES = {IN_LAB_VARIABLE: "1", "TMPDIR": "/dev/shm"}

@@ -25,7 +25,7 @@ import pytest
 from tests.project.sources import PACKAGES, ROOT, files, name_of
 
 GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"
-RECORDS = ("docs/reference/glossary.md", "CHANGELOG.md", "DECISIONS.md", "docs/adr/", "LICENSE")
+RECORDS = ("docs/reference/glossary.md", "CHANGELOG.md", "LICENSE")
 CHECKERS = ("tests/project/test_words.py", "tests/project/test_docstrings.py")
 PYTHON, CYTHON = (".py", ".pyi"), (".pyx", ".pxd")
 TEXT = (*PYTHON, *CYTHON, ".md", ".toml", ".c", ".h", ".config", "")
