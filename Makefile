@@ -4,7 +4,7 @@
 
 BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
-PYTHON   := pykvm devices pyvmm guest_images bench tests docs
+PYTHON   := setup.py pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help

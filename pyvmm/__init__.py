@@ -7,3 +7,7 @@
 `sockets`, `elf`, `progress` and `cache` are leaves; `config`, `units`, `errors` and `version` are
 the only other modules here, besides `vm`. The contracts in pyproject.toml enforce this.
 """
+
+from pyvmm.version import VERSION as __version__
+
+__all__ = ["__version__"]

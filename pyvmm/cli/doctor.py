@@ -34,6 +34,7 @@ from guest_images.recipe import (
     TOOLS,
     check_tools,
 )
+from pyvmm.cli.installation import describe_installation, find_conflicts
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.remedies import remedy as remedy_for
 from pyvmm.errors import NotInstalled
@@ -171,6 +172,14 @@ def check_native() -> Finding:
     return Finding("native modules", str(Path(kvm_run.__file__ or "").parent))
 
 
+def check_installation() -> Finding:
+    """Report the installed distribution, and packages that another one has overwritten or hides."""
+    if conflicts := find_conflicts():
+        found = "; ".join(each.fact for each in conflicts)
+        return Finding("installation", found, Needed.NOTHING, conflicts[0].remedy)
+    return Finding("installation", describe_installation())
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_device,
     check_fitness,
@@ -181,6 +190,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_kernel_source,
     check_image_tools,
     check_native,
+    check_installation,
 )
 
 

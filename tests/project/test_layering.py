@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grimp
 import pytest
 
 from tests.project.sources import PRODUCT, ROOT, files, name_of
@@ -30,12 +29,15 @@ IMPORTS = ast.Import | ast.ImportFrom
 
 def test_imports_go_one_way() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
+    if not lint.exists():
+        pytest.skip("import-linter is not installed")
     result = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert "0 broken" in result.stdout
 
 
 def test_no_modules_import_each_other_in_a_cycle() -> None:
+    grimp = pytest.importorskip("grimp")
     graph = grimp.build_graph("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images", "bench")
     imported = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     assert list(graphlib.TopologicalSorter(imported).static_order())

@@ -19,6 +19,7 @@ from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
 PLOT_FILE = "resident-memory.png"
+NO_PLOT = "it needs matplotlib, which pip install 'pyvmm-kvm[demo]' installs"
 STEP_NAMES = {
     "booted": "booted",
     "before": "memory filled",
@@ -73,8 +74,7 @@ def _print_tables(figures: dict[str, Any], plot: Path | None, failures: list[str
         f"The host got back [bold]{_returned_share(figures):.1%}[/] of the inflated memory; the"
         f" guest verified {verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
     )
-    if plot is not None:
-        console.print(f"Plot: {plot}", soft_wrap=True)
+    console.print(f"Plot: {plot}" if plot else f"No plot: {NO_PLOT}", soft_wrap=True, markup=False)
     for failure in failures:
         console.print(f"[bold red]FAILED[/]: {failure}")
 

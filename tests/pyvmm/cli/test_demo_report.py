@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_the_report_fails_on_missing_memory_or_wrong_bytes(
     assert ("FAILED" in printed) == (failure is not None)
     assert failure is None or failure in printed
     assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_report_names_the_extra_that_draws_the_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report(figures(), tmp_path, as_json=False) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No plot: it needs matplotlib, which pip install 'pyvmm-kvm[demo]' installs" in printed
+    assert not (tmp_path / PLOT_FILE).exists()
 
 
 def test_the_default_sizes_fit_the_guest() -> None:
