@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.machine.catalogue import CatalogueEntry
-    from pyvmm.machine.run_state import EventSink, RunState
+    from pyvmm.machine.run_state import EventName, EventSink, RunState
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.memory.precopy import UnusedPages
@@ -192,7 +192,7 @@ class VirtualMachine:
         """Call `sink` with every event from now on."""
         self._sinks.append(sink)
 
-    def announce(self, name: str, data: Mapping[str, object]) -> None:
+    def announce(self, name: EventName, data: Mapping[str, object]) -> None:
         """Send an event to all sinks."""
         for sink in self._sinks:
             sink(name, data)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from devices.ports import GuestRam
     from pyvmm.config import MachineConfig
-    from pyvmm.machine.run_state import RunState
+    from pyvmm.machine.run_state import EventName, RunState
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.state.records import Record
@@ -75,5 +75,5 @@ class GuestMachine(Protocol):
     def resume(self) -> None:
         """Let the vCPUs of a paused guest run and announce RESUME."""
 
-    def announce(self, name: str, data: Mapping[str, object]) -> None:
+    def announce(self, name: EventName, data: Mapping[str, object]) -> None:
         """Send an event to all listeners."""

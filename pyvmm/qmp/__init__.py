@@ -2,8 +2,9 @@
 """The control socket: QEMU's machine protocol, QMP, over a unix socket.
 
 The codec consists of `json_stream`, which finds messages in a stream of bytes, and `messages`; both
-are independent of the rest. `commands` is the table of commands, with `guest_request_commands`,
-`migration_commands`, `snapshot_commands` and `qom`; all of them act on the VM through the Protocol
-in `vm_control`. `session` is one client's state, `server` connects sessions to sockets and to the
-VM's events, which `event_throttle` limits. `client` is the other end, for the command line.
+are independent of the rest. A `command` declares its parameters and documents itself. `commands` is
+the table of all; they are in `vm_commands`, `guest_request_commands`, `migration_commands`,
+`snapshot_commands` and `qom`, and act on the VM through the Protocol in `vm_control`. `session` is
+one client's state, `server` connects sessions to sockets and to the VM's events, which
+`event_throttle` limits. `client` is the other end, for the command line.
 """

@@ -1,28 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that make a request to the guest's balloon driver; all are pyvmm's own.
 
-    query-balloon-stats        {"timeout": S}
-    query-unused-pages         {"timeout": S, "runs": N, "cells": N}
-    query-free-page-hints      the same
-    balloon-drop-caches        {"timeout": S}
-    balloon-sync-filesystems   {"timeout": S}
-
-All arguments are optional. The commands are named after the device that carries the requests. QEMU
-has none with that prefix, "guest-" would suggest its guest agent, which no pyvmm guest needs, and
-"x-" marks commands that may change without notice. A client waits for the reply, at most `timeout`
-seconds. A request that fails, for any reason, is an error of class DeviceNotActive.
-
-query-balloon-stats returns statistics measured after the command, null for those that the guest
-does not report.
-
-Unused pages are the pages that the guest's kernel reports as free on request (bitmap dialect,
-MISC_VQ), or that its driver can allocate and hold for a moment (standard dialect, FREE_PAGE_HINT),
-with "complete" if it could hint all of them in time. They are counted, and on request listed as
-runs and as cells. Runs are [start, count] in 4 KiB page frames, the first `runs` of them by
-address; "run-count" is the number of all runs. Cells are equal parts of guest-physical address
-space from 0 to the end of RAM, at most `cells` of them, each of a power of two of pages. A cell has
-the numbers of its pages that are RAM and that are unused, which is enough for a picture. A cell
-without RAM lies in the hole below 4 GiB.
+The commands are named after the device that carries the requests. QEMU has none with that prefix,
+"guest-" would suggest its guest agent, which no pyvmm guest needs, and "x-" marks commands that may
+change without notice. A client waits for the reply, at most `timeout` seconds. A request that
+fails, for any reason, is an error of class DeviceNotActive.
 """
 
 from __future__ import annotations
@@ -32,6 +14,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S, GuestRequestError
+from pyvmm.qmp.command import Command, Parameter
 from pyvmm.qmp.messages import QmpError, timestamp
 
 if TYPE_CHECKING:
@@ -47,8 +30,20 @@ _T = TypeVar("_T")
 
 
 async def query_balloon_stats(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
-    """Return statistics measured after the command."""
-    check_timeout(timeout)
+    """Return the guest's memory statistics, measured after the command.
+
+    Arguments:
+        timeout: the longest wait for the guest
+    Returns:
+        stats.*: each statistic by QEMU's name; null if the guest does not report it
+        unknown: statistics without a name, by tag
+        time.seconds: the time of the report since the epoch
+        time.microseconds: the fraction of that second
+    Errors:
+        DeviceNotActive: the driver cannot respond, does not in time, or responds wrongly
+    In QEMU:
+        no such command; `qom-get` of `guest-stats` returns the last report that was polled
+    """
     timed = await _response(vm.balloon_statistics.fresh(timeout))
     return {
         "stats": timed.report.known,
@@ -60,8 +55,31 @@ async def query_balloon_stats(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S)
 async def query_unused_pages(
     vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
-    """Return the pages that the guest did not use a moment ago."""
-    _check_arguments(timeout, runs, cells)
+    """Return the pages that the guest's kernel had on its free lists a moment ago.
+
+    The guest may use them again at any time. Needs the bitmap dialect.
+
+    Arguments:
+        timeout: the longest wait for the guest
+        runs: the number of runs to list
+        cells: the number of equal parts, at most, into which to divide guest-physical address
+            space from 0 to the end of RAM; 0 for none
+    Returns:
+        seconds: the time that the guest took
+        ram-pages: pages of 4 KiB of the guest's RAM
+        unused-pages: those of them that are unused
+        share: the ratio of the two
+        largest-run: length of the longest run of such pages
+        run-count: number of all runs
+        runs?: the first runs by address, each as [first page frame number, number of pages]
+        cells.pages?: pages in a cell, a power of two
+        cells.ram?: pages of RAM in each cell; a cell with none lies in the hole below 4 GiB
+        cells.unused?: such pages in each cell
+    Errors:
+        DeviceNotActive: the driver cannot respond, does not in time, or responds wrongly
+    In QEMU:
+        no such command
+    """
     begin = time.monotonic()
     unused = await _response(vm.misc_requests.unused_pages(timeout))
     seconds = time.monotonic() - begin
@@ -71,8 +89,33 @@ async def query_unused_pages(
 async def query_free_page_hints(
     vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S, runs: int = 0, cells: int = 0
 ) -> dict[str, Any]:
-    """Return the pages that the guest could do without for a moment; it may use them again now."""
-    _check_arguments(timeout, runs, cells)
+    """Return the pages that the guest's driver could allocate and hold for a moment.
+
+    The driver has released them when the command returns. Needs the standard dialect, and the
+    feature FREE_PAGE_HINT, which is not offered by default.
+
+    Arguments:
+        timeout: the longest wait for the guest
+        runs: the number of runs to list
+        cells: the number of equal parts, at most, into which to divide guest-physical address
+            space from 0 to the end of RAM; 0 for none
+    Returns:
+        complete: whether the driver could hint all free pages in time
+        seconds: the time that the guest took
+        ram-pages: pages of 4 KiB of the guest's RAM
+        unused-pages: those of them that are hinted
+        share: the ratio of the two
+        largest-run: length of the longest run of such pages
+        run-count: number of all runs
+        runs?: the first runs by address, each as [first page frame number, number of pages]
+        cells.pages?: pages in a cell, a power of two
+        cells.ram?: pages of RAM in each cell; a cell with none lies in the hole below 4 GiB
+        cells.unused?: such pages in each cell
+    Errors:
+        DeviceNotActive: the driver cannot respond, does not in time, or responds wrongly
+    In QEMU:
+        no such command; a migration uses the hints there
+    """
     begin = time.monotonic()
     hints = await _response(_hints(vm, timeout))
     result = _describe(vm.ram_pages, hints.pages, time.monotonic() - begin, runs, cells)
@@ -85,15 +128,33 @@ async def _hints(vm: VmControl, timeout_s: float) -> Hints:
 
 
 async def drop_caches(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
-    """Have the guest drop its clean caches; dirty pages stay, so sync first."""
-    check_timeout(timeout)
+    """Have the guest's kernel drop its clean caches; dirty pages stay, so sync first.
+
+    Needs the bitmap dialect, and a driver that knows this request, as that of guest.img does.
+
+    Arguments:
+        timeout: the longest wait for the guest
+    Errors:
+        DeviceNotActive: the driver cannot respond, does not in time, or responds wrongly
+    In QEMU:
+        no such command
+    """
     await _response(vm.misc_requests.drop_caches(timeout))
     return {}
 
 
 async def sync_filesystems(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
-    """Have the guest write out its file systems."""
-    check_timeout(timeout)
+    """Have the guest's kernel write out its file systems.
+
+    Needs the bitmap dialect, and a driver that knows this request, as that of guest.img does.
+
+    Arguments:
+        timeout: the longest wait for the guest
+    Errors:
+        DeviceNotActive: the driver cannot respond, does not in time, or responds wrongly
+    In QEMU:
+        no such command
+    """
     await _response(vm.misc_requests.sync_filesystems(timeout))
     return {}
 
@@ -135,18 +196,35 @@ def _cells(ram: PageRuns, unused: PageRuns, at_most: int) -> dict[str, Any]:
     }
 
 
-def _check_arguments(timeout_s: float, runs: int, cells: int) -> None:
-    check_timeout(timeout_s)
-    _check_at_most("runs", runs, MAX_RUNS)
-    _check_at_most("cells", cells, MAX_CELLS)
+TIMEOUT = Parameter(
+    "timeout",
+    float,
+    required=False,
+    expects=f"seconds, more than 0 to {MAX_TIMEOUT_S:g}",
+    accepts=lambda seconds: 0 < seconds <= MAX_TIMEOUT_S,  # rejects NaN, too
+)
+_PAGES = (
+    TIMEOUT,
+    Parameter(
+        "runs",
+        int,
+        required=False,
+        expects=f"a value of 0 to {MAX_RUNS}",
+        accepts=lambda runs: 0 <= runs <= MAX_RUNS,
+    ),
+    Parameter(
+        "cells",
+        int,
+        required=False,
+        expects=f"a value of 0 to {MAX_CELLS}",
+        accepts=lambda cells: 0 <= cells <= MAX_CELLS,
+    ),
+)
 
-
-def check_timeout(seconds: float) -> None:
-    """Raise `QmpError` unless `seconds` is a valid time-out."""
-    if not 0 < seconds <= MAX_TIMEOUT_S:  # rejects NaN, too
-        raise QmpError(f"Parameter 'timeout' expects seconds, more than 0 to {MAX_TIMEOUT_S:g}")
-
-
-def _check_at_most(name: str, value: int, most: int) -> None:
-    if not 0 <= value <= most:
-        raise QmpError(f"Parameter '{name}' expects a value of 0 to {most}")
+COMMANDS = {
+    "query-balloon-stats": Command(query_balloon_stats, (TIMEOUT,)),
+    "query-unused-pages": Command(query_unused_pages, _PAGES),
+    "query-free-page-hints": Command(query_free_page_hints, _PAGES),
+    "balloon-drop-caches": Command(drop_caches, (TIMEOUT,)),
+    "balloon-sync-filesystems": Command(sync_filesystems, (TIMEOUT,)),
+}

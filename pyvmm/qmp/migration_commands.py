@@ -1,22 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that migrate the guest to another pyvmm, as in QEMU (qapi/migration.json).
 
-    migrate                   {"uri": ADDRESS, "unused": bool, "insecure": bool,
-                               "tls-ca": FILE, "tls-cert": FILE, "tls-key": FILE}
-    migrate_cancel
-    query-migrate
-    migrate-set-parameters    {"max-bandwidth": bytes/s, "downtime-limit": ms,
-                               "throttle-trigger-threshold": %, "cpu-throttle-initial": %,
-                               "cpu-throttle-increment": %, "max-cpu-throttle": %}
-    query-migrate-parameters
-    migrate-set-capabilities  {"capabilities": [{"capability": "auto-converge", "state": bool}]}
-    query-migrate-capabilities
-
 As in QEMU, `migrate` returns at once, `query-migrate` and MIGRATION events report the progress, and
-the source VM stays in the status "postmigrate" until `quit`. pyvmm's own are all arguments of
-`migrate` but the first (with "unused" false the guest is not asked for its unused pages), and
-"unused-pages" of query-migrate: how many pages were skipped for that reason, and the outcome of the
-request. A "max-bandwidth" of 0, the default, is no limit.
+the source VM stays in the status "postmigrate" until `quit`.
 """
 
 from __future__ import annotations
@@ -26,31 +12,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import UserError
+from pyvmm.qmp.command import Command, Parameter
 from pyvmm.qmp.messages import QmpError
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from pyvmm.migration.outgoing import Migrations
-    from pyvmm.migration.progress import Settings
     from pyvmm.qmp.vm_control import VmControl
     from pyvmm.sockets.tls import TlsFiles
 
 MIN_BANDWIDTH = 1 << 20
 """The destination would time out while it waits for a slower source."""
 MAX_DOWNTIME_MS = 2_000_000
-_PERCENTAGES = {
-    "throttle-trigger-threshold": (1, 100),
-    "cpu-throttle-initial": (1, 99),
-    "cpu-throttle-increment": (1, 99),
-    "max-cpu-throttle": (1, 99),
-}
-"""Parameters of auto-converge and their ranges; `Settings` has them with underscores."""
+MAX_THROTTLE = 99
+"""A vCPU that never runs would never end a migration."""
 AUTO_CONVERGE = "auto-converge"
-_TLS = ("tls-ca", "tls-cert", "tls-key")
 
 
-def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
-    """Start a migration."""
+def migrate(
+    vm: VmControl,
+    uri: str,
+    unused: bool = True,
+    insecure: bool = False,
+    tls_ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+) -> dict[str, Any]:
+    """Start to migrate the guest to a pyvmm that waits with `--incoming`.
+
+    The command returns at once; `query-migrate` and MIGRATION report the progress. After a failure
+    the guest runs on here.
+
+    Arguments:
+        uri: the address of the destination, `unix:PATH` or `tcp:HOST:PORT`
+        unused: leave out the pages that the guest reports as unused
+        insecure: allow a connection to another host without TLS
+        tls-ca: file with the certificate of the authority; the three files are given together
+        tls-cert: file with the certificate of this side
+        tls-key: file with its private key
+    Errors:
+        GenericError: a snapshot or a migration is in progress, the guest has ended or has migrated,
+            or an address or a file cannot be used
+    In QEMU:
+        the same with `uri` only; the other arguments are pyvmm's, as QEMU has a migration
+            parameter and TLS objects for them, or leaves no choice
+    """
     # Imported at the first migration: 18 ms of start-up time (pyvmm.migration and its imports).
     from pyvmm.migration.outgoing import MigrationRefused
     from pyvmm.sockets.addresses import parse_migration_address
@@ -60,9 +66,9 @@ def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
         raise QmpError("There is a snapshot in process, please wait")
     migrations = vm.migrations
     settings = migrations.settings
-    if not options.get("unused", True):
+    if not unused:
         settings = replace(settings, unused_timeout_s=0.0)
-    security = Security(_tls_files(options), options.get("insecure", False))
+    security = Security(_tls_files(tls_ca, tls_cert, tls_key), insecure)
     try:
         migrations.start(parse_migration_address(uri), security, settings)
     except (MigrationRefused, UserError) as error:
@@ -71,13 +77,42 @@ def migrate(vm: VmControl, uri: str, **options: Any) -> dict[str, Any]:
 
 
 def migrate_cancel(vm: VmControl) -> dict[str, Any]:
-    """Cancel the migration; without effect after the switchover."""
+    """Cancel the migration, so that the guest runs on here; without effect after the switchover.
+
+    In QEMU:
+        the same
+    """
     vm.migrations.cancel()
     return {}
 
 
 def query_migrate(vm: VmControl) -> dict[str, Any]:
-    """Return the progress or the result of the last migration; empty if there was none."""
+    """Return the progress or the result of the last migration; empty if there was none.
+
+    Returns:
+        status?: `setup`, `active`, `device` (switchover), `completed`, `failed`, `cancelling` or
+            `cancelled`
+        total-time?: ms since the start, or from start to end
+        downtime?: ms for which the guest ran on neither side, after the switchover
+        expected-downtime?: ms that the switchover would take now, before it
+        cpu-throttle-percentage?: percentage of their time for which auto-converge keeps the vCPUs
+            from running
+        error-desc?: the reason of a failure
+        unused-pages.skipped?: pages not sent because the guest reported them as unused
+        unused-pages.how?: the request that the guest answered, or the reason why it has not
+        ram.transferred?: bytes sent
+        ram.remaining?: bytes of pages to send in this round
+        ram.total?: RAM of the guest in bytes
+        ram.duplicate?: pages found to be zeros, and not sent
+        ram.normal?: pages sent with their contents, counted each time
+        ram.normal-bytes?: the same in bytes
+        ram.dirty-pages-rate?: pages that the guest changed per second of the last round
+        ram.dirty-sync-count?: rounds
+        ram.mbps?: throughput of the last round in 10^6 bit/s
+        ram.page-size?: bytes of a page
+    In QEMU:
+        the same, with further members; `unused-pages` is pyvmm's
+    """
     migrations = vm.migrations
     if migrations.status == "none":
         return {}
@@ -116,47 +151,69 @@ def _ram(vm: VmControl, migrations: Migrations) -> dict[str, Any]:
     }
 
 
-def migrate_set_parameters(vm: VmControl, **parameters: int) -> dict[str, Any]:
-    """Change the parameters of migrations, including the active one."""
-    migrations = vm.migrations
-    limit = parameters.get("max-bandwidth", migrations.settings.max_bandwidth)
-    downtime_ms = parameters.get(
-        "downtime-limit", round(migrations.settings.downtime_limit_s * 1000)
-    )
-    if limit and not MIN_BANDWIDTH <= limit < 1 << 63:
+def migrate_set_parameters(
+    vm: VmControl,
+    max_bandwidth: int | None = None,
+    downtime_limit: int | None = None,
+    throttle_trigger_threshold: int | None = None,
+    cpu_throttle_initial: int | None = None,
+    cpu_throttle_increment: int | None = None,
+    max_cpu_throttle: int | None = None,
+) -> dict[str, Any]:
+    """Change parameters of migrations, including the active one; those not given stay.
+
+    Arguments:
+        max-bandwidth: bytes that are sent per second while the guest runs; 0 is no limit
+        downtime-limit: the longest expected downtime with which the switchover begins
+        throttle-trigger-threshold: the ratio of changed to sent bytes beyond which auto-converge
+            throttles
+        cpu-throttle-initial: the percentage of their time for which vCPUs are first throttled
+        cpu-throttle-increment: the step by which it grows
+        max-cpu-throttle: its maximum
+    Errors:
+        GenericError: a value is out of bounds
+    In QEMU:
+        the same, with further parameters; a bandwidth below 1 MiB/s, which is an error here, is
+            possible
+    """
+    settings = vm.migrations.settings
+    changes: dict[str, Any] = {
+        "max_bandwidth": max_bandwidth,
+        "downtime_limit_s": None if downtime_limit is None else downtime_limit / 1000,
+        "throttle_trigger_threshold": throttle_trigger_threshold,
+        "cpu_throttle_initial": cpu_throttle_initial,
+        "cpu_throttle_increment": cpu_throttle_increment,
+        "max_cpu_throttle": max_cpu_throttle,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changed = replace(settings, **changes)
+    least = changed.cpu_throttle_initial
+    if not least <= changed.max_cpu_throttle <= MAX_THROTTLE:
         raise QmpError(
-            f"Parameter 'max-bandwidth' expects 0 or at least {MIN_BANDWIDTH} bytes/second"
+            "Parameter 'max-cpu-throttle' expects an integer in the range of"
+            f" {least} to {MAX_THROTTLE}"
         )
-    if not 0 <= downtime_ms <= MAX_DOWNTIME_MS:
-        raise QmpError(
-            "Parameter 'downtime-limit' expects an integer in the range of"
-            f" 0 to {MAX_DOWNTIME_MS} milliseconds"
-        )
-    migrations.change(
-        max_bandwidth=limit,
-        downtime_limit_s=downtime_ms / 1000,
-        **_percentages(migrations.settings, parameters),
-    )
+    vm.migrations.change(**changes)
     return {}
 
 
-def _percentages(settings: Settings, parameters: dict[str, int]) -> dict[str, Any]:
-    """Return those of auto-converge as `Settings` names them, changed by `parameters`."""
-    values = {
-        name: parameters.get(name, value) for name, value in _current_percentages(settings).items()
-    }
-    for name, (least, most) in _PERCENTAGES.items():
-        if name == "max-cpu-throttle":
-            least = values["cpu-throttle-initial"]
-        if not least <= values[name] <= most:
-            raise QmpError(
-                f"Parameter '{name}' expects an integer in the range of {least} to {most}"
-            )
-    return {name.replace("-", "_"): value for name, value in values.items()}
+def query_migrate_parameters(vm: VmControl) -> dict[str, Any]:
+    """Return the parameters of migrations.
 
-
-def _current_percentages(settings: Settings) -> dict[str, int]:
+    Returns:
+        max-bandwidth: bytes/s; 0 is no limit
+        downtime-limit: ms
+        throttle-trigger-threshold: per cent, as the following ones
+        cpu-throttle-initial: see `migrate-set-parameters`
+        cpu-throttle-increment: see `migrate-set-parameters`
+        max-cpu-throttle: see `migrate-set-parameters`
+    In QEMU:
+        the same, with further parameters
+    """
+    settings = vm.migrations.settings
     return {
+        "max-bandwidth": settings.max_bandwidth,
+        "downtime-limit": round(settings.downtime_limit_s * 1000),
         "throttle-trigger-threshold": settings.throttle_trigger_threshold,
         "cpu-throttle-initial": settings.cpu_throttle_initial,
         "cpu-throttle-increment": settings.cpu_throttle_increment,
@@ -164,18 +221,19 @@ def _current_percentages(settings: Settings) -> dict[str, int]:
     }
 
 
-def query_migrate_parameters(vm: VmControl) -> dict[str, Any]:
-    """Return the parameters of migrations."""
-    settings = vm.migrations.settings
-    return {
-        "max-bandwidth": settings.max_bandwidth,
-        "downtime-limit": round(settings.downtime_limit_s * 1000),
-        **_current_percentages(settings),
-    }
-
-
 def migrate_set_capabilities(vm: VmControl, capabilities: list[dict[str, Any]]) -> dict[str, Any]:
-    """Enable or disable "auto-converge", the only capability, for the next migrations."""
+    """Enable or disable capabilities for the migrations to come.
+
+    The only one is `auto-converge`: a guest that changes its memory faster than it can be sent is
+    throttled until the migration converges.
+
+    Arguments:
+        capabilities: elements with the members "capability", a name, and "state", a boolean
+    Errors:
+        GenericError: a migration is in progress, or there is no such capability
+    In QEMU:
+        the same, with further capabilities
+    """
     migrations = vm.migrations
     if migrations.active:
         raise QmpError("There's a migration process in progress")
@@ -199,18 +257,82 @@ def _auto_converge(given: Any, index: int) -> bool:
 
 
 def query_migrate_capabilities(vm: VmControl) -> list[dict[str, Any]]:
-    """Return all capabilities and whether they are enabled."""
+    """Return all capabilities and whether they are enabled.
+
+    Returns:
+        [].capability: the name of a capability
+        [].state: whether it is enabled
+    In QEMU:
+        the same, with further capabilities
+    """
     state = vm.migrations.settings.auto_converge
     return [{"capability": AUTO_CONVERGE, "state": state}]
 
 
-def _tls_files(options: dict[str, Any]) -> TlsFiles | None:
+def _tls_files(*names: str | None) -> TlsFiles | None:
+    given = [Path(name) for name in names if name is not None]
+    if not given:
+        return None
+    if len(given) != len(names):
+        raise QmpError("Parameters tls-ca, tls-cert, tls-key must be given together")
     # Imported at the first migration with TLS files: 2 ms of start-up time.
     from pyvmm.sockets.tls import TlsFiles
 
-    given = [options[name] for name in _TLS if name in options]
-    if not given:
-        return None
-    if len(given) != len(_TLS):
-        raise QmpError(f"Parameters {', '.join(_TLS)} must be given together")
-    return TlsFiles(*map(Path, given))
+    return TlsFiles(*given)
+
+
+def _percentage(name: str, most: int) -> Parameter:
+    return Parameter(
+        name,
+        int,
+        required=False,
+        expects=f"an integer in the range of 1 to {most}",
+        accepts=lambda value: 1 <= value <= most,
+    )
+
+
+_MIGRATE = (
+    Parameter("uri", str),
+    Parameter("unused", bool, required=False),
+    Parameter("insecure", bool, required=False),
+    Parameter("tls-ca", str, required=False),
+    Parameter("tls-cert", str, required=False),
+    Parameter("tls-key", str, required=False),
+)
+_SETTINGS = (
+    Parameter(
+        "max-bandwidth",
+        int,
+        required=False,
+        expects=f"0 or at least {MIN_BANDWIDTH} bytes/second",
+        accepts=lambda limit: limit == 0 or MIN_BANDWIDTH <= limit < 1 << 63,
+    ),
+    Parameter(
+        "downtime-limit",
+        int,
+        required=False,
+        expects=f"an integer in the range of 0 to {MAX_DOWNTIME_MS} milliseconds",
+        accepts=lambda limit_ms: 0 <= limit_ms <= MAX_DOWNTIME_MS,
+    ),
+    _percentage("throttle-trigger-threshold", 100),
+    _percentage("cpu-throttle-initial", MAX_THROTTLE),
+    _percentage("cpu-throttle-increment", MAX_THROTTLE),
+    Parameter(
+        "max-cpu-throttle",
+        int,
+        required=False,
+        expects=f"an integer in the range of cpu-throttle-initial to {MAX_THROTTLE}",
+    ),
+)
+
+COMMANDS = {
+    "migrate": Command(migrate, _MIGRATE),
+    "migrate_cancel": Command(migrate_cancel),
+    "query-migrate": Command(query_migrate),
+    "migrate-set-parameters": Command(migrate_set_parameters, _SETTINGS),
+    "query-migrate-parameters": Command(query_migrate_parameters),
+    "migrate-set-capabilities": Command(
+        migrate_set_capabilities, (Parameter("capabilities", list),)
+    ),
+    "query-migrate-capabilities": Command(query_migrate_capabilities),
+}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devices.balloon.stat_tags import STATISTICS
+from pyvmm.qmp.command import Command, Parameter
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.vm_control import VmControl
 
@@ -115,21 +116,73 @@ def _property(path: str, name: str) -> Property:
 
 
 def qom_list(vm: VmControl, path: str) -> list[dict[str, str]]:
-    """Return the names and types of an object's properties."""
+    """Return the names and types of an object's properties.
+
+    The objects are `/`, `/machine`, `/machine/peripheral` and the balloon,
+    `/machine/peripheral/balloon0`. A path without a leading slash may be the end of one, if that is
+    unique.
+
+    Arguments:
+        path: the object
+    Returns:
+        [].name: the name of a property
+        [].type: its type, or `child<TYPE>` for an object
+    Errors:
+        DeviceNotFound: no object has this path
+    In QEMU:
+        the same; the tree there has all objects
+    """
     properties = _properties(_resolve(path))
     return [{"name": name, "type": each.type} for name, each in properties.items()]
 
 
 def qom_get(vm: VmControl, path: str, property: str) -> Any:
-    """Return the value of a property."""
+    """Return the value of a property.
+
+    `guest-stats` of the balloon is the last report of the guest's driver: `stats` has each
+    statistic by name (2^64 - 1 if the guest does not report it), and `last-update` is the time of
+    the report in seconds since the epoch, 0 if there was none. `guest-stats-polling-interval` is
+    the time between two requests for a report in seconds, 0 if there are none.
+    `query-balloon-stats` returns a report that is measured after the command instead.
+
+    Arguments:
+        path: the object
+        property: the name of the property
+    Errors:
+        DeviceNotFound: no object has this path
+        GenericError: the object does not have the property
+    In QEMU:
+        the same
+    """
     return _property(path, property).get(vm)
 
 
 def qom_set(vm: VmControl, path: str, property: str, value: Any) -> dict[str, Any]:
-    """Set a property."""
+    """Set a property; only `guest-stats-polling-interval` can be set.
+
+    Arguments:
+        path: the object
+        property: the name of the property
+        value: for the interval, seconds from 0, which ends polling, to 2^32 - 1
+    Errors:
+        DeviceNotFound: no object has this path
+        GenericError: the object does not have the property, or it cannot have the value
+    In QEMU:
+        the same
+    """
     write = _property(path, property).set
     if write is None:
         type_name = _TREE[_resolve(path)].type
         raise QmpError(f"Property '{type_name}.{property}' is not writable")
     write(vm, value)
     return {}
+
+
+_PATH = Parameter("path", str)
+_PROPERTY = Parameter("property", str)
+
+COMMANDS = {
+    "qom-list": Command(qom_list, (_PATH,)),
+    "qom-get": Command(qom_get, (_PATH, _PROPERTY)),
+    "qom-set": Command(qom_set, (_PATH, _PROPERTY, Parameter("value", object))),
+}

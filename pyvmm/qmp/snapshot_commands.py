@@ -1,20 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that take a snapshot; both are pyvmm's own.
 
-    snapshot-to-file   {"path": P, "keep-running": bool, "unused": bool, "timeout": S}
-    query-snapshot
-
 QEMU's snapshot-save stores a snapshot in a disk image, which this VM does not have. These work like
 its dump-guest-memory with "detach" and query-dump: the first starts the snapshot and returns at
-once, the second reports its progress. All arguments but the absolute "path" are optional. With
-"keep-running" false the guest stays paused after success; with "unused" false the guest is not
-asked for its unused pages, a request that is otherwise limited to "timeout" seconds. While a
-snapshot is taken, `cont` is refused, as the guest may be stopped for it.
-
-query-snapshot returns "status": "none", "active", "completed" or "failed"; "completed" and "total"
-bytes of guest pages, where "total" grows when the guest changes pages that have been copied;
-"error-desc" of a failure; and at the end "file-bytes", "seconds", "stopped-seconds" and "pages",
-the numbers of pages by their treatment.
+once, the second reports its progress.
 """
 
 from __future__ import annotations
@@ -24,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S
-from pyvmm.qmp.guest_request_commands import check_timeout
+from pyvmm.qmp.command import Command, Parameter
+from pyvmm.qmp.guest_request_commands import TIMEOUT
 from pyvmm.qmp.messages import QmpError
 from pyvmm_native import PAGE_BYTES
 
@@ -32,20 +22,34 @@ if TYPE_CHECKING:
     from pyvmm.qmp.vm_control import VmControl
 
 
-def snapshot_to_file(vm: VmControl, path: str, **options: Any) -> dict[str, Any]:
-    """Start a snapshot."""
+def snapshot_to_file(
+    vm: VmControl,
+    path: str,
+    keep_running: bool = True,
+    unused: bool = True,
+    timeout: float = DEFAULT_TIMEOUT_S,
+) -> dict[str, Any]:
+    """Start a snapshot of the guest; `query-snapshot` reports its progress.
+
+    The guest runs while its memory is copied, and is paused for the rest. `cont` is refused
+    meanwhile. After a failure the guest runs again, and there is no file.
+
+    Arguments:
+        path: the file, which takes its name when it is complete; an older one is replaced
+        keep-running: resume the guest after success if it was running; else it stays paused
+        unused: leave out the pages that the guest reports as unused
+        timeout: the longest wait for that report; without one, all pages are saved
+    Errors:
+        GenericError: a snapshot or a migration is in progress, or the guest has ended
+    In QEMU:
+        no such command; `dump-guest-memory` with "detach" is its model
+    """
     # Imported at the first snapshot: 14 ms of start-up time (pyvmm.snapshot and its imports).
     from pyvmm.snapshot.saver import MachineEnded, SnapshotActive, SnapshotRequest
 
-    timeout_s = options.get("timeout", DEFAULT_TIMEOUT_S)
-    check_timeout(timeout_s)
-    if not path.startswith("/"):
-        raise QmpError("Parameter 'path' expects an absolute path")
     if vm.migrations.active:
         raise QmpError("There's a migration process in progress")
-    request = SnapshotRequest(
-        Path(path), options.get("keep-running", True), options.get("unused", True), timeout_s
-    )
+    request = SnapshotRequest(Path(path), keep_running, unused, timeout)
     try:
         vm.snapshots.start(request)
     except SnapshotActive:
@@ -56,7 +60,25 @@ def snapshot_to_file(vm: VmControl, path: str, **options: Any) -> dict[str, Any]
 
 
 def query_snapshot(vm: VmControl) -> dict[str, Any]:
-    """Return the progress or the result of the last snapshot."""
+    """Return the progress or the result of the last snapshot.
+
+    Returns:
+        status: `none`, `active`, `completed` or `failed`
+        completed: bytes of guest pages copied so far
+        total: bytes of guest pages to copy; grows while the guest changes pages already copied
+        error-desc?: the reason of a failure
+        file-bytes?: size of the complete file
+        seconds?: duration of the complete snapshot
+        stopped-seconds?: the time of it for which the guest was paused
+        pages.stored?: pages of 4 KiB in the complete file
+        pages.zero?: pages left out because they are zero throughout
+        pages.unused?: pages left out because the guest reported them as unused
+        pages.absent?: pages without host memory: never touched, or in the balloon
+        pages.ballooned?: absent pages in the balloon, as the guest's driver counts
+        pages.asked?: the request that the guest answered, or the reason why it has not
+    In QEMU:
+        no such command; `query-dump` is its model
+    """
     status = vm.snapshots.status
     result: dict[str, Any] = {
         "status": status.status,
@@ -71,3 +93,16 @@ def query_snapshot(vm: VmControl) -> dict[str, Any]:
         result["stopped-seconds"] = round(status.stopped_seconds, 6)
         result["pages"] = asdict(status.report)
     return result
+
+
+_SNAPSHOT = (
+    Parameter("path", str, expects="an absolute path", accepts=lambda path: path.startswith("/")),
+    Parameter("keep-running", bool, required=False),
+    Parameter("unused", bool, required=False),
+    TIMEOUT,
+)
+
+COMMANDS = {
+    "snapshot-to-file": Command(snapshot_to_file, _SNAPSHOT),
+    "query-snapshot": Command(query_snapshot),
+}

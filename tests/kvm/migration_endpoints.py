@@ -11,7 +11,8 @@ from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.migration.incoming import accept_migration
-from pyvmm.qmp import migration_commands as migrate_commands
+from pyvmm.qmp import commands
+from pyvmm.qmp.messages import Request
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
@@ -27,15 +28,16 @@ def start_migration(
 ) -> None:
     """Start to migrate `guest` to `address`."""
     limit = {"downtime-limit": downtime_limit_ms}
-    migrate_commands.migrate_set_parameters(guest.vm, **limit)
-    migrate_commands.migrate(guest.vm, address, **options)
+    commands.execute(guest.vm, Request("migrate-set-parameters", limit))
+    commands.execute(guest.vm, Request("migrate", {"uri": address, **options}))
 
 
 async def migration_result(guest: GuestSession) -> dict[str, Any]:
     """Wait for the end of a migration; return the reply of query-migrate."""
     while guest.vm.migrations.active:
         await asyncio.sleep(0.01)
-    return migrate_commands.query_migrate(guest.vm)
+    result: dict[str, Any] = commands.execute(guest.vm, Request("query-migrate"))
+    return result
 
 
 class GuestReceiver:

@@ -25,7 +25,7 @@ from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
-from pyvmm.machine.run_state import EventSink, RunState
+from pyvmm.machine.run_state import EventName, EventSink, RunState
 from pyvmm.memory import layout
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
@@ -202,7 +202,7 @@ class InMemoryVm:
         self._sinks.append(sink)
 
     def announce(
-        self, name: str, data: Mapping[str, object] = MappingProxyType({}), **more: object
+        self, name: EventName, data: Mapping[str, object] = MappingProxyType({}), **more: object
     ) -> None:
         for sink in self._sinks:
             sink(name, {**data, **more})

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pyvmm.qmp import messages as qmp
-from pyvmm.qmp.commands import COMMANDS, Command
+from pyvmm.qmp.command import Command
+from pyvmm.qmp.commands import COMMANDS
 from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession

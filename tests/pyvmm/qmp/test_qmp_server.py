@@ -13,6 +13,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm.qmp import commands
 from pyvmm.qmp import server as server_module
+from pyvmm.qmp.command import Command
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
@@ -265,7 +266,7 @@ def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]
         answers.append(asyncio.get_running_loop().create_future())
         return await answers[-1]
 
-    monkeypatch.setitem(commands.COMMANDS, "wait", commands.Command(wait))
+    monkeypatch.setitem(commands.COMMANDS, "wait", Command(wait))
     return answers
 
 

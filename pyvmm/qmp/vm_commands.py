@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on the VM as a whole and on the balloon's size, as in QEMU.
+
+One differs on purpose: `balloon` refuses a size larger than the guest's RAM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.command import Command, Parameter
+from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.vm_control import VmControl
+
+
+def qmp_capabilities(vm: VmControl, enable: list[Any] | None = None) -> dict[str, Any]:
+    """End the negotiation of capabilities; every session begins with this command.
+
+    Arguments:
+        enable: capabilities to enable; only an empty list is accepted, as the greeting offers none
+    Errors:
+        CommandNotFound: negotiation is already complete; or another command comes first
+        GenericError: `enable` names a capability
+    In QEMU:
+        the same; QEMU's greeting offers `oob`
+    """
+    if enable:
+        raise QmpError(f"Parameter 'enable' does not accept value '{enable[0]}'")
+    return {}
+
+
+def query_version(vm: VmControl) -> dict[str, Any]:
+    """Return the version of pyvmm, as the greeting has it.
+
+    Returns:
+        qemu.major: the version has three numbers; the member is called "qemu" in every server
+        qemu.minor: the second number
+        qemu.micro: the third number
+        package: "pyvmm" and the version
+    In QEMU:
+        the same
+    """
+    return qmp.version()
+
+
+def query_status(vm: VmControl) -> dict[str, Any]:
+    """Return the run state of the VM.
+
+    Returns:
+        status: `running`; `paused`; `finish-migrate`, for the switchover of a migration;
+            `postmigrate`, after it; `shutdown`; or `guest-panicked`
+        running: true in the status `running` only
+    In QEMU:
+        the same, with further states
+    """
+    return {"status": vm.status, "running": vm.status == "running"}
+
+
+def query_memory_size_summary(vm: VmControl) -> dict[str, int]:
+    """Return the size of the guest's RAM.
+
+    Returns:
+        base-memory: RAM in bytes, whatever the balloon's size
+    In QEMU:
+        the same; QEMU adds `plugged-memory` if memory can be hot-plugged
+    """
+    return {"base-memory": vm.ram_bytes}
+
+
+def stop(vm: VmControl) -> dict[str, Any]:
+    """Pause the guest's vCPUs; without effect unless the guest is running.
+
+    In QEMU:
+        the same
+    """
+    if vm.status == "running":
+        vm.pause()
+    return {}
+
+
+def cont(vm: VmControl) -> dict[str, Any]:
+    """Resume a paused guest; without effect on a running one.
+
+    Errors:
+        GenericError: the guest has ended or has migrated, or is stopped for a snapshot or for the
+            switchover of a migration
+    In QEMU:
+        the same
+    """
+    if vm.status in ("shutdown", "guest-panicked"):
+        raise QmpError("Resetting the Virtual Machine is required")
+    if vm.snapshots.active:
+        raise QmpError("There is a snapshot in process, please wait")
+    if vm.status == "finish-migrate":
+        raise QmpError("The guest is stopped for the switchover of its migration")
+    if vm.status == "postmigrate":
+        raise QmpError("The guest has migrated and runs on the destination")
+    if vm.status == "paused":
+        vm.resume()
+    return {}
+
+
+def quit_vm(vm: VmControl) -> dict[str, Any]:
+    """End the VM, and with it the process of `pyvmm run`, without shutting the guest down.
+
+    In QEMU:
+        the same
+    """
+    vm.quit()
+    return {}
+
+
+def balloon(vm: VmControl, value: int) -> dict[str, Any]:
+    """Request a balloon of the size that leaves the guest a given amount of RAM.
+
+    The command returns at once. The guest's driver follows if and as far as it can;
+    `query-balloon` and BALLOON_CHANGE report its progress. The balloon consists of pages of 4 KiB,
+    so the guest may keep up to 4095 bytes more.
+
+    Arguments:
+        value: the RAM that the guest keeps
+    Errors:
+        GenericError: `value` is 0, negative, or more than the guest's RAM
+    In QEMU:
+        the same, but a size larger than RAM means all of RAM, and without a balloon device there
+        is an error of class DeviceNotActive; every pyvmm guest has one
+    """
+    if value <= 0:
+        raise QmpError("Parameter 'value' expects a size")
+    if value > vm.ram_bytes:
+        raise QmpError(
+            f"Parameter 'value' expects a size of at most {vm.ram_bytes} bytes,"
+            " the RAM of the guest"
+        )
+    vm.set_balloon_target(value)
+    return {}
+
+
+def query_balloon(vm: VmControl) -> dict[str, int]:
+    """Return the RAM that the balloon leaves the guest.
+
+    Returns:
+        actual: RAM in bytes, less the size of the balloon as the guest's driver last reported it
+    In QEMU:
+        the same, with the error described for `balloon`
+    """
+    return {"actual": vm.balloon_actual_bytes}
+
+
+COMMANDS = {
+    "qmp_capabilities": Command(qmp_capabilities, (Parameter("enable", list, required=False),)),
+    "query-version": Command(query_version),
+    "query-status": Command(query_status),
+    "query-memory-size-summary": Command(query_memory_size_summary),
+    "stop": Command(stop),
+    "cont": Command(cont),
+    "quit": Command(quit_vm),
+    "balloon": Command(
+        balloon, (Parameter("value", int, expects="a size in bytes, from 1 to the guest's RAM"),)
+    ),
+    "query-balloon": Command(query_balloon),
+}
