@@ -11,11 +11,14 @@
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, `VcpuGate` |
 | console writer | `console-writer` | writes console output | the console's byte queue |
 
-| lock | protects | held |
-| --- | --- | --- |
-| device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console |
-| `VcpuGate`'s condition | the state of the gate | for a few instructions |
-| `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last |
+| lock | protects | held | taken while holding | taken by |
+| --- | --- | --- | --- | --- |
+| device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console | no lock | event loop, vCPU |
+| `VcpuGate`'s condition | the state of the gate | for a few instructions | no lock | event loop, vCPU, throttle |
+| `SourceMigration`'s lock | the choice between the commit and a cancellation | for a few instructions | no lock | event loop, migration |
+| `LazyPages`'s mutex | the pages still to be loaded | while one block is read and checked | device lock | event loop, userfaultfd loader |
+| `ConsoleWriter`'s condition | waiting for output and for room | for a few instructions | device lock | event loop, vCPU, console writer |
+| `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last | device lock | event loop, vCPU, console writer |
 
 A class that is used by several threads has a line `Threads:` in its docstring that refers to these
 rows. `Owner` asserts the most important rule; `python -O` drops the check.
