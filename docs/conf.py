@@ -25,7 +25,10 @@ extensions = [
     "myst_parser",
     "sphinx_copybutton",
     "pyvmm_docs.bit_layout",
+    "pyvmm_docs.docstring",
+    "pyvmm_docs.locks",
     "pyvmm_docs.repository_links",
+    "pyvmm_docs.rooms",
     "pyvmm_docs.sequence",
 ]
 source_suffix = {".md": "markdown"}
