@@ -21,8 +21,8 @@ from pyvmm_docs import svg
 from pyvmm_docs.docstring import docstring_of, path_of
 
 HOLDING, TAKEN_BY, NONE = "taken while holding", "taken by", "no lock"
-COLUMN_PX, ROW_PX, TOP_PX, MARGIN_PX, NESTING_PX = 104, 30, 50, 10, 26
-LABEL_CHARACTERS = 15
+COLUMN_PX, ROW_PX, TOP_PX, MARGIN_PX, NESTING_PX = 112, 30, 50, 10, 26
+LABEL_CHARACTERS = 17
 
 
 class Lock(NamedTuple):
@@ -106,7 +106,7 @@ def draw(threads: list[str], locks: list[Lock]) -> str:
 
 
 def _heading(name: str, x: float) -> list[str]:
-    lines = textwrap.wrap(name, LABEL_CHARACTERS)
+    lines = textwrap.wrap(name, LABEL_CHARACTERS, break_long_words=False)
     first = TOP_PX - 6 - svg.LINE_PX * (len(lines) - 0.5)
     return [svg.text(x, first + n * svg.LINE_PX, each, small=True) for n, each in enumerate(lines)]
 

@@ -3,12 +3,13 @@
 
 `{rooms} NAME` draws the import-linter contract called NAME in pyproject.toml, of type "layers": a
 package may import those in the rows below its own, and none beside it. `lint-imports` checks the
-same lines. The job of a package is the first line of its docstring. The drawing is HTML, not a
-picture, so that it wraps on narrow screens.
+same lines. The job of a package is the first line of its docstring. `__main__` is left out. The
+drawing is HTML, not a picture, so that it wraps on narrow screens.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from html import escape
@@ -40,6 +41,7 @@ def layers(contract: str, repository: Path) -> list[list[Room]]:
     return [
         [_room(name.strip(), prefix, repository) for name in layer.split("|")]
         for layer in found[contract]["layers"]
+        if layer != "__main__"
     ]
 
 
@@ -62,8 +64,12 @@ def _boxes(row: list[Room], repository_url: str) -> Iterator[str]:
         kind = "blob" if room.path.endswith(".py") else "tree"
         yield (
             f'<a class="room" href="{repository_url}/{kind}/main/{room.path}">'
-            f"<code>{escape(room.name)}</code><span>{escape(room.job)}</span></a>"
+            f"<code>{escape(room.name)}</code><span>{_with_code(room.job)}</span></a>"
         )
+
+
+def _with_code(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 class RoomsDirective(SphinxDirective):
