@@ -41,7 +41,9 @@ def test_the_table_has_its_rows() -> None:
     assert rows()["vCPU"] == "vcpuN"
 
 
-@pytest.mark.parametrize(("place", "text"), sections(), ids=[place for place, _ in sections()])
+@pytest.mark.parametrize(
+    ("place", "text"), list(sections()), ids=[place for place, _ in sections()]
+)
 def test_a_threads_section_names_rows_of_the_table(place: str, text: str) -> None:
     names = [*rows(), r"any\b", "thread that made the machine"]
     assert re.search("|".join(names), text), text
