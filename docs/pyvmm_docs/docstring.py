@@ -78,7 +78,7 @@ class DocstringDirective(SphinxDirective):
         self.env.note_dependency(str(path))
         container = nodes.container()
         self.state.nested_parse(StringList(text.splitlines(), str(path)), 0, container)
-        return container.children
+        return list[nodes.Node](container.children)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
