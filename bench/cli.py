@@ -47,7 +47,8 @@ def _default_names(quick: bool) -> list[str]:
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory for results and plots [default: bench/results, or build/bench if --quick].",
+    show_default="bench/results, or build/bench with --quick",
+    help="Directory for results and plots.",
 )
 @click.option("--measure-into", type=click.Path(path_type=Path), hidden=True)
 def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path | None) -> int:

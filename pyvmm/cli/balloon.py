@@ -82,7 +82,7 @@ def _change(client: QmpClient, target_bytes: int, timeout_s: float | None, as_js
     elapsed_s = None
     if timeout_s is not None:
         _watch(change, timeout_s)
-        elapsed_s = time.monotonic() - started
+        elapsed_s = round(time.monotonic() - started, 6)
     if as_json:
         result = {"target": target_bytes, "reached": change.reached, "seconds": elapsed_s}
         print_json({**_state(client), "actual": change.actual_bytes, **result})

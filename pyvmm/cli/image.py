@@ -20,7 +20,7 @@ _PATH = click.Path(path_type=Path)
 _SOURCE = click.option(
     "--source",
     type=_PATH,
-    metavar="DIR",
+    metavar="PATH",
     help="A Linux 6.12 source tree or archive, instead of Debian's linux-source-6.12.",
 )
 
@@ -36,11 +36,16 @@ def image() -> None:
     "-o",
     type=_PATH,
     metavar="FILE",
-    help="Write the image also to FILE.",
+    help="Write the image to FILE, too.",
 )
 @_SOURCE
 @click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs [default: one per CPU]."
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="one per CPU",
+    help="Number of parallel jobs.",
 )
 @click.option("--force", is_flag=True, help="Build even if the image is up to date.")
 @json_option

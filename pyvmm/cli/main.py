@@ -220,4 +220,6 @@ def main() -> None:
     \b
     When something is missing:
       pyvmm doctor
+
+    A SIZE is a number of bytes, or a number with K, M, G or T, which are powers of 1024: 64K, 1.5G.
     """

@@ -33,7 +33,7 @@ from pyvmm.cli.options import (
 )
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
-from pyvmm.units import MIB
+from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
@@ -50,26 +50,38 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
 @click.option(
     "--kernel",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Kernel to boot, instead of IMAGE: a bzImage such as /boot/vmlinuz-*, or a vmlinux.",
 )
 @click.option(
     "--memory",
     "ram_bytes",
     type=parse_size_value,
-    default=f"{DEFAULT_RAM_BYTES // MIB}M",
+    default=f"{DEFAULT_RAM_BYTES // GIB}G",
     show_default=True,
     metavar="SIZE",
     help="Guest RAM, such as 512M or 8G; with --incoming, the most that the guest may have.",
 )
-@click.option("--cpus", type=int, default=1, show_default=True, help="Number of vCPUs, 1 to 8.")
 @click.option(
-    "--initrd", type=click.Path(path_type=Path), help="Initramfs to load with the kernel."
+    "--cpus",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of vCPUs, 1 to 8.",
+)
+@click.option(
+    "--initrd",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Initramfs to load with the kernel.",
 )
 @click.option("--append", default="", metavar="TEXT", help="Append to the kernel command line.")
 @click.option(
     "--dialect",
     type=click.Choice(DIALECTS),
-    help="Balloon protocol [default: that of IMAGE, else standard].",
+    show_default="that of IMAGE, else standard",
+    help="Balloon protocol.",
 )
 @click.option(
     "--offer",
@@ -83,11 +95,13 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
     "--rng-limit",
     type=parse_size_value,
     metavar="SIZE",
-    help="Limit it to SIZE bytes per second, such as 64K; implies --rng [default: no limit].",
+    show_default="no limit",
+    help="Limit the entropy device to SIZE per second, such as 64K; implies --rng.",
 )
 @click.option(
     "--restore",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Resume a snapshot; it holds the guest's configuration.",
 )
 @click.option(
@@ -129,9 +143,7 @@ def run(
 ) -> int:
     """Boot the Linux guest in IMAGE, a guest.img, or any x86-64 kernel with --kernel.
 
-    The guest's serial console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys. The
-    exit status is 0 when the guest powers off or reboots, 1 when it crashes, 2 when an option or a
-    file cannot be used.
+    The guest's serial console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys.
 
     \b
     Examples:
@@ -141,6 +153,9 @@ def run(
       pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
       pyvmm run --restore vm.snap
       pyvmm run --incoming unix:/tmp/m --memory 8G
+
+    The exit status is 0 when the guest powers off or reboots, 1 when it crashes, 2 when an option
+    or a file cannot be used, 128 + N when signal N ended it.
     """
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="pyvmm: %(message)s")

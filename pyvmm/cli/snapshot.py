@@ -41,7 +41,7 @@ PAGE_LABELS = {
     "--keep-running/--stop",
     default=True,
     show_default=True,
-    help="Let the guest run on afterwards, or end it.",
+    help="Keep the guest running afterwards, or end it.",
 )
 @unused_option
 @timeout_option(10.0, "Continue without the guest's answer after this many seconds.")
@@ -68,9 +68,10 @@ def snapshot(
       pyvmm snapshot vm.snap --info
       pyvmm run --restore vm.snap
 
-    FILE holds the guest's memory, secrets included; only its owner can read it. The exit status is
-    0 when the snapshot is complete, 1 when the guest ended, 2 when it cannot be taken or, with
-    --info, when FILE is damaged.
+    FILE holds the guest's memory, secrets included; only its owner can read it.
+
+    The exit status is 0 when the snapshot is complete, 1 when the guest ended, 2 when it cannot be
+    taken or, with --info, when FILE is damaged.
     """
     source = click.get_current_context().get_parameter_source("address")
     if source is ParameterSource.COMMANDLINE if info else address is None:

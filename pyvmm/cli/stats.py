@@ -37,7 +37,7 @@ _NO_RESPONSE = "DeviceNotActive"
     flag_value="2",
     type=parse_seconds,
     metavar="[S]",
-    help="Repeat every S seconds [default: 2] and show the changes.",
+    help="Repeat every S seconds, by default 2, and show the changes.",
 )
 @timeout_option(5.0, "Wait this many seconds for the guest's answer.")
 @json_option
@@ -57,8 +57,10 @@ def stats(address: str, watch_s: float | None, timeout_s: float, as_json: bool) 
     Print how many bytes the guest could use without swapping:
       pyvmm stats --qmp unix:/tmp/vm.sock --json | jq '.stats["stat-available-memory"]'
 
-    With --watch, --json prints one line for each answer. The exit status is 0 when the guest
-    answered, 1 when it did not answer in time or ended, 2 when the request was invalid.
+    With --watch, --json prints one line for each answer.
+
+    The exit status is 0 when the guest answered, 1 when it did not answer in time or ended, 2 when
+    the request was invalid.
     """
 
     def work(client: QmpClient) -> int:

@@ -31,7 +31,10 @@ MEASUREMENTS_FILE = "measurements.json"
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--dialect", type=click.Choice(DIALECTS), help="Balloon protocol [default: that of IMAGE]."
+    "--dialect",
+    type=click.Choice(DIALECTS),
+    show_default="that of IMAGE",
+    help="Balloon protocol.",
 )
 @click.option(
     "--memory",
@@ -77,8 +80,8 @@ def demo(
     byte that it kept, and the resident memory of pyvmm is sampled from /proc all the time. IMAGE
     is a guest.img; without IMAGE the default image is used, and built the first time.
 
-    The exit status is 1 when less than 95 % of the inflated memory was returned to the host, or
-    when a byte that the guest kept has changed.
+    The exit status is 0 when at least 95 % of the inflated memory was returned to the host and no
+    byte that the guest kept has changed, and 1 otherwise.
     """
     sizes = GuestSizes(ram_bytes // MIB, inflate_bytes // MIB)
     if image is None:
