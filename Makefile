@@ -8,7 +8,7 @@ PYTHON   := setup.py pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links conformance fuzz coverage lint lock format image stock-kernels debian native clean
+.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz coverage lint lock format image stock-kernels debian native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ docs: native  ## Build the documentation into build/docs, warnings as errors, an
 
 docs-links: native  ## Follow the documentation's links to other sites (needs a network)
 	@$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
+
+generated: native  ## Write the manual pages and shell completions in share/
+	@PYTHONPATH=docs $(BIN)/python -m pyvmm_docs.generate
 
 conformance: native image  ## Write docs/reference/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml

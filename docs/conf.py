@@ -25,6 +25,7 @@ extensions = [
     "myst_parser",
     "sphinx_copybutton",
     "pyvmm_docs.bit_layout",
+    "pyvmm_docs.command_reference",
     "pyvmm_docs.docstring",
     "pyvmm_docs.locks",
     "pyvmm_docs.repository_links",
