@@ -115,7 +115,9 @@ _SECURITY_OPTIONS = (
     ),
     click.option("--tls-cert", type=_FILE, metavar="FILE", help="TLS: certificate of this side."),
     click.option("--tls-key", type=_FILE, metavar="FILE", help="TLS: private key of this side."),
-    click.option("--insecure", is_flag=True, help="Allow a connection to another host without TLS."),
+    click.option(
+        "--insecure", is_flag=True, help="Allow a connection to another host without TLS."
+    ),
 )
 
 
