@@ -176,6 +176,12 @@ class VirtualMachine:
         """Set the run state of the paused guest."""
         self._status = status
 
+    @property
+    def vcpu_thread_ids(self) -> list[int]:
+        """The thread id of each vCPU; empty before `run`."""
+        threads = self.machine.vcpu_threads
+        return [thread.native_id for thread in threads if thread.native_id is not None]
+
     def pause(self) -> None:
         """Stop the guest's vCPUs and announce STOP."""
         self.machine.pause()

@@ -26,7 +26,7 @@ _NOT_THERE = ("CommandNotFound", "DeviceNotActive")
 @qmp_option
 @json_option
 def status(address: str, as_json: bool) -> int:
-    """Show whether a guest runs, how much RAM it has, and whether it is saved or migrated.
+    """Show whether a guest runs, its RAM and vCPUs, and whether it is saved or migrated.
 
     The state is QMP's: running, paused, finish-migrate, postmigrate, shutdown or guest-panicked.
 
@@ -59,6 +59,7 @@ def query(client: QmpClient) -> dict[str, Any]:
         "running": state["running"],
         "base-memory": client.execute("query-memory-size-summary")["base-memory"],
         "actual": _execute_if_known(client, "query-balloon").get("actual"),
+        "cpus": len(client.execute("query-cpus-fast")),
         "migration": migration.get("status", "none"),
         "snapshot": _execute_if_known(client, "query-snapshot").get("status"),
         "version": client.execute("query-version"),
@@ -86,6 +87,7 @@ def _print_table(document: dict[str, Any]) -> None:
     if actual_bytes is not None:
         rows["guest has"] = format_size(actual_bytes)
         rows["in the balloon"] = format_size(ram_bytes - actual_bytes)
+    rows["vCPUs"] = str(document["cpus"])
     rows["migration"] = document["migration"]
     if document["snapshot"] is not None:
         rows["snapshot"] = document["snapshot"]

@@ -68,6 +68,22 @@ def query_memory_size_summary(vm: VmControl) -> dict[str, int]:
     return {"base-memory": vm.ram_bytes}
 
 
+def query_cpus_fast(vm: VmControl) -> list[dict[str, Any]]:
+    """Return the vCPUs, without interrupting the guest.
+
+    Returns:
+        [].cpu-index: the number of the vCPU, from 0
+        [].thread-id: the thread of the host (of the lab, if the guest runs there) that runs it
+        [].target: `x86_64`
+    In QEMU:
+        the same; QEMU adds `qom-path` and `props`
+    """
+    return [
+        {"cpu-index": index, "thread-id": thread_id, "target": "x86_64"}
+        for index, thread_id in enumerate(vm.vcpu_thread_ids)
+    ]
+
+
 def stop(vm: VmControl) -> dict[str, Any]:
     """Pause the guest's vCPUs; without effect unless the guest is running.
 
@@ -153,6 +169,7 @@ COMMANDS = {
     "query-version": Command(query_version),
     "query-status": Command(query_status),
     "query-memory-size-summary": Command(query_memory_size_summary),
+    "query-cpus-fast": Command(query_cpus_fast),
     "stop": Command(stop),
     "cont": Command(cont),
     "quit": Command(quit_vm),

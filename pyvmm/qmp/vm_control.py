@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
@@ -28,6 +30,10 @@ class VmControl(Protocol):
     @property
     def ram_pages(self) -> PageRuns:
         """Return the pages of that RAM, by guest-physical address."""
+
+    @property
+    def vcpu_thread_ids(self) -> Sequence[int]:
+        """Return the thread id of each vCPU, in the order of their numbers."""
 
     @property
     def balloon_actual_bytes(self) -> int:

@@ -106,6 +106,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
         {"return": {}},
         {"return": {"base-memory": GIB, "plugged-memory": 0}},
         {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}},
+        {"return": [{"cpu-index": 0, "thread-id": 4242, "target": "x86_64"}]},
         {"error": {"class": "CommandNotFound", "desc": "not found"}},
         {"return": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}},
     ]
@@ -122,6 +123,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
             "running": False,
             "base-memory": GIB,
             "actual": None,
+            "cpus": 1,
             "migration": "none",
             "snapshot": None,
             "version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},

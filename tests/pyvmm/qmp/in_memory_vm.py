@@ -45,6 +45,7 @@ class InMemoryVm:
         self.ram_bytes = ram_bytes
         self.balloon_actual_bytes = ram_bytes
         self.status: RunState = "running"
+        self.vcpu_thread_ids = [threading.get_native_id()]
         self.targets: list[int] = []
         self.on_quit: Callable[[], object] = lambda: None
         self._step_bytes = step_bytes

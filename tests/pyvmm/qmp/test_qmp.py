@@ -6,6 +6,7 @@ Error messages that matter are those of QEMU 7.2 for the same bytes.
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -258,6 +259,9 @@ def test_queries_return_the_state_of_the_vm(ask: Ask) -> None:
     assert ask("query-status") == {"status": "running", "running": True}
     assert ask("query-balloon") == {"actual": GIB}
     assert ask("query-memory-size-summary") == {"base-memory": GIB}
+    assert ask("query-cpus-fast") == [
+        {"cpu-index": 0, "thread-id": threading.get_native_id(), "target": "x86_64"}
+    ]
 
 
 def test_stop_and_cont_are_idempotent(ask: Ask, vm: InMemoryVm) -> None:
