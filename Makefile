@@ -6,9 +6,13 @@ BIN      := .venv/bin
 NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
 PYTHON   := setup.py pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
+DIST_PYTHONS ?= $(BIN)/python
+
+# The build tools of requirements.lock, in an environment of their own.
+UV_BUILD := $(BIN)/uv build --quiet --build-constraints requirements.lock --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz coverage lint lock format image stock-kernels debian native clean
+.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz coverage lint lock dist format image stock-kernels debian native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +75,14 @@ lock: .venv/.ready  ## Renew requirements.lock: the newest versions that pyproje
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --generate-hashes \
 		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
+dist: .venv/.ready  ## Build into dist/ what an index takes: the sdist, a wheel for each of DIST_PYTHONS
+	@rm -rf dist build/wheels
+	@$(UV_BUILD) --sdist --out-dir dist
+	@for python in $(DIST_PYTHONS); do \
+		$(UV_BUILD) --wheel --python $$python --out-dir build/wheels dist/*.tar.gz || exit; done
+	@PATH=$(BIN):$$PATH auditwheel repair --wheel-dir dist build/wheels/*.whl
+	@$(BIN)/twine check --strict dist/*
+
 format: .venv/.ready  ## Format the Python sources
 	@$(BIN)/ruff check --fix-only $(PYTHON)
 	@$(BIN)/ruff format $(PYTHON)
@@ -87,7 +99,7 @@ debian:  ## Run the README's commands on a minimal Debian, in a chroot (as root;
 native: .venv/.native
 
 clean:  ## Remove everything built in this tree; caches outside it stay (see `pyvmm image where`)
-	rm -rf .venv build demo-output .fuzz .coverage *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist demo-output .fuzz .coverage *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f cython_src/pyvmm_native/*.c cython_src/pyvmm_native/*.so
 
 .venv/.ready: pyproject.toml requirements.lock debian-packages.txt scripts/setup
