@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import tomllib
@@ -89,11 +90,12 @@ def test_the_metadata_names_the_pythons_that_the_lock_is_tested_with(
     assert described["Requires-Python"] == ">=3.11"
 
 
-def test_the_address_of_the_project_is_written_in_one_place() -> None:
-    home = REPOSITORY.removeprefix("https://")
-    texts = files(suffixes=(".py", ".toml", ".md", ".yaml", ".yml", ".txt", ".in"))
-    naming = {name_of(path) for path in texts if home in path.read_text()}
-    assert naming == {"pyproject.toml"}
+def test_every_text_has_the_address_of_the_project_that_the_metadata_has() -> None:
+    address = re.compile(r"https://github\.com/[\w-]+/pyvmm\b")
+    texts = files(suffixes=(".py", ".toml", ".md", ".yaml", ".yml", ".txt", ".1"))
+    found = [(name_of(path), each) for path in texts for each in address.findall(path.read_text())]
+    assert ("pyproject.toml", REPOSITORY) in found
+    assert [each for each in found if each[1] != REPOSITORY] == []
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only git knows every file")

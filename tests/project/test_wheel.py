@@ -106,6 +106,12 @@ def test_the_command_is_installed(installed: Environment, tmp_path: Path) -> Non
     assert version == f"pyvmm, version {VERSION}\n"
 
 
+def test_manual_pages_and_completions_are_installed(installed: Environment) -> None:
+    shared = {path.relative_to(ROOT) for path in files("share", suffixes=None)}
+    assert {path.parts[1] for path in shared} == {"bash-completion", "fish", "man", "zsh"}
+    assert {path for path in shared if not (installed.prefix / path).is_file()} == set()
+
+
 @pytest.fixture
 def own(wheel: Path, tmp_path: Path) -> Environment:
     """Install the wheel into a venv for one test."""
