@@ -24,6 +24,7 @@ release = version = VERSION
 extensions = [
     "myst_parser",
     "sphinx_copybutton",
+    "pyvmm_docs.api_reference",
     "pyvmm_docs.bit_layout",
     "pyvmm_docs.command_reference",
     "pyvmm_docs.docstring",
@@ -34,6 +35,10 @@ extensions = [
 ]
 source_suffix = {".md": "markdown"}
 nitpicky = True
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 1  # unless api_markdown makes it a single line
+toc_object_entries_show_parents = "hide"
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "substitution"]
 myst_heading_anchors = 3

@@ -2,7 +2,7 @@
 """Requests of the bitmap dialect: a 32-byte header, then one bit for each page.
 
 The wire format of the virtio-balloon bitmap extension ("RESEND PATCH v3", October 2016), all
-little-endian::
+little-endian:
 
     u16 cmd          command of the request; 0 on the inflate and deflate queues
     u16 page_shift   log2 of the page size, 12 or more

@@ -4,7 +4,7 @@
 The device starts a round by writing a new command id to `free_page_hint_cmd_id`. The driver puts
 that id on the queue in a buffer of 4 bytes, then buffers whose device-writable elements are free
 pages, which it allocates so that no other code can, and finally the id STOP. It keeps the pages
-until the field says DONE, unless it needs them sooner::
+until the field says DONE, unless it needs them sooner:
 
     hinting.start(on_end)      start a round; on_end is called when the driver has no more pages
     hinting.pages              all hints since the last `finish`

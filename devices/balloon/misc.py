@@ -2,7 +2,7 @@
 """The misc queue of the bitmap dialect: the device requests, the driver responds.
 
 The driver keeps one device-writable buffer on the queue. To make a request, the device fills in
-16 bytes, little-endian, and returns the buffer::
+16 bytes, little-endian, and returns the buffer:
 
     u16 cmd          a `MiscCommand`
     u16 reserved[3]  0

@@ -9,6 +9,7 @@ rises once, not 16 times. Everything else is as in the chip: both FIFO modes, tr
 interrupt priorities and what clears each interrupt, loopback, modem status with deltas.
 
 Interrupts, highest first, with what clears them (data sheet, table 5):
+
     receiver line status    IIR 0x6   reading LSR
     received data           IIR 0x4   FIFO below its trigger level
     character time-out      IIR 0xC   FIFO empty

@@ -27,7 +27,7 @@ TRANSPORT = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET
 
 
 def names(mask: int, device_names: Mapping[int, str]) -> str:
-    """Return a feature set as text, such as ``STATS_VQ|VERSION_1``; unnamed bits as ``bit N``."""
+    """Return a feature set as text, such as `STATS_VQ|VERSION_1`; unnamed bits as `bit N`."""
     known = {
         **device_names,
         INDIRECT_DESC: "INDIRECT_DESC",

@@ -31,7 +31,7 @@ class Descriptor(NamedTuple):
     next: int
 
     def __str__(self) -> str:
-        """Return the buffer and the flags, such as ``0x1000, 64 bytes, NEXT|WRITE``."""
+        """Return the buffer and the flags, such as `0x1000, 64 bytes, NEXT|WRITE`."""
         names = "|".join(name for bit, name in _FLAG_NAMES.items() if self.flags & bit)
         return f"{self.gpa:#x}, {self.length} bytes" + (f", {names}" if names else "")
 
