@@ -276,7 +276,10 @@ def _print_report(findings: list[Finding], usable: bool, verdict: str) -> None:
         table.add_column(heading, overflow="fold")
     for item in findings:
         mark = "[green]ok[/]" if item.ok else "[yellow]--[/]"
-        table.add_row(mark, item.subject, escape(item.found), item.needed.value)
+        # The remedies of other findings are the commands below the table.
+        remedy = item.remedy if item.needed is Needed.HOST else ""
+        found = "; ".join(filter(None, (item.found, remedy)))
+        table.add_row(mark, item.subject, escape(found), item.needed.value)
     console = Console(highlight=False)
     console.print(table)
     console.print()

@@ -98,6 +98,9 @@ REPORTED = {
     r"^the guest runs no balloon driver with MISC_VQ": (
         "boot a guest.img that 'pyvmm image build' made, with its own dialect"
     ),
+    r"^No balloon device has been activated": (
+        "start QEMU with -device virtio-balloon-pci,id=balloon0"
+    ),
     r"^The command \S+ has not been found": "the guest runs in QEMU or another version of pyvmm",
 }
 """Remedies of messages from the control socket, by a regular expression that finds the message."""

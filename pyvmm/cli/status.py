@@ -83,7 +83,7 @@ def _print_table(document: dict[str, Any]) -> None:
     from rich.table import Table
 
     ram_bytes, actual_bytes = document["base-memory"], document["actual"]
-    rows = {"state": document["status"], "RAM at boot": format_size(ram_bytes)}
+    rows = {"status": document["status"], "RAM at boot": format_size(ram_bytes)}
     if actual_bytes is not None:
         rows["guest has"] = format_size(actual_bytes)
         rows["in the balloon"] = format_size(ram_bytes - actual_bytes)
@@ -91,11 +91,17 @@ def _print_table(document: dict[str, Any]) -> None:
     rows["migration"] = document["migration"]
     if document["snapshot"] is not None:
         rows["snapshot"] = document["snapshot"]
-    version = document["version"]
-    rows["process"] = version["package"] or "QEMU {major}.{minor}.{micro}".format(**version["qemu"])
+    rows["process"] = _process(**document["version"])
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _process(qemu: dict[str, int], package: str) -> str:
+    """Return the name and version of the program that runs the guest."""
+    if package.startswith("pyvmm "):
+        return package
+    return "QEMU {major}.{minor}.{micro}".format(**qemu)

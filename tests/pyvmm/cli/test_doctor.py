@@ -64,6 +64,10 @@ def test_the_command_fails_only_when_no_guest_can_run(monkeypatch: pytest.Monkey
     result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
     assert result.return_value == doctor.EXIT_NOTHING_USABLE
     assert "apt-get install qemu-system-x86" in result.output
+    closed = Finding("/dev/kvm", "not accessible", Needed.HOST, "usermod -aG kvm me")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: closed,))
+    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
+    assert "not accessible; usermod -aG kvm me" in result.output
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_memory,))
     result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
     assert result.return_value == 0

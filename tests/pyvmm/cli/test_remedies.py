@@ -89,6 +89,7 @@ def test_a_remedy_has_the_figures_of_its_error(error: UserError, expected: str) 
         ("The command query-snapshot has not been found", "QEMU"),
         ("cannot write the snapshot /x: no space left", "free some space"),
         ("tcp:b:4444 is not trusted: certificate has expired", "certificates of both sides"),
+        ("No balloon device has been activated", "virtio-balloon-pci"),
         ("anything else", ""),
     ],
 )

@@ -108,7 +108,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
         {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}},
         {"return": [{"cpu-index": 0, "thread-id": 4242, "target": "x86_64"}]},
         {"error": {"class": "CommandNotFound", "desc": "not found"}},
-        {"return": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}},
+        {"return": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"}},
     ]
     for options in (["--json"], []):
         with scripted_server(tmp_path / "qemu", answers) as requests:
@@ -126,7 +126,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
             "cpus": 1,
             "migration": "none",
             "snapshot": None,
-            "version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
+            "version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"},
         }
 
 
