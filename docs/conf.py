@@ -29,6 +29,7 @@ extensions = [
     "pyvmm_docs.command_reference",
     "pyvmm_docs.docstring",
     "pyvmm_docs.locks",
+    "pyvmm_docs.qmp_reference",
     "pyvmm_docs.repository_links",
     "pyvmm_docs.rooms",
     "pyvmm_docs.sequence",

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -302,12 +301,7 @@ class BitLayoutDirective(SphinxDirective):
         if not any(field.meaning for field in fields):
             columns, rows = columns[:2], [row[:2] for row in rows]
         lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
-        container = nodes.container()
-        self.state.nested_parse(
-            StringList(lines, source=self.get_location()), self.lineno, container
-        )
-        children: list[nodes.Node] = container.children
-        return children
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

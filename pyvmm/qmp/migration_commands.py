@@ -41,7 +41,8 @@ def migrate(
     """Start to migrate the guest to a pyvmm that waits with `--incoming`.
 
     The command returns at once; `query-migrate` and MIGRATION report the progress. After a failure
-    the guest runs on here.
+    the guest continues here; only if it is unknown whether the destination runs it, it stays
+    paused.
 
     Arguments:
         uri: the address of the destination, `unix:PATH` or `tcp:HOST:PORT`

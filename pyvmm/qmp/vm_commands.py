@@ -102,7 +102,7 @@ def cont(vm: VmControl) -> dict[str, Any]:
         GenericError: the guest has ended or has migrated, or is stopped for a snapshot or for the
             switchover of a migration
     In QEMU:
-        the same
+        the same, but a guest that has migrated can be resumed at its source
     """
     if vm.status in ("shutdown", "guest-panicked"):
         raise QmpError("Resetting the Virtual Machine is required")

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directives `{qmp-commands}` and `{qmp-events}`: the QMP reference, generated from the code.
+
+    ```{qmp-commands} pyvmm.qmp.vm_commands
+    ```
+
+documents the commands whose handlers are in a module: parameters from their declarations, defaults
+from the handler's signature, everything else from the sections of its docstring
+(`pyvmm.qmp.command` has the format). Types of returned members and the examples come from recorded
+exchanges with a server, `docs/reference/qmp-examples.json`; `tests/docs/test_qmp_reference.py`
+compares them with a server's answers of today.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from pyvmm.machine.run_state import EVENTS
+from pyvmm.qmp.command import QMP_TYPE_NAMES, Command, Parameter
+from pyvmm.qmp.commands import COMMANDS
+
+EXAMPLES = Path(__file__).parents[1] / "reference" / "qmp-examples.json"
+SECTIONS = ("Arguments", "Returns", "Data", "Errors", "In QEMU")
+_LINE_CHARACTERS = 88
+
+
+class Description(NamedTuple):
+    """A docstring in its parts."""
+
+    text: str
+    """Summary and further paragraphs."""
+    sections: Mapping[str, Mapping[str, str]]
+    """The meaning of each name, by section; a name with `?` is not always present."""
+    in_qemu: str
+
+
+class Example(NamedTuple):
+    """A recorded exchange; an event has no request."""
+
+    name: str
+    request: dict[str, Any] | None
+    response: dict[str, Any]
+
+
+def parse(docstring: str) -> Description:
+    """Return the parts of a docstring. Raises ValueError for an unknown or malformed section."""
+    text: list[str] = []
+    sections: dict[str, list[str]] = {}
+    lines = text
+    for line in inspect.cleandoc(docstring).splitlines():
+        if line.endswith(":") and line[:-1] in SECTIONS:
+            lines = sections.setdefault(line[:-1], [])
+        elif lines is not text and line and not line.startswith(" "):
+            raise ValueError(f"not a section: {line!r}")
+        else:
+            lines.append(line)
+    in_qemu = " ".join(line.strip() for line in sections.pop("In QEMU", []))
+    return Description(
+        "\n".join(text).strip(), {name: _meanings(each) for name, each in sections.items()}, in_qemu
+    )
+
+
+def _meanings(lines: list[str]) -> dict[str, str]:
+    """Return the text of each name in a section; continuation lines are indented further."""
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        if line.startswith(" "):
+            meanings[name] += " " + line.strip()
+        elif line:
+            name, _, meaning = line.partition(": ")
+            meanings[name] = meaning.strip()
+    return meanings
+
+
+def examples() -> list[Example]:
+    """Return the recorded exchanges."""
+    return [Example(**each) for each in json.loads(EXAMPLES.read_text())]
+
+
+def key_paths(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of each member in a returned value that is no object itself."""
+    if isinstance(value, list):
+        for element in value:
+            if isinstance(element, dict):
+                yield from key_paths(element, f"{prefix}[].")
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            if isinstance(member, dict) and member:
+                yield from key_paths(member, f"{prefix}{name}.")
+            else:
+                yield prefix + name, member
+
+
+def documented_as(path: str, documented: Mapping[str, str]) -> str | None:
+    """Return the name in a section that documents the member at `path`."""
+    for name in documented:
+        plain = name.removesuffix("?")
+        if path == plain or (plain.endswith(".*") and path.startswith(plain[:-1])):
+            return name
+    return None
+
+
+def command_page(name: str, command: Command) -> str:
+    """Return the Markdown that documents a command."""
+    description = parse(command.run.__doc__ or "")
+    exchanges = [each for each in examples() if each.name == name]
+    returns = description.sections.get("Returns", {})
+    errors = description.sections.get("Errors", {})
+    parts = [
+        f"(qmp-{name})=\n### `{name}`",
+        description.text,
+        *_table(
+            "Arguments",
+            ("argument", "type", "default", "accepts", "meaning"),
+            [_parameter_row(each, command, description) for each in command.parameters],
+        ),
+        *_table("Returns", ("member", "type", "meaning"), list(_member_rows(returns, exchanges))),
+        *_table("Errors", ("class", "when"), [(f"`{each}`", errors[each]) for each in errors]),
+        f"**In QEMU:** {description.in_qemu}.",
+        *_example_blocks(exchanges),
+    ]
+    return "\n\n".join(parts)
+
+
+def event_page(name: str) -> str:
+    """Return the Markdown that documents an event."""
+    description = parse(EVENTS[name])  # type: ignore[index]
+    recorded = [each for each in examples() if each.name == name]
+    data = description.sections.get("Data", {})
+    rows = _member_rows(data, [each._replace(response=_as_return(each)) for each in recorded])
+    return "\n\n".join(
+        [
+            f"(qmp-event-{name})=\n### `{name}`",
+            description.text,
+            *_table("Data", ("member", "type", "meaning"), list(rows)),
+            f"**In QEMU:** {description.in_qemu}.",
+            *_example_blocks(recorded),
+        ]
+    )
+
+
+def _as_return(event: Example) -> dict[str, Any]:
+    return {"return": event.response.get("data", {})}
+
+
+def _parameter_row(
+    parameter: Parameter, command: Command, description: Description
+) -> tuple[str, ...]:
+    default = inspect.signature(command.run).parameters[parameter.name.replace("-", "_")].default
+    if parameter.required:
+        shown = "required"
+    else:
+        shown = "optional" if default is None else f"`{json.dumps(default)}`"
+    meaning = description.sections["Arguments"][parameter.name]
+    return f"`{parameter.name}`", QMP_TYPE_NAMES[parameter.type], shown, parameter.expects, meaning
+
+
+def _member_rows(
+    documented: Mapping[str, str], exchanges: list[Example]
+) -> Iterator[tuple[str, ...]]:
+    types: dict[str, set[str]] = {}
+    for exchange in exchanges:
+        for path, value in key_paths(exchange.response.get("return")):
+            name = documented_as(path, documented)
+            if name is not None:
+                types.setdefault(name, set()).add(_json_type(value))
+    for name, meaning in documented.items():
+        optional = " (optional)" if name.endswith("?") else ""
+        shown = " or ".join(sorted(types.get(name, ())))
+        yield f"`{name.removesuffix('?')}`{optional}", shown, meaning
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    return "object" if isinstance(value, dict) else QMP_TYPE_NAMES[type(value)]
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """Return a table with its title, without columns that are empty; nothing if it has no rows."""
+    if not rows:
+        return []
+    kept = [n for n in range(len(columns)) if any(row[n] for row in rows)]
+    lines = (columns, ("---",) * len(columns), *rows)
+    table = "\n".join("| " + " | ".join(line[n] for n in kept) + " |" for line in lines)
+    return [f"**{title}**", table]
+
+
+def _example_blocks(exchanges: list[Example]) -> list[str]:
+    if not exchanges:
+        return []
+    blocks = [
+        "\n".join(
+            _json_text(message)
+            for message in (exchange.request, exchange.response)
+            if message is not None
+        )
+        for exchange in exchanges
+    ]
+    heading = "**Example**" if len(blocks) == 1 else "**Examples**"
+    return [heading, *(f"```json\n{block}\n```" for block in blocks)]
+
+
+def _json_text(message: Any, indent: str = "") -> str:
+    """Return a message as JSON: what fits on a line is on one."""
+    line = json.dumps(message, ensure_ascii=False)
+    if len(indent + line) <= _LINE_CHARACTERS or not isinstance(message, (dict, list)):
+        return line
+    inner = indent + "  "
+    if isinstance(message, dict):
+        members = [
+            f"{inner}{json.dumps(name)}: {_json_text(value, inner)}"
+            for name, value in message.items()
+        ]
+        return "{\n" + ",\n".join(members) + f"\n{indent}}}"
+    elements = [inner + _json_text(value, inner) for value in message]
+    return "[\n" + ",\n".join(elements) + f"\n{indent}]"
+
+
+class QmpCommands(SphinxDirective):
+    """Documents the commands of a module."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section for each command."""
+        (module,) = self.arguments
+        pages = [
+            command_page(name, command)
+            for name, command in COMMANDS.items()
+            if command.run.__module__ == module
+        ]
+        if not pages:
+            raise self.error(f"no command is in {module}")
+        self.env.note_dependency(str(EXAMPLES))
+        return self.parse_text_to_nodes("\n\n".join(pages), allow_section_headings=True)
+
+
+class QmpEvents(SphinxDirective):
+    """Documents all events."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section for each event."""
+        self.env.note_dependency(str(EXAMPLES))
+        text = "\n\n".join(event_page(name) for name in EVENTS)
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("qmp-commands", QmpCommands)
+    app.add_directive("qmp-events", QmpEvents)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
