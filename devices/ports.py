@@ -22,15 +22,18 @@ class BusDevice(Protocol):
     is an unsigned little-endian integer of that size.
     """
 
-    def read(self, offset: int, size: int) -> int: ...
+    def read(self, offset: int, size: int) -> int:
+        """Return the value of `size` bytes at `offset`."""
 
-    def write(self, offset: int, size: int, value: int) -> None: ...
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write `value` to `size` bytes at `offset`."""
 
 
 class InterruptLine(Protocol):
     """One interrupt input of the platform's interrupt controller."""
 
-    def set_level(self, level: bool) -> None: ...
+    def set_level(self, level: bool) -> None:
+        """Assert (True) or deassert the line."""
 
 
 class MsiSink(Protocol):
@@ -89,7 +92,8 @@ class GuestRam(Protocol):
     """Guest RAM as the balloon needs it."""
 
     @property
-    def memory(self) -> GuestMemory: ...
+    def memory(self) -> GuestMemory:
+        """The contents of RAM, by guest-physical address."""
 
     @property
     def pages(self) -> PageRuns:
@@ -106,4 +110,5 @@ class GuestRam(Protocol):
 class Tracer(Protocol):
     """Receives named events with small integer or string fields, for logs and tests."""
 
-    def event(self, name: str, **fields: int | str) -> None: ...
+    def event(self, name: str, **fields: int | str) -> None:
+        """Record that `name` happened, with `fields`."""

@@ -57,15 +57,18 @@ _RO, _W1C, _WO = Access.RO, Access.W1C, Access.WO
 class Register(NamedTuple):
     """One row of a table.
 
-    `offset` and `size` are bytes from the start of the table. `reset` is the initial value of a
-    register the table keeps and `writable` its mask of bits a write can change (all, if None); both
-    are ignored for a register with a `read` handler.
+    `name` is unique in the table. `offset` and `size` are bytes from the start of the table. `read`
+    returns the value and `write` gets each value written; without `read` the table keeps the value.
+    `reset` is the initial value of a register the table keeps and `writable` its mask of bits a
+    write can change (all, if None); both are ignored for a register with a `read` handler. With
+    `whole_writes_only` a write to a part of the register is ignored.
     """
 
     name: str
     offset: int
     size: int
     access: Access = Access.RW
+    """The access rights of the guest."""
     read: Callable[[], int] | None = None
     write: Callable[[int], None] | None = None
     reset: int = 0
@@ -79,7 +82,7 @@ class Register(NamedTuple):
 
 
 class RegisterTable:
-    """A `BusDevice` made of registers.
+    """A `BusDevice` made of registers; also `Stateful`.
 
     `name` identifies the table in traces. With a `tracer`, every register read or written by the
     guest is an event `register_read` or `register_write` with fields table, register and value.

@@ -33,21 +33,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 Value: TypeAlias = "int | bool | str | bytes | Sequence[Value] | Mapping[str, Value]"
+"""A plain value; numbers have 64 bits."""
 Payload: TypeAlias = "Mapping[str, Value]"
+"""The state of a part: values by name."""
 Restore: TypeAlias = Callable[[], None]
+"""Applies a state that has been checked; it cannot fail."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """Longest encoded payload; the largest parts, of a vCPU or a device, take tens of KiB."""
 MAX_DEPTH = 12
+"""Deepest nesting of payloads and lists."""
 
 _BYTES = "$bytes"
 _U64_VALUES = 1 << 64
 
 
 class StateError(ValueError):
-    """A saved state cannot be restored here; the message names the part and the reason."""
+    """A saved state cannot be restored here; `part` and `reason` are also in the message."""
 
     def __init__(self, part: str, reason: str) -> None:
         super().__init__(f"{part}: {reason}")
@@ -137,6 +141,7 @@ class Fields:
 
     def __init__(self, part: str, payload: Payload, *, ignore_unknown: bool = False) -> None:
         self.name = part
+        """Name of the part."""
         self._ignore_unknown = ignore_unknown
         self._payload = payload
         self._taken: set[str] = set()
@@ -221,13 +226,13 @@ class Fields:
         self._parts.append(Fields(name, payload, ignore_unknown=self._ignore_unknown))
         return self._parts[-1]
 
-    def _take(self, name: str, kind: type[T]) -> T:
+    def _take(self, name: str, kind: type[_T]) -> _T:
         if name not in self._payload:
             raise self.error(name, "is missing")
         self._taken.add(name)
         return self._typed(name, self._payload[name], kind)
 
-    def _typed(self, name: str, value: Value, kind: type[T]) -> T:
+    def _typed(self, name: str, value: Value, kind: type[_T]) -> _T:
         if type(value) is not kind:  # isinstance would take True for the number 1
             raise self.error(name, f"is {type(value).__name__} and not {kind.__name__}")
         return value

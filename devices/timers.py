@@ -11,6 +11,7 @@ from devices.ports import Timer
 from devices.state import Fields, Payload, Restore
 
 MAX_DELAY_NS = 1 << 62
+"""Longest delay in a saved state, about 146 years."""
 
 
 def save_timer(timer: Timer) -> Payload:

@@ -20,6 +20,7 @@ _IOC_READ = 2
 _CData = type[Structure] | type[c_uint64]
 
 KVMIO = 0xAE
+"""KVM's type byte in request numbers."""
 
 
 def _IOC(direction: int, type_: int, number: int, size_bytes: int) -> int:
@@ -46,7 +47,7 @@ def _IOWR(type_: int, number: int, argument: _CData) -> int:
     return _IOC(_IOC_READ | _IOC_WRITE, type_, number, sizeof(argument))
 
 
-# /dev/kvm
+# Requests to /dev/kvm
 KVM_GET_API_VERSION = _IO(KVMIO, 0x00)
 """Section 4.1."""
 KVM_CREATE_VM = _IO(KVMIO, 0x01)
@@ -60,7 +61,7 @@ KVM_GET_VCPU_MMAP_SIZE = _IO(KVMIO, 0x04)
 KVM_GET_SUPPORTED_CPUID = _IOWR(KVMIO, 0x05, abi.kvm_cpuid2)
 """Section 4.46; requires KVM_CAP_EXT_CPUID."""
 
-# a virtual machine
+# Requests to a virtual machine
 KVM_CREATE_VCPU = _IO(KVMIO, 0x41)
 """Section 4.7."""
 KVM_GET_DIRTY_LOG = _IOW(KVMIO, 0x42, abi.kvm_dirty_log)
@@ -102,7 +103,7 @@ KVM_SIGNAL_MSI = _IOW(KVMIO, 0xA5, abi.kvm_msi)
 KVM_CLEAR_DIRTY_LOG = _IOWR(KVMIO, 0xC0, abi.kvm_clear_dirty_log)
 """Section 4.117; requires KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2."""
 
-# a vCPU
+# Requests to a vCPU
 KVM_RUN = _IO(KVMIO, 0x80)
 """Section 4.10."""
 KVM_GET_REGS = _IOR(KVMIO, 0x81, abi.kvm_regs)

@@ -21,9 +21,12 @@ MAX_RAM_BYTES = 16 * GIB
 DEFAULT_RAM_BYTES = 1 * GIB
 MAX_VCPUS = 8
 MAX_RNG_BYTES_PER_S = 1 * GIB
+"""Limits and defaults of the parameters of a `MachineConfig`."""
 DIALECTS = tuple(BY_DIALECT)
+"""Names of the balloon's dialects."""
 
 Parameter = Literal["ram_bytes", "vcpus", "dialect", "features", "rng"]
+"""A parameter of a machine that has a limit."""
 
 
 class InvalidConfiguration(UserError):
@@ -39,11 +42,14 @@ class MachineConfig:
     """The parameters of one machine. Raises `InvalidConfiguration`."""
 
     kernel: Path
+    """Image of the kernel: a bzImage or an ELF file."""
     initrd: Path | None
     command_line: str
     ram_bytes: int
+    """Size of RAM, whole MiB."""
     vcpus: int
     dialect: str
+    """Dialect of the balloon, one of `DIALECTS`."""
     offer: tuple[str, ...] = ()
     """Balloon features offered in addition to the dialect's default."""
     withhold: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ class UserError(Exception):
     """
 
     exit_status = 2
+    """Exit status of a command that ends with this error."""
 
 
 class NotInstalled(UserError):

@@ -16,6 +16,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
+"""Binary units, in bytes."""
 
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _UNITS = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))

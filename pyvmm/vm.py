@@ -54,18 +54,20 @@ if TYPE_CHECKING:
     from pyvmm_native.serial import ByteQueue
 
 LOADED_POLL_S = 0.01
+"""Interval at which `memory_loaded` looks."""
 BALLOON_UPDATE_DELAY_S = 0.02
 """Size updates are delayed by at most 20 ms: a standard driver reports its size after every MiB,
 and waking the event loop for each report costs as much as the MiB does."""
 
 
 class VirtualMachine:
-    """A VM with `config`; satisfies `pyvmm.qmp.vm_control.VmControl`.
+    """A VM with `config`, whose hardware is `machine`; satisfies `pyvmm.qmp.vm_control.VmControl`.
 
-    Created on a running event loop. `console_output`, `console_throttle` and `devices` are
-    `Machine`'s; the balloon has to be among the devices.
-    `on_console_room` is called on the event loop when `console_input` can take more. Raises
-    `UserError` for a configuration that this host cannot provide.
+    Created on a running event loop. `console_output` receives the output on the serial port;
+    `console_throttle` is called on the vCPU's thread and may block it until the console has room.
+    `on_console_room` is called on the event loop when `console_input` can take more. `devices` are
+    the PCI devices that the machine may have; the balloon has to be among them. Raises `UserError`
+    for a configuration that this host cannot provide.
     """
 
     def __init__(
@@ -99,13 +101,17 @@ class VirtualMachine:
         balloon = machine.model("balloon")
         assert isinstance(balloon, BalloonDevice)
         self.balloon = balloon
+        """The model of the balloon; use it under `machine.lock`."""
         later = partial(self._soon, self._loop.call_later, BALLOON_UPDATE_DELAY_S)
         changed = CoalescedCallback(self._balloon_changed, later)
         balloon.actual_written.add(lambda pages: changed())
         access = GuestAccess(balloon, machine.lock, self._soon, self._is_paused)
         self.balloon_statistics = BalloonStatistics(access)
+        """Memory statistics of the guest."""
         self.misc_requests = MiscRequests(access)
+        """Requests to a guest that uses the bitmap dialect."""
         self.free_page_hints = FreePageHints(access)
+        """Hints of a guest that uses the standard dialect."""
 
     # --- Lifetime ---------------------------------------------------------------------------------
     def boot(self) -> None:
@@ -170,6 +176,7 @@ class VirtualMachine:
     # --- Run state and events ---------------------------------------------------------------------
     @property
     def status(self) -> RunState:
+        """The run state of the guest."""
         return self._status
 
     def set_status(self, status: RunState) -> None:
@@ -206,18 +213,22 @@ class VirtualMachine:
     # --- Memory and balloon -----------------------------------------------------------------------
     @property
     def ram(self) -> Ram:
+        """Guest memory."""
         return self.machine.ram
 
     @property
     def ram_bytes(self) -> int:
+        """The size of guest memory in bytes."""
         return self.config.ram_bytes
 
     @property
     def ram_pages(self) -> PageRuns:
+        """The page frames of guest memory."""
         return self.machine.ram.pages
 
     @property
     def balloon_actual_bytes(self) -> int:
+        """The RAM of the guest in bytes, without the pages in its balloon."""
         return self.config.ram_bytes - self.balloon.actual * PAGE_BYTES
 
     def set_balloon_target(self, target_bytes: int) -> None:

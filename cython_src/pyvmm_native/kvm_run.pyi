@@ -14,10 +14,17 @@ class IoHandler(Protocol):
     length in pieces. The methods are called on the vCPU's thread.
     """
 
-    def pio_read(self, port: int, size: int) -> int: ...
-    def pio_write(self, port: int, size: int, value: int) -> None: ...
-    def mmio_read(self, gpa: int, size: int) -> int: ...
-    def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
+    def pio_read(self, port: int, size: int) -> int:
+        """Return what the guest reads from `port`."""
+
+    def pio_write(self, port: int, size: int, value: int) -> None:
+        """Serve a write of the guest to `port`."""
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        """Return what the guest reads from `gpa`."""
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        """Serve a write of the guest to `gpa`."""
 
 def run(
     vcpu_fd: int, run_area: Buffer, io: IoHandler, serial: SerialFastPath | None = None

@@ -5,6 +5,7 @@ from typing_extensions import Buffer
 from pyvmm_native.memory import GuestMemory
 
 BLOCK_PAGES: int
+"""Pages of a block: 512, 2 MiB."""
 
 class ChecksumError(ValueError): ...
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 UNLIMITED: int
+"""The value of `SerialFastPath.thr_credits` for no limit."""
 
 class ByteQueue:
     def __init__(self, on_nonempty: Callable[[], None], limit_bytes: int) -> None: ...

@@ -37,11 +37,14 @@ from devices.errors import BadPayload
 from pyvmm_native.runs import PageRuns
 
 HEADER = struct.Struct("<HHHHQQQ")
+"""The header on the wire, 32 bytes."""
 MAX_BITMAP_BYTES = 32 * 32 * 1024
 """32 bitmap buffers of 32 KiB: 32 GiB of 4 KiB pages."""
 MAX_REQUEST_BYTES = HEADER.size + MAX_BITMAP_BYTES
+"""The longest request that is decoded."""
 
 PAGE_SHIFT = 12
+"""The page size in which `PageRuns` count, 4 KiB."""
 MAX_PAGE_SHIFT = 30
 """The largest page with which a guest architecture maps memory, 1 GiB."""
 MAX_PFN = 1 << 52
@@ -49,7 +52,11 @@ MAX_PFN = 1 << 52
 
 
 class BitmapHeader(NamedTuple):
-    """Header fields as the driver sent them, unchecked."""
+    """Header fields as the driver sent them, unchecked.
+
+    In order: `cmd`, `page_shift`, `flag`, `reserved`, `req_id`, `start_pfn`, `bmap_len`; the module
+    gives their meaning.
+    """
 
     cmd: int
     page_shift: int

@@ -51,7 +51,8 @@ class BalloonDevice(VirtioDevice):
     """Balloon speaking `dialect` over guest memory `ram`.
 
     `offered` are the feature bits that the device offers, a subset of those that the dialect
-    defines; by default, the dialect's default.
+    defines; by default, the dialect's default. The handlers `stats`, `misc` and `hinting` make
+    requests to the driver; without their feature they refuse.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 
 PFN_BYTES = 4
+"""Bytes of a page frame number in a PFN array."""
 MAX_PFNS = 64 * 1024
 """Longest PFN array accepted, 256 MiB of pages a request; Linux sends at most 256 at a time."""
 
@@ -141,6 +142,7 @@ BITMAP = Dialect(
 
 _BY_NAME = {dialect.name: dialect for dialect in (STANDARD, BITMAP)}
 NAMES = tuple(_BY_NAME)
+"""The names of the dialects."""
 
 
 def by_name(name: str) -> Dialect:

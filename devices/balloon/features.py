@@ -21,6 +21,8 @@ MISC_VQ = 1 << 4
 FREE_PAGE_HINT = 1 << 3
 PAGE_POISON = 1 << 4
 REPORTING = 1 << 5
+"""VIRTIO_BALLOON_F_* as masks (5.5.3). PAGE_BITMAP and MISC_VQ are those of the bitmap dialect,
+with the bits of FREE_PAGE_HINT and PAGE_POISON in the standard one."""
 
 
 class Features(NamedTuple):
@@ -29,9 +31,13 @@ class Features(NamedTuple):
     names: dict[int, str]
     """Every bit of the dialect, by the specification's name."""
     default: int
+    """Bits offered unless they are withheld."""
     optional: int = 0
+    """Bits offered only on request."""
     fixed: int = 0
+    """Bits of the default that cannot be withheld."""
     required: int = 0
+    """Bits without which a driver cannot be served."""
 
     @property
     def known(self) -> int:
@@ -85,6 +91,7 @@ BITMAP = Features(
 )
 
 BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP}
+"""The features of each dialect, by its name."""
 
 OPTIONS = tuple(dict.fromkeys(name for each in BY_DIALECT.values() for name in each.options))
 """Every name that `offered_features` takes in either dialect."""

@@ -36,8 +36,11 @@ from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
 COMMAND_ID = struct.Struct("<I")
+"""A command id in the configuration space and on the queue."""
 STOP, DONE, FIRST_ID = 0, 1, 2
+"""VIRTIO_BALLOON_CMD_ID_STOP and _DONE (5.5.6.5), and the first id of a round."""
 LAST_ID = 2**32 - 1
+"""After it, ids start again at FIRST_ID."""
 
 MAX_RUNS = 64 * 1024
 """Most separate runs of pages kept, 1 MiB of them. Linux hints blocks of 4 MiB, of which 16 GiB
@@ -69,6 +72,7 @@ class FreePageQueue(QueueHandler):
         self._begun = False
         """The driver has sent the id of the current round: the pages that follow belong to it."""
         self.pages = PageRuns()
+        """Pages hinted in the current or last round, in 4 KiB frames."""
         self.ignored = 0
         """Buffers of pages outside any round, since the device was created."""
 

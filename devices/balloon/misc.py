@@ -42,6 +42,7 @@ from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
 REQUEST = struct.Struct("<H6xQ")
+"""A request on the wire, 16 bytes: command and id."""
 
 MAX_MESSAGES = 1024
 """Most messages of one response. A message has a bit for each page of up to 32 GiB; drivers short
@@ -85,6 +86,7 @@ class MiscResponse(NamedTuple):
 
 
 OnResponse = Callable[[MiscResponse], None]
+"""Called once with the outcome of a request, under the device lock."""
 
 
 class _OutstandingRequest:

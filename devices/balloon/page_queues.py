@@ -52,6 +52,7 @@ class InflateQueue(QueueHandler):
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
         self.discarded_bytes = 0
+        """Host memory discarded since the device was created, in bytes."""
 
     def serve(self, chain: Chain) -> int:
         """Discard the whole host pages among the pages of a request."""

@@ -34,6 +34,7 @@ class ReportingQueue(QueueHandler):
         self.pages = 0
         """4 KiB pages reported since the device was created."""
         self.discarded_bytes = 0
+        """Host memory discarded since the device was created, in bytes."""
 
     def serve(self, chain: Chain) -> int:
         """Discard the whole host pages of a report, unless the driver poisons its free pages."""

@@ -14,9 +14,11 @@ class Statistic(NamedTuple):
     """Meaning of the value of one tag."""
 
     name: str
+    """Name in QEMU's `guest-stats`."""
     is_bytes: bool
     """The value is an amount of memory in bytes; else it counts events."""
     meaning: str
+    """Short description of the value, for tables."""
 
 
 STATISTICS = (
@@ -40,3 +42,4 @@ STATISTICS = (
 """By tag."""
 
 BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
+"""Statistics by their QEMU name."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from devices.registers import Access, Register, RegisterTable
 
 COMMAND_PULSE_RESET = 0xFE
+"""Command that pulses the reset line of the processor."""
 
 
 class I8042:

@@ -18,8 +18,11 @@ from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
 
 RTC_PORTS = 2
+"""Ports that the device occupies."""
 CMOS_BYTES = 128
-CENTURY_INDEX = 0x32  # announced by the FADT
+"""Size of the memory behind the second port, clock registers included."""
+CENTURY_INDEX = 0x32
+"""Index of the century, which the FADT announces."""
 
 _STATUS_A = 0x0A
 _STATUS_B = 0x0B
@@ -36,7 +39,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Rtc:
-    """Clock and CMOS memory; a `BusDevice` of two ports.
+    """Clock and CMOS memory; a `BusDevice` of two ports and `Stateful`.
 
     `now` returns seconds since 1970-01-01 UTC. `low_ram_bytes` and `high_ram_bytes` are the RAM
     below and above 4 GiB, for the size bytes.

@@ -42,6 +42,7 @@ from devices.state import Fields, Payload
 from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
 
 FIFO_BYTES = 16
+"""Characters that each of the two FIFOs holds."""
 
 _TRIGGER_BYTES = (1, 4, 8, 14)  # by FCR bits 7:6
 _MCR_WRITABLE = 0x1F
@@ -57,7 +58,7 @@ _LOOPBACK_WIRES = (
 
 
 class Uart16550:
-    """A 16550A; a `BusDevice` of eight one-byte registers.
+    """A 16550A; a `BusDevice` of eight one-byte registers and `Stateful`.
 
     `irq` follows the interrupt output as a level. `output` is called with every character sent
     except those that `fast_path` appends to its queue; both must end in the same queue.
@@ -73,6 +74,7 @@ class Uart16550:
         fast_path: SerialFastPath | None = None,
     ) -> None:
         self.room_available: Listeners[[]] = Listeners()
+        """Called when the guest has emptied the receiver after `receive` refused characters."""
         self._irq = irq
         self._output = output
         self._fast_path = fast_path or SerialFastPath(ByteQueue(lambda: None, 0), 0)  # never used

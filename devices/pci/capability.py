@@ -13,7 +13,7 @@ from devices.registers import Access, Register, RegisterTable
 
 
 class Capability:
-    """One capability: its body as a `BusDevice`, its two-byte header as a register table.
+    """One capability: its body as a `BusDevice`, its two-byte `header` as a register table.
 
     The guest can change the bits of `body` that are set in `writable_mask` (shorter means zeros);
     `read` and `write`, if given, serve the body instead. `offset` is its place in the function's

@@ -33,13 +33,17 @@ from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, Restore
 
 CONFIG_SPACE_BYTES = 256
+"""Size of the configuration space of conventional PCI."""
 BAR_COUNT = 6
+"""BARs of a type 0 header; one of 64 bits takes two."""
 
 COMMAND_MEMORY_SPACE = 1 << 1
 COMMAND_BUS_MASTER = 1 << 2
 COMMAND_INTX_DISABLE = 1 << 10
+"""Bits of the command register that a driver can set (6.2.2)."""
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
+"""Bits of the status register (6.2.3)."""
 
 _BAR_64BIT = 0b100  # bits 2:1 of a memory BAR: may lie anywhere in 64-bit space
 _BAR_PREFETCHABLE = 1 << 3
@@ -68,10 +72,11 @@ class _Bar:
 
 
 class PciFunction:
-    """One function: header, BARs, capabilities and INTx.
+    """One function: header, BARs, capabilities and INTx; a `Stateful` part.
 
     `class_code` has 24 bits (base class, subclass, interface). `interrupt_pin` is 0 for none, 1 for
-    INTA#. `bus_master_set` is called when a write to the command register leaves bus mastering on.
+    INTA#. `name` identifies the function in traces. `bus_master_set` is called when a write to the
+    command register leaves bus mastering on.
     """
 
     def __init__(
@@ -88,9 +93,12 @@ class PciFunction:
     ) -> None:
         self.name = name
         self.bar_moved: Listeners[int, int | None] = Listeners()
+        """Called with (index, gpa) after a BAR has changed; gpa is None if it is not decoded."""
         self.bus_master_set: Listeners[[]] = Listeners()
-        self.placement: BarPlacement | None = None  # None: every address is accepted
+        self.placement: BarPlacement | None = None
+        """Decides about the addresses of BARs; None accepts every address."""
         self.intx_line: InterruptLine | None = None
+        """The line that the interrupt pin drives; None if it is not wired."""
         self._interrupt_asserted = False
         self._line_level = False
         self._bars: dict[int, _Bar] = {}

@@ -24,7 +24,9 @@ from devices.ports import BusDevice, InterruptLine, Tracer
 from devices.state import Fields, Payload
 
 DEVICES_PER_BUS = 32
+"""Device numbers on a bus."""
 ECAM_BYTES_PER_BUS = 1 << 20
+"""Size of the memory-mapped configuration space of a bus: 4 KiB for each of 256 functions."""
 
 _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FF_FFFC
@@ -40,7 +42,7 @@ class PciBus:
     """Bus 0: functions by device number, and the placement of their BARs.
 
     `mmio` is the bus of guest-physical addresses, `apertures` the (gpa, size in bytes) windows of
-    the host bridge. The host bridge itself is device 0.
+    the host bridge. `host_bridge` itself is device 0.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class PciBus:
 
 
 class ConfigMechanism1:
-    """`BusDevice` for the configuration ports, to be mapped at 0xCF8 with length 8."""
+    """The configuration ports; a `BusDevice` to be mapped at 0xCF8, length 8, and `Stateful`."""
 
     STATE_KIND = "pci_config_ports"
     STATE_VERSION = 1

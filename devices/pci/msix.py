@@ -28,18 +28,24 @@ from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, Restore
 
 CAPABILITY_ID = 0x11
+"""MSI-X in a capability list."""
 ENTRY_BYTES = 16
+"""Size of a vector's entry in the table."""
 MAX_VECTORS = 2048
+"""Most vectors of a function."""
 
 CONTROL_FUNCTION_MASK = 1 << 14
 CONTROL_ENABLE = 1 << 15
+"""Bits of the message control register (6.8.2.3)."""
 VECTOR_MASKED = 1 << 0
+"""Bit of a vector control word (6.8.2.9)."""
 
 
 class MsixTable:
     """MSI-X state of one function with `vectors` vectors (1 to 2048).
 
-    `control_written` is called when MSI-X may have been enabled or disabled.
+    `table` and `pba` are the parts to be put into a BAR. `control_written` is called when MSI-X may
+    have been enabled or disabled.
     """
 
     def __init__(self, vectors: int, sink: MsiSink) -> None:

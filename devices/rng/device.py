@@ -35,8 +35,11 @@ DEVICE_ID = 4
 """VIRTIO 1.2, 5.4.1."""
 
 REQUEST_QUEUE = 0
+"""Number of the only queue."""
 QUEUE_SIZE = 256
+"""Largest size of the queue, in buffers."""
 MAX_FILL_BYTES = 4096
+"""Most bytes with which one buffer is filled."""
 _SECOND_NS = 1_000_000_000
 _RETRY_NS = _SECOND_NS // 10
 

@@ -29,11 +29,13 @@ SLOT = 3
 
 
 class Board:
-    """`device` at 00:03.0 of a PCI bus whose BARs appear on `mmio`.
+    """`device` at 00:03.0 of a PCI bus, `pci`, whose BARs appear on `mmio`.
+
+    `transport` is the device's PCI transport and `function` its PCI function.
 
     `tracer` is the device's, so that events of device and transport are recorded in order; by
-    default a new one. What the device does is recorded: `msi.triggered` are the MSI-X vectors
-    sent, `line.level` is INTx, `notifiers` are the host notifiers and `tracer.events` the events.
+    default a new one. Recorders keep the device's actions: `msi` the MSI-X vectors sent, `line` the
+    level of INTx, `notifiers` the host notifiers and `tracer` the events.
     """
 
     def __init__(self, device: VirtioDevice, tracer: RecordingTracer | None = None) -> None:

@@ -21,15 +21,23 @@ from devices.testing.board import APERTURE, Board
 from devices.testing.driver_queue import DriverQueue, Used
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+"""VIRTIO_CONFIG_S_*, the bits of the device status (2.1)."""
 INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET = 1 << 28, 1 << 29, 1 << 32, 1 << 40
+"""VIRTIO_F_* and VIRTIO_RING_F_* as masks (6)."""
 ALL_FEATURES = (1 << 64) - 1
+"""Accepts every feature that the device offers."""
 
 COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
+"""VIRTIO_PCI_CAP_*, the types of structures (4.1.4)."""
 CAP_VENDOR, CAP_MSIX = 0x09, 0x11
+"""PCI capability ids."""
 NO_VECTOR = 0xFFFF
+"""VIRTIO_MSI_NO_VECTOR."""
 
 RINGS_GPA = 32 << 20
+"""Default address of the queues."""
 QUEUE_SPACING_BYTES = 4 << 20
+"""Distance of the memory of two queues."""
 
 COMMON = {
     "device_feature_select": (0, 4),
@@ -58,7 +66,10 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Structure:
-    """A virtio structure: BAR, byte offset and length, and the offset of its PCI capability."""
+    """A virtio structure: `bar`, `offset` and `length` in it in bytes.
+
+    `capability` is the offset of its PCI capability.
+    """
 
     bar: int
     offset: int
@@ -71,7 +82,10 @@ class VirtioDriver:
 
     Queue N and its buffers lie in the device's memory from `rings_gpa` + N * 4 MiB, which has to be
     RAM, and BARs from `bars_gpa`. After `start`, `queues` has the driver's side of each queue by
-    number and `features` the features negotiated.
+    number and `features` the features negotiated. After `probe`, `bars` maps the number of a BAR to
+    its address, `structures` the type of a structure to its place; `msix_capability` is the offset
+    of that capability (0: none) and `notify_multiplier` that of the notification structure.
+    `memory` is the device's.
     """
 
     def __init__(

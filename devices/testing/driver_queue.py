@@ -30,11 +30,12 @@ from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import SplitQueue
 
-NEXT = 1  # VIRTQ_DESC_F_*, 2.7.5
-WRITE = 2
-INDIRECT = 4
-NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6
-NO_NOTIFY = 1  # VIRTQ_USED_F_NO_NOTIFY, 2.7.8
+NEXT, WRITE, INDIRECT = 1, 2, 4
+"""VIRTQ_DESC_F_* (2.7.5)."""
+NO_INTERRUPT = 1
+"""VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6)."""
+NO_NOTIFY = 1
+"""VIRTQ_USED_F_NO_NOTIFY (2.7.8)."""
 
 
 def ring_bytes(size: int) -> int:
@@ -47,7 +48,10 @@ def _round_up(value: int, unit: int) -> int:
 
 
 class Used(NamedTuple):
-    """A buffer the device returned: `data` is the first `length` bytes of its writable part."""
+    """A buffer the device returned, the one with the descriptor `head`.
+
+    `data` is the first `length` bytes of its writable part.
+    """
 
     head: int
     length: int
@@ -63,7 +67,8 @@ class _InFlight:
 class DriverQueue:
     """The driver's side of one queue of `size` entries in `memory`.
 
-    Descriptor table, available ring and used ring lie at `base_gpa` (default: the start of RAM).
+    Descriptor table, available ring and used ring lie at `base_gpa` (default: the start of RAM), at
+    `desc_gpa`, `avail_gpa` and `used_gpa`.
     Buffers and indirect tables are placed from `data_gpa` (default: behind the rings) up to the
     end of that region of RAM; the space is reused whenever no buffer is in flight. `event_idx` and
     `indirect` are the features of the queue. Both ring indices start at `start_index`. With `rng`,

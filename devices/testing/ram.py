@@ -16,6 +16,7 @@ from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
 
 DEFAULT_RAM_BYTES = 64 << 20
+"""Size of an `AnonymousRam` without regions."""
 
 
 def guest_memory(size_bytes: int, gpa: int = 0) -> GuestMemory:
@@ -28,7 +29,7 @@ class AnonymousRam:
 
     `regions` are (gpa, size in bytes), multiples of 4096; without any there are 64 MiB at address
     0. `host_page_pages` is the size of a host page as the device sees it, in 4 KiB pages. `maps`
-    holds the (gpa, mmap) of each region, `pages` all page frames.
+    holds the (gpa, mmap) of each region, `memory` is their contents and `pages` all page frames.
     """
 
     def __init__(self, *regions: tuple[int, int], host_page_pages: int = 1) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class RecordingTracer:
-    """`Tracer` that keeps every event as (name, fields), except accesses to registers and BARs."""
+    """`Tracer` that keeps `events` as (name, fields), except accesses to registers and BARs."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, int | str]]] = []
@@ -27,7 +27,7 @@ class RecordingMsiSink:
     """`MsiSink` that keeps the message of each vector and the vectors triggered.
 
     `routes` maps a vector to its (address, data); `triggered` are the vectors in order.
-    `on_trigger(vector)` may be replaced: it is called after each.
+    `on_trigger`, which may be replaced, is called with each of them.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,9 @@ class RingContents:
     heads: list[int]
     """Elements of the available ring."""
     avail_idx: int
+    """Index of the available ring."""
     used_event: int
+    """Threshold of interrupts, with EVENT_IDX."""
 
     def write_to(self, queue: DriverQueue) -> None:
         """Overwrite the ring of `queue`; the available index comes last."""

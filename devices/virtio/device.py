@@ -43,7 +43,11 @@ discard after which it takes no further buffer. So no guest can occupy the calle
 
 
 class SavedDevice(NamedTuple):
-    """The checked values of a saved state that all device types have (`devices.virtio.saved`)."""
+    """The checked values of a saved state that all device types have (`devices.virtio.saved`).
+
+    `status`, the features `accepted`, the `queues` with their rings, the configuration `generation`
+    and the count of `config_notifications`.
+    """
 
     status: Status
     accepted: int
@@ -84,7 +88,9 @@ class VirtioDevice(ABC):
     `name` is unique among the devices of a machine. `offered` are the feature bits of the device
     type, `feature_names` their names by bit mask. `config` is the device-specific configuration
     space; a subclass that changes a value in it calls `config_changed`. Without `config` the device
-    has none. `accepted` are the features that the driver has accepted.
+    has none. `accepted` are the features that the driver has accepted, `status` is the status
+    field; `queues` are all queues by number, and `config_notifications` counts the configuration
+    change notifications sent.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ _DESCRIPTOR = struct.Struct("<QIHH")
 
 
 class Descriptor(NamedTuple):
-    """One descriptor (2.7.5)."""
+    """One descriptor (2.7.5): `gpa` and `length` in bytes, `flags`, `next`."""
 
     gpa: int
     length: int
@@ -37,7 +37,7 @@ class Descriptor(NamedTuple):
 
 
 class UsedElement(NamedTuple):
-    """One element of the used ring (2.7.8): the head of a buffer and the bytes written to it."""
+    """One element of the used ring (2.7.8): `head` of a buffer and `length` in bytes written."""
 
     head: int
     length: int
@@ -61,6 +61,7 @@ class QueueContents(NamedTuple):
     next_avail: int
     """Index of the available buffer that the device takes next."""
     memory: GuestMemory
+    """The memory in which the queue lies; indirect tables are read from it."""
 
     @property
     def in_flight(self) -> int:

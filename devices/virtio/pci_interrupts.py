@@ -17,6 +17,7 @@ NO_VECTOR = 0xFFFF
 
 ISR_QUEUE = 1 << 0
 ISR_CONFIG = 1 << 1
+"""Bits of the ISR status: queue interrupt and configuration change (4.1.4.5)."""
 
 
 class PciInterrupts:
@@ -27,8 +28,11 @@ class PciInterrupts:
         self._msix = msix
         self._queues = queues
         self.isr_status = 0
+        """Pending events of INTx, bits ISR_*."""
         self.config_vector = NO_VECTOR
+        """MSI-X vector of configuration changes, or NO_VECTOR."""
         self.queue_vectors = [NO_VECTOR] * queues
+        """MSI-X vector of each queue, or NO_VECTOR."""
         msix.control_written.add(self._drive_intx)
 
     def reset(self) -> None:

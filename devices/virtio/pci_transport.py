@@ -43,6 +43,7 @@ VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040
 REVISION = 1  # 4.1.2.1: 1 or higher for a device without legacy interface
 CLASS_CODE = 0x00FF00  # none of the defined classes fits; virtio devices commonly use this one
+"""PCI ids (4.1.2); the device id is the base plus the id of the device type."""
 
 VIRTIO_BAR = 0
 VIRTIO_BAR_BYTES = 0x4000
@@ -51,6 +52,8 @@ ISR_OFFSET = 0x1000
 DEVICE_OFFSET = 0x2000
 NOTIFY_OFFSET = 0x3000
 NOTIFY_MULTIPLIER = 4
+"""The BAR of the structures: its size and their offsets, and the distance of two queues' addresses
+in the notification structure, all in bytes."""
 
 MSIX_BAR = 2
 MSIX_BAR_BYTES = 0x1000
@@ -59,16 +62,22 @@ MAX_QUEUES = MSIX_PBA_OFFSET // 16 - 1
 """The table has 16 bytes for each vector: one for each queue and one for the configuration."""
 
 STATE_KIND_PREFIX = "virtio_"
+"""Kind of a saved device, before the name of the device."""
 
 CAP_ID_VENDOR = 0x09
 CAP_COMMON_CFG = 1
 CAP_NOTIFY_CFG = 2
 CAP_ISR_CFG = 3
 CAP_DEVICE_CFG = 4
+"""The id of a vendor capability, and VIRTIO_PCI_CAP_* (4.1.4)."""
 
 
 class VirtioPciTransport:
-    """PCI function, BARs and interrupts of `device`; the PCI bus has `function`."""
+    """PCI function, BARs and interrupts of `device`; a `Stateful` part.
+
+    The PCI bus has `function`, whose MSI-X table is `msix`. `interrupts` are the guest notifiers,
+    `common` is the common configuration.
+    """
 
     def __init__(
         self, device: VirtioDevice, msi: MsiSink, host_notifiers: HostNotifiers, tracer: Tracer

@@ -21,8 +21,9 @@ from pyvmm_native.ring import Chain, RingError, SplitQueue
 class QueueSpec(NamedTuple):
     """The properties of one queue of a device type.
 
-    `max_size` is the maximum of queue_size: a power of 2 up to 32768 (VIRTIO 1.2, 2.7). A request
-    with more than `max_readable_bytes` device-readable bytes is a bad payload, and is not copied.
+    `name` is for traces. `max_size` is the maximum of queue_size: a power of 2 up to 32768 (VIRTIO
+    1.2, 2.7). A request with more than `max_readable_bytes` device-readable bytes is a bad payload,
+    and is not copied.
     """
 
     name: str
@@ -35,9 +36,11 @@ class QueueCounters:
 
     def __init__(self) -> None:
         self.requests = 0
+        """Buffers taken from the queue, bad ones included."""
         self.readable_bytes = 0
         """The device-readable bytes of those requests."""
         self.bad_payloads = 0
+        """Buffers with a bad payload."""
         self.interrupts = 0
         """Used buffer notifications sent to the driver."""
 
@@ -62,12 +65,18 @@ class QueueCounters:
 
 
 class DeviceQueue:
-    """The driver's configuration of one queue and, while the device is live, its ring."""
+    """The driver's configuration of one queue and, while the device is live, its ring.
+
+    `index` is the number of the queue, `spec` its properties in the device type. `size`, the
+    addresses `desc_gpa`, `driver_gpa` and `device_gpa` of its three parts, and `enabled` are as the
+    driver has written them. `ring` is None while the queue is not live.
+    """
 
     def __init__(self, index: int, spec: QueueSpec) -> None:
         self.index = index
         self.spec = spec
         self.counters = QueueCounters()
+        """Not cleared by a reset."""
         self.reset()
 
     def reset(self) -> None:

@@ -28,6 +28,7 @@ FOUND = Status.ACKNOWLEDGE
 DRIVEN = FOUND | Status.DRIVER
 NEGOTIATED = DRIVEN | Status.FEATURES_OK
 LIVE = NEGOTIATED | Status.DRIVER_OK
+"""The states of an initialisation that succeeds, in their order (3.1.1)."""
 
 NEXT: dict[Status, frozenset[Status]] = {
     Status.RESET: frozenset({FOUND, DRIVEN}),

@@ -32,6 +32,7 @@ from pyvmm.balloon.guest_requests import (
 from pyvmm_native.runs import PageRuns
 
 UNAVAILABLE = "the guest runs no balloon driver with FREE_PAGE_HINT (standard dialect)"
+"""Message of `DriverUnavailable` for these requests."""
 
 
 class Hints(NamedTuple):
@@ -54,6 +55,7 @@ class FreePageHints:
             access, Role.FREE_PAGE_HINT, UNAVAILABLE
         )
         self.close = self._channel.close
+        """As `GuestRequestChannel.close`."""
 
     @asynccontextmanager
     async def held(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Hints]:

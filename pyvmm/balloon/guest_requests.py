@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from devices.balloon.dialects import Role
 
 DEFAULT_TIMEOUT_S = 10.0
+"""Time-out of a request unless its caller gives another."""
 
 _T = TypeVar("_T")
 _Callback = Callable[[_T], None]
@@ -71,8 +72,9 @@ class InvalidResponse(GuestRequestError):
 class GuestAccess:
     """Access to the driver of `balloon`, for all kinds of requests to one guest.
 
-    Every use of `balloon` is under `lock`. `call_soon(function, *args)` schedules a call on the
-    event loop, from any thread. `is_paused()` returns whether the vCPUs are stopped.
+    Every use of `balloon` is under `lock`. `call_soon` takes a function and its
+    arguments and schedules the call on the event loop, from any thread. `is_paused` returns whether
+    the vCPUs are stopped.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class GuestRequestChannel(Generic[_T]):
         self, access: GuestAccess, role: Role, unavailable: str, *, deferrable: bool = False
     ) -> None:
         self.lock = access.lock
+        """The device lock of the balloon."""
         self.turn = asyncio.Lock()
         """Held for the length of a request to a queue that takes one request at a time."""
         self._access = access

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyvmm_native.runs import PageRuns
 
 UNAVAILABLE = "the guest runs no balloon driver with MISC_VQ (bitmap dialect)"
+"""Message of `DriverUnavailable` for these requests."""
 
 
 class MiscRequests:
@@ -43,6 +44,7 @@ class MiscRequests:
             access, Role.MISC, UNAVAILABLE
         )
         self.close = self._channel.close
+        """As `GuestRequestChannel.close`."""
 
     async def unused_pages(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> PageRuns:
         """Return pages that were unused at some moment after the call; all of them are RAM.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from devices.balloon.stats import OnReport, StatsReport
 
 UNAVAILABLE = "the guest runs no balloon driver with STATS_VQ"
+"""Message of `DriverUnavailable` for these requests."""
 
 
 class TimedReport(NamedTuple):

@@ -16,6 +16,7 @@ from pyvmm.boot.errors import KernelUnusable
 from pyvmm.config import DEFAULT_RAM_BYTES, MachineConfig
 
 COMMAND_LINE_WITHOUT_MANIFEST = "console=ttyS0"
+"""The command line of a kernel that is no guest.img, before what the caller appends."""
 
 
 def config_for_image(

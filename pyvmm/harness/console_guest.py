@@ -24,7 +24,10 @@ _Exit = TypeVar("_Exit")
 
 
 class ConsoleGuest(Generic[_Exit]):
-    """A running guest and the far end of its serial line; `running` returns how it exited."""
+    """A running guest and the far end of its serial line, `console`.
+
+    `running` ends when the guest does, with its exit result.
+    """
 
     def __init__(self, console: ScriptedConsole, running: asyncio.Task[_Exit]) -> None:
         self.console = console

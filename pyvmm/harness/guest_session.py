@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pyvmm.sockets.listener import MigrationListener
 
 BALLOON_TIMEOUT_S = 600.0
+"""Longest time that a resize may take."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class ResizeResult:
     """The cost of a resize, from setting the target until the driver reported that size."""
 
     seconds: float
+    """Host time."""
     pages: int
+    """4 KiB pages that the driver gave or took back."""
     requests: int
+    """Buffers in which it named them."""
 
 
 class GuestSession(ConsoleGuest[ExitResult]):

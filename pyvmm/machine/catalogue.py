@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Ports(NamedTuple):
-    """The ports of a machine for its device models (`devices.ports`)."""
+    """The ports of a machine for its device models: `ram`, `timers` and `tracer`."""
 
     ram: GuestRam
     timers: Timers
@@ -40,6 +40,7 @@ class CatalogueEntry(NamedTuple):
     slot: int
     """PCI device number, 1 to 31."""
     make: Callable[[MachineConfig, Ports], VirtioDevice | None]
+    """Returns the model, or None if the configuration has no such device."""
 
 
 def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
@@ -64,6 +65,7 @@ CATALOGUE = (
     CatalogueEntry("balloon", 1, _balloon),
     CatalogueEntry("rng", 2, _rng),
 )
+"""The devices that come with pyvmm."""
 
 
 def make_models(

@@ -20,7 +20,7 @@ class ExitReason(Enum):
 
 
 class ExitResult(NamedTuple):
-    """The reason and, for a crash or a panic, a description."""
+    """The `reason` and, for a crash or a panic, a description, `detail`."""
 
     reason: ExitReason
     detail: str = ""

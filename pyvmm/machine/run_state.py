@@ -12,8 +12,10 @@ from typing import Literal
 RunState = Literal[
     "running", "paused", "finish-migrate", "postmigrate", "shutdown", "guest-panicked"
 ]
+"""The state of a guest, as `status` of QMP's query-status."""
 
 EventName = Literal["BALLOON_CHANGE", "GUEST_PANICKED", "MIGRATION", "RESUME", "SHUTDOWN", "STOP"]
+"""The name of an event of QMP."""
 
 EventSink = Callable[[EventName, Mapping[str, object]], None]
 """Takes an event's name and data; `EVENTS` describes them."""

@@ -2,7 +2,7 @@
 """Outgoing migrations of a running machine, on its event loop.
 
 `Migrations` starts one at a time and keeps its progress and result. A thread copies;
-`OutgoingGuest` forwards its calls on the machine to the event loop.
+`_OutgoingGuest` forwards its calls on the machine to the event loop.
 
 The machine's status is "finish-migrate" during the switchover, and "postmigrate" when its guest
 runs at the destination; it cannot be resumed from either. If the destination has not confirmed that
@@ -55,6 +55,8 @@ class MigrationRefused(Exception):
 class Migrations:
     """Migrations of `machine` to other hosts, one at a time.
 
+    `status` is that of the active or last migration.
+
     Threads: event loop.
     """
 
@@ -70,7 +72,9 @@ class Migrations:
         self._limits: dict[str, Any] = {}  # changed since this one was started
         self.status: MigrationStatus = "none"
         self.progress = MigrationProgress()
+        """Counts and times of the active or last migration."""
         self.error = ""
+        """The reason if the last migration failed."""
 
     @property
     def active(self) -> bool:
@@ -91,7 +95,7 @@ class Migrations:
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
         loop = asyncio.get_running_loop()
-        guest = OutgoingGuest(self._machine, loop, lambda: self._set_status("device"))
+        guest = _OutgoingGuest(self._machine, loop, lambda: self._set_status("device"))
         self._task = loop.create_task(self._migrate(guest, address, security, settings))
 
     def change(self, **limits: Any) -> None:
@@ -121,7 +125,7 @@ class Migrations:
         self._thread.shutdown(wait=True)
 
     async def _migrate(
-        self, guest: OutgoingGuest, address: Address, security: Security, settings: Settings
+        self, guest: _OutgoingGuest, address: Address, security: Security, settings: Settings
     ) -> None:
         status: MigrationStatus = "failed"
         try:
@@ -146,7 +150,7 @@ class Migrations:
         self.progress.ended_at = time.monotonic()
         self._set_status(status)
 
-    async def _move(self, guest: OutgoingGuest, link: MigrationLink, settings: Settings) -> None:
+    async def _move(self, guest: _OutgoingGuest, link: MigrationLink, settings: Settings) -> None:
         if self._ended:
             raise MigrationError("the guest has ended")
         if self._cancelled:
@@ -173,7 +177,7 @@ class Migrations:
         self._machine.announce("MIGRATION", {"status": status})
 
 
-class OutgoingGuest:
+class _OutgoingGuest:
     """Satisfies `pyvmm.migration.source.SourceGuest`; acts on the event loop `loop`.
 
     `on_stop` is called there when the guest is paused for the switchover.

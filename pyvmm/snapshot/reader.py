@@ -41,6 +41,8 @@ OnPages = Callable[[int], None]
 class SnapshotFile:
     """An open snapshot, whose machine has parts of the kinds `kinds`; use it in a `with` block.
 
+    `path` is its file, of `file_bytes` bytes, `config` the configuration of the saved machine,
+    `report` a summary of its pages, `header` and `blocks` the places of the sections and pages.
     Raises `UserError` for a file that is not a snapshot, is damaged or incomplete, or has sections
     that this version refuses.
 
@@ -67,6 +69,7 @@ class SnapshotFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._fd)
 
     @property

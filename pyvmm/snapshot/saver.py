@@ -80,6 +80,7 @@ class SnapshotStatus:
     stopped_seconds: float = 0.0
     """Downtime: the time for which the guest was paused."""
     report: PageReport | None = None
+    """Counts of pages by their treatment; None until the snapshot is complete."""
 
 
 class SnapshotActive(Exception):
@@ -102,6 +103,7 @@ class Snapshots:
         self._thread: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
         self.status = SnapshotStatus()
+        """Progress or result of the active or last snapshot."""
 
     @property
     def active(self) -> bool:

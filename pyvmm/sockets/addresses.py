@@ -20,7 +20,7 @@ _EXPECTED = "expected tcp:HOST:PORT, e.g. tcp:127.0.0.1:4444, or unix:PATH"
 
 
 class TcpAddress(NamedTuple):
-    """A host name or IP address, and a port; a listener at port 0 gets one from the system."""
+    """A `host` name or IP address, and a `port`; a listener at port 0 gets one from the system."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class TcpAddress(NamedTuple):
 
 
 class UnixAddress(NamedTuple):
-    """The path of a socket file."""
+    """The `path` of a socket file."""
 
     path: Path
 
@@ -40,6 +40,7 @@ class UnixAddress(NamedTuple):
 
 
 Address = TcpAddress | UnixAddress
+"""The address of a migration's destination."""
 
 
 def parse_unix_address(text: str) -> Path:

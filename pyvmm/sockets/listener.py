@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import ssl
 
 HANDSHAKE_TIMEOUT_S = 10.0
+"""Longest time that a TLS handshake may take."""
 _log = logging.getLogger(__name__)
 
 

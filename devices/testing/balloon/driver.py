@@ -23,6 +23,7 @@ INFLATE, DEFLATE, STATS = 0, 1, 2
 """Queue numbers (5.5.2); STATS if the driver accepts VIRTIO_BALLOON_F_STATS_VQ."""
 
 NUM_PAGES_OFFSET, ACTUAL_OFFSET = 0, 4
+"""Byte offsets in the configuration space (5.5.4)."""
 
 
 class BalloonBoard(Board):
@@ -44,7 +45,7 @@ class BalloonBoard(Board):
 
 
 class BalloonDriver(VirtioDriver):
-    """Driver of a balloon on a `BalloonBoard` of its own, created with the same arguments."""
+    """Driver of a balloon on a `board` of its own, which is created with the same arguments."""
 
     board: BalloonBoard
 

@@ -22,7 +22,10 @@ STOP, DONE = 0, 1
 
 
 class HintGuest:
-    """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`."""
+    """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`.
+
+    `driver` is its balloon driver, `board` the balloon's board.
+    """
 
     def __init__(self, *regions: tuple[int, int]) -> None:
         self.driver = BalloonDriver(
@@ -34,6 +37,7 @@ class HintGuest:
         self.hinted: list[tuple[int, int]] = []
         """Blocks hinted to the device and not taken back."""
         self.rounds = 0
+        """Rounds of hinting begun."""
         self.endless = False
         """Do not end rounds: send no STOP."""
         self._id = STOP

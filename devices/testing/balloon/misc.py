@@ -33,7 +33,7 @@ GET_UNUSED_PAGES, DROP_CACHE, SYNC = 0, 1, 2
 
 
 class MiscRequest(NamedTuple):
-    """`struct virtio_balloon_misc_req` as the driver reads it."""
+    """`struct virtio_balloon_misc_req` as the driver reads it: `cmd` and the request's `id`."""
 
     cmd: int
     id: int
@@ -101,7 +101,8 @@ class MiscGuest:
 
     `unused` are the page frames it does not use, `cached` those that dropping its caches would free
     and `dirty` those that must be synced before. Its driver supports `commands`. It responds only
-    when `respond` is called; `requests` are those it responded to.
+    when `respond` is called; `requests` are those it responded to. `driver` is its balloon driver,
+    `board` the balloon's board and, after `start`, `misc` the driver of the queue.
     """
 
     def __init__(self, *regions: tuple[int, int]) -> None:

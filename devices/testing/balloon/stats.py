@@ -22,7 +22,10 @@ MAJOR_FAULTS, FREE, TOTAL = 2, 4, 5
 
 
 class StatsGuest:
-    """A guest with a balloon, 48 MiB of RAM and `statistics`, values by tag."""
+    """A guest with a balloon, 48 MiB of RAM and `statistics`, values by tag.
+
+    `driver` is its balloon driver, `board` the balloon's board.
+    """
 
     def __init__(self, dialect: Dialect = BITMAP) -> None:
         self.driver = BalloonDriver(dialect, ram=AnonymousRam((0, 48 << 20)))
