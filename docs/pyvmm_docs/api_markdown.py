@@ -21,8 +21,6 @@ MAX_VALUE_CHARACTERS = 60
 """Longer values of constants are not shown."""
 MAX_LINE_CHARACTERS = 88
 """Longer signatures have one parameter on each line."""
-MIN_TABLE_ROWS = 3
-"""So many undocumented constants one after the other become a table."""
 IMPLIED_BASES = ("abc.ABC", "ctypes.Structure", "object", "typing.Protocol")
 
 
@@ -30,13 +28,10 @@ def module_markdown(module: Module) -> str:
     """Return the Markdown of a module, without a heading."""
     lines = [f"```{{py:module}} {module.name}", "```", "", prose(module.doc), ""]
     for layout, group in groupby(module.items, key=_table_of):
-        items = list(group)
-        if layout == "api-constants" and len(items) < MIN_TABLE_ROWS:
-            layout = ""
         if layout:
-            lines += _tables(layout, items)
+            lines += _tables(layout, list(group))
         else:
-            lines += (line for item in items for line in _item(item, depth=0))
+            lines += (line for item in group for line in _item(item, depth=0))
     return "\n".join(lines)
 
 
@@ -55,20 +50,17 @@ def _table_of(item: Item) -> str:
     """Return the directive for the table that contains the item, if one does."""
     if is_request(item):
         return "api-requests"
-    return "api-constants" if item.kind == "data" and not item.doc else ""
+    is_group = item.kind == "data" and len(item.group) > 1
+    return "api-constants" if is_group and not any(each.doc for each in item.group[:-1]) else ""
 
 
 def _tables(directive: str, items: list[Item]) -> Iterator[str]:
-    """Yield a table for each group of items below a heading of its own."""
-    groups: list[list[Item]] = []
-    for item in items:
-        if item.heading or not groups:
-            groups.append([])
-        groups[-1].append(item)
-    for group in groups:
+    """Yield a table for each group of items, below its heading or its shared docstring."""
+    for _, rows in groupby(items, key=lambda item: item.heading or id(item.group)):
+        group = list(rows)
         names = " ".join(item.name for item in group)
-        yield from (group[0].heading, "", f"```{{{directive}}} {group[0].module} {names}")
-        yield from ("```", "")
+        yield from (prose(group[0].heading or group[-1].doc), "")
+        yield from (f"```{{{directive}}} {group[0].module} {names}", "```", "")
 
 
 def _item(item: Item, depth: int) -> Iterator[str]:
@@ -79,8 +71,8 @@ def _item(item: Item, depth: int) -> Iterator[str]:
     yield ""
     if bases := [_shown(base) for base in item.bases if base not in IMPLIED_BASES]:
         yield from (f"Bases: {', '.join(f'`{base}`' for base in bases)}", "")
-    if item.doc:
-        yield from (prose(item.doc), "")
+    if text := item.doc or item.heading:
+        yield from (prose(text), "")
     elif overridden := overridden_by(item):
         yield from (f"See `{overridden.full_name}`.", "")
     if is_structure(item):

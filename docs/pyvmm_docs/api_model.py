@@ -20,6 +20,7 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from pyvmm_docs.api_names import (
     Namespace,
@@ -46,6 +47,7 @@ class Item:
     """The module that defines the name."""
     doc: str = ""
     heading: str = ""
+    """The comment above the group of constants to which the item belongs."""
     parameters: ast.arguments | None = None
     """Parameters of the call, without `self`; None for what is not called."""
     type: str = ""
@@ -125,10 +127,10 @@ class _Reader:
     def items(self, body: list[ast.stmt], owner: Item | None) -> Iterator[Item]:
         """Yield the public items that the statements of a module or class define."""
         group: list[Item] = []  # assignments directly above
-        end = 0
+        end, heading = 0, ""
         for node in body:
             if node.lineno > end + 1:
-                group = []
+                group, heading = [], self._comment_above(node)
             end = node.end_lineno or 0
             match node:
                 case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -139,9 +141,10 @@ class _Reader:
                 case ast.Assign() | ast.AnnAssign():
                     for target, value in _assignments(node):
                         if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                            group.append(self._variable(target.id, node, value, owner))
-                            group[-1].group = group
-                            yield group[-1]
+                            item = self._variable(target.id, node, value, owner)
+                            item.group, item.heading = group, heading
+                            group.append(item)
+                            yield item
                 case ast.Expr(value=ast.Constant(value=str(text))) if group:
                     group[-1].doc = inspect.cleandoc(text)
                     group = []
@@ -218,11 +221,13 @@ class _Reader:
         item = self._item("data" if owner is None else "attribute", name, owner)
         item.value = "" if value is None else ast.unparse(value)
         item.type = self._type(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-        for line in reversed(self._lines[: node.lineno - 1]):
-            if not line.startswith("# "):
-                break
-            item.heading = f"{line[2:]} {item.heading}".rstrip()
         return item
+
+    def _comment_above(self, node: ast.stmt) -> str:
+        """Return the comment that ends directly above a statement of a module, or ""."""
+        above = reversed(self._lines[: node.lineno - 1])
+        comment = [line[2:] for line in takewhile(lambda line: line.startswith("# "), above)]
+        return " ".join(reversed(comment))
 
     def _parameters(self, arguments: ast.arguments, *, bound: bool) -> ast.arguments:
         for each in _arguments(arguments):

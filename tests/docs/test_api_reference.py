@@ -14,10 +14,10 @@ import pytest
 from sphinx.application import Sphinx
 
 from pykvm import abi
-from pyvmm_docs.api_index import find
+from pyvmm_docs.api_index import find, overridden_by, owner_of
 from pyvmm_docs.api_links import meaning
 from pyvmm_docs.api_markdown import prose
-from pyvmm_docs.api_model import Module, read_module
+from pyvmm_docs.api_model import Item, Module, read_module
 from pyvmm_docs.api_names import ROOT, documented_modules, modules_below
 from pyvmm_docs.api_reference import is_python, modules_of
 from pyvmm_docs.api_tables import FieldRow, field_rows, is_request
@@ -63,6 +63,27 @@ def test_every_public_name_has_an_entry(objects: set[str]) -> None:
 
 def test_every_field_of_a_kernel_structure_has_an_entry(objects: set[str]) -> None:
     assert {"pykvm.abi.kvm_regs.rax", "pykvm.abi.kvm_run.mmio.phys_addr"} <= objects
+
+
+def is_documented(item: Item, module: Module) -> bool:
+    """Return whether a reader learns the meaning of `item`.
+
+    It has a docstring, shares one or a heading with its group, overrides or implements a documented
+    member, or its owner explains it: an enumeration its values, a class or module each name that
+    its docstring mentions, a module of constants all of them.
+    """
+    owner, name = owner_of(item), item.name.rpartition(".")[2]
+    if item.doc or any(each.doc or each.heading for each in item.group) or overridden_by(item):
+        return True
+    if owner is None:
+        return f"`{name}`" in module.doc or all(each.kind == "data" for each in module.items)
+    return f"`{name}`" in owner.doc or any(base.startswith("enum.") for base in owner.bases)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_every_public_name_is_documented(module: Module) -> None:
+    assert module.doc
+    assert [i.full_name for i in module.walk() if not is_documented(i, module)] == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
