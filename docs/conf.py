@@ -33,6 +33,7 @@ extensions = [
     "pyvmm_docs.repository_links",
     "pyvmm_docs.rooms",
     "pyvmm_docs.sequence",
+    "pyvmm_docs.values",
 ]
 source_suffix = {".md": "markdown"}
 nitpicky = True

@@ -10,7 +10,8 @@ The argument is the title; each line of the body is a field::
 
 Options: `unit` is `bytes` (default; offset 0 is on the left) or `bits` (bit 0 is on the right, as
 in a register), `row` the number of units in a row. With `hex`, offsets are hexadecimal. With
-`no-table`, only the drawing appears.
+`stacked`, each field is one row, whatever its width: a map. With `no-table`, only the drawing
+appears.
 
 With `from: MODULE:NAME` the layout is read from the code and cannot differ from it. The object is a
 `struct.Struct`, whose fields the body names in order (`NAME: MEANING`), padding included; or a
@@ -67,6 +68,8 @@ class Style(NamedTuple):
     bits: bool = False
     """Units are bits, and bit 0 is on the right."""
     hexadecimal: bool = False
+    stacked: bool = False
+    """Each field is one row."""
 
     def number(self, value: int | str) -> str:
         """Return an offset as text."""
@@ -147,8 +150,11 @@ def _content(lines: list[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
 
 
-def rows_of(fields: list[Field], row_units: int) -> list[Row]:
+def rows_of(fields: list[Field], style: Style) -> list[Row]:
     """Return the rows of a drawing, gaps between fields included. Raises LayoutError."""
+    row_units = style.row
+    if style.stacked:
+        return [Row(field.offset, [Piece(0, row_units, field.name)]) for field in fields]
     rows: list[Row] = []
     for field in fields:
         if isinstance(field.offset, str):
@@ -159,12 +165,19 @@ def rows_of(fields: list[Field], row_units: int) -> list[Row]:
         end = start + (field.width or row_units - start % row_units)
         while start < end:
             width = min(end - start, row_units - start % row_units)
-            _place(rows, start, Piece(start % row_units, width, field.name, open_ended), row_units)
+            _place(rows, start, Piece(start % row_units, width, field.name, open_ended))
             start += width
-    return rows
+    return [_filled(row, row_units) for row in rows] if style.bits else rows
 
 
-def _place(rows: list[Row], offset: int, piece: Piece, row_units: int) -> None:
+def _filled(row: Row, row_units: int) -> Row:
+    """Return a row with a gap up to its end: a register has all of its bits."""
+    end = row.pieces[-1].column + row.pieces[-1].width
+    gap = [Piece(end, row_units - end, "")] if end < row_units else []
+    return Row(row.label, row.pieces + gap)
+
+
+def _place(rows: list[Row], offset: int, piece: Piece) -> None:
     """Append a piece to the row of `offset`, behind a gap if one is left."""
     label = offset - piece.column
     if not rows or rows[-1].label != label:
@@ -198,13 +211,13 @@ def _span(field: Field, style: Style) -> str:
 
 def draw(fields: list[Field], style: Style, title: str) -> str:
     """Return the layout as HTML."""
-    rows = rows_of(fields, style.row)
+    rows = rows_of(fields, style)
     labels = [_row_label(row, style) for row in rows]
     left = _MARGIN_PX + max(svg.text_px(label, small=True) for label in labels) + 8
     unit_px = _DRAWING_PX / style.row
     y = float(_MARGIN_PX)
     parts: list[str] = []
-    if not style.bits:
+    if not style.bits and not style.stacked:
         parts += [
             svg.text(left + (n + 0.5) * unit_px, y + 8, f"+{style.number(n)}", small=True)
             for n in range(0, style.row, -(-style.row // 16))
@@ -277,6 +290,7 @@ class BitLayoutDirective(SphinxDirective):
         "unit": lambda value: directives.choice(value, ("bytes", "bits")),
         "row": directives.positive_int,
         "hex": directives.flag,
+        "stacked": directives.flag,
         "no-table": directives.flag,
         "from": directives.unchanged_required,
     }
@@ -284,7 +298,8 @@ class BitLayoutDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the drawing and the table of its fields."""
         bits = self.options.get("unit") == "bits"
-        style = Style(self.options.get("row", 32 if bits else 8), bits, "hex" in self.options)
+        row = self.options.get("row", 32 if bits else 8)
+        style = Style(row, bits, "hex" in self.options, "stacked" in self.options)
         lines, source = list(self.content), self.options.get("from")
         try:
             fields = from_code(source, lines) if source else parse(lines)
@@ -297,7 +312,14 @@ class BitLayoutDirective(SphinxDirective):
     def _table(self, fields: list[Field], style: Style) -> list[nodes.Node]:
         """Return the table; meanings may contain markup."""
         columns = ["bits" if style.bits else "bytes", "field", "meaning"]
-        rows = [[_span(field, style), f"`{field.name}`", field.meaning] for field in fields]
+        rows = [
+            [
+                _span(field, style).replace(" ", "\N{NO-BREAK SPACE}"),
+                f"`{field.name}`",
+                field.meaning,
+            ]
+            for field in fields
+        ]
         if not any(field.meaning for field in fields):
             columns, rows = columns[:2], [row[:2] for row in rows]
         lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]

@@ -31,7 +31,7 @@ _NOTE = re.compile(r"note (?P<over>[^:]+?): (?P<text>.+)")
 _DIVIDER = re.compile(r"== (?P<text>.+) ==")
 
 _LABEL_CHARACTERS = 28
-"""A longer label is broken into lines."""
+"""A longer label is broken into lines; one that spans several participants may be longer."""
 _MIN_GAP_PX = 120
 _MARGIN_PX = 12
 _HEAD_PX = 30
@@ -143,7 +143,7 @@ def _lanes(diagram: Diagram) -> tuple[list[float], float]:
         if isinstance(step, Divider):
             continue
         first, last = sorted(step[:2]) if isinstance(step, Message) else step[:2]
-        needed = _label_px(step.text) + 34
+        needed = _label_px(step) + 34
         if first == last and isinstance(step, Message):
             if first == len(gaps):
                 right_px = max(right_px, needed + _SELF_PX)
@@ -163,12 +163,13 @@ def _span(step: Message | Note | Divider) -> int:
     return 0 if isinstance(step, Divider) else abs(step[1] - step[0])
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _LABEL_CHARACTERS)
+def _wrapped(step: Message | Note) -> list[str]:
+    """Return the lines of a label."""
+    return textwrap.wrap(step.text, _LABEL_CHARACTERS * max(1, _span(step)))
 
 
-def _label_px(text: str) -> float:
-    return max(svg.text_px(line) for line in _wrapped(text))
+def _label_px(step: Message | Note) -> float:
+    return max(svg.text_px(line) for line in _wrapped(step))
 
 
 def _head(name: str, x: float, width: float) -> list[str]:
@@ -190,7 +191,7 @@ def _draw_step(
             svg.text(width / 2, middle, step.text),
             svg.line([(width / 2 + half, middle), (width - _MARGIN_PX, middle)], dashed=True),
         ], 36
-    lines = _wrapped(step.text)
+    lines = _wrapped(step)
     if isinstance(step, Note):
         return _draw_note(step, lines, lanes, width, y)
     if step.sender == step.receiver:
@@ -208,7 +209,7 @@ def _draw_step(
 def _draw_note(
     note: Note, lines: list[str], lanes: list[float], width: float, y: float
 ) -> tuple[list[str], float]:
-    label_px = _label_px(note.text) + 16
+    label_px = _label_px(note) + 16
     box_px = max(label_px, lanes[note.last] - lanes[note.first] + 24)
     middle = (lanes[note.first] + lanes[note.last]) / 2
     left = min(max(2, middle - box_px / 2), width - 2 - box_px)

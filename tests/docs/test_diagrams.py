@@ -62,17 +62,31 @@ def test_a_layout_of_a_function_takes_meanings_by_name() -> None:
 
 def test_fields_are_wrapped_into_rows_and_gaps_are_kept() -> None:
     fields = [Field(2, 2, "a"), Field(4, 8, "b"), Field(12, None, "c"), Field("n", 2, "d")]
-    assert bit_layout.rows_of(fields, 8) == [
+    assert bit_layout.rows_of(fields, Style(8)) == [
         Row(0, [Piece(0, 2, ""), Piece(2, 2, "a"), Piece(4, 4, "b")]),
         Row(8, [Piece(0, 4, "b"), Piece(4, 4, "c", open_ended=True)]),
         Row("n", [Piece(0, 2, "d")]),
     ]
 
 
+def test_a_register_has_all_of_its_bits() -> None:
+    assert bit_layout.rows_of([Field(0, 1, "a")], Style(8, bits=True)) == [
+        Row(0, [Piece(0, 1, "a"), Piece(1, 7, "")])
+    ]
+
+
+def test_stacked_fields_have_a_row_each() -> None:
+    fields = [Field(0, 60, "a"), Field(4096, 1, "b")]
+    assert bit_layout.rows_of(fields, Style(8, stacked=True)) == [
+        Row(0, [Piece(0, 8, "a")]),
+        Row(4096, [Piece(0, 8, "b")]),
+    ]
+
+
 @pytest.mark.parametrize("offsets", [(0, 1), (8, 0)])
 def test_overlapping_and_disordered_fields_are_refused(offsets: tuple[int, int]) -> None:
     with pytest.raises(LayoutError, match=r"overlaps|out of order"):
-        bit_layout.rows_of([Field(offset, 2, "x") for offset in offsets], 8)
+        bit_layout.rows_of([Field(offset, 2, "x") for offset in offsets], Style(8))
 
 
 @pytest.mark.parametrize("style", [Style(8), Style(4, hexadecimal=True), Style(8, bits=True)])
