@@ -3,9 +3,9 @@
 
 In a docstring, `single backticks` mark code. Where the code is a name that means a documented
 object in the scope of the docstring, it becomes a link: a member of the same class or of its bases,
-a name that the module defines or imports, a module of the same package, a full name, or a name with
-a capital that only one object has. Parameters are not linked. Names of classes and of the kernel
-are links without backticks, too.
+a name that the module defines or imports, a member that only one class of the module has, a module
+of the same package, a full name, or a name with a capital that only one object has. Parameters are
+not linked. Names of classes and of the kernel are links without backticks, too.
 
 Types in signatures are full names. Those of the standard library have no page here, and the site is
 built without a network; `outside` accepts them if they exist.
@@ -112,6 +112,9 @@ def _candidates(name: str, module: Module, item: Item | None) -> Iterator[str]:
             yield from (f"{cls.full_name}.{name}" for cls in with_bases(scope))
     if full := module.namespace.full_name(name):
         yield full
+    members = [f"{each.full_name}.{name}" for each in module.items]
+    if len(known := [each for each in members if find(each)]) == 1:
+        yield known[0]
     package = module.name if module.is_package else module.name.rpartition(".")[0]
     yield f"{package}.{name}"
     yield name

@@ -177,15 +177,16 @@ class _Reader:
         item.bases = tuple(self._type(base) for base in node.bases)
         if any(base.endswith(("Error", "Exception")) for base in item.bases):
             item.kind = "exception"
-        item.members = list(self.items(node.body, item))
+        members = list(self.items(node.body, item))
+        fields = {each.name: each for each in members if each.kind == "attribute"}
         for method in (each for each in node.body if isinstance(each, _Function)):
-            known = {member.name for member in item.members}
-            item.members += (
-                each for each in self._attributes(method, item) if each.name not in known
-            )
+            for attribute in self._attributes(method, item):
+                fields.setdefault(attribute.name, attribute)
             if method.name == "__init__":
                 item.parameters = self._parameters(method.args, bound=True)
                 item.doc = f"{item.doc}\n\n{ast.get_docstring(method) or ''}".rstrip()
+        methods = {each.name: each for each in members if each.kind != "attribute"}
+        item.members = [*({**fields, **methods}).values()]
         if item.parameters is None and _has_generated_constructor(node):
             item.parameters = self._generated_parameters(node)
         return item
@@ -203,13 +204,25 @@ class _Reader:
                                 if name.startswith("_"):
                                     continue
                                 item = self._variable(name, node, None, owner)
-                                if not item.type and isinstance(value, ast.Name):
-                                    item.type = self._type(types.get(value.id))
+                                item.type = item.type or self._evident_type(value, types)
                                 yield item
                 case ast.Expr(value=ast.Constant(value=str(text))) if item is not None:
                     item.doc = inspect.cleandoc(text)
             if not isinstance(node, ast.Assign | ast.AnnAssign):
                 item = None
+
+    def _evident_type(self, value: ast.expr | None, parameters: dict[str, ast.expr | None]) -> str:
+        """Return the type of a value that is a parameter, a number or text, or an instance."""
+        match value:
+            case ast.Name(id=name):
+                return self._type(parameters.get(name))
+            case ast.Constant(value=bool() | int() | float() | str() | bytes() as constant):
+                return type(constant).__name__
+            case ast.Call(func=ast.Name(id=name) as function) if name[0].isupper():
+                return self._type(function)
+            case ast.BoolOp(op=ast.Or(), values=[*_, last]):
+                return self._evident_type(last, parameters)
+        return ""
 
     def _variable(
         self,
@@ -219,9 +232,16 @@ class _Reader:
         owner: Item | None,
     ) -> Item:
         item = self._item("data" if owner is None else "attribute", name, owner)
-        item.value = "" if value is None else ast.unparse(value)
+        item.value = self._source_of(value)
         item.type = self._type(node.annotation) if isinstance(node, ast.AnnAssign) else ""
         return item
+
+    def _source_of(self, value: ast.expr | None) -> str:
+        """Return an expression as it is written, or "" if it takes more than one line."""
+        if value is None or value.lineno != value.end_lineno:
+            return ""
+        line = self._lines[value.lineno - 1].encode()  # offsets count bytes
+        return line[value.col_offset : value.end_col_offset].decode()
 
     def _comment_above(self, node: ast.stmt) -> str:
         """Return the comment that ends directly above a statement of a module, or ""."""

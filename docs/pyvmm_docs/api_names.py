@@ -190,9 +190,12 @@ def defined_name(full: str) -> str:
 
 @functools.cache
 def _exports() -> dict[str, str]:
-    """Return full name at the definition → exported full name."""
+    """Return full name at the definition → exported full name.
+
+    A function that is exported with the name of its own module keeps the full name.
+    """
     exports: dict[str, str] = {}
-    for module in (name for package in PACKAGES for name in modules_below(package)):
+    for module in sorted(documented_modules()):
         for node in parse(module).body:
             match node:
                 case ast.ImportFrom(module=str(source), names=[ast.alias(name="*")]):
@@ -200,4 +203,4 @@ def _exports() -> dict[str, str]:
                 case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
                     names = namespace(module).names
                     exports |= {names[name]: f"{module}.{name}" for name in ast.literal_eval(value)}
-    return exports
+    return {full: name for full, name in exports.items() if name not in documented_modules()}

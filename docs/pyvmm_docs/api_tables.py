@@ -100,7 +100,7 @@ class _Table(SphinxDirective):
         return [self.table([self.row(item) for item in items if item is not None])]
 
     def row(self, item: Item) -> list[nodes.Node]:
-        """Return the cells of the row of `item`."""
+        """Return the cells of the row of `item`: inline nodes or blocks of lines."""
         raise NotImplementedError
 
     def table(self, rows: list[list[nodes.Node]]) -> nodes.table:
@@ -128,7 +128,11 @@ class _Table(SphinxDirective):
 
 
 def _row(cells: list[nodes.Node]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", each)) for each in cells))
+    blocks = [
+        each if isinstance(each, nodes.line_block) else nodes.paragraph("", "", each)
+        for each in cells
+    ]
+    return nodes.row("", *(nodes.entry("", block) for block in blocks))
 
 
 class ConstantsDirective(_Table):
@@ -144,21 +148,18 @@ class ConstantsDirective(_Table):
 class RequestsDirective(_Table):
     """Places a table of ioctls: `api-requests MODULE NAME ...`."""
 
-    head = ("Request", "Number", "Argument", "Method", "api.rst")
+    head = ("Request and number", "Method and structure", "Section of api.rst")
 
     def row(self, item: Item) -> list[nodes.Node]:
-        """Return name, number, structure, the method that makes the request, and its section."""
-        structure = re.search(r"abi\.(\w+)", item.value)
+        """Return name and number, the methods that make the request, and its documentation."""
         method = item.name.removeprefix("KVM_").lower()
         owners = [owner for owner in ("System", "Vm", "Vcpu") if find(f"pykvm.{owner}.{method}")]
-        argument = nodes.literal("", structure[1]) if structure else nodes.Text("")
-        methods = " ".join(f"{owner}.{method}" for owner in owners)
+        codes = [f"{owner}.{method}" for owner in owners] + re.findall(r"abi\.(\w+)", item.value)
+        number = nodes.literal("", f"{value_of(item):#010x}")
         return [
-            self.constant(item),
-            nodes.literal("", f"{value_of(item):#010x}"),
-            argument,
-            nodes.inline("", "", *(nodes.literal("", each) for each in methods.split())),
-            nodes.Text(item.doc.removesuffix(".")),
+            _lines(self.constant(item), number),
+            _lines(*(nodes.literal("", code) for code in codes)),
+            nodes.Text(item.doc.removeprefix("Section ").removesuffix(".")),
         ]
 
 
@@ -181,6 +182,11 @@ class FieldsDirective(_Table):
         name = self.target(row.name, f"{item.full_name}.{row.name}", "attribute")
         numbers = [nodes.Text(str(row.offset)), nodes.Text(str(row.size))]
         return [name, _type_cell(row.type), *numbers]
+
+
+def _lines(*parts: nodes.Node) -> nodes.line_block:
+    """Return inline nodes one below the other."""
+    return nodes.line_block("", *(nodes.line("", "", part) for part in parts))
 
 
 def _type_cell(c_type: str) -> nodes.Node:

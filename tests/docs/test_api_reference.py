@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from pykvm import abi
 from pyvmm_docs.api_index import find, overridden_by, owner_of
 from pyvmm_docs.api_links import meaning
-from pyvmm_docs.api_markdown import prose
+from pyvmm_docs.api_markdown import module_markdown, prose
 from pyvmm_docs.api_model import Item, Module, read_module
 from pyvmm_docs.api_names import ROOT, documented_modules, modules_below
 from pyvmm_docs.api_reference import is_python, modules_of
@@ -124,6 +124,32 @@ def test_an_exported_name_is_documented_where_users_import_it() -> None:
     assert item is not None
     assert item.full_name == "pykvm.System"
     assert find("pykvm.System") is item
+
+
+def test_a_function_with_the_name_of_its_module_keeps_its_full_name() -> None:
+    assert find("pyvmm.harness.guest_session") is None
+    item = find("pyvmm.harness.guest_session.guest_session")
+    assert item is not None
+    assert item.module == "pyvmm.harness.guest_session"
+
+
+def test_attributes_have_their_evident_types_and_precede_methods() -> None:
+    board = find("devices.testing.Board")
+    assert board is not None
+    kinds = [member.kind for member in board.members]
+    assert kinds == sorted(kinds), "attributes, then methods"
+    types = {member.name.rpartition(".")[2]: member.type for member in board.members}
+    assert types["device"] == "devices.virtio.device.VirtioDevice", "a parameter"
+    assert types["mmio"] == "devices.bus.Bus", "an instance"
+    assert types["tracer"] == "devices.testing.RecordingTracer", "an alternative"
+
+
+def test_a_group_of_constants_is_one_table_below_its_heading() -> None:
+    text = module_markdown(read_module("devices.legacy.uart_bits"))
+    assert text.count("{api-constants}") == 6, "the line control register has one bit"
+    assert "FIFO control register\n\n```{api-constants} devices.legacy.uart_bits FCR_ENABLE" in text
+    text = module_markdown(read_module("devices.testing.driver"))
+    assert "PCI capability ids.\n\n```{api-constants} devices.testing.driver CAP_VENDOR CAP" in text
 
 
 def test_annotations_name_types_in_full() -> None:
