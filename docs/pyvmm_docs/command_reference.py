@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from pyvmm.cli.main import Theme
+from pyvmm.cli.main import THEMES
 from pyvmm_docs.command_tree import Block, Command, Option, root, spans, walk
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~^$])")
@@ -23,10 +23,10 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~^$])")
 def markdown(command: Command) -> str:
     """Return the reference of all commands below `command`, by the themes of `--help`."""
     lines = [f"```text\n{command.name} {command.usage}\n```", "", *_options(command)]
-    for theme in Theme:
-        lines += [f"## {theme.value}", ""]
+    for theme in THEMES:
+        lines += [f"## {theme}", ""]
         for top in command.commands:
-            if top.theme is theme:
+            if top.theme == theme:
                 for each in walk(top):
                     lines += _section(each)
     return "\n".join(lines)

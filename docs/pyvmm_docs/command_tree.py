@@ -19,7 +19,7 @@ from typing import Literal
 
 import click
 
-from pyvmm.cli.main import COMMANDS, LazyCommand, Theme, main
+from pyvmm.cli.main import COMMANDS, LazyCommand, main
 
 NAME = "pyvmm"
 SUMMARY = "a KVM virtual machine monitor for ballooning"
@@ -74,7 +74,7 @@ class Command:
     options: tuple[Option, ...]
     arguments: tuple[Argument, ...]
     commands: tuple[Command, ...]
-    theme: Theme | None
+    theme: str | None
     """Its section in the list of commands; None for `pyvmm` itself and for `image`'s commands."""
 
 

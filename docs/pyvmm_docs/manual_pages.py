@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyvmm.cli.main import Theme
+from pyvmm.cli.main import THEMES
 from pyvmm.version import VERSION
 from pyvmm_docs.command_tree import (
     NAME,
@@ -49,10 +49,10 @@ def _main_page(pyvmm: Command) -> Iterator[str]:
     yield from _synopsis(pyvmm)
     yield from _description(pyvmm)
     yield ".SH COMMANDS"
-    for theme in Theme:
-        yield f".SS {_escape(theme.value)}"
+    for theme in THEMES:
+        yield f".SS {_escape(theme)}"
         for command in pyvmm.commands:
-            if command.theme is theme:
+            if command.theme == theme:
                 yield from _term(rf"\fB{_escape(_page(command))}\fR(1)", f"{command.summary}.")
     yield from _reference_sections(MAIN_SECTIONS)
     yield from _see_also(_page(command) for command in pyvmm.commands)

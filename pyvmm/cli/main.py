@@ -14,7 +14,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
 import click
@@ -26,82 +25,81 @@ EXIT_USER_ERROR = UserError.exit_status
 EXIT_INTERRUPTED = 130
 
 
-class Theme(Enum):
-    """A section of the list of commands."""
-
-    RUN = "Run a guest"
-    CONTROL = "Control a running guest"
-    MOVE = "Save and migrate a running guest"
-    TOOLS = "Tools"
+THEMES = (
+    "Run a guest",
+    "Control a running guest",
+    "Save and migrate a running guest",
+    "Tools",
+)
+"""The sections of the list of commands."""
+RUN, CONTROL, MOVE, TOOLS = THEMES
 
 
 class LazyCommand(NamedTuple):
-    """The location of a subcommand, its line in the list of commands, and the section of it."""
+    """The location of a subcommand, its line in the list of commands, and its section of it."""
 
     module: str
     attribute: str
     short_help: str
-    theme: Theme
+    theme: str
 
 
 COMMANDS = {
     "run": LazyCommand(
-        "pyvmm.cli.run", "run", "Run a Linux guest with its console on this terminal.", Theme.RUN
+        "pyvmm.cli.run", "run", "Run a Linux guest with its console on this terminal.", RUN
     ),
     "demo": LazyCommand(
         "pyvmm.cli.demo.command",
         "demo",
         "Inflate and deflate a real guest's balloon, and report.",
-        Theme.RUN,
+        RUN,
     ),
     "status": LazyCommand(
         "pyvmm.cli.status",
         "status",
         "Show the state of a running guest and of its balloon.",
-        Theme.CONTROL,
+        CONTROL,
     ),
-    "stop": LazyCommand("pyvmm.cli.run_state", "stop", "Pause a running guest.", Theme.CONTROL),
-    "cont": LazyCommand("pyvmm.cli.run_state", "cont", "Resume a paused guest.", Theme.CONTROL),
-    "quit": LazyCommand("pyvmm.cli.run_state", "quit_guest", "End a guest at once.", Theme.CONTROL),
+    "stop": LazyCommand("pyvmm.cli.run_state", "stop", "Pause a running guest.", CONTROL),
+    "cont": LazyCommand("pyvmm.cli.run_state", "cont", "Resume a paused guest.", CONTROL),
+    "quit": LazyCommand("pyvmm.cli.run_state", "quit_guest", "End a guest at once.", CONTROL),
     "balloon": LazyCommand(
         "pyvmm.cli.balloon",
         "balloon",
         "Show or change how much RAM a running guest has.",
-        Theme.CONTROL,
+        CONTROL,
     ),
     "stats": LazyCommand(
         "pyvmm.cli.stats",
         "stats",
         "Show the memory statistics that a running guest reports.",
-        Theme.CONTROL,
+        CONTROL,
     ),
     "unused": LazyCommand(
         "pyvmm.cli.unused",
         "unused",
         "Show which memory a running guest does not use.",
-        Theme.CONTROL,
+        CONTROL,
     ),
     "snapshot": LazyCommand(
-        "pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file.", Theme.MOVE
+        "pyvmm.cli.snapshot", "snapshot", "Write a running guest to a file.", MOVE
     ),
     "migrate": LazyCommand(
-        "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm.", Theme.MOVE
+        "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm.", MOVE
     ),
-    "image": LazyCommand(
-        "pyvmm.cli.image", "image", "Build and inspect guest images.", Theme.TOOLS
-    ),
+    "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images.", TOOLS),
     "doctor": LazyCommand(
         "pyvmm.cli.doctor",
         "doctor",
         "Report where guests will run, why, and what to install.",
-        Theme.TOOLS,
+        TOOLS,
     ),
-    "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works.", Theme.TOOLS),
+    "lab": LazyCommand("pyvmm.cli.lab", "lab", "Run a command where KVM works.", TOOLS),
     "bench": LazyCommand(
         "bench.cli",
         "bench",
         "Measure pyvmm beside QEMU and beside the limits of the machine.",
-        Theme.TOOLS,
+        TOOLS,
     ),
 }
 
@@ -129,13 +127,13 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, COMMANDS))
-        for theme in Theme:
-            with formatter.section(theme.value):
+        for theme in THEMES:
+            with formatter.section(theme):
                 formatter.write_dl(
                     [
                         (name.ljust(width), entry.short_help)
                         for name, entry in COMMANDS.items()
-                        if entry.theme is theme
+                        if entry.theme == theme
                     ]
                 )
 

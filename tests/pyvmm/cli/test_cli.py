@@ -37,7 +37,7 @@ def add_command(monkeypatch: pytest.MonkeyPatch, behave: object) -> None:
         return behave()
 
     monkeypatch.setattr(sys.modules[__name__], "the_command", command, raising=False)
-    entry = cli.LazyCommand(__name__, "the_command", "For this test.", cli.Theme.TOOLS)
+    entry = cli.LazyCommand(__name__, "the_command", "For this test.", cli.TOOLS)
     monkeypatch.setitem(cli.COMMANDS, "test", entry)
 
 
@@ -205,9 +205,7 @@ def test_missing_native_modules_are_a_user_error(
 ) -> None:
     (tmp_path / "needs_native.py").write_text("import pyvmm_native.absent\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(
-        cli.COMMANDS, "test", cli.LazyCommand("needs_native", "x", "x", cli.Theme.TOOLS)
-    )
+    monkeypatch.setitem(cli.COMMANDS, "test", cli.LazyCommand("needs_native", "x", "x", cli.TOOLS))
     assert run_main(["test"]) == 2
     assert "make native" in capsys.readouterr().err
 
@@ -233,7 +231,7 @@ def test_ctrl_c_gives_no_traceback() -> None:
         "from pyvmm.cli import main as cli\n"
         "@click.command\n"
         "def test(): os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
-        "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '', cli.Theme.TOOLS)\n"
+        "cli.COMMANDS['test'] = cli.LazyCommand('__main__', 'test', '', cli.TOOLS)\n"
         "cli.main(['test'])\n"
     )
     process = subprocess.run(
