@@ -30,7 +30,7 @@ from pyvmm.qmp.commands import COMMANDS
 
 EXAMPLES = Path(__file__).parents[1] / "reference" / "qmp-examples.json"
 SECTIONS = ("Arguments", "Returns", "Data", "Errors", "In QEMU")
-_LINE_CHARACTERS = 88
+_LINE_CHARACTERS = 76
 
 
 class Description(NamedTuple):
@@ -211,20 +211,18 @@ def _example_blocks(exchanges: list[Example]) -> list[str]:
     return [heading, *(f"```json\n{block}\n```" for block in blocks)]
 
 
-def _json_text(message: Any, indent: str = "") -> str:
-    """Return a message as JSON: what fits on a line is on one."""
-    line = json.dumps(message, ensure_ascii=False)
+def _json_text(message: Any, indent: str = "", prefix: str = "") -> str:
+    """Return `prefix` and a message as JSON: what fits on a line is on one."""
+    line = prefix + json.dumps(message, ensure_ascii=False)
     if len(indent + line) <= _LINE_CHARACTERS or not isinstance(message, (dict, list)):
         return line
     inner = indent + "  "
     if isinstance(message, dict):
-        members = [
-            f"{inner}{json.dumps(name)}: {_json_text(value, inner)}"
-            for name, value in message.items()
-        ]
-        return "{\n" + ",\n".join(members) + f"\n{indent}}}"
-    elements = [inner + _json_text(value, inner) for value in message]
-    return "[\n" + ",\n".join(elements) + f"\n{indent}]"
+        parts = [_json_text(message[name], inner, f"{json.dumps(name)}: ") for name in message]
+    else:
+        parts = [_json_text(value, inner) for value in message]
+    opening, closing = "{}" if isinstance(message, dict) else "[]"
+    return f"{prefix}{opening}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{closing}"
 
 
 class QmpCommands(SphinxDirective):

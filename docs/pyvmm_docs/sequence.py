@@ -165,7 +165,7 @@ def _span(step: Message | Note | Divider) -> int:
 
 def _wrapped(step: Message | Note) -> list[str]:
     """Return the lines of a label."""
-    return textwrap.wrap(step.text, _LABEL_CHARACTERS * max(1, _span(step)))
+    return textwrap.wrap(step.text, _LABEL_CHARACTERS + 12 * max(0, _span(step) - 1))
 
 
 def _label_px(step: Message | Note) -> float:
@@ -188,7 +188,7 @@ def _draw_step(
         half = svg.text_px(step.text) / 2 + 8
         return [
             svg.line([(_MARGIN_PX, middle), (width / 2 - half, middle)], dashed=True),
-            svg.text(width / 2, middle, step.text),
+            svg.text(width / 2, middle, step.text, halo=True),
             svg.line([(width / 2 + half, middle), (width - _MARGIN_PX, middle)], dashed=True),
         ], 36
     lines = _wrapped(step)

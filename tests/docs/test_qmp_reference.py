@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from typing import Any, get_args
 
@@ -148,6 +149,15 @@ def test_a_page_of_a_command_has_arguments_members_errors_and_examples() -> None
     assert "| `runs` (optional) | array | the first runs" in page
     assert "| `DeviceNotActive` | the driver cannot" in page
     assert '{"execute": "query-unused-pages", "arguments": {"runs": 2, "cells": 4}}' in page
+
+
+def test_messages_that_are_too_long_for_a_line_are_broken_and_stay_the_same() -> None:
+    message = {"return": {"a": [{"b": "x" * 60}, {"c": [1, 2, 3]}], "d": {}}}
+    text = qmp_reference._json_text(message)
+    assert json.loads(text) == message
+    assert text.splitlines()[:3] == ["{", '  "return": {', '    "a": [']
+    assert '      {"c": [1, 2, 3]}' in text.splitlines()
+    assert qmp_reference._json_text({"return": {}}) == '{"return": {}}'
 
 
 @pytest.mark.parametrize(
