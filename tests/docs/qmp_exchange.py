@@ -108,8 +108,9 @@ def exchanges() -> list[Example]:
 
 
 async def _status_and_balloon(recorder: Recorder) -> None:
-    for query in ("query-version", "query-status", "query-memory-size-summary", "query-commands"):
-        await recorder.ask(query)
+    queries = ("version", "status", "memory-size-summary", "cpus-fast", "commands")
+    for query in queries:
+        await recorder.ask(f"query-{query}")
     await recorder.ask("stop")
     await recorder.event("STOP")
     await recorder.ask("cont")
