@@ -32,6 +32,7 @@ VOLATILE = {
     "package",
     "seconds",
     "stopped-seconds",
+    "thread-id",
     "total-time",
     "transferred",
 }
