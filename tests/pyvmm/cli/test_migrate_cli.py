@@ -139,7 +139,9 @@ def test_a_terminal_shows_the_progress(tmp_path: Path, machine: InMemoryVm) -> N
     stuck = StuckDestination(tmp_path / "m")
     person, program = pty.openpty()
     process = subprocess.Popen(
-        command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"), stderr=program
+        command(f"unix:{tmp_path}/m", "--qmp", f"unix:{tmp_path}/qmp"),
+        stderr=program,
+        env={**os.environ, "TERM": "xterm"},  # a dumb terminal is shown no progress
     )
     os.close(program)
     shown = b""
