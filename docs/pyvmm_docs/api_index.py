@@ -11,21 +11,24 @@ from pyvmm_docs.api_model import Item, read_module
 from pyvmm_docs.api_names import defined_name, documented_modules
 
 
+@functools.cache
 def find(full_name: str) -> Item | None:
     """Return the public item with a full name, exported or as defined; None if there is none."""
     parts = defined_name(full_name).split(".")
     for count in range(len(parts) - 1, 0, -1):
-        try:
-            items = _items_of(".".join(parts[:count]))
-        except ModuleNotFoundError:
-            continue
-        return items.get(".".join(parts[count:]))
+        items = _items_of(".".join(parts[:count]))
+        if items is not None:
+            return items.get(".".join(parts[count:]))
     return None
 
 
 @functools.cache
-def _items_of(module: str) -> dict[str, Item]:
-    return {item.name: item for item in read_module(module).walk()}
+def _items_of(module: str) -> dict[str, Item] | None:
+    """Return the items of a module by name; None if there is no such module."""
+    try:
+        return {item.name: item for item in read_module(module).walk()}
+    except ModuleNotFoundError:
+        return None
 
 
 def is_documented(full_name: str) -> bool:

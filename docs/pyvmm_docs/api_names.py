@@ -170,22 +170,27 @@ def defined(module: str) -> list[str]:
 
 def public_name(full: str) -> str:
     """Return the name by which users reach what is defined as `full`, or one of its members."""
-    parts = full.split(".")
-    for count in range(len(parts), 1, -1):
-        exported = _exports().get(".".join(parts[:count]))
-        if exported is not None:
-            return ".".join([exported, *parts[count:]])
-    return full
+    return _renamed(full, _exports())
 
 
 def defined_name(full: str) -> str:
     """Return the name at its definition of what users reach as `full`."""
+    return _renamed(full, _definitions())
+
+
+def _renamed(full: str, names: dict[str, str]) -> str:
+    """Return `full` with the longest part at its front that is in `names` replaced."""
     parts = full.split(".")
     for count in range(len(parts), 1, -1):
-        for definition, exported in _exports().items():
-            if exported == ".".join(parts[:count]):
-                return ".".join([definition, *parts[count:]])
+        if other := names.get(".".join(parts[:count])):
+            return ".".join([other, *parts[count:]])
     return full
+
+
+@functools.cache
+def _definitions() -> dict[str, str]:
+    """Return exported full name → full name at the definition."""
+    return {exported: definition for definition, exported in _exports().items()}
 
 
 @functools.cache
