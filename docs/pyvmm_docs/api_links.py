@@ -31,6 +31,8 @@ PROSE_NAME = re.compile(r"\b(KVM_[A-Z0-9_]*[A-Z0-9]|kvm_\w+|(?:[A-Z][a-z0-9]+){2
 """Names that are links without backticks: the kernel's, and those of classes such as errors."""
 DISTINCT_NAME = re.compile(r"\w*[A-Z]\w*|kvm_\w+")
 """Names that mean the same object everywhere if only one has that name."""
+LINKED_PAGES = ("guides/", "architecture/")
+"""Pages outside the reference whose code is linked to it."""
 OTHER_PACKAGES = sys.stdlib_module_names | {"hypothesis", "pyvmm", "typing_extensions"}
 """Packages whose names appear in signatures without a page of their own."""
 
@@ -56,6 +58,15 @@ def link_code(node: nodes.Element, module: Module) -> None:
             literal.parent.replace(literal, link)
 
 
+def link_page(app: Sphinx, page: nodes.document) -> None:
+    """Make references of the code in the paragraphs of an ordinary page."""
+    if app.env.docname.startswith(LINKED_PAGES):
+        for literal in list(page.findall(nodes.literal)):
+            target = meaning_anywhere(literal.astext())
+            if target is not None and isinstance(literal.parent, nodes.paragraph):
+                literal.parent.replace(literal, _reference(literal.deepcopy(), target))
+
+
 def link_prose(node: nodes.Element, module: Module) -> None:
     """Make references of the names in the prose of the docstrings below `node`."""
     for text in list(node.findall(nodes.Text)):
@@ -78,6 +89,10 @@ def _link_to(content: nodes.Node, code: str, module: Module, item: Item | None) 
     target = meaning(code, module, item)
     if target is None or (item is not None and target == item.full_name):
         return content
+    return _reference(content, target)
+
+
+def _reference(content: nodes.Node, target: str) -> addnodes.pending_xref:
     return addnodes.pending_xref("", content, refdomain="py", reftype="obj", reftarget=target)
 
 
@@ -117,6 +132,18 @@ def _candidates(name: str, module: Module, item: Item | None) -> Iterator[str]:
         yield known[0]
     package = module.name if module.is_package else module.name.rpartition(".")[0]
     yield f"{package}.{name}"
+    yield from _anywhere(name)
+
+
+def meaning_anywhere(code: str) -> str | None:
+    """Return the full name of the documented object that `code` means in a page, or None."""
+    name = code.removesuffix("()")
+    candidates = _anywhere(name) if NAME.fullmatch(name) else ()
+    return next((each for each in candidates if is_documented(each)), None)
+
+
+def _anywhere(name: str) -> Iterator[str]:
+    """Yield the full names that `name` may stand for outside any module."""
     yield name
     first, dot, rest = name.partition(".")
     if DISTINCT_NAME.fullmatch(first) and len(same := documented_names().get(first, [])) == 1:

@@ -22,10 +22,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from pyvmm_docs.api_links import link_code, link_prose, link_types, outside
+from pyvmm_docs.api_links import link_code, link_page, link_prose, link_types, outside
 from pyvmm_docs.api_markdown import module_markdown
-from pyvmm_docs.api_model import read_module
-from pyvmm_docs.api_names import modules_below
+from pyvmm_docs.api_model import Module, read_module
+from pyvmm_docs.api_names import ROOT, modules_below
 from pyvmm_docs.api_tables import ConstantsDirective, FieldsDirective, RequestsDirective
 
 
@@ -43,6 +43,7 @@ class ApiDirective(SphinxDirective):
         self.env.note_dependency(module.namespace.path)
         section = nodes.section(ids=[nodes.make_id(name)], names=[name])
         section += nodes.title("", "", nodes.literal("", name))
+        section += self._source(module)
         section += self.parse_text_to_nodes(module_markdown(module))
         for raw in section.findall(nodes.raw):
             raise self.error(f"{name}: a docstring contains HTML: {raw.astext()}")
@@ -52,6 +53,16 @@ class ApiDirective(SphinxDirective):
         for block in section.findall(nodes.literal_block):
             block["language"] = "python" if is_python(block.astext()) else "none"
         return section
+
+    def _source(self, module: Module) -> nodes.paragraph:
+        """Return a link to the source in the repository."""
+        path = module.namespace.path
+        implementation = path.with_suffix(".pyx")
+        path = (implementation if implementation.exists() else path).relative_to(ROOT)
+        link = nodes.reference(
+            "", str(path), refuri=f"{self.config.repository_url}/blob/main/{path}"
+        )
+        return nodes.paragraph("", "Source: ", link, classes=["api-source"])
 
 
 def modules_of(lines: Iterable[str]) -> list[str]:
@@ -79,5 +90,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("api-constants", ConstantsDirective)
     app.add_directive("api-fields", FieldsDirective)
     app.add_directive("api-requests", RequestsDirective)
+    app.connect("doctree-read", link_page)
     app.connect("missing-reference", outside)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

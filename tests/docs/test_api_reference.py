@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 
 from pykvm import abi
 from pyvmm_docs.api_index import find, overridden_by, owner_of
-from pyvmm_docs.api_links import meaning
+from pyvmm_docs.api_links import meaning, meaning_anywhere
 from pyvmm_docs.api_markdown import module_markdown, prose
 from pyvmm_docs.api_model import Item, Module, read_module
 from pyvmm_docs.api_names import ROOT, documented_modules, modules_below
@@ -48,6 +48,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         outdir=output,
         doctreedir=output / "doctrees",
         buildername="dummy",
+        confoverrides={"suppress_warnings": ["myst.xref_missing"]},  # links to other pages
         status=None,
         warning=io.StringIO(),
         warningiserror=True,
@@ -176,6 +177,21 @@ def test_code_means_the_name_in_its_scope(code: str, where: str, full_name: str 
     item = find(where)
     assert item is not None
     assert meaning(code, read_module(item.defined_in), item) == full_name
+
+
+@pytest.mark.parametrize(
+    ("code", "full_name"),
+    [
+        ("devices.testing.states", "devices.testing.states"),
+        ("Board.serve()", "devices.testing.Board.serve"),
+        ("RecordingTracer", "devices.testing.RecordingTracer"),
+        ("serve", None),
+        ("STANDARD", None),
+        ("pyvmm.qmp", None),
+    ],
+)
+def test_code_in_pages_means_full_and_distinct_names(code: str, full_name: str | None) -> None:
+    assert meaning_anywhere(code) == full_name
 
 
 def test_a_power_is_no_emphasis() -> None:
