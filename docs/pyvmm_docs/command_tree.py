@@ -126,6 +126,16 @@ def _command(command: click.Command, context: click.Context, entry: LazyCommand 
     )
 
 
+def _help_option(command: click.Command, context: click.Context) -> click.Option:
+    """Return the option that shows the help text.
+
+    `get_params` would return one that click has cached, with the names that it had in the context
+    of its first use in this process.
+    """
+    names = sorted(command.get_help_option_names(context), key=len)
+    return click.Option(names, is_flag=True, help="Show this message and exit.")
+
+
 def _subcommands(command: click.Command, context: click.Context) -> Iterator[Command]:
     if not isinstance(command, click.Group):
         return

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from pyvmm.cli import doctor
 from pyvmm.cli.doctor import Finding, Needed, conclude, describe_figures, install_lines
+from pyvmm.cli.main import main
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 
 UNFIT = KvmFitness(Verdict.UNFIT, "ring 0 crawls", 1.6e6, False)
@@ -61,14 +62,14 @@ def test_every_check_returns_a_finding() -> None:
 def test_the_command_fails_only_when_no_guest_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe_host_kvm", lambda: UNFIT)
     monkeypatch.setattr(doctor, "CHECKS", (lambda: NO_QEMU,))
-    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
-    assert result.return_value == doctor.EXIT_NOTHING_USABLE
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == doctor.EXIT_NOTHING_USABLE
     assert "apt-get install qemu-system-x86" in result.output
     closed = Finding("/dev/kvm", "not accessible", Needed.HOST, "usermod -aG kvm me")
     monkeypatch.setattr(doctor, "CHECKS", (lambda: closed,))
-    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
+    result = CliRunner().invoke(main, ["doctor"])
     assert "not accessible; usermod -aG kvm me" in result.output
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_memory,))
-    result = CliRunner().invoke(doctor.doctor, standalone_mode=False)
-    assert result.return_value == 0
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0
     assert "uses the lab" in result.output
