@@ -19,6 +19,8 @@ from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
 PLOT_FILE = "resident-memory.png"
+LATE_SHARE = 0.75
+"""A step later than this share of the time has its name to the left of its line."""
 NO_PLOT = "it needs matplotlib, which pip install 'pyvmm-kvm[demo]' installs"
 STEP_NAMES = {
     "booted": "booted",
@@ -147,15 +149,15 @@ def _draw(figures: dict[str, Any], output: Path) -> Path | None:
     top_mib = 1.2 * max(rss_mib)
     axes.fill_between(seconds, rss_mib, alpha=0.25)
     axes.plot(seconds, rss_mib, label="resident memory of pyvmm, guest RAM included")
-    for step in figures["steps"]:
+    for row, step in enumerate(figures["steps"]):  # each in a row: some are close in time
         axes.axvline(step["seconds"], color="0.5", linewidth=0.8, linestyle=":")
+        late = step["seconds"] > LATE_SHARE * seconds[-1]
         axes.text(
             step["seconds"],
-            0.03 * top_mib,
-            f" {STEP_NAMES[step['name']]}",
-            rotation=90,
+            top_mib * (0.9 if late else 0.9 - 0.06 * row),
+            f" {STEP_NAMES[step['name']]} ",
             fontsize=8,
-            ha="right",
+            ha="right" if late else "left",
         )
     axes.set_xlabel("seconds")
     axes.set_ylabel("MiB")
