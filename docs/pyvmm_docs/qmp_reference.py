@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,20 +26,10 @@ from sphinx.util.docutils import SphinxDirective
 from pyvmm.machine.run_state import EVENTS
 from pyvmm.qmp.command import QMP_TYPE_NAMES, Command, Parameter
 from pyvmm.qmp.commands import COMMANDS
+from pyvmm_docs.qmp_description import Description, documented_as, key_paths, parse
 
 EXAMPLES = Path(__file__).parents[1] / "reference" / "qmp-examples.json"
-SECTIONS = ("Arguments", "Returns", "Data", "Errors", "In QEMU")
 _LINE_CHARACTERS = 76
-
-
-class Description(NamedTuple):
-    """A docstring in its parts."""
-
-    text: str
-    """Summary and further paragraphs."""
-    sections: Mapping[str, Mapping[str, str]]
-    """The meaning of each name, by section; a name with `?` is not always present."""
-    in_qemu: str
 
 
 class Example(NamedTuple):
@@ -51,63 +40,9 @@ class Example(NamedTuple):
     response: dict[str, Any]
 
 
-def parse(docstring: str) -> Description:
-    """Return the parts of a docstring. Raises ValueError for an unknown or malformed section."""
-    text: list[str] = []
-    sections: dict[str, list[str]] = {}
-    lines = text
-    for line in inspect.cleandoc(docstring).splitlines():
-        if line.endswith(":") and line[:-1] in SECTIONS:
-            lines = sections.setdefault(line[:-1], [])
-        elif lines is not text and line and not line.startswith(" "):
-            raise ValueError(f"not a section: {line!r}")
-        else:
-            lines.append(line)
-    in_qemu = " ".join(line.strip() for line in sections.pop("In QEMU", []))
-    return Description(
-        "\n".join(text).strip(), {name: _meanings(each) for name, each in sections.items()}, in_qemu
-    )
-
-
-def _meanings(lines: list[str]) -> dict[str, str]:
-    """Return the text of each name in a section; continuation lines are indented further."""
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent("\n".join(lines)).splitlines():
-        if line.startswith(" "):
-            meanings[name] += " " + line.strip()
-        elif line:
-            name, _, meaning = line.partition(": ")
-            meanings[name] = meaning.strip()
-    return meanings
-
-
 def examples() -> list[Example]:
     """Return the recorded exchanges."""
     return [Example(**each) for each in json.loads(EXAMPLES.read_text())]
-
-
-def key_paths(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) of each member in a returned value that is no object itself."""
-    if isinstance(value, list):
-        for element in value:
-            if isinstance(element, dict):
-                yield from key_paths(element, f"{prefix}[].")
-    elif isinstance(value, dict):
-        for name, member in value.items():
-            if isinstance(member, dict) and member:
-                yield from key_paths(member, f"{prefix}{name}.")
-            else:
-                yield prefix + name, member
-
-
-def documented_as(path: str, documented: Mapping[str, str]) -> str | None:
-    """Return the name in a section that documents the member at `path`."""
-    for name in documented:
-        plain = name.removesuffix("?")
-        if path == plain or (plain.endswith(".*") and path.startswith(plain[:-1])):
-            return name
-    return None
 
 
 def command_page(name: str, command: Command) -> str:

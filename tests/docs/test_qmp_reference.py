@@ -15,7 +15,8 @@ from pyvmm.machine.run_state import EVENTS, EventName, RunState
 from pyvmm.migration.outgoing import MigrationStatus
 from pyvmm.qmp.commands import COMMANDS
 from pyvmm_docs import qmp_reference
-from pyvmm_docs.qmp_reference import Example, documented_as, examples, key_paths, parse
+from pyvmm_docs.qmp_description import documented_as, key_paths, member_fault, parse
+from pyvmm_docs.qmp_reference import Example, examples
 from tests.docs.qmp_exchange import exchanges
 from tests.project.sources import ROOT
 
@@ -99,14 +100,25 @@ def test_the_examples_of_a_command_have_just_the_documented_members(name: str) -
 
 
 def check_members(values: list[Any], documented: Any) -> None:
-    seen: set[str] = set()
     for value in values:
-        found = {path: documented_as(path, documented) for path, _ in key_paths(value)}
-        assert None not in found.values(), found
-        names = {name for name in found.values() if name is not None}
-        assert {name for name in documented if not name.endswith("?")} <= names
-        seen |= names
+        assert member_fault(value, documented) is None
+    seen = {documented_as(path, documented) for value in values for path, _ in key_paths(value)}
     assert seen == set(documented), "a documented member is in no example"
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ({"a": 1, "b": {"c": 2}}, None),
+        ({"a": 1, "b": {"c": 2}, "d": 3}, None),
+        ({"b": {"c": 2}}, "a is missing"),
+        ({"a": 1, "b": {"e": 2}}, "b.e is not documented"),
+        ([{"a": 1}], "[].a is not documented"),
+    ],
+)
+def test_a_value_is_compared_with_the_documented_members(value: Any, fault: str | None) -> None:
+    documented = {"a": "", "b.c": "", "d?": ""}
+    assert member_fault(value, documented) == fault
 
 
 @pytest.mark.parametrize("name", EVENTS)

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
+from pyvmm.qmp.commands import COMMANDS
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
+from pyvmm_docs.qmp_description import member_fault, parse
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
+
+HINTS = "query-free-page-hints"
+QUERIES = [name for name in COMMANDS if name.startswith("query-") and name != HINTS]
 
 
 def test_qemus_client_resizes_the_balloon(run_guest: RunGuest, path: Path) -> None:
@@ -52,6 +57,28 @@ def test_qemus_client_resizes_the_balloon(run_guest: RunGuest, path: Path) -> No
             await client.disconnect()
             await server.close()
         assert not path.exists()
+
+    run_guest(scenario)
+
+
+def test_queries_return_the_documented_members(run_guest: RunGuest, path: Path) -> None:
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        server = ControlServer(guest.vm, path)
+        await server.start()
+        client = QMPClient("test")
+        await client.connect(str(path))
+        try:
+            for name in QUERIES:
+                value = await client.execute(name)
+                documented = parse(COMMANDS[name].run.__doc__ or "").sections["Returns"]
+                assert member_fault(value, documented) is None, name
+            with pytest.raises(ExecuteError):  # the image speaks the bitmap dialect
+                await client.execute(HINTS)
+        finally:
+            await client.disconnect()
+            await server.close()
 
     run_guest(scenario)
 
