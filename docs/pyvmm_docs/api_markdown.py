@@ -21,7 +21,7 @@ MAX_VALUE_CHARACTERS = 60
 """Longer values of constants are not shown."""
 MAX_LINE_CHARACTERS = 88
 """Longer signatures have one parameter on each line."""
-IMPLIED_BASES = ("abc.ABC", "ctypes.Structure", "object", "typing.Protocol")
+IMPLIED_BASES = ("ctypes.Structure", "ctypes.Union", "object")
 
 
 def module_markdown(module: Module) -> str:

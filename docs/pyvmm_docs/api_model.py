@@ -137,7 +137,7 @@ class _Reader:
                     if _is_public(node):
                         yield self._function(node, owner)
                 case ast.ClassDef() if not node.name.startswith("_"):
-                    yield self._class(node)
+                    yield self._class(node, owner)
                 case ast.Assign() | ast.AnnAssign():
                     for target, value in _assignments(node):
                         if isinstance(target, ast.Name) and not target.id.startswith("_"):
@@ -171,8 +171,8 @@ class _Reader:
         item.parameters = self._parameters(node.args, bound=owner is not None)
         return item
 
-    def _class(self, node: ast.ClassDef) -> Item:
-        item = self._item("class", node.name, None)
+    def _class(self, node: ast.ClassDef, owner: Item | None) -> Item:
+        item = self._item("class", node.name, owner)
         item.doc = ast.get_docstring(node) or ""
         item.bases = tuple(self._type(base) for base in node.bases)
         if any(base.endswith(("Error", "Exception")) for base in item.bases):
