@@ -102,9 +102,7 @@ def spans(text: str) -> Iterator[tuple[str, bool]]:
 
 def _command(command: click.Command, context: click.Context, entry: LazyCommand | None) -> Command:
     blocks = list(_blocks(inspect.cleandoc(command.help or "")))
-    parameters = [
-        each for each in command.get_params(context) if not getattr(each, "hidden", False)
-    ]
+    parameters = [*command.params, help_option(command, context)]
     return Command(
         name=context.command_path,
         summary=(entry.short_help if entry else command.get_short_help_str(200)).rstrip("."),
@@ -126,7 +124,7 @@ def _command(command: click.Command, context: click.Context, entry: LazyCommand 
     )
 
 
-def _help_option(command: click.Command, context: click.Context) -> click.Option:
+def help_option(command: click.Command, context: click.Context) -> click.Option:
     """Return the option that shows the help text.
 
     `get_params` would return one that click has cached, with the names that it had in the context

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from pyvmm.cli.main import COMMANDS, THEMES
 from pyvmm_docs import command_reference, completions
-from pyvmm_docs.command_tree import root, spans, walk
+from pyvmm_docs.command_tree import help_option, root, spans, walk
 from pyvmm_docs.generate import SHARE, generated_files
 from pyvmm_docs.manual_pages import manual_pages
 
@@ -26,6 +28,14 @@ echo "${{COMPREPLY[*]}}"
 def test_the_installed_files_are_up_to_date() -> None:
     present = {path: path.read_text() for path in SHARE.rglob("*") if path.is_file()}
     assert present == generated_files(), "run: make generated"
+
+
+def test_the_help_option_has_the_names_of_its_context() -> None:
+    """Click caches the option with the names that it has at the first call of its command."""
+    command = click.Command("command")
+    CliRunner().invoke(command, ["--help"])
+    context = click.Context(command, help_option_names=["-h", "--help"])
+    assert help_option(command, context).opts == ["-h", "--help"]
 
 
 def test_every_command_has_a_manual_page() -> None:
