@@ -9,6 +9,7 @@ import inspect
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sphinx.application import Sphinx
@@ -36,6 +37,12 @@ def placed_modules() -> Iterator[str]:
 
 def test_every_public_module_has_one_place() -> None:
     assert sorted(placed_modules()) == sorted(documented_modules())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run(page: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        exec(compile(code, page.name, "exec"), {})
 
 
 @pytest.fixture(scope="module")
