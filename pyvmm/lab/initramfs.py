@@ -33,19 +33,24 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _LIST_LOADED = """
 import sys
 sys.path[:0] = sys.argv[1:]
-import pyvmm.lab.agent, pyvmm.lab.preload, base64, importlib, json, marshal
+import pyvmm.lab.agent, pyvmm.lab.preload, base64, importlib.machinery, json, marshal
 for name in pyvmm.lab.preload.PRELOADED:
     importlib.import_module(name)
 header = importlib.util.MAGIC_NUMBER + bytes(12)
 modules, objects, extensions, origins = {}, set(), {}, {}
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)
+    alias = spec is not None and spec.name != name
+    if alias:  # collections.abc in Python 3.13.0: a file that puts another module in its place
+        parent = sys.modules.get(name.rpartition(".")[0])
+        folders = getattr(parent, "__path__", [])
+        spec = importlib.machinery.PathFinder.find_spec(name, folders)
     origin = getattr(spec, "origin", None) or ""
     path = name.replace(".", "/")
     if not origin.startswith("/") or name == "__main__":
         continue
     directories = list(spec.submodule_search_locations or ())
-    if name.partition(".")[0] != "pyvmm":
+    if not alias and name.partition(".")[0] != "pyvmm":
         origins[name] = [origin, directories]
     if origin.endswith(".so"):
         extensions[path + ".so"] = origin

@@ -77,6 +77,23 @@ def test_the_packed_interpreter_imports_the_agent(
     assert result.stdout.strip().endswith(sys.version)
 
 
+@needs_busybox
+def test_a_module_that_puts_another_in_its_place_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "path" / "click"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import click.alias")
+    (package / "alias.py").write_text("import sys; sys.modules[__name__] = sys")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "vmlinuz").touch()
+    archive = build_initramfs(LabKernel("test", tmp_path / "vmlinuz", ())).read_bytes()
+    unpack(archive, tmp_path)
+    (packed,) = (tmp_path / "lab/lib").glob("python3.*/click")
+    assert {path.name for path in packed.iterdir()} == {"__init__.pyc", "alias.pyc"}
+
+
 def test_the_initramfs_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = find_kernel()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
