@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,23 @@ def test_an_unprotected_network_and_tls_on_a_unix_socket_are_refused(
         security.check(address)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def resolves_localhost() -> bool:
+    try:
+        socket.getaddrinfo("localhost", 1)
+    except socket.gaierror:
+        return False
+    return True
+
+
+needs_localhost = pytest.mark.skipif(
+    not resolves_localhost(), reason="localhost is not in this machine's /etc/hosts"
+)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.1.2.3", "::1", pytest.param("localhost", marks=needs_localhost)],
+)
 def test_loopback_needs_no_tls(host: str) -> None:
     Security().check(TcpAddress(host, 1))
     Security(insecure=True).check(TcpAddress("192.0.2.1", 1))
@@ -47,6 +64,11 @@ def test_in_the_lab_a_name_that_does_not_resolve_is_not_loopback(
     with pytest.raises(UserError, match="not on this host, and there is no TLS"):
         Security().check(address)
     Security(insecure=True).check(address)
+
+
+@needs_localhost
+def test_in_the_lab_localhost_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
     Security().check(TcpAddress("localhost", 1))
 
 
