@@ -145,10 +145,11 @@ def _lanes(diagram: Diagram) -> tuple[list[float], float]:
         first, last = sorted(step[:2]) if isinstance(step, Message) else step[:2]
         needed = _label_px(step) + 34
         if first == last and isinstance(step, Message):
-            if first == len(gaps):
-                right_px = max(right_px, needed + _SELF_PX)
+            if gaps:  # the last participant's actions are on its left
+                beside = min(first, len(gaps) - 1)
+                gaps[beside] = max(gaps[beside], needed + _SELF_PX)
             else:
-                gaps[first] = max(gaps[first], needed + _SELF_PX)
+                right_px = max(right_px, needed + _SELF_PX)
         elif first < last:
             missing = needed - sum(gaps[first:last])
             if missing > 0:
@@ -156,7 +157,8 @@ def _lanes(diagram: Diagram) -> tuple[list[float], float]:
     lanes = [_MARGIN_PX + names[0] / 2]
     for gap in gaps:
         lanes.append(lanes[-1] + gap)
-    return lanes, lanes[-1] + right_px + _MARGIN_PX
+    dividers = [svg.text_px(step.text) for step in diagram.steps if isinstance(step, Divider)]
+    return lanes, max(lanes[-1] + right_px + _MARGIN_PX, *(px + 80 for px in dividers), 0)
 
 
 def _span(step: Message | Note | Divider) -> int:
@@ -164,8 +166,15 @@ def _span(step: Message | Note | Divider) -> int:
 
 
 def _wrapped(step: Message | Note) -> list[str]:
-    """Return the lines of a label."""
-    return textwrap.wrap(step.text, _LABEL_CHARACTERS + 12 * max(0, _span(step) - 1))
+    """Return the lines of a label, as few as possible and about equally long."""
+    widest = _LABEL_CHARACTERS + 12 * max(0, _span(step) - 1)
+    lines = textwrap.wrap(step.text, widest)
+    for characters in range(widest - 1, 0, -1):
+        narrower = textwrap.wrap(step.text, characters)
+        if len(narrower) > len(lines):
+            break
+        lines = narrower
+    return lines
 
 
 def _label_px(step: Message | Note) -> float:
@@ -195,7 +204,8 @@ def _draw_step(
     if isinstance(step, Note):
         return _draw_note(step, lines, lanes, width, y)
     if step.sender == step.receiver:
-        return _draw_action(lines, lanes[step.sender], y)
+        left = 0 < step.sender == len(lanes) - 1
+        return _draw_action(lines, lanes[step.sender], -1 if left else 1, y)
     start, end = lanes[step.sender], lanes[step.receiver]
     direction = 1 if end > start else -1
     arrow_y = y + len(lines) * svg.LINE_PX + 6
@@ -220,22 +230,24 @@ def _draw_note(
     ], height + 12
 
 
-def _draw_action(lines: list[str], lane: float, y: float) -> tuple[list[str], float]:
+def _draw_action(
+    lines: list[str], lane: float, direction: int, y: float
+) -> tuple[list[str], float]:
+    """Return the drawing of an action beside its lane, on the right if `direction` is 1."""
     height = max(len(lines) * svg.LINE_PX, 18)
-    top, bottom, right = y + 2, y + height - 2, lane + _SELF_PX - 8
+    top, bottom, outer = y + 2, y + height - 2, lane + (_SELF_PX - 8) * direction
+    anchor: svg.Anchor = "start" if direction > 0 else "end"
     return [
-        svg.line([(lane, top), (right, top), (right, bottom), (lane + 8, bottom)]),
-        svg.arrow_head(lane, bottom, -1),
-        *(
-            svg.text(lane + _SELF_PX, y + (n + 0.5) * svg.LINE_PX, each, anchor="start", halo=True)
-            for n, each in enumerate(lines)
-        ),
+        svg.line([(lane, top), (outer, top), (outer, bottom), (lane + 8 * direction, bottom)]),
+        svg.arrow_head(lane, bottom, -direction),
+        *_text_lines(lines, lane + _SELF_PX * direction, y, anchor),
     ], height + 12
 
 
-def _text_lines(lines: list[str], x: float, y: float) -> list[str]:
+def _text_lines(lines: list[str], x: float, y: float, anchor: svg.Anchor = "middle") -> list[str]:
     return [
-        svg.text(x, y + (n + 0.5) * svg.LINE_PX, each, halo=True) for n, each in enumerate(lines)
+        svg.text(x, y + (n + 0.5) * svg.LINE_PX, each, anchor=anchor, halo=True)
+        for n, each in enumerate(lines)
     ]
 
 

@@ -154,6 +154,14 @@ def test_the_drawing_of_a_sequence_shows_every_step_within_its_width() -> None:
     assert all(0 <= float(element.attrib["x"]) <= float(svg.attrib["width"]) for element in texts)
 
 
+def test_the_lines_of_a_label_are_about_equally_long() -> None:
+    assert sequence._wrapped(Note(0, 0, "discards all runs in one call")) == [
+        "discards all",
+        "runs in one call",
+    ]
+    assert sequence._wrapped(Note(0, 0, "x")) == ["x"]
+
+
 def test_a_sequence_is_described_in_words() -> None:
     assert sequence.describe(sequence.parse(LINES)) == (
         "Host to Driver: a target: 5. Driver to Device: notification. Device: checks."
