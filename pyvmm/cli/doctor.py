@@ -37,7 +37,7 @@ from guest_images.recipe import (
 from pyvmm.cli.installation import describe_installation, find_conflicts
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.remedies import remedy as remedy_for
-from pyvmm.errors import NotInstalled
+from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
@@ -79,8 +79,17 @@ def check_device() -> Finding:
     found = f"{stat.filemode(status.st_mode)} {owner}"
     if os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return Finding(KVM_DEVICE, found, Needed.HOST)
-    remedy = f"usermod -aG {_group(status.st_gid)} {_user(os.getuid())}, then log in again"
+    remedy = device_remedy(status.st_mode, _group(status.st_gid), _user(os.getuid()))
     return Finding(KVM_DEVICE, f"{found}, not accessible to this user", Needed.HOST, remedy)
+
+
+def device_remedy(mode: int, group: str, user: str) -> str:
+    """Return the commands that give `user` access to /dev/kvm, which has `mode` and `group`."""
+    join = f"usermod -aG {{}} {user}, then log in again"
+    for_group = stat.S_IRGRP | stat.S_IWGRP
+    if mode & for_group == for_group and group != "root":
+        return join.format(group)
+    return f"chgrp kvm {KVM_DEVICE} && chmod 660 {KVM_DEVICE} && {join.format('kvm')}"
 
 
 def check_fitness() -> Finding:
@@ -138,7 +147,7 @@ def check_lab_kernel() -> Finding:
     """Report the kernel that the lab boots."""
     try:
         found = find_kernel()
-    except NotInstalled as error:
+    except UserError as error:
         return Finding("lab kernel", str(error), Needed.LAB, remedy_for(error))
     return Finding("lab kernel", f"{found.release}, with 9p, virtio and kvm-amd", Needed.LAB)
 

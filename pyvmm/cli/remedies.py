@@ -144,6 +144,8 @@ def _remedy(error: UserError) -> str:
             return f"{_install(error)}, or name a source tree with --source"
         case lab.HostKvmUnusable():
             return KVM_REMEDIES.get(error.verdict, "use --kvm lab")
+        case lab.LabKernelUnreadable():
+            return f"chmod a+r {error.image}"
         case NotInstalled():
             return _install(error)
         case sockets.ControlSocketUnreachable():

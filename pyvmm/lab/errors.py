@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pyvmm.errors import UserError
 
 
@@ -10,6 +12,14 @@ class LabError(UserError):
     """The lab did not start, or ended or broke while a command was running in it."""
 
     exit_status = 125
+
+
+class LabKernelUnreadable(UserError):
+    """The kernel `image` suits the lab, but this user has no permission to read it."""
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(f"this user has no permission to read the lab's kernel, {image}")
+        self.image = image
 
 
 class HostKvmUnusable(UserError):

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.boot.bzimage import open_bzimage
 from pyvmm.cache.directory import cache_dir
 from pyvmm.errors import NotInstalled
+from pyvmm.lab.errors import LabKernelUnreadable
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")
 """Modules that the lab loads, in this order, each after its dependencies."""
@@ -42,16 +44,25 @@ def lab_cache() -> Path:
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> LabKernel:
-    """Return the newest suitable kernel. Raises NotInstalled if there is none."""
+    """Return the newest suitable kernel that this user may read.
+
+    Raises NotInstalled if there is no suitable one, LabKernelUnreadable if none can be read.
+    """
     releases = sorted(
         (path.name.removeprefix("vmlinuz-") for path in boot.glob("vmlinuz-*")),
         key=_version_key,
         reverse=True,
     )
+    unreadable: list[Path] = []
     for release in releases:
-        closure = module_closure(modules / release)
-        if closure is not None:
-            return LabKernel(release, boot / f"vmlinuz-{release}", closure)
+        image, closure = boot / f"vmlinuz-{release}", module_closure(modules / release)
+        if closure is None:
+            continue
+        if os.access(image, os.R_OK):
+            return LabKernel(release, image, closure)
+        unreadable.append(image)
+    if unreadable:
+        raise LabKernelUnreadable(unreadable[0])
     found = f" (found without 9p, virtio or kvm-amd: {', '.join(releases)})" if releases else ""
     raise NotInstalled(f"no kernel for the lab in {boot}{found}", DEBIAN_PACKAGE)
 

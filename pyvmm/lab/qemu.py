@@ -63,7 +63,7 @@ def find_qemu() -> str:
 def machine_arguments(memory_mib: int, cpus: int) -> list[str]:
     """Return QEMU's path and the arguments that define the machine.
 
-    Finds the kernel and builds the initramfs. Raises NotInstalled.
+    Finds the kernel and builds the initramfs. Raises NotInstalled, LabKernelUnreadable.
     """
     qemu = find_qemu()
     kernel = find_kernel()

@@ -25,7 +25,7 @@ START_TIMEOUT_S = 180.0
 def start(*, memory_mib: int, cpus: int) -> LabProcess:
     """Start the emulated machine; its agent has booted (if `resumed`) or will boot.
 
-    Raises NotInstalled for a missing part, LabError if the machine does not start.
+    Raises NotInstalled or LabKernelUnreadable for a part, LabError if the machine does not start.
     """
     machine = machine_arguments(memory_mib, cpus)
     snapshot = snapshot_path(machine)

@@ -5,7 +5,14 @@ import pytest
 from click.testing import CliRunner
 
 from pyvmm.cli import doctor
-from pyvmm.cli.doctor import Finding, Needed, conclude, describe_figures, install_lines
+from pyvmm.cli.doctor import (
+    Finding,
+    Needed,
+    conclude,
+    describe_figures,
+    device_remedy,
+    install_lines,
+)
 from pyvmm.cli.main import main
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 
@@ -50,6 +57,27 @@ def test_missing_packages_are_installed_with_one_command() -> None:
 def test_the_figures_of_the_probe_are_described() -> None:
     assert describe_figures(UNFIT) == "ring 0: 1.6 million instructions/s, SYSCALL: wrong"
     assert describe_figures(KvmFitness(Verdict.MISSING, "")) == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "remedy"),
+    [
+        (0o660, "kvm", "usermod -aG kvm ada, then log in again"),
+        (0o660, "virt", "usermod -aG virt ada, then log in again"),
+        (
+            0o600,
+            "kvm",
+            "chgrp kvm /dev/kvm && chmod 660 /dev/kvm && usermod -aG kvm ada, then log in again",
+        ),
+        (
+            0o660,
+            "root",
+            "chgrp kvm /dev/kvm && chmod 660 /dev/kvm && usermod -aG kvm ada, then log in again",
+        ),
+    ],
+)
+def test_a_user_is_never_advised_to_join_the_group_root(mode: int, group: str, remedy: str) -> None:
+    assert device_remedy(mode, group, "ada") == remedy
 
 
 def test_every_check_returns_a_finding() -> None:

@@ -24,7 +24,7 @@ from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.cli.remedies import remedy, reported_remedy, with_remedy
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
-from pyvmm.lab.errors import HostKvmUnusable
+from pyvmm.lab.errors import HostKvmUnusable, LabKernelUnreadable
 from pyvmm.machine.kvm_probe import Verdict
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.snapshot.errors import SnapshotDamaged
@@ -42,6 +42,7 @@ WITH_FIGURES = [
     (InvalidConfiguration("dialect", "unknown"), "change --dialect"),
     (InvalidConfiguration("features", "unknown"), "change --offer, --withhold or --dialect"),
     (NotEnoughRam("too large", (65 << 20) + 1), "give the guest more with --memory, at least 66M"),
+    (LabKernelUnreadable(Path("/boot/vmlinuz-6.8")), "chmod a+r /boot/vmlinuz-6.8"),
     (NotInstalled("no gcc", "gcc", "make"), "apt-get install gcc make"),
     (
         KernelSourceMissing("no source", "linux-source-6.12"),

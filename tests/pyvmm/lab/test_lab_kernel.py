@@ -3,11 +3,13 @@
 
 import gzip
 import lzma
+import os
 from pathlib import Path
 
 import pytest
 
 from pyvmm.errors import NotInstalled
+from pyvmm.lab.errors import LabKernelUnreadable
 from pyvmm.lab.kernel import (
     find_kernel,
     module_closure,
@@ -75,6 +77,21 @@ def test_unsuitable_kernels_are_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(NotInstalled, match=r"6\.1\.0-11-cloud-amd64") as caught:
         find(tmp_path)
     assert caught.value.packages == ("linux-image-amd64",)
+
+
+def test_a_kernel_that_cannot_be_read_is_skipped_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "6.8.0-1-amd64")
+    install(tmp_path, "6.1.0-1-amd64")
+    newest = tmp_path / "boot" / "vmlinuz-6.8.0-1-amd64"
+    # Root may read every file, so the test does not depend on their modes.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != newest)
+    assert find(tmp_path).release == "6.1.0-1-amd64"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(LabKernelUnreadable, match="no permission to read") as caught:
+        find(tmp_path)
+    assert caught.value.image == newest
 
 
 def test_a_host_without_kernels_is_an_error(tmp_path: Path) -> None:
