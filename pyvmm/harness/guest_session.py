@@ -188,7 +188,9 @@ async def restored_session(
 
 
 @asynccontextmanager
-async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSession]:
+async def incoming_session(
+    listener: MigrationListener, *, devices: Sequence[CatalogueEntry] = CATALOGUE
+) -> AsyncIterator[GuestSession]:
     """Wait for a VM that another pyvmm sends to `listener`, and run it as `guest_session` does.
 
     Raises `UserError` when the migration fails.
@@ -200,11 +202,11 @@ async def incoming_session(listener: MigrationListener) -> AsyncIterator[GuestSe
     created: list[VirtualMachine] = []
 
     def make(config: MachineConfig) -> VirtualMachine:
-        created.append(_create_vm(config, console, CATALOGUE))
+        created.append(_create_vm(config, console, devices))
         return created[0]
 
     try:
-        running = await accept_migration(listener, make)
+        running = await accept_migration(listener, make, devices)
     except BaseException:
         for vm in created:
             vm.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pyvmm.machine.catalogue import part_kinds
+from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.link import MigrationLink
@@ -23,6 +23,7 @@ from pyvmm.sockets.errors import ListenerClosed
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.exit_result import ExitResult
     from pyvmm.memory.ram import Ram
     from pyvmm.sockets.listener import MigrationListener
@@ -55,18 +56,21 @@ class IncomingVm(Protocol):
 
 
 async def accept_migration(
-    listener: MigrationListener, make: Callable[[MachineConfig], IncomingVm]
+    listener: MigrationListener,
+    make: Callable[[MachineConfig], IncomingVm],
+    devices: Sequence[CatalogueEntry] = CATALOGUE,
 ) -> asyncio.Task[ExitResult]:
     """Wait at `listener` for a guest; return the task of its `run` when it runs here.
 
-    `make` creates a VM, which the caller closes. Raises `UserError` when the migration has failed:
-    no guest runs here then. Cancellation has no effect once the guest runs.
+    `make` creates a VM that may have `devices`, and that the caller closes. Raises `UserError` when
+    the migration has failed: no guest runs here then. Cancellation has no effect once the guest
+    runs.
 
     Threads: event loop.
     """
     loop = asyncio.get_running_loop()
     thread = ThreadPoolExecutor(1, "migration")
-    target = _IncomingTarget(loop, make)
+    target = _IncomingTarget(loop, make, devices)
     try:
         accepted = loop.run_in_executor(thread, listener.accept)
         link = MigrationLink(await _aborted_by(listener.close, accepted))
@@ -101,11 +105,13 @@ class _IncomingTarget:
     Threads: migration; `running` event loop.
     """
 
-    kinds = part_kinds()
-
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, make: Callable[[MachineConfig], IncomingVm]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make: Callable[[MachineConfig], IncomingVm],
+        devices: Sequence[CatalogueEntry],
     ) -> None:
+        self.kinds = part_kinds(devices)
         self._loop = loop
         self._make = make
         self._machine: IncomingVm | None = None
