@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm.errors import UserError
+from pyvmm.standard_streams.descriptors import open_missing_descriptors
 from pyvmm.version import VERSION
 
 EXIT_USER_ERROR = UserError.exit_status
@@ -148,6 +149,7 @@ class LazyGroup(click.Group):
         """Run the command line; with `standalone_mode` (the default) it ends in `SystemExit`."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        open_missing_descriptors()
         try:
             result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
             sys.stdout.flush()

@@ -43,6 +43,7 @@ from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.pinned_static_keys import pin_static_keys
 from pyvmm.lab.proxy import SocketProxy
 from pyvmm.sockets.lab_paths import PROXY_SOCKET
+from pyvmm.standard_streams.descriptors import open_missing_descriptors
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
@@ -209,6 +210,7 @@ def main() -> None:
     """Run as the lab's init process."""
     try:
         mounts.prepare()
+        open_missing_descriptors()
         pin_static_keys()
         preload.preload()
         Agent(mounts.open_port(PORT_NAME)).run()

@@ -106,7 +106,7 @@ class LabSession:
         self._deadline = None
         if self._timeout_s is not None:
             self._deadline = time.monotonic() + self._timeout_s
-        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+        self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
         keyboard = 0 if in_foreground(0) else None
         with raw_terminal(keyboard):
             self._start(argv, env)
@@ -146,7 +146,7 @@ class LabSession:
 
     def _add_stream(self, channel: int, source: int | None, sink: int | None) -> None:
         ends: dict[str, int] = {}
-        if source is not None and _is_open(source):
+        if source is not None:
             self._inputs.append(InputCopier(source))
             ends["source"] = self._inputs[-1].end.detach()
         if sink is not None:
@@ -238,18 +238,6 @@ class LabSession:
         if self._lab.resumed and not self._ready:
             self._lab.snapshot.unlink(missing_ok=True)
         return lab_error(self._lab, message)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-def _is_terminal(fd: int) -> bool:
-    return _is_open(fd) and os.isatty(fd)
 
 
 @contextlib.contextmanager

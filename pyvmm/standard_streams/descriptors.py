@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors 0 to 2: open all of them at the start of a process.
+
+A process that starts with one of them closed would give its number to the next file or socket that
+it opens: messages would be written into a guest's disk or a protocol, and a protocol's bytes would
+be read as input. So each process of pyvmm calls `open_missing_descriptors` before it opens
+anything, and what was closed then reads as empty and discards what is written to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
+
+def open_missing_descriptors() -> None:
+    """Open `/dev/null` on those of descriptors 0 to 2 that are closed.
+
+    `sys.stdin`, `sys.stdout` and `sys.stderr`, which are None where Python found a descriptor
+    closed, become files that use it.
+    """
+    for fd, (name, mode) in enumerate(_STREAMS):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            assert null == fd, "the lowest descriptor was closed, and another thread has opened it"
+            os.set_inheritable(null, True)
+        if getattr(sys, name) is None:
+            stream = open(fd, mode, closefd=False, errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, stream)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start with each subset of descriptors 0 to 2 closed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+
+SUBSETS = list(chain.from_iterable(combinations((0, 1, 2), count) for count in range(4)))
+REPORT = """
+opened=$(readlink -f /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
+echo "$opened" >"$0"
+echo said
+echo told >&2
+"""
+
+
+def numbers(descriptors: tuple[int, ...]) -> str:
+    return ",".join(map(str, descriptors)) or "none"
+
+
+def close(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("descriptors", SUBSETS, ids=numbers)
+def test_closed_descriptors_are_opened_on_dev_null(
+    descriptors: tuple[int, ...], tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    names = [tmp_path / name for name in ("stdin", "stdout", "stderr")]
+    names[0].touch()
+    with names[0].open() as stdin, names[1].open("w") as stdout, names[2].open("w") as stderr:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyvmm", "lab", "--", "sh", "-c", REPORT, str(report)],
+            env={**os.environ, IN_LAB_VARIABLE: "1"},  # so that the command runs on this host
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            preexec_fn=lambda: close(descriptors),
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0
+    opened = [os.devnull if fd in descriptors else str(name) for fd, name in enumerate(names)]
+    assert report.read_text().split() == opened
+    assert names[1].read_text() == ("" if 1 in descriptors else "said\n")
+    assert names[2].read_text() == ("" if 2 in descriptors else "told\n")
+
+
+def test_help_and_errors_work_without_open_streams() -> None:
+    statuses = [
+        subprocess.run(
+            [sys.executable, "-m", "pyvmm", *arguments],
+            preexec_fn=lambda: close((0, 1, 2)),
+            timeout=60,
+            check=False,
+        ).returncode
+        for arguments in (["--help"], ["run", "/absent"])
+    ]
+    assert statuses == [0, 2]
