@@ -36,7 +36,10 @@ class ApiDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        return [self._section(name) for name in modules_of(self.content)]
+        try:
+            return [self._section(name) for name in modules_of(self.content)]
+        except ModuleNotFoundError as error:
+            raise self.error(str(error)) from None
 
     def _section(self, name: str) -> nodes.section:
         module = read_module(name)

@@ -20,7 +20,6 @@ function that returns a list of `Field`, for whose names the body may have meani
 
 from __future__ import annotations
 
-import importlib
 import re
 import struct
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from pyvmm_docs import svg
+from pyvmm_docs.named_object import named_object
 
 _FIELD = re.compile(
     r"(?P<offset>\S+)\s+(?P<width>\d+|\*)\s+(?P<name>[^:]+?)(?::\s+(?P<meaning>.+))?"
@@ -112,10 +112,9 @@ def parse(lines: list[str]) -> list[Field]:
 def from_code(source: str, lines: list[str]) -> list[Field]:
     """Return the fields of the object `MODULE:NAME`, with names and meanings from `lines`.
 
-    Raises LayoutError if `lines` name other fields than the object has.
+    Raises ValueError if there is no such object, or if `lines` name other fields than it has.
     """
-    module, _, name = source.partition(":")
-    found = getattr(importlib.import_module(module), name)
+    found = named_object(source)
     named = [match for line in _content(lines) if (match := _NAMED.fullmatch(line))]
     if isinstance(found, struct.Struct):
         spans = struct_spans(found)
@@ -304,7 +303,7 @@ class BitLayoutDirective(SphinxDirective):
         try:
             fields = from_code(source, lines) if source else parse(lines)
             drawing = draw(fields, style, self.arguments[0])
-        except LayoutError as error:
+        except ValueError as error:
             raise self.error(str(error)) from None
         result: list[nodes.Node] = [nodes.raw("", drawing, format="html")]
         return result if "no-table" in self.options else [*result, *self._table(fields, style)]

@@ -57,6 +57,9 @@ def part(text: str, after: str = "", before: str = "") -> str:
 
     Raises ValueError if it does not contain them.
     """
+    for each in (after, before):
+        if each not in text:
+            raise ValueError(f"not found in the docstring: {each!r}")
     start = text.index(after) + len(after)
     return text[start : text.index(before, start) if before else None].strip("\n")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Manual pages, one for `pyvmm` and one for each command: `python -m pyvmm_docs.generate`.
+"""Manual pages, one for `pyvmm` and one for each command: `python -m pyvmm_docs.generate`.
 
 A page is roff with the macros of man(7), from `pyvmm_docs.command_tree`. Facts that are not in the
 help texts (exit statuses, environment, signals, keys) are the tables of docs/reference/cli.md.

@@ -46,7 +46,7 @@ def examples() -> list[Example]:
 
 
 def command_page(name: str, command: Command) -> str:
-    """Return the Markdown that documents a command."""
+    """Return the Markdown that documents a command. Raises ValueError if its docstring does not."""
     description = parse(command.run.__doc__ or "")
     exchanges = [each for each in examples() if each.name == name]
     returns = description.sections.get("Returns", {})
@@ -96,7 +96,9 @@ def _parameter_row(
         shown = "required"
     else:
         shown = "optional" if default is None else f"`{json.dumps(default)}`"
-    meaning = description.sections["Arguments"][parameter.name]
+    meaning = description.sections.get("Arguments", {}).get(parameter.name)
+    if meaning is None:
+        raise ValueError(f"argument {parameter.name} of {command.run.__name__} is not described")
     return f"`{parameter.name}`", QMP_TYPE_NAMES[parameter.type], shown, parameter.expects, meaning
 
 
@@ -168,11 +170,14 @@ class QmpCommands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a section for each command."""
         (module,) = self.arguments
-        pages = [
-            command_page(name, command)
-            for name, command in COMMANDS.items()
-            if command.run.__module__ == module
-        ]
+        try:
+            pages = [
+                command_page(name, command)
+                for name, command in COMMANDS.items()
+                if command.run.__module__ == module
+            ]
+        except ValueError as error:
+            raise self.error(str(error)) from None
         if not pages:
             raise self.error(f"no command is in {module}")
         self.env.note_dependency(str(EXAMPLES))

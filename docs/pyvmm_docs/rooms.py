@@ -33,7 +33,11 @@ class Room(NamedTuple):
 
 
 def layers(contract: str, repository: Path) -> list[list[Room]]:
-    """Return the rows of the contract called `contract`, the highest first. Raises KeyError."""
+    """Return the rows of the contract called `contract`, the highest first.
+
+    Raises KeyError without such a contract, FileNotFoundError or ValueError for a package without
+    source or docstring.
+    """
     settings = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["importlinter"]
     found = {each["name"]: each for each in settings["contracts"] if each["type"] == "layers"}
     container = [f"{package}." for package in found[contract].get("containers", [""]) if package]
@@ -86,6 +90,8 @@ class RoomsDirective(SphinxDirective):
             rows = layers(self.arguments[0], repository)
         except KeyError:
             raise self.error(f"no contract of layers is called {self.arguments[0]}") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise self.error(str(error)) from None
         return [nodes.raw("", draw(rows, self.config.repository_url), format="html")]
 
 

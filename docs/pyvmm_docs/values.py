@@ -16,14 +16,16 @@ the body picks. A name that the code does not have fails the build.
 
 from __future__ import annotations
 
-import importlib
 from enum import Enum
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from pyvmm_docs.named_object import named_object
 
 
 class Value(NamedTuple):
@@ -39,14 +41,12 @@ class ValuesError(ValueError):
 
 
 def values_of(source: str, meanings: dict[str, str]) -> list[Value]:
-    """Return the values of `source` with `meanings`. Raises ValuesError."""
-    module_name, _, name = source.partition(":")
-    module: Any = importlib.import_module(module_name)
-    if not name:
-        if missing := [each for each in meanings if not hasattr(module, each)]:
+    """Return the values of `source` with `meanings`. Raises ValueError if it has others or none."""
+    found = named_object(source)
+    if isinstance(found, ModuleType):
+        if missing := [each for each in meanings if not hasattr(found, each)]:
             raise ValuesError(f"{source} has no {missing[0]}")
-        return [Value(getattr(module, each), each, meanings[each]) for each in meanings]
-    found = getattr(module, name)
+        return [Value(getattr(found, each), each, meanings[each]) for each in meanings]
     if isinstance(found, type) and issubclass(found, Enum):
         values = [Value(member.value, member.name) for member in found]
         if missing := [each.name for each in values if each.name not in meanings]:
@@ -71,7 +71,7 @@ class ValuesDirective(SphinxDirective):
         meanings = {name: text for name, _, text in (line.partition(": ") for line in lines)}
         try:
             values = values_of(self.arguments[0], meanings)
-        except ValuesError as error:
+        except ValueError as error:
             raise self.error(str(error)) from None
         rows = [f"| {each.value:,} | `{each.name}` | {each.meaning} |" for each in values]
         head = [
