@@ -244,21 +244,22 @@ def doctor(as_json: bool) -> int:
     """
     findings = [check() for check in CHECKS]
     fitness = probe_host_kvm()
-    usable, verdict = conclude(findings, fitness)
+    usable, conclusion = conclude(findings, fitness)
     if as_json:
-        print_json(_document(findings, fitness))
+        print_json(_document(findings, fitness, usable, conclusion))
     else:
-        _print_report(findings, usable, verdict)
+        _print_report(findings, usable, conclusion)
     return 0 if usable else EXIT_NOTHING_USABLE
 
 
-def _document(findings: list[Finding], fitness: KvmFitness) -> dict[str, Any]:
+def _document(
+    findings: list[Finding], fitness: KvmFitness, usable: bool, conclusion: str
+) -> dict[str, Any]:
     """Return the document of `--json`."""
-    usable, verdict = conclude(findings, fitness)
     return {
         "usable": usable,
         "kvm": ("host" if fitness.fit else "lab") if usable else None,
-        "conclusion": verdict,
+        "conclusion": conclusion,
         "host-kvm": {
             "verdict": fitness.verdict.value,
             "reason": fitness.reason or None,
@@ -279,7 +280,7 @@ def _document(findings: list[Finding], fitness: KvmFitness) -> dict[str, Any]:
     }
 
 
-def _print_report(findings: list[Finding], usable: bool, verdict: str) -> None:
+def _print_report(findings: list[Finding], usable: bool, conclusion: str) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "checked", "found", "needed for"):
         table.add_column(heading, overflow="fold")
@@ -292,7 +293,7 @@ def _print_report(findings: list[Finding], usable: bool, verdict: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print()
-    console.print(f"[{'green' if usable else 'red'}]{escape(verdict)}[/]", soft_wrap=True)
+    console.print(f"[{'green' if usable else 'red'}]{escape(conclusion)}[/]", soft_wrap=True)
     if lines := install_lines(findings):
         console.print("\nTo install what is missing, run:")
         for line in lines:
