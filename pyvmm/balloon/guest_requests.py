@@ -72,9 +72,9 @@ class InvalidResponse(GuestRequestError):
 class GuestAccess:
     """Access to the driver of `balloon`, for all kinds of requests to one guest.
 
-    Every use of `balloon` is under `lock`. `call_soon` takes a function and its
-    arguments and schedules the call on the event loop, from any thread. `is_paused` returns whether
-    the vCPUs are stopped.
+    Every use of `balloon` is under `lock`. `call_soon` takes a function and its arguments, and
+    schedules the call on the event loop, from any thread. `is_paused` returns whether the vCPUs are
+    stopped.
     """
 
     def __init__(
