@@ -67,7 +67,8 @@ class VirtualMachine:
     `console_throttle` is called on the vCPU's thread and may block it until the console has room.
     `on_console_room` is called on the event loop when `console_input` can take more. `devices` are
     the PCI devices that the machine may have; the balloon has to be among them. Raises `UserError`
-    for a configuration that this host cannot provide.
+    for a configuration that this host cannot provide, and ValueError for `devices` without a
+    balloon, or with two of one name or slot.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class VirtualMachine:
         on_console_room: Callable[[], None] = lambda: None,
         devices: Sequence[CatalogueEntry] = CATALOGUE,
     ) -> None:
+        if all(entry.name != "balloon" for entry in devices):
+            raise ValueError("the devices of a VM must include the balloon")
         self.config = config
         self._loop = asyncio.get_running_loop()
         self._sinks: list[EventSink] = []

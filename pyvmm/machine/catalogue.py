@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from pyvmm.state.records import Kind
 
 
+MAX_NAME_BYTES = 25
+"""A saved machine has the device as the record `virtio_NAME`, whose kind is 32 bytes of ASCII."""
+
+
 class Ports(NamedTuple):
     """The ports of a machine for its device models: `ram`, `timers` and `tracer`."""
 
@@ -73,13 +77,16 @@ def make_models(
 ) -> Iterator[tuple[CatalogueEntry, VirtioDevice]]:
     """Yield each of `devices` that `config` has, with its model.
 
-    ValueError for a name that two devices have, or that the model does not have.
+    ValueError for a name that two devices have, that the model does not have, or that a saved
+    machine could not hold.
     """
     made: set[str] = set()
     for entry in devices:
         model = entry.make(config, ports)
         if model is None:
             continue
+        if not (entry.name.isascii() and 0 < len(entry.name) <= MAX_NAME_BYTES):
+            raise ValueError(f"a device name is 1 to {MAX_NAME_BYTES} ASCII bytes: {entry.name!r}")
         if entry.name in made:
             raise ValueError(f"two devices are named {entry.name!r}")
         if model.name != entry.name:

@@ -76,9 +76,9 @@ def demo(
 ) -> int:
     """Boot a Linux guest, inflate and deflate its balloon, and show where its memory is.
 
-    The guest fills its memory, gives most of it to the balloon and gets it back. It verifies every
-    byte that it kept, and the resident memory of pyvmm is sampled from /proc all the time. IMAGE
-    is a guest.img; without IMAGE the default image is used, and built the first time.
+    The guest fills its memory, gives a part of it to the balloon and gets it back. It verifies
+    every byte that it kept, and the resident memory of pyvmm is sampled from /proc all the time.
+    IMAGE is a guest.img; without IMAGE the default image is used, and built the first time.
 
     The exit status is 0 when at least 95 % of the inflated memory was returned to the host and no
     byte that the guest kept has changed, and 1 otherwise.

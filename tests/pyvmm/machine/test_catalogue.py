@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,20 @@ from devices.rng.device import RngDevice
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
 from devices.testing.timers import FakeTimers
+from devices.virtio.pci_transport import STATE_KIND_PREFIX
 from pyvmm.config import InvalidConfiguration, MachineConfig
-from pyvmm.machine.catalogue import CATALOGUE, CatalogueEntry, Ports, make_models, part_kinds
+from pyvmm.machine.catalogue import (
+    CATALOGUE,
+    MAX_NAME_BYTES,
+    CatalogueEntry,
+    Ports,
+    make_models,
+    part_kinds,
+)
+from pyvmm.state.records import record_header
 from pyvmm.units import GIB, MIB
+from pyvmm.vm import VirtualMachine
+from pyvmm_native.serial import ByteQueue
 
 
 def config(rng: int | None = None) -> MachineConfig:
@@ -66,6 +78,29 @@ def test_a_second_device_of_one_name_is_refused() -> None:
 def test_a_model_of_another_name_is_refused() -> None:
     with pytest.raises(ValueError, match="the model of device 'entropy' is named 'rng'"):
         models(config(), (*CATALOGUE, entropy_device("entropy", 3)))
+
+
+@pytest.mark.parametrize("name", ["", "entrop\u00efe", "x" * (MAX_NAME_BYTES + 1)])
+def test_a_name_that_a_saved_machine_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"1 to 25 ASCII bytes"):
+        models(config(), (*CATALOGUE, entropy_device(name, 3)))
+
+
+def test_the_longest_name_fits_into_a_saved_machine() -> None:
+    record_header(f"{STATE_KIND_PREFIX}{'x' * MAX_NAME_BYTES}", 1, b"")
+
+
+def test_a_vm_without_a_balloon_is_refused() -> None:
+    async def create() -> None:
+        VirtualMachine(
+            config(),
+            console_output=ByteQueue(print, 1),
+            tracer=RecordingTracer(),
+            devices=CATALOGUE[1:],
+        )
+
+    with pytest.raises(ValueError, match="must include the balloon"):
+        asyncio.run(create())
 
 
 @pytest.mark.parametrize("rng", [-1, 1 * GIB + 1])
