@@ -29,7 +29,8 @@ from pathlib import Path
 
 from guest_images.initramfs import PROGRAMS, compile_program
 from guest_images.recipe import BUSYBOX, HERE
-from pyvmm.cache.directory import cache_dir, write_atomically
+from pyvmm.cache.directory import CacheUnusable, cache_dir, write_atomically
+from pyvmm.cli.remedies import with_remedy
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
@@ -174,6 +175,8 @@ def main() -> None:
             kernel = cached(name)
             use = f"using {kernel.version}" if kernel else "tests that boot it will be skipped"
             print(f"{name}: {use}: {error}", file=sys.stderr)
+        except CacheUnusable as error:
+            sys.exit(f"{FETCH}: {with_remedy(error)}")
 
 
 if __name__ == "__main__":

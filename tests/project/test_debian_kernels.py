@@ -48,6 +48,16 @@ def test_an_unknown_package_is_unavailable() -> None:
         debian_kernels.newest("linux-image-of-no-such-kind")
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(debian_kernels, "newest", lambda name: (name, "1"))
+    with pytest.raises(SystemExit, match="set XDG_CACHE_HOME"):
+        debian_kernels.main()
+
+
 def test_the_initramfs_contains_init_programs_and_modules(tmp_path: Path) -> None:
     module = tmp_path / "lib/modules/6.1/kernel/drivers/virtio/virtio_balloon.ko"
     module.parent.mkdir(parents=True)
