@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every snippet of every guide does what the guide shows.
 
-Those that need KVM are run by `tests/kvm/test_guides.py`.
+Those that need KVM are run by `tests/kvm/test_guides_on_kvm.py`.
 """
 
 from __future__ import annotations

@@ -154,3 +154,8 @@ def test_no_two_public_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(name_of(path))
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_each_file_of_tests_has_a_name_of_its_own() -> None:
+    names = [path.name for path in files("tests") if path.name.startswith("test_")]
+    assert {name for name in names if names.count(name) > 1} == set()  # pytest stops otherwise
