@@ -49,6 +49,8 @@ REMEDIES: dict[type[UserError], str] = {
     ),
     snapshot.SnapshotDamaged: "take another one",
     snapshot.SnapshotIncompatible: "restore it where it was taken, or with that version of pyvmm",
+    snapshot.SnapshotNotDurable: "check that file system, and take another one",
+    snapshot.SnapshotPathInUse: "choose another path, or replace the file with --force",
     snapshot.SnapshotNotWritten: (
         "choose another path or free some space; an older snapshot there is untouched"
     ),
@@ -89,6 +91,7 @@ REPORTED = {
     ),
     r" is not trusted: ": REMEDIES[sockets.PeerUntrusted],
     r"^the TLS files cannot be used": REMEDIES[sockets.TlsFilesUnusable],
+    r" is a file, but not a snapshot,": REMEDIES[snapshot.SnapshotPathInUse],
     r"^cannot write the snapshot ": REMEDIES[snapshot.SnapshotNotWritten],
     r"^There is a snapshot in process|^There's a migration process in progress": (
         "see its progress with: pyvmm status"

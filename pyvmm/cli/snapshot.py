@@ -43,6 +43,7 @@ PAGE_LABELS = {
     show_default=True,
     help="Keep the guest running afterwards, or end it.",
 )
+@click.option("--force", is_flag=True, help="Replace FILE even if it is not a snapshot.")
 @unused_option
 @timeout_option(10.0, "Continue without the guest's answer after this many seconds.")
 @json_option
@@ -51,6 +52,7 @@ def snapshot(
     address: str | None,
     info: bool,
     keep_running: bool,
+    force: bool,
     query_unused: bool,
     timeout_s: float,
     as_json: bool,
@@ -60,7 +62,8 @@ def snapshot(
     The guest runs while its pages are copied, and is paused only to copy those that it changed
     meanwhile; with --stop it is paused from the start. Pages that it does not use, zero pages and
     pages in its balloon are left out, so the file holds little more than the guest needs. It
-    replaces an older FILE only when it is complete and on disk.
+    replaces an older snapshot in FILE only when it is complete and on disk. Nothing else is
+    replaced: a pipe, a socket or a device never, another regular file with --force.
 
     \b
     Save a guest, show the file, resume the guest:
@@ -83,6 +86,8 @@ def snapshot(
         show_snapshot(file, PAGE_LABELS, as_json)
         return 0
     options = {"keep-running": keep_running, "unused": query_unused, "timeout": timeout_s}
+    if force:
+        options["force"] = True
 
     def work(client: QmpClient) -> int:
         client.execute("snapshot-to-file", path=str(file.absolute()), **options)

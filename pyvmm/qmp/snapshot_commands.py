@@ -28,6 +28,7 @@ def snapshot_to_file(
     keep_running: bool = True,
     unused: bool = True,
     timeout: float = DEFAULT_TIMEOUT_S,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Start a snapshot of the guest; `query-snapshot` reports its progress.
 
@@ -35,10 +36,12 @@ def snapshot_to_file(
     meanwhile. After a failure the guest runs again, and there is no file.
 
     Arguments:
-        path: the file, which takes its name when it is complete; an older one is replaced
+        path: the file, which takes its name when it is complete; an older snapshot there is
+            replaced, anything else is refused
         keep-running: resume the guest after success if it was running; else it stays paused
         unused: leave out the pages that the guest reports as unused
         timeout: the longest wait for that report; without one, all pages are saved
+        force: replace another regular file, too
     Errors:
         GenericError: a snapshot or a migration is in progress, or the guest has ended
     In QEMU:
@@ -49,7 +52,7 @@ def snapshot_to_file(
 
     if vm.migrations.active:
         raise QmpError("There's a migration process in progress")
-    request = SnapshotRequest(Path(path), keep_running, unused, timeout)
+    request = SnapshotRequest(Path(path), keep_running, unused, timeout, force)
     try:
         vm.snapshots.start(request)
     except SnapshotActive:
@@ -100,6 +103,7 @@ _SNAPSHOT = (
     Parameter("keep-running", bool, required=False),
     Parameter("unused", bool, required=False),
     TIMEOUT,
+    Parameter("force", bool, required=False),
 )
 
 COMMANDS = {

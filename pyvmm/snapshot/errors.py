@@ -16,3 +16,11 @@ class SnapshotIncompatible(UserError):
 
 class SnapshotNotWritten(UserError):
     """The file cannot be written; a snapshot that was there before is untouched."""
+
+
+class SnapshotPathInUse(UserError):
+    """The path names a regular file that is not a snapshot; it is untouched."""
+
+
+class SnapshotNotDurable(UserError):
+    """The file is complete and has its name, but may lose it in a power failure."""

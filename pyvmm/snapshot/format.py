@@ -32,7 +32,7 @@ from devices.state import MAX_PAYLOAD_BYTES
 from pyvmm.config import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES
 from pyvmm.memory.layout import ram_ranges
 from pyvmm.state.config_record import CONFIG, CONFIG_KIND
-from pyvmm.state.records import HEADER_BYTES, Kind, Record, RecordError
+from pyvmm.state.records import HEADER_BYTES, KIND_BYTES, Kind, Record, RecordError
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
@@ -54,6 +54,8 @@ _BLOCK = struct.Struct(f"<III{BITMAP_BYTES}s")
 _MAX_BLOCKS = MAX_RAM_BYTES // BLOCK_BYTES
 _MAX_RECORDS_BYTES = (MAX_PARTS + MAX_VCPUS) * (HEADER_BYTES + MAX_PAYLOAD_BYTES)
 
+_MAGIC = HEADER.encode().ljust(KIND_BYTES, b"\0")
+
 HEADER_KIND = Kind(VERSION, _HEADER.size)
 OWN_KINDS = {
     CONFIG: CONFIG_KIND,
@@ -61,6 +63,11 @@ OWN_KINDS = {
     PAGES: Kind(2, _MAX_BLOCKS * _BLOCK.size),
 }
 """Records that every snapshot has in addition to the parts of its machine."""
+
+
+def begins_snapshot(head: bytes) -> bool:
+    """Return True if a file that begins with `head` is a snapshot, of any version, or was one."""
+    return head.startswith(_MAGIC)
 
 
 @dataclass(frozen=True)

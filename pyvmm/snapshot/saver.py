@@ -61,6 +61,8 @@ class SnapshotRequest:
     """Ask the guest which pages it does not use."""
     timeout_s: float = 10.0
     """Time-out of that request."""
+    force: bool = False
+    """Replace a regular file at `path` that is not a snapshot."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ class Snapshots:
     async def _save(self, request: SnapshotRequest) -> None:
         machine = self._machine
         await machine.memory_loaded()
-        machine.prepare_parts()
-        with SnapshotWriter(request.path, machine.ram.memory) as file, ExitStack() as logging_on:
+        writer = SnapshotWriter(request.path, machine.ram.memory, force=request.force)
+        with writer as file, ExitStack() as logging_on:
+            machine.prepare_parts()
             log = logging_on.enter_context(machine.log_dirty_pages())
             unused = await machine.unused_pages(request.timeout_s if request.ask_unused else 0.0)
             copier = await self._in_thread(lambda: self._copier(log, file, unused))

@@ -5,10 +5,14 @@
         file.store(...)         # any number of times, as the guest changes its memory
         file.finish(records)
 
-Everything goes to a temporary file in the same directory. It is synced, replaces the old snapshot
-in one step (rename(2)), and then the directory is synced. A failure before that step leaves the old
-snapshot as it was; a writer that is killed also leaves a file called .NAME.….part. The file is
-readable by its owner only: it holds all of the guest's secrets.
+Everything goes to a temporary file in the same directory (see `pyvmm.files.replacement`). It is
+synced, replaces the old snapshot in one step, and then the directory is synced. A failure before
+that step leaves the old snapshot as it was; the file that a killed writer leaves is removed by the
+next writer in that directory. The file is readable by its owner only: it holds all of the guest's
+secrets.
+
+Only a snapshot is replaced, or with `force` another regular file. This is checked first of all and
+again before the step.
 
 A block that has changed is written again, to its old place if it still fits there, else to the end;
 the old place becomes a hole then.
@@ -16,14 +20,29 @@ the old place becomes a hole then.
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from pyvmm.snapshot.errors import SnapshotNotWritten
-from pyvmm.snapshot.format import BITMAP_BYTES, PAGES_OFFSET, Block, Header, encode_blocks, holes
+from pyvmm.files.replacement import (
+    ForeignFileError,
+    ReplacementFile,
+    remove_abandoned,
+    replaceable,
+    write_all,
+)
+from pyvmm.snapshot.errors import SnapshotNotDurable, SnapshotNotWritten, SnapshotPathInUse
+from pyvmm.snapshot.format import (
+    BITMAP_BYTES,
+    PAGES_OFFSET,
+    Block,
+    Header,
+    begins_snapshot,
+    encode_blocks,
+    holes,
+)
 from pyvmm.state.records import Record
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
@@ -39,28 +58,27 @@ class SnapshotWriter:
     Threads: snapshot; created and closed on the event loop.
     """
 
-    def __init__(self, path: Path, memory: GuestMemory) -> None:
+    def __init__(self, path: Path, memory: GuestMemory, *, force: bool = False) -> None:
         self._path = path
+        self._force = force
         self._memory = memory
         self._blocks: dict[int, Block] = {}
         self._room_of: dict[int, int] = {}
         self._room = 0
-        self._fd = -1
-        self._temporary = ""
 
     def __enter__(self) -> SnapshotWriter:
-        path = self._path
         with self._errors():
-            self._fd, self._temporary = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".part", dir=path.parent
-            )
+            self._target = self._replaceable(self._path)
+            remove_abandoned(self._target.parent)
+            self._file = ReplacementFile(self._target).__enter__()
+        self._fd = self._file.fd
         return self
 
+    def _replaceable(self, path: Path) -> Path:
+        return replaceable(path, lambda head: self._force or begins_snapshot(head))
+
     def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
-        if self._temporary:
-            with suppress(OSError):
-                os.unlink(self._temporary)
+        self._file.__exit__(*exc)
 
     @property
     def pages(self) -> int:
@@ -99,33 +117,39 @@ class SnapshotWriter:
                 if start < end:
                     length = (end - start) * PAGE_BYTES
                     punch_hole(self._fd, PAGES_OFFSET + start * PAGE_BYTES, length)
-            _write_all(self._fd, tail, header.records_offset)
-            _write_all(self._fd, header.encode(), 0)
+            write_all(self._fd, tail, header.records_offset)
+            write_all(self._fd, header.encode())
             os.fsync(self._fd)
-            os.replace(self._temporary, self._path)
-            self._temporary = ""
-            _sync_directory(self._path.parent)
+            self._replaceable(self._target)  # another process may have created a file there
+            self._file.commit()
+        self._sync_directory(self._target.parent)
         return header.file_bytes
+
+    def _sync_directory(self, path: Path) -> None:
+        """Sync the directory that has the file's new name, where the file system supports it."""
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTSUP):
+                return
+            raise SnapshotNotDurable(
+                f"the snapshot {self._path} is complete, but a power failure may undo it: its"
+                f" directory cannot be synced: {error.strerror}"
+            ) from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except ForeignFileError as error:
+            raise SnapshotPathInUse(
+                f"{self._path} is a file, but not a snapshot, and is not replaced"
+            ) from error
         except OSError as error:
             raise SnapshotNotWritten(
                 f"cannot write the snapshot {self._path}: {error.strerror}"
             ) from error
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<32sHHHHII")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
-_KIND_BYTES = 32
+KIND_BYTES = 32
 _U16_VALUES = 1 << 16
 _OPTIONAL = 1
 
@@ -121,7 +121,7 @@ def record_header(
     """Return the header before `payload`; ValueError for a value that does not fit."""
     name = kind.encode("ascii")
     numbers = (instance, int(optional), version, compatible)
-    if not 0 < len(name) <= _KIND_BYTES or not all(0 <= n < _U16_VALUES for n in numbers):
+    if not 0 < len(name) <= KIND_BYTES or not all(0 <= n < _U16_VALUES for n in numbers):
         raise ValueError(f"a record header cannot hold {kind!r} {numbers}")
     header = _HEADER.pack(name, *numbers, memoryview(payload).nbytes, crc32c(payload))
     return header + _CRC.pack(crc32c(header))

@@ -89,6 +89,7 @@ complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l qmp -r -F -d 'Con
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l info -d 'Check all of FILE and show what it holds.'
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l keep-running -d 'Keep the guest running afterwards, or end it.'
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l stop -d 'Keep the guest running afterwards, or end it.'
+complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l force -d 'Replace FILE even if it is not a snapshot.'
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l unused -d 'Ask the guest which pages it does not use, and leave them out.'
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l no-unused -d 'Ask the guest which pages it does not use, and leave them out.'
 complete -c pyvmm -n '__fish_seen_subcommand_from snapshot' -l timeout -x -d 'Continue without the guest\'s answer after this many seconds.'

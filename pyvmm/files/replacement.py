@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a file so that its path names a complete one at every moment, and replace only our own.
+
+    target = replaceable(path, is_ours)
+    with ReplacementFile(target) as file:
+        os.write(file.fd, data)
+        file.commit()
+
+The data goes to a file `.pyvmm-*.part` beside the target, whose place it takes in one step
+(rename(2)). A failure before that leaves the target as it was. A path may name nothing, or a
+regular file that `is_ours` recognizes; a symbolic link is followed by the same rule. Everything
+else (a pipe, a socket, a device, a file with other contents) is refused before anything is written.
+
+A process that is killed leaves its `.part` file. `remove_abandoned` removes those that no process
+has open: a write lease (fcntl(2), F_SETLEASE) is granted only then, and is independent of PID
+namespaces and of who opened the file. The lab's emulator, for instance, has it open for the lab.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pyvmm.files.regular import open_regular
+
+_PREFIX, _SUFFIX = ".pyvmm-", ".part"
+
+
+class ForeignFileError(FileExistsError):
+    """A regular file is in the way whose contents are not ours."""
+
+
+def replaceable(path: Path, is_ours: Callable[[bytes], bool], head_bytes: int = 64) -> Path:
+    """Return the path of the file that `path` names, links followed, if it may be replaced.
+
+    That is no file, or a regular one for whose first `head_bytes` `is_ours` is true. Raises
+    `ForeignFileError` for another regular file, and OSError.
+    """
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path))
+    if not target.exists() or not os.path.samestat(named, target.stat()):
+        raise OSError(errno.EINVAL, "it is a link to an open file, which has no path")
+    fd = open_regular(target)
+    try:
+        ours = is_ours(os.pread(fd, head_bytes, 0))
+    finally:
+        os.close(fd)
+    if not ours:
+        raise ForeignFileError(errno.EEXIST, "a file with other contents is there")
+    return target
+
+
+class ReplacementFile:
+    """A new file, with mode 0600 and open as `fd`, that takes the place of `target`.
+
+    Leaving the `with` block without `commit` removes it. Raises OSError.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary: Path | None = None
+
+    def __enter__(self) -> ReplacementFile:
+        name = f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"  # short, however long the target's is
+        temporary = self._target.with_name(name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.fd = os.open(temporary, flags, 0o600)
+        self._temporary = temporary
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.unlink()
+        with suppress(OSError):  # NFS may report a failed write here, too late
+            os.close(self.fd)
+
+    def commit(self) -> None:
+        """Give the file the target's name; a file that had it is gone."""
+        assert self._temporary is not None
+        self._temporary.replace(self._target)
+        self._temporary = None
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write `data` to a new file that takes the place of `path`. Raises OSError."""
+    with ReplacementFile(path) as file:
+        write_all(file.fd, data)
+        os.fchmod(file.fd, mode)
+        file.commit()
+
+
+def write_all(fd: int, data: bytes, offset: int = 0) -> None:
+    """Write all of `data` at `offset`. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Remove the `.part` files in `directory` whose writer was killed; return their paths."""
+    removed = []
+    with suppress(OSError):
+        for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
+            with suppress(OSError):
+                if _remove_unless_open(path):
+                    removed.append(path)
+    return removed
+
+
+def _remove_unless_open(path: Path) -> bool:
+    """Remove `path` if it is a file of this user that no process has open."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        # The signal if somebody opens the file now; SIGIO, the default, would end this process.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # EAGAIN: it is open elsewhere
+        path.unlink()
+        return True
+    finally:
+        os.close(fd)
