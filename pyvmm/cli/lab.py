@@ -14,7 +14,7 @@ import click
 
 from pyvmm.cli.options import kvm_option, parse_positive_seconds, parse_size_value
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
-from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, run_here, run_in_lab
+from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, check_shared, run_here, run_in_lab
 from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -90,14 +90,17 @@ def run_guest_in_lab(
     argv: Sequence[str],
     ram_mib: int,
     *,
+    files: Sequence[Path] = (),
     sockets: Sequence[Path] = (),
     incoming: Address | None = None,
     security: Security | None = None,
 ) -> int:
     """Run `argv`, which runs a guest of at most `ram_mib`, in a lab that is large enough for it.
 
-    The other arguments and the errors are those of `run_in_lab`; returns the exit status.
+    `files` are those that it reads and writes. The other arguments and the errors are those of
+    `run_in_lab`; returns the exit status.
     """
+    check_shared(*files)
     return run_in_lab(
         argv,
         memory_mib=max(MIN_MEMORY_MIB, ram_mib + OVERHEAD_MIB),

@@ -42,6 +42,7 @@ REMEDIES: dict[type[UserError], str] = {
     image.KernelSourceModified: "build from an unmodified source with --source",
     image.KernelSourceUnusable: "name a Linux 6.12 source tree or archive with --source",
     ManifestError: "build the image again with: pyvmm image build --force",
+    lab.NotSharedWithLab: "use another directory, or --kvm host",
     lab.LabError: "try again, or see 'pyvmm doctor'",
     qmp.NotQmpSocket: "give the address that was given to --qmp",
     qmp.QmpServerUnresponsive: (

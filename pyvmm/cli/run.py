@@ -285,9 +285,11 @@ def _run_in_lab(
     # Late: saves 23 ms (the lab) where KVM is fit.
     from pyvmm.cli.lab import run_guest_in_lab
 
+    parameters = click.get_current_context().params.values()
     return run_guest_in_lab(
         [sys.executable, "-m", "pyvmm", *sys.argv[1:]],
         ram_bytes // MIB,
+        files=[path for path in parameters if isinstance(path, Path)],
         sockets=sockets,
         incoming=incoming,
         security=protection,

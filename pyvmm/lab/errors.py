@@ -22,6 +22,10 @@ class LabKernelUnreadable(UserError):
         self.image = image
 
 
+class NotSharedWithLab(UserError):
+    """A file or directory of the host that the lab cannot reach, having its own at that path."""
+
+
 class HostKvmUnusable(UserError):
     """This machine's KVM was requested; `verdict` is the probe's (`kvm_probe.Verdict.value`)."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pyvmm.errors import UserError
+from pyvmm.lab.errors import NotSharedWithLab
 from pyvmm.lab.forwarding import ForwardedListener
 from pyvmm.lab.preload import describe_python
 from pyvmm.lab.session import LabSession
@@ -27,6 +28,7 @@ from pyvmm.sockets.lab_paths import (
     INCOMING_SOCKET,
     incoming_variable,
     inner_sockets,
+    lab_directory,
     sockets_variable,
 )
 from pyvmm.sockets.unix import UnixListener
@@ -63,8 +65,9 @@ def run_in_lab(
     incoming migration, for which the command has a `MigrationListener` with the same address;
     `security` is that listener's, checked here before the lab starts. A command that takes longer
     than `timeout_s` is ended with status 124. Main thread only. Raises UserError if a part is
-    missing or an address cannot be used, LabError if the lab fails.
+    missing, or an address or the working directory cannot be used, LabError if the lab fails.
     """
+    check_shared(Path.cwd())
     paths = [Path(os.path.abspath(path)) for path in sockets]
     inner = inner_sockets(paths)
     env = {**os.environ, **_OWN_VARIABLES, **sockets_variable(inner)}
@@ -84,6 +87,13 @@ def run_in_lab(
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
         return LabSession(lab, listeners, program_directories(), python, timeout_s).run(argv, env)
+
+
+def check_shared(*paths: Path) -> None:
+    """Raise `NotSharedWithLab` unless the lab reaches the host's files at all of `paths`."""
+    for path in paths:
+        if (own := lab_directory(path)) is not None:
+            raise NotSharedWithLab(f"the lab does not share {own} with the host, so not {path}")
 
 
 def _incoming_listener(

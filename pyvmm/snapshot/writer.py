@@ -43,6 +43,7 @@ from pyvmm.snapshot.format import (
     encode_blocks,
     holes,
 )
+from pyvmm.sockets.lab_paths import host_cannot_see, lab_directory
 from pyvmm.state.records import Record
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.memory import GuestMemory
@@ -69,6 +70,12 @@ class SnapshotWriter:
     def __enter__(self) -> SnapshotWriter:
         with self._errors():
             self._target = self._replaceable(self._path)
+        if host_cannot_see(self._target):
+            raise SnapshotNotWritten(
+                f"cannot write the snapshot {self._path}: the lab, in which the guest runs, does"
+                f" not share {lab_directory(self._target)} with the host"
+            )
+        with self._errors():
             remove_abandoned(self._target.parent)
             self._file = ReplacementFile(self._target).__enter__()
         self._fd = self._file.fd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Socket paths in the lab.
+"""Paths in the lab: of sockets, and of files that the lab does not share with the host.
 
 A command in the lab sees the host's files, but a unix socket that it creates there is not reachable
 from the host, nor the other way round. So `pyvmm.lab.run` listens on the host, at the address the
@@ -7,6 +7,10 @@ person gave, and forwards connections to a path in the lab's /dev/shm, where the
 instead: `listening_path` maps a control socket, `incoming_socket` the address of an incoming
 migration. Sockets on the host are reached through the agent's proxy, at `proxy_socket`. Outside the
 lab nothing is mapped and there is no proxy. Two environment variables carry the maps.
+
+Files are the host's, except in `LAB_DIRECTORIES`, where the lab has file systems of its own. A
+guest with a forwarded control socket gets its paths from the host, so `host_cannot_see` a file
+that it writes there.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import NamedTuple
 IN_LAB_VARIABLE = "PYVMM_IN_LAB"
 _SOCKETS_VARIABLE = "PYVMM_LAB_SOCKETS"
 _INCOMING_VARIABLE = "PYVMM_LAB_INCOMING"
+LAB_DIRECTORIES = (Path("/dev"), Path("/proc"), Path("/sys"))
 _INNER_DIRECTORY = "/dev/shm"
 PROXY_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-proxy.sock"
 INCOMING_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-incoming.sock"
@@ -55,6 +60,18 @@ def listening_path(path: Path) -> Path:
         return path
     inner = json.loads(os.environ.get(_SOCKETS_VARIABLE, "{}"))
     return Path(inner.get(os.path.abspath(path), path))
+
+
+def lab_directory(path: Path) -> Path | None:
+    """Return the directory of the lab's own that `path` is in, links followed; None if shared."""
+    real = Path(os.path.realpath(path))
+    return next((own for own in LAB_DIRECTORIES if real.is_relative_to(own)), None)
+
+
+def host_cannot_see(path: Path) -> bool:
+    """Return True if clients on the host name files, but not the one here at `path`."""
+    forwarded = in_lab() and json.loads(os.environ.get(_SOCKETS_VARIABLE, "{}"))
+    return bool(forwarded) and lab_directory(path) is not None
 
 
 def incoming_variable(requested: str, bound: str) -> dict[str, str]:

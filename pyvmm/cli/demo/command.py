@@ -132,7 +132,7 @@ def _measure_where_kvm_works(
     argv = [sys.executable, "-m", "pyvmm", "demo", str(image), "--output", str(output)]
     argv += ["--memory", f"{sizes.ram_mib}M", "--inflate", f"{sizes.inflate_mib}M"]
     argv += ["--measure-only", *(["--dialect", dialect] if dialect else [])]
-    return run_guest_in_lab(argv, sizes.ram_mib)
+    return run_guest_in_lab(argv, sizes.ram_mib, files=[image, output])
 
 
 def _announce(text: str) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from pyvmm.cli import main as cli
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.lab import parse_memory
 from pyvmm.version import VERSION
+from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 ROOT = Path(__file__).parents[3]
 NO_BRACKETS = {ord("["): None, ord("]"): None}
@@ -152,6 +154,31 @@ def test_the_lab_refuses_an_invalid_timeout(
 ) -> None:
     assert run_main(["lab", "--timeout", seconds, "true"]) == 2
     assert "Invalid value for '--timeout'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{own}"],
+        ["run", "--kernel", "{shared}", "--initrd", "{own}"],
+        ["demo", "{own}", "--output", "{shared}-output"],
+        ["demo", "{shared}", "--output", "{own}-output"],
+    ],
+)
+def test_files_that_the_lab_does_not_share_are_refused_before_it_starts(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setattr("pyvmm.cli.lab.run_in_lab", lambda *_, **__: pytest.fail("started"))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as own:
+        names = {"own": f"{own}/file", "shared": str(tmp_path / "file")}
+        for name in names.values():
+            Path(name).write_bytes(elf_kernel())
+        filled_in = [argument.format_map(names) for argument in arguments]
+        assert run_main([*filled_in, "--kvm", "lab"]) == 2
+    assert "the lab does not share /dev with the host, so not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

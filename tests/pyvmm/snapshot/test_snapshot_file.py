@@ -24,6 +24,7 @@ from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport
 from pyvmm.snapshot.writer import SnapshotWriter
+from pyvmm.sockets import lab_paths
 from pyvmm.state.config_record import config_record
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import GIB, MIB
@@ -408,6 +409,21 @@ def test_a_directory_that_cannot_be_synced_is_reported_as_such(
             write(snapshot, filled(seed=2))
         assert "untouched" not in remedy(error.value) + str(error.value)
     assert same(read(snapshot), filled(seed=2))
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_snapshot_that_the_lab_would_keep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    path = Path(f"/dev/shm/pyvmm-test-{os.getpid()}")
+    if link:
+        (tmp_path / "link").symlink_to(path)
+    monkeypatch.setenv(lab_paths.IN_LAB_VARIABLE, "1")
+    for name, value in lab_paths.sockets_variable({Path("/vm.sock"): "/inner"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="does not share /dev with the host"):
+        write(tmp_path / "link" if link else path, filled())
+    assert not path.exists()
 
 
 def test_unusable_paths_are_refused(tmp_path: Path) -> None:

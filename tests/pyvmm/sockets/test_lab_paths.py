@@ -7,10 +7,12 @@ import pytest
 
 from pyvmm.sockets.lab_paths import (
     IN_LAB_VARIABLE,
+    host_cannot_see,
     in_lab,
     incoming_socket,
     incoming_variable,
     inner_sockets,
+    lab_directory,
     listening_path,
     proxy_socket,
     sockets_variable,
@@ -55,3 +57,23 @@ def test_in_the_lab_only_the_forwarded_migration_address_is_mapped(
     assert incoming.address == "tcp:127.0.0.1:4444"
     assert incoming.path != proxy_socket()
     assert incoming_socket("tcp:127.0.0.1:1") is None
+
+
+@pytest.mark.parametrize("own", ["/dev", "/proc", "/sys"])
+def test_the_lab_shares_all_but_the_file_systems_of_the_kernel(tmp_path: Path, own: str) -> None:
+    assert lab_directory(tmp_path / "x") is None
+    assert lab_directory(Path(own) / "x") == Path(own)
+    (tmp_path / "link").symlink_to(Path(own) / "x")
+    assert lab_directory(tmp_path / "link") == Path(own)
+
+
+def test_only_a_client_on_the_host_cannot_see_files_of_the_lab(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = Path("/dev/shm/x")
+    assert not host_cannot_see(path)
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
+    for sockets, hidden in (([], False), ([Path("/vm.sock")], True)):
+        for name, value in sockets_variable(inner_sockets(sockets)).items():
+            monkeypatch.setenv(name, value)
+        assert host_cannot_see(path) == hidden
