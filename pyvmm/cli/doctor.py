@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from guest_images.recipe import (
     BUSYBOX,
@@ -41,6 +40,7 @@ from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
+from pyvmm.standard_streams.rich_console import TextConsole
 
 EXIT_NOTHING_USABLE = 2
 
@@ -285,19 +285,19 @@ def _print_report(findings: list[Finding], usable: bool, conclusion: str) -> Non
     for heading in ("", "checked", "found", "needed for"):
         table.add_column(heading, overflow="fold")
     for item in findings:
-        mark = "[green]ok[/]" if item.ok else "[yellow]--[/]"
+        mark = Text("ok", "green") if item.ok else Text("--", "yellow")
         # The remedies of other findings are the commands below the table.
         remedy = item.remedy if item.needed is Needed.HOST else ""
         found = "; ".join(filter(None, (item.found, remedy)))
-        table.add_row(mark, item.subject, escape(found), item.needed.value)
-    console = Console(highlight=False)
+        table.add_row(mark, item.subject, found, item.needed.value)
+    console = TextConsole()
     console.print(table)
     console.print()
-    console.print(f"[{'green' if usable else 'red'}]{escape(conclusion)}[/]", soft_wrap=True)
+    console.print(conclusion, style="green" if usable else "red", soft_wrap=True)
     if lines := install_lines(findings):
         console.print("\nTo install what is missing, run:")
         for line in lines:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
 
 
 def _user(uid: int) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from guest_images.recipe import read_recipe
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.progress.reporter import show_progress
+from pyvmm.standard_streams.text import print_line
 
 BUILD_REMEDY = "run: pyvmm image build"
 _PATH = click.Path(path_type=Path)
@@ -93,8 +96,10 @@ def where(source: Path | None, as_json: bool) -> None:
 def _print_path(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(path)})
-    else:
-        click.echo(path)
+    elif sys.stdout.isatty():
+        print_line(str(path))
+    else:  # for a program, which needs the bytes of the name
+        click.echo(os.fsencode(path))
 
 
 def _document(file: Path, manifest: Manifest) -> dict[str, Any]:
@@ -115,8 +120,9 @@ def _document(file: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _print_manifest(file: Path, manifest: Manifest) -> None:
     # Late: saves 23 ms (rich) in `build` and `where`.
-    from rich.console import Console
     from rich.table import Table
+
+    from pyvmm.standard_streams.rich_console import TextConsole
 
     table = Table(title=str(file), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
@@ -133,4 +139,4 @@ def _print_manifest(file: Path, manifest: Manifest) -> None:
         rows[f"command line, {dialect}"] = manifest.command_line(dialect)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    TextConsole().print(table)

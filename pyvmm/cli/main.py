@@ -20,6 +20,7 @@ import click
 
 from pyvmm.errors import UserError
 from pyvmm.standard_streams.descriptors import open_missing_descriptors
+from pyvmm.standard_streams.text import print_message
 from pyvmm.version import VERSION
 
 EXIT_USER_ERROR = UserError.exit_status
@@ -193,7 +194,7 @@ def _explain_import(error: ImportError) -> str:
 
 def _print_error(text: str) -> None:
     """Print `text` on standard error as one line, without its line breaks."""
-    print("pyvmm:", " ".join(text.split()), file=sys.stderr)
+    print_message(" ".join(text.split()))
 
 
 def _describe(error: click.ClickException) -> str:

@@ -30,6 +30,7 @@ from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.addresses import UnixAddress, parse_migration_address
+from pyvmm.standard_streams.text import print_line, print_message
 from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -151,7 +152,7 @@ def _migrate(client: QmpClient, request: dict[str, Any], keep: bool, as_json: bo
                 answer = _wait(client, signals, show)
             now = client.execute("query-status")["status"]
         except ConnectionClosedError:
-            _print(
+            print_message(
                 "the guest's process ended before it reported the result of the migration;"
                 " check whether the guest runs at the destination"
             )
@@ -159,10 +160,10 @@ def _migrate(client: QmpClient, request: dict[str, Any], keep: bool, as_json: bo
     if as_json:
         print_json({"downtime": None, "error-desc": None, **answer, "source-status": now})
     if answer["status"] != "completed":
-        _print(failure(answer, before, now))
+        print_message(failure(answer, before, now))
         return EXIT_NOT_DONE
     if not as_json:
-        print(summary(answer))
+        print_line(summary(answer))
     if not keep:
         with suppress(ConnectionClosedError):
             client.execute("quit")
@@ -264,14 +265,10 @@ class _Lines:
     """One line at the start and one every `LINE_PERIOD_S`."""
 
     def __init__(self, destination: str) -> None:
-        _print(f"migrating the guest to {destination}")
+        print_message(f"migrating the guest to {destination}")
         self._printed_at = time.monotonic()
 
     def show(self, answer: dict[str, Any]) -> None:
         if time.monotonic() >= self._printed_at + LINE_PERIOD_S:
-            _print(progress_line(answer))
+            print_message(progress_line(answer))
             self._printed_at = time.monotonic()
-
-
-def _print(text: str) -> None:
-    print(f"pyvmm: {text}", file=sys.stderr, flush=True)

@@ -8,13 +8,13 @@ ends meanwhile is not a mistake: it is reported on standard error, and the statu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.addresses import parse_unix_address
+from pyvmm.standard_streams.text import print_message
 
 EXIT_NOT_DONE = 1
 REPLY_TIMEOUT_S = 10.0
@@ -40,7 +40,7 @@ def run_qmp_command(
         except QmpError as error:
             raise RequestFailed(error.desc, command) from error
         except ConnectionClosedError:
-            print("pyvmm: the guest has ended", file=sys.stderr)
+            print_message("the guest has ended")
             return EXIT_NOT_DONE
         except TimeoutError:
             raise CommandError(

@@ -33,6 +33,7 @@ from pyvmm.cli.options import (
 )
 from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
+from pyvmm.standard_streams.log import log_on_stderr
 from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def run(
     or a file cannot be used, 128 + N when signal N ended it.
     """
     level = logging.DEBUG if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="pyvmm: %(message)s")
+    log_on_stderr(level)
     sockets = _socket_paths(addresses) if addresses else []
     if incoming is not None:
         _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)

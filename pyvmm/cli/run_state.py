@@ -8,7 +8,6 @@ that they are to reach.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pyvmm.cli.options import qmp_option, timeout_option
 from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.addresses import parse_unix_address
+from pyvmm.standard_streams.text import print_line, print_message
 
 POLL_PERIOD_S = 0.05
 SENTENCES = {
@@ -70,9 +70,9 @@ def _reach(client: QmpClient, command: str, state: str) -> int:
     now = client.execute("query-status")["status"]
     sentence = SENTENCES.get(now, f"the state of the guest is {now}")
     if now == state:
-        print(sentence)
+        print_line(sentence)
         return 0
-    print(f"pyvmm: {sentence}", file=sys.stderr)
+    print_message(sentence)
     return EXIT_NOT_DONE
 
 
@@ -99,9 +99,9 @@ def quit_guest(address: str, timeout_s: float) -> int:
                 client.wait_for_event(left_s)
         except ConnectionClosedError:
             if _wait_for_removal(socket, deadline):
-                print("the guest has ended")
+                print_line("the guest has ended")
                 return 0
-        print(f"pyvmm: the guest has not ended within {timeout_s:g} s", file=sys.stderr)
+        print_message(f"the guest has not ended within {timeout_s:g} s")
         return EXIT_NOT_DONE
 
     return run_qmp_command(address, "pyvmm quit", work)

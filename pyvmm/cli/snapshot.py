@@ -20,6 +20,7 @@ from pyvmm.cli.options import optional_qmp_option, timeout_option, unused_option
 from pyvmm.cli.qmp_command import run_qmp_command
 from pyvmm.progress.reporter import show_progress
 from pyvmm.qmp.client import QmpClient
+from pyvmm.standard_streams.text import print_line
 from pyvmm.units import MIB, format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -95,7 +96,7 @@ def snapshot(
         if as_json:
             print_json({"file": str(file), **answer})
         else:
-            print(summary(file, answer))
+            print_line(summary(file, answer))
         if not keep_running:
             client.execute("quit")
         return 0

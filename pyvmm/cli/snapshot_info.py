@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pyvmm.cli.json_output import print_json
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.progress.reporter import show_progress
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.standard_streams.rich_console import TextConsole
 from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -35,8 +35,8 @@ def show_snapshot(file: Path, labels: Mapping[str, str], as_json: bool) -> None:
         if as_json:
             print_json(_document(opened))
             return
-        console = Console()
-        console.print(_description(opened), highlight=False, soft_wrap=True)
+        console = TextConsole()
+        console.print(_description(opened), soft_wrap=True)
         console.print(_pages(opened, labels))
         console.print(_parts(opened))
 

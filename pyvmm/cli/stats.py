@@ -21,6 +21,7 @@ from pyvmm.cli.options import parse_seconds, qmp_option, timeout_option
 from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.qmp.messages import QmpError
+from pyvmm.standard_streams.text import print_message
 
 if TYPE_CHECKING:
     from pyvmm.cli.stats_tables import StatsReply
@@ -90,7 +91,7 @@ class _JsonLines:
         print_json(answer)
 
     def no_answer(self, why: str) -> None:
-        print(f"pyvmm: {why}", file=sys.stderr, flush=True)
+        print_message(why)
 
 
 @contextmanager

@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from devices.balloon.stat_tags import BY_NAME
+from pyvmm.standard_streams.rich_console import TextConsole
+from pyvmm.standard_streams.text import print_message
 from pyvmm.units import format_size
 
 StatsReply = Mapping[str, Any]
@@ -26,17 +27,17 @@ class Tables:
     """Views of answers one below the other, for a file or a pipe."""
 
     def show(self, answer: StatsReply, before: StatsReply | None) -> None:
-        Console().print(table(answer, before))
+        TextConsole().print(table(answer, before))
 
     def no_answer(self, why: str) -> None:
-        print(f"pyvmm: {why}", file=sys.stderr, flush=True)
+        print_message(why)
 
 
 class LiveTable:
     """A view of the latest answer, updated in place on a terminal while `live` is entered."""
 
     def __init__(self) -> None:
-        self.live = Live(auto_refresh=False)
+        self.live = Live(auto_refresh=False, console=TextConsole())
         self._table: Table | None = None
 
     def show(self, answer: StatsReply, before: StatsReply | None) -> None:
@@ -63,21 +64,23 @@ def table(answer: StatsReply, before: StatsReply | None) -> Table:
     for name, value in answer["stats"].items():
         known = BY_NAME.get(name)
         is_bytes = known is not None and known.is_bytes
-        cells = [name.removeprefix("stat-").replace("-", " "), _amount(value, is_bytes)]
+        cells = [name.removeprefix("stat-").replace("-", " "), _value(value, is_bytes)]
         if before is not None:
             cells.append(_change(before["stats"].get(name), value, is_bytes))
         result.add_row(*cells, known.meaning if known else "")
     for tag, value in answer["unknown"].items():
-        cells = [f"tag {tag}", _amount(value, False)]
+        cells = [f"tag {tag}", _value(value, False)]
         if before is not None:
             cells.append(_change(before["unknown"].get(tag), value, False))
         result.add_row(*cells, "")
     return result
 
 
-def _amount(value: int | None, is_bytes: bool) -> str:
-    if value is None:
-        return "[dim]absent[/dim]"
+def _value(value: int | None, is_bytes: bool) -> str | Text:
+    return Text("absent", style="dim") if value is None else _amount(value, is_bytes)
+
+
+def _amount(value: int, is_bytes: bool) -> str:
     return format_size(value) if is_bytes else f"{value:,}"
 
 

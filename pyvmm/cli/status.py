@@ -79,8 +79,9 @@ def _execute_if_known(client: QmpClient, command: str) -> dict[str, Any]:
 
 def _print_table(document: dict[str, Any]) -> None:
     # Late: saves 23 ms (rich) with --json.
-    from rich.console import Console
     from rich.table import Table
+
+    from pyvmm.standard_streams.rich_console import TextConsole
 
     ram_bytes, actual_bytes = document["base-memory"], document["actual"]
     rows = {"status": document["status"], "RAM at boot": format_size(ram_bytes)}
@@ -97,7 +98,7 @@ def _print_table(document: dict[str, Any]) -> None:
     table.add_column(justify="right")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    TextConsole().print(table)
 
 
 def _process(qemu: dict[str, int], package: str) -> str:

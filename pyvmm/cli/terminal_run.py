@@ -10,7 +10,6 @@ before a source sends its guest, and served once the VM exists.
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
 from pyvmm.cli.errors import CommandError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.standard_streams.text import print_message
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
@@ -68,11 +68,11 @@ async def run_incoming(
             return terminal.make(config)
 
         terminal.handle_signals()
-        _print(f"waiting for a guest at {listener.address}")
+        print_message(f"waiting for a guest at {listener.address}")
         running = await terminal.wait(accept_migration(listener, make))
         if running is None:
             return terminal.exit_status(0)
-        _print("the guest has arrived")
+        print_message("the guest has arrived")
         return await terminal.run(running)
 
 
@@ -140,7 +140,7 @@ class _TerminalRun:
         self._console.start()
         result = await (running or self._vm.run())
         if result.exit_status:
-            _print(result.detail)
+            print_message(result.detail)
         return self.exit_status(result.exit_status)
 
     async def _serve(self, vm: VirtualMachine, listener: UnixListener) -> None:
@@ -177,7 +177,3 @@ def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:
     with show_progress() as progress, snapshot:
         progress.stage(f"restoring {snapshot.path}", snapshot.pages)
         restore(snapshot, vm, progress.advance)
-
-
-def _print(text: str) -> None:
-    print(f"pyvmm: {text}", file=sys.stderr, flush=True)

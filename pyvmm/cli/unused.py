@@ -19,6 +19,7 @@ from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.options import qmp_option, timeout_option
 from pyvmm.cli.qmp_command import run_qmp_command
 from pyvmm.qmp.client import QmpClient
+from pyvmm.standard_streams.text import print_line
 from pyvmm.units import format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -87,7 +88,7 @@ def unused(address: str, timeout_s: float, drop_caches: bool, as_json: bool) -> 
             print_json({**answer, "page-size": PAGE_BYTES})
             return 0
         for line in report(answer, _shades(sys.stdout.encoding)):
-            print(line)
+            print_line(line)
         return 0
 
     return run_qmp_command(address, "pyvmm unused", work, guest_timeout_s=timeout_s)

@@ -44,6 +44,7 @@ from pyvmm.lab.pinned_static_keys import pin_static_keys
 from pyvmm.lab.proxy import SocketProxy
 from pyvmm.sockets.lab_paths import PROXY_SOCKET
 from pyvmm.standard_streams.descriptors import open_missing_descriptors
+from pyvmm.standard_streams.text import printable
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
@@ -201,7 +202,8 @@ def _exec_command(request: dict[str, Any], fds: dict[int, int]) -> NoReturn:
             preload.run(request)
         os.execvpe(request["argv"][0], request["argv"], request["env"])
     except OSError as error:
-        os.write(2, f"pyvmm lab: {request['argv'][0]}: {error.strerror}\n".encode())
+        command = printable(request["argv"][0])
+        os.write(2, f"pyvmm lab: {command}: {error.strerror}\n".encode())
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         os._exit(_NOT_FOUND if missing else _NOT_EXECUTABLE)
 

@@ -7,13 +7,13 @@ is always the host, so labs do not nest.
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from typing import Literal
 
 from pyvmm.lab.errors import HostKvmUnusable
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
 from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.standard_streams.text import print_message
 
 KvmMode = Literal["auto", "host", "lab"]
 KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
@@ -41,7 +41,7 @@ def choose_kvm(mode: KvmMode) -> KvmProvider:
     if mode == "host":
         message = f"this machine's KVM cannot be used: {fitness.reason}"
         raise HostKvmUnusable(message, fitness.verdict.value)
-    print(f"pyvmm: running in the lab: {_lab_reason(fitness)}", file=sys.stderr, flush=True)
+    print_message(f"running in the lab: {_lab_reason(fitness)}")
     return KvmProvider.LAB
 
 

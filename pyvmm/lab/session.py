@@ -31,6 +31,7 @@ from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
 from pyvmm.lab.start import START_TIMEOUT_S, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
+from pyvmm.standard_streams.text import print_message
 
 GRACE_PERIOD_S = 10.0
 """Time for a command to end after SIGTERM or SIGHUP, before the lab is killed."""
@@ -187,16 +188,13 @@ class LabSession:
     def _time_out(self) -> int:
         """Print the state of the lab at the time limit; return the exit status."""
         assert self._timeout_s is not None
-        print(
-            f"pyvmm lab: the command did not end in {self._timeout_s:g} s; state of the lab:",
-            file=sys.stderr,
-        )
+        print_message(f"the command did not end in {self._timeout_s:g} s; state of the lab:")
         self._mux.send_control({"diagnose": True})
         until = time.monotonic() + DIAGNOSIS_S
         while (left_s := until - time.monotonic()) > 0:
             self._mux.turn(int(left_s * 1000) + 1)
         lines = [*self._lab.processors(), *self._lab.console(DIAGNOSIS_LINES)]
-        print("\n".join(lines), file=sys.stderr)
+        print_message("\n".join(lines), "")
         return TIMED_OUT_STATUS
 
     def _deadline_passed(self) -> bool:

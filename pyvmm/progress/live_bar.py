@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from pyvmm.standard_streams.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -16,7 +19,7 @@ class LiveBar:
 
     def __init__(self, progress: RichProgress, description: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(description, total=None, text="")
+        self._task = progress.add_task(printable(description), total=None, text="")
 
     @property
     def units_per_second(self) -> float:
@@ -26,7 +29,11 @@ class LiveBar:
     def show(self, description: str, completed: int, total: int | None, text: str) -> None:
         """Show `completed` of `total` units, or of an unknown number, and `text` beside the bar."""
         self._progress.update(
-            self._task, description=description, completed=completed, total=total, text=text
+            self._task,
+            description=printable(description),
+            completed=completed,
+            total=total,
+            text=printable(text),
         )
 
 
@@ -34,14 +41,15 @@ class LiveBar:
 def live_bar(description: str) -> Iterator[LiveBar]:
     """Show a bar on standard error, which must be a terminal, while the block runs."""
     # Deferred: saves 40 ms (rich) wherever no bar is shown.
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from pyvmm.standard_streams.rich_console import TextConsole
+
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=TextConsole(sys.stderr), transient=True) as progress:
         yield LiveBar(progress, description)

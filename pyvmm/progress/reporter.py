@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from pyvmm.standard_streams.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -67,7 +69,7 @@ class PlainLines:
 
     def _show(self, line: str) -> None:
         self._shown_at = time.monotonic()
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
 
 class Bars:
@@ -79,7 +81,7 @@ class Bars:
 
     def stage(self, text: str, total: int | None = None) -> None:
         self.finish()
-        self._task = self._rich.add_task(text, total=total)
+        self._task = self._rich.add_task(printable(text), total=total)
 
     def advance(self, steps: int = 1) -> None:
         if self._task is not None:
@@ -102,12 +104,13 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         yield PlainLines(stream)
         return
     # Deferred: saves 40 ms (rich) without a terminal.
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with RichProgress(*columns, TimeElapsedColumn(), console=Console(file=stream)) as rich:
+    from pyvmm.standard_streams.rich_console import TextConsole
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with RichProgress(*columns, TimeElapsedColumn(), console=TextConsole(stream)) as rich:
         bars = Bars(rich)
         yield bars
         bars.finish()

@@ -23,6 +23,7 @@ from pyvmm.cli.options import kvm_option, parse_size_value
 from pyvmm.config import DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
+from pyvmm.standard_streams.text import print_message
 from pyvmm.units import MIB
 
 MEASUREMENTS_FILE = "measurements.json"
@@ -136,4 +137,4 @@ def _measure_where_kvm_works(
 
 
 def _announce(text: str) -> None:
-    print(f"  {text} ...", file=sys.stderr, flush=True)
+    print_message(f"{text} ...", "  ")

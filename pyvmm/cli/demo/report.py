@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pyvmm.cli.json_output import print_json
+from pyvmm.standard_streams.rich_console import TextConsole
 from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
@@ -67,18 +68,23 @@ def _with_hyphens(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_tables(figures: dict[str, Any], plot: Path | None, failures: list[str]) -> None:
-    console = Console()
+    console = TextConsole()
     console.print()
     console.print(_steps_table(figures))
     console.print(_transfers_table(figures))
     verified, wrong = figures["verified_bytes"], figures["wrong_bytes"]
     console.print(
-        f"The host got back [bold]{_returned_share(figures):.1%}[/] of the inflated memory; the"
-        f" guest verified {verified // MIB} MiB, [bold]{wrong}[/] bytes wrong."
+        Text.assemble(
+            "The host got back ",
+            (f"{_returned_share(figures):.1%}", "bold"),
+            f" of the inflated memory; the guest verified {verified // MIB} MiB, ",
+            (str(wrong), "bold"),
+            " bytes wrong.",
+        )
     )
-    console.print(f"Plot: {plot}" if plot else f"No plot: {NO_PLOT}", soft_wrap=True, markup=False)
+    console.print(f"Plot: {plot}" if plot else f"No plot: {NO_PLOT}", soft_wrap=True)
     for failure in failures:
-        console.print(f"[bold red]FAILED[/]: {failure}")
+        console.print(Text.assemble(("FAILED", "bold red"), f": {failure}"))
 
 
 def _failures(figures: dict[str, Any]) -> Iterator[str]:
