@@ -31,8 +31,7 @@ def run_qmp_command(
     """Run `work` on a client of the control socket at `address`; returns its exit status.
 
     `command` is named in errors ("pyvmm stats"). `guest_timeout_s` is how long the server itself
-    may wait for the guest before it replies. Raises `RequestFailed` or
-    `CommandError`.
+    may wait for the guest before it replies. Raises `RequestFailed` or `CommandError`.
     """
     with QmpClient(parse_unix_address(address), guest_timeout_s + REPLY_TIMEOUT_S) as client:
         try:
