@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pyvmm.elf.tables import ElfError, read_elf_tables
 from pyvmm.errors import UserError
+from pyvmm.files.regular import open_regular_file
 
 SECTION = ".note.pyvmm"
 NOTE_NAME = b"pyvmm\0"
@@ -80,7 +81,7 @@ def read_manifest(path: Path | str) -> Manifest | None:
     be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular_file(path) as file:
             content = _read_section(file)
         return None if content is None else _parse_json(_parse_note(content))
     except _Damaged as error:

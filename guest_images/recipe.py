@@ -102,6 +102,10 @@ def _find_source(source: Path | None) -> Path:
         raise KernelSourceUnusable(f"the kernel source {source} does not exist")
     if source.is_dir():
         kernel_version(source)
+    elif not source.is_file():
+        raise KernelSourceUnusable(
+            f"the kernel source {source} is neither a directory nor a regular file"
+        )
     return source.resolve()
 
 

@@ -17,6 +17,7 @@ Documentation/arch/x86/boot.rst: "The Real-Mode Kernel Header", "64-bit Boot Pro
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.payload import PayloadError, decompress
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
+from pyvmm.files.regular import open_regular_file
 
 SECTOR_BYTES = 512
 HEADER_END_LIMIT = 0x290  # the next field of struct boot_params
@@ -45,9 +47,10 @@ class BzImage:
 
 def open_bzimage(path: Path) -> BzImage:
     """Read, check and decompress a bzImage. Raises `KernelUnusable`, and OSError."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise _unusable(path, "it is larger than any kernel")
-    content = path.read_bytes()
+    with open_regular_file(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise _unusable(path, "it is larger than any kernel")
+        content = file.read()
     try:
         header, payload = parse(content)
         cached = cache_dir("vmlinux") / hashlib.sha256(content).hexdigest()

@@ -13,12 +13,14 @@ the entry point of a vmlinux is the 64-bit entry of that protocol.
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyvmm.boot.errors import InitramfsUnusable, KernelUnusable, NotEnoughRam
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
 from pyvmm.elf.tables import MAGIC, ElfError, ElfSegment, read_elf_tables
+from pyvmm.files.regular import open_regular_file
 from pyvmm.memory import layout
 from pyvmm.units import MIB
 
@@ -58,7 +60,7 @@ class KernelImage(NamedTuple):
     def load(self, memory: GuestMemory) -> None:
         """Copy the kernel into `memory`, which is large enough and still all zeros."""
         with (
-            self.vmlinux.open("rb") as file,
+            open_regular_file(self.vmlinux) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             memoryview(content) as view,
         ):
@@ -71,7 +73,7 @@ class KernelImage(NamedTuple):
 def read_kernel(path: Path) -> KernelImage:
     """Parse and check a vmlinux, guest.img or bzImage. Raises `KernelUnusable`."""
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             beginning = file.read(BEGINNING_BYTES)
         if beginning.startswith(MAGIC):
             return _read_elf(path, path, None)
@@ -87,9 +89,10 @@ def read_kernel(path: Path) -> KernelImage:
 
 
 def _read_elf(path: Path, vmlinux: Path, header: SetupHeader | None) -> KernelImage:
-    with vmlinux.open("rb") as file:
+    with open_regular_file(vmlinux) as file:
         entry, segments = _parse(path, file)
-    _check(path, vmlinux.stat().st_size, entry, segments)
+        size = os.fstat(file.fileno()).st_size
+    _check(path, size, entry, segments)
     return KernelImage(path, vmlinux, entry, tuple(segments), header)
 
 
@@ -132,7 +135,8 @@ def _broken(path: Path, reason: str) -> KernelUnusable:
 def read_initrd(path: Path) -> bytes:
     """Return the contents of an initramfs archive. Raises `InitramfsUnusable`."""
     try:
-        content = path.read_bytes()
+        with open_regular_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise InitramfsUnusable(f"cannot read the initramfs {path}: {error.strerror}") from error
     if not content:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from devices.state import StateError
 from pyvmm.errors import UserError
+from pyvmm.files.regular import open_regular
 from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm.snapshot.format import (
     HEADER,
@@ -52,7 +53,7 @@ class SnapshotFile:
     def __init__(self, path: Path, kinds: Mapping[str, Kind]) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_regular(path)
         except OSError as error:
             raise UserError(f"cannot read the snapshot {path}: {error.strerror}") from error
         try:

@@ -10,6 +10,7 @@ the user has waived it. A unix socket is protected by its file mode, which admit
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import UserError
+from pyvmm.files.regular import open_regular
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
 from pyvmm.sockets.errors import (
     HandshakeFailed,
@@ -45,6 +47,8 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         try:
+            for path in (self.ca, self.certificate, self.key):
+                os.close(open_regular(path))  # OpenSSL would wait for a pipe without end
             context.load_verify_locations(self.ca)
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:

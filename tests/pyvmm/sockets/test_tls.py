@@ -14,6 +14,7 @@ from pyvmm.sockets.connect import connect
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security, TlsFiles
+from tests.pyvmm.sockets.certificates import certificate
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 
@@ -32,6 +33,16 @@ def test_an_unprotected_network_and_tls_on_a_unix_socket_are_refused(
 ) -> None:
     with pytest.raises(UserError):
         security.check(address)
+
+
+@pytest.mark.parametrize("special", [0, 1, 2], ids=["the CA", "the certificate", "the key"])
+def test_a_tls_file_must_be_a_regular_file(tmp_path: Path, special: int) -> None:
+    """OpenSSL would wait for a pipe without end; /dev/null only shows that it never opens it."""
+    files = certificate(tmp_path, "ca", "host")
+    paths = [files.ca, files.certificate, files.key]
+    paths[special] = Path("/dev/null")
+    with pytest.raises(UserError, match="it is a character device, not a regular file"):
+        TlsFiles(*paths).context(server=True)
 
 
 def resolves_localhost() -> bool:
