@@ -2,9 +2,10 @@
 """Copy the caller's standard streams, which must never become non-blocking.
 
 A terminal, a pipe or a file on descriptors 0 to 2 is shared with the shell and other programs,
-which a switch to non-blocking would break. So one thread per stream copies, with blocking calls,
-between it and a socket pair whose other end belongs to the multiplexer. The threads are daemons:
-one that is blocked in a write to a pipe without a reader does not keep the process alive.
+which a switch to non-blocking would break. So one thread per stream copies, waiting for the stream
+itself, between it and a socket pair whose other end belongs to the multiplexer. One of those
+programs may have made the stream non-blocking, so EAGAIN is not the end of it. The threads are
+daemons: one that is blocked in a write to a pipe without a reader does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import termios
 import threading
 import tty
 from collections.abc import Iterator
+
+from pyvmm.standard_streams.descriptors import write_all
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -43,7 +46,10 @@ class InputCopier:
                 ready = dict(poller.poll())
                 if self._stop_reader in ready:
                     return
-                data = os.read(self._fd, _CHUNK_BYTES)
+                try:
+                    data = os.read(self._fd, _CHUNK_BYTES)
+                except BlockingIOError:  # another reader was faster
+                    continue
                 if not data:
                     self._inner.shutdown(socket.SHUT_WR)
                     return
@@ -66,9 +72,7 @@ class OutputCopier:
     def _copy(self) -> None:
         with self._inner, contextlib.suppress(OSError):
             while data := self._inner.recv(_CHUNK_BYTES):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._fd, view) :]
+                write_all(self._fd, data)
 
 
 def in_foreground(fd: int) -> bool:

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors 0 to 2: open all of them at the start of a process.
+"""Descriptors 0 to 2: open all of them at the start of a process, and write to them.
 
 A process that starts with one of them closed would give its number to the next file or socket that
 it opens: messages would be written into a guest's disk or a protocol, and a protocol's bytes would
 be read as input. So each process of pyvmm calls `open_missing_descriptors` before it opens
 anything, and what was closed then reads as empty and discards what is written to it.
+
+Non-blocking mode belongs to the open file, which others share: a program that sets it on its own
+standard input sets it on our standard output too, if both are one terminal or pipe. So EAGAIN is no
+error here, and `write_all` waits.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -31,3 +36,18 @@ def open_missing_descriptors() -> None:
         if getattr(sys, name) is None:
             stream = open(fd, mode, closefd=False, errors="backslashreplace")  # noqa: SIM115
             setattr(sys, name, stream)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data` to `fd`, which may be non-blocking, waiting as long as it takes.
+
+    Raises OSError when `fd` can no longer be written to.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()

@@ -11,12 +11,11 @@ than its output is read.
 
 from __future__ import annotations
 
-import os
-import select
 import threading
 import time
 from collections.abc import Callable
 
+from pyvmm.standard_streams.descriptors import write_all
 from pyvmm_native.serial import ByteQueue
 
 MAX_UNWRITTEN_BYTES = 1 << 16
@@ -67,7 +66,9 @@ class ConsoleWriter:
 
     def _run(self) -> None:
         while data := self._take():
-            if not self._write_out(memoryview(data)):
+            try:
+                write_all(self._fd, data)
+            except OSError:
                 self.queue.close()
                 self._notify()
                 self._on_lost()
@@ -83,16 +84,3 @@ class ConsoleWriter:
         data = self.queue.take()
         self._notify()
         return data
-
-    def _write_out(self, data: memoryview) -> bool:
-        """Write all of `data`; returns False when `fd` can no longer be written to."""
-        while data:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # another process made the open file non-blocking
-                poll = select.poll()
-                poll.register(self._fd, select.POLLOUT)
-                poll.poll()
-            except OSError:
-                return False
-        return True

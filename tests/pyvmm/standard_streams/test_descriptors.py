@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
 
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+from pyvmm.standard_streams.descriptors import write_all
 
 SUBSETS = list(chain.from_iterable(combinations((0, 1, 2), count) for count in range(4)))
 REPORT = """
@@ -67,3 +69,20 @@ def test_help_and_errors_work_without_open_streams() -> None:
         for arguments in (["--help"], ["run", "/absent"])
     ]
     assert statuses == [0, 2]
+
+
+def test_write_all_waits_for_the_reader_of_a_nonblocking_pipe() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data = os.urandom(1 << 20)
+    thread = threading.Thread(target=write_all, args=(writer, data))
+    thread.start()
+    received = b""
+    while len(received) < len(data):
+        received += os.read(reader, 4096)
+    thread.join(10)
+    assert received == data
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        write_all(writer, b"x")
+    os.close(writer)
