@@ -8,7 +8,7 @@
 | throttle | `vcpu-throttle` | opens and shuts the gate of the vCPU threads | `VcpuGate` |
 | migration | `migration` | one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
 | snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
-| userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, `VcpuGate` |
+| userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | console writer | `console-writer` | writes console output | the console's byte queue |
 
 | lock | protects | held | taken while holding | taken by |

@@ -2,8 +2,8 @@
 """The effect of each feature bit in a real guest and on the host.
 
 The table of docs/reference/features.md names a test for every bit of both dialects;
-`test_features_table.py` checks that these tests exist. Statistics, out of memory and
-unused pages are tested in other files.
+`test_features_table.py` checks that these tests exist. Statistics, out of memory and unused pages
+are tested in other files.
 """
 
 from __future__ import annotations
