@@ -84,10 +84,15 @@ def check_device() -> Finding:
 
 
 def device_remedy(mode: int, group: str, user: str) -> str:
-    """Return the commands that give `user` access to /dev/kvm, which has `mode` and `group`."""
+    """Return the commands that give `user` access to /dev/kvm, which has `mode` and `group`.
+
+    In a container the device often has a group of the host, which has only a number here.
+    """
     join = f"usermod -aG {{}} {user}, then log in again"
     for_group = stat.S_IRGRP | stat.S_IWGRP
     if mode & for_group == for_group and group != "root":
+        if group.isdigit():
+            return f"groupadd -g {group} hostkvm && {join.format('hostkvm')}"
         return join.format(group)
     return f"chgrp kvm {KVM_DEVICE} && chmod 660 {KVM_DEVICE} && {join.format('kvm')}"
 
@@ -210,15 +215,17 @@ def conclude(findings: list[Finding], fitness: KvmFitness) -> tuple[bool, str]:
             True,
             "pyvmm uses this machine's KVM: it runs ring 0 and system calls correctly",
         )
-    because = "is missing" if fitness.verdict is Verdict.MISSING else f"is {fitness.verdict.value}"
+    because = f"this machine's KVM is {fitness.verdict.value}"
+    if fitness.verdict is Verdict.UNREADABLE:
+        because = fitness.reason
     missing = [item.subject for item in findings if item.needed is Needed.LAB and not item.ok]
     if missing:
         parts = " and ".join(missing)
         return (
             False,
-            f"pyvmm cannot run a guest: this machine's KVM {because}, and the lab lacks {parts}",
+            f"pyvmm cannot run a guest: {because}, and the lab lacks {parts}",
         )
-    return True, f"pyvmm uses the lab, an emulated machine, because this machine's KVM {because}"
+    return True, f"pyvmm uses the lab, an emulated machine, because {because}"
 
 
 def install_lines(findings: list[Finding]) -> list[str]:

@@ -65,6 +65,11 @@ def test_the_figures_of_the_probe_are_described() -> None:
         (0o660, "kvm", "usermod -aG kvm ada, then log in again"),
         (0o660, "virt", "usermod -aG virt ada, then log in again"),
         (
+            0o660,
+            "994",
+            "groupadd -g 994 hostkvm && usermod -aG hostkvm ada, then log in again",
+        ),
+        (
             0o600,
             "kvm",
             "chgrp kvm /dev/kvm && chmod 660 /dev/kvm && usermod -aG kvm ada, then log in again",
@@ -76,7 +81,7 @@ def test_the_figures_of_the_probe_are_described() -> None:
         ),
     ],
 )
-def test_a_user_is_never_advised_to_join_the_group_root(mode: int, group: str, remedy: str) -> None:
+def test_a_user_is_advised_to_join_a_group_that_exists_and_is_not_root(mode: int, group: str, remedy: str) -> None:
     assert device_remedy(mode, group, "ada") == remedy
 
 
