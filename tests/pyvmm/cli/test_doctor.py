@@ -81,7 +81,9 @@ def test_the_figures_of_the_probe_are_described() -> None:
         ),
     ],
 )
-def test_a_user_is_advised_to_join_a_group_that_exists_and_is_not_root(mode: int, group: str, remedy: str) -> None:
+def test_a_user_is_advised_to_join_an_existing_group_but_not_root(
+    mode: int, group: str, remedy: str
+) -> None:
     assert device_remedy(mode, group, "ada") == remedy
 
 
