@@ -24,9 +24,13 @@ KVM_RUN loop serves both registers from there (pyvmm_native.serial). A driver th
 transmitter interrupt disabled, and all its characters take the fast path; of a driver that waits
 for the interrupt, all but the first of each FIFO filling do.
 
-Input arrives through `receive`, which accepts only as many characters as fit. If it accepted fewer
-than it was offered, `room_available` is called once the guest has emptied the receiver. The caller
-serialises `receive` with the guest's accesses (the machine's device lock).
+Input arrives through `receive`, which accepts only as many characters as fit, and none before the
+driver is ready for them: until it asserts RTS, as for a terminal with hardware flow control, or
+enables the received data interrupt. A driver that sets up the chip resets the FIFOs and reads RBR
+several times, which would lose whatever had arrived; Linux asserts RTS when the port is opened,
+after all that. If `receive` accepted fewer characters than it was offered, `room_available` is
+called once the guest has emptied the receiver or becomes ready. The caller serialises `receive`
+with the guest's accesses (the machine's device lock).
 """
 
 from __future__ import annotations
@@ -74,7 +78,7 @@ class Uart16550:
         fast_path: SerialFastPath | None = None,
     ) -> None:
         self.room_available: Listeners[[]] = Listeners()
-        """Called when the guest has emptied the receiver after `receive` refused characters."""
+        """Called when the guest can take more after `receive` refused characters."""
         self._irq = irq
         self._output = output
         self._fast_path = fast_path or SerialFastPath(ByteQueue(lambda: None, 0), 0)  # never used
@@ -125,9 +129,14 @@ class Uart16550:
         return accepted
 
     def _room_bytes(self) -> int:
-        if self._loopback:  # the receiver is cut off from the outside
+        if self._loopback or not self._driver_is_ready:  # loopback cuts off the outside
             return 0
         return self._capacity_bytes - len(self._received)
+
+    @property
+    def _driver_is_ready(self) -> bool:
+        rts = self._registers["mcr"] & bits.MCR_RTS
+        return bool(rts or self._ier & bits.IER_RECEIVED_DATA)
 
     def _offer_room(self) -> None:
         if self._refused and not self._received and self.can_receive:
@@ -272,6 +281,7 @@ class Uart16550:
         self._ier = value & 0x0F
         self._begin_transmission()
         self._update()
+        self._offer_room()
 
     def _read_iir(self) -> int:
         self._begin_transmission()

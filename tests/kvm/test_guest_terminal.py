@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyvmm run` on a terminal: input reaches the shell, ^A x ends it, the tty is restored."""
+"""`pyvmm run` on a terminal and on pipes: input, the end by ^A x, the settings of the tty."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -76,3 +77,18 @@ def test_interrupt_reaches_the_guest_and_exit_powers_off(guest_image: Path) -> N
         terminal.expect("guest# ")
         terminal.type("exit\r")
         assert terminal.process.wait(60) == 0
+
+
+def test_input_that_waits_since_before_the_boot_arrives_completely(guest_image: Path) -> None:
+    lines = [f"echo out-{number}-$((0+{number}))" for number in range(30)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pyvmm", "run", str(guest_image), "--memory", "128M"],
+        input="\n".join([*lines, "poweroff", ""]),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"out-(\d+)-(\d+)", done.stdout)
+    assert printed == [(str(number), str(number)) for number in range(30)], done.stdout

@@ -136,6 +136,7 @@ def test_writes_that_send_no_character_go_to_the_model(register: int, value: int
 
 def test_line_status_is_always_current() -> None:
     console = Console()
+    console.uart.write(MCR, 1, 0x02)  # RTS: ready to receive
     assert console.fast_path.read(LSR) == 0x60
     console.uart.receive(b"x")
     assert console.fast_path.read(LSR) == 0x61

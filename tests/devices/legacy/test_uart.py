@@ -313,5 +313,16 @@ def test_loopback_blocks_outside_input_until_it_ends() -> None:
     assert port.sent == b""
     assert port.read(RBR) == 0x42
     assert port.rooms == 0
-    port.write(MCR, OUT2)
+    port.write(MCR, OUT2 | RTS)
     assert port.rooms == 1
+
+
+@pytest.mark.parametrize(("register", "value"), [(MCR, RTS), (IER, ERBFI)], ids=["RTS", "ERBFI"])
+def test_input_waits_until_the_driver_is_ready(register: int, value: int) -> None:
+    port = UartPort(fcr=FIFO, mcr=OUT2)
+    assert port.uart.receive(b"a") == 0
+    assert port.read(LSR) == 0x60
+    assert (port.rooms, port.uart.can_receive) == (0, False)
+    port.write(register, value)
+    assert port.rooms == 1
+    assert port.uart.receive(b"a") == 1

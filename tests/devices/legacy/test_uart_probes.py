@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.devices.legacy.uart_port import (
+    DTR,
+    ELSI,
     EMPTY,
+    ERBFI,
     ETBEI,
     FCR,
     FIFO,
@@ -21,6 +24,7 @@ from tests.devices.legacy.uart_port import (
     NONE,
     OUT2,
     RBR,
+    RTS,
     THR,
     UartPort,
 )
@@ -74,6 +78,42 @@ def test_linux_finds_no_transmitter_bugs() -> None:
         assert port.read(LSR) & 0x60 == 0x60
         assert port.iir == EMPTY
         port.write(IER, 0)
+
+
+def test_linux_loses_no_input_while_it_sets_up_the_port() -> None:
+    """Input that waits since before the boot; the accesses are those of Linux's 8250 driver."""
+    port = UartPort(mcr=0)
+    waiting = bytearray(range(1, 200))
+
+    def send() -> None:
+        del waiting[: port.uart.receive(bytes(waiting))]
+
+    def clear_interrupts() -> None:
+        for register in (LSR, RBR, IIR, MSR):
+            port.read(register)
+
+    def clear_fifos() -> None:
+        for fcr in (FIFO, FIFO | 0x06, 0):
+            port.write(FCR, fcr)
+
+    port.uart.room_available.add(send)
+    send()
+    for _ in range(2):  # autoconfig(), serial8250_do_startup()
+        clear_fifos()
+        port.write(IER, 0)
+        clear_interrupts()
+    port.write(MCR, OUT2)
+    port.write(IER, ETBEI)  # the test of UART_BUG_THRE
+    port.write(IER, 0)
+    clear_interrupts()
+    port.write(FCR, FIFO)
+    port.write(FCR, FIFO | 0x80)
+    port.write(IER, ERBFI | ELSI)  # serial8250_do_set_termios()
+    port.write(MCR, OUT2 | DTR | RTS)  # uart_port_dtr_rts()
+    received = bytearray()
+    while port.read(LSR) & 1:
+        received.append(port.read(RBR))
+    assert received == bytes(range(1, 200))
 
 
 @given(

@@ -16,7 +16,7 @@ DTR, RTS, OUT1, OUT2, LOOP = 1, 2, 4, 8, 16
 class UartPort:
     """A UART, its output, its interrupt levels and the calls of `room_available`."""
 
-    def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2) -> None:
+    def __init__(self, *, fcr: int = 0, ier: int = 0, mcr: int = OUT2 | RTS) -> None:
         self.sent = bytearray()
         self.levels: list[bool] = []
         self.rooms = 0
