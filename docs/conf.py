@@ -43,7 +43,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 1  # unless api_markdown makes it a single line
 toc_object_entries_show_parents = "hide"
 
-myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "substitution"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_fence_as_directive: list[str] = []
 
