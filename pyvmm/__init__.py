@@ -4,8 +4,9 @@
     cli -> harness | qmp | lab -> vm -> snapshot | migration | balloon -> machine
         -> boot | state -> memory | cpuid -> trace -> pykvm, devices, pyvmm_native
 
-`sockets`, `elf`, `progress` and `cache` are leaves; `config`, `units`, `errors` and `version` are
-the only other modules here, besides `vm`. The contracts in pyproject.toml enforce this.
+`sockets`, `elf`, `progress`, `cache`, `files` and `standard_streams` are leaves; `config`, `units`,
+`errors` and `version` are the only other modules here, besides `vm`. The contracts in
+pyproject.toml enforce this.
 """
 
 from pyvmm.version import VERSION as __version__

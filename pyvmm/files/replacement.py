@@ -94,12 +94,12 @@ class ReplacementFile:
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write `data` to a new file that takes the place of `path`. Raises OSError."""
     with ReplacementFile(path) as file:
-        write_all(file.fd, data)
+        pwrite_all(file.fd, data)
         os.fchmod(file.fd, mode)
         file.commit()
 
 
-def write_all(fd: int, data: bytes, offset: int = 0) -> None:
+def pwrite_all(fd: int, data: bytes, offset: int = 0) -> None:
     """Write all of `data` at `offset`. Raises OSError."""
     view = memoryview(data)
     while view:

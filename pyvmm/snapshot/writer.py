@@ -29,9 +29,9 @@ from pathlib import Path
 from pyvmm.files.replacement import (
     ForeignFileError,
     ReplacementFile,
+    pwrite_all,
     remove_abandoned,
     replaceable,
-    write_all,
 )
 from pyvmm.snapshot.errors import SnapshotNotDurable, SnapshotNotWritten, SnapshotPathInUse
 from pyvmm.snapshot.format import (
@@ -124,8 +124,8 @@ class SnapshotWriter:
                 if start < end:
                     length = (end - start) * PAGE_BYTES
                     punch_hole(self._fd, PAGES_OFFSET + start * PAGE_BYTES, length)
-            write_all(self._fd, tail, header.records_offset)
-            write_all(self._fd, header.encode())
+            pwrite_all(self._fd, tail, header.records_offset)
+            pwrite_all(self._fd, header.encode())
             os.fsync(self._fd)
             self._replaceable(self._target)  # another process may have created a file there
             self._file.commit()
