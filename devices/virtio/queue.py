@@ -17,6 +17,9 @@ from devices.virtio import features
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
 
+MAX_QUEUE_SIZE = 32768
+"""2.7: the largest size of a split virtqueue."""
+
 
 class QueueSpec(NamedTuple):
     """The properties of one queue of a device type.
@@ -69,10 +72,15 @@ class DeviceQueue:
 
     `index` is the number of the queue, `spec` its properties in the device type. `size`, the
     addresses `desc_gpa`, `driver_gpa` and `device_gpa` of its three parts, and `enabled` are as the
-    driver has written them. `ring` is None while the queue is not live.
+    driver has written them. `ring` is None while the queue is not live. Raises ValueError for a
+    maximum size that is not a power of 2 up to 32768 (VIRTIO 1.2, 2.7).
     """
 
     def __init__(self, index: int, spec: QueueSpec) -> None:
+        size = spec.max_size
+        if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
+            limits = f"not a power of 2 up to {MAX_QUEUE_SIZE}"
+            raise ValueError(f"{spec.name}: a queue of {size} entries, {limits}")
         self.index = index
         self.spec = spec
         self.counters = QueueCounters()

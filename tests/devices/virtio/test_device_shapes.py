@@ -11,7 +11,7 @@ from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci_transport import MAX_QUEUES
-from devices.virtio.queue import QueueSpec
+from devices.virtio.queue import DeviceQueue, QueueSpec
 from pyvmm_native.ring import Chain
 
 
@@ -55,6 +55,12 @@ def test_every_queue_has_its_own_notifications(queues: int) -> None:
 def test_a_number_of_queues_that_pci_cannot_carry_is_refused(queues: int) -> None:
     with pytest.raises(ValueError, match=f"reverse: {queues} queues, not 1 to {MAX_QUEUES}"):
         board(queues)
+
+
+@pytest.mark.parametrize("size", [0, 100, 65536])
+def test_a_queue_size_that_virtio_does_not_allow_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"request: a queue of {size} entries"):
+        DeviceQueue(0, QueueSpec("request", size))
 
 
 def test_the_largest_number_of_queues_works() -> None:
