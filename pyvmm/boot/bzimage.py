@@ -25,7 +25,7 @@ from pathlib import Path
 from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.payload import PayloadError, decompress
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
+from pyvmm.cache.directory import cached_file
 from pyvmm.files.regular import open_regular_file
 
 SECTOR_BYTES = 512
@@ -39,7 +39,7 @@ KEPT_KERNELS = 6
 
 @dataclass(frozen=True)
 class BzImage:
-    """An opened bzImage: its setup header and the path of its vmlinux in the cache."""
+    """An opened bzImage: its setup header and the path of its vmlinux (see `cached_file`)."""
 
     header: SetupHeader
     vmlinux: Path
@@ -53,13 +53,11 @@ def open_bzimage(path: Path) -> BzImage:
         content = file.read()
     try:
         header, payload = parse(content)
-        cached = cache_dir("vmlinux") / hashlib.sha256(content).hexdigest()
-        if not cached.exists():
-            write_atomically(cached, _vmlinux(payload))
+        digest = hashlib.sha256(content).hexdigest()
+        vmlinux = cached_file("vmlinux", digest, lambda: _vmlinux(payload), count=KEPT_KERNELS)
     except PayloadError as error:
         raise _unusable(path, str(error)) from error
-    keep_most_recent("*", cached, KEPT_KERNELS)
-    return BzImage(header, cached)
+    return BzImage(header, vmlinux)
 
 
 def parse(content: bytes) -> tuple[SetupHeader, bytes]:

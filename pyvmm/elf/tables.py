@@ -18,8 +18,9 @@ import os
 import time
 from typing import BinaryIO, NamedTuple
 
-from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
+from pyvmm.cache.directory import cache_dir, keep_most_recent
 from pyvmm.errors import UserError
+from pyvmm.files.replacement import replace_file
 
 MAGIC = b"\x7fELF"
 MAX_SECTIONS = 4096
@@ -68,7 +69,7 @@ def read_elf_tables(file: BinaryIO) -> ElfTables | None:
         return tables
     with contextlib.suppress(OSError, UserError):
         kept = cache_dir("elf") / name
-        write_atomically(kept, json.dumps(tables).encode())
+        replace_file(kept, json.dumps(tables).encode())
         keep_most_recent("*", kept, KEPT_FILES)
     return tables
 

@@ -60,42 +60,41 @@ def replaceable(path: Path, is_ours: Callable[[bytes], bool], head_bytes: int = 
 
 
 class ReplacementFile:
-    """A new file, with mode 0600 and open as `fd`, that takes the place of `target`.
+    """A new file at `path`, open as `fd`, that takes the place of `target`.
 
-    Leaving the `with` block without `commit` removes it. Raises OSError.
+    Its mode is `mode` without the bits of the umask. Leaving the `with` block without `commit`
+    removes it. Raises OSError.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, mode: int = 0o600) -> None:
         self._target = target
-        self._temporary: Path | None = None
+        self._mode = mode
+        self._committed = False
+        name = f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"  # short, however long the target's is
+        self.path = target.with_name(name)
 
     def __enter__(self) -> ReplacementFile:
-        name = f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"  # short, however long the target's is
-        temporary = self._target.with_name(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.fd = os.open(temporary, flags, 0o600)
-        self._temporary = temporary
+        self.fd = os.open(self.path, flags, self._mode)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._temporary is not None:
+        if not self._committed:
             with suppress(OSError):
-                self._temporary.unlink()
+                self.path.unlink()
         with suppress(OSError):  # NFS may report a failed write here, too late
             os.close(self.fd)
 
     def commit(self) -> None:
         """Give the file the target's name; a file that had it is gone."""
-        assert self._temporary is not None
-        self._temporary.replace(self._target)
-        self._temporary = None
+        self.path.replace(self._target)
+        self._committed = True
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write `data` to a new file that takes the place of `path`. Raises OSError."""
-    with ReplacementFile(path) as file:
+def replace_file(target: Path, data: bytes) -> None:
+    """Write `data` to a new file, with the usual mode, in place of `target`. Raises OSError."""
+    with ReplacementFile(target, 0o666) as file:
         pwrite_all(file.fd, data)
-        os.fchmod(file.fd, mode)
         file.commit()
 
 

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.cache.directory import keep_most_recent
-from pyvmm.lab.kernel import lab_cache
+from pyvmm.cache.directory import CacheUnusable, cache_dir, keep_most_recent
+from pyvmm.files.replacement import ReplacementFile
+from pyvmm.lab.kernel import LAB_CACHE
 
 _TIMEOUT_S = 60.0
 _POLL_INTERVAL_S = 0.02
@@ -66,8 +67,10 @@ class QemuMonitor:
         self._connection.close()
 
 
-def snapshot_path(machine: Sequence[str]) -> Path:
+def snapshot_path(machine: Sequence[str]) -> Path | None:
     """Return the path of the snapshot of a machine with these QEMU arguments.
+
+    Returns None if there is no snapshot and no place in which to write one.
 
     `machine[0]` is QEMU's path. Another QEMU, kernel, initramfs or host processor has another
     path.
@@ -78,23 +81,27 @@ def snapshot_path(machine: Sequence[str]) -> Path:
     ]
     parts = (*machine, str(stat.st_size), str(stat.st_mtime_ns), *model[:1])
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return lab_cache() / f"snapshot-{digest[:16]}"
+    try:
+        path = cache_dir(LAB_CACHE) / f"snapshot-{digest[:16]}"
+    except CacheUnusable:
+        return None
+    return path if path.exists() or os.access(path.parent, os.W_OK) else None
 
 
 def save(monitor: QemuMonitor, path: Path) -> None:
     """Write the running machine to `path` and resume it. Raises BootSnapshotError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     monitor.execute("stop")
     try:
         parameters = {"max-bandwidth": _UNLIMITED_BYTES_PER_SECOND}
         monitor.execute("migrate-set-parameters", **parameters)
-        target = shlex.quote(str(temporary))
-        monitor.execute("migrate", uri=f"exec:umask 077; cat > {target}")
-        _wait(monitor, "query-migrate", {"setup", "active", "device", "none"}, "completed")
-        temporary.replace(path)
+        with ReplacementFile(path) as file:
+            monitor.execute("migrate", uri=f"exec:cat > {shlex.quote(str(file.path))}")
+            _wait(monitor, "query-migrate", {"setup", "active", "device", "none"}, "completed")
+            file.commit()
         keep_most_recent("snapshot-*", path)
+    except OSError as error:
+        raise BootSnapshotError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
         monitor.execute("cont")
 
 

@@ -22,8 +22,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pyvmm.cache.directory import keep_most_recent, write_atomically
-from pyvmm.lab.kernel import LabKernel, lab_cache, read_module
+from pyvmm.cache.directory import cached_file
+from pyvmm.lab.kernel import LAB_CACHE, LabKernel, read_module
 from pyvmm.lab.preload import ORIGINS, PRELOADED
 
 PYTHON_HOME = "/lab"
@@ -96,11 +96,8 @@ def init_arguments() -> tuple[str, ...]:
 
 def build_initramfs(kernel: LabKernel) -> Path:
     """Return the initramfs for `kernel` and this interpreter, from the cache if it is current."""
-    path = lab_cache() / f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
-    if not path.exists():
-        write_atomically(path, _archive(kernel))
-    keep_most_recent("initramfs-*", path)
-    return path
+    name = f"initramfs-{kernel.release}-{_fingerprint(kernel)}"
+    return cached_file(LAB_CACHE, name, lambda: _archive(kernel), pattern="initramfs-*")
 
 
 def _fingerprint(kernel: LabKernel) -> str:

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.boot.bzimage import open_bzimage
-from pyvmm.cache.directory import cache_dir
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.errors import LabKernelUnreadable
 
 ENTRY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "kvm-amd")
 """Modules that the lab loads, in this order, each after its dependencies."""
+
+LAB_CACHE = "lab"
+"""The kind of cache that has the lab's initramfs and boot snapshots."""
 
 DEBIAN_PACKAGE = "linux-image-amd64"
 
@@ -36,11 +38,6 @@ class LabKernel:
     image: Path
     modules: tuple[Path, ...]
     """Module files in loading order."""
-
-
-def lab_cache() -> Path:
-    """Return the directory of the lab's initramfs and snapshots."""
-    return cache_dir("lab")
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> LabKernel:

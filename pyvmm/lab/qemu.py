@@ -96,16 +96,15 @@ def _connections(link: int, monitor: int, console: int) -> list[str]:
 class LabProcess:
     """A QEMU process that runs `machine`, and our ends of its link and monitor."""
 
-    def __init__(self, machine: list[str], snapshot: Path, *, resumed: bool) -> None:
-        """Start QEMU; `snapshot` is the path of the machine's snapshot, resumed if `resumed`."""
+    def __init__(self, machine: list[str], snapshot: Path | None = None) -> None:
+        """Start QEMU; it boots its kernel, or resumes the `snapshot` of the machine."""
         self.snapshot = snapshot
-        self.resumed = resumed
         self.link, link = socket.socketpair()
         monitor, qemu_monitor = socket.socketpair()
         self.monitor = QemuMonitor(monitor)
         self.console_fd = os.memfd_create("pyvmm-lab-console", os.MFD_CLOEXEC)
         fds = (link.fileno(), qemu_monitor.fileno(), self.console_fd)
-        more = resume_arguments(snapshot) if resumed else []
+        more = resume_arguments(snapshot) if snapshot is not None else []
         with link, qemu_monitor:
             self._process = _spawn([*machine, *_connections(*fds), *more], fds, self.console_fd)
         self._ended = False

@@ -96,7 +96,7 @@ class LabSession:
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
         self._deadline = time.monotonic() + START_TIMEOUT_S
-        if self._lab.resumed:
+        if self._lab.snapshot is not None:
             self._set_up()
         while not self._ready:
             self._turn()
@@ -233,7 +233,7 @@ class LabSession:
         self._forwarder.connect(number, address)
 
     def _error(self, message: str) -> LabError:
-        if self._lab.resumed and not self._ready:
+        if self._lab.snapshot is not None and not self._ready:
             self._lab.snapshot.unlink(missing_ok=True)
         return lab_error(self._lab, message)
 

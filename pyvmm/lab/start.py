@@ -23,26 +23,30 @@ START_TIMEOUT_S = 180.0
 
 
 def start(*, memory_mib: int, cpus: int) -> LabProcess:
-    """Start the emulated machine; its agent has booted (if `resumed`) or will boot.
+    """Start the emulated machine; its agent has booted (if a snapshot is resumed) or will boot.
 
     Raises NotInstalled or LabKernelUnreadable for a part, LabError if the machine does not start.
     """
     machine = machine_arguments(memory_mib, cpus)
     snapshot = snapshot_path(machine)
-    for _ in range(2):  # a snapshot that does not resume is replaced once
-        with contextlib.suppress(BootSnapshotError):
-            if not snapshot.exists():
-                _boot_and_save(machine, snapshot)
-            return _resume(machine, snapshot)
-    return LabProcess(machine, snapshot, resumed=False)
+    if snapshot is not None:
+        for _ in range(2):  # a snapshot that does not resume is replaced once
+            if not snapshot.exists() and not _boot_and_save(machine, snapshot):
+                break
+            with contextlib.suppress(BootSnapshotError):
+                return _resume(machine, snapshot)
+    return LabProcess(machine)
 
 
-def _boot_and_save(machine: list[str], snapshot: Path) -> None:
-    """Boot `machine` and write its snapshot. Raises LabError, BootSnapshotError."""
-    lab = LabProcess(machine, snapshot, resumed=False)
+def _boot_and_save(machine: list[str], snapshot: Path) -> bool:
+    """Boot `machine` and write its snapshot; return False if that fails. Raises LabError."""
+    lab = LabProcess(machine)
     try:
         _wait_until_booted(lab)
         save(lab.monitor, snapshot)
+        return True
+    except BootSnapshotError:
+        return False
     finally:
         lab.end()
 
@@ -68,7 +72,7 @@ def _wait_until_booted(lab: LabProcess) -> None:
 
 def _resume(machine: list[str], snapshot: Path) -> LabProcess:
     """Resume `machine`; remove a snapshot that does not resume and raise BootSnapshotError."""
-    lab = LabProcess(machine, snapshot, resumed=True)
+    lab = LabProcess(machine, snapshot)
     try:
         resume(lab.monitor, snapshot)
     except BootSnapshotError:

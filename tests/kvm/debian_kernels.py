@@ -29,8 +29,9 @@ from pathlib import Path
 
 from guest_images.initramfs import PROGRAMS, compile_program
 from guest_images.recipe import BUSYBOX, HERE
-from pyvmm.cache.directory import CacheUnusable, cache_dir, write_atomically
+from pyvmm.cache.directory import CacheUnusable, cache_dir
 from pyvmm.cli.remedies import with_remedy
+from pyvmm.files.replacement import replace_file
 from pyvmm.lab.initramfs import cpio
 
 NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
@@ -98,7 +99,7 @@ def fetch(name: str) -> StockKernel:
             (Path(temporary) / "tree" / "drivers").write_text("\n".join(DRIVERS))
             shutil.rmtree(kernel.directory, ignore_errors=True)
             (Path(temporary) / "tree").rename(kernel.directory)
-    write_atomically(kernel.initramfs, initramfs(kernel.directory / "modules"))
+    replace_file(kernel.initramfs, initramfs(kernel.directory / "modules"))
     return kernel
 
 

@@ -11,7 +11,8 @@ import hashlib
 from pathlib import Path
 
 from guest_images.initramfs import compile_program
-from pyvmm.cache.directory import cache_dir, keep_most_recent, write_atomically
+from pyvmm.cache.directory import cache_dir, keep_most_recent
+from pyvmm.files.replacement import replace_file
 from pyvmm.lab.initramfs import cpio
 
 SOURCE = Path(__file__).with_name("hostile_init.c")
@@ -24,7 +25,7 @@ def hostile_initrd() -> Path:
     if not archive.exists():
         program = archive.with_suffix(".elf")
         compile_program(SOURCE, program)
-        write_atomically(archive, cpio({"/hostile": program.read_bytes()}))
+        replace_file(archive, cpio({"/hostile": program.read_bytes()}))
         program.unlink()
     keep_most_recent("hostile-*.cpio", archive)
     return archive

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,8 @@ from pyvmm.cache.directory import (
     CacheUnusable,
     cache_dir,
     cache_root,
+    cached_file,
     keep_most_recent,
-    write_atomically,
 )
 
 
@@ -67,9 +71,78 @@ def test_the_most_recently_used_files_are_kept() -> None:
     assert set(cache_dir("lab").iterdir()) == {paths[-1], *paths[: KEPT_FILES - 1], other}
 
 
-def test_a_file_is_replaced_as_a_whole() -> None:
-    path = cache_dir("elf") / "tables"
-    for data in (b"first", b"second"):
-        write_atomically(path, data)
-        assert path.read_bytes() == data
-        assert list(path.parent.iterdir()) == [path]
+def test_a_file_is_computed_only_once() -> None:
+    path = cached_file("elf", "name", lambda: b"data")
+    assert path == cache_dir("elf") / "name"
+    assert path.read_bytes() == b"data"
+    assert cached_file("elf", "name", lambda: pytest.fail("computed again")) == path
+
+
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process one of a user that the system does not know."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def a_file_in_place_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").touch()
+
+
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+
+    def fail(fd: int, data: bytes, offset: int) -> int:
+        if "memfd" not in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+
+
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def fail(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return open_file(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+@pytest.mark.parametrize("trouble", [no_home, a_file_in_place_of_the_cache, full_disk, read_only])
+def test_without_a_usable_cache_a_file_is_in_memory(
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        trouble(tmp_path, patched)
+        path = cached_file("vmlinux", trouble.__name__, lambda: b"data")
+        again = cached_file("vmlinux", trouble.__name__, lambda: pytest.fail("computed again"))
+    assert path == again
+    assert subprocess.run(["cat", path], capture_output=True, check=True).stdout == b"data"
+    if (tmp_path / "cache").is_dir():
+        assert not list(cache_dir("vmlinux").iterdir()), "nothing unfinished is left"
+
+
+def test_a_full_cache_that_cannot_be_written_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cached_file("vmlinux", "name", lambda: b"data")
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", fail)
+    assert cached_file("vmlinux", "name", lambda: pytest.fail("computed again")) == path
+
+
+def test_what_a_killed_writer_has_left_is_removed_by_the_next_one() -> None:
+    left = cache_dir("vmlinux") / ".pyvmm-0.part"
+    left.touch()
+    path = cached_file("vmlinux", "name", lambda: b"data")
+    assert list(path.parent.iterdir()) == [path]

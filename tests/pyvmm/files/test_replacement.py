@@ -60,10 +60,12 @@ def test_a_failed_replacement_leaves_no_file(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_a_replacement_has_the_given_mode(tmp_path: Path) -> None:
-    replace_file(tmp_path / "file", b"data", 0o640)
-    assert (tmp_path / "file").read_bytes() == b"data"
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"first", b"second"):
+        replace_file(path, data)
+        assert path.read_bytes() == data
+        assert os.listdir(tmp_path) == ["file"]
 
 
 WRITER = """

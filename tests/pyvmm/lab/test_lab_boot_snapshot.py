@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cache.directory import cache_dir
 from pyvmm.lab.boot_snapshot import snapshot_path
-from pyvmm.lab.kernel import lab_cache
 from pyvmm.sockets.lab_paths import in_lab
 
 
@@ -38,7 +38,7 @@ def test_a_lab_resumes_and_replaces_a_truncated_snapshot() -> None:
         pytest.skip("labs do not nest")
     show = ("sh", "-c", "head -c 16 /dev/urandom | od -An -tx1; cat /proc/uptime; date +%s")
     results = [run(*show)]
-    (snapshot,) = lab_cache().glob("snapshot-*")
+    (snapshot,) = cache_dir("lab").glob("snapshot-*")
     good = snapshot.read_bytes()
     results += [run(*show), run(*show)]
     snapshot.write_bytes(good[:100_000] + b"truncated")
