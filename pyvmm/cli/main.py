@@ -4,12 +4,13 @@
 `COMMANDS` gives the module of each subcommand and its line in `pyvmm --help`, so that no command
 pays for importing the others. `LazyGroup.main` is the only place that turns exceptions into exit
 statuses: 0 for success (or the int that a subcommand returns); 2, with one line on standard error,
-for everything that the user can correct (125 when the lab failed); 130 after Ctrl-C. Any other
-exception is a bug in pyvmm and keeps its traceback.
+for everything that the user can correct (125 when the lab failed); 1 when standard output cannot be
+written; 130 after Ctrl-C. Any other exception is a bug in pyvmm and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -24,7 +25,9 @@ from pyvmm.standard_streams.text import print_message
 from pyvmm.version import VERSION
 
 EXIT_USER_ERROR = UserError.exit_status
+EXIT_OUTPUT_LOST = 1
 EXIT_INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 THEMES = (
@@ -174,10 +177,20 @@ class LazyGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # The reader of standard output is gone; the flush at exit must not fail either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            _discard_output()  # its reader is gone
+            sys.exit(EXIT_OUTPUT_LOST)
+        except OSError as error:
+            if error.errno not in _DISK_FULL or error.filename is not None:
+                raise
+            _discard_output()
+            _print_error(f"standard output cannot be written: {error.strerror}")
+            sys.exit(EXIT_OUTPUT_LOST)
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def _discard_output() -> None:
+    """Discard standard output from now on, so that the flush at exit does not fail, either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain_import(error: ImportError) -> str:

@@ -155,8 +155,8 @@ def run(
       pyvmm run --restore vm.snap
       pyvmm run --incoming unix:/tmp/m --memory 8G
 
-    The exit status is 0 when the guest powers off or reboots, 1 when it crashes, 2 when an option
-    or a file cannot be used, 128 + N when signal N ended it.
+    The exit status is 0 when the guest powers off or reboots, 1 when it crashes or its output
+    cannot be written, 2 when an option or a file cannot be used, 128 + N when signal N ended it.
     """
     level = logging.DEBUG if verbose else logging.WARNING
     log_on_stderr(level)

@@ -100,7 +100,7 @@ class _TerminalRun:
         """Create the VM of `config`, connected to the console; it does not run yet."""
 
         def act(action: Action) -> None:
-            vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.SIGNAL))
+            vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.CRASH))
 
         def send_input(data: bytes) -> int:
             return vm.console_input(data)
@@ -139,6 +139,10 @@ class _TerminalRun:
         self._stack.enter_context(Terminal(0))
         self._console.start()
         result = await (running or self._vm.run())
+        self._console.close()
+        if (error := self._console.output_error) and not self._caught:
+            detail = f"the guest's console output cannot be written: {error.strerror}"
+            result = ExitResult(ExitReason.CRASH, detail)
         if result.exit_status:
             print_message(result.detail)
         return self.exit_status(result.exit_status)

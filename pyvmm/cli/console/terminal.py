@@ -134,6 +134,11 @@ class ConsoleIo:
         self.queue = self._writer.queue
         self.throttle = self._writer.throttle
 
+    @property
+    def output_error(self) -> OSError | None:
+        """The reason why output was lost; None if none was."""
+        return self._writer.error
+
     def start(self) -> None:
         """Start to read input for the guest."""
         self._resume()

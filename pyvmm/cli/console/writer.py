@@ -26,7 +26,8 @@ _GATHER_S = 0.004  # collect output for this long, then write it at once; not a 
 class ConsoleWriter:
     """Writes the bytes that any thread puts into `queue` to `fd`, in order, on its own thread.
 
-    `on_lost` is called on that thread, once, when `fd` can no longer be written to.
+    `on_lost` is called on that thread, once, when `fd` can no longer be written to; `error` has the
+    reason from then on.
 
     Threads: event loop; `queue` any, `throttle` vCPU.
     """
@@ -34,6 +35,7 @@ class ConsoleWriter:
     def __init__(self, fd: int, on_lost: Callable[[], None]) -> None:
         self._fd = fd
         self._on_lost = on_lost
+        self.error: OSError | None = None
         self._changed = threading.Condition()
         self._closing = False
         self.queue = ByteQueue(self._notify, MAX_UNWRITTEN_BYTES)
@@ -68,7 +70,8 @@ class ConsoleWriter:
         while data := self._take():
             try:
                 write_all(self._fd, data)
-            except OSError:
+            except OSError as error:
+                self.error = error
                 self.queue.close()
                 self._notify()
                 self._on_lost()
