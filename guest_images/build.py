@@ -17,16 +17,23 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from guest_images.errors import ImageNotWritten
 from guest_images.initramfs import prepare_initramfs
 from guest_images.kernel import KernelTree
-from guest_images.manifest import SECTION, Manifest, ManifestError, read_manifest
+from guest_images.manifest import (
+    SECTION,
+    Manifest,
+    ManifestError,
+    has_manifest,
+    read_manifest,
+)
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
-from pyvmm.cache.directory import CacheUnusable, cache_root
+from pyvmm.cache.directory import CacheUnusable, cache_root, keep_most_recent
+from pyvmm.files.replacement import ForeignFileError, remove_abandoned, replace_file, replaceable
 from pyvmm.progress.reporter import Progress
 
 DIALECT = "bitmap"
@@ -37,6 +44,7 @@ DRIVER = "pyvmm page-bitmap v1"
 # the host. It reboots by ACPI.
 APPEND = "console=ttyS0 loglevel=6 panic=-1"
 IMAGES_KEPT = 4
+_UNFINISHED = ".image-"
 
 
 def build_image(
@@ -52,8 +60,10 @@ def build_image(
     With `output` the image is copied there, else it stays in the cache. `source` is a Linux 6.12
     source directory or archive, by default Debian's; `jobs` is the number of parallel compilers, by
     default one per CPU. `force` rebuilds the image. Raises `NotInstalled`, `CacheUnusable`,
-    `ImageNotWritten` and the errors of `guest_images.errors` about the kernel source.
+    `ImageNotWritten` and the errors of `guest_images.errors` about the kernel source. A file at
+    `output` that is no guest image is not replaced.
     """
+    target = None if output is None else _replaceable(output)  # known before minutes of a build
     recipe = read_recipe(source)
     cached = image_path(recipe)
     if force or not cached.exists():
@@ -61,9 +71,10 @@ def build_image(
         with _build_lock(progress):
             if force or not cached.exists():
                 _build(recipe, cached, jobs or len(os.sched_getaffinity(0)), progress)
-    if output is None:
+    keep_most_recent("*.img", cached, IMAGES_KEPT)
+    if output is None or target is None:
         return cached
-    _install(cached, output, recipe.digest)
+    _install(cached, target, recipe.digest)
     return output
 
 
@@ -110,13 +121,14 @@ def _build(recipe: Recipe, image: Path, jobs: int, progress: Progress) -> None:
         inputs=recipe.digest,
     )
     image.parent.mkdir(parents=True, exist_ok=True)
+    for unfinished in image.parent.glob(f"{_UNFINISHED}*"):  # of a build that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     add_manifest(vmlinux, manifest, image)
-    _drop_old_images(image.parent)
 
 
 def add_manifest(vmlinux: Path, manifest: Manifest, image: Path) -> None:
     """Write `image`: the ELF file `vmlinux` without symbols and with `manifest` in its note."""
-    with tempfile.TemporaryDirectory(dir=image.parent, prefix=".image-") as directory:
+    with tempfile.TemporaryDirectory(dir=image.parent, prefix=_UNFINISHED) as directory:
         note, result = Path(directory, "note"), Path(directory, "image")
         note.write_bytes(manifest.to_note())
         command = [
@@ -131,25 +143,26 @@ def add_manifest(vmlinux: Path, manifest: Manifest, image: Path) -> None:
         result.replace(image)
 
 
-def _install(cached: Path, output: Path, digest: str) -> None:
-    """Copy the image to `output` by a rename, unless the same image is there."""
+def _replaceable(output: Path) -> Path:
+    """Return the path of the file to write for `output`. Raises `ImageNotWritten`."""
     try:
-        if output.is_file():
-            try:
-                found = read_manifest(output)
-            except ManifestError:
-                found = None
-            if found is not None and found.inputs == digest:
-                return
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".image-") as directory:
-            copy = Path(directory, "image")
-            shutil.copyfile(cached, copy)
-            copy.replace(output)
+        return replaceable(output, has_manifest)
+    except ForeignFileError as error:
+        raise ImageNotWritten(
+            f"{output} is a file, but not a guest image, and is not replaced"
+        ) from error
     except OSError as error:
         raise ImageNotWritten(f"{output} cannot be written: {error.strerror}") from error
 
 
-def _drop_old_images(directory: Path) -> None:
-    images = sorted(directory.glob("*.img"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for image in images[IMAGES_KEPT:]:
-        image.unlink(missing_ok=True)
+def _install(cached: Path, target: Path, digest: str) -> None:
+    """Copy the image to `target` by a rename, unless the same image is there."""
+    with suppress(OSError, ManifestError):
+        found = read_manifest(target)
+        if found is not None and found.inputs == digest:
+            return
+    try:
+        remove_abandoned(target.parent)
+        replace_file(target, cached.read_bytes())
+    except OSError as error:
+        raise ImageNotWritten(f"{target} cannot be written: {error.strerror}") from error

@@ -88,6 +88,14 @@ def read_manifest(path: Path | str) -> Manifest | None:
         raise ManifestError(f"{path}: {error}") from error
 
 
+def has_manifest(file: BinaryIO) -> bool:
+    """Return True if the open `file` is an image with a manifest, damaged or not."""
+    try:
+        return _read_section(file) is not None
+    except _Damaged:
+        return False
+
+
 def _read_section(file: BinaryIO) -> bytes | None:
     """Return the bytes of the manifest's section, None if there is none or no ELF file."""
     file_bytes = os.fstat(file.fileno()).st_size

@@ -26,8 +26,9 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from pyvmm.files.regular import open_regular
+from pyvmm.files.regular import open_regular_file
 
 _PREFIX, _SUFFIX = ".pyvmm-", ".part"
 
@@ -36,10 +37,10 @@ class ForeignFileError(FileExistsError):
     """A regular file is in the way whose contents are not ours."""
 
 
-def replaceable(path: Path, is_ours: Callable[[bytes], bool], head_bytes: int = 64) -> Path:
+def replaceable(path: Path, is_ours: Callable[[BinaryIO], bool]) -> Path:
     """Return the path of the file that `path` names, links followed, if it may be replaced.
 
-    That is no file, or a regular one for whose first `head_bytes` `is_ours` is true. Raises
+    That is no file, or a regular one that `is_ours` recognizes when it reads it. Raises
     `ForeignFileError` for another regular file, and OSError.
     """
     try:
@@ -49,13 +50,9 @@ def replaceable(path: Path, is_ours: Callable[[bytes], bool], head_bytes: int = 
     target = Path(os.path.realpath(path))
     if not target.exists() or not os.path.samestat(named, target.stat()):
         raise OSError(errno.EINVAL, "it is a link to an open file, which has no path")
-    fd = open_regular(target)
-    try:
-        ours = is_ours(os.pread(fd, head_bytes, 0))
-    finally:
-        os.close(fd)
-    if not ours:
-        raise ForeignFileError(errno.EEXIST, "a file with other contents is there")
+    with open_regular_file(target) as file:
+        if not is_ours(file):
+            raise ForeignFileError(errno.EEXIST, "a file with other contents is there")
     return target
 
 

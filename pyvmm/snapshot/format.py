@@ -27,6 +27,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from devices.state import MAX_PAYLOAD_BYTES
 from pyvmm.config import MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES
@@ -65,9 +66,9 @@ OWN_KINDS = {
 """Records that every snapshot has in addition to the parts of its machine."""
 
 
-def begins_snapshot(head: bytes) -> bool:
-    """Return True if a file that begins with `head` is a snapshot, of any version, or was one."""
-    return head.startswith(_MAGIC)
+def begins_snapshot(file: BinaryIO) -> bool:
+    """Return True if `file` is a snapshot, of any version, or at least begins like one."""
+    return file.read(len(_MAGIC)) == _MAGIC
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class SnapshotWriter:
         return self
 
     def _replaceable(self, path: Path) -> Path:
-        return replaceable(path, lambda head: self._force or begins_snapshot(head))
+        return replaceable(path, lambda file: self._force or begins_snapshot(file))
 
     def __exit__(self, *exc: object) -> None:
         self._file.__exit__(*exc)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -21,8 +22,8 @@ from pyvmm.files.replacement import (
 )
 
 
-def is_ours(head: bytes) -> bool:
-    return head == b"ours"
+def is_ours(file: BinaryIO) -> bool:
+    return file.read() == b"ours"
 
 
 def test_a_path_that_names_nothing_may_be_created(tmp_path: Path) -> None:
