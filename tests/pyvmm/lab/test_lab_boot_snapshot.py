@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of the booted lab: their names, and recovery from a bad one."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.cache.directory import cache_dir
-from pyvmm.lab.boot_snapshot import snapshot_path
+from pyvmm.lab.boot_snapshot import BootSnapshotError, resume, save, snapshot_path
+from pyvmm.lab.qemu import QEMU, LabProcess
 from pyvmm.sockets.lab_paths import in_lab
 
 
@@ -26,6 +28,30 @@ def test_another_machine_or_emulator_has_another_snapshot(tmp_path: Path) -> Non
     assert snapshot_path([*machine[:2], "8192M"]) != path
     emulator.write_bytes(b"another")
     assert snapshot_path(machine) != path
+
+
+def test_a_machine_is_saved_and_resumed(tmp_path: Path) -> None:
+    """A machine without processors or memory, which QEMU saves at once."""
+    qemu = shutil.which(QEMU)
+    if qemu is None:
+        pytest.skip("QEMU is not installed")
+    machine = [qemu, "-machine", "none", "-nodefaults", "-display", "none"]
+    path = tmp_path / "snapshot-1"
+    (tmp_path / ".pyvmm-0.part").touch()  # of a process that was killed
+    lab = LabProcess(machine)
+    try:
+        save(lab.monitor, path)
+        with pytest.raises(BootSnapshotError, match="No such file or directory"):
+            save(lab.monitor, tmp_path / "nowhere" / "snapshot-1")
+    finally:
+        lab.end()
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o600
+    lab = LabProcess(machine, path)
+    try:
+        resume(lab.monitor, path)
+    finally:
+        lab.end()
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
