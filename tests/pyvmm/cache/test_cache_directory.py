@@ -141,7 +141,7 @@ def test_a_full_cache_that_cannot_be_written_is_used(monkeypatch: pytest.MonkeyP
     assert cached_file("vmlinux", "name", lambda: pytest.fail("computed again")) == path
 
 
-def test_what_a_killed_writer_has_left_is_removed_by_the_next_one() -> None:
+def test_the_next_writer_removes_the_file_of_a_killed_one() -> None:
     left = cache_dir("vmlinux") / ".pyvmm-0.part"
     left.touch()
     path = cached_file("vmlinux", "name", lambda: b"data")
