@@ -2,8 +2,8 @@
 """The description of one command, from which its arguments are checked and documented.
 
 A handler is declared with its parameters: names, types, and the values that each accepts. Its
-docstring has the rest, in sections from which the reference in `docs/` is generated, and which are
-no cost at run time::
+docstring has the rest, in sections that cost nothing at run time, and from which the reference in
+`docs/` is generated::
 
     '''Return or do something.
 
