@@ -13,17 +13,17 @@ from packaging.utils import canonicalize_name
 
 from tests.project.sources import ROOT
 
-PYTHONS = ("3.11", "3.12", "3.13")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYTHONS = re.findall(r"Python :: (3\.\d+)", " ".join(PYPROJECT["project"]["classifiers"]))
 LOCK = (ROOT / "requirements.lock").read_text()
 PIN = re.compile(r"^(\w[^\\]*)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 
 def required() -> list[Requirement]:
     """Return the requirements of the package, of its extras and of its build."""
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project = pyproject["project"]
+    project = PYPROJECT["project"]
     groups = project["optional-dependencies"].values()
-    lines = itertools.chain(project["dependencies"], *groups, pyproject["build-system"]["requires"])
+    lines = itertools.chain(project["dependencies"], *groups, PYPROJECT["build-system"]["requires"])
     return [Requirement(line) for line in lines]
 
 

@@ -80,7 +80,7 @@ def test_the_metadata_names_both_licences_and_has_their_texts(
     assert not [each for each in values(described, "Classifier") if each.startswith("License")]
 
 
-def test_the_metadata_names_the_pythons_that_the_lock_is_tested_with(
+def test_the_metadata_names_the_supported_pythons(
     described: metadata.PackageMetadata,
 ) -> None:
     prefix = "Programming Language :: Python :: 3."
