@@ -40,7 +40,7 @@ def test_every_public_module_has_one_place() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_run(page: Path) -> None:
+def test_the_examples_of_a_page_run(page: Path) -> None:
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
         exec(compile(code, page.name, "exec"), {})
 

@@ -169,7 +169,7 @@ VALID = {
 }
 
 
-def test_valid_records_have_no_problem() -> None:
+def test_decision_records_that_follow_the_rules_have_no_problem() -> None:
     assert list(problems(VALID, index_of(VALID))) == []
 
 
@@ -190,7 +190,7 @@ def test_valid_records_have_no_problem() -> None:
         ("0004-d.md", record_text(4).replace("<!-- SPDX", "<!--"), "Context, Decision"),
     ],
 )
-def test_an_invalid_record_is_found(name: str, text: str, problem: str) -> None:
+def test_a_decision_record_that_breaks_a_rule_is_found(name: str, text: str, problem: str) -> None:
     texts = {**VALID, name: text}
     assert any(problem in line for line in problems(texts, index_of(texts)))
 

@@ -85,7 +85,7 @@ def test_the_example_has_the_members_of_the_table(section: str) -> None:
     assert_described(SECTIONS[section].example, section)
 
 
-def test_a_difference_is_found() -> None:
+def test_a_document_that_differs_from_its_description_is_found() -> None:
     members = SECTIONS["pyvmm status"].members
     document = SECTIONS["pyvmm status"].example
     more = {**document, "actual": "1", "new-member": 1}
