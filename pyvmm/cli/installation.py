@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that the packages of this installation are ours, all of them and unchanged.
 
-PyPI has other projects that install packages named `pyvmm` and `pykvm`. pip does not notice when
-two distributions contain the same file: the last one installed overwrites the other's, and removing
-either deletes it. Three observations show this, for the folder that this module was imported from:
-another distribution has recorded files in one of our packages; a file differs from the hash in our
-record, or is missing; or Python finds one of our packages in another folder. A checkout has no
-record of its files, so only the first and the last apply to it.
+Other projects may install packages of the same names, as PyPI's `pykvm` does. pip does not notice
+when two distributions contain the same file: the last one installed overwrites the other's, and
+removing either deletes it. Three observations show this, for the folder that this module was
+imported from: another distribution has recorded files in one of our packages; a file differs from
+the hash in our record, or is missing; or Python finds one of our packages in another folder. A
+checkout has no record of its files, so only the first and the last apply to it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _is_ours(distribution: metadata.Distribution) -> bool:
 def _hashes(distribution: metadata.Distribution) -> dict[str, str]:
     """Return the recorded hash of each file in a package of our name, by its path."""
     rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())
-    return {row[0]: row[1] for row in rows if row and row[0].partition("/")[0] in PACKAGES}
+    sources = (row for row in rows if row and not row[0].endswith(".pyc"))
+    return {row[0]: row[1] for row in sources if row[0].partition("/")[0] in PACKAGES}
 
 
 def _other_records(others: list[metadata.Distribution]) -> Iterator[Conflict]:
