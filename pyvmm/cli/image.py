@@ -30,7 +30,11 @@ _SOURCE = click.option(
 
 @click.group()
 def image() -> None:
-    """Build and inspect guest images."""
+    """Build and inspect guest images.
+
+    The exit status is 0 when the command has succeeded, and 2 when a file, the kernel source or a
+    tool is missing or cannot be used.
+    """
 
 
 @image.command()

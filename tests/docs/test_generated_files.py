@@ -53,6 +53,10 @@ def test_a_manual_page_has_all_options_and_texts() -> None:
             assert plain in page
 
 
+def test_every_manual_page_has_an_exit_status() -> None:
+    assert [name for name, text in manual_pages().items() if ".SH EXIT STATUS" not in text] == []
+
+
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 def test_groff_has_no_warnings(tmp_path: Path) -> None:
     for name, text in manual_pages().items():
