@@ -13,6 +13,8 @@ import click
 from guest_images.build import build_image, image_path
 from guest_images.manifest import Manifest, read_manifest
 from guest_images.recipe import read_recipe
+from pyvmm.cache.contents import apply_limit
+from pyvmm.cache.directory import cache_root
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.progress.reporter import show_progress
@@ -66,6 +68,7 @@ def build(
     """
     with show_progress() as progress:
         path = build_image(output, source=source, jobs=jobs, progress=progress, force=force)
+    apply_limit(cache_root(), path)
     _print_path(path, as_json)
 
 

@@ -93,6 +93,9 @@ COMMANDS = {
         "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm.", MOVE
     ),
     "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images.", TOOLS),
+    "cache": LazyCommand(
+        "pyvmm.cli.cache", "cache", "Show, prune or limit the cache of images and kernels.", TOOLS
+    ),
     "doctor": LazyCommand(
         "pyvmm.cli.doctor",
         "doctor",

@@ -109,13 +109,16 @@ def remove_abandoned(directory: Path) -> list[Path]:
     with suppress(OSError):
         for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
             with suppress(OSError):
-                if _remove_unless_open(path):
+                if remove_unless_open(path):
                     removed.append(path)
     return removed
 
 
-def _remove_unless_open(path: Path) -> bool:
-    """Remove `path` if it is a file of this user that no process has open."""
+def remove_unless_open(path: Path) -> bool:
+    """Remove `path` if it is a file of this user that no process has open.
+
+    Returns True if it has been removed. Raises OSError, `BlockingIOError` if it is open.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)

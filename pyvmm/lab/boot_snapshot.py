@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.cache.directory import CacheUnusable, cache_dir, keep_most_recent
+from pyvmm.cache.directory import CacheUnusable, cache_dir, keep_limit, keep_most_recent
 from pyvmm.files.replacement import ReplacementFile
 from pyvmm.lab.kernel import LAB_CACHE
 
@@ -99,6 +99,7 @@ def save(monitor: QemuMonitor, path: Path) -> None:
             _wait(monitor, "query-migrate", {"setup", "active", "device", "none"}, "completed")
             file.commit()
         keep_most_recent("snapshot-*", path)
+        keep_limit(path)
     except OSError as error:
         raise BootSnapshotError(f"cannot write {path}: {error.strerror}") from error
     finally:

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from guest_images.manifest import Manifest
+from pyvmm.cache.directory import cache_dir
 from pyvmm.cli import image
 from pyvmm.cli.demo.report import report
 from pyvmm.cli.main import COMMANDS, main
@@ -184,6 +185,17 @@ def test_doctor_prints_its_document(run: Run) -> None:
     assert document["usable"] == (status == 0)
     assert document["findings"]
     assert_described(document, "pyvmm doctor")
+
+
+def test_the_cache_commands_print_their_documents(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (cache_dir("elf") / "table").write_bytes(b"12")
+    for command in ("show", "prune"):
+        status, document = run("cache", command)
+        assert status == 0
+        assert_described(document, f"pyvmm cache {command}")
 
 
 def test_the_image_commands_print_their_documents(
