@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm.errors import UserError
-from pyvmm.standard_streams.descriptors import open_missing_descriptors
+from pyvmm.standard_streams.descriptors import discard_output, open_missing_descriptors
 from pyvmm.standard_streams.text import print_message
 from pyvmm.version import VERSION
 
@@ -180,20 +179,15 @@ class LazyGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            _discard_output()  # its reader is gone
+            discard_output(sys.stdout.fileno())  # its reader is gone
             sys.exit(EXIT_OUTPUT_LOST)
         except OSError as error:
             if error.errno not in _DISK_FULL or error.filename is not None:
                 raise
-            _discard_output()
+            discard_output(sys.stdout.fileno())
             _print_error(f"standard output cannot be written: {error.strerror}")
             sys.exit(EXIT_OUTPUT_LOST)
         sys.exit(result if isinstance(result, int) else 0)
-
-
-def _discard_output() -> None:
-    """Discard standard output from now on, so that the flush at exit does not fail, either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain_import(error: ImportError) -> str:

@@ -44,6 +44,7 @@ TIMED_OUT_STATUS = 124
 """Exit status after `timeout_s`, as of timeout(1)."""
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_OUTPUT_LOST_STATUS = 1
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -118,7 +119,19 @@ class LabSession:
             for copier in self._inputs:
                 copier.stop()
         assert self._status is not None
-        return self._status
+        lost = self._report_lost_output()
+        return self._status or (_OUTPUT_LOST_STATUS if lost else 0)
+
+    def _report_lost_output(self) -> bool:
+        """Return True if results of the command were lost, and print why.
+
+        A command that had ended before the error, or does not look for it, has status 0.
+        """
+        errors = [copier.error for copier in self._outputs if copier.error and copier.fd != 2]
+        for error in errors:
+            if not isinstance(error, BrokenPipeError):  # as a program that SIGPIPE ends
+                print_message(f"standard output cannot be written: {error.strerror}")
+        return bool(errors)
 
     def _set_up(self) -> None:
         seed = os.urandom(32).hex()

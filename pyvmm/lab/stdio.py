@@ -57,10 +57,12 @@ class InputCopier:
 
 
 class OutputCopier:
-    """Copies `end`, a socket for the multiplexer, to `fd`; a broken pipe there closes `end`."""
+    """Copies `end`, a socket for the multiplexer, to `fd`; an error there closes `end`."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
+        self.error: OSError | None = None
+        """The error for which the rest of the stream was dropped."""
         self._inner, self.end = socket.socketpair()
         self._thread = threading.Thread(target=self._copy, name=f"output copier {fd}", daemon=True)
         self._thread.start()
@@ -70,9 +72,13 @@ class OutputCopier:
         return not self._thread.is_alive()
 
     def _copy(self) -> None:
-        with self._inner, contextlib.suppress(OSError):
+        with self._inner, contextlib.suppress(ConnectionResetError):
             while data := self._inner.recv(_CHUNK_BYTES):
-                write_all(self._fd, data)
+                try:
+                    write_all(self.fd, data)
+                except OSError as error:
+                    self.error = error
+                    return
 
 
 def in_foreground(fd: int) -> bool:

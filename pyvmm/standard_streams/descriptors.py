@@ -38,6 +38,13 @@ def open_missing_descriptors() -> None:
             setattr(sys, name, stream)
 
 
+def discard_output(fd: int) -> None:
+    """Make `fd` discard what is written to it, so that a flush at exit cannot fail again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, fd)
+    os.close(null)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data` to `fd`, which may be non-blocking, waiting as long as it takes.
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from pyvmm.standard_streams.descriptors import discard_output
+
 
 def printable(text: str) -> str:
     r"""Return `text` with each character that is not printable, "\n" included, as an escape."""
@@ -33,5 +35,11 @@ def print_line(text: str) -> None:
 
 
 def print_message(text: str, program: str = "pyvmm: ") -> None:
-    """Print `text` on standard error, after the name of the program, at once."""
-    print(f"{program}{printable_lines(text)}", file=sys.stderr, flush=True)
+    """Print `text` on standard error, after the name of the program, at once.
+
+    If standard error cannot be written to, the message is lost; that is no error.
+    """
+    try:
+        print(f"{program}{printable_lines(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        discard_output(sys.stderr.fileno())

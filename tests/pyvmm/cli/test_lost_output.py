@@ -94,3 +94,9 @@ def test_a_result_that_cannot_be_written_is_no_success(arguments: list[str]) -> 
         )
     assert done.returncode == 1
     assert done.stderr == "pyvmm: standard output cannot be written: No space left on device\n"
+
+
+def test_messages_that_cannot_be_written_do_not_change_the_status() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "pyvmm", "stop", "--qmp", "unix:/absent"]
+        assert subprocess.run(command, stderr=full, timeout=60, check=False).returncode == 2

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import threading
@@ -72,3 +73,13 @@ def test_input_continues_after_another_reader_took_it(monkeypatch: pytest.Monkey
         os.close(writer)
         assert end.recv(100) == b"rest"
     os.close(reader)
+
+
+def test_the_error_of_a_full_disk_is_kept() -> None:
+    with open("/dev/full", "wb") as full:
+        copier = OutputCopier(full.fileno())
+        with copier.end as end:
+            end.sendall(b"output")
+        copier._thread.join(10)
+    assert copier.error is not None
+    assert copier.error.errno == errno.ENOSPC
