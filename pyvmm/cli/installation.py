@@ -43,19 +43,24 @@ class Conflict:
 
 def describe_installation() -> str:
     """Return the name and version of this installation, or say that it is a checkout, and where."""
-    ours = next(filter(_is_ours, metadata.distributions()), None)
+    ours = next(filter(_is_ours, _distributions()), None)
     kind = f"{DISTRIBUTION} {ours.version}" if ours and _hashes(ours) else "checkout"
     return f"{kind}, {ROOT}"
 
 
 def find_conflicts() -> list[Conflict]:
     """Return the conflicts of each package, those with the name of the other distribution first."""
-    installed = list(metadata.distributions())
+    installed = _distributions()
     others = [each for each in installed if not _is_ours(each)]
     found = [*_other_records(others), *_other_folders()]
     named = {each.package for each in found}
     changed = [each for dist in installed if _is_ours(dist) for each in _changed_files(dist)]
     return found + [each for each in changed if each.package not in named]
+
+
+def _distributions() -> list[metadata.Distribution]:
+    """Return what is installed, without folders that a failed removal has left without metadata."""
+    return [each for each in metadata.distributions() if each.read_text("METADATA")]
 
 
 def _is_ours(distribution: metadata.Distribution) -> bool:

@@ -136,6 +136,7 @@ def test_doctor_reports_another_distribution_that_installed_into_our_package(
     own: Environment, tmp_path: Path
 ) -> None:
     own.install(make_wheel(tmp_path, "pykvm", {"pykvm/kvm_exit.py": "", "pykvm/more.py": ""}))
+    (own.packages / "removed-1.0.dist-info").mkdir()  # left by a removal that failed
     report = doctor(own, tmp_path)
     assert "pykvm 9.9 has installed 2 files in pykvm/" in report
     assert "pip uninstall pykvm && pip install --force-reinstall --no-deps pyvmm-kvm" in report
