@@ -71,8 +71,8 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     Contenders take turns in every round; compare ratios, not seconds. Leave the machine idle
     while they run.
 
-    The exit status is 0 when all of them have run, even if a target is missed, and 2 when one has
-    failed.
+    The exit status is 0 when all benchmarks have run, even if a target is missed, and 2 when one
+    has failed.
     """
     if measure_into is not None:
         _measure(names[0], quick, measure_into)
