@@ -25,12 +25,13 @@ transmitter interrupt disabled, and all its characters take the fast path; of a 
 for the interrupt, all but the first of each FIFO filling do.
 
 Input arrives through `receive`, which accepts only as many characters as fit, and none before the
-driver is ready for them: until it asserts RTS, as for a terminal with hardware flow control, or
-enables the received data interrupt. A driver that sets up the chip resets the FIFOs and reads RBR
-several times, which would lose whatever had arrived; Linux asserts RTS when the port is opened,
-after all that. If `receive` accepted fewer characters than it was offered, `room_available` is
-called once the guest has emptied the receiver or becomes ready. The caller serialises `receive`
-with the guest's accesses (the machine's device lock).
+driver is ready for them: until it asserts RTS, as for a terminal with hardware flow control, or has
+enabled both the FIFOs and the received data interrupt. A driver that sets up the chip resets the
+FIFOs and reads RBR several times, which would lose whatever had arrived. Linux enables the
+interrupt, then the FIFOs, which clears them, and last asserts RTS. If `receive` accepted fewer
+characters than it was offered, `room_available` is called once the guest has emptied the receiver
+or becomes ready. The caller serialises `receive` with the guest's accesses (the machine's device
+lock).
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Uart16550:
     @property
     def _driver_is_ready(self) -> bool:
         rts = self._registers["mcr"] & bits.MCR_RTS
-        return bool(rts or self._ier & bits.IER_RECEIVED_DATA)
+        return bool(rts or (self._fifos_enabled and self._ier & bits.IER_RECEIVED_DATA))
 
     def _offer_room(self) -> None:
         if self._refused and not self._received and self.can_receive:

@@ -235,7 +235,7 @@ def test_interrupts_are_reported_by_priority() -> None:
 
 # --- The PC's interrupt gate --------------------------------------------------------------------
 def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
-    port = UartPort(mcr=0, ier=ERBFI)
+    port = UartPort(mcr=RTS, ier=ERBFI)
     port.uart.receive(b"a")
     assert port.iir == DATA
     assert not port.level

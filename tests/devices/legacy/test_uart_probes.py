@@ -106,9 +106,9 @@ def test_linux_loses_no_input_while_it_sets_up_the_port() -> None:
     port.write(IER, ETBEI)  # the test of UART_BUG_THRE
     port.write(IER, 0)
     clear_interrupts()
+    port.write(IER, ERBFI | ELSI)  # serial8250_do_set_termios()
     port.write(FCR, FIFO)
     port.write(FCR, FIFO | 0x80)
-    port.write(IER, ERBFI | ELSI)  # serial8250_do_set_termios()
     port.write(MCR, OUT2 | DTR | RTS)  # uart_port_dtr_rts()
     received = bytearray()
     while port.read(LSR) & 1:
