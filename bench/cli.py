@@ -18,6 +18,8 @@ from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, DefaultRun, Kvm
 from bench.measure import Checkpoint, Plan
 from bench.results import load, new_result
 from pyvmm.errors import UserError
+from pyvmm.files.errors import OutputNotWritten
+from pyvmm.files.output import JSON_START, check_output
 from pyvmm.lab.choose import KvmProvider, choose_kvm
 from pyvmm.machine.kvm_probe import probe_host_kvm
 from pyvmm.progress.reporter import show_progress
@@ -78,8 +80,14 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
         _measure(names[0], quick, measure_into)
         return 0
     output = output or (QUICK_RESULTS if quick else RESULTS)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in names or _default_names(quick):
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritten(f"cannot create {output}: {error.strerror}") from error
+    names = names or _default_names(quick)
+    for name in names:  # before minutes of measuring
+        check_output(output / f"{name}.json", JSON_START)
+    for name in names:
         _run(name, CATALOGUE[name], quick, output / f"{name}.json")
     from bench.report import update_readme, write_report
 
@@ -117,7 +125,7 @@ def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
         raise UserError(
             f"the benchmark {name} ended with status {status}; see its output for the reason"
         )
-    new.replace(file)
+    new.replace(check_output(file, JSON_START))
     checkpoint.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ were taken and which direction is better.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import matplotlib as mpl
 from bench.measure import Case
 from bench.results import Result
 from bench.tables import shown
+from pyvmm.files.output import PNG_START, write_output
 
 mpl.use("Agg")
 from matplotlib import pyplot, ticker
@@ -59,7 +61,9 @@ def draw(result: Result, output: Path) -> Path:
     figure.suptitle(result.title)
     # Under the title, where the constrained layout leaves room for a line of the first panel.
     axes[0][0].set_title(_provenance(result), fontsize=8, color="dimgray")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    write_output(path, picture.getvalue(), PNG_START)
     pyplot.close(figure)
     return path
 

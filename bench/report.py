@@ -23,8 +23,11 @@ from bench.tables import (
     stages_table,
     targets_table,
 )
+from pyvmm.files.output import write_output
+from pyvmm.files.replacement import replace_file
 
 PAGE = "README.md"
+PAGE_START = b"# Benchmark results\n"
 BEGIN = "<!-- benchmarks: written by make bench -->"
 END = "<!-- end of benchmarks -->"
 PROPOSAL_CASE = "inflate, RAM touched, 1 vCPU"
@@ -43,7 +46,8 @@ def write_report(output: Path, results: Sequence[Result]) -> None:
         if table.rows:
             console.print(_drawn(table))
     page = output / PAGE
-    page.write_text("\n".join(_page(results, pictures)))
+    text = "\n".join(_page(results, pictures))
+    write_output(page, text.encode(), PAGE_START)
     console.print(f"Page: {page}", soft_wrap=True)
 
 
@@ -55,7 +59,7 @@ def update_readme(readme: Path, output: Path, results: Sequence[Result]) -> None
     if not begin or not end:
         raise ValueError(f"{readme} has no marks for benchmarks")
     lines = _headlines(results, f"{output.parent.name}/{output.name}/{PAGE}")
-    readme.write_text("\n".join((before + begin, *lines, end + after)))
+    replace_file(readme, "\n".join((before + begin, *lines, end + after)).encode())
 
 
 def _tables(result: Result) -> Iterable[TextTable]:
@@ -67,7 +71,7 @@ def _tables(result: Result) -> Iterable[TextTable]:
 
 
 def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]:
-    yield "# Benchmark results\n"
+    yield PAGE_START.decode()
     yield "Written by `make bench`, described in `bench/`. Compare ratios, not seconds.\n"
     yield from _markdown(targets_table(results))
     for result in results:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.measure import Case
+from pyvmm.files.output import JSON_START, write_output
 from pyvmm.sockets.lab_paths import in_lab
 
 FORMAT = 1
@@ -42,7 +43,8 @@ class Result:
         raise KeyError(name)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        write_output(path, text.encode(), JSON_START)
 
 
 def new_result(bench: str, title: str, quick: bool, cases: list[Case]) -> Result:

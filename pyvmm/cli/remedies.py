@@ -18,6 +18,7 @@ from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
+from pyvmm.files.errors import OutputNotWritten
 from pyvmm.lab import errors as lab
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.memory.errors import HostMemoryUnavailable
@@ -32,6 +33,7 @@ REMEDIES: dict[type[UserError], str] = {
     HostMemoryUnavailable: "give the guest less with --memory",
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
+    OutputNotWritten: "choose another --output",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",
     boot.KernelUnusable: (

@@ -16,17 +16,22 @@ import click
 
 from guest_images.build import build_image
 from pyvmm.boot.loader import read_boot_files
-from pyvmm.cli.demo.measure import Demonstration, GuestSizes, demo_config
+from pyvmm.cli.demo.measure import (
+    MEASUREMENTS_FILE,
+    PLOT_FILE,
+    Demonstration,
+    GuestSizes,
+    demo_config,
+)
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.json_output import json_option
 from pyvmm.cli.options import kvm_option, parse_size_value
 from pyvmm.config import DIALECTS
+from pyvmm.files.output import JSON_START, PNG_START, check_output, write_output
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
 from pyvmm.standard_streams.text import print_message
 from pyvmm.units import MIB
-
-MEASUREMENTS_FILE = "measurements.json"
 
 
 @click.command()
@@ -90,6 +95,8 @@ def demo(
             image = build_image(progress=progress)
     _make_directory(output)
     figures = output / MEASUREMENTS_FILE
+    check_output(figures, JSON_START)
+    check_output(output / PLOT_FILE, PNG_START)
     if measure_only:
         return _measure(image, sizes, dialect, figures)
     # Report an unusable image before the lab starts.
@@ -116,7 +123,8 @@ def _make_directory(output: Path) -> None:
 def _measure(image: Path, sizes: GuestSizes, dialect: str | None, figures: Path) -> int:
     async def run() -> None:
         result = await Demonstration(image, sizes, dialect, _announce).measure()
-        figures.write_text(json.dumps(result.to_json_object(), indent=1))
+        text = json.dumps(result.to_json_object(), indent=1)
+        write_output(figures, text.encode(), JSON_START)
 
     asyncio.run(run())
     return 0

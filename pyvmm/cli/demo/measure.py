@@ -29,6 +29,8 @@ from pyvmm.memory.rss import RssSampler, Sample, resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 
+MEASUREMENTS_FILE, PLOT_FILE = "measurements.json", "resident-memory.png"
+"""The files that the demonstration writes."""
 SEED = 7
 MIN_INFLATE_MIB = 64
 MIN_KEPT_MIB = 256

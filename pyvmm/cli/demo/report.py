@@ -7,6 +7,7 @@ it is not installed, the tables hold the same figures.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from pyvmm.cli.demo.measure import PLOT_FILE
 from pyvmm.cli.json_output import print_json
+from pyvmm.files.output import PNG_START, write_output
 from pyvmm.standard_streams.rich_console import TextConsole
 from pyvmm.units import MIB
 
 NEEDED_SHARE = 0.95
-PLOT_FILE = "resident-memory.png"
 LATE_SHARE = 0.75
 """A step later than this share of the time has its name to the left of its line."""
 NO_PLOT = "it needs matplotlib, which pip install 'pyvmm-kvm[demo]' installs"
@@ -173,6 +175,7 @@ def _draw(figures: dict[str, Any], output: Path) -> Path | None:
         f"Ballooning a guest of {figures['ram_bytes'] // MIB} MiB, {figures['dialect']} dialect"
     )
     axes.legend(loc="upper left", fontsize=8)
-    path = output / PLOT_FILE
-    figure.savefig(path, dpi=110)
+    path, picture = output / PLOT_FILE, io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write_output(path, picture.getvalue(), PNG_START)
     return path

@@ -181,6 +181,16 @@ def test_files_that_the_lab_does_not_share_are_refused_before_it_starts(
     assert "the lab does not share /dev with the host, so not" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["measurements.json", "resident-memory.png"])
+def test_the_demo_replaces_no_file_of_others_and_says_so_before_it_measures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    assert run_main(["demo", "absent.img", "--output", str(tmp_path)]) == 2
+    assert f"{tmp_path / name} cannot be written: a file with other" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyvmm.cli.demo.measure import GuestSizes
-from pyvmm.cli.demo.report import PLOT_FILE, report
+from pyvmm.cli.demo.measure import PLOT_FILE, GuestSizes
+from pyvmm.cli.demo.report import report
 from pyvmm.cli.errors import CommandError
 from pyvmm.units import MIB
 
