@@ -220,11 +220,14 @@ def _socket_paths(addresses: Sequence[str]) -> list[Path]:
 def _open(restore: Path) -> SnapshotFile:
     """Open the snapshot to resume; raises `CommandError` if options configure a guest as well."""
     # Late: saves 10 ms without --restore.
+    from pyvmm.files.replacement import remove_abandoned
     from pyvmm.machine.catalogue import part_kinds
     from pyvmm.snapshot.reader import SnapshotFile
 
     _refuse_configuration("restore")
-    return SnapshotFile(restore, part_kinds())
+    snapshot = SnapshotFile(restore, part_kinds())
+    remove_abandoned(restore.parent)  # of snapshots whose writer was killed
+    return snapshot
 
 
 def _refuse_configuration(option: str, *allowed: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.units import MIB
+from tests.pyvmm.cli.test_cli import run_main
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +57,44 @@ def test_a_snapshot_is_saved_and_inspected(tmp_path: Path) -> None:
     shown = pyvmm("snapshot", tmp_path / "s", "--info")
     assert (shown.returncode, shown.stdout) == (2, "")
     assert "cannot be used: wrong checksum of the pages from" in shown.stderr
+
+
+def test_another_file_is_replaced_only_with_force(tmp_path: Path) -> None:
+    machine, socket, file = machine_with_pages(), tmp_path / "qmp", tmp_path / "notes"
+    file.write_text("mine")
+    arguments = ("snapshot", file, "--qmp", f"unix:{socket}", "--stop")
+    with served_in_thread(machine, socket):
+        done = pyvmm(*arguments)
+        assert (done.returncode, machine.status) == (2, "running")
+        message = f"{file} is a file, but not a snapshot, and is not replaced"
+        assert f"pyvmm: {message}; choose another path, or " in done.stderr
+        assert "--force; the guest still runs" in done.stderr
+        assert file.read_text() == "mine"
+        done = pyvmm(*arguments, "--force")
+        assert (done.returncode, machine.status) == (0, "shutdown"), done.stderr
+
+
+def test_a_snapshot_never_replaces_the_control_socket(tmp_path: Path) -> None:
+    machine, socket = machine_with_pages(), tmp_path / "qmp"
+    with served_in_thread(machine, socket):
+        for force in ((), ("--force",)):
+            done = pyvmm("snapshot", socket, "--qmp", f"unix:{socket}", *force)
+            assert done.returncode == 2
+            assert f"{socket}: it is a socket, not a regular file" in done.stderr
+        assert pyvmm("status", "--qmp", f"unix:{socket}").returncode == 0
+
+
+def test_a_restore_removes_the_file_of_a_killed_writer_beside_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, snapshot, left = tmp_path / "qmp", tmp_path / "s", tmp_path / ".pyvmm-0.part"
+    with served_in_thread(machine_with_pages(), socket):
+        assert pyvmm("snapshot", snapshot, "--qmp", f"unix:{socket}").returncode == 0
+    left.touch()
+    monkeypatch.setattr("pyvmm.cli.run._run_vm", lambda *_: 0)
+    assert run_main(["run", "--restore", str(snapshot)]) == 0
+    assert snapshot.exists()
+    assert not left.exists()
 
 
 def test_a_failed_snapshot_is_one_line(tmp_path: Path) -> None:

@@ -55,6 +55,18 @@ def test_an_open_file_without_a_name_is_not_replaced() -> None:
         replaceable(Path(f"/proc/self/fd/{file.fileno()}"), is_ours)
 
 
+def test_a_file_with_the_name_that_linux_shows_for_a_deleted_one_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "file", tmp_path / "file (deleted)"
+    path.write_bytes(b"ours")
+    other.write_bytes(b"ours")
+    with path.open("rb") as file:
+        path.unlink()
+        with pytest.raises(OSError, match="open file"):
+            replaceable(Path(f"/proc/self/fd/{file.fileno()}"), is_ours)
+
+
 def test_a_failed_replacement_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ReplacementFile(tmp_path / "file"):
         raise KeyboardInterrupt
@@ -98,6 +110,27 @@ def test_a_file_that_somebody_only_reads_is_not_removed(tmp_path: Path) -> None:
     with part.open("rb"):
         assert remove_abandoned(tmp_path) == []
     assert remove_abandoned(tmp_path) == [part]
+
+
+OPENED_MEANWHILE = """
+import pathlib, subprocess, sys
+from pyvmm.files.replacement import remove_abandoned
+unlink = pathlib.Path.unlink
+def open_and_unlink(path):
+    opening = "import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)"
+    subprocess.run([sys.executable, "-c", opening, path], stderr=subprocess.DEVNULL)
+    unlink(path)
+pathlib.Path.unlink = open_and_unlink
+print(len(remove_abandoned(pathlib.Path(sys.argv[1]))))
+"""
+
+
+def test_a_file_that_is_opened_during_its_removal_does_no_harm(tmp_path: Path) -> None:
+    """The kernel signals the holder of the lease then."""
+    (tmp_path / ".pyvmm-0.part").touch()
+    command = [sys.executable, "-c", OPENED_MEANWHILE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_other_files_are_not_removed(tmp_path: Path) -> None:
