@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ from pyvmm.version import VERSION
 EXIT_USER_ERROR = UserError.exit_status
 EXIT_OUTPUT_LOST = 1
 EXIT_INTERRUPTED = 130
+MIN_DESCRIPTORS = 16
+"""With fewer descriptors no command works; a guest needs more."""
+_MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -156,6 +161,9 @@ class LazyGroup(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         open_missing_descriptors()
+        if 0 < (limit := os.sysconf("SC_OPEN_MAX")) < MIN_DESCRIPTORS:
+            _print_error(f"at most {limit} files may be open, too few; {_MORE_DESCRIPTORS}")
+            sys.exit(EXIT_USER_ERROR)
         try:
             result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
             sys.stdout.flush()
@@ -182,6 +190,9 @@ class LazyGroup(click.Group):
             discard_output(sys.stdout.fileno())  # its reader is gone
             sys.exit(EXIT_OUTPUT_LOST)
         except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                _print_error(f"too many open files; {_MORE_DESCRIPTORS}")
+                sys.exit(EXIT_USER_ERROR)
             if error.errno not in _DISK_FULL or error.filename is not None:
                 raise
             discard_output(sys.stdout.fileno())

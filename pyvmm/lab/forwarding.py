@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.outbound_connector import OutboundConnector
 from pyvmm.lab.proxy import FIRST_CHANNEL
+from pyvmm.sockets.acceptor import Acceptor
 
 MAX_CHANNELS = 64
 """With this many channels in use, further clients are disconnected."""
@@ -40,12 +41,15 @@ class SocketForwarder:
     def __init__(self, mux: Multiplexer, listeners: Sequence[ForwardedListener]) -> None:
         self._mux = mux
         self._listeners = listeners
+        self._acceptors: list[Acceptor] = []
         self._next_channel = _FIRST_INWARD_CHANNEL
         self._connector = OutboundConnector()
         mux.watch(self._connector.fileno(), self._reply_results)
         for listener in listeners:
             listener.socket.setblocking(False)
-            mux.watch(listener.socket.fileno(), partial(self._accept, listener))
+            acceptor = Acceptor(listener.socket, "client of the lab")
+            self._acceptors.append(acceptor)
+            mux.watch(listener.socket.fileno(), partial(self._accept, listener, acceptor))
 
     def connect(self, number: int, address: str) -> None:
         """Serve the agent's request to connect channel `number` to `address` on the host."""
@@ -62,14 +66,12 @@ class SocketForwarder:
     def close(self) -> None:
         """Drop connections that are being made; the listeners stay open."""
         self._connector.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
 
-    def _accept(self, listener: ForwardedListener) -> None:
-        try:
-            connection, _ = listener.socket.accept()
-        except OSError:
-            return
-        if len(self._mux.channels) >= MAX_CHANNELS:
-            connection.close()
+    def _accept(self, listener: ForwardedListener, acceptor: Acceptor) -> None:
+        connection = acceptor.accept(len(self._mux.channels), MAX_CHANNELS)
+        if connection is None:
             return
         while self._next_channel in self._mux.channels:
             self._next_channel += 1

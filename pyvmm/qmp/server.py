@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions on sockets, and the VM's events for all of them.
 
-Every client has a session of its own and receives every event once it has negotiated. A client's
+Every client has a session of its own and receives every event once it has negotiated. At most
+`MAX_CLIENTS` are connected; further ones are disconnected at once. A client's
 requests are served only while it reads the replies: when unread replies exceed asyncio's high-water
 mark, the server stops reading its requests until it has caught up. Events cannot wait, so a client
 with more than `MAX_UNSENT_BYTES` unread when one is sent is disconnected. No client can delay
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
@@ -24,8 +26,10 @@ from pyvmm.qmp.json_stream import JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession, Reply
 from pyvmm.qmp.vm_control import VmControl
+from pyvmm.sockets.acceptor import Acceptor
 from pyvmm.sockets.unix import UnixListener
 
+MAX_CLIENTS = 32
 MAX_UNSENT_BYTES = 1 << 20
 BALLOON_CHANGE_PERIOD_S = 1.0
 _CLOSE_TIMEOUT_S = 1.0
@@ -45,15 +49,18 @@ class ControlServer:
 
     def __init__(self, vm: VmControl, socket: Path | UnixListener) -> None:
         self._vm = vm
-        self._socket = socket
+        self._address = socket
         self._clients: set[_Client] = set()
+        self._connecting: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Start to listen, and to send the VM's events."""
         loop = asyncio.get_running_loop()
-        socket = self._socket
-        self._listener = socket if isinstance(socket, UnixListener) else UnixListener(socket)
-        self._server = await loop.create_unix_server(self._new_client, sock=self._listener.socket)
+        at = self._address
+        self._listener = at if isinstance(at, UnixListener) else UnixListener(at)
+        self._listener.socket.setblocking(False)
+        self._acceptor = Acceptor(self._listener.socket, "control client")
+        loop.add_reader(self._listener.socket, self._accept)
         self._balloon_changes: EventThrottle[bytes] = EventThrottle(
             BALLOON_CHANGE_PERIOD_S, self._broadcast, loop.call_later
         )
@@ -61,17 +68,29 @@ class ControlServer:
 
     async def close(self) -> None:
         """Stop listening, give clients a moment to read what has been sent, and disconnect them."""
-        self._server.close()
+        asyncio.get_running_loop().remove_reader(self._listener.socket)
+        self._acceptor.close()
         self._listener.remove()
         self._balloon_changes.flush()
+        for connecting in self._connecting:
+            connecting.cancel()
         closed = [client.close() for client in self._clients]
         if closed:
             await asyncio.wait(closed, timeout=_CLOSE_TIMEOUT_S)
         for client in list(self._clients):
             client.abort()
 
-    def _new_client(self) -> _Client:
-        return _Client(self._vm, self._clients)
+    def _accept(self) -> None:
+        clients = len(self._clients) + len(self._connecting)
+        stream = self._acceptor.accept(clients, MAX_CLIENTS)
+        if stream is not None:
+            connecting = asyncio.ensure_future(self._connect(stream))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, stream: socket.socket) -> None:
+        client = _Client(self._vm, self._clients)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: client, stream)
 
     def _on_event(self, name: str, data: Mapping[str, object]) -> None:
         line = qmp.encode(qmp.event(name, data, time.time_ns()))

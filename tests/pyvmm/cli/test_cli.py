@@ -2,6 +2,7 @@
 """The command line as a whole: exit statuses, one-line errors, lazy imports."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -295,3 +296,20 @@ def test_help_imports_no_subcommand() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("limit", [5, 8, 14])
+def test_too_few_descriptors_are_one_line(limit: int) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "pyvmm", "run", "--incoming", "unix:/absent/socket"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"pyvmm: at most {limit} files may be open")
+    assert process.stderr.count("\n") == 1
