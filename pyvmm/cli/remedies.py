@@ -55,7 +55,7 @@ REMEDIES: dict[type[UserError], str] = {
     snapshot.SnapshotNotDurable: "check that file system, and take another one",
     snapshot.SnapshotPathInUse: "choose another path, or replace the file with --force",
     snapshot.SnapshotNotWritten: (
-        "choose another path or free some space; an older snapshot there is untouched"
+        "choose another path or free some space; an older file there is unchanged"
     ),
     sockets.AddressUnavailable: "choose another address",
     sockets.PeerUntrusted: "check the certificates of both sides",
