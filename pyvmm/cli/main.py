@@ -20,7 +20,11 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm.errors import UserError
-from pyvmm.standard_streams.descriptors import discard_output, open_missing_descriptors
+from pyvmm.standard_streams.descriptors import (
+    discard_output,
+    open_missing_descriptors,
+    wait_for_readers,
+)
 from pyvmm.standard_streams.text import print_message
 from pyvmm.version import VERSION
 
@@ -161,6 +165,7 @@ class LazyGroup(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         open_missing_descriptors()
+        wait_for_readers()
         if 0 < (limit := os.sysconf("SC_OPEN_MAX")) < MIN_DESCRIPTORS:
             _print_error(f"at most {limit} files may be open, too few; {_MORE_DESCRIPTORS}")
             sys.exit(EXIT_USER_ERROR)

@@ -8,14 +8,19 @@ anything, and what was closed then reads as empty and discards what is written t
 
 Non-blocking mode belongs to the open file, which others share: a program that sets it on its own
 standard input sets it on our standard output too, if both are one terminal or pipe. So EAGAIN is no
-error here, and `write_all` waits.
+error here: `write_all` waits, and `wait_for_readers` makes Python's streams wait.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
@@ -45,7 +50,44 @@ def discard_output(fd: int) -> None:
     os.close(null)
 
 
-def write_all(fd: int, data: bytes) -> None:
+class _WaitingOutput(io.RawIOBase):
+    """Output to `fd` that waits for its reader."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:
+        write_all(self._fd, data)
+        return len(memoryview(data))
+
+
+def wait_for_readers() -> None:
+    """Make `sys.stdout` and `sys.stderr` wait where their open file is non-blocking.
+
+    Python's own streams raise BlockingIOError there and lose output.
+    """
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        if not os.get_blocking(fd):
+            former = getattr(sys, name)
+            waiting = io.TextIOWrapper(
+                io.BufferedWriter(_WaitingOutput(fd)),
+                former.encoding,
+                former.errors,
+                line_buffering=former.line_buffering,
+            )
+            setattr(sys, name, waiting)
+
+
+def write_all(fd: int, data: Buffer) -> None:
     """Write all of `data` to `fd`, which may be non-blocking, waiting as long as it takes.
 
     Raises OSError when `fd` can no longer be written to.

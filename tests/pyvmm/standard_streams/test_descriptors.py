@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -86,3 +87,30 @@ def test_write_all_waits_for_the_reader_of_a_nonblocking_pipe() -> None:
     with pytest.raises(BrokenPipeError):
         write_all(writer, b"x")
     os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("stream", "arguments", "status"),
+    [("stdout", ["run", "--help"], 0), ("stderr", ["run", "/absent"], 2)],
+)
+def test_commands_wait_for_the_reader_of_a_nonblocking_pipe(
+    stream: str, arguments: list[str], status: int
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, bytes(4096))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyvmm", *arguments],
+        stdout=writer if stream == "stdout" else subprocess.DEVNULL,
+        stderr=writer if stream == "stderr" else subprocess.DEVNULL,
+    )
+    os.close(writer)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.7)
+    with open(reader, "rb") as pipe:
+        printed = pipe.read()[filled:]
+    assert process.wait(10) == status
+    assert printed.endswith(b"\n")
