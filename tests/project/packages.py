@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from collections.abc import Mapping
@@ -63,8 +62,8 @@ def build_sdist(folder: Path, added: Mapping[str, str]) -> Path:
 
 def unpack_sdist(sdist: Path, folder: Path) -> Path:
     """Unpack an sdist, and add this checkout's native modules as a build finds them up to date."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+    # Debian 12's Python 3.11.2 has no filters in tarfile, later ones warn without.
+    run("tar", "--extract", "--file", sdist, cwd=folder)
     (tree,) = folder.iterdir()
     built = tree / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     (built / NATIVE.name).mkdir(parents=True)
