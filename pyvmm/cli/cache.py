@@ -48,6 +48,9 @@ def cache(context: click.Context) -> None:
     """Show, prune or limit the cache of guest images, kernels and labs; by default, show it.
 
     The cache is below $XDG_CACHE_HOME, by default ~/.cache. All of it can be computed again.
+
+    The exit status is 0 when the command has succeeded, and 2 when there is no directory for the
+    cache or it cannot be changed.
     """
     if context.invoked_subcommand is None:
         context.invoke(show)
