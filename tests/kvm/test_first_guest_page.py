@@ -115,8 +115,8 @@ def test_the_commands_of_the_page_do_what_it_shows(shell: Shell, directory: Path
             repeat = command.text.startswith(REPEATED) and time.monotonic() < deadline
             assert repeat, f"{command.text}\n{output}\nis not\n{command.output}"
             time.sleep(0.5)
-        if command.text.startswith("ps "):
-            resident_kib.append(int(output))
+        if command.text.startswith("grep VmRSS "):
+            resident_kib.append(int(output.split()[1]))
     filled, inflated, restored = resident_kib
     assert filled - inflated > 600 << 10
     assert restored < 200 << 10
