@@ -41,7 +41,6 @@ QUEUE_SIZE = 256
 MAX_FILL_BYTES = 4096
 """Most bytes with which one buffer is filled."""
 _SECOND_NS = 1_000_000_000
-_RETRY_NS = _SECOND_NS // 10
 
 
 class RngDevice(VirtioDevice):
@@ -101,6 +100,11 @@ class RngDevice(VirtioDevice):
         self._waiting.clear()
         self._timer.cancel()
 
+    def on_memory_accessible(self) -> None:
+        """Serve the waiting buffers whose timer expired while memory was not accessible."""
+        if self._waiting and self._timer.remaining_ns is None:
+            self._timer.arm(0)
+
     def save_own_state(self) -> Payload:
         """Return the credit, the timer and the waiting buffers."""
         return {
@@ -141,8 +145,7 @@ class RngDevice(VirtioDevice):
     def _serve_waiting(self) -> None:
         """Fill the waiting buffers that the credit covers; called by the timer."""
         if self.running and not self.live:
-            self._timer.arm(_RETRY_NS)  # the driver has disabled bus mastering
-            return
+            return  # the driver has disabled bus mastering; see `on_memory_accessible`
         self._accrue()
         while self._waiting and self.running:
             chain = self._waiting[0]

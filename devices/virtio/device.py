@@ -168,6 +168,13 @@ class VirtioDevice(ABC):
     def on_queue_reset(self, queue: int) -> None:  # noqa: B027 (nothing to drop by default)
         """Drop the buffers of `queue` in flight: the driver has reclaimed them."""
 
+    def on_memory_accessible(self) -> None:  # noqa: B027 (few devices have such work)
+        """Resume work that had to wait: the driver lets the device access memory again.
+
+        The transport notifies every live queue as well, so only a device that completes buffers on
+        its own needs this. Called on any thread, so it does no work itself, but arms a timer.
+        """
+
     def compatibility_key(self) -> Mapping[str, str]:
         """Return further values, by name, that a saved device and this one must have in common."""
         return {}
@@ -302,7 +309,7 @@ class VirtioDevice(ABC):
 
         Does nothing while the device is not `live`: after a reset no buffer is in flight. A driver
         that disables bus mastering keeps its buffers in flight, so a device that completes them on
-        its own, such as by a timer, checks `live` first and tries again later.
+        its own, such as by a timer, checks `live` first and resumes in `on_memory_accessible`.
         """
         ring = self.queues[queue].ring
         if ring is None or not self.live:

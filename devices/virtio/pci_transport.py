@@ -107,6 +107,7 @@ class VirtioPciTransport:
         self._add_to_function(self._structures(tracer), tracer)
         self.function.bar_moved.add(self._bar_moved)
         self.function.bus_master_set.add(self._notify_assigned)
+        self.function.bus_master_set.add(device.on_memory_accessible)
 
     def serve_queue(self, queue: int) -> bool:
         """Serve a notified `queue`; return True if there may be more buffers, so call again.

@@ -155,7 +155,7 @@ def test_a_reset_drops_waiting_buffers_and_restores_no_credit() -> None:
     assert [len(data) for data in driver.taken()] == [10]
 
 
-def test_waiting_buffers_survive_a_time_without_bus_mastering() -> None:
+def test_waiting_buffers_are_filled_when_bus_mastering_is_enabled_again() -> None:
     board = RngBoard(bytes_per_s=1000)
     driver = RngDriver(board)
     driver.offer(1000, 10)
@@ -163,8 +163,22 @@ def test_waiting_buffers_survive_a_time_without_bus_mastering() -> None:
     driver.write_pci(0x04, 2, 0b010)
     board.timers.advance(SECOND_NS)
     assert driver.taken() == []
+    assert board.rng.save_own_state()["timer"] == {"remaining_ns": []}  # it does not poll
     driver.write_pci(0x04, 2, 0b110)
-    board.timers.advance(SECOND_NS)
+    assert driver.taken() == []  # the vCPU that writes the register does not fill them
+    board.timers.advance(0)
+    assert [len(data) for data in driver.taken()] == [10]
+
+
+def test_enabling_bus_mastering_does_not_shorten_a_wait() -> None:
+    board = RngBoard(bytes_per_s=1000)
+    driver = RngDriver(board)
+    driver.offer(1000, 10)
+    driver.taken()
+    driver.write_pci(0x04, 2, 0b110)
+    board.timers.advance(SECOND_NS // 100 - 1)
+    assert driver.taken() == []
+    board.timers.advance(1)
     assert [len(data) for data in driver.taken()] == [10]
 
 
