@@ -26,6 +26,7 @@ from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
 from pyvmm.snapshot import errors as snapshot
 from pyvmm.sockets import errors as sockets
+from pyvmm.sockets.addresses import format_unix_address
 from pyvmm.units import MIB
 
 REMEDIES: dict[type[UserError], str] = {
@@ -155,7 +156,8 @@ def _remedy(error: UserError) -> str:
         case NotInstalled():
             return _install(error)
         case sockets.ControlSocketUnreachable():
-            return f"start a guest with --qmp unix:{error.path}, or give the path of a running one"
+            address = format_unix_address(error.path)
+            return f"start a guest with --qmp {address}, or give the path of a running one"
     return REMEDIES.get(type(error), "")
 
 

@@ -57,11 +57,12 @@ class SocketForwarder:
         self._connector.connect(number, address)
 
     def unlisten(self, lab_path: str) -> None:
-        """Close the listener that forwards to `lab_path`."""
-        for listener in self._listeners:
-            if listener.lab_path == lab_path:
-                self._mux.unwatch(listener.socket.fileno())
-                listener.close()
+        """Close the listeners that forward to `lab_path`."""
+        closing = [listener for listener in self._listeners if listener.lab_path == lab_path]
+        for listener in closing:
+            self._mux.unwatch(listener.socket.fileno())
+        for listener in closing:
+            listener.close()
 
     def close(self) -> None:
         """Drop connections that are being made; the listeners stay open."""

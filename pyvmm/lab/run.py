@@ -79,10 +79,10 @@ def run_in_lab(
             listeners.append(ForwardedListener(listener.socket, lab_path, listener.remove))
             stack.callback(listener.remove)
         if incoming is not None:
-            forwarded, variable = _incoming_listener(incoming, security)
+            forwarded, variable = _incoming_listeners(incoming, security)
             env.update(variable)
-            listeners.append(forwarded)
-            stack.callback(forwarded.close)
+            listeners += forwarded
+            stack.callback(forwarded[0].close)
         lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
@@ -96,15 +96,19 @@ def check_shared(*paths: Path) -> None:
             raise NotSharedWithLab(f"the lab does not share {own} with the host, so not {path}")
 
 
-def _incoming_listener(
+def _incoming_listeners(
     incoming: Address, security: Security | None
-) -> tuple[ForwardedListener, dict[str, str]]:
+) -> tuple[list[ForwardedListener], dict[str, str]]:
+    """Return the listeners of `incoming`, each of which closes all, and the command's variable."""
     # Saves 7 ms (ssl) for commands without an incoming migration.
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.sockets.tls import Security
 
     listener = MigrationListener(incoming, security or Security())
-    forwarded = ForwardedListener(listener.socket, INCOMING_SOCKET, listener.close)
+    forwarded = [
+        ForwardedListener(listening, INCOMING_SOCKET, listener.close)
+        for listening in listener.sockets
+    ]
     return forwarded, incoming_variable(str(incoming), str(listener.address))
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses of sockets as users write them: `unix:PATH` and `tcp:HOST:PORT`.
 
-A control socket is always a unix socket; a migration takes either form. Both parsers check the
-syntax only: they neither look up names nor access files.
+A control socket is always a unix socket; a migration takes either form. As in QEMU, the address of
+a control socket is a list of options, in which `,,` is a comma of the path, while a migration's
+path is taken literally. Both parsers check the syntax only: they neither look up names nor access
+files.
 """
 
 from __future__ import annotations
@@ -49,14 +51,16 @@ def parse_unix_address(text: str) -> Path:
     Raises `UserError` for anything else, including a path too long for a unix socket.
     """
     scheme, _, rest = text.partition(":")
-    path, *options = rest.split(",")
-    if scheme != "unix" or not path or "\0" in path or not _QEMU_OPTIONS.issuperset(options):
-        raise UserError(
-            f"{text!r} is not a socket address: expected unix:PATH, e.g. unix:/tmp/vm.sock"
-        )
-    if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
-        raise SocketPathTooLong(f"the socket path {path} is longer than {_PATH_LIMIT_BYTES} bytes")
-    return Path(path)
+    path, *options = (part.replace("\0", ",") for part in rest.replace(",,", "\0").split(","))
+    if scheme != "unix" or "\0" in text or not path or not _QEMU_OPTIONS.issuperset(options):
+        hint = ", with ,, for a comma in PATH" if "," in text else ", e.g. unix:/tmp/vm.sock"
+        raise UserError(f"{text!r} is not a socket address: expected unix:PATH{hint}")
+    return _socket_path(path)
+
+
+def format_unix_address(path: Path) -> str:
+    """Return the address that `parse_unix_address` parses as `path`."""
+    return f"unix:{path}".replace(",", ",,")
 
 
 def parse_migration_address(text: str) -> Address:
@@ -65,10 +69,8 @@ def parse_migration_address(text: str) -> Address:
     Raises `UserError` for anything else.
     """
     scheme, _, rest = text.partition(":")
-    if scheme == "unix":
-        if not rest or "," in rest:
-            raise UserError(f"{text!r} is not an address: {_EXPECTED}")
-        return UnixAddress(parse_unix_address(text))
+    if scheme == "unix" and rest and "\0" not in rest:
+        return UnixAddress(_socket_path(rest))
     host, _, port = rest.rpartition(":")
     if host[:1] == "[" and host[-1:] == "]":
         host = host[1:-1]
@@ -79,3 +81,9 @@ def parse_migration_address(text: str) -> Address:
     if int(port) >= 1 << 16:
         raise UserError(f"there is no port {port}: {_EXPECTED}")
     return TcpAddress(host, int(port))
+
+
+def _socket_path(path: str) -> Path:
+    if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
+        raise SocketPathTooLong(f"the socket path {path} is longer than {_PATH_LIMIT_BYTES} bytes")
+    return Path(path)

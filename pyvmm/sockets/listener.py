@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import socket
 from typing import TYPE_CHECKING
 
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress, parse_migration_address
-from pyvmm.sockets.errors import AddressUnavailable, HandshakeFailed, ListenerClosed, reason
+from pyvmm.sockets.errors import HandshakeFailed, ListenerClosed
 from pyvmm.sockets.lab_paths import IncomingSocket, incoming_socket, proxy_socket
 from pyvmm.sockets.link import SocketLink, shut_down
 from pyvmm.sockets.proxy_client import close_forwarded_listener
+from pyvmm.sockets.tcp import listen_tcp
 from pyvmm.sockets.tls import Security, handshake
 from pyvmm.sockets.unix import UnixListener
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Sequence
 
 HANDSHAKE_TIMEOUT_S = 10.0
 """Longest time that a TLS handshake may take."""
@@ -45,12 +48,16 @@ class MigrationListener:
             self._file = UnixListener(self._forwarded.path, shown_as=address)
         elif isinstance(address, UnixAddress):
             self._file = UnixListener(address.path)
+        self.sockets: list[socket.socket]
+        """The listening sockets; a host name may have several addresses."""
         if self._file is not None:
-            self.socket = self._file.socket
+            self.sockets = [self._file.socket]
         else:
             assert isinstance(address, TcpAddress)
-            self.socket = _listen_tcp(address)
-            self.address = TcpAddress(address.host, self.socket.getsockname()[1])
+            self.sockets = listen_tcp(address)
+            self.address = TcpAddress(address.host, self.sockets[0].getsockname()[1])
+        for listening in self.sockets:
+            listening.setblocking(False)
 
     def accept(self) -> SocketLink:
         """Wait, without a time limit, for a source; then stop listening and return its link.
@@ -59,16 +66,22 @@ class MigrationListener:
         """
         while True:
             try:
-                stream, _ = self.socket.accept()
-            except OSError as error:
-                raise ListenerClosed("no source connected") from error
-            try:
-                link = self._link(stream)
+                link = self._link(self._next_connection())
             except HandshakeFailed as error:
                 _log.warning("a source was rejected: %s", error)
                 continue
             self.close()
             return link
+
+    def _next_connection(self) -> socket.socket:
+        """Wait for a connection to any of the sockets. Raises `ListenerClosed`."""
+        while True:
+            try:
+                for listening in _wait_for_clients(self.sockets):
+                    with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                        return listening.accept()[0]
+            except (OSError, ValueError) as error:  # ValueError: closed before the wait began
+                raise ListenerClosed("no source connected") from error
 
     def _link(self, stream: socket.socket) -> SocketLink:
         if self._context is None:
@@ -80,16 +93,16 @@ class MigrationListener:
 
     def _note_handshake(self, stream: ssl.SSLSocket) -> None:
         self._handshaking = stream
-        if self.socket.fileno() < 0:  # `close` ran before the assignment
+        if self.sockets[0].fileno() < 0:  # `close` ran before the assignment
             shut_down(stream)
 
     def close(self) -> None:
         """Stop listening. May be called from another thread, and repeatedly."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
         if self._file is not None:
-            self._file.remove()
-        self.socket.close()
+            self._file.unlink()
+        for listening in self.sockets:
+            shut_down(listening)
+            listening.close()
         if (stream := self._handshaking) is not None:
             shut_down(stream)
         forwarded, self._forwarded = self._forwarded, None
@@ -97,12 +110,13 @@ class MigrationListener:
             _close_outside(forwarded)
 
 
-def _listen_tcp(address: TcpAddress) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        return socket.create_server((address.host, address.port), family=family)
-    except OSError as error:
-        raise AddressUnavailable(f"cannot listen on {address}: {reason(error)}") from error
+def _wait_for_clients(listening: Sequence[socket.socket]) -> list[socket.socket]:
+    """Return those sockets that have a client, or were shut down; wait until there is one."""
+    poll = select.poll()
+    for each in listening:
+        poll.register(each, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll()}
+    return [each for each in listening if each.fileno() in ready]
 
 
 def _close_outside(forwarded: IncomingSocket) -> None:
