@@ -13,9 +13,10 @@ from pathlib import Path
 
 from guest_images.manifest import read_manifest
 from pyvmm.boot.errors import KernelUnusable
+from pyvmm.boot.panic import PANIC_PARAMETERS
 from pyvmm.config import DEFAULT_RAM_BYTES, MachineConfig
 
-COMMAND_LINE_WITHOUT_MANIFEST = "console=ttyS0"
+COMMAND_LINE_WITHOUT_MANIFEST = f"console=ttyS0 {PANIC_PARAMETERS}"
 """The command line of a kernel that is no guest.img, before what the caller appends."""
 
 

@@ -19,6 +19,10 @@ class ExitReason(Enum):
     SIGNAL = "host-signal"
 
 
+PANICKED = "the guest kernel panicked"
+"""Description of a panic."""
+
+
 class ExitResult(NamedTuple):
     """The `reason` and, for a crash or a panic, a description, `detail`."""
 

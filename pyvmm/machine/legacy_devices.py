@@ -17,7 +17,7 @@ from devices.legacy.pvpanic import PanicEvent, PvPanic
 from devices.legacy.rtc import RTC_PORTS, Rtc
 from devices.legacy.uart import Uart16550
 from devices.registers import Register, RegisterTable
-from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import GsiLine
 from pyvmm.memory import layout
 from pyvmm_native.serial import SerialFastPath
@@ -56,7 +56,7 @@ class LegacyDevices:
 
         def report(event: PanicEvent) -> None:
             if event is PanicEvent.PANICKED:
-                on_exit(ExitResult(ExitReason.PANIC, "the guest kernel panicked"))
+                on_exit(ExitResult(ExitReason.PANIC, PANICKED))
 
         i8042 = I8042(reset)
         pio.map(layout.I8042_DATA_PORT, 1, i8042.data)

@@ -30,10 +30,11 @@ from devices.pci.host_bridge import ConfigMechanism1, EnhancedConfig, PciBus
 from pykvm import KvmError, System, abi
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
+from pyvmm.boot.panic import rebooted_after_panic
 from pyvmm.machine.catalogue import CATALOGUE, Ports, make_models, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
 from pyvmm.machine.errors import MachineNotCreated
-from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter
 from pyvmm.machine.legacy_devices import LegacyDevices
 from pyvmm.machine.threads import Owner
@@ -325,6 +326,10 @@ class Machine:
 
     def _guest_exits(self, result: ExitResult) -> None:
         if self._exit is None:  # a guest may request it 100,000 times a second
+            if result.reason is ExitReason.RESET and rebooted_after_panic(
+                self.ram.memory, self.config.command_line
+            ):
+                result = ExitResult(ExitReason.PANIC, PANICKED)
             self._exit = result
             self.exited(result)
 

@@ -44,9 +44,7 @@ REPORTING_TIMEOUT_S = 120.0
 def test_the_balloon_of_a_stock_kernel(
     name: str, vcpus: int, offer: tuple[str, ...], figure: Callable[[str], None]
 ) -> None:
-    kernel = debian_kernels.cached(name)
-    if kernel is None:
-        pytest.skip(f"{name} has not been downloaded; run `{debian_kernels.FETCH}` with a network")
+    kernel = _cached_kernel(name)
     quick = "init_on_alloc=0" if offer else ""
     config = config_for_image(
         kernel.vmlinuz,
@@ -109,6 +107,13 @@ class StepTimes:
 
     def __str__(self) -> str:
         return ", ".join(self._steps) + " s"
+
+
+def _cached_kernel(name: str) -> StockKernel:
+    kernel = debian_kernels.cached(name)
+    if kernel is None:
+        pytest.skip(f"{name} has not been downloaded; run `{debian_kernels.FETCH}` with a network")
+    return kernel
 
 
 async def _verify_pattern(guest: GuestSession) -> None:
@@ -174,3 +179,23 @@ async def _check_hints(guest: GuestSession) -> None:
     async with asyncio.timeout(REPORTING_TIMEOUT_S):
         while await guest.free_bytes() < free - 64 * MIB:
             await guest.while_running(asyncio.sleep(0.1))
+
+
+@pytest.mark.parametrize(
+    ("append", "reason"),
+    [("rdinit=/none init=/none", ExitReason.PANIC), ('pyvmm.run="reboot -f"', ExitReason.RESET)],
+    ids=["panic", "reboot"],
+)
+def test_a_panic_of_a_stock_kernel_differs_from_a_reboot(append: str, reason: ExitReason) -> None:
+    kernel = _cached_kernel("linux-image-cloud-amd64")
+    initrd = kernel.initramfs if reason is ExitReason.RESET else None
+    config = config_for_image(
+        kernel.vmlinuz, initrd=initrd, append=f"loglevel=4 {append}", ram_bytes=256 * MIB
+    )
+
+    async def main() -> None:
+        async with guest_session(config) as guest:
+            result = await guest.wait_for_exit()
+            assert result.reason is reason, guest.console.text[-2000:]
+
+    asyncio.run(main())

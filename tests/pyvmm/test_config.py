@@ -11,6 +11,7 @@ import pytest
 from devices.balloon import features
 from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.image_config import config_for_image
+from pyvmm.boot.panic import PANIC_PARAMETERS
 from pyvmm.config import InvalidConfiguration, MachineConfig
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.units import MIB
@@ -57,14 +58,14 @@ def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -
     assert config_for_image(image).dialect == "standard"
     chosen = config_for_image(image, dialect="bitmap", append="quiet")
     assert chosen.dialect == "bitmap"
-    assert chosen.command_line == "console=ttyS0 quiet"
+    assert chosen.command_line == f"console=ttyS0 {PANIC_PARAMETERS} quiet"
 
 
 def test_the_command_of_init_comes_last_on_the_command_line(tmp_path: Path) -> None:
     image = tmp_path / "vmlinux"
     image.write_bytes(elf_kernel())
     config = config_for_image(image, append="quiet", run="uname -r; pattern")
-    assert config.command_line == 'console=ttyS0 quiet pyvmm.run="uname -r; pattern"'
+    assert config.command_line.endswith(' quiet pyvmm.run="uname -r; pattern"')
     with pytest.raises(ValueError, match="double quote: echo"):
         config_for_image(image, run='echo "x"')
 
