@@ -258,6 +258,16 @@ class VirtualMachine:
             self._migrations = Migrations(self)
         return self._migrations
 
+    @property
+    def saving(self) -> bool:
+        """True while a snapshot is taken, which may pause the guest."""
+        return self._snapshots is not None and self._snapshots.active
+
+    @property
+    def migrating(self) -> bool:
+        """True while the guest is sent to another host."""
+        return self._migrations is not None and self._migrations.active
+
     def load_lazily(self, snapshot: SnapshotFile) -> None:
         """Fill memory from `snapshot`, in the background and where it is touched, before `run`.
 

@@ -42,6 +42,14 @@ class GuestMachine(Protocol):
     def status(self) -> RunState:
         """The state of the guest: running, or the reason why it is not."""
 
+    @property
+    def saving(self) -> bool:
+        """True while a snapshot is taken, which may pause the guest."""
+
+    @property
+    def migrating(self) -> bool:
+        """True while the guest is sent to another host."""
+
     async def memory_loaded(self) -> None:
         """Wait until all of memory is loaded, if it is being loaded from a snapshot."""
 

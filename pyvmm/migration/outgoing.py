@@ -89,6 +89,8 @@ class Migrations:
         """
         if self.active:
             raise MigrationRefused("There's a migration process in progress")
+        if self._machine.saving:
+            raise MigrationRefused("There is a snapshot in process, please wait")
         if self._ended or self._machine.status not in ("running", "paused"):
             raise MigrationRefused("The guest has ended or has migrated")
         self.progress, self.error = MigrationProgress(), ""

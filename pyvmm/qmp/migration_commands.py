@@ -63,8 +63,6 @@ def migrate(
     from pyvmm.sockets.addresses import parse_migration_address
     from pyvmm.sockets.tls import Security
 
-    if vm.snapshots.active:
-        raise QmpError("There is a snapshot in process, please wait")
     migrations = vm.migrations
     settings = migrations.settings
     if not unused:

@@ -48,15 +48,20 @@ def snapshot_to_file(
         no such command; `dump-guest-memory` with "detach" is its model
     """
     # Imported at the first snapshot: 14 ms of start-up time (pyvmm.snapshot and its imports).
-    from pyvmm.snapshot.saver import MachineEnded, SnapshotActive, SnapshotRequest
+    from pyvmm.snapshot.saver import (
+        MachineEnded,
+        MigrationActive,
+        SnapshotActive,
+        SnapshotRequest,
+    )
 
-    if vm.migrations.active:
-        raise QmpError("There's a migration process in progress")
     request = SnapshotRequest(Path(path), keep_running, unused, timeout, force)
     try:
         vm.snapshots.start(request)
     except SnapshotActive:
         raise QmpError("There is a snapshot in process, please wait") from None
+    except MigrationActive:
+        raise QmpError("There's a migration process in progress") from None
     except MachineEnded:
         raise QmpError("Resetting the Virtual Machine is required") from None
     return {}

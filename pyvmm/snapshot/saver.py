@@ -89,6 +89,10 @@ class SnapshotActive(Exception):
     """A snapshot is already being taken."""
 
 
+class MigrationActive(Exception):
+    """The guest is being sent to another host, which logs its changes and may pause it."""
+
+
 class MachineEnded(Exception):
     """The machine has ended."""
 
@@ -115,10 +119,12 @@ class Snapshots:
     def start(self, request: SnapshotRequest) -> None:
         """Begin to take a snapshot, whose progress and result are in `status`.
 
-        Raises `SnapshotActive` or `MachineEnded`.
+        Raises `SnapshotActive`, `MigrationActive` or `MachineEnded`.
         """
         if self.active:
             raise SnapshotActive
+        if self._machine.migrating:
+            raise MigrationActive
         self._check_machine()
         self.status = SnapshotStatus("active")
         self._task = asyncio.get_running_loop().create_task(self._take(request))

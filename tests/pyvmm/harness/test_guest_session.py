@@ -12,12 +12,16 @@ import pytest
 
 from pyvmm.harness import GuestSession, SnapshotFailed
 from pyvmm.harness.scripted_console import ScriptedConsole
-from pyvmm.snapshot.saver import MachineEnded, SnapshotActive
+from pyvmm.snapshot.saver import MachineEnded, MigrationActive, SnapshotActive
 
 
 @pytest.mark.parametrize(
     ("refusal", "reason"),
-    [(SnapshotActive, "already being taken"), (MachineEnded, "the guest has ended")],
+    [
+        (SnapshotActive, "already being taken"),
+        (MigrationActive, "is being migrated"),
+        (MachineEnded, "the guest has ended"),
+    ],
 )
 def test_a_refused_snapshot_fails_with_the_reason(
     refusal: type[Exception], reason: str, tmp_path: Path

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which an outgoing migration uses its machine."""
+"""The use that an outgoing migration makes of its machine: when, and in which order."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from pyvmm.migration.outgoing import MigrationRefused
 from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.tls import Security
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 from tests.pyvmm.snapshot.test_saver import RecordingMachine
 
 
@@ -27,5 +31,19 @@ def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
         assert (migrations.status, migrations.error) == ("completed", "")
         assert target.runs
         assert machine.calls == ["prepare", "pause", "save"]
+
+    asyncio.run(main())
+
+
+def test_a_guest_that_is_being_saved_is_not_migrated(tmp_path: Path) -> None:
+    class SavingMachine(InMemoryVm):
+        saving = True
+
+    async def main() -> None:
+        migrations = SavingMachine().migrations
+        with pytest.raises(MigrationRefused, match="a snapshot in process"):
+            migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
+        assert not migrations.active
+        await migrations.end()
 
     asyncio.run(main())

@@ -116,6 +116,14 @@ class InMemoryVm:
     def migrations(self) -> Migrations:
         return Migrations(self)
 
+    @property
+    def saving(self) -> bool:
+        return "snapshots" in self.__dict__ and self.snapshots.active
+
+    @property
+    def migrating(self) -> bool:
+        return "migrations" in self.__dict__ and self.migrations.active
+
     async def memory_loaded(self) -> None:
         pass
 

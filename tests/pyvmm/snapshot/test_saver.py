@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of the steps of a snapshot, and the time for which it pauses the guest."""
+"""The steps of a snapshot: when they are refused, their order, and the length of the pause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
+import pytest
+
+from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
@@ -62,3 +64,12 @@ def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path)
     begin = time.monotonic()
     status = take_snapshot(RecordingMachine(), SnapshotRequest(tmp_path / "s"))
     assert PAUSE_S <= status.stopped_seconds <= status.seconds <= time.monotonic() - begin
+
+
+def test_a_guest_that_is_being_migrated_is_not_saved(tmp_path: Path) -> None:
+    class MigratingMachine(InMemoryVm):
+        migrating = True
+
+    with pytest.raises(MigrationActive):
+        take_snapshot(MigratingMachine(), SnapshotRequest(tmp_path / "s"))
+    assert not list(tmp_path.iterdir())
