@@ -63,6 +63,10 @@ REMEDIES: dict[type[UserError], str] = {
     sockets.SocketNotCreated: "choose a path in an existing directory that you may write to",
     sockets.SocketPathTooLong: "choose a shorter one, or one relative to the working directory",
     sockets.TlsFilesUnusable: "give PEM files: a CA, a certificate signed by it, and its key",
+    sockets.TlsKeyEncrypted: (
+        "give one without a passphrase that only you can read, made with: openssl pkey -in KEY"
+        " -out NEW-KEY"
+    ),
     sockets.TlsOnUnixSocket: "leave out the --tls options",
     sockets.TlsRequired: (
         "give --tls-ca, --tls-cert and --tls-key, or --insecure in a network you trust"
@@ -94,6 +98,7 @@ REPORTED = {
         "start one with: pyvmm run --incoming {address}"
     ),
     r" is not trusted: ": REMEDIES[sockets.PeerUntrusted],
+    r"^the TLS key .* is encrypted": REMEDIES[sockets.TlsKeyEncrypted],
     r"^the TLS files cannot be used": REMEDIES[sockets.TlsFilesUnusable],
     r" is a file, but not a snapshot,": REMEDIES[snapshot.SnapshotPathInUse],
     r"^cannot write the snapshot ": REMEDIES[snapshot.SnapshotNotWritten],

@@ -36,6 +36,10 @@ class TlsFilesUnusable(UserError):
     """The CA, the certificate or the key cannot be loaded."""
 
 
+class TlsKeyEncrypted(UserError):
+    """The private key is encrypted, which is not supported: nobody could be asked for the key."""
+
+
 class TlsOnUnixSocket(UserError):
     """TLS was requested for a unix socket."""
 
@@ -49,7 +53,11 @@ class PeerUntrusted(UserError):
 
 
 class ConnectionLost(Exception):
-    """An established connection failed, or the peer sent nothing for too long."""
+    """An established connection failed."""
+
+
+class TransferTimedOut(ConnectionLost):
+    """The deadline of a link passed before the peer had sent, or taken, the next bytes."""
 
 
 class HandshakeFailed(Exception):

@@ -15,7 +15,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pyvmm.errors import UserError
 from pyvmm.files.regular import open_regular
@@ -23,6 +23,7 @@ from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
 from pyvmm.sockets.errors import (
     HandshakeFailed,
     TlsFilesUnusable,
+    TlsKeyEncrypted,
     TlsOnUnixSocket,
     TlsRequired,
     reason,
@@ -50,12 +51,16 @@ class TlsFiles:
             for path in (self.ca, self.certificate, self.key):
                 os.close(open_regular(path))  # OpenSSL would wait for a pipe without end
             context.load_verify_locations(self.ca)
-            context.load_cert_chain(self.certificate, self.key)
+            context.load_cert_chain(self.certificate, self.key, self._refuse_encryption)
         except (OSError, ssl.SSLError) as error:
             raise TlsFilesUnusable(
                 f"the TLS files cannot be used: {error.strerror or error}"
             ) from error
         return context
+
+    def _refuse_encryption(self) -> NoReturn:
+        """Stand for OpenSSL's prompt, which would read the guest's console."""
+        raise TlsKeyEncrypted(f"the TLS key {self.key} is encrypted with a passphrase")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +49,45 @@ def test_a_tls_file_must_be_a_regular_file(tmp_path: Path, special: int) -> None
     paths[special] = Path("/dev/null")
     with pytest.raises(UserError, match="it is a character device, not a regular file"):
         TlsFiles(*paths).context(server=True)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from pyvmm.errors import UserError
+from pyvmm.sockets.tls import TlsFiles
+try:
+    TlsFiles(*map(Path, sys.argv[1:])).context(server=True)
+except UserError as error:
+    print(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize("position", [0, 1, 2], ids=["the CA", "the certificate", "the key"])
+@pytest.mark.parametrize("form", ["PKCS#8", "traditional"])
+def test_openssl_asks_for_no_passphrase_on_the_terminal(
+    tmp_path: Path, position: int, form: str
+) -> None:
+    """The terminal is the guest's console, where a prompt would take what is typed."""
+    files = certificate(tmp_path, "ca", "host")
+    encrypted = tmp_path / "encrypted.key"
+    options = ["-traditional"] if form == "traditional" else []
+    command = ["openssl", "pkey", "-in", files.key, "-out", encrypted, "-aes256", *options]
+    subprocess.run([*command, "-passout", "pass:secret"], check=True, capture_output=True)
+    paths = [files.ca, files.certificate, files.key]
+    paths[position] = encrypted
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", LOAD, *map(str, paths)])
+    output = b""
+    with contextlib.suppress(OSError):  # EIO: the process has ended
+        while b"\n" not in output and b"assphrase" not in output and b"pass phrase" not in output:
+            output += os.read(terminal, 1000)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    assert output.startswith(b"refused: the TLS ")
+    assert (b"is encrypted with a passphrase" in output) == (position == 2)
 
 
 def resolves_localhost() -> bool:
