@@ -4,20 +4,23 @@
 Pages go straight into the RAM of a machine that has not run yet. Its parts are kept until all have
 arrived, and are then restored together. The guest runs when, and only when, the source's commit has
 been read. Any error before that ends the migration here for good: the source is told the reason,
-and nothing that it sends afterwards is read.
+and nothing that it sends afterwards is read. Each message has a deadline, however slowly its bytes
+arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devices.state import StateError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
-from pyvmm.migration.errors import LinkBroken, MigrationError
+from pyvmm.migration.errors import LinkBroken, LinkTimedOut, MigrationError
 from pyvmm.migration.stream import SourceReader
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import scatter_block
 from pyvmm_native.runs import PageRuns
@@ -70,28 +73,60 @@ class Target(Protocol):
 class DestinationMigration:
     """One migration to `target` over `link`.
 
+    `on_state` is called when the first message after the source's hello has arrived.
+
     Threads: migration.
     """
 
-    def __init__(self, target: Target, link: Link) -> None:
+    def __init__(
+        self,
+        target: Target,
+        link: Link,
+        timeouts: Timeouts = TIMEOUTS,
+        on_state: Callable[[], None] = lambda: None,
+    ) -> None:
         self._target = target
         self._link = link
+        self._timeouts = timeouts
+        self._on_state = on_state
         self._messages = SourceReader(target.kinds)
+        self._hello: messages.Hello | None = None
         self._pages = 0
+
+    def receive_hello(self, within_s: float) -> None:
+        """Wait for the source's first message. Raises `MigrationError` if it sends another."""
+        with self._aborting():
+            self._hello = self._expect(messages.Hello, within_s)
+
+    def refuse(self, reason: str) -> None:
+        """Tell the source that its guest is not received here; `run` must not follow."""
+        with suppress(MigrationError):
+            self._send(messages.Failed(reason), self._timeouts.abort)
 
     def run(self) -> None:
         """Receive the guest; return when it runs here.
 
         Raises `MigrationError`, or an error of `target`, if it does not run here and never will.
         """
+        if self._hello is None:
+            self.receive_hello(self._timeouts.hello)
+        with self._aborting():
+            assert self._hello is not None
+            ready = self._receive_guest(self._hello)
+        self._target.start(running=ready.was_running)
+        with suppress(MigrationError):  # the guest runs anyway
+            self._send(messages.Running(), self._timeouts.message)
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """Tell the source the reason if the block raises."""
         try:
-            ready = self._receive_guest()
+            yield
         except (StateError, UserError) as error:
             self._abort(str(error))
             raise MigrationError(str(error)) from error
         except LinkBroken as error:
-            with suppress(MigrationError):  # the source may receive it anyway
-                self._send(messages.Failed(str(error)))
+            self.refuse(str(error))  # the source may receive it anyway
             raise
         except MigrationError as error:
             self._abort(str(error))
@@ -99,26 +134,26 @@ class DestinationMigration:
         except BaseException as error:
             self._abort(f"it has a bug: {error!r}")
             raise
-        self._target.start(running=ready.was_running)
-        with suppress(MigrationError):  # the guest runs anyway
-            self._send(messages.Running())
 
-    def _receive_guest(self) -> messages.Ready:
+    def _receive_guest(self, hello: messages.Hello) -> messages.Ready:
         """Receive and restore everything, up to the commit."""
-        hello = self._expect(messages.Hello)
+        message_s = self._timeouts.message
         ram = self._target.create_machine(hello.config)
-        self._send(messages.Welcome())
+        self._send(messages.Welcome(), message_s)
         parts: list[Record] = []
-        while not isinstance(message := self._receive(), messages.Ready):
+        message = self._receive(message_s)
+        self._on_state()
+        while not isinstance(message, messages.Ready):
             match message:
                 case messages.Pages():
                     self._store(ram.memory, message)
                 case messages.Zeros(runs):
                     ram.discard(runs)
                 case messages.RoundEnd(number):
-                    self._send(messages.RoundAck(number))
+                    self._send(messages.RoundAck(number), message_s)
                 case messages.DeviceState(part):
                     parts.append(part)
+            message = self._receive(message_s)
         required = sum(not part.optional for part in parts)
         if (message.pages, message.parts) != (self._pages, required):
             raise MigrationError(
@@ -126,8 +161,8 @@ class DestinationMigration:
                 f" {message.pages} and {message.parts}"
             )
         self._target.restore(parts)
-        self._send(messages.StateRestored())
-        self._expect(messages.Commit)
+        self._send(messages.StateRestored(), message_s)
+        self._expect(messages.Commit, message_s)
         return message
 
     def _store(self, memory: GuestMemory, message: messages.Pages) -> None:
@@ -135,30 +170,43 @@ class DestinationMigration:
         self._pages += len(message.data) // PAGE_BYTES
 
     # --- Messages -------------------------------------------------------------------------------
-    def _receive(self) -> FromSource:
+    def _receive(self, within_s: float) -> FromSource:
+        self._link.deadline = time.monotonic() + within_s
         while (message := self._messages.next()) is None:
-            data = self._link.receive(self._messages.wanted_bytes)
+            try:
+                data = self._link.receive(self._messages.wanted_bytes)
+            except LinkTimedOut as error:
+                raise LinkTimedOut(
+                    f"the source has not sent a whole message for {within_s:g} s"
+                ) from error
             if not data:
                 raise MigrationError("the source has closed the connection before the commit")
             self._messages.feed(data)
         return message
 
-    def _expect(self, due: type[_M]) -> _M:
-        message = self._receive()
+    def _expect(self, due: type[_M], within_s: float) -> _M:
+        message = self._receive(within_s)
         assert isinstance(message, due), "the reader keeps the order"
         return message
 
-    def _send(self, message: FromDestination) -> None:
-        self._link.send(message.record().encode())
+    def _send(self, message: FromDestination, within_s: float) -> None:
+        self._link.deadline = time.monotonic() + within_s
+        try:
+            self._link.send(message.record().encode())
+        except LinkTimedOut as error:
+            raise LinkTimedOut(f"the source has not taken a message for {within_s:g} s") from error
 
     def _abort(self, reason: str) -> None:
         """Tell the source the reason, if it can still be reached.
 
         Data that it is sending is drained unread: a connection that is closed with bytes unread is
-        reset, and the reason would be lost.
+        reset, and the reason would be lost. Both are limited in time and the second in bytes.
         """
         with suppress(MigrationError):
-            self._send(messages.Failed(reason))
+            self._send(messages.Failed(reason), self._timeouts.abort)
+            self._link.deadline = ends_at = time.monotonic() + self._timeouts.abort
             drained = 0
-            while drained < _MAX_DRAINED_BYTES and (data := self._link.receive(1 << 20)):
+            while drained < _MAX_DRAINED_BYTES and time.monotonic() < ends_at:
+                if not (data := self._link.receive(1 << 20)):
+                    break
                 drained += len(data)

@@ -11,7 +11,11 @@ class MigrationError(Exception):
 
 
 class LinkBroken(MigrationError):
-    """The connection has broken, or nothing has arrived over it for too long."""
+    """The connection has broken."""
+
+
+class LinkTimedOut(LinkBroken):
+    """The peer has not sent, or taken, a whole message before the link's deadline."""
 
 
 class Cancelled(MigrationError):

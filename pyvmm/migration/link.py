@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pyvmm.migration.errors import LinkBroken
-from pyvmm.sockets.errors import ConnectionLost
+from pyvmm.migration.errors import LinkBroken, LinkTimedOut
+from pyvmm.sockets.errors import ConnectionLost, TransferTimedOut
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 class Link(Protocol):
     """A connection; all methods but `abort` raise `MigrationError` when it is broken.
 
+    `deadline`, a time.monotonic(), is when those that wait raise `LinkTimedOut`.
+
     Threads: migration; `abort` any.
     """
+
+    deadline: float
 
     def send(self, data: Buffer) -> None:
         """Send all of `data`, which the caller may reuse afterwards."""
@@ -46,26 +50,35 @@ class MigrationLink:
     def __init__(self, link: SocketLink) -> None:
         self._link = link
 
+    @property
+    def deadline(self) -> float:
+        """When a wait fails, by time.monotonic(); no limit at first."""
+        return self._link.deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self._link.deadline = deadline
+
     def send(self, data: Buffer) -> None:
         """Send all of `data`. Raises `LinkBroken`."""
         try:
             self._link.send(data)
         except ConnectionLost as error:
-            raise LinkBroken(str(error)) from error
+            raise _broken(error) from error
 
     def receive(self, at_most: int) -> bytes:
         """Return 1 to `at_most` bytes; none at the end of the stream. Raises `LinkBroken`."""
         try:
             return self._link.receive(at_most)
         except ConnectionLost as error:
-            raise LinkBroken(str(error)) from error
+            raise _broken(error) from error
 
     def readable(self) -> bool:
         """Return True if `receive` would not block. Raises `LinkBroken`."""
         try:
             return self._link.readable()
         except ConnectionLost as error:
-            raise LinkBroken(str(error)) from error
+            raise _broken(error) from error
 
     def abort(self) -> None:
         """Make the thread that uses the link fail at once."""
@@ -74,3 +87,8 @@ class MigrationLink:
     def close(self) -> None:
         """Close the connection; the link must not be in use."""
         self._link.close()
+
+
+def _broken(error: ConnectionLost) -> LinkBroken:
+    kind = LinkTimedOut if isinstance(error, TransferTimedOut) else LinkBroken
+    return kind(str(error))

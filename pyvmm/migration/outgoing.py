@@ -4,6 +4,10 @@
 `Migrations` starts one at a time and keeps its progress and result. A thread copies;
 `_OutgoingGuest` forwards its calls on the machine to the event loop.
 
+The connection is made in a thread, too, because TLS files, name look-up and the handshake may
+block. That thread cannot be interrupted, so nothing waits for it after its deadline, a cancellation
+or the end of the machine: a connection that it makes later is closed.
+
 The machine's status is "finish-migrate" during the switchover, and "postmigrate" when its guest
 runs at the destination; it cannot be resumed from either. If the destination has not confirmed that
 it runs the guest, the machine is "paused", so that the operator can resume it after checking that
@@ -16,17 +20,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
+from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.errors import UserError
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm.sockets.connect import connect
 
 if TYPE_CHECKING:
@@ -45,7 +50,6 @@ MigrationStatus = Literal[
 """Status of a migration, as in QEMU's MigrationStatus."""
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class MigrationRefused(Exception):
@@ -60,10 +64,11 @@ class Migrations:
     Threads: event loop.
     """
 
-    def __init__(self, machine: GuestMachine) -> None:
+    def __init__(self, machine: GuestMachine, timeouts: Timeouts = TIMEOUTS) -> None:
         self._machine = machine
-        self._thread = ThreadPoolExecutor(1, "migration")
+        self._timeouts = timeouts
         self._task: asyncio.Task[None] | None = None
+        self._setup: asyncio.Task[MigrationLink] | None = None
         self._source: SourceMigration | None = None  # once there is a connection
         self._cancelled = False
         self._ended = False
@@ -98,7 +103,8 @@ class Migrations:
         self._set_status("setup")
         loop = asyncio.get_running_loop()
         guest = _OutgoingGuest(self._machine, loop, lambda: self._set_status("device"))
-        self._task = loop.create_task(self._migrate(guest, address, security, settings))
+        self._setup = loop.create_task(self._connect(address, security))
+        self._task = loop.create_task(self._migrate(guest, self._setup, settings))
 
     def change(self, **limits: Any) -> None:
         """Change settings of the active migration and of those to come."""
@@ -111,29 +117,51 @@ class Migrations:
         """Cancel the active migration, if it has not been committed."""
         if not self.active or self.status == "cancelling":
             return
-        if self._source is None:
-            self._cancelled = True
-        elif not self._source.cancel():
-            return
+        if self._source is not None:
+            if not self._source.cancel():
+                return
+        elif self._setup is not None:
+            self._setup.cancel()
+        self._cancelled = True
         self._set_status("cancelling")
 
     async def end(self) -> None:
-        """Abort the active migration, as the machine has ended, and wait for its end."""
+        """Abort the active migration, as the machine has ended, and wait for its end.
+
+        The wait is limited: a thread that is left has no effect on the machine.
+        """
         self._ended = True
         if self._task is not None:
             if self._source is not None:
                 self._source.abort()
-            await asyncio.wait({self._task})
-        self._thread.shutdown(wait=True)
+            elif self._setup is not None:
+                self._setup.cancel()
+            await asyncio.wait({self._task}, timeout=self._timeouts.end)
+
+    async def _connect(self, address: Address, security: Security) -> MigrationLink:
+        """Return a connection to the destination, when memory is complete."""
+        await self._machine.memory_loaded()  # missing pages would look like zeros
+        self._machine.prepare_parts()
+        limit_s = self._timeouts.connection
+        connecting = call_in_thread(
+            "migration",
+            lambda: MigrationLink(connect(address, security)),
+            discard=MigrationLink.close,
+        )
+        try:
+            async with asyncio.timeout(limit_s):
+                return await connecting
+        except TimeoutError:
+            raise MigrationError(
+                f"no destination can be reached at {address}: no connection within {limit_s:g} s"
+            ) from None
 
     async def _migrate(
-        self, guest: _OutgoingGuest, address: Address, security: Security, settings: Settings
+        self, guest: _OutgoingGuest, setup: asyncio.Task[MigrationLink], settings: Settings
     ) -> None:
         status: MigrationStatus = "failed"
         try:
-            await self._machine.memory_loaded()  # missing pages would look like zeros
-            self._machine.prepare_parts()
-            link = await self._in_thread(lambda: MigrationLink(connect(address, security)))
+            link = await setup
             try:
                 await self._move(guest, link, settings)
             finally:
@@ -141,11 +169,15 @@ class Migrations:
             status = "completed"
         except Cancelled:
             status = "cancelled"
-        except (MigrationError, UserError) as error:
-            if self._cancelled:
+        except asyncio.CancelledError:
+            if self._ended:
+                self.error = "the guest has ended"
+            elif self._cancelled:
                 status = "cancelled"
             else:
-                self.error = str(error)
+                raise
+        except (MigrationError, UserError) as error:
+            self.error = str(error)
         except Exception as error:
             _log.exception("a migration failed")
             self.error = f"a bug of pyvmm: {error!r}"
@@ -157,12 +189,12 @@ class Migrations:
             raise MigrationError("the guest has ended")
         if self._cancelled:
             raise Cancelled("the migration was cancelled")
-        self._source = SourceMigration(
-            guest, link, replace(settings, **self._limits), self.progress
-        )
+        settings = replace(settings, **self._limits)
+        source = SourceMigration(guest, link, settings, self.progress, self._timeouts)
+        self._source = source
         self._set_status("active")
         try:
-            await self._in_thread(self._source.run)
+            await call_in_thread("migration", source.run)
         except SwitchoverUnconfirmed as error:
             guest.finish("paused")
             raise MigrationError(
@@ -170,9 +202,6 @@ class Migrations:
                 " at the destination"
             ) from error
         guest.finish("postmigrate")
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _set_status(self, status: MigrationStatus) -> None:
         self.status = status

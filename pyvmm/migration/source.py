@@ -19,6 +19,9 @@ the migration ends, they are not throttled afterwards.
 
 Switchover. The guest is paused, and the remaining pages and the state of the machine are sent.
 
+The guest may be paused for the downtime limit and `Timeouts.switchover` in all. When that has
+passed and no commit has been sent, it resumes here.
+
 Commit. When the destination has restored everything, the source sends the commit
 (`pyvmm.migration` explains why at most one side runs the guest).
 
@@ -44,6 +47,7 @@ from pyvmm.migration.errors import (
 )
 from pyvmm.migration.rate_limiter import RateLimiter
 from pyvmm.migration.source_channel import SourceChannel
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap
@@ -104,11 +108,17 @@ class SourceMigration:
     """
 
     def __init__(
-        self, guest: SourceGuest, link: Link, settings: Settings, progress: MigrationProgress
+        self,
+        guest: SourceGuest,
+        link: Link,
+        settings: Settings,
+        progress: MigrationProgress,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._guest = guest
         self._link = link
-        self._channel = SourceChannel(link, progress)
+        self._timeouts = timeouts
+        self._channel = SourceChannel(link, progress, timeouts)
         self.settings = settings
         """May be replaced at any time; changes take effect with the next message or round."""
         self._progress = progress
@@ -149,8 +159,11 @@ class SourceMigration:
             self._link.abort()
 
     def _migrate(self) -> None:
+        welcome_s = self._timeouts.welcome
+        self._channel.limit(welcome_s, f"the destination has not answered within {welcome_s:g} s")
         self._channel.send(messages.Hello(self._guest.config))
         self._channel.expect(messages.Welcome)
+        self._channel.lift_limit()
         with self._guest.log_dirty_pages() as log:
             try:
                 precopy = self._select_pages(log)
@@ -237,6 +250,8 @@ class SourceMigration:
     # --- Switchover and commit ------------------------------------------------------------------
     def _switch_over(self, precopy: PreCopy) -> None:
         """Stop the guest and commit it to the destination; it continues here if that fails."""
+        limit_s = self._timeouts.switchover + self.settings.downtime_limit_s
+        self._channel.limit(limit_s, f"the switchover has taken more than {limit_s:g} s")
         stopped_at = time.monotonic()
         was_running = self._guest.stop()
         try:
@@ -263,6 +278,8 @@ class SourceMigration:
             if self._cancelled.is_set():
                 raise Cancelled("the migration was cancelled")
             self._committed = True
+        limit_s = self._timeouts.commit
+        self._channel.limit(limit_s, f"the destination has not answered within {limit_s:g} s")
         try:
             self._channel.send(messages.Commit())
             self._channel.expect(messages.Running)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source's end of the connection: send messages, wait for replies, detect the peer's abort.
 
+Each message has a deadline, however slowly its bytes move. `limit` sets one for all messages of a
+phase; the earlier of the two counts.
+
 While no reply is due, the only message that the destination may send is the one that aborts the
 migration. It may also be the last thing in a connection that is already broken, so a failed send
 looks for it before it reports the broken connection.
@@ -8,9 +11,11 @@ looks for it before it reports the broken connection.
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING, TypeVar
 
-from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.errors import LinkTimedOut, MigrationError, PeerAborted
 from pyvmm.migration.messages import Failed
 from pyvmm.migration.stream import DestinationReader
 
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from pyvmm.migration.link import Link
     from pyvmm.migration.messages import FromDestination, FromSource
     from pyvmm.migration.progress import MigrationProgress
+    from pyvmm.migration.timeouts import Timeouts
 
 _M = TypeVar("_M")
 
@@ -33,10 +39,22 @@ class SourceChannel:
     Threads: migration.
     """
 
-    def __init__(self, link: Link, progress: MigrationProgress) -> None:
+    def __init__(self, link: Link, progress: MigrationProgress, timeouts: Timeouts) -> None:
         self._link = link
         self._progress = progress
+        self._message_s = timeouts.message
         self._replies = DestinationReader()
+        self._phase_ends_at = math.inf
+        self._phase_passed = ""
+
+    def limit(self, seconds: float, passed: str) -> None:
+        """End the phase that begins now after `seconds`; `passed` is the error then."""
+        self._phase_ends_at = time.monotonic() + seconds
+        self._phase_passed = passed
+
+    def lift_limit(self) -> None:
+        """Limit single messages only, from now on."""
+        self._phase_ends_at = math.inf
 
     def send(self, message: FromSource) -> None:
         """Send `message`."""
@@ -44,8 +62,12 @@ class SourceChannel:
 
     def send_encoded(self, data: Buffer) -> None:
         """Send an encoded message."""
+        self._set_deadline()
         try:
             self._link.send(data)
+        except LinkTimedOut as error:
+            self._raise_abort_reason()
+            raise self._timed_out("taken a message") from error
         except MigrationError:
             self._raise_abort_reason()
             raise
@@ -53,6 +75,7 @@ class SourceChannel:
 
     def expect(self, due: type[_M]) -> _M:
         """Wait for the next reply, which must be a `due`, and return it."""
+        self._set_deadline()
         reply = self._receive()
         if not isinstance(reply, due):
             raise _unexpected(reply)
@@ -61,11 +84,15 @@ class SourceChannel:
     def check_abort(self) -> None:
         """Raise if the destination has sent anything, as no reply is due."""
         if self._link.readable():
+            self._set_deadline()
             raise _unexpected(self._receive())
 
     def _receive(self) -> FromDestination:
         while (reply := self._replies.next()) is None:
-            data = self._link.receive(self._replies.wanted_bytes)
+            try:
+                data = self._link.receive(self._replies.wanted_bytes)
+            except LinkTimedOut as error:
+                raise self._timed_out("answered") from error
             if not data:
                 raise MigrationError("the destination has closed the connection")
             self._replies.feed(data)
@@ -74,13 +101,22 @@ class SourceChannel:
         return reply
 
     def _raise_abort_reason(self) -> None:
-        """Raise `PeerAborted` if its message is in the broken connection."""
+        """Raise `PeerAborted` if its message has arrived over the broken connection."""
+        self._link.deadline = time.monotonic()
         try:
             self._receive()
         except PeerAborted:
             raise
         except MigrationError:
             pass
+
+    def _set_deadline(self) -> None:
+        self._link.deadline = min(time.monotonic() + self._message_s, self._phase_ends_at)
+
+    def _timed_out(self, missing: str) -> MigrationError:
+        if time.monotonic() >= self._phase_ends_at:
+            return MigrationError(self._phase_passed)
+        return MigrationError(f"the destination has not {missing} for {self._message_s:g} s")
 
 
 def _unexpected(reply: FromDestination) -> MigrationError:

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connected stream socket, with or without TLS, as a migration uses it.
 
-A link blocks the thread that uses it, for at most `IDLE_TIMEOUT_S` without transfer. Only
-`abort` may be called from another thread. Every failure is a `ConnectionLost`.
+A link blocks the thread that uses it until its `deadline`, which the user moves as the work
+proceeds. The socket itself does not block: an operation is tried first, and the link waits only if
+there is nothing to receive or no room to send. Only `abort` may be called from another thread.
+Every failure is a `ConnectionLost`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
+import time
 from typing import TYPE_CHECKING
 
-from pyvmm.sockets.errors import ConnectionLost, reason
+from pyvmm.sockets.errors import ConnectionLost, TransferTimedOut, reason
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-IDLE_TIMEOUT_S = 60.0
 _RECEIVE_BYTES = 1 << 18
 """Most bytes of one receive: a larger one is mapped for each receive, a page fault per page."""
 
@@ -27,28 +30,35 @@ class SocketLink:
     """Sends and receives bytes on `stream`, which it owns."""
 
     def __init__(self, stream: socket.socket) -> None:
-        stream.settimeout(IDLE_TIMEOUT_S)
+        stream.setblocking(False)
         self._stream = stream
         self._lookahead = b""  # a byte that `readable` has read
+        self.deadline = math.inf
+        """The time.monotonic() at which a wait fails with `TransferTimedOut`."""
 
     def send(self, data: Buffer) -> None:
         """Send all of `data`."""
         view = memoryview(data)
-        try:
-            while view:  # not sendall, whose time-out covers the whole of `data`
+        while view:
+            try:
                 view = view[self._stream.send(view) :]
-        except OSError as error:
-            raise _lost(error) from error
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait(error, select.POLLOUT)
+            except OSError as error:
+                raise _lost(error) from error
 
     def receive(self, at_most: int) -> bytes:
         """Return 1 to `at_most` bytes; none when the peer has closed the connection."""
         if self._lookahead:
             data, self._lookahead = self._lookahead, b""
             return data
-        try:
-            return self._stream.recv(min(at_most, _RECEIVE_BYTES))
-        except OSError as error:
-            raise _lost(error) from error
+        while True:
+            try:
+                return self._stream.recv(min(at_most, _RECEIVE_BYTES))
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait(error, select.POLLIN)
+            except OSError as error:
+                raise _lost(error) from error
 
     def readable(self) -> bool:
         """Return True if `receive` would not block."""
@@ -59,15 +69,12 @@ class SocketLink:
             poll.register(self._stream, select.POLLIN)
             return bool(poll.poll(0))
         # The bytes may be for TLS itself, such as a session ticket; only reading tells.
-        self._stream.settimeout(0.0)
         try:
             self._lookahead = self._stream.recv(1)
         except ssl.SSLWantReadError:
             return False
         except OSError as error:
             raise _lost(error) from error
-        finally:
-            self._stream.settimeout(IDLE_TIMEOUT_S)
         return True
 
     def abort(self) -> None:
@@ -77,6 +84,18 @@ class SocketLink:
     def close(self) -> None:
         """Close the connection; the link must not be in use."""
         self._stream.close()
+
+    def _wait(self, error: OSError, events: int) -> None:
+        """Wait until the operation that raised `error` can be tried again."""
+        if isinstance(error, ssl.SSLWantReadError):
+            events = select.POLLIN
+        elif isinstance(error, ssl.SSLWantWriteError):
+            events = select.POLLOUT
+        left_s = self.deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(self._stream, events)
+        if left_s <= 0 or not poll.poll(None if left_s == math.inf else math.ceil(left_s * 1000)):
+            raise TransferTimedOut("the other side has not answered in time") from error
 
 
 def shut_down(stream: socket.socket) -> None:
@@ -89,6 +108,4 @@ def shut_down(stream: socket.socket) -> None:
 
 
 def _lost(error: OSError) -> ConnectionLost:
-    if isinstance(error, TimeoutError):
-        return ConnectionLost(f"the other side has sent nothing for {IDLE_TIMEOUT_S:g} s")
     return ConnectionLost(f"the connection failed: {reason(error)}")
