@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -39,7 +40,11 @@ def test_a_transfer_that_moves_bytes_ends_at_its_deadline() -> None:
 
     thread = threading.Thread(target=dribble)
     thread.start()
-    for operation in (lambda: link.send(bytes(1 << 24)), lambda: receive_all(link)):
+    operations: list[Callable[[], None]] = [
+        lambda: link.send(bytes(1 << 24)),
+        lambda: receive_all(link),
+    ]
+    for operation in operations:
         link.deadline = time.monotonic() + 0.2
         with pytest.raises(LinkTimedOut):
             operation()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ class RecordedLink:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.sent = b""
+        self.deadline = math.inf
 
     def send(self, data: Buffer) -> None:
         self.sent += bytes(data)

@@ -72,7 +72,8 @@ def test_openssl_asks_for_no_passphrase_on_the_terminal(
     files = certificate(tmp_path, "ca", "host")
     encrypted = tmp_path / "encrypted.key"
     options = ["-traditional"] if form == "traditional" else []
-    command = ["openssl", "pkey", "-in", files.key, "-out", encrypted, "-aes256", *options]
+    command = ["openssl", "pkey", "-in", str(files.key), "-out", str(encrypted), "-aes256"]
+    command += options
     subprocess.run([*command, "-passout", "pass:secret"], check=True, capture_output=True)
     paths = [files.ca, files.certificate, files.key]
     paths[position] = encrypted
