@@ -2,7 +2,7 @@
 """Make a blocking call, but wait for it only until a deadline.
 
 The caller waits for an event, which a signal handler can interrupt, so Ctrl-C works meanwhile. When
-the deadline passes, the call goes on in its daemon thread and its result is dropped.
+the deadline passes, the call continues in its daemon thread and its result is dropped.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 `asyncio.to_thread` would make `asyncio.run`, and then the interpreter, wait for the end of the call
 (`shutdown_default_executor`). Here the future may be cancelled or abandoned at any time: the thread
-goes on, its result is dropped, and it ends with the process at the latest.
+continues, its result is dropped, and it ends with the process at the latest.
 """
 
 from __future__ import annotations

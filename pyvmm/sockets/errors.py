@@ -37,7 +37,7 @@ class TlsFilesUnusable(UserError):
 
 
 class TlsKeyEncrypted(UserError):
-    """The private key is encrypted, which is not supported: nobody could be asked for the key."""
+    """The private key is encrypted, which is not supported: a VMM cannot ask for a passphrase."""
 
 
 class TlsOnUnixSocket(UserError):
