@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pyvmm.lab.initramfs import cpio
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
 from tests.kvm.fixture_types import RunGuest
+from tests.pyvmm.boot.bzimage_kernel import TOOLS
 
 pytestmark = pytest.mark.kvm
 
@@ -74,6 +76,25 @@ def test_an_additional_initramfs_is_unpacked(run_guest: RunGuest, tmp_path: Path
         assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
 
     run_guest(scenario, "cat /greeting", initrd=archive)
+
+
+def test_an_initramfs_of_every_compression_is_unpacked(run_guest: RunGuest, tmp_path: Path) -> None:
+    archives = b""
+    names = sorted(TOOLS, key="lz4".__eq__)  # last, because it has no mark of its end
+    for name in names:
+        whole = cpio({name: b""})
+        # As initramfs-tools does; a kernel's payload has a filter and a larger window.
+        command = ("xz", "--check=crc32") if name == "xz" else TOOLS[name]
+        packed = subprocess.run(command, input=whole, capture_output=True, check=True).stdout
+        archives += packed + bytes(-len(packed) % 4)
+    archive = tmp_path / "extra.cpio"
+    archive.write_bytes(archives)
+
+    async def scenario(guest: GuestSession) -> None:
+        found = await guest.expect(r"unpacked:([^\r\n]*)\r")
+        assert sorted(found.split()) == sorted(names)
+
+    run_guest(scenario, f"echo unpacked: $(cd / && ls -d {' '.join(names)})", initrd=archive)
 
 
 def test_a_paused_guest_does_not_run(run_guest: RunGuest) -> None:
