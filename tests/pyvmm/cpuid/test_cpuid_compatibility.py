@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from pykvm import abi
@@ -10,7 +12,9 @@ from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
 
 VENDOR = {"ebx": 0x68747541, "edx": 0x69746E65, "ecx": 0x444D4163}  # AuthenticAMD
 INTEL = {"ebx": 0x756E6547, "edx": 0x49656E69, "ecx": 0x6C65746E}
-XSAVE_HEADER = 512
+LEGACY_REGION = bytes(512)
+COMPACTED_IN_FULL = (1 << 64) - 1
+"""An XCOMP_BV, which follows XSTATE_BV, with every bit set."""
 
 
 def leaf(function: int, index: int = 0, **registers: int) -> abi.kvm_cpuid_entry2:
@@ -69,7 +73,8 @@ def test_cpus_of_another_vendor_do_not_fit() -> None:
 
 
 def xsave(state_components: int) -> bytes:
-    return bytes(XSAVE_HEADER) + state_components.to_bytes(8, "little") + bytes(3576)
+    header = struct.pack("<QQ48x", state_components, COMPACTED_IN_FULL)
+    return LEGACY_REGION + header + bytes(4096 - 512 - len(header))
 
 
 def test_xsave_components_must_have_the_same_layout() -> None:
@@ -84,6 +89,12 @@ def test_xsave_components_must_have_the_same_layout() -> None:
     assert moved_xsave_state(xsave(1 << 9), saved, saved) == []
     assert moved_xsave_state(xsave(1 << 9), saved, [avx]) == [9]
     assert moved_xsave_state(xsave(1 << 9), [avx], [avx]) == [9]
+
+
+@pytest.mark.parametrize("component", [2, 8, 31, 32, 62])
+def test_each_xsave_component_of_the_header_is_compared(component: int) -> None:
+    saved, here = leaf(0xD, component, eax=64, ebx=576), leaf(0xD, component, eax=64, ebx=640)
+    assert moved_xsave_state(xsave(1 << component), [saved], [here]) == [component]
 
 
 def test_x87_and_sse_always_have_the_same_layout() -> None:
