@@ -39,6 +39,17 @@ def test_encoded_payloads_decode_to_themselves() -> None:
     assert decode(encode(PAYLOAD)) == PAYLOAD
 
 
+def test_payloads_up_to_the_longest_survive() -> None:
+    longest: Payload = {"x": "a" * (MAX_PAYLOAD_BYTES - len('{"x":""}'))}
+    encoded = encode(longest)
+    assert len(encoded) == MAX_PAYLOAD_BYTES
+    assert decode(encoded) == longest
+    with pytest.raises(ValueError, match=f"of {MAX_PAYLOAD_BYTES + 1} bytes is too long"):
+        encode({"xx": longest["x"]})
+    with pytest.raises(StateError, match=f"of {MAX_PAYLOAD_BYTES + 1} bytes is too long"):
+        decode(encoded + b" ")
+
+
 def test_bytes_are_tagged_and_names_sorted() -> None:
     assert encode({"b": b"\x01", "a": False}) == b'{"a":false,"b":{"$bytes":"AQ=="}}'
 

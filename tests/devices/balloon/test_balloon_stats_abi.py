@@ -36,6 +36,15 @@ def test_every_statistic_is_checked_here() -> None:
     assert [*NAMES.values(), *LATER.values()] == [*TAGS]
 
 
+def test_events_are_told_from_amounts_of_memory() -> None:
+    """Linux counts events in MAJFLT, MINFLT, HTLB_* and the two OOM and stall tags, else bytes."""
+    events = {statistic.name for statistic in STATISTICS if not statistic.is_bytes}
+    assert events == {
+        *("stat-major-faults", "stat-minor-faults", "stat-htlb-pgalloc", "stat-htlb-pgfail"),
+        *("stat-oom-kills", "stat-alloc-stalls"),
+    }
+
+
 def test_tags_and_layout() -> None:
     facts = [
         Fact("sizeof(struct virtio_balloon_stat)", ENTRY.size),

@@ -44,6 +44,11 @@ def test_the_i8042_reads_as_idle_and_empty() -> None:
     assert i8042.data.read(0, 1) == 0
 
 
+def test_the_i8042_takes_one_port_for_each_of_its_registers() -> None:
+    i8042 = I8042(lambda: None)
+    assert (i8042.data.size_bytes, i8042.command.size_bytes) == (1, 1)
+
+
 # --- ACPI PM ----------------------------------------------------------------------------------
 class Pm:
     def __init__(self) -> None:

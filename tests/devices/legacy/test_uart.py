@@ -249,9 +249,9 @@ def test_out2_gates_the_interrupt_and_loopback_closes_the_gate() -> None:
 def test_dlab_selects_the_divisor_latch() -> None:
     port = UartPort()
     port.write(LCR, 0x83)
-    port.write(RBR, 0x34)
-    port.write(IER, 0x12)
-    assert (port.read(RBR), port.read(IER)) == (0x34, 0x12)
+    port.write(RBR, 0x35)
+    port.write(IER, 0xD3)
+    assert (port.read(RBR), port.read(IER)) == (0x35, 0xD3)
     port.write(LCR, 0x03)
     assert (port.read(RBR), port.read(IER)) == (0, 0)
     assert port.sent == b""

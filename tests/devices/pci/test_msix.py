@@ -65,6 +65,16 @@ def test_capability_describes_table_and_pba() -> None:
     assert read(board.capability + 4, 8) == 0xC004_0000_8004
 
 
+@pytest.mark.parametrize(
+    ("vectors", "pba_bytes"), [(1, 8), (64, 8), (65, 16), (128, 16), (129, 24), (2048, 256)]
+)
+def test_the_pending_bits_take_whole_quadwords(vectors: int, pba_bytes: int) -> None:
+    """PCI Local Bus 3.0, 6.8.2.5."""
+    msix = MsixTable(vectors, MessageLog())
+    assert (msix.table_bytes, msix.pba_bytes) == (16 * vectors, pba_bytes)
+    assert (msix.table.size_bytes, msix.pba.size_bytes) == (16 * vectors, pba_bytes)
+
+
 @pytest.mark.conformance("4.1.1-1")
 def test_after_reset_every_vector_is_masked() -> None:
     board = MsixBoard()

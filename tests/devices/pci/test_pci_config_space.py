@@ -160,6 +160,20 @@ def test_the_second_of_two_bars_at_one_address_is_decoded_once_the_first_moves()
     assert board.moves[1:] == [(0, 0xC100_0000), (2, 0xC000_0000)]
 
 
+def test_accepted_and_refused_placements_of_bars_are_traced() -> None:
+    events: list[tuple[str, dict[str, int | str]]] = []
+
+    class Trace:
+        def event(self, name: str, **fields: int | str) -> None:
+            events.append((name, fields))
+
+    pci = PciBus(Bus("mmio"), [WINDOW], tracer=Trace())
+    where = {"gpa": 0xC000_0000, "size_bytes": 0x1000}
+    for _ in range(2):
+        pci.place(**where, handler=RegisterTable("bar", [Register("r", 0, 4)]))
+    assert events == [("bar_placed", where), ("bar_refused", where)]
+
+
 @pytest.mark.conformance("4.1.1-1")
 def test_intx_follows_the_device_unless_disabled() -> None:
     board = FunctionOnBus()

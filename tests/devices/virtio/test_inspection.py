@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,19 @@ def test_the_descriptors_of_an_indirect_table_follow_the_one_that_names_it() -> 
         "7 bytes, NEXT",
         "64 bytes, WRITE",
     ]
+
+
+def test_flags_and_event_indices_are_decoded() -> None:
+    keeper, driver = started(ALL_FEATURES)
+    queue, memory = driver.queues[0], keeper.memory
+    memory.write(queue.avail_gpa, struct.pack(f"<{SIZE + 3}H", 0xA1, 0xA2, *range(SIZE), 0xA3))
+    used = [word for head in range(SIZE) for word in (head, 0x1_0000 + head)]
+    memory.write(queue.used_gpa, struct.pack(f"<HH{2 * SIZE}IH", 0xB1, 0xB2, *used, 0xB3))
+    seen = keeper.contents()
+    assert (seen.avail_flags, seen.avail_idx, seen.used_event) == (0xA1, 0xA2, 0xA3)
+    assert list(seen.avail_ring) == list(range(SIZE))
+    assert (seen.used_flags, seen.used_idx, seen.avail_event) == (0xB1, 0xB2, 0xB3)
+    assert seen.used_ring == [UsedElement(head, 0x1_0000 + head) for head in range(SIZE)]
 
 
 def test_the_printed_form_is_a_summary() -> None:

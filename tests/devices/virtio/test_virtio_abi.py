@@ -64,6 +64,7 @@ def test_common_configuration_of_the_device() -> None:
         )
         for register in first
     ]
+    assert queue_reset.size == 2, "le16 (VIRTIO 1.2, 4.1.4.3), not in the header's structure"
     facts += [
         Fact("sizeof(struct virtio_pci_common_cfg)", first[-1].end),
         Fact("VIRTIO_PCI_COMMON_Q_RESET", queue_reset.offset),
