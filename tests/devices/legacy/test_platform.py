@@ -14,7 +14,7 @@ from devices.bus import Bus
 from devices.legacy.acpi_pm import AcpiPm
 from devices.legacy.i8042 import I8042
 from devices.legacy.pvpanic import PanicEvent, PvPanic
-from devices.legacy.rtc import Rtc
+from devices.legacy.rtc import CMOS_BYTES, RTC_PORTS, Rtc
 from devices.ports import BusDevice
 from pyvmm.units import GIB, MIB
 
@@ -165,6 +165,11 @@ def test_cmos_memory_can_be_written_but_the_date_cannot() -> None:
     assert cmos(rtc, 0x0D) == 0x80
     assert cmos(rtc, 0x40) == 0xFF
     assert cmos(rtc, 0x80 | 0x40) == 0xFF  # bit 7 of the index only masks NMI
+
+
+def test_the_rtc_has_the_ports_and_the_memory_of_a_pc() -> None:
+    """Two ports: the next two would be those of an extended bank, which is absent."""
+    assert (RTC_PORTS, CMOS_BYTES) == (2, 128)
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,14 @@ def test_receive_accepts_what_fits_and_room_available_follows_once() -> None:
     assert port.rooms == 1  # nothing was refused
 
 
+def test_room_is_announced_once_even_if_nothing_follows() -> None:
+    port = UartPort()
+    assert port.uart.receive(b"ab") == 1
+    for _ in range(3):
+        port.read(RBR)
+    assert port.rooms == 1
+
+
 def test_a_listener_of_room_available_may_receive_at_once() -> None:
     port = UartPort(ier=ERBFI)
     rest = bytearray(b"hello")

@@ -37,7 +37,7 @@ class MsixBoard:
         self.msix = MsixTable(vectors, self.sink)
         self.function = PciFunction(vendor_id=1, device_id=2, class_code=0, name="test")
         self.capability = self.msix.add_to(
-            self.function, bar=4, table_offset=0x8000, pba_offset=0xC000
+            self.function, bar=4, table_offset=0x8100_8000, pba_offset=0xC200_C000
         )
 
     def control(self, value: int) -> None:
@@ -57,12 +57,12 @@ def test_capability_describes_table_and_pba() -> None:
     read = board.function.config_read
     assert read(board.capability, 1) == 0x11
     assert read(board.capability + 2, 2) == VECTORS - 1
-    assert read(board.capability + 4, 4) == 0x8004
-    assert read(board.capability + 8, 4) == 0xC004
+    assert read(board.capability + 4, 4) == 0x8100_8004
+    assert read(board.capability + 8, 4) == 0xC200_C004
     board.function.config_write(board.capability + 4, 8, 2**64 - 1)
     board.control(0xFFFF)
     assert read(board.capability + 2, 2) == ENABLE | FUNCTION_MASK | VECTORS - 1
-    assert read(board.capability + 4, 8) == 0xC004_0000_8004
+    assert read(board.capability + 4, 8) == 0xC200_C004_8100_8004
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,16 @@ def test_the_capability_list_is_linked_and_its_bodies_keep_their_masks() -> None
     assert function.config_read(first + 4, 1) == 0xBB
 
 
+@pytest.mark.parametrize("body_bytes", range(1, 9))
+def test_capabilities_are_dword_aligned_without_a_gap(body_bytes: int) -> None:
+    """PCI Local Bus 3.0, 6.7."""
+    function = FunctionOnBus().function
+    first = function.add_capability(0x09, bytes(body_bytes))
+    second = function.add_capability(0x09, b"")
+    assert second % 4 == 0
+    assert first + 2 + body_bytes <= second < first + 2 + body_bytes + 4
+
+
 def test_capability_handlers_get_offsets_in_the_body() -> None:
     function = FunctionOnBus().function
     body = RegisterTable("body", [Register("a", 0, 2), Register("b", 2, 4)])

@@ -173,6 +173,13 @@ def test_ecam_writes_reach_configuration_space() -> None:
     assert ports.bus.read(DATA, 1) == 0x5A
 
 
+@pytest.mark.parametrize("function", range(1, 8))
+@pytest.mark.parametrize("device", [0, 3])
+def test_ecam_has_function_0_only(device: int, function: int) -> None:
+    ecam = EnhancedConfig(ConfigPorts().pci)
+    assert ecam.read(device << 15 | function << 12, 4) == 0xFFFF_FFFF
+
+
 @given(offset=st.integers(0, ECAM_BYTES_PER_BUS - 8), size=st.integers(1, 8))
 def test_hostile_ecam_accesses_are_harmless(offset: int, size: int) -> None:
     ecam = EnhancedConfig(ConfigPorts().pci)

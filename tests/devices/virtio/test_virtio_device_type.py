@@ -75,6 +75,18 @@ def test_a_device_without_a_transport_sends_no_notification() -> None:
     assert device.queues[0].counters.interrupts == device.config_notifications == 0
 
 
+def test_an_enabled_queue_is_not_live_before_driver_ok() -> None:
+    """VIRTIO 1.2, 2.1.2: the device MUST NOT consume buffers before DRIVER_OK."""
+    device = Echo()
+    device.accept_features(32, features.VERSION_1 >> 32)
+    device.enable_queue(0)
+    for status in (1, 3, 11):
+        device.write_status(status)
+        assert device.queues[0].ring is None
+    device.write_status(15)
+    assert device.queues[0].ring is not None
+
+
 def test_a_bad_payload_is_returned_with_length_0() -> None:
     device = Echo()
     driver = running(device)
