@@ -10,6 +10,7 @@ The migration's thread receives; the machine is created, restored and started on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -89,12 +90,17 @@ async def accept_migration(
 
 
 async def _aborted_by(abort: Callable[[], None], work: asyncio.Future[_T]) -> _T:
-    """Wait for `work` of the migration's thread; if cancelled, `abort` it and wait for its end."""
+    """Wait for `work` of the migration's thread; if cancelled, `abort` it and wait for its end.
+
+    Further cancellations, as by a second signal, do not end that wait.
+    """
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         abort()
-        await asyncio.wait({work})
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
         work.exception()  # retrieved, so that asyncio does not log it
         raise
 
