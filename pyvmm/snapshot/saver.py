@@ -236,6 +236,7 @@ class Snapshots:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait({future})
+            future.exception()  # retrieved, so that asyncio does not log it
             raise
 
     def _note_downtime(self, begin: float) -> None:

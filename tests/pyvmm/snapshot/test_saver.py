@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, SnapshotStatus
+from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, Snapshots, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
@@ -73,3 +76,34 @@ def test_a_guest_that_is_being_migrated_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(MigrationActive):
         take_snapshot(MigratingMachine(), SnapshotRequest(tmp_path / "s"))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_end_of_the_machine_during_a_snapshot_logs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unhandled: list[dict[str, Any]] = []
+    copying = threading.Event()
+    copy_part = Snapshots._pages_copied
+
+    def slow(snapshots: Snapshots, pages: int) -> None:
+        copying.set()
+        time.sleep(PAUSE_S)
+        copy_part(snapshots, pages)
+
+    monkeypatch.setattr(Snapshots, "_pages_copied", slow)
+
+    async def main() -> SnapshotStatus:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: unhandled.append(context)
+        )
+        machine = InMemoryVm(64 * MIB)
+        machine.misc_guest.board.ram.memory.write(0, b"x" * MIB)
+        machine.snapshots.start(SnapshotRequest(tmp_path / "s", ask_unused=False))
+        while not copying.is_set():
+            await asyncio.sleep(0.001)
+        await machine.snapshots.end()
+        gc.collect()
+        return machine.snapshots.status
+
+    assert asyncio.run(main()) == SnapshotStatus("failed", error="the guest has ended")
+    assert unhandled == []
