@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPUID of a new guest: what KVM supports, with a topology of our own.
+"""The CPUID of a guest: what KVM supports and is usable, with a topology of our own.
+
+It is the CPUID of every new guest, and what a saved one or one that migrates here may have at most
+(`pyvmm.state`). Features that lack another that they require are hidden (`dependencies`). So are
+those that need more than a processor: guests cannot run guests of their own (VMX, SVM), as their
+state would be neither saved nor tested, and have no memory for enclaves (SGX).
 
 Each vCPU is a package with one core and one thread, numbered by its APIC id: the guest's scheduler
 has no topology to take into account.
@@ -12,17 +17,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm import abi
+from pyvmm.cpuid.dependencies import hide_unusable
+from pyvmm.cpuid.features import by_leaf
 
 if TYPE_CHECKING:
     from pykvm import System
 
+NEVER_OFFERED = frozenset({"vmx", "svm", "sgx"})
 CPUID_1_ECX_TSC_DEADLINE = 1 << 24
 CPUID_1_ECX_HYPERVISOR = 1 << 31
 CPUID_1_EDX_HTT = 1 << 28
 
 
 def guest_cpuid(system: System, index: int) -> abi.kvm_cpuid2:
-    """Return the CPUID of vCPU `index`: KVM's supported CPUID, with one core in each package."""
+    """Return the CPUID of vCPU `index`: what KVM supports and the policy does not hide."""
     cpuid = system.get_supported_cpuid()
     for entry in cpuid.entries:
         if entry.function == 1:
@@ -47,4 +55,5 @@ def guest_cpuid(system: System, index: int) -> abi.kvm_cpuid2:
             entry.eax = index
             entry.ebx = index
             entry.ecx = 0
+    hide_unusable(by_leaf(cpuid.entries), NEVER_OFFERED)
     return cpuid

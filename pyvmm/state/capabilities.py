@@ -2,7 +2,7 @@
 """Capabilities of this host's KVM for saving and restoring guests, queried once per machine.
 
 Saving depends on the state that KVM has (its MSRs, the size of XSAVE state). Restoring depends on
-the features that this host lacks, which must be known before the guest runs.
+the features that this host does not offer, which must be known before the guest runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ class Capabilities:
     """CPUID of the boot processor of a guest started here."""
     msr_indices: list[int]
     xsave_bytes: int
-    nested_bytes: int
-    """Largest nested virtualization state; 0 where guests cannot have any."""
     xcrs: bool
     """The CPU has XCR0, that is, XSAVE."""
     tsc_scaling: bool
@@ -50,7 +48,6 @@ class Capabilities:
             cpuid=guest_cpuid(system, 0),
             msr_indices=system.get_msr_index_list(),
             xsave_bytes=max(MIN_XSAVE_BYTES, vm.check_extension(abi.KVM_CAP_XSAVE2)),
-            nested_bytes=vm.check_extension(abi.KVM_CAP_NESTED_STATE),
             xcrs=vm.check_extension(abi.KVM_CAP_XCRS) > 0,
             tsc_scaling=vm.check_extension(abi.KVM_CAP_TSC_CONTROL) > 0,
         )

@@ -12,15 +12,17 @@ The order of restoring:
 
 1. CPUID, which decides what the rest may contain, and the rate of the time stamp counter;
 2. control and segment registers: paging mode, EFER, address and mode of the local APIC;
-3. MSRs, the time stamp counter among them, then nested virtualization, which locks some of them;
+3. MSRs, the time stamp counter among them;
 4. general registers, after which KVM forgets exceptions; XCR0, XSAVE state, debug registers;
 5. the local APIC, then the deadline of its timer, which is ignored in another timer mode;
 6. pending events and the run state, which the steps before would change; last, the flag that tells
    the guest's watchdogs that it was stopped.
 
-Guest memory has been restored before, as KVM reads some of it. Features that this host lacks and
-values that KVM refuses are detected before the guest has run an instruction; the machine can only
-be closed then.
+There is no state of nested virtualization, which guests are not offered (`pyvmm.cpuid.policy`).
+
+Guest memory has been restored before, as KVM reads some of it. Features that this host does not
+offer and values that KVM refuses are detected before the guest has run an instruction; the machine
+can only be closed then.
 
 KVM API: Documentation/virt/kvm/api.rst, section 4, under the name of each request.
 """
@@ -35,6 +37,8 @@ from typing import TYPE_CHECKING, TypeVar
 from devices.state import Fields, Payload, StateError
 from pykvm import KvmError, Vcpu, abi
 from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
+from pyvmm.cpuid.dependencies import unmet
+from pyvmm.cpuid.features import by_leaf
 from pyvmm.state import msrs
 from pyvmm.state.capabilities import MIN_XSAVE_BYTES
 
@@ -47,7 +51,6 @@ VERSION = 1
 MAX_CPUID_ENTRIES = 256
 MAX_MSRS = 1024
 MAX_XSAVE_BYTES = 1 << 16
-MAX_NESTED_BYTES = 1 << 16
 TSC_TOLERANCE_PPM = 250
 """Largest difference of two rates that count as equal; NTP corrects 500."""
 
@@ -75,7 +78,6 @@ def save_vcpu(vcpu: Vcpu, host: Capabilities, tsc: int) -> Payload:
         "sregs2": bytes(vcpu.get_sregs2()),
         "msr_indices": list(registers),
         "msr_values": list(registers.values()),
-        "nested": _save_nested(vcpu, host),
         "regs": bytes(vcpu.get_regs()),
         "xcrs": bytes(vcpu.get_xcrs()) if host.xcrs else b"",
         "xsave": bytes(vcpu.get_xsave(host.xsave_bytes)),
@@ -89,7 +91,8 @@ def save_vcpu(vcpu: Vcpu, host: Capabilities, tsc: int) -> Payload:
 def restore_vcpu(vcpu: Vcpu, fields: Fields, host: Capabilities) -> int:
     """Restore `vcpu`, which has not run, and return its saved time stamp counter.
 
-    StateError for a malformed payload, features that this host lacks, and values that KVM refuses.
+    StateError for a malformed payload, features that this host does not offer, and values that KVM
+    refuses.
     """
     saved = _Saved(fields)
     _check_fit(saved, vcpu, fields, host)
@@ -100,7 +103,6 @@ def restore_vcpu(vcpu: Vcpu, fields: Fields, host: Capabilities) -> int:
         if saved.sregs2.apic_base & _APIC_BASE_BSP:
             _desynchronize_tsc(vcpu, saved)
         msrs.write(vcpu, saved.msrs, fields.name)
-        _restore_nested(vcpu, saved.nested)
         vcpu.set_regs(saved.regs)
         _restore_xsave(vcpu, saved, host)
         vcpu.set_debugregs(saved.debugregs)
@@ -138,7 +140,6 @@ class _Saved:
         indices = fields.numbers("msr_indices", at_most=MAX_MSRS, below=1 << 32)
         values = fields.numbers("msr_values", count=len(indices))
         self.msrs = dict(zip(indices, values, strict=True))
-        self.nested = fields.data("nested", at_most=MAX_NESTED_BYTES)
         self.regs = structure(fields, "regs", abi.kvm_regs)
         self.xcrs = fields.data("xcrs", at_most=sizeof(abi.kvm_xcrs))
         self.xsave = fields.data("xsave", at_most=MAX_XSAVE_BYTES)
@@ -160,17 +161,19 @@ def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
 
 
 def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, host: Capabilities) -> None:
-    """Refuse, by name, features that this host's CPU or KVM lacks."""
+    """Refuse, by name, features without what they require, or that guests here do not get."""
+    inconsistent = unmet(by_leaf(saved.cpuid))
+    if inconsistent:
+        raise fields.error("cpuid", f"shows {_listed(inconsistent)}")
     vcpu.set_cpuid2(host.cpuid)
     cpuid = vcpu.get_cpuid2().entries  # some KVMs show guests more than they report as supported
     missing = missing_features(saved.cpuid, cpuid)
     if missing:
-        raise fields.error("cpuid", f"needs {_listed(missing)}, which this host lacks")
+        raise fields.error("cpuid", f"needs {_listed(missing)}, which this host does not offer")
     moved = moved_xsave_state(saved.xsave, saved.cpuid, cpuid)
     if moved:
         raise fields.error("xsave", f"has component {moved[0]} at another place than this CPU")
     _check_xsave(saved, fields, host)
-    _check_nested(saved.nested, fields, host)
     known = {*msrs.state_indices(vcpu, host)}
     unknown = [f"MSR 0x{index:x}" for index in saved.msrs if index not in known]
     if unknown:
@@ -187,19 +190,6 @@ def _check_xsave(saved: _Saved, fields: Fields, host: Capabilities) -> None:
         raise fields.error("xcrs", f"has {len(saved.xcrs)} bytes and not {sizeof(abi.kvm_xcrs)}")
     if saved.xcrs and not host.xcrs:
         raise fields.error("xcrs", "is present, but this CPU has no XSAVE")
-
-
-def _check_nested(nested: bytes, fields: Fields, host: Capabilities) -> None:
-    if not nested:
-        return
-    if len(nested) > host.nested_bytes:
-        room = host.nested_bytes
-        raise fields.error("nested", f"has {len(nested)} bytes, this host's KVM takes {room}")
-    if len(nested) < sizeof(abi.kvm_nested_state):
-        raise fields.error("nested", f"has {len(nested)} bytes, less than its header")
-    size = abi.kvm_nested_state.from_buffer_copy(nested).size
-    if size != len(nested):  # KVM reads that many bytes
-        raise fields.error("nested", f"has {len(nested)} bytes, but its header claims {size}")
 
 
 def _listed(names: list[str]) -> str:
@@ -225,20 +215,6 @@ def _desynchronize_tsc(vcpu: Vcpu, saved: _Saved) -> None:
     """
     elsewhere = saved.msrs.get(msrs.TSC, 0) + _TSC_APART_S * saved.tsc_khz * 1000
     vcpu.set_msrs({msrs.TSC: elsewhere % (1 << 64)})
-
-
-def _save_nested(vcpu: Vcpu, host: Capabilities) -> bytes:
-    if not host.nested_bytes:
-        return b""
-    state = vcpu.get_nested_state(host.nested_bytes)
-    return bytes(state)[: state.size]
-
-
-def _restore_nested(vcpu: Vcpu, nested: bytes) -> None:
-    if nested:
-        state = abi.nested_state(len(nested))
-        memmove(byref(state), nested, len(nested))
-        vcpu.set_nested_state(state)
 
 
 def _restore_xsave(vcpu: Vcpu, saved: _Saved, host: Capabilities) -> None:

@@ -38,8 +38,15 @@ def test_the_same_cpu_or_one_with_more_features_fits() -> None:
         (leaf(7, edx=1 << 24), "amx_tile"),
         (leaf(0x8000_0001, ecx=1 << 2), "svm"),
         (leaf(1, ecx=1 << 24), "tsc_deadline_timer"),
-        (leaf(7, 1, eax=1 << 4), "CPUID leaf 0x7.1 EAX bit 4"),
-        (leaf(0xD, 0, eax=1 << 9), "CPUID leaf 0xd.0 EAX bit 9"),
+        (leaf(7, 1, eax=1 << 4), "avx_vnni"),
+        (leaf(7, 1, eax=1 << 8), "CPUID leaf 0x7.1 EAX bit 8"),
+        (leaf(7, 1, edx=1 << 4), "avx_vnni_int8"),
+        (leaf(7, 2, edx=1 << 1), "CPUID leaf 0x7.2 EDX bit 1"),
+        (leaf(0xD, 0, eax=1 << 9), "xcr0.pkru"),
+        (leaf(0xD, 0, edx=1 << 30), "CPUID leaf 0xd.0 EDX bit 30"),
+        (leaf(0xD, 1, ecx=1 << 11), "xss.cet_u"),
+        (leaf(0x24, ebx=2), "avx10.2"),
+        (leaf(0x8000_0022, eax=1), "perfmon_v2"),
         (leaf(0x4000_0001, eax=1 << 14), "CPUID leaf 0x40000001.0 EAX bit 14"),
     ],
 )
@@ -50,11 +57,15 @@ def test_a_missing_feature_is_named(saved: abi.kvm_cpuid_entry2, name: str) -> N
 
 
 def test_all_missing_features_are_named() -> None:
-    assert missing([leaf(7, ebx=0b101), leaf(1, ecx=1 << 28)], []) == [
+    assert missing([leaf(7, ebx=1 << 6 | 1), leaf(1, ecx=1 << 28)], []) == [
         "avx",
         "fsgsbase",
-        "CPUID leaf 0x7.0 EBX bit 2",
+        "CPUID leaf 0x7.0 EBX bit 6",
     ]
+
+
+def test_a_later_version_of_avx10_includes_the_earlier_ones() -> None:
+    assert missing([leaf(0x24, ebx=1)], [leaf(0x24, ebx=2)]) == []
 
 
 def test_bits_that_follow_the_guests_registers_are_ignored() -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from devices.state import Fields, Payload, decode
 from pykvm import Vcpu, abi
+from pyvmm.cpuid.dependencies import unmet
+from pyvmm.cpuid.features import by_leaf
 from pyvmm.state import kvm_vm, msrs
 from pyvmm.state.clock import read_clocks, set_clocks
 from tests.kvm.bare_metal import CODE_GPA, code, enter_ring_3
@@ -112,6 +114,12 @@ def test_a_restored_guest_continues_in_another_machine(counting: tuple[Tiny, mma
         assert (regs.rax, regs.rcx, regs.r13) == (ROUNDS, 0, 0xFEED_F00D_DEAD_BEEF)
         low, high = (int.from_bytes(memory[at : at + 8], "little") for at in (0x2000, 0x2008))
         assert (low, high) == (ROUNDS, 2 * ROUNDS)
+
+
+def test_a_guest_is_shown_all_that_its_features_require() -> None:
+    with tiny() as machine:
+        machine.vcpu.set_cpuid2(machine.cpuid)
+        assert unmet(by_leaf(machine.vcpu.get_cpuid2().entries)) == []
 
 
 def test_the_saved_machine_continues_as_well(counting: tuple[Tiny, mmap.mmap]) -> None:

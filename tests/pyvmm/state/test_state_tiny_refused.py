@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from devices.state import Payload, StateError, decode, encode
 from pykvm import abi
+from pyvmm.cpuid.features import by_leaf, hide
 from pyvmm.state import kvm_vm
 from tests.pyvmm.state.tiny_guest import LSTAR, Tiny, fill, filled, tiny, with_msr
 
@@ -50,11 +51,42 @@ def test_impossible_msr_values_are_refused_by_name(good: tuple[Tiny, dict[str, A
     refused(machine, bad, "kvm-vcpu: MSR 0xc0000082 cannot be 0x1000000000000000 here")
 
 
+def leaves_of(payload: dict[str, Any]) -> list[abi.kvm_cpuid_entry2]:
+    size = sizeof(abi.kvm_cpuid_entry2)
+    return [
+        abi.kvm_cpuid_entry2.from_buffer_copy(payload["cpuid"], offset)
+        for offset in range(0, len(payload["cpuid"]), size)
+    ]
+
+
+def with_leaves(payload: dict[str, Any], leaves: list[abi.kvm_cpuid_entry2]) -> dict[str, Any]:
+    return {**payload, "cpuid": b"".join(bytes(each) for each in leaves)}
+
+
 def test_missing_cpu_features_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
-    leaf = abi.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 4, ecx=1 << 16, edx=1 << 24)
-    for name in ("hle", "la57", "amx_tile"):
-        refused(machine, {**payload, "cpuid": payload["cpuid"] + bytes(leaf)}, f"needs .*{name}")
+    leaves = leaves_of(payload)
+    leaf = by_leaf(leaves)[7, 0]
+    leaf.ebx, leaf.ecx = leaf.ebx | 1 << 4, leaf.ecx | 1 << 16 | 1 << 23
+    for name in ("hle", "la57", "kl"):
+        refused(machine, with_leaves(payload, leaves), f"cpuid needs .*{name}.* does not offer")
+
+
+def test_nested_virtualization_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
+    machine, payload = good
+    leaves = leaves_of(payload)
+    by_leaf(leaves)[1, 0].ecx |= 1 << 5
+    by_leaf(leaves)[0x8000_0001, 0].ecx |= 1 << 2
+    refused(machine, with_leaves(payload, leaves), "cpuid needs vmx, svm, which this host does not")
+
+
+def test_features_without_what_they_require_are_refused_by_name(
+    good: tuple[Tiny, dict[str, Any]],
+) -> None:
+    machine, payload = good
+    leaves = leaves_of(payload)
+    hide(by_leaf(leaves), {"sse2"})
+    refused(machine, with_leaves(payload, leaves), "cpuid shows .* without sse2")
 
 
 def test_a_cpu_of_another_vendor_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
@@ -88,8 +120,7 @@ def test_another_tsc_rate_is_refused(good: tuple[Tiny, dict[str, Any]]) -> None:
         ("xcrs", bytes(4), "xcrs has 4 bytes and not 392"),
         ("cpuid", bytes(39), "cpuid has 39 bytes, not a whole number of leaves"),
         ("cpuid", bytes(40 * 257), "cpuid has 10280 bytes, more than 10240"),
-        ("nested", bytes(100), "nested has 100 bytes"),
-        ("nested", bytes(1 << 15), "nested has 32768 bytes, this host's KVM takes"),
+        ("nested", bytes(128), "nested is not known here"),
         ("mp_state", 5, "mp_state is 5, not from 0 to 4"),
         ("msr_indices", [1 << 32], "msr_indices is 4294967296"),
         ("msr_indices", list(range(1025)), "msr_indices has 1025 items, more than 1024"),
@@ -120,16 +151,6 @@ def test_values_that_kvm_refuses_are_errors_of_the_state(good: tuple[Tiny, dict[
         {**payload, "vcpu_events": bytes(events)},
         "kvm-vcpu: refused by this host's KVM: KVM_SET_VCPU_EVENTS: Invalid argument",
     )
-
-
-def test_nested_state_must_have_the_size_it_claims(good: tuple[Tiny, dict[str, Any]]) -> None:
-    machine, payload = good
-    size = sizeof(abi.kvm_nested_state)
-    lie = bytes(abi.kvm_nested_state(size=size + 1))
-    if machine.capabilities.nested_bytes:
-        refused(machine, {**payload, "nested": lie}, f"its header claims {size + 1}")
-    else:
-        refused(machine, {**payload, "nested": lie}, f"has {size} bytes, this host's KVM takes 0")
 
 
 def test_incomplete_interrupt_controllers_are_refused() -> None:
