@@ -13,8 +13,10 @@ The order of the steps matters:
 5. The guest continues if the request says so. After a failure it always continues.
 6. The file is synced and takes its name.
 
-A thread of its own copies, so the control socket stays responsive. `status` describes the last
-snapshot, running or not. When the machine ends, a running snapshot fails.
+A thread of its own copies and does everything else that accesses the file, so the control socket
+stays responsive whatever the file system does. Each step has a deadline; a thread that hangs in a
+system call is left behind and stops when that returns. `status` describes the last snapshot,
+running or not. When the machine ends, a running snapshot fails.
 """
 
 from __future__ import annotations
@@ -24,18 +26,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from pyvmm.errors import UserError
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.snapshot.copier import Copier
+from pyvmm.snapshot.errors import SnapshotNotWritten
+from pyvmm.snapshot.file_thread import SnapshotFileThread
 from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.report import PageReport
+from pyvmm.snapshot.timeouts import SNAPSHOT_TIMEOUTS, SnapshotTimeouts
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.config_record import config_record
 from pyvmm_native import PAGE_BYTES
@@ -45,7 +49,6 @@ if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 SHORT_ROUND_S = 0.05
 """After a round this short, the rest is copied with the guest paused."""
 
@@ -103,10 +106,12 @@ class Snapshots:
     Threads: event loop.
     """
 
-    def __init__(self, machine: GuestMachine) -> None:
+    def __init__(
+        self, machine: GuestMachine, timeouts: SnapshotTimeouts = SNAPSHOT_TIMEOUTS
+    ) -> None:
         self._machine = machine
+        self._timeouts = timeouts
         self._task: asyncio.Task[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
         self.status = SnapshotStatus()
         """Progress or result of the active or last snapshot."""
@@ -130,17 +135,17 @@ class Snapshots:
         self._task = asyncio.get_running_loop().create_task(self._take(request))
 
     async def end(self) -> None:
-        """Abort an active snapshot, as the machine has ended, and wait for its end."""
+        """Abort an active snapshot, as the machine has ended, and wait until its file is closed.
+
+        The wait is limited.
+        """
         self._closed.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
 
     async def _take(self, request: SnapshotRequest) -> None:
         begin = time.monotonic()
-        self._thread = ThreadPoolExecutor(1, "snapshot")
         try:
             await self._save(request)
             self.status = replace(self.status, status="completed", seconds=time.monotonic() - begin)
@@ -151,8 +156,6 @@ class Snapshots:
         except Exception as error:
             _log.exception("a snapshot failed")
             self._fail(f"a bug of pyvmm: {error!r}")
-        finally:
-            self._thread.shutdown(wait=False)
 
     def _fail(self, reason: str) -> None:
         self.status = SnapshotStatus("failed", error=reason)
@@ -160,25 +163,26 @@ class Snapshots:
     async def _save(self, request: SnapshotRequest) -> None:
         machine = self._machine
         await machine.memory_loaded()
-        writer = SnapshotWriter(request.path, machine.ram.memory, force=request.force)
-        with writer as file, ExitStack() as logging_on:
-            machine.prepare_parts()
-            log = logging_on.enter_context(machine.log_dirty_pages())
-            unused = await machine.unused_pages(request.timeout_s if request.ask_unused else 0.0)
-            copier = await self._in_thread(lambda: self._copier(log, file, unused))
-            if request.keep_running and machine.status == "running":
-                await self._precopy(copier)
-            self._check_machine()
-            with self._paused() as resume:
-                parts = machine.save_parts()
-                await self._copy(copier, copier.copy_last_round)
-                ballooned_bytes = machine.config.ram_bytes - machine.balloon_actual_bytes
-                report = copier.report(ballooned_bytes // PAGE_BYTES)
-                if request.keep_running:
-                    resume()
-                    logging_on.close()  # each page written costs the guest a fault
-                records = [config_record(machine.config), report.record(), *parts]
-                size = await self._in_thread(lambda: file.finish(records))
+        async with self._file(request) as file:
+            with ExitStack() as logging_on:
+                machine.prepare_parts()
+                log = logging_on.enter_context(machine.log_dirty_pages())
+                timeout_s = request.timeout_s if request.ask_unused else 0.0
+                unused = await machine.unused_pages(timeout_s)
+                copier = await file.worker.call(lambda: self._copier(log, file, unused))
+                if request.keep_running and machine.status == "running":
+                    await self._precopy(file, copier)
+                self._check_machine()
+                with self._paused() as resume:
+                    parts = machine.save_parts()
+                    await self._copy(file, copier, copier.copy_last_round)
+                    ballooned_bytes = machine.config.ram_bytes - machine.balloon_actual_bytes
+                    report = copier.report(ballooned_bytes // PAGE_BYTES)
+                    if request.keep_running:
+                        resume()
+                        logging_on.close()  # each page written costs the guest a fault
+                    records = [config_record(machine.config), report.record(), *parts]
+                    size = await file.finish(records)
         self.status = replace(
             self.status,
             completed_pages=report.stored,
@@ -187,23 +191,41 @@ class Snapshots:
             report=report,
         )
 
-    def _copier(self, log: DirtyLog, file: SnapshotWriter, unused: UnusedPages) -> Copier:
-        return Copier(self._machine.ram.memory, log, file, unused, self._pages_copied)
+    @asynccontextmanager
+    async def _file(self, request: SnapshotRequest) -> AsyncIterator[SnapshotFileThread]:
+        """Open the file for the length of the block."""
+        writer = SnapshotWriter(request.path, self._machine.ram.memory, force=request.force)
+        file = SnapshotFileThread(writer, request.path, self._timeouts)
+        try:
+            await file.open()
+            yield file
+        finally:
+            await file.close()
 
-    async def _precopy(self, copier: Copier) -> None:
+    def _copier(self, log: DirtyLog, file: SnapshotFileThread, unused: UnusedPages) -> Copier:
+        def on_pages(pages: int) -> None:
+            if file.abandoned.is_set():
+                raise SnapshotNotWritten("the snapshot was abandoned")
+            self._pages_copied(pages)
+
+        return Copier(self._machine.ram.memory, log, file.writer, unused, on_pages)
+
+    async def _precopy(self, file: SnapshotFileThread, copier: Copier) -> None:
         """Copy while the guest runs, until rounds become little shorter."""
         took_s = math.inf
         for _ in range(MAX_ROUNDS - 1):
             before_s, begin = took_s, time.monotonic()
-            await self._copy(copier, copier.copy_round)
+            await self._copy(file, copier, copier.copy_round)
             took_s = time.monotonic() - begin
             if took_s < SHORT_ROUND_S or took_s > before_s / 2:
                 break
 
-    async def _copy(self, copier: Copier, one_round: Callable[[], None]) -> None:
+    async def _copy(
+        self, file: SnapshotFileThread, copier: Copier, one_round: Callable[[], None]
+    ) -> None:
         done = self.status.completed_pages
         self.status = replace(self.status, total_pages=done + copier.todo.pages)
-        await self._in_thread(one_round)
+        await file.write(one_round, lambda: self.status.completed_pages)
 
     @contextmanager
     def _paused(self) -> Iterator[Callable[[], None]]:
@@ -228,16 +250,6 @@ class Snapshots:
             except BaseException:
                 resume()
                 raise
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in the snapshot's thread; return only when it has ended, even if cancelled."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            future.exception()  # retrieved, so that asyncio does not log it
-            raise
 
     def _note_downtime(self, begin: float) -> None:
         self.status = replace(self.status, stopped_seconds=time.monotonic() - begin)

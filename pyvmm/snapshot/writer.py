@@ -56,7 +56,7 @@ class SnapshotWriter:
     A file at `path` stays as it was until `finish` has returned. Leaving the `with` block before
     that discards the new one.
 
-    Threads: snapshot; created and closed on the event loop.
+    Threads: snapshot; created on the event loop.
     """
 
     def __init__(self, path: Path, memory: GuestMemory, *, force: bool = False) -> None:
