@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from pyvmm.balloon.guest_requests import GuestAccess
 from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.boot.loader import read_boot_files
+from pyvmm.errors import UserError
 from pyvmm.machine.catalogue import CATALOGUE
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.machine.exit_result import ExitReason, ExitResult
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 LOADED_POLL_S = 0.01
 """Interval at which `memory_loaded` looks."""
+LOADED_TIMEOUT_S = 600.0
+"""Longest time for which a snapshot or a migration waits until memory is complete."""
 BALLOON_UPDATE_DELAY_S = 0.02
 """Size updates are delayed by at most 20 ms: a standard driver reports its size after every MiB,
 and waking the event loop for each report costs as much as the MiB does."""
@@ -151,6 +155,11 @@ class VirtualMachine:
         """End the VM; only the first call has an effect."""
         if not self._finished.done():
             self._finished.set_result(result)
+
+    @property
+    def ending(self) -> asyncio.Future[ExitResult]:
+        """Done when the VM begins to end; do not cancel it."""
+        return self._finished
 
     def quit(self) -> None:
         """End the VM as QMP's `quit` does."""
@@ -280,8 +289,14 @@ class VirtualMachine:
         loader.start()
 
     async def memory_loaded(self) -> None:
-        """Wait until memory is complete."""
+        """Wait until memory is complete. Raises `UserError` if that takes too long."""
+        ends_at = time.monotonic() + LOADED_TIMEOUT_S
         while self._loader is not None and self._loader.is_alive():
+            if time.monotonic() > ends_at:
+                raise UserError(
+                    "the guest's memory has not been read from its snapshot within"
+                    f" {LOADED_TIMEOUT_S:g} s"
+                )
             await asyncio.sleep(LOADED_POLL_S)
 
     def prepare_parts(self) -> None:

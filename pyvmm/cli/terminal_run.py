@@ -9,7 +9,6 @@ before a source sends its guest, and served once the VM exists.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
+from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.errors import CommandError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.standard_streams.text import print_message
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.sockets.unix import UnixListener
-
-END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 async def run_vm(
@@ -56,7 +54,7 @@ async def run_incoming(
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        terminal = _TerminalRun(stack, sockets)
+        terminal = _TerminalRun(stack, sockets, listener)
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
@@ -67,7 +65,7 @@ async def run_incoming(
                 )
             return terminal.make(config)
 
-        terminal.handle_signals()
+        terminal.signals.start()
         print_message(f"waiting for a guest at {listener.address}")
         running = await terminal.wait(accept_migration(listener, make))
         if running is None:
@@ -79,9 +77,18 @@ async def run_incoming(
 class _TerminalRun:
     """The run of one VM on this terminal; leaving `stack` releases everything it has opened."""
 
-    def __init__(self, stack: AsyncExitStack, sockets: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        sockets: Sequence[Path],
+        incoming: MigrationListener | None = None,
+    ) -> None:
         self._stack = stack
+        self._incoming = incoming
         self._loop = asyncio.get_running_loop()
+        self._terminal = Terminal(0)
+        self.signals = EndSignals(self._loop, self._end_by_signal, self._release)
+        stack.callback(self.signals.close)
         self._vm: VirtualMachine | None = None
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
         self._caught: list[int] = []
@@ -115,6 +122,7 @@ class _TerminalRun:
             tracer=LogTracer(),
         )
         self._stack.callback(vm.close)
+        vm.ending.add_done_callback(lambda ending: self.signals.limit())
         self._vm = vm
         return vm
 
@@ -135,8 +143,9 @@ class _TerminalRun:
         assert self._vm is not None
         for listener in self._listeners:
             await self._serve(self._vm, listener)
-        self.handle_signals()
-        self._stack.enter_context(Terminal(0))
+        if running is None:
+            self.signals.start()
+        self._stack.enter_context(self._terminal)
         self._console.start()
         result = await (running or self._vm.run())
         self._console.close()
@@ -159,17 +168,20 @@ class _TerminalRun:
         """Return the exit status after a signal, or `default` if there was none."""
         return 128 + self._caught[0] if self._caught else default
 
-    def handle_signals(self) -> None:
-        """End the VM, or the wait for it, on each of `END_SIGNALS` from now on."""
-        for signum in END_SIGNALS:
-            self._loop.add_signal_handler(signum, self._end_by_signal, signum)
-
     def _end_by_signal(self, signum: int) -> None:
         self._caught.append(signum)
         if self._waiting is not None:
             self._waiting.cancel()
         if self._vm is not None:
             self._vm.end(ExitResult(ExitReason.SIGNAL))
+
+    def _release(self) -> None:
+        """Restore the terminal and remove the sockets, on any thread."""
+        self._terminal.restore()
+        for listener in self._listeners:
+            listener.remove()
+        if self._incoming is not None:
+            self._incoming.close()
 
 
 def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -33,7 +34,7 @@ from pyvmm.boot.loader import load_linux
 from pyvmm.boot.panic import rebooted_after_panic
 from pyvmm.machine.catalogue import CATALOGUE, Ports, make_models, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
-from pyvmm.machine.errors import MachineNotCreated
+from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter
 from pyvmm.machine.legacy_devices import LegacyDevices
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from pyvmm_native.serial import ByteQueue
 
 STOP_TIMEOUT_S = 10.0
+"""Longest time for all vCPUs to leave the guest."""
 
 
 @contextmanager
@@ -213,13 +215,17 @@ class Machine:
             self.resume()
 
     def pause(self) -> None:
-        """Stop all vCPUs outside the guest, and the timers of devices."""
+        """Stop all vCPUs outside the guest, and the timers of devices.
+
+        Raises `VcpuNotStopped`, with the guest running as before, if that takes too long.
+        """
         assert self._owner.is_current()
-        self._running = False
         self.gate.set_paused(True)
         self._kick_all()
         if not self.gate.wait_until_empty(STOP_TIMEOUT_S):
-            raise RuntimeError(f"a vCPU did not leave the guest within {STOP_TIMEOUT_S} s")
+            self.gate.set_paused(False)
+            raise VcpuNotStopped(f"a vCPU has not left the guest within {STOP_TIMEOUT_S:g} s")
+        self._running = False
         self._timers.stop()
         for thread in self.vcpu_threads:
             # Keeps the guest's watchdogs quiet; refused for a guest that does not use kvmclock.
@@ -240,14 +246,21 @@ class Machine:
         self._kick_all()
 
     def close(self) -> None:
-        """Wait for the vCPU threads and release all resources."""
+        """Wait for the vCPU threads and release all resources.
+
+        A thread that does not end in time keeps the resources of all until the process ends.
+        """
         self._throttle.set(0)  # it kicks vCPUs
         self.stop()
-        for thread in self.vcpu_threads:
-            if thread.is_alive():
-                thread.join(STOP_TIMEOUT_S)
-            thread.vcpu.close()
         self._timers.stop()
+        ends_at = time.monotonic() + STOP_TIMEOUT_S
+        started = [thread for thread in self.vcpu_threads if thread.is_alive()]
+        for thread in started:
+            thread.join(max(0.0, ends_at - time.monotonic()))
+        if any(thread.is_alive() for thread in started):
+            return
+        for thread in self.vcpu_threads:
+            thread.vcpu.close()
         for device in self.pci_devices.values():
             device.close()
         self._vm.close()

@@ -6,9 +6,10 @@
 | event loop | the owner's | asyncio: queues, timers, console input, QMP, VM control | everything, unless a docstring names another thread |
 | vCPU | `vcpuN` | KVM_RUN; register accesses | device models, under the device lock; `VcpuGate`; `Listeners` of device events |
 | throttle | `vcpu-throttle` | opens and shuts the gate of the vCPU threads | `VcpuGate` |
-| migration | `migration` | one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
+| migration | `migration` | connects; one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
 | snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
+| end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
 | console writer | `console-writer` | writes console output | the console's byte queue |
 
 | lock | protects | held | taken while holding | taken by |

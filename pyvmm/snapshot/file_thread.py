@@ -37,7 +37,7 @@ class SnapshotFileThread:
         self.writer = writer
         self.worker = Worker("snapshot")
         self.abandoned = threading.Event()
-        """Nothing more is to be written."""
+        """Set when nothing more may be written."""
         self._path = path
         self._timeouts = timeouts
         self._opened = ExitStack()

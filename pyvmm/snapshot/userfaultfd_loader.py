@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
 
 _POLL_S = 0.001
+STOP_TIMEOUT_S = 5.0
+"""Longest time for the block that is being read."""
 
 
 class UserfaultfdLoader(threading.Thread):
@@ -80,6 +82,9 @@ class UserfaultfdLoader(threading.Thread):
         self._pages.add_vcpu(thread.native_id, signum, thread.vcpu.run_area)
 
     def stop(self) -> None:
-        """Stop loading and wait for the thread; no vCPU is in the guest or about to leave it."""
+        """Stop loading and wait for the thread; no vCPU is in the guest or about to leave it.
+
+        A thread that waits for a file system that does not respond is left behind.
+        """
         self._pages.stop()
-        self.join()
+        self.join(STOP_TIMEOUT_S)

@@ -87,7 +87,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         if os.isatty(self._fd):
             self._former = termios.tcgetattr(self._fd)
-            atexit.register(self._restore)
+            atexit.register(self.restore)
             tty.setraw(self._fd, termios.TCSANOW)
             mode = termios.tcgetattr(self._fd)
             mode[tty.OFLAG] = self._former[tty.OFLAG]
@@ -95,10 +95,11 @@ class Terminal:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._restore()
-        atexit.unregister(self._restore)
+        self.restore()
+        atexit.unregister(self.restore)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Restore the former mode; may be called on any thread, and repeatedly."""
         if self._former is not None:
             with contextlib.suppress(termios.error):  # the terminal itself is gone
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._former)

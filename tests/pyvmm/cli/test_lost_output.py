@@ -19,20 +19,20 @@ from pyvmm.machine.exit_result import ExitReason, ExitResult
 
 class Guest:
     def __init__(self, config, *, console_output, **others):
-        self.output, self.ended = console_output, asyncio.get_running_loop().create_future()
+        self.output, self.ending = console_output, asyncio.get_running_loop().create_future()
     def boot(self):
         pass
     async def run(self):
         if sys.argv[1] == "power off":
             self.output.put(b"Power down")
             return ExitResult(ExitReason.POWEROFF)
-        while not self.ended.done():
+        while not self.ending.done():
             self.output.put(b"a line of a guest that runs on")
             await asyncio.sleep(0.01)
-        return await self.ended
+        return await self.ending
     def end(self, result):
-        if not self.ended.done():
-            self.ended.set_result(result)
+        if not self.ending.done():
+            self.ending.set_result(result)
     def close(self):
         pass
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that end a VM, and a limit on the time that its end may take.
+
+The event loop ends the VM, as long as it responds. A signal must end the process in any case, so it
+does not depend on the loop or the main thread: Python's wake-up descriptor (`signal.set_wakeup_fd`)
+leads to a thread of its own, which tells the loop and starts a timer. If the process still runs
+after `END_TIMEOUT_S`, for example because a thread hangs in a system call on a dead file system,
+the timer restores the terminal, removes the sockets and ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pyvmm.standard_streams.text import print_message
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+END_TIMEOUT_S = 25.0
+"""Longest time from a signal, or the end of the VM by another reason, to that of the process."""
+RELEASE_TIMEOUT_S = 1.0
+"""Longest time for the terminal and the sockets after that."""
+EXIT_OVERDUE = 1
+
+
+class EndSignals:
+    """Calls `on_signal` with the number of each of `END_SIGNALS`, on the event loop `loop`.
+
+    `release` restores what the process must not leave behind; it may be called on any thread.
+
+    Threads: event loop; `limit` any.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_signal: Callable[[int], object],
+        release: Callable[[], object],
+    ) -> None:
+        self._loop = loop
+        self._on_signal = on_signal
+        self._release = release
+        self._former: dict[signal.Signals, Any] = {}
+        self._writer = -1
+        self._timer: threading.Timer | None = None
+        self._timer_lock = threading.Lock()
+        self._status = EXIT_OVERDUE
+
+    def start(self) -> None:
+        """Catch the signals from now on; on the main thread, at most once."""
+        reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._writer, False)
+        threading.Thread(target=self._read, args=(reader,), name="end-signals", daemon=True).start()
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for signum in END_SIGNALS:
+            self._former[signum] = signal.signal(signum, lambda signum, frame: None)
+            signal.siginterrupt(signum, False)
+
+    def close(self) -> None:
+        """Restore the former handlers. The time for the end of the process stays limited."""
+        if self._writer < 0:
+            return
+        for signum, handler in self._former.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._writer)
+        self._writer = -1
+
+    def limit(self) -> None:
+        """End the process after `END_TIMEOUT_S`, unless it has ended by then."""
+        with self._timer_lock:
+            if self._timer is None:
+                self._timer = threading.Timer(END_TIMEOUT_S, self._end_process)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _read(self, reader: int) -> None:
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in END_SIGNALS:
+                    self._status = 128 + number
+                    self.limit()
+                    with contextlib.suppress(RuntimeError):  # the loop is closed
+                        self._loop.call_soon_threadsafe(self._on_signal, number)
+        os.close(reader)
+
+    def _end_process(self) -> None:
+        releasing = threading.Thread(target=self._release_all, name="release", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE_TIMEOUT_S)
+        os._exit(self._status)
+
+    def _release_all(self) -> None:
+        try:
+            self._release()
+        finally:
+            print_message(f"the VM has not ended within {END_TIMEOUT_S:g} s; the process ends now")
