@@ -19,6 +19,8 @@ HEADERS = (
     "linux/virtio_ring.h",
 )
 
+COMMON_CFG = "((struct virtio_pci_common_cfg *)0)->"
+
 # Names in the header of common configuration fields that the specification names differently.
 C_NAMES = {
     "driver_feature_select": "guest_feature_select",
@@ -72,15 +74,24 @@ def test_common_configuration_of_the_device() -> None:
     assert mismatches(HEADERS, facts) == []
 
 
+def test_sizes_of_the_common_configuration_of_the_device() -> None:
+    registers = list(BalloonBoard(dialects.STANDARD).transport.common.registers)[:-1]
+    facts = []
+    for register in registers:
+        name = C_NAMES.get(register.name, register.name)
+        halves = [name, name.replace("_lo", "_hi")] if name.endswith("_lo") else [name]
+        facts.append(Fact(" + ".join(f"sizeof({COMMON_CFG}{n})" for n in halves), register.size))
+    assert mismatches(HEADERS, facts) == []
+
+
 def test_common_configuration_of_the_test_driver() -> None:
-    field = "((struct virtio_pci_common_cfg *)0)->"
     facts = []
     for name, (offset, size) in COMMON.items():
         c_name = C_NAMES.get(name, name)
         if name == "queue_reset":  # not part of a structure in these headers
             continue
         facts.append(Fact(f"offsetof(struct virtio_pci_common_cfg, {c_name})", offset))
-        facts.append(Fact(f"sizeof({field}{c_name})", size))
+        facts.append(Fact(f"sizeof({COMMON_CFG}{c_name})", size))
     assert mismatches(HEADERS, facts) == []
 
 

@@ -75,6 +75,18 @@ def test_a_device_without_a_transport_sends_no_notification() -> None:
     assert device.queues[0].counters.interrupts == device.config_notifications == 0
 
 
+def test_counters_start_at_0_and_count_each_request() -> None:
+    device = Echo()
+    driver = running(device)
+    names = ("requests", "readable_bytes", "bad_payloads", "interrupts")
+    assert device.queues[0].counters.save_state() == dict.fromkeys(names, 0)
+    driver.add([b"hello"], [16])
+    driver.add([b"hello"])
+    device.process_queue(0)
+    counted = dict(zip(names, (2, 10, 1, 0), strict=True))
+    assert device.queues[0].counters.save_state() == counted
+
+
 def test_an_enabled_queue_is_not_live_before_driver_ok() -> None:
     """VIRTIO 1.2, 2.1.2: the device MUST NOT consume buffers before DRIVER_OK."""
     device = Echo()
