@@ -51,6 +51,12 @@ def test_linux_detects_configuration_mechanism_1() -> None:
     assert ports.bus.read(ADDRESS, 4) == before == 0
 
 
+def test_the_host_bridge_has_no_subsystem_no_revision_and_no_interrupt_pin() -> None:
+    read = ConfigPorts().pci.host_bridge.config_read
+    assert (read(0x00, 4), read(0x08, 4)) == (0x0008_1B36, 0x0600_0000)
+    assert (read(0x2C, 4), read(0x3C, 4)) == (0, 0)
+
+
 def test_reserved_latch_bits_read_as_zero() -> None:
     ports = ConfigPorts()
     ports.bus.write(ADDRESS, 4, 0xFFFF_FFFF)

@@ -12,6 +12,7 @@ from devices.virtio import features
 from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.queue import QueueSpec, check_in_flight, save_in_flight
 from devices.virtio.saved import check_device, save_device
+from devices.virtio.status import Status
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 
@@ -106,6 +107,15 @@ def test_a_bad_payload_is_returned_with_length_0() -> None:
     device.process_queue(0)
     assert driver.take_used() == [Used(0, 0, b"")]
     assert device.queues[0].counters.bad_payloads == 1
+
+
+def test_a_broken_ring_has_no_more_buffers() -> None:
+    device = Echo()
+    driver = running(device)
+    driver.set_avail_ring(0, 8)  # no descriptor has this index
+    driver.set_avail_idx(1)
+    assert not device.process_queue(0)
+    assert device.status & Status.DEVICE_NEEDS_RESET
 
 
 def test_a_kept_buffer_can_be_returned_until_a_reset() -> None:
