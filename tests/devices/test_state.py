@@ -151,8 +151,9 @@ def test_each_number_of_a_list_is_checked() -> None:
 
 def test_errors_name_part_and_field() -> None:
     fields = Fields("uart", PAYLOAD)
-    with pytest.raises(StateError, match=r"^uart: ier is missing$"):
+    with pytest.raises(StateError, match=r"^uart: ier is missing$") as missing:
         fields.number("ier")
+    assert (missing.value.part, missing.value.reason) == ("uart", "ier is missing")
     with pytest.raises(StateError, match=r"^uart: flag is bool and not int$"):
         fields.number("flag")
     with pytest.raises(StateError, match=r"^uart: number is 7, not from 0 to 6$"):
