@@ -5,9 +5,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from pykvm import Vcpu, abi
 from pyvmm.machine import kvm_probe as probe
 from pyvmm.machine.kvm_probe import MIN_RING0_INSTRUCTIONS_PER_SECOND, Verdict
 
@@ -29,6 +32,59 @@ def test_the_verdict_follows_from_the_measurements(speed, problem, verdict, arri
     assert fitness.verdict is verdict
     assert fitness.syscall_arrives is arrives
     assert fitness.ring0_instructions_per_second == speed
+
+
+class VcpuOfALoop:
+    """A vCPU that begins a loop and is at its end, or interrupted, after `remaining` iterations."""
+
+    def __init__(self, remaining: int, reason: int = abi.KVM_EXIT_IO) -> None:
+        self.kvm_run = SimpleNamespace(io=SimpleNamespace(port=0x10), exit_reason=abi.KVM_EXIT_IO)
+        self._remaining = remaining
+        self._reason = reason
+        self._runs = 0
+
+    def get_sregs(self) -> abi.kvm_sregs:
+        return abi.kvm_sregs()
+
+    def set_sregs(self, sregs: abi.kvm_sregs) -> None: ...
+
+    def set_regs(self, regs: abi.kvm_regs) -> None: ...
+
+    def get_regs(self) -> abi.kvm_regs:
+        return abi.kvm_regs(rcx=0xABCD << 32 | self._remaining)  # 32 bits count
+
+    def run(self) -> int:
+        self._runs += 1
+        if self._runs > 1:
+            self.kvm_run.exit_reason = self._reason
+            self.kvm_run.io.port = 0x11
+        return int(self.kvm_run.exit_reason)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reason", "instructions"),
+    [
+        (0, abi.KVM_EXIT_IO, 20_000_000),
+        (9_000_000, abi.KVM_EXIT_INTR, 2_000_000),
+        (10_000_000, abi.KVM_EXIT_INTR, 0),
+    ],
+)
+def test_the_speed_is_that_of_the_iterations_done_in_the_time_they_took(
+    remaining: int, reason: int, instructions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iteration has two instructions; a loop that is interrupted has done only some."""
+    times = iter([5.0, 5.25])
+    monkeypatch.setattr(probe.time, "thread_time", lambda: next(times))
+    monkeypatch.setattr(probe, "_TIME_LIMIT_S", 0.0)
+    speed, _ = probe._loop_speed(cast(Vcpu, VcpuOfALoop(remaining, reason)))
+    assert speed == instructions / 0.25
+
+
+def test_a_loop_that_ends_otherwise_has_no_speed() -> None:
+    vcpu = VcpuOfALoop(0, abi.KVM_EXIT_SHUTDOWN)
+    speed, end = probe._loop_speed(cast(Vcpu, vcpu))
+    assert speed is None
+    assert end.startswith("KVM_EXIT_SHUTDOWN")
 
 
 def test_a_host_without_the_device_is_missing_kvm(tmp_path: Path) -> None:

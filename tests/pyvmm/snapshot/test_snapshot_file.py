@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from devices.state import Fields, StateError
 from pyvmm.cli.remedies import remedy
+from pyvmm.config import MAX_RAM_BYTES
 from pyvmm.errors import UserError
 from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.report import PageReport
 from pyvmm.state.config_record import config_record
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
@@ -40,6 +43,16 @@ def test_a_snapshot_is_read_as_it_was_written(snapshot: Path) -> None:
         assert seen == [4, 1, 512, 1]
     assert same(read(snapshot), filled())
     assert os.stat(snapshot).st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["stored", "zero", "unused", "absent", "ballooned"])
+def test_a_report_counts_no_more_pages_than_a_machine_can_have(name: str) -> None:
+    most = MAX_RAM_BYTES // 4096
+    counts = dict.fromkeys(("stored", "zero", "unused", "absent", "ballooned"), most)
+    read = PageReport.restore(Fields("report", {**counts, "asked": "yes"}))
+    assert read == PageReport(most, most, most, most, most, "yes")
+    with pytest.raises(StateError, match=f"{name} is {most + 1}"):
+        PageReport.restore(Fields("report", {**counts, name: most + 1, "asked": "yes"}))
 
 
 def test_the_file_is_hardly_larger_than_its_pages(snapshot: Path) -> None:
