@@ -74,7 +74,7 @@ def test_the_speed_is_that_of_the_iterations_done_in_the_time_they_took(
 ) -> None:
     """An iteration has two instructions; a loop that is interrupted has done only some."""
     times = iter([5.0, 5.25])
-    monkeypatch.setattr(probe.time, "thread_time", lambda: next(times))
+    monkeypatch.setattr(time, "thread_time", lambda: next(times))
     monkeypatch.setattr(probe, "_TIME_LIMIT_S", 0.0)
     speed, _ = probe._loop_speed(cast(Vcpu, VcpuOfALoop(remaining, reason)))
     assert speed == instructions / 0.25
