@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -94,6 +95,39 @@ def test_vcpus_stop_for_their_share_of_the_time(guest: ThrottledGuest) -> None:
     assert shares[0] > 0.9
     assert 0.2 < shares[50] < 0.7
     assert shares[90] < 0.3
+
+
+class SlowGate:
+    """A gate whose vCPUs take `LEAVE_S` to leave the guest; records when it is empty, and opens."""
+
+    LEAVE_S = 0.05
+
+    def __init__(self) -> None:
+        self.empty_since: list[float] = []
+        self.opened: list[float] = []
+
+    def set_throttled(self, throttled: bool) -> None:
+        if not throttled:
+            self.opened.append(time.monotonic())
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        assert timeout_s > self.LEAVE_S
+        time.sleep(self.LEAVE_S)
+        self.empty_since.append(time.monotonic())
+        return True
+
+
+def test_the_time_in_which_vcpus_leave_the_guest_counts_as_running() -> None:
+    gate = SlowGate()
+    throttle = VcpuThrottle(cast(VcpuGate, gate), lambda: None)
+    throttle.set(50)
+    deadline = time.monotonic() + SOON_S
+    while len(gate.opened) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    throttle.set(0)
+    assert len(gate.opened) >= 3
+    for empty_since, opened in zip(gate.empty_since[:2], gate.opened[:2], strict=True):
+        assert opened - empty_since >= SlowGate.LEAVE_S
 
 
 def test_throttling_ends_at_once_and_leaves_no_thread(guest: ThrottledGuest) -> None:

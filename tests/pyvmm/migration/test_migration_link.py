@@ -60,6 +60,20 @@ def receive_all(link: MigrationLink) -> None:
         pass
 
 
+def test_a_link_is_readable_once_the_peer_has_sent_or_closed() -> None:
+    ours, theirs = socket.socketpair()
+    link = MigrationLink(SocketLink(theirs))
+    assert not link.readable()
+    ours.send(b"x")
+    assert link.readable()
+    assert link.receive(1) == b"x"
+    assert not link.readable()
+    ours.close()
+    assert link.readable()
+    assert link.receive(1) == b""
+    link.close()
+
+
 def test_every_operation_of_a_broken_connection_is_a_broken_link() -> None:
     ours, theirs = socket.socketpair()
     link = MigrationLink(SocketLink(theirs))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest RAM as it is given to KVM, and the pages that its owner discards."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from pykvm import Vm, abi
+from pyvmm.memory.ram import Ram
+from pyvmm.units import GIB, MIB
+from pyvmm_native.runs import PageRuns
+
+HUGE_PAGE_BYTES = 2 * MIB
+
+
+class VmWithSlots:
+    """Keeps (gpa, size in bytes, host address, flags) of each memory slot."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, tuple[int, int, int, int]] = {}
+
+    def set_user_memory_region(
+        self, slot: int, gpa: int, size_bytes: int, address: int, flags: int = 0
+    ) -> None:
+        self.slots[slot] = (gpa, size_bytes, address, flags)
+
+
+def slots(ram: Ram, flags: int = 0) -> dict[int, tuple[int, int, int, int]]:
+    vm = VmWithSlots()
+    ram.attach(cast(Vm, vm), flags)
+    return vm.slots
+
+
+def test_ram_is_one_slot_or_two_around_the_pci_hole() -> None:
+    assert [slot[:2] for slot in slots(Ram(64 * MIB)).values()] == [(0, 64 * MIB)]
+    two = slots(Ram(4 * GIB))
+    assert {number: slot[:2] for number, slot in two.items()} == {
+        0: (0, 3 * GIB),
+        1: (4 * GIB, GIB),
+    }
+
+
+def test_the_flags_of_all_slots_change_together() -> None:
+    logged = slots(Ram(4 * GIB), abi.KVM_MEM_LOG_DIRTY_PAGES)
+    assert [flags for *_, flags in logged.values()] == [abi.KVM_MEM_LOG_DIRTY_PAGES] * 2
+
+
+@pytest.mark.parametrize("mib", [64, 65, 67, 4097, 4099])
+def test_kvm_can_use_huge_pages(mib: int) -> None:
+    """Guest-physical and host-virtual addresses agree modulo 2 MiB."""
+    rams = [Ram(mib * MIB) for _ in range(4)]
+    for ram in rams:
+        for gpa, _, address, _ in slots(ram).values():
+            assert (gpa - address) % HUGE_PAGE_BYTES == 0
+
+
+def test_a_listener_sees_pages_before_they_are_discarded() -> None:
+    ram = Ram(64 * MIB)
+    ram.memory.write(5 << 12, b"x" * 4096)
+    seen: list[tuple[PageRuns, bytes]] = []
+    ram.before_discard.add(lambda runs: seen.append((runs, ram.memory.read(5 << 12, 1))))
+    assert ram.discard(PageRuns([(5, 1)])) == 4096
+    assert seen == [(PageRuns([(5, 1)]), b"x")]
+    assert ram.memory.read(5 << 12, 1) == b"\0"
+
+
+def test_closed_ram_reads_as_zeros() -> None:
+    ram = Ram(4 * GIB)
+    for gpa in (0, 3 * GIB - 1, 4 * GIB, 5 * GIB - 1):
+        ram.memory.write(gpa, b"x")
+    ram.close()
+    assert {ram.memory.read(gpa, 1) for gpa in (0, 3 * GIB - 1, 4 * GIB, 5 * GIB - 1)} == {b"\0"}
