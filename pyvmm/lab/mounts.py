@@ -15,6 +15,8 @@ import fcntl
 import os
 import time
 
+from pyvmm.lab.module_parameters import module_parameters
+
 ROOT = "/host"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,16 +37,17 @@ def _check(result: int, call: str) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Call mount(2). Raises OSError."""
+    """Call mount(2). Raises OSError, which names a path in `ROOT` as the command sees it."""
     args = [text.encode() or None for text in (source, target, kind)]
-    _check(_libc.mount(*args, ctypes.c_ulong(flags), options.encode() or None), f"mount {target}")
+    shown = target.removeprefix(ROOT) or "/"
+    _check(_libc.mount(*args, ctypes.c_ulong(flags), options.encode() or None), f"mount {shown}")
 
 
-def load_module(path: str) -> None:
+def load_module(path: str, parameters: str) -> None:
     """Load an uncompressed module with finit_module(2), unless it is loaded already."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _check(_libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0), path)
+        _check(_libc.syscall(_SYS_FINIT_MODULE, fd, parameters.encode(), 0), path)
     except FileExistsError:
         return
     finally:
@@ -56,9 +59,11 @@ def prepare() -> None:
     for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         os.makedirs(target, exist_ok=True)
         mount(kind, target, kind)
-    with open("/modules/order") as order:
+    with open("/modules/order") as order, open("/proc/cmdline") as words:
+        command_line = words.read()
         for name in order.read().split():
-            load_module(f"/modules/{name}")
+            parameters = module_parameters(command_line, name.removesuffix(".ko"))
+            load_module(f"/modules/{name}", parameters)
 
 
 def mount_host_root(cached: list[str]) -> None:
