@@ -3,7 +3,9 @@
 
 A `Fact` is a C integer expression and the value that Python says it has. `structure_facts` turns
 a ctypes structure into facts about every field, down through nested structures, and
-`constant_facts` does it for the integers of a module. `mismatches` prints all expressions from one
+`constant_facts` does it for the integers of a module. Headers that are newer than the Python code
+may have further fields where the ABI has room for them: in place of padding, and at the end of a
+structure that is a member of a union. `mismatches` prints all expressions from one
 small C program, compiled against the installed headers, and returns the facts that are wrong.
 Layouts that are not ctypes structures can be checked with facts written by hand.
 """
@@ -23,11 +25,15 @@ _SIGNED = (ctypes.c_int8, ctypes.c_int16, ctypes.c_int32, ctypes.c_int64)
 _UNSIGNED = (ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64)
 
 
+_PADDING = re.compile(r"(pad|padding|reserved)\d*")
+
+
 class Fact(NamedTuple):
-    """`expression`, in C, has the value `expected`."""
+    """`expression`, in C, has the value `expected`, or a larger one if it `may_grow`."""
 
     expression: str
     expected: int
+    may_grow: bool = False
 
 
 def structures_of(*modules: ModuleType) -> list[type[ctypes.Structure]]:
@@ -43,38 +49,60 @@ def structures_of(*modules: ModuleType) -> list[type[ctypes.Structure]]:
     ]
 
 
-def structure_facts(structure: type[ctypes.Structure], c_type: str | None = None) -> list[Fact]:
+def structure_facts(
+    structure: type[ctypes.Structure],
+    c_type: str | None = None,
+    *,
+    newer: bool = False,
+    in_union: bool = False,
+) -> list[Fact]:
     """Return facts about the size of `structure` and about each of its fields.
 
-    `c_type` is its C name, `struct` and the class's name unless given.
+    `c_type` is its C name, `struct` and the class's name unless given. If the headers are `newer`
+    than Python's fields, padding may have become fields, and a structure that is a member of a
+    union, as this one is if `in_union`, may have grown.
     """
     c_type = c_type or f"struct {structure.__name__}"
-    size = Fact(f"sizeof({c_type})", ctypes.sizeof(structure))
-    return [size, *_field_facts(structure, c_type, "", 0)]
+    size = Fact(f"sizeof({c_type})", ctypes.sizeof(structure), newer and in_union)
+    return [size, *_field_facts(structure, c_type, "", 0, newer)]
 
 
-def _field_facts(aggregate: Any, c_type: str, prefix: str, base: int) -> Iterator[Fact]:
+def union_members(structures: Iterable[Any]) -> set[Any]:
+    """Return the structures that are members of a union which `structures` contain."""
+    unions = [kind for kind in reachable(structures) if issubclass(kind, ctypes.Union)]
+    return {kind for union in unions for _, kind in union._fields_}
+
+
+def _field_facts(
+    aggregate: Any, c_type: str, prefix: str, base: int, newer: bool
+) -> Iterator[Fact]:
     anonymous = getattr(aggregate, "_anonymous_", ())
     for name, kind in aggregate._fields_:
+        if newer and _PADDING.fullmatch(name):
+            continue
         offset = base + getattr(aggregate, name).offset
         if name in anonymous:
-            yield from _field_facts(kind, c_type, prefix, offset)
+            yield from _field_facts(kind, c_type, prefix, offset, newer)
             continue
         path = prefix + name
         yield Fact(f"offsetof({c_type}, {path})", offset)
-        yield from _kind_facts(kind, c_type, path, offset)
+        may_grow = newer and issubclass(aggregate, ctypes.Union)
+        yield from _kind_facts(kind, c_type, path, offset, newer, may_grow)
 
 
-def _kind_facts(kind: Any, c_type: str, path: str, offset: int) -> Iterator[Fact]:
+def _kind_facts(
+    kind: Any, c_type: str, path: str, offset: int, newer: bool, may_grow: bool = False
+) -> Iterator[Fact]:
     value = f"(({c_type} *)0)->{path}"
     if issubclass(kind, ctypes.Array):
         if kind._length_:  # a flexible array member has no size in C
             yield Fact(f"sizeof({value})", ctypes.sizeof(kind))
-        yield from _kind_facts(kind._type_, c_type, f"{path}[0]", offset)
+        yield from _kind_facts(kind._type_, c_type, f"{path}[0]", offset, newer)
         return
-    yield Fact(f"sizeof({value})", ctypes.sizeof(kind))
-    if issubclass(kind, ctypes.Structure | ctypes.Union):
-        yield from _field_facts(kind, c_type, f"{path}.", offset)
+    is_aggregate = issubclass(kind, ctypes.Structure | ctypes.Union)
+    yield Fact(f"sizeof({value})", ctypes.sizeof(kind), may_grow and is_aggregate)
+    if is_aggregate:
+        yield from _field_facts(kind, c_type, f"{path}.", offset, newer)
     elif issubclass(kind, _SIGNED + _UNSIGNED) and ctypes.sizeof(kind) > 1:
         # Bytes are left alone: C's char has a sign, which means nothing for raw bytes.
         yield Fact(f"(__typeof__({value}))-1 < 0", int(issubclass(kind, _SIGNED)))
@@ -129,7 +157,7 @@ def mismatches(headers: Sequence[str], facts: Sequence[Fact]) -> list[str]:
     return [
         f"{fact.expression} is {value} in C, {fact.expected} in Python"
         for fact, value in zip(facts, values, strict=True)
-        if value != fact.expected
+        if value != fact.expected and not (fact.may_grow and value > fact.expected)
     ]
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int32, c_uint32, c_uint64
+from ctypes import Structure, Union, c_int32, c_uint32, c_uint64
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,18 @@ from pykvm import abi, abi_constants, abi_state, abi_vcpu, abi_vm, ioctls
 from tests.c_layout import (
     Fact,
     constant_facts,
+    evaluate,
     implicit_padding,
     mismatches,
     reachable,
     structure_facts,
     structures_of,
+    union_members,
 )
 
 HEADERS = ["linux/kvm.h"]
+COMPLETE_FOR_LINUX = (6 << 16) + (12 << 8) + 255
+"""The newest headers that have no field which the structures lack: those of Linux 6.12."""
 MODULES = (abi_vm, abi_vcpu, abi_state)
 STRUCTURES = structures_of(*MODULES)
 
@@ -46,9 +51,16 @@ def test_every_nameless_structure_is_checked_through_one_with_a_name() -> None:
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda structure: structure.__name__)
 def test_structure_has_the_layout_of_the_header(structure: type[Structure]) -> None:
-    facts = structure_facts(structure)
-    assert len(facts) > len(structure._fields_)
+    newer = evaluate(["linux/version.h"], ["LINUX_VERSION_CODE"])[0] > COMPLETE_FOR_LINUX
+    in_union = structure in union_members(STRUCTURES)
+    facts = structure_facts(structure, newer=newer, in_union=in_union)
+    assert facts
     assert mismatches(HEADERS, facts) == []
+
+
+def test_facts_include_every_field() -> None:
+    for structure in STRUCTURES:
+        assert len(structure_facts(structure)) > len(structure._fields_)
 
 
 def test_no_field_is_missing() -> None:
@@ -73,6 +85,56 @@ def test_request_numbers_are_those_of_the_header() -> None:
 def constant_names(module: object) -> list[str]:
     """Return all upper-case public names of a module."""
     return [name for name in vars(module) if name.isupper() and not name.startswith("_")]
+
+
+class grown_member(Structure):
+    _fields_ = (("first", c_uint32),)
+
+
+class grown_union(Union):
+    _fields_ = (("member", grown_member), ("pad", c_uint32 * 4))
+
+
+class grown(Structure):
+    _fields_ = (("count", c_uint32), ("pad", c_uint32 * 3), ("u", grown_union))
+
+
+NEWER_HEADER = """
+struct grown_member { unsigned int first, second; };
+struct grown {
+    unsigned int count, added, reserved[2];
+    union { struct grown_member member; unsigned int pad[4]; } u;
+};
+"""
+
+
+def test_fields_added_in_newer_headers_pass_where_there_was_room(tmp_path: Path) -> None:
+    header = tmp_path / "newer.h"
+    header.write_text(NEWER_HEADER)
+    members = union_members([grown])
+    assert grown_member in members
+    for structure in (grown, grown_member):
+        facts = structure_facts(structure, newer=True, in_union=structure in members)
+        assert mismatches([str(header)], facts) == []
+    assert mismatches([str(header)], structure_facts(grown_member)) == [
+        "sizeof(struct grown_member) is 8 in C, 4 in Python"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("first, second", "second, first"),
+        ("count, added", "added, count"),
+        ("reserved[2]", "reserved[3]"),
+    ],
+)
+def test_fields_that_newer_headers_move_do_not_pass(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    header = tmp_path / "newer.h"
+    header.write_text(NEWER_HEADER.replace(before, after))
+    assert mismatches([str(header)], structure_facts(grown, newer=True))
 
 
 class kvm_irq_level_narrow(Structure):
