@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pyvmm.cache.directory import cached_file
-from pyvmm.lab.kernel import LAB_CACHE, LabKernel, read_module
+from pyvmm.lab.kernel import LAB_CACHE, LabKernel, read_module, strip_signature
 from pyvmm.lab.preload import ORIGINS, PRELOADED
 
 PYTHON_HOME = "/lab"
@@ -141,7 +141,9 @@ def _archive(kernel: LabKernel) -> bytes:
         files[f"{_LIBRARY}/{name}"] = trim_elf(Path(origin).read_bytes())
     files[ORIGINS] = json.dumps(loaded["origins"]).encode()
     for module in kernel.modules:
-        files[f"/modules/{module.name.partition('.ko')[0]}.ko"] = read_module(module)
+        files[f"/modules/{module.name.partition('.ko')[0]}.ko"] = strip_signature(
+            read_module(module)
+        )
     order = "\n".join(f"{module.name.partition('.ko')[0]}.ko" for module in kernel.modules)
     files["/modules/order"] = order.encode()
     return cpio(files)

@@ -4,9 +4,11 @@
 import gzip
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.errors import LabKernelUnreadable
@@ -94,6 +96,36 @@ def test_a_kernel_that_cannot_be_read_is_skipped_or_named(
     assert caught.value.image == newest
 
 
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("6.12.90+deb12-amd64", "6.12.107+deb12-amd64"),
+        ("6.12.107+deb13-amd64", "7.3.4+deb13-amd64"),
+        ("6.1.0-9-amd64", "6.1.0-10-amd64"),
+    ],
+)
+def test_every_number_of_a_release_counts(tmp_path: Path, older: str, newer: str) -> None:
+    install(tmp_path, newer)
+    install(tmp_path, older)
+    assert find(tmp_path).release == newer
+
+
+def test_a_kernel_beside_its_modules_is_found(tmp_path: Path) -> None:
+    install(tmp_path, "6.12.107+deb13-amd64")
+    install(tmp_path, "7.3.4+deb13-amd64")
+    beside = tmp_path / "modules" / "7.3.4+deb13-amd64" / "vmlinuz"
+    (tmp_path / "boot" / "vmlinuz-7.3.4+deb13-amd64").rename(beside)
+    assert find(tmp_path).image == beside
+
+
+def test_a_copy_that_can_be_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "7.3.4+deb13-amd64")
+    beside = tmp_path / "modules" / "7.3.4+deb13-amd64" / "vmlinuz"
+    beside.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path == beside)
+    assert find(tmp_path).image == beside
+
+
 def test_a_host_without_kernels_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotInstalled, match="no kernel for the lab") as caught:
         find(tmp_path)
@@ -112,23 +144,34 @@ def test_the_vmlinux_in_the_bzimage_is_unpacked(
 
 
 def test_a_module_of_unknown_compression_is_an_error(tmp_path: Path) -> None:
-    module = tmp_path / "x.ko.zst"
-    module.write_bytes(b"\x28\xb5\x2f\xfd")
+    module = tmp_path / "x.ko.lz4"
+    module.write_bytes(b"\x02\x21\x4c\x18")
     with pytest.raises(NotInstalled):
         read_module(module)
 
 
 @pytest.mark.parametrize(
-    ("suffix", "compress"), [("ko", bytes), ("ko.xz", lzma.compress), ("ko.gz", gzip.compress)]
+    ("suffix", "compress"),
+    [
+        ("ko", bytes),
+        ("ko.gz", gzip.compress),
+        ("ko.xz", lzma.compress),
+        ("ko.zst", zstandard.ZstdCompressor(write_content_size=False).compress),
+    ],
 )
-def test_modules_are_read_without_their_signature(tmp_path, suffix, compress) -> None:  # type: ignore[no-untyped-def]
+def test_modules_are_read_with_every_compression_of_a_distribution(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(compress(b"\x7fELF and the rest"))
+    assert read_module(path) == b"\x7fELF and the rest"
+
+
+def test_a_signature_is_removed() -> None:
     body = b"\x7fELF and the rest"
     tail = bytes(8) + (300).to_bytes(4, "big") + b"~Module signature appended~\n"
-    path = tmp_path / f"x.{suffix}"
-    path.write_bytes(compress(body + bytes(300) + tail))
-    assert read_module(path) == body
-    path.write_bytes(compress(body))
-    assert read_module(path) == body
+    assert strip_signature(body + bytes(300) + tail) == body
+    assert strip_signature(body) == body
 
 
 def test_a_signature_length_beyond_the_module_is_clipped() -> None:
