@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's stock kernels, with their own modules, for the tests that boot them.
 
-`make stock-kernels` downloads them, installs nothing, and keeps a directory for each in the cache.
-It is part of `make test`, and runs before the lab, which has no network. A directory is named after
-the metapackage that depends on the newest kernel of its flavour; Debian 13, whose default kernel is
-6.12, has only the first two:
+`make stock-kernels` downloads them (`tests.kvm.debian_archive`), installs nothing, and keeps a
+directory for each in the cache. It is part of `make test`, and runs before the lab, which has no
+network. A directory has the name of the kernel in `KERNELS`:
 
     vmlinuz           as Debian ships it
     modules/          its virtio and entropy drivers and their modules.dep
@@ -17,11 +16,7 @@ cannot be downloaded, the cached one is used; without one, the tests that need i
 
 from __future__ import annotations
 
-import lzma
-import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -33,12 +28,25 @@ from pyvmm.cache.directory import CacheUnusable, cache_dir
 from pyvmm.cli.remedies import with_remedy
 from pyvmm.files.replacement import replace_file
 from pyvmm.lab.initramfs import cpio
+from pyvmm.lab.kernel import read_module
+from tests.kvm.debian_archive import DebianArchive, Package, Unavailable, run
 
-NAMES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-6.12-amd64")
+KERNELS = {
+    "6.1-cloud": ("bookworm-security", "linux-image-cloud-amd64"),
+    "6.1": ("bookworm-security", "linux-image-amd64"),
+    "6.12": ("trixie-security", "linux-image-amd64"),
+    "backports": ("trixie-backports", "linux-image-amd64"),
+}
+"""Suite and metapackage of each kernel: the oldest and the newest that Debian has, and between."""
+LONG_KERNELS = {
+    "6.12-cloud": ("trixie-security", "linux-image-cloud-amd64"),
+    "6.12-rt": ("trixie-security", "linux-image-rt-amd64"),
+    "backports-rt": ("trixie-backports", "linux-image-rt-amd64"),
+}
+"""Those that only the long tests boot."""
 MODULES = ("virtio_pci", "virtio_balloon", "virtio-rng")
 DRIVERS = ("kernel/drivers/virtio", "kernel/drivers/char/hw_random")
 """The directories of a package that hold these modules and their dependencies."""
-SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # depmod is there
 FETCH = "make stock-kernels"
 
 INIT = f"""#!/bin/busybox sh
@@ -49,10 +57,6 @@ for module in {" ".join(MODULES)}; do
 done
 exec /bin/sh /init.guest
 """
-
-
-class Unavailable(Exception):
-    """The package cannot be fetched; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -87,57 +91,56 @@ def cached(name: str) -> StockKernel | None:
     return kernel if kernel.initramfs.exists() else None
 
 
-def fetch(name: str) -> StockKernel:
-    """Update the cache to the kernel that `name` depends on; raises `Unavailable`."""
-    package, version = newest(name)
+def fetch(name: str, archive: DebianArchive) -> StockKernel:
+    """Update the cache to the newest kernel called `name`; raises `Unavailable`."""
+    suite, metapackage = (KERNELS | LONG_KERNELS)[name]
+    packages = archive.kernel_packages(metapackage, suite)
+    version = f"{packages[0].name} {packages[0].version}"
     kernel = StockKernel(name, cache_dir("debian") / name)
     unpacked = cached(name) is not None and kernel.drivers == DRIVERS
-    if not unpacked or kernel.version != f"{package} {version}":
+    if not unpacked or kernel.version != version:
         with tempfile.TemporaryDirectory(dir=kernel.directory.parent) as temporary:
-            _unpack(_download(package, version, Path(temporary)), Path(temporary))
-            (Path(temporary) / "tree" / "version").write_text(f"{package} {version}")
-            (Path(temporary) / "tree" / "drivers").write_text("\n".join(DRIVERS))
+            tree = Path(temporary) / "tree"
+            _unpack(archive, packages, Path(temporary))
+            (tree / "version").write_text(version)
+            (tree / "drivers").write_text("\n".join(DRIVERS))
             shutil.rmtree(kernel.directory, ignore_errors=True)
-            (Path(temporary) / "tree").rename(kernel.directory)
+            tree.rename(kernel.directory)
     replace_file(kernel.initramfs, initramfs(kernel.directory / "modules"))
     return kernel
 
 
-def newest(name: str) -> tuple[str, str]:
-    """Return the kernel package that the metapackage `name` depends on, and its version."""
-    if name not in _run("apt-cache", "pkgnames", name).split():
-        raise Unavailable("no package source of this machine has it")
-    record = _run("apt-cache", "show", "--no-all-versions", name)
-    match = re.search(r"^Depends: (linux-image-\S+) \(= (\S+)\)", record, re.MULTILINE)
-    if match is None:
-        raise Unavailable(f"{name} does not depend on a kernel")
-    return match[1], match[2]
+def _unpack(archive: DebianArchive, packages: list[Package], directory: Path) -> None:
+    """Download and unpack `packages` to `directory`/tree: the kernel, the modules of `DRIVERS`."""
+    whole = directory / "whole"
+    for package in archive.download(packages, directory):
+        run("dpkg-deb", "-x", str(package), str(whole))
+        package.unlink()
+    pick_kernel(whole, directory / "tree")
 
 
-def _download(package: str, version: str, directory: Path) -> Path:
-    # Otherwise apt, run by root, warns that its sandbox user may not write here.
-    sandbox = ("-o", "APT::Sandbox::User=root") if os.geteuid() == 0 else ()
-    _run("apt-get", "-q", *sandbox, "download", f"{package}={version}", cwd=directory)
-    (archive,) = directory.glob("*.deb")
-    return archive
+def pick_kernel(installed: Path, tree: Path) -> None:
+    """Copy from the root directory `installed` to `tree` the kernel and its modules, uncompressed.
 
-
-def _unpack(archive: Path, directory: Path) -> None:
-    """Unpack the kernel and the modules of `DRIVERS` to `directory`/tree, uncompressed."""
-    whole, tree = directory / "whole", directory / "tree"
-    _run("dpkg-deb", "-x", str(archive), str(whole))
-    (vmlinuz,) = whole.glob("boot/vmlinuz-*")
-    release = vmlinuz.name.removeprefix("vmlinuz-")
-    installed = next(iter(whole.glob(f"**/lib/modules/{release}")))
-    modules = tree / "modules" / "lib" / "modules" / release
+    The kernel is in /boot, or, from Linux 6.19 on, beside its modules.
+    """
+    ((modules, vmlinuz),) = (
+        (modules, image)
+        for modules in installed.glob("**/lib/modules/*")
+        for image in (modules / "vmlinuz", installed / "boot" / f"vmlinuz-{modules.name}")
+        if image.exists()
+    )
+    copies = tree / "modules" / "lib" / "modules" / modules.name
     for drivers in DRIVERS:
-        shutil.copytree(installed / drivers, modules / drivers)
-    for packed in modules.rglob("*.ko.xz"):
-        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
-        packed.unlink()
+        for module in (modules / drivers).rglob("*.ko*"):
+            target = copies / module.relative_to(modules).with_name(
+                f"{module.name.partition('.ko')[0]}.ko"
+            )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_module(module))
     for listing in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        shutil.copy(installed / listing, modules)
-    _run("depmod", "-b", str(tree / "modules"), release)
+        shutil.copy(modules / listing, copies)
+    run("depmod", "-b", str(tree / "modules"), modules.name)
     vmlinuz.rename(tree / "vmlinuz")
 
 
@@ -157,28 +160,32 @@ def initramfs(modules: Path) -> bytes:
     return cpio(contents)
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
-    program = shutil.which(command[0], path=SEARCH_PATH)
-    if program is None:
-        raise Unavailable(f"{command[0]} is not installed")
-    done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise Unavailable(f"{' '.join(command)}: {last or f'status {done.returncode}'}")
-    return done.stdout
+def main(*options: str) -> None:
+    """Fetch `KERNELS`, with --long `LONG_KERNELS`, too; report what happened."""
+    try:
+        archive = DebianArchive(cache_dir("debian") / "apt")
+        _update(archive)
+        for name in KERNELS | LONG_KERNELS if "--long" in options else KERNELS:
+            _fetch_or_report(name, archive)
+    except CacheUnusable as error:
+        sys.exit(f"{FETCH}: {with_remedy(error)}")
 
 
-def main() -> None:
-    for name in NAMES:
-        try:
-            print(f"{name}: {fetch(name).version}")
-        except Unavailable as error:
-            kernel = cached(name)
-            use = f"using {kernel.version}" if kernel else "tests that boot it will be skipped"
-            print(f"{name}: {use}: {error}", file=sys.stderr)
-        except CacheUnusable as error:
-            sys.exit(f"{FETCH}: {with_remedy(error)}")
+def _update(archive: DebianArchive) -> None:
+    try:
+        archive.update()
+    except Unavailable as error:
+        print(f"package indices not updated: {error}", file=sys.stderr)
+
+
+def _fetch_or_report(name: str, archive: DebianArchive) -> None:
+    try:
+        print(f"{name}: {fetch(name, archive).version}")
+    except Unavailable as error:
+        kernel = cached(name)
+        use = f"using {kernel.version}" if kernel else "tests that boot it will be skipped"
+        print(f"{name}: {use}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
