@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reset line of a keyboard controller, the only part that operating systems still use.
 
-Command 0xFE pulses the line that resets the processor. There is no keyboard: the status register
-always reads as idle without data, so a driver that probes it stops after its own short time-outs,
-and the ACPI tables declare that there is no 8042.
+Command 0xFE pulses the line that resets the processor. There is no keyboard, and the ACPI tables
+declare that there is no 8042. A driver that nevertheless probes it, as Linux does without ACPI,
+first reads until the output buffer is empty. It never is: the status register has all bits set, as
+on a bus without a device, except that the input buffer is always empty, so software that waits for
+that before it sends the command does not wait.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from devices.registers import Access, Register, RegisterTable
 
 COMMAND_PULSE_RESET = 0xFE
 """Command that pulses the reset line of the processor."""
+_STATUS_INPUT_BUFFER_FULL = 1 << 1
+_STATUS = 0xFF & ~_STATUS_INPUT_BUFFER_FULL
 
 
 class I8042:
@@ -23,7 +27,8 @@ class I8042:
         self._on_reset = on_reset
         self.data = RegisterTable("i8042.data", [Register("data", 0, 1, Access.WO)])
         self.command = RegisterTable(
-            "i8042.command", [Register("command", 0, 1, Access.WO, write=self._command)]
+            "i8042.command",
+            [Register("command", 0, 1, read=lambda: _STATUS, write=self._command)],
         )
 
     def _command(self, value: int) -> None:

@@ -41,6 +41,8 @@ COMMAND_MEMORY_SPACE = 1 << 1
 COMMAND_BUS_MASTER = 1 << 2
 COMMAND_INTX_DISABLE = 1 << 10
 """Bits of the command register that a driver can set (6.2.2)."""
+INTERRUPT_LINE_OFFSET = 0x3C
+"""Offset of the byte in which firmware leaves the interrupt that INTx is wired to (6.2.4)."""
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
 """Bits of the status register (6.2.3)."""
@@ -125,7 +127,7 @@ class PciFunction:
                 read_only("subsystem_vendor_id", 0x2C, 2, reset=subsystem_vendor_id),
                 read_only("subsystem_id", 0x2E, 2, reset=subsystem_id),
                 read_only("capabilities_pointer", 0x34, 1, read=self._read_capabilities_pointer),
-                Register("interrupt_line", 0x3C, 1),
+                Register("interrupt_line", INTERRUPT_LINE_OFFSET, 1),
                 read_only("interrupt_pin", 0x3D, 1, reset=interrupt_pin),
             ],
         )

@@ -6,9 +6,11 @@ entirely within one of its apertures, without overlap with anything else on the 
 can never place a BAR over RAM or an interrupt controller.
 
 `ConfigMechanism1` is the eight ports 0xCF8-0xCFF (PCI Local Bus 3.0, 3.2.2.3.2). Only an aligned
-32-bit access to 0xCF8 reaches the address latch; no device serves narrower ones. While the latch's
-enable bit is set, 1, 2 or 4 bytes at 0xCFC-0xCFF are the corresponding bytes of the
-selected configuration register. Functions that do not exist read as all ones.
+32-bit access to 0xCF8 reaches the address latch. While the latch's enable bit is set, 1, 2 or 4
+bytes at 0xCFC-0xCFF are the corresponding bytes of the selected configuration register. Functions
+that do not exist read as all ones. Of the narrower accesses to the first four ports, a byte at
+0xCF9 is the reset control register of Intel's PC chipsets (82371SB data sheet, RC): writing its
+bit 2 resets the machine. Its other bits choose the kind of reset; there is only one here.
 
 `EnhancedConfig` is ECAM, the memory-mapped mechanism (PCI Express 3.0, 7.2.2): 4 KiB for each
 function. Ours have the 256 bytes of conventional PCI; the rest reads as all ones.
@@ -16,7 +18,7 @@ function. Ours have the 256 bytes of conventional PCI; the rest reads as all one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from devices.bus import Bus
 from devices.pci.config_space import CONFIG_SPACE_BYTES, PciFunction
@@ -30,6 +32,8 @@ ECAM_BYTES_PER_BUS = 1 << 20
 
 _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FF_FFFC
+_RESET_CONTROL_OFFSET = 1
+_RESET_CPU = 1 << 2
 _DATA_OFFSET = 4
 
 # Red Hat's generic host bridge, for which no operating system has quirks.
@@ -94,32 +98,44 @@ class PciBus:
 
 
 class ConfigMechanism1:
-    """The configuration ports; a `BusDevice` to be mapped at 0xCF8, length 8, and `Stateful`."""
+    """The configuration ports; a `BusDevice` to be mapped at 0xCF8, length 8, and `Stateful`.
+
+    `on_reset` is called on the guest's request.
+    """
 
     STATE_KIND = "pci_config_ports"
     STATE_VERSION = 1
 
-    def __init__(self, bus: PciBus) -> None:
+    def __init__(self, bus: PciBus, on_reset: Callable[[], None]) -> None:
         self._bus = bus
+        self._on_reset = on_reset
         self._address = 0
 
     def read(self, offset: int, size: int) -> int:
-        """Read the latch, or configuration data of the selected function."""
+        """Read the latch, reset control, or configuration data of the selected function."""
         if offset == 0 and size == 4:
             return self._address
+        if offset == _RESET_CONTROL_OFFSET and size == 1:
+            return 0
         if offset < _DATA_OFFSET < offset + size:
-            return sum(self.read(offset + i, 1) << (8 * i) for i in range(size))
+            skipped = _DATA_OFFSET - offset
+            data = range(size - skipped)
+            value = sum(self.read(_DATA_OFFSET + i, 1) << (8 * i) for i in data)
+            return value << (8 * skipped) | (1 << (8 * skipped)) - 1
         function = self._selected() if offset >= _DATA_OFFSET else None
         if function is None:
             return (1 << (8 * size)) - 1
         return function.config_read(self._register(offset), size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write the latch, or configuration data of the selected function."""
+        """Write the latch, reset control, or configuration data of the selected function."""
         if offset == 0 and size == 4:
             self._address = value & _ADDRESS_WRITABLE
+        elif offset == _RESET_CONTROL_OFFSET and size == 1:
+            if value & _RESET_CPU:
+                self._on_reset()
         elif offset < _DATA_OFFSET < offset + size:
-            for i in range(size):
+            for i in range(_DATA_OFFSET - offset, size):
                 self.write(offset + i, 1, value >> (8 * i) & 0xFF)
         elif offset >= _DATA_OFFSET:
             function = self._selected()

@@ -50,6 +50,10 @@ GDT = struct.pack("<4Q", 0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
 BOOT_CS = 0x10
 BOOT_DS = 0x18
 
+# Real-mode code at the reset vector, for reboot=bios: mov al, 6; mov dx, 0xCF9; out dx, al; hlt. It
+# requests a full reset (6) from the reset control register.
+RESET_CODE = bytes.fromhex("b006 baf90c ee f4")
+
 PTE_PRESENT_WRITABLE = 0x3
 PTE_HUGE = 0x80
 
@@ -89,12 +93,13 @@ def write_boot_data(
     rsdp_gpa: int,
     header: SetupHeader | None = None,
 ) -> BootInfo:
-    """Write page tables, GDT, command line and zero page.
+    """Write page tables, GDT, reset vector, command line and zero page.
 
     `command_line` is that of `encode_command_line`; `initrd` is (gpa, bytes) or None.
     """
     _write_page_tables(memory)
     memory.write(layout.GDT_GPA, GDT)
+    memory.write(layout.RESET_VECTOR_GPA, RESET_CODE)
     memory.write(layout.COMMAND_LINE_GPA, command_line)
     page = _zero_page(header, e820_map(memory.size_bytes), initrd, rsdp_gpa)
     memory.write(layout.ZERO_PAGE_GPA, page)

@@ -7,7 +7,10 @@ its message. The whole table goes to KVM at every change (KVM_SET_GSI_ROUTING re
 object keeps it. A vector has an eventfd that KVM turns into its GSI (irqfd): raising an interrupt
 is an 8-byte write, from any thread.
 
-KVM API: KVM_SET_GSI_ROUTING (4.52), KVM_IRQFD (4.75), KVM_IRQ_LINE (4.25).
+The 8259s take interrupts as edges unless their ELCR, a register of PC chipsets, says level. A PC's
+firmware sets it for the interrupts of PCI; here `set_pci_levels` does.
+
+KVM API: KVM_SET_GSI_ROUTING (4.52), KVM_IRQFD (4.75), KVM_IRQ_LINE (4.25), KVM_SET_IRQCHIP (4.27).
 """
 
 from __future__ import annotations
@@ -64,6 +67,16 @@ def _pin_routes() -> list[abi.kvm_irq_routing_entry]:
         elif gsi != layout.PIT_IOAPIC_PIN:
             routes.append(irqchip_route(gsi, abi.KVM_IRQCHIP_IOAPIC, gsi))
     return routes
+
+
+def set_pci_levels(vm: Vm) -> None:
+    """Make the 8259s take the interrupts of INTx as levels."""
+    for number, first in ((abi.KVM_IRQCHIP_PIC_MASTER, 0), (abi.KVM_IRQCHIP_PIC_SLAVE, PIC_PINS)):
+        chip = vm.get_irqchip(number)
+        for gsi in layout.PCI_INTX_GSIS:
+            if first <= gsi < first + PIC_PINS:
+                chip.chip.pic.elcr |= 1 << gsi - first
+        vm.set_irqchip(chip)
 
 
 class GsiLine:

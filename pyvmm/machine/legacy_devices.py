@@ -44,6 +44,7 @@ class LegacyDevices:
         console_output: ByteQueue,
         on_exit: Callable[[ExitResult], None],
     ) -> None:
+        self._on_exit = on_exit
         self.serial = SerialFastPath(console_output, layout.COM1_PORT)
         self.uart = Uart16550(GsiLine(vm, layout.COM1_GSI), console_output.put, self.serial)
         pio.map(layout.COM1_PORT, layout.COM1_PORTS, self.uart)
@@ -51,17 +52,14 @@ class LegacyDevices:
         def power_off() -> None:
             on_exit(ExitResult(ExitReason.POWEROFF))
 
-        def reset() -> None:
-            on_exit(ExitResult(ExitReason.RESET))
-
         def report(event: PanicEvent) -> None:
             if event is PanicEvent.PANICKED:
                 on_exit(ExitResult(ExitReason.PANIC, PANICKED))
 
-        i8042 = I8042(reset)
+        i8042 = I8042(self.reset)
         pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
         pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
-        acpi_pm = AcpiPm(power_off, reset)
+        acpi_pm = AcpiPm(power_off, self.reset)
         pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, acpi_pm)
         pio.map(layout.PVPANIC_PORT, 1, PvPanic(report))
         post = RegisterTable("post", [Register("code", 0, 1)])
@@ -70,3 +68,7 @@ class LegacyDevices:
         rtc = Rtc(time.time, low, sum(high))
         pio.map(layout.RTC_PORT, RTC_PORTS, rtc)
         self.stateful: tuple[Stateful, ...] = (self.uart, acpi_pm, post, rtc)
+
+    def reset(self) -> None:
+        """End the VM as a guest that has requested a reset."""
+        self._on_exit(ExitResult(ExitReason.RESET))

@@ -36,7 +36,7 @@ from pyvmm.machine.catalogue import CATALOGUE, Ports, make_models, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
 from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
-from pyvmm.machine.interrupts import InterruptRouter
+from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
 from pyvmm.machine.legacy_devices import LegacyDevices
 from pyvmm.machine.threads import Owner
 from pyvmm.machine.vcpu_thread import (
@@ -126,8 +126,8 @@ class Machine:
         )
         self.console_room = self._legacy.uart.room_available
         """Called, with the device lock held, when `console_input` can take more."""
-        self._pci = PciBus(self._mmio, layout.PCI_APERTURES, tracer=tracer)
-        self._pci_ports = ConfigMechanism1(self._pci)
+        self._pci = PciBus(self._mmio, layout.pci_apertures(config.ram_bytes), tracer=tracer)
+        self._pci_ports = ConfigMechanism1(self._pci, self._legacy.reset)
         self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, self._pci_ports)
         self._mmio.map(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES, EnhancedConfig(self._pci))
         self._timers = DeviceTimers(self.lock, self.failed)
@@ -142,6 +142,7 @@ class Machine:
         self._vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
         self._vm.create_irqchip()
         self._vm.create_pit2(abi.KVM_PIT_SPEAKER_DUMMY)
+        set_pci_levels(self._vm)
         router = InterruptRouter(self._vm)
         self.ram.attach(self._vm)
         return router

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from devices.pci.config_space import INTERRUPT_LINE_OFFSET
 from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.machine.host_notifiers import IoeventfdNotifiers
 from pyvmm.machine.interrupts import GsiLine, MsiVectors
@@ -53,8 +54,10 @@ class VirtioPciDevice:
         self._host_notifiers = IoeventfdNotifiers(router.vm, queues, self._serve_queue)
         self._vectors = MsiVectors(router, queues + 1)
         self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
-        line = GsiLine(router.vm, layout.intx_gsi(slot))
-        pci.add(slot, self.transport.function, line)
+        gsi = layout.intx_gsi(slot)
+        pci.add(slot, self.transport.function, GsiLine(router.vm, gsi))
+        # As PC firmware does. Linux uses it where no ACPI table has the routing.
+        self.transport.function.config_write(INTERRUPT_LINE_OFFSET, 1, gsi)
 
     def start(self, loop: EventLoop) -> None:
         """Serve the queues on `loop`, including those notified before."""

@@ -39,7 +39,8 @@ COMMAND_LINE_BYTES = 0x10000  # room; the kernel itself takes 2,048 bytes
 # --- The legacy area below 1 MiB ----------------------------------------------------------------
 EBDA_GPA = 0x9FC00  # end of the RAM Linux may use below 1 MiB
 ACPI_GPA = 0xE0000  # where an operating system looks for the RSDP (ACPI 6.4, 5.2.5.1)
-ACPI_BYTES = 0x20000
+ACPI_BYTES = 0x1FFF0
+RESET_VECTOR_GPA = 0xFFFF0  # where a PC starts in real mode, here after reboot=bios
 HIGH_MEMORY_GPA = 0x100000  # usable RAM again
 
 # --- The hole below 4 GiB -------------------------------------------------------------------------
@@ -58,11 +59,11 @@ HIGH_RAM_GPA = 0x1_0000_0000
 MMIO64_GPA = 0x8_0000_0000
 MMIO64_BYTES = 0x8_0000_0000
 
-# Ranges in which PCI memory BARs may be placed: (gpa, size in bytes).
-PCI_APERTURES = ((MMIO32_GPA, MMIO32_BYTES), (MMIO64_GPA, MMIO64_BYTES))
+# The PCI memory windows that the ACPI tables announce: (gpa, size in bytes).
+PCI_WINDOWS = ((MMIO32_GPA, MMIO32_BYTES), (MMIO64_GPA, MMIO64_BYTES))
 
 # --- I/O ports ------------------------------------------------------------------------------------
-# 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 (8259), 0x40-0x43 and 0x61 (8254) are served by KVM.
+# 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 (8259, ELCR), 0x40-0x43 and 0x61 (8254) are served by KVM.
 I8042_DATA_PORT = 0x60
 I8042_COMMAND_PORT = 0x64
 RTC_PORT = 0x70  # index, then data at 0x71
@@ -72,7 +73,7 @@ COM1_PORTS = 8
 PVPANIC_PORT = 0x505
 ACPI_PM_PORT = 0x600  # registers: devices.legacy.acpi_pm
 ACPI_PM_PORTS = 16
-PCI_CONFIG_PORT = 0xCF8
+PCI_CONFIG_PORT = 0xCF8  # with the reset control register at 0xCF9
 PCI_CONFIG_PORTS = 8
 
 # --- Interrupts -----------------------------------------------------------------------------------
@@ -82,8 +83,8 @@ ACPI_SCI_GSI = 9
 # interrupt routing given to KVM must agree: GSI 0 goes to pin 2, GSI 2 to no IO-APIC pin.
 PIT_GSI = 0
 PIT_IOAPIC_PIN = 2
-PCI_INTX_FIRST_GSI = 16  # INTx uses only IO-APIC pins that no ISA device has
-PCI_INTX_GSIS = 8
+# INTx uses interrupts that no ISA device has, and that a guest without APICs gets from the 8259s.
+PCI_INTX_GSIS = (5, 10, 11)
 FIRST_MSI_GSI = 24  # beyond the pins of the one IO-APIC
 
 
@@ -101,6 +102,20 @@ def usable_ranges(ram_bytes: int) -> tuple[tuple[int, int], ...]:
     return ((0, EBDA_GPA), (HIGH_MEMORY_GPA, low_bytes - HIGH_MEMORY_GPA), *high)
 
 
+def pci_apertures(ram_bytes: int) -> tuple[tuple[int, int], ...]:
+    """Return the (gpa, size in bytes) ranges in which PCI memory BARs may be placed.
+
+    These are the windows and all that lies between RAM and them: a guest without ACPI does not know
+    the windows, and places BARs right above RAM.
+    """
+    _, low_bytes = ram_ranges(ram_bytes)[0]
+    last_gpa, last_bytes = ram_ranges(ram_bytes)[-1]
+    above_gpa = max(HIGH_RAM_GPA, last_gpa + last_bytes)
+    below_ecam = ((low_bytes, PCI_ECAM_GPA - low_bytes),) if low_bytes < PCI_ECAM_GPA else ()
+    above_ram = (above_gpa, MMIO64_GPA + MMIO64_BYTES - above_gpa)
+    return (*below_ecam, (MMIO32_GPA, MMIO32_BYTES), above_ram)
+
+
 def intx_gsi(device: int) -> int:
-    """Return the GSI that INTA# of PCI device number `device` is wired to."""
-    return PCI_INTX_FIRST_GSI + device % PCI_INTX_GSIS
+    """Return the GSI, and ISA interrupt, that INTA# of PCI device number `device` is wired to."""
+    return PCI_INTX_GSIS[device % len(PCI_INTX_GSIS)]

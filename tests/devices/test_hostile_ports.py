@@ -54,7 +54,7 @@ class PcPorts:
         self.bus.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, pm)
         self.bus.map(layout.PVPANIC_PORT, 1, PvPanic(lambda event: end("panic")))
         self.bus.map(layout.RTC_PORT, RTC_PORTS, Rtc(lambda: 1.8e9, 64 * MIB, 0))
-        pci = ConfigMechanism1(BOARD.pci)
+        pci = ConfigMechanism1(BOARD.pci, lambda: end("reset"))
         self.bus.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, pci)
 
     def _room(self) -> None:

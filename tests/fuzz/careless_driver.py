@@ -61,7 +61,7 @@ class CarelessDriver:
         """Drive `board`, which has this guest's memory."""
         self.board = board
         self.mmio = board.mmio
-        self.config_ports = ConfigMechanism1(board.pci)
+        self.config_ports = ConfigMechanism1(board.pci, lambda: None)
         self.pio = Bus("pio")
         self.pio.map(0xCF8, 8, self.config_ports)
         self.ecam = EnhancedConfig(board.pci)

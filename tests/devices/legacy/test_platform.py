@@ -37,11 +37,16 @@ def test_only_the_pulse_command_resets() -> None:
     assert calls == ["reset"]
 
 
-def test_the_i8042_reads_as_idle_and_empty() -> None:
+def test_a_driver_that_empties_the_output_buffer_finds_no_i8042() -> None:
+    """Linux reads up to 16 bytes while the buffer is full, then takes the controller as absent."""
     i8042 = I8042(lambda: None)
-    i8042.data.write(0, 1, 0x55)
-    assert i8042.command.read(0, 1) == 0
-    assert i8042.data.read(0, 1) == 0
+    for _ in range(17):
+        assert i8042.command.read(0, 1) & 0x01, "output buffer full"
+        i8042.data.read(0, 1)
+
+
+def test_a_reset_waits_for_no_i8042() -> None:
+    assert not I8042(lambda: None).command.read(0, 1) & 0x02, "input buffer full"
 
 
 def test_the_i8042_takes_one_port_for_each_of_its_registers() -> None:

@@ -55,7 +55,7 @@ def test_enabled_acpi_events_are_restored() -> None:
 
 
 def pci_ports() -> ConfigMechanism1:
-    return ConfigMechanism1(PciBus(Bus("mmio"), []))
+    return ConfigMechanism1(PciBus(Bus("mmio"), []), lambda: None)
 
 
 def test_the_selected_pci_register_is_restored() -> None:

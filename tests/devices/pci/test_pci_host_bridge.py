@@ -29,7 +29,8 @@ class ConfigPorts:
         )
         self.pci.add(3, self.function)
         self.bus = Bus("pio")
-        self.bus.map(ADDRESS, 8, ConfigMechanism1(self.pci))
+        self.resets: list[str] = []
+        self.bus.map(ADDRESS, 8, ConfigMechanism1(self.pci, lambda: self.resets.append("reset")))
 
     def select(self, bus: int, device: int, function: int, register: int) -> None:
         self.bus.write(
@@ -70,6 +71,23 @@ def test_narrow_accesses_do_not_reach_the_latch(offset: int, size: int) -> None:
     ports.bus.write(ADDRESS + offset, size, 0)
     assert ports.bus.read(ADDRESS + offset, size) == (1 << (8 * size)) - 1
     assert ports.bus.read(ADDRESS, 4) == 0x8000_1800
+
+
+def test_bit_2_of_the_reset_control_register_resets() -> None:
+    """As Linux does with reboot=pci: bit 1 first, then the bits of a full reset."""
+    ports = ConfigPorts()
+    kept = ports.bus.read(0xCF9, 1) & ~0x0E
+    ports.bus.write(0xCF9, 1, kept | 2)
+    assert ports.resets == []
+    ports.bus.write(0xCF9, 1, kept | 0x0E)
+    assert ports.resets == ["reset"]
+
+
+@pytest.mark.parametrize(("port", "size"), [(0xCF8, 4), (0xCF8, 2), (0xCF9, 2), (0xCF9, 4)])
+def test_only_a_byte_reaches_the_reset_control_register(port: int, size: int) -> None:
+    ports = ConfigPorts()
+    ports.bus.write(port, size, (1 << 8 * size) - 1)
+    assert ports.resets == []
 
 
 @pytest.mark.parametrize(

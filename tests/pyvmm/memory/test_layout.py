@@ -23,7 +23,7 @@ BOOT_DATA = [
 ]
 DEVICES = [
     (layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES),
-    *layout.PCI_APERTURES,
+    *layout.PCI_WINDOWS,
     (layout.IOAPIC_GPA, PAGE_BYTES),
     (layout.LAPIC_GPA, PAGE_BYTES),
     (layout.KVM_IDENTITY_MAP_GPA, PAGE_BYTES),
@@ -49,7 +49,25 @@ def test_usable_ram_excludes_the_legacy_area(ram_bytes: int) -> None:
     usable = layout.usable_ranges(ram_bytes)
     hidden = layout.HIGH_MEMORY_GPA - layout.EBDA_GPA
     assert sum(length for _, length in usable) == ram_bytes - hidden
-    assert_disjoint([*usable, (layout.ACPI_GPA, layout.ACPI_BYTES), *DEVICES])
+    firmware = [(layout.ACPI_GPA, layout.ACPI_BYTES), (layout.RESET_VECTOR_GPA, 16)]
+    assert_disjoint([*usable, *firmware, *DEVICES])
+
+
+@given(ram_sizes)
+def test_bars_may_be_anywhere_between_ram_and_the_windows(ram_bytes: int) -> None:
+    apertures = list(layout.pci_apertures(ram_bytes))
+    fixed = [each for each in DEVICES if each not in layout.PCI_WINDOWS]
+    assert all(length > 0 for _, length in apertures)
+    assert_disjoint([*apertures, *layout.ram_ranges(ram_bytes), *fixed])
+
+    def allowed(gpa: int, size_bytes: int) -> bool:
+        return any(gpa >= at and gpa + size_bytes <= at + length for at, length in apertures)
+
+    assert all(allowed(*window) for window in layout.PCI_WINDOWS)
+    (_, low_bytes), *high = layout.ram_ranges(ram_bytes)
+    above = sum(high[0]) if high else layout.HIGH_RAM_GPA
+    assert allowed(above, PAGE_BYTES), "where Linux without ACPI places BARs of 64 bits"
+    assert low_bytes == layout.LOW_RAM_END_GPA or allowed(low_bytes, PAGE_BYTES)
 
 
 def test_ram_above_3_gib_continues_at_4_gib() -> None:

@@ -100,7 +100,7 @@ def standard_balloon() -> Stateful:
     [
         (AcpiPm(lambda: None, lambda: None), ()),
         (PciBus(Bus("mmio"), []).host_bridge, ()),
-        (ConfigMechanism1(PciBus(Bus("mmio"), [])), ()),
+        (ConfigMechanism1(PciBus(Bus("mmio"), []), lambda: None), ()),
         (Rtc(lambda: 0.0, 3 << 30, 0), ()),
         (Uart16550(RecordingInterruptLine(), lambda data: None), ()),
         (bitmap_balloon(), ("bitmap",)),
