@@ -2,14 +2,14 @@
 """Load Linux into guest RAM as a `MachineConfig` describes it.
 
 `read_boot_files` reads and checks every file, and the command line, before the machine is created;
-`load_linux` then writes boot data, ACPI tables, kernel and initramfs.
+`load_linux` then writes boot data, ACPI tables, MP table, kernel and initramfs.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.boot import acpi
+from pyvmm.boot import acpi, mp_table
 from pyvmm.boot.image import KernelImage, read_initrd, read_kernel
 from pyvmm.boot.linux64 import BootInfo, encode_command_line, place_initrd, write_boot_data
 from pyvmm.memory import layout
@@ -60,6 +60,7 @@ def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
         header=files.kernel.header,
     )
     ram.memory.write(layout.ACPI_GPA, tables)
+    ram.memory.write(layout.MP_TABLE_GPA, mp_table.build_table(vcpus=config.vcpus))
     files.kernel.load(ram.memory)
     if files.initrd:
         ram.memory.write(files.initrd_gpa, files.initrd)

@@ -6,7 +6,7 @@ The guest is a PC as Linux expects it, without firmware. Guest-physical addresse
     0x0_0000_0000  +-----------------------------+
                    | RAM: boot data (below)      |
     0x0_0009_FC00  | EBDA, VGA and option ROM    |  RAM in the memory slot, but not offered to
-    0x0_000E_0000  | ACPI tables                 |  the guest as usable memory
+    0x0_000E_0000  | ACPI tables, MP table       |  the guest as usable memory
     0x0_0010_0000  | RAM: kernel, initramfs, ... |
                    +-----------------------------+  end of low RAM, at most:
     0x0_C000_0000  | PCI configuration (ECAM)    |
@@ -39,7 +39,9 @@ COMMAND_LINE_BYTES = 0x10000  # room; the kernel itself takes 2,048 bytes
 # --- The legacy area below 1 MiB ----------------------------------------------------------------
 EBDA_GPA = 0x9FC00  # end of the RAM Linux may use below 1 MiB
 ACPI_GPA = 0xE0000  # where an operating system looks for the RSDP (ACPI 6.4, 5.2.5.1)
-ACPI_BYTES = 0x1FFF0
+ACPI_BYTES = 0x10000
+MP_TABLE_GPA = 0xF0000  # where it looks for the MP floating pointer (MP 1.4, 4)
+MP_TABLE_BYTES = 0x1000
 RESET_VECTOR_GPA = 0xFFFF0  # where a PC starts in real mode, here after reboot=bios
 HIGH_MEMORY_GPA = 0x100000  # usable RAM again
 

@@ -49,7 +49,11 @@ def test_usable_ram_excludes_the_legacy_area(ram_bytes: int) -> None:
     usable = layout.usable_ranges(ram_bytes)
     hidden = layout.HIGH_MEMORY_GPA - layout.EBDA_GPA
     assert sum(length for _, length in usable) == ram_bytes - hidden
-    firmware = [(layout.ACPI_GPA, layout.ACPI_BYTES), (layout.RESET_VECTOR_GPA, 16)]
+    firmware = [
+        (layout.ACPI_GPA, layout.ACPI_BYTES),
+        (layout.MP_TABLE_GPA, layout.MP_TABLE_BYTES),
+        (layout.RESET_VECTOR_GPA, 16),
+    ]
     assert_disjoint([*usable, *firmware, *DEVICES])
 
 
