@@ -113,6 +113,30 @@ def _cached_kernel(name: str) -> StockKernel:
     return kernel
 
 
+@pytest.mark.long
+def test_a_stock_kernel_without_acpi_uses_every_vcpu_and_its_balloon() -> None:
+    kernel = _cached_kernel("6.1")
+    config = config_for_image(
+        kernel.vmlinuz,
+        initrd=kernel.initramfs,
+        append="loglevel=4 init_on_alloc=0 acpi=off",
+        run="nproc; pattern; reboot -f",  # without ACPI nothing can power off
+        ram_bytes=512 * MIB,
+        vcpus=2,
+    )
+
+    async def main() -> None:
+        async with guest_session(config) as guest:
+            await guest.wait_for_user_space()
+            assert await guest.expect(r"\n(\d+)\r?\n") == "2"
+            moved = await guest.resize_balloon(PATTERN_MIB * MIB // PAGE_BYTES)
+            assert moved.pages == PATTERN_MIB * MIB // PAGE_BYTES
+            guest.console.send_line("quit")
+            assert (await guest.wait_for_exit()).reason is ExitReason.RESET
+
+    asyncio.run(main())
+
+
 async def _verify_pattern(guest: GuestSession) -> None:
     assert await guest.command("verify 3") == f"verified {PATTERN_MIB * MIB} wrong 0"
 
