@@ -67,6 +67,12 @@ def test_garbage_gives_the_same_errors_however_it_is_split(
     assert found == expected
 
 
+def test_a_mistake_ends_with_its_line_even_if_the_message_began_on_an_earlier_one() -> None:
+    stream = JsonStream()
+    stream.feed(b'{\n"a": 1] dropped\n{"b": 2}')
+    assert drain(stream) == ["JSON parse error, stray ']'", {"b": 2}]
+
+
 @given(st.binary(max_size=200), messages)
 def test_the_stream_recovers_from_garbage_without_brackets(
     garbage: bytes, message: dict[str, Any]

@@ -69,6 +69,24 @@ def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path)
     assert PAUSE_S <= status.stopped_seconds <= status.seconds <= time.monotonic() - begin
 
 
+def test_progress_counts_the_pages_copied_and_those_to_copy(tmp_path: Path) -> None:
+    class ObservedMachine(RecordingMachine):
+        before_save = SnapshotStatus()
+
+        def save_parts(self) -> Sequence[Record]:
+            self.before_save = self.snapshots.status
+            return super().save_parts()
+
+    machine = ObservedMachine()
+    machine.ram.memory.write(5 << 12, b"x" * (3 << 12))
+    status = take_snapshot(machine, SnapshotRequest(tmp_path / "s", ask_unused=False))
+    before = machine.before_save
+    assert (before.status, before.completed_pages) == ("active", before.total_pages)
+    assert before.total_pages >= 3
+    assert status.report is not None
+    assert status.completed_pages == status.total_pages == status.report.stored
+
+
 def test_a_guest_that_is_being_migrated_is_not_saved(tmp_path: Path) -> None:
     class MigratingMachine(InMemoryVm):
         migrating = True

@@ -135,6 +135,12 @@ def test_the_lab_forwards_every_address_and_closes_all(dual_stack_name: str) -> 
     theirs.close()
 
 
+def test_small_messages_to_another_host_are_sent_at_once(listen: Listen) -> None:
+    (listener,) = listen("127.0.0.1", 0)
+    with connect_directly(TcpAddress("127.0.0.1", port_of(listener))) as stream:
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "192.0.2.1"])
 def test_a_host_without_an_address_here_is_refused(host: str) -> None:
     with pytest.raises(AddressUnavailable, match=f"cannot listen on tcp:{host}:0: "):
