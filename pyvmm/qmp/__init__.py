@@ -5,6 +5,6 @@ The codec consists of `json_stream`, which finds messages in a stream of bytes, 
 are independent of the rest. A `command` declares its parameters and documents itself. `commands` is
 the table of all; they are in `vm_commands`, `guest_request_commands`, `migration_commands`,
 `snapshot_commands` and `qom`, and act on the VM through the Protocol in `vm_control`. `session` is
-one client's state, `server` connects sessions to sockets and to the VM's events, which
-`event_throttle` limits. `client` is the other end, for the command line.
+one client's state and `connection` its socket; `server` accepts clients and sends them the VM's
+events, which `event_throttle` limits. `client` is the other end, for the command line.
 """

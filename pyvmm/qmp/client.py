@@ -16,7 +16,7 @@ from typing import Any
 
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.errors import NotQmpSocket, QmpServerUnresponsive
-from pyvmm.qmp.json_stream import JsonStream
+from pyvmm.qmp.json_stream import MAX_MESSAGE_BYTES, JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.unix import connect_unix
 
@@ -32,7 +32,7 @@ class QmpClient:
 
     def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
-        self._messages = JsonStream()
+        self._messages = JsonStream(max_tokens=MAX_MESSAGE_BYTES)
         self._events: list[dict[str, Any]] = []
         self._socket = connect_unix(path, timeout_s)
         try:

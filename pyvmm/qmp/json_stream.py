@@ -4,12 +4,13 @@
 QMP has no framing of its own: messages follow one another with or without white space between
 them, and one may arrive a byte at a time or several in one packet. `JsonStream` looks at every byte
 once. It tracks only what determines the end of a message (the open brackets and whether it is
-inside a string), skips from one such byte to the next with a regular expression, and has `json`
-parse a complete message. Bytes in, messages out; it performs no I/O.
+inside a string), skips from one token to the next, and over strings, with regular expressions, and
+has `json` parse a complete message. Bytes in, messages out; it performs no I/O.
 
 Invalid input raises `QmpError`, once for each mistake, and the stream continues: behind the message
-if its end is known, otherwise behind the next line feed. Length and nesting are bounded, and the
-result does not depend on how the input was split.
+if its end is known, otherwise behind the next line feed. Length, nesting and the number of tokens
+are bounded, and with them the time and memory that a message takes. The result does not depend on
+how the input was split.
 """
 
 from __future__ import annotations
@@ -17,24 +18,31 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pyvmm.qmp.messages import QmpError
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_DEPTH = 64
+MAX_TOKENS = 4096
+"""Most brackets, commas, colons and strings of a message; a request of QEMU's has some hundred."""
+
+_MAX_INTEGER_DIGITS = 100
 
 _BLANK = re.compile(rb"[ \t\r\n]*")
-_OUTSIDE_STRING = re.compile(rb'["{}\[\]]')
-_INSIDE_STRING = re.compile(rb'["\\\x00-\x1f]')
+_TOKEN = re.compile(rb'["{}\[\],:]')
+_STRING_REST = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\.)*+', re.DOTALL)  # escapes included
 _CLOSES = {ord("{"): ord("}"), ord("["): ord("]")}
+_DOUBTFUL_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class JsonStream:
     """Takes bytes with `feed` and returns messages with `next`."""
 
-    def __init__(self, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_MESSAGE_BYTES, max_tokens: int = MAX_TOKENS) -> None:
         self._max_bytes = max_bytes
+        self._max_tokens = max_tokens
         self._buffer = bytearray()
         self._skip_to_line_feed = False
         self._begin()
@@ -42,7 +50,13 @@ class JsonStream:
     def _begin(self) -> None:
         self._scanned = 0
         self._in_string = False
+        self._tokens = 0
         self._expected = bytearray()  # the closing brackets to come, innermost last
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes that have been fed and do not belong to a message returned so far."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Append `data` to the stream."""
@@ -88,31 +102,36 @@ class JsonStream:
     def _find_end(self) -> int | None:
         """Return the offset of the end of the first message in the buffer, if it is complete."""
         limit = self._max_bytes
-        while True:
-            pattern = _INSIDE_STRING if self._in_string else _OUTSIDE_STRING
-            match = pattern.search(self._buffer, self._scanned, limit)
+        while not self._in_string or self._end_string(limit):
+            match = _TOKEN.search(self._buffer, self._scanned, limit)
             if match is None:
-                # An escaped byte may not have arrived yet: never scan backwards.
-                self._scanned = max(self._scanned, min(len(self._buffer), limit))
+                self._scanned = min(len(self._buffer), limit)
                 return None
             at = match.start()
             self._scanned = at + 1
+            self._tokens += 1
+            if self._tokens > self._max_tokens:
+                raise self._discard(at + 1, "JSON token count limit exceeded")
             byte = self._buffer[at]
-            if self._in_string:
-                self._string_byte(at, byte)
-            elif byte == ord('"'):
+            if byte == ord('"'):
                 self._in_string = True
-            elif self._bracket(at, byte):
+            elif byte not in b",:" and self._bracket(at, byte):
                 return self._scanned
+        return None
 
-    def _string_byte(self, at: int, byte: int) -> None:
-        """Process a quote, a backslash or a control character inside a string."""
-        if byte == ord('"'):
-            self._in_string = False
-        elif byte == ord("\\"):
-            self._scanned += 1
-        else:
+    def _end_string(self, limit: int) -> bool:
+        """Skip the rest of a string; return False if its end has not arrived before `limit`."""
+        rest = _STRING_REST.match(self._buffer, self._scanned, limit)
+        assert rest is not None  # it matches the empty string
+        at = rest.end()
+        self._scanned = at
+        if at >= min(len(self._buffer), limit) or self._buffer[at] == ord("\\"):
+            return False  # a backslash here is the last byte
+        if self._buffer[at] != ord('"'):
             raise self._discard(at, "JSON parse error, control character in a string")
+        self._scanned += 1
+        self._in_string = False
+        return True
 
     def _bracket(self, at: int, byte: int) -> bool:
         """Process an opening or closing bracket; return True if it ends the message."""
@@ -134,17 +153,42 @@ def _load(document: bytes) -> dict[str, Any]:
             document.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
             parse_constant=_reject_constant,
+            parse_int=_short_int,
             parse_float=_finite,
         )
     except UnicodeDecodeError:
         raise QmpError("JSON parse error, invalid UTF-8") from None
     except json.JSONDecodeError as error:
         raise QmpError(f"JSON parse error, {error.msg[0].lower()}{error.msg[1:]}") from None
-    except ValueError:  # an integer of thousands of digits
-        raise QmpError("JSON parse error, number out of range") from None
     if not isinstance(message, dict):
         raise QmpError("QMP input must be a JSON object")
+    if _DOUBTFUL_ESCAPE.search(document) and not all(map(_is_text, _strings(message))):
+        raise QmpError("JSON parse error, invalid character in a string")
     return message
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings in a value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            yield key
+            yield from _strings(member)
+    elif isinstance(value, list):
+        for element in value:
+            yield from _strings(element)
+
+
+def _is_text(text: str) -> bool:
+    """Return False for a string with NUL, or with a surrogate that stands for no byte.
+
+    U+DC80 to U+DCFF stand for the bytes of a file name that is not UTF-8 (PEP 383).
+    """
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,6 +200,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _reject_constant(name: str) -> Any:
     raise QmpError(f"JSON parse error, stray '{name}'")
+
+
+def _short_int(text: str) -> int:
+    if len(text) > _MAX_INTEGER_DIGITS:  # the time that it takes grows with its square
+        raise QmpError("JSON parse error, number out of range")
+    return int(text)
 
 
 def _finite(text: str) -> float:

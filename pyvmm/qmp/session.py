@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session of one client: messages in, replies out.
+"""The session of one client: messages in, encoded replies out.
 
 A session starts in capabilities negotiation, where only `qmp_capabilities` is accepted, and then
 stays in command mode, where every other command is (QEMU's qmp-spec, "Capabilities Negotiation").
 Every message gets exactly one reply, whatever happens: a command that raises anything but
-`QmpError` or `UserError` has a bug, which is logged and reported to the client, and the session
-continues. Requests are served one after the other: `reply` is not called again before the last
-reply is complete.
+`QmpError` or `UserError`, is cancelled, or returns what JSON cannot express has a bug, which is
+logged and reported to the client, and the session continues. Requests are served one after the
+other: `reply` is not called again before the last reply is complete.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from inspect import isawaitable
@@ -24,8 +25,6 @@ from pyvmm.qmp.vm_control import VmControl
 
 _NEGOTIATE = "qmp_capabilities"
 
-Reply = dict[str, Any]
-
 _log = logging.getLogger(__name__)
 
 
@@ -36,21 +35,27 @@ class QmpSession:
         self._vm = vm
         self.negotiated = False
 
-    def reply(self, message: Mapping[str, Any]) -> Reply | Awaitable[Reply]:
+    def reply(self, message: Mapping[str, Any]) -> bytes | Awaitable[bytes]:
         """Return the reply to `message`, with its "id" if any; awaitable if the command waits."""
+        with_id = {"id": message["id"]} if "id" in message else {}
         try:
             value = self._serve(qmp.parse_request(message))
+            if isawaitable(value):
+                return self._reply_later(value, with_id)
+            return qmp.encode({**qmp.success(value), **with_id})
         except Exception as error:
-            return _with_id(message, _failure(error))
-        if isawaitable(value):
-            return self._reply_later(message, value)
-        return _with_id(message, qmp.success(value))
+            return _failure(error, with_id)
 
-    async def _reply_later(self, message: Mapping[str, Any], value: Awaitable[Any]) -> Reply:
+    async def _reply_later(self, value: Awaitable[Any], with_id: dict[str, Any]) -> bytes:
         try:
-            return _with_id(message, qmp.success(await value))
+            return qmp.encode({**qmp.success(await value), **with_id})
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the client has disconnected, or the VM ends
+            return _failure(error, with_id)
         except Exception as error:
-            return _with_id(message, _failure(error))
+            return _failure(error, with_id)
 
     def _serve(self, request: qmp.Request) -> Any:
         if self.negotiated and request.command == _NEGOTIATE:
@@ -66,15 +71,11 @@ class QmpSession:
         return value
 
 
-def _failure(error: Exception) -> Reply:
+def _failure(error: BaseException, with_id: dict[str, Any]) -> bytes:
     """Return the reply of a command that raised `error`; logs what is neither of the two kinds."""
-    if isinstance(error, QmpError):
-        return qmp.failure(error)
     if isinstance(error, UserError):
-        return qmp.failure(QmpError(str(error)))
-    _log.error("a control command failed because of a bug", exc_info=error)
-    return qmp.failure(QmpError(f"Internal error: {error!r}"))
-
-
-def _with_id(message: Mapping[str, Any], reply: Reply) -> Reply:
-    return {**reply, "id": message["id"]} if "id" in message else reply
+        error = QmpError(str(error))
+    elif not isinstance(error, QmpError):
+        _log.error("a control command failed because of a bug", exc_info=error)
+        error = QmpError(f"Internal error: {error!r}")
+    return qmp.encode({**qmp.failure(error), **with_id})

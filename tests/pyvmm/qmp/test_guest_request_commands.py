@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from inspect import isawaitable
 from typing import Any
@@ -18,8 +19,8 @@ from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
     reply = session.reply({"execute": command, "arguments": arguments})
-    reply = await reply if isawaitable(reply) else reply
-    return reply.get("return", reply)
+    decoded = json.loads(await reply if isawaitable(reply) else reply)
+    return decoded.get("return", decoded)
 
 
 def talk(vm: InMemoryVm, *requests: tuple[str, dict[str, Any]]) -> list[Any]:

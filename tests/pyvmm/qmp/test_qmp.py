@@ -16,7 +16,7 @@ import pytest
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.command import Command
 from pyvmm.qmp.commands import COMMANDS
-from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, JsonStream
+from pyvmm.qmp.json_stream import MAX_DEPTH, MAX_MESSAGE_BYTES, MAX_TOKENS, JsonStream
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.session import QmpSession
 from pyvmm.units import GIB, MIB
@@ -58,6 +58,8 @@ NEXT = b'\n{"next": 1}'
         (b'{"a": "\\"}{"}', [{"a": '"}{'}]),
         (b'{"a": "\\\\"}', [{"a": "\\"}]),
         (b'{"a": "\xc3\xa9\\u20ac"}', [{"a": "é€"}]),
+        (b'{"a": "\\ud83d\\ude00\\\\ud800\\\\u0000"}', [{"a": "\U0001f600\\ud800\\u0000"}]),
+        (b'{"a": "\\udc80"}', [{"a": "\udc80"}]),  # the byte 0x80 of a file name (PEP 383)
         (b'{"a"', []),
         (b'{"a": "}', []),
     ],
@@ -89,11 +91,17 @@ def test_messages_are_parsed_however_they_are_split(data: bytes, messages: list[
         (b'{"a": -Infinity}', "JSON parse error, stray '-Infinity'"),
         (b'{"a": 1e999}', "JSON parse error, number out of range"),
         (b'{"a": ' + b"9" * 5000 + b"}", "JSON parse error, number out of range"),
+        (b'{"a": ' + b"9" * 101 + b"}", "JSON parse error, number out of range"),
         (b'{"a": "\xff"}', "JSON parse error, invalid UTF-8"),
+        (b'{"a": "\\ud800"}', "JSON parse error, invalid character in a string"),
+        (b'{"a": ["\\uDFFF"]}', "JSON parse error, invalid character in a string"),
+        (b'{"\\ude00\\ud83d": 1}', "JSON parse error, invalid character in a string"),
+        (b'{"a": {"\\u0000": 1}}', "JSON parse error, invalid character in a string"),
         (b'{"a": "\t"}', "JSON parse error, control character in a string"),
         (b'{"execute": "stop\n', "JSON parse error, control character in a string"),
         (b"[" * (MAX_DEPTH + 1), "JSON nesting depth limit exceeded"),
         (b'{"a": "' + b"x" * MAX_MESSAGE_BYTES, "JSON token size limit exceeded"),
+        (b'{"a": [' + b'"",' * MAX_TOKENS, "JSON token count limit exceeded"),
         ("{}".encode("utf-16"), "QMP input must be a JSON object"),
     ],
 )
@@ -108,6 +116,11 @@ def test_messages_at_the_limits_are_accepted() -> None:
     deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert len(parse(deepest)) == 1
     assert isinstance(parse(deepest)[0], dict)
+    most_tokens = b'{"a":[' + b"1," * (MAX_TOKENS - 6) + b"1]}"
+    assert len(parse(most_tokens)[0]["a"]) == MAX_TOKENS - 5
+    assert parse(most_tokens.replace(b"1", b"1,1", 1) + b"\n") == [
+        "JSON token count limit exceeded"
+    ]
     shell = len(b'{"a":""}')
     longest = b'{"a":"' + b"x" * (MAX_MESSAGE_BYTES - shell) + b'"}'
     assert [len(message["a"]) for message in parse(longest)] == [MAX_MESSAGE_BYTES - shell]
@@ -131,9 +144,10 @@ def test_an_endless_message_is_not_buffered() -> None:
         b"{}" * 100_000,
         b"x\n" * 100_000,
         b'{"a": ["' + b'\\"' * 300_000 + b'"]}',
+        b'{"a": [' + b'"",' * 300_000 + b"1]}\n",
         b" " * 1_000_000 + b"{}",
     ],
-    ids=["objects", "garbage lines", "escapes", "blanks"],
+    ids=["objects", "garbage lines", "escapes", "strings", "blanks"],
 )
 def test_parsing_time_is_linear_in_the_input(data: bytes, chunk_bytes: int) -> None:
     def seconds(part: bytes) -> float:
@@ -176,8 +190,14 @@ Ask = Callable[..., Any]
 def reply_to(session: QmpSession, message: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to a message that does not wait for the guest."""
     reply = session.reply(message)
-    assert isinstance(reply, dict)
-    return reply
+    assert isinstance(reply, bytes)
+    return decoded(reply)
+
+
+def decoded(line: bytes) -> dict[str, Any]:
+    message = json.loads(line)
+    assert isinstance(message, dict)
+    return message
 
 
 @pytest.fixture
@@ -320,7 +340,7 @@ def test_balloon_requires_its_argument_and_no_other(ask: Ask, vm: InMemoryVm) ->
 
 def test_every_reply_can_be_encoded(vm: InMemoryVm) -> None:
     session = QmpSession(vm)
-    for message in parse(b'{"id": [1e308, "\\ud800", null, -0.0]} {"execute": "\\udfff"}'):
+    for message in parse(b'{"id": [1e308, "\\udc80", null, -0.0]} {"execute": "\\udcff"}'):
         json.loads(qmp.encode(reply_to(session, message)))
 
 
@@ -336,17 +356,18 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     def refuse(vm: object) -> None:
         raise QmpError("not now")
 
-    for name, function in (("fail", fail), ("fail-later", fail_later), ("refuse", refuse)):
-        monkeypatch.setitem(COMMANDS, name, Command(function))
+    monkeypatch.setitem(COMMANDS, "fail", Command(fail))
+    monkeypatch.setitem(COMMANDS, "fail-later", Command(fail_later))
+    monkeypatch.setitem(COMMANDS, "refuse", Command(refuse))
     session = QmpSession(vm)
     session.reply({"execute": "qmp_capabilities"})
     reply = reply_to(session, {"execute": "fail", "id": 1})
     desc = "Internal error: ZeroDivisionError('in the VM')"
     assert reply == {"error": {"class": "GenericError", "desc": desc}, "id": 1}
     later = session.reply({"execute": "fail-later", "id": 2})
-    assert not isinstance(later, dict)
+    assert not isinstance(later, bytes)
     desc = "Internal error: ZeroDivisionError('in the guest')"
-    assert asyncio.run(awaited(later)) == {
+    assert decoded(asyncio.run(awaited(later))) == {
         "error": {"class": "GenericError", "desc": desc},
         "id": 2,
     }
@@ -356,7 +377,49 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     assert reply_to(session, {"execute": "query-status"})["return"]["running"]
 
 
-async def awaited(reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+@pytest.mark.parametrize("value", [float("nan"), {1}, object(), {(): 1}], ids=repr)
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_value_that_is_not_json_is_an_error(
+    vm: InMemoryVm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    value: object,
+    waits: bool,
+) -> None:
+    async def later(vm: object) -> object:
+        return value
+
+    monkeypatch.setitem(COMMANDS, "odd", Command(later if waits else lambda vm: value))
+    session = QmpSession(vm)
+    session.reply({"execute": "qmp_capabilities"})
+    reply = session.reply({"execute": "odd", "id": 1})
+    line = reply if isinstance(reply, bytes) else asyncio.run(awaited(reply))
+    assert decoded(line)["error"]["desc"].startswith("Internal error: ")
+    assert decoded(line)["id"] == 1
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_a_command_whose_own_wait_is_cancelled_is_replied_to(
+    vm: InMemoryVm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cancelled(vm: object) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    monkeypatch.setitem(COMMANDS, "cancelled", Command(cancelled))
+    session = QmpSession(vm)
+    session.reply({"execute": "qmp_capabilities"})
+    reply = session.reply({"execute": "cancelled", "id": 1})
+    assert not isinstance(reply, bytes)
+    assert decoded(asyncio.run(awaited(reply))) == {
+        "error": {"class": "GenericError", "desc": "Internal error: CancelledError()"},
+        "id": 1,
+    }
+    assert caplog.text.count("a control command failed because of a bug") == 1
+
+
+async def awaited(reply: Awaitable[bytes]) -> bytes:
     return await reply
 
 

@@ -4,65 +4,20 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
-from pyvmm.qmp import commands
 from pyvmm.qmp import server as server_module
-from pyvmm.qmp.command import Command
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Scenario = Callable[[InMemoryVm, Path], Coroutine[Any, Any, None]]
+from tests.pyvmm.qmp.qmp_scenarios import Serve, connect, negotiate, receive, waiting_command
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario with a served VM; every await in it is bounded."""
-
-    def serve(scenario: Scenario, **vm_options: int) -> None:
-        async def main() -> None:
-            vm = InMemoryVm(**vm_options)
-            server = ControlServer(vm, tmp_path / "qmp")
-            await server.start()
-            try:
-                await asyncio.wait_for(scenario(vm, tmp_path / "qmp"), 30)
-            finally:
-                await server.close()
-
-        asyncio.run(main())
-        assert list(tmp_path.iterdir()) == []
-
-    return serve
-
-
-async def connect(path: Path) -> Streams:
-    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 22)
-    assert "QMP" in await receive(reader)
-    return reader, writer
-
-
-async def negotiate(path: Path) -> Streams:
-    reader, writer = await connect(path)
-    writer.write(b'{"execute": "qmp_capabilities"}')
-    assert await receive(reader) == {"return": {}}
-    return reader, writer
-
-
-async def receive(reader: asyncio.StreamReader) -> dict[str, Any]:
-    message = json.loads(await reader.readline())
-    assert isinstance(message, dict)
-    return message
-
-
-def test_qemus_client_library_controls_a_vm(serve: Callable[[Scenario], None]) -> None:
+def test_qemus_client_library_controls_a_vm(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         client = QMPClient("test")
         await client.connect(str(path))
@@ -108,7 +63,7 @@ def test_quit_is_replied_to_before_the_server_closes(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], None]) -> None:
+def test_events_are_sent_to_all_negotiated_clients(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         first, second = await negotiate(path), await negotiate(path)
         silent = await connect(path)
@@ -127,7 +82,7 @@ def test_events_are_sent_to_all_negotiated_clients(serve: Callable[[Scenario], N
     serve(scenario)
 
 
-def test_balloon_changes_are_rate_limited(serve: Callable[[Scenario], None]) -> None:
+def test_balloon_changes_are_rate_limited(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         reader, writer = await negotiate(path)
         for actual in range(1000):
@@ -154,7 +109,7 @@ def test_the_last_balloon_change_is_delivered_at_the_end(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_invalid_requests_do_not_end_the_session(serve: Callable[[Scenario], None]) -> None:
+def test_invalid_requests_do_not_end_the_session(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         reader, writer = await negotiate(path)
         bad = [b"[]\n", b"nonsense\n", b'{"execute": 1}', b'{"a":]}\n', b'{"execute": "x"}']
@@ -169,7 +124,7 @@ def test_invalid_requests_do_not_end_the_session(serve: Callable[[Scenario], Non
 
 
 def test_requests_of_a_client_that_does_not_read_are_not_buffered(
-    serve: Callable[[Scenario], None],
+    serve: Serve,
 ) -> None:
     """A client that sends requests without end and reads nothing blocks; others do not."""
 
@@ -206,7 +161,7 @@ def test_requests_of_a_client_that_does_not_read_are_not_buffered(
 
 
 def test_a_client_that_reads_no_events_is_disconnected(
-    serve: Callable[[Scenario], None], caplog: pytest.LogCaptureFixture
+    serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         stalled = await negotiate(path)
@@ -224,7 +179,7 @@ def test_a_client_that_reads_no_events_is_disconnected(
 
 
 def test_a_client_that_disconnects_does_not_affect_others(
-    serve: Callable[[Scenario], None],
+    serve: Serve,
 ) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         for data in (b"", b'{"exec', b'{"execute": "qmp_capabilities"}' * 100):
@@ -258,20 +213,8 @@ def test_a_client_that_does_not_read_cannot_delay_the_close(
     assert list(tmp_path.iterdir()) == []
 
 
-def waiting_command(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Future[int]]:
-    """Add a command "wait" whose values are the futures collected in the list."""
-    answers: list[asyncio.Future[int]] = []
-
-    async def wait(vm: object) -> int:
-        answers.append(asyncio.get_running_loop().create_future())
-        return await answers[-1]
-
-    monkeypatch.setitem(commands.COMMANDS, "wait", Command(wait))
-    return answers
-
-
 def test_a_command_that_waits_delays_its_own_client_only(
-    serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = waiting_command(monkeypatch)
 
@@ -299,7 +242,7 @@ def test_a_command_that_waits_delays_its_own_client_only(
 
 @pytest.mark.parametrize("closed_by", ["client", "server"])
 def test_a_command_that_waits_is_cancelled_with_its_connection(
-    closed_by: str, serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+    closed_by: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = waiting_command(monkeypatch)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from inspect import isawaitable
@@ -45,8 +46,8 @@ def restored(path: Path) -> tuple[SnapshotFile, Ram]:
 
 async def execute(session: QmpSession, command: str, **arguments: Any) -> Any:
     reply = session.reply({"execute": command, "arguments": arguments})
-    reply = await reply if isawaitable(reply) else reply
-    return reply.get("return", reply)
+    decoded = json.loads(await reply if isawaitable(reply) else reply)
+    return decoded.get("return", decoded)
 
 
 async def finished(session: QmpSession) -> Any:
