@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest RAM as it is given to KVM, and the pages that its owner discards."""
+"""Guest RAM as it is given to KVM, and the pages that its owner populates and discards."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from pykvm import Vm, abi
 from pyvmm.memory.ram import Ram
+from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
 
@@ -72,3 +73,16 @@ def test_closed_ram_reads_as_zeros() -> None:
         ram.memory.write(gpa, b"x")
     ram.close()
     assert {ram.memory.read(gpa, 1) for gpa in (0, 3 * GIB - 1, 4 * GIB, 5 * GIB - 1)} == {b"\0"}
+
+
+def test_populated_ram_is_resident_and_keeps_its_contents() -> None:
+    ram = Ram(64 * MIB)
+    ram.memory.write(5 * MIB, b"written before")
+    before = resident_bytes()
+    ram.populate()
+    assert resident_bytes() - before > 60 * MIB
+    assert ram.memory.read(5 * MIB, 14) == b"written before"
+    full = resident_bytes()
+    ram.discard(PageRuns([(0, 32 * MIB // 4096)]))
+    assert full - resident_bytes() > 31 * MIB
+    ram.close()
