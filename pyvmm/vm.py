@@ -243,6 +243,16 @@ class VirtualMachine:
         """The RAM of the guest in bytes, without the pages in its balloon."""
         return self.config.ram_bytes - self.balloon.actual * PAGE_BYTES
 
+    @property
+    def balloon_target_bytes(self) -> int:
+        """The RAM in bytes that the requested size of the balloon leaves to the guest."""
+        return self.config.ram_bytes - self.balloon.num_pages * PAGE_BYTES
+
+    @property
+    def balloon_driver_runs(self) -> bool:
+        """True while a driver in the guest runs the balloon."""
+        return self.balloon.live
+
     def set_balloon_target(self, target_bytes: int) -> None:
         """Request a balloon that leaves `target_bytes` of RAM, more than 0, at most `ram_bytes`."""
         with self.machine.lock:

@@ -8,7 +8,6 @@ so that its last message always says on which side the guest is.
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyvmm.cli.collected_signals import collected_signals
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.options import (
     parse_size_value,
@@ -42,7 +42,6 @@ SWITCHOVER_TIMEOUT_S = 30.0
 """Longest time for which the source serves no requests, as it is in the switchover."""
 LINE_PERIOD_S = 10.0
 _ENDED = ("completed", "failed", "cancelled")
-_CANCELLING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Show = Callable[[dict[str, Any]], None]
 """Shows an answer of query-migrate."""
@@ -145,7 +144,7 @@ def _absolute_address(destination: str, protection: Security) -> str:
 
 def _migrate(client: QmpClient, request: dict[str, Any], keep: bool, as_json: bool) -> int:
     before = client.execute("query-status")["status"]
-    with _collected_signals() as signals:
+    with collected_signals() as signals:
         client.execute("migrate", **request)
         try:
             with _view(request["uri"]) as show:
@@ -211,24 +210,6 @@ def summary(answer: dict[str, Any]) -> str:
         f" {answer['downtime'] / 1000:.2f} s; sent {format_size(ram['transferred'])} in"
         f" {ram['dirty-sync-count']} rounds; left out as unused: {left_out} ({unused['how']})"
     )
-
-
-@contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-    """Collect the signals that would end this process in the list, for the length of the block.
-
-    An exception in the middle of a request would leave its reply in the socket for the next one.
-    """
-    caught: list[int] = []
-    former = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in _CANCELLING_SIGNALS
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 # --- Progress -------------------------------------------------------------------------------------

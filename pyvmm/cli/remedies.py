@@ -13,6 +13,7 @@ import re
 
 from guest_images import errors as image
 from guest_images.manifest import ManifestError
+from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import CommandError, RequestFailed
@@ -35,6 +36,7 @@ REMEDIES: dict[type[UserError], str] = {
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     OutputNotWritten: "choose another --output",
+    UnsafeTarget: "give a larger target, or set this one with --force",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",
     boot.KernelUnusable: (
@@ -107,6 +109,9 @@ REPORTED = {
     ),
     r"^The guest has migrated": "give the control socket of the destination",
     r"^the guest is paused and cannot respond": "let it run with: pyvmm cont",
+    r"^the guest runs no balloon driver(?: with STATS_VQ)?$": (
+        "wait until it has booted, or load virtio_balloon in it"
+    ),
     r"^the guest runs no balloon driver with MISC_VQ": (
         "boot a guest.img that 'pyvmm image build' made, with its own dialect"
     ),

@@ -60,8 +60,10 @@ def stats(address: str, watch_s: float | None, timeout_s: float, as_json: bool) 
 
     With --watch, --json prints one line for each answer.
 
-    The exit status is 0 when the guest answered, 1 when it did not answer in time or ended, 2 when
-    the request was invalid.
+    Without --watch, a guest that is paused or runs no balloon driver is not waited for.
+
+    The exit status is 0 when the guest answered, 1 when it did not or cannot answer, or ended, 2
+    when the request was invalid.
     """
 
     def work(client: QmpClient) -> int:
@@ -112,6 +114,9 @@ def _view(as_json: bool, in_place: bool) -> Iterator[_View]:
 
 
 def _show_once(client: QmpClient, view: _View, timeout_s: float) -> int:
+    if why := _no_answer_possible(client):
+        _show_reason(view, why)
+        return EXIT_NOT_DONE
     answer = _request(client, view, timeout_s)
     if answer is None:
         return EXIT_NOT_DONE
@@ -143,9 +148,25 @@ def _request(client: QmpClient, view: _View, timeout_s: float) -> StatsReply | N
     except QmpError as error:
         if error.error_class != _NO_RESPONSE:
             raise
-        # Late: saves 14 ms (the errors of every package) without an error.
-        from pyvmm.cli.remedies import reported_remedy
-
-        view.no_answer("; ".join(filter(None, (error.desc, reported_remedy(error.desc)))))
+        _show_reason(view, error.desc)
         return None
     return answer
+
+
+def _no_answer_possible(client: QmpClient) -> str:
+    """Return why the guest cannot answer now; "" if it can.
+
+    A request waits for a guest to resume, or for its driver to start, as --watch needs it.
+    """
+    if client.execute("query-status")["status"] == "paused":
+        return "the guest is paused and cannot respond"
+    if client.execute("query-balloon").get("driver") is False:
+        return "the guest runs no balloon driver"
+    return ""
+
+
+def _show_reason(view: _View, why: str) -> None:
+    # Late: saves 14 ms (the errors of every package) without an error.
+    from pyvmm.cli.remedies import reported_remedy
+
+    view.no_answer("; ".join(filter(None, (why, reported_remedy(why)))))

@@ -134,6 +134,9 @@ def balloon(vm: VmControl, value: int) -> dict[str, Any]:
     `query-balloon` and BALLOON_CHANGE report its progress. The balloon consists of pages of 4 KiB,
     so the guest may keep up to 4095 bytes more.
 
+    No size is too small for this command, and the request stays in force: a guest that cannot live
+    with it loses programs. `pyvmm balloon` has rules for that, this command has none.
+
     Arguments:
         value: the RAM that the guest keeps
     Errors:
@@ -153,15 +156,21 @@ def balloon(vm: VmControl, value: int) -> dict[str, Any]:
     return {}
 
 
-def query_balloon(vm: VmControl) -> dict[str, int]:
+def query_balloon(vm: VmControl) -> dict[str, Any]:
     """Return the RAM that the balloon leaves the guest.
 
     Returns:
         actual: RAM in bytes, less the size of the balloon as the guest's driver last reported it
+        target: RAM in bytes, less the size of the balloon that `balloon` has requested
+        driver: whether a driver in the guest runs the balloon
     In QEMU:
-        the same, with the error described for `balloon`
+        `actual` only, with the error described for `balloon`
     """
-    return {"actual": vm.balloon_actual_bytes}
+    return {
+        "actual": vm.balloon_actual_bytes,
+        "target": vm.balloon_target_bytes,
+        "driver": vm.balloon_driver_runs,
+    }
 
 
 COMMANDS = {

@@ -63,6 +63,14 @@ class VmControl(Protocol):
     def status(self) -> RunState:
         """Return the state of the VM, as named by QMP's RunState."""
 
+    @property
+    def balloon_target_bytes(self) -> int:
+        """Return the RAM that the requested size of the balloon leaves to the guest."""
+
+    @property
+    def balloon_driver_runs(self) -> bool:
+        """Return whether a driver in the guest runs the balloon."""
+
     def set_balloon_target(self, target_bytes: int) -> None:
         """Resize the balloon to leave `target_bytes` of RAM, 0 < `target_bytes` <= `ram_bytes`."""
 

@@ -70,6 +70,8 @@ complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -F
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l qmp -r -F -d 'Control socket of the guest.'
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l timeout -x -d 'Stop waiting when the size has not changed for this many seconds.'
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l no-wait -d 'Set the target and do not wait for the guest.'
+complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l keep-target -d 'Leave the target in force when the guest stops short of it, or on a signal.'
+complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l force -d 'Set a target with which the guest cannot live by its own figures.'
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l json -d 'Print the result as JSON, on one line.'
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -s h -d 'Show this message and exit.'
 complete -c pyvmm -n '__fish_seen_subcommand_from balloon' -l help -d 'Show this message and exit.'

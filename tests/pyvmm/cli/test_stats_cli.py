@@ -16,6 +16,7 @@ import pytest
 
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL
 from pyvmm.cli.stats_tables import table
+from pyvmm.machine.run_state import RunState
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
@@ -101,17 +102,44 @@ def test_json_is_one_line_with_null_for_absent(tmp_path: Path) -> None:
     assert answer["unknown"] == {}
 
 
+class SilentVm(InMemoryVm):
+    def _respond(self) -> None:
+        """Leave requests without a response."""
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_guest_that_does_not_answer_gives_status_1(tmp_path: Path, form: list[str]) -> None:
-    machine = InMemoryVm()
-    machine.status = "paused"
-    with served_in_thread(machine, tmp_path / "qmp"):
+    with served_in_thread(SilentVm(), tmp_path / "qmp"):
         process = stats("--qmp", f"unix:{tmp_path}/qmp", "--timeout", "0.1", *form)
-    assert process.returncode == 1
-    assert process.stdout == ""
-    assert process.stderr == (
-        "pyvmm: the guest is paused and cannot respond; let it run with: pyvmm cont\n"
-    )
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "pyvmm: the guest has not responded within 0.1 s\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_runs", "message"),
+    [
+        (
+            "paused",
+            True,
+            "the guest is paused and cannot respond; let it run with: pyvmm cont",
+        ),
+        (
+            "running",
+            False,
+            "the guest runs no balloon driver; wait until it has booted, or load virtio_balloon"
+            " in it",
+        ),
+    ],
+)
+def test_a_guest_that_cannot_answer_is_not_waited_for(
+    tmp_path: Path, status: RunState, driver_runs: bool, message: str
+) -> None:
+    machine = InMemoryVm()
+    machine.status, machine.balloon_driver_runs = status, driver_runs
+    with served_in_thread(machine, tmp_path / "qmp"):
+        process = stats("--qmp", f"unix:{tmp_path}/qmp", "--timeout", "600")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == f"pyvmm: {message}\n"
 
 
 def test_watch_prints_answers_until_the_guest_ends(tmp_path: Path) -> None:

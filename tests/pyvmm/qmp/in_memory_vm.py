@@ -47,7 +47,9 @@ class InMemoryVm:
         self.status: RunState = "running"
         self.vcpu_thread_ids = [threading.get_native_id()]
         self.targets: list[int] = []
+        self.balloon_driver_runs = True
         self.on_quit: Callable[[], object] = lambda: None
+        self._goal_bytes = ram_bytes
         self._step_bytes = step_bytes
         self._stuck_at_bytes = stuck_at_bytes
         self._sinks: list[EventSink] = []
@@ -166,6 +168,10 @@ class InMemoryVm:
                 self.hint_guest.respond()
             if "misc_guest" in self.__dict__:
                 self.misc_guest.respond()
+
+    @property
+    def balloon_target_bytes(self) -> int:
+        return self._goal_bytes
 
     def set_balloon_target(self, target_bytes: int) -> None:
         self.targets.append(target_bytes)

@@ -16,10 +16,11 @@ EVENT = {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RTC_CHANGE"}
 
 
 @contextmanager
-def scripted_server(path: Path, answers: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    """Serve one client at `path`: the greeting, then an event and an answer to each request.
+def scripted_server(path: Path, *answers: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """Serve a client at `path` for each of `answers`, one after the other.
 
-    Yields the list of the commands requested so far.
+    Each gets the greeting, then an event and an answer to each request, and is disconnected after
+    the last answer. Yields the list of the commands requested so far.
     """
     requests: list[str] = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -35,14 +36,17 @@ def scripted_server(path: Path, answers: Sequence[dict[str, Any]]) -> Iterator[l
     path.unlink()
 
 
-def _serve(listener: socket.socket, answers: Sequence[dict[str, Any]], requests: list[str]) -> None:
-    connection, _ = listener.accept()
-    with connection:
-        connection.settimeout(30)
-        connection.sendall(_line(GREETING))
-        for answer in answers:
-            requests.append(json.loads(connection.recv(4096))["execute"])
-            connection.sendall(_line(EVENT) + _line(answer))
+def _serve(
+    listener: socket.socket, answers: Sequence[Sequence[dict[str, Any]]], requests: list[str]
+) -> None:
+    for answers_to_client in answers:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(30)
+            connection.sendall(_line(GREETING))
+            for answer in answers_to_client:
+                requests.append(json.loads(connection.recv(4096))["execute"])
+                connection.sendall(_line(EVENT) + _line(answer))
 
 
 def _line(message: dict[str, Any]) -> bytes:
