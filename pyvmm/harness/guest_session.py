@@ -214,6 +214,8 @@ async def incoming_session(
     created: list[VirtualMachine] = []
 
     def make(config: MachineConfig) -> VirtualMachine:
+        while created:
+            created.pop().close()
         created.append(_create_vm(config, console, devices))
         return created[0]
 

@@ -177,7 +177,7 @@ class DestinationMigration:
                 data = self._link.receive(self._messages.wanted_bytes)
             except LinkTimedOut as error:
                 raise LinkTimedOut(
-                    f"the source has not sent a whole message for {within_s:g} s"
+                    f"the source has not sent a whole message for {within_s:.3g} s"
                 ) from error
             if not data:
                 raise MigrationError("the source has closed the connection before the commit")
@@ -194,7 +194,9 @@ class DestinationMigration:
         try:
             self._link.send(message.record().encode())
         except LinkTimedOut as error:
-            raise LinkTimedOut(f"the source has not taken a message for {within_s:g} s") from error
+            raise LinkTimedOut(
+                f"the source has not taken a message for {within_s:.3g} s"
+            ) from error
 
     def _abort(self, reason: str) -> None:
         """Tell the source the reason, if it can still be reached.

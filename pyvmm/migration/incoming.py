@@ -5,22 +5,26 @@
     result = await running
 
 The migration's thread receives; the machine is created, restored and started on the event loop.
+`SourceCandidates` finds the source among all connections. A source that fails before it has sent
+any state of its guest leaves nothing behind but a machine that has not run, so the wait continues;
+one that fails later ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
+from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
-from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
-from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
-from pyvmm.sockets.errors import ListenerClosed
+from pyvmm.migration.source_candidates import OnRefused, Source, SourceCandidates
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
@@ -30,7 +34,12 @@ if TYPE_CHECKING:
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.state.records import Record
 
-_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+def log_refused(error: MigrationError) -> None:
+    """Log that a connection is not the source."""
+    _log.warning("a source was refused: %s", error)
 
 
 class IncomingVm(Protocol):
@@ -60,48 +69,62 @@ async def accept_migration(
     listener: MigrationListener,
     make: Callable[[MachineConfig], IncomingVm],
     devices: Sequence[CatalogueEntry] = CATALOGUE,
+    *,
+    on_refused: OnRefused = log_refused,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> asyncio.Task[ExitResult]:
     """Wait at `listener` for a guest; return the task of its `run` when it runs here.
 
-    `make` creates a VM that may have `devices`, and that the caller closes. Raises `UserError` when
-    the migration has failed: no guest runs here then. Cancellation has no effect once the guest
-    runs.
+    `make` creates a VM that may have `devices`, and that the caller closes. It is called again if a
+    source fails before it has sent any state; the VM created before is not used any more then.
+    `on_refused` is called for such a source, and for other connections that are not the source.
+    Raises `UserError` when the migration has failed later: no guest runs here then. Cancellation
+    has no effect once the guest runs.
 
     Threads: event loop.
     """
-    loop = asyncio.get_running_loop()
-    thread = ThreadPoolExecutor(1, "migration")
-    target = _IncomingTarget(loop, make, devices)
+    target = _IncomingTarget(asyncio.get_running_loop(), make, devices)
+    candidates = SourceCandidates(listener, target, timeouts, on_refused)
     try:
-        accepted = loop.run_in_executor(thread, listener.accept)
-        link = MigrationLink(await _aborted_by(listener.close, accepted))
-        work = loop.run_in_executor(thread, DestinationMigration(target, link).run)
-        await _aborted_by(link.abort, work)
-        link.close()
-    except (MigrationError, ListenerClosed) as error:
+        while target.running is None:
+            source = await candidates.next()
+            try:
+                await _receive(source, timeouts.end)
+            except MigrationError as error:
+                if candidates.closed:
+                    raise
+                candidates.refused(error)
+    except MigrationError as error:
         raise IncomingMigrationFailed(f"no guest has arrived: {error}") from error
     except asyncio.CancelledError:
         if target.running is None:
             raise
     finally:
-        thread.shutdown(wait=False)
-    assert target.running is not None
+        candidates.close()
     return target.running
 
 
-async def _aborted_by(abort: Callable[[], None], work: asyncio.Future[_T]) -> _T:
-    """Wait for `work` of the migration's thread; if cancelled, `abort` it and wait for its end.
+async def _receive(source: Source, end_s: float) -> None:
+    """Receive the guest in the migration's thread; if cancelled, abort and wait `end_s` for it.
 
     Further cancellations, as by a second signal, do not end that wait.
     """
+
+    def receive() -> None:
+        with contextlib.closing(source.link):
+            source.migration.run()
+
+    work = call_in_thread("migration", receive)
     try:
-        return await asyncio.shield(work)
+        await asyncio.shield(work)
     except asyncio.CancelledError:
-        abort()
-        while not work.done():
+        source.link.abort()
+        ends_at = time.monotonic() + end_s
+        while not work.done() and (left_s := ends_at - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({work})
-        work.exception()  # retrieved, so that asyncio does not log it
+                await asyncio.wait({work}, timeout=left_s)
+        if not work.cancel():
+            work.exception()  # retrieved, so that asyncio does not log it
         raise
 
 

@@ -20,8 +20,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyvmm.blocking.in_thread import call_in_thread
@@ -161,11 +162,7 @@ class Migrations:
     ) -> None:
         status: MigrationStatus = "failed"
         try:
-            link = await setup
-            try:
-                await self._move(guest, link, settings)
-            finally:
-                link.close()
+            await self._move(guest, await setup, settings)
             status = "completed"
         except Cancelled:
             status = "cancelled"
@@ -185,16 +182,15 @@ class Migrations:
         self._set_status(status)
 
     async def _move(self, guest: _OutgoingGuest, link: MigrationLink, settings: Settings) -> None:
-        if self._ended:
-            raise MigrationError("the guest has ended")
-        if self._cancelled:
+        if self._ended or self._cancelled:
+            link.close()
             raise Cancelled("the migration was cancelled")
         settings = replace(settings, **self._limits)
         source = SourceMigration(guest, link, settings, self.progress, self._timeouts)
         self._source = source
         self._set_status("active")
         try:
-            await call_in_thread("migration", source.run)
+            await call_in_thread("migration", partial(_run_and_close, source, link))
         except SwitchoverUnconfirmed as error:
             guest.finish("paused")
             raise MigrationError(
@@ -206,6 +202,12 @@ class Migrations:
     def _set_status(self, status: MigrationStatus) -> None:
         self.status = status
         self._machine.announce("MIGRATION", {"status": status})
+
+
+def _run_and_close(source: SourceMigration, link: MigrationLink) -> None:
+    """Run the migration, then close its link. Threads: migration."""
+    with closing(link):
+        source.run()
 
 
 class _OutgoingGuest:

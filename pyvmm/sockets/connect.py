@@ -15,10 +15,12 @@ from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress
 from pyvmm.sockets.errors import HandshakeFailed, PeerUntrusted, reason
 from pyvmm.sockets.lab_paths import proxy_socket
 from pyvmm.sockets.link import SocketLink
+from pyvmm.sockets.lookup import look_up
 from pyvmm.sockets.proxy_client import connect_through_proxy
 from pyvmm.sockets.tls import Security, handshake
 
 CONNECT_TIMEOUT_S = 10.0
+"""Longest time for one address of the destination, and for the TLS handshake."""
 _SEND_BUFFER_BYTES = 4 << 20
 """Requested for unix sockets, for fewer and longer sends; the kernel limits it to wmem_max."""
 
@@ -45,12 +47,7 @@ def connect_directly(address: Address) -> socket.socket:
     Raises `OSError`.
     """
     if isinstance(address, TcpAddress):
-        try:
-            stream = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
-        except UnicodeError as error:
-            raise OSError(errno.EINVAL, f"{address.host!r} is not a host name") from error
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return stream
+        return _connect_tcp(address)
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
@@ -60,6 +57,31 @@ def connect_directly(address: Address) -> socket.socket:
         stream.close()
         raise
     return stream
+
+
+def _connect_tcp(address: TcpAddress) -> socket.socket:
+    """Connect to the first of the host's addresses that can be reached. Raises `OSError`."""
+    try:
+        found = look_up(address.host, address.port)
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"{address.host!r} is not a host name") from error
+    failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    for family, kind, protocol, _, at in found:
+        try:
+            stream = socket.socket(family, kind, protocol)
+        except OSError as error:  # of a family that this host does not have
+            failure = error
+            continue
+        try:
+            stream.settimeout(CONNECT_TIMEOUT_S)
+            stream.connect(at)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            stream.close()
+            failure = error
+        else:
+            return stream
+    raise failure
 
 
 def _connect_here_or_outside(address: Address) -> socket.socket:

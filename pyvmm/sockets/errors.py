@@ -64,10 +64,6 @@ class HandshakeFailed(Exception):
     """TLS could not be agreed on, or the peer's certificate is not trusted."""
 
 
-class ListenerClosed(Exception):
-    """The listener was closed before a peer connected."""
-
-
 def reason(error: OSError) -> str:
     """Return the cause of `error`, OpenSSL's included, worded for the middle of a sentence."""
     tls = getattr(error, "verify_message", "") or getattr(error, "reason", "")

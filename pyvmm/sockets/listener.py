@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The listener at which a migration's source connects.
 
-It accepts one source and closes. A peer that fails the TLS handshake is rejected and the listener
-continues to wait. In the lab the address belongs to the host, where `pyvmm.lab.run` listens; the
+Its owner accepts connections at `sockets`, which do not block, and closes it when one of them is
+the source. In the lab the address belongs to the host, where `pyvmm.lab.run` listens; the
 listener in the lab binds a unix socket to which those connections are forwarded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import select
 import socket
-from typing import TYPE_CHECKING
+import threading
 
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress, parse_migration_address
-from pyvmm.sockets.errors import HandshakeFailed, ListenerClosed
 from pyvmm.sockets.lab_paths import IncomingSocket, incoming_socket, proxy_socket
 from pyvmm.sockets.link import SocketLink, shut_down
 from pyvmm.sockets.proxy_client import close_forwarded_listener
@@ -23,23 +20,14 @@ from pyvmm.sockets.tcp import listen_tcp
 from pyvmm.sockets.tls import Security, handshake
 from pyvmm.sockets.unix import UnixListener
 
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Sequence
-
-HANDSHAKE_TIMEOUT_S = 10.0
-"""Longest time that a TLS handshake may take."""
-_log = logging.getLogger(__name__)
-
 
 class MigrationListener:
-    """Listens for one source at `address`. Raises `UserError` if the address cannot be used."""
+    """Listens for a source at `address`. Raises `UserError` if the address cannot be used."""
 
     def __init__(self, address: Address, security: Security) -> None:
         security.check(address)
         self._context = security.tls.context(server=True) if security.tls else None
         self._file: UnixListener | None = None
-        self._handshaking: ssl.SSLSocket | None = None  # a peer not yet authenticated
         self._forwarded = incoming_socket(str(address))
         self.address: Address = address
         """The bound address, with the port that the system chose if 0 was requested."""
@@ -59,42 +47,15 @@ class MigrationListener:
         for listening in self.sockets:
             listening.setblocking(False)
 
-    def accept(self) -> SocketLink:
-        """Wait, without a time limit, for a source; then stop listening and return its link.
+    def protect(self, stream: socket.socket, within_s: float) -> SocketLink:
+        """Return the link of an accepted connection, after the TLS handshake if there is one.
 
-        Raises `ListenerClosed` when `close` was called.
+        Takes `stream` over. Raises `HandshakeFailed`. May be called from any thread.
         """
-        while True:
-            try:
-                link = self._link(self._next_connection())
-            except HandshakeFailed as error:
-                _log.warning("a source was rejected: %s", error)
-                continue
-            self.close()
-            return link
-
-    def _next_connection(self) -> socket.socket:
-        """Wait for a connection to any of the sockets. Raises `ListenerClosed`."""
-        while True:
-            try:
-                for listening in _wait_for_clients(self.sockets):
-                    with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-                        return listening.accept()[0]
-            except (OSError, ValueError) as error:  # ValueError: closed before the wait began
-                raise ListenerClosed("no source connected") from error
-
-    def _link(self, stream: socket.socket) -> SocketLink:
         if self._context is None:
             return SocketLink(stream)
-        stream.settimeout(HANDSHAKE_TIMEOUT_S)
-        protected = handshake(stream, self._context, None, self._note_handshake)
-        self._handshaking = None
-        return SocketLink(protected)
-
-    def _note_handshake(self, stream: ssl.SSLSocket) -> None:
-        self._handshaking = stream
-        if self.sockets[0].fileno() < 0:  # `close` ran before the assignment
-            shut_down(stream)
+        stream.settimeout(within_s)
+        return SocketLink(handshake(stream, self._context, None))
 
     def close(self) -> None:
         """Stop listening. May be called from another thread, and repeatedly."""
@@ -103,20 +64,10 @@ class MigrationListener:
         for listening in self.sockets:
             shut_down(listening)
             listening.close()
-        if (stream := self._handshaking) is not None:
-            shut_down(stream)
         forwarded, self._forwarded = self._forwarded, None
         if forwarded is not None:
-            _close_outside(forwarded)
-
-
-def _wait_for_clients(listening: Sequence[socket.socket]) -> list[socket.socket]:
-    """Return those sockets that have a client, or were shut down; wait until there is one."""
-    poll = select.poll()
-    for each in listening:
-        poll.register(each, select.POLLIN)
-    ready = {fd for fd, _ in poll.poll()}
-    return [each for each in listening if each.fileno() in ready]
+            # The reply of the host is not waited for.
+            threading.Thread(target=_close_outside, args=(forwarded,), daemon=True).start()
 
 
 def _close_outside(forwarded: IncomingSocket) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pyvmm.sockets.addresses import TcpAddress
 from pyvmm.sockets.errors import AddressUnavailable, reason
+from pyvmm.sockets.lookup import look_up
 
 _BACKLOG = 16
 _log = logging.getLogger(__name__)
@@ -45,9 +46,7 @@ def listen_tcp(address: TcpAddress) -> list[socket.socket]:
 def _addresses(address: TcpAddress) -> list[tuple[Any, ...]]:
     """Return the family, IP address, and for IPv6 flow and scope, of each address of the host."""
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = look_up(address.host, address.port, socket.AI_PASSIVE)
     except UnicodeError:
         raise AddressUnavailable(
             f"cannot listen on {address}: {address.host!r} is not a host name"

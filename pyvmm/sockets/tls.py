@@ -15,7 +15,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from pyvmm.errors import UserError
 from pyvmm.files.regular import open_regular
@@ -29,9 +29,7 @@ from pyvmm.sockets.errors import (
     reason,
 )
 from pyvmm.sockets.lab_paths import in_lab
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from pyvmm.sockets.lookup import look_up
 
 
 @dataclass(frozen=True)
@@ -80,23 +78,17 @@ class Security:
             raise TlsRequired(f"{address} is not on this host, and there is no TLS")
 
 
-def handshake(
-    stream: socket.socket,
-    context: ssl.SSLContext,
-    host: str | None,
-    started: Callable[[ssl.SSLSocket], None] = lambda stream: None,
-) -> ssl.SSLSocket:
+def handshake(stream: socket.socket, context: ssl.SSLContext, host: str | None) -> ssl.SSLSocket:
     """Return `stream` with TLS on top, as a client of `host` or, if that is None, as a server.
 
-    `started` is called with the socket before the handshake blocks on it. Closes `stream` and
-    raises `HandshakeFailed` on failure.
+    The time-out of `stream` limits the whole handshake. Closes `stream` and raises
+    `HandshakeFailed` on failure.
     """
     try:
         wrapped = context.wrap_socket(
             stream, server_side=host is None, server_hostname=host, do_handshake_on_connect=False
         )
         stream = wrapped
-        started(wrapped)
         wrapped.do_handshake()
     except OSError as error:
         stream.close()
@@ -107,7 +99,7 @@ def handshake(
 def _is_local(address: TcpAddress) -> bool:
     """Return True if every address of the host is a loopback address."""
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = look_up(address.host, address.port)
     except UnicodeError as error:
         raise UserError(f"there is no host {address.host!r}") from error
     except OSError as error:

@@ -10,6 +10,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.harness.scripted_console import ScriptedConsole
+from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.incoming import accept_migration
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import Request
@@ -56,14 +57,22 @@ class GuestReceiver:
 
     async def receive(self) -> GuestSession | None:
         """Wait for a guest, whose session the caller closes; None if `error` says why not."""
+        receiving = asyncio.current_task()
+        assert receiving is not None
+
+        def end(error: MigrationError) -> None:
+            self.error = f"no guest has arrived: {error}"
+            receiving.cancel()  # `accept_migration` would wait for another source
+
         try:
-            running = await accept_migration(self._listener, self._make)
+            running = await accept_migration(self._listener, self._make, on_refused=end)
         except BaseException as error:
             for vm in self._vms:
                 vm.close()
-            if not isinstance(error, UserError):
+            if isinstance(error, UserError):
+                self.error = str(error)
+            elif not self.error:
                 raise
-            self.error = str(error)
             return None
         (vm,) = self._vms
         self.console.connect(vm.console_input)

@@ -45,12 +45,13 @@ from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.errors import UserError
+from tests.pyvmm.sockets.accepting import accept_connection
 
 role, address, mib = sys.argv[1], parse_migration_address(sys.argv[2]), int(sys.argv[3])
 if role == "destination":
     listener = MigrationListener(address, Security())
     print(listener.address)
-    link = listener.accept()
+    link = accept_connection(listener)
 else:
     link = connect(address, Security())
 piece = random.Random(role).randbytes(1 << 20)

@@ -13,6 +13,7 @@ from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.sockets.accepting import accept_connection
 
 
 class Destination(threading.Thread):
@@ -26,7 +27,7 @@ class Destination(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        link = MigrationLink(self._listener.accept())
+        link = MigrationLink(accept_connection(self._listener))
         try:
             DestinationMigration(self._home, link).run()
         except MigrationError as error:

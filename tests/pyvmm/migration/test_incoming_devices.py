@@ -13,7 +13,6 @@ import pytest
 from devices.virtio.device import VirtioDevice
 from pyvmm.config import MachineConfig
 from pyvmm.machine.catalogue import CATALOGUE, CatalogueEntry, Ports
-from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.incoming import accept_migration
 from pyvmm.migration.link import MigrationLink
@@ -24,7 +23,8 @@ from pyvmm.sockets.connect import connect
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from pyvmm.state.records import Record
-from tests.pyvmm.migration.migration_guest import PlainRam, WritingGuest, config_of
+from tests.pyvmm.migration.incoming_vm import EndingVm
+from tests.pyvmm.migration.migration_guest import WritingGuest, config_of
 
 PART = Record("virtio_entropy", 1, b"{}")
 
@@ -34,26 +34,6 @@ class EntropyGuest(WritingGuest):
 
     def save_parts(self) -> Sequence[Record]:
         return [PART]
-
-
-class IncomingVm:
-    """Satisfies `pyvmm.migration.incoming.IncomingVm`, and ends at once."""
-
-    def __init__(self, config: MachineConfig) -> None:
-        self.ram = PlainRam(config.ram_bytes)
-        self.restored: list[Record] = []
-
-    def prepare_parts(self) -> None:
-        pass
-
-    def restore_parts(self, records: Sequence[Record]) -> None:
-        self.restored += records
-
-    def pause(self) -> None:
-        pass
-
-    async def run(self) -> ExitResult:
-        return ExitResult(ExitReason.QUIT)
 
 
 def send(address: UnixAddress) -> None:
@@ -66,10 +46,10 @@ def send(address: UnixAddress) -> None:
 
 def receive(path: Path, devices: Sequence[CatalogueEntry]) -> list[Record]:
     """Return the parts that were restored of a guest migrated to a VM with `devices`."""
-    address, created = UnixAddress(path), []
+    address, created = UnixAddress(path), list[EndingVm]()
 
-    def make(config: MachineConfig) -> IncomingVm:
-        created.append(IncomingVm(config))
+    def make(config: MachineConfig) -> EndingVm:
+        created.append(EndingVm(config))
         return created[0]
 
     async def main() -> None:

@@ -24,6 +24,7 @@ from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
+from tests.pyvmm.sockets.accepting import accept_connection
 
 
 def ask(vm: InMemoryVm, command: str, **arguments: Any) -> Any:
@@ -152,7 +153,7 @@ def test_migrate_cancel_ends_a_migration(tmp_path: Path) -> None:
     async def scenario(vm: InMemoryVm) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
         ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        link = await asyncio.to_thread(listener.accept)
+        link = await asyncio.to_thread(accept_connection, listener)
         assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
         ask(vm, "migrate_cancel")
         assert ask(vm, "query-migrate")["status"] == "cancelling"
@@ -370,7 +371,7 @@ def test_the_end_of_the_vm_cancels_a_migration(tmp_path: Path) -> None:
     async def scenario(vm: InMemoryVm) -> None:
         listener = MigrationListener(UnixAddress(tmp_path / "m"), Security())
         ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
-        link = await asyncio.to_thread(listener.accept)
+        link = await asyncio.to_thread(accept_connection, listener)
         assert await asyncio.to_thread(link.receive, 1)  # and never send a reply
         vm.quit()
         async with asyncio.timeout(20):

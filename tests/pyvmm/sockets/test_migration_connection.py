@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import threading
 import time
@@ -13,33 +14,37 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UserError
-from pyvmm.sockets import lab_paths, listener
+from pyvmm.sockets import lab_paths
 from pyvmm.sockets.addresses import TcpAddress, UnixAddress
 from pyvmm.sockets.connect import connect, connect_directly
-from pyvmm.sockets.errors import ConnectionLost, ListenerClosed
+from pyvmm.sockets.errors import ConnectionLost, HandshakeFailed
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security, TlsFiles
+from tests.pyvmm.sockets.accepting import accept_connection
 from tests.pyvmm.sockets.certificates import certificate
 
 LOCAL = TcpAddress("127.0.0.1", 0)
 
 
 class AcceptThread:
-    """Runs `MigrationListener.accept` in a thread; `link` or `error` is the result."""
+    """Accepts until a peer is trusted, in a thread; `link` or `error` is the result."""
 
     def __init__(self, listener: MigrationListener) -> None:
         self.listener = listener
         self.link: SocketLink | None = None
-        self.error: ListenerClosed | None = None
+        self.error: Exception | None = None
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
 
     def _accept(self) -> None:
-        try:
-            self.link = self.listener.accept()
-        except ListenerClosed as error:
-            self.error = error
+        while self.link is None and self.error is None:
+            try:
+                self.link = accept_connection(self.listener)
+            except HandshakeFailed:
+                continue
+            except (OSError, ValueError) as error:  # the listener is closed
+                self.error = error
 
     def accepted(self) -> SocketLink:
         self._thread.join(20)
@@ -112,12 +117,6 @@ def test_bytes_cross_a_unix_socket_and_its_file_is_removed(accept: Accept, tmp_p
     assert not address.path.exists()
 
 
-def test_accept_ends_when_the_listener_is_closed(accept: Accept) -> None:
-    accepting = accept(MigrationListener(LOCAL, Security()))
-    accepting.close()
-    assert "no source connected" in str(accepting.error)
-
-
 def test_in_the_lab_errors_name_the_requested_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,15 +168,24 @@ def test_untrusted_peers_are_rejected_and_the_listener_keeps_waiting(
     exchange(source, accepting.accepted())
 
 
-def test_close_does_not_wait_for_a_silent_tls_peer(
-    accept: Accept,
-    certificates: Callable[[str, str], TlsFiles],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_S", 60.0)  # longer than `close` waits
-    accepting = accept(MigrationListener(LOCAL, Security(certificates("ca", "destination"))))
-    with connect_directly(accepting.listener.address):
-        while accepting.listener._handshaking is None:
-            time.sleep(0.01)
-        accepting.close()
-    assert "no source connected" in str(accepting.error)
+def test_a_handshake_is_limited_as_a_whole(certificates: Callable[[str, str], TlsFiles]) -> None:
+    """A client sends the beginning of a record, byte by byte."""
+    listener = MigrationListener(LOCAL, Security(certificates("ca", "destination")))
+    ended = threading.Event()
+
+    def dribble(stream: socket.socket) -> None:
+        for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500):
+            if ended.wait(0.02):
+                return
+            stream.send(bytes([byte]))
+
+    with connect_directly(listener.address) as stream:
+        dribbling = threading.Thread(target=dribble, args=(stream,))
+        dribbling.start()
+        begin = time.monotonic()
+        with pytest.raises(HandshakeFailed):
+            accept_connection(listener, 0.3)
+        assert time.monotonic() - begin < 2
+        ended.set()
+        dribbling.join()
+    listener.close()

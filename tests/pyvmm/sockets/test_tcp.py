@@ -17,6 +17,7 @@ from pyvmm.sockets.errors import AddressUnavailable
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tcp import listen_tcp
 from pyvmm.sockets.tls import Security
+from tests.pyvmm.sockets.accepting import accept_connection
 
 Listen = Callable[[str, int], list[socket.socket]]
 NO_IPV6 = "this host has no IPv6"
@@ -104,7 +105,7 @@ def test_a_source_reaches_a_destination_on_each_address(dual_stack_name: str, ho
     assert isinstance(listener.address, TcpAddress)
     with connect_directly(TcpAddress(host, listener.address.port)) as client:
         client.send(b"x")
-        link = listener.accept()
+        link = accept_connection(listener)
         assert link.receive(1) == b"x"
         link.close()
 

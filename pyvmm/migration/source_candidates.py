@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections at a waiting destination, each of which may become the source of its guest.
+
+Anyone can connect to a TCP port: port scanners, health checks, people with the wrong address. So a
+connection is the source only when it has passed the TLS handshake and sent a valid hello. Each has
+a thread for that, and `Timeouts.hello` in all, however slowly it sends. At most `MAX_CANDIDATES`
+are served at once. The oldest makes way for another, so silent connections never keep the source
+out. The first hello is served; others are refused with an error meanwhile. When the first state of
+a guest has arrived from its source, the destination stops listening.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from pyvmm.blocking.in_thread import call_in_thread
+from pyvmm.migration.destination import DestinationMigration, Target
+from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.timeouts import Timeouts
+from pyvmm.sockets.acceptor import Acceptor
+from pyvmm.sockets.errors import HandshakeFailed
+from pyvmm.sockets.link import shut_down
+from pyvmm.sockets.listener import MigrationListener
+
+MAX_CANDIDATES = 16
+MAX_REPORTED = 10
+"""Failures beyond these are reported when their number is a power of two."""
+_BUSY = "another source is already sending its guest"
+
+OnRefused = Callable[[MigrationError], None]
+"""Called with the reason why a connection was not, or is no longer, the source."""
+
+
+class Source(NamedTuple):
+    """A connection whose hello has arrived."""
+
+    link: MigrationLink
+    migration: DestinationMigration
+
+
+class SourceCandidates:
+    """The connections at `listener`, whose guest `target` is to receive.
+
+    Threads: event loop.
+    """
+
+    def __init__(
+        self,
+        listener: MigrationListener,
+        target: Target,
+        timeouts: Timeouts,
+        on_refused: OnRefused,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._target = target
+        self._timeouts = timeouts
+        self._on_refused = on_refused
+        self._refused = 0
+        self._handles: dict[asyncio.Future[Source], socket.socket] = {}  # the oldest is first
+        self._next: asyncio.Future[Source] | None = None
+        self.closed = False
+        """State has arrived, or nothing is waited for any more."""
+        self._acceptors: list[Acceptor] = []
+        for listening in listener.sockets:
+            acceptor = Acceptor(listening, "migration source")
+            self._acceptors.append(acceptor)
+            self._loop.add_reader(listening, self._accept, acceptor)
+
+    async def next(self) -> Source:
+        """Wait, without a time limit, for the next source; others are refused from then on."""
+        self._next = self._loop.create_future()
+        try:
+            return await self._next
+        finally:
+            self._next = None
+
+    def close(self) -> None:
+        """Stop listening and drop all connections but that of the source."""
+        if self.closed:
+            return
+        self.closed = True
+        for listening in self._listener.sockets:
+            self._loop.remove_reader(listening)
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._listener.close()
+        for handle in self._handles.values():
+            shut_down(handle)
+
+    def refused(self, error: MigrationError) -> None:
+        """Report that a connection is not the source, unless many others were not."""
+        self._refused += 1
+        if self._refused <= MAX_REPORTED or not self._refused & (self._refused - 1):
+            self._on_refused(error)
+
+    def _accept(self, acceptor: Acceptor) -> None:
+        stream = acceptor.accept(0, 1)
+        if stream is None:
+            return
+        if len(self._handles) >= MAX_CANDIDATES:
+            shut_down(next(iter(self._handles.values())))
+        handle = stream.dup()  # TLS takes `stream` over
+        greeting = call_in_thread(
+            "migration-hello", partial(self._greet, stream), discard=_refuse_and_close
+        )
+        self._handles[greeting] = handle
+        greeting.add_done_callback(self._greeted)
+
+    def _greet(self, stream: socket.socket) -> Source:
+        """Authenticate the peer and receive its hello, in a thread of its own."""
+        ends_at = time.monotonic() + self._timeouts.hello
+        try:
+            link = MigrationLink(self._listener.protect(stream, self._timeouts.hello))
+        except HandshakeFailed as error:
+            raise MigrationError(str(error)) from error
+        migration = DestinationMigration(self._target, link, self._timeouts, self._state_arrived)
+        try:
+            migration.receive_hello(ends_at - time.monotonic())
+        except BaseException:
+            link.close()
+            raise
+        return Source(link, migration)
+
+    def _greeted(self, greeting: asyncio.Future[Source]) -> None:
+        self._handles.pop(greeting).close()
+        error = greeting.exception()
+        if isinstance(error, MigrationError):
+            if not self.closed:
+                self.refused(error)
+        elif error is not None:
+            raise error
+        elif self._next is not None and not self._next.done():
+            self._next.set_result(greeting.result())
+        else:
+            call_in_thread("migration-hello", partial(_refuse_and_close, greeting.result()))
+
+    def _state_arrived(self) -> None:
+        """Stop listening. Threads: migration."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.close)
+
+
+def _refuse_and_close(source: Source) -> None:
+    source.migration.refuse(_BUSY)
+    source.link.close()

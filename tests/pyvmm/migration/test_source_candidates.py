@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A waiting destination finds its source among other connections, and survives those."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.migration import messages
+from pyvmm.migration.errors import IncomingMigrationFailed, PeerAborted
+from pyvmm.migration.incoming import accept_migration
+from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.progress import MigrationProgress, Settings
+from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.source_candidates import MAX_CANDIDATES, MAX_REPORTED
+from pyvmm.migration.stream import DestinationReader
+from pyvmm.migration.timeouts import Timeouts
+from pyvmm.sockets.addresses import TcpAddress
+from pyvmm.sockets.connect import connect, connect_directly
+from pyvmm.sockets.listener import MigrationListener
+from pyvmm.sockets.tls import Security, TlsFiles
+from tests.pyvmm.migration.incoming_vm import EndingVm
+from tests.pyvmm.migration.migration_guest import WritingGuest, config_of
+from tests.pyvmm.sockets.certificates import certificate
+
+LOCAL = TcpAddress("127.0.0.1", 0)
+HELLO = messages.Hello(config_of(64)).record().encode()
+UNPROTECTED = Security()
+PATIENT = Timeouts(hello=60, message=60, abort=0.2)
+"""Longer than a test: nothing may wait for a time-out."""
+
+
+class Destination:
+    """A destination that waits in the event loop of `run`."""
+
+    def __init__(self, security: Security, timeouts: Timeouts) -> None:
+        self.created: list[EndingVm] = []
+        self.refused: list[str] = []
+        self._listener = MigrationListener(LOCAL, security)
+        self._timeouts = timeouts
+        self.address = self._listener.address
+
+    async def receive(self) -> None:
+        """Receive a guest and run it to its end."""
+
+        def make(config: object) -> EndingVm:
+            self.created.append(EndingVm(config_of(64)))
+            return self.created[-1]
+
+        running = await accept_migration(
+            self._listener,
+            make,  # type: ignore[arg-type]
+            on_refused=lambda error: self.refused.append(str(error)),
+            timeouts=self._timeouts,
+        )
+        await running
+
+    def connect(self) -> socket.socket:
+        return connect_directly(self.address)
+
+    def is_listening(self) -> bool:
+        try:
+            self.connect().close()
+        except OSError:
+            return False
+        return True
+
+
+Scenario = Callable[[Destination], Coroutine[None, None, None]]
+
+
+def run(
+    scenario: Scenario, security: Security = UNPROTECTED, timeouts: Timeouts = PATIENT
+) -> Destination:
+    """Run `scenario` while a destination waits, which then has received a guest."""
+
+    async def main() -> Destination:
+        destination = Destination(security, timeouts)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(destination.receive())
+            tasks.create_task(scenario(destination))
+        return destination
+
+    return asyncio.run(main())
+
+
+def send_guest(destination: Destination, security: Security = UNPROTECTED) -> float:
+    """Migrate a guest there; return the seconds that it took."""
+    begin = time.monotonic()
+    link = MigrationLink(connect(destination.address, security))
+    guest = WritingGuest(config_of(64))
+    guest.save_parts = list  # type: ignore[method-assign]
+    with contextlib.closing(link):
+        SourceMigration(guest, link, Settings(), MigrationProgress()).run()
+    return time.monotonic() - begin
+
+
+def reply(link: MigrationLink) -> object:
+    replies = DestinationReader()
+    while (message := replies.next()) is None:
+        data = link.receive(1000)
+        assert data, "the destination has closed the connection"
+        replies.feed(data)
+    return message
+
+
+@contextlib.contextmanager
+def dribbling(stream: socket.socket, data: bytes) -> Iterator[None]:
+    """Send `data` byte by byte, until the block ends or the peer closes the connection."""
+    ended = threading.Event()
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            for byte in data:
+                if ended.wait(0.01):
+                    return
+                stream.send(bytes([byte]))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Callable[[str, str], TlsFiles]]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield lambda ca, name: certificate(Path(directory), ca, name)
+
+
+def test_probes_garbage_and_dribblers_do_not_keep_the_source_out() -> None:
+    async def scenario(destination: Destination) -> None:
+        destination.connect().close()
+        garbage, dribbler, silent = (destination.connect() for _ in range(3))
+        garbage.send(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        with garbage, dribbler, silent, dribbling(dribbler, HELLO * 100):
+            while not any("does not send a migration" in text for text in destination.refused):
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(send_guest, destination)
+
+    destination = run(scenario)
+    assert len(destination.created) == 1
+    assert destination.created[0].has_run
+
+
+def test_silent_tls_connections_do_not_delay_the_source(
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    async def scenario(destination: Destination) -> None:
+        with contextlib.ExitStack() as streams:
+            for _ in range(6):
+                streams.enter_context(destination.connect())
+            security = Security(certificates("ca", "source"))
+            assert await asyncio.to_thread(send_guest, destination, security) < 10
+
+    run(scenario, Security(certificates("ca", "destination")))
+
+
+def test_the_oldest_of_too_many_connections_makes_way() -> None:
+    async def scenario(destination: Destination) -> None:
+        streams = []
+        for _ in range(MAX_CANDIDATES):
+            streams.append(destination.connect())
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination)
+        assert streams[0].recv(1000) == b""
+        for stream in streams:
+            stream.close()
+
+    run(scenario)
+
+
+def test_a_candidate_has_a_limited_time_for_its_hello() -> None:
+    async def scenario(destination: Destination) -> None:
+        with destination.connect() as dribbler, dribbling(dribbler, HELLO):
+            while not destination.refused:
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination)
+
+    destination = run(scenario, timeouts=Timeouts(hello=0.3, abort=0.3))
+    assert destination.refused == ["the source has not sent a whole message for 0.3 s"]
+
+
+def test_a_second_source_is_refused_while_the_first_is_served() -> None:
+    async def scenario(destination: Destination) -> None:
+        first = MigrationLink(connect(destination.address, Security()))
+        first.send(HELLO)
+        assert await asyncio.to_thread(reply, first) == messages.Welcome()
+        with pytest.raises(PeerAborted, match="another source is already sending its guest"):
+            await asyncio.to_thread(send_guest, destination)
+        first.close()
+        while not destination.refused:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination)
+
+    destination = run(scenario)
+    assert [vm.has_run for vm in destination.created] == [False, True]
+
+
+def test_the_destination_ends_when_a_source_fails_after_its_first_state() -> None:
+    async def scenario(destination: Destination) -> None:
+        source = MigrationLink(connect(destination.address, Security()))
+        source.send(HELLO)
+        assert await asyncio.to_thread(reply, source) == messages.Welcome()
+        assert destination.is_listening()
+        source.send(messages.RoundEnd(1).record().encode())
+        while destination.is_listening():
+            await asyncio.sleep(0.01)
+        source.close()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        run(scenario)
+    (error,) = raised.value.exceptions
+    assert isinstance(error, IncomingMigrationFailed)
+
+
+def test_failures_are_reported_ever_more_rarely() -> None:
+    async def scenario(destination: Destination) -> None:
+        for _ in range(4 * MAX_REPORTED):
+            destination.connect().close()
+            await asyncio.sleep(0.005)
+        await asyncio.to_thread(send_guest, destination)
+
+    assert len(run(scenario).refused) in range(MAX_REPORTED, MAX_REPORTED + 4)
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_repeated_cancellation_ends_the_wait_at_once(greeted: bool) -> None:
+    """With a connection that is silent, and with a source that is being served."""
+    unhandled: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unhandled.append(context))
+        destination = Destination(Security(), PATIENT)
+        waiting = asyncio.create_task(destination.receive())
+        await asyncio.sleep(0)
+        link = MigrationLink(connect(destination.address, Security()))
+        if greeted:
+            link.send(HELLO)
+            assert await asyncio.to_thread(reply, link) == messages.Welcome()
+        else:
+            await asyncio.sleep(0.05)
+        for _ in range(3):
+            waiting.cancel()
+            await asyncio.sleep(0.001)
+        begin = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert time.monotonic() - begin < 2
+        assert not destination.is_listening()
+        link.close()
+
+    before = threading.active_count()
+    asyncio.run(main())
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    assert unhandled == []
