@@ -8,19 +8,21 @@ reports how many pages were left out and why.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from pyvmm.cli.collected_signals import collected_signals
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.options import optional_qmp_option, timeout_option, unused_option
 from pyvmm.cli.qmp_command import run_qmp_command
 from pyvmm.progress.reporter import show_progress
 from pyvmm.qmp.client import QmpClient
-from pyvmm.standard_streams.text import print_line
+from pyvmm.standard_streams.text import print_line, print_message
 from pyvmm.units import MIB, format_size
 from pyvmm_native import PAGE_BYTES
 
@@ -74,8 +76,10 @@ def snapshot(
 
     FILE holds the guest's memory, secrets included; only its owner can read it.
 
+    A signal such as Ctrl-C ends the command only: the snapshot continues in the guest's process.
+
     The exit status is 0 when the snapshot is complete, 1 when the guest ended, 2 when it cannot be
-    taken or, with --info, when FILE is damaged.
+    taken or, with --info, when FILE is damaged, 128 + N when signal N ended the wait.
     """
     source = click.get_current_context().get_parameter_source("address")
     if source is ParameterSource.COMMANDLINE if info else address is None:
@@ -91,8 +95,13 @@ def snapshot(
         options["force"] = True
 
     def work(client: QmpClient) -> int:
-        client.execute("snapshot-to-file", path=str(file.absolute()), **options)
-        answer = _wait(client)
+        with collected_signals() as signals:
+            client.execute("snapshot-to-file", path=str(file.absolute()), **options)
+            answer = _wait(client, signals)
+        if answer is None:
+            paused = "" if keep_running else "; the guest then stays paused"
+            print_message(f"interrupted; {file} is still being written, see 'pyvmm status'{paused}")
+            return 128 + signals[0]
         if as_json:
             print_json({"file": str(file), **answer})
         else:
@@ -104,8 +113,11 @@ def snapshot(
     return run_qmp_command(address, "pyvmm snapshot", work)
 
 
-def _wait(client: QmpClient) -> dict[str, Any]:
-    """Show progress until the snapshot is complete; returns the answer of `query-snapshot`."""
+def _wait(client: QmpClient, signals: Sequence[int]) -> dict[str, Any] | None:
+    """Show progress until the snapshot is complete; returns the answer of `query-snapshot`.
+
+    Returns None when the process has received one of `signals`; the snapshot continues.
+    """
     with show_progress() as progress:
         progress.stage("querying unused pages")
         shown_mib, total = 0, 0
@@ -118,6 +130,8 @@ def _wait(client: QmpClient) -> dict[str, Any]:
             if now_mib > shown_mib:
                 progress.advance(now_mib - shown_mib)
                 shown_mib = now_mib
+            if signals:
+                return None
             time.sleep(POLL_PERIOD_S)
     if answer["status"] != "completed":
         # Late: saves 14 ms (the errors of every package) without an error.

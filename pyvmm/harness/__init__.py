@@ -23,6 +23,8 @@ VMMs too; `ScriptedConsole` (`scripted_console`), the far end of the serial line
 exceptions that a script sees (`errors`). This package exports what scripts use.
 """
 
+from pyvmm.balloon.guest_requests import DriverUnavailable, GuestPaused
+from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.errors import CommandFailed, ConsoleTimeout, GuestExited, SnapshotFailed
 from pyvmm.harness.guest_session import (
@@ -40,11 +42,14 @@ __all__ = [
     "CatalogueEntry",
     "CommandFailed",
     "ConsoleTimeout",
+    "DriverUnavailable",
     "GuestExited",
+    "GuestPaused",
     "GuestSession",
     "Ports",
     "ResizeResult",
     "SnapshotFailed",
+    "UnsafeTarget",
     "config_for_image",
     "guest_session",
     "incoming_session",

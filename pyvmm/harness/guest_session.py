@@ -18,14 +18,17 @@ the two ends of `guest_session`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devices.virtio.inspection import QueueContents, inspect_queue
+from pyvmm.balloon.guest_requests import DriverUnavailable, GuestPaused, GuestRequestError
+from pyvmm.balloon.safe_target import check_target
 from pyvmm.config import MachineConfig
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.errors import SnapshotFailed
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 BALLOON_TIMEOUT_S = 600.0
 """Longest time that a resize may take."""
+STATISTICS_TIMEOUT_S = 2.0
+"""Longest wait for the statistics by which a target is judged."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,26 @@ class GuestSession(ConsoleGuest[ExitResult]):
         super().__init__(console, running or asyncio.create_task(vm.run()))
         self.vm = vm
 
-    async def resize_balloon(self, target_pages: int) -> ResizeResult:
+    async def resize_balloon(self, target_pages: int, *, force: bool = False) -> ResizeResult:
         """Set the balloon's target size, in 4 KiB pages, and wait until the driver reports it.
 
-        Raises GuestExited, and TimeoutError after `BALLOON_TIMEOUT_S`.
+        Raises DriverUnavailable or GuestPaused, before anything is changed, if the guest cannot
+        follow, and UnsafeTarget, unless `force`, if it cannot live with the target by its own
+        statistics; then GuestExited, and TimeoutError after `BALLOON_TIMEOUT_S`. If the wait ends
+        with an exception, a target that takes memory from the guest is taken back.
         """
+        await self._check_target(target_pages, force)
+        vm, earlier_bytes = self.vm, self.vm.balloon_target_bytes
+        inflates = target_pages > vm.balloon.actual
         before = self._traffic()
         begin = time.monotonic()
-        self.vm.set_balloon_target(self.vm.ram_bytes - target_pages * PAGE_BYTES)
-        await self.while_running(self._reach(target_pages))
+        vm.set_balloon_target(vm.ram_bytes - target_pages * PAGE_BYTES)
+        try:
+            await self.while_running(self._reach(target_pages))
+        except BaseException:
+            if inflates:
+                vm.set_balloon_target(earlier_bytes)
+            raise
         seconds = time.monotonic() - begin
         pages, requests = (new - old for new, old in zip(self._traffic(), before, strict=True))
         return ResizeResult(seconds, pages, requests)
@@ -119,6 +135,22 @@ class GuestSession(ConsoleGuest[ExitResult]):
         if snapshots.status.status != "completed":
             raise SnapshotFailed(snapshots.status.error)
         return snapshots.status
+
+    async def _check_target(self, target_pages: int, force: bool) -> None:
+        """Raise the error that `resize_balloon` describes if the target cannot or must not be."""
+        vm = self.vm
+        if vm.status == "paused":
+            raise GuestPaused("the guest is paused and cannot respond")
+        if vm.status == "running" and not vm.balloon_driver_runs:
+            raise DriverUnavailable("the guest runs no balloon driver")
+        actual_bytes = vm.balloon_actual_bytes
+        target_bytes = vm.ram_bytes - target_pages * PAGE_BYTES
+        if force or target_bytes >= actual_bytes:
+            return
+        statistics: Mapping[str, int | None] = {}
+        with contextlib.suppress(GuestRequestError):
+            statistics = (await vm.balloon_statistics.fresh(STATISTICS_TIMEOUT_S)).report.known
+        check_target(target_bytes, actual_bytes, statistics)
 
     async def _reach(self, target_pages: int) -> None:
         async with asyncio.timeout(BALLOON_TIMEOUT_S):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,7 @@ def test_a_snapshot_is_saved_and_inspected(tmp_path: Path) -> None:
 def test_another_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     machine, socket, file = machine_with_pages(), tmp_path / "qmp", tmp_path / "notes"
     file.write_text("mine")
-    arguments = ("snapshot", file, "--qmp", f"unix:{socket}", "--stop")
+    arguments = ("snapshot", str(file), "--qmp", f"unix:{socket}", "--stop")
     with served_in_thread(machine, socket):
         done = pyvmm(*arguments)
         assert (done.returncode, machine.status) == (2, "running")
@@ -103,6 +105,36 @@ def test_a_failed_snapshot_is_one_line(tmp_path: Path) -> None:
         done = pyvmm("snapshot", "/proc/none", "--qmp", f"unix:{socket}", "--stop")
         assert (done.returncode, machine.status) == (2, "running")
     assert "cannot write the snapshot /proc/none" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--stop"]])
+def test_a_signal_ends_the_command_and_tells_that_the_snapshot_continues(
+    tmp_path: Path, options: list[str]
+) -> None:
+    class SilentVm(InMemoryVm):
+        def _respond(self) -> None:
+            """Leave the request for unused pages without a response."""
+
+    machine, socket, file = SilentVm(64 * MIB), tmp_path / "qmp", tmp_path / "s"
+    command = [sys.executable, "-m", "pyvmm", "snapshot", str(file), "--qmp", f"unix:{socket}"]
+    with served_in_thread(machine, socket):
+        process = subprocess.Popen(
+            [*command, "--timeout", "2", *options], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while not machine.saving:
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        while machine.saving:
+            time.sleep(0.01)
+    paused = "; the guest then stays paused" if options else ""
+    expected = f"interrupted; {file} is still being written, see 'pyvmm status'{paused}"
+    assert (process.returncode, err.splitlines()[-1]) == (130, f"pyvmm: {expected}")
+    assert file.exists()
+    assert machine.status == ("paused" if options else "running")
 
 
 def test_either_qmp_or_info_is_needed(tmp_path: Path) -> None:
