@@ -67,15 +67,15 @@ def run_in_lab(
     than `timeout_s` is ended with status 124. Main thread only. Raises UserError if a part is
     missing, or an address or the working directory cannot be used, LabError if the lab fails.
     """
-    check_shared(Path.cwd())
-    paths = [Path(os.path.abspath(path)) for path in sockets]
-    inner = inner_sockets(paths)
+    check_shared(_working_directory(), *_package_directories())
+    requested = {Path(os.path.abspath(path)): path for path in sockets}
+    inner = inner_sockets(list(requested))
     env = {**os.environ, **_OWN_VARIABLES, **sockets_variable(inner)}
     _compile_our_packages()
     with ExitStack() as stack:
         listeners = []
         for path, lab_path in inner.items():
-            listener = UnixListener(path)
+            listener = UnixListener(path, shown_as=requested[path])
             listeners.append(ForwardedListener(listener.socket, lab_path, listener.remove))
             stack.callback(listener.remove)
         if incoming is not None:
@@ -94,6 +94,13 @@ def check_shared(*paths: Path) -> None:
     for path in paths:
         if (own := lab_directory(path)) is not None:
             raise NotSharedWithLab(f"the lab does not share {own} with the host, so not {path}")
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise NotSharedWithLab("the working directory no longer exists") from None
 
 
 def _incoming_listeners(

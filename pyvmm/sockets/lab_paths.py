@@ -10,7 +10,7 @@ lab nothing is mapped and there is no proxy. Two environment variables carry the
 
 Files are the host's, except in `LAB_DIRECTORIES`, where the lab has file systems of its own. A
 guest with a forwarded control socket gets its paths from the host, so `host_cannot_see` a file
-that it writes there.
+that it reads or writes there.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from pyvmm.sockets.errors import (
     TlsRequired,
     reason,
 )
-from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.sockets.lab_paths import host_cannot_see, in_lab, lab_directory
 from pyvmm.sockets.lookup import look_up
 
 
@@ -47,6 +47,7 @@ class TlsFiles:
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             for path in (self.ca, self.certificate, self.key):
+                _check_shared(path)
                 os.close(open_regular(path))  # OpenSSL would wait for a pipe without end
             context.load_verify_locations(self.ca)
             context.load_cert_chain(self.certificate, self.key, self._refuse_encryption)
@@ -94,6 +95,15 @@ def handshake(stream: socket.socket, context: ssl.SSLContext, host: str | None) 
         stream.close()
         raise HandshakeFailed(f"TLS failed: {reason(error)}") from error
     return wrapped
+
+
+def _check_shared(path: Path) -> None:
+    """Raise `TlsFilesUnusable` for a file of the host that a guest in the lab cannot read."""
+    if host_cannot_see(path):
+        raise TlsFilesUnusable(
+            f"the TLS files cannot be used: the lab, in which the guest runs, does not share"
+            f" {lab_directory(path)} with the host, so not {path}"
+        )
 
 
 def _is_local(address: TcpAddress) -> bool:

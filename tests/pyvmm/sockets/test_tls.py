@@ -17,7 +17,7 @@ import pytest
 from pyvmm.errors import UserError
 from pyvmm.sockets.addresses import TcpAddress, UnixAddress
 from pyvmm.sockets.connect import connect
-from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE, sockets_variable
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security, TlsFiles
 from tests.pyvmm.sockets.certificates import certificate
@@ -121,6 +121,20 @@ def test_in_the_lab_a_name_that_does_not_resolve_is_not_loopback(
     with pytest.raises(UserError, match="not on this host, and there is no TLS"):
         Security().check(address)
     Security(insecure=True).check(address)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2], ids=["the CA", "the certificate", "the key"])
+def test_in_the_lab_a_file_that_it_does_not_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    files = certificate(tmp_path, "ca", "host")
+    paths = [files.ca, files.certificate, files.key]
+    paths[position] = Path("/dev/shm/file.pem")
+    monkeypatch.setenv(IN_LAB_VARIABLE, "1")
+    for name, value in sockets_variable({Path("/vm.sock"): "/inner"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="does not share /dev with the host, so not /dev/shm/file"):
+        TlsFiles(*paths).context(server=False)
 
 
 @needs_localhost
