@@ -56,6 +56,41 @@ def test_threads_have_the_names_in_the_table(name: str) -> None:
     assert any(pattern in text or re.search(pattern, text) for text in sources)
 
 
+def thread_names() -> Iterator[str]:
+    """Yield the start of every name that pyvmm gives a thread."""
+    for path in sorted((ROOT / "pyvmm").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func
+            called = called.id if isinstance(called, ast.Name) else called
+            if called == "Thread":
+                names = [each.value for each in node.keywords if each.arg == "name"]
+            elif called in ("Worker", "call_in_thread"):
+                names = node.args[:1]
+            elif called == "call_within":
+                names = node.args[1:2]
+            else:
+                continue
+            assert names, f"{path}:{node.lineno} starts a thread without a name"
+            yield from literal_starts(names[0])
+
+
+def literal_starts(name: ast.expr) -> Iterator[str]:
+    """Yield the literal text that `name` begins with, unless another caller passes it."""
+    if isinstance(name, ast.JoinedStr):
+        name = name.values[0]
+    if isinstance(name, ast.Constant):
+        yield str(name.value)
+
+
+def test_the_documents_name_every_thread() -> None:
+    documents = (ROOT / "docs/architecture/threads.md").read_text() + (threads.__doc__ or "")
+    names = {*thread_names()}
+    assert {"snapshot", "stdin copier ", "vcpu-throttle", "connect "} <= names
+    assert {name for name in names if f"`{name}" not in documents} == set()
+
+
 def test_an_owner_knows_its_thread() -> None:
     owner = Owner()
     seen: list[bool] = []
