@@ -6,7 +6,8 @@ descriptor whose bytes go over the link) and a *sink* (a descriptor that takes t
 arrive), which may be the same socket. All descriptors are non-blocking, and one `poll` waits for
 them all. A source is read only while the peer has granted credit and the link's own buffer is
 short, and credit is granted only for bytes that a sink has taken. So every buffer is bounded, and a
-stream without a reader blocks only its own writer.
+stream without a reader blocks only its own writer. A socket may end one direction and keep the
+other; one that is closed as a whole closes the one at the other end.
 
 The loop uses `select.poll` directly because it also runs inside the lab, where importing asyncio
 takes a second.
@@ -50,6 +51,12 @@ class Channel:
         self.pending = bytearray()
         self.ended = False  # the peer's stream has ended; `pending` is the rest of it
         self.attached = True  # False: incoming data waits for `Multiplexer.attach`
+        self.is_socket = source is not None and source == sink
+
+    @property
+    def half_closed(self) -> bool:
+        """True for a socket whose stream has ended; it may still take data, or have hung up."""
+        return self.is_socket and self.source is None
 
     @property
     def done(self) -> bool:
@@ -100,7 +107,7 @@ class Multiplexer:
         os.set_blocking(fd, False)
         channel = self.channels[number]
         channel.source = channel.sink = fd
-        channel.attached = True
+        channel.attached = channel.is_socket = True
         self._drain(channel)
 
     def abandon(self, number: int) -> None:
@@ -164,6 +171,8 @@ class Multiplexer:
                 self._drain(channel)
             if channel.source in ready:
                 self._fill(channel)
+            if channel.half_closed and ready.get(channel.sink or -1, 0) & select.POLLHUP:
+                self._hang_up(channel)
         for fd, callback in list(self._watched.items()):
             if fd in ready:
                 callback()
@@ -200,8 +209,9 @@ class Multiplexer:
         for channel in self.channels.values():
             if channel.source is not None and self._may_send(channel):
                 interest[channel.source] = interest.get(channel.source, 0) | select.POLLIN
-            if channel.sink is not None and channel.pending:
-                interest[channel.sink] = interest.get(channel.sink, 0) | select.POLLOUT
+            if channel.sink is not None and (channel.pending or channel.half_closed):
+                events = select.POLLOUT if channel.pending else 0  # POLLHUP is always reported
+                interest[channel.sink] = interest.get(channel.sink, 0) | events
         return interest
 
     def _serve_link(self, events: int) -> None:
@@ -303,6 +313,13 @@ class Multiplexer:
         if fd is not None and fd != channel.sink:
             os.close(fd)
         self._forget_if_done(channel)
+
+    def _hang_up(self, channel: Channel) -> None:
+        """Close a channel whose socket was closed: the peer's end of it is closed, too."""
+        self._send(FrameType.CLOSE, channel.number)
+        channel.pending.clear()
+        channel.ended = True
+        self._end_sink(channel)
 
     def _end_sink(self, channel: Channel) -> None:
         fd, channel.sink = channel.sink, None

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -136,6 +137,31 @@ def test_one_direction_can_end_before_the_other(connected: Any) -> None:
     assert client.recv(10) == b""
     assert not pair.near.channels
     assert not pair.far.channels
+
+
+@pytest.mark.parametrize("half_first", [False, True])
+def test_a_socket_that_is_closed_closes_the_one_at_the_other_end(
+    connected: Any, half_first: bool
+) -> None:
+    """So a server that waits for nothing from its client notices that the client is gone."""
+    pair, client, server = connected
+    client.sendall(b"request!")
+    if half_first:
+        client.shutdown(socket.SHUT_WR)
+        pair.turns()
+        assert not hung_up(server)
+    client.close()
+    pair.turns()
+    assert hung_up(server)
+    assert server.recv(10) == b"request!"
+    assert not pair.near.channels
+    assert not pair.far.channels
+
+
+def hung_up(stream: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return poll.poll(0) == [(stream.fileno(), select.POLLHUP)]
 
 
 def test_a_broken_sink_ends_the_source(pair: Pair) -> None:
