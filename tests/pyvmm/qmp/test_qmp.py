@@ -145,9 +145,10 @@ def test_an_endless_message_is_not_buffered() -> None:
         b"x\n" * 100_000,
         b'{"a": ["' + b'\\"' * 300_000 + b'"]}',
         b'{"a": [' + b'"",' * 300_000 + b"1]}\n",
+        b'{"a": "' + b"y" * 1_000_000 + b'"}',
         b" " * 1_000_000 + b"{}",
     ],
-    ids=["objects", "garbage lines", "escapes", "strings", "blanks"],
+    ids=["objects", "garbage lines", "escapes", "strings", "a long string", "blanks"],
 )
 def test_parsing_time_is_linear_in_the_input(data: bytes, chunk_bytes: int) -> None:
     def seconds(part: bytes) -> float:

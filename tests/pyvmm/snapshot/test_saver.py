@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.memory.precopy import UnusedPages
 from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, Snapshots, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
@@ -93,6 +94,24 @@ def test_a_guest_that_is_being_migrated_is_not_saved(tmp_path: Path) -> None:
 
     with pytest.raises(MigrationActive):
         take_snapshot(MigratingMachine(), SnapshotRequest(tmp_path / "s"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_end_of_the_machine_does_not_wait_for_the_guests_answer(tmp_path: Path) -> None:
+    class SilentGuest(InMemoryVm):
+        async def unused_pages(self, timeout_s: float) -> UnusedPages:
+            await asyncio.sleep(timeout_s)
+            raise AssertionError("not ended")
+
+    async def main() -> SnapshotStatus:
+        machine = SilentGuest(64 * MIB)
+        machine.snapshots.start(SnapshotRequest(tmp_path / "s", timeout_s=60))
+        await asyncio.sleep(PAUSE_S)
+        async with asyncio.timeout(20):
+            await machine.snapshots.end()
+        return machine.snapshots.status
+
+    assert asyncio.run(main()) == SnapshotStatus("failed", error="the guest has ended")
     assert not list(tmp_path.iterdir())
 
 

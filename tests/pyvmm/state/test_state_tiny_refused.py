@@ -36,6 +36,20 @@ def refused(machine: Tiny, payload: Payload, match: str) -> None:
         machine.restore_vcpu(payload)
 
 
+def test_a_state_of_a_cpu_without_xsave_is_restored(good: tuple[Tiny, dict[str, Any]]) -> None:
+    """It has no extended control registers."""
+    machine, payload = good
+    machine.restore_vcpu({**payload, "xcrs": b""})
+
+
+@pytest.mark.parametrize("size", [1, sizeof(abi.kvm_xcrs) - 1])
+def test_other_sizes_of_the_control_registers_are_refused(
+    good: tuple[Tiny, dict[str, Any]], size: int
+) -> None:
+    machine, payload = good
+    refused(machine, {**payload, "xcrs": bytes(size)}, f"kvm-vcpu: xcrs has {size} bytes and not")
+
+
 def test_unknown_msrs_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     refused(machine, with_msr(payload, 0x1234_5678, 0), "kvm-vcpu: msr_indices has MSR 0x12345678")
