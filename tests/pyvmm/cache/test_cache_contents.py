@@ -53,6 +53,14 @@ def test_entries_are_listed_by_their_last_use(root: Path) -> None:
     assert list_entries(root / "nowhere") == []
 
 
+def test_a_link_takes_its_own_space_and_not_that_of_its_target(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(256 * KIB))
+    (root / "lab" / "link").symlink_to(tmp_path / "big")
+    (root / "lab" / "dangling").symlink_to(tmp_path / "nowhere")
+    sizes = {entry.path.name: entry.size_bytes for entry in list_entries(root)}
+    assert sizes["link"] == sizes["dangling"] < 64 * KIB
+
+
 def test_a_listing_removes_the_files_of_killed_writers(root: Path) -> None:
     (root / "lab" / ".pyvmm-0.part").touch()
     assert len(list_entries(root)) == 4

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from pyvmm.memory.precopy import UnusedPages
+from pyvmm.snapshot import saver
+from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, Snapshots, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
@@ -68,6 +70,35 @@ def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path)
     begin = time.monotonic()
     status = take_snapshot(RecordingMachine(), SnapshotRequest(tmp_path / "s"))
     assert PAUSE_S <= status.stopped_seconds <= status.seconds <= time.monotonic() - begin
+
+
+def test_a_short_round_is_the_last_one_before_the_guest_is_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, copy_round = RecordingMachine(), Copier.copy_round
+    statuses: list[str] = []
+
+    def observed(copier: Copier) -> None:
+        statuses.append(machine.status)
+        copy_round(copier)
+
+    monkeypatch.setattr(Copier, "copy_round", observed)
+    monkeypatch.setattr(saver, "SHORT_ROUND_S", 60.0)
+    take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
+    assert statuses == ["running", "paused"]
+
+
+def test_a_guest_that_ends_while_it_is_copied_is_not_saved(tmp_path: Path) -> None:
+    class EndingGuest(RecordingMachine):
+        async def unused_pages(self, timeout_s: float) -> UnusedPages:
+            self.status = "shutdown"
+            return await super().unused_pages(timeout_s)
+
+    machine = EndingGuest()
+    status = take_snapshot(machine, SnapshotRequest(tmp_path / "s", keep_running=False))
+    assert status == SnapshotStatus("failed", error="the guest has ended")
+    assert machine.calls == ["prepare"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_counts_the_pages_copied_and_those_to_copy(tmp_path: Path) -> None:

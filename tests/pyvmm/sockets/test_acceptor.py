@@ -65,11 +65,15 @@ def test_clients_beyond_the_limit_are_disconnected_and_logged_once(
         with connect(listener) as client:
             assert acceptor.accept(2, 2) is None
             assert client.recv(1) == b""
-    assert caplog.messages == ["a client was disconnected: there are 2 already, which is the limit"]
+    refusal = "a client was disconnected: there are 2 already, which is the limit"
+    assert caplog.messages == [refusal]
     with connect(listener):
         accepted = acceptor.accept(1, 2)
         assert accepted is not None
         accepted.close()
+    with connect(listener):
+        assert acceptor.accept(2, 2) is None
+    assert caplog.messages == [refusal, refusal], "the first of a new row"
     acceptor.close()
 
 
