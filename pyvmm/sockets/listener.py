@@ -67,7 +67,9 @@ class MigrationListener:
         forwarded, self._forwarded = self._forwarded, None
         if forwarded is not None:
             # The reply of the host is not waited for.
-            threading.Thread(target=_close_outside, args=(forwarded,), daemon=True).start()
+            threading.Thread(
+                target=_close_outside, args=(forwarded,), name="unlisten", daemon=True
+            ).start()
 
 
 def _close_outside(forwarded: IncomingSocket) -> None:
