@@ -45,6 +45,7 @@ class EndSignals:
         self._loop = loop
         self._on_signal = on_signal
         self._release = release
+        self._handlers: dict[int, Callable[[], object]] = {}
         self._former: dict[signal.Signals, Any] = {}
         self._writer = -1
         self._timer: threading.Timer | None = None
@@ -58,8 +59,21 @@ class EndSignals:
         threading.Thread(target=self._read, args=(reader,), name="end-signals", daemon=True).start()
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in END_SIGNALS:
-            self._former[signum] = signal.signal(signum, lambda signum, frame: None)
-            signal.siginterrupt(signum, False)
+            self._catch(signum)
+
+    def handle(self, signum: signal.Signals, handler: Callable[[], object]) -> None:
+        """Call `handler` for this signal, on the event loop, instead; after `start`.
+
+        asyncio's own `add_signal_handler` cannot be used beside this class: both need the wake-up
+        descriptor.
+        """
+        self._handlers[signum] = handler
+        self._catch(signum)
+
+    def _catch(self, signum: signal.Signals) -> None:
+        former = signal.signal(signum, lambda signum, frame: None)
+        self._former.setdefault(signum, former)
+        signal.siginterrupt(signum, False)
 
     def close(self) -> None:
         """Restore the former handlers. The time for the end of the process stays limited."""
@@ -82,10 +96,12 @@ class EndSignals:
     def _read(self, reader: int) -> None:
         while numbers := os.read(reader, 64):
             for number in numbers:
-                if number in END_SIGNALS:
-                    self._status = 128 + number
-                    self.limit()
-                    with contextlib.suppress(RuntimeError):  # the loop is closed
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    if (handler := self._handlers.get(number)) is not None:
+                        self._loop.call_soon_threadsafe(handler)
+                    elif number in END_SIGNALS:
+                        self._status = 128 + number
+                        self.limit()
                         self._loop.call_soon_threadsafe(self._on_signal, number)
         os.close(reader)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import select
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from pyvmm.cli.end_signals import EndSignals
 
 PROGRAM = """
 import asyncio, os, sys, threading, time
@@ -126,3 +129,25 @@ def test_the_end_of_a_process_that_does_not_hang_is_not_forced() -> None:
     run.process.send_signal(signal.SIGTERM)
     assert run.status() == 128 + signal.SIGTERM
     assert OVERDUE not in run.output
+
+
+def test_a_signal_with_a_handler_of_its_own_does_not_end_the_process() -> None:
+    async def main() -> tuple[list[int], list[str]]:
+        loop = asyncio.get_running_loop()
+        ended: list[int] = []
+        handled: list[str] = []
+        signals = EndSignals(loop, ended.append, lambda: None)
+        signals.start()
+        try:
+            signals.handle(signal.SIGINT, lambda: handled.append("SIGINT"))
+            signals.handle(signal.SIGWINCH, lambda: handled.append("SIGWINCH"))
+            for signum in (signal.SIGINT, signal.SIGWINCH):
+                os.kill(os.getpid(), signum)
+                await asyncio.sleep(0.05)
+        finally:
+            signals.close()
+        return ended, handled
+
+    before = signal.getsignal(signal.SIGINT)
+    assert asyncio.run(main()) == ([], ["SIGINT", "SIGWINCH"])
+    assert signal.getsignal(signal.SIGINT) is before
