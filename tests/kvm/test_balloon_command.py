@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB
 from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 
@@ -30,47 +30,47 @@ def test_programs_survive_a_target_that_is_too_small(
     options = ("--memory", RAM, "--append", 'loglevel=4 pyvmm.run="pattern"')
     with RunProcess(guest_image, *options, "--qmp", f"unix:{qmp}") as guest:
         guest.expect("user space up")
-        assert_programs_run(guest)
+        with QmpClient(qmp) as client:
+            refused = run_pyvmm("balloon", TOO_SMALL)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert refused.stderr.startswith("pyvmm: the guest needs ")
+            assert "--force" in refused.stderr
+            assert actual_bytes(client) == RAM
+            assert_programs_run(guest, client)
 
-        refused = run_pyvmm("balloon", TOO_SMALL)
-        assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith("pyvmm: the guest needs ")
-        assert "--force" in refused.stderr
-        assert actual_bytes() == RAM
-        assert_programs_run(guest)
+            stuck = run_pyvmm("balloon", TOO_SMALL, "--force", "--timeout", 1)
+            assert stuck.returncode == 1
+            assert stuck.stderr.startswith("pyvmm: the guest stopped at ")
+            assert stuck.stderr.endswith("; its target is 256 MiB again\n")
+            assert_programs_run(guest, client)
 
-        stuck = run_pyvmm("balloon", TOO_SMALL, "--force", "--timeout", 1)
-        assert stuck.returncode == 1
-        assert stuck.stderr.startswith("pyvmm: the guest stopped at ")
-        assert stuck.stderr.endswith("; its target is 256 MiB again\n")
-        assert_programs_run(guest)
+            interrupt_when_stuck(client)
+            assert_programs_run(guest, client)
 
-        interrupt_when_stuck()
-        assert_programs_run(guest)
-
-        reply = guest.command(f"shell cd {DRIVER}; echo $(basename virtio*) > unbind")
-        assert reply.startswith("ok 0"), reply
-        begin = time.monotonic()
-        without = run_pyvmm("balloon", RAM // 2, "--timeout", 120)
-        assert time.monotonic() - begin < 60
-        assert without.returncode == 2
-        assert "the guest runs no balloon driver;" in without.stderr
-        assert run_pyvmm("quit").returncode == 0
+            reply = guest.command(f"shell cd {DRIVER}; echo $(basename virtio*) > unbind")
+            assert reply.startswith("ok 0"), reply
+            without = run_pyvmm("balloon", RAM // 2, "--timeout", 600)
+            assert without.returncode == 2
+            assert "the guest runs no balloon driver;" in without.stderr
+            client.execute("quit")
 
 
-def assert_programs_run(guest: RunProcess) -> None:
-    """Check that the guest starts a program that uses memory, and kills none."""
-    until_full()
+def assert_programs_run(guest: RunProcess, client: QmpClient) -> None:
+    """Check that the guest, once it has all its RAM, starts a program, and has killed none."""
+    deadline = time.monotonic() + 60
+    while actual_bytes(client) != RAM:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     reply = guest.command("shell head -c 8000000 /dev/zero | wc -c; dmesg | grep -ci 'killed proc'")
     assert reply.startswith("ok 1 8000000\\n0"), reply  # grep's status: no such line
 
 
-def interrupt_when_stuck() -> None:
+def interrupt_when_stuck(client: QmpClient) -> None:
     """Interrupt a change that has taken all that the driver can find."""
     command = [sys.executable, "-m", "pyvmm", "balloon", str(TOO_SMALL), "--force"]
     process = subprocess.Popen([*command, "--timeout", "120"], stderr=subprocess.PIPE, text=True)
     last = RAM
-    while not last == (last := actual_bytes()) < RAM // 2:
+    while not last == (last := actual_bytes(client)) < RAM // 2:
         assert process.poll() is None
         time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -80,15 +80,5 @@ def interrupt_when_stuck() -> None:
     assert err.endswith("; its target is 256 MiB again\n")
 
 
-def until_full() -> None:
-    """Wait until the guest has all of its RAM."""
-    deadline = time.monotonic() + 60
-    while actual_bytes() != RAM:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def actual_bytes() -> int:
-    shown = run_pyvmm("balloon", "--json")
-    assert shown.returncode == 0, shown.stderr
-    return int(json.loads(shown.stdout)["actual"])
+def actual_bytes(client: QmpClient) -> int:
+    return int(client.execute("query-balloon")["actual"])
