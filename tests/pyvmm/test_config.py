@@ -56,7 +56,7 @@ def test_values_beyond_the_limits_are_refused(bad: dict[str, Any]) -> None:
     ("ram_bytes", "size"), [(63 * MIB, "63 MiB"), (64 * MIB + 1, "67108865 bytes"), (1, "1 bytes")]
 )
 def test_a_refused_size_of_ram_is_shown_exactly(ram_bytes: int, size: str) -> None:
-    with pytest.raises(InvalidConfiguration, match=f"a guest cannot have {size} of RAM, only"):
+    with pytest.raises(InvalidConfiguration, match=f"^a guest cannot have {size} of RAM, only"):
         MachineConfig(**{**GOOD, "ram_bytes": ram_bytes})
 
 

@@ -46,6 +46,12 @@ def entropy_device(name: str, slot: int) -> CatalogueEntry:
     )
 
 
+def named_device(name: str, ports: Ports) -> RngDevice:
+    device = RngDevice(ports.ram.memory, ports.timers, ports.tracer)
+    device.name = name
+    return device
+
+
 def test_slots_and_names_are_unique() -> None:
     slots = [entry.slot for entry in CATALOGUE]
     assert len(set(slots)) == len(slots)
@@ -84,6 +90,12 @@ def test_a_model_of_another_name_is_refused() -> None:
 def test_a_name_that_a_saved_machine_cannot_hold_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"1 to 25 ASCII bytes"):
         models(config(), (*CATALOGUE, entropy_device(name, 3)))
+
+
+@pytest.mark.parametrize("name", ["x", "x" * MAX_NAME_BYTES])
+def test_the_shortest_and_the_longest_name_are_accepted(name: str) -> None:
+    entry = CatalogueEntry(name, 3, lambda config, ports: named_device(name, ports))
+    assert models(config(), (*CATALOGUE[:1], entry)) == ["balloon", name]
 
 
 def test_the_longest_name_fits_into_a_saved_machine() -> None:

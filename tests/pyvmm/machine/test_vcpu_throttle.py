@@ -140,6 +140,8 @@ def test_throttling_ends_at_once_and_leaves_no_thread(guest: ThrottledGuest) -> 
     assert guest.throttle.percentage == 0
     assert share(guest, 0.5) > 0.9
     assert not [t for t in threading.enumerate() if t.name == "vcpu-throttle"]
+    guest.throttle.set(50)
+    assert share(guest, 1.0) < 0.9, "throttled again"
 
 
 def test_a_pause_neither_waits_for_the_throttle_nor_ends_with_it(guest: ThrottledGuest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +83,17 @@ def test_ram_above_3_gib_continues_at_4_gib() -> None:
 
 def test_boot_data_fits_below_the_legacy_area() -> None:
     assert_disjoint([(0, 1), *BOOT_DATA, (layout.EBDA_GPA, 1)])
+
+
+@pytest.mark.parametrize("gpa", [gpa for gpa, _ in (*BOOT_DATA, *DEVICES)])
+def test_tables_and_devices_begin_at_pages(gpa: int) -> None:
+    assert gpa % PAGE_BYTES == 0
+
+
+def test_the_windows_of_the_host_bridge_are_where_the_map_shows_them() -> None:
+    (low, low_bytes), (high, high_bytes) = layout.PCI_WINDOWS
+    assert (low, low + low_bytes) == (0xC010_0000, 0xFEC0_0000)
+    assert (high, high + high_bytes) == (0x8_0000_0000, 0x10_0000_0000)
 
 
 def test_ports_do_not_overlap() -> None:

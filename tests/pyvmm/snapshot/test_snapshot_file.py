@@ -16,7 +16,7 @@ from pyvmm.snapshot import format as layout
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport
 from pyvmm.state.config_record import config_record
-from pyvmm.state.records import Record
+from pyvmm.state.records import Record, RecordError
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.snapshot.snapshot_files import (
@@ -148,6 +148,12 @@ def test_a_header_with_impossible_sizes_is_refused(
 ) -> None:
     rewritten(snapshot, *own_records(snapshot), **{name: value})
     refused(snapshot, message)
+
+
+@pytest.mark.parametrize("size", [0, 23])
+def test_a_header_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(RecordError, match=f"record 'snapshot' has {size} bytes"):
+        layout.Header.decode(Record(layout.HEADER, layout.VERSION, bytes(size)))
 
 
 ONE = b"\1".ljust(64, b"\0")

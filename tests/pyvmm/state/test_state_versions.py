@@ -6,6 +6,7 @@ Added, removed or redefined fields need a new STATE_VERSION and a new line here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -17,10 +18,12 @@ from devices.legacy.acpi_pm import AcpiPm
 from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.pci.host_bridge import ConfigMechanism1, PciBus
-from devices.state import Stateful, Value
+from devices.state import Stateful, Value, decode
 from devices.testing.balloon.driver import STATS, BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver
 from devices.testing.recorders import RecordingInterruptLine
+from pyvmm.state import kvm_vcpu, kvm_vm
+from tests.pyvmm.state.tiny_guest import tiny
 
 FUNCTION = (
     "bars* decoded* device_id registers.cache_line_size registers.command"
@@ -52,6 +55,11 @@ VERSIONS = {
     ("host-bridge", 1): FUNCTION,
     ("pci_config_ports", 1): "address",
     ("rtc", 1): "memory registers.index",
+    ("kvm-vcpu", 1): (
+        "cpuid debugregs lapic mp_state msr_indices* msr_values* regs sregs2 tsc_deadline"
+        " tsc_khz vcpu_events xcrs xsave"
+    ),
+    ("kvm-vm", 1): "clock_ns clock_tsc ioapic pic_master pic_slave pit2",
     ("uart", 1): (
         "divisor fifos_enabled ier modem_deltas overrun received registers.lcr registers.mcr"
         " registers.scr transmitter_empty_pending trigger_bytes"
@@ -113,3 +121,14 @@ def test_the_fields_of_a_state_are_those_of_its_version(
 ) -> None:
     known = VERSIONS[(part.STATE_KIND, part.STATE_VERSION, *variant)]
     assert sorted(set(names(part.save_state()))) == sorted(known.split())
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [(kvm_vcpu.KIND, kvm_vcpu.VERSION), (kvm_vm.KIND, kvm_vm.VERSION)],
+)
+def test_the_fields_of_what_kvm_holds_are_those_of_its_version(kind: str, version: int) -> None:
+    with tiny() as machine:
+        saved = decode(machine.save()[kind])
+    assert sorted(set(names(dict(saved)))) == sorted(VERSIONS[kind, version].split())
