@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reasons why a machine cannot be created or paused."""
+"""Reasons why a machine cannot be created, paused or continued."""
 
 from __future__ import annotations
 
+from pykvm import KvmError
 from pyvmm.errors import UserError
 
 
@@ -12,3 +13,12 @@ class MachineNotCreated(UserError):
 
 class VcpuNotStopped(UserError):
     """A vCPU has not left the guest in time, so the guest was not paused."""
+
+
+def kvm_refusal(error: BaseException) -> str:
+    """Return the request that KVM has refused and the reason; "" for any other error."""
+    if isinstance(error, KvmError):
+        return str(error)
+    # The native loop, which knows no KvmError, raises an OSError that begins with the request.
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason if reason is not None and reason.startswith("KVM_RUN: ") else ""

@@ -34,7 +34,7 @@ from pyvmm.boot.loader import load_linux
 from pyvmm.boot.panic import rebooted_after_panic
 from pyvmm.machine.catalogue import CATALOGUE, Ports, make_models, part_kinds
 from pyvmm.machine.device_timers import DeviceTimers
-from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
+from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped, kvm_refusal
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
 from pyvmm.machine.legacy_devices import LegacyDevices
@@ -130,7 +130,7 @@ class Machine:
         self._pci_ports = ConfigMechanism1(self._pci, self._legacy.reset)
         self._pio.map(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, self._pci_ports)
         self._mmio.map(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES, EnhancedConfig(self._pci))
-        self._timers = DeviceTimers(self.lock, self.failed)
+        self._timers = DeviceTimers(self.lock, self._request_failed)
         self.pci_devices = self._make_pci_devices()
         buses = GuestBuses(self._pio, self._mmio, self.lock, console_throttle)
         self.vcpu_threads = [self._make_vcpu(index, buses) for index in range(config.vcpus)]
@@ -157,7 +157,7 @@ class Machine:
                 router=self._router,
                 lock=self.lock,
                 tracer=self._tracer,
-                on_error=self.failed,
+                on_error=self._request_failed,
             )
             for entry, model in make_models(self._devices, self.config, ports)
         }
@@ -166,7 +166,7 @@ class Machine:
         vcpu = self._vm.create_vcpu(index)
         crashed = partial(self._vcpu_crashed, index)
         serial = self._legacy.serial
-        return VcpuThread(vcpu, index, buses, serial, self.gate, crashed, self.failed)
+        return VcpuThread(vcpu, index, buses, serial, self.gate, crashed, self._request_failed)
 
     def model(self, name: str) -> VirtioDevice:
         """Return the device model called `name` in the catalogue; KeyError without one."""
@@ -309,10 +309,11 @@ class Machine:
         with self.lock:
             return self._parts.save()
 
+    @_host_errors_reported()
     def restore_parts(self, records: Sequence[Record]) -> None:
         """Restore everything but memory, before `start`.
 
-        Raises StateError; only `close` may follow that.
+        Raises StateError, or `MachineNotCreated` if KVM refuses a request; only `close` may follow.
         """
         with self.lock:
             self._parts.restore(records)
@@ -346,6 +347,15 @@ class Machine:
                 result = ExitResult(ExitReason.PANIC, PANICKED)
             self._exit = result
             self.exited(result)
+
+    def _request_failed(self, error: BaseException) -> None:
+        """End the machine after an exception on any thread: KVM's refusal, or else a bug."""
+        if refusal := kvm_refusal(error):
+            self._guest_exits(
+                ExitResult(ExitReason.CRASH, f"a request to KVM has failed: {refusal}")
+            )
+        else:
+            self.failed(error)
 
     def _vcpu_crashed(self, index: int, reason: str) -> None:
         self._guest_exits(ExitResult(ExitReason.CRASH, f"vCPU {index} stopped: {reason}"))

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devices.state import StateError
+from pykvm import KvmError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration.errors import LinkBroken, LinkTimedOut, MigrationError
@@ -122,7 +123,7 @@ class DestinationMigration:
         """Tell the source the reason if the block raises."""
         try:
             yield
-        except (StateError, UserError) as error:
+        except (StateError, UserError, KvmError) as error:
             self._abort(str(error))
             raise MigrationError(str(error)) from error
         except LinkBroken as error:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from pykvm import KvmError
 from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.errors import UserError
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
@@ -175,6 +176,8 @@ class Migrations:
                 raise
         except (MigrationError, UserError) as error:
             self.error = str(error)
+        except KvmError as error:
+            self.error = f"a request to KVM has failed: {error}"
         except Exception as error:
             _log.exception("a migration failed")
             self.error = f"a bug of pyvmm: {error!r}"

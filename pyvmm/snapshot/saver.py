@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pykvm import KvmError
 from pyvmm.errors import UserError
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.snapshot.copier import Copier
@@ -153,6 +154,8 @@ class Snapshots:
             self._fail("the guest has ended")
         except UserError as error:
             self._fail(str(error))
+        except KvmError as error:
+            self._fail(f"a request to KVM has failed: {error}")
         except Exception as error:
             _log.exception("a snapshot failed")
             self._fail(f"a bug of pyvmm: {error!r}")

@@ -204,8 +204,12 @@ async def _check_hints(guest: GuestSession) -> None:
 
 @pytest.mark.parametrize(
     ("append", "reason"),
-    [("rdinit=/none init=/none", ExitReason.PANIC), ('pyvmm.run="reboot -f"', ExitReason.RESET)],
-    ids=["panic", "reboot"],
+    [
+        pytest.param("rdinit=/none init=/none", ExitReason.PANIC, id="panic"),
+        pytest.param(
+            'pyvmm.run="reboot -f"', ExitReason.RESET, id="reboot", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_a_panic_of_a_stock_kernel_differs_from_a_reboot(append: str, reason: ExitReason) -> None:
     kernel = _cached_kernel(CLOUD)

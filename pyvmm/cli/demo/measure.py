@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.errors import CommandError
 from pyvmm.config import MachineConfig
@@ -153,7 +154,10 @@ class Demonstration:
             await guest.command(command)
         await self._record(guest, "before")
         self._announce(f"The balloon takes {sizes.inflate_mib} MiB")
-        inflate = await guest.resize_balloon(sizes.inflate_mib * MIB // PAGE_BYTES)
+        try:
+            inflate = await guest.resize_balloon(sizes.inflate_mib * MIB // PAGE_BYTES)
+        except UnsafeTarget as error:
+            raise CommandError(str(error), "choose a smaller --inflate") from None
         await self._record(guest, "inflated")
         await self._verify(guest)
         self._announce("The balloon returns them")
