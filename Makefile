@@ -27,6 +27,7 @@ test: native image stock-kernels  ## Run all tests; those that need KVM run in t
 # In the environment, LONG_MIB (512) and LONG_TRIES (20) set the size, LONG_SEED repeats a run.
 test-long: native image  ## Run the long tests: migrations, snapshots, faults, more kernels (LONG: a pytest -k expression)
 	@$(BIN)/python -m tests.kvm.debian_kernels --long
+	@$(BIN)/python -m pytest tests/pyvmm -m long -s $(if $(LONG),-k "$(LONG)") || [ $$? -eq 5 ]  # 5: none selected
 	@LAB_MIB=4096 LIMIT_S=14400 $(BIN)/python -m tests.with_kvm tests/kvm -m long -s $(if $(LONG),-k "$(LONG)")
 
 bench: native image  ## Compare pyvmm with QEMU and the machine's limits (BENCH_OPTIONS: names, --quick)
