@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 OVERHEAD_MIB = 2048
 """Memory that the lab needs in addition to guest RAM for its system, Python and pyvmm; ample."""
 
+OUTPUT_TIMEOUT_S = 10.0
+"""Longest pause of the reader of a guest's output when the guest has ended in the lab."""
+
 
 def parse_memory(text: str) -> int:
     """Convert a size of at least 1 GiB to MiB, rounded up; a click type.
@@ -107,4 +110,5 @@ def run_guest_in_lab(
         sockets=sockets,
         incoming=incoming,
         security=security,
+        output_timeout_s=OUTPUT_TIMEOUT_S,
     )

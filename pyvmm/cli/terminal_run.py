@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from pyvmm.sockets.listener import MigrationListener
     from pyvmm.sockets.unix import UnixListener
 
+OUTPUT_TIMEOUT_S = 20.0
+"""Longest wait for the reader of the console's output after the guest has ended."""
+HURRIED_OUTPUT_TIMEOUT_S = 1.0
+"""The same after a signal, `quit`, the escape key or a crash."""
+
 
 async def run_vm(
     config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
@@ -171,28 +176,42 @@ class _TerminalRun:
         """Run the VM to its end, unless it is `running` already; returns the exit status."""
         assert self._vm is not None
         assert self._console is not None
-        for listener in self._listeners:
-            await self._serve(self._vm, listener)
+        await self._serve(self._vm)
         if running is None:
             self.signals.start()
         self._stack.enter_context(self._terminal)
         self._console.start()
         result = await (running or self._vm.run())
-        self._console.close()
-        if (error := self._console.output_error) and not self._caught:
-            detail = f"the guest's console output cannot be written: {error.strerror}"
-            result = ExitResult(ExitReason.CRASH, detail)
+        lost = await self._lost_output(self._console, result)
+        if lost and not self._caught:
+            result = ExitResult(ExitReason.CRASH, lost)
         if result.exit_status:
             print_message(result.detail)
         return self.exit_status(result.exit_status)
 
-    async def _serve(self, vm: VirtualMachine, listener: UnixListener) -> None:
+    async def _lost_output(self, console: ConsoleIo, result: ExitResult) -> str:
+        """Wait until the console's output is written; return the reason why it is not, or ""."""
+        wait_s = OUTPUT_TIMEOUT_S if result.by_guest else HURRIED_OUTPUT_TIMEOUT_S
+        written = await console.finish(lambda: HURRIED_OUTPUT_TIMEOUT_S if self._caught else wait_s)
+        if (error := console.output_error) is not None:
+            return f"the guest's console output cannot be written: {error.strerror}"
+        return "" if written else "the end of the guest's console output was not read"
+
+    async def _serve(self, vm: VirtualMachine) -> None:
+        """Serve the control sockets; all are closed at once, as each may wait for its clients."""
+        if not self._listeners:
+            return
         # Late: saves 5 ms without --qmp.
         from pyvmm.qmp.server import ControlServer
 
-        server = ControlServer(vm, listener)
-        await server.start()
-        self._stack.push_async_callback(server.close)
+        servers = [ControlServer(vm, listener) for listener in self._listeners]
+        for server in servers:
+            await server.start()
+
+        async def close() -> None:
+            await asyncio.gather(*(server.close() for server in servers))
+
+        self._stack.push_async_callback(close)
 
     def exit_status(self, default: int) -> int:
         """Return the exit status after a signal, or `default` if there was none."""

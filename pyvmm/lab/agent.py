@@ -17,7 +17,8 @@ a `Multiplexer`. Control messages, each a JSON object with one key:
 | agent   | `pong`: number | reply to `ping` |
 | host    | `diagnose`: true | make the kernel print tasks and stacks on its console |
 | agent   | `unlisten`: path in the lab | the command stopped listening: close the host's end |
-| agent   | `exit`: status | the command ended; 128 + N after signal N; nothing follows |
+| agent   | `ended`: status | the command ended; its output may follow |
+| agent   | `exit`: status | its output is on the host; 128 + N after signal N; nothing follows |
 
 Channels 0 to 2 are the command's standard streams where they are not a terminal; channel 3 is the
 pseudo-terminal if at least one of them is. Higher ones are socket connections from the host, and
@@ -172,6 +173,7 @@ class Agent:
             if pid == self._child:
                 code = os.waitstatus_to_exitcode(status)
                 self._status = code if code >= 0 else 128 - code
+                self._mux.send_control({"ended": self._status})
 
 
 def _uptime() -> float:

@@ -56,6 +56,7 @@ def run_in_lab(
     incoming: Address | None = None,
     security: Security | None = None,
     timeout_s: float | None = None,
+    output_timeout_s: float | None = None,
 ) -> int:
     """Run `argv` in the lab and return its exit status (128 + N after signal N).
 
@@ -64,8 +65,10 @@ def run_in_lab(
     `pyvmm.sockets.lab_paths.listening_path` of the same path. `incoming` is the address of an
     incoming migration, for which the command has a `MigrationListener` with the same address;
     `security` is that listener's, checked here before the lab starts. A command that takes longer
-    than `timeout_s` is ended with status 124. Main thread only. Raises UserError if a part is
-    missing, or an address or the working directory cannot be used, LabError if the lab fails.
+    than `timeout_s` is ended with status 124. Output that is left when the command has ended, and
+    is not read for `output_timeout_s`, is dropped, with status 1; None waits without a limit. Main
+    thread only. Raises UserError if a part is missing, or an address or the working directory
+    cannot be used, LabError if the lab fails.
     """
     check_shared(_working_directory(), *_package_directories())
     requested = {Path(os.path.abspath(path)): path for path in sockets}
@@ -86,7 +89,10 @@ def run_in_lab(
         lab = start(memory_mib=memory_mib, cpus=cpus)
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
-        return LabSession(lab, listeners, program_directories(), python, timeout_s).run(argv, env)
+        session = LabSession(
+            lab, listeners, program_directories(), python, timeout_s, output_timeout_s
+        )
+        return session.run(argv, env)
 
 
 def check_shared(*paths: Path) -> None:

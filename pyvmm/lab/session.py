@@ -43,6 +43,9 @@ DIAGNOSIS_LINES = 400
 TIMED_OUT_STATUS = 124
 """Exit status after `timeout_s`, as of timeout(1)."""
 
+_ENDED_TURN_MS = 100
+"""Longest turn of the loop when the command has ended, to notice progress of its output."""
+
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _OUTPUT_LOST_STATUS = 1
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -58,13 +61,18 @@ class LabSession:
         programs: Sequence[str],
         python: Mapping[str, Any],
         timeout_s: float | None = None,
+        output_timeout_s: float | None = None,
     ) -> None:
         """Connect to `lab` and forward connections of `listeners` to the command.
 
         `programs` are directories the lab may cache, `python` is `preload.describe_python` of this
-        process, and `timeout_s` limits the command's run time.
+        process, and `timeout_s` limits the command's run time. Output that is left when the command
+        has ended is dropped after `output_timeout_s` without progress; None waits for its reader.
         """
         self._timeout_s = timeout_s
+        self._output_timeout_s = output_timeout_s
+        self._ended_at: float | None = None  # when the command ended, or output was last written
+        self._written_bytes = 0
         self._unanswered = 0
         self._python = dict(python)
         self._lab = lab
@@ -116,6 +124,9 @@ class LabSession:
                 self._turn()
                 if self._deadline_passed():
                     return 128 + self._signals if self._signals else self._time_out()
+                if self._output_stalled():
+                    print_message("the end of the output was not read")
+                    return 128 + self._signals if self._signals else _OUTPUT_LOST_STATUS
             for copier in self._inputs:
                 copier.stop()
         assert self._status is not None
@@ -177,10 +188,21 @@ class LabSession:
         # Wait, up to a time limit, until forwarded clients have read their data.
         return self._mux.delivered or time.monotonic() > self._drain_deadline
 
+    def _output_stalled(self) -> bool:
+        """Return True if the command has ended and its output is no longer read."""
+        if self._ended_at is None or self._output_timeout_s is None:
+            return False
+        written_bytes = sum(copier.written_bytes for copier in self._outputs)
+        if written_bytes != self._written_bytes:
+            self._written_bytes, self._ended_at = written_bytes, time.monotonic()
+        return time.monotonic() - self._ended_at > self._output_timeout_s
+
     def _turn(self) -> None:
         # After the last frame only the copier threads have work, and the loop polls none of their
         # files.
         timeout_ms = int(PING_INTERVAL_S * 1000) if self._status is None else 5
+        if self._ended_at is not None:
+            timeout_ms = min(timeout_ms, _ENDED_TURN_MS)
         if self._deadline is not None:
             left_ms = max(0, int((self._deadline - time.monotonic()) * 1000)) + 1
             timeout_ms = min(timeout_ms, left_ms)
@@ -218,6 +240,8 @@ class LabSession:
             self._set_up()
         elif "ready" in message:
             self._ready = True
+        elif "ended" in message:
+            self._ended_at = time.monotonic()
         elif "unlisten" in message:
             self._forwarder.unlisten(message["unlisten"])
         elif "exit" in message:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pyvmm.standard_streams.descriptors import write_all
 
 _CHUNK_BYTES = 64 * 1024
+_WRITE_BYTES = select.PIPE_BUF
+"""Bytes of one write, so that a slow reader is not taken for one that has stopped."""
 
 
 class InputCopier:
@@ -63,6 +65,7 @@ class OutputCopier:
         self.fd = fd
         self.error: OSError | None = None
         """The error for which the rest of the stream was dropped."""
+        self.written_bytes = 0
         self._inner, self.end = socket.socketpair()
         self._thread = threading.Thread(target=self._copy, name=f"output copier {fd}", daemon=True)
         self._thread.start()
@@ -75,10 +78,16 @@ class OutputCopier:
         with self._inner, contextlib.suppress(ConnectionResetError):
             while data := self._inner.recv(_CHUNK_BYTES):
                 try:
-                    write_all(self.fd, data)
+                    self._write(data)
                 except OSError as error:
                     self.error = error
                     return
+
+    def _write(self, data: bytes) -> None:
+        for at in range(0, len(data), _WRITE_BYTES):
+            part = data[at : at + _WRITE_BYTES]
+            write_all(self.fd, part)
+            self.written_bytes += len(part)
 
 
 def in_foreground(fd: int) -> bool:

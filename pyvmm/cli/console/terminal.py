@@ -7,7 +7,8 @@ are kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end
 the guest runs on without input.
 
 Output: `ConsoleWriter` writes it from a thread of its own. When the output can no longer be
-written, it is dropped, and `Action.OUTPUT_LOST` reports that once.
+written, it is dropped, and `Action.OUTPUT_LOST` reports that once. At the end, `finish` waits for
+the reader.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import atexit
 import contextlib
 import os
 import termios
+import time
 import tty
 from collections.abc import Callable
 from enum import Enum, auto
@@ -30,6 +32,7 @@ HELP_TEXT = (
 )
 MAX_PENDING_BYTES = 1 << 16
 _READ_BYTES = 4096
+_FINISH_POLL_S = 0.005
 _OFFER_BYTES = 256  # more than any UART takes at once
 
 
@@ -154,11 +157,24 @@ class ConsoleIo:
                 break
         self._resume()
 
+    async def finish(self, timeout_s: Callable[[], float]) -> bool:
+        """Stop reading and wait until the remaining output is written; return False if it is not.
+
+        The wait ends after `timeout_s()` seconds, which may become fewer in the meantime.
+        """
+        self.close()
+        begin = time.monotonic()
+        while not self._writer.close(0):
+            if time.monotonic() - begin > timeout_s():
+                return False
+            await asyncio.sleep(_FINISH_POLL_S)
+        return True
+
     def close(self) -> None:
-        """Stop reading, and write the remaining output within a second."""
+        """Stop reading; output that is left may be lost."""
         self._ended = True
         self._pause()
-        self._writer.close()
+        self._writer.close(0)
 
     def _resume(self) -> None:
         """Read again unless the input has ended or too much of it is pending."""

@@ -55,12 +55,16 @@ class ConsoleWriter:
                 lambda: len(self.queue) < MAX_UNWRITTEN_BYTES or self._closing, THROTTLE_S
             )
 
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Write the remaining output, for at most `timeout_s` seconds."""
+    def close(self, timeout_s: float = 1.0) -> bool:
+        """Write the remaining output, for at most `timeout_s` seconds.
+
+        Return False if some is left. The thread continues to write it as long as the process lives.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _notify(self) -> None:
         with self._changed:

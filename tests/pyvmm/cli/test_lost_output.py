@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,12 @@ class Guest:
         if sys.argv[1] == "power off":
             self.output.put(b"Power down")
             return ExitResult(ExitReason.POWEROFF)
+        if sys.argv[1] in ("stalled", "quit while stalled"):
+            for _ in range(40):
+                self.output.put(b"x" * 4096)
+            print("ending", file=sys.stderr, flush=True)
+            stalled = sys.argv[1] == "stalled"
+            return ExitResult(ExitReason.POWEROFF if stalled else ExitReason.QUIT)
         while not self.ending.done():
             self.output.put(b"a line of a guest that runs on")
             await asyncio.sleep(0.01)
@@ -76,6 +85,53 @@ def test_a_pipe_without_a_reader_ends_the_run_with_status_1() -> None:
         os.close(writer)
     assert done.stderr == "pyvmm: the guest's console output cannot be written: Broken pipe\n"
     assert done.returncode == 1
+
+
+@contextmanager
+def stalled(ending: str, timeout_s: float = 60) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Yield a guest that has ended with output in its console, and the pipe to read it from."""
+    reader, writer = os.pipe()
+    program = PROGRAM.replace(
+        "terminal_run.Virt", f"terminal_run.OUTPUT_TIMEOUT_S = {timeout_s}\nterminal_run.Virt"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, ending],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(writer)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ending\n"
+        yield process, reader
+    os.close(reader)
+
+
+def test_the_end_of_the_output_waits_for_a_reader_that_pauses() -> None:
+    with stalled("stalled") as (process, reader):
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.2)
+        received = 0
+        while data := os.read(reader, 4096):
+            received += len(data)
+        assert process.wait(30) == 0
+    assert received == 40 * 4096
+
+
+@pytest.mark.parametrize(("ending", "timeout_s"), [("stalled", 0.2), ("quit while stalled", 60)])
+def test_output_that_is_not_read_ends_with_status_1(ending: str, timeout_s: float) -> None:
+    with stalled(ending, timeout_s) as (process, _):
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        expected = "pyvmm: the end of the guest's console output was not read\n"
+        assert process.stderr.read() == expected
+
+
+def test_a_signal_ends_the_wait_for_the_reader() -> None:
+    with stalled("stalled") as (process, _):
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_output_that_is_written_ends_with_the_status_of_the_guest(tmp_path: Path) -> None:

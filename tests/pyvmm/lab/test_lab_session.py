@@ -118,6 +118,20 @@ def test_endless_output_ends_when_its_reader_closes() -> None:
     assert not emulator.exists()
 
 
+def test_output_that_is_not_read_is_dropped_after_its_time_limit() -> None:
+    program = """
+import sys
+from pyvmm.lab.run import run_in_lab
+sys.exit(run_in_lab(["head", "-c", "200000", "/dev/zero"], output_timeout_s=1))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.wait(TIMEOUT_S) == 1
+        assert running.stderr is not None
+        assert running.stderr.read() == "pyvmm: the end of the output was not read\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_command_and_emulator(number: signal.Signals) -> None:
     command = subprocess.Popen(
