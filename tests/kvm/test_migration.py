@@ -16,9 +16,12 @@ import pytest
 from pyvmm.harness.guest_session import GuestSession, incoming_session
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
+from pyvmm.machine.run_state import RunState
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.outgoing import Migrations
+from pyvmm.migration.timeouts import Timeouts
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.sockets.addresses import parse_migration_address
@@ -29,6 +32,7 @@ from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from tests.kvm.fixture_types import RunGuest
 from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.migration.stalled_peers import StalledDestination
 
 pytestmark = pytest.mark.kvm
 
@@ -180,6 +184,42 @@ def test_the_guest_survives_every_disconnect(
             assert answer["error-desc"]
             assert target.runs is None
             assert guest.vm.status == "running"
+        assert await guest.command("verify 7") == VERIFIED
+        async with migrated_guest(guest, address) as (there, _):
+            assert await there.command("verify 7") == VERIFIED
+            await power_off(there)
+
+    run_guest(scenario, memory_mib=128)
+
+
+@pytest.mark.parametrize(("step", "status"), [("restored", "running"), ("running", "paused")])
+def test_a_dribbling_destination_does_not_keep_the_guest_paused_without_limit(
+    run_guest: RunGuest, address: str, figure: Callable[[str], None], step: str, status: RunState
+) -> None:
+    """Before the commit the guest resumes; after it, it is paused, complete and can be resumed."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        for command in (f"alloc {PATTERN_MIB}", "fill 7"):
+            await guest.command(command)
+        guest.vm._migrations = Migrations(guest.vm, Timeouts(switchover=3, commit=3))
+        ask(guest, "migrate-set-parameters", **{"downtime-limit": 2000})
+        path = Path(address.removeprefix("unix:"))
+        peer = StalledDestination(path, step, "dribbling", 0.5, part_kinds())
+        ask(guest, "migrate", uri=address)
+        answer = await migration_result(guest)
+        await asyncio.to_thread(peer.stop)
+        path.unlink()
+        figure(
+            f"dribbling destination, {step}: {answer['error-desc']}; down {answer['downtime']} ms"
+        )
+        assert answer["status"] == "failed"
+        assert guest.vm.status == status
+        if status == "running":
+            assert "the switchover has taken more than 5 s" in answer["error-desc"]
+        else:
+            assert "it is paused here and complete" in answer["error-desc"]
+            ask(guest, "cont")
         assert await guest.command("verify 7") == VERIFIED
         async with migrated_guest(guest, address) as (there, _):
             assert await there.command("verify 7") == VERIFIED

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from pyvmm.migration import messages
 from pyvmm.migration.messages import FromDestination, FromSource
 from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.sockets.link import shut_down
+from pyvmm.state.records import Kind
 from tests.pyvmm.migration.migration_guest import config_of
 
 Mode = Literal["silent", "dribbling"]
@@ -86,17 +89,24 @@ class StalledPeer(threading.Thread):
 
 
 class StalledDestination(StalledPeer):
-    """A destination that listens at `path`.
+    """A destination that listens at `path`, for a machine with parts of the kinds `kinds`.
 
     Its steps: accept, welcome, pages, round-ack, restored and running.
     """
 
-    def __init__(self, path: Path, step: str, mode: Mode, interval_s: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: str,
+        mode: Mode,
+        interval_s: float,
+        kinds: Mapping[str, Kind] = MappingProxyType({}),
+    ) -> None:
         super().__init__(step, mode, interval_s)
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen()
-        self._reader = SourceReader({})
+        self._reader = SourceReader(kinds)
         self.start()
 
     def stop(self) -> None:
