@@ -144,6 +144,16 @@ def test_queues_exist_by_number() -> None:
     assert not device.has_queue(1)
 
 
+def test_each_generation_of_the_configuration_is_restored() -> None:
+    old, new = Echo(), Echo()
+    for _ in range(255):
+        old.config_changed()
+        old.read_config(0, 1)
+    assert old.config_generation == 255
+    check_device(new, Fields("echo", save_device(old)))()
+    assert new.config_generation == 255
+
+
 def test_a_restored_device_returns_the_buffer_that_the_saved_one_kept() -> None:
     old = Echo()
     driver = running(old)

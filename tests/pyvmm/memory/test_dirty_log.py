@@ -60,6 +60,14 @@ def test_the_pages_of_a_range_are_cleared_and_no_others(
         assert pages(log.collect()) == [pfn for pfn in WRITTEN if pfn not in cleared]
 
 
+def test_nothing_is_logged_outside_the_block() -> None:
+    guest = LoggedRam()
+    assert not guest.vm.logging
+    with guest.log:
+        assert guest.vm.logging
+    assert not guest.vm.logging
+
+
 def test_a_page_that_is_written_after_the_collection_is_not_cleared() -> None:
     guest = LoggedRam()
     with guest.log as log:

@@ -94,6 +94,11 @@ class LoggingVm:
         self._enabled = 0
         self._dirty: list[set[int]] | None = None
 
+    @property
+    def logging(self) -> bool:
+        """The slots are logged."""
+        return self._dirty is not None
+
     def check_extension(self, cap: int) -> int:
         assert cap == abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
         return self._known

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.memory.precopy import UnusedPages
+from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.outgoing import MigrationRefused
 from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.tls import Security
@@ -30,7 +32,35 @@ def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
         destination.join()
         assert (migrations.status, migrations.error) == ("completed", "")
         assert target.runs
-        assert machine.calls == ["prepare", "pause", "save"]
+        before_commit = ["prepare", "pause", "devices stop", "save"]
+        assert machine.calls == [*before_commit, "devices continue"]
+
+    asyncio.run(main())
+
+
+def test_a_guest_that_ends_during_the_migration_does_not_run_at_the_destination(
+    tmp_path: Path,
+) -> None:
+    class EndingGuest(RecordingMachine):
+        async def unused_pages(self, timeout_s: float) -> UnusedPages:
+            unused = await super().unused_pages(timeout_s)
+            self.status = "shutdown"
+            return unused
+
+    async def main() -> None:
+        machine, target = EndingGuest(), FakeTarget()
+        destination = Destination(tmp_path / "m", target)
+        migrations = machine.migrations
+        migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
+        async with asyncio.timeout(20):
+            while migrations.active:
+                await asyncio.sleep(0.001)
+        await migrations.end()
+        destination.join()
+        assert (migrations.status, migrations.error) == ("failed", "the guest has ended")
+        assert (machine.calls, machine.status) == (["prepare"], "shutdown")
+        assert target.runs is None
+        assert isinstance(destination.error, MigrationError)
 
     asyncio.run(main())
 

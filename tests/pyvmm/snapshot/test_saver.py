@@ -7,7 +7,8 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ class RecordingMachine(InMemoryVm):
         self.calls.append("pause")
         super().pause()
 
+    @contextmanager
+    def quiescent(self) -> Iterator[None]:
+        with super().quiescent():
+            self.calls.append("devices stop")
+            yield
+            self.calls.append("devices continue")
+
     def save_parts(self) -> Sequence[Record]:
         self.calls.append("save")
         time.sleep(PAUSE_S)
@@ -63,7 +71,10 @@ def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
     machine = RecordingMachine()
     status = take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
     assert status.status == "completed", status.error
-    assert machine.calls == ["prepare", "pause", "save", "resume"]
+    assert machine.calls == [
+        *("prepare", "pause", "devices stop"),
+        *("save", "devices continue", "resume"),
+    ]
 
 
 def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path) -> None:

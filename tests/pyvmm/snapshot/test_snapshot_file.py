@@ -128,6 +128,15 @@ def test_a_repeated_record_is_refused_by_name(snapshot: Path) -> None:
     refused(snapshot, "record 'part' appears twice")
 
 
+@pytest.mark.parametrize("dropped_bytes", [1, 60])
+def test_an_incomplete_last_record_is_refused(snapshot: Path, dropped_bytes: int) -> None:
+    records = [*own_records(snapshot), Record("part", 2, bytes(20))]
+    tail = b"".join(record.encode() for record in records)[:-dropped_bytes]
+    rewritten(snapshot, *records, records_bytes=len(tail))
+    os.truncate(snapshot, snapshot.stat().st_size - dropped_bytes)
+    refused(snapshot, "its last record is incomplete")
+
+
 def test_a_configuration_with_another_ram_size_is_refused(snapshot: Path) -> None:
     _, *rest = own_records(snapshot)
     rewritten(snapshot, config_record(config(128 * MIB)), *rest)

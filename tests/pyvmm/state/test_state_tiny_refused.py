@@ -77,6 +77,18 @@ def with_leaves(payload: dict[str, Any], leaves: list[abi.kvm_cpuid_entry2]) -> 
     return {**payload, "cpuid": b"".join(bytes(each) for each in leaves)}
 
 
+def test_a_restored_vcpu_has_the_saved_cpuid_and_not_the_hosts(
+    good: tuple[Tiny, dict[str, Any]],
+) -> None:
+    machine, payload = good
+    brand = 0x8000_0002
+    leaves = leaves_of(payload)
+    by_leaf(leaves)[brand, 0].eax ^= 0x0101_0101
+    machine.restore_vcpu(with_leaves(payload, leaves))
+    restored = by_leaf(machine.vcpu.get_cpuid2().entries)
+    assert restored[brand, 0].eax == by_leaf(leaves)[brand, 0].eax
+
+
 def test_missing_cpu_features_are_refused_by_name(good: tuple[Tiny, dict[str, Any]]) -> None:
     machine, payload = good
     leaves = leaves_of(payload)
