@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pykvm import abi
-from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, by_leaf, names
+from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, by_leaf, names, read
 
 # Bits that follow the guest's own registers.
 _APIC, _MONITOR, _OSXSAVE, _OSPKE = 1 << 9, 1 << 3, 1 << 27, 1 << 4
 _FOLLOW_THE_GUEST = {
-    FeatureRegister(0x1, 0, "ecx"): _MONITOR | _OSXSAVE,
-    FeatureRegister(0x1, 0, "edx"): _APIC,
-    FeatureRegister(0x7, 0, "ecx"): _OSPKE,
+    (0x1, 0, "ecx"): _MONITOR | _OSXSAVE,
+    (0x1, 0, "edx"): _APIC,
+    (0x7, 0, "ecx"): _OSPKE,
 }
-_AVX10, _AVX10_VERSION = FeatureRegister(0x24, 0, "ebx"), 0xFF
+_AVX10, _AVX10_VERSION = (0x24, 0, "ebx"), 0xFF
 
 X87_AND_SSE = 0b11
 XSTATE_BV_OFFSET = 512
@@ -66,14 +66,15 @@ def _vendor(leaves: Leaves) -> str:
 
 
 def _missing(register: FeatureRegister, old: Leaves, new: Leaves) -> Iterator[str]:
-    lacking = register.read(old) & ~register.read(new) & ~_FOLLOW_THE_GUEST.get(register, 0)
-    leaf = f"CPUID leaf 0x{register.function:x}.{register.subleaf} {register.name.upper()}"
+    lacking = read(register, old) & ~read(register, new) & ~_FOLLOW_THE_GUEST.get(register, 0)
+    function, index, name = register
+    leaf = f"CPUID leaf 0x{function:x}.{index} {name.upper()}"
     for bit in range(32):
         if lacking >> bit & 1:
             yield names(register).get(bit, f"{leaf} bit {bit}")
 
 
 def _missing_avx10_version(old: Leaves, new: Leaves) -> Iterator[str]:
-    had, has = (_AVX10.read(leaves) & _AVX10_VERSION for leaves in (old, new))
+    had, has = (read(_AVX10, leaves) & _AVX10_VERSION for leaves in (old, new))
     if had > has:
         yield f"avx10.{had}"

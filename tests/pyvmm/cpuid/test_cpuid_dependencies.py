@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pykvm import abi
 from pyvmm.cpuid.dependencies import hide_unusable, requirements, unmet, usable
-from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, hide, names, shown
+from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, hide, names, read, shown
 
 ALL = {name for register in REGISTERS for name in names(register).values()}
 
@@ -54,9 +54,9 @@ def showing(features: set[str]) -> Leaves:
     """Return leaves that show exactly `features`."""
     leaves: Leaves = {}
     for register in REGISTERS:
-        key = register.function, register.subleaf
-        value = sum(1 << bit for bit, name in names(register).items() if name in features)
-        setattr(leaves.setdefault(key, leaf(*key)), register.name, value)
+        function, index, name = register
+        value = sum(1 << bit for bit, each in names(register).items() if each in features)
+        setattr(leaves.setdefault((function, index), leaf(function, index)), name, value)
     return leaves
 
 
@@ -105,9 +105,8 @@ def test_hiding_only_clears_bits_and_is_done_at_once(
     registers: dict[FeatureRegister, int], others: dict[int, int]
 ) -> None:
     leaves: Leaves = {}
-    for register, value in registers.items():
-        key = register.function, register.subleaf
-        setattr(leaves.setdefault(key, leaf(*key)), register.name, value)
+    for (function, index, name), value in registers.items():
+        setattr(leaves.setdefault((function, index), leaf(function, index)), name, value)
     for function, value in others.items():
         leaves.setdefault((function, 0), leaf(function, eax=value))
     before = {key: abi.kvm_cpuid_entry2.from_buffer_copy(each) for key, each in leaves.items()}
@@ -115,7 +114,7 @@ def test_hiding_only_clears_bits_and_is_done_at_once(
     assert unmet(leaves) == []
     assert "svm" not in shown(leaves)
     for register in REGISTERS:
-        assert not register.read(leaves) & ~register.read(before)
+        assert not read(register, leaves) & ~read(register, before)
     once = {key: bytes(each) for key, each in leaves.items()}
     hide_unusable(leaves, frozenset({"svm"}))
     assert {key: bytes(each) for key, each in leaves.items()} == once
