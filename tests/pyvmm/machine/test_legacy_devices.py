@@ -63,7 +63,7 @@ def test_the_guest_ends_the_vm(port: int, size: int, value: int, reason: ExitRea
 
 
 @pytest.mark.parametrize(("port", "value"), [(0x60, 0xFE), (0x505, 2), (POST, 0xFF)])
-def test_the_vm_goes_on_after_other_writes(port: int, value: int) -> None:
+def test_the_vm_continues_after_other_writes(port: int, value: int) -> None:
     """Such as the announcement of a crash kernel, which runs next."""
     board = PcBoard()
     board.pio.write(port, 1, value)

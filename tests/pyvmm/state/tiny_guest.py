@@ -25,15 +25,15 @@ class Tiny:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._stack = ExitStack()
-        system = self._stack.enter_context(System())
-        self.vm = self._stack.enter_context(system.create_vm())
+        self.system = self._stack.enter_context(System())
+        self.vm = self._stack.enter_context(self.system.create_vm())
         self.vm.set_tss_addr(0xFFFB_D000)
         self.vm.create_irqchip()
         self.vm.create_pit2()
         self.vm.set_user_memory_region(0, 0, RAM_BYTES, address_of(memory))
         self.vcpu = self._stack.enter_context(self.vm.create_vcpu(0))
-        self.capabilities = Capabilities.of(system, self.vm)
-        self.cpuid = guest_cpuid(system, 0)
+        self.capabilities = Capabilities.of(self.system, self.vm)
+        self.cpuid = guest_cpuid(self.system, 0)
 
     def save(self) -> dict[str, bytes]:
         clock_ns, (tsc,) = read_clocks(self.vm, [self.vcpu])
