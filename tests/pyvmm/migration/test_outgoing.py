@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from pykvm import KvmError
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.outgoing import MigrationRefused
 from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.tls import Security
+from pyvmm.state.records import Record
+from pyvmm.units import MIB
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
@@ -75,5 +81,55 @@ def test_a_guest_that_is_being_saved_is_not_migrated(tmp_path: Path) -> None:
             migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
         assert not migrations.active
         await migrations.end()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_kvm_refuses_is_the_error_of_the_migration(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class RefusingMachine(InMemoryVm):
+        def save_parts(self) -> Sequence[Record]:
+            raise KvmError("KVM_GET_SREGS", errno.EFAULT)
+
+    async def main() -> None:
+        machine = RefusingMachine(64 * MIB)
+        destination = Destination(tmp_path / "m", FakeTarget())
+        migrations = machine.migrations
+        migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
+        async with asyncio.timeout(20):
+            while migrations.active:
+                await asyncio.sleep(0.001)
+        await migrations.end()
+        destination.join()
+        refusal = "KVM_GET_SREGS: Bad address (EFAULT)"
+        assert migrations.error == f"a request to KVM has failed: {refusal}"
+        assert machine.status == "running"
+
+    asyncio.run(main())
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_request_that_the_destinations_kvm_refuses_is_reported_at_both_ends(
+    tmp_path: Path,
+) -> None:
+    def refuse() -> None:
+        raise KvmError("KVM_SET_SREGS", errno.EINVAL)
+
+    async def main() -> None:
+        machine = InMemoryVm(64 * MIB)
+        destination = Destination(tmp_path / "m", FakeTarget(on_restore=refuse))
+        migrations = machine.migrations
+        migrations.start(UnixAddress(tmp_path / "m"), Security(), migrations.settings)
+        async with asyncio.timeout(20):
+            while migrations.active:
+                await asyncio.sleep(0.001)
+        await migrations.end()
+        destination.join()
+        refusal = "KVM_SET_SREGS: Invalid argument (EINVAL)"
+        assert str(destination.error) == refusal
+        assert refusal in migrations.error
+        assert "bug" not in migrations.error
+        assert machine.status == "running"
 
     asyncio.run(main())
