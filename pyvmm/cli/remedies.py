@@ -21,7 +21,7 @@ from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.lab import errors as lab
-from pyvmm.machine.errors import MachineNotCreated
+from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
 from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
@@ -37,6 +37,7 @@ REMEDIES: dict[type[UserError], str] = {
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
+    VcpuNotStopped: "try again, or end the guest with: pyvmm quit",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",
     boot.KernelUnusable: (
@@ -109,6 +110,7 @@ REPORTED = {
     ),
     r"^The guest has migrated": "give the control socket of the destination",
     r"^the guest is paused and cannot respond": "let it run with: pyvmm cont",
+    r"^a vCPU has not left the guest within ": REMEDIES[VcpuNotStopped],
     r"^the guest runs no balloon driver(?: with STATS_VQ)?$": (
         "wait until it has booted, or load virtio_balloon in it"
     ),
