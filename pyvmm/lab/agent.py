@@ -35,6 +35,7 @@ import signal
 import socket
 import struct
 import termios
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -49,7 +50,7 @@ from pyvmm.standard_streams.text import printable
 
 TERMINAL_CHANNEL = 3
 PORT_NAME = "pyvmm.link"
-DRAIN_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 3.0
 """Longest time for which a client that reads nothing delays the end of the lab."""
 _RETRY_MS = 100
 _NOT_FOUND = 127
@@ -76,9 +77,10 @@ class Agent:
         self._mux.send_control({"booted": _uptime()})
         while self._status is None:
             self._turn()
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S  # of all forwarded clients together
         for channel in list(self._mux.channels.values()):
-            timeout_s = None if channel.number <= TERMINAL_CHANNEL else DRAIN_TIMEOUT_S
-            self._mux.drain_source(channel, timeout_s)
+            left_s = max(0.0, deadline - time.monotonic())
+            self._mux.drain_source(channel, None if channel.number <= TERMINAL_CHANNEL else left_s)
         os.sync()
         self._mux.send_control({"exit": self._status})
         while True:

@@ -180,10 +180,10 @@ class Multiplexer:
     def drain_source(self, channel: Channel, timeout_s: float | None = None) -> None:
         """Send the remaining data of a source, then end it; all of its writers have closed it.
 
-        If the peer takes nothing for `timeout_s`, the rest is dropped; without a time-out this
-        waits indefinitely.
+        What the peer has not taken after `timeout_s` is dropped; without a time-out this waits
+        indefinitely.
         """
-        moved_at = time.monotonic()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         while channel.source is not None:
             poller = select.poll()
             poller.register(channel.source, select.POLLIN)
@@ -191,12 +191,11 @@ class Multiplexer:
                 self._end_source(channel)
             elif self._may_send(channel):
                 self._fill(channel)
-                moved_at = time.monotonic()
-            elif timeout_s is not None and time.monotonic() - moved_at > timeout_s:
+            elif until is not None and time.monotonic() > until:
                 self.abandon(channel.number)
                 return
             else:
-                self.turn(None if timeout_s is None else _DRAIN_POLL_MS)
+                self.turn(None if until is None else _DRAIN_POLL_MS)
 
     def _may_send(self, channel: Channel) -> bool:
         return channel.credit_bytes > 0 and self._link.has_room

@@ -137,7 +137,8 @@ class Connection(asyncio.Protocol):
         if self._next_batch is not None:
             self._next_batch.cancel()
         if self._waiting is not None:
-            self._waiting.cancel()
+            # After its first step: Python warns of a coroutine that was never awaited.
+            self._loop.call_soon(self._waiting.cancel)
             self._stop_waiting()
 
     # --- Output and bounds ------------------------------------------------------------------------

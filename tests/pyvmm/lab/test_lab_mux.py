@@ -7,6 +7,7 @@ import random
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -223,6 +224,29 @@ def test_draining_times_out_on_a_stalled_reader(
     assert got < sent
     with pytest.raises(BrokenPipeError):
         server.send(b"x")
+
+
+def test_draining_times_out_on_a_reader_that_takes_little(connected: Any) -> None:
+    pair, client, server = connected
+    for _ in range(100):
+        with contextlib.suppress(BlockingIOError):
+            server.send(bytes(1 << 16))
+        pair.turns(1)
+    ended = threading.Event()
+
+    def dribble() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(BlockingIOError):
+                client.recv(1)
+            pair.near.turn(10)
+
+    reader = threading.Thread(target=dribble)
+    reader.start()
+    begin = time.monotonic()
+    pair.far.drain_source(pair.far.channels[NUMBER], timeout_s=0.3)
+    assert time.monotonic() - begin < 10
+    ended.set()
+    reader.join(10)
 
 
 def test_draining_waits_for_a_slow_reader(connected: Any) -> None:

@@ -2,6 +2,7 @@
 """Clients that close half of their connection, hang up, send too much or never read."""
 
 import asyncio
+import gc
 import json
 import socket
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyvmm.qmp.connection import (
     Connection,
 )
 from pyvmm.qmp.json_stream import MAX_MESSAGE_BYTES
+from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 from tests.pyvmm.qmp.qmp_scenarios import Serve, connect, negotiate, receive, waiting_command
@@ -66,6 +68,38 @@ def test_a_hang_up_cancels_the_command_that_waits(
         assert answers[0].cancelled()
 
     serve(scenario)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("error:coroutine")
+def test_a_command_is_cancelled_before_it_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = waiting_command(monkeypatch)
+    serve_batch = Connection._serve
+
+    async def main() -> None:
+        server = ControlServer(InMemoryVm(), tmp_path / "qmp")
+        await server.start()
+        closing: list[asyncio.Task[None]] = []
+
+        def serve_and_close(self: Connection) -> None:
+            serve_batch(self)
+            if self._waiting is not None:
+                self.close()
+                closing.append(asyncio.ensure_future(server.close()))
+
+        _, writer = await negotiate(tmp_path / "qmp")
+        monkeypatch.setattr(Connection, "_serve", serve_and_close)
+        writer.write(b'{"execute": "wait"}')
+        while not closing:
+            await asyncio.sleep(0)
+        await closing[0]
+        writer.close()
+
+    asyncio.run(main())
+    gc.collect()
+    assert [answer.cancelled() for answer in answers] == [True]
 
 
 @pytest.mark.parametrize(("requests", "request_bytes"), [(500, 0), (8, 60_000)])
