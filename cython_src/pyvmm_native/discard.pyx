@@ -109,7 +109,7 @@ def discard(GuestMemory memory not None, PageRuns runs not None):
         outside = find_outside(memory, runs)
         if outside == NULL:
             error = discard_runs(memory, runs, &work)
-            if memory._dirty_logging:
+            if memory.logs_dirty_pages():
                 mark_runs_dirty(memory, runs)
     if outside != NULL:
         raise ValueError(f"{outside.end - outside.start} page frames from {outside.start:#x} on "

@@ -21,7 +21,7 @@ Documentation/admin-guide/mm/userfaultfd.rst.
 
 import os
 
-from cpython.buffer cimport Py_buffer
+from cpython.buffer cimport Py_buffer, PyBuffer_IsContiguous
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stddef cimport size_t
@@ -114,6 +114,9 @@ cdef extern from * nogil:
     {
         __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELEASE);
     }
+
+    #define load_acquire(flag) __atomic_load_n(flag, __ATOMIC_ACQUIRE)
+    #define store_release(flag, value) __atomic_store_n(flag, value, __ATOMIC_RELEASE)
     """
     struct uffd_msg:
         pass
@@ -125,6 +128,8 @@ cdef extern from * nogil:
     long long place_pages(int fd, void *target, void *source, size_t length)
     bint is_fault(const uffd_msg *message, uintptr_t *address)
     void leave_guest(kvm_run *run)
+    bint load_acquire(bint *flag)
+    void store_release(bint *flag, bint value)
 
 cdef enum:
     MAX_VCPUS = 64
@@ -169,10 +174,11 @@ cdef class LazyPages:
     cdef list exports             # of the run areas that `vcpus` point into
     cdef pthread_mutex_t mutex    # for `wanted` and `done` of the blocks, and the vCPUs
     cdef uint8_t *buffer
-    cdef volatile bint stopping
     cdef bint finished            # `serve` has returned
-    cdef readonly bint serving
-    cdef readonly bint failed
+    # Stored by one thread while others load them, with or without the GIL.
+    cdef bint is_stopping
+    cdef bint is_serving
+    cdef bint has_failed
 
     def __cinit__(self, GuestMemory memory not None, blocks, int fd):
         self.memory = memory
@@ -220,27 +226,43 @@ cdef class LazyPages:
             if watch_range(self.uffd, self.blocks[i].hva, self.blocks[i].size_bytes) < 0:
                 raise OSError(errno, os.strerror(errno), "userfaultfd")
 
+    @property
+    def serving(self):
+        return load_acquire(&self.is_serving)
+
+    @property
+    def failed(self):
+        return load_acquire(&self.has_failed)
+
     def add_vcpu(self, int tid, int signum, run_area):
         """Register a vCPU, which is stopped before waiting threads are released if a block is bad.
 
         `tid` is its thread's id, `signum` a signal whose only effect is that KVM_RUN returns,
         `run_area` the vCPU's mapping of `kvm_run`, which stays exported until `serve` returns.
-        ValueError for more than 64 vCPUs.
+        After `serve` has failed the vCPU is stopped at once. ValueError for more than 64 vCPUs and
+        for a run area that is not a writable `kvm_run`.
         """
-        if self.finished:
-            return
-        if self.vcpu_count == MAX_VCPUS:
-            raise ValueError("too many vCPUs")
         export = PyMemoryView_FromObject(run_area)
         cdef Py_buffer *view = PyMemoryView_GET_BUFFER(export)
-        if view.readonly:
-            raise ValueError("the run area is not writable")
-        self.exports.append(export)
+        if view.readonly or not PyBuffer_IsContiguous(view, c'C'):
+            raise ValueError("the run area is not a writable contiguous buffer")
+        if <size_t>view.len < sizeof(kvm_run):
+            raise ValueError(f"run area of {view.len} bytes is smaller than kvm_run")
+        cdef Vcpu vcpu = Vcpu(tid, signum, <kvm_run *>view.buf)
         with nogil:
             pthread_mutex_lock(&self.mutex)
-        self.vcpus[self.vcpu_count] = Vcpu(tid, signum, <kvm_run *>view.buf)
-        self.vcpu_count += 1
+        cdef bint full = self.vcpu_count == MAX_VCPUS
+        if not full and not self.finished:
+            self.exports.append(export)
+            self.vcpus[self.vcpu_count] = vcpu
+            self.vcpu_count += 1
+        # Loaded with the mutex: either this is seen here, or the vCPU is in the list.
+        cdef bint stopped = load_acquire(&self.has_failed)
         pthread_mutex_unlock(&self.mutex)
+        if full:
+            raise ValueError("too many vCPUs")
+        if stopped:
+            stop_vcpu(&vcpu)
 
     def skip(self, PageRuns pages not None):
         """Never load `pages`: they are about to be discarded."""
@@ -253,7 +275,7 @@ cdef class LazyPages:
 
     def stop(self):
         """Make `serve` return soon, with RAM incomplete. Stop the guest first."""
-        self.stopping = True
+        store_release(&self.is_stopping, True)
 
     def serve(self):
         """Load blocks, those that threads wait for first, and return when all are loaded.
@@ -295,8 +317,8 @@ cdef class LazyPages:
         cdef size_t next_block = 0
         cdef Block *block
         cdef int error = 0
-        self.serving = True
-        while not error and not self.stopping:
+        store_release(&self.is_serving, True)
+        while not error and not load_acquire(&self.is_stopping):
             block = self._faulted_block()
             if block == NULL:
                 while next_block < self.count and self.blocks[next_block].done:
@@ -308,7 +330,7 @@ cdef class LazyPages:
             error = self._load(block)
             pthread_mutex_unlock(&self.mutex)
         if error:
-            self.failed = True
+            store_release(&self.has_failed, True)
             self._stop_vcpus()
         self._release_all()
         return error
@@ -377,8 +399,7 @@ cdef class LazyPages:
         cdef int i
         pthread_mutex_lock(&self.mutex)
         for i in range(self.vcpu_count):
-            leave_guest(self.vcpus[i].run)
-            tgkill(getpid(), self.vcpus[i].tid, self.vcpus[i].signum)
+            stop_vcpu(&self.vcpus[i])
         pthread_mutex_unlock(&self.mutex)
 
     cdef void _release_all(self) noexcept nogil:
@@ -386,6 +407,11 @@ cdef class LazyPages:
         for i in range(self.count):
             if not self.blocks[i].done:
                 release_range(self.uffd, self.blocks[i].hva, self.blocks[i].size_bytes)
+
+
+cdef void stop_vcpu(const Vcpu *vcpu) noexcept nogil:
+    leave_guest(vcpu.run)
+    tgkill(getpid(), vcpu.tid, vcpu.signum)
 
 
 cdef int last_page(const uint8_t *bitmap) noexcept nogil:

@@ -31,6 +31,8 @@ cdef class GuestMemory:
     # Copies for ranges that `covers` has accepted; they stop early at the end of RAM otherwise.
     cdef void copy_out(self, uint64_t gpa, void *target, uint64_t length) noexcept nogil
     cdef void copy_in(self, uint64_t gpa, const void *source, uint64_t length) noexcept nogil
+    # Whether dirty pages are being logged; if so, the log can be used.
+    cdef bint logs_dirty_pages(self) noexcept nogil
     # Mark [gpa, gpa + length), which is RAM, as dirty, if dirty pages are being logged.
     cdef void mark_dirty(self, uint64_t gpa, uint64_t length) noexcept nogil
 

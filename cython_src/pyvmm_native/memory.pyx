@@ -17,7 +17,9 @@ it was changed: marked earlier, it could be taken from the log and copied too ea
 
 The log, a byte per page, is allocated when logging first starts, and copies without the GIL look
 at it at any moment. `_dirty_logging` is therefore stored with release order after the log exists,
-and loaded with acquire order before the log is used; the log is kept until the object ends.
+and loaded with acquire order before the log is used; the log is kept until the object ends. Its
+bytes are only accessed atomically: a copy that began before logging stopped may still mark its
+pages when logging starts again.
 """
 
 cimport cython
@@ -32,12 +34,14 @@ from libc.string cimport memcpy, memset
 
 cdef extern from *:
     """
+    #define load_relaxed(byte) __atomic_load_n(byte, __ATOMIC_RELAXED)
     #define load_acquire(flag) __atomic_load_n(flag, __ATOMIC_ACQUIRE)
     #define store_release(flag, value) __atomic_store_n(flag, value, __ATOMIC_RELEASE)
     #define test_and_clear(byte) __atomic_exchange_n(byte, 0, __ATOMIC_ACQ_REL)
     """
     bint load_acquire(bint *flag) noexcept nogil
     void store_release "store_release"(bint *flag, bint value) noexcept nogil
+    uint8_t load_byte "load_relaxed"(uint8_t *byte) noexcept nogil
     void mark_byte "store_release"(uint8_t *byte, uint8_t value) noexcept nogil
     uint8_t test_and_clear(uint8_t *byte) noexcept nogil
 
@@ -167,12 +171,15 @@ cdef class GuestMemory:
         rings; not what the guest itself writes. Starting a log that is running changes nothing.
         Raises MemoryError when there is no memory for the log, a byte per page.
         """
+        cdef uint64_t page
         if self._dirty == NULL and on:
             self._dirty = <uint8_t *>calloc(self.size_bytes >> PAGE_SHIFT, 1)
             if self._dirty == NULL:
                 raise MemoryError
         if on and not self._dirty_logging:
-            memset(self._dirty, 0, self.size_bytes >> PAGE_SHIFT)
+            for page in range(self.size_bytes >> PAGE_SHIFT):
+                if load_byte(&self._dirty[page]):
+                    test_and_clear(&self._dirty[page])
         store_release(&self._dirty_logging, on)
 
     def take_dirty_pages(self):
@@ -195,7 +202,7 @@ cdef class GuestMemory:
             bits = <uint8_t *>PyBytes_AS_STRING(bitmap)
             memset(bits, 0, (pages + 7) // 8)
             for page in range(pages):
-                if dirty[page] and test_and_clear(&dirty[page]):
+                if load_byte(&dirty[page]) and test_and_clear(&dirty[page]):
                     bits[page >> 3] |= 1 << (page & 7)
             dirty += pages
             bitmaps.append((self._regions[i].gpa >> PAGE_SHIFT, bitmap))
@@ -262,11 +269,14 @@ cdef class GuestMemory:
             cursor += got
             length -= got
 
+    cdef bint logs_dirty_pages(self) noexcept nogil:
+        return load_acquire(&self._dirty_logging)
+
     cdef void mark_dirty(self, uint64_t gpa, uint64_t length) noexcept nogil:
         cdef uint8_t *dirty
         cdef uint64_t offset, page, end
         cdef Py_ssize_t i
-        if not load_acquire(&self._dirty_logging) or not length:
+        if not length or not self.logs_dirty_pages():
             return
         dirty = self._dirty
         for i in range(self._count):

@@ -54,7 +54,11 @@ cdef class ByteQueue:
         free(self.data)
 
     def __len__(self):
-        return self.length
+        cdef size_t length
+        pthread_mutex_lock(&self.mutex)
+        length = self.length
+        pthread_mutex_unlock(&self.mutex)
+        return length
 
     def put(self, bytes data not None):
         """Append `data`; MemoryError, with nothing appended, when there is no memory for it."""
@@ -132,7 +136,11 @@ cdef class SerialFastPath:
 
         A byte may be given while reading LSR has no effect on the model but to end `thr_credits`.
         """
-        return None if self.status == TO_MODEL else self.status
+        cdef int status
+        pthread_mutex_lock(&self.queue.mutex)
+        status = self.status
+        pthread_mutex_unlock(&self.queue.mutex)
+        return None if status == TO_MODEL else status
 
     @line_status.setter
     def line_status(self, value):
@@ -147,7 +155,11 @@ cdef class SerialFastPath:
 
         A read of LSR resets it to 0, unless it is `UNLIMITED`.
         """
-        return self.credits
+        cdef int credits
+        pthread_mutex_lock(&self.queue.mutex)
+        credits = self.credits
+        pthread_mutex_unlock(&self.queue.mutex)
+        return credits
 
     @thr_credits.setter
     def thr_credits(self, int count):

@@ -195,6 +195,32 @@ def test_a_run_area_stays_mapped_until_serving_ends(saved: StoredRam) -> None:
         lazy.add_vcpu(threading.get_native_id(), 0, run_area)  # after serving began
 
 
+def test_a_vcpu_added_after_a_failure_is_stopped_at_once(saved: StoredRam) -> None:
+    os.truncate(saved.fd, 8192)
+    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    with pytest.raises(OSError, match="Input/output error"):
+        lazy.serve()
+    run_area = bytearray(1 << 14)
+    lazy.add_vcpu(threading.get_native_id(), 0, run_area)
+    assert run_area[1] == 1, "immediate_exit is the second byte of kvm_run"
+
+
+@pytest.mark.parametrize(
+    ("run_area", "reason"),
+    [
+        (bytearray(1), "smaller than kvm_run"),
+        (bytes(1 << 14), "writable"),
+        (memoryview(bytearray(1 << 15))[::2], "contiguous"),
+    ],
+)
+def test_an_invalid_run_area_is_refused(
+    saved: StoredRam, run_area: bytes | bytearray | memoryview, reason: str
+) -> None:
+    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    with pytest.raises(ValueError, match=reason):
+        lazy.add_vcpu(threading.get_native_id(), 0, run_area)
+
+
 def test_a_page_of_a_block_beyond_ram_is_refused(saved: StoredRam) -> None:
     last = (RAM_BYTES // 4096 - 1) // BLOCK_PAGES * BLOCK_PAGES
     inside = RAM_BYTES // 4096 - last
