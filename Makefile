@@ -12,7 +12,7 @@ DIST_PYTHONS ?= $(BIN)/python
 UV_BUILD := $(BIN)/uv build --quiet --build-constraints requirements.lock --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz coverage lint lock dist format image stock-kernels debian native clean
+.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz sanitizers coverage lint lock dist format image stock-kernels debian native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,16 +50,10 @@ conformance: native image  ## Write docs/reference/conformance.md from the resul
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
 fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
-	@$(BIN)/python -m tests.fuzz.corpus unpack .fuzz/corpus
-	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_balloon corpus \
-		-max_len=256 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
-	@mkdir -p .fuzz/snapshots .fuzz/states .fuzz/migrations
-	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_snapshot snapshots -rss_limit_mb=1024 \
-		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
-	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_state states \
-		-max_len=64 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
-	@cd .fuzz && PYTHONPATH=.. ../$(BIN)/python -m tests.fuzz.fuzz_migration migrations -rss_limit_mb=1024 \
-		-max_len=4096 -timeout=30 -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+	@$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+
+sanitizers: native  ## Run tests and fuzzers (each for FUZZ_SECONDS) with ASan, UBSan and TSan
+	@$(BIN)/python -m tests.sanitizers.run $(FUZZ_SECONDS)
 
 coverage: native  ## Measure the branch coverage of devices.virtio and devices.balloon; fail below 98 %
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
@@ -68,7 +62,7 @@ coverage: native  ## Measure the branch coverage of devices.virtio and devices.b
 lint: native  ## Check style, types, native code, import contracts, words and docstrings
 	@$(BIN)/ruff check $(PYTHON)
 	@$(BIN)/ruff format --check $(PYTHON)
-	@PATH=$(BIN):$$PATH cython-lint cython_src
+	@PATH=$(BIN):$$PATH cython-lint cython_src tests/sanitizers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/project/test_words.py tests/project/test_docstrings.py

@@ -22,10 +22,10 @@ def programs() -> list[bytes]:
     return [bytes.fromhex(line) for line in CORPUS.read_text().splitlines()]
 
 
-def unpack(directory: Path) -> None:
-    """Write each program to a file of its own, named as libFuzzer names them."""
+def unpack(directory: Path, every: int = 1) -> None:
+    """Write programs, one of `every`, to files of their own, named as libFuzzer names them."""
     directory.mkdir(parents=True, exist_ok=True)
-    for program in programs():
+    for program in programs()[::every]:
         (directory / hashlib.sha1(program).hexdigest()).write_bytes(program)
 
 
