@@ -2,8 +2,8 @@
 """A connected stream socket, with or without TLS, as a migration uses it.
 
 A link blocks the thread that uses it until its `deadline`, which the user moves as the work
-proceeds. The socket itself does not block: an operation is tried first, and the link waits only if
-there is nothing to receive or no room to send. Only `abort` may be called from another thread.
+proceeds. The socket itself does not block; the link waits in poll(2) if there is nothing to receive
+or no room to send. Only `abort` may be called from another thread.
 Every failure is a `ConnectionLost`.
 """
 
@@ -32,6 +32,10 @@ class SocketLink:
     def __init__(self, stream: socket.socket) -> None:
         stream.setblocking(False)
         self._stream = stream
+        self._input, self._output = select.poll(), select.poll()
+        self._input.register(stream, select.POLLIN)
+        self._output.register(stream, select.POLLOUT)
+        self._buffers = isinstance(stream, ssl.SSLSocket)  # bytes that poll(2) does not know of
         self._lookahead = b""  # a byte that `readable` has read
         self.deadline = math.inf
         """The time.monotonic() at which a wait fails with `TransferTimedOut`."""
@@ -42,8 +46,12 @@ class SocketLink:
         while view:
             try:
                 view = view[self._stream.send(view) :]
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait(error, select.POLLOUT)
+                if view and not self._buffers:
+                    self._wait(self._output)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(self._output)
+            except ssl.SSLWantReadError:
+                self._wait(self._input)
             except OSError as error:
                 raise _lost(error) from error
 
@@ -52,11 +60,15 @@ class SocketLink:
         if self._lookahead:
             data, self._lookahead = self._lookahead, b""
             return data
+        if not self._buffers:
+            self._wait(self._input)
         while True:
             try:
                 return self._stream.recv(min(at_most, _RECEIVE_BYTES))
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait(error, select.POLLIN)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                self._wait(self._input)
+            except ssl.SSLWantWriteError:
+                self._wait(self._output)
             except OSError as error:
                 raise _lost(error) from error
 
@@ -64,14 +76,12 @@ class SocketLink:
         """Return True if `receive` would not block."""
         if self._lookahead:
             return True
-        if not isinstance(self._stream, ssl.SSLSocket):
-            poll = select.poll()
-            poll.register(self._stream, select.POLLIN)
-            return bool(poll.poll(0))
+        if not self._buffers:
+            return bool(self._input.poll(0))
         # The bytes may be for TLS itself, such as a session ticket; only reading tells.
         try:
             self._lookahead = self._stream.recv(1)
-        except ssl.SSLWantReadError:
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except OSError as error:
             raise _lost(error) from error
@@ -85,17 +95,14 @@ class SocketLink:
         """Close the connection; the link must not be in use."""
         self._stream.close()
 
-    def _wait(self, error: OSError, events: int) -> None:
-        """Wait until the operation that raised `error` can be tried again."""
-        if isinstance(error, ssl.SSLWantReadError):
-            events = select.POLLIN
-        elif isinstance(error, ssl.SSLWantWriteError):
-            events = select.POLLOUT
-        left_s = self.deadline - time.monotonic()
-        poll = select.poll()
-        poll.register(self._stream, events)
-        if left_s <= 0 or not poll.poll(None if left_s == math.inf else math.ceil(left_s * 1000)):
-            raise TransferTimedOut("the other side has not answered in time") from error
+    def _wait(self, poll: select.poll) -> None:
+        """Wait until `poll` has events, or the deadline has passed."""
+        if self.deadline == math.inf:
+            poll.poll()
+            return
+        left_ms = math.ceil((self.deadline - time.monotonic()) * 1000)
+        if not poll.poll(max(left_ms, 0)):
+            raise TransferTimedOut("the other side has not answered in time")
 
 
 def shut_down(stream: socket.socket) -> None:
