@@ -69,8 +69,7 @@ class QmpClient:
             if "return" in message:
                 return message["return"]
             if "error" in message:
-                error = message["error"]
-                raise QmpError(error["desc"], error["class"])
+                raise _reported(message["error"])
             if "event" in message:
                 self._events.append(message)
 
@@ -108,6 +107,13 @@ class QmpClient:
             if not data:
                 raise ConnectionClosedError
             self._messages.feed(data)
+
+
+def _reported(error: Any) -> QmpError:
+    """Return the error that a reply reports; another program may have sent it."""
+    if isinstance(error, dict) and isinstance(error.get("desc"), str):
+        return QmpError(error["desc"], error.get("class", "GenericError"))
+    return QmpError("the server reports an error without a description")
 
 
 @contextlib.contextmanager

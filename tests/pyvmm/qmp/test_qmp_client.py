@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
+from pyvmm.qmp.messages import QmpError
 from tests.pyvmm.qmp.scripted_server import GREETING
 
 LATE_S = 0.1
@@ -113,3 +114,12 @@ def test_a_closed_connection_is_an_error_of_its_own(server: ServerSide) -> None:
             client.wait_for_event(30)
         with pytest.raises(ConnectionClosedError):
             client.execute("query-status")
+
+
+@pytest.mark.parametrize("error", [None, 1, "text", [], {}, {"desc": 1}, {"class": "GenericError"}])
+def test_a_malformed_error_is_an_error_of_the_command(server: ServerSide, error: object) -> None:
+    with server.client(30) as client:
+        timer = server.send_later({"error": error})
+        with pytest.raises(QmpError, match="the server reports an error without a description"):
+            client.execute("query-status")
+        timer.join()
