@@ -144,6 +144,18 @@ def test_queues_exist_by_number() -> None:
     assert not device.has_queue(1)
 
 
+def test_the_generation_stays_until_the_configuration_changes() -> None:
+    """A driver reads again while it differs (VIRTIO 1.2, 2.5.1)."""
+    device = Echo()
+    for _ in range(2):
+        device.config_changed()
+        device.read_config(0, 1)
+        generation = device.config_generation
+        for _ in range(3):
+            device.read_config(0, 1)
+            assert device.config_generation == generation
+
+
 def test_each_generation_of_the_configuration_is_restored() -> None:
     old, new = Echo(), Echo()
     for _ in range(255):

@@ -7,6 +7,7 @@ from devices.balloon.dialects import STANDARD
 from devices.testing.balloon.driver import DEFLATE, INFLATE, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
 from devices.testing.driver import NO_VECTOR, VERSION_1
+from devices.virtio.pci_transport import MSIX_BAR, MSIX_PBA_OFFSET
 
 
 @pytest.mark.conformance("3.2.1-1", "4.1.4.5.1-2")
@@ -45,6 +46,32 @@ def test_intx_rises_with_isr_and_falls_when_it_is_read() -> None:
     assert board.line.level is False
     assert driver.read_pci(0x06, 2) & 1 << 3 == 0
     assert board.msi.triggered == []
+
+
+def test_the_pin_is_low_while_msix_is_enabled() -> None:
+    """PCI Local Bus 3.0, 6.8.2.3: a function with MSI-X enabled must not use its pin."""
+    driver = BalloonDriver(STANDARD).start(msix=False)
+    board = driver.board
+    board.balloon.set_target(1)
+    assert board.line.level is True
+    driver.enable_msix()
+    assert board.line.level is False
+    driver.write_pci(driver.msix_capability + 2, 2, 0)
+    assert board.line.level is True, "still pending"
+
+
+def test_a_driver_polls_masked_vectors_in_the_pending_bits() -> None:
+    driver = BalloonDriver(STANDARD).start()
+    board = driver.board
+    bar = board.function.bar_gpa(MSIX_BAR)
+    assert bar is not None
+    board.mmio.write(bar + 12, 4, 1)  # mask vector 0, that of the configuration
+    board.balloon.set_target(1)
+    assert board.msi.triggered == []
+    assert board.mmio.read(bar + MSIX_PBA_OFFSET, 8) == 1
+    board.mmio.write(bar + 12, 4, 0)
+    assert board.msi.triggered == [0]
+    assert board.mmio.read(bar + MSIX_PBA_OFFSET, 8) == 0
 
 
 @pytest.mark.conformance("2.7.7.2-2")

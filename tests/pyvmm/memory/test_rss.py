@@ -30,5 +30,5 @@ def test_samples_are_taken_until_the_sampler_is_stopped() -> None:
     seconds = [sample.seconds for sample in sampler.samples]
     assert len(seconds) >= 3
     assert seconds == sorted(seconds)
-    assert 0.01 <= seconds[0] <= seconds[-1] <= sampler.elapsed_s
+    assert 0.01 <= seconds[0] <= seconds[-1] <= sampler.elapsed_s < 60
     assert all(sample.rss_bytes > MIB for sample in sampler.samples)

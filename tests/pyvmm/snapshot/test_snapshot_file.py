@@ -55,6 +55,12 @@ def test_a_report_counts_no_more_pages_than_a_machine_can_have(name: str) -> Non
         PageReport.restore(Fields("report", {**counts, name: most + 1, "asked": "yes"}))
 
 
+def test_a_report_with_an_unknown_count_is_refused() -> None:
+    counts = dict.fromkeys(("stored", "zero", "unused", "absent", "ballooned", "lost"), 1)
+    with pytest.raises(StateError, match="lost"):
+        PageReport.restore(Fields("report", {**counts, "asked": "yes"}))
+
+
 def test_the_file_is_hardly_larger_than_its_pages(snapshot: Path) -> None:
     assert PAGES.pages * 4096 < snapshot.stat().st_size < (PAGES.pages + 2) * 4096
 
