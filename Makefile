@@ -55,7 +55,7 @@ fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for 
 sanitizers: native  ## Run tests and fuzzers (each for FUZZ_SECONDS) with ASan, UBSan and TSan
 	@$(BIN)/python -m tests.sanitizers.run $(FUZZ_SECONDS)
 
-coverage: native  ## Measure the branch coverage of devices.virtio and devices.balloon; fail below 98 %
+coverage: native  ## Measure the branch coverage of devices.virtio, balloon and console; fail below 98 %
 	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
 	@$(BIN)/coverage report
 

@@ -147,6 +147,10 @@ class Fields:
         self._taken: set[str] = set()
         self._parts: list[Fields] = []
 
+    def has(self, name: str) -> bool:
+        """Return whether the field is present; for fields that the writer may leave out."""
+        return name in self._payload
+
     def number(self, name: str, *, below: int = _U64_VALUES, at_least: int = 0) -> int:
         """Return a whole number from `at_least` up to, not including, `below`."""
         return self._in_range(name, self._take(name, int), at_least, below)

@@ -25,7 +25,10 @@ MAX_RNG_BYTES_PER_S = 1 * GIB
 DIALECTS = tuple(BY_DIALECT)
 """Names of the balloon's dialects."""
 
-Parameter = Literal["ram_bytes", "vcpus", "dialect", "features", "rng"]
+CONSOLES = ("serial", "virtio")
+"""The devices that can be a guest's interactive console."""
+
+Parameter = Literal["ram_bytes", "vcpus", "dialect", "features", "rng", "console", "ports"]
 """A parameter of a machine that has a limit."""
 
 
@@ -56,6 +59,12 @@ class MachineConfig:
     """Balloon features of the dialect's default that are not offered."""
     rng: int | None = None
     """Most bytes per second of the entropy device, 0 for no limit; None for no such device."""
+    console: str = "serial"
+    """The interactive console, one of `CONSOLES`; "virtio" is port 0 of the console device."""
+    ports: tuple[str, ...] = ()
+    """Names of further ports of the console device."""
+    hotplug_ports: int = 0
+    """Ports of the console device that can be plugged in while the guest runs."""
 
     def __post_init__(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:
@@ -81,10 +90,42 @@ class MachineConfig:
                 f"an entropy device cannot be limited to {self.rng} bytes per second, only to"
                 f" 1 to {MAX_RNG_BYTES_PER_S}",
             )
+        if self.console not in CONSOLES:
+            raise InvalidConfiguration(
+                "console",
+                f"a guest cannot have a {self.console!r} console, only {' or '.join(CONSOLES)}",
+            )
+        if self.ports or self.hotplug_ports:
+            self._check_ports()
         try:
             _ = self.balloon_features  # checks the feature names
         except FeatureSelectionError as error:
             raise InvalidConfiguration("features", str(error)) from None
+
+    @property
+    def has_console_device(self) -> bool:
+        """Return whether the machine has a virtio-console."""
+        return self.console == "virtio" or bool(self.ports or self.hotplug_ports)
+
+    def _check_ports(self) -> None:
+        # 1 module, for machines with ports only.
+        from devices.console.names import CONSOLE_NAME, MAX_NAME_BYTES, MAX_PORTS, is_port_name
+
+        if self.hotplug_ports < 0 or len(self.ports) + self.hotplug_ports >= MAX_PORTS:
+            raise InvalidConfiguration(
+                "ports",
+                f"a guest cannot have {len(self.ports)} ports and {self.hotplug_ports} to plug in,"
+                f" only {MAX_PORTS - 1} in all",
+            )
+        for index, name in enumerate(self.ports):
+            if not is_port_name(name) or name == CONSOLE_NAME:
+                raise InvalidConfiguration(
+                    "ports",
+                    f"a port cannot be named {name!r}, only by a file name of up to"
+                    f" {MAX_NAME_BYTES} bytes without spaces that is not {CONSOLE_NAME!r}",
+                )
+            if name in self.ports[:index]:
+                raise InvalidConfiguration("ports", f"two ports are named {name!r}")
 
     @property
     def balloon_features(self) -> int:

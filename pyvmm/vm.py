@@ -21,7 +21,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from devices.balloon.device import BalloonDevice
@@ -41,6 +41,7 @@ from pyvmm_native import PAGE_BYTES
 if TYPE_CHECKING:
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
+    from pyvmm.console.ports import ConsolePorts
     from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.run_state import EventName, EventSink, RunState
     from pyvmm.machine.vcpu_thread import VcpuThread
@@ -179,11 +180,20 @@ class VirtualMachine:
         self.machine.stop()
         if self._loader is not None:
             self._loader.stop()
+        if self.config.has_console_device:
+            self.ports.close()
         self.machine.close()
 
     def console_input(self, data: bytes) -> int:
         """Pass input to the guest's serial port; return the number of bytes accepted."""
         return self.machine.console_input(data)
+
+    @cached_property
+    def ports(self) -> ConsolePorts:
+        """The ports of the console device; KeyError without one."""
+        from pyvmm.console.ports import ConsolePorts  # 1 module, for machines with the device only
+
+        return ConsolePorts(self.machine)
 
     # --- Run state and events ---------------------------------------------------------------------
     @property
@@ -204,14 +214,20 @@ class VirtualMachine:
     def pause(self) -> None:
         """Stop the guest's vCPUs and announce STOP."""
         self.machine.pause()
+        self._pause_ports(True)
         self._status = "paused"
         self.announce("STOP", {})
 
     def resume(self) -> None:
         """Let the paused guest's vCPUs run and announce RESUME."""
         self._status = "running"
+        self._pause_ports(False)
         self.machine.resume()
         self.announce("RESUME", {})
+
+    def _pause_ports(self, paused: bool) -> None:
+        if self.config.has_console_device:
+            self.ports.set_paused(paused)
 
     def subscribe(self, sink: EventSink) -> None:
         """Call `sink` with every event from now on."""
@@ -345,6 +361,7 @@ class VirtualMachine:
         The guest is paused.
         """
         self.balloon_statistics.hold(True)
+        self._pause_ports(True)  # until the guest is resumed
         try:
             with self.machine.quiescent():
                 yield

@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from devices.errors import BadPayload
+from devices.listeners import Listeners
 from devices.ports import Tracer
 from devices.registers import RegisterTable
 from devices.state import Fields, Payload, Restore
@@ -112,6 +113,8 @@ class VirtioDevice(ABC):
         self.queues = tuple(DeviceQueue(index, spec) for index, spec in enumerate(queues))
         self.config = config or RegisterTable(f"{name}.config", [])
         self.config_notifications = 0
+        self.queue_ready: Listeners[int] = Listeners()
+        """Called with a queue to serve soon although the driver has not notified it."""
         self.memory = memory
         self._tracer = tracer
         self._guest_notifier: GuestNotifier | None = None
@@ -304,6 +307,11 @@ class VirtioDevice(ABC):
         if self.running:
             self._notify_config()
 
+    def resume_queue(self, queue: int) -> None:
+        """Take buffers of a stalled queue again; it is served soon."""
+        self.queues[queue].stalled = False
+        self.queue_ready(queue)
+
     def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
         """Return a buffer in flight to the driver, with `written` bytes written.
 
@@ -333,6 +341,9 @@ class VirtioDevice(ABC):
         ring.disable_notifications()
         more, used, total_bytes = True, False, 0
         for _ in range(BUFFERS_PER_CALL):
+            if queue.stalled:
+                more = False
+                break
             chain = ring.pop(queue.spec.max_readable_bytes)
             if chain is not None:
                 used |= self._serve(queue, ring, chain)

@@ -103,6 +103,7 @@ class VirtioPciTransport:
         self.msix = MsixTable(len(device.queues) + 1, msi)
         self.interrupts = PciInterrupts(self.function, self.msix, len(device.queues))
         device.connect(self.interrupts)
+        device.queue_ready.add(host_notifiers.notify)
         self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)
         self._add_to_function(self._structures(tracer), tracer)
         self.function.bar_moved.add(self._bar_moved)

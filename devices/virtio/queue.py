@@ -72,8 +72,9 @@ class DeviceQueue:
 
     `index` is the number of the queue, `spec` its properties in the device type. `size`, the
     addresses `desc_gpa`, `driver_gpa` and `device_gpa` of its three parts, and `enabled` are as the
-    driver has written them. `ring` is None while the queue is not live. Raises ValueError for a
-    maximum size that is not a power of 2 up to 32768 (VIRTIO 1.2, 2.7).
+    driver has written them. `ring` is None while the queue is not live. A device sets `stalled` to
+    take no further buffers for now, and calls `VirtioDevice.resume_queue` later. Raises ValueError
+    for a maximum size that is not a power of 2 up to 32768 (VIRTIO 1.2, 2.7).
     """
 
     def __init__(self, index: int, spec: QueueSpec) -> None:
@@ -94,6 +95,7 @@ class DeviceQueue:
         self.driver_gpa = 0
         self.device_gpa = 0
         self.enabled = False
+        self.stalled = False
         self.ring: SplitQueue | None = None
 
     def set_size(self, size: int) -> None:

@@ -16,7 +16,15 @@ from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.panic import PANIC_PARAMETERS
 from pyvmm.config import DEFAULT_RAM_BYTES, MachineConfig
 
-COMMAND_LINE_WITHOUT_MANIFEST = f"console=ttyS0 {PANIC_PARAMETERS}"
+SERIAL_CONSOLE = "console=ttyS0"
+IMAGE_CONSOLE_PARAMETERS = "earlyprintk=ttyS0 console=hvc0"
+VIRTIO_CONSOLE_PARAMETERS = "console=ttyS0 console=hvc0"
+"""Parameters of the kernel for the serial console, and for the virtio console in its place.
+
+A guest.img, whose driver is built in, prints each message once: on the serial port until hvc0
+exists. Another kernel may load the driver as a module, or not at all, so it keeps both consoles.
+"""
+COMMAND_LINE_WITHOUT_MANIFEST = f"{SERIAL_CONSOLE} {PANIC_PARAMETERS}"
 """The command line of a kernel that is no guest.img, before what the caller appends."""
 
 
@@ -32,13 +40,17 @@ def config_for_image(
     offer: Sequence[str] = (),
     withhold: Sequence[str] = (),
     rng: int | None = None,
+    console: str = "serial",
+    ports: Sequence[str] = (),
+    hotplug_ports: int = 0,
 ) -> MachineConfig:
     """Return the configuration for `image`; `append` is added to its command line.
 
     The init process of a guest.img executes the shell command `run`, or else a shell. `dialect`
-    None means the image's own. Raises `KernelUnusable` for an image that cannot be read,
-    `ManifestError` for a damaged manifest and `InvalidConfiguration`, and ValueError for a `run`
-    that contains a double quote, which no kernel command line can.
+    None means the image's own. With a `console` of "virtio" the kernel's console is hvc0. Raises
+    `KernelUnusable` for an image that cannot be read, `ManifestError` for a damaged manifest and
+    `InvalidConfiguration`, and ValueError for a `run` that contains a double quote, which no kernel
+    command line can.
     """
     if run is not None:
         if '"' in run:
@@ -54,6 +66,9 @@ def config_for_image(
             command_line = manifest.command_line(dialect)
     except OSError as error:
         raise KernelUnusable(f"cannot read {image}: {error.strerror}") from error
+    if console == "virtio":
+        parameters = VIRTIO_CONSOLE_PARAMETERS if manifest is None else IMAGE_CONSOLE_PARAMETERS
+        command_line = command_line.replace(SERIAL_CONSOLE, parameters)
     return MachineConfig(
         kernel=image,
         initrd=initrd,
@@ -64,4 +79,7 @@ def config_for_image(
         offer=tuple(offer),
         withhold=tuple(withhold),
         rng=rng,
+        console=console,
+        ports=tuple(ports),
+        hotplug_ports=hotplug_ports,
     )

@@ -82,6 +82,8 @@ PARAMETER_OPTIONS = {
     "dialect": "--dialect",
     "features": "--offer, --withhold or --dialect",
     "rng": "--rng-limit",
+    "console": "--console",
+    "ports": "--port",
 }
 
 

@@ -31,18 +31,19 @@ from pyvmm.cli.options import (
     security,
     security_options,
 )
-from pyvmm.config import DEFAULT_RAM_BYTES, DIALECTS
+from pyvmm.config import CONSOLES, DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.standard_streams.log import log_on_stderr
 from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
+    from pyvmm.cli.console.ports import PortOption
     from pyvmm.config import MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
-NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
+NOT_CONFIGURATION = ("addresses", "port_values", "kvm", "verbose", "help")
 """Parameters that do not configure the guest; valid with a snapshot or an incoming migration."""
 
 
@@ -100,6 +101,23 @@ NOT_CONFIGURATION = ("addresses", "kvm", "verbose", "help")
     help="Limit the entropy device to SIZE per second, such as 64K; implies --rng.",
 )
 @click.option(
+    "--console",
+    type=click.Choice(CONSOLES),
+    default="serial",
+    show_default=True,
+    help="Device that is this terminal in the guest: ttyS0, or hvc0 of virtio-console.",
+)
+@click.option(
+    "--port",
+    "port_values",
+    multiple=True,
+    metavar="NAME=ADDRESS",
+    help=(
+        "Give the guest a port called NAME of virtio-console, and connect it to the clients of"
+        " unix:PATH, one at a time, or append its output to file:PATH."
+    ),
+)
+@click.option(
     "--restore",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -132,6 +150,8 @@ def run(
     withhold: Sequence[str],
     rng: bool,
     rng_limit: int | None,
+    console: str,
+    port_values: Sequence[str],
     restore: Path | None,
     incoming: str | None,
     tls_ca: Path | None,
@@ -144,7 +164,7 @@ def run(
 ) -> int:
     """Boot the Linux guest in IMAGE, a guest.img, or any x86-64 kernel with --kernel.
 
-    The guest's serial console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys.
+    The guest's console is this terminal; Ctrl-A x ends pyvmm, Ctrl-A h lists the keys.
 
     \b
     Examples:
@@ -152,6 +172,7 @@ def run(
       pyvmm run guest.img --memory 8G --cpus 4 --qmp unix:/tmp/vm.sock
       pyvmm run --kernel /boot/vmlinuz --initrd /boot/initrd.img --append break=top
       pyvmm run guest.img --append 'pyvmm.run="pattern alloc 64 fill 1 verify 1"'
+      pyvmm run guest.img --console virtio --port data=unix:/tmp/data.sock
       pyvmm run --restore vm.snap
       pyvmm run --incoming unix:/tmp/m --memory 8G
 
@@ -161,15 +182,16 @@ def run(
     level = logging.DEBUG if verbose else logging.WARNING
     log_on_stderr(level)
     sockets = _socket_paths(addresses) if addresses else []
+    ports = _ports(port_values) if port_values else []
     if incoming is not None:
         _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
-        return _run_incoming(incoming, protection, ram_bytes, sockets, kvm)
+        return _run_incoming(incoming, protection, ram_bytes, sockets, ports, kvm)
     for shown in _given(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     if restore is not None:
         snapshot = _open(restore)
-        return _run_vm(snapshot.config, snapshot, sockets, kvm)
+        return _run_vm(snapshot.config, snapshot, sockets, ports, kvm)
     config = config_for_image(
         _one_of(image, kernel),
         initrd=initrd,
@@ -180,24 +202,30 @@ def run(
         offer=offer,
         withhold=withhold,
         rng=_rng_rate(rng, rng_limit),
+        console=console,
+        ports=[port.name for port in ports],
     )
     # Late: saves 6 ms with --restore and --incoming.
     from pyvmm.boot.loader import read_boot_files
 
     read_boot_files(config)  # reports unusable files before the lab or a machine starts
-    return _run_vm(config, None, sockets, kvm)
+    return _run_vm(config, None, sockets, ports, kvm)
 
 
 def _run_vm(
-    config: MachineConfig, snapshot: SnapshotFile | None, sockets: Sequence[Path], kvm: KvmMode
+    config: MachineConfig,
+    snapshot: SnapshotFile | None,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption],
+    kvm: KvmMode,
 ) -> int:
     """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
     if choose_kvm(kvm) is KvmProvider.LAB:
-        return _run_in_lab(config.ram_bytes, sockets)
+        return _run_in_lab(config.ram_bytes, sockets, ports)
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_vm
 
-    return asyncio.run(run_vm(config, sockets, snapshot))
+    return asyncio.run(run_vm(config, sockets, snapshot, ports))
 
 
 def _rng_rate(rng: bool, bytes_per_s: int | None) -> int | None:
@@ -207,6 +235,14 @@ def _rng_rate(rng: bool, bytes_per_s: int | None) -> int | None:
     if not bytes_per_s:
         raise CommandError("--rng-limit 0 would supply nothing", "give --rng for no limit")
     return bytes_per_s
+
+
+def _ports(values: Sequence[str]) -> list[PortOption]:
+    """Return the ports of --port. Raises `UserError`."""
+    # Late: saves 3 ms without --port.
+    from pyvmm.cli.console.ports import parse_ports
+
+    return parse_ports(values)
 
 
 def _socket_paths(addresses: Sequence[str]) -> list[Path]:
@@ -262,7 +298,12 @@ def _one_of(image: Path | None, kernel: Path | None) -> Path:
 
 
 def _run_incoming(
-    incoming: str, protection: Security, max_ram_bytes: int, sockets: Sequence[Path], kvm: KvmMode
+    incoming: str,
+    protection: Security,
+    max_ram_bytes: int,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption],
+    kvm: KvmMode,
 ) -> int:
     """Wait for a guest that another pyvmm sends, and run it."""
     # Late: saves 9 ms (ssl) without --incoming.
@@ -271,17 +312,18 @@ def _run_incoming(
 
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is KvmProvider.LAB:
-        return _run_in_lab(max_ram_bytes, sockets, address, protection)
+        return _run_in_lab(max_ram_bytes, sockets, ports, address, protection)
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_incoming
 
     listener = MigrationListener(address, protection)
-    return asyncio.run(run_incoming(listener, max_ram_bytes, sockets))
+    return asyncio.run(run_incoming(listener, max_ram_bytes, sockets, ports))
 
 
 def _run_in_lab(
     ram_bytes: int,
     sockets: Sequence[Path],
+    ports: Sequence[PortOption],
     incoming: Address | None = None,
     protection: Security | None = None,
 ) -> int:
@@ -290,11 +332,12 @@ def _run_in_lab(
     from pyvmm.cli.lab import run_guest_in_lab
 
     parameters = click.get_current_context().params.values()
+    files = [path for path in parameters if isinstance(path, Path)]
     return run_guest_in_lab(
         [sys.executable, "-m", "pyvmm", *sys.argv[1:]],
         ram_bytes // MIB,
-        files=[path for path in parameters if isinstance(path, Path)],
-        sockets=sockets,
+        files=[*files, *(port.path for port in ports if not port.is_socket)],
+        sockets=[*sockets, *(port.path for port in ports if port.is_socket)],
         incoming=incoming,
         security=protection,
     )

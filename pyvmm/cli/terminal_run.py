@@ -26,7 +26,9 @@ from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
+    from pyvmm.cli.console.ports import PortHosts, PortOption
     from pyvmm.config import MachineConfig
+    from pyvmm.console.ports import LockedPort
     from pyvmm.migration.errors import MigrationError
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
@@ -39,11 +41,14 @@ HURRIED_OUTPUT_TIMEOUT_S = 1.0
 
 
 async def run_vm(
-    config: MachineConfig, sockets: Sequence[Path], snapshot: SnapshotFile | None = None
+    config: MachineConfig,
+    sockets: Sequence[Path],
+    snapshot: SnapshotFile | None = None,
+    ports: Sequence[PortOption] = (),
 ) -> int:
     """Boot a VM, or restore it from `snapshot`, and run it to its end; returns the exit status."""
     async with AsyncExitStack() as stack:
-        terminal = _TerminalRun(stack, sockets)
+        terminal = _TerminalRun(stack, sockets, ports)
         vm = terminal.make(config)
         if snapshot is None:
             vm.boot()
@@ -53,7 +58,10 @@ async def run_vm(
 
 
 async def run_incoming(
-    listener: MigrationListener, max_ram_bytes: int, sockets: Sequence[Path]
+    listener: MigrationListener,
+    max_ram_bytes: int,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption] = (),
 ) -> int:
     """Wait for a VM with at most `max_ram_bytes`, then run it; returns the exit status."""
     # Late: saves 22 ms where no migration comes in.
@@ -61,7 +69,7 @@ async def run_incoming(
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        terminal = _TerminalRun(stack, sockets, listener)
+        terminal = _TerminalRun(stack, sockets, ports, listener)
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
@@ -102,6 +110,7 @@ class _TerminalRun:
         self,
         stack: AsyncExitStack,
         sockets: Sequence[Path],
+        ports: Sequence[PortOption],
         incoming: MigrationListener | None = None,
     ) -> None:
         self._stack = stack
@@ -112,9 +121,11 @@ class _TerminalRun:
         stack.callback(self.signals.close)
         self._vm: VirtualMachine | None = None
         self._console: ConsoleIo | None = None
+        self._has_ports = False
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
         self._caught: list[int] = []
         self._listeners = [self._bind(path) for path in sockets]
+        self._port_hosts = self._make_port_hosts(ports) if ports else None
 
     def _bind(self, path: Path) -> UnixListener:
         # Late: saves 0.9 ms without --qmp.
@@ -124,6 +135,12 @@ class _TerminalRun:
         listener = UnixListener(listening_path(path), shown_as=path)
         self._stack.callback(listener.remove)
         return listener
+
+    def _make_port_hosts(self, ports: Sequence[PortOption]) -> PortHosts:
+        # Late: saves 3 ms without --port.
+        from pyvmm.cli.console.ports import PortHosts
+
+        return PortHosts(self._stack, ports)
 
     def make(self, config: MachineConfig) -> VirtualMachine:
         """Create the VM of `config`, connected to the console; it does not run yet.
@@ -138,8 +155,10 @@ class _TerminalRun:
         def act(action: Action) -> None:
             vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.CRASH))
 
+        port: LockedPort | None = None
+
         def send_input(data: bytes) -> int:
-            return vm.console_input(data)
+            return vm.console_input(data) if port is None else port.offer(data)
 
         self._console = console = ConsoleIo(self._loop, 0, 1, send_input, act)
         vm = VirtualMachine(
@@ -151,9 +170,19 @@ class _TerminalRun:
         )
         vm.ending.add_done_callback(lambda ending: self.signals.limit())
         self._vm = vm
+        if config.console == "virtio":
+            # Late: saves 3 ms with the serial console.
+            from pyvmm.cli.console.ports import connect_terminal
+
+            port = connect_terminal(vm, console)
+        if self._port_hosts is not None:
+            self._port_hosts.connect(vm)
+        self._has_ports = config.has_console_device
         return vm
 
     def _close_vm(self) -> None:
+        if self._port_hosts is not None:
+            self._port_hosts.disconnect()
         if self._vm is not None:
             self._vm.close()
             self._vm = None
@@ -182,20 +211,29 @@ class _TerminalRun:
         self._stack.enter_context(self._terminal)
         self._console.start()
         result = await (running or self._vm.run())
-        lost = await self._lost_output(self._console, result)
+        lost = await self._lost_output(self._vm, self._console, result)
         if lost and not self._caught:
             result = ExitResult(ExitReason.CRASH, lost)
         if result.exit_status:
             print_message(result.detail)
         return self.exit_status(result.exit_status)
 
-    async def _lost_output(self, console: ConsoleIo, result: ExitResult) -> str:
-        """Wait until the console's output is written; return the reason why it is not, or ""."""
+    async def _lost_output(self, vm: VirtualMachine, console: ConsoleIo, result: ExitResult) -> str:
+        """Wait until the guest's output is written; return the reason why it is not, or ""."""
         wait_s = OUTPUT_TIMEOUT_S if result.by_guest else HURRIED_OUTPUT_TIMEOUT_S
-        written = await console.finish(lambda: HURRIED_OUTPUT_TIMEOUT_S if self._caught else wait_s)
+
+        def timeout_s() -> float:
+            return HURRIED_OUTPUT_TIMEOUT_S if self._caught else wait_s
+
+        drained = True
+        if result.by_guest and self._has_ports:
+            drained = await vm.ports.drain(timeout_s)
+        written = await console.finish(timeout_s)
         if (error := console.output_error) is not None:
             return f"the guest's console output cannot be written: {error.strerror}"
-        return "" if written else "the end of the guest's console output was not read"
+        if not written:
+            return "the end of the guest's console output was not read"
+        return "" if drained else "the end of the output of the guest's ports was not read"
 
     async def _serve(self, vm: VirtualMachine) -> None:
         """Serve the control sockets; all are closed at once, as each may wait for its clients."""

@@ -65,9 +65,25 @@ def _rng(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
     return RngDevice(ports.ram.memory, ports.timers, ports.tracer, bytes_per_s=config.rng)
 
 
+def _console(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
+    if not config.has_console_device:
+        return None
+    # 7 modules, for machines with this device only.
+    from devices.console.device import ConsoleDevice
+
+    return ConsoleDevice(
+        ports.ram.memory,
+        ports.tracer,
+        console=config.console == "virtio",
+        ports=config.ports,
+        max_ports=1 + len(config.ports) + config.hotplug_ports,
+    )
+
+
 CATALOGUE = (
     CatalogueEntry("balloon", 1, _balloon),
     CatalogueEntry("rng", 2, _rng),
+    CatalogueEntry("console", 4, _console),
 )
 """The devices that come with pyvmm."""
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a machine as a record: in a snapshot, and first in a migration stream."""
+"""The configuration of a machine as a record: in a snapshot, and first in a migration stream.
+
+The fields of the console device are present for a machine that has one. So a machine without can be
+restored by versions of pyvmm that do not know the device.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,13 @@ def encode_config(config: MachineConfig) -> bytes:
         "withhold": list(config.withhold),
         "rng": [] if config.rng is None else [config.rng],
     }
+    if config.has_console_device:
+        payload = {
+            **payload,
+            "console": config.console,
+            "ports": list(config.ports),
+            "hotplug_ports": config.hotplug_ports,
+        }
     return encode(payload)
 
 
@@ -48,6 +59,7 @@ def restore_config(fields: Fields) -> MachineConfig:
     dialect = fields.text("dialect")
     offer, withhold = _names(fields, "offer"), _names(fields, "withhold")
     rng = fields.numbers("rng", at_most=1)
+    console, ports, hotplug_ports = _console_device(fields)
     fields.done()
     try:
         return MachineConfig(
@@ -60,9 +72,19 @@ def restore_config(fields: Fields) -> MachineConfig:
             offer=offer,
             withhold=withhold,
             rng=rng[0] if rng else None,
+            console=console,
+            ports=ports,
+            hotplug_ports=hotplug_ports,
         )
     except UserError as error:
         raise fields.error("as a whole", f"is invalid: {error}") from error
+
+
+def _console_device(fields: Fields) -> tuple[str, tuple[str, ...], int]:
+    """Return `console`, `ports` and `hotplug_ports`; without a console device, their defaults."""
+    if not fields.has("console"):
+        return "serial", (), 0
+    return fields.text("console"), _names(fields, "ports"), fields.number("hotplug_ports")
 
 
 def _names(fields: Fields, name: str) -> tuple[str, ...]:

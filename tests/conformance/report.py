@@ -176,11 +176,11 @@ _INTRODUCTION = """\
 # Conformance to VIRTIO 1.2
 
 All requirements of version 1.2 of the [specification][virtio] on PCI devices with split virtqueues,
-on the memory balloon and on the entropy device, in our words and under its clause numbers, with the
-tests of each and their results. A statement describes the device, so "MUST NOT write" in the
-specification is "writes to no" here. The level "text" marks a duty that the specification states
-outside its lists of requirements; "(1.3)" marks an addition of version 1.3. The requirements of a
-feature that is not offered share one row.
+on the console, the entropy device and the memory balloon, in our words and under its clause
+numbers, with the tests of each and their results. A statement describes the device, so "MUST NOT
+write" in the specification is "writes to no" here. The level "text" marks a duty that the
+specification states outside its lists of requirements; "(1.3)" marks an addition of version 1.3.
+The requirements of a feature that is not offered share one row.
 
 The statements are in [statements.toml](../../tests/conformance/statements.toml); tests refer to
 them with `@pytest.mark.conformance`. A statement without a test gives the reason: it is a

@@ -21,9 +21,9 @@ from devices.pci.host_bridge import ConfigMechanism1
 from devices.testing.recorders import RecordingInterruptLine, RecordingTracer
 from pyvmm.memory import layout
 from pyvmm.units import MIB
-from tests.fuzz.checked_board import CheckedBoard
+from tests.fuzz.checked_balloon import CheckedBalloonBoard
 
-BOARD = CheckedBoard(STANDARD, STANDARD.features.known)
+BOARD = CheckedBalloonBoard(STANDARD, STANDARD.features.known)
 PORTS = [
     *range(layout.COM1_PORT, layout.COM1_PORT + layout.COM1_PORTS),
     *range(layout.ACPI_PM_PORT, layout.ACPI_PM_PORT + layout.ACPI_PM_PORTS),

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board that checks its balloon's invariants at every step, for any guest.
+"""A board that checks its device's invariants at every step, for any guest.
 
-A violation raises `Finding`:
+A violation raises `Finding`. For every device:
 
 * the device raises the policy's errors only; any other exception is a finding by itself;
 * work is bounded: a call serves at most `BUFFERS_PER_CALL` buffers, and an idle guest is served
   completely in as many calls as it has buffers;
-* a request discards only pages that it names, by the reference decoder, and none if it must be
-  refused;
-* each buffer taken is returned, or in flight where the protocol says so (one on the statistics
-  queue, one on the misc queue), or the device is in NEEDS_RESET;
+* each buffer taken is returned, or in flight where the device's protocol says so, or the device is
+  in NEEDS_RESET;
 * the device writes only to pages that the guest provided for it: all others keep their pattern;
 * host notifiers are assigned for live queues only.
+
+`checked_balloon` and `checked_console` have the devices, and what further holds for them.
 
 Guest RAM is small: 16 pages for the driver's rings and requests, then pages with a pattern, with a
 boundary between two regions, a hole, and a region above 4 GiB.
@@ -21,17 +21,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from typing import Any
 
-from devices.balloon.device import BalloonDevice
-from devices.balloon.dialects import Dialect, Role
-from devices.errors import BadPayload
 from devices.testing.board import Board
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
-from devices.virtio.device import BUFFERS_PER_CALL
+from devices.virtio.device import BUFFERS_PER_CALL, VirtioDevice
+from devices.virtio.queue import DeviceQueue
 from devices.virtio.status import Status
 from pyvmm_native import PAGE_BYTES
-from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import page_oracle
 from tests.fuzz.page_oracle import Pages
@@ -43,9 +41,7 @@ REGIONS = (
     (64 * PAGE_BYTES, 8 * PAGE_BYTES),
     (1 << 32, 8 * PAGE_BYTES),
 )
-RAM_PAGES = page_oracle.pages_of_regions(REGIONS)
 PATTERN = 0xA5
-ONE_IN_FLIGHT = (Role.STATS, Role.MISC)
 
 
 class Finding(AssertionError):
@@ -105,81 +101,21 @@ class CheckedRam(AnonymousRam):
         self.driver_area[:] = bytes(DRIVER_BYTES)
 
 
-class CheckedBalloon(BalloonDevice):
-    """A balloon that checks its work on each buffer."""
+class CheckedDevice(VirtioDevice):
+    """The checks that hold for every device, to be mixed into a device type before it.
 
-    ram: CheckedRam
+    `in_flight` counts the buffers that may be in flight, by queue; the device type keeps it.
+    """
 
-    def __init__(
-        self, dialect: Dialect, ram: CheckedRam, tracer: RecordingTracer, offered: int
-    ) -> None:
+    def __init__(self, ram: CheckedRam, *arguments: Any, **keywords: Any) -> None:
         self.ram = ram
         self.in_flight = [0] * 8
         self.served = 0
-        super().__init__(dialect, ram, tracer, offered=offered)
+        super().__init__(*arguments, **keywords)
 
-    def role(self, queue: int) -> Role | None:
-        return self.roles.get(queue)
-
-    def serve(self, queue: int, chain: Chain) -> int | None:
-        ram, role = self.ram, self.role(queue)
-        self.served += 1
-        named = self._named(role, chain)
-        ram.allowed, ram.discarded_pfns = named or frozenset(), frozenset()
-        ram.touched |= page_oracle.touched_by(chain.writable_segments)
-        ram.on_access()
-        try:
-            written = super().serve(queue, chain)
-        except BadPayload as error:
-            check(not ram.discarded_pfns, "a request was refused that had discarded pages")
-            must_serve = role in (Role.INFLATE, Role.DEFLATE) and named is not None
-            check(not must_serve, f"{role} of {sorted(named or ())} refused: {error}")
-            raise
-        finally:
-            ram.allowed = frozenset()
-        check(named is not None, f"bad {role} request accepted")
-        if role is Role.INFLATE:
-            check(
-                ram.discarded_pfns == named,
-                f"{sorted(named or ())} named, {sorted(ram.discarded_pfns)} discarded",
-            )
-        self._count_in_flight(queue, role, written)
-        return written
-
-    def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
-        written = super().on_bad_payload(queue, chain, error)
-        self._count_in_flight(queue, self.role(queue), written)
-        return written
-
-    def _count_in_flight(self, queue: int, role: Role | None, written: int | None) -> None:
-        if written is None:
-            self.in_flight[queue] += 1
-            check(
-                role in ONE_IN_FLIGHT and self.in_flight[queue] == 1,
-                f"{role} has {self.in_flight[queue]} buffers in flight",
-            )
-
-    def _named(self, role: Role | None, chain: Chain) -> Pages | None:
-        """Return the pages that may be discarded for this buffer; None if it must be refused."""
-        if role in (Role.INFLATE, Role.DEFLATE):
-            decode = (
-                page_oracle.named_by_bitmap
-                if self.dialect.name == "bitmap"
-                else (page_oracle.named_by_pfns)
-            )
-            named = decode(chain.readable, RAM_PAGES)
-            return named if role is Role.INFLATE or named is None else frozenset()
-        if role is Role.REPORTING:
-            return page_oracle.wholly_inside(chain.writable_segments)
-        return frozenset()
-
-    def complete(self, queue: int, chain: Chain, written: int = 0) -> None:
-        ring = self.queues[queue].ring
-        before = ring.next_used if ring is not None else 0
-        super().complete(queue, chain, written)
-        if ring is not None and ring.next_used != before:
-            self.in_flight[queue] -= 1
-            check(self.in_flight[queue] >= 0, "a buffer was returned that was not in flight")
+    def must_be_empty(self, queue: DeviceQueue) -> bool:
+        """Return whether an idle device has taken all buffers of a live queue."""
+        return True
 
     def process_queue(self, index: int) -> bool:
         self.served = 0
@@ -224,19 +160,12 @@ class CheckedBalloon(BalloonDevice):
 
 
 class CheckedBoard(Board):
-    """A board with such a balloon that offers `offered`, on `ram` or RAM of its own."""
+    """A board with `device`, whose memory is `device.ram`."""
 
-    ram: CheckedRam
-
-    def __init__(self, dialect: Dialect, offered: int, ram: CheckedRam | None = None) -> None:
-        self.ram = ram or CheckedRam()
-        tracer = RecordingTracer()
-        super().__init__(CheckedBalloon(dialect, self.ram, tracer, offered), tracer)
-
-    @property
-    def checked_balloon(self) -> CheckedBalloon:
-        assert isinstance(self.device, CheckedBalloon)
-        return self.device
+    def __init__(self, device: CheckedDevice, tracer: RecordingTracer) -> None:
+        self.checked_device = device
+        self.ram = device.ram
+        super().__init__(device, tracer)
 
     def serve_all(self, queue: int) -> None:
         """Serve one queue of an idle guest completely.
@@ -269,9 +198,10 @@ class CheckedBoard(Board):
             if self._feeds_itself(queue.index):
                 continue
             if self.device.running and self.function.bus_master_enabled and queue.ring is not None:
-                check(queue.ring.pending == 0, f"{queue.spec.name} is not served")
+                served = not self.checked_device.must_be_empty(queue) or queue.ring.pending == 0
+                check(served, f"{queue.spec.name} is not served")
         self.notifiers.notified.clear()
-        self.checked_balloon.check_buffers()
+        self.checked_device.check_buffers()
         bar_gpa = self.function.bar_gpa(0)
         live = {
             queue.index: bar_gpa + 0x3000 + 4 * queue.index

@@ -17,11 +17,11 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["devices"]):
-    from tests.fuzz import guest_program
+    from tests.fuzz import balloon_program
 
 
 def main() -> None:
-    atheris.Setup(sys.argv, guest_program.run)
+    atheris.Setup(sys.argv, balloon_program.run)
     atheris.Fuzz()
 
 

@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interpreter of bytes as the actions of a guest's balloon driver, for fuzzing.
+"""An interpreter of bytes as the actions of a guest's driver, for fuzzing.
 
 Invariant: whatever the bytes, the device raises no exception beyond its policy, and all invariants
 of `checked_board` hold, at every step and when the guest is idle at the end. Only pages that the
 guest provided to the device change.
 
-The first two bytes choose the dialect, the features offered and accepted, the size of the rings and
-whether the device is initialised; mostly it is, so that a random program reaches the queues. Each
-further byte is an instruction, whose operands are the bytes after it (zeros at the end). Operands
-are mostly almost valid: a valid request with one corrupted field gets further than noise.
-`write_later` changes memory while the device works, at the N-th point at which another processor of
-the guest could write.
+Each byte is an instruction, whose operands are the bytes after it (zeros at the end). Operands are
+mostly almost valid: a valid request with one corrupted field gets further than noise. `write_later`
+changes memory while the device works, at the N-th point at which another processor of the guest
+could write.
 
-The hypothesis tests, the fuzzer and the replay of its corpus all run `run`.
+`Guest` has the instructions that suit any device; `balloon_program` and `console_program` add those
+of a device and the function `run`, which the hypothesis tests, the fuzzers and the replay of their
+corpora run.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
+from typing import Any, ClassVar
 
-from devices.balloon.dialects import BITMAP, STANDARD, Role
-from devices.balloon.misc import MiscCommand
 from devices.ports import BusDevice
 from devices.testing.board import APERTURE, SLOT
-from devices.virtio import features
-from pyvmm_native import PAGE_BYTES
 from tests.fuzz.careless_driver import (
     ALL_ONES,
     BAR0,
@@ -35,15 +30,11 @@ from tests.fuzz.careless_driver import (
     QUEUE_DESC,
     QUEUE_ENABLE,
     QUEUE_SIZE,
-    WRITE,
     CarelessDriver,
     Ring,
     descriptor,
 )
 from tests.fuzz.checked_board import REGIONS, CheckedBoard, check
-from tests.fuzz.object_state import ObjectState
-
-PATTERN_PFNS = [pfn for gpa, n in REGIONS[1:] for pfn in range(gpa // 4096, (gpa + n) // 4096)]
 
 EDGES = [
     edge + delta
@@ -94,7 +85,10 @@ class Program:
 
 
 class Guest(CarelessDriver):
-    """A guest that runs one program on `board`."""
+    """A guest that runs one program on `board`; a device type adds its own instructions."""
+
+    INSTRUCTIONS: ClassVar[Sequence[Callable[[Any], None]]]
+    """The instruction of each opcode, repeated in turn."""
 
     def __init__(self, board: CheckedBoard, program: Program) -> None:
         super().__init__(board)
@@ -108,92 +102,13 @@ class Guest(CarelessDriver):
     def gpa(self) -> int:
         return self.program.pick(EDGES, 8)
 
-    def pfns(self) -> list[int]:
-        """Return page frames: mostly some that hold the pattern, sometimes others."""
-        program = self.program
-        kind = program.byte()
-        if kind < 160:
-            start, count = program.byte() % len(PATTERN_PFNS), kind % 12 + 1
-            return PATTERN_PFNS[start : start + count]
-        if kind < 220:
-            mask = program.number(6)
-            return [pfn for i, pfn in enumerate(PATTERN_PFNS) if mask >> i & 1]
-        return [program.number(4) for _ in range(kind % 6)]
-
-    def request(self) -> bytes:
-        """Return a request that names pages, in this dialect or mistakenly in the other."""
-        program = self.program
-        pfns = self.pfns()
-        corruption = program.byte()
-        if (self.board.checked_balloon.dialect is STANDARD) ^ (corruption == 255):
-            data = struct.pack(f"<{len(pfns)}I", *(pfn & 0xFFFF_FFFF for pfn in pfns))
-            return data + program.take(corruption % 4) if corruption > 200 else data
-        start = min(pfns, default=0) & ~63
-        bits = 0
-        for pfn in pfns:
-            if pfn - start < 4096:
-                bits |= 1 << pfn - start
-        bitmap = bits.to_bytes((bits.bit_length() + 63) // 64 * 8 or 8, "little")
-        fields = [0, 12, 0, 0, 0, start, len(bitmap)]
-        if corruption % 8 == 7:  # a response to the pending request, or nearly one
-            shape = program.byte()
-            request = self.memory[self.request_gpa : self.request_gpa + 16]
-            fields[0], fields[4] = struct.unpack("<H6xQ", request)
-            fields[2] = shape % 3
-            if shape & 0x40:
-                fields[6] = 0
-            if shape & 0x80:
-                fields[shape >> 2 & 7 if shape & 0x1C != 0x1C else 0] ^= shape & 3
-        elif corruption > 128:
-            sizes = (2, 2, 2, 2, 8, 8, 8)
-            at = corruption % 7
-            fields[at] = program.pick([0, 1, 8, 12, 13, 21, 30, 64, 1 << 15], sizes[at])
-        limits = (0xFFFF,) * 4 + (ALL_ONES,) * 3
-        fields = [field & limit for field, limit in zip(fields, limits, strict=True)]
-        return struct.pack("<HHHHQQQ", *fields) + bitmap
-
     # Instructions.
-
-    def send_request(self) -> None:
-        """Send a request in one to four descriptors."""
-        queue, shape = self.queue(), self.program.byte()
-        data = self.request()
-        cuts = sorted({len(data) * i // (shape % 4 + 1) for i in range(shape % 4 + 2)})
-        parts = [data[a:b] for a, b in pairwise(cuts)] or [b""]
-        elements = [(self.place(part), len(part), 0) for part in parts]
-        if shape & 0x40:
-            elements.append((self.place(bytes(16)), 16, WRITE))
-        self.add(queue, elements, bool(shape & 0x80))
 
     def send_bytes(self) -> None:
         """Send an arbitrary payload."""
         queue, count = self.queue(), self.program.byte()
         data = self.program.take(count % 64)
         self.add(queue, [(self.place(data), len(data), 0)], bool(count & 0x80))
-
-    def send_statistics(self) -> None:
-        queue, count = self.queue(), self.program.byte() % 20
-        entries = (struct.pack("<HQ", tag, self.program.byte()) for tag in range(count))
-        data = b"".join(entries)
-        self.add(queue, [(self.place(data), len(data), 0)], False)
-
-    def send_writable(self) -> None:
-        """Send device-writable elements: a response buffer, or reported or hinted pages."""
-        queue, shape = self.queue(), self.program.byte()
-        if shape < 64:
-            self.request_gpa = self.place(bytes(16))
-            elements = [(self.request_gpa, 16, WRITE)]
-        else:
-            pages = self.pfns()
-            elements = [(pfn * PAGE_BYTES, PAGE_BYTES, WRITE) for pfn in pages[:3]]
-            elements = elements or [(self.gpa(), self.program.pick(LENGTHS, 4), WRITE)]
-        self.add(queue, elements, bool(shape & 1))
-
-    def send_command_id(self) -> None:
-        """Send the command id of the current hinting, or STOP or DONE."""
-        queue, shape = self.queue(), self.program.byte()
-        value = self.mmio.read(BAR0 + 0x2008, 4) if shape < 160 else shape % 3
-        self.add(queue, [(self.place(struct.pack("<I", value)), 4, 0)], False)
 
     def send_elements(self) -> None:
         """Send elements of any address, length and direction."""
@@ -327,30 +242,10 @@ class Guest(CarelessDriver):
             value = self.program.pick([0, 1, 2, 4, 6, 0x406, 0xC000, BAR0, BAR2, 0xFFFF_FFFF], size)
             function.config_write(offset, size, value & (1 << 8 * size) - 1)
 
-    def act_as_host(self) -> None:
-        """Use the balloon from the host's side."""
-        balloon, action = self.board.checked_balloon, self.program.byte()
-        if action % 8 == 0:
-            balloon.set_target(action % 57)
-        elif action % 8 < 3:
-            balloon.request_stats()
-        elif action % 8 == 3:
-            balloon.misc.cancel()
-            balloon.misc.request(MiscCommand(action // 8 % 3), lambda answer: None)
-        elif action % 8 == 4 and balloon.has_live(Role.FREE_PAGE_HINT):
-            balloon.hinting.finish()
-            balloon.hinting.start(lambda ending: None)
-        elif action % 8 == 5:
-            balloon.hinting.stop()
-        elif action % 8 == 6:
-            balloon.misc.cancel()
-        else:
-            _ = (balloon.counters, balloon.actual, balloon.has_live(Role.STATS))
-
     def step(self) -> bool:
         """Run one instruction; False at the end of the program."""
         try:
-            instruction = INSTRUCTIONS[self.program.opcode() % len(INSTRUCTIONS)]
+            instruction = self.INSTRUCTIONS[self.program.opcode() % len(self.INSTRUCTIONS)]
         except OutOfBytes:
             self.later.clear()
             return False
@@ -360,56 +255,3 @@ class Guest(CarelessDriver):
     def run(self) -> None:
         while self.step():
             pass
-
-
-INSTRUCTIONS: tuple[Callable[[Guest], None], ...] = (
-    Guest.send_request, Guest.send_request, Guest.send_request, Guest.send_bytes,
-    Guest.send_statistics, Guest.send_command_id, Guest.send_writable, Guest.send_writable,
-    Guest.send_elements,
-    Guest.write_descriptor, Guest.write_index, Guest.write_memory, Guest.write_later,
-    Guest.add_again, Guest.kick, Guest.serve_once, Guest.serve_once,
-    Guest.serve_all, Guest.serve_all, Guest.restart, Guest.reset_queue,
-    Guest.access_bar, Guest.access_bar, Guest.access_ports, Guest.access_ecam, Guest.access_config,
-    Guest.act_as_host, Guest.place_ring, Guest.send_request, Guest.send_writable,
-    Guest.serve_once, Guest.serve_all,
-)  # fmt: skip
-
-
-@cache
-def _board(
-    bitmap: int, offer: int, corruption: int, started: bool
-) -> tuple[CheckedBoard, ObjectState]:
-    """Return the board for one start configuration, and its state to restore."""
-    dialect = BITMAP if bitmap else STANDARD
-    known, default, required = (
-        dialect.features.known,
-        dialect.features.default,
-        dialect.features.required,
-    )
-    board = CheckedBoard(dialect, (known, known, default, required)[offer])
-    if started:
-        guest = Guest(board, Program(b""))
-        guest.place_bars()
-        guest.start(ALL_ONES ^ corruption)
-    board.ram.on_access = lambda: None
-    return board, ObjectState(board)
-
-
-def run(data: bytes) -> CheckedBoard:
-    """Run `data` as a guest; raise any violation of the invariant."""
-    program = Program(data)
-    choice, wanted = program.byte(), program.byte()
-    # Mostly all features or all but one.
-    corruption = 1 << wanted % 8 if wanted & 8 else 0
-    corruption |= features.EVENT_IDX * bool(wanted & 0x10) | features.INDIRECT_DESC * (
-        wanted >= 0xC0
-    )
-    board, initial = _board(choice & 1, choice >> 1 & 3, corruption, choice < 0xF0)
-    try:
-        guest = Guest(board, program)
-        guest.ring_size = RING_SIZES[choice >> 3 & 3]
-        guest.run()
-        board.check_idle()
-    finally:
-        initial.restore()
-    return board

@@ -39,7 +39,8 @@ class Fuzzer(NamedTuple):
 
 
 FUZZERS = (
-    Fuzzer("fuzz_balloon", "corpus", 256),
+    Fuzzer("fuzz_balloon", "balloon", 256),
+    Fuzzer("fuzz_console", "console", 256),
     Fuzzer("fuzz_snapshot", "snapshots", 4096, rss_limit_mib=1024),
     Fuzzer("fuzz_state", "states", 64),
     Fuzzer("fuzz_migration", "migrations", 4096, rss_limit_mib=1024),
@@ -47,10 +48,11 @@ FUZZERS = (
 
 
 def prepare(directory: Path, every: int = 1) -> None:
-    """Create the corpora in `directory`, with one of `every` programs of the committed one."""
+    """Create the corpora in `directory`, with one of `every` programs of the committed ones."""
     for fuzzer in FUZZERS:
         (directory / fuzzer.corpus).mkdir(parents=True, exist_ok=True)
-    unpack(directory / FUZZERS[0].corpus, every)
+    for device in ("balloon", "console"):
+        unpack(device, directory / device, every)
 
 
 def main(seconds: int, options: list[str]) -> None:

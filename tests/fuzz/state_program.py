@@ -28,9 +28,11 @@ from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingInterruptLine
 from devices.testing.states import mutable_copy, payload_items
 from devices.virtio.pci_transport import VirtioPciTransport
+from tests.fuzz.balloon_program import BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
-from tests.fuzz.checked_board import DRIVER_BYTES, REGIONS, CheckedBoard
-from tests.fuzz.guest_program import EDGES, Guest, OutOfBytes, Program
+from tests.fuzz.checked_balloon import CheckedBalloonBoard
+from tests.fuzz.checked_board import DRIVER_BYTES, REGIONS
+from tests.fuzz.guest_program import EDGES, OutOfBytes, Program
 from tests.fuzz.object_state import ObjectState
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 15, 16, 127, 128, 255, 0xFFFF, 1 << 16, 1 << 31, 1 << 63, *EDGES]
@@ -38,8 +40,8 @@ NUMBERS = [0, 1, 2, 3, 4, 7, 15, 16, 127, 128, 255, 0xFFFF, 1 << 16, 1 << 31, 1 
 
 def used_balloon(dialect: Dialect) -> Board:
     """Return a board whose guest has used every queue, with buffers in flight where possible."""
-    checked = CheckedBoard(dialect, dialect.features.known)
-    guest = Guest(checked, Program(b""))
+    checked = CheckedBalloonBoard(dialect, dialect.features.known)
+    guest = BalloonGuest(checked, Program(b""))
     guest.place_bars()
     guest.start(ALL_ONES)
     guest.add(STATS, [], False)

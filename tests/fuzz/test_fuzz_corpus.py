@@ -7,6 +7,7 @@ Invariant: that of `guest_program`. `make fuzz` starts from this corpus and adds
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -17,38 +18,43 @@ from devices.virtio.device import VirtioDevice
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
-from tests.fuzz import corpus, guest_program
+from tests.fuzz import balloon_program, console_program, corpus
+from tests.fuzz.balloon_program import PATTERN_PFNS, BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES, NEXT, WRITE, descriptor
-from tests.fuzz.checked_board import CheckedBoard, Finding
-from tests.fuzz.guest_program import PATTERN_PFNS, Guest, Program
+from tests.fuzz.checked_balloon import CheckedBalloonBoard
+from tests.fuzz.checked_board import Finding
+from tests.fuzz.guest_program import Program
 from tests.fuzz.object_state import ObjectState
 
 
-def test_replay_of_the_corpus() -> None:
-    programs = corpus.programs()
+@pytest.mark.parametrize(
+    ("device", "run"), [("balloon", balloon_program.run), ("console", console_program.run)]
+)
+def test_replay_of_the_corpus(device: str, run: Callable[[bytes], object]) -> None:
+    programs = corpus.programs(device)
     assert len(programs) > 100
     for program in programs:
         try:
-            guest_program.run(program)
+            run(program)
         except BaseException as error:
             error.add_note(f"by {program.hex()}")
             raise
 
 
-def guest() -> Guest:
-    guest = Guest(CheckedBoard(STANDARD, STANDARD.features.known), Program(b""))
+def guest() -> BalloonGuest:
+    guest = BalloonGuest(CheckedBalloonBoard(STANDARD, STANDARD.features.known), Program(b""))
     guest.place_bars()
     guest.start(ALL_ONES)
     return guest
 
 
-def send(guest: Guest, queue: int, data: bytes) -> None:
+def send(guest: BalloonGuest, queue: int, data: bytes) -> None:
     guest.add(queue, [(guest.place(data), len(data), 0)], False)
     guest.serve_all()
     guest.board.check_idle()
 
 
-def inflate(guest: Guest, *pfns: int) -> None:
+def inflate(guest: BalloonGuest, *pfns: int) -> None:
     send(guest, INFLATE, struct.pack(f"<{len(pfns)}I", *pfns))
 
 
@@ -118,11 +124,11 @@ def test_the_ring_may_change_between_two_buffers() -> None:
 
 def test_restoring_the_object_state_restores_the_board() -> None:
     for dialect in (STANDARD, BITMAP):
-        board = CheckedBoard(dialect, dialect.features.known)
+        board = CheckedBalloonBoard(dialect, dialect.features.known)
         saved = ObjectState(board)
         states = []
         for _ in range(2):
-            driven = Guest(board, Program(b""))
+            driven = BalloonGuest(board, Program(b""))
             driven.place_bars()
             driven.start(ALL_ONES)
             pages = (PATTERN_PFNS[0] * 4096, 4096, WRITE)

@@ -46,6 +46,9 @@ def make_config(guest_image: Path) -> MakeConfig:
         offer: Sequence[str] = (),
         withhold: Sequence[str] = (),
         rng: int | None = None,
+        console: str = "serial",
+        ports: Sequence[str] = (),
+        hotplug_ports: int = 0,
     ) -> MachineConfig:
         return config_for_image(
             guest_image,
@@ -58,6 +61,9 @@ def make_config(guest_image: Path) -> MakeConfig:
             offer=offer,
             withhold=withhold,
             rng=rng,
+            console=console,
+            ports=ports,
+            hotplug_ports=hotplug_ports,
         )
 
     return make

@@ -44,6 +44,10 @@ def test_the_limits_are_accepted(good: dict[str, Any]) -> None:
         {"vcpus": 0},
         {"vcpus": 9},
         {"dialect": "guess"},
+        {"console": "vga"},
+        {"ports": tuple(f"port{number}" for number in range(16))},
+        {"ports": ("a b",)},
+        {"ports": ("console",)},
     ],
 )
 def test_values_beyond_the_limits_are_refused(bad: dict[str, Any]) -> None:
@@ -67,6 +71,25 @@ def test_a_kernel_without_a_manifest_gets_the_standard_dialect(tmp_path: Path) -
     chosen = config_for_image(image, dialect="bitmap", append="quiet")
     assert chosen.dialect == "bitmap"
     assert chosen.command_line == f"console=ttyS0 {PANIC_PARAMETERS} quiet"
+
+
+def test_two_ports_of_one_name_or_too_many_to_plug_in_are_refused() -> None:
+    with pytest.raises(InvalidConfiguration, match="two ports are named 'a'"):
+        MachineConfig(**{**GOOD, "ports": ("a", "b", "a")})
+    for count in (-1, 16):
+        with pytest.raises(InvalidConfiguration, match="only 15 in all"):
+            MachineConfig(**{**GOOD, "hotplug_ports": count})
+    assert MachineConfig(**{**GOOD, "hotplug_ports": 15}).has_console_device
+
+
+def test_the_virtio_console_is_the_kernel_s_console(tmp_path: Path) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(elf_kernel())
+    config = config_for_image(image, console="virtio", append="quiet")
+    parameters = f"console=ttyS0 console=hvc0 {PANIC_PARAMETERS} quiet"
+    assert config.command_line == parameters
+    assert config.has_console_device
+    assert not config_for_image(image).has_console_device
 
 
 def test_the_command_of_init_comes_last_on_the_command_line(tmp_path: Path) -> None:

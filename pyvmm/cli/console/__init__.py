@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's serial console on a person's terminal.
+"""The guest's console on a person's terminal, and the ports that the command line names.
 
-`terminal` reads keys (raw mode, escape sequences) and `writer` writes the guest's output. A script
-uses `pyvmm.harness.scripted_console` instead.
+`terminal` reads keys (raw mode, escape sequences); `pyvmm.console.writer` writes the output.
+`ports` connects ports and the virtio console. A script uses `pyvmm.harness.scripted_console`.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of the guest's serial console: a terminal, a pipe or a file.
+"""The host's side of the guest's console: a terminal, a pipe or a file.
 
 Input: standard input, in raw mode if it is a terminal, is read on the event loop. `EscapeFilter`
-removes the keys for pyvmm itself (Ctrl-A and a letter). Bytes that the guest's UART has no room for
-are kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end of a pipe or file
+removes the keys for pyvmm itself (Ctrl-A and a letter). Bytes that the guest has no room for are
+kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end of a pipe or file
 the guest runs on without input.
 
 Output: `ConsoleWriter` writes it from a thread of its own. When the output can no longer be
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from pyvmm.cli.console.writer import ConsoleWriter
+from pyvmm.console.writer import ConsoleWriter
 
 ESCAPE = 0x01  # Ctrl-A
 HELP_TEXT = (
@@ -33,7 +33,7 @@ HELP_TEXT = (
 MAX_PENDING_BYTES = 1 << 16
 _READ_BYTES = 4096
 _FINISH_POLL_S = 0.005
-_OFFER_BYTES = 256  # more than any UART takes at once
+_OFFER_BYTES = 4096  # a buffer of Linux's virtio-console driver; more than any UART takes at once
 
 
 class Action(Enum):
@@ -109,11 +109,11 @@ class Terminal:
 
 
 class ConsoleIo:
-    """Connects two file descriptors with the guest's serial port, on the event loop `loop`.
+    """Connects two file descriptors with the guest's console, on the event loop `loop`.
 
-    `on_input` takes bytes for the guest and returns how many of them its UART accepted; if not all,
+    `on_input` takes bytes for the guest and returns how many of them it accepted; if not all,
     `send_pending` must be called when there is room again. `on_action` gets QUIT and OUTPUT_LOST.
-    Nothing is read before `start`.
+    Output is put into the `queue` of `writer`. Nothing is read before `start`.
 
     Threads: event loop, both callbacks included; `queue` any, `throttle` vCPU.
     """
@@ -134,21 +134,21 @@ class ConsoleIo:
         self._pending = bytearray()
         self._reading = False
         self._ended = False
-        self._writer = ConsoleWriter(stdout_fd, self._output_lost)
-        self.queue = self._writer.queue
-        self.throttle = self._writer.throttle
+        self.writer = ConsoleWriter(stdout_fd, self._output_lost)
+        self.queue = self.writer.queue
+        self.throttle = self.writer.throttle
 
     @property
     def output_error(self) -> OSError | None:
         """The reason why output was lost; None if none was."""
-        return self._writer.error
+        return self.writer.error
 
     def start(self) -> None:
         """Start to read input for the guest."""
         self._resume()
 
     def send_pending(self) -> None:
-        """Send pending input to the UART, and read more once there is room."""
+        """Send pending input to the guest, and read more once there is room."""
         while self._pending:
             offer = bytes(self._pending[:_OFFER_BYTES])
             accepted = self._on_input(offer)
@@ -164,7 +164,7 @@ class ConsoleIo:
         """
         self.close()
         begin = time.monotonic()
-        while not self._writer.close(0):
+        while not self.writer.close(0):
             if time.monotonic() - begin > timeout_s():
                 return False
             await asyncio.sleep(_FINISH_POLL_S)
@@ -174,7 +174,7 @@ class ConsoleIo:
         """Stop reading; output that is left may be lost."""
         self._ended = True
         self._pause()
-        self._writer.close(0)
+        self.writer.close(0)
 
     def _resume(self) -> None:
         """Read again unless the input has ended or too much of it is pending."""

@@ -31,6 +31,8 @@ complete -c pyvmm -n '__fish_seen_subcommand_from run' -l offer -x -d 'Offer one
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l withhold -x -d 'Do not offer this feature.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l rng -d 'Give the guest an entropy device, virtio-rng.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l rng-limit -x -d 'Limit the entropy device to SIZE per second, such as 64K; implies --rng.'
+complete -c pyvmm -n '__fish_seen_subcommand_from run' -l console -x -a 'serial virtio' -d 'Device that is this terminal in the guest: ttyS0, or hvc0 of virtio-console.'
+complete -c pyvmm -n '__fish_seen_subcommand_from run' -l port -x -d 'Give the guest a port called NAME of virtio-console, and connect it to the clients of unix:PATH, one at a time, or append its output to file:PATH.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l restore -r -F -d 'Resume a snapshot; it holds the guest\'s configuration.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l incoming -r -F -d 'Wait at tcp:HOST:PORT or unix:PATH for a guest that \'pyvmm migrate\' sends.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l tls-ca -r -F -d 'TLS: certificate of the CA that signed the other side\'s certificate.'

@@ -29,14 +29,15 @@ from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
-from tests.fuzz import guest_program, page_oracle
+from tests.fuzz import balloon_program, page_oracle
+from tests.fuzz.balloon_program import PATTERN_PFNS, BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES
-from tests.fuzz.checked_board import CheckedBoard
-from tests.fuzz.guest_program import INSTRUCTIONS, PATTERN_PFNS, Guest, Program
+from tests.fuzz.checked_balloon import CheckedBalloonBoard
+from tests.fuzz.guest_program import Program
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,
-    st.integers(0, len(INSTRUCTIONS) - 1),
+    st.integers(0, len(BalloonGuest.INSTRUCTIONS) - 1),
     st.binary(max_size=12),
 )
 programs = st.builds(
@@ -49,7 +50,7 @@ programs = st.builds(
 @settings(max_examples=600, deadline=None)
 @given(programs)
 def test_no_guest_program_breaks_an_invariant(program: bytes) -> None:
-    guest_program.run(program)
+    balloon_program.run(program)
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,8 +58,8 @@ def test_no_guest_program_breaks_an_invariant(program: bytes) -> None:
 def test_a_well_behaved_driver_can_start_the_device_afterwards(
     program: bytes, dialect: Dialect
 ) -> None:
-    board = CheckedBoard(dialect, dialect.features.known)
-    guest = Guest(board, Program(program))
+    board = CheckedBalloonBoard(dialect, dialect.features.known)
+    guest = BalloonGuest(board, Program(program))
     guest.place_bars()
     guest.start(ALL_ONES)
     guest.run()

@@ -24,13 +24,15 @@ from devices.testing.ram import AnonymousRam
 from devices.testing.states import restores, transfer_state
 from devices.testing.strategies import corrupted
 from pyvmm_native.runs import PageRuns
+from tests.fuzz.balloon_program import BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES
-from tests.fuzz.checked_board import REGIONS, CheckedBoard
-from tests.fuzz.guest_program import INSTRUCTIONS, RING_SIZES, Guest, Program
+from tests.fuzz.checked_balloon import CheckedBalloonBoard
+from tests.fuzz.checked_board import REGIONS
+from tests.fuzz.guest_program import RING_SIZES, Program
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,
-    st.integers(0, len(INSTRUCTIONS) - 1),
+    st.integers(0, len(BalloonGuest.INSTRUCTIONS) - 1),
     st.binary(max_size=12),
 )
 programs = st.lists(instructions, max_size=40).map(b"".join)
@@ -38,8 +40,8 @@ dialects = st.sampled_from([STANDARD, BITMAP])
 wanted = st.sampled_from([0, 0, 1 << 1, 1 << 28, 1 << 29, 1 << 40]).map(lambda bit: ALL_ONES ^ bit)
 
 
-def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> Guest:
-    guest = Guest(CheckedBoard(dialect, dialect.features.known), Program(program))
+def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> BalloonGuest:
+    guest = BalloonGuest(CheckedBalloonBoard(dialect, dialect.features.known), Program(program))
     guest.ring_size = ring_size
     guest.place_bars()
     guest.start(wanted)
@@ -47,7 +49,7 @@ def new_guest(dialect: Dialect, program: bytes, wanted: int, ring_size: int) -> 
     return guest
 
 
-def enable_msix(guest: Guest) -> None:
+def enable_msix(guest: BalloonGuest) -> None:
     """Give every vector but the last, which stays masked, a message of its own."""
     board, function = guest.board, guest.board.function
     for vector in range(board.transport.msix.vectors):
@@ -68,7 +70,7 @@ def enable_msix(guest: Guest) -> None:
 class BoardRecorder:
     """Records all observable behaviour of a board from its creation on."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: BalloonGuest) -> None:
         self.guest = guest
         self.board = guest.board
         self.sent: list[tuple[int, int, int]] = []
@@ -99,7 +101,7 @@ class BoardRecorder:
         }
 
 
-def forget_and_repeat(board: CheckedBoard) -> None:
+def forget_and_repeat(board: CheckedBalloonBoard) -> None:
     """Do what a restore does beyond restoring."""
     balloon = board.checked_balloon
     balloon.misc.cancel()
@@ -116,10 +118,10 @@ def forget_and_repeat(board: CheckedBoard) -> None:
     balloon.repeat_notifications()
 
 
-def move_guest(guest: Guest) -> None:
+def move_guest(guest: BalloonGuest) -> None:
     """Save the board of `guest` and continue on a new one with the restored state."""
     old, old_ports = guest.board, guest.config_ports
-    new = CheckedBoard(old.checked_balloon.dialect, old.checked_balloon.offered, old.ram)
+    new = CheckedBalloonBoard(old.checked_balloon.dialect, old.checked_balloon.offered, old.ram)
     guest.attach(new)
     new.checked_balloon.in_flight[:] = old.checked_balloon.in_flight
     transfer_state(old.transport, new.transport)

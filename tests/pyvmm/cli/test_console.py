@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.cli.console import writer as writer_module
 from pyvmm.cli.console.terminal import (
     HELP_TEXT,
     MAX_PENDING_BYTES,
@@ -27,7 +26,8 @@ from pyvmm.cli.console.terminal import (
     EscapeFilter,
     Terminal,
 )
-from pyvmm.cli.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
+from pyvmm.console import writer as writer_module
+from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
 
 ROOT = Path(__file__).parents[3]
 QUIT, HELP = Action.QUIT, Action.HELP

@@ -49,6 +49,9 @@ def restored(fields: dict[str, Any]) -> MachineConfig:
         ram_bytes=st.integers(MIN_RAM_BYTES // MIB, MAX_RAM_BYTES // MIB).map(lambda n: n * MIB),
         vcpus=st.integers(1, 4),
         rng=st.none() | st.integers(1, 1 << 30),
+        console=st.sampled_from(["serial", "virtio"]),
+        ports=st.lists(st.sampled_from("abc"), unique=True).map(tuple),
+        hotplug_ports=st.integers(0, 12),
     )
 )
 def test_a_configuration_is_read_as_it_was_saved(config: MachineConfig) -> None:
@@ -58,6 +61,12 @@ def test_a_configuration_is_read_as_it_was_saved(config: MachineConfig) -> None:
 def test_the_record_holds_the_configuration_in_the_current_version() -> None:
     record = config_record(CONFIG)
     assert (record.kind, record.version, record.payload) == ("config", 1, encode_config(CONFIG))
+
+
+def test_a_machine_without_a_console_device_has_a_record_without_it() -> None:
+    """So versions that do not know the device can restore the machine."""
+    assert not {"console", "ports", "hotplug_ports"} & payload().keys()
+    assert restored(payload()) == CONFIG
 
 
 @pytest.mark.parametrize("name", ["kernel", "initrd", "command_line"])
@@ -80,6 +89,12 @@ def test_texts_are_limited_to_64_kib(name: str) -> None:
         ({"ram_bytes": MIN_RAM_BYTES - MIB}, "as a whole is invalid"),
         ({"dialect": "none"}, "as a whole is invalid"),
         ({"unknown": 1}, "unknown"),
+        ({"console": "virtio"}, "ports is missing"),
+        ({"console": "vga", "ports": [], "hotplug_ports": 0}, "as a whole is invalid"),
+        ({"console": "serial", "ports": [1], "hotplug_ports": 0}, "an item that is not a name"),
+        ({"console": "serial", "ports": ["a/b"], "hotplug_ports": 0}, "as a whole is invalid"),
+        ({"console": "serial", "ports": [], "hotplug_ports": 16}, "as a whole is invalid"),
+        ({"ports": ["a"]}, "ports is not known here"),
     ],
 )
 def test_an_impossible_configuration_is_refused(change: dict[str, Any], why: str) -> None:

@@ -42,8 +42,14 @@ NOT_STATE = {
     "BalloonDevice.actual_written": "wiring",
     "StatsQueue.report_received": "wiring",
     "Uart16550.room_available": "wiring",
+    "VirtioDevice.queue_ready": "wiring",
     "VirtioDevice._guest_notifier": "wiring",
+    "ConsolePort.host": "wiring",
+    "ConsolePort.removed": "a port that was unplugged is not part of the device",
+    "ConsoleDevice._paused": "a machine is saved while it is paused, and restored to run",
+    "ConsoleDevice.config": "the size of the terminal of this process, sent again",
     # Saved under another name, or derived from the saved state.
+    "DeviceQueue.stalled": "a restored queue is served at once, and stalls again",
     "RngDevice._credit_ns": "saved by _credit_at",
     "RngDevice._credited_at_ns": "saved state is credited up to the moment of saving",
     "RegisterTable._values": "saved by name through __getitem__",
@@ -68,6 +74,8 @@ NOT_STATE = {
     "MiscQueue._request": "belongs to the process that made it",
     "StatsQueue._waiters": "belong to the process that made the requests",
     "Uart16550._refused": "the console offers refused input again",
+    "ConsolePort._refused": "so does the host of a port",
+    "ConsolePort.window_size": "belongs to the terminal of the process, sent again",
     "VirtioDevice._traced": "a log of its own",
     "VirtioDevice._config_changed": "always true after a restore",
 }

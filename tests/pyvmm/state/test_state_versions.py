@@ -23,6 +23,7 @@ from devices.testing.balloon.driver import STATS, BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver
 from devices.testing.recorders import RecordingInterruptLine
 from pyvmm.state import kvm_vcpu, kvm_vm
+from tests.devices.console.console_board import ConsoleBoard, ConsoleDriver, RecordingHost
 from tests.pyvmm.state.tiny_guest import tiny
 
 FUNCTION = (
@@ -50,6 +51,14 @@ BALLOON = (
 )
 VIRTIO_BALLOON = TRANSPORT + DEVICE + BALLOON + " device.config.actual"
 
+VIRTIO_CONSOLE = (TRANSPORT + DEVICE).replace(" device.dialect", "") + (
+    " device.own.driver_ready device.own.pending* device.own.ports.announced"
+    " device.own.ports.discarded_bytes device.own.ports.guest_open device.own.ports.held*"
+    " device.own.ports.input_bytes device.own.ports.is_console device.own.ports.name"
+    " device.own.ports.number device.own.ports.output_bytes device.own.ports.ready"
+    " device.own.ports.told_host_open"
+)
+
 VERSIONS = {
     ("acpi_pm", 1): "pm1a_enable",
     ("host-bridge", 1): FUNCTION,
@@ -64,6 +73,7 @@ VERSIONS = {
         "divisor fifos_enabled ier modem_deltas overrun received registers.lcr registers.mcr"
         " registers.scr transmitter_empty_pending trigger_bytes"
     ),
+    ("virtio_console", 1): VIRTIO_CONSOLE,
     ("virtio_balloon", 1, "bitmap"): VIRTIO_BALLOON
     + " device.own.misc.buffer.gpas* device.own.misc.buffer.head device.own.misc.buffer.lengths*"
     " device.own.misc.last_id device.own.misc.late_messages",
@@ -103,6 +113,13 @@ def standard_balloon() -> Stateful:
     return driver.board.transport
 
 
+def console() -> Stateful:
+    board, host = ConsoleBoard(["data"]), RecordingHost(room=1)
+    board.console.ports["data"].connect(host)
+    ConsoleDriver(board).get_ready().write(1, b"two")
+    return board.transport
+
+
 @pytest.mark.parametrize(
     ("part", "variant"),
     [
@@ -111,6 +128,7 @@ def standard_balloon() -> Stateful:
         (ConfigMechanism1(PciBus(Bus("mmio"), []), lambda: None), ()),
         (Rtc(lambda: 0.0, 3 << 30, 0), ()),
         (Uart16550(RecordingInterruptLine(), lambda data: None), ()),
+        (console(), ()),
         (bitmap_balloon(), ("bitmap",)),
         (standard_balloon(), ("standard",)),
     ],

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from devices.listeners import Listeners
 from pyvmm.standard_streams.descriptors import write_all
 from pyvmm_native.serial import ByteQueue
 
@@ -36,6 +37,8 @@ class ConsoleWriter:
         self._fd = fd
         self._on_lost = on_lost
         self.error: OSError | None = None
+        self.room_available: Listeners[[]] = Listeners()
+        """Called on the writer's thread when `queue` was emptied, or output is lost."""
         self._changed = threading.Condition()
         self._closing = False
         self.queue = ByteQueue(self._notify, MAX_UNWRITTEN_BYTES)
@@ -78,6 +81,7 @@ class ConsoleWriter:
                 self.error = error
                 self.queue.close()
                 self._notify()
+                self.room_available()
                 self._on_lost()
                 return
 
@@ -90,4 +94,5 @@ class ConsoleWriter:
             time.sleep(_GATHER_S)
         data = self.queue.take()
         self._notify()
+        self.room_available()
         return data
