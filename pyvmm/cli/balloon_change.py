@@ -111,16 +111,32 @@ class BalloonChange:
 
         A guest that can answer is asked for its statistics.
         """
-        if not self.inflates:
+        in_force_bytes = self.before.target_bytes
+        if not self.inflates or (in_force_bytes is not None and self.goal_bytes >= in_force_bytes):
             return
         statistics: Mapping[str, int | None] = {}
         if running and self.before.driver_runs:
+            statistics = self._settled_statistics()
+        check_target(self.target_bytes, self.actual_bytes, statistics)
+
+    def _settled_statistics(self) -> Mapping[str, int | None]:
+        """Return the guest's statistics, of a moment at which its size was `actual_bytes`.
+
+        While an earlier change is in progress, the guest has given pages that it has not reported.
+        """
+        deadline = time.monotonic() + STATISTICS_TIMEOUT_S
+        while True:
+            earlier = self._balloon
             try:
                 reply = self._client.execute("query-balloon-stats", timeout=STATISTICS_TIMEOUT_S)
-                statistics = reply["stats"]
             except QmpError:
-                pass  # the driver lacks the queue, or does not answer
-        check_target(self.target_bytes, self.actual_bytes, statistics)
+                return {}  # the driver lacks the queue, or does not answer
+            self._balloon = now = query_balloon(self._client)
+            settled = earlier.actual_bytes == now.actual_bytes == now.target_bytes
+            if settled or time.monotonic() > deadline:
+                statistics: Mapping[str, int | None] = reply["stats"]
+                return statistics
+            time.sleep(POLL_PERIOD_S / 4)
 
     def start(self) -> None:
         """Set the target."""

@@ -145,12 +145,26 @@ class GuestSession(ConsoleGuest[ExitResult]):
             raise DriverUnavailable("the guest runs no balloon driver")
         actual_bytes = vm.balloon_actual_bytes
         target_bytes = vm.ram_bytes - target_pages * PAGE_BYTES
-        if force or target_bytes >= actual_bytes:
+        if force or target_bytes >= min(actual_bytes, vm.balloon_target_bytes):
             return
         statistics: Mapping[str, int | None] = {}
         with contextlib.suppress(GuestRequestError):
+            statistics = await self._settled_statistics()
+        check_target(target_bytes, vm.balloon_actual_bytes, statistics)
+
+    async def _settled_statistics(self) -> Mapping[str, int | None]:
+        """Return the guest's statistics, of a moment at which its balloon did not change.
+
+        While an earlier change is in progress, the guest has given pages that it has not reported.
+        """
+        vm, deadline = self.vm, time.monotonic() + STATISTICS_TIMEOUT_S
+        while True:
+            earlier_bytes = vm.balloon_actual_bytes
             statistics = (await vm.balloon_statistics.fresh(STATISTICS_TIMEOUT_S)).report.known
-        check_target(target_bytes, actual_bytes, statistics)
+            settled = earlier_bytes == vm.balloon_actual_bytes == vm.balloon_target_bytes
+            if settled or time.monotonic() > deadline:
+                return statistics
+            await asyncio.sleep(POLL_S)
 
     async def _reach(self, target_pages: int) -> None:
         async with asyncio.timeout(BALLOON_TIMEOUT_S):

@@ -154,3 +154,40 @@ def test_a_target_with_which_the_guest_cannot_live_needs_force(
         assert len(vm.targets) == 3
 
     asyncio.run(scenario())
+
+
+def test_a_target_is_judged_when_the_change_before_it_has_settled() -> None:
+    class Inflating(FakeVm):
+        """Has given half of its RAM, and reports that after its first statistics only."""
+
+        def set_balloon_target(self, target_bytes: int) -> None:
+            if self.targets:
+                super().set_balloon_target(target_bytes)
+            else:
+                self.targets.append(target_bytes)
+
+        async def fresh(self, timeout_s: float) -> Any:
+            report = await super().fresh(timeout_s)
+            self.balloon.actual = 512 * PAGES_PER_MIB
+            return report
+
+    async def scenario() -> None:
+        vm = Inflating(available_bytes=300 * MIB)
+        vm.set_balloon_target(512 * MIB)
+        guest = session(vm)
+        await guest.resize_balloon(724 * PAGES_PER_MIB)
+        assert vm.balloon_actual_bytes == 300 * MIB
+
+    asyncio.run(scenario())
+
+
+def test_the_target_in_force_is_not_judged_again() -> None:
+    async def scenario() -> None:
+        vm = FakeVm(available_bytes=0)
+        guest = session(vm)
+        await guest.resize_balloon(900 * PAGES_PER_MIB, force=True)
+        vm.balloon.actual = 0  # as after a reset of the driver
+        await guest.resize_balloon(900 * PAGES_PER_MIB)
+        assert vm.targets == [124 * MIB] * 2
+
+    asyncio.run(scenario())
