@@ -32,7 +32,7 @@ PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 RACE_TESTS = ("tests/native/test_native_lazy_pages.py", "tests/native/test_native_serial.py")
 ADDRESS_TESTS = (
     "tests/native",
-    *(f"tests/devices/{room}" for room in ("balloon", "rng", "virtio")),
+    *(f"tests/devices/{room}" for room in ("balloon", "console", "rng", "virtio")),
     "tests/conformance",
     "tests/fuzz",
     "tests/pyvmm/memory",
