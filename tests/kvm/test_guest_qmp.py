@@ -11,8 +11,10 @@ import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm.harness.guest_session import GuestSession
+from pyvmm.machine.errors import VcpuNotStopped
 from pyvmm.machine.exit_result import ExitReason
-from pyvmm.qmp.commands import COMMANDS
+from pyvmm.qmp.commands import COMMANDS, execute
+from pyvmm.qmp.messages import Request
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from pyvmm_docs.qmp_description import member_fault, parse
@@ -91,3 +93,25 @@ async def until_actual(changes: EventListener, target_bytes: int) -> None:
         event: Any = await changes.get()
         while event["data"]["actual"] != target_bytes:
             event = await changes.get()
+
+
+def test_a_vcpu_that_does_not_stop_fails_the_request_and_the_guest_runs_on(
+    run_guest: RunGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle vCPU stays in KVM_RUN, as nothing kicks it here."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        stop = Request("stop", {})
+        with monkeypatch.context() as patch:
+            patch.setattr("pyvmm.machine.machine.STOP_TIMEOUT_S", 0.05)
+            patch.setattr(guest.vm.machine, "_kick_all", lambda: None)
+            with pytest.raises(VcpuNotStopped):
+                execute(guest.vm, stop)
+        status = Request("query-status", {})
+        assert execute(guest.vm, status)["status"] == "running"
+        assert await guest.shell("echo $((6*7))") == "42"
+        execute(guest.vm, stop)
+        assert execute(guest.vm, status)["status"] == "paused"
+
+    run_guest(scenario)
