@@ -378,7 +378,11 @@ def test_a_command_that_raises_is_replied_to_and_logged(
     assert reply_to(session, {"execute": "query-status"})["return"]["running"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1}, object(), {(): 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), {1}, object(), {(): 1}],
+    ids=["NaN", "a set", "an object", "a tuple as key"],
+)
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_value_that_is_not_json_is_an_error(
     vm: InMemoryVm,
