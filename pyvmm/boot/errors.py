@@ -24,3 +24,11 @@ class NotEnoughRam(UserError):
     def __init__(self, message: str, needed_bytes: int) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
+
+
+class ModulesUnusable(UserError):
+    """The kernel's modules are missing or cannot be read."""
+
+
+class OverlayUnusable(UserError):
+    """A file cannot be added to the guest's initramfs."""

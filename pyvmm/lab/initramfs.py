@@ -16,14 +16,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from pyvmm.boot.kernel_modules import read_module
 from pyvmm.cache.directory import cached_file
-from pyvmm.lab.kernel import LAB_CACHE, LabKernel, read_module, strip_signature
+from pyvmm.files.cpio import cpio
+from pyvmm.lab.kernel import LAB_CACHE, LabKernel, strip_signature
 from pyvmm.lab.preload import ORIGINS, PRELOADED
 
 PYTHON_HOME = "/lab"
@@ -147,21 +148,3 @@ def _archive(kernel: LabKernel) -> bytes:
     order = "\n".join(f"{module.name.partition('.ko')[0]}.ko" for module in kernel.modules)
     files["/modules/order"] = order.encode()
     return cpio(files)
-
-
-def cpio(files: dict[str, bytes]) -> bytes:
-    """Return a `newc` archive of `files` (absolute path to content) and their directories."""
-    directories: dict[str, None] = {}
-    for path in files:
-        for parent in reversed(Path(path).parents):
-            directories.setdefault(str(parent))
-    entries = [(name, 0o040755, b"") for name in directories if name != "/"]
-    entries += [(name, 0o100755, data) for name, data in files.items()]
-    out = bytearray()
-    for inode, (name, mode, data) in enumerate([*entries, ("/TRAILER!!!", 0, b"")], start=1):
-        encoded = os.fsencode(name.lstrip("/")) + b"\0"
-        fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
-        out += b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
-        out += bytes(-len(out) % 4) + data
-        out += bytes(-len(out) % 4)
-    return bytes(out)

@@ -11,14 +11,13 @@ booted through its PVH entry.
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.boot.bzimage import open_bzimage
+from pyvmm.boot.kernel_modules import find_modules
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.errors import LabKernelUnreadable
 
@@ -86,51 +85,10 @@ def module_closure(directory: Path) -> tuple[Path, ...] | None:
     Returns None if one is missing; modules built into the kernel need no file.
     """
     try:
-        lines = (directory / "modules.dep").read_text().splitlines()
-        builtin_lines = (directory / "modules.builtin").read_text().split()
+        found = find_modules(directory, ENTRY_MODULES)
     except OSError:
         return None
-    needs = {}
-    for line in lines:
-        name, _, rest = line.partition(":")
-        needs[name] = rest.split()
-    by_name = {_module_name(path): path for path in needs}
-    builtin = {_module_name(path) for path in builtin_lines}
-    order: dict[str, None] = {}
-    for entry in ENTRY_MODULES:
-        name = entry.replace("-", "_")
-        if name in builtin:
-            continue
-        if name not in by_name:
-            return None
-        # modules.dep lists a module's dependencies outermost first
-        for path in (*reversed(needs[by_name[name]]), by_name[name]):
-            order.setdefault(path)
-    return tuple(directory / path for path in order)
-
-
-def _module_name(path: str) -> str:
-    return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
-
-
-def read_module(path: Path) -> bytes:
-    """Return the module, uncompressed (.ko, .ko.gz, .ko.xz or .ko.zst), with its signature.
-
-    Raises `NotInstalled` if it is compressed in another way.
-    """
-    data = path.read_bytes()
-    match path.suffix:
-        case ".ko":
-            return data
-        case ".gz":
-            return gzip.decompress(data)
-        case ".xz":
-            return lzma.decompress(data)
-        case ".zst":
-            import zstandard  # saves 1 ms where modules are not compressed with it
-
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    raise NotInstalled(f"cannot read the kernel module {path}", DEBIAN_PACKAGE)
+    return None if found.missing else found.files
 
 
 def strip_signature(module: bytes) -> bytes:

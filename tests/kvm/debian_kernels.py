@@ -24,11 +24,11 @@ from pathlib import Path
 
 from guest_images.initramfs import PROGRAMS, compile_program
 from guest_images.recipe import BUSYBOX, HERE
+from pyvmm.boot.kernel_modules import read_module
 from pyvmm.cache.directory import CacheUnusable, cache_dir
 from pyvmm.cli.remedies import with_remedy
+from pyvmm.files.cpio import cpio
 from pyvmm.files.replacement import replace_file
-from pyvmm.lab.initramfs import cpio
-from pyvmm.lab.kernel import read_module
 from tests.kvm.debian_archive import DebianArchive, Package, Unavailable, run
 
 KERNELS = {

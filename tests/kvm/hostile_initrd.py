@@ -12,8 +12,8 @@ from pathlib import Path
 
 from guest_images.initramfs import compile_program
 from pyvmm.cache.directory import cache_dir, keep_most_recent
+from pyvmm.files.cpio import cpio
 from pyvmm.files.replacement import replace_file
-from pyvmm.lab.initramfs import cpio
 
 SOURCE = Path(__file__).with_name("hostile_init.c")
 

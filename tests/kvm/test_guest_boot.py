@@ -13,8 +13,8 @@ import pytest
 
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.linux64 import place_initrd
+from pyvmm.files.cpio import cpio
 from pyvmm.harness.guest_session import GuestSession, guest_session
-from pyvmm.lab.initramfs import cpio
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
 from tests.kvm.fixture_types import RunGuest

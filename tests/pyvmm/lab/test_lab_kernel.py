@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing and unpacking the lab's kernel, on small fake installations."""
 
-import gzip
-import lzma
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
 
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.errors import LabKernelUnreadable
 from pyvmm.lab.kernel import (
     find_kernel,
     module_closure,
-    read_module,
     startable_image,
     strip_signature,
 )
@@ -141,30 +136,6 @@ def test_the_vmlinux_in_the_bzimage_is_unpacked(
     kernel = find(tmp_path)
     kernel.image.write_bytes(bzimage(pack("xz", vmlinux)))
     assert startable_image(kernel).read_bytes() == vmlinux
-
-
-def test_a_module_of_unknown_compression_is_an_error(tmp_path: Path) -> None:
-    module = tmp_path / "x.ko.lz4"
-    module.write_bytes(b"\x02\x21\x4c\x18")
-    with pytest.raises(NotInstalled):
-        read_module(module)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "compress"),
-    [
-        ("ko", bytes),
-        ("ko.gz", gzip.compress),
-        ("ko.xz", lzma.compress),
-        ("ko.zst", zstandard.ZstdCompressor(write_content_size=False).compress),
-    ],
-)
-def test_modules_are_read_with_every_compression_of_a_distribution(
-    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
-) -> None:
-    path = tmp_path / f"x.{suffix}"
-    path.write_bytes(compress(b"\x7fELF and the rest"))
-    assert read_module(path) == b"\x7fELF and the rest"
 
 
 def test_a_signature_is_removed() -> None:
