@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +84,22 @@ def check_tools() -> None:
     missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool)}
     if "gcc" not in missing:
         missing |= {name: package for name, package in HEADERS.items() if not _has_header(name)}
+    _check_missing("the guest image", missing)
+
+
+def check_compiler() -> None:
+    """Raise `NotInstalled` when the C compiler, or its library, is missing."""
+    missing = {} if shutil.which("gcc") else {"gcc": TOOLS["gcc"]}
+    if not missing and not _has_header("stdlib.h"):
+        missing = {"stdlib.h": HEADERS["stdlib.h"]}
+    _check_missing("the guest agent", missing)
+
+
+def _check_missing(result: str, missing: Mapping[str, str]) -> None:
+    """Raise `NotInstalled` if anything is `missing`, with the package that has it."""
     if missing:
         raise NotInstalled(
-            f"the guest image cannot be built without {', '.join(missing)}",
+            f"{result} cannot be built without {', '.join(missing)}",
             *sorted(set(missing.values())),
         )
 

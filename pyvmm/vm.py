@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from devices.balloon.device import BalloonDevice
 from pyvmm.balloon.free_page_hints import FreePageHints
@@ -39,6 +39,7 @@ from pyvmm.machine.vcpu_thread import KICK_SIGNAL
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from devices.console.device import ConsoleDevice
     from devices.ports import Tracer
     from pyvmm.config import MachineConfig
     from pyvmm.console.ports import ConsolePorts
@@ -122,9 +123,12 @@ class VirtualMachine:
         """Hints of a guest that uses the standard dialect."""
 
     # --- Lifetime ---------------------------------------------------------------------------------
-    def boot(self) -> None:
-        """Load the kernel of the configuration. Raises `UserError` if it cannot be booted."""
-        self.machine.boot(read_boot_files(self.config))
+    def boot(self, overlay: bytes = b"") -> None:
+        """Load the kernel of the configuration, with the archive `overlay` in its initramfs.
+
+        Raises `UserError` if it cannot be booted.
+        """
+        self.machine.boot(read_boot_files(self.config, overlay))
 
     async def run(self) -> ExitResult:
         """Run the VM to its end; all vCPUs are outside the guest afterwards.
@@ -187,6 +191,11 @@ class VirtualMachine:
     def console_input(self, data: bytes) -> int:
         """Pass input to the guest's serial port; return the number of bytes accepted."""
         return self.machine.console_input(data)
+
+    @property
+    def console_device(self) -> ConsoleDevice:
+        """The model of virtio-console, to be used under `machine.lock`; KeyError without one."""
+        return cast("ConsoleDevice", self.machine.model("console"))
 
     @cached_property
     def ports(self) -> ConsolePorts:

@@ -7,7 +7,7 @@ name is a file name.
 
 from __future__ import annotations
 
-MAX_PORTS = 16
+MAX_PORTS = 32
 """Most ports of a device, port 0 included."""
 MAX_NAME_BYTES = 64
 """Longest name of a port, in UTF-8."""

@@ -34,6 +34,7 @@ BOOT_FLAG = 0xAA55
 FIRST_VERSION = 0x020C  # xloadflags, Linux 3.8; payload_offset came with 2.08
 XLF_KERNEL_64 = 1 << 0
 MAX_FILE_BYTES = 512 << 20
+MAX_SETUP_BYTES = 64 << 10  # boot sector and setup code, which has the text of the release
 KEPT_KERNELS = 6
 
 
@@ -58,6 +59,23 @@ def open_bzimage(path: Path) -> BzImage:
     except PayloadError as error:
         raise _unusable(path, str(error)) from error
     return BzImage(header, vmlinux)
+
+
+def kernel_release(path: Path) -> str | None:
+    """Return the release of a bzImage, such as "6.1.0-30-amd64"; None if the file has none.
+
+    Raises `KernelUnusable` if it cannot be read.
+    """
+    try:
+        with open_regular_file(path) as file:
+            beginning = file.read(MAX_SETUP_BYTES)
+    except OSError as error:
+        raise KernelUnusable(f"cannot read {path}: {error.strerror}") from error
+    if len(beginning) < HEADER_END_LIMIT or not is_bzimage(beginning):
+        return None
+    (offset,) = struct.unpack_from("<H", beginning, 0x20E)
+    words = beginning[offset + 0x200 :].partition(b"\0")[0].split() if offset else []
+    return words[0].decode("ascii", "replace") if words else None
 
 
 def parse(content: bytes) -> tuple[SetupHeader, bytes]:

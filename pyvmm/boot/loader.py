@@ -10,13 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.boot import acpi, mp_table
+from pyvmm.boot.errors import NotEnoughRam
 from pyvmm.boot.image import KernelImage, read_initrd, read_kernel
 from pyvmm.boot.linux64 import BootInfo, encode_command_line, place_initrd, write_boot_data
 from pyvmm.memory import layout
+from pyvmm.units import MIB
 
 if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.memory.ram import Ram
+
+BOOT_MARGIN_BYTES = 32 * MIB
+"""Memory that Linux needs beside its image and its initramfs to unpack the latter."""
 
 
 class BootFiles(NamedTuple):
@@ -31,8 +36,8 @@ class BootFiles(NamedTuple):
     initrd_gpa: int
 
 
-def read_boot_files(config: MachineConfig) -> BootFiles:
-    """Read the kernel and the initramfs of `config`.
+def read_boot_files(config: MachineConfig, overlay: bytes = b"") -> BootFiles:
+    """Read the kernel and the initramfs of `config`; the archive `overlay` is added to the latter.
 
     Raises `KernelUnusable`, `CommandLineUnusable`, `InitramfsUnusable` and `NotEnoughRam`.
     """
@@ -40,12 +45,28 @@ def read_boot_files(config: MachineConfig) -> BootFiles:
     _, low_bytes = layout.ram_ranges(config.ram_bytes)[0]
     kernel.check_fits(low_bytes)
     command_line = encode_command_line(config.command_line, kernel.header)
-    if config.initrd is None:
+    if config.initrd is None and not overlay:
         return BootFiles(kernel, command_line, b"", 0)
     limit = min(low_bytes, kernel.header.initrd_end) if kernel.header else low_bytes
-    initrd = read_initrd(config.initrd)
+    initrd = b"" if config.initrd is None else read_initrd(config.initrd)
+    initrd += bytes(-len(initrd) % 4) + overlay
+    _check_unpacks(len(overlay), kernel.end, config.ram_bytes)
     initrd_gpa = place_initrd(len(initrd), kernel.end, limit)
     return BootFiles(kernel, command_line, initrd, initrd_gpa)
+
+
+def _check_unpacks(overlay_bytes: int, kernel_end: int, ram_bytes: int) -> None:
+    """Raise `NotEnoughRam` if the guest cannot hold `overlay_bytes` twice, packed and unpacked.
+
+    Linux unpacks into a file system that may use half of the RAM, and frees the archive afterwards.
+    """
+    needed = kernel_end + BOOT_MARGIN_BYTES + 2 * overlay_bytes
+    if needed > ram_bytes:
+        raise NotEnoughRam(
+            f"the files for the guest, {-(-overlay_bytes // MIB)} MiB, need at least"
+            f" {-(-needed // MIB)} MiB of RAM, the guest has {ram_bytes // MIB} MiB",
+            needed,
+        )
 
 
 def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:

@@ -20,6 +20,7 @@ from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
+from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
 from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
 from pyvmm.memory.errors import HostMemoryUnavailable
@@ -38,12 +39,18 @@ REMEDIES: dict[type[UserError], str] = {
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",
+    agent.CommandNotStarted: "give a program that the guest has, or add it with --put",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",
+    boot.ModulesUnusable: "name their directory or Debian package with --modules",
+    boot.OverlayUnusable: "check --put",
     boot.KernelUnusable: (
         "give a vmlinux or a bzImage of Linux 3.8 or later for x86-64, such as /boot/vmlinuz-*,"
         " or build an image with: pyvmm image build --output guest.img"
     ),
+    agent.AgentFailed: "see the kernel's log with --log -",
+    agent.CommandUnusable: "shorten the arguments, or put them into a file with --put",
+    agent.OutputIncomplete: "run it again",
     image.ImageNotWritten: "choose another --output",
     image.KernelSourceModified: "build from an unmodified source with --source",
     image.KernelSourceUnusable: "name a Linux 6.12 source tree or archive with --source",

@@ -11,6 +11,7 @@
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
 | console writer | `console-writer` | writes console output | the console's byte queue |
+| output writer | `output-writer-N` | writes the output of a command in the guest to descriptor N | wakes the event loop |
 
 | lock | protects | held | taken while holding | taken by |
 | --- | --- | --- | --- | --- |

@@ -18,7 +18,7 @@ from devices.testing.driver import ALL_FEATURES, VirtioDriver
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
 
-RAM_BYTES = 192 << 20
+RAM_BYTES = 384 << 20
 PAGE = 4096
 BAD_ID = 0xFFFF_FFFF
 UNLIMITED = 1 << 40

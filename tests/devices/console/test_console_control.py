@@ -125,7 +125,7 @@ def test_names_and_the_number_of_ports_are_limited() -> None:
             console.add_port(name)
     for number in range(2, MAX_PORTS):
         assert console.add_port(f"port{number}").number == number
-    with pytest.raises(ValueError, match="one more than the 16 possible"):
+    with pytest.raises(ValueError, match="one more than the 32 possible"):
         console.add_port("more")
     with pytest.raises(ValueError, match="'console' cannot be removed"):
         console.remove_port(console.ports["console"])

@@ -55,7 +55,7 @@ def test_port_0_has_the_first_queues_and_the_control_queues_follow() -> None:
     assert numbers == [(0, 1), (4, 5), (6, 7)]
     assert (CONTROL_RECEIVE, CONTROL_TRANSMIT) == (2, 3)
     assert [port_of(queue) for queue in range(8)] == [0, 0, None, None, 1, 1, 2, 2]
-    assert [len(queue_specs(ports)) for ports in (1, MAX_PORTS)] == [4, 34]
+    assert [len(queue_specs(ports)) for ports in (1, MAX_PORTS)] == [4, 66]
 
 
 @pytest.mark.conformance("5.3.2-2", "5.3.6-1", "5.3.6-2")

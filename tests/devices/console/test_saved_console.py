@@ -209,7 +209,7 @@ def test_two_ports_of_one_name_or_number_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        {"port": 16, "event": 6, "value": 1},
+        {"port": 32, "event": 6, "value": 1},
         {"port": 0, "event": 0, "value": 1},
         {"port": 0, "event": 9, "value": 1},
         {"port": 0, "event": 6, "value": 2},

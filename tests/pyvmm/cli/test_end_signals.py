@@ -32,7 +32,7 @@ hang = lambda: threading.Event().wait()
 class Guest:
     def __init__(self, config, *, console_output, **others):
         self.ending = asyncio.get_running_loop().create_future()
-    def boot(self):
+    def boot(self, overlay=b""):
         pass
     def subscribe(self, sink):
         pass

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Additions to a guest's initramfs: its agent, kernel modules, and files of the host.
+
+Linux unpacks any number of archives that follow each other, so the additions are archives of their
+own after the user's initramfs. The first has the agent, which the kernel starts (rdinit=), the
+modules that the agent loads, and for a kernel without any initramfs a userland, busybox. It is the
+same for every guest of a kernel and is kept in the cache. The second has the files to put.
+
+    /pyvmm/agent
+    /pyvmm/modules/order       file names, in the order in which to load them
+    /pyvmm/modules/NAME.ko     uncompressed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from guest_images.agent import agent_program
+from guest_images.recipe import BUSYBOX, BUSYBOX_PACKAGE
+from pyvmm.boot.errors import OverlayUnusable
+from pyvmm.boot.kernel_modules import read_module
+from pyvmm.cache.directory import cached_file
+from pyvmm.errors import NotInstalled
+from pyvmm.files.cpio import MAX_FILE_BYTES, CpioArchive
+from pyvmm.files.regular import open_regular_file
+
+AGENT = "/pyvmm/agent"
+MODULES = "/pyvmm/modules"
+CACHE_KIND = "overlays"
+_LINKED_APPLETS_EXCLUDED = {"busybox", "init", "linuxrc"}
+
+
+class PutPath(NamedTuple):
+    """A file or directory of the host, and its path in the guest."""
+
+    host: Path
+    guest: str
+
+
+def agent_archive(modules: Sequence[Path], *, userland: bool) -> bytes:
+    """Return the archive with the agent and `modules`, which are loaded in this order.
+
+    With `userland` it has busybox and a link for each of its commands. Raises `NotInstalled` and
+    `ModulesUnusable`.
+    """
+    agent = agent_program()
+    if userland and not BUSYBOX.is_file():
+        raise NotInstalled(f"there is no {BUSYBOX}", BUSYBOX_PACKAGE)
+    total = hashlib.sha256(str(userland).encode())
+    for path in (agent, *modules, *([BUSYBOX] if userland else [])):
+        status = path.stat()
+        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+
+    def pack() -> bytes:
+        archive = CpioArchive()
+        archive.add_character_device("/dev/console", 5, 1)
+        archive.add_file(AGENT, agent.read_bytes())
+        for module in modules:
+            archive.add_file(f"{MODULES}/{_file_name(module)}", read_module(module), 0o644)
+        order = "".join(f"{_file_name(module)}\n" for module in modules)
+        archive.add_file(f"{MODULES}/order", order.encode(), 0o644)
+        if userland:
+            _add_userland(archive)
+        return archive.finish()
+
+    return cached_file(CACHE_KIND, total.hexdigest()[:32], pack, count=8).read_bytes()
+
+
+def put_archive(paths: Sequence[PutPath]) -> bytes:
+    """Return the archive with the files and directories `paths`; b"" for none.
+
+    Modes, symbolic links and hard links are kept, and everything belongs to root. Raises
+    `OverlayUnusable`.
+    """
+    if not paths:
+        return b""
+    archive = CpioArchive()
+    for path in paths:
+        _Putter(archive).put(path)
+    return archive.finish()
+
+
+def _file_name(module: Path) -> str:
+    return f"{module.name.partition('.ko')[0]}.ko"
+
+
+def _add_userland(archive: CpioArchive) -> None:
+    archive.add_file("/bin/busybox", BUSYBOX.read_bytes())
+    listing = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
+    for name in listing.stdout.split():
+        if name not in _LINKED_APPLETS_EXCLUDED:
+            archive.add_symlink(f"/bin/{name}", "busybox")
+
+
+class _Putter:
+    """Adds one file or directory of the host to an archive."""
+
+    def __init__(self, archive: CpioArchive) -> None:
+        self._archive = archive
+        self._linked: dict[tuple[int, int], str] = {}
+
+    def put(self, path: PutPath) -> None:
+        """Add `path`. Raises `OverlayUnusable`."""
+        try:
+            for host, guest in _walk(path):
+                self._add(host, guest)
+        except OSError as error:
+            name = error.filename or path.host
+            raise OverlayUnusable(f"cannot read {name}: {error.strerror}") from error
+
+    def _add(self, host: Path, guest: str) -> None:
+        status = host.lstat()
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISDIR(status.st_mode):
+            self._archive.add_directory(guest, mode)
+        elif stat.S_ISLNK(status.st_mode):
+            self._archive.add_symlink(guest, os.readlink(host))
+        elif (status.st_dev, status.st_ino) in self._linked:
+            self._archive.add_link(guest, self._linked[status.st_dev, status.st_ino], mode)
+        else:
+            if status.st_size > MAX_FILE_BYTES:
+                raise OverlayUnusable(f"{host} is too large for an initramfs, which ends at 4 GiB")
+            with open_regular_file(host) as file:
+                self._archive.add_file(guest, file.read(), mode)
+            if status.st_nlink > 1:
+                self._linked[status.st_dev, status.st_ino] = guest
+
+
+def _walk(path: PutPath) -> Iterator[tuple[Path, str]]:
+    """Yield each file and directory of `path`, and its path in the guest, parents first.
+
+    A symbolic link that is given itself is followed; those below it are not.
+    """
+    top = path.host.resolve(strict=True) if path.host.is_symlink() else path.host
+    yield top, path.guest
+    if top.is_dir():
+        for directory, names, files in os.walk(top, onerror=_raise):
+            names.sort()
+            for name in sorted([*names, *files]):
+                host = Path(directory, name)
+                yield host, f"{path.guest.rstrip('/')}/{host.relative_to(top)}"
+
+
+def _raise(error: OSError) -> None:
+    raise error
