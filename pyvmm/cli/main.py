@@ -188,7 +188,7 @@ class LazyGroup(click.Group):
             sys.exit(EXIT_USER_ERROR)
         except click.ClickException as error:
             _print_error(_describe(error))
-            sys.exit(EXIT_USER_ERROR)
+            sys.exit(max(error.exit_code, EXIT_USER_ERROR))
         except (click.Abort, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:

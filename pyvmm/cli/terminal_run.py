@@ -2,22 +2,22 @@
 """Run one VM with its console on this terminal, to its end.
 
 The VM is booted or restored from a snapshot (`run_vm`), or received from another pyvmm
-(`run_incoming`). `_TerminalRun` has what these share: the console, the signals that end the VM, and
-the control sockets. The sockets are bound first, so that an unusable path is reported
-before a source sends its guest, and served once the VM exists.
+(`run_incoming`). `_TerminalRun` has what these share: the console, and the wait for a source.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli.asyncio_without_ssl import asyncio
-from pyvmm.cli.console.terminal import Action, ConsoleIo, Terminal
-from pyvmm.cli.end_signals import EndSignals
+from pyvmm.cli.console.terminal import Action, ConsoleIo
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.vm_run import VmRun
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.standard_streams.text import print_message
@@ -26,13 +26,12 @@ from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
-    from pyvmm.cli.console.ports import PortHosts, PortOption
+    from pyvmm.cli.console.ports import PortOption
     from pyvmm.config import MachineConfig
     from pyvmm.console.ports import LockedPort
     from pyvmm.migration.errors import MigrationError
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
-    from pyvmm.sockets.unix import UnixListener
 
 OUTPUT_TIMEOUT_S = 20.0
 """Longest wait for the reader of the console's output after the guest has ended."""
@@ -45,13 +44,17 @@ async def run_vm(
     sockets: Sequence[Path],
     snapshot: SnapshotFile | None = None,
     ports: Sequence[PortOption] = (),
+    overlay: bytes = b"",
 ) -> int:
-    """Boot a VM, or restore it from `snapshot`, and run it to its end; returns the exit status."""
+    """Boot a VM, with the archive `overlay` in its initramfs, or restore it from `snapshot`.
+
+    Runs it to its end and returns the exit status.
+    """
     async with AsyncExitStack() as stack:
         terminal = _TerminalRun(stack, sockets, ports)
         vm = terminal.make(config)
         if snapshot is None:
-            vm.boot()
+            vm.boot(overlay)
         else:
             _restore(snapshot, vm)
         return await terminal.run()
@@ -103,7 +106,7 @@ def _refusal(error: MigrationError) -> str:
     return f"a source was refused: {reason}"
 
 
-class _TerminalRun:
+class _TerminalRun(VmRun):
     """The run of one VM on this terminal; leaving `stack` releases everything it has opened."""
 
     def __init__(
@@ -113,34 +116,12 @@ class _TerminalRun:
         ports: Sequence[PortOption],
         incoming: MigrationListener | None = None,
     ) -> None:
-        self._stack = stack
+        super().__init__(stack, sockets, ports)
         self._incoming = incoming
-        self._loop = asyncio.get_running_loop()
-        self._terminal = Terminal(0)
-        self.signals = EndSignals(self._loop, self._end_by_signal, self._release)
-        stack.callback(self.signals.close)
-        self._vm: VirtualMachine | None = None
         self._console: ConsoleIo | None = None
+        self._port: LockedPort | None = None
         self._has_ports = False
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
-        self._caught: list[int] = []
-        self._listeners = [self._bind(path) for path in sockets]
-        self._port_hosts = self._make_port_hosts(ports) if ports else None
-
-    def _bind(self, path: Path) -> UnixListener:
-        # Late: saves 0.9 ms without --qmp.
-        from pyvmm.sockets.lab_paths import listening_path
-        from pyvmm.sockets.unix import UnixListener
-
-        listener = UnixListener(listening_path(path), shown_as=path)
-        self._stack.callback(listener.remove)
-        return listener
-
-    def _make_port_hosts(self, ports: Sequence[PortOption]) -> PortHosts:
-        # Late: saves 3 ms without --port.
-        from pyvmm.cli.console.ports import PortHosts
-
-        return PortHosts(self._stack, ports)
 
     def make(self, config: MachineConfig) -> VirtualMachine:
         """Create the VM of `config`, connected to the console; it does not run yet.
@@ -155,10 +136,8 @@ class _TerminalRun:
         def act(action: Action) -> None:
             vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.CRASH))
 
-        port: LockedPort | None = None
-
         def send_input(data: bytes) -> int:
-            return vm.console_input(data) if port is None else port.offer(data)
+            return vm.console_input(data) if self._port is None else self._port.offer(data)
 
         self._console = console = ConsoleIo(self._loop, 0, 1, send_input, act)
         vm = VirtualMachine(
@@ -168,24 +147,18 @@ class _TerminalRun:
             on_console_room=console.send_pending,
             tracer=LogTracer(),
         )
-        vm.ending.add_done_callback(lambda ending: self.signals.limit())
-        self._vm = vm
+        self._port = None
         if config.console == "virtio":
             # Late: saves 3 ms with the serial console.
             from pyvmm.cli.console.ports import connect_terminal
 
-            port = connect_terminal(vm, console)
-        if self._port_hosts is not None:
-            self._port_hosts.connect(vm)
+            self._port = connect_terminal(vm, console)
+        self.adopt(vm)
         self._has_ports = config.has_console_device
         return vm
 
     def _close_vm(self) -> None:
-        if self._port_hosts is not None:
-            self._port_hosts.disconnect()
-        if self._vm is not None:
-            self._vm.close()
-            self._vm = None
+        self.close_vm()
         if self._console is not None:
             self._console.close()
 
@@ -197,22 +170,27 @@ class _TerminalRun:
         try:
             return await self._waiting
         except asyncio.CancelledError:
-            if not self._caught:
+            if not self.caught:
                 raise
             return None
 
     async def run(self, running: asyncio.Task[ExitResult] | None = None) -> int:
         """Run the VM to its end, unless it is `running` already; returns the exit status."""
-        assert self._vm is not None
+        assert self.vm is not None
         assert self._console is not None
-        await self._serve(self._vm)
+        await self.serve_sockets(self.vm)
         if running is None:
             self.signals.start()
-        self._stack.enter_context(self._terminal)
+        if self._port is not None:
+            # Late: saves 3 ms with the serial console.
+            from pyvmm.cli.console.ports import resize_to_window
+
+            self.signals.handle(signal.SIGWINCH, partial(resize_to_window, self._port))
+        self._stack.enter_context(self.terminal)
         self._console.start()
-        result = await (running or self._vm.run())
-        lost = await self._lost_output(self._vm, self._console, result)
-        if lost and not self._caught:
+        result = await (running or self.vm.run())
+        lost = await self._lost_output(self.vm, self._console, result)
+        if lost and not self.caught:
             result = ExitResult(ExitReason.CRASH, lost)
         if result.exit_status:
             print_message(result.detail)
@@ -223,7 +201,7 @@ class _TerminalRun:
         wait_s = OUTPUT_TIMEOUT_S if result.by_guest else HURRIED_OUTPUT_TIMEOUT_S
 
         def timeout_s() -> float:
-            return HURRIED_OUTPUT_TIMEOUT_S if self._caught else wait_s
+            return HURRIED_OUTPUT_TIMEOUT_S if self.caught else wait_s
 
         drained = True
         if result.by_guest and self._has_ports:
@@ -235,38 +213,15 @@ class _TerminalRun:
             return "the end of the guest's console output was not read"
         return "" if drained else "the end of the output of the guest's ports was not read"
 
-    async def _serve(self, vm: VirtualMachine) -> None:
-        """Serve the control sockets; all are closed at once, as each may wait for its clients."""
-        if not self._listeners:
-            return
-        # Late: saves 5 ms without --qmp.
-        from pyvmm.qmp.server import ControlServer
-
-        servers = [ControlServer(vm, listener) for listener in self._listeners]
-        for server in servers:
-            await server.start()
-
-        async def close() -> None:
-            await asyncio.gather(*(server.close() for server in servers))
-
-        self._stack.push_async_callback(close)
-
-    def exit_status(self, default: int) -> int:
-        """Return the exit status after a signal, or `default` if there was none."""
-        return 128 + self._caught[0] if self._caught else default
-
-    def _end_by_signal(self, signum: int) -> None:
-        self._caught.append(signum)
+    def end_by_signal(self, signum: int) -> None:
+        """End the VM, or the wait for it."""
+        super().end_by_signal(signum)
         if self._waiting is not None:
             self._waiting.cancel()
-        if self._vm is not None:
-            self._vm.end(ExitResult(ExitReason.SIGNAL))
 
-    def _release(self) -> None:
-        """Restore the terminal and remove the sockets, on any thread."""
-        self._terminal.restore()
-        for listener in self._listeners:
-            listener.remove()
+    def release(self) -> None:
+        """Also close the socket for an incoming migration."""
+        super().release()
         if self._incoming is not None:
             self._incoming.close()
 

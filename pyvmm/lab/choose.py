@@ -26,8 +26,10 @@ class KvmProvider(Enum):
     LAB = "lab"
 
 
-def choose_kvm(mode: KvmMode) -> KvmProvider:
-    """Return the choice for `mode`; print the reason to standard error if `auto` chooses the lab.
+def choose_kvm(mode: KvmMode, *, quiet: bool = False) -> KvmProvider:
+    """Return the choice for `mode`.
+
+    Unless `quiet`, the reason is printed on standard error if `auto` chooses the lab.
 
     Raises HostKvmUnusable if `mode` is `host` and this machine's KVM cannot be used.
     """
@@ -41,7 +43,8 @@ def choose_kvm(mode: KvmMode) -> KvmProvider:
     if mode == "host":
         message = f"this machine's KVM cannot be used: {fitness.reason}"
         raise HostKvmUnusable(message, fitness.verdict.value)
-    print_message(f"running in the lab: {_lab_reason(fitness)}")
+    if not quiet:
+        print_message(f"running in the lab: {_lab_reason(fitness)}")
     return KvmProvider.LAB
 
 

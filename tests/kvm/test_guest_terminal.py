@@ -3,56 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.kvm.terminal_process import TIMEOUT_S, pyvmm_run
+
 pytestmark = pytest.mark.kvm
-
-TIMEOUT_S = 150.0
-
-
-class Terminal:
-    """A pseudo-terminal that is the terminal of a pyvmm process."""
-
-    def __init__(self, master: int, slave: int, process: subprocess.Popen[bytes]) -> None:
-        self.master, self.slave, self.process = master, slave, process
-        self.output = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def expect(self, text: str) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while text not in self.output:
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
-            assert ready, f"no {text!r} in:\n{self.output}"
-            self.output += os.read(self.master, 4096).decode(errors="replace")
-        self.output = self.output[self.output.index(text) + len(text) :]
-
-
-@contextmanager
-def pyvmm_run(*arguments: str) -> Iterator[Terminal]:
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "pyvmm", "run", *arguments]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
-    try:
-        yield Terminal(master, slave, process)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(master)
-        os.close(slave)
 
 
 def test_a_terminal_session_restores_the_tty(guest_image: Path) -> None:

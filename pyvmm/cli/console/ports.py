@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -113,24 +112,20 @@ class PortHosts:
 
 
 def connect_terminal(vm: VirtualMachine, console: ConsoleIo) -> LockedPort:
-    """Make `console` the host of the console on port 0 of `vm`, and return the port.
-
-    The port has the window size of the terminal on standard output, if that is one, from now on.
-    """
+    """Make `console` the host of the console on port 0 of `vm`, and return the port."""
     port = vm.ports[CONSOLE_NAME]
-    loop = asyncio.get_running_loop()
-    WriterHost(loop, port, console.writer, console.send_pending)
-
-    def resize() -> None:
-        try:
-            size = os.get_terminal_size(1)
-        except OSError:  # not a terminal
-            return
-        port.resize(size.columns, size.lines)
-
-    resize()
-    loop.add_signal_handler(signal.SIGWINCH, resize)
+    WriterHost(asyncio.get_running_loop(), port, console.writer, console.send_pending)
+    resize_to_window(port)
     return port
+
+
+def resize_to_window(port: LockedPort) -> None:
+    """Give `port` the window size of the terminal on standard output, if that is one."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:  # not a terminal
+        return
+    port.resize(size.columns, size.lines)
 
 
 def _open(path: Path) -> int:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a run with a COMMAND, for people, for the exit status and for `--status-file`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from pyvmm.files.output import JSON_START, check_output, write_output
+
+
+class CommandEnd(NamedTuple):
+    """The way in which a run has ended: `reason` is a word for scripts, `status` the exit status.
+
+    `message` is the line for people; empty if the exit status says everything.
+    """
+
+    reason: str
+    status: int
+    message: str = ""
+    signal: int | None = None
+    oom_kills: int = 0
+
+
+def check_status_file(path: Path) -> None:
+    """Raise `OutputNotWritten` unless the status can be written to `path`."""
+    check_output(path, JSON_START)
+
+
+def write_status(path: Path, end: CommandEnd) -> None:
+    """Write `end` to `path`, as docs/reference/json.md describes it."""
+    document = {
+        "reason": end.reason,
+        "status": end.status,
+        "signal": end.signal,
+        "oom-kills": end.oom_kills,
+        "message": end.message or None,
+    }
+    write_output(path, f"{json.dumps(document)}\n".encode(), JSON_START)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The serial console as the kernel's log, while a command has this process's streams.
+
+The log is written to a file, if one is named. Its end is kept: it says why a guest has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+from pyvmm.cli.errors import CommandError
+from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
+from pyvmm.standard_streams.text import print_message
+from pyvmm_native.serial import ByteQueue
+
+KEPT_BYTES = 16 << 10
+PRINTED_LINES = 20
+STANDARD_ERROR = Path("-")
+
+
+class KernelLog:
+    """The log of one guest, written to `path` or, without one, kept only.
+
+    `queue` takes the console's output; `throttle` is called on vCPU threads and may block. Raises
+    `CommandError` if the file cannot be written.
+
+    Threads: event loop; `queue` any, `throttle` vCPU.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path | None) -> None:
+        self._loop = loop
+        self._kept = bytearray()
+        self._writer: ConsoleWriter | None = None
+        self._path = path
+        self._fd = -1
+        if path is None:
+            self.queue = ByteQueue(self._wake, MAX_UNWRITTEN_BYTES)
+            self.throttle = lambda: None
+        else:
+            self._fd = open_log(path)
+            self._writer = ConsoleWriter(self._fd, lambda: None)
+            self.queue = self._writer.queue
+            self.throttle = self._writer.throttle
+
+    def print_tail(self) -> None:
+        """Print the end of the log on standard error output, unless that or a file has it."""
+        if self._writer is not None:
+            if self._path != STANDARD_ERROR:
+                print_message(f"see the kernel's log, {self._path}")
+            return
+        self._collect()
+        lines = self._kept.decode("utf-8", "replace").replace("\r", "").splitlines()
+        for line in lines[-PRINTED_LINES:]:
+            print_message(line, program="guest: ")
+
+    def close(self) -> None:
+        """Write what has not been written yet."""
+        if self._writer is not None:
+            self._writer.close()
+        close_log(self._fd)
+        self._fd = -1
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the VM
+            self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        self._kept += self.queue.take()
+        del self._kept[:-KEPT_BYTES]
+
+
+def open_log(path: Path) -> int:
+    """Return a descriptor to append to the log at `path`. Raises `CommandError`."""
+    if path == STANDARD_ERROR:
+        return 2
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise CommandError(
+            f"cannot write to {path}: {error.strerror}", "choose another file for --log"
+        ) from error
+
+
+def close_log(fd: int) -> None:
+    """Close a descriptor of `open_log`."""
+    if fd > 2:
+        os.close(fd)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of all runs of a VM: signals that end it, control sockets, and ports.
+
+The sockets are bound first, so that an unusable path is reported before anything starts, and served
+once the VM exists. `terminal_run` connects the VM's console with a terminal, `command_run` runs a
+command in the guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyvmm.cli.asyncio_without_ssl import asyncio
+from pyvmm.cli.console.terminal import Terminal
+from pyvmm.cli.end_signals import EndSignals
+from pyvmm.machine.exit_result import ExitReason, ExitResult
+
+if TYPE_CHECKING:
+    from pyvmm.cli.console.ports import PortHosts, PortOption
+    from pyvmm.sockets.unix import UnixListener
+    from pyvmm.vm import VirtualMachine
+
+
+class VmRun:
+    """The run of one VM; leaving `stack` releases everything it has opened.
+
+    `vm` is the VM, once it exists; `terminal` is that on standard input, `caught` has the signals
+    that have ended the VM.
+    """
+
+    def __init__(
+        self, stack: AsyncExitStack, sockets: Sequence[Path], ports: Sequence[PortOption]
+    ) -> None:
+        self._stack = stack
+        self._loop = asyncio.get_running_loop()
+        self.terminal = Terminal(0)
+        self.signals = EndSignals(self._loop, self.end_by_signal, self.release)
+        stack.callback(self.signals.close)
+        self.vm: VirtualMachine | None = None
+        self.caught: list[int] = []
+        self._listeners = [self._bind(path) for path in sockets]
+        self._port_hosts = self._make_port_hosts(ports) if ports else None
+
+    def _bind(self, path: Path) -> UnixListener:
+        # Late: saves 0.9 ms without --qmp.
+        from pyvmm.sockets.lab_paths import listening_path
+        from pyvmm.sockets.unix import UnixListener
+
+        listener = UnixListener(listening_path(path), shown_as=path)
+        self._stack.callback(listener.remove)
+        return listener
+
+    def _make_port_hosts(self, ports: Sequence[PortOption]) -> PortHosts:
+        # Late: saves 3 ms without --port.
+        from pyvmm.cli.console.ports import PortHosts
+
+        return PortHosts(self._stack, ports)
+
+    def adopt(self, vm: VirtualMachine) -> None:
+        """Run `vm`: connect its ports, and limit the time that its end may take."""
+        vm.ending.add_done_callback(lambda ending: self.signals.limit())
+        self.vm = vm
+        if self._port_hosts is not None:
+            self._port_hosts.connect(vm)
+
+    async def serve_sockets(self, vm: VirtualMachine) -> None:
+        """Serve the control sockets; all are closed at once, as each may wait for its clients."""
+        if not self._listeners:
+            return
+        # Late: saves 5 ms without --qmp.
+        from pyvmm.qmp.server import ControlServer
+
+        servers = [ControlServer(vm, listener) for listener in self._listeners]
+        for server in servers:
+            await server.start()
+
+        async def close() -> None:
+            await asyncio.gather(*(server.close() for server in servers))
+
+        self._stack.push_async_callback(close)
+
+    def close_vm(self) -> None:
+        """Disconnect the VM's ports and close it, if there is one."""
+        if self._port_hosts is not None:
+            self._port_hosts.disconnect()
+        if self.vm is not None:
+            self.vm.close()
+            self.vm = None
+
+    def exit_status(self, default: int) -> int:
+        """Return the exit status after a signal, or `default` if there was none."""
+        return 128 + self.caught[0] if self.caught else default
+
+    def end_by_signal(self, signum: int) -> None:
+        """End the VM because of a signal."""
+        self.caught.append(signum)
+        if self.vm is not None:
+            self.vm.end(ExitResult(ExitReason.SIGNAL))
+
+    def release(self) -> None:
+        """Restore the terminal and remove the sockets, on any thread."""
+        self.terminal.restore()
+        for listener in self._listeners:
+            listener.remove()
