@@ -29,7 +29,7 @@ from tests.sanitizers.build import ADDRESS, ROOT, THREAD, Sanitizer, environment
 from tests.sanitizers.defects import DEFECTS, SeededDefect
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-RACE_TESTS = ("tests/native/test_native_lazy_pages.py", "tests/native/test_native_serial.py")
+RACE_TESTS = "tests/native/test_native_serial.py"
 ADDRESS_TESTS = (
     "tests/native",
     *(f"tests/devices/{room}" for room in ("balloon", "console", "rng", "virtio")),
@@ -74,9 +74,7 @@ def run(sanitizer: Sanitizer, directory: Path, *arguments: str) -> None:
 def watch_threads() -> None:
     with package(THREAD) as directory:
         run(THREAD, directory, "-m", "tests.sanitizers.races")
-        # One of them repeats a race inside the kernel, which takes long here.
-        others = ("-k", "not at_the_end_of_its_block", *RACE_TESTS)
-        run(THREAD, directory, *PYTEST, "-s", *others)
+        run(THREAD, directory, *PYTEST, "-s", RACE_TESTS)
 
 
 def missed(seeded: SeededDefect) -> str | None:
