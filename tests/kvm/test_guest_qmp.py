@@ -98,14 +98,11 @@ async def until_actual(changes: EventListener, target_bytes: int) -> None:
 def test_a_vcpu_that_does_not_stop_fails_the_request_and_the_guest_runs_on(
     run_guest: RunGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An idle vCPU stays in KVM_RUN, as nothing kicks it here."""
-
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
         stop = Request("stop", {})
         with monkeypatch.context() as patch:
-            patch.setattr("pyvmm.machine.machine.STOP_TIMEOUT_S", 0.05)
-            patch.setattr(guest.vm.machine, "_kick_all", lambda: None)
+            patch.setattr(guest.vm.machine.gate, "wait_until_empty", lambda timeout_s: False)
             with pytest.raises(VcpuNotStopped):
                 execute(guest.vm, stop)
         status = Request("query-status", {})
