@@ -196,8 +196,8 @@ def test_a_stock_kernel_runs_commands_with_its_own_modules(name: str, directory:
     done = subprocess.run(
         [*arguments, *options, script], input=data, capture_output=True, check=False, timeout=200
     )
+    assert done.returncode == 5, done.stderr
     release, balloon = done.stderr.decode().split()
     assert release in kernel.version
     assert int(balloon) >= 1
-    assert done.returncode == 5
     assert done.stdout == data
