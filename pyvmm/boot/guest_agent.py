@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 from guest_images.manifest import read_manifest
 from pyvmm.boot.bzimage import kernel_release
-from pyvmm.boot.errors import ModulesUnusable
+from pyvmm.boot.errors import KernelUnusable, ModulesUnusable
 from pyvmm.boot.kernel_modules import find_modules
 from pyvmm.boot.overlay import AGENT, agent_archive
 from pyvmm.errors import NotInstalled
@@ -50,7 +50,10 @@ def plan_agent(
     With `command` the agent is the only init. Without, it loads modules that `initrd` may lack, and
     lets the init of `initrd` run. Raises `UserError` where the modules or the agent are missing.
     """
-    built_in = read_manifest(kernel) is not None
+    try:
+        built_in = read_manifest(kernel) is not None
+    except OSError as error:
+        raise KernelUnusable(f"cannot read {kernel}: {error.strerror}") from error
     if not command and (built_in or initrd is None):
         return None
     parameters = f"rdinit={AGENT}" if command else f"rdinit={AGENT} pyvmm.init=/init"

@@ -166,14 +166,22 @@ class _CommandRun(VmRun):
         """Run the command and bring back the files of --get; returns how it has ended."""
         await agent.connect(AGENT_TIMEOUT_S)
         async with AsyncExitStack() as stack:
-            command = self._start(agent, stack)
+            command, sinks = self._start(agent, stack)
             result = await command.wait()
+        for name, sink in zip(("output", "error output"), sinks, strict=True):
+            if sink.error is not None and not isinstance(sink.error, BrokenPipeError):
+                print_message(f"standard {name} cannot be written: {sink.error.strerror}")
         for path in self._options.get:
             await fetch(agent, path)
         return result
 
-    def _start(self, agent: GuestAgent, stack: AsyncExitStack) -> GuestCommand:
-        """Start the command, connected to the standard streams until `stack` is left."""
+    def _start(
+        self, agent: GuestAgent, stack: AsyncExitStack
+    ) -> tuple[GuestCommand, list[DescriptorSink]]:
+        """Start the command, connected to the standard streams until `stack` is left.
+
+        Returns it and the writers of its outputs.
+        """
         sinks = []
         for fd in (1, 2):
             sink = DescriptorSink(fd, soon_on(self._loop), lambda: command.advance())
@@ -197,7 +205,7 @@ class _CommandRun(VmRun):
             stack.enter_context(self.terminal)
             self.signals.handle(signal.SIGWINCH, lambda: command.resize(_window_size()))
         stack.callback(self._connect_input(command).close)
-        return command
+        return command, sinks
 
     def _connect_input(self, command: GuestCommand) -> DescriptorSource:
         """Pass standard input to the command as far as it takes it."""

@@ -75,7 +75,7 @@ def test_groff_has_no_warnings(tmp_path: Path) -> None:
     ("words", "found"),
     [
         (["st"], "status stop stats"),
-        (["run", "--di"], "--dialect"),
+        (["run", "--dia"], "--dialect"),
         (["run", "guest.img", "--dialect", ""], "standard bitmap"),
         (["image", ""], "build info where"),
         (["image", "build", "--so"], "--source"),

@@ -45,8 +45,12 @@ LONG_KERNELS = {
 }
 """Those that only the long tests boot."""
 MODULES = ("virtio_pci", "virtio_balloon", "virtio-rng")
-DRIVERS = ("kernel/drivers/virtio", "kernel/drivers/char/hw_random")
-"""The directories of a package that hold these modules and their dependencies."""
+DRIVERS = (
+    "kernel/drivers/virtio/**/*.ko*",
+    "kernel/drivers/char/hw_random/**/*.ko*",
+    "kernel/drivers/char/virtio_console.ko*",
+)
+"""Patterns for the files of these modules, of the console's driver, and of their dependencies."""
 FETCH = "make stock-kernels"
 
 INIT = f"""#!/bin/busybox sh
@@ -80,7 +84,7 @@ class StockKernel:
 
     @property
     def drivers(self) -> tuple[str, ...]:
-        """The directories of drivers that were unpacked."""
+        """The patterns of drivers that were unpacked."""
         listed = self.directory / "drivers"
         return tuple(listed.read_text().splitlines()) if listed.exists() else ()
 
@@ -132,7 +136,7 @@ def pick_kernel(installed: Path, tree: Path) -> None:
     )
     copies = tree / "modules" / "lib" / "modules" / modules.name
     for drivers in DRIVERS:
-        for module in (modules / drivers).rglob("*.ko*"):
+        for module in modules.glob(drivers):
             target = copies / module.relative_to(modules).with_name(
                 f"{module.name.partition('.ko')[0]}.ko"
             )

@@ -87,6 +87,7 @@ def test_modules_come_from_somewhere() -> None:
     ("arguments", "message"),
     [
         (["--cpus", "9", "--", "true"], "cannot have 9 vCPUs"),
+        (["--kernel", "/nowhere/k", "--", "true"], "cannot read /nowhere/k"),
         (["--cpus", "x", "--", "true"], "is not a valid integer"),
         (["--restore", "x", "--", "true"], "a guest that runs already"),
         (["--put", "/nowhere/x", "--", "true"], "cannot read /nowhere/x"),
