@@ -200,7 +200,7 @@ class VirtualMachine:
     @cached_property
     def ports(self) -> ConsolePorts:
         """The ports of the console device; KeyError without one."""
-        from pyvmm.console.ports import ConsolePorts  # 1 module, for machines with the device only
+        from pyvmm.console.ports import ConsolePorts  # 9 modules, for machines with it
 
         return ConsolePorts(self.machine)
 

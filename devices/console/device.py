@@ -160,8 +160,8 @@ class ConsoleDevice(VirtioDevice):
                 port.resume()  # bus mastering may have been disabled when the host had room
             return super().process_queue(index)
         if index == CONTROL_RECEIVE:
-            self._send_pending()
-        elif port is not None:
+            return self._send_pending()
+        if port is not None:
             port.supplied()
         return False
 
@@ -184,21 +184,22 @@ class ConsoleDevice(VirtioDevice):
 
     def _fill(
         self, index: int, is_pending: Callable[[], bool], write: Callable[[Chain], int]
-    ) -> None:
+    ) -> bool:
         """While `is_pending`, take a buffer of a receive queue, `write` to it and return it.
 
-        `write` returns the number of bytes written, 0 if the buffer cannot be used.
+        `write` returns the number of bytes written, 0 if the buffer cannot be used. Returns whether
+        there is more to do: the number of buffers is limited.
         """
         queue = self.queues[index]
         ring = queue.ring
         if ring is None or not self.live:
-            return
+            return False
         try:
             self._fill_ring(queue, ring, is_pending, write)
-            if is_pending() and ring.pending:
-                self.queue_ready(index)
+            return is_pending() and ring.pending > 0
         except RingError as error:
             self._break(queue, error)
+            return False
 
     def _fill_ring(
         self,
@@ -241,7 +242,9 @@ class ConsoleDevice(VirtioDevice):
             done += written
             return written
 
-        self._fill(receive_queue(port.number), lambda: done < len(view), write)
+        queue = receive_queue(port.number)
+        if self._fill(queue, lambda: done < len(view), write):
+            self.queue_ready(queue)
         return done
 
     def stall(self, port: ConsolePort) -> None:
@@ -310,10 +313,11 @@ class ConsoleDevice(VirtioDevice):
 
     def _send(self, port: ConsolePort, event: Event, value: int = 0) -> None:
         self._pending.add(port.number, event, value)
-        self._send_pending()
+        if self._send_pending():
+            self.queue_ready(CONTROL_RECEIVE)
 
-    def _send_pending(self) -> None:
-        self._fill(CONTROL_RECEIVE, lambda: len(self._pending) > 0, self._write_message)
+    def _send_pending(self) -> bool:
+        return self._fill(CONTROL_RECEIVE, lambda: len(self._pending) > 0, self._write_message)
 
     def _write_message(self, chain: Chain) -> int:
         """Write the first pending message; one that a buffer has no room for stays pending."""

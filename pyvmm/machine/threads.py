@@ -10,7 +10,7 @@
 | snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
-| console writer | `console-writer` | writes console output | the console's byte queue |
+| console writer | `console-writer` | writes the output of a console or port | its byte queue; the rest through the event loop |
 | output writer | `output-writer-N` | writes the output of a command in the guest to descriptor N | wakes the event loop |
 
 | lock | protects | held | taken while holding | taken by |

@@ -61,13 +61,13 @@ class CheckedConsole(CheckedDevice, ConsoleDevice):
 
     def _fill(
         self, index: int, is_pending: Callable[[], bool], write: Callable[[Chain], int]
-    ) -> None:
+    ) -> bool:
         def checked_write(chain: Chain) -> int:
             self.ram.touched |= page_oracle.touched_by(chain.writable_segments)
             self.ram.on_access()
             return write(chain)
 
-        super()._fill(index, is_pending, checked_write)
+        return super()._fill(index, is_pending, checked_write)
 
     def check_buffers(self) -> None:
         """As `CheckedDevice.check_buffers`; the stalled queues have one buffer in flight."""

@@ -117,12 +117,12 @@ def _board(corruption: int, room: int, started: int) -> tuple[CheckedConsoleBoar
         guest.place_bars()
         guest.start(ALL_ONES ^ corruption)
         if started > 1:
-            _set_up(guest)
+            set_up_ports(guest)
     board.ram.on_access = lambda: None
     return board, ObjectState(board)
 
 
-def _set_up(guest: ConsoleGuest) -> None:
+def set_up_ports(guest: ConsoleGuest) -> None:
     """Announce that the driver is ready, and open all ports."""
     messages = [(ALL_ONES & 0xFFFFFFFF, Event.DEVICE_READY, 1)]
     messages += [

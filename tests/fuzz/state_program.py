@@ -16,8 +16,11 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import BITMAP, STANDARD, Dialect
 from devices.balloon.misc import MiscCommand
+from devices.console.device import ConsoleDevice
+from devices.console.queues import transmit_queue
 from devices.legacy.rtc import Rtc
 from devices.legacy.uart import Uart16550
 from devices.state import Fields, Payload, StateError, Stateful, encode
@@ -25,13 +28,15 @@ from devices.testing.balloon.driver import STATS, BalloonBoard
 from devices.testing.balloon.misc import MISC
 from devices.testing.board import Board
 from devices.testing.ram import AnonymousRam
-from devices.testing.recorders import RecordingInterruptLine
+from devices.testing.recorders import RecordingInterruptLine, RecordingTracer
 from devices.testing.states import mutable_copy, payload_items
 from devices.virtio.pci_transport import VirtioPciTransport
 from tests.fuzz.balloon_program import BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES, WRITE
 from tests.fuzz.checked_balloon import CheckedBalloonBoard
 from tests.fuzz.checked_board import DRIVER_BYTES, REGIONS
+from tests.fuzz.checked_console import MAX_PORTS, NAMES, CheckedConsoleBoard, CheckedHost
+from tests.fuzz.console_program import ConsoleGuest, set_up_ports
 from tests.fuzz.guest_program import EDGES, OutOfBytes, Program
 from tests.fuzz.object_state import ObjectState
 
@@ -57,6 +62,25 @@ def used_balloon(dialect: Dialect) -> Board:
     return board
 
 
+def used_console() -> Board:
+    """Return a board whose guest has set its ports up, with output in flight."""
+    checked = CheckedConsoleBoard()
+    guest = ConsoleGuest(checked, Program(b""))
+    guest.place_bars()
+    guest.start(ALL_ONES)
+    checked.checked_console.ports["first"].connect(CheckedHost(room=3))
+    set_up_ports(guest)
+    guest.add(transmit_queue(1), [(guest.place(b"output"), 6, 0)], False)
+    guest.serve_all()
+    checked.checked_console.add_port("second")
+    ram = AnonymousRam(*REGIONS)
+    ram.maps[0][1][:] = guest.memory[:]
+    tracer = RecordingTracer()
+    board = Board(ConsoleDevice(ram.memory, tracer, ports=NAMES[:1], max_ports=MAX_PORTS), tracer)
+    board.transport.restore_state(Fields("used", checked.transport.save_state()))
+    return board
+
+
 def used_uart() -> Uart16550:
     uart = Uart16550(RecordingInterruptLine(), lambda data: None)
     for register, value in ((2, 0xC1), (4, 0x08), (1, 0x0F), (0, 0x41)):
@@ -70,6 +94,7 @@ MAKERS: tuple[Callable[[], Stateful], ...] = (
     lambda: used_balloon(BITMAP).transport,
     used_uart,
     lambda: Rtc(lambda: 0.0, 3 << 30, 0),
+    lambda: used_console().transport,
 )
 
 
@@ -93,8 +118,8 @@ def _part(index: int) -> tuple[Stateful, Callable[[], None], Payload]:
 def run(data: bytes) -> bool:
     """Restore a state that `data` corrupts; return whether the part applied it."""
     program = Program(data)
-    # The balloon has most of the fields.
-    part, reset_part, state = _part((0, 0, 0, 1, 1, 1, 2, 3)[program.byte() % 8])
+    # The virtio devices have most of the fields.
+    part, reset_part, state = _part((0, 0, 1, 1, 4, 4, 2, 3)[program.byte() % 8])
     payload = mutable_copy(state)
     with suppress(OutOfBytes):
         while payload:
@@ -117,10 +142,14 @@ def _exercise(part: Stateful) -> None:
     if isinstance(part, VirtioPciTransport):
         for queue in range(len(part.device.queues)):
             part.serve_queue(queue)
-        balloon: Any = part.device
-        balloon.request_stats()
-        balloon.misc.request(MiscCommand.SYNC, lambda answer: None)
-        balloon.set_target(1)
+        if isinstance(part.device, BalloonDevice):
+            part.device.request_stats()
+            part.device.misc.request(MiscCommand.SYNC, lambda answer: None)
+            part.device.set_target(1)
+        elif isinstance(part.device, ConsoleDevice):
+            for port in part.device.ports.values():
+                port.connect(CheckedHost(room=2))
+                port.offer(b"input")
         part.device.write_status(0)
     elif isinstance(part, Uart16550):
         part.receive(b"more")

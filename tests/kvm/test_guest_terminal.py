@@ -40,6 +40,30 @@ def test_interrupt_reaches_the_guest_and_exit_powers_off(guest_image: Path) -> N
         assert terminal.process.wait(60) == 0
 
 
+def test_the_virtio_console_is_the_terminal_with_its_window_size(
+    guest_image: Path, directory: Path
+) -> None:
+    log = directory / "log"
+    options = ("--console", "virtio", "--port", f"log=file:{log}")
+    command = (str(guest_image), "--memory", "128M", *options)
+    with pyvmm_run(*command, rows=43, columns=132) as terminal:
+        terminal.expect("Linux version")
+        terminal.expect("guest# ")
+        terminal.type("tty; stty size\r")
+        terminal.expect("/dev/hvc0")
+        terminal.expect("43 132")
+        terminal.resize(30, 90)
+        terminal.type("until stty size | grep -x '30 90'; do usleep 10000; done\r")
+        terminal.expect("\n30 90")
+        terminal.type("sh -c 'echo now asleep; exec sleep 1000'\r")
+        terminal.expect("now asleep\r")
+        terminal.type("\x03")
+        terminal.expect("guest# ")
+        terminal.type("for port in /dev/vport*p1; do echo the last output >$port; done; poweroff\r")
+        assert terminal.process.wait(60) == 0
+    assert log.read_text() == "the last output\n"
+
+
 def test_input_that_waits_since_before_the_boot_arrives_completely(guest_image: Path) -> None:
     lines = [f"echo out-{number}-$((0+{number}))" for number in range(30)]
     done = subprocess.run(

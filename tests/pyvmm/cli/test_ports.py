@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
-import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from devices.console.queues import transmit_queue
-from pyvmm.cli.console.ports import PortHosts, PortOption, connect_terminal, parse_ports
+from pyvmm.cli.console.ports import (
+    PortHosts,
+    PortOption,
+    connect_terminal,
+    parse_ports,
+    resize_to_window,
+)
 from pyvmm.cli.console.terminal import ConsoleIo
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.main import main
@@ -137,13 +142,12 @@ def test_the_terminal_is_the_console_with_its_window_size(
         async with board_guest() as guest:
             loop = asyncio.get_running_loop()
             io = ConsoleIo(loop, slave, slave, lambda data: 0, lambda action: None)
-            connect_terminal(vm(guest, "console"), io)
+            port = connect_terminal(vm(guest, "console"), io)
             console = guest.board.console.ports["console"]
             assert console.window_size == (132, 43)
             sizes["terminal"] = os.terminal_size((90, 30))
-            os.kill(os.getpid(), signal.SIGWINCH)
-            while console.window_size != (90, 30):
-                await asyncio.sleep(0.001)
+            resize_to_window(port)
+            assert console.window_size == (90, 30)
             queue = transmit_queue(0)
             with guest.lock:
                 guest.driver.queues[queue].add([b"hello"])
