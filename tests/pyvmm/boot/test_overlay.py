@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.boot.errors import ModulesUnusable, NotEnoughRam, OverlayUnusable
+from pyvmm.boot.errors import (
+    KernelUnusable,
+    ModulesUnusable,
+    NotEnoughRam,
+    OverlayUnusable,
+)
 from pyvmm.boot.guest_agent import plan_agent
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.kernel_modules import find_modules
@@ -101,6 +106,11 @@ def test_a_kernel_without_its_modules_cannot_run_commands(kernel: Path, tmp_path
         plan_agent(kernel, None, "auto", command=True)
     assert plan_agent(kernel, tmp_path / "initrd", "auto", command=False) is None
     assert plan_agent(kernel, None, "no", command=True) is not None
+
+
+def test_a_kernel_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KernelUnusable, match=r"cannot read .*missing: No such file"):
+        plan_agent(tmp_path / "missing", None, "auto", command=True)
 
 
 def test_modules_without_the_console_driver_are_refused(kernel: Path, modules: Path) -> None:
