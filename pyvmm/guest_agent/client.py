@@ -165,10 +165,11 @@ class GuestCommand:
             self._restart_deadline()
         for index, stream in enumerate(self._streams):
             sink = self._sinks.get(index)
-            if stream.guest_open or (sink and (sink.busy or stream.has_output)):
+            if stream.guest_open or (sink and sink.busy):
                 return
-            written = self._written(ended, index)
-            if sink and not sink.error and stream.received_bytes < written:
+            if sink is None or sink.error is not None:
+                continue  # what has arrived since the error is not passed on
+            if stream.has_output or stream.received_bytes < self._written(ended, index):
                 return
         self._close()
         error = _start_error(ended)

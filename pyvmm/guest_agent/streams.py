@@ -64,7 +64,7 @@ class MemorySink:
     """Collects output in `data`."""
 
     busy = False
-    error = None
+    error: OSError | None = None
 
     def __init__(self) -> None:
         self.data = bytearray()

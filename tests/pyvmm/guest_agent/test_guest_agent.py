@@ -205,6 +205,22 @@ async def test_a_reader_that_is_gone_closes_the_port(driver: AgentDriver) -> Non
 
 
 @with_agent
+async def test_output_that_arrives_for_a_reader_that_is_gone_delays_nothing(
+    driver: AgentDriver,
+) -> None:
+    sink = MemorySink()
+    command = driver.agent.start(["yes"], output=sink, error=MemorySink())
+    number, fields, _ = await driver.run_request()
+    driver.transmit(fields[4], b"y\n")
+    await driver.settle(lambda: bool(sink.data))
+    sink.error = BrokenPipeError()
+    driver.transmit(fields[4], b"y\n")
+    driver.end(number, fields[3:6], EndKind.SIGNALED, signal.SIGPIPE, written=(4, 0))
+    async with asyncio.timeout(5):
+        assert (await command.wait()).status == 128 + signal.SIGPIPE
+
+
+@with_agent
 async def test_input_waits_for_the_guest(driver: AgentDriver) -> None:
     command = driver.agent.start(["x"], output=MemorySink(), error=MemorySink())
     _, fields, _ = await driver.run_request()
