@@ -20,10 +20,14 @@ PACKAGES = ("pykvm", "devices", "pyvmm_native")
 """Packages of which every public module is documented."""
 SCRIPTING = (
     "pyvmm.harness",
+    "pyvmm.harness.blocking_guest",
+    "pyvmm.harness.agent_config",
+    "pyvmm.harness.completed_command",
     "pyvmm.harness.guest_session",
     "pyvmm.harness.console_guest",
     "pyvmm.harness.scripted_console",
     "pyvmm.harness.errors",
+    "pyvmm.guest_agent.errors",
     "pyvmm.boot.image_config",
     "pyvmm.boot.errors",
     "pyvmm.config",

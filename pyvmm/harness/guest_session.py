@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest of this process, driven by a script: its VM, its console, its balloon.
+"""A guest of this process, driven by a script: its VM, its commands, its console, its balloon.
 
-    async with guest_session(config) as guest:
-        await guest.wait_for_user_space()
-        await guest.command("alloc 64")
-        result = await guest.resize_balloon(pages)
+    config, overlay = config_with_agent(Path("guest.img"))
+    async with guest_session(config, overlay=overlay) as guest:
+        result = await guest.run(["free", "-m"])
+        await guest.resize_balloon(pages)
         await guest.save_snapshot(path)
 
     async with restored_session(path) as guest:
-        exit_result = await guest.wait_for_exit()
+        result = await guest.run(["free", "-m"])
 
-Every wait for the console or the balloon ends as soon as the VM does. In an interactive session
+Every wait for the guest ends as soon as the VM does. In an interactive session
 (`python -m asyncio`), where a block cannot stay open, `start_session` and `GuestSession.close` are
 the two ends of `guest_session`.
 """
@@ -30,6 +30,11 @@ from devices.virtio.inspection import QueueContents, inspect_queue
 from pyvmm.balloon.guest_requests import DriverUnavailable, GuestPaused, GuestRequestError
 from pyvmm.balloon.safe_target import check_target
 from pyvmm.config import MachineConfig
+from pyvmm.guest_agent.client import DEFAULT_DIRECTORY
+from pyvmm.guest_agent.errors import AgentFailed
+from pyvmm.harness.agent_config import has_agent
+from pyvmm.harness.command_runner import AGENT_TIMEOUT_S, CommandRunner, make_runner
+from pyvmm.harness.completed_command import CompletedCommand
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.errors import SnapshotFailed
 from pyvmm.harness.scripted_console import ScriptedConsole
@@ -74,6 +79,54 @@ class GuestSession(ConsoleGuest[ExitResult]):
     ) -> None:
         super().__init__(console, running or asyncio.create_task(vm.run()))
         self.vm = vm
+        self._runner: CommandRunner | None = None
+
+    async def wait_for_agent(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
+        """Wait until the guest's agent answers, so that commands can run.
+
+        Raises `AgentFailed`, also for a machine without the agent's port, and GuestExited.
+        """
+        await self.while_running(self._command_runner().wait_for_agent(timeout_s))
+
+    async def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        input: bytes | str = b"",
+        environment: Mapping[str, str] | None = None,
+        directory: str = DEFAULT_DIRECTORY,
+        timeout_s: float | None = None,
+        check: bool = False,
+    ) -> CompletedCommand:
+        """Run a command in the guest, whose machine is one of `config_with_agent`, to its end.
+
+        The program is looked up in the guest's PATH; `environment` is added to PATH and HOME.
+        `input` is all of its standard input. Several commands may run at once; `timeout_s` counts
+        from the start of this one. If it passes, or the caller is cancelled, the command's process
+        group is killed.
+
+        Raises `CommandTimeout`, `CommandNotStarted` if the guest has no such program or directory,
+        `CommandFailed` with `check` if the status is not 0, `CommandUnusable` for arguments that
+        are too long, `OutputTooLong`, `AgentFailed`, and GuestExited.
+        """
+        return await self.while_running(
+            self._command_runner().run(
+                arguments,
+                input=input,
+                environment=environment,
+                directory=directory,
+                timeout_s=timeout_s,
+                check=check,
+            )
+        )
+
+    def _command_runner(self) -> CommandRunner:
+        """Return the runner of commands, which is connected to the agent on first use."""
+        if self._runner is None:
+            if not has_agent(self.vm.config):
+                raise AgentFailed("the guest has no port for an agent")
+            self._runner = make_runner(self.vm)
+        return self._runner
 
     async def resize_balloon(self, target_pages: int, *, force: bool = False) -> ResizeResult:
         """Set the balloon's target size, in 4 KiB pages, and wait until the driver reports it.
@@ -180,6 +233,8 @@ class GuestSession(ConsoleGuest[ExitResult]):
         """End the VM if it still runs, and release its resources."""
         self.vm.quit()
         await asyncio.wait({self._running})
+        if self._runner is not None:
+            self._runner.close()
         self.vm.close()
 
 
@@ -187,6 +242,7 @@ def start_session(
     config: MachineConfig,
     snapshot: SnapshotFile | None = None,
     *,
+    overlay: bytes = b"",
     devices: Sequence[CatalogueEntry] = CATALOGUE,
 ) -> GuestSession:
     """Start the VM of `config` on the running event loop; `GuestSession.close` ends it.
@@ -197,7 +253,7 @@ def start_session(
     vm = _create_vm(config, console, devices)
     try:
         if snapshot is None:
-            vm.boot()
+            vm.boot(overlay)
         else:
             # Late: saves 5 ms in scripts that boot.
             from pyvmm.snapshot.restore import restore
@@ -215,14 +271,16 @@ async def guest_session(
     config: MachineConfig,
     snapshot: SnapshotFile | None = None,
     *,
+    overlay: bytes = b"",
     devices: Sequence[CatalogueEntry] = CATALOGUE,
 ) -> AsyncIterator[GuestSession]:
     """Run the VM of `config` for the length of the block; it is booted, and closed at the end.
 
-    With `snapshot`, whose `config` it must be, the VM is restored and resumed. `devices` are the
-    PCI devices that the VM may have. Raises `UserError`.
+    `overlay` is an archive to add to its initramfs. With `snapshot`, whose `config` it must be, the
+    VM is restored and resumed. `devices` are the PCI devices that the VM may have. Raises
+    `UserError`.
     """
-    session = start_session(config, snapshot, devices=devices)
+    session = start_session(config, snapshot, overlay=overlay, devices=devices)
     try:
         yield session
     finally:
