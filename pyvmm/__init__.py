@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A KVM virtual machine monitor: a package for each job, with dependencies in one direction.
 
-    cli -> harness | qmp | lab -> vm -> snapshot | migration | balloon -> machine
+    cli | pytest_plugin -> harness | qmp | lab -> vm -> snapshot | migration | balloon -> machine
         -> boot | state -> memory | cpuid -> trace -> pykvm, devices, pyvmm_native
 
 `sockets`, `elf`, `progress`, `cache`, `files` and `standard_streams` are leaves; `config`, `units`,
