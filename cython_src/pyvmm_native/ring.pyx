@@ -211,15 +211,19 @@ cdef class SplitQueue:
     def pending(self):
         """Number of buffers available and not yet popped.
 
-        RingError when that is more than the queue can hold.
+        RingError when the driver has more buffers in the queue than it can hold, used ones not
+        counted: a device that keeps buffers so never keeps more than that.
         """
         return self._available()
 
     cdef int _available(self) except -1:
-        cdef uint16_t count = load_acquire_u16(self._avail + RING_IDX) - self._next_avail
-        # The driver cannot have more buffers available than there are ring elements (2.7.6).
-        if count > self.size:
-            raise RingError(f"{count} buffers available in a queue of {self.size}")
+        cdef uint16_t avail_idx = load_acquire_u16(self._avail + RING_IDX)
+        cdef uint16_t unused = avail_idx - self._next_used
+        cdef uint16_t count = avail_idx - self._next_avail
+        # Each buffer that is not used yet has a descriptor of its own (2.7.5), and an element of
+        # the ring (2.7.6). A driver that takes back what was popped makes `count` the larger one.
+        if unused > self.size or count > unused:
+            raise RingError(f"{max(unused, count)} buffers available in a queue of {self.size}")
         return count
 
     def pop(self, uint64_t max_readable_bytes):

@@ -32,10 +32,13 @@ class Expected(NamedTuple):
     writable_bytes: int
 
 
-def expected_pop(driver: DriverQueue, next_avail: int, limit: int) -> Expected | None:
+def expected_pop(
+    driver: DriverQueue, next_avail: int, next_used: int, limit: int
+) -> Expected | None:
     """Return the result of pop(limit) at index `next_avail`. Raises MalformedRing."""
     available = (driver.avail_idx - next_avail) % 65536
-    if available > driver.size:
+    unused = (driver.avail_idx - next_used) % 65536
+    if not available <= unused <= driver.size:
         raise MalformedRing("index")
     if available == 0:
         return None

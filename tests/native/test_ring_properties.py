@@ -203,7 +203,7 @@ def test_hostile_rings_are_read_as_the_oracle_reads_them(
     for _ in range(size + 2):
         at = queue.next_avail
         try:
-            expected = expected_pop(driver, at, limit)
+            expected = expected_pop(driver, at, queue.next_used, limit)
         except MalformedRing:
             with pytest.raises(RingError):
                 queue.pop(limit)

@@ -104,6 +104,21 @@ def test_a_buffer_outside_ram_breaks_the_device() -> None:
     assert board.rng.supplied_bytes == 0
 
 
+def test_a_buffer_that_is_offered_again_while_it_waits_breaks_the_device() -> None:
+    board = RngBoard(bytes_per_s=1)
+    driver = RngDriver(board)
+    queue = driver.queues[REQUEST]
+    queue.set_desc(0, queue.data_gpa, 8, 2)
+    for slot in range(queue.size):
+        queue.set_avail_ring(slot, 0)
+    for index in range(1, 4 * queue.size):
+        queue.set_avail_idx(index)
+        driver.notify(REQUEST)
+        board.serve()
+        assert len(board.rng._waiting) <= queue.size
+    assert driver.status & NEEDS_RESET
+
+
 def test_the_limit_lets_one_second_through_and_then_the_rate() -> None:
     board = RngBoard(bytes_per_s=1000)
     driver = RngDriver(board)

@@ -23,7 +23,7 @@ from pyvmm.machine.exit_result import ExitReason, ExitResult
 class Guest:
     def __init__(self, config, *, console_output, **others):
         self.output, self.ending = console_output, asyncio.get_running_loop().create_future()
-    def boot(self):
+    def boot(self, overlay=b""):
         pass
     async def run(self):
         if sys.argv[1] == "power off":

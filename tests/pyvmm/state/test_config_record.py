@@ -93,7 +93,7 @@ def test_texts_are_limited_to_64_kib(name: str) -> None:
         ({"console": "vga", "ports": [], "hotplug_ports": 0}, "as a whole is invalid"),
         ({"console": "serial", "ports": [1], "hotplug_ports": 0}, "an item that is not a name"),
         ({"console": "serial", "ports": ["a/b"], "hotplug_ports": 0}, "as a whole is invalid"),
-        ({"console": "serial", "ports": [], "hotplug_ports": 16}, "as a whole is invalid"),
+        ({"console": "serial", "ports": [], "hotplug_ports": 32}, "as a whole is invalid"),
         ({"ports": ["a"]}, "ports is not known here"),
     ],
 )
