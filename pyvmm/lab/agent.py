@@ -14,7 +14,7 @@ a `Multiplexer`. Control messages, each a JSON object with one key:
 | host    | `signal`: number | send it to the command's process group |
 | host    | `winsize`: [rows, columns] | the terminal's size has changed |
 | host    | `ping`: number | send `pong` |
-| agent   | `pong`: number | reply to `ping` |
+| agent   | `pong`: seconds since the kernel started | reply to `ping` |
 | host    | `diagnose`: true | make the kernel print tasks and stacks on its console |
 | agent   | `unlisten`: path in the lab | the command stopped listening: close the host's end |
 | agent   | `ended`: status | the command ended; its output may follow |
@@ -99,7 +99,7 @@ class Agent:
         elif "winsize" in message and self._terminal is not None:
             _set_winsize(self._terminal, message["winsize"])
         elif "ping" in message:
-            self._mux.send_control({"pong": message["ping"]})
+            self._mux.send_control({"pong": _uptime()})
         elif "diagnose" in message:
             mounts.print_diagnosis()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
 
 from pyvmm.lab.boot_snapshot import BootSnapshotError, resume, save, snapshot_path
 from pyvmm.lab.errors import LabError
@@ -20,6 +19,10 @@ from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess, machine_arguments
 
 START_TIMEOUT_S = 180.0
+CLOCK_CHECK_S = 1.0
+"""Time for which a booted lab's clock is compared with the host's."""
+CLOCK_TOLERANCE = 2.0
+"""Largest factor between the two; the clocks are read a moment apart."""
 
 
 def start(*, memory_mib: int, cpus: int) -> LabProcess:
@@ -39,28 +42,43 @@ def start(*, memory_mib: int, cpus: int) -> LabProcess:
 
 
 def _boot_and_save(machine: list[str], snapshot: Path) -> bool:
-    """Boot `machine` and write its snapshot; return False if that fails. Raises LabError."""
-    lab = LabProcess(machine)
-    try:
-        _wait_until_booted(lab)
-        save(lab.monitor, snapshot)
-        return True
-    except BootSnapshotError:
-        return False
-    finally:
-        lab.end()
+    """Boot `machine` and write its snapshot; return False if that fails. Raises LabError.
+
+    A machine whose clock is wrong is booted again, once.
+    """
+    for _ in range(2):
+        lab = LabProcess(machine)
+        try:
+            if _boot(lab):
+                save(lab.monitor, snapshot)
+                return True
+        except BootSnapshotError:
+            return False
+        finally:
+            lab.end()
+    return False
 
 
-def _wait_until_booted(lab: LabProcess) -> None:
-    booted = False
+def _boot(lab: LabProcess) -> bool:
+    """Wait for the agent; return whether the lab's clock is right. Raises LabError.
 
-    def control(message: dict[str, Any]) -> None:
-        nonlocal booted
-        booted = booted or "booted" in message
+    Linux measures the frequency of its clock against a timer when it boots. On a busy host both are
+    emulated in bursts, and the result, which the snapshot would keep, can be far off.
+    """
+    answers: dict[str, float] = {}
+    link = Multiplexer(lab.link.fileno(), answers.update)
+    _wait_for(lab, link, answers, "booted")
+    begin = time.monotonic()
+    time.sleep(CLOCK_CHECK_S)
+    link.send_control({"ping": 0})
+    _wait_for(lab, link, answers, "pong")
+    ratio = (answers["pong"] - answers["booted"]) / (time.monotonic() - begin)
+    return 1 / CLOCK_TOLERANCE <= ratio <= CLOCK_TOLERANCE
 
-    link = Multiplexer(lab.link.fileno(), control)
+
+def _wait_for(lab: LabProcess, link: Multiplexer, answers: dict[str, float], key: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not booted:
+    while key not in answers:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise lab_error(lab, f"the lab did not start in {START_TIMEOUT_S:.0f} s")

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pyvmm.lab import start as module
 from pyvmm.lab.boot_snapshot import BootSnapshotError, snapshot_path
+from pyvmm.lab.mux import Multiplexer
+from pyvmm.lab.qemu import LabProcess
 
 
 class FakeLab:
@@ -31,7 +38,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     FakeLab.started = []
     monkeypatch.setattr(module, "LabProcess", FakeLab)
     monkeypatch.setattr(module, "machine_arguments", lambda *_: ["qemu"])
-    monkeypatch.setattr(module, "_wait_until_booted", lambda lab: None)
+    monkeypatch.setattr(module, "_boot", lambda lab: True)
     return FakeLab.started
 
 
@@ -53,6 +60,44 @@ def test_a_boot_snapshot_that_cannot_be_written_is_tried_once(
     monkeypatch.setattr(module, "save", full_disk)
     module.start(memory_mib=1024, cpus=1)
     assert starts == [None, None]
+
+
+@pytest.mark.parametrize(("ratio", "right"), [(0.02, False), (1.0, True), (50.0, False)])
+def test_the_clock_of_a_booted_lab_is_compared_with_the_hosts(
+    ratio: float, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK_S", 0.1)
+    host, agent_end = socket.socketpair()
+    begin = time.monotonic()
+
+    def uptime() -> float:
+        return (time.monotonic() - begin) * ratio
+
+    def answer(message: dict[str, Any]) -> None:
+        agent.send_control({"pong": uptime()})
+
+    agent = Multiplexer(agent_end.fileno(), answer)
+    agent.send_control({"booted": uptime()})
+
+    def serve() -> None:
+        for _ in range(5):
+            agent.turn(200)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    lab = SimpleNamespace(link=host)
+    with host, agent_end:
+        assert module._boot(cast(LabProcess, lab)) is right
+        thread.join()
+
+
+def test_a_lab_with_a_wrong_clock_is_booted_again_and_then_not_saved(
+    starts: list[Path | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "snapshot_path", lambda machine: tmp_path / "snapshot")
+    monkeypatch.setattr(module, "_boot", lambda lab: False)
+    module.start(memory_mib=1024, cpus=1)
+    assert starts == [None, None, None]
 
 
 def test_a_cache_without_a_place_has_no_boot_snapshot(
