@@ -16,6 +16,8 @@ KVM API: KVM_SET_GSI_ROUTING (4.52), KVM_IRQFD (4.75), KVM_IRQ_LINE (4.25), KVM_
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pykvm import abi, irqchip_route, msi_route
@@ -35,6 +37,8 @@ class InterruptRouter:
         self._fixed = _pin_routes()
         self._messages: dict[int, tuple[int, int]] = {}
         self._next_gsi = layout.FIRST_MSI_GSI
+        self._deferred = False
+        self._unattached: list[tuple[int, int]] = []
         self._commit()
 
     def allocate_gsi(self) -> int:
@@ -47,7 +51,31 @@ class InterruptRouter:
         """Make `gsi` send the MSI message (address, data)."""
         if self._messages.get(gsi) != (address, data):
             self._messages[gsi] = (address, data)
-            self._commit()
+            if not self._deferred:
+                self._commit()
+
+    def attach(self, event: int, gsi: int) -> None:
+        """Make writes to the eventfd `event` raise `gsi`."""
+        if self._deferred:
+            self._unattached.append((event, gsi))
+        else:
+            self.vm.irqfd(event, gsi)
+
+    @contextmanager
+    def one_change(self) -> Iterator[None]:
+        """Pass all changes in the block to KVM at its end, as one, for a guest that does not run.
+
+        Eventfds are attached after that: KVM raises what was written to them before, and by then
+        it knows the message.
+        """
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self._commit()
+        while self._unattached:
+            self.vm.irqfd(*self._unattached.pop())
 
     def _commit(self) -> None:
         messages = [msi_route(gsi, *message) for gsi, message in self._messages.items()]
@@ -106,7 +134,7 @@ class MsiVectors:
         self._router.set_message(gsi, address, data)
         if vector not in self._events:
             event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._router.vm.irqfd(event, gsi)
+            self._router.attach(event, gsi)
             self._events[vector] = event
 
     def trigger(self, vector: int) -> None:

@@ -315,7 +315,7 @@ class Machine:
 
         Raises StateError, or `MachineNotCreated` if KVM refuses a request; only `close` may follow.
         """
-        with self.lock:
+        with self.lock, self._router.one_change():
             self._parts.restore(records)
         self._ready = True
 

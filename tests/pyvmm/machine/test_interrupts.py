@@ -70,6 +70,24 @@ def test_a_message_is_routed_beside_the_pins_and_only_when_it_changes() -> None:
     assert recording.routes == [*pins, (MSI, gsis[1], MESSAGE[0], 0x42)]
 
 
+def test_a_restore_sets_all_messages_at_once_and_then_attaches_the_eventfds() -> None:
+    recording = RecordingVm()
+    router = InterruptRouter(recording.vm)
+    vectors = MsiVectors(router, 3)
+    tables = recording.tables
+    with router.one_change():
+        for vector in range(3):
+            vectors.route(vector, *MESSAGE)
+        vectors.trigger(1)
+        assert (recording.tables, recording.irqfds) == (tables, {})
+    assert recording.tables == tables + 1
+    gsis = [FIRST_MSI_GSI + vector for vector in range(3)]
+    assert recording.routes[-3:] == [(MSI, gsi, *MESSAGE) for gsi in gsis]
+    assert sorted(recording.irqfds) == gsis
+    assert os.eventfd_read(recording.irqfds[gsis[1]]) == 1
+    vectors.close()
+
+
 def test_a_line_reports_changes_of_its_level_only() -> None:
     recording = RecordingVm()
     line = GsiLine(recording.vm, 4)
