@@ -25,6 +25,7 @@ from pyvmm.harness.blocking_guest import Guest, check_kvm
 from pyvmm.harness.errors import SnapshotFailed
 from pyvmm.progress.reporter import PlainLines
 from pyvmm.sockets.lab_paths import in_lab
+from pyvmm.standard_streams.text import print_message
 
 if TYPE_CHECKING:
     from pyvmm.harness.agent_config import GuestOptions
@@ -95,7 +96,7 @@ class GuestSource:
             raise UserError("there is no guest image; build one with: pyvmm image build")
         capture = self._config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
-            print(file=sys.stderr)
+            print_message("there is no guest image yet; building one")
             return build_image(progress=PlainLines(sys.stderr))
 
 
