@@ -105,5 +105,7 @@ def _failures() -> Iterator[None]:
     """Fail the test with the message of an error that a user can mend, and its notes."""
     try:
         yield
+        return
     except (UserError, SnapshotFailed) as error:
-        pytest.fail("; ".join([str(error), *getattr(error, "__notes__", [])]), pytrace=False)
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    pytest.fail(message, pytrace=False)

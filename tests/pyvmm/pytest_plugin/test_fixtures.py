@@ -155,6 +155,7 @@ def test_a_guest_that_cannot_run_fails_the_test_with_the_remedy(
     assert "4 errors" in done.stdout
     assert "cannot be used: there is no /dev/kvm; run the program where KVM works" in done.stdout
     assert "Traceback" not in done.stdout
+    assert "another exception" not in done.stdout
     assert 'File "' not in done.stdout
 
 
