@@ -105,7 +105,6 @@ def _failures() -> Iterator[None]:
     """Fail the test with the message of an error that a user can mend, and its notes."""
     try:
         yield
-        return
     except (UserError, SnapshotFailed) as error:
         message = "; ".join([str(error), *getattr(error, "__notes__", [])])
-    pytest.fail(message, pytrace=False)
+        raise pytest.fail.Exception(message, pytrace=False) from None
