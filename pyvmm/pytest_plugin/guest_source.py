@@ -93,7 +93,9 @@ class GuestSource:
         if image.exists():
             return image
         if in_lab():
-            raise UserError("there is no guest image; build one with: pyvmm image build")
+            error = UserError("there is no guest image")
+            error.add_note("build one with: pyvmm image build")
+            raise error
         capture = self._config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
             print_message("there is no guest image yet; building one")
