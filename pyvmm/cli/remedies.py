@@ -21,9 +21,8 @@ from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
-from pyvmm.harness import errors as harness
 from pyvmm.lab import errors as lab
-from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped
+from pyvmm.machine.errors import KvmUnusable, MachineNotCreated, VcpuNotStopped
 from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
@@ -52,7 +51,7 @@ REMEDIES: dict[type[UserError], str] = {
     agent.AgentFailed: "see the kernel's log with --log -",
     agent.CommandUnusable: "shorten the arguments, or put them into a file with --put",
     agent.OutputIncomplete: "run it again",
-    harness.KvmUnusable: "run the script where KVM works: pyvmm lab -- python SCRIPT",
+    KvmUnusable: "run the script where KVM works: pyvmm lab -- python SCRIPT",
     image.ImageNotWritten: "choose another --output",
     image.KernelSourceModified: "build from an unmodified source with --source",
     image.KernelSourceUnusable: "name a Linux 6.12 source tree or archive with --source",

@@ -44,7 +44,6 @@ from pyvmm.harness.errors import (
     CommandTimeout,
     ConsoleTimeout,
     GuestExited,
-    KvmUnusable,
     OutputTooLong,
     SnapshotFailed,
 )
@@ -57,6 +56,7 @@ from pyvmm.harness.guest_session import (
     start_session,
 )
 from pyvmm.machine.catalogue import CATALOGUE, CatalogueEntry, Ports
+from pyvmm.machine.errors import KvmUnusable
 
 __all__ = [
     "CATALOGUE",

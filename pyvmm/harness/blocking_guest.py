@@ -26,13 +26,13 @@ from pyvmm.guest_agent.client import DEFAULT_DIRECTORY
 from pyvmm.harness.agent_config import GuestOptions, config_with_agent
 from pyvmm.harness.command_runner import AGENT_TIMEOUT_S
 from pyvmm.harness.completed_command import CompletedCommand
-from pyvmm.harness.errors import KvmUnusable
 from pyvmm.harness.guest_session import (
     GuestSession,
     ResizeResult,
     guest_session,
     restored_session,
 )
+from pyvmm.machine.errors import KvmUnusable
 from pyvmm.machine.kvm_probe import probe_host_kvm
 from pyvmm.sockets.lab_paths import in_lab
 

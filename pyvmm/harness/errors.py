@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pyvmm.errors import UserError
 from pyvmm.harness.completed_command import CompletedCommand
 
 
@@ -33,10 +32,6 @@ class CommandTimeout(TimeoutError):
 
 class OutputTooLong(Exception):
     """A command was killed because it has written more than a script may receive."""
-
-
-class KvmUnusable(UserError):
-    """This process cannot run a guest."""
 
 
 class SnapshotFailed(Exception):

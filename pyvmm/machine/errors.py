@@ -22,3 +22,7 @@ def kvm_refusal(error: BaseException) -> str:
     # The native loop, which knows no KvmError, raises an OSError that begins with the request.
     reason = error.strerror if isinstance(error, OSError) else None
     return reason if reason is not None and reason.startswith("KVM_RUN: ") else ""
+
+
+class KvmUnusable(UserError):
+    """This process cannot run a guest."""
