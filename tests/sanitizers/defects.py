@@ -71,8 +71,8 @@ DEFECTS = (
         "the available index is loaded without acquire order",
         "ring",
         "ring",
-        before="load_acquire_u16(self._avail + RING_IDX) - ",
-        after="load_u16(self._avail + RING_IDX) - ",
+        before="avail_idx = load_acquire_u16(self._avail + RING_IDX)",
+        after="avail_idx = load_u16(self._avail + RING_IDX)",
     ),
     scenario(
         "the used index is stored without release order",
