@@ -130,7 +130,7 @@ class PyvmmBalloonGuest:
 
     async def resize(self, pages: int) -> tuple[float, dict[str, float] | None]:
         with Stopwatches().running() as watches:
-            resize = await self.guest.resize_balloon(pages)
+            resize = await self.guest.resize_balloon(pages, force=True)
         return resize.seconds, watches.seconds
 
     def resident_bytes(self) -> int:

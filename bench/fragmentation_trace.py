@@ -73,7 +73,7 @@ async def _record() -> PageRuns:
         await guest.wait_for_user_space()
         await _fragment_memory(guest)
         recorder = _RecordingRam(guest.vm.ram)
-        await guest.resize_balloon(GUEST_PAGES // 8 * 7)
+        await guest.resize_balloon(GUEST_PAGES // 8 * 7, force=True)
         return recorder.pages
 
 
