@@ -8,6 +8,7 @@ never taken for IMAGE.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,8 @@ class RunCommand(click.Command):
                 # Late: saves 3 ms without a failure.
                 from pyvmm.cli.command_status import CommandEnd, write_status
 
-                write_status(status_file, CommandEnd("failed", FAILED_STATUS, str(error)))
+                with suppress(UserError):  # the first error is the one to report
+                    write_status(status_file, CommandEnd("failed", FAILED_STATUS, str(error)))
             raise
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pyvmm.boot.guest_agent import ModulesFrom, plan_agent
 from pyvmm.boot.overlay import PutPath, put_archive
 from pyvmm.cli.command_options import HOME
+from pyvmm.cli.command_status import check_status_file
 from pyvmm.cli.console.kernel_log import close_log, open_log
 from pyvmm.cli.errors import CommandError
 from pyvmm.guest_agent.client import DEFAULT_ENVIRONMENT, initial_ports
@@ -64,8 +65,11 @@ def read_additions(
     append, archive = ("", b"") if plan is None else plan
     request = None
     if command:
+        # Reports files that cannot be written before the lab starts.
         if (log := options["log"]) is not None:
-            close_log(open_log(log))  # reports a file that cannot be written before the lab starts
+            close_log(open_log(log))
+        if (status_file := options["status_file"]) is not None:
+            check_status_file(status_file)
         append += "" if options["log"] else " quiet"
         request = CommandOptions(
             tuple(command),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.command_request import CommandOptions
-from pyvmm.cli.command_status import CommandEnd, check_status_file, write_status
+from pyvmm.cli.command_status import CommandEnd, write_status
 from pyvmm.cli.console.kernel_log import KernelLog
 from pyvmm.cli.console.terminal import Action, EscapeFilter
 from pyvmm.cli.fetched_files import fetch
@@ -74,8 +74,6 @@ async def run_command(
 
     Returns the exit status.
     """
-    if options.status_file is not None:
-        check_status_file(options.status_file)
     async with AsyncExitStack() as stack:
         run = _CommandRun(stack, sockets, ports, options)
         vm = run.make(config)

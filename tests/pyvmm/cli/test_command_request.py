@@ -128,6 +128,18 @@ def test_options_of_a_command_need_one(arguments: list[str], message: str) -> No
     assert message in done.stderr
 
 
+def test_a_status_file_that_is_not_ours_is_kept(tmp_path: Path) -> None:
+    kernel, status_file = tmp_path / "vmlinux", tmp_path / "status"
+    kernel.write_bytes(elf_kernel())
+    status_file.write_text("mine")
+    options = ["--kernel", str(kernel), "--modules", "no", "--status-file", str(status_file)]
+    done = run(["run", *options, "--", "true"])
+    assert done.returncode == 125
+    assert "status cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert status_file.read_text() == "mine"
+
+
 def test_a_word_after_the_dashes_is_never_the_image() -> None:
     done = run(["run", "--", "guest.img"])
     assert done.returncode == 125
