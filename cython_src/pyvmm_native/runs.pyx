@@ -8,7 +8,7 @@ sets of page frames. Guest memory is mostly allocated and freed in long chunks, 
 kept as an array of (start, end) pairs, ascending and apart from each other; its memory is
 proportional to the number of runs. Every operation is one linear pass over its operands that
 appends to the result in ascending order, without the GIL. run_list.pxd describes how bitmaps and
-PFN arrays are decoded.
+PFN arrays are decoded, record_list.pxd how 64-bit records are.
 """
 
 from itertools import islice
@@ -20,6 +20,9 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
+from pyvmm_native.record_list cimport (
+    NAMED_TWICE, NO_FAULT, NO_MEMORY, Decoder, Fault, decode_hybrid, decode_ranges, sort_and_merge,
+)
 from pyvmm_native.run_list cimport (
     Run, RunList, add_run, append, decode_bitmap, decode_pfns, resize,
 )
@@ -29,6 +32,12 @@ cdef enum:
 
 # Guest-physical addresses have at most 52 bits; page frame numbers have fewer.
 cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
+
+# By `Fault` of record_list.pxd.
+FAULTS = (
+    "", "", "truncated record", "page_shift is not a page size", "bmap_len is neither 0 nor 8",
+    "long count below 4096 or above 2**24", "beyond any address", "a page is named twice",
+)
 
 
 @cython.final
@@ -100,6 +109,33 @@ cdef class PageRuns:
         finally:
             PyBuffer_Release(&view)
         return result._finish(complete)
+
+    @classmethod
+    def from_hybrid_records(cls, records, distinct=False):
+        """Return the frames of little-endian 64-bit records: blocks, and bitmaps of 64 pages.
+
+        A record has `start_pfn` in bits 0 to 51, in 4 KiB frames and with any alignment,
+        `page_shift`, 12 to 30, in bits 52 to 57 and `bmap_len`, 0 or 8 bytes, in the others. With
+        `bmap_len` 0 it is a block of 2**page_shift bytes; with 8 the next 64 bits are a bitmap of
+        pages of that size, of which bit 0 starts at `start_pfn`.
+
+        Records may be in any order. ValueError for any other record, one that is truncated or
+        reaches beyond 2**52 frames, and with `distinct` for a frame that is named twice.
+        """
+        return from_records(records, decode_hybrid, distinct)
+
+    @classmethod
+    def from_range_records(cls, records, distinct=False):
+        """Return the frames of little-endian 64-bit records: ranges of frames.
+
+        A record has its first frame in bits 12 to 63 and the number of frames in bits 0 to 11. If
+        that is 0, the next 64 bits are the number, from 4096 (the first one that does not fit 12
+        bits) to 2**24.
+
+        Records may be in any order. ValueError for any other record, one that is truncated or
+        reaches beyond 2**52 frames, and with `distinct` for a frame that is named twice.
+        """
+        return from_records(records, decode_ranges, distinct)
 
     def scaled(self, factor):
         """Return the 4 KiB frames of this set, taking its frames as `factor` times 4 KiB each.
@@ -237,6 +273,28 @@ cdef class PageRuns:
                 self.pages += count
                 self.largest = max(self.largest, count)
         return self
+
+
+cdef PageRuns from_records(records, Decoder decode, bint distinct):
+    cdef PageRuns result = PageRuns.__new__(PageRuns)
+    cdef Py_buffer view
+    cdef size_t at = 0
+    cdef Fault fault
+    PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
+    try:
+        if view.len % 8:
+            raise ValueError(f"{view.len} bytes are not an array of 64-bit records")
+        with nogil:
+            fault = decode(&result.list, <const uint8_t *>view.buf, view.len, FRAME_LIMIT, &at)
+            if fault == NO_FAULT:
+                fault = sort_and_merge(&result.list, distinct)
+    finally:
+        PyBuffer_Release(&view)
+    if fault == NAMED_TWICE:
+        raise ValueError(FAULTS[fault])
+    if fault not in (NO_FAULT, NO_MEMORY):
+        raise ValueError(f"{FAULTS[fault]}, at byte {at} of the records")
+    return result._finish(fault == NO_FAULT)
 
 
 # As in run_list.pxd, false means that memory ran out.

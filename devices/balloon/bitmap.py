@@ -12,8 +12,8 @@ little-endian:
     u64 start_pfn    page (in units of the page size) of bit 0; a multiple of 64
     u64 bmap_len     bytes of bitmap; a multiple of 8
 
-`decode` reads requests on the inflate and deflate queues; `devices.balloon.misc` interprets the
-header of messages on the misc queue, and only the pages are read here.
+`decode` reads requests on the inflate and deflate queues, `read_message` messages on the misc
+queue, which `devices.balloon.misc` interprets.
 
 Decoding is strict wherever a mistake would name other memory: an unknown command or flag, an
 impossible page size, a bitmap shorter than announced. It is tolerant where pages do not depend on
@@ -31,8 +31,10 @@ prevent a request of this dialect from being read as an array.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import NamedTuple
 
+from devices.balloon.messages import Message
 from devices.errors import BadPayload
 from pyvmm_native.runs import PageRuns
 
@@ -42,6 +44,8 @@ MAX_BITMAP_BYTES = 32 * 32 * 1024
 """32 bitmap buffers of 32 KiB: 32 GiB of 4 KiB pages."""
 MAX_REQUEST_BYTES = HEADER.size + MAX_BITMAP_BYTES
 """The longest request that is decoded."""
+MAX_ID = (1 << 64) - 1
+"""The largest id that the header can hold."""
 
 PAGE_SHIFT = 12
 """The page size in which `PageRuns` count, 4 KiB."""
@@ -85,6 +89,13 @@ def read_header(payload: bytes) -> BitmapHeader:
     if len(payload) < HEADER.size:
         raise BadPayload(f"{len(payload)} bytes are too short for a bitmap header")
     return BitmapHeader._make(HEADER.unpack_from(payload))
+
+
+def read_message(payload: bytes) -> Message:
+    """As `ResponseFormat.read`."""
+    header = read_header(payload)
+    decode = partial(pages_of, header, payload)
+    return Message(header.cmd, header.flag, header.req_id, header.bmap_len, decode)
 
 
 def pages_of(header: BitmapHeader, payload: bytes) -> PageRuns:

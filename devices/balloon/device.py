@@ -65,7 +65,9 @@ class BalloonDevice(VirtioDevice):
         """Called when the driver reports a new balloon size, with `actual`, and at a reset."""
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
-        self.misc = MiscQueue(ram, self._complete_with(Role.MISC), tracer)
+        self.misc = MiscQueue(
+            dialect.responses, ram, self._complete_with(Role.MISC), tracer
+        )
         self.stats = StatsQueue(self._complete_with(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)
         self._reporting = ReportingQueue(ram, lambda: self.poison_val, tracer)
@@ -160,8 +162,9 @@ class BalloonDevice(VirtioDevice):
     def feature_refusal(self, accepted: int) -> str | None:
         """As `VirtioDevice.feature_refusal`; the dialect's required features must be accepted.
 
-        A driver without PAGE_BITMAP cannot speak the bitmap dialect, only PFN arrays. It is
-        rejected here (3.1.1), before it has given a page: the device speaks one dialect only.
+        A driver without PAGE_BITMAP cannot speak the bitmap dialect, only PFN arrays, and one
+        without HYBRID_RECORDS or RANGE_RECORDS not the dialect of that name. It is rejected here
+        (3.1.1), before it has given a page: the device speaks one dialect only.
         """
         missing = self.dialect.features.required & ~accepted
         if missing:

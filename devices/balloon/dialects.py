@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two dialects of the balloon protocol, as data.
+"""The dialects of the balloon protocol, as data.
 
 A dialect defines which features and queues the balloon offers and how a request on the inflate or
 deflate queue is decoded to `PageRuns`. It is chosen by configuration and never inferred from
-feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in the other, and a device
+feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in another, and a device
 that reads PFN arrays as bitmap headers discards the wrong memory.
 
 * `STANDARD`: VIRTIO 1.2, section 5.5. A request is an array of 32-bit page frame numbers.
-* `BITMAP`: the virtio-balloon bitmap extension of 2016. A request is a header and a bitmap, see
+* `BITMAP`: version 3 of the extension proposed in 2016. A request is a header and a bitmap, see
   `devices.balloon.bitmap`.
+* `HYBRID`: version 5. A request is a header and records of blocks and short bitmaps, see
+  `devices.balloon.records`.
+* `RANGES`: version 6. A request is a header and records of page ranges, see the same.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import NamedTuple
 
-from devices.balloon import bitmap, features
+from devices.balloon import bitmap, features, records
 from devices.balloon.features import (
     FREE_PAGE_HINT,
+    HOST_REQ_VQ,
     MISC_VQ,
     PAGE_POISON,
     REPORTING,
     STATS_VQ,
     Features,
 )
+from devices.balloon.messages import ResponseFormat
 from devices.errors import BadPayload
 from devices.registers import Access, Register
 from pyvmm_native.ring import Chain
@@ -66,6 +71,8 @@ class Dialect(NamedTuple):
     """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
     further_config: tuple[tuple[int, Register], ...] = ()
     """(feature bit, field) of the configuration space after `actual`."""
+    responses: ResponseFormat | None = None
+    """Format of messages on the misc queue, if the dialect has one."""
 
     @property
     def _numbered(self) -> tuple[tuple[int, Role], ...]:
@@ -138,9 +145,28 @@ BITMAP = Dialect(
     max_request_bytes=bitmap.MAX_REQUEST_BYTES,
     decode=bitmap.decode,
     further_queues=((STATS_VQ, Role.STATS), (MISC_VQ, Role.MISC)),
+    responses=ResponseFormat(bitmap.read_message, bitmap.MAX_REQUEST_BYTES, bitmap.MAX_ID),
 )
 
-_BY_NAME = {dialect.name: dialect for dialect in (STANDARD, BITMAP)}
+HYBRID = Dialect(
+    name="hybrid",
+    features=features.HYBRID,
+    max_request_bytes=records.MAX_MESSAGE_BYTES,
+    decode=records.decode_hybrid,
+    further_queues=((STATS_VQ, Role.STATS), (HOST_REQ_VQ, Role.MISC)),
+    responses=ResponseFormat(records.read_hybrid, records.MAX_MESSAGE_BYTES, records.MAX_ID),
+)
+
+RANGES = Dialect(
+    name="ranges",
+    features=features.RANGES,
+    max_request_bytes=records.MAX_MESSAGE_BYTES,
+    decode=records.decode_ranges,
+    further_queues=((STATS_VQ, Role.STATS), (HOST_REQ_VQ, Role.MISC)),
+    responses=ResponseFormat(records.read_ranges, records.MAX_MESSAGE_BYTES, records.MAX_ID),
+)
+
+_BY_NAME = {dialect.name: dialect for dialect in (STANDARD, BITMAP, HYBRID, RANGES)}
 NAMES = tuple(_BY_NAME)
 """The names of the dialects."""
 

@@ -4,8 +4,14 @@
 The user chooses which bits a device offers (`offered_features`): each dialect has bits that it
 offers by default (`default`), further ones that it can offer (`optional`) and some of the default
 that cannot be withheld (`fixed`). A driver that does not accept what is `required` cannot be
-served. Bits 3 and 4 have different meanings in the standard and in the bitmap extension of 2016, so
-there is one table for each dialect.
+served. Bits 3 and 4 have different meanings in the standard and in each version of the extension of
+2016, so there is one table for each dialect.
+
+The payload alone does not tell the dialects apart: an array of page frame numbers can look like
+the 8-byte header of the hybrid and ranges dialects. So these have one further bit of their own
+each, of those that VIRTIO 1.2, 2.2 leaves to the device type: HYBRID_RECORDS and RANGE_RECORDS. It
+is required, and only a driver that was told to speak the dialect accepts it. Any other driver does
+not get FEATURES_OK (3.1.1), and no queue of a device without FEATURES_OK is served.
 """
 
 from __future__ import annotations
@@ -18,11 +24,16 @@ STATS_VQ = 1 << 1
 DEFLATE_ON_OOM = 1 << 2
 PAGE_BITMAP = 1 << 3
 MISC_VQ = 1 << 4
+PAGE_RANGE = 1 << 3
+HOST_REQ_VQ = 1 << 4
 FREE_PAGE_HINT = 1 << 3
 PAGE_POISON = 1 << 4
 REPORTING = 1 << 5
-"""VIRTIO_BALLOON_F_* as masks (5.5.3). PAGE_BITMAP and MISC_VQ are those of the bitmap dialect,
-with the bits of FREE_PAGE_HINT and PAGE_POISON in the standard one."""
+HYBRID_RECORDS = 1 << 50
+RANGE_RECORDS = 1 << 51
+"""VIRTIO_BALLOON_F_* as masks (5.5.3). Bit 3 is FREE_PAGE_HINT in the standard dialect, PAGE_BITMAP
+in bitmap and hybrid, PAGE_RANGE in ranges; bit 4 is PAGE_POISON, MISC_VQ in bitmap, HOST_REQ_VQ in
+hybrid and ranges."""
 
 
 class Features(NamedTuple):
@@ -90,11 +101,36 @@ BITMAP = Features(
     required=PAGE_BITMAP,
 )
 
-BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP}
+
+def _with_records(page_feature: int, page_name: str, record_feature: int, name: str) -> Features:
+    """Return the features of a dialect whose requests are records.
+
+    As in the bitmap dialect, drivers drop bits 3 and 4 where STATS_VQ is not offered.
+    """
+    return Features(
+        names={
+            MUST_TELL_HOST: "MUST_TELL_HOST",
+            STATS_VQ: "STATS_VQ",
+            DEFLATE_ON_OOM: "DEFLATE_ON_OOM",
+            page_feature: page_name,
+            HOST_REQ_VQ: "HOST_REQ_VQ",
+            record_feature: name,
+        },
+        default=MUST_TELL_HOST | STATS_VQ | page_feature | HOST_REQ_VQ | record_feature,
+        optional=DEFLATE_ON_OOM,
+        fixed=STATS_VQ | page_feature | record_feature,
+        required=page_feature | record_feature,
+    )
+
+
+HYBRID = _with_records(PAGE_BITMAP, "PAGE_BITMAP", HYBRID_RECORDS, "HYBRID_RECORDS")
+RANGES = _with_records(PAGE_RANGE, "PAGE_RANGE", RANGE_RECORDS, "RANGE_RECORDS")
+
+BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP, "hybrid": HYBRID, "ranges": RANGES}
 """The features of each dialect, by its name."""
 
 OPTIONS = tuple(dict.fromkeys(name for each in BY_DIALECT.values() for name in each.options))
-"""Every name that `offered_features` takes in either dialect."""
+"""Every name that `offered_features` takes in some dialect."""
 
 
 class FeatureSelectionError(ValueError):

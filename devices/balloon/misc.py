@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The misc queue of the bitmap dialect: the device requests, the driver responds.
+"""The misc queue of the proposal of 2016: the device requests, the driver responds.
+
+The queue is called misc in the bitmap dialect and host request queue in hybrid and ranges.
 
 The driver keeps one device-writable buffer on the queue. To make a request, the device fills in
 16 bytes, little-endian, and returns the buffer:
@@ -8,14 +10,16 @@ The driver keeps one device-writable buffer on the queue. To make a request, the
     u16 reserved[3]  0
     u64 param        id of the request
 
-The driver responds on the same queue with device-readable messages in the format of
-`devices.balloon.bitmap`, whose `cmd` and `req_id` are those of the request: any number with flag
-CONT and a last one with DONE or UNSUPPORTED. Then it makes the request buffer available again. A
-request buffer is device-writable and a message device-readable, so the two cannot be confused.
+The driver responds on the same queue with device-readable messages in the format of the dialect,
+whose command and id are those of the request: any number with flag CONT and a last one with DONE or
+UNSUPPORTED. Then it makes the request buffer available again. A request buffer is device-writable
+and a message device-readable, so the two cannot be confused.
 
 One request is outstanding at a time, and only messages with its id are accepted. Ids increase,
 across resets too, so a message that is late, sent twice, or for a cancelled request has an older
-id; it is counted and otherwise ignored. Any other bad message makes the whole response invalid: a
+id; it is counted and otherwise ignored. After the largest id that a message can hold they start
+again at 1; 65,535 requests lie between a request and the next one with its id in the dialects with
+ids of 16 bits. Any other bad message makes the whole response invalid: a
 driver that is wrong about one page is not trusted about the others. The memory and work that a
 driver can cause are bounded by RAM, the length of a message and `MAX_MESSAGES`.
 
@@ -31,8 +35,8 @@ from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from devices.balloon import bitmap
 from devices.balloon.dialects import CompleteBuffer
+from devices.balloon.messages import Message, ResponseFormat
 from devices.balloon.queue_handler import QueueHandler
 from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
@@ -45,8 +49,8 @@ REQUEST = struct.Struct("<H6xQ")
 """A request on the wire, 16 bytes: command and id."""
 
 MAX_MESSAGES = 1024
-"""Most messages of one response. A message has a bit for each page of up to 32 GiB; drivers short
-of memory send smaller ones, ours with 128 MiB each."""
+"""Most messages of one response. A bitmap has a bit for each page of up to 32 GiB; drivers short of
+memory send smaller messages, ours with 128 MiB each."""
 
 
 class MiscCommand(IntEnum):
@@ -100,18 +104,27 @@ class _OutstandingRequest:
 
 
 class MiscQueue(QueueHandler):
-    """Makes one request at a time and collects the response."""
+    """Makes one request at a time and collects the response, in the format of a dialect.
 
-    max_readable_bytes = bitmap.MAX_REQUEST_BYTES
+    A dialect without `responses` has no such queue: nothing is ever served.
+    """
 
-    def __init__(self, ram: GuestRam, complete: CompleteBuffer, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        responses: ResponseFormat | None,
+        ram: GuestRam,
+        complete: CompleteBuffer,
+        tracer: Tracer,
+    ) -> None:
+        self._responses = responses
+        self.max_readable_bytes = responses.max_bytes if responses else 0
         self._ram = ram
         self._complete = complete
         self._tracer = tracer
         self._buffer: Chain | None = None
         self._request: _OutstandingRequest | None = None
         self.last_id = 0
-        """Id of the last request that was sent to the driver."""
+        """Number of requests sent to the driver: the id of the last one, unless ids are shorter."""
         self.late_messages = 0
         """Messages for a request that had already ended, since the device was created."""
 
@@ -194,46 +207,48 @@ class MiscQueue(QueueHandler):
         return None
 
     def _fill_in(self, buffer: Chain, request: _OutstandingRequest) -> int:
+        assert self._responses is not None
         self.last_id += 1
-        request.id = self.last_id
+        request.id = (self.last_id - 1) % self._responses.max_id + 1
         return buffer.write(REQUEST.pack(request.command, request.id))
 
     def _serve_message(self, payload: bytes) -> None:
-        header = bitmap.read_header(payload)
+        assert self._responses is not None
+        message = self._responses.read(payload)
         request = self._request
-        if not 0 < header.req_id <= self.last_id:
-            raise BadPayload(f"no request has had the id {header.req_id}")
-        if request is None or request.id != header.req_id:
+        if not 0 < message.id <= self.last_id:
+            raise BadPayload(f"no request has had the id {message.id}")
+        if request is None or request.id != message.id:
             self.late_messages += 1
-            self._tracer.event("balloon.late_message", id=header.req_id)
+            self._tracer.event("balloon.late_message", id=message.id)
             return
         request.messages += 1
         if request.messages > MAX_MESSAGES:
             raise BadPayload(f"more than {MAX_MESSAGES} messages in one response")
-        if header.cmd != request.command:
-            raise BadPayload(f"response of command {header.cmd} to command {request.command}")
-        if header.flag == Flag.UNSUPPORTED:
+        if message.cmd != request.command:
+            raise BadPayload(f"response of command {message.cmd} to command {request.command}")
+        if message.flag == Flag.UNSUPPORTED:
             self._end(RequestStatus.UNSUPPORTED)
         elif request.command is MiscCommand.GET_UNUSED_PAGES:
-            self._collect(request, header, payload)
-        elif header.flag == Flag.DONE and not header.bmap_len:
+            self._collect(request, message)
+        elif message.flag == Flag.DONE and not message.data_bytes:
             self._end(RequestStatus.COMPLETE)
         else:
-            raise BadPayload(f"flag {header.flag}, bmap_len {header.bmap_len}: not a response")
+            raise BadPayload(
+                f"flag {message.flag}, {message.data_bytes} bytes of pages: not a response"
+            )
 
-    def _collect(
-        self, request: _OutstandingRequest, header: bitmap.BitmapHeader, payload: bytes
-    ) -> None:
-        """Add the pages of one message; a message without a bitmap has none."""
-        if header.flag not in (Flag.CONT, Flag.DONE):
-            raise BadPayload(f"unknown flag {header.flag:#x}")
-        if header.bmap_len:
-            pages = bitmap.pages_of(header, payload)
+    def _collect(self, request: _OutstandingRequest, message: Message) -> None:
+        """Add the pages of one message; one that is a header alone has none."""
+        if message.flag not in (Flag.CONT, Flag.DONE):
+            raise BadPayload(f"unknown flag {message.flag:#x}")
+        if message.data_bytes:
+            pages = message.decode()
             strays = pages.subtract(self._ram.pages)
             if strays:
                 raise BadPayload(f"{strays.pages} of {pages.pages} pages are not RAM")
             request.pages = request.pages.union(pages)
-        if header.flag == Flag.DONE:
+        if message.flag == Flag.DONE:
             self._end(RequestStatus.COMPLETE)
 
     def _end(self, status: RequestStatus, why: str = "") -> None:
