@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drivers and messages of the balloon device (VIRTIO 1.2, 5.5), in both dialects.
+"""Drivers and messages of the balloon device (VIRTIO 1.2, 5.5), in every dialect.
 
     from devices.balloon.dialects import STANDARD
     from devices.testing.balloon import INFLATE, BalloonDriver
@@ -12,14 +12,28 @@
     assert driver.board.msi.triggered == [1 + INFLATE]
 
 `BalloonDriver` has a `BalloonBoard` of its own and drives the inflate and deflate queues; the other
-dialect is `BITMAP`. `stats`, `hinting` and `misc` have guests that drive the other queues,
+dialects are `BITMAP`, `HYBRID` and `RANGES`. `stats`, `hinting` and `misc` have guests that drive the other queues,
 `requests` encodes the messages of all queues.
 """
 
-from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonBoard, BalloonDriver
+from devices.testing.balloon.driver import (
+    DEFLATE,
+    INFLATE,
+    STATS,
+    BalloonBoard,
+    BalloonDriver,
+    page_request,
+)
 from devices.testing.balloon.hinting import HintGuest
 from devices.testing.balloon.misc import MiscDriver, MiscGuest, MiscRequest
-from devices.testing.balloon.requests import bitmap_request, pfn_array, stats_payload
+from devices.testing.balloon.requests import (
+    bitmap_request,
+    hybrid_records,
+    pfn_array,
+    range_records,
+    record_request,
+    stats_payload,
+)
 from devices.testing.balloon.stats import StatsGuest
 
 __all__ = [
@@ -34,6 +48,10 @@ __all__ = [
     "MiscRequest",
     "StatsGuest",
     "bitmap_request",
+    "hybrid_records",
+    "page_request",
     "pfn_array",
+    "range_records",
+    "record_request",
     "stats_payload",
 ]

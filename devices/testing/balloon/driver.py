@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A balloon on a board and its driver, in either dialect.
+"""A balloon on a board and its driver, in any dialect.
 
 driver = BalloonDriver(STANDARD).start()
 driver.inflate([100, 101])
@@ -11,8 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from devices.balloon.device import BalloonDevice
-from devices.balloon.dialects import BITMAP, Dialect
-from devices.testing.balloon.requests import bitmap_request, pfn_array
+from devices.balloon.dialects import Dialect
+from devices.testing.balloon.requests import (
+    bitmap_request,
+    hybrid_records,
+    pfn_array,
+    range_records,
+    record_request,
+)
 from devices.testing.board import Board
 from devices.testing.driver import RINGS_GPA, VirtioDriver
 from devices.testing.driver_queue import Used
@@ -58,7 +64,8 @@ class BalloonDriver(VirtioDriver):
         rings_gpa: int = RINGS_GPA,
     ) -> None:
         super().__init__(BalloonBoard(dialect, ram=ram, offered=offered), rings_gpa=rings_gpa)
-        self._dialect = dialect
+        self.dialect = dialect
+        """The dialect of its requests."""
 
     def inflate(self, pfns: Iterable[int]) -> list[Used]:
         """Give the 4 KiB pages `pfns` to the balloon; return the used buffers."""
@@ -78,4 +85,17 @@ class BalloonDriver(VirtioDriver):
         self.write_config(ACTUAL_OFFSET, 4, pages)
 
     def _request(self, pfns: Iterable[int]) -> list[bytes]:
-        return bitmap_request(pfns) if self._dialect is BITMAP else [pfn_array(pfns)]
+        return page_request(self.dialect, pfns)
+
+
+def page_request(dialect: Dialect, pfns: Iterable[int]) -> list[bytes]:
+    """Return an inflate or deflate request about the 4 KiB pages `pfns` as buffer elements."""
+    match dialect.name:
+        case "bitmap":
+            return bitmap_request(pfns)
+        case "hybrid":
+            return record_request(hybrid_records(pfns))
+        case "ranges":
+            return record_request(range_records(pfns))
+        case _:
+            return [pfn_array(pfns)]

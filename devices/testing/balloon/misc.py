@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver of the bitmap dialect's misc queue (`devices.balloon.misc`).
+"""The driver of a misc queue (`devices.balloon.misc`), in any dialect that has one.
 
 `MiscDriver` sends single buffers, `MiscGuest` responds to requests as the driver of our guest image
 does.
@@ -17,9 +17,14 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from devices.balloon.dialects import BITMAP
+from devices.balloon.dialects import BITMAP, HYBRID, Dialect
 from devices.testing.balloon.driver import BalloonDriver
-from devices.testing.balloon.requests import bitmap_request
+from devices.testing.balloon.requests import (
+    bitmap_request,
+    hybrid_records,
+    range_records,
+    record_request,
+)
 from devices.testing.driver import ALL_FEATURES
 from devices.testing.driver_queue import Used
 from devices.testing.ram import AnonymousRam
@@ -60,11 +65,17 @@ class MiscDriver:
     ) -> list[Used]:
         """Send a message about the pages `pfns` and return the used buffers.
 
-        Its flag is DONE; `header` sets this and other fields as for `bitmap_request`.
+        Its flag is DONE; `header` sets this and other fields as for `bitmap_request` or
+        `record_request`.
         """
         if request is not None:
             header = {"cmd": request.cmd, "req_id": request.id} | header
-        return self.send_message(bitmap_request(pfns, **({"flag": DONE} | header)))
+        header = {"flag": DONE} | header
+        dialect = self.driver.dialect
+        if dialect is BITMAP:
+            return self.send_message(bitmap_request(pfns, **header))
+        records = hybrid_records(pfns) if dialect is HYBRID else range_records(pfns)
+        return self.send_message(record_request(records, **header))
 
     def send_message(self, message: Sequence[bytes]) -> list[Used]:
         """Send device-readable elements and return the used buffers."""
@@ -99,14 +110,14 @@ class MiscDriver:
 class MiscGuest:
     """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`.
 
-    `unused` are the page frames it does not use, `cached` those that dropping its caches would free
+    Its driver speaks `dialect`. `unused` are the page frames it does not use, `cached` those that dropping its caches would free
     and `dirty` those that must be synced before. Its driver supports `commands`. It responds only
     when `respond` is called; `requests` are those it responded to. `driver` is its balloon driver,
     `board` the balloon's board and, after `start`, `misc` the driver of the queue.
     """
 
-    def __init__(self, *regions: tuple[int, int]) -> None:
-        self.driver = BalloonDriver(BITMAP, ram=AnonymousRam(*regions)).probe()
+    def __init__(self, *regions: tuple[int, int], dialect: Dialect = BITMAP) -> None:
+        self.driver = BalloonDriver(dialect, ram=AnonymousRam(*regions)).probe()
         self.board = self.driver.board
         self.unused: set[int] = set(range(1024, 2048))
         self.cached: set[int] = set()

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of balloon drivers in both dialects, well formed or deliberately malformed."""
+"""Messages of balloon drivers in every dialect, well formed or deliberately malformed."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from itertools import groupby
 
-BITMAP_PIECE_BYTES = 32 * 1024
-"""A bitmap lies in buffer elements of at most this size."""
+PIECE_BYTES = 32 * 1024
+"""A bitmap or records lie in buffer elements of at most this size."""
+MAX_BLOCK_ORDER = 18
+"""The largest block of a record has 2**18 pages, 1 GiB."""
+ALL_64 = (1 << 64) - 1
 
 
 def pfn_array(pfns: Iterable[int]) -> bytes:
@@ -46,8 +50,72 @@ def bitmap_request(
     supplied = bytes(bitmap)
     if supplied_bytes is not None:
         supplied = supplied.ljust(supplied_bytes, b"\0")[:supplied_bytes]
-    step = BITMAP_PIECE_BYTES
-    return [header, *(supplied[i : i + step] for i in range(0, len(supplied), step))]
+    return [header, *_pieces(supplied)]
+
+
+def record_request(
+    records: Iterable[int],
+    *,
+    cmd: int = 0,
+    flag: int = 0,
+    req_id: int = 0,
+    data_len: int | None = None,
+    supplied_bytes: int | None = None,
+) -> list[bytes]:
+    """Return a message of the hybrid or ranges dialect as buffer elements: 8-byte header, records.
+
+    `records` are words of 64 bits. The other arguments are fields of the header
+    (`devices.balloon.records`); `data_len` (bytes) fits the records unless given. `supplied_bytes`
+    is the size to which the records are cut or padded with zeros.
+    """
+    data = b"".join(struct.pack("<Q", each) for each in records)
+    length = len(data) if data_len is None else data_len
+    header = struct.pack("<Q", cmd | flag << 8 | req_id << 16 | length << 32)
+    if supplied_bytes is not None:
+        data = data.ljust(supplied_bytes, b"\0")[:supplied_bytes]
+    return [header, *_pieces(data)]
+
+
+def hybrid_records(pfns: Iterable[int]) -> list[int]:
+    """Return the records of the 4 KiB pages `pfns` in the hybrid dialect, ascending.
+
+    Aligned words of 64 pages that are all named are merged to blocks of 2**n pages, wherever they
+    begin; the others are bitmaps.
+    """
+    records: list[int] = []
+    words: dict[int, int] = {}
+    for pfn in pfns:
+        words[pfn // 64] = words.get(pfn // 64, 0) | 1 << pfn % 64
+    full = [word for word, bits in words.items() if bits == ALL_64]
+    for start, count in page_runs(full):
+        start, left = 64 * start, 64 * count
+        while left:
+            order = min(left.bit_length() - 1, MAX_BLOCK_ORDER)
+            records.append(start | (12 + order) << 52)
+            start, left = start + (1 << order), left - (1 << order)
+    for word, bits in sorted(words.items()):
+        if bits != ALL_64:
+            records += [64 * word | 12 << 52 | 8 << 58, bits]
+    return records
+
+
+def range_records(pfns: Iterable[int]) -> list[int]:
+    """Return the records of the 4 KiB pages `pfns` in the ranges dialect, ascending."""
+    records: list[int] = []
+    for start, count in page_runs(pfns):
+        records += [start << 12 | count] if count < 4096 else [start << 12, count]
+    return records
+
+
+def page_runs(pfns: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (first, count) of each run of consecutive numbers, ascending."""
+    groups = groupby(enumerate(sorted(set(pfns))), key=lambda pair: pair[1] - pair[0])
+    runs = [[pfn for _, pfn in group] for _, group in groups]
+    return [(run[0], len(run)) for run in runs]
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    return [data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES)]
 
 
 def stats_payload(entries: Iterable[tuple[int, int]]) -> bytes:

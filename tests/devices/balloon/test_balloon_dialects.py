@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both balloon dialects as pure functions: request bytes in, pages or BadPayload out."""
+"""Balloon dialects as pure functions: request bytes in, pages or BadPayload out.
+
+`test_balloon_records` has those of the hybrid and ranges dialects.
+"""
 
 import struct
 
@@ -8,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon import bitmap, dialects, features
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect, Role
 from devices.errors import BadPayload
 from devices.testing.balloon.requests import bitmap_request, pfn_array
 from pyvmm_native.runs import PageRuns
+
+
+ALL = (STANDARD, BITMAP, HYBRID, RANGES)
 
 
 def joined(*args: object, **kwargs: int) -> bytes:
@@ -138,8 +144,8 @@ def test_bitmap_takes_a_gigabyte_in_one_buffer() -> None:
 
 FURTHER = [
     (dialect, bits)
-    for dialect in (STANDARD, BITMAP)
-    for bits in range(dialect.features.known + 1)
+    for dialect in ALL
+    for bits in range(1 << 6)
     if not bits & ~dialect.features.known
 ]
 
@@ -190,7 +196,9 @@ def test_unknown_numbering_is_read_without_gaps() -> None:
 def test_dialects_are_chosen_by_name() -> None:
     assert dialects.by_name("standard") is STANDARD
     assert dialects.by_name("bitmap") is BITMAP
-    assert dialects.NAMES == ("standard", "bitmap")
+    assert dialects.by_name("hybrid") is HYBRID
+    assert dialects.by_name("ranges") is RANGES
+    assert dialects.NAMES == ("standard", "bitmap", "hybrid", "ranges")
     with pytest.raises(KeyError):
         dialects.by_name("guess")
 
@@ -261,9 +269,13 @@ def test_colliding_bits_belong_to_one_dialect_only() -> None:
     assert STANDARD.features.default & features.FREE_PAGE_HINT == 0
     assert BITMAP.features.required == features.PAGE_BITMAP
     assert BITMAP.features.fixed == features.PAGE_BITMAP | features.STATS_VQ
+    assert HYBRID.features.required == features.PAGE_BITMAP | features.HYBRID_RECORDS
+    assert RANGES.features.required == features.PAGE_RANGE | features.RANGE_RECORDS
+    own = [features.HYBRID_RECORDS, features.RANGE_RECORDS]
+    assert [bit.bit_length() - 1 for bit in own] == [50, 51], "left to device types (2.2)"
 
 
-@pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+@pytest.mark.parametrize("dialect", ALL, ids=lambda each: each.name)
 def test_feature_sets_are_consistent(dialect: Dialect) -> None:
     known = dialect.features
     assert known.required & ~known.fixed == known.fixed & ~known.default == 0
