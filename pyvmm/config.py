@@ -82,7 +82,7 @@ class MachineConfig:
         if self.dialect not in DIALECTS:
             raise InvalidConfiguration(
                 "dialect",
-                f"there is no balloon dialect {self.dialect!r}, only {' and '.join(DIALECTS)}",
+                f"there is no balloon dialect {self.dialect!r}, only {', '.join(DIALECTS)}",
             )
         if self.rng is not None and not 0 <= self.rng <= MAX_RNG_BYTES_PER_S:
             raise InvalidConfiguration(

@@ -125,6 +125,7 @@ def _with_records(page_feature: int, page_name: str, record_feature: int, name: 
 
 HYBRID = _with_records(PAGE_BITMAP, "PAGE_BITMAP", HYBRID_RECORDS, "HYBRID_RECORDS")
 RANGES = _with_records(PAGE_RANGE, "PAGE_RANGE", RANGE_RECORDS, "RANGE_RECORDS")
+"""Features of the dialects whose requests are records."""
 
 BY_DIALECT = {"standard": STANDARD, "bitmap": BITMAP, "hybrid": HYBRID, "ranges": RANGES}
 """The features of each dialect, by its name."""

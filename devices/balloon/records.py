@@ -44,6 +44,7 @@ from pyvmm_native.runs import PageRuns
 HEADER = struct.Struct("<Q")
 """The header on the wire, 8 bytes."""
 RECORD_BYTES = 8
+"""Bytes of a record, or of one half of a record of two words."""
 MAX_DATA_BYTES = 1 << 20
 """Most bytes of records in a message: 131,072 records."""
 MAX_MESSAGE_BYTES = HEADER.size + MAX_DATA_BYTES
@@ -56,7 +57,10 @@ Decoder = Callable[[bytes | memoryview, bool], PageRuns]
 
 
 class RecordHeader(NamedTuple):
-    """Header fields as the driver sent them, unchecked; the module gives their meaning."""
+    """Header fields as the driver sent them, unchecked.
+
+    In order: `cmd`, `flag`, `id`, `data_len`; the module gives their meaning.
+    """
 
     cmd: int
     flag: int

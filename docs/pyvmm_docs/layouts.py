@@ -7,7 +7,8 @@ and returns its fields in the order of their offsets.
 
 from __future__ import annotations
 
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
+from devices.balloon.records import HEADER, RecordHeader, read_header
 from devices.balloon.stat_tags import STATISTICS
 from devices.pci.config_space import PciFunction
 from devices.registers import RegisterTable
@@ -102,6 +103,25 @@ def standard_features() -> list[Field]:
 def bitmap_features() -> list[Field]:
     """Return the feature bits of the bitmap dialect, with those of every device."""
     return _features(BITMAP)
+
+
+def hybrid_features() -> list[Field]:
+    """Return the feature bits of the hybrid dialect, with those of every device."""
+    return _features(HYBRID)
+
+
+def ranges_features() -> list[Field]:
+    """Return the feature bits of the ranges dialect, with those of every device."""
+    return _features(RANGES)
+
+
+def record_header() -> list[Field]:
+    """Return the fields of the header before records, by the bits that change them."""
+    bits: dict[str, list[int]] = {name: [] for name in RecordHeader._fields}
+    for bit in range(64):
+        fields = read_header(HEADER.pack(1 << bit))._asdict()
+        bits[next(name for name, value in fields.items() if value)].append(bit)
+    return [Field(each[0], len(each), name) for name, each in bits.items()]
 
 
 def _features(dialect: Dialect) -> list[Field]:

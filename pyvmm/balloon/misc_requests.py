@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the guest over the balloon's misc queue (bitmap dialect).
+"""Requests to the guest over the balloon's misc queue (every dialect but the standard one).
 
     unused = await vm.misc_requests.unused_pages(timeout_s=10)
 
@@ -28,7 +28,9 @@ from pyvmm.balloon.guest_requests import (
 if TYPE_CHECKING:
     from pyvmm_native.runs import PageRuns
 
-UNAVAILABLE = "the guest runs no balloon driver with MISC_VQ (bitmap dialect)"
+UNAVAILABLE = (
+    "the guest runs no balloon driver with MISC_VQ or HOST_REQ_VQ (not in the standard dialect)"
+)
 """Message of `DriverUnavailable` for these requests."""
 
 

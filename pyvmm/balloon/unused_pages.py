@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Query the unused pages of the guest, with the request that its balloon driver supports.
 
-The driver of the bitmap dialect answers on the misc queue; the standard one gives free page hints
+The driver answers on the misc queue, in the standard dialect it gives free page hints
 (VIRTIO 1.2, 5.5.6.5). Hinted pages are returned to the guest at once: its later writes to them are
 in the dirty log, which must have been switched on before.
 """

@@ -3,7 +3,7 @@
 
 An image that carries a manifest (guest.img) brings its own command line and balloon dialect. Any
 other kernel gets the standard dialect unless another is named: feature bits 3 and 4 mean different
-things in the two dialects, so the dialect is never guessed.
+things in other dialects, so the dialect is never guessed.
 """
 
 from __future__ import annotations

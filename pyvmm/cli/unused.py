@@ -73,7 +73,8 @@ def unused(address: str, timeout_s: float, drop_caches: bool, as_json: bool) -> 
       pyvmm unused --qmp unix:/tmp/vm.sock
       pyvmm unused --qmp unix:/tmp/vm.sock --drop-caches
 
-    This needs a driver of the bitmap dialect with MISC_VQ, such as the one in guest.img.
+    This needs a driver with MISC_VQ or HOST_REQ_VQ, such as the one in guest.img; the standard
+    dialect has neither.
 
     The exit status is 0 when the guest answered, 1 when it ended, 2 when it did not or cannot
     answer.

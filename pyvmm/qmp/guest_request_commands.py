@@ -57,7 +57,7 @@ async def query_unused_pages(
 ) -> dict[str, Any]:
     """Return the pages that the guest's kernel had on its free lists a moment ago.
 
-    The guest may use them again at any time. Needs the bitmap dialect.
+    The guest may use them again at any time. Not in the standard dialect.
 
     Arguments:
         timeout: the longest wait for the guest
@@ -130,7 +130,7 @@ async def _hints(vm: VmControl, timeout_s: float) -> Hints:
 async def drop_caches(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
     """Have the guest's kernel drop its clean caches; dirty pages stay, so sync first.
 
-    Needs the bitmap dialect, and a driver that knows this request, as that of guest.img does.
+    Not in the standard dialect. Needs a driver that knows this request, as that of guest.img does.
 
     Arguments:
         timeout: the longest wait for the guest
@@ -146,7 +146,7 @@ async def drop_caches(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict
 async def sync_filesystems(vm: VmControl, timeout: float = DEFAULT_TIMEOUT_S) -> dict[str, Any]:
     """Have the guest's kernel write out its file systems.
 
-    Needs the bitmap dialect, and a driver that knows this request, as that of guest.img does.
+    Not in the standard dialect. Needs a driver that knows this request, as that of guest.img does.
 
     Arguments:
         timeout: the longest wait for the guest

@@ -187,9 +187,9 @@ them with `@pytest.mark.conformance`. A statement without a test gives the reaso
 permission **not taken**, **not applicable** to this device, **not implemented**, or **not visible**
 from outside the device.
 
-The document covers the standard dialect of the balloon. The bitmap dialect shares all but 5.5:
-it is an extension from outside the specification that gives device feature bits 3 and 4 another
-meaning, and is offered only to guests configured for it.
+The document covers the standard dialect of the balloon. The others share all but 5.5: they are
+versions of an extension from outside the specification that gives device feature bits 3 and 4
+another meaning, and are offered only to guests configured for them.
 
 [virtio]: https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html
 """

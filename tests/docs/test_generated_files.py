@@ -76,7 +76,7 @@ def test_groff_has_no_warnings(tmp_path: Path) -> None:
     [
         (["st"], "status stop stats"),
         (["run", "--dia"], "--dialect"),
-        (["run", "guest.img", "--dialect", ""], "standard bitmap"),
+        (["run", "guest.img", "--dialect", ""], "standard bitmap hybrid ranges"),
         (["image", ""], "build info where"),
         (["image", "build", "--so"], "--source"),
         (["stop", ""], "--qmp -h --help"),

@@ -9,13 +9,14 @@ from enum import IntEnum
 import pytest
 
 from devices.balloon import bitmap, dialects, features, hinting, misc
-from devices.balloon.dialects import BITMAP, STANDARD
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD
 from devices.testing import driver_queue
 from devices.testing.driver_queue import DriverQueue
 from devices.testing.ram import guest_memory
 from devices.virtio import pci_transport
 from devices.virtio.device import BUFFERS_PER_CALL, BYTES_PER_CALL
 from devices.virtio.status import Status
+from pyvmm_native.runs import PageRuns
 from pyvmm_docs import layouts
 from pyvmm_docs.bit_layout import Field, parse
 from pyvmm_docs.values import Value, ValuesError, values_of
@@ -147,24 +148,52 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     assert f"pending bits are at\n{pci_transport.MSIX_PBA_OFFSET:#x}" in rings
 
 
-@pytest.mark.parametrize(("page", "dialect"), [("standard", STANDARD), ("bitmap", BITMAP)])
+def record_of(title: str, **values: int) -> int:
+    """Return a record of the hybrid or ranges dialect as its diagram lays it out."""
+    fields = diagram("records", title)
+    assert sum(field.width or 0 for field in fields.values()) == 64
+    return sum(value << int(fields[name].offset) for name, value in values.items())
+
+
+def test_the_diagrams_of_records_are_what_the_device_decodes() -> None:
+    title = "Block, or the first word of a bitmap"
+    block = record_of(title, start_pfn=(1 << 52) - 512, page_shift=21, bmap_len=0)
+    words = [record_of(title, start_pfn=3, page_shift=13, bmap_len=8), 0b101, block]
+    runs = PageRuns.from_hybrid_records(b"".join(word.to_bytes(8, "little") for word in words))
+    assert list(runs) == [(3, 2), (7, 2), ((1 << 52) - 512, 512)]
+    word = record_of("Range", pfn=(1 << 52) - 4095, n=4095)
+    assert list(PageRuns.from_range_records(word.to_bytes(8, "little"))) == [
+        ((1 << 52) - 4095, 4095)
+    ]
+
+
+def test_the_example_of_hybrid_records_names_its_pages() -> None:
+    words = re.findall(r"^0x([0-9a-f]{16})  ", text_of("records"), re.MULTILINE)
+    runs = PageRuns.from_hybrid_records(b"".join(bytes.fromhex(each)[::-1] for each in words))
+    assert list(runs) == [(5, 1), (7, 1), (64, 1024)]
+
+
+@pytest.mark.parametrize(
+    ("page", "dialect"),
+    [("standard", STANDARD), ("bitmap", BITMAP), ("records", HYBRID), ("records", RANGES)],
+)
 def test_the_page_says_which_features_are_offered(page: str, dialect: dialects.Dialect) -> None:
     sets: features.Features = dialect.features
     for bit, name in sets.names.items():
-        (line,) = (each for each in text_of(page).splitlines() if each.startswith(f"{name}: "))
+        (line,) = {each for each in text_of(page).splitlines() if each.startswith(f"{name}: ")}
         if bit & sets.fixed:
             assert "always offered" in line
         else:
             assert line.endswith("; offered" if bit & sets.default else "; on request")
 
 
-@pytest.mark.parametrize("name", ["STANDARD", "BITMAP"])
+@pytest.mark.parametrize("name", ["STANDARD", "BITMAP", "HYBRID", "RANGES"])
 def test_the_dialects_are_compared_by_their_feature_bits(name: str) -> None:
-    column = 2 if name == "STANDARD" else 3
+    column = 2 + ["STANDARD", "BITMAP", "HYBRID", "RANGES"].index(name)
     rows = [
         line.split("|")
         for line in text_of("index").splitlines()
-        if re.match(r"\| \**\d\**+ \|", line)
+        if re.match(r"\| \**\d+\**+ \|", line)
     ]
     table = {int(row[1].strip(" *")): row[column].strip(" *") for row in rows}
     names = getattr(dialects, name).features.names

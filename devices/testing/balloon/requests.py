@@ -12,6 +12,7 @@ PIECE_BYTES = 32 * 1024
 MAX_BLOCK_ORDER = 18
 """The largest block of a record has 2**18 pages, 1 GiB."""
 ALL_64 = (1 << 64) - 1
+"""The bitmap of 64 pages that are all named."""
 
 
 def pfn_array(pfns: Iterable[int]) -> bytes:
