@@ -65,9 +65,7 @@ class BalloonDevice(VirtioDevice):
         """Called when the driver reports a new balloon size, with `actual`, and at a reset."""
         self._inflate = InflateQueue(dialect, ram, tracer)
         self._deflate = DeflateQueue(dialect, ram, tracer)
-        self.misc = MiscQueue(
-            dialect.responses, ram, self._complete_with(Role.MISC), tracer
-        )
+        self.misc = MiscQueue(dialect.responses, ram, self._complete_with(Role.MISC), tracer)
         self.stats = StatsQueue(self._complete_with(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)
         self._reporting = ReportingQueue(ram, lambda: self.poison_val, tracer)

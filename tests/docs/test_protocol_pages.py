@@ -16,10 +16,10 @@ from devices.testing.ram import guest_memory
 from devices.virtio import pci_transport
 from devices.virtio.device import BUFFERS_PER_CALL, BYTES_PER_CALL
 from devices.virtio.status import Status
-from pyvmm_native.runs import PageRuns
 from pyvmm_docs import layouts
 from pyvmm_docs.bit_layout import Field, parse
 from pyvmm_docs.values import Value, ValuesError, values_of
+from pyvmm_native.runs import PageRuns
 from tests.project.sources import ROOT
 
 PAGES = ROOT / "docs" / "reference" / "protocols"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -95,7 +96,7 @@ range_records = st.one_of(
 def joined(records: st.SearchStrategy[list[int]]) -> st.SearchStrategy[list[int]]:
     """Draw some records in any order; sometimes the last one lacks its second word."""
     return st.tuples(st.lists(records, max_size=12), st.integers(0, 9)).map(
-        lambda drawn: sum(drawn[0], [])[: None if drawn[1] else -1]
+        lambda drawn: list(chain(*drawn[0]))[: None if drawn[1] else -1]
     )
 
 

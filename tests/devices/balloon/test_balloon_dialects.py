@@ -16,7 +16,6 @@ from devices.errors import BadPayload
 from devices.testing.balloon.requests import bitmap_request, pfn_array
 from pyvmm_native.runs import PageRuns
 
-
 ALL = (STANDARD, BITMAP, HYBRID, RANGES)
 
 
