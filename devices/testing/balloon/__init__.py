@@ -12,8 +12,8 @@
     assert driver.board.msi.triggered == [1 + INFLATE]
 
 `BalloonDriver` has a `BalloonBoard` of its own and drives the inflate and deflate queues; the other
-dialects are `BITMAP`, `HYBRID` and `RANGES`. `stats`, `hinting` and `misc` have guests that drive the other queues,
-`requests` encodes the messages of all queues.
+dialects are `BITMAP`, `HYBRID` and `RANGES`. `stats`, `hinting` and `misc` have guests that drive
+the other queues, `requests` encodes the messages of all queues.
 """
 
 from devices.testing.balloon.driver import (

@@ -110,10 +110,11 @@ class MiscDriver:
 class MiscGuest:
     """A guest with a balloon and RAM `regions`, by default those of `AnonymousRam`.
 
-    Its driver speaks `dialect`. `unused` are the page frames it does not use, `cached` those that dropping its caches would free
-    and `dirty` those that must be synced before. Its driver supports `commands`. It responds only
-    when `respond` is called; `requests` are those it responded to. `driver` is its balloon driver,
-    `board` the balloon's board and, after `start`, `misc` the driver of the queue.
+    `unused` are the page frames it does not use, `cached` those that dropping its caches would free
+    and `dirty` those that must be synced before. Its driver speaks `dialect` and supports
+    `commands`. It responds only when `respond` is called; `requests` are those it responded to.
+    `driver` is its balloon driver, `board` the balloon's board and, after `start`, `misc` the
+    driver of the queue.
     """
 
     def __init__(self, *regions: tuple[int, int], dialect: Dialect = BITMAP) -> None:
