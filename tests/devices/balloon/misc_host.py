@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from devices.balloon.dialects import BITMAP
+from devices.balloon.dialects import BITMAP, Dialect
 from devices.balloon.misc import MiscCommand, MiscResponse
 from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver, MiscRequest
@@ -20,8 +20,8 @@ RAM_PAGES = 64 * MIB // PAGE_BYTES
 class MiscHost:
     """A started balloon, the driver of its misc queue, and the responses received."""
 
-    def __init__(self, ram: AnonymousRam | None = None) -> None:
-        self.driver = MiscDriver(BalloonDriver(BITMAP, ram=ram).start())
+    def __init__(self, ram: AnonymousRam | None = None, dialect: Dialect = BITMAP) -> None:
+        self.driver = MiscDriver(BalloonDriver(dialect, ram=ram).start())
         self.board = self.driver.driver.board
         self.misc = self.board.balloon.misc
         self.responses: list[MiscResponse] = []

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from devices.balloon.dialects import BITMAP, STANDARD, Role
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect, Role
 from devices.balloon.features import MISC_VQ
 from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.driver import STATS, BalloonDriver
@@ -17,10 +17,12 @@ from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 from tests.devices.balloon.misc_host import MiscHost, pages
 
+DIALECTS = [BITMAP, HYBRID, RANGES]
 
-@pytest.fixture
-def host() -> MiscHost:
-    return MiscHost()
+
+@pytest.fixture(params=DIALECTS, ids=lambda each: each.name)
+def host(request: pytest.FixtureRequest) -> MiscHost:
+    return MiscHost(dialect=request.param)
 
 
 # Requests and valid responses.
@@ -62,14 +64,24 @@ def test_a_response_may_take_several_messages(host: MiscHost) -> None:
     assert host.responses == [MiscResponse(RequestStatus.COMPLETE, expected)]
 
 
-def test_a_response_may_name_no_page(host: MiscHost) -> None:
-    host.driver.respond(host.send_request(), bmap_len=64, supplied_bytes=64, start_pfn=0)
+@pytest.mark.parametrize(
+    ("dialect", "message"),
+    [
+        (BITMAP, [12 << 16 | 1 << 32, 1, 0, 64, *[0] * 8]),
+        (HYBRID, [1 << 8 | 1 << 16 | 16 << 32, 12 << 52 | 8 << 58, 0]),
+    ],
+)
+def test_a_response_may_name_no_page(dialect: Dialect, message: list[int]) -> None:
+    host = MiscHost(dialect=dialect)
+    host.send_request()
+    host.driver.send_message([struct.pack(f"<{len(message)}Q", *message)])
     host.driver.respond(host.send_request())  # a header alone
     assert host.responses == [MiscResponse(RequestStatus.COMPLETE, PageRuns())] * 2
     assert host.bad_payloads == 0
 
 
-def test_a_response_may_name_larger_pages(host: MiscHost) -> None:
+def test_a_response_may_name_larger_pages() -> None:
+    host = MiscHost()
     host.driver.respond(host.send_request(), [1], page_shift=16, start_pfn=0)
     assert host.responses[0].pages == PageRuns([(16, 16)])
 
@@ -144,7 +156,7 @@ def test_a_second_response_is_late(host: MiscHost) -> None:
     assert host.misc.late_messages == 1
 
 
-@pytest.mark.parametrize("req_id", [0, 1, 2, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("req_id", [0, 1, 2, 0xFFFF])
 def test_a_response_without_a_request_is_refused(host: MiscHost, req_id: int) -> None:
     host.driver.respond(None, [1], req_id=req_id)
     assert host.why == f"no request has had the id {req_id}"
@@ -219,9 +231,10 @@ def test_has_live_returns_whether_the_driver_serves_requests(host: MiscHost) -> 
     assert not BalloonDriver(STANDARD).start().board.balloon.has_live(Role.MISC)
 
 
-def test_the_misc_queue_follows_the_queues_that_exist() -> None:
-    """A driver without STATS_VQ numbers its misc queue 2; no driver of the dialect is such."""
-    driver = BalloonDriver(BITMAP).start(features=ALL_FEATURES & ~(1 << 1))
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.name)
+def test_the_misc_queue_follows_the_queues_that_exist(dialect: Dialect) -> None:
+    """A driver without STATS_VQ numbers its misc queue 2; no driver of the dialects is such."""
+    driver = BalloonDriver(dialect).start(features=ALL_FEATURES & ~(1 << 1))
     misc = driver.board.balloon.misc
     driver.queues[STATS].add([], [16])
     driver.notify(STATS)

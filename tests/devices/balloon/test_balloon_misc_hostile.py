@@ -60,6 +60,7 @@ def test_a_buffer_both_readable_and_writable_is_refused(host: MiscHost) -> None:
 WRONG: dict[str, dict[str, int]] = {
     "response of command 1 to command 0": {"cmd": 1},
     "no request has had the id 2": {"req_id": 2},
+    f"no request has had the id {(1 << 64) - 1}": {"req_id": (1 << 64) - 1},
     "unknown flag 0x3": {"flag": 3},
     "unknown flag 0xffff": {"flag": 0xFFFF},
     "page_shift 11 is not a page size": {"page_shift": 11},
