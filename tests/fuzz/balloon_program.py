@@ -11,7 +11,7 @@ import struct
 from functools import cache
 from itertools import pairwise
 
-from devices.balloon.dialects import BITMAP, STANDARD, Role
+from devices.balloon.dialects import NAMES, STANDARD, Role, by_name
 from devices.balloon.misc import MiscCommand
 from devices.virtio import features
 from pyvmm_native import PAGE_BYTES
@@ -44,13 +44,19 @@ class BalloonGuest(Guest):
         return [program.number(4) for _ in range(kind % 6)]
 
     def request(self) -> bytes:
-        """Return a request that names pages, in this dialect or mistakenly in the other."""
-        program = self.program
+        """Return a request that names pages, in this dialect or mistakenly in another."""
         pfns = self.pfns()
-        corruption = program.byte()
-        if (self.board.checked_balloon.dialect is STANDARD) ^ (corruption == 255):
+        corruption = self.program.byte()
+        dialect = self.board.checked_balloon.dialect
+        if (dialect is STANDARD) ^ (corruption == 255):
             data = struct.pack(f"<{len(pfns)}I", *(pfn & 0xFFFF_FFFF for pfn in pfns))
-            return data + program.take(corruption % 4) if corruption > 200 else data
+            return data + self.program.take(corruption % 4) if corruption > 200 else data
+        if dialect.name in ("hybrid", "ranges"):
+            return self.record_request(dialect.name == "hybrid", pfns, corruption)
+        return self.bitmap_request(pfns, corruption)
+
+    def bitmap_request(self, pfns: list[int], corruption: int) -> bytes:
+        program = self.program
         start = min(pfns, default=0) & ~63
         bits = 0
         for pfn in pfns:
@@ -74,6 +80,53 @@ class BalloonGuest(Guest):
         limits = (0xFFFF,) * 4 + (ALL_ONES,) * 3
         fields = [field & limit for field, limit in zip(fields, limits, strict=True)]
         return struct.pack("<HHHHQQQ", *fields) + bitmap
+
+    def record_request(self, hybrid: bool, pfns: list[int], corruption: int) -> bytes:
+        """Return records of these pages, of which `corruption` changes the header or one word."""
+        program = self.program
+        words = self.hybrid_words(pfns) if hybrid else self.range_words(pfns)
+        cmd = flag = request_id = 0
+        length = 8 * len(words)
+        if corruption % 8 == 7:  # a response to the pending request, or nearly one
+            shape = program.byte()
+            request = self.memory[self.request_gpa : self.request_gpa + 16]
+            cmd, request_id = struct.unpack("<H6xQ", request)
+            flag = shape % 3
+            if shape & 0x40:
+                length = 0
+            if shape & 0x80:
+                request_id ^= shape & 3
+                cmd ^= shape >> 2 & 3
+        elif corruption > 192:
+            length = program.pick([0, 4, 8, 12, 64, 0xFFFF_FFF8], 4)
+        elif corruption > 128 and words:
+            value = program.pick([0, 1, 8 << 58, 11 << 52, 31 << 52, 1 << 51, 4096], 8)
+            words[corruption % len(words)] ^= value
+        header = cmd & 0xFF | flag << 8 | (request_id & 0xFFFF) << 16 | (length & 0xFFFF_FFFF) << 32
+        return struct.pack(f"<{len(words) + 1}Q", header, *(word & ALL_ONES for word in words))
+
+    def hybrid_words(self, pfns: list[int]) -> list[int]:
+        """Return blocks and bitmaps that begin anywhere, of pages of some size."""
+        words: list[int] = []
+        for pfn in pfns[:6]:
+            shape = self.program.byte()
+            shift = 12 + (shape >> 5 & 1) + (shape >> 6 & 1) * (shape & 15)
+            if shape & 0x80:
+                bits = sum(1 << other - pfn for other in pfns if 0 <= other - pfn < 64)
+                words += [pfn | shift << 52 | 8 << 58, bits]
+            else:
+                words.append(pfn | shift << 52)
+        return words
+
+    def range_words(self, pfns: list[int]) -> list[int]:
+        words: list[int] = []
+        for pfn in pfns[:6]:
+            shape = self.program.byte()
+            if shape & 0x80:
+                words += [pfn << 12, self.program.pick([0, 1, 4095, 4096, 4097, 1 << 24], 4)]
+            else:
+                words.append(pfn << 12 | shape & 0x7F)
+        return words
 
     # Instructions.
 
@@ -148,10 +201,10 @@ class BalloonGuest(Guest):
 
 @cache
 def _board(
-    bitmap: int, offer: int, corruption: int, started: bool
+    number: int, offer: int, corruption: int, started: bool
 ) -> tuple[CheckedBalloonBoard, ObjectState]:
     """Return the board for one start configuration, and its state to restore."""
-    dialect = BITMAP if bitmap else STANDARD
+    dialect = by_name(NAMES[number])
     known, default, required = (
         dialect.features.known,
         dialect.features.default,
@@ -175,7 +228,8 @@ def run(data: bytes) -> CheckedBalloonBoard:
     corruption |= features.EVENT_IDX * bool(wanted & 0x10) | features.INDIRECT_DESC * (
         wanted >= 0xC0
     )
-    board, initial = _board(choice & 1, choice >> 1 & 3, corruption, choice < 0xF0)
+    dialect = choice & 1 | choice >> 4 & 2
+    board, initial = _board(dialect, choice >> 1 & 3, corruption, choice < 0xF0)
     try:
         guest = BalloonGuest(board, program)
         guest.ring_size = RING_SIZES[choice >> 3 & 3]

@@ -73,12 +73,7 @@ class CheckedBalloon(CheckedDevice, BalloonDevice):
     def _named(self, role: Role | None, chain: Chain) -> Pages | None:
         """Return the pages that may be discarded for this buffer; None if it must be refused."""
         if role in (Role.INFLATE, Role.DEFLATE):
-            decode = (
-                page_oracle.named_by_bitmap
-                if self.dialect.name == "bitmap"
-                else (page_oracle.named_by_pfns)
-            )
-            named = decode(chain.readable, RAM_PAGES)
+            named = page_oracle.NAMED_BY[self.dialect.name](chain.readable, RAM_PAGES)
             return named if role is Role.INFLATE or named is None else frozenset()
         if role is Role.REPORTING:
             return page_oracle.wholly_inside(chain.writable_segments)

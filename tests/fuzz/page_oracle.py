@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reference decoder: the pages that a request names, in slow and plain Python.
 
-Written from the wire formats (VIRTIO 1.2, 5.5.6; the bitmap extension of 2016), not from the
-product. None stands for a request that a device must refuse as a whole.
+Written from the wire formats (VIRTIO 1.2, 5.5.6; the extension of 2016), not from the product. None
+stands for a request that a device must refuse as a whole.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pyvmm_native import PAGE_BYTES
 
 Pages = frozenset[int]
+Spans = list[tuple[int, int]]
+"""(first page, number of pages) in the order in which they are named, repetitions included."""
+
+ADDRESSES = 1 << 52
 
 
 def pages_of_regions(regions: Iterable[tuple[int, int]]) -> Pages:
@@ -57,6 +61,73 @@ def _bitmap_pages(shift: int, start: int, length: int, rest: bytes, ram: Pages) 
         pages.update(range((start + bit) * small, (start + bit + 1) * small))
         bits &= bits - 1
     return frozenset(pages) if pages <= ram else None
+
+
+def hybrid_spans(words: list[int]) -> Spans | None:
+    """Return the pages that records of blocks and 64-page bitmaps name."""
+    spans: Spans = []
+    left = iter(words)
+    for record in left:
+        start, shift, length = record % ADDRESSES, record >> 52 & 63, record >> 58
+        if not 12 <= shift <= 30 or length not in (0, 8):
+            return None
+        small = 2 ** (shift - 12)
+        bits = 1 if length == 0 else next(left, None)
+        if bits is None or start + small * (64 if length else 1) > ADDRESSES:
+            return None
+        spans += [(start + bit * small, small) for bit in range(64) if bits >> bit & 1]
+    return spans
+
+
+def range_spans(words: list[int]) -> Spans | None:
+    """Return the pages that records of ranges name."""
+    spans: Spans = []
+    left = iter(words)
+    for record in left:
+        start, count = divmod(record, 4096)
+        if count == 0:
+            count = next(left, 0)
+            if not 4096 <= count <= 1 << 24:
+                return None
+        if start + count > ADDRESSES:
+            return None
+        spans.append((start, count))
+    return spans
+
+
+def named_by_hybrid(payload: bytes, ram: Pages) -> Pages | None:
+    """Decode a request of the hybrid dialect."""
+    return _named_by_records(payload, ram, hybrid_spans)
+
+
+def named_by_ranges(payload: bytes, ram: Pages) -> Pages | None:
+    """Decode a request of the ranges dialect."""
+    return _named_by_records(payload, ram, range_spans)
+
+
+def _named_by_records(
+    payload: bytes, ram: Pages, spans_of: Callable[[list[int]], Spans | None]
+) -> Pages | None:
+    """Decode a header and records on the inflate or deflate queue: no page twice, all RAM."""
+    if len(payload) < 8:
+        return None
+    kind, length = struct.unpack("<II", payload[:8])
+    if kind or not length or length % 8 or not 8 + length <= len(payload) <= 8 + (1 << 20):
+        return None
+    spans = spans_of(list(struct.unpack_from(f"<{length // 8}Q", payload, 8)))
+    if spans is None or sum(count for _, count in spans) > len(ram):
+        return None
+    pages = [pfn for start, count in spans for pfn in range(start, start + count)]
+    return frozenset(pages) if len(set(pages)) == len(pages) and ram.issuperset(pages) else None
+
+
+NAMED_BY: dict[str, Callable[[bytes, Pages], Pages | None]] = {
+    "standard": named_by_pfns,
+    "bitmap": named_by_bitmap,
+    "hybrid": named_by_hybrid,
+    "ranges": named_by_ranges,
+}
+"""The decoder of each dialect."""
 
 
 def wholly_inside(segments: Iterable[tuple[int, int]]) -> Pages:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from devices.balloon.device import BalloonDevice
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, STANDARD, Dialect
 from devices.balloon.misc import MiscCommand
 from devices.console.device import ConsoleDevice
 from devices.console.queues import transmit_queue
@@ -50,7 +50,7 @@ def used_balloon(dialect: Dialect) -> Board:
     guest.place_bars()
     guest.start(ALL_ONES)
     guest.add(STATS, [], False)
-    if dialect is BITMAP:
+    if dialect is not STANDARD:
         guest.add(MISC, [(guest.place(bytes(16)), 16, WRITE)], False)
     for queue in range(len(checked.device.queues)):
         guest.ring(queue)
@@ -95,6 +95,7 @@ MAKERS: tuple[Callable[[], Stateful], ...] = (
     used_uart,
     lambda: Rtc(lambda: 0.0, 3 << 30, 0),
     lambda: used_console().transport,
+    lambda: used_balloon(HYBRID).transport,
 )
 
 
@@ -119,7 +120,7 @@ def run(data: bytes) -> bool:
     """Restore a state that `data` corrupts; return whether the part applied it."""
     program = Program(data)
     # The virtio devices have most of the fields.
-    part, reset_part, state = _part((0, 0, 1, 1, 4, 4, 2, 3)[program.byte() % 8])
+    part, reset_part, state = _part((0, 0, 1, 5, 4, 4, 2, 3)[program.byte() % 8])
     payload = mutable_copy(state)
     with suppress(OutOfBytes):
         while payload:

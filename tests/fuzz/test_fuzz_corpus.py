@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from devices.balloon.dialects import BITMAP, STANDARD
+from devices.balloon.dialects import NAMES, STANDARD, by_name
 from devices.balloon.page_queues import InflateQueue
 from devices.testing.balloon.driver import INFLATE, STATS
 from devices.virtio.device import VirtioDevice
@@ -123,7 +123,7 @@ def test_the_ring_may_change_between_two_buffers() -> None:
 
 
 def test_restoring_the_object_state_restores_the_board() -> None:
-    for dialect in (STANDARD, BITMAP):
+    for dialect in map(by_name, NAMES):
         board = CheckedBalloonBoard(dialect, dialect.features.known)
         saved = ObjectState(board)
         states = []

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm_native.runs import PageRuns
+from tests.fuzz.page_oracle import Spans, hybrid_spans, range_spans
 
 FRAME_LIMIT = 1 << 52
 Frames = list[int]
@@ -26,38 +27,9 @@ def packed(words: list[int]) -> bytes:
     return struct.pack(f"<{len(words)}Q", *words)
 
 
-def hybrid_frames(words: list[int]) -> Frames | None:
+def frames_of(spans: Spans | None) -> Frames | None:
     """Return every frame that the records name, in their order; None if one is invalid."""
-    frames: Frames = []
-    left = list(words)
-    while left:
-        record = left.pop(0)
-        start, shift, length = record % FRAME_LIMIT, record >> 52 & 63, record >> 58
-        if shift < 12 or shift > 30 or length not in (0, 8) or (length and not left):
-            return None
-        factor = 2 ** (shift - 12)
-        if start + factor * (64 if length else 1) > FRAME_LIMIT:
-            return None
-        bits = left.pop(0) if length else 1
-        for bit in range(64):
-            if bits >> bit & 1:
-                frames += range(start + bit * factor, start + (bit + 1) * factor)
-    return frames
-
-
-def range_frames(words: list[int]) -> Frames | None:
-    frames: Frames = []
-    left = list(words)
-    while left:
-        start, count = divmod(left.pop(0), 4096)
-        if not count:
-            if not left or not 4096 <= left[0] <= 1 << 24:
-                return None
-            count = left.pop(0)
-        if start + count > FRAME_LIMIT:
-            return None
-        frames += range(start, start + count)
-    return frames
+    return None if spans is None else [p for start, n in spans for p in range(start, start + n)]
 
 
 near = st.integers(0, 2000)
@@ -121,12 +93,12 @@ def check(
 
 @given(joined(hybrid_records), st.integers(0, 7))
 def test_hybrid_records_match_the_oracle(words: list[int], offset: int) -> None:
-    check(from_hybrid, words, hybrid_frames(words), offset)
+    check(from_hybrid, words, frames_of(hybrid_spans(words)), offset)
 
 
 @given(joined(range_records), st.integers(0, 7))
 def test_range_records_match_the_oracle(words: list[int], offset: int) -> None:
-    check(from_ranges, words, range_frames(words), offset)
+    check(from_ranges, words, frames_of(range_spans(words)), offset)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=6))

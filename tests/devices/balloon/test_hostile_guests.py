@@ -19,9 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon.device import BalloonDevice
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
-from devices.testing.balloon.driver import INFLATE
-from devices.testing.balloon.requests import bitmap_request, pfn_array
+from devices.balloon.dialects import NAMES, Dialect, Role, by_name
+from devices.testing.balloon.driver import INFLATE, page_request
 from devices.testing.board import Board
 from devices.testing.driver import VirtioDriver
 from devices.testing.recorders import RecordingTracer
@@ -34,6 +33,8 @@ from tests.fuzz.balloon_program import PATTERN_PFNS, BalloonGuest
 from tests.fuzz.careless_driver import ALL_ONES
 from tests.fuzz.checked_balloon import CheckedBalloonBoard
 from tests.fuzz.guest_program import Program
+
+DIALECTS = [by_name(name) for name in NAMES]
 
 instructions = st.builds(
     lambda opcode, operands: bytes([opcode]) + operands,
@@ -54,7 +55,7 @@ def test_no_guest_program_breaks_an_invariant(program: bytes) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(program=programs, dialect=st.sampled_from([STANDARD, BITMAP]))
+@given(program=programs, dialect=st.sampled_from(DIALECTS))
 def test_a_well_behaved_driver_can_start_the_device_afterwards(
     program: bytes, dialect: Dialect
 ) -> None:
@@ -67,8 +68,7 @@ def test_a_well_behaved_driver_can_start_the_device_afterwards(
     guest.place_bars()
     guest.start(ALL_ONES)
     before = board.checked_balloon.counters.inflate.pages
-    page = [PATTERN_PFNS[3]]
-    parts = [pfn_array(page)] if dialect is STANDARD else bitmap_request(page)
+    parts = page_request(dialect, [PATTERN_PFNS[3]])
     guest.add(INFLATE, [(guest.place(part), len(part), 0) for part in parts], False)
     guest.serve_all()
     assert board.checked_balloon.counters.inflate.pages == before + 1
@@ -108,12 +108,7 @@ class DiscardCheckingBalloon(BalloonDevice):
     def serve(self, queue: int, chain: Chain) -> int | None:
         role, named = self.roles.get(queue), None
         if role is Role.INFLATE:
-            decode = (
-                page_oracle.named_by_pfns
-                if self.dialect is STANDARD
-                else page_oracle.named_by_bitmap
-            )
-            named = decode(chain.readable, self.ram.all_pages)
+            named = page_oracle.NAMED_BY[self.dialect.name](chain.readable, self.ram.all_pages)
         elif role is Role.REPORTING:
             named = page_oracle.wholly_inside(chain.writable_segments)
         self.ram.allowed = named or frozenset()
@@ -131,7 +126,7 @@ def write_hostile_requests(driver: VirtioDriver, dialect: Dialect, seed: int) ->
     while True:
         ring = rng.choice(rings)
         pfns = sorted(rng.sample(range(1200, 1264), rng.randint(1, 4)))
-        whole = pfn_array(pfns) if dialect is STANDARD else b"".join(bitmap_request(pfns))
+        whole = b"".join(page_request(dialect, pfns))
         gpa = LIVE_GPA + rng.randrange(8) * 512
         memory.write(gpa, whole if rng.random() < 0.9 else rng.randbytes(40))
         index = rng.randrange(ring.size)
@@ -143,7 +138,7 @@ def write_hostile_requests(driver: VirtioDriver, dialect: Dialect, seed: int) ->
         ring.set_avail_idx(ring.used_idx + rng.randrange(3) if rng.random() < 0.99 else 9999)
 
 
-@pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.name)
 def test_a_driver_that_writes_concurrently_breaks_no_invariant(dialect: Dialect) -> None:
     ram, trace = SharedRam(), RecordingTracer()
     balloon = DiscardCheckingBalloon(dialect, ram, trace, offered=dialect.features.known)
