@@ -2,13 +2,19 @@
 """The balloon, used through registers: memory is freed, bad requests change nothing."""
 
 import ctypes
-from collections.abc import Iterable, Sequence
 
 import pytest
 
 from devices.balloon import features
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
-from devices.testing.balloon.driver import DEFLATE, INFLATE, STATS, BalloonBoard, BalloonDriver
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
+from devices.testing.balloon.driver import (
+    DEFLATE,
+    INFLATE,
+    STATS,
+    BalloonBoard,
+    BalloonDriver,
+    page_request,
+)
 from devices.testing.balloon.requests import bitmap_request, pfn_array
 from devices.testing.driver import (
     ACKNOWLEDGE,
@@ -24,13 +30,11 @@ from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
-BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+EACH_DIALECT = pytest.mark.parametrize(
+    "dialect", [STANDARD, BITMAP, HYBRID, RANGES], ids=lambda each: each.name
+)
 HOLE_GPA = 16 * MIB
 HIGH_GPA = 4096 * MIB
-
-
-def request(dialect: Dialect, pfns: Iterable[int]) -> Sequence[bytes]:
-    return [pfn_array(pfns)] if dialect is STANDARD else bitmap_request(pfns)
 
 
 def resident_bytes(ram: AnonymousRam) -> int:
@@ -45,14 +49,16 @@ def resident_bytes(ram: AnonymousRam) -> int:
 
 
 @pytest.mark.conformance("5.5.6.2-1")
-@BOTH
+@EACH_DIALECT
 def test_inflate_discards_the_named_pages_and_no_others(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
     ram.memory.write(0, b"\xa5" * (16 * MIB))
     before = resident_bytes(ram)
     pfns = [*range(256, 512), *range(1000, 2000, 2)]
-    requests = [request(dialect, pfns[start : start + 256]) for start in range(0, len(pfns), 256)]
+    requests = [
+        page_request(dialect, pfns[start : start + 256]) for start in range(0, len(pfns), 256)
+    ]
     for each_request in requests:
         used = driver.send(INFLATE, each_request)
         assert [each.length for each in used] == [0]
@@ -70,7 +76,7 @@ def test_inflate_discards_the_named_pages_and_no_others(dialect: Dialect) -> Non
 
 
 @pytest.mark.conformance("5.5.6.2-1")
-@BOTH
+@EACH_DIALECT
 def test_inflate_returns_the_buffer_after_the_discard(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     ram = driver.board.ram
@@ -82,15 +88,15 @@ def test_inflate_returns_the_buffer_after_the_discard(dialect: Dialect) -> None:
         return 0
 
     ram.discard = discard  # type: ignore[method-assign]
-    driver.send(INFLATE, request(dialect, [1]))
+    driver.send(INFLATE, page_request(dialect, [1]))
     assert seen == [([(1, 1)], 0)]
 
 
-@BOTH
+@EACH_DIALECT
 def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     driver.memory.write(5 * PAGE_BYTES, b"kept")
-    assert driver.send(DEFLATE, request(dialect, [5, 6]))[0].length == 0
+    assert driver.send(DEFLATE, page_request(dialect, [5, 6]))[0].length == 0
     assert driver.memory.read(5 * PAGE_BYTES, 4) == b"kept"
     counters = driver.board.balloon.counters
     assert (counters.deflate.requests, counters.deflate.pages) == (1, 2)
@@ -98,14 +104,14 @@ def test_deflate_is_counted_and_discards_nothing(dialect: Dialect) -> None:
     assert driver.board.ram.discarded == []
 
 
-@BOTH
+@EACH_DIALECT
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
 def test_a_request_with_a_page_outside_ram_is_refused_whole(dialect: Dialect, queue: int) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
     driver = BalloonDriver(dialect, ram=ram).start()
     last = HOLE_GPA // PAGE_BYTES - 1
     ram.memory.write(last * PAGE_BYTES, b"kept")
-    assert driver.send(queue, request(dialect, [last, last + 1]))[0].length == 0
+    assert driver.send(queue, page_request(dialect, [last, last + 1]))[0].length == 0
     assert ram.memory.read(last * PAGE_BYTES, 4) == b"kept"
     assert ram.discarded == []
     traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
@@ -114,17 +120,17 @@ def test_a_request_with_a_page_outside_ram_is_refused_whole(dialect: Dialect, qu
     assert name == "balloon.bad_payload"
     assert fields["why"] == "1 of 2 pages are not RAM"
     # The queue still works.
-    driver.send(queue, request(dialect, [last]))
+    driver.send(queue, page_request(dialect, [last]))
     traffic = getattr(driver.board.balloon.counters, "deflate" if queue else "inflate")
     assert (traffic.requests, traffic.pages, traffic.bad_payloads) == (2, 1, 1)
 
 
-@BOTH
+@EACH_DIALECT
 def test_a_request_may_span_a_hole_in_ram(dialect: Dialect) -> None:
     ram = AnonymousRam((0, HOLE_GPA), (32 * MIB, 32 * MIB))
     driver = BalloonDriver(dialect, ram=ram).start()
     pfns = [HOLE_GPA // PAGE_BYTES - 1, 60 * MIB // PAGE_BYTES]
-    driver.send(INFLATE, request(dialect, pfns))
+    driver.send(INFLATE, page_request(dialect, pfns))
     assert driver.board.balloon.counters.inflate.pages == 2
 
 
@@ -132,13 +138,13 @@ def test_pages_above_4_gib_are_discarded() -> None:
     ram = AnonymousRam((0, 64 * MIB), (HIGH_GPA, 4 * MIB))
     driver = BalloonDriver(BITMAP, ram=ram).start()
     ram.memory.write(HIGH_GPA, b"gone")
-    driver.send(INFLATE, request(BITMAP, [HIGH_GPA // PAGE_BYTES]))
+    driver.send(INFLATE, page_request(BITMAP, [HIGH_GPA // PAGE_BYTES]))
     assert ram.memory.read(HIGH_GPA, 4) == bytes(4)
 
 
 def test_only_whole_host_pages_are_discarded() -> None:
     driver = BalloonDriver(BITMAP, ram=AnonymousRam((0, 64 * MIB), host_page_pages=16)).start()
-    driver.send(INFLATE, request(BITMAP, range(8, 40)))
+    driver.send(INFLATE, page_request(BITMAP, range(8, 40)))
     assert [list(runs) for runs in driver.board.ram.discarded] == [[(16, 16)]]
     counters = driver.board.balloon.counters
     assert counters.inflate.pages == 32
@@ -165,7 +171,7 @@ def test_a_large_request_is_the_last_of_its_call() -> None:
     assert len(queue.take_used()) == 3
 
 
-@BOTH
+@EACH_DIALECT
 def test_an_overlong_request_is_returned_unread(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     piece = bytes(64 * 1024)
@@ -176,7 +182,7 @@ def test_an_overlong_request_is_returned_unread(dialect: Dialect) -> None:
     assert driver.board.ram.discarded == []
 
 
-@BOTH
+@EACH_DIALECT
 def test_a_request_without_readable_bytes_is_refused(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     queue = driver.queues[INFLATE]
@@ -226,7 +232,7 @@ def test_features_ok_is_refused_without_page_bitmap() -> None:
 
 
 @pytest.mark.conformance("3.2.1-1", "5.5.4-1")
-@BOTH
+@EACH_DIALECT
 def test_a_new_target_notifies_the_driver(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     balloon = driver.board.balloon
@@ -255,7 +261,7 @@ def test_a_target_outside_ram_is_refused(pages: int) -> None:
     board.balloon.set_target(64 * MIB // PAGE_BYTES)
 
 
-@BOTH
+@EACH_DIALECT
 def test_actual_is_reported_and_limited_to_ram(dialect: Dialect) -> None:
     driver = BalloonDriver(dialect).start()
     board = driver.board
@@ -302,12 +308,13 @@ def test_config_fields_exist_with_their_features(cmd_id: int, poison: int) -> No
 # Features and the statistics queue.
 
 
-@BOTH
+@EACH_DIALECT
 def test_the_chosen_features_are_offered(dialect: Dialect) -> None:
     for chosen in (None, dialect.features.known, dialect.features.fixed):
         offered = BalloonDriver(dialect, offered=chosen).probe().read_device_features()
-        assert offered & 0xFF_FFFF == (dialect.features.default if chosen is None else chosen)
-        assert offered >> 24 == (RING_RESET | VERSION_1 | 0b11 << 28) >> 24
+        transport = RING_RESET | VERSION_1 | 0b11 << 28
+        expected = dialect.features.default if chosen is None else chosen
+        assert offered == expected | transport
 
 
 def test_the_stats_queue_keeps_one_buffer_and_returns_a_second() -> None:

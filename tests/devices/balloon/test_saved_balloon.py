@@ -15,7 +15,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect, Role
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect, Role
 from devices.balloon.hinting import DONE, FIRST_ID
 from devices.balloon.misc import MiscCommand
 from devices.state import Payload, encode
@@ -36,7 +36,7 @@ instructions = st.builds(
     st.binary(max_size=12),
 )
 programs = st.lists(instructions, max_size=40).map(b"".join)
-dialects = st.sampled_from([STANDARD, BITMAP])
+dialects = st.sampled_from([STANDARD, BITMAP, HYBRID, RANGES])
 wanted = st.sampled_from([0, 0, 1 << 1, 1 << 28, 1 << 29, 1 << 40]).map(lambda bit: ALL_ONES ^ bit)
 
 

@@ -4,7 +4,7 @@
 import pytest
 
 from devices.balloon import features
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
 from devices.balloon.stat_tags import STATISTICS
 from devices.balloon.stats import StatsReport
 from devices.errors import BadPayload
@@ -13,10 +13,12 @@ from devices.testing.balloon.requests import stats_payload
 from devices.testing.balloon.stats import FREE, MAJOR_FAULTS, TOTAL, StatsGuest
 from devices.testing.driver import FAILED, VERSION_1
 
-BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
+EACH_DIALECT = pytest.mark.parametrize(
+    "dialect", [STANDARD, BITMAP, HYBRID, RANGES], ids=lambda each: each.name
+)
 
 
-@pytest.fixture(params=[STANDARD, BITMAP], ids=lambda each: each.name)
+@pytest.fixture(params=[STANDARD, BITMAP, HYBRID, RANGES], ids=lambda each: each.name)
 def guest(request: pytest.FixtureRequest) -> StatsGuest:
     return StatsGuest(request.param)
 
@@ -213,6 +215,6 @@ def test_no_request_is_sent_without_the_feature() -> None:
     assert guest.board.balloon.stats.requests == 0
 
 
-@BOTH
+@EACH_DIALECT
 def test_both_dialects_offer_statistics(dialect: Dialect) -> None:
     assert dialect.features.default & features.STATS_VQ

@@ -81,9 +81,9 @@ import devices
 for each in pkgutil.walk_packages(devices.__path__, "devices."):
     if each.name != "devices.testing.strategies":
         importlib.import_module(each.name)
-from devices.balloon.dialects import BITMAP, STANDARD
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD
 from devices.testing.balloon import BalloonDriver
-for dialect in (STANDARD, BITMAP):
+for dialect in (STANDARD, BITMAP, HYBRID, RANGES):
     driver = BalloonDriver(dialect).start()
     driver.inflate([7])
     assert driver.board.ram.discarded_pages.pages == 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
 from devices.testing.balloon.driver import DEFLATE, INFLATE, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
 from devices.testing.board import APERTURE
@@ -81,7 +81,10 @@ ACCESS = st.tuples(
 
 
 @settings(max_examples=100, deadline=None)
-@given(accesses=st.lists(ACCESS, max_size=60), dialect=st.sampled_from([STANDARD, BITMAP]))
+@given(
+    accesses=st.lists(ACCESS, max_size=60),
+    dialect=st.sampled_from([STANDARD, BITMAP, HYBRID, RANGES]),
+)
 def test_no_register_access_raises(
     accesses: list[tuple[bool, str, int, int, int]], dialect: Dialect
 ) -> None:
@@ -114,7 +117,7 @@ def test_no_register_access_raises(
 @given(
     contents=ring_contents(16, 64 * MIB),
     payload=st.binary(max_size=256),
-    dialect=st.sampled_from([STANDARD, BITMAP]),
+    dialect=st.sampled_from([STANDARD, BITMAP, HYBRID, RANGES]),
     features=st.sampled_from([ALL_FEATURES, VERSION_1, VERSION_1 | INDIRECT_DESC]),
     queue=st.sampled_from([INFLATE, DEFLATE]),
 )
