@@ -2,9 +2,9 @@
 """The encoders of the drivers that were posted in 2016, faults included.
 
 They scan bitmaps of up to 262,144 pages, which begin at a multiple of 64. Version 5 sends the first
-and the last word of a run as bitmaps unless the run fills them, with all bits of the word, and goes
-on after the word; the full words between become blocks of 2**n pages. Version 6 sends each run as a
-range. A message is sent before its buffer of 32 KiB is full.
+and the last word of a run as bitmaps unless the run fills them, with all bits of the word, and
+continues after the word; the full words between become blocks of 2**n pages. Version 6 sends each
+run as a range. A message is sent before its buffer of 32 KiB is full.
 """
 
 from __future__ import annotations
