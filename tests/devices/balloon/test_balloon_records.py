@@ -264,7 +264,7 @@ def test_no_posted_hybrid_or_range_request_is_a_bitmap_request(
 
 
 def test_an_array_that_begins_with_page_0_can_be_a_hybrid_request() -> None:
-    """Why a feature bit must tell these dialects from the standard one."""
+    """So a feature bit must tell these dialects from the standard one."""
     array = pfn_array([0, 8, 500, 12 << 20])
     assert HYBRID.decode(array) == PageRuns([(500, 1)])
     assert STANDARD.decode(array).pages == 4
