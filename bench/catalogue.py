@@ -55,6 +55,13 @@ CATALOGUE = {
         DefaultRun.NEVER,
         "measure_smp",
     ),
+    "encodings": Benchmark(
+        "encodings",
+        "Encodings of pages: guests of 1 GiB, and rates of guests of 8 GiB",
+        Kvm.LINUX,
+        12288,
+        DefaultRun.QUICK_ONLY,
+    ),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
     "footprint": Benchmark("footprint", "Memory of the VMM, without guest RAM", Kvm.LINUX),
     "migration": Benchmark(

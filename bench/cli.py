@@ -66,6 +66,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       footprint    memory of the VMM without guest RAM, and QEMU's
     Run only by name, because they take long (the last three also need 20 GiB of memory):
       balloon-smp  balloon of a Linux guest with 4 vCPUs
+      encodings    balloon in every dialect, by how fragmented free memory is, and QEMU's
       migration    live migration, with and without unused pages, and QEMU's
       migration-writing  the same, of a guest that writes continuously
       snapshot     snapshots, with and without unused pages, and QEMU's

@@ -85,6 +85,7 @@ class Case:
     """Cases of one panel and unit share a scale in the plot."""
     plotted: bool = True
     """False for a case that is in the tables only."""
+    higher_is_better: bool = False
 
     def add(self, contender: str, values: Values) -> None:
         """Add the result of one round of `contender`."""

@@ -29,6 +29,11 @@ def program(name: str) -> Path:
     return _compiled(name, FLAGS, "")
 
 
+def static_program(name: str) -> Path:
+    """Return `bench/c/NAME.c` as a program without shared libraries, for guests."""
+    return _compiled(name, (*FLAGS, "-static"), "-static")
+
+
 def _compiled(name: str, flags: tuple[str, ...], suffix: str) -> Path:
     source = SOURCES / f"{name}.c"
     digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:16]

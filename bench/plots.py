@@ -33,7 +33,14 @@ CURVE_INCHES = 4.0
 HEAD_INCHES = 0.7
 LOG_SCALE_RATIO = 100.0
 """A panel whose medians differ by more than this factor has a logarithmic scale."""
-UNITS = {"s": "seconds", "ms": "milliseconds", "ns": "nanoseconds", "rounds": "pre-copy rounds"}
+UNITS = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "ns": "nanoseconds",
+    "ns/page": "nanoseconds for each page of 4 KiB",
+    "bytes/page": "bytes for each page of 4 KiB",
+    "rounds": "pre-copy rounds",
+}
 PLAIN_NUMBERS = ticker.StrMethodFormatter("{x:,.10g}")
 Colours = dict[str, str]
 """Colour of each contender, the same in every panel."""
@@ -89,8 +96,9 @@ def _inches(cases: list[Case]) -> float:
     return PANEL_INCHES + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
 
 
-def _axis(unit: str) -> str:
-    return f"{UNITS.get(unit, unit)} (lower is better)"
+def _axis(case: Case) -> str:
+    better = "higher" if case.higher_is_better else "lower"
+    return f"{UNITS.get(case.unit, case.unit)} ({better} is better)"
 
 
 def _curves(axes: Axes, cases: list[Case], colours: Colours) -> None:
@@ -103,7 +111,7 @@ def _curves(axes: Axes, cases: list[Case], colours: Colours) -> None:
             label=contender,
             color=colours[contender],
         )
-    axes.set(xscale="log", yscale="log", xlabel=cases[0].group, ylabel=_axis(cases[0].unit))
+    axes.set(xscale="log", yscale="log", xlabel=cases[0].group, ylabel=_axis(cases[0]))
     axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
     axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
     medians = [case.median(contender) for case in cases for contender in case.rounds]
@@ -134,7 +142,7 @@ def _bars(axes: Axes, cases: list[Case], colours: Colours) -> None:
     if not logarithmic:
         axes.axvline(0, color="black", linewidth=0.8)
     scale = ", logarithmic" if logarithmic else ""
-    axes.set_xlabel(_axis(cases[0].unit) + scale, fontsize=8)
+    axes.set_xlabel(_axis(cases[0]) + scale, fontsize=8)
     axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
     axes.tick_params(axis="x", labelsize=8)
 

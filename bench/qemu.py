@@ -105,19 +105,23 @@ async def qemu_guest(
     vcpus: int = 1,
     append: str = "",
     balloon: Sequence[str] = (),
+    overlay: bytes = b"",
     incoming: str = "",
 ) -> AsyncIterator[QemuGuest]:
     """Start QEMU with the guest `image` and end it with the block.
 
-    `append` is added to the image's own command line; `balloon` are arguments in place of the
-    default ones. With `incoming` it boots nothing and waits at that address for a migration. Raises
-    UserError when there is no QEMU.
+    `append` is added to the image's own command line, the archive `overlay` to its initramfs;
+    `balloon` are arguments in place of the default ones. With `incoming` it boots nothing and waits
+    at that address for a migration. Raises UserError when there is no QEMU.
     """
     console = ScriptedConsole()
     with _sockets() as (ours, theirs, listener, qmp_path):
+        initrd = qmp_path.with_name("initrd")
+        initrd.write_bytes(overlay)
         argv = [
             *_arguments(machine, image, ram_mib, vcpus, append),
             *(balloon or BALLOON[machine]),
+            *(("-initrd", str(initrd)) if overlay else ()),
             *(("-incoming", incoming) if incoming else ()),
             *("-chardev", f"socket,id=console,fd={theirs.fileno()}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.encoding_tables import encoding_tables
 from bench.results import Result
 from bench.tables import (
     TextTable,
@@ -42,7 +43,7 @@ def write_report(output: Path, results: Sequence[Result]) -> None:
 
     console = Console()
     pictures = {result.bench: draw(result, output) for result in results}
-    for table in (targets_table(results), *(t for r in results for t in _tables(r))):
+    for table in (targets_table(results), *(t for r in results for t in tables_of(r))):
         if table.rows:
             console.print(_drawn(table))
     page = output / PAGE
@@ -62,7 +63,11 @@ def update_readme(readme: Path, output: Path, results: Sequence[Result]) -> None
     replace_file(readme, "\n".join((before + begin, *lines, end + after)).encode())
 
 
-def _tables(result: Result) -> Iterable[TextTable]:
+def tables_of(result: Result) -> Iterable[TextTable]:
+    """Yield the tables of one benchmark, in the order of the page."""
+    if result.bench == "encodings":
+        yield from encoding_tables(result)
+        return
     yield cases_table(result)
     yield curves_table(result)
     for case in result.cases:
@@ -73,26 +78,27 @@ def _tables(result: Result) -> Iterable[TextTable]:
 def _page(results: Sequence[Result], pictures: dict[str, Path]) -> Iterable[str]:
     yield PAGE_START.decode()
     yield "Written by `make bench`, described in `bench/`. Compare ratios, not seconds.\n"
-    yield from _markdown(targets_table(results))
+    yield from markdown_lines(targets_table(results))
     for result in results:
         yield f"## {result.title}\n"
         described = "; ".join(f"{name}: {value}" for name, value in result.machine.items())
         quick = "a quick run, not representative, " if result.quick else ""
         yield f"{quick}{result.taken}. {described}.\n"
         yield f"![{result.title}]({pictures[result.bench].name})\n"
-        for table in _tables(result):
-            yield from _markdown(table)
+        for table in tables_of(result):
+            yield from markdown_lines(table)
 
 
 def _headlines(results: Sequence[Result], page: str) -> Iterable[str]:
     yield ""
-    yield from _markdown(headlines_table(results))
+    yield from markdown_lines(headlines_table(results))
     if any(result.emulated for result in results):
         yield "The guests of both VMMs ran in the lab, an emulated machine: only ratios count.\n"
     yield f"[All results]({page})"
 
 
-def _markdown(table: TextTable) -> Iterable[str]:
+def markdown_lines(table: TextTable) -> Iterable[str]:
+    """Yield the lines of `table` in Markdown; none if it has no rows."""
     if not table.rows:
         return
     yield f"**{table.title}**\n"

@@ -47,7 +47,9 @@ def headlines_table(results: Sequence[Result]) -> TextTable:
         if name in measured:
             target, result = measured[name]
             ratio = target.measured_ratio(result)
-            rows.append((*headline, _ratio(ratio), f"{target.limit:g}", _verdict(target, ratio)))
+            rows.append(
+                (*headline, ratio_text(ratio), f"{target.limit:g}", _verdict(target, ratio))
+            )
     columns = ("pyvmm", "compared with", "ratio", "limit", "")
     return TextTable("Time or memory of pyvmm (lower is better)", columns, rows, left=2)
 
@@ -65,9 +67,9 @@ def _measured_targets(
 def _target_row(target: PerformanceTarget, result: Result) -> tuple[str, ...]:
     ratio = target.measured_ratio(result)
     low, high = result.case(target.case).ratio_spread(target.contender, target.against)
-    spread = f"{_ratio(low)} to {_ratio(high)}" if low < high else ""
+    spread = f"{ratio_text(low)} to {ratio_text(high)}" if low < high else ""
     bounds = (f"{target.limit:g}", f"{target.goal:g}")
-    return (target.name, *bounds, _ratio(ratio), spread, _verdict(target, ratio))
+    return (target.name, *bounds, ratio_text(ratio), spread, _verdict(target, ratio))
 
 
 def _verdict(target: PerformanceTarget, ratio: float) -> str:
@@ -131,7 +133,7 @@ def _marked_first(names: Sequence[str] | dict[str, list[float]]) -> list[tuple[b
 def _values(case: Case, contender: str) -> tuple[str, str, str]:
     values = case.rounds[contender]
     spread = f"{shown(min(values))} to {shown(max(values))}" if len(values) > 1 else ""
-    ratio = "1" if contender == case.against else _ratio(case.ratio(contender))
+    ratio = "1" if contender == case.against else ratio_text(case.ratio(contender))
     return f"{shown(case.median(contender))} {case.unit}", spread, ratio
 
 
@@ -140,5 +142,5 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _ratio(value: float) -> str:
+def ratio_text(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.0f}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM
 from bench.results import Result
 
 
@@ -37,7 +38,7 @@ class PerformanceTarget:
         return result.case(self.case).ratio(self.contender, self.against)
 
 
-_BITMAP, _STANDARD, _QEMU = "pyvmm, bitmap", "pyvmm, standard", "QEMU pc"
+_BITMAP, _STANDARD, _QEMU = BITMAP, "pyvmm, standard", "QEMU pc"
 _QUERY_DISABLED, _QEMU_HINTS = "pyvmm, bitmap, query disabled", "QEMU pc, hints"
 _BEST, _PER_RUN, _PER_PAGE = (
     "C, batched madvise",
@@ -54,6 +55,11 @@ def _device(case: str, against: str, limit: float, goal: float) -> PerformanceTa
 def _balloon(case: str, contender: str, limit: float, goal: float) -> PerformanceTarget:
     name = f"{case}: {contender} / {_QEMU}"
     return PerformanceTarget(name, "balloon", case, contender, _QEMU, limit, goal)
+
+
+def _blocks(what: str, case: str, limit: float, goal: float) -> PerformanceTarget:
+    name = f"{what}: blocks of 2 MiB / single pages"
+    return PerformanceTarget(name, "encodings", case, BITMAP + BLOCKS, BITMAP, limit, goal)
 
 
 def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
@@ -90,6 +96,15 @@ TARGETS: tuple[PerformanceTarget, ...] = (
             _balloon(f"inflate, RAM {ram}, 1 vCPU", _BITMAP, 0.15, 0.05),
             _balloon(f"deflate, RAM {ram}, 1 vCPU", _BITMAP, 0.20, 0.08),
             _balloon(f"inflate, RAM {ram}, 1 vCPU", _STANDARD, 1.0, 0.7),
+        )
+    ),
+    *(
+        target
+        for ram in RAM
+        for case in (f"inflate, RAM {ram}",)
+        for target in (
+            _blocks(f"{case}, bitmap dialect", case, 0.4, 0.2),
+            _blocks(f"{BOOKKEEPING}, {case}", f"{BOOKKEEPING}, {case}", 0.1, 0.05),
         )
     ),
     _skipping_unused("migration", "migration time, idle guest", 0.25, 0.10),

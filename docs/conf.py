@@ -25,6 +25,7 @@ extensions = [
     "myst_parser",
     "sphinx_copybutton",
     "pyvmm_docs.api_reference",
+    "pyvmm_docs.benchmark",
     "pyvmm_docs.bit_layout",
     "pyvmm_docs.command_reference",
     "pyvmm_docs.docstring",

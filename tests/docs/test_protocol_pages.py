@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from enum import IntEnum
 
 import pytest
@@ -240,3 +241,34 @@ def test_values_that_the_code_does_not_have_are_refused(
 ) -> None:
     with pytest.raises(ValuesError, match=fault):
         values_of(source, meanings)
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("v4 and v5: a record", {"start_pfn": 5 << 6, "page_shift": 12, "bmap_len": 8}),
+        ("v4 and v5: a record", {"start_pfn": 77, "page_shift": 21, "bmap_len": 0}),
+        ("v6: a range", {"count": 3, "pfn": 9}),
+    ],
+)
+def test_the_history_shows_records_as_the_device_decodes_them(
+    title: str, words: dict[str, int]
+) -> None:
+    fields = diagram("history", title)
+    assert fields.keys() == words.keys()
+    record = sum(value << int(fields[name].offset) for name, value in words.items())
+    if "count" in words:
+        pages = PageRuns.from_range_records(struct.pack("<Q", record))
+        assert list(pages) == [(words["pfn"], words["count"])]
+    elif words["bmap_len"]:
+        pages = PageRuns.from_hybrid_records(struct.pack("<2Q", record, 1 << 7))
+        assert list(pages) == [(words["start_pfn"] + 7, 1)]
+    else:
+        pages = PageRuns.from_hybrid_records(struct.pack("<Q", record))
+        assert list(pages) == [(words["start_pfn"], 1 << words["page_shift"] - 12)]
+
+
+def test_the_history_shows_the_header_of_records_as_the_device_reads_it() -> None:
+    shown = diagram("history", "v4 to v6: struct virtio_balloon_resp_hdr")
+    read = {field.name: field[:2] for field in layouts.record_header()}
+    assert {name: field[:2] for name, field in shown.items()} == read

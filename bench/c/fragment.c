@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * fragment RUN: leave a guest's free memory in runs of RUN pages, each as far from the next.
+ *
+ * Maps nearly all free memory in pages of 4 KiB, looks up their frames in /proc/self/pagemap, and
+ * returns the pages in every second aligned run of RUN frames to the kernel. Every page that stays
+ * is locked: the kernel then neither moves nor swaps it (with vm.compact_unevictable_allowed 0).
+ * Then it prints "free FRAMES" and waits; the memory is whole again once it is killed.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define PAGE_BYTES 4096u
+#define RESERVE_BYTES (UINT64_C(24) << 20) /* left to the guest, or it runs out of memory */
+#define ENTRIES 4096u
+#define FRAME_MASK ((UINT64_C(1) << 55) - 1) /* Documentation/admin-guide/mm/pagemap.rst */
+
+static void fail(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static uint64_t free_bytes(void)
+{
+	char line[128];
+	uint64_t kib = 0;
+	FILE *file = fopen("/proc/meminfo", "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "MemFree: %" SCNu64, &kib) == 1)
+			break;
+	if (!kib)
+		fail("/proc/meminfo");
+	fclose(file);
+	return kib << 10;
+}
+
+static void release(char *memory, uint64_t first, uint64_t end)
+{
+	if (first < end && madvise(memory + first * PAGE_BYTES, (end - first) * PAGE_BYTES,
+				   MADV_DONTNEED))
+		fail("madvise");
+}
+
+/* Release every second run of `run` frames behind the `pages` pages; return how many. */
+static uint64_t release_runs(char *memory, uint64_t pages, uint64_t run)
+{
+	static uint64_t entries[ENTRIES];
+	uint64_t released = 0;
+	int file = open("/proc/self/pagemap", O_RDONLY);
+
+	if (file < 0)
+		fail("/proc/self/pagemap");
+	for (uint64_t first = 0; first < pages; first += ENTRIES) {
+		uint64_t count = pages - first < ENTRIES ? pages - first : ENTRIES;
+		uint64_t begin = 0; /* of pages to be released together */
+		off_t at = ((uintptr_t)memory / PAGE_BYTES + first) * sizeof(*entries);
+
+		if (pread(file, entries, count * sizeof(*entries), at) !=
+		    (ssize_t)(count * sizeof(*entries)))
+			fail("pread");
+		for (uint64_t i = 0; i < count; i++) {
+			if ((entries[i] & FRAME_MASK) / run % 2 == 0) {
+				released++;
+				continue;
+			}
+			release(memory, first + begin, first + i);
+			begin = i + 1;
+		}
+		release(memory, first + begin, first + count);
+	}
+	close(file);
+	return released;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t run = argc == 2 ? strtoull(argv[1], NULL, 0) : 0;
+	uint64_t bytes = free_bytes();
+	uint64_t released;
+	char *memory;
+
+	if (!run || bytes <= RESERVE_BYTES)
+		return 1;
+	bytes = (bytes - RESERVE_BYTES) / PAGE_BYTES * PAGE_BYTES;
+	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (memory == MAP_FAILED)
+		fail("mmap");
+	if (madvise(memory, bytes, MADV_NOHUGEPAGE))
+		fail("MADV_NOHUGEPAGE");
+	for (uint64_t at = 0; at < bytes; at += PAGE_BYTES)
+		memory[at] = 1;
+	released = release_runs(memory, bytes / PAGE_BYTES, run);
+	if (syscall(SYS_mlock2, memory, bytes, MLOCK_ONFAULT))
+		fail("mlock2");
+	printf("free %" PRIu64 "\n", released);
+	fflush(stdout);
+	pause();
+	return 0;
+}

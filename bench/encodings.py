@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encodings of pages beside each other: the balloon in every dialect, and QEMU's.
+
+Each contender is the same guest with another dialect of our driver, or with Linux's arrays of page
+frame numbers (`standard`), here and in QEMU. In the contenders with blocks the driver keeps a free
+block of 2 MiB as one entry; in the others it takes single pages.
+
+Encodings, on guests of 1 GiB: 3/8 of RAM is inflated and deflated while the free memory
+
+    whole               is as the guest booted
+    in runs of 64 KiB   has been cut to pieces (`bench.fragmented_guest`)
+    every other page    has been cut to single pages, the worst case
+
+Each has a boot of its own. `bench.balloon_guests` describes the stages of the time.
+
+Rates, on guests of 8 GiB: how fast they shrink and grow, in the manner of HyperAlloc's benchmark
+(EuroSys 2025): 7 GiB are reclaimed and returned, several times while RAM is untouched; then the
+guest touches nearly all of its RAM, and again after each return. Arrays take so long that they move
+only 1 GiB; their rate does not depend on the amount.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.balloon_guests import (
+    PAGES_PER_MIB,
+    BalloonGuest,
+    Boot,
+    GuestSize,
+    measured_resize,
+    pyvmm_balloon,
+    qemu_balloon,
+)
+from bench.encoding_cases import (
+    BITMAP,
+    BLOCKS,
+    FREE_MEMORY,
+    HYBRID,
+    RANGES,
+    STANDARD,
+    Cycle,
+    EncodingCases,
+    RateCases,
+    quantities,
+)
+from bench.fragmented_guest import fragment_memory, fragment_overlay
+from bench.measure import Case, Plan
+from bench.migratable_guests import QEMU, retry_in_lab
+from guest_images.build import image_path
+from guest_images.recipe import read_recipe
+
+QUICK_SIZE, ENCODING_SIZE, RATE_SIZE = GuestSize(256, 1), GuestSize(1024, 1), GuestSize(8192, 1)
+RUN_PAGES = dict(zip(FREE_MEMORY, (0, 16, 1), strict=True))
+"""Length of the runs that the free memory is cut to; 0: it stays whole."""
+QUICK_FREE_MEMORY = FREE_MEMORY[-1:]
+ARRAYS_MIB = 1024
+CYCLES = {"untouched": 3, "touched": 2}
+"""Number of times that the guest shrinks and grows, with RAM untouched and touched."""
+
+
+class BalloonSetup(NamedTuple):
+    """The driver and the device of a contender."""
+
+    dialect: str
+    """Empty: that of QEMU."""
+    blocks: bool = False
+    """The driver keeps blocks of 2 MiB."""
+
+    def boot(self, image: Path, size: GuestSize, overlay: bytes = b"") -> Boot:
+        """Return a function that boots the guest."""
+        if not self.dialect:
+            return partial(qemu_balloon, image, size, overlay)
+        append = f"virtio_balloon.blocks={int(self.blocks)}"
+        return partial(pyvmm_balloon, image, size, self.dialect, append, overlay)
+
+    def rate_mib(self, size: GuestSize) -> int:
+        """Return the amount of memory to reclaim and return."""
+        if self.dialect in ("", "standard"):
+            return min(size.inflate_mib, ARRAYS_MIB)
+        return size.inflate_mib
+
+
+CONTENDERS = {
+    QEMU: BalloonSetup(""),
+    STANDARD: BalloonSetup("standard"),
+    BITMAP: BalloonSetup("bitmap"),
+    HYBRID: BalloonSetup("hybrid"),
+    RANGES: BalloonSetup("ranges"),
+    BITMAP + BLOCKS: BalloonSetup("bitmap", blocks=True),
+    HYBRID + BLOCKS: BalloonSetup("hybrid", blocks=True),
+    RANGES + BLOCKS: BalloonSetup("ranges", blocks=True),
+}
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Measure encodings and rates; a quick run has small guests and one kind of free memory."""
+    states = QUICK_FREE_MEMORY if plan.quick else FREE_MEMORY
+    size, rate_size = (QUICK_SIZE, QUICK_SIZE) if plan.quick else (ENCODING_SIZE, RATE_SIZE)
+    encodings, rates = EncodingCases(states), RateCases()
+    image, overlay = image_path(read_recipe()), fragment_overlay()
+    plan.progress.stage("encodings", len(CONTENDERS) * (len(states) + 1))
+
+    def turn(name: str, work: Callable[[], Any]) -> Any:
+        result = plan.checkpoint.turn(name, partial(retry_in_lab, work))
+        plan.progress.advance()
+        return result
+
+    for state in states:
+        for name, contender in CONTENDERS.items():
+            boot = contender.boot(image, size, overlay)
+            resize = partial(_inflate_and_deflate, boot, size, RUN_PAGES[state])
+            encodings.add(name, state, turn(f"{name}, {state}", resize))
+    for name, contender in CONTENDERS.items():
+        boot = contender.boot(image, rate_size)
+        cycle = partial(_shrink_and_grow, boot, rate_size, contender.rate_mib(rate_size))
+        rates.add(name, turn(f"{name}, rates", cycle))
+    return [*encodings.cases, *rates.cases]
+
+
+async def _inflate_and_deflate(boot: Boot, size: GuestSize, run_pages: int) -> dict[str, Any]:
+    """Return the quantities of each direction."""
+    async with boot() as guest:
+        await guest.guest.wait_for_user_space()
+        if run_pages:
+            await fragment_memory(guest.guest, run_pages)
+        pages = size.ram_mib * PAGES_PER_MIB * 3 // 8
+        return {
+            direction: quantities(await measured_resize(guest, direction, target))
+            for direction, target in (("inflate", pages), ("deflate", 0))
+        }
+
+
+async def _shrink_and_grow(boot: Boot, size: GuestSize, mib: int) -> list[Cycle]:
+    is_full = mib == size.inflate_mib
+    cycles = []
+    async with boot() as guest:
+        await guest.guest.wait_for_user_space()
+        for ram, count in CYCLES.items():
+            if ram == "touched":
+                await _touch(guest, size)
+            for _ in range(count):
+                inflate = await measured_resize(guest, "inflate", mib * PAGES_PER_MIB)
+                deflate = await measured_resize(guest, "deflate", 0)
+                touch_gib_s = await _touch(guest, size) if ram == "touched" else 0.0
+                cycles.append(
+                    Cycle(
+                        ram=ram,
+                        gib=mib / 1024,
+                        is_full=is_full,
+                        inflate=inflate.stages(),
+                        deflate=deflate.stages(),
+                        touch_gib_s=touch_gib_s if is_full else 0.0,
+                    )
+                )
+    return cycles
+
+
+async def _touch(guest: BalloonGuest, size: GuestSize) -> float:
+    """Have the guest touch nearly all of its RAM and free it; return the rate in GiB/s."""
+    begin = time.monotonic()
+    await guest.guest.command(f"grab {size.touch_mib}")
+    seconds = time.monotonic() - begin
+    await guest.guest.command("free")
+    return size.touch_mib / 1024 / seconds
