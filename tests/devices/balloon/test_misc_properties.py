@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The misc queue with any driver: for any buffers and messages in any order, these invariants hold.
+"""The misc queue with any driver, in each dialect that has one. For any buffers and messages in any
+order, these invariants hold:
 
 * A response is delivered at most once, only to the open request, and holds the union of the pages
   its messages named, all of them RAM, or none.
@@ -18,15 +19,17 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.balloon.dialects import BITMAP
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, Dialect
 from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import CONT, DONE, UNSUPPORTED, MiscDriver
+from devices.testing.balloon.requests import ALL_64, range_records
 from devices.testing.driver import NEEDS_RESET
 from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
+from tests.fuzz.page_oracle import hybrid_spans, range_spans
 
 LOW_PAGES = 16 * MIB // PAGE_BYTES
 RAM = AnonymousRam((0, 16 * MIB), (32 * MIB, 32 * MIB))
@@ -57,29 +60,63 @@ class Message:
     bmap_len: int | None
     """None: the size of the bitmap supplied."""
 
-    @property
-    def length(self) -> int:
-        return len(self.bitmap) if self.bmap_len is None else self.bmap_len
+    def data(self, dialect: Dialect) -> bytes:
+        """Return the bitmap, or records that name the same pages."""
+        bits = int.from_bytes(self.bitmap, "little")
+        if dialect is BITMAP:
+            return self.bitmap
+        if dialect is RANGES:
+            words = range_records(self.start + bit for bit in range(128) if bits >> bit & 1)
+        else:
+            step = 64 << self.page_shift - 12
+            form = self.page_shift << 52 | 8 << 58
+            halves = (bits & ALL_64, bits >> 64) if self.bitmap else ()
+            words = [
+                w for i, half in enumerate(halves) for w in (self.start + i * step | form, half)
+            ]
+        return struct.pack(f"<{len(words)}Q", *words)
 
-    def frames(self) -> set[int] | None:
+    def length(self, dialect: Dialect) -> int:
+        length = len(self.data(dialect)) if self.bmap_len is None else self.bmap_len
+        return length if dialect is BITMAP else length & 0xFFFF_FFFF
+
+    def frames(self, dialect: Dialect) -> set[int] | None:
         """Return the frames that the message names; None if it violates the format."""
-        if not self.length:
+        data, length = self.data(dialect), self.length(dialect)
+        if not length:
             return set()
-        if self.length % 8 or self.length > len(self.bitmap):
+        if length % 8 or length > len(data):
             return None
-        bits = int.from_bytes(self.bitmap[: self.length], "little")
+        if dialect is not BITMAP:
+            spans_of = hybrid_spans if dialect is HYBRID else range_spans
+            spans = spans_of(list(struct.unpack_from(f"<{length // 8}Q", data)))
+            if spans is None:
+                return None
+            return {pfn for start, n in spans for pfn in range(start, start + n)}
+        bits = int.from_bytes(data[:length], "little")
         named = {self.start + bit for bit in range(128) if bits >> bit & 1}
         factor = 1 << (self.page_shift - 12)
-        if (self.start + 8 * self.length) * factor > 1 << 52:
+        if (self.start + 8 * length) * factor > 1 << 52:
             return None
         return {frame * factor + i for frame in named for i in range(factor)}
+
+    def elements(self, dialect: Dialect, cmd: int, request_id: int) -> list[bytes]:
+        """Return the message as buffer elements."""
+        data, length = self.data(dialect), self.length(dialect)
+        if dialect is BITMAP:
+            header = struct.pack(
+                "<HHHHQQQ", cmd, self.page_shift, self.flag, 0, request_id, self.start, length
+            )
+        else:
+            header = struct.pack("<BBHI", cmd, self.flag, request_id, length)
+        return [header, data] if data else [header]
 
 
 messages = st.builds(
     Message,
     age=mostly(st.just(0), 1, 2, -1),
-    cmd=mostly(st.none(), 0, 1, 2, 3, 0xFFFF),
-    flag=mostly(st.sampled_from([CONT, CONT, DONE]), UNSUPPORTED, 3, 0x8000),
+    cmd=mostly(st.none(), 0, 1, 2, 3, 0xFF),
+    flag=mostly(st.sampled_from([CONT, CONT, DONE]), UNSUPPORTED, 3, 0x80),
     page_shift=mostly(st.just(12), 13),
     start=starts,
     bitmap=mostly(bitmaps, b""),
@@ -88,7 +125,7 @@ messages = st.builds(
 others = st.one_of(
     st.tuples(st.just("request"), st.sampled_from(MiscCommand)),
     st.tuples(st.just("offer"), mostly(st.sampled_from([16, 40]), 1, 15)),
-    st.tuples(st.sampled_from(["cancel", "reset", "raw"]), st.binary(max_size=31)),
+    st.tuples(st.sampled_from(["cancel", "reset", "raw"]), st.binary(max_size=7)),
 )
 resume = st.sampled_from([("offer", 16), ("request", MiscCommand.GET_UNUSED_PAGES)])
 steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_size=10, max_size=60)
@@ -98,6 +135,7 @@ steps = st.lists(st.one_of(messages, messages, messages, resume, others), min_si
 class Model:
     """The expected behaviour of the device, from the format alone."""
 
+    dialect: Dialect
     has_buffer: bool = False
     command: MiscCommand | None = None
     id: int | None = None
@@ -123,13 +161,13 @@ class Model:
         if req_id != self.id:
             self.late += 1
             return None
-        frames = message.frames()
+        frames = message.frames(self.dialect)
         if message.cmd not in (None, self.command):
             return self.invalidate()
         if message.flag == UNSUPPORTED:
             return self.end(RequestStatus.UNSUPPORTED)
         if self.command is not MiscCommand.GET_UNUSED_PAGES:
-            done = message.flag == DONE and not message.length
+            done = message.flag == DONE and not message.length(self.dialect)
             return self.end(RequestStatus.COMPLETE) if done else self.invalidate()
         if message.flag not in (CONT, DONE) or frames is None or not frames <= FRAMES:
             return self.invalidate()
@@ -140,12 +178,12 @@ class Model:
 class Exchange:
     """A device, its driver, and the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
         RAM.discarded.clear()
-        self.driver = BalloonDriver(BITMAP, ram=RAM).start()
+        self.driver = BalloonDriver(dialect, ram=RAM).start()
         self.misc = self.driver.board.balloon.misc
         self.guest = MiscDriver(self.driver)
-        self.model = Model()
+        self.model = Model(dialect)
         self.responses: list[MiscResponse] = []
 
     def step(self, step: Any) -> None:
@@ -169,11 +207,7 @@ class Exchange:
         if message.age < 0:
             req_id = (sent_ids[-1] if sent_ids else 0) + 1
         cmd = (self.model.command or 0) if message.cmd is None else message.cmd
-        header = struct.pack(
-            "<HHHHQQQ", cmd, message.page_shift, message.flag, 0, req_id, message.start,
-            message.length,
-        )  # fmt: skip
-        used = self.guest.send_message([header, message.bitmap] if message.bitmap else [header])
+        used = self.guest.send_message(message.elements(self.model.dialect, cmd, req_id))
         assert [each.length for each in used] == [0]
         self.model.receive(message, req_id)
 
@@ -215,10 +249,10 @@ class Exchange:
             self.model.sent_ids.append(request.id)
 
 
-@settings(max_examples=250, deadline=None)
-@given(steps)
-def test_any_sequence_of_messages_matches_the_model(taken: list[Any]) -> None:
-    exchange = Exchange()
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([BITMAP, HYBRID, RANGES]), steps)
+def test_any_sequence_of_messages_matches_the_model(dialect: Dialect, taken: list[Any]) -> None:
+    exchange = Exchange(dialect)
     exchange.step(("offer", 16))
     exchange.step(("request", MiscCommand.GET_UNUSED_PAGES))
     for step in taken:
