@@ -37,8 +37,11 @@ from pyvmm.files.replacement import ForeignFileError, remove_abandoned, replace_
 from pyvmm.progress.reporter import Progress
 
 DIALECT = "bitmap"
-DIALECT_APPEND = {"bitmap": "virtio_balloon.page_bitmap=1", "standard": ""}
-DRIVER = "pyvmm page-bitmap v1"
+DIALECT_APPEND = {
+    **{name: f"virtio_balloon.dialect={name}" for name in ("bitmap", "hybrid", "ranges")},
+    "standard": "",
+}
+DRIVER = "pyvmm balloon dialects v2"
 # loglevel=6 prints the interesting messages of a boot, about 1.2 KB; the next level prints 13.5 KB,
 # and every byte costs two VM exits. The guest does not wait after a panic, which pvpanic reports to
 # the host. It reboots by ACPI.

@@ -20,9 +20,9 @@ from pyvmm.errors import UserError
 MANIFEST = Manifest(
     dialect="bitmap",
     append="console=ttyS0 panic=-1",
-    dialect_append={"bitmap": "virtio_balloon.page_bitmap=1", "standard": ""},
+    dialect_append={"bitmap": "virtio_balloon.dialect=bitmap", "standard": ""},
     kernel="6.12.117",
-    driver="pyvmm page-bitmap v1",
+    driver="pyvmm balloon dialects v2",
     created="2026-11-22T19:00:00Z",
     inputs="0123456789abcdef" * 4,
 )
@@ -82,7 +82,7 @@ def test_readelf_shows_the_note(image: Path) -> None:
 
 
 def test_a_dialect_adds_to_the_command_line() -> None:
-    assert MANIFEST.command_line() == "console=ttyS0 panic=-1 virtio_balloon.page_bitmap=1"
+    assert MANIFEST.command_line() == "console=ttyS0 panic=-1 virtio_balloon.dialect=bitmap"
     assert MANIFEST.command_line("standard") == "console=ttyS0 panic=-1"
     with pytest.raises(ManifestError, match="no balloon dialect 'semaphore'"):
         MANIFEST.command_line("semaphore")
@@ -170,7 +170,7 @@ def test_unknown_fields_are_ignored(program: Path, tmp_path: Path) -> None:
 def test_info_shows_every_field(image: Path) -> None:
     shown = CliRunner().invoke(image_command, ["info", str(image)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for text in ("Linux 6.12.117", "pyvmm page-bitmap v1", "page_bitmap=1", MANIFEST.inputs):
+    for text in ("Linux 6.12.117", "pyvmm balloon dialects v2", "dialect=bitmap", MANIFEST.inputs):
         assert text in shown.output
 
 

@@ -285,7 +285,7 @@ def test_page_bitmap(run_guest: RunGuest) -> None:
     run_guest(scenario, dialect="bitmap")
 
 
-STOCK = "virtio_balloon.page_bitmap=0"
+STOCK = "virtio_balloon.dialect=standard"
 """Makes the patched driver behave as a stock one; the device offers the same features."""
 
 
@@ -355,5 +355,5 @@ def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGue
         scenario,
         dialect="standard",
         offer=["free-page-hint"],
-        append="virtio_balloon.page_bitmap=1",
+        append="virtio_balloon.dialect=bitmap",
     )
