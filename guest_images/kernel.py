@@ -4,7 +4,8 @@
 The tree and its objects are kept in the cache, so that make compiles only what a change affects.
 Interrupted steps are repeated: the source gets its final name only when it is complete, and the
 original of a file is saved before the file is patched for the first time, so that the next patch
-series starts from the same files. The user's own tree is never modified.
+series starts from the same files. A file that two series leave equal keeps its modification time,
+or make would compile all that includes it. The user's own tree is never modified.
 """
 
 from __future__ import annotations
@@ -82,10 +83,14 @@ class KernelTree:
             return
         progress.stage("Patching the kernel source")
         self._patched.unlink(missing_ok=True)
+        built = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in self._changed()}
         self._restore()
         self._save_originals(_patched_files(contents))
         for patch in self._recipe.patches:
             self._apply(patch)
+        for path, (content, mtime_ns) in built.items():
+            if path.exists() and path.read_bytes() == content:
+                os.utime(path, ns=(mtime_ns, mtime_ns))
         self._patched.write_text(wanted)
 
     def configure(self, progress: Progress) -> None:
@@ -132,6 +137,12 @@ class KernelTree:
                 raise
         if process.returncode:
             raise UserError(f"the kernel build failed: {_first_error(self.log)}; see {self.log}")
+
+    def _changed(self) -> list[Path]:
+        """Return the files that the last patch series changed or created."""
+        saved = (path for path in self._originals.rglob("*") if path.is_file())
+        targets = (self.source / path.relative_to(self._originals) for path in saved)
+        return [path for path in targets if path.exists()]
 
     def _restore(self) -> None:
         """Undo the last patch series: restore the originals, remove files that it created."""

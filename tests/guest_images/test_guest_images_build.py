@@ -113,6 +113,20 @@ def test_another_patch_series_starts_from_the_original_files(linux: Path, cache:
     assert (tree.source / "driver.c").read_text() == "one\ntwo\n"
 
 
+def test_another_series_keeps_the_time_of_files_that_it_leaves_equal(
+    linux: Path, cache: Path
+) -> None:
+    """Or make would compile everything that includes them."""
+    tree = KernelTree(cache, recipe_of(linux, CHANGE.format(new="three"), CREATE))
+    tree.unpack(Silent())
+    tree.patch(Silent())
+    changed, equal = tree.source / "driver.c", tree.source / "new" / "file.h"
+    for file in (changed, equal):
+        os.utime(file, (1, 1))
+    KernelTree(cache, recipe_of(linux, CHANGE.format(new="four"), CREATE)).patch(Silent())
+    assert (changed.stat().st_mtime == 1, equal.stat().st_mtime == 1) == (False, True)
+
+
 def test_an_interrupted_patch_series_is_repeated(linux: Path, cache: Path) -> None:
     KernelTree(cache, recipe_of(linux)).unpack(Silent())
     broken = recipe_of(
