@@ -84,48 +84,49 @@ class BalloonGuest(Guest):
     def record_request(self, hybrid: bool, pfns: list[int], corruption: int) -> bytes:
         """Return records of these pages, of which `corruption` changes the header or one word."""
         program = self.program
-        words = self.hybrid_words(pfns) if hybrid else self.range_words(pfns)
         cmd = flag = request_id = 0
-        length = 8 * len(words)
+        empty = False
         if corruption % 8 == 7:  # a response to the pending request, or nearly one
             shape = program.byte()
             request = self.memory[self.request_gpa : self.request_gpa + 16]
             cmd, request_id = struct.unpack("<H6xQ", request)
-            flag = shape % 3
-            if shape & 0x40:
-                length = 0
+            flag, empty = shape % 3, bool(shape & 0x40)
             if shape & 0x80:
                 request_id ^= shape & 3
                 cmd ^= shape >> 2 & 3
-        elif corruption > 192:
+        words = (self.hybrid_words if hybrid else self.range_words)(pfns)
+        length = 0 if empty else 8 * len(words)
+        if corruption > 192:
             length = program.pick([0, 4, 8, 12, 64, 0xFFFF_FFF8], 4)
         elif corruption > 128 and words:
-            value = program.pick([0, 1, 8 << 58, 11 << 52, 31 << 52, 1 << 51, 4096], 8)
-            words[corruption % len(words)] ^= value
+            change = program.pick([1, 1 << 12, 8 << 58, 4 << 58, 16 << 52, 1 << 51, 1 << 63], 8)
+            words[corruption % len(words)] ^= change
         header = cmd & 0xFF | flag << 8 | (request_id & 0xFFFF) << 16 | (length & 0xFFFF_FFFF) << 32
         return struct.pack(f"<{len(words) + 1}Q", header, *(word & ALL_ONES for word in words))
 
     def hybrid_words(self, pfns: list[int]) -> list[int]:
-        """Return blocks and bitmaps that begin anywhere, of pages of some size."""
-        words: list[int] = []
-        for pfn in pfns[:6]:
-            shape = self.program.byte()
-            shift = 12 + (shape >> 5 & 1) + (shape >> 6 & 1) * (shape & 15)
-            if shape & 0x80:
-                bits = sum(1 << other - pfn for other in pfns if 0 <= other - pfn < 64)
-                words += [pfn | shift << 52 | 8 << 58, bits]
-            else:
-                words.append(pfn | shift << 52)
+        """Return a block for each page, one of which may be larger, or a bitmap of the rest."""
+        words = [pfn | 12 << 52 for pfn in pfns]
+        form = self.program.byte()
+        at, kind = form % (len(pfns) or 1), form >> 5
+        if kind in (5, 7) and pfns:
+            bits = sum(1 << pfn - pfns[at] for pfn in pfns[at:] if 0 <= pfn - pfns[at] < 64)
+            shift = 12 + (form & 3) * (kind == 7)
+            words[at:] = [pfns[at] | shift << 52 | 8 << 58, bits]
+        elif kind > 3 and pfns:
+            words[at:] = [pfns[at] | 12 + (form & 7) << 52]
         return words
 
     def range_words(self, pfns: list[int]) -> list[int]:
-        words: list[int] = []
-        for pfn in pfns[:6]:
-            shape = self.program.byte()
-            if shape & 0x80:
-                words += [pfn << 12, self.program.pick([0, 1, 4095, 4096, 4097, 1 << 24], 4)]
-            else:
-                words.append(pfn << 12 | shape & 0x7F)
+        """Return a range for each page, one of which may be longer, or in the long form."""
+        words = [pfn << 12 | 1 for pfn in pfns]
+        form = self.program.byte()
+        at, kind = form % (len(pfns) or 1), form >> 5
+        if kind in (5, 7) and pfns:
+            counts = [1, 4095, 4096, 4097, 1 << 24, (1 << 24) + 1]
+            words[at:] = [pfns[at] << 12, self.program.pick(counts, 4)]
+        elif kind > 3 and pfns:
+            words[at:] = [pfns[at] << 12 | form & 31]
         return words
 
     # Instructions.
