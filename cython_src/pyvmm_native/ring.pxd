@@ -54,6 +54,8 @@ cdef class SplitQueue:
 
     cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL
     cdef void _mark_used_dirty(self) noexcept
+    cdef void _set_used(self, uint16_t head, uint32_t length) noexcept
+    cdef void _publish_used(self) noexcept
     cdef int _available(self) except -1
     cdef const char *_walk(self, uint16_t head) noexcept nogil
     cdef const char *_enter_table(

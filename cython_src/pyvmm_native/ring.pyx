@@ -250,6 +250,39 @@ cdef class SplitQueue:
         self._next_avail += 1
         return self._take(head, max_readable_bytes)
 
+    def pop_batch(self, Py_ssize_t max_buffers, uint64_t max_bytes):
+        """Take the next buffers that have no device-writable part, and return their chains.
+
+        At most `max_buffers` of at most `max_bytes` together; their `readable` is empty, a
+        `ChainReader` reads them. The list ends before a buffer that has a device-writable part,
+        exceeds `max_bytes` or is malformed, which `pop` then returns or reports. RingError when the
+        available index is malformed.
+        """
+        cdef int available = self._available()
+        cdef list chains = []
+        cdef uint16_t head
+        while available > 0 and len(chains) < max_buffers:
+            head = load_u16(self._avail + RING_ELEMENTS + 2 * (self._next_avail & (self.size - 1)))
+            if self._walk(head) != NULL:
+                break
+            if self._writable_bytes or self._readable_bytes > max_bytes:
+                break
+            max_bytes -= self._readable_bytes
+            self._next_avail += 1
+            available -= 1
+            chains.append(self._take(head, 0))
+        return chains
+
+    def rewind(self, Py_ssize_t count):
+        """Make the last `count` buffers that were popped available again.
+
+        Nothing may depend on their contents: the driver may have changed them when they are popped
+        again. ValueError when fewer are in flight.
+        """
+        if not 0 <= count <= <uint16_t>(self._next_avail - self._next_used):
+            raise ValueError(f"{count} buffers are more than those in flight")
+        self._next_avail -= <uint16_t>count
+
     def restore_in_flight(self, uint16_t head, writable_segments):
         """Return the chain of a buffer that was popped, but not pushed, when this queue was saved.
 
@@ -288,15 +321,31 @@ cdef class SplitQueue:
         cdef uint32_t length = written
         if head >= self.size:
             raise ValueError(f"descriptor {head} in a queue of {self.size}")
+        self._set_used(head, length)
+        self._publish_used()
+
+    def push_batch(self, list chains not None):
+        """Return the buffers of `chains` as used, with nothing written, as `push` does.
+
+        The driver sees all of them at once.
+        """
+        cdef Chain chain
+        for chain in chains:
+            self._set_used(chain.head, 0)
+        self._publish_used()
+
+    cdef void _set_used(self, uint16_t head, uint32_t length) noexcept:
         cdef uint8_t *element = self._used + RING_ELEMENTS + 8 * (self._next_used & (self.size - 1))
         store_u32(element, head)
         store_u32(element + 4, length)
         self._next_used += 1
-        # 2.7.8.2: the element, len included, is set before the index that publishes it.
-        store_release_u16(self._used + RING_IDX, self._next_used)
-        self._mark_used_dirty()
         if self._unsignalled < ALL_EVENTS:
             self._unsignalled += 1
+
+    cdef void _publish_used(self) noexcept:
+        # 2.7.8.2: the elements, len included, are set before the index that publishes them.
+        store_release_u16(self._used + RING_IDX, self._next_used)
+        self._mark_used_dirty()
 
     def should_interrupt(self):
         """Return whether the driver expects a used buffer notification for recent pushes.

@@ -8,8 +8,8 @@ without MULTIPORT has port 0 only, and no control queues.
 
 A transmit queue is served as the driver notifies it, in order, until the host accepts no more;
 then it is stalled, with one buffer in flight. Buffers of a receive queue are taken when there is
-something to put into them. So the device keeps no data of its own but the buffer in flight, at most
-`MAX_WRITE_BYTES` for each port, and no driver and no host can make it grow.
+something to put into them. The host takes output from guest memory. So the device keeps no data of
+its own, and no driver and no host can make it grow.
 
 Saved state. A buffer in flight is taken from the ring again after a restore, and the bytes that the
 host had accepted are skipped. Hosts belong to the process: each port is closed in the eyes of the
@@ -173,10 +173,16 @@ class ConsoleDevice(VirtioDevice):
         if queue == CONTROL_TRANSMIT:
             self._act_on(decode(chain.readable))
             return 0
+        return 0 if self.serve_stream(queue, [chain]) else None
+
+    def serve_stream(self, queue: int, chains: list[Chain]) -> int:
+        """Pass buffers to the host of their port."""
         port = self._port_of(queue)
         if port is None:
             raise BadPayload("there is no such port")
-        return port.transmit(chain)
+        returned = port.transmit(chains)
+        self.queues[queue].stalled = returned < len(chains)
+        return returned
 
     def _port_of(self, queue: int) -> ConsolePort | None:
         number = port_of(queue)
@@ -246,10 +252,6 @@ class ConsoleDevice(VirtioDevice):
         if self._fill(queue, lambda: done < len(view), write):
             self.queue_ready(queue)
         return done
-
-    def stall(self, port: ConsolePort) -> None:
-        """As `PortDevice.stall`."""
-        self.queues[transmit_queue(port.number)].stalled = True
 
     def transmitted(self, port: ConsolePort, chain: Chain) -> None:
         """As `PortDevice.transmitted`."""

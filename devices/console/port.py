@@ -4,9 +4,9 @@
 A port is a stream of bytes in both directions with flow control. On the host's side a `PortHost`
 is connected to it:
 
-* Output of the guest is passed to `PortHost.write`, which accepts as many bytes as it has room for.
-  If it does not accept all of them, the buffer stays in flight, no further buffer is taken, and so
-  a driver whose queue is full waits; `resume` continues.
+* Output of the guest is passed to `PortHost.write`, several buffers at once, which accepts as many
+  bytes as it has room for. If it does not accept all of them, one buffer stays in flight, no
+  further buffer is taken, and so a driver whose queue is full waits; `resume` continues.
 * Input for the guest is passed to `offer`, which accepts as many bytes as the driver has supplied
   buffers for, and none before the driver has opened the port. If it does not accept all of them,
   `PortHost.room_available` is called when there may be room.
@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from devices.state import Fields, Payload, Restore
+from pyvmm_native.chain_reader import ChainReader
 from pyvmm_native.ring import Chain
 
 MAX_WRITE_BYTES = 1 << 20
@@ -33,10 +34,11 @@ MAX_WRITE_BYTES = 1 << 20
 class PortHost(Protocol):
     """The host's end of a port. No method may call the port; all return at once."""
 
-    def write(self, data: bytes) -> int:
+    def write(self, output: ChainReader) -> int:
         """Accept output of the guest; return the number of bytes accepted.
 
-        If these are not all, `ConsolePort.resume` must be called when there is room.
+        If these are not all, `ConsolePort.resume` must be called when there is room. `output` is
+        not empty, and must not be used after the call.
         """
 
     def room_available(self) -> None:
@@ -58,9 +60,6 @@ class PortDevice(Protocol):
 
     def receive(self, port: ConsolePort, data: bytes) -> int:
         """Write `data` to buffers of the port's receive queue; return the bytes written."""
-
-    def stall(self, port: ConsolePort) -> None:
-        """Take no further buffer of the port's transmit queue."""
 
     def transmitted(self, port: ConsolePort, chain: Chain) -> None:
         """Return a buffer of the port's transmit queue that was kept, and take further ones."""
@@ -140,7 +139,7 @@ class ConsolePort:
     def resume(self) -> None:
         """Continue with the guest's output, after `PortHost.write` did not accept all of it."""
         chain = self._held
-        if chain is None or not self._device.live or not self._deliver(chain.readable):
+        if chain is None or not self._device.live or not self._deliver([chain]):
             return
         self._held = None
         self._device.transmitted(self, chain)
@@ -155,13 +154,15 @@ class ConsolePort:
 
     # Called by the device.
 
-    def transmit(self, chain: Chain) -> int | None:
-        """Pass a buffer to the host; return 0, or None to keep it in flight."""
-        if self._deliver(chain.readable):
-            return 0
-        self._held = chain
-        self._device.stall(self)
-        return None
+    def transmit(self, chains: list[Chain]) -> int:
+        """Pass buffers to the host; return how many were passed on. The next one stays in flight.
+
+        No buffer may be in flight.
+        """
+        complete = self._deliver(chains)
+        if complete < len(chains):
+            self._held = chains[complete]
+        return complete
 
     def supplied(self) -> None:
         """Note that the driver has supplied buffers for input."""
@@ -205,7 +206,7 @@ class ConsolePort:
         self._awaits_host = False
         chain, self._held = self._held, None
         if chain is not None:
-            self._deliver(chain.readable)
+            self._deliver([chain])
             self._device.transmitted(self, chain)
 
     def save_state(self) -> Payload:
@@ -243,18 +244,25 @@ class ConsolePort:
 
         return bool(held), restore
 
-    def _deliver(self, data: bytes) -> bool:
-        """Pass to the host what it has not accepted of `data`; return whether that was all."""
+    def _deliver(self, chains: list[Chain]) -> int:
+        """Pass to the host what it has not accepted yet; return how many buffers are complete."""
         if self._awaits_host:
-            return False
-        rest = data[self._consumed_bytes :] if self._consumed_bytes else data
+            return 0
+        # After a restore the buffer was read again, and may have become shorter.
+        self._consumed_bytes = min(self._consumed_bytes, chains[0].readable_bytes)
+        output = ChainReader(chains, self._consumed_bytes)
+        accepted = len(output)
         if self.host is None:
-            self.discarded_bytes += len(rest)
-        elif rest:
-            accepted = self.host.write(rest)
+            self.discarded_bytes += accepted
+        elif accepted:
+            accepted = self.host.write(output)
             self.output_bytes += accepted
-            if accepted < len(rest):
-                self._consumed_bytes += accepted
-                return False
-        self._consumed_bytes = 0
-        return True
+        if accepted == len(output):
+            self._consumed_bytes = 0
+            return len(chains)
+        self._consumed_bytes += accepted
+        complete = 0
+        while self._consumed_bytes >= chains[complete].readable_bytes:
+            self._consumed_bytes -= chains[complete].readable_bytes
+            complete += 1
+        return complete

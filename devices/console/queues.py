@@ -46,5 +46,5 @@ def queue_specs(max_ports: int) -> list[QueueSpec]:
             specs.append(QueueSpec(f"{name} receive", RECEIVE_SIZE, max_readable_bytes=0))
         else:
             size = RECEIVE_SIZE if port is None else TRANSMIT_SIZE
-            specs.append(QueueSpec(f"{name} transmit", size, max_readable_bytes=transmitted_bytes))
+            specs.append(QueueSpec(f"{name} transmit", size, transmitted_bytes, port is not None))
     return specs

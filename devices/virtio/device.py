@@ -41,6 +41,8 @@ BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
 """Limits of one call of `process_queue`: the number of buffers, and the bytes to read, write or
 discard after which it takes no further buffer. So no guest can occupy the caller's thread."""
+STREAM_BUFFERS_PER_CALL = 64
+"""The limit for a queue that is a stream, beside its `QueueSpec.max_readable_bytes`."""
 
 
 class SavedDevice(NamedTuple):
@@ -143,6 +145,16 @@ class VirtioDevice(ABC):
         None to keep the buffer in flight until `complete`. Raise BadPayload, before any effect, if
         the request is invalid.
         """
+
+    def serve_stream(self, queue: int, chains: list[Chain]) -> int:
+        """Act on buffers of a `queue` that is a stream; `ChainReader` reads them.
+
+        They are device-readable only, with at most the queue's `max_readable_bytes` together.
+        Return how many are to be returned to the driver. If these are not all, the queue has been
+        stalled; the next buffer stays in flight until `complete`, and those after it are taken
+        again later. Raise BadPayload, before any effect, if all are invalid.
+        """
+        raise NotImplementedError(f"{self.name} has no streams")
 
     def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
         """Decide what happens to a buffer of `queue` with a bad payload; return as `serve` does.
@@ -272,6 +284,8 @@ class VirtioDevice(ABC):
         if ring is None or not self.running:
             return False
         try:
+            if queue.spec.is_stream:
+                return self._drain_stream(queue, ring)
             return self._drain(queue, ring)
         except RingError as error:
             # 2.7.7.2: buffers used before the ring broke MUST still be notified.
@@ -356,6 +370,32 @@ class VirtioDevice(ABC):
         if used:
             self._notify_used(queue, ring)
         return more
+
+    def _drain_stream(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
+        if queue.stalled:
+            return False
+        ring.disable_notifications()
+        chains = ring.pop_batch(STREAM_BUFFERS_PER_CALL, queue.spec.max_readable_bytes)
+        if not chains:  # there is no buffer, or one that is refused
+            return self._drain(queue, ring)
+        returned = self._serve_stream(queue, chains)
+        ring.push_batch(chains[:returned])
+        ring.rewind(max(len(chains) - returned - 1, 0))
+        self._notify_used(queue, ring)
+        return not queue.stalled and ring.enable_notifications()
+
+    def _serve_stream(self, queue: DeviceQueue, chains: list[Chain]) -> int:
+        """Serve buffers of a stream; return how many are to be returned to the driver."""
+        try:
+            returned = self.serve_stream(queue.index, chains)
+        except BadPayload as error:
+            returned = len(chains)
+            queue.counters.bad_payloads += returned
+            self._trace("bad_payload", queue=queue.spec.name, why=str(error))
+        taken = chains[: returned + 1]
+        queue.counters.requests += len(taken)
+        queue.counters.readable_bytes += sum(chain.readable_bytes for chain in taken)
+        return returned
 
     def _serve(self, queue: DeviceQueue, ring: SplitQueue, chain: Chain) -> bool:
         """Serve one buffer; return whether it was returned to the driver."""

@@ -26,12 +26,14 @@ class QueueSpec(NamedTuple):
 
     `name` is for traces. `max_size` is the maximum of queue_size: a power of 2 up to 32768 (VIRTIO
     1.2, 2.7). A request with more than `max_readable_bytes` device-readable bytes is a bad payload,
-    and is not copied.
+    and is not copied. If the queue `is_stream`, the device-readable buffers carry one stream of
+    bytes, and `VirtioDevice.serve_stream` takes several at once.
     """
 
     name: str
     max_size: int = 256
     max_readable_bytes: int = 4096
+    is_stream: bool = False
 
 
 class QueueCounters:

@@ -23,6 +23,7 @@ from pyvmm.sockets.acceptor import Acceptor
 if TYPE_CHECKING:
     from pyvmm.console.ports import LockedPort
     from pyvmm.sockets.unix import UnixListener
+    from pyvmm_native.chain_reader import ChainReader
 
 _READ_BYTES = 1 << 16
 
@@ -96,16 +97,14 @@ class _Client:
         self._loop.remove_writer(self._stream)
         self._stream.close()
 
-    def write(self, data: bytes) -> int:
+    def write(self, output: ChainReader) -> int:
         """As `PortHost.write`; output that the client will not read is discarded."""
         try:
-            sent = self._stream.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
+            sent = output.write_to(self._stream.fileno())
         except OSError:
             self._loop.call_soon(self._end)
-            return len(data)
-        if sent < len(data):
+            return len(output)
+        if sent < len(output):
             self._loop.add_writer(self._stream, self._writable)
         return sent
 

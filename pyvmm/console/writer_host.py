@@ -16,6 +16,7 @@ from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
 if TYPE_CHECKING:
     from pyvmm.console.ports import LockedPort
     from pyvmm.machine.event_loop import EventLoop
+    from pyvmm_native.chain_reader import ChainReader
 
 
 class WriterHost:
@@ -42,14 +43,14 @@ class WriterHost:
         writer.room_available.add(self._writer_has_room)
         port.connect(self)
 
-    def write(self, data: bytes) -> int:
+    def write(self, output: ChainReader) -> int:
         """As `PortHost.write`."""
         if self._writer.error is not None:
-            return len(data)
+            return len(output)
         self._waiting = True  # first: the writer may make room at any moment
-        accepted = data[: max(0, MAX_UNWRITTEN_BYTES - len(self._writer.queue))]
+        accepted = output.read(max(0, MAX_UNWRITTEN_BYTES - len(self._writer.queue)))
         self._writer.queue.put(accepted)
-        self._waiting = len(accepted) < len(data)
+        self._waiting = len(accepted) < len(output)
         return len(accepted)
 
     def room_available(self) -> None:

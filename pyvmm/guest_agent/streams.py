@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from devices.console.port import ConsolePort
     from pyvmm.machine.event_loop import EventLoop
+    from pyvmm_native.chain_reader import ChainReader
 
 MAX_WAITING_BYTES = 1 << 18
 """Output of the guest that waits in a stream, and input that waits for the guest."""
@@ -201,10 +202,10 @@ class PortStream:
             port.connect(self)
 
     # As PortHost.
-    def write(self, data: bytes) -> int:
+    def write(self, output: ChainReader) -> int:
         """Keep output while there is room; returns the number of bytes kept."""
-        accepted = data[: MAX_WAITING_BYTES - self._waiting_bytes]
-        self._stalled = len(accepted) < len(data)
+        accepted = output.read(MAX_WAITING_BYTES - self._waiting_bytes)
+        self._stalled = len(accepted) < len(output)
         if accepted:
             self._waiting.append(accepted)
             self._waiting_bytes += len(accepted)

@@ -2,7 +2,7 @@
 """A checked board with a console of three ports. Further invariants to those of `checked_board`:
 
 * of each port at most one buffer is in flight, and only while its transmit queue is stalled;
-* a host is given at most the contents of one buffer at once;
+* a host is given at most as much at once as one buffer may hold;
 * messages to the driver do not accumulate;
 * an idle driver gets every message that it has supplied a buffer for, and every buffer that it has
   transmitted back.
@@ -17,7 +17,9 @@ from devices.console.device import ConsoleDevice
 from devices.console.port import MAX_WRITE_BYTES, ConsolePort
 from devices.console.queues import CONTROL_RECEIVE, transmit_queue
 from devices.testing.recorders import RecordingTracer
+from devices.virtio.device import STREAM_BUFFERS_PER_CALL
 from devices.virtio.queue import DeviceQueue
+from pyvmm_native.chain_reader import ChainReader
 from pyvmm_native.ring import Chain
 from tests.fuzz import page_oracle
 from tests.fuzz.checked_board import CheckedBoard, CheckedDevice, CheckedRam, check
@@ -32,9 +34,9 @@ class CheckedHost:
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def write(self, data: bytes) -> int:
-        check(0 < len(data) <= MAX_WRITE_BYTES, f"{len(data)} bytes of output at once")
-        accepted = min(len(data), self.room)
+    def write(self, output: ChainReader) -> int:
+        check(0 < len(output) <= MAX_WRITE_BYTES, f"{len(output)} bytes of output at once")
+        accepted = len(output.read(self.room))
         self.room -= accepted
         return accepted
 
@@ -58,6 +60,12 @@ class CheckedConsole(CheckedDevice, ConsoleDevice):
         self.served += 1
         self.ram.on_access()
         return super().serve(queue, chain)
+
+    def serve_stream(self, queue: int, chains: list[Chain]) -> int:
+        self.served += 1
+        check(len(chains) <= STREAM_BUFFERS_PER_CALL, f"{len(chains)} buffers of a stream at once")
+        self.ram.on_access()
+        return super().serve_stream(queue, chains)
 
     def _fill(
         self, index: int, is_pending: Callable[[], bool], write: Callable[[Chain], int]

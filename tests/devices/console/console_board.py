@@ -17,6 +17,7 @@ from devices.testing.board import Board
 from devices.testing.driver import ALL_FEATURES, VirtioDriver
 from devices.testing.ram import AnonymousRam
 from devices.testing.recorders import RecordingTracer
+from pyvmm_native.chain_reader import ChainReader
 
 RAM_BYTES = 384 << 20
 PAGE = 4096
@@ -34,11 +35,11 @@ class RecordingHost:
         self.guest_open: list[bool] = []
         self.was_unplugged = False
 
-    def write(self, data: bytes) -> int:
-        accepted = min(len(data), self.room)
-        self.room -= accepted
-        self.output += data[:accepted]
-        return accepted
+    def write(self, output: ChainReader) -> int:
+        accepted = output.read(self.room)
+        self.room -= len(accepted)
+        self.output += accepted
+        return len(accepted)
 
     def room_available(self) -> None:
         self.rooms_available += 1
