@@ -33,6 +33,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from enum import Enum, IntEnum
+from functools import reduce
 from typing import NamedTuple
 
 from devices.balloon.dialects import CompleteBuffer
@@ -48,9 +49,9 @@ from pyvmm_native.runs import PageRuns
 REQUEST = struct.Struct("<H6xQ")
 """A request on the wire, 16 bytes: command and id."""
 
-MAX_MESSAGES = 1024
-"""Most messages of one response. A bitmap has a bit for each page of up to 32 GiB; drivers short of
-memory send smaller messages, ours with 128 MiB each."""
+MAX_MESSAGES = 8192
+"""Most messages of one response. In 16 GiB at most every other page is a free block of its own; our
+driver then needs 5,500 messages of records if it is short of memory for longer ones."""
 
 
 class MiscCommand(IntEnum):
@@ -100,7 +101,21 @@ class _OutstandingRequest:
         self.id: int | None = None
         """None until the request is sent to the driver."""
         self.messages = 0
-        self.pages = PageRuns()
+        self._parts: list[PageRuns] = []
+
+    def add(self, pages: PageRuns) -> None:
+        """Collect the pages of a message.
+
+        Messages are merged with earlier ones of up to twice their size. So each run is copied a few
+        times, not once for each message, and all parts together are less than twice the largest.
+        """
+        while self._parts and len(self._parts[-1]) <= 2 * len(pages):
+            pages = pages.union(self._parts.pop())
+        self._parts.append(pages)
+
+    def pages(self) -> PageRuns:
+        """Return all pages collected."""
+        return reduce(PageRuns.union, reversed(self._parts), PageRuns())
 
 
 class MiscQueue(QueueHandler):
@@ -247,7 +262,7 @@ class MiscQueue(QueueHandler):
             strays = pages.subtract(self._ram.pages)
             if strays:
                 raise BadPayload(f"{strays.pages} of {pages.pages} pages are not RAM")
-            request.pages = request.pages.union(pages)
+            request.add(pages)
         if message.flag == Flag.DONE:
             self._end(RequestStatus.COMPLETE)
 
@@ -256,6 +271,6 @@ class MiscQueue(QueueHandler):
         request, self._request = self._request, None
         if request is None:
             return
-        pages = request.pages if status is RequestStatus.COMPLETE else PageRuns()
+        pages = request.pages() if status is RequestStatus.COMPLETE else PageRuns()
         self._tracer.event("balloon.misc", command=request.command.name, status=status.value)
         request.on_response(MiscResponse(status, pages, why))

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import pytest
 
 from devices.balloon.dialects import HYBRID, RANGES, Dialect
@@ -176,3 +179,20 @@ def test_ids_continue_in_a_restored_device(host: MiscHost) -> None:
     new.driver.driver.board = new.board
     assert new.send_request().id == 1
     assert new.misc.last_id == 0x1_0000
+
+
+def test_many_messages_are_collected_in_few_parts() -> None:
+    """Free single pages all over RAM, as a fragmented guest names them, in 600 messages."""
+    host = MiscHost(dialect=HYBRID)
+    request = host.send_request()
+    pfns = list(range(0, RAM_PAGES, 2))
+    random.Random(1).shuffle(pfns)
+    collected = host.misc._request
+    assert collected is not None
+    for i in range(0, len(pfns), 14):
+        words = [pfn | 12 << 52 for pfn in pfns[i : i + 14]]
+        host.driver.send_message(record_request(words, req_id=request.id, flag=CONT))
+        sizes = [len(part) for part in collected._parts]
+        assert all(after < before / 2 for before, after in pairwise(sizes))
+    host.driver.respond(request)
+    assert host.responses == [MiscResponse(RequestStatus.COMPLETE, pages(pfns))]
