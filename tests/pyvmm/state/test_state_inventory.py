@@ -70,7 +70,7 @@ NOT_STATE = {
     "FreePageQueue._on_end": "so does the round",
     "_OutstandingRequest.id": "so does the request",
     "_OutstandingRequest.messages": "so does the request",
-    "_OutstandingRequest.pages": "so does the request",
+    "_OutstandingRequest._parts": "so does the request",
     "MiscQueue._request": "belongs to the process that made it",
     "StatsQueue._waiters": "belong to the process that made the requests",
     "Uart16550._refused": "the console offers refused input again",
