@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from pyvmm_native.events import EventBuffer
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
 
@@ -108,7 +109,26 @@ class GuestRam(Protocol):
 
 
 class Tracer(Protocol):
-    """Receives named events with small integer or string fields, for logs and tests."""
+    """Receives named events with small integer or string fields, for logs, recordings and tests.
+
+    Events and their fields are in `pyvmm.trace.kinds`. A frequent one is emitted only while
+    somebody reads it, so that it costs one test otherwise:
+
+        if tracer.watched:
+            tracer.event("balloon.status", before=0, status=1)
+    """
+
+    @property
+    def watched(self) -> bool:
+        """True while frequent events are read."""
+
+    @property
+    def native(self) -> EventBuffer | None:
+        """The buffer to which native code emits events; None if they cannot be read."""
+
+    @property
+    def quiet(self) -> Tracer | None:
+        """The tracer of what is too frequent for a log; None if it cannot be read."""
 
     def event(self, name: str, **fields: int | str) -> None:
         """Record that `name` happened, with `fields`."""

@@ -84,8 +84,9 @@ class Register(NamedTuple):
 class RegisterTable:
     """A `BusDevice` made of registers; also `Stateful`.
 
-    `name` identifies the table in traces. With a `tracer`, every register read or written by the
-    guest is an event `register_read` or `register_write` with fields table, register and value.
+    `name` identifies the table in traces. While `tracer` is watched, every register read or written
+    by the guest is an event `register_read` or `register_write` with fields table, register and
+    value.
     Raises ValueError when two registers overlap, share a name, or a writable one has `read` without
     `write` (say RO).
     """
@@ -101,6 +102,9 @@ class RegisterTable:
         self._check()
         self._values = {row.name: row.reset for row in self._rows if row.read is None}
         self._readers = {row.name: self._reader(row) for row in self._rows}
+        self._exact_readers = {
+            (row.offset, row.size): self._readers[row.name] for row in self._rows
+        }
 
     def _check(self) -> None:
         if len(self._by_name) != len(self._rows):
@@ -169,6 +173,11 @@ class RegisterTable:
     # --- The guest's side (BusDevice) -------------------------------------------------------
     def read(self, offset: int, size: int) -> int:
         """Read `size` bytes, any alignment, as a little-endian number."""
+        tracer = self._tracer
+        if tracer is None or not tracer.watched:
+            reader = self._exact_readers.get((offset, size))
+            if reader is not None:
+                return reader()
         register = self._by_span.get((offset, size))
         if register is not None:
             return self._read_register(register)
@@ -216,17 +225,15 @@ class RegisterTable:
 
     def _read_register(self, register: Register) -> int:
         value = self._readers[register.name]()
-        if self._tracer is not None:
-            self._tracer.event(
-                "register_read", table=self.name, register=register.name, value=value
-            )
+        tracer = self._tracer
+        if tracer is not None and tracer.watched:
+            tracer.event("register_read", table=self.name, register=register.name, value=value)
         return value
 
     def _write_register(self, register: Register, value: int) -> None:
-        if self._tracer is not None:
-            self._tracer.event(
-                "register_write", table=self.name, register=register.name, value=value
-            )
+        tracer = self._tracer
+        if tracer is not None and tracer.watched:
+            tracer.event("register_write", table=self.name, register=register.name, value=value)
         if register.access is _RO:
             return
         if register.read is None:

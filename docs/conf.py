@@ -29,6 +29,7 @@ extensions = [
     "pyvmm_docs.bit_layout",
     "pyvmm_docs.command_reference",
     "pyvmm_docs.docstring",
+    "pyvmm_docs.event_reference",
     "pyvmm_docs.glossary",
     "pyvmm_docs.locks",
     "pyvmm_docs.qmp_reference",

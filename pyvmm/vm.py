@@ -90,6 +90,7 @@ class VirtualMachine:
         if all(entry.name != "balloon" for entry in devices):
             raise ValueError("the devices of a VM must include the balloon")
         self.config = config
+        self._tracer = tracer
         self._loop = asyncio.get_running_loop()
         self._sinks: list[EventSink] = []
         self._status: RunState = "running"
@@ -299,7 +300,7 @@ class VirtualMachine:
         if self._migrations is None:
             from pyvmm.migration.outgoing import Migrations  # 12 modules, ssl among them
 
-            self._migrations = Migrations(self)
+            self._migrations = Migrations(self, tracer=self._tracer)
         return self._migrations
 
     @property

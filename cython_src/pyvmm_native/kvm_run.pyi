@@ -4,6 +4,7 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
+from pyvmm_native.events import EventBuffer
 from pyvmm_native.serial import SerialFastPath
 
 class IoHandler(Protocol):
@@ -26,8 +27,19 @@ class IoHandler(Protocol):
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         """Serve a write of the guest to `gpa`."""
 
+class ExitCounters:
+    sample_every: int
+
+    def __init__(self, vcpu: int = 0, events: EventBuffer | None = None) -> None: ...
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+
 def run(
-    vcpu_fd: int, run_area: Buffer, io: IoHandler, serial: SerialFastPath | None = None
+    vcpu_fd: int,
+    run_area: Buffer,
+    io: IoHandler,
+    serial: SerialFastPath | None = None,
+    exits: ExitCounters | None = None,
 ) -> int: ...
 def install_kick_handler(signum: int) -> None: ...
 def kick(native_thread_id: int, run_area: Buffer) -> bool: ...

@@ -24,6 +24,9 @@ ends a KVM_RUN that started before (ibid., "immediate_exit"). The vCPU's thread 
 and the requesting thread stores its request, then kicks. The kick is cleared before the thread
 checks for requests, so a request made at any moment is either seen now or interrupts the next
 `run`.
+
+Exits are counted by reason in an `ExitCounters`, and while its `EventBuffer` is watched each Nth is
+an event, if that is asked for.
 """
 
 from cpython.buffer cimport (
@@ -36,6 +39,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
 
+from pyvmm_native.events cimport VM_EXIT, EventBuffer
 from pyvmm_native.serial cimport SerialFastPath
 
 cdef extern from "<linux/kvm.h>" nogil:
@@ -122,13 +126,70 @@ cdef class _RunArea:
         PyBuffer_Release(&self.view)
 
 
-def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
+cdef enum:
+    NATIVE = 0
+    PIO = 1
+    MMIO = 2
+    INTERRUPTED = 3
+    OTHER = 4
+    REASONS = 5
+
+# Served by the fast path, a port, MMIO, by a signal, and every other reason.
+_EXIT_REASONS = ("fast path", "pio", "mmio", "interrupted", "other")
+
+
+cdef class ExitCounters:
+    """The exits of vCPU number `vcpu` since it was created, by reason.
+
+    While `events` is watched each `sample_every`th exit is an event; 0, the default, makes none.
+    Counted by the vCPU's thread; any thread may read.
+    """
+
+    cdef uint64_t _counts[REASONS]
+    cdef uint64_t _reason_ids[REASONS]
+    cdef uint64_t _vcpu
+    cdef EventBuffer _events
+    cdef uint64_t _until_sample
+    cdef public uint64_t sample_every
+
+    def __init__(self, int vcpu=0, EventBuffer events=None):
+        cdef int i
+        self._vcpu = vcpu
+        self._events = events
+        if events is not None:
+            for i in range(REASONS):
+                self._reason_ids[i] = events.string_id(_EXIT_REASONS[i])
+
+    @property
+    def counts(self):
+        """Exits served by the fast path, for ports, for MMIO, by a signal, and all others."""
+        return tuple([self._counts[i] for i in range(REASONS)])
+
+    cdef void count(self, const kvm_run *run, int reason) noexcept nogil:
+        self._counts[reason] += 1
+        if self.sample_every and self._events is not None and self._events.watched:
+            self._until_sample += 1
+            if self._until_sample >= self.sample_every:
+                self._until_sample = 0
+                self._emit(run, reason)
+
+    cdef void _emit(self, const kvm_run *run, int reason) noexcept nogil:
+        cdef uint64_t[5] values = [self._vcpu, self._reason_ids[reason], 0, 0, 0]
+        if reason == MMIO:
+            values[2], values[3], values[4] = run.mmio.phys_addr, run.mmio.len, run.mmio.is_write
+        elif reason in (NATIVE, PIO):
+            values[2], values[3] = run.io.port, <uint64_t>run.io.size * run.io.count
+            values[4] = run.io.direction == KVM_EXIT_IO_OUT
+        self._events.emit(VM_EXIT, values, 5)
+
+
+def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exits=None):
     """Run guest code until an exit that `io` cannot serve, and return its KVM_EXIT_* reason.
 
     Return -errno.EINTR when a signal arrived or `immediate_exit` is set. `run_area` is the whole
     mmap of `vcpu_fd`; it cannot be closed meanwhile. Accesses that `serial` serves never reach
-    `io`. The GIL is released while guest code runs. Python signal handlers do not run in here, only
-    between two calls.
+    `io`. `exits` counts all exits. The GIL is released while guest code runs. Python's signal
+    handlers do not run in here, only between two calls.
 
     An exception raised by a method of `io` propagates; OverflowError is raised if it returns a
     value that does not fit the read. In both cases the guest reads all ones for the part that was
@@ -138,6 +199,7 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
     cdef bint has_fast_path = serial is not None
+    cdef ExitCounters counters = ExitCounters() if exits is None else exits
     cdef object pio_read = io.pio_read
     cdef object pio_write = io.pio_write
     cdef object mmio_read = io.mmio_read
@@ -146,21 +208,26 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None):
         with nogil:
             result = ioctl(vcpu_fd, KVM_RUN, 0)
             while result == 0 and has_fast_path and _serve_serial(area, serial):
+                counters.count(area.run, NATIVE)
                 result = ioctl(vcpu_fd, KVM_RUN, 0)
             if result < 0:
                 error = errno  # before taking the GIL, which may change it
         if result < 0:
             if error == EINTR:
+                counters.count(area.run, INTERRUPTED)
                 return -EINTR
             # EAGAIN: a vCPU that waited for its start-up IPI has received it, and has not run yet.
             if error == EAGAIN:
                 continue
             raise OSError(error, f"KVM_RUN: {strerror(error).decode()}")
         if area.run.exit_reason == KVM_EXIT_IO:
+            counters.count(area.run, PIO)
             _serve_pio(area, pio_read, pio_write)
         elif area.run.exit_reason == KVM_EXIT_MMIO:
+            counters.count(area.run, MMIO)
             _serve_mmio(area.run, mmio_read, mmio_write)
         else:
+            counters.count(area.run, OTHER)
             return area.run.exit_reason
 
 

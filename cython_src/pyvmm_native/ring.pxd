@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from pyvmm_native.events cimport EventBuffer
 from pyvmm_native.memory cimport GuestMemory
 
 
@@ -51,6 +52,12 @@ cdef class SplitQueue:
     cdef uint32_t _segment_count
     cdef uint64_t _readable_bytes
     cdef uint64_t _writable_bytes
+    # Where events go, and the numbers of the strings in them.
+    cdef EventBuffer _events
+    cdef uint64_t _device_id
+    cdef uint64_t _queue_id
+    cdef uint64_t _by_flag
+    cdef uint64_t _by_index
 
     cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL
     cdef void _mark_used_dirty(self) noexcept
@@ -62,3 +69,13 @@ cdef class SplitQueue:
         self, const Descriptor *desc, const uint8_t **table, uint32_t *entries) noexcept nogil
     cdef const char *_accept(self, const Descriptor *desc) noexcept nogil
     cdef Chain _take(self, uint16_t head, uint64_t max_readable_bytes)
+    cdef bint _watched(self) noexcept nogil
+    cdef void _emit_descriptor(
+        self, uint16_t head, uint64_t table_gpa, uint32_t index, const Descriptor *desc
+    ) noexcept nogil
+    cdef void _emit_chain(self, uint16_t head) noexcept nogil
+    cdef void _emit_used(self, uint16_t head, uint32_t length) noexcept nogil
+    cdef void _emit_used_notification(
+        self, bint sent, uint16_t used_event, uint32_t buffers
+    ) noexcept nogil
+    cdef void _emit_avail_notifications(self, bint enabled) noexcept nogil

@@ -5,6 +5,7 @@ from typing import final
 
 from typing_extensions import Buffer
 
+from pyvmm_native.events import EventBuffer
 from pyvmm_native.memory import GuestMemory
 
 class RingError(Exception): ...
@@ -36,6 +37,7 @@ class SplitQueue:
         event_idx: bool = False,
         indirect: bool = False,
     ) -> None: ...
+    def trace(self, events: EventBuffer, device: str, queue: str) -> None: ...
     @property
     def memory(self) -> GuestMemory: ...
     @property

@@ -17,6 +17,9 @@ Order (2.7.13.3, 2.7.14): the available index is loaded with acquire order, so w
 wrote before it is seen after it; the used index is stored with release order, after the element
 it publishes. Where one side publishes an index and then reads what the other side may be
 publishing at the same moment, only a full barrier keeps both from missing each other.
+
+While the `EventBuffer` given to `trace` is watched, every descriptor walked, every chain, used
+element and decision about a notification is an event of it.
 """
 
 cimport cython
@@ -29,6 +32,9 @@ from libc.string cimport memcpy
 from pyvmm_native.access cimport (
     full_barrier, load_acquire_u16, load_any_u64, load_u16, store_release_u16, store_u16,
     store_u32,
+)
+from pyvmm_native.events cimport (
+    AVAIL_NOTIFICATIONS, CHAIN, DESCRIPTOR, EventBuffer, USED, USED_NOTIFICATION,
 )
 from pyvmm_native.memory cimport GIL_FREE_BYTES, GuestMemory
 
@@ -167,6 +173,14 @@ cdef class SplitQueue:
     def __dealloc__(self):
         free(self._segments)
 
+    def trace(self, EventBuffer events not None, device, queue):
+        """Emit events to `events`, with these names of the device and the queue."""
+        self._device_id = events.string_id(str(device))
+        self._queue_id = events.string_id(str(queue))
+        self._by_flag = events.string_id("flag")
+        self._by_index = events.string_id("event index")
+        self._events = events
+
     cdef uint8_t *_area(self, object name, object gpa, int alignment, uint64_t length) except NULL:
         cdef uint8_t *hva = NULL
         if gpa % alignment:
@@ -247,6 +261,8 @@ cdef class SplitQueue:
         cdef const char *fault = self._walk(head)
         if fault != NULL:
             raise RingError(f"chain at descriptor {head}: {fault.decode()}")
+        if self._watched():
+            self._emit_chain(head)
         self._next_avail += 1
         return self._take(head, max_readable_bytes)
 
@@ -341,6 +357,8 @@ cdef class SplitQueue:
         self._next_used += 1
         if self._unsignalled < ALL_EVENTS:
             self._unsignalled += 1
+        if self._watched():
+            self._emit_used(head, length)
 
     cdef void _publish_used(self) noexcept:
         # 2.7.8.2: the elements, len included, are set before the index that publishes them.
@@ -355,18 +373,23 @@ cdef class SplitQueue:
         elements (2.7.7.2), however many there are.
         """
         cdef uint32_t count = self._unsignalled
-        cdef uint16_t event
+        cdef uint16_t event = 0
+        cdef bint sent
         if count == 0:
             return False
         self._unsignalled = 0
         # The driver enables interrupts, then checks the used index again; we publish the index,
         # then check whether interrupts are enabled. Without the barrier both could miss.
         full_barrier()
-        if not self.event_idx:
-            return not load_u16(self._avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT
-        # 2.7.7.2: interrupt if the element that used_event names is among the new ones.
-        event = load_u16(self._avail + RING_ELEMENTS + 2 * self.size)
-        return <uint16_t>(self._next_used - event - 1) < count
+        if self.event_idx:
+            # 2.7.7.2: interrupt if the element that used_event names is among the new ones.
+            event = load_u16(self._avail + RING_ELEMENTS + 2 * self.size)
+            sent = <uint16_t>(self._next_used - event - 1) < count
+        else:
+            sent = not load_u16(self._avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT
+        if self._watched():
+            self._emit_used_notification(sent, event, count)
+        return sent
 
     def enable_notifications(self):
         """Request available buffer notifications from the driver (VIRTIO 1.2, 2.7.10).
@@ -382,6 +405,8 @@ cdef class SplitQueue:
         self._mark_used_dirty()
         # The driver publishes its index, then reads these; see should_interrupt.
         full_barrier()
+        if self._watched():
+            self._emit_avail_notifications(True)
         return load_acquire_u16(self._avail + RING_IDX) != self._next_avail
 
     def disable_notifications(self):
@@ -391,12 +416,15 @@ cdef class SplitQueue:
         if not self.event_idx:
             store_u16(self._used + RING_FLAGS, USED_F_NO_NOTIFY)
             self._mark_used_dirty()
+            if self._watched():
+                self._emit_avail_notifications(False)
 
     cdef const char *_walk(self, uint16_t head) noexcept nogil:
         cdef const uint8_t *table = self._desc
         cdef uint32_t entries = self.size
         cdef uint32_t index = head
-        cdef bint in_indirect = False
+        cdef uint64_t table_gpa = 0
+        cdef bint in_indirect = False, watched = self._watched()
         cdef const char *fault
         cdef Descriptor desc
         self._readable_count = self._segment_count = 0
@@ -405,6 +433,8 @@ cdef class SplitQueue:
             if index >= entries:
                 return b"index outside the descriptor table"
             load_descriptor(&desc, table + DESC_BYTES * <uint64_t>index)
+            if watched:
+                self._emit_descriptor(head, table_gpa, index, &desc)
             if desc.flags & DESC_F_INDIRECT:
                 if in_indirect:
                     return b"indirect table inside an indirect table"  # 2.7.5.3.1
@@ -413,6 +443,7 @@ cdef class SplitQueue:
                 if fault != NULL:
                     return fault
                 in_indirect = True
+                table_gpa = desc.addr
                 index = 0
                 continue
             fault = self._accept(&desc)
@@ -486,6 +517,50 @@ cdef class SplitQueue:
                 with nogil:
                     chain._gather(target)
         return chain
+
+    # --- Events, while somebody watches -----------------------------------------------------
+    cdef bint _watched(self) noexcept nogil:
+        return self._events is not None and self._events.watched
+
+    cdef void _emit_descriptor(
+        self, uint16_t head, uint64_t table_gpa, uint32_t index, const Descriptor *desc
+    ) noexcept nogil:
+        cdef uint64_t[9] values = [
+            self._device_id, self._queue_id, head, table_gpa, index,
+            desc.addr, desc.length, desc.flags, desc.next,
+        ]
+        self._events.emit(DESCRIPTOR, values, 9)
+
+    cdef void _emit_chain(self, uint16_t head) noexcept nogil:
+        cdef uint64_t[7] values = [
+            self._device_id, self._queue_id, head, self._next_avail, self._segment_count,
+            self._readable_bytes, self._writable_bytes,
+        ]
+        self._events.emit(CHAIN, values, 7)
+
+    cdef void _emit_used(self, uint16_t head, uint32_t length) noexcept nogil:
+        cdef uint64_t[5] values = [
+            self._device_id, self._queue_id, head, <uint16_t>(self._next_used - 1), length,
+        ]
+        self._events.emit(USED, values, 5)
+
+    cdef void _emit_used_notification(
+        self, bint sent, uint16_t used_event, uint32_t buffers
+    ) noexcept nogil:
+        cdef uint64_t[7] values = [
+            self._device_id, self._queue_id, sent,
+            self._by_index if self.event_idx else self._by_flag,
+            used_event, self._next_used, buffers,
+        ]
+        self._events.emit(USED_NOTIFICATION, values, 7)
+
+    cdef void _emit_avail_notifications(self, bint enabled) noexcept nogil:
+        cdef uint64_t[5] values = [
+            self._device_id, self._queue_id, enabled,
+            self._by_index if self.event_idx else self._by_flag,
+            self._next_avail if self.event_idx else 0,
+        ]
+        self._events.emit(AVAIL_NOTIFICATIONS, values, 5)
 
 
 cdef inline void load_descriptor(Descriptor *desc, const uint8_t *source) noexcept nogil:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from pyvmm_native.events import EventBuffer
+
 UNLIMITED: int
 """The value of `SerialFastPath.thr_credits` for no limit."""
 
@@ -17,6 +19,7 @@ class SerialFastPath:
     thr_credits: int
 
     def __init__(self, queue: ByteQueue, port: int) -> None: ...
+    def trace(self, events: EventBuffer, table: str, lsr: str, thr: str) -> None: ...
     def take_thr_credit(self) -> bool: ...
     def read(self, offset: int) -> int | None: ...
     def write(self, offset: int, value: int) -> bool: ...

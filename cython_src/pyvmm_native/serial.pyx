@@ -9,7 +9,7 @@ Nearly always neither needs the model: LSR is unchanged, and the character is ap
 that are waiting. `SerialFastPath` serves these two accesses in the KVM_RUN loop, without Python,
 the GIL or the device lock, whenever the UART's model permits it.
 Everything else goes to the model: among others the first character of a batch, and the first beyond
-the queue's limit. Accesses served here are not traced, and neither are the UART's.
+the queue's limit. Accesses served here are the same events as those that the model serves.
 
 Both paths end in the same `ByteQueue`, so characters stay in order. One mutex, the queue's, covers
 the bytes and the fast path's two numbers. It is held for a few instructions and no thread waits
@@ -19,6 +19,8 @@ while holding it, so it may be taken with or without the GIL.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
+
+from pyvmm_native.events cimport REGISTER_READ, REGISTER_WRITE, EventBuffer
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
@@ -175,6 +177,12 @@ cdef class SerialFastPath:
         pthread_mutex_unlock(&self.queue.mutex)
         return taken
 
+    def trace(self, EventBuffer events not None, table, lsr, thr):
+        """Emit events to `events`, with these names of the UART's table and its two registers."""
+        self.table_id = events.string_id(table)
+        self.lsr_id, self.thr_id = events.string_id(lsr), events.string_id(thr)
+        self.events = events
+
     def read(self, int offset):
         """Serve a one-byte IN at register `offset` as the KVM_RUN loop does.
 
@@ -209,6 +217,8 @@ cdef class SerialFastPath:
         if status == TO_MODEL:
             return False
         value[0] = <uint8_t>status
+        if self.events is not None and self.events.watched:
+            self.emit(REGISTER_READ, self.lsr_id, value[0])
         return True
 
     cdef bint serve_write(self, int port, uint8_t value) noexcept nogil:
@@ -221,4 +231,10 @@ cdef class SerialFastPath:
             self.queue.data[self.queue.length] = value
             self.queue.length += 1
         pthread_mutex_unlock(&self.queue.mutex)
+        if served and self.events is not None and self.events.watched:
+            self.emit(REGISTER_WRITE, self.thr_id, value)
         return served
+
+    cdef void emit(self, int kind, uint64_t register_id, uint8_t value) noexcept nogil:
+        cdef uint64_t[3] values = [self.table_id, register_id, value]
+        self.events.emit(kind, values, 3)

@@ -114,6 +114,8 @@ class BalloonDevice(VirtioDevice):
         if not 0 <= num_pages <= self._ram.pages.pages:
             raise ValueError(f"a balloon of {num_pages} pages in {self._ram.pages.pages} of RAM")
         self.config["num_pages"] = num_pages
+        if self._tracer.watched:
+            self._tracer.event("balloon.target", pages=num_pages)
         self.config_changed()
 
     def has_live(self, role: Role) -> bool:
@@ -260,6 +262,8 @@ class BalloonDevice(VirtioDevice):
         self.config_changed()
 
     def _actual_written(self, pages: int) -> None:
+        if self._tracer.watched:
+            self._tracer.event("balloon.actual", pages=self.actual)
         self.actual_written(self.actual)
 
     def _traffic(self, queue: int, pages: int) -> Traffic:

@@ -57,9 +57,12 @@ class InflateQueue(QueueHandler):
     def serve(self, chain: Chain) -> int:
         """Discard the whole host pages among the pages of a request."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
-        self.discarded_bytes += self._ram.discard(runs.whole(self._ram.host_page_pages))
+        discarded_bytes = self._ram.discard(runs.whole(self._ram.host_page_pages))
+        self.discarded_bytes += discarded_bytes
         self.pages += runs.pages
-        self._tracer.event("balloon.inflate", pages=runs.pages, runs=len(runs))
+        self._tracer.event(
+            "balloon.inflate", pages=runs.pages, runs=len(runs), discarded_bytes=discarded_bytes
+        )
         return 0
 
     def save_state(self) -> Payload:

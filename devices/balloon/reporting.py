@@ -42,10 +42,16 @@ class ReportingQueue(QueueHandler):
         if not pages:
             raise BadPayload("the report has no whole page")
         self.pages += pages.pages
-        poison_val = self._poison_val()
+        poison_val, discarded_bytes = self._poison_val(), 0
         if not poison_val:
-            self.discarded_bytes += self._ram.discard(pages.whole(self._ram.host_page_pages))
-        self._tracer.event("balloon.report", pages=pages.pages, poison_val=poison_val)
+            discarded_bytes = self._ram.discard(pages.whole(self._ram.host_page_pages))
+            self.discarded_bytes += discarded_bytes
+        self._tracer.event(
+            "balloon.report",
+            pages=pages.pages,
+            poison_val=poison_val,
+            discarded_bytes=discarded_bytes,
+        )
         return 0
 
     def save_state(self) -> Payload:

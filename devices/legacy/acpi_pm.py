@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
 
@@ -47,7 +48,12 @@ class AcpiPm:
     STATE_KIND = "acpi_pm"
     STATE_VERSION = 1
 
-    def __init__(self, on_poweroff: Callable[[], None], on_reset: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_poweroff: Callable[[], None],
+        on_reset: Callable[[], None],
+        tracer: Tracer | None = None,
+    ) -> None:
         self._on_poweroff = on_poweroff
         self._on_reset = on_reset
         self._registers = RegisterTable(
@@ -64,6 +70,7 @@ class AcpiPm:
                 ),
                 Register("reset", RESET_OFFSET, 1, Access.WO, write=self._reset),
             ],
+            tracer=tracer,
         )
         self.read = self._registers.read
         self.write = self._registers.write

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
 
 COMMAND_PULSE_RESET = 0xFE
@@ -23,12 +24,14 @@ _STATUS = 0xFF & ~_STATUS_INPUT_BUFFER_FULL
 class I8042:
     """The reset line behind port 0x64; `data` is for port 0x60, `command` for port 0x64."""
 
-    def __init__(self, on_reset: Callable[[], None]) -> None:
+    def __init__(self, on_reset: Callable[[], None], tracer: Tracer | None = None) -> None:
         self._on_reset = on_reset
-        self.data = RegisterTable("i8042.data", [Register("data", 0, 1, Access.WO)])
+        data = Register("data", 0, 1, Access.WO)
+        self.data = RegisterTable("i8042.data", [data], tracer=tracer)
         self.command = RegisterTable(
             "i8042.command",
             [Register("command", 0, 1, read=lambda: _STATUS, write=self._command)],
+            tracer=tracer,
         )
 
     def _command(self, value: int) -> None:

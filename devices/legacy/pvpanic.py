@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
+from devices.ports import Tracer
 from devices.registers import Register, RegisterTable
 
 
@@ -27,11 +28,12 @@ _SUPPORTED = PanicEvent.PANICKED | PanicEvent.CRASH_LOADED
 class PvPanic:
     """The port; a `BusDevice` of one byte. `on_panic` is called once for each reported event."""
 
-    def __init__(self, on_panic: Callable[[PanicEvent], None]) -> None:
+    def __init__(
+        self, on_panic: Callable[[PanicEvent], None], tracer: Tracer | None = None
+    ) -> None:
         self._on_panic = on_panic
-        registers = RegisterTable(
-            "pvpanic", [Register("events", 0, 1, read=lambda: int(_SUPPORTED), write=self._report)]
-        )
+        events = Register("events", 0, 1, read=lambda: int(_SUPPORTED), write=self._report)
+        registers = RegisterTable("pvpanic", [events], tracer=tracer)
         self.read = registers.read
         self.write = registers.write
 

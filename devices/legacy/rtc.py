@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
 
@@ -48,7 +49,13 @@ class Rtc:
     STATE_KIND = "rtc"
     STATE_VERSION = 1
 
-    def __init__(self, now: Callable[[], float], low_ram_bytes: int, high_ram_bytes: int) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        low_ram_bytes: int,
+        high_ram_bytes: int,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._now = now
         self._memory = bytearray(CMOS_BYTES)
         self._memory[_STATUS_A] = _STATUS_A_DIVIDERS
@@ -61,6 +68,7 @@ class Rtc:
                 Register("index", 0, 1, Access.WO, writable=CMOS_BYTES - 1),  # bit 7 masks NMI
                 Register("data", 1, 1, read=self._read_data, write=self._write_data),
             ],
+            tracer=tracer,
         )
         self.read = self._registers.read
         self.write = self._registers.write

@@ -41,7 +41,7 @@ from collections.abc import Callable
 
 from devices.legacy import uart_bits as bits
 from devices.listeners import Listeners
-from devices.ports import InterruptLine
+from devices.ports import InterruptLine, Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
 from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
@@ -66,7 +66,8 @@ class Uart16550:
     """A 16550A; a `BusDevice` of eight one-byte registers and `Stateful`.
 
     `irq` follows the interrupt output as a level. `output` is called with every character sent
-    except those that `fast_path` appends to its queue; both must end in the same queue.
+    except those that `fast_path` appends to its queue; both must end in the same queue. Accesses to
+    registers, on either path, are events of `tracer`.
     """
 
     STATE_KIND = "uart"
@@ -77,6 +78,7 @@ class Uart16550:
         irq: InterruptLine,
         output: Callable[[bytes], None],
         fast_path: SerialFastPath | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.room_available: Listeners[[]] = Listeners()
         """Called when the guest can take more after `receive` refused characters."""
@@ -109,7 +111,10 @@ class Uart16550:
                 Register("msr", 6, 1, Access.RO, read=self._read_msr),
                 Register("scr", 7, 1),
             ],
+            tracer=tracer,
         )
+        if tracer is not None and tracer.native is not None:
+            self._fast_path.trace(tracer.native, "uart", lsr="lsr", thr="rbr_thr_dll")
         self.read = self._registers.read
         self.write = self._registers.write
         self._update()

@@ -28,7 +28,7 @@ from typing import Protocol
 from devices.bus import Bus
 from devices.listeners import Listeners
 from devices.pci.capability import Capability
-from devices.ports import BusDevice, InterruptLine
+from devices.ports import BusDevice, InterruptLine, Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, Restore
 
@@ -77,7 +77,8 @@ class PciFunction:
     """One function: header, BARs, capabilities and INTx; a `Stateful` part.
 
     `class_code` has 24 bits (base class, subclass, interface). `interrupt_pin` is 0 for none, 1 for
-    INTA#. `name` identifies the function in traces. `bus_master_set` is called when a write to the
+    INTA#. `name` identifies the function in traces, and the header's registers are events of
+    `tracer`. `bus_master_set` is called when a write to the
     command register leaves bus mastering on.
     """
 
@@ -92,6 +93,7 @@ class PciFunction:
         revision: int = 0,
         interrupt_pin: int = 0,
         name: str,
+        tracer: Tracer | None = None,
     ) -> None:
         self.name = name
         self.bar_moved: Listeners[int, int | None] = Listeners()
@@ -108,7 +110,7 @@ class PciFunction:
         self._next_capability = _FIRST_CAPABILITY
         read_only = partial(Register, access=Access.RO)
         self._header = RegisterTable(
-            f"{name}.config",
+            f"{name}.pci_config",
             [
                 read_only("vendor_id", 0x00, 2, reset=vendor_id),
                 read_only("device_id", 0x02, 2, reset=device_id),
@@ -130,6 +132,7 @@ class PciFunction:
                 Register("interrupt_line", INTERRUPT_LINE_OFFSET, 1),
                 read_only("interrupt_pin", 0x3D, 1, reset=interrupt_pin),
             ],
+            tracer=tracer,
         )
         self._config = Bus(f"{name}.config", unclaimed_byte=0)
         self._config.map(0, _FIRST_CAPABILITY, self._header)

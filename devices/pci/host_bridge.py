@@ -61,6 +61,7 @@ class PciBus:
             device_id=_HOST_BRIDGE_DEVICE_ID,
             class_code=_HOST_BRIDGE_CLASS_CODE,
             name="host-bridge",
+            tracer=tracer.quiet if tracer else None,
         )
         self.add(0, self.host_bridge)
 

@@ -23,7 +23,7 @@ from functools import partial
 
 from devices.listeners import Listeners
 from devices.pci.config_space import PciFunction
-from devices.ports import MsiSink
+from devices.ports import MsiSink, Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload, Restore
 
@@ -42,35 +42,42 @@ VECTOR_MASKED = 1 << 0
 
 
 class MsixTable:
-    """MSI-X state of one function with `vectors` vectors (1 to 2048).
+    """MSI-X state of the function `name` with `vectors` vectors (1 to 2048).
 
     `table` and `pba` are the parts to be put into a BAR. `control_written` is called when MSI-X may
     have been enabled or disabled.
     """
 
-    def __init__(self, vectors: int, sink: MsiSink) -> None:
+    def __init__(
+        self, vectors: int, sink: MsiSink, name: str = "msix", tracer: Tracer | None = None
+    ) -> None:
         if not 1 <= vectors <= MAX_VECTORS:
             raise ValueError(f"a function cannot have {vectors} MSI-X vectors")
         self.vectors = vectors
         self._sink = sink
+        self._name = name
+        self._tracer = tracer
         self.control_written: Listeners[[]] = Listeners()
         self._pending = 0
         # The message last given to the sink for each vector; None before the first.
         self._routed: list[tuple[int, int] | None] = [None] * vectors
         self.table = RegisterTable(
-            "msix.table", [row for vector in range(vectors) for row in self._entry(vector)]
+            f"{name}.msix_table",
+            [row for vector in range(vectors) for row in self._entry(vector)],
+            tracer=tracer,
         )
         self.pba = RegisterTable(
-            "msix.pba",
+            f"{name}.msix_pba",
             [
                 Register(f"pending{word}", 8 * word, 8, Access.RO, partial(self._read_pba, word))
                 for word in range(self.pba_bytes // 8)
             ],
+            tracer=tracer,
         )
         self._table_location = 0
         self._pba_location = 0
         self._capability = RegisterTable(
-            "msix.capability",
+            f"{name}.msix_capability",
             [
                 Register(
                     "message_control",
@@ -83,6 +90,7 @@ class MsixTable:
                 Register("table", 2, 4, Access.RO, read=lambda: self._table_location),
                 Register("pba", 6, 4, Access.RO, read=lambda: self._pba_location),
             ],
+            tracer=tracer,
         )
 
     def _entry(self, vector: int) -> list[Register]:
@@ -166,7 +174,7 @@ class MsixTable:
         """
         if not 0 <= vector < self.vectors:
             raise IndexError(f"MSI-X vector {vector} of {self.vectors}")
-        if self._live(vector):
+        if self.is_live(vector):
             self._sink.trigger(vector)
         elif self.enabled:
             self._pending |= 1 << vector
@@ -175,7 +183,8 @@ class MsixTable:
         """Clear all pending bits, because the function was reset."""
         self._pending = 0
 
-    def _live(self, vector: int) -> bool:
+    def is_live(self, vector: int) -> bool:
+        """Return whether MSI-X is enabled and neither the function nor `vector` is masked."""
         control = self._capability["message_control"]
         if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
             return False
@@ -192,13 +201,17 @@ class MsixTable:
 
     def _refresh(self, vector: int) -> None:
         """Update the sink's route of a vector that may have become live or changed."""
-        if not self._live(vector):
+        if not self.is_live(vector):
             return
         table = self.table
         address = table[f"address_high{vector}"] << 32 | table[f"address_low{vector}"]
         message = (address, table[f"data{vector}"])
         if self._routed[vector] != message:
             self._routed[vector] = message
+            if self._tracer is not None and self._tracer.watched:
+                self._tracer.event(
+                    "msix_route", device=self._name, vector=vector, address=address, data=message[1]
+                )
             self._sink.route(vector, *message)
         if self._pending >> vector & 1:
             self._pending &= ~(1 << vector)

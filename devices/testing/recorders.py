@@ -5,15 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyvmm_native.events import EventBuffer
+
 
 class RecordingTracer:
-    """`Tracer` that keeps `events` as (name, fields), except accesses to registers and BARs."""
+    """`Tracer` that keeps `events` as (name, fields), except accesses to registers and BARs.
 
-    def __init__(self) -> None:
+    With a `buffer` all events go there as well, frequent ones and those of native code included.
+    """
+
+    def __init__(self, buffer: EventBuffer | None = None) -> None:
         self.events: list[tuple[str, dict[str, int | str]]] = []
+        self.native = buffer
+        self.watched = buffer is not None
+        self.quiet = self if buffer else None
 
     def event(self, name: str, **fields: int | str) -> None:
         """Record an event whose name does not start with "register_" or "bar_"."""
+        if self.native is not None:
+            self.native.event(name, **fields)
         if not name.startswith(("register_", "bar_")):
             self.events.append((name, fields))
 

@@ -249,6 +249,8 @@ class VirtioDevice(ABC):
             accepted = features.names(self.accepted, self.feature_names)
             self._trace("features_refused", why=why, accepted=accepted)
         else:
+            if self._tracer.watched and after != self.status:
+                self._status_changes(after)
             started = after & ~self.status & Status.DRIVER_OK
             self._set_status(after)
             if started:
@@ -262,6 +264,8 @@ class VirtioDevice(ABC):
 
     def reset(self) -> None:
         """Reset the device to its initial state (VIRTIO 1.2, 2.1.2 and 2.4.1)."""
+        if self._tracer.watched:
+            self._status_changes(Status.RESET)
         self._set_status(Status.RESET)
         self.accepted = 0
         for queue in self.queues:
@@ -271,6 +275,8 @@ class VirtioDevice(ABC):
 
     def reset_queue(self, index: int) -> None:
         """Reset one queue to its initial state (VIRTIO 1.2, 2.6.1)."""
+        if self._tracer.watched:
+            self._tracer.event(f"{self.name}.queue_reset", queue=self.queues[index].spec.name)
         self.queues[index].reset()
         self.on_queue_reset(index)
 
@@ -303,6 +309,8 @@ class VirtioDevice(ABC):
         for restore in further:
             restore()
         self._set_status(saved.status)
+        for queue in self.queues:
+            self._trace_ring(queue)
 
     def repeat_notifications(self) -> None:
         """Notify the driver of everything; the last step of a restore."""
@@ -345,11 +353,14 @@ class VirtioDevice(ABC):
 
     def _activate(self) -> None:
         for queue in self.queues:
+            if queue.ring is not None:
+                continue
             try:
                 queue.activate(self.memory, self.accepted)
             except RingError as error:
                 self._break(queue, error)
                 return
+            self._trace_ring(queue)
 
     def _drain(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
         ring.disable_notifications()
@@ -431,6 +442,44 @@ class VirtioDevice(ABC):
         if self._guest_notifier is not None:
             self.config_notifications += 1
             self._guest_notifier.notify_config()
+
+    def _status_changes(self, after: Status) -> None:
+        """Emit the event of a new status, and that of the features with FEATURES_OK."""
+        if after & ~self.status & Status.FEATURES_OK:
+            offered, accepted = (
+                features.names(mask, self.feature_names) for mask in (self.offered, self.accepted)
+            )
+            self._tracer.event(
+                f"{self.name}.features",
+                offered=self.offered,
+                accepted=self.accepted,
+                offered_names=offered,
+                accepted_names=accepted,
+            )
+        names = "|".join(bit.name or "" for bit in Status if bit & after) or "RESET"
+        self._tracer.event(
+            f"{self.name}.status", before=int(self.status), status=int(after), names=names
+        )
+
+    def _trace_ring(self, queue: DeviceQueue) -> None:
+        """Emit events of the ring of `queue` from now on, and the first of them."""
+        ring = queue.ring
+        if ring is None:
+            return
+        if self._tracer.native is not None:
+            ring.trace(self._tracer.native, self.name, queue.spec.name)
+        if self._tracer.watched:
+            self._tracer.event(
+                f"{self.name}.queue_live",
+                queue=queue.spec.name,
+                index=queue.index,
+                size=queue.size,
+                desc_gpa=queue.desc_gpa,
+                driver_gpa=queue.driver_gpa,
+                device_gpa=queue.device_gpa,
+                event_idx=int(ring.event_idx),
+                indirect=int(ring.indirect),
+            )
 
     def _trace(self, event: str, **fields: int | str) -> None:
         """Trace the 1st, 2nd, 4th, 8th ... event of a name, so that no guest can fill a log."""

@@ -8,8 +8,11 @@ to, or none; otherwise the event sets its ISR bit, and INTx is the logical OR of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from devices.pci.config_space import PciFunction
 from devices.pci.msix import MsixTable
+from devices.ports import Tracer
 from devices.state import Fields, Payload, Restore
 
 NO_VECTOR = 0xFFFF
@@ -21,17 +24,24 @@ ISR_CONFIG = 1 << 1
 
 
 class PciInterrupts:
-    """The guest notifiers of one device; vectors beyond the MSI-X table read as NO_VECTOR."""
+    """The guest notifiers of one device; vectors beyond the MSI-X table read as NO_VECTOR.
 
-    def __init__(self, function: PciFunction, msix: MsixTable, queues: int) -> None:
+    `queues` are the names of its queues.
+    """
+
+    def __init__(
+        self, function: PciFunction, msix: MsixTable, queues: Sequence[str], tracer: Tracer
+    ) -> None:
         self._function = function
         self._msix = msix
-        self._queues = queues
+        self._queue_names = queues
+        self._queues = len(queues)
+        self._tracer = tracer
         self.isr_status = 0
         """Pending events of INTx, bits ISR_*."""
         self.config_vector = NO_VECTOR
         """MSI-X vector of configuration changes, or NO_VECTOR."""
-        self.queue_vectors = [NO_VECTOR] * queues
+        self.queue_vectors = [NO_VECTOR] * len(queues)
         """MSI-X vector of each queue, or NO_VECTOR."""
         msix.control_written.add(self._drive_intx)
 
@@ -58,6 +68,8 @@ class PciInterrupts:
 
     def notify_used(self, queue: int) -> None:
         """Send a used buffer notification (4.1.5.3)."""
+        if self._tracer.watched:
+            self._emit(self._queue_names[queue], self.queue_vectors[queue])
         if self._msix.enabled:
             self._signal(self.queue_vectors[queue])
         else:
@@ -70,6 +82,8 @@ class PciInterrupts:
 
     def notify_config(self) -> None:
         """Send a configuration change notification (4.1.5.4)."""
+        if self._tracer.watched:
+            self._emit("config", self.config_vector)
         # 4.1.4.5.1: this bit MUST be set even while MSI-X is enabled.
         self._set_isr(ISR_CONFIG)
         if self._msix.enabled:
@@ -111,6 +125,20 @@ class PciInterrupts:
         # A message is a memory write, which a function without bus mastering must not make.
         if vector != NO_VECTOR and self._function.bus_master_enabled:
             self._msix.signal(vector)
+
+    def _emit(self, cause: str, vector: int) -> None:
+        """Emit the event of an interrupt, before it is sent, with what happens to it."""
+        if not self._msix.enabled:
+            how, vector = "intx", NO_VECTOR
+        elif vector == NO_VECTOR:
+            how = "no vector"
+        elif not self._function.bus_master_enabled:
+            how = "no bus mastering"
+        else:
+            how = "msi-x" if self._msix.is_live(vector) else "masked"
+        self._tracer.event(
+            "interrupt", device=self._function.name, cause=cause, how=how, vector=vector
+        )
 
     def _mapped(self, vector: int) -> int:
         """Return the vector to store: NO_VECTOR for a mapping that fails (4.1.5.1.2.1)."""

@@ -97,11 +97,13 @@ class VirtioPciTransport:
             revision=REVISION,
             interrupt_pin=1,
             name=device.name,
+            tracer=tracer.quiet,
         )
         # 4.1.5.1.2.1: any event can be mapped to any vector; one for each event is the most that
         # is useful.
-        self.msix = MsixTable(len(device.queues) + 1, msi)
-        self.interrupts = PciInterrupts(self.function, self.msix, len(device.queues))
+        self.msix = MsixTable(len(device.queues) + 1, msi, device.name, tracer.quiet)
+        queues = [queue.spec.name for queue in device.queues]
+        self.interrupts = PciInterrupts(self.function, self.msix, queues, tracer)
         device.connect(self.interrupts)
         device.queue_ready.add(host_notifiers.notify)
         self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)

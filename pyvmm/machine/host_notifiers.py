@@ -6,6 +6,9 @@ write there into a signal on that eventfd (ioeventfd), and the vCPU continues at
 loop wakes and serves the queue. A queue that one call does not empty is served again after all
 other ready events, so no guest can occupy the loop.
 
+The counter of the eventfd tells who has notified: KVM adds 1 for each write of the driver that it
+has caught, so more than 1 are notifications that were coalesced; `notify` adds `OWN_NOTIFICATION`.
+
 KVM API: KVM_IOEVENTFD (4.59). VIRTIO 1.2, 4.1.5.2: without NOTIFICATION_DATA the driver writes the
 16-bit queue index.
 """
@@ -13,32 +16,46 @@ KVM API: KVM_IOEVENTFD (4.59). VIRTIO 1.2, 4.1.5.2: without NOTIFICATION_DATA th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pykvm import abi
 
 if TYPE_CHECKING:
+    from devices.ports import Tracer
     from pykvm import Vm
     from pyvmm.machine.event_loop import EventLoop
 
 NOTIFICATION_BYTES = 2
+OWN_NOTIFICATION = 1 << 32
+"""Added to the eventfd's counter by `notify`, above all writes of the driver in it."""
 
 
 class IoeventfdNotifiers:
-    """The host notifiers of one device; satisfies `devices.ports.HostNotifiers`.
+    """The host notifiers of the device called `device`; satisfies `devices.ports.HostNotifiers`.
 
+    `queues` are the names of its queues, by number.
     `serve(queue)` serves a bounded number of buffers and returns True if there may be more.
 
     Threads: `serve` is called on the event loop only; `assign` and `notify` by any thread that
     holds the device lock; the others on the event loop.
     """
 
-    def __init__(self, vm: Vm, queues: int, serve: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        device: str,
+        queues: Sequence[str],
+        serve: Callable[[int], bool],
+        tracer: Tracer,
+    ) -> None:
         self._vm = vm
+        self._device = device
+        self._queues = queues
         self._serve = serve
+        self._tracer = tracer
         self._addresses: dict[int, int] = {}
-        self._events = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(queues)]
+        self._events = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in queues]
         self._loop: EventLoop | None = None
 
     def assign(self, queue: int, gpa: int | None) -> None:
@@ -54,7 +71,7 @@ class IoeventfdNotifiers:
 
     def notify(self, queue: int) -> None:
         """Notify as `HostNotifiers.notify`."""
-        os.eventfd_write(self._events[queue], 1)
+        os.eventfd_write(self._events[queue], OWN_NOTIFICATION)
 
     def start(self, loop: EventLoop) -> None:
         """Serve notified queues on `loop`, including those notified before."""
@@ -77,6 +94,15 @@ class IoeventfdNotifiers:
         self._events = []
 
     def _notified(self, queue: int) -> None:
-        os.eventfd_read(self._events[queue])
+        count = os.eventfd_read(self._events[queue])
+        if self._tracer.watched:
+            own, caught = divmod(count, OWN_NOTIFICATION)
+            self._tracer.event(
+                f"{self._device}.notified",
+                queue=self._queues[queue],
+                caught=caught,
+                coalesced=int(caught > 1),
+                own=own,
+            )
         if self._serve(queue):
             self.notify(queue)

@@ -24,6 +24,7 @@ from pyvmm_native.serial import SerialFastPath
 
 if TYPE_CHECKING:
     from devices.bus import Bus
+    from devices.ports import Tracer
     from devices.state import Stateful
     from pykvm import Vm
     from pyvmm_native.serial import ByteQueue
@@ -33,7 +34,7 @@ class LegacyDevices:
     """The port devices of a machine with `ram_bytes` of RAM, mapped on `pio`.
 
     `console_output` receives the guest's output on COM1; `on_exit` is called with the reason when
-    the guest ends the VM.
+    the guest ends the VM. Register accesses are events of `tracer`.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class LegacyDevices:
         ram_bytes: int,
         console_output: ByteQueue,
         on_exit: Callable[[ExitResult], None],
+        tracer: Tracer | None,
     ) -> None:
         self._on_exit = on_exit
         self.serial = SerialFastPath(console_output, layout.COM1_PORT)
-        self.uart = Uart16550(GsiLine(vm, layout.COM1_GSI), console_output.put, self.serial)
+        irq = GsiLine(vm, layout.COM1_GSI)
+        self.uart = Uart16550(irq, console_output.put, self.serial, tracer)
         pio.map(layout.COM1_PORT, layout.COM1_PORTS, self.uart)
 
         def power_off() -> None:
@@ -56,16 +59,16 @@ class LegacyDevices:
             if event is PanicEvent.PANICKED:
                 on_exit(ExitResult(ExitReason.PANIC, PANICKED))
 
-        i8042 = I8042(self.reset)
+        i8042 = I8042(self.reset, tracer)
         pio.map(layout.I8042_DATA_PORT, 1, i8042.data)
         pio.map(layout.I8042_COMMAND_PORT, 1, i8042.command)
-        acpi_pm = AcpiPm(power_off, self.reset)
+        acpi_pm = AcpiPm(power_off, self.reset, tracer)
         pio.map(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, acpi_pm)
-        pio.map(layout.PVPANIC_PORT, 1, PvPanic(report))
-        post = RegisterTable("post", [Register("code", 0, 1)])
+        pio.map(layout.PVPANIC_PORT, 1, PvPanic(report, tracer))
+        post = RegisterTable("post", [Register("code", 0, 1)], tracer=tracer)
         pio.map(layout.POST_PORT, 1, post)
         low, *high = (length for _, length in layout.ram_ranges(ram_bytes))
-        rtc = Rtc(time.time, low, sum(high))
+        rtc = Rtc(time.time, low, sum(high), tracer)
         pio.map(layout.RTC_PORT, RTC_PORTS, rtc)
         self.stateful: tuple[Stateful, ...] = (self.uart, acpi_pm, post, rtc)
 

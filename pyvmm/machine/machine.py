@@ -122,7 +122,7 @@ class Machine:
         self._pio = Bus("pio", tracer=tracer)
         self._mmio = Bus("mmio", tracer=tracer)
         self._legacy = LegacyDevices(
-            self._vm, self._pio, config.ram_bytes, console_output, self._guest_exits
+            self._vm, self._pio, config.ram_bytes, console_output, self._guest_exits, tracer.quiet
         )
         self.console_room = self._legacy.uart.room_available
         """Called, with the device lock held, when `console_input` can take more."""
@@ -166,7 +166,10 @@ class Machine:
         vcpu = self._vm.create_vcpu(index)
         crashed = partial(self._vcpu_crashed, index)
         serial = self._legacy.serial
-        return VcpuThread(vcpu, index, buses, serial, self.gate, crashed, self._request_failed)
+        exits = kvm_run.ExitCounters(index, self._tracer.native)
+        return VcpuThread(
+            vcpu, index, buses, serial, exits, self.gate, crashed, self._request_failed
+        )
 
     def model(self, name: str) -> VirtioDevice:
         """Return the device model called `name` in the catalogue; KeyError without one."""

@@ -22,6 +22,7 @@ from pyvmm_native import kvm_run
 if TYPE_CHECKING:
     from devices.bus import Bus
     from pykvm import Vcpu
+    from pyvmm_native.kvm_run import ExitCounters
     from pyvmm_native.serial import SerialFastPath
 
 KICK_SIGNAL = signal.SIGRTMIN
@@ -131,6 +132,7 @@ class VcpuGate:
 class VcpuThread(threading.Thread):
     """Runs `vcpu` until the gate is stopped or KVM reports an exit that ends the machine.
 
+    `exits` counts its exits; any thread may read it.
     `on_end(description)` is called, in this thread, with the description of a fatal exit;
     `on_bug(exception)` with an exception of a device model.
     """
@@ -141,6 +143,7 @@ class VcpuThread(threading.Thread):
         index: int,
         buses: GuestBuses,
         serial: SerialFastPath,
+        exits: ExitCounters,
         gate: VcpuGate,
         on_end: Callable[[str], None],
         on_bug: Callable[[BaseException], None],
@@ -149,6 +152,7 @@ class VcpuThread(threading.Thread):
         self.vcpu = vcpu
         self._buses = buses
         self._serial = serial
+        self.exits = exits
         self._gate = gate
         self._on_end = on_end
         self._on_bug = on_bug
@@ -158,7 +162,11 @@ class VcpuThread(threading.Thread):
             while self._gate.enter():
                 try:
                     reason = kvm_run.run(
-                        self.vcpu.fileno(), self.vcpu.run_area, self._buses, self._serial
+                        self.vcpu.fileno(),
+                        self.vcpu.run_area,
+                        self._buses,
+                        self._serial,
+                        self.exits,
                     )
                 finally:
                     self._gate.leave()

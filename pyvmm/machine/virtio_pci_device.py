@@ -50,9 +50,11 @@ class VirtioPciDevice:
         self.model = model
         self._lock = lock
         self._on_error = on_error
-        queues = len(model.queues)
-        self._host_notifiers = IoeventfdNotifiers(router.vm, queues, self._serve_queue)
-        self._vectors = MsiVectors(router, queues + 1)
+        queues = [queue.spec.name for queue in model.queues]
+        self._host_notifiers = IoeventfdNotifiers(
+            router.vm, model.name, queues, self._serve_queue, tracer
+        )
+        self._vectors = MsiVectors(router, len(queues) + 1)
         self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
         gsi = layout.intx_gsi(slot)
         pci.add(slot, self.transport.function, GsiLine(router.vm, gsi))

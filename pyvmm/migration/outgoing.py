@@ -37,6 +37,7 @@ from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm.sockets.connect import connect
 
 if TYPE_CHECKING:
+    from devices.ports import Tracer
     from pyvmm.machine.guest import GuestMachine
     from pyvmm.machine.run_state import RunState
     from pyvmm.memory.dirty_log import DirtyLog
@@ -61,13 +62,16 @@ class MigrationRefused(Exception):
 class Migrations:
     """Migrations of `machine` to other hosts, one at a time.
 
-    `status` is that of the active or last migration.
+    `status` is that of the active or last migration. Each round is an event of `tracer`.
 
     Threads: event loop.
     """
 
-    def __init__(self, machine: GuestMachine, timeouts: Timeouts = TIMEOUTS) -> None:
+    def __init__(
+        self, machine: GuestMachine, timeouts: Timeouts = TIMEOUTS, tracer: Tracer | None = None
+    ) -> None:
         self._machine = machine
+        self._tracer = tracer
         self._timeouts = timeouts
         self._task: asyncio.Task[None] | None = None
         self._setup: asyncio.Task[MigrationLink] | None = None
@@ -100,7 +104,7 @@ class Migrations:
             raise MigrationRefused("There is a snapshot in process, please wait")
         if self._ended or self._machine.status not in ("running", "paused"):
             raise MigrationRefused("The guest has ended or has migrated")
-        self.progress, self.error = MigrationProgress(), ""
+        self.progress, self.error = MigrationProgress(tracer=self._tracer), ""
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from devices.ports import Tracer
 from pyvmm_native import PAGE_BYTES
 
 _SIGNIFICANT_BYTES = 1 << 20
@@ -71,6 +72,8 @@ class MigrationProgress:
     throttle_percentage: int = 0
     """Percentage of their time for which the vCPUs are currently kept out of the guest."""
     downtime_s: float | None = None
+    tracer: Tracer | None = None
+    """Receives an event at the end of each round."""
 
     @property
     def expected_downtime_s(self) -> float:
@@ -106,3 +109,11 @@ class MigrationProgress:
         bandwidth = sent_bytes / max(seconds, _MIN_SECONDS)
         if sent_bytes >= _SIGNIFICANT_BYTES or bandwidth > self.bandwidth:
             self.bandwidth = bandwidth
+        if self.tracer is not None:
+            self.tracer.event(
+                "migration.round",
+                round=self.rounds,
+                sent_bytes=sent_bytes,
+                duration_us=round(seconds * 1e6),
+                dirty_pages_rate=self.dirty_pages_rate,
+            )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 
+from devices.ports import Tracer
+from pyvmm_native.events import EventBuffer
+
 logger = logging.getLogger("pyvmm.guest")
 
 WARNINGS = ("bad_payload", "needs_reset", "features_refused")
@@ -15,7 +18,16 @@ WARNINGS = ("bad_payload", "needs_reset", "features_refused")
 
 
 class LogTracer:
-    """A `devices.ports.Tracer` that logs; it formats no event whose level is disabled."""
+    """A `devices.ports.Tracer` that logs; it formats no event whose level is disabled.
+
+    Frequent events are emitted only if the debug level is enabled when the tracer is created.
+    """
+
+    native: EventBuffer | None = None
+    quiet: Tracer | None = None
+
+    def __init__(self) -> None:
+        self.watched = logger.isEnabledFor(logging.DEBUG)
 
     def event(self, name: str, **fields: int | str) -> None:
         """Log the event `name`; numbers above 9 are in hexadecimal."""

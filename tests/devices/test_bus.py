@@ -28,6 +28,9 @@ class Memory:
 
 
 class BusEvents:
+    quiet = native = None
+    watched = False
+
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, int | str]]] = []
 

@@ -13,7 +13,10 @@ TABLE_BYTES = 24
 
 
 class RegisterEvents:
-    def __init__(self) -> None:
+    quiet = native = None
+
+    def __init__(self, watched: bool = True) -> None:
+        self.watched = watched
         self.events: list[tuple[str, dict[str, int | str]]] = []
 
     def event(self, name: str, **fields: int | str) -> None:
@@ -160,6 +163,14 @@ def test_every_register_the_guest_touches_is_traced_by_name() -> None:
         ("register_write", {"table": "t", "register": "b", "value": 2}),
         ("register_read", {"table": "t", "register": "b", "value": 2}),
     ]
+
+
+def test_register_accesses_are_no_events_while_nobody_watches() -> None:
+    log = RegisterEvents(watched=False)
+    table = RegisterTable("t", [Register("a", 0, 1)], tracer=log)
+    table.write(0, 1, 1)
+    assert table.read(0, 1) == 1
+    assert log.events == []
 
 
 @pytest.mark.parametrize(

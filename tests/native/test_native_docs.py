@@ -109,4 +109,5 @@ def test_stub_and_module_name_the_parameters_alike(name: str) -> None:
             continue
         arguments = item.args
         expected = [a.arg for a in [*arguments.args, *arguments.kwonlyargs]]
+        expected += [arguments.kwarg.arg] if arguments.kwarg else []
         assert list(inspect.signature(getattr(owner, item.name)).parameters) == expected

@@ -8,6 +8,8 @@ import threading
 import pytest
 
 from devices.legacy.uart import Uart16550
+from pyvmm.trace.stream import events_of
+from pyvmm.trace.tracer import EventTracer
 from pyvmm_native.serial import UNLIMITED, ByteQueue, SerialFastPath
 
 THR, IER, LCR, MCR, LSR, SCR = 0, 1, 3, 4, 5, 7
@@ -32,6 +34,26 @@ class Console:
 
     def _first(self) -> None:
         self.firsts += 1
+
+
+def test_an_access_is_the_same_event_on_the_fast_path_and_in_the_model() -> None:
+    tracer = EventTracer()
+    queue = ByteQueue(lambda: None, LIMIT_BYTES)
+    fast_path = SerialFastPath(queue, PORT)
+    uart = Uart16550(UnusedLine(), queue.put, fast_path, tracer.quiet)
+    tracer.start()
+    uart.write(THR, 1, 0x41)
+    uart.read(LSR, 1)
+    by_model = tracer.native.take()
+    assert fast_path.write(THR, 0x41)
+    assert fast_path.read(LSR) == 0x60
+    by_fast_path = tracer.stop()
+    assert by_model is not None
+    assert by_fast_path is not None
+    assert [event[2:] for event in events_of(by_fast_path)] == [
+        event[2:] for event in events_of(by_model)
+    ]
+    assert fast_path.write(THR, 0x42)
 
 
 def test_take_returns_all_bytes_in_order() -> None:

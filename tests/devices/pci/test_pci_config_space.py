@@ -164,6 +164,9 @@ def test_accepted_and_refused_placements_of_bars_are_traced() -> None:
     events: list[tuple[str, dict[str, int | str]]] = []
 
     class Trace:
+        quiet = native = None
+        watched = False
+
         def event(self, name: str, **fields: int | str) -> None:
             events.append((name, fields))
 

@@ -9,22 +9,31 @@ from collections.abc import Iterator
 
 import pytest
 
+from devices.testing import RecordingTracer
 from pyvmm.machine.host_notifiers import IoeventfdNotifiers
+from pyvmm.trace.stream import events_of
+from pyvmm_native.events import EventBuffer
 from tests.pyvmm.machine.recording_vm import RecordingVm
 
 GPA, OTHER_GPA = 0xC000_3000, 0xC000_7000
 WORD = 2
 """A driver writes the 16-bit index of the queue (VIRTIO 1.2, 4.1.5.2)."""
 
+NAMES = ("in", "out")
+COUNTS = ("caught", "coalesced", "own")
+
 
 class NotifiedQueues:
     """The notifiers of `queues` queues; queue n has `work[n]` calls' worth of buffers."""
 
-    def __init__(self, queues: int = 2) -> None:
+    def __init__(self, queues: int = 2, tracer: RecordingTracer | None = None) -> None:
         self.recording = RecordingVm()
         self.served: list[int] = []
         self.work = [1] * queues
-        self.notifiers = IoeventfdNotifiers(self.recording.vm, queues, self._serve)
+        self.tracer = tracer or RecordingTracer()
+        self.notifiers = IoeventfdNotifiers(
+            self.recording.vm, "echo", NAMES[:queues], self._serve, self.tracer
+        )
 
     def _serve(self, queue: int) -> bool:
         self.served.append(queue)
@@ -66,6 +75,34 @@ def test_the_guests_write_and_a_notification_both_have_the_queue_served(
 
     asyncio.run(main())
     assert sorted(board.served) == [0, 1]
+
+
+def test_an_event_says_how_many_notifications_kvm_has_coalesced() -> None:
+    buffer = EventBuffer()
+    board = NotifiedQueues(tracer=RecordingTracer(buffer))
+    board.notifiers.assign(1, GPA)
+    caught = board.recording.ioeventfds[GPA, WORD]
+    buffer.start()
+
+    async def main() -> None:
+        board.notifiers.start(asyncio.get_running_loop())
+        for own, writes in ((1, 0), (0, 1), (2, 3)):
+            for _ in range(writes):
+                os.eventfd_write(caught, 1)  # as KVM does
+            for _ in range(own):
+                board.notifiers.notify(1)
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    board.notifiers.close()
+    batch = buffer.stop()
+    assert batch is not None
+    events = [*events_of(batch)]
+    assert {(event.device, event.queue, event.kind) for event in events} == {
+        ("echo", "out", "notified")
+    }
+    counts = [tuple(event.fields[name] for name in COUNTS) for event in events]
+    assert counts == [(0, 0, 1), (1, 0, 0), (3, 1, 2)]
 
 
 def test_a_queue_that_is_not_empty_is_served_again_after_the_others(

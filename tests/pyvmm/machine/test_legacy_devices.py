@@ -24,7 +24,7 @@ class PcBoard:
         self.output = ByteQueue(lambda: None, 100)
         self.exits: list[ExitResult] = []
         self.devices = LegacyDevices(
-            self.recording.vm, self.pio, ram_bytes, self.output, self.exits.append
+            self.recording.vm, self.pio, ram_bytes, self.output, self.exits.append, None
         )
 
     def cmos(self, index: int) -> int:

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3
+# cython: embedsignature=True, embedsignature.format=clinic
+"""The stream of events of one machine: a bounded buffer that any thread fills and one thread takes.
+
+While it is not watched, an emitter reads one flag and does nothing else. While somebody does, it
+appends the event under a mutex that is held for the copy of a few bytes, with or without the GIL.
+Two halves take turns: the reader exchanges them under the mutex, in constant time, and reads the
+full one without it. A half that is full drops further events and counts them, so a guest can
+neither fill the host's memory nor be made to wait by a slow reader.
+
+The time of an event is taken under the mutex, from CLOCK_MONOTONIC, so events are in order of time.
+Each has a sequence number; those that were dropped have theirs too.
+
+A batch, which `take` returns and `decode` reads, explains itself:
+
+* `kinds` has the kinds of events in it: number, name, and the name and type of each field, where a
+  type is "u" (unsigned, 64 bits) or "s" (string);
+* `strings` has the strings in it by number;
+* `payload` is a sequence of events. Each is a row of LEB128 numbers: kind, nanoseconds since the
+  event before (the first: since `base_ns`), and the fields. A string is its number in the table, or
+  0, its length in bytes, and its text in UTF-8.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+import os
+from typing import NamedTuple
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+
+cdef extern from "<string.h>" nogil:
+    void *memcpy(void *target, const void *source, size_t size)
+    void *memset(void *target, int value, size_t size)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *time)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void *data, size_t size)
+
+cdef enum:
+    MAX_NUMBER_BYTES = 10   # of a 64-bit number in LEB128
+    MAX_TABLE_TEXT = 64     # longer strings, which hardly repeat, are not put into the table
+    MAX_TEXT = 400          # longer ones are cut
+
+HALF_BYTES = 1 << 20
+"""Bytes of events that may wait for the reader."""
+
+# Name and fields of the kinds that native code emits, by number.
+_NATIVE_KINDS = (
+    ("register_read", (("table", "s"), ("register", "s"), ("value", "u"))),
+    ("register_write", (("table", "s"), ("register", "s"), ("value", "u"))),
+    ("descriptor", (
+        ("device", "s"), ("queue", "s"), ("head", "u"), ("table_gpa", "u"), ("index", "u"),
+        ("gpa", "u"), ("length", "u"), ("flags", "u"), ("next", "u"),
+    )),
+    ("chain", (
+        ("device", "s"), ("queue", "s"), ("head", "u"), ("avail_index", "u"), ("elements", "u"),
+        ("readable_bytes", "u"), ("writable_bytes", "u"),
+    )),
+    ("used", (
+        ("device", "s"), ("queue", "s"), ("head", "u"), ("used_index", "u"), ("length", "u"),
+    )),
+    ("used_notification", (
+        ("device", "s"), ("queue", "s"), ("sent", "u"), ("why", "s"), ("used_event", "u"),
+        ("used_index", "u"), ("buffers", "u"),
+    )),
+    ("avail_notifications", (
+        ("device", "s"), ("queue", "s"), ("enabled", "u"), ("why", "s"), ("avail_event", "u"),
+    )),
+    ("vm_exit", (
+        ("vcpu", "u"), ("reason", "s"), ("address", "u"), ("size", "u"), ("write", "u"),
+    )),
+)
+
+
+class EventError(ValueError):
+    """A batch of events that is malformed."""
+
+
+class Batch(NamedTuple):
+    """Consecutive events, encoded; see the module.
+
+    `first_seq` is the sequence number of the first event, `base_ns` the CLOCK_MONOTONIC from which
+    its time counts. There are `event_count` events, after which `dropped` were lost for want of
+    room. `kinds` has (number, name, fields) of each kind, whose fields are (name, type) pairs,
+    `strings` has (number, text) of each string, and `payload` the events.
+    """
+
+    first_seq: int
+    base_ns: int
+    event_count: int
+    dropped: int
+    kinds: list
+    strings: list
+    payload: bytes
+
+
+cdef inline uint8_t *put_number(uint8_t *target, uint64_t value) noexcept nogil:
+    while value >= 0x80:
+        target[0] = <uint8_t>(value | 0x80)
+        value >>= 7
+        target += 1
+    target[0] = <uint8_t>value
+    return target + 1
+
+
+cdef class EventBuffer:
+    """The events of one machine that wait for their reader.
+
+    `watched` is True between `start` and `stop`. Events are emitted by any thread, `start`, `take`
+    and `stop` are called by one thread at a time.
+    """
+
+    def __cinit__(self):
+        pthread_mutex_init(&self._mutex, NULL)
+        self._wake_fd = -1
+        self._kind_ids = {}
+        self._kinds = []
+        self._string_ids = {}
+        self._strings = [""]  # 0 stands for a string that follows
+        for name, fields in _NATIVE_KINDS:
+            string_fields = sum(1 << i for i, (_, kind) in enumerate(fields) if kind == "s")
+            self._add_kind(name, tuple(field for field, _ in fields), string_fields)
+
+    def __dealloc__(self):
+        self._free_halves()
+        pthread_mutex_destroy(&self._mutex)
+
+    # --- The reader's side ------------------------------------------------------------------
+    def start(self, size_t half_bytes=HALF_BYTES):
+        """Keep events from now on, at most `half_bytes` of them until they are taken.
+
+        Return an eventfd, which is readable when half of that is used; `stop` closes it.
+        RuntimeError if the buffer is watched already; MemoryError, OSError.
+        """
+        if self._filling != NULL:
+            raise RuntimeError("the events are watched already")
+        self._half_bytes = half_bytes
+        self._filling = <Half *>calloc(1, sizeof(Half))
+        self._taken = <Half *>calloc(1, sizeof(Half))
+        if self._filling != NULL and self._taken != NULL:
+            self._filling.data = <uint8_t *>malloc(half_bytes)
+            self._taken.data = <uint8_t *>malloc(half_bytes)
+        if self._filling == NULL or self._filling.data == NULL or self._taken.data == NULL:
+            self._free_halves()
+            raise MemoryError
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._free_halves()
+            raise
+        self._next_seq = 0
+        self._woken = False
+        self.watched = True
+        return self._wake_fd
+
+    def take(self):
+        """Return all events that wait, as a `Batch`; None if there are none."""
+        cdef Half *half
+        cdef uint64_t first_seq
+        if self._filling == NULL:
+            return None
+        pthread_mutex_lock(&self._mutex)
+        half, self._filling = self._filling, self._taken
+        self._taken = half
+        first_seq = self._next_seq
+        self._next_seq += half.count + half.dropped
+        self._woken = False
+        pthread_mutex_unlock(&self._mutex)
+        if half.count == 0 and half.dropped == 0:
+            return None
+        batch = Batch(
+            first_seq,
+            half.base_ns,
+            half.count,
+            half.dropped,
+            [(i, *self._kinds[i]) for i in range(len(self._kinds)) if half.kinds[i]],
+            [(i, self._strings[i]) for i in range(1, len(self._strings)) if half.strings[i]],
+            PyBytes_FromStringAndSize(<char *>half.data, half.length),
+        )
+        half.length = half.count = half.dropped = half.base_ns = half.last_ns = 0
+        memset(half.kinds, 0, sizeof(half.kinds))
+        memset(half.strings, 0, sizeof(half.strings))
+        return batch
+
+    def stop(self):
+        """Keep no further events; return those that wait, as `take` does."""
+        if self._filling == NULL:
+            return None
+        self.watched = False
+        batch = self.take()
+        self._free_halves()
+        return batch
+
+    cdef int _free_halves(self) noexcept:
+        cdef Half *filling
+        cdef Half *taken
+        cdef int wake_fd
+        pthread_mutex_lock(&self._mutex)
+        filling, taken, wake_fd = self._filling, self._taken, self._wake_fd
+        self._filling = self._taken = NULL
+        self._wake_fd = -1
+        pthread_mutex_unlock(&self._mutex)
+        if filling != NULL:
+            free(filling.data)
+        if taken != NULL:
+            free(taken.data)
+        free(filling)
+        free(taken)
+        if wake_fd >= 0:
+            os.close(wake_fd)
+        return 0
+
+    # --- The emitters' side -----------------------------------------------------------------
+    def event(self, str name not None, **fields):
+        """Append the event `name`, if the buffer is watched.
+
+        Values are strings or integers; an integer beyond 64 bits unsigned becomes a string.
+        """
+        cdef uint64_t values[MAX_FIELDS]
+        cdef const char *texts[MAX_FIELDS]
+        cdef size_t lengths[MAX_FIELDS]
+        cdef uint32_t string_fields = 0
+        cdef int count = 0, kind
+        cdef list encoded = []
+        cdef object value
+        if not self.watched:
+            return
+        if len(fields) > MAX_FIELDS:
+            raise ValueError(f"event {name} has more than {MAX_FIELDS} fields")
+        for value in fields.values():
+            texts[count] = NULL
+            if isinstance(value, int) and 0 <= value < 1 << 64:
+                values[count] = value
+            else:
+                text = str(value)
+                string_fields |= 1 << count
+                values[count] = self.string_id(text)
+                if values[count] == 0:
+                    data = text.encode(errors="replace")[:MAX_TEXT]
+                    encoded.append(data)
+                    texts[count], lengths[count] = PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
+            count += 1
+        kind = self._add_kind(name, tuple(fields), string_fields)
+        self._append(kind, values, count, texts, lengths)
+
+    cdef uint64_t string_id(self, str text) except? 0:
+        number = self._string_ids.get(text)
+        if number is None:
+            if len(text) > MAX_TABLE_TEXT or len(self._strings) >= MAX_STRINGS:
+                return 0
+            # Appended first: a number is never seen before its text.
+            self._strings.append(text)
+            number = self._string_ids[text] = len(self._strings) - 1
+        return number
+
+    cdef int _add_kind(self, str name, tuple fields, uint32_t string_fields) except -2:
+        """Return the number of the kind; -1 if the table is full."""
+        key = (name, fields, string_fields)
+        number = self._kind_ids.get(key)
+        if number is None:
+            if len(self._kinds) >= MAX_KINDS:
+                return -1
+            types = ["s" if string_fields >> i & 1 else "u" for i in range(len(fields))]
+            self._string_fields[len(self._kinds)] = string_fields
+            self._kinds.append((name, tuple(zip(fields, types))))
+            number = self._kind_ids[key] = len(self._kinds) - 1
+        return number
+
+    cdef void emit(self, int kind, const uint64_t *values, int count) noexcept nogil:
+        self._append(kind, values, count, NULL, NULL)
+
+    cdef void _append(
+        self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
+    ) noexcept nogil:
+        cdef size_t most = MAX_NUMBER_BYTES * (2 + <size_t>count)
+        cdef timespec now
+        cdef uint64_t ns
+        cdef uint8_t *end
+        cdef Half *half
+        cdef uint64_t one = 1
+        cdef int i
+        if texts != NULL:
+            for i in range(count):
+                if texts[i] != NULL:
+                    most += MAX_NUMBER_BYTES + lengths[i]
+        pthread_mutex_lock(&self._mutex)
+        half = self._filling
+        if half == NULL:
+            pthread_mutex_unlock(&self._mutex)
+            return
+        # Once one was dropped all are, so that those that are kept have consecutive numbers.
+        if kind < 0 or half.dropped or half.length + most > self._half_bytes:
+            half.dropped += 1
+            pthread_mutex_unlock(&self._mutex)
+            return
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        ns = <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+        if half.count == 0:
+            half.base_ns = half.last_ns = ns
+        end = half.data + half.length
+        end = put_number(end, kind)
+        end = put_number(end, ns - half.last_ns)
+        half.last_ns = ns
+        for i in range(count):
+            end = put_number(end, values[i])
+            if self._string_fields[kind] >> i & 1:
+                if values[i]:
+                    half.strings[values[i]] = 1
+                elif texts != NULL and texts[i] != NULL:
+                    end = put_number(end, lengths[i])
+                    memcpy(end, texts[i], lengths[i])
+                    end += lengths[i]
+                else:
+                    end = put_number(end, 0)
+        half.kinds[kind] = 1
+        half.length = end - half.data
+        half.count += 1
+        if half.length > self._half_bytes // 2 and not self._woken:
+            self._woken = True
+            # Under the mutex, which keeps `stop` from closing it; an eventfd does not block here.
+            write(self._wake_fd, &one, sizeof(one))
+        pthread_mutex_unlock(&self._mutex)
+
+
+def native_kinds():
+    """Return the name and the fields, as in `Batch.kinds`, of each kind that native code emits."""
+    return _NATIVE_KINDS
+
+
+# --- Reading --------------------------------------------------------------------------------
+cdef struct Cursor:
+    const uint8_t *next
+    const uint8_t *end
+
+
+cdef int get_number(Cursor *cursor, uint64_t *value) except -1:
+    cdef int shift = 0
+    cdef uint8_t byte
+    value[0] = 0
+    while True:
+        if cursor.next == cursor.end:
+            raise EventError("an event is cut short")
+        byte = cursor.next[0]
+        cursor.next += 1
+        if shift == 63 and byte > 1:
+            raise EventError("a number has more than 64 bits")
+        value[0] |= <uint64_t>(byte & 0x7F) << shift
+        if byte < 0x80:
+            return 0
+        shift += 7
+
+
+cdef str get_string(Cursor *cursor, dict strings):
+    cdef uint64_t number, length
+    get_number(cursor, &number)
+    if number:
+        text = strings.get(number)
+        if text is None:
+            raise EventError(f"string {number} is not in the table")
+        return text
+    get_number(cursor, &length)
+    if length > <uint64_t>(cursor.end - cursor.next):
+        raise EventError("a string is cut short")
+    text = cursor.next[:length].decode(errors="replace")
+    cursor.next += length
+    return text
+
+
+def decode(batch):
+    """Return the events of a `Batch` as (nanoseconds, kind number, values); EventError.
+
+    Nanoseconds are CLOCK_MONOTONIC; a value is an int or a str, by the type of the field.
+    """
+    cdef bytes payload = batch.payload
+    cdef Cursor cursor
+    cdef uint64_t ns = batch.base_ns, delta, number, value
+    cdef dict strings = dict(batch.strings)
+    cdef dict types = {}
+    cdef str code
+    cdef list events = []
+    cursor.next = <const uint8_t *>PyBytes_AS_STRING(payload)
+    cursor.end = cursor.next + PyBytes_GET_SIZE(payload)
+    for number, _, fields in batch.kinds:
+        types[number] = "".join([code for _, code in fields])
+    while cursor.next != cursor.end:
+        get_number(&cursor, &number)
+        get_number(&cursor, &delta)
+        ns += delta
+        code = types.get(number)
+        if code is None:
+            raise EventError(f"kind {number} is not in the table")
+        values = []
+        for letter in code:
+            if letter == "u":
+                get_number(&cursor, &value)
+                values.append(value)
+            else:
+                values.append(get_string(&cursor, strings))
+        events.append((ns, number, tuple(values)))
+    if len(events) != batch.event_count:
+        raise EventError(f"{len(events)} events in a batch of {batch.event_count}")
+    return events
