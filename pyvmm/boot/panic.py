@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel parameters that make a panic of any Linux end the VM, recognizable as a panic.
 
-Linux halts after a panic, unless `panic=-1` has it reboot at once. A kernel with a pvpanic
+Linux halts after a panic, unless `panic=-1` has it reboot at once. The init of Debian's initramfs
+reads the same parameter and then gives no shell on a failure or for its break=; so it is quoted,
+which Linux undoes and a shell that splits the line at blanks does not. A kernel with a pvpanic
 driver has reported the panic by then. A stock kernel has that driver as a module at best, and its
 reboot would look like one of its user. So `reboot=panic_warm` has it mark this one: before any
 reboot Linux stores the mode in the BIOS data area, where firmware would look for it (0x1234 is
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _REBOOT_OPTION = "reboot="
 _MARK_PANICS = f"{_REBOOT_OPTION}panic_warm"
-PANIC_PARAMETERS = f"panic=-1 {_MARK_PANICS}"
+PANIC_PARAMETERS = f'"panic=-1" {_MARK_PANICS}'
 """For the beginning of a command line: what follows takes precedence."""
 
 REBOOT_MODE_GPA = 0x472
