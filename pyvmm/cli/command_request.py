@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pyvmm.boot.guest_agent import ModulesFrom, plan_agent
+from pyvmm.boot.agent_plan import ModulesFrom, plan_agent
 from pyvmm.boot.overlay import PutPath, put_archive
 from pyvmm.cli.command_options import HOME
 from pyvmm.cli.command_status import check_status_file

@@ -2,7 +2,7 @@
 """The configuration of a guest that runs the guest agent.
 
 The agent comes into the guest by its initramfs, its ports by the configuration, and it is started
-by a parameter of the kernel (see `pyvmm.boot.guest_agent`). Every session of a machine with the
+by a parameter of the kernel (see `pyvmm.boot.agent_plan`). Every session of a machine with the
 agent's port can run commands, also one that is restored or has arrived by a migration.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
-from pyvmm.boot.guest_agent import plan_agent
+from pyvmm.boot.agent_plan import plan_agent
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.overlay import PutPath, put_archive
 from pyvmm.config import DEFAULT_RAM_BYTES
@@ -20,7 +20,7 @@ from pyvmm.guest_agent.client import STREAM_PORT, initial_ports
 from pyvmm.guest_agent.messages import CONTROL_PORT, STREAMS
 
 if TYPE_CHECKING:
-    from pyvmm.boot.guest_agent import ModulesFrom
+    from pyvmm.boot.agent_plan import ModulesFrom
     from pyvmm.config import MachineConfig
 
 DEFAULT_COMMANDS = 4

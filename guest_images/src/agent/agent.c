@@ -143,10 +143,12 @@ static void receive_messages(void)
 	}
 }
 
-/* The VMM has closed its end, as after a migration: another one will start with a new message. */
+/* The VMM has closed its end, as after a migration: another one will start with a new message. That
+ * one's first message may be here already, and the reply to it in the buffer, which is kept: every
+ * VMM ignores replies to others. A message that is written in part is completed. */
 static void lose_vmm(void)
 {
-	control.received = control.sent = control.to_send = 0;
+	control.received = 0;
 	sleep_ms(10);
 }
 
@@ -224,15 +226,18 @@ static void serve(int signals)
 	}
 }
 
+/* Wait for the control port. Beside another init the VMM need not have one: nothing is wrong then. */
 static void connect_control(void)
 {
+	int only_init = getpid() == 1, pause_ms = only_init ? 1 : 100;
 	char port[sizeof(port_prefix)];
-	int ms = 0;
 
-	while (!find_port(CONTROL_PORT, port, sizeof(port))) {
-		if (++ms > PORT_TIMEOUT_MS)
+	for (int ms = 0; !find_port(CONTROL_PORT, port, sizeof(port)); ms += pause_ms) {
+		if (ms > PORT_TIMEOUT_MS && !only_init)
+			_exit(0);
+		if (ms > PORT_TIMEOUT_MS)
 			die("there is no virtio-console port " CONTROL_PORT);
-		sleep_ms(1);
+		sleep_ms(pause_ms);
 	}
 	control.fd = open_port(port);
 	if (control.fd < 0)

@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from pyvmm.cli.errors import CommandError
+from pyvmm.cli.console.output_file import open_for_appending
 from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native.serial import ByteQueue
@@ -76,12 +76,7 @@ def open_log(path: Path) -> int:
     """Return a descriptor to append to the log at `path`. Raises `CommandError`."""
     if path == STANDARD_ERROR:
         return 2
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise CommandError(
-            f"cannot write to {path}: {error.strerror}", "choose another file for --log"
-        ) from error
+    return open_for_appending(path, "--log")
 
 
 def close_log(fd: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.console.names import CONSOLE_NAME, is_port_name
+from pyvmm.cli.console.output_file import open_for_appending
 from pyvmm.cli.errors import CommandError
 from pyvmm.console.socket_host import PortServer
 from pyvmm.console.writer import ConsoleWriter
@@ -83,7 +84,7 @@ class PortHosts:
                 stack.callback(listener.remove)
                 self._listeners[option.name] = listener
             else:
-                self._files[option.name] = _open(option.path)
+                self._files[option.name] = open_for_appending(option.path, "that --port")
                 stack.callback(os.close, self._files[option.name])
 
     def connect(self, vm: VirtualMachine) -> None:
@@ -126,15 +127,6 @@ def resize_to_window(port: LockedPort) -> None:
     except OSError:  # not a terminal
         return
     port.resize(size.columns, size.lines)
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise CommandError(
-            f"cannot write to {path}: {error.strerror}", "choose another file for that --port"
-        ) from error
 
 
 def _file_writer(name: str, fd: int) -> ConsoleWriter:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.boot.agent_plan import plan_agent
 from pyvmm.boot.errors import (
     KernelUnusable,
     ModulesUnusable,
     NotEnoughRam,
     OverlayUnusable,
 )
-from pyvmm.boot.guest_agent import plan_agent
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.kernel_modules import find_modules
 from pyvmm.boot.loader import read_boot_files
