@@ -7,6 +7,7 @@ auto finds them. The command passes data on while the balloon inflates.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -138,5 +139,5 @@ class ChunkSender:
         self._input.close()
 
     def _receive(self) -> None:
-        while data := self._output.read1():
+        while data := os.read(self._output.fileno(), len(CHUNK)):
             self.received += data
