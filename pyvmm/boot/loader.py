@@ -50,17 +50,18 @@ def read_boot_files(config: MachineConfig, overlay: bytes = b"") -> BootFiles:
     limit = min(low_bytes, kernel.header.initrd_end) if kernel.header else low_bytes
     initrd = b"" if config.initrd is None else read_initrd(config.initrd)
     initrd += bytes(-len(initrd) % 4) + overlay
-    _check_unpacks(len(overlay), kernel.end, config.ram_bytes)
+    check_unpacks(len(overlay), kernel.end + BOOT_MARGIN_BYTES, config.ram_bytes)
     initrd_gpa = place_initrd(len(initrd), kernel.end, limit)
     return BootFiles(kernel, command_line, initrd, initrd_gpa)
 
 
-def _check_unpacks(overlay_bytes: int, kernel_end: int, ram_bytes: int) -> None:
+def check_unpacks(overlay_bytes: int, other_bytes: int, ram_bytes: int) -> None:
     """Raise `NotEnoughRam` if the guest cannot hold `overlay_bytes` twice, packed and unpacked.
 
     Linux unpacks into a file system that may use half of the RAM, and frees the archive afterwards.
+    It needs `other_bytes` for itself meanwhile.
     """
-    needed = kernel_end + BOOT_MARGIN_BYTES + 2 * overlay_bytes
+    needed = other_bytes + 2 * overlay_bytes
     if needed > ram_bytes:
         raise NotEnoughRam(
             f"the files for the guest, {-(-overlay_bytes // MIB)} MiB, need at least"

@@ -18,20 +18,23 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from guest_images.agent import agent_program
 from guest_images.recipe import BUSYBOX, BUSYBOX_PACKAGE
 from pyvmm.boot.errors import OverlayUnusable
 from pyvmm.boot.kernel_modules import read_module
+from pyvmm.boot.loader import check_unpacks
 from pyvmm.cache.directory import cached_file
 from pyvmm.errors import NotInstalled
 from pyvmm.files.cpio import MAX_FILE_BYTES, CpioArchive
 from pyvmm.files.regular import open_regular_file
 
-AGENT = "/pyvmm/agent"
-MODULES = "/pyvmm/modules"
+DIRECTORY = "/pyvmm"
+AGENT = f"{DIRECTORY}/agent"
+MODULES = f"{DIRECTORY}/modules"
 CACHE_KIND = "overlays"
 _LINKED_APPLETS_EXCLUDED = {"busybox", "init", "linuxrc"}
 
@@ -72,14 +75,16 @@ def agent_archive(modules: Sequence[Path], *, userland: bool) -> bytes:
     return cached_file(CACHE_KIND, total.hexdigest()[:32], pack, count=8).read_bytes()
 
 
-def put_archive(paths: Sequence[PutPath]) -> bytes:
+def put_archive(paths: Sequence[PutPath], ram_bytes: int) -> bytes:
     """Return the archive with the files and directories `paths`; b"" for none.
 
     Modes, symbolic links and hard links are kept, and everything belongs to root. Raises
-    `OverlayUnusable`.
+    `OverlayUnusable`, and `NotEnoughRam` for files that a guest with `ram_bytes` cannot hold,
+    before it reads any.
     """
     if not paths:
         return b""
+    check_unpacks(sum(_size_bytes(path) for path in paths), 0, ram_bytes)
     archive = CpioArchive()
     for path in paths:
         _Putter(archive).put(path)
@@ -107,12 +112,9 @@ class _Putter:
 
     def put(self, path: PutPath) -> None:
         """Add `path`. Raises `OverlayUnusable`."""
-        try:
+        with _errors(path):
             for host, guest in _walk(path):
                 self._add(host, guest)
-        except OSError as error:
-            name = error.filename or path.host
-            raise OverlayUnusable(f"cannot read {name}: {error.strerror}") from error
 
     def _add(self, host: Path, guest: str) -> None:
         status = host.lstat()
@@ -124,12 +126,37 @@ class _Putter:
         elif (status.st_dev, status.st_ino) in self._linked:
             self._archive.add_link(guest, self._linked[status.st_dev, status.st_ino], mode)
         else:
-            if status.st_size > MAX_FILE_BYTES:
-                raise OverlayUnusable(f"{host} is too large for an initramfs, which ends at 4 GiB")
             with open_regular_file(host) as file:
                 self._archive.add_file(guest, file.read(), mode)
             if status.st_nlink > 1:
                 self._linked[status.st_dev, status.st_ino] = guest
+
+
+@contextmanager
+def _errors(path: PutPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or path.host
+        raise OverlayUnusable(f"cannot read {name}: {error.strerror}") from error
+
+
+def _size_bytes(path: PutPath) -> int:
+    """Return the size of all regular files of `path`, hard links counted once.
+
+    Raises `OverlayUnusable` for one that no archive can hold, and for a place of the agent's.
+    """
+    if PurePosixPath(os.path.normpath(path.guest)).is_relative_to(DIRECTORY):
+        raise OverlayUnusable(f"{path.guest} is in {DIRECTORY}, which belongs to the guest agent")
+    files: dict[tuple[int, int], int] = {}
+    with _errors(path):
+        for host, _ in _walk(path):
+            status = host.lstat()
+            if stat.S_ISREG(status.st_mode):
+                files[status.st_dev, status.st_ino] = status.st_size
+                if status.st_size > MAX_FILE_BYTES:
+                    raise OverlayUnusable(f"{host} is too large: an initramfs takes files to 4 GiB")
+    return sum(files.values())
 
 
 def _walk(path: PutPath) -> Iterator[tuple[Path, str]]:

@@ -54,10 +54,11 @@ class GuestAdditions(NamedTuple):
 def read_additions(
     kernel: Path,
     initrd: Path | None,
+    ram_bytes: int,
     command: Sequence[str],
     options: Mapping[str, Any],
 ) -> GuestAdditions:
-    """Read what `options` add to the guest of `kernel`. Raises `UserError`."""
+    """Read what `options` add to the guest of `kernel` with `ram_bytes`. Raises `UserError`."""
     put = parse_put(options["put_values"])
     get = parse_get(options["get_values"])
     modules = parse_modules(options["modules_value"])
@@ -82,7 +83,7 @@ def read_additions(
         )
     hosts = (*(path.host for path in put), *(path.host for path in get))
     ports = initial_ports() if command else ()
-    return GuestAdditions(append, archive + put_archive(put), ports, request, hosts)
+    return GuestAdditions(append, archive + put_archive(put, ram_bytes), ports, request, hosts)
 
 
 def parse_put(values: Sequence[str]) -> tuple[PutPath, ...]:

@@ -217,7 +217,7 @@ def run(
         # Late: saves 9 ms for a guest.img with its console on this terminal.
         from pyvmm.cli.command_request import read_additions
 
-        additions = read_additions(boot_image, initrd, command, guest_options)
+        additions = read_additions(boot_image, initrd, ram_bytes, command, guest_options)
         append = f"{additions.append} {append}".strip()
     config = config_for_image(
         boot_image,

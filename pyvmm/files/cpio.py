@@ -27,6 +27,7 @@ class CpioArchive:
     def __init__(self) -> None:
         self._out = bytearray()
         self._inodes: dict[str, int] = {}
+        self._last_inode = 0
         self._directories: set[str] = set()
 
     def add_file(self, path: str, content: bytes, mode: int = 0o755) -> None:
@@ -71,7 +72,8 @@ class CpioArchive:
             if str(parent) not in self._directories:
                 self.add_directory(str(parent))
         if inode is None:
-            inode = len(self._inodes) + 1
+            # A path may be added twice, so this is not the number of paths.
+            inode = self._last_inode = self._last_inode + 1
         self._inodes[name] = inode
         # The kernel looks for a file of the same inode only with two links or more.
         links = 2 if stat.S_ISREG(mode) else 1

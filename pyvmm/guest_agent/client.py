@@ -86,11 +86,13 @@ class GuestCommand:
         self,
         agent: GuestAgent,
         number: int,
+        program: str,
         streams: Sequence[PortStream],
         sinks: Mapping[int, OutputSink],
     ) -> None:
         self._agent = agent
         self._number = number
+        self._program = program
         self._streams = streams
         self._sinks = sinks
         self._ended: Ended | None = None
@@ -172,7 +174,7 @@ class GuestCommand:
             if stream.has_output or stream.received_bytes < self._written(ended, index):
                 return
         self._close()
-        error = _start_error(ended)
+        error = _start_error(ended, self._program)
         if error is None:
             self._finished.set_result(ended)
         else:
@@ -261,7 +263,6 @@ class GuestAgent:
         others = [stream.port.number for stream in streams[1:]] or [first, first]
         ports = (first, others[0], others[1])
         sinks = {0: output} if terminal else {1: output, 2: error}
-        command = GuestCommand(self, number, streams, sinks)
         try:
             request = RunRequest(arguments, environment, directory, ports, terminal)
             message = messages.run(number, request)
@@ -269,6 +270,7 @@ class GuestAgent:
             for stream in streams:
                 stream.close()
             raise
+        command = GuestCommand(self, number, arguments[0], streams, sinks)
         self._commands[number] = command
         self.send(message)
         return command
@@ -340,19 +342,19 @@ class GuestAgent:
             command.fail(error)
 
 
-def _start_error(ended: Ended) -> CommandNotStarted | None:
-    """Return the reason why the command did not start; None if it did."""
+def _start_error(ended: Ended, program: str) -> CommandNotStarted | None:
+    """Return the reason why the command `program` did not start; None if it did."""
     if ended.kind in (EndKind.EXITED, EndKind.SIGNALED):
         return None
     reason = os.strerror(ended.value)
     if ended.kind is EndKind.NOT_STARTED:
         status = NOT_FOUND_STATUS if ended.value == errno.ENOENT else NOT_EXECUTABLE_STATUS
-        return CommandNotStarted(f"the guest cannot execute it: {reason}", status)
+        return CommandNotStarted(f"the guest cannot execute {program!r}: {reason}", status)
     if ended.kind is EndKind.NO_DIRECTORY:
         return CommandNotStarted(
             f"the guest cannot enter the working directory: {reason}", FAILED_STATUS
         )
-    return CommandNotStarted(f"the guest agent cannot start it: {reason}", FAILED_STATUS)
+    return CommandNotStarted(f"the guest agent cannot start {program!r}: {reason}", FAILED_STATUS)
 
 
 def signal_name(signum: int) -> str:

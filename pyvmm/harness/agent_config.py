@@ -90,7 +90,7 @@ def config_with_agent(image: Path, **options: Unpack[GuestOptions]) -> ConfigWit
         hotplug_ports=more_commands * STREAMS,
     )
     put = [PutPath(Path(host), guest) for host, guest in options.get("put", ())]
-    return ConfigWithAgent(config, plan.archive + put_archive(put))
+    return ConfigWithAgent(config, plan.archive + put_archive(put, config.ram_bytes))
 
 
 def has_agent(config: MachineConfig) -> bool:

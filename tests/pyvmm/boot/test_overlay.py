@@ -27,6 +27,7 @@ from tests.pyvmm.boot.bzimage_kernel import bzimage, pack
 from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 RELEASE = "6.99.0-test"
+RAM_BYTES = 256 * MIB
 
 
 def unpack(archive: bytes, into: Path) -> None:
@@ -36,7 +37,7 @@ def unpack(archive: bytes, into: Path) -> None:
 
 
 def put(host: Path, guest: str = "/root/x") -> bytes:
-    return put_archive([PutPath(host, guest)])
+    return put_archive([PutPath(host, guest)], RAM_BYTES)
 
 
 @pytest.fixture
@@ -170,7 +171,25 @@ def test_pipes_and_missing_files_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_nothing_to_put_is_no_archive() -> None:
-    assert put_archive([]) == b""
+    assert put_archive([], RAM_BYTES) == b""
+
+
+def test_files_are_measured_before_they_are_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(200 * MIB)
+    (tmp_path / "hard").hardlink_to(tmp_path / "sparse")
+    with pytest.raises(NotEnoughRam, match="200 MiB, need at least 400 MiB of RAM, the guest has"):
+        put(tmp_path)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(OverlayUnusable, match="is too large"):
+        put(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["/pyvmm/agent", "/root/../pyvmm", "/pyvmm/modules/order"])
+def test_the_files_of_the_agent_are_not_replaced(where: str, tmp_path: Path) -> None:
+    with pytest.raises(OverlayUnusable, match="belongs to the guest agent"):
+        put(tmp_path, where)
 
 
 def test_files_need_twice_their_size_of_ram(tmp_path: Path) -> None:

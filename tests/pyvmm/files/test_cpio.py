@@ -55,3 +55,11 @@ def test_a_file_of_4_gib_is_refused() -> None:
 
     with pytest.raises(ValueError, match="cannot hold"):
         CpioArchive().add_file("large", Large())
+
+
+def test_no_file_becomes_a_link_to_a_path_that_was_added_twice() -> None:
+    archive = CpioArchive()
+    for path in ("/x", "/x", "/y"):
+        archive.add_file(path, b"content")
+    entries = archive.finish().split(b"070701")[1:-1]
+    assert len({entry[:8] for entry in entries}) == 3, "one inode number each"
