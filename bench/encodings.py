@@ -53,6 +53,7 @@ from bench.measure import Case, Plan
 from bench.migratable_guests import QEMU, retry_in_lab
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
+from pyvmm.units import MIB
 
 QUICK_SIZE, ENCODING_SIZE, RATE_SIZE = GuestSize(256, 1), GuestSize(1024, 1), GuestSize(8192, 1)
 RUN_PAGES = dict(zip(FREE_MEMORY, (0, 16, 1), strict=True))
@@ -102,7 +103,7 @@ def measure(plan: Plan) -> list[Case]:
     states = QUICK_FREE_MEMORY if plan.quick else FREE_MEMORY
     size, rate_size = (QUICK_SIZE, QUICK_SIZE) if plan.quick else (ENCODING_SIZE, RATE_SIZE)
     encodings, rates = EncodingCases(states), RateCases()
-    image, overlay = image_path(read_recipe()), fragment_overlay()
+    image, overlay = image_path(read_recipe()), fragment_overlay(size.ram_mib * MIB)
     plan.progress.stage("encodings", len(CONTENDERS) * (len(states) + 1))
 
     def turn(name: str, work: Callable[[], Any]) -> Any:

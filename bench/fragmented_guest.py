@@ -22,9 +22,9 @@ FREE_SHARE = 0.8
 """Least share of free memory in blocks of the length; the rest is the kernel's reserve."""
 
 
-def fragment_overlay() -> bytes:
-    """Return the archive with the program."""
-    return put_archive([PutPath(static_program("fragment"), PROGRAM)])
+def fragment_overlay(ram_bytes: int) -> bytes:
+    """Return the archive with the program, for a guest of `ram_bytes`."""
+    return put_archive([PutPath(static_program("fragment"), PROGRAM)], ram_bytes)
 
 
 async def fragment_memory(guest: ConsoleGuest[Any], run_pages: int) -> None:

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pyvmm.cli.errors import CommandError
+from pyvmm.files.errors import OutputNotWritten
 from pyvmm.files.output import JSON_START, check_output, write_output
 
 
@@ -24,12 +28,13 @@ class CommandEnd(NamedTuple):
 
 
 def check_status_file(path: Path) -> None:
-    """Raise `OutputNotWritten` unless the status can be written to `path`."""
-    check_output(path, JSON_START)
+    """Raise `CommandError` unless the status can be written to `path`."""
+    with _errors():
+        check_output(path, JSON_START)
 
 
 def write_status(path: Path, end: CommandEnd) -> None:
-    """Write `end` to `path`, as docs/reference/json.md describes it."""
+    """Write `end` to `path`, as docs/reference/json.md describes it. Raises `CommandError`."""
     document = {
         "reason": end.reason,
         "status": end.status,
@@ -37,4 +42,13 @@ def write_status(path: Path, end: CommandEnd) -> None:
         "oom-kills": end.oom_kills,
         "message": end.message or None,
     }
-    write_output(path, f"{json.dumps(document)}\n".encode(), JSON_START)
+    with _errors():
+        write_output(path, f"{json.dumps(document)}\n".encode(), JSON_START)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except OutputNotWritten as error:
+        raise CommandError(str(error), "choose another --status-file") from error

@@ -136,6 +136,7 @@ def test_a_status_file_that_is_not_ours_is_kept(tmp_path: Path) -> None:
     done = run(["run", *options, "--", "true"])
     assert done.returncode == 125
     assert "status cannot be written" in done.stderr
+    assert "choose another --status-file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert status_file.read_text() == "mine"
 
