@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands and the balloon with Debian's stock kernels and their own modules.
+"""Commands, terminals and the balloon with Debian's stock kernels and their own modules.
 
 The command passes data on while the balloon inflates. Cloud kernels are given the directory of
 their modules; the others lie as in their package, /boot beside /lib/modules, so that --modules auto
@@ -24,7 +24,8 @@ from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from tests.kvm import debian_kernels
 from tests.kvm.debian_kernels import StockKernel
-from tests.kvm.pyvmm_process import run_pyvmm
+from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
+from tests.kvm.terminal_process import pyvmm_run
 
 pytestmark = pytest.mark.kvm
 
@@ -92,6 +93,41 @@ def test_a_command_in_a_stock_kernel_while_its_balloon_inflates(
     release, *others = errors.decode().splitlines()
     assert release in kernel.version
     assert others == ["err"]
+
+
+@pytest.mark.long
+def test_the_initramfs_of_this_machine_gives_a_shell_to_a_guest_with_a_balloon(
+    directory: Path,
+) -> None:
+    initrd = next(Path("/boot").glob("initrd.img-*-amd64"), None)
+    if initrd is None:
+        pytest.skip("this machine has no initramfs of Debian's")
+    release = initrd.name.removeprefix("initrd.img-")
+    qmp = f"unix:{directory}/qmp"
+    kernel = ("--kernel", f"/boot/vmlinuz-{release}", "--initrd", initrd)
+    with RunProcess(*kernel, "--append", "break=premount quiet", "--qmp", qmp) as guest:
+        guest.expect("Spawning shell within the initramfs")
+        guest.expect("built-in shell")
+        inflated = run_pyvmm("balloon", "512M", "--qmp", qmp)
+        assert (inflated.returncode, inflated.stderr) == (0, "")
+        run_pyvmm("quit", "--qmp", qmp)
+        assert guest.status() == 0
+        assert "pyvmm agent" not in guest.rest
+
+
+@pytest.mark.long
+def test_a_terminal_in_a_stock_kernel_has_the_size_of_the_window(directory: Path) -> None:
+    kernel = debian_kernels.cached("6.1-cloud")
+    if kernel is None:
+        pytest.skip(f"Debian's 6.1 is not in the cache; {debian_kernels.FETCH} fetches it")
+    script = "trap 'stty size' WINCH; stty size; read line; read line"
+    options = (*kernel_options(kernel, directory), "--memory", f"{RAM_MIB}M", "--", "sh", "-c")
+    with pyvmm_run(*options, script, rows=31, columns=97) as terminal:
+        terminal.expect("31 97")
+        terminal.resize(40, 120)
+        terminal.expect("40 120")
+        terminal.type("\r\r")
+        assert terminal.process.wait(60) == 0
 
 
 def kernel_options(kernel: StockKernel, directory: Path) -> list[str]:

@@ -28,3 +28,9 @@ def test_only_a_warm_reboot_that_nothing_else_asks_for_is_a_panic(
     ram = AnonymousRam()
     ram.memory.write(REBOOT_MODE_GPA, struct.pack("<H", mode))
     assert rebooted_after_panic(ram.memory, command_line) is panicked
+
+
+def test_the_init_of_an_initramfs_does_not_see_the_parameter_panic() -> None:
+    """Debian's reboots on a failure, and for break=, if a word begins with panic=."""
+    assert '"panic=-1"' in PANIC_PARAMETERS
+    assert not any(word.startswith("panic=") for word in PANIC_PARAMETERS.split())
