@@ -63,6 +63,7 @@ CATALOGUE = {
         DefaultRun.QUICK_ONLY,
     ),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
+    "command": Benchmark("command", "A command in a guest of its own", Kvm.LINUX),
     "footprint": Benchmark("footprint", "Memory of the VMM, without guest RAM", Kvm.LINUX),
     "migration": Benchmark(
         "migration",

@@ -51,6 +51,7 @@ REMEDIES: dict[type[UserError], str] = {
     agent.AgentFailed: "see the kernel's log with --log -",
     agent.CommandUnusable: "shorten the arguments, or put them into a file with --put",
     agent.OutputIncomplete: "run it again",
+    agent.WorkingDirectoryUnusable: "name a directory of the guest with --directory",
     KvmUnusable: "run the script where KVM works: pyvmm lab -- python SCRIPT",
     image.ImageNotWritten: "choose another --output",
     image.KernelSourceModified: "build from an unmodified source with --source",

@@ -33,6 +33,7 @@ from pyvmm.guest_agent.errors import (
     CommandNotStarted,
     CommandUnusable,
     OutputIncomplete,
+    WorkingDirectoryUnusable,
 )
 from pyvmm.guest_agent.messages import (
     CONTROL_PORT,
@@ -351,7 +352,7 @@ def _start_error(ended: Ended, program: str) -> CommandNotStarted | None:
         status = NOT_FOUND_STATUS if ended.value == errno.ENOENT else NOT_EXECUTABLE_STATUS
         return CommandNotStarted(f"the guest cannot execute {program!r}: {reason}", status)
     if ended.kind is EndKind.NO_DIRECTORY:
-        return CommandNotStarted(
+        return WorkingDirectoryUnusable(
             f"the guest cannot enter the working directory: {reason}", FAILED_STATUS
         )
     return CommandNotStarted(f"the guest agent cannot start {program!r}: {reason}", FAILED_STATUS)

@@ -22,5 +22,9 @@ class CommandNotStarted(UserError):
         self.status = status
 
 
+class WorkingDirectoryUnusable(CommandNotStarted):
+    """The guest does not have the command's working directory, or cannot enter it."""
+
+
 class OutputIncomplete(UserError):
     """The guest has reported more output than has arrived."""

@@ -22,6 +22,7 @@ from pyvmm.guest_agent.errors import (
     CommandNotStarted,
     CommandUnusable,
     OutputIncomplete,
+    WorkingDirectoryUnusable,
 )
 from pyvmm.guest_agent.messages import MAX_PAYLOAD_BYTES, EndKind, TerminalSize, Type
 from pyvmm.guest_agent.streams import MAX_WAITING_BYTES, DescriptorSink, MemorySink, soon_on
@@ -106,6 +107,7 @@ def test_a_command_that_cannot_start_has_the_status_of_env(
         with pytest.raises(CommandNotStarted, match=os.strerror(value)) as raised:
             await command.wait()
         assert raised.value.status == status
+        assert isinstance(raised.value, WorkingDirectoryUnusable) == (kind is EndKind.NO_DIRECTORY)
 
     scenario()
 

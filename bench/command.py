@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command in a guest of its own: `pyvmm run guest.img -- true`, from start to exit status.
+
+It is compared with a boot of the same guest to its first line of user space, so the ratio is what
+the agent, the command, and the ends of guest and process add. As in `bench.boot`, the interpreter
+runs a program that wraps functions of pyvmm to take the time, and then becomes `pyvmm run`.
+
+    start     interpreter, imports, options; the agent's archive and the image are read
+    machine   probe of KVM, further imports, the VM with everything in its RAM
+    guest     from the first instruction until the agent answers
+    command   from the request to start the command until its end is reported
+    end       the guest and the process end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from functools import partial
+
+from bench.boot import USER_SPACE
+from bench.launch import MEMORY, TIMEOUT_S, LaunchedGuest, LaunchedProcess, in_memory
+from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
+from guest_images.build import build_image
+from pyvmm.errors import UserError
+
+STAGES = ("start", "machine", "guest", "command")
+ROUNDS = 7
+LIMIT_S = 150
+RAM_MIB = 512
+
+STAMPED = """
+import json, os, sys, time
+from pyvmm.cli import main as cli, run as run_cli
+stamps, fd = {}, int(sys.argv.pop(1))
+def stamp(name):
+    stamps[name] = time.monotonic()
+choose_kvm = run_cli.choose_kvm
+def chosen(*args, **kwargs):
+    stamp("start")
+    from pyvmm.cli import command_run
+    def after(owner, name, stage):
+        function = getattr(owner, name)
+        async def wrapped(*args):
+            result = await function(*args)
+            stamp(stage)
+            return result
+        setattr(owner, name, wrapped)
+    after(command_run.GuestAgent, "connect", "guest")
+    after(command_run.GuestCommand, "wait", "command")
+    run = command_run._CommandRun.run
+    async def ran(*args):
+        stamp("machine")
+        return await run(*args)
+    command_run._CommandRun.run = ran
+    return choose_kvm(*args, **kwargs)
+run_cli.choose_kvm = chosen
+try:
+    cli.main(prog_name="pyvmm")
+finally:
+    os.write(fd, json.dumps(stamps).encode())
+"""
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Run the command and boot the guest in turns."""
+    case = Case(f"1 vCPU, {RAM_MIB} MiB", "s", against="boot to user space")
+    with in_memory(build_image(progress=plan.progress)) as image:
+        guest = LaunchedGuest(image, RAM_MIB, 1)
+        contenders: dict[str, Contender] = {
+            "run -- true": partial(_run_command, guest),
+            "boot to user space": partial(_boot, guest),
+        }
+        rounds = plan.rounds(ROUNDS)
+        take_turns(case, contenders, rounds, plan, warm_up=not plan.quick, limit_s=LIMIT_S)
+    return [case]
+
+
+def _boot(guest: LaunchedGuest) -> Values:
+    with LaunchedProcess(guest.pyvmm("-m", "pyvmm")) as process:
+        return seconds(process.wait_for(USER_SPACE))
+
+
+def _run_command(guest: LaunchedGuest) -> Values:
+    reader, writer = os.pipe()
+    argv = [*guest.pyvmm("-c", STAMPED, str(writer)), "--", "true"]
+    with open(reader, "rb") as stamps:
+        before = time.monotonic()
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd=MEMORY,
+                pass_fds=(writer,),
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        finally:
+            os.close(writer)
+        end = time.monotonic()
+        if done.returncode:
+            raise UserError(f"the command has failed: {done.stderr.decode(errors='replace')}")
+        taken = json.load(stamps)
+    values = {TOTAL: end - before}
+    for stage in STAGES:
+        values[stage] = taken[stage] - before
+        before = taken[stage]
+    return {**values, "end": end - before}
