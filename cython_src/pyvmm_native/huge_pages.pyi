@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.runs import PageRuns
+
+class HugePages:
+    def __init__(self, memory: GuestMemory) -> None: ...
+    def give_up(self, runs: PageRuns) -> int: ...
+    def take(self, runs: PageRuns) -> int: ...
