@@ -107,6 +107,12 @@ class GuestRam(Protocol):
     def discard(self, runs: PageRuns) -> int:
         """Discard whole host pages; return the bytes discarded. `runs` lie within `pages`."""
 
+    def restore_backing(self, runs: PageRuns) -> None:
+        """Back discarded host pages as before the discard, if possible; they are zeros then.
+
+        `runs` are whole host pages that the guest does not use at the moment.
+        """
+
 
 class Tracer(Protocol):
     """Receives named events with small integer or string fields, for logs, recordings and tests.

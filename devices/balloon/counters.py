@@ -25,8 +25,10 @@ class BalloonCounters(NamedTuple):
     inflate: Traffic
     deflate: Traffic
     discarded_bytes: int
-    """Host memory discarded, in bytes; less than the pages inflated if host pages are larger than
-    4 KiB."""
+    """Host memory discarded, in bytes."""
+    kept_bytes: int
+    """Pages in the balloon that the host keeps at the moment, in bytes: parts of host pages that
+    are larger than 4 KiB and not wholly in the balloon."""
     reported_pages: int
     """4 KiB pages of valid free page reports, discarded or not."""
     reported_bytes: int

@@ -7,9 +7,9 @@ queues exist and how they are numbered.
 
 One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
 a request on the inflate queue; `serve` passes it to `InflateQueue`, which has the dialect decode it
-to `PageRuns`, checks that every page is RAM, keeps whole host pages and has the RAM discard them;
-only then does the base class return the buffer, because the used entry promises that the
-memory is freed. The driver then writes `actual`.
+to `PageRuns`, checks that every page is RAM and has the RAM discard them, or the host pages that
+they complete if those are larger than 4 KiB; only then does the base class return the buffer,
+because the used entry promises that the memory is freed. The driver then writes `actual`.
 
 `actual` is whatever the guest wrote. It is limited to RAM before anything is computed from it.
 """
@@ -21,9 +21,10 @@ from collections.abc import Mapping
 from devices.balloon.config import config_space
 from devices.balloon.counters import BalloonCounters, Traffic
 from devices.balloon.dialects import CompleteBuffer, Dialect, Role
+from devices.balloon.features import MUST_TELL_HOST
 from devices.balloon.hinting import DONE, FIRST_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
-from devices.balloon.page_queues import DeflateQueue, InflateQueue
+from devices.balloon.page_queues import DeflateQueue, InflateQueue, host_page_record
 from devices.balloon.queue_handler import QueueHandler
 from devices.balloon.reporting import ReportingQueue
 from devices.balloon.stats import StatsQueue
@@ -35,6 +36,7 @@ from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.features import names
 from devices.virtio.queue import QueueSpec
 from devices.virtio.status import Status
+from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
 
 DEVICE_ID = 5
@@ -63,8 +65,11 @@ class BalloonDevice(VirtioDevice):
         self._ram = ram
         self.actual_written: Listeners[int] = Listeners()
         """Called when the driver reports a new balloon size, with `actual`, and at a reset."""
-        self._inflate = InflateQueue(dialect, ram, tracer)
-        self._deflate = DeflateQueue(dialect, ram, tracer)
+        self._record = host_page_record(ram)
+        self._inflate = InflateQueue(dialect, ram, tracer, self._record)
+        self._deflate = DeflateQueue(
+            dialect, ram, tracer, self._record, lambda: bool(self.accepted & MUST_TELL_HOST)
+        )
         self.misc = MiscQueue(dialect.responses, ram, self._complete_with(Role.MISC), tracer)
         self.stats = StatsQueue(self._complete_with(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)
@@ -134,10 +139,12 @@ class BalloonDevice(VirtioDevice):
     def counters(self) -> BalloonCounters:
         """Return a copy of all counters."""
         used = sum(queue.counters.interrupts for queue in self.queues)
+        kept = self._record.pages - self._record.complete_pages if self._record else 0
         return BalloonCounters(
             inflate=self._traffic(INFLATE, self._inflate.pages),
             deflate=self._traffic(DEFLATE, self._deflate.pages),
             discarded_bytes=self._inflate.discarded_bytes,
+            kept_bytes=kept * PAGE_BYTES,
             reported_pages=self._reporting.pages,
             reported_bytes=self._reporting.discarded_bytes,
             interrupts=used + self.config_notifications,
@@ -198,6 +205,8 @@ class BalloonDevice(VirtioDevice):
         """As `VirtioDevice.on_reset`: the balloon is empty; the target stays."""
         for handler in self._handlers.values():
             handler.reset()
+        if self._record is not None:
+            self._record.clear()
         self._roles = None
         target, actual = self.config["num_pages"], self.config["actual"]
         self.config.reset()

@@ -5,9 +5,17 @@ The dialect's decoder turns a request into `PageRuns`; every page of it must be 
 are discarded before the buffer is returned to the driver. A deflate needs no work: a discarded page
 of anonymous memory reads as zeros when the guest next touches it. The request is still checked and
 counted.
+
+Where a page of the host is larger than 4 KiB, the host can free it only as a whole. A
+`HostPageRecord` then knows which of its parts are in the balloon: it is discarded when the last of
+them comes in. When the first of them leaves, the whole of it is still unused if the driver accepted
+MUST_TELL_HOST and so waits for the buffer (5.5.6.1), and the RAM can back it as before.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from devices.balloon.dialects import Dialect
 from devices.balloon.queue_handler import QueueHandler
@@ -17,6 +25,9 @@ from devices.state import Fields, Payload, Restore
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pyvmm_native.host_pages import HostPageRecord
 
 
 def decode_pages(dialect: Dialect, ram: GuestRam, payload: bytes) -> PageRuns:
@@ -41,23 +52,40 @@ def writable_pages(chain: Chain) -> PageRuns:
     return PageRuns((start, end - start) for start, end in spans if start < end)
 
 
-class InflateQueue(QueueHandler):
-    """Discards the pages that the driver puts in the balloon."""
+def host_page_record(ram: GuestRam) -> HostPageRecord | None:
+    """Return the record of the balloon's pages if pages of the host are larger than those."""
+    if ram.host_page_pages == 1:
+        return None
+    # 1 module, for RAM in huge pages that cannot be split.
+    from pyvmm_native.host_pages import HostPageRecord
 
-    def __init__(self, dialect: Dialect, ram: GuestRam, tracer: Tracer) -> None:
+    return HostPageRecord(ram.pages, ram.host_page_pages)
+
+
+class InflateQueue(QueueHandler):
+    """Discards the pages that the driver puts in the balloon.
+
+    `record` is that of the balloon's pages where host pages are larger than 4 KiB.
+    """
+
+    def __init__(
+        self, dialect: Dialect, ram: GuestRam, tracer: Tracer, record: HostPageRecord | None
+    ) -> None:
         self.max_readable_bytes = dialect.max_request_bytes
         self._dialect = dialect
         self._ram = ram
         self._tracer = tracer
+        self._record = record
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
         self.discarded_bytes = 0
         """Host memory discarded since the device was created, in bytes."""
 
     def serve(self, chain: Chain) -> int:
-        """Discard the whole host pages among the pages of a request."""
+        """Discard the pages of a request, or the host pages that they complete."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
-        discarded_bytes = self._ram.discard(runs.whole(self._ram.host_page_pages))
+        whole = runs if self._record is None else self._record.add(runs)
+        discarded_bytes = self._ram.discard(whole)
         self.discarded_bytes += discarded_bytes
         self.pages += runs.pages
         self._tracer.event(
@@ -80,19 +108,36 @@ class InflateQueue(QueueHandler):
 
 
 class DeflateQueue(QueueHandler):
-    """Checks and counts the pages that the driver takes out of the balloon."""
+    """Checks and counts the pages that the driver takes out of the balloon.
 
-    def __init__(self, dialect: Dialect, ram: GuestRam, tracer: Tracer) -> None:
+    `record` is as for `InflateQueue`; `must_tell_host` returns whether the driver accepted
+    MUST_TELL_HOST.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        ram: GuestRam,
+        tracer: Tracer,
+        record: HostPageRecord | None,
+        must_tell_host: Callable[[], bool],
+    ) -> None:
         self.max_readable_bytes = dialect.max_request_bytes
         self._dialect = dialect
         self._ram = ram
         self._tracer = tracer
+        self._record = record
+        self._must_tell_host = must_tell_host
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
 
     def serve(self, chain: Chain) -> int:
-        """Check and count the pages of a request."""
+        """Check and count the pages of a request; restore the backing of unused host pages."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
+        if self._record is not None:
+            unused = self._record.remove(runs)
+            if self._must_tell_host():
+                self._ram.restore_backing(unused)
         self.pages += runs.pages
         self._tracer.event("balloon.deflate", pages=runs.pages, runs=len(runs))
         return 0

@@ -44,11 +44,17 @@ class AnonymousRam:
         self.host_page_pages = host_page_pages
         self.discarded: list[PageRuns] = []
         """The page frames of each call of `discard`, in order."""
+        self.restored: list[PageRuns] = []
+        """The page frames of each call of `restore_backing`, in order."""
 
     def discard(self, runs: PageRuns) -> int:
         """Discard the pages of `runs`, which then read as zeros; return their size in bytes."""
         self.discarded.append(runs)
         return discard(self.memory, runs).bytes
+
+    def restore_backing(self, runs: PageRuns) -> None:
+        """Record the call; a page of this memory is always backed alike."""
+        self.restored.append(runs)
 
     @property
     def discarded_pages(self) -> PageRuns:

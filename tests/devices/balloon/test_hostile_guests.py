@@ -98,6 +98,9 @@ class SharedRam:
         assert pages <= self.allowed
         return 4096 * len(pages)
 
+    def restore_backing(self, runs: PageRuns) -> None:
+        raise AssertionError("only where host pages are larger than 4 KiB")
+
 
 class DiscardCheckingBalloon(BalloonDevice):
     """Checks discards against the copy of the request instead of against memory."""
