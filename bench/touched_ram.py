@@ -20,7 +20,8 @@ from pathlib import Path
 from bench.discarder import Range, Ranges
 from pykvm import address_of
 from pyvmm.errors import UserError
-from pyvmm.memory.ram import HUGE_PAGE_BYTES, Ram
+from pyvmm.memory.ram import Ram
+from pyvmm.units import HUGE_PAGE_BYTES
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from devices.balloon.features import BY_DIALECT, FeatureSelectionError, offered_features
 from pyvmm.errors import UserError
-from pyvmm.units import GIB, MIB, format_size
+from pyvmm.units import GIB, HUGE_PAGE_BYTES, MIB, format_size
 
 MIN_RAM_BYTES = 64 * MIB
 MAX_RAM_BYTES = 16 * GIB
@@ -28,7 +28,17 @@ DIALECTS = tuple(BY_DIALECT)
 CONSOLES = ("serial", "virtio")
 """The devices that can be a guest's interactive console."""
 
-Parameter = Literal["ram_bytes", "vcpus", "dialect", "features", "rng", "console", "ports"]
+HugePages = Literal["transparent", "hugetlbfs", "never"]
+"""Huge pages of the host behind a guest's RAM: those that the kernel makes of anonymous memory as
+it can, those of hugetlbfs, reserved before the guest starts, or none."""
+HUGEPAGES: tuple[HugePages, ...] = get_args(HugePages)
+"""All of `HugePages`."""
+DEFAULT_HUGEPAGES: HugePages = "transparent"
+"""The huge pages of a guest that says nothing else."""
+
+Parameter = Literal[
+    "ram_bytes", "vcpus", "dialect", "features", "rng", "console", "ports", "hugepages"
+]
 """A parameter of a machine that has a limit."""
 
 
@@ -65,6 +75,9 @@ class MachineConfig:
     """Names of further ports of the console device."""
     hotplug_ports: int = 0
     """Ports of the console device that can be plugged in while the guest runs."""
+    hugepages: HugePages = DEFAULT_HUGEPAGES
+    """Huge pages behind RAM. The guest does not see them, so they belong to the host: they are not
+    saved, and a guest that is restored or migrated gets those of its new host."""
 
     def __post_init__(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:
@@ -84,6 +97,7 @@ class MachineConfig:
                 "dialect",
                 f"there is no balloon dialect {self.dialect!r}, only {', '.join(DIALECTS)}",
             )
+        self._check_hugepages()
         if self.rng is not None and not 0 <= self.rng <= MAX_RNG_BYTES_PER_S:
             raise InvalidConfiguration(
                 "rng",
@@ -106,6 +120,19 @@ class MachineConfig:
     def has_console_device(self) -> bool:
         """Return whether the machine has a virtio-console."""
         return self.console == "virtio" or bool(self.ports or self.hotplug_ports)
+
+    def _check_hugepages(self) -> None:
+        if self.hugepages not in HUGEPAGES:
+            raise InvalidConfiguration(
+                "hugepages",
+                f"RAM cannot be in {self.hugepages!r} huge pages, only {', '.join(HUGEPAGES)}",
+            )
+        if self.hugepages == "hugetlbfs" and self.ram_bytes % HUGE_PAGE_BYTES:
+            raise InvalidConfiguration(
+                "hugepages",
+                f"a guest in huge pages cannot have {format_size(self.ram_bytes)} of RAM, only a"
+                f" multiple of {format_size(HUGE_PAGE_BYTES)}",
+            )
 
     def _check_ports(self) -> None:
         # 1 module, for machines with ports only.

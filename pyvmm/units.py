@@ -17,6 +17,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 """Binary units, in bytes."""
+HUGE_PAGE_BYTES = 2 * MIB
+"""Size of a huge page of the host, the second smallest page of x86-64."""
 
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _UNITS = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))

@@ -14,7 +14,12 @@ class LazyPages:
     failed: bool
 
     def __init__(
-        self, memory: GuestMemory, blocks: Iterable[tuple[int, Buffer, int, int]], fd: int
+        self,
+        memory: GuestMemory,
+        blocks: Iterable[tuple[int, Buffer, int, int]],
+        fd: int,
+        *,
+        whole_blocks: bool = False,
     ) -> None: ...
     def add_vcpu(self, tid: int, signum: int, run_area: Buffer) -> None: ...
     def skip(self, pages: PageRuns) -> None: ...

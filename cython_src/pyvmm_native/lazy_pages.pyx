@@ -8,7 +8,8 @@ thread that made it, a vCPU in KVM or any other. The block is then read into a b
 checksum verified, and only then are its pages put in place (UFFDIO_COPY); the thread resumes when
 the block is no longer registered (UFFDIO_UNREGISTER). While no thread waits, blocks are loaded in
 order. RAM stays private anonymous memory, so it can be discarded as usual, but discarded pages must
-not be loaded from the file again: they are passed to `skip` first.
+not be loaded from the file again: they are passed to `skip` first. RAM in huge pages of hugetlbfs
+is loaded a huge page at a time, which is a block: pages that are not in the file are zeros in it.
 
 All of that happens without the GIL, which a thread that waits for a page may be holding.
 
@@ -27,11 +28,11 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 from posix.unistd cimport close, getpid, read
 
-from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
+from pyvmm_native.memory cimport PAGE_BYTES, PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport (
     BITMAP_BYTES, BLOCK_BYTES_, BLOCK_PAGES_, WRONG_CHECKSUM, next_run, read_block,
 )
@@ -154,6 +155,8 @@ cdef struct Vcpu:
 cdef class LazyPages:
     """Guest RAM that is loaded, block by block, from the file `fd` when it is touched.
 
+    With `whole_blocks`, RAM is in huge pages of 2 MiB, and a block is put in place as one of them.
+
     `blocks` are (first_pfn, bitmap, offset, crc) as in `pyvmm_native.page_blocks`; `memory`
     has not been touched yet. As soon as the object exists, a thread that touches a page of a block
     waits until `serve`, in a thread of its own, has loaded it. OSError where the kernel does not
@@ -174,13 +177,16 @@ cdef class LazyPages:
     cdef list exports             # of the run areas that `vcpus` point into
     cdef pthread_mutex_t mutex    # for `wanted` and `done` of the blocks, and the vCPUs
     cdef uint8_t *buffer
+    cdef uint8_t *huge_page       # NULL unless blocks are put in place as huge pages
     cdef bint finished            # `serve` has returned
     # Stored by one thread while others load them, with or without the GIL.
     cdef bint is_stopping
     cdef bint is_serving
     cdef bint has_failed
 
-    def __cinit__(self, GuestMemory memory not None, blocks, int fd):
+    def __cinit__(
+        self, GuestMemory memory not None, blocks, int fd, *, bint whole_blocks=False
+    ):
         self.memory = memory
         self.fd = fd
         self.uffd = -1
@@ -189,7 +195,9 @@ cdef class LazyPages:
         ordered = sorted(blocks)
         self.blocks = <Block *>calloc(max(len(ordered), 1), sizeof(Block))
         self.buffer = <uint8_t *>malloc(BLOCK_BYTES_)
-        if self.blocks == NULL or self.buffer == NULL:
+        if whole_blocks:
+            self.huge_page = <uint8_t *>malloc(BLOCK_BYTES_)
+        if self.blocks == NULL or self.buffer == NULL or whole_blocks and self.huge_page == NULL:
             raise MemoryError
         for first_pfn, bitmap, offset, crc in ordered:
             self._append(first_pfn, bitmap, offset, crc)
@@ -203,6 +211,7 @@ cdef class LazyPages:
             close(self.uffd)
         free(self.blocks)
         free(self.buffer)
+        free(self.huge_page)
 
     cdef _append(self, uint64_t first_pfn, const uint8_t[::1] bitmap, off_t offset, uint32_t crc):
         cdef Block *block = &self.blocks[self.count]
@@ -214,6 +223,8 @@ cdef class LazyPages:
         block.hva = self.memory.span(first_pfn << PAGE_SHIFT, BLOCK_BYTES_, &got)
         if block.hva == NULL or last_page(&bitmap[0]) >= <int>(got >> PAGE_SHIFT):
             raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
+        if self.huge_page != NULL and got < BLOCK_BYTES_:
+            raise ValueError(f"the block at page frame {first_pfn:#x} is not a whole huge page")
         block.first_pfn, block.size_bytes = first_pfn, got
         block.offset, block.crc = offset, crc
         memcpy(block.stored, &bitmap[0], BITMAP_BYTES)
@@ -351,13 +362,25 @@ cdef class LazyPages:
 
     cdef int _load(self, Block *block) noexcept nogil:
         """Put a block in place; return 0, an errno or WRONG_CHECKSUM."""
-        cdef int start, end = 0, error
-        cdef uint8_t *source = self.buffer
+        cdef int error
         if block.done:
             return 0
         error = read_block(self.fd, block.offset, block.stored, block.crc, self.buffer)
+        if not error and self.huge_page != NULL:
+            error = self._place_whole(block)
+        elif not error:
+            error = self._place_pages(block)
         if error:
             return error
+        block.done = True
+        if release_range(self.uffd, block.hva, block.size_bytes) < 0:
+            return errno
+        return 0
+
+    cdef int _place_pages(self, Block *block) noexcept nogil:
+        """Place the pages of a block that are in the buffer."""
+        cdef int start, end = 0, error
+        cdef uint8_t *source = self.buffer
         start = next_run(block.stored, 0, &end)
         while start < BLOCK_PAGES_:
             error = self._place(block, start, end, source)
@@ -365,35 +388,40 @@ cdef class LazyPages:
                 return error
             source += <size_t>(end - start) << PAGE_SHIFT
             start = next_run(block.stored, end, &end)
-        block.done = True
-        if release_range(self.uffd, block.hva, block.size_bytes) < 0:
-            return errno
         return 0
 
     cdef int _place(self, Block *block, int start, int end, uint8_t *source) noexcept nogil:
         """Place the pages from `start` to `end` of a block, except skipped ones."""
-        cdef int first = start, stop = start
-        cdef size_t size, done
-        cdef long long got
-        cdef int retries = MAX_RETRIES
+        cdef int first = start, stop = start, error
         first = next_run(block.wanted, start, &stop)
         while first < end:
             stop = min(stop, end)
-            size = <size_t>(stop - first) << PAGE_SHIFT
-            done = 0
-            while done < size:
-                got = place_pages(
-                    self.uffd, block.hva + (<size_t>first << PAGE_SHIFT) + done,
-                    source + (<size_t>(first - start) << PAGE_SHIFT) + done, size - done,
-                )
-                if got < 0:
-                    if errno not in (EAGAIN, EINTR) or retries == 0:
-                        return errno
-                    retries -= 1
-                else:
-                    done += got
+            error = place_all(
+                self.uffd, block.hva + (<size_t>first << PAGE_SHIFT),
+                source + (<size_t>(first - start) << PAGE_SHIFT),
+                <size_t>(stop - first) << PAGE_SHIFT,
+            )
+            if error:
+                return error
             first = next_run(block.wanted, stop, &stop)
         return 0
+
+    cdef int _place_whole(self, Block *block) noexcept nogil:
+        """Place a block as one huge page, unless all of it is skipped."""
+        cdef int start, end = 0, page
+        cdef uint8_t *source = self.buffer
+        if next_run(block.wanted, 0, &end) == BLOCK_PAGES_:
+            return 0
+        memset(self.huge_page, 0, BLOCK_BYTES_)
+        end = 0
+        start = next_run(block.stored, 0, &end)
+        while start < BLOCK_PAGES_:
+            for page in range(start, end):
+                if block.wanted[page >> 3] >> (page & 7) & 1:
+                    memcpy(self.huge_page + (<size_t>page << PAGE_SHIFT), source, PAGE_BYTES)
+                source += PAGE_BYTES
+            start = next_run(block.stored, end, &end)
+        return place_all(self.uffd, block.hva, self.huge_page, BLOCK_BYTES_)
 
     cdef void _stop_vcpus(self) noexcept nogil:
         cdef int i
@@ -407,6 +435,22 @@ cdef class LazyPages:
         for i in range(self.count):
             if not self.blocks[i].done:
                 release_range(self.uffd, self.blocks[i].hva, self.blocks[i].size_bytes)
+
+
+cdef int place_all(int uffd, uint8_t *target, uint8_t *source, size_t size) noexcept nogil:
+    """Place missing pages; return 0 or an errno."""
+    cdef int retries = MAX_RETRIES
+    cdef size_t done = 0
+    cdef long long got
+    while done < size:
+        got = place_pages(uffd, target + done, source + done, size - done)
+        if got < 0:
+            if errno not in (EAGAIN, EINTR) or retries == 0:
+                return errno
+            retries -= 1
+        else:
+            done += got
+    return 0
 
 
 cdef void stop_vcpu(const Vcpu *vcpu) noexcept nogil:

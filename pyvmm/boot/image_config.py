@@ -14,7 +14,7 @@ from pathlib import Path
 from guest_images.manifest import read_manifest
 from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.panic import PANIC_PARAMETERS
-from pyvmm.config import DEFAULT_RAM_BYTES, MachineConfig
+from pyvmm.config import DEFAULT_HUGEPAGES, DEFAULT_RAM_BYTES, HugePages, MachineConfig
 
 SERIAL_CONSOLE = "console=ttyS0"
 IMAGE_CONSOLE_PARAMETERS = "earlyprintk=ttyS0 console=hvc0"
@@ -43,6 +43,7 @@ def config_for_image(
     console: str = "serial",
     ports: Sequence[str] = (),
     hotplug_ports: int = 0,
+    hugepages: HugePages = DEFAULT_HUGEPAGES,
 ) -> MachineConfig:
     """Return the configuration for `image`; `append` is added to its command line.
 
@@ -82,4 +83,5 @@ def config_for_image(
         console=console,
         ports=tuple(ports),
         hotplug_ports=hotplug_ports,
+        hugepages=hugepages,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 from pyvmm.boot.agent_plan import plan_agent
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.overlay import PutPath, put_archive
-from pyvmm.config import DEFAULT_RAM_BYTES
+from pyvmm.config import DEFAULT_HUGEPAGES, DEFAULT_RAM_BYTES, HugePages
 from pyvmm.guest_agent.client import STREAM_PORT, initial_ports
 from pyvmm.guest_agent.messages import CONTROL_PORT, STREAMS
 
@@ -57,6 +57,8 @@ class GuestOptions(TypedDict, total=False):
     """Balloon features not to offer."""
     rng: int | None
     """Most bytes per second of the entropy device, 0 for no limit; None, the default, for none."""
+    hugepages: HugePages
+    """Huge pages behind RAM: "transparent", the default, "hugetlbfs" or "never"."""
 
 
 class ConfigWithAgent(NamedTuple):
@@ -86,6 +88,7 @@ def config_with_agent(image: Path, **options: Unpack[GuestOptions]) -> ConfigWit
         offer=options.get("offer", ()),
         withhold=options.get("withhold", ()),
         rng=options.get("rng"),
+        hugepages=options.get("hugepages", DEFAULT_HUGEPAGES),
         ports=initial_ports(),
         hotplug_ports=more_commands * STREAMS,
     )

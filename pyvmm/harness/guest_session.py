@@ -22,14 +22,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devices.virtio.inspection import QueueContents, inspect_queue
 from pyvmm.balloon.guest_requests import DriverUnavailable, GuestPaused, GuestRequestError
 from pyvmm.balloon.safe_target import check_target
-from pyvmm.config import MachineConfig
+from pyvmm.config import DEFAULT_HUGEPAGES, HugePages, MachineConfig
 from pyvmm.guest_agent.client import DEFAULT_DIRECTORY
 from pyvmm.guest_agent.errors import AgentFailed
 from pyvmm.harness.agent_config import has_agent
@@ -305,11 +305,14 @@ async def restored_session(
 
 @asynccontextmanager
 async def incoming_session(
-    listener: MigrationListener, *, devices: Sequence[CatalogueEntry] = CATALOGUE
+    listener: MigrationListener,
+    *,
+    devices: Sequence[CatalogueEntry] = CATALOGUE,
+    hugepages: HugePages = DEFAULT_HUGEPAGES,
 ) -> AsyncIterator[GuestSession]:
     """Wait for a VM that another pyvmm sends to `listener`, and run it as `guest_session` does.
 
-    Raises `UserError` when the migration fails.
+    Its RAM is in `hugepages` here. Raises `UserError` when the migration fails.
     """
     # Late: saves 13 ms (ssl) in scripts that boot.
     from pyvmm.migration.incoming import accept_migration
@@ -320,7 +323,7 @@ async def incoming_session(
     def make(config: MachineConfig) -> VirtualMachine:
         while created:
             created.pop().close()
-        created.append(_create_vm(config, console, devices))
+        created.append(_create_vm(replace(config, hugepages=hugepages), console, devices))
         return created[0]
 
     try:

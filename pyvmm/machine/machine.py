@@ -78,6 +78,15 @@ def _host_errors_reported() -> Iterator[None]:
         raise MachineNotCreated(f"the machine cannot be created: {reason}") from error
 
 
+def _make_ram(config: MachineConfig) -> Ram:
+    if config.hugepages != "hugetlbfs":
+        return Ram(config.ram_bytes, transparent=config.hugepages == "transparent")
+    # 4 modules, for RAM in huge pages of hugetlbfs.
+    from pyvmm.memory.hugetlb_ram import HugetlbRam
+
+    return HugetlbRam(config.ram_bytes)
+
+
 class Machine:
     """One guest's hardware.
 
@@ -115,7 +124,7 @@ class Machine:
         self._loop: EventLoop | None = None
         self._ready = False
         self._running = False
-        self.ram = Ram(config.ram_bytes)
+        self.ram = _make_ram(config)
         self._system = System()
         self._vm = self._system.create_vm()
         self._router = self._set_up_kvm_platform()

@@ -6,7 +6,8 @@ RAM is one mapping below the PCI hole and, if it does not fit there, a second on
 guest, or the boot loader on its behalf, has touched it, and `discard` undoes that. Transparent huge
 pages are enabled, as every page fault avoided is a nested fault avoided. KVM can use them only
 where host-virtual and guest-physical addresses agree modulo 2 MiB, so the mappings are aligned. A
-discard of part of a huge page makes the kernel split it.
+discard of part of a huge page makes the kernel split it: the page leaves RSS at once, and the
+kernel frees the memory when it needs some.
 
 KVM API: KVM_SET_USER_MEMORY_REGION (Documentation/virt/kvm/api.rst, 4.35).
 """
@@ -20,7 +21,7 @@ from devices.listeners import Listeners
 from pykvm import address_of
 from pyvmm.memory import layout
 from pyvmm.memory.errors import HostMemoryUnavailable
-from pyvmm.units import MIB
+from pyvmm.units import HUGE_PAGE_BYTES, MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
@@ -29,7 +30,6 @@ from pyvmm_native.runs import PageRuns
 if TYPE_CHECKING:
     from pykvm import Vm
 
-HUGE_PAGE_BYTES = 2 << 20
 MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>; Python's mmap module names it from 3.12 on
 MADV_POPULATE_WRITE = 23  # <asm-generic/mman-common.h>; Python's mmap module does not name it
 
@@ -38,24 +38,25 @@ class Ram:
     """All RAM of one guest; satisfies `devices.ports.GuestRam`.
 
     `size_bytes` is a multiple of 1 MiB between `config.MIN_RAM_BYTES` and `config.MAX_RAM_BYTES`.
-    Raises `HostMemoryUnavailable` if the host does not map that much.
+    `transparent` enables transparent huge pages. Raises `HostMemoryUnavailable` if the host does
+    not map that much.
 
     Threads: any for `memory`; event loop, vCPU and migration for `discard`.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, transparent: bool = True) -> None:
         self.size_bytes = size_bytes
+        self._advice = mmap.MADV_HUGEPAGE if transparent else mmap.MADV_NOHUGEPAGE
         self.host_page_pages = mmap.PAGESIZE // PAGE_BYTES
         self.before_discard: Listeners[PageRuns] = Listeners()
         """Called with pages that are about to be discarded."""
         self._maps: list[tuple[int, memoryview]] = []
         try:
             for gpa, length in layout.ram_ranges(size_bytes):
-                self._maps.append((gpa, _map_anonymous(length)))
+                self._maps.append((gpa, self._map(length)))
         except OSError as error:
-            raise HostMemoryUnavailable(
-                f"the host cannot map {size_bytes // MIB} MiB for the guest: {error.strerror}"
-            ) from error
+            self._maps.clear()
+            raise self._unavailable(error) from error
         self.memory = GuestMemory(self._maps)
         self.pages = PageRuns(
             (gpa // PAGE_BYTES, len(area) // PAGE_BYTES) for gpa, area in self._maps
@@ -74,6 +75,13 @@ class Ram:
         self.before_discard(runs)
         return discard(self.memory, runs).bytes
 
+    def zero(self, runs: PageRuns) -> None:
+        """Make pages zero, which may be parts of host pages, and free what can be freed."""
+        self.discard(runs)
+
+    def restore_backing(self, runs: PageRuns) -> None:
+        """As `GuestRam.restore_backing`: without effect, as all memory is backed alike."""
+
     def populate(self) -> None:
         """Make all of RAM resident; pages that nothing has touched are zeros then.
 
@@ -89,12 +97,17 @@ class Ram:
         """Free all host memory; readers that are left find zeros."""
         self.discard(self.pages)
 
+    def _map(self, length: int) -> memoryview:
+        """Map `length` bytes of memory, allocated on demand and aligned to a huge page."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        area = mmap.mmap(-1, length + HUGE_PAGE_BYTES, flags=flags)
+        area.madvise(self._advice)
+        area.madvise(mmap.MADV_DONTDUMP)
+        start = -address_of(area) % HUGE_PAGE_BYTES
+        return memoryview(area)[start : start + length]
 
-def _map_anonymous(length: int) -> memoryview:
-    """Map `length` bytes of memory, allocated on demand and aligned to a huge page."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    area = mmap.mmap(-1, length + HUGE_PAGE_BYTES, flags=flags)
-    area.madvise(mmap.MADV_HUGEPAGE)
-    area.madvise(mmap.MADV_DONTDUMP)
-    start = -address_of(area) % HUGE_PAGE_BYTES
-    return memoryview(area)[start : start + length]
+    def _unavailable(self, error: OSError) -> HostMemoryUnavailable:
+        """Return the error for RAM that the host does not map."""
+        return HostMemoryUnavailable(
+            f"the host cannot map {self.size_bytes // MIB} MiB for the guest: {error.strerror}"
+        )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resident memory of this process over time, as the host's kernel counts it (proc(5), statm)."""
+"""Resident memory of this process over time, as the host's kernel counts it (proc(5)).
+
+Huge pages of hugetlbfs are not part of the kernel's RSS, but they are memory of the process like
+any other, and are added here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.memory.huge_page_pool import hugetlbfs_bytes
+
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Return the RSS of process `pid`, or of this one, in bytes, guest RAM included."""
-    return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * mmap.PAGESIZE
+    """Return the memory of process `pid`, or of this one, that is resident, in bytes.
+
+    Guest RAM is part of it, in whatever pages.
+    """
+    rss_pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
+    return rss_pages * mmap.PAGESIZE + hugetlbfs_bytes(pid)
 
 
 @dataclass(frozen=True)

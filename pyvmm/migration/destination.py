@@ -47,8 +47,8 @@ class TargetRam(Protocol):
     def memory(self) -> GuestMemory:
         """The memory to be filled."""
 
-    def discard(self, runs: PageRuns) -> int:
-        """Make pages zero, and free the memory behind them."""
+    def zero(self, runs: PageRuns) -> None:
+        """Make pages zero, and free the memory behind them if possible."""
 
 
 class Target(Protocol):
@@ -149,7 +149,7 @@ class DestinationMigration:
                 case messages.Pages():
                     self._store(ram.memory, message)
                 case messages.Zeros(runs):
-                    ram.discard(runs)
+                    ram.zero(runs)
                 case messages.RoundEnd(number):
                     self._send(messages.RoundAck(number), message_s)
                 case messages.DeviceState(part):

@@ -49,7 +49,9 @@ class UserfaultfdLoader(threading.Thread):
         self._fd = os.dup(snapshot.fileno())
         try:
             blocks = ((b.first_pfn, b.bitmap, b.offset, b.crc) for b in snapshot.blocks)
-            self._pages = LazyPages(ram.memory, blocks, self._fd)
+            self._pages = LazyPages(
+                ram.memory, blocks, self._fd, whole_blocks=ram.host_page_pages > 1
+            )
         except BaseException:
             os.close(self._fd)
             raise

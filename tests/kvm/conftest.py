@@ -14,7 +14,7 @@ import pytest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.boot.image_config import config_for_image
-from pyvmm.config import MachineConfig
+from pyvmm.config import DEFAULT_HUGEPAGES, HugePages, MachineConfig
 from pyvmm.harness.guest_session import guest_session
 from pyvmm.units import MIB
 from tests.kvm.fixture_types import MakeConfig, RunGuest, Scenario
@@ -49,6 +49,7 @@ def make_config(guest_image: Path) -> MakeConfig:
         console: str = "serial",
         ports: Sequence[str] = (),
         hotplug_ports: int = 0,
+        hugepages: HugePages = DEFAULT_HUGEPAGES,
     ) -> MachineConfig:
         return config_for_image(
             guest_image,
@@ -64,6 +65,7 @@ def make_config(guest_image: Path) -> MakeConfig:
             console=console,
             ports=ports,
             hotplug_ports=hotplug_ports,
+            hugepages=hugepages,
         )
 
     return make

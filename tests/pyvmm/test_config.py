@@ -14,6 +14,7 @@ from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.panic import PANIC_PARAMETERS
 from pyvmm.config import InvalidConfiguration, MachineConfig
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.state.config_record import encode_config
 from pyvmm.units import MIB
 from tests.pyvmm.boot.elf_kernel import elf_kernel
 
@@ -44,6 +45,7 @@ def test_the_limits_are_accepted(good: dict[str, Any]) -> None:
         {"vcpus": 0},
         {"vcpus": 9},
         {"dialect": "guess"},
+        {"hugepages": "1G"},
         {"console": "vga"},
         {"ports": tuple(f"port{number}" for number in range(32))},
         {"ports": ("a b",)},
@@ -54,6 +56,19 @@ def test_values_beyond_the_limits_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfiguration, match="only") as caught:
         MachineConfig(**{**GOOD, **bad})
     assert [caught.value.parameter] == list(bad)
+
+
+def test_ram_of_hugetlbfs_is_whole_huge_pages() -> None:
+    odd = {**GOOD, "ram_bytes": 65 * MIB}
+    assert MachineConfig(**odd).hugepages == "transparent"
+    MachineConfig(**{**GOOD, "ram_bytes": 66 * MIB, "hugepages": "hugetlbfs"})
+    with pytest.raises(InvalidConfiguration, match="65 MiB of RAM, only a multiple of 2 MiB"):
+        MachineConfig(**odd, hugepages="hugetlbfs")
+
+
+def test_huge_pages_are_not_saved() -> None:
+    config = MachineConfig(**GOOD, hugepages="hugetlbfs")
+    assert encode_config(config) == encode_config(MachineConfig(**GOOD))
 
 
 @pytest.mark.parametrize(

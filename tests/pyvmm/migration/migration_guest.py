@@ -73,6 +73,9 @@ class PlainRam:
     def discard(self, runs: PageRuns) -> int:
         return discard(self.memory, runs).bytes
 
+    def zero(self, runs: PageRuns) -> None:
+        self.discard(runs)
+
     def slot_of(self, pfn: int) -> tuple[int, int, mmap.mmap]:
         """Return slot, page number in it, and the slot's memory."""
         for slot, (gpa, area) in enumerate(self._maps):
