@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.run_state import EventName, EventSink, RunState
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
+    from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.memory.ram import Ram
     from pyvmm.migration.outgoing import Migrations
@@ -253,6 +254,22 @@ class VirtualMachine:
     def ram(self) -> Ram:
         """Guest memory."""
         return self.machine.ram
+
+    @property
+    def memory_backing(self) -> MemoryBacking:
+        """The memory of the host behind guest memory."""
+        # 1 module, for its query.
+        from pyvmm.memory import huge_page_pool
+
+        with self.machine.lock:
+            kept_bytes = self.balloon.counters.kept_bytes
+        return huge_page_pool.MemoryBacking(
+            self.config.hugepages,
+            self.ram.host_page_pages * PAGE_BYTES,
+            huge_page_pool.transparent_bytes(),
+            huge_page_pool.hugetlbfs_bytes(),
+            kept_bytes,
+        )
 
     @property
     def ram_bytes(self) -> int:

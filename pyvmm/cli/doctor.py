@@ -40,6 +40,7 @@ from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
+from pyvmm.memory.huge_page_pool import read_pool, transparent_setting
 from pyvmm.standard_streams.rich_console import TextConsole
 
 EXIT_NOTHING_USABLE = 2
@@ -138,6 +139,20 @@ def check_memory() -> Finding:
     return Finding("memory", found)
 
 
+def check_huge_pages() -> Finding:
+    """Report the kernel's setting of transparent huge pages, and the pool of hugetlbfs."""
+    pool = read_pool()
+    if pool is None:
+        reserved = "no huge pages of 2 MiB to reserve"
+    else:
+        reserved = (
+            f"hugetlbfs: {pool.available} of {pool.total + pool.surplus} pages of 2 MiB available"
+            " (a guest with --hugepages hugetlbfs needs one for each 2 MiB of its RAM:"
+            " sysctl vm.nr_hugepages=N)"
+        )
+    return Finding("huge pages", f"transparent: {transparent_setting()}; {reserved}")
+
+
 def check_qemu() -> Finding:
     """Report the version of the emulator."""
     try:
@@ -199,6 +214,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_fitness,
     check_processor,
     check_memory,
+    check_huge_pages,
     check_qemu,
     check_lab_kernel,
     check_kernel_source,

@@ -9,6 +9,7 @@ ends meanwhile is not a mistake: it is reported on standard error, and the statu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
@@ -16,6 +17,8 @@ from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.addresses import parse_unix_address
 from pyvmm.standard_streams.text import print_message
 
+_NOT_THERE = ("CommandNotFound", "DeviceNotActive")
+"""Error classes of a server without the command, or a guest without the device."""
 EXIT_NOT_DONE = 1
 REPLY_TIMEOUT_S = 10.0
 """Bound on a reply for which the server need not wait for the guest."""
@@ -46,3 +49,14 @@ def run_qmp_command(
                 f"no reply from the control socket {address}",
                 "check that the process of the guest is still running",
             ) from None
+
+
+def execute_if_known(client: QmpClient, command: str) -> dict[str, Any]:
+    """Return the answer to `command`; empty if the server or the guest lacks its subject."""
+    try:
+        answer: dict[str, Any] = client.execute(command)
+    except QmpError as error:
+        if error.error_class not in _NOT_THERE:
+            raise
+        return {}
+    return answer

@@ -23,7 +23,7 @@ from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
 from pyvmm.machine.errors import KvmUnusable, MachineNotCreated, VcpuNotStopped
-from pyvmm.memory.errors import HostMemoryUnavailable
+from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
 from pyvmm.snapshot import errors as snapshot
@@ -93,6 +93,7 @@ PARAMETER_OPTIONS = {
     "rng": "--rng-limit",
     "console": "--console",
     "ports": "--port",
+    "hugepages": "--hugepages",
 }
 
 
@@ -170,6 +171,11 @@ def _remedy(error: UserError) -> str:
             return f"change {PARAMETER_OPTIONS[error.parameter]}"
         case boot.NotEnoughRam():
             return f"give the guest more with --memory, at least {-(-error.needed_bytes // MIB)}M"
+        case HugePagesUnavailable(pool_pages=None):
+            return "leave out --hugepages"
+        case HugePagesUnavailable():
+            size = f"vm.nr_hugepages={error.pool_pages}"
+            return f"reserve them with: sysctl {size}, or leave out --hugepages"
         case image.KernelSourceMissing():
             return f"{_install(error)}, or name a source tree with --source"
         case lab.HostKvmUnusable():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from pyvmm.cli.command_options import (
     command_options,
 )
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.huge_pages import hugepages_option, prepare_huge_pages
 from pyvmm.cli.options import (
     SECURITY_PARAMETERS,
     kvm_option,
@@ -45,12 +47,12 @@ from pyvmm.units import GIB, MIB
 if TYPE_CHECKING:
     from pyvmm.cli.command_request import GuestAdditions
     from pyvmm.cli.console.ports import PortOption
-    from pyvmm.config import MachineConfig
+    from pyvmm.config import HugePages, MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
-NOT_CONFIGURATION = ("addresses", "port_values", "kvm", "verbose", "help")
+NOT_CONFIGURATION = ("addresses", "port_values", "hugepages", "kvm", "verbose", "help")
 """Parameters that do not configure the guest; valid with a snapshot or an incoming migration."""
 
 
@@ -71,6 +73,7 @@ NOT_CONFIGURATION = ("addresses", "port_values", "kvm", "verbose", "help")
     metavar="SIZE",
     help="Guest RAM, such as 512M or 8G; with --incoming, the most that the guest may have.",
 )
+@hugepages_option
 @click.option(
     "--cpus",
     type=int,
@@ -150,6 +153,7 @@ def run(
     image: Path | None,
     kernel: Path | None,
     ram_bytes: int,
+    hugepages: HugePages,
     cpus: int,
     initrd: Path | None,
     append: str,
@@ -205,12 +209,13 @@ def run(
     if incoming is not None:
         _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
-        return _run_incoming(incoming, protection, ram_bytes, sockets, ports, kvm)
+        return _run_incoming(incoming, protection, ram_bytes, hugepages, sockets, ports, kvm)
     for shown in _given(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     if restore is not None:
         snapshot = _open(restore)
-        return _run_vm(snapshot.config, snapshot, sockets, ports, kvm)
+        config = replace(snapshot.config, hugepages=hugepages)
+        return _run_vm(config, snapshot, sockets, ports, kvm)
     boot_image = _one_of(image, kernel)
     additions = None
     if command or kernel is not None or guest_options["put_values"]:
@@ -231,6 +236,7 @@ def run(
         rng=_rng_rate(rng, rng_limit),
         console=console,
         ports=[*(additions.ports if additions else ()), *(port.name for port in ports)],
+        hugepages=hugepages,
     )
     # Late: saves 6 ms with --restore and --incoming.
     from pyvmm.boot.loader import read_boot_files
@@ -255,6 +261,7 @@ def _run_vm(
     if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
         paths = additions.host_paths if additions else ()
         return _run_in_lab(config.ram_bytes, sockets, ports, paths)
+    prepare_huge_pages(config.hugepages, config.ram_bytes)
     if command is not None:
         # Late: saves 40 ms where the console is on this terminal.
         from pyvmm.cli.command_run import run_command
@@ -350,6 +357,7 @@ def _run_incoming(
     incoming: str,
     protection: Security,
     max_ram_bytes: int,
+    hugepages: HugePages,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
     kvm: KvmMode,
@@ -362,11 +370,12 @@ def _run_incoming(
     address = parse_migration_address(incoming)
     if choose_kvm(kvm) is KvmProvider.LAB:
         return _run_in_lab(max_ram_bytes, sockets, ports, (), address, protection)
+    prepare_huge_pages(hugepages, max_ram_bytes)
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_incoming
 
     listener = MigrationListener(address, protection)
-    return asyncio.run(run_incoming(listener, max_ram_bytes, sockets, ports))
+    return asyncio.run(run_incoming(listener, max_ram_bytes, hugepages, sockets, ports))
 
 
 def _run_in_lab(

@@ -12,14 +12,11 @@ from typing import Any
 import click
 
 from pyvmm.cli.json_output import json_option, print_json
+from pyvmm.cli.memory_backing import describe_backing
 from pyvmm.cli.options import qmp_option
-from pyvmm.cli.qmp_command import run_qmp_command
+from pyvmm.cli.qmp_command import execute_if_known, run_qmp_command
 from pyvmm.qmp.client import QmpClient
-from pyvmm.qmp.messages import QmpError
 from pyvmm.units import format_size
-
-_NOT_THERE = ("CommandNotFound", "DeviceNotActive")
-"""Error classes of a server without the command, or a guest without the device."""
 
 
 @click.command()
@@ -53,28 +50,18 @@ def status(address: str, as_json: bool) -> int:
 def query(client: QmpClient) -> dict[str, Any]:
     """Return the document of `--json`."""
     state = client.execute("query-status")
-    migration = _execute_if_known(client, "query-migrate")
+    migration = execute_if_known(client, "query-migrate")
     return {
         "status": state["status"],
         "running": state["running"],
         "base-memory": client.execute("query-memory-size-summary")["base-memory"],
-        "actual": _execute_if_known(client, "query-balloon").get("actual"),
+        "actual": execute_if_known(client, "query-balloon").get("actual"),
         "cpus": len(client.execute("query-cpus-fast")),
         "migration": migration.get("status", "none"),
-        "snapshot": _execute_if_known(client, "query-snapshot").get("status"),
+        "snapshot": execute_if_known(client, "query-snapshot").get("status"),
         "version": client.execute("query-version"),
+        "backing": execute_if_known(client, "query-memory-backing") or None,
     }
-
-
-def _execute_if_known(client: QmpClient, command: str) -> dict[str, Any]:
-    """Return the answer to `command`; empty if the server or the guest lacks its subject."""
-    try:
-        answer: dict[str, Any] = client.execute(command)
-    except QmpError as error:
-        if error.error_class not in _NOT_THERE:
-            raise
-        return {}
-    return answer
 
 
 def _print_table(document: dict[str, Any]) -> None:
@@ -88,6 +75,8 @@ def _print_table(document: dict[str, Any]) -> None:
     if actual_bytes is not None:
         rows["guest has"] = format_size(actual_bytes)
         rows["in the balloon"] = format_size(ram_bytes - actual_bytes)
+    if document["backing"] is not None:
+        rows["RAM is in"] = describe_backing(document["backing"])
     rows["vCPUs"] = str(document["cpus"])
     rows["migration"] = document["migration"]
     if document["snapshot"] is not None:

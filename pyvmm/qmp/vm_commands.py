@@ -68,6 +68,31 @@ def query_memory_size_summary(vm: VmControl) -> dict[str, int]:
     return {"base-memory": vm.ram_bytes}
 
 
+def query_memory_backing(vm: VmControl) -> dict[str, Any]:
+    """Return the memory of the host behind the guest's RAM.
+
+    The kernel looks at all memory of the process for it: some milliseconds per GiB.
+
+    Returns:
+        hugepages: `transparent`, `hugetlbfs` or `never`, as `pyvmm run --hugepages` has it
+        host-page-size: bytes that can be returned to the host at once, at least
+        transparent: memory in transparent huge pages at the moment, in bytes; the process included
+        hugetlbfs: memory in huge pages of hugetlbfs that were touched, in bytes
+        kept: bytes in the balloon that the host keeps: each is part of a page of `host-page-size`
+            that is not in the balloon as a whole
+    In QEMU:
+        `query-memdev` describes backends as they were configured
+    """
+    backing = vm.memory_backing
+    return {
+        "hugepages": backing.hugepages,
+        "host-page-size": backing.host_page_bytes,
+        "transparent": backing.transparent_bytes,
+        "hugetlbfs": backing.hugetlbfs_bytes,
+        "kept": backing.kept_bytes,
+    }
+
+
 def query_cpus_fast(vm: VmControl) -> list[dict[str, Any]]:
     """Return the vCPUs, without interrupting the guest.
 
@@ -178,6 +203,7 @@ COMMANDS = {
     "query-version": Command(query_version),
     "query-status": Command(query_status),
     "query-memory-size-summary": Command(query_memory_size_summary),
+    "query-memory-backing": Command(query_memory_backing),
     "query-cpus-fast": Command(query_cpus_fast),
     "stop": Command(stop),
     "cont": Command(cont),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
     from pyvmm.machine.run_state import EventSink, RunState
+    from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm_native.runs import PageRuns
@@ -30,6 +31,10 @@ class VmControl(Protocol):
     @property
     def ram_pages(self) -> PageRuns:
         """Return the pages of that RAM, by guest-physical address."""
+
+    @property
+    def memory_backing(self) -> MemoryBacking:
+        """Return the memory of the host behind that RAM."""
 
     @property
     def vcpu_thread_ids(self) -> Sequence[int]:

@@ -108,7 +108,14 @@ def exchanges() -> list[Example]:
 
 
 async def _status_and_balloon(recorder: Recorder) -> None:
-    queries = ("version", "status", "memory-size-summary", "cpus-fast", "commands")
+    queries = (
+        "version",
+        "status",
+        "memory-size-summary",
+        "memory-backing",
+        "cpus-fast",
+        "commands",
+    )
     for query in queries:
         await recorder.ask(f"query-{query}")
     await recorder.ask("stop")

@@ -24,9 +24,10 @@ from pyvmm.cli.demo.measure import (
     demo_config,
 )
 from pyvmm.cli.errors import CommandError
+from pyvmm.cli.huge_pages import hugepages_option, prepare_huge_pages
 from pyvmm.cli.json_output import json_option
 from pyvmm.cli.options import kvm_option, parse_size_value
-from pyvmm.config import DIALECTS
+from pyvmm.config import DIALECTS, HugePages, MachineConfig
 from pyvmm.files.output import JSON_START, PNG_START, check_output, write_output
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
@@ -51,6 +52,7 @@ from pyvmm.units import MIB
     metavar="SIZE",
     help="Guest RAM.",
 )
+@hugepages_option
 @click.option(
     "--inflate",
     "inflate_bytes",
@@ -74,6 +76,7 @@ def demo(
     image: Path | None,
     dialect: str | None,
     ram_bytes: int,
+    hugepages: HugePages,
     inflate_bytes: int,
     output: Path,
     kvm: KvmMode,
@@ -97,12 +100,13 @@ def demo(
     figures = output / MEASUREMENTS_FILE
     check_output(figures, JSON_START)
     check_output(output / PLOT_FILE, PNG_START)
+    config = demo_config(image, sizes, dialect, hugepages)
     if measure_only:
-        return _measure(image, sizes, dialect, figures)
+        return _measure(config, sizes, figures)
     # Report an unusable image before the lab starts.
-    read_boot_files(demo_config(image, sizes, dialect))
+    read_boot_files(config)
     figures.unlink(missing_ok=True)
-    status = _measure_where_kvm_works(image, sizes, dialect, output, kvm)
+    status = _measure_where_kvm_works(config, sizes, output, kvm)
     if status:
         return status
     # Late: saves 23 ms (rich) in the measuring process, ten times that where it is emulated.
@@ -120,28 +124,29 @@ def _make_directory(output: Path) -> None:
         ) from error
 
 
-def _measure(image: Path, sizes: GuestSizes, dialect: str | None, figures: Path) -> int:
+def _measure(config: MachineConfig, sizes: GuestSizes, figures: Path) -> int:
     async def run() -> None:
-        result = await Demonstration(image, sizes, dialect, _announce).measure()
+        result = await Demonstration(config, sizes, _announce).measure()
         text = json.dumps(result.to_json_object(), indent=1)
         write_output(figures, text.encode(), JSON_START)
 
+    prepare_huge_pages(config.hugepages, config.ram_bytes)
     asyncio.run(run())
     return 0
 
 
 def _measure_where_kvm_works(
-    image: Path, sizes: GuestSizes, dialect: str | None, output: Path, kvm: KvmMode
+    config: MachineConfig, sizes: GuestSizes, output: Path, kvm: KvmMode
 ) -> int:
     if choose_kvm(kvm) is KvmProvider.HOST:
-        return _measure(image, sizes, dialect, output / MEASUREMENTS_FILE)
+        return _measure(config, sizes, output / MEASUREMENTS_FILE)
     # Late: saves 12 ms (the lab) where KVM is fit, and in the lab itself.
     from pyvmm.cli.lab import run_guest_in_lab
 
-    argv = [sys.executable, "-m", "pyvmm", "demo", str(image), "--output", str(output)]
+    argv = [sys.executable, "-m", "pyvmm", "demo", str(config.kernel), "--output", str(output)]
     argv += ["--memory", f"{sizes.ram_mib}M", "--inflate", f"{sizes.inflate_mib}M"]
-    argv += ["--measure-only", *(["--dialect", dialect] if dialect else [])]
-    return run_guest_in_lab(argv, sizes.ram_mib, files=[image, output])
+    argv += ["--hugepages", config.hugepages, "--dialect", config.dialect, "--measure-only"]
+    return run_guest_in_lab(argv, sizes.ram_mib, files=[config.kernel, output])
 
 
 def _announce(text: str) -> None:

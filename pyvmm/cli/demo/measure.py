@@ -24,7 +24,7 @@ from pathlib import Path
 from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.errors import CommandError
-from pyvmm.config import MachineConfig
+from pyvmm.config import HugePages, MachineConfig
 from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.guest_session import GuestSession, ResizeResult, guest_session
 from pyvmm.machine.exit_result import ExitReason
@@ -95,11 +95,14 @@ class Measurements:
     """All figures of the report; `wrong_bytes` is the sum of all verifications."""
 
     ram_bytes: int
+    hugepages: HugePages
     dialect: str
     boot_seconds: float
     steps: list[Step]
     inflate: ResizeResult
     deflate: ResizeResult
+    kept_bytes: int
+    """Pages of the inflated balloon that the host kept, as parts of huge pages."""
     verified_bytes: int
     wrong_bytes: int
     samples: list[Sample]
@@ -108,18 +111,29 @@ class Measurements:
         return dataclasses.asdict(self)
 
 
-def demo_config(image: Path, sizes: GuestSizes, dialect: str | None) -> MachineConfig:
+def demo_config(
+    image: Path, sizes: GuestSizes, dialect: str | None, hugepages: HugePages
+) -> MachineConfig:
     """Return the configuration of the guest; the errors are those of `config_for_image`."""
-    return config_for_image(image, run="pattern", ram_bytes=sizes.ram_mib * MIB, dialect=dialect)
+    return config_for_image(
+        image,
+        run="pattern",
+        ram_bytes=sizes.ram_mib * MIB,
+        dialect=dialect,
+        hugepages=hugepages,
+    )
 
 
 class Demonstration:
-    """One run; `announce` is called with a text at the start of each step."""
+    """One run with a guest of `demo_config`.
+
+    `announce` is called with a text at the start of each step.
+    """
 
     def __init__(
-        self, image: Path, sizes: GuestSizes, dialect: str | None, announce: Callable[[str], None]
+        self, config: MachineConfig, sizes: GuestSizes, announce: Callable[[str], None]
     ) -> None:
-        self._config = demo_config(image, sizes, dialect)
+        self._config = config
         self._sizes = sizes
         self._announce = announce
         self._steps: list[Step] = []
@@ -159,6 +173,7 @@ class Demonstration:
         except UnsafeTarget as error:
             raise CommandError(str(error), "choose a smaller --inflate") from None
         await self._record(guest, "inflated")
+        kept_bytes = guest.vm.balloon.counters.kept_bytes
         await self._verify(guest)
         self._announce("The balloon returns them")
         deflate = await guest.resize_balloon(0)
@@ -172,11 +187,13 @@ class Demonstration:
         guest.console.send_line("quit")
         return Measurements(
             ram_bytes=guest.vm.ram_bytes,
+            hugepages=self._config.hugepages,
             dialect=self._config.dialect,
             boot_seconds=boot_seconds,
             steps=self._steps,
             inflate=inflate,
             deflate=deflate,
+            kept_bytes=kept_bytes,
             verified_bytes=self._verified,
             wrong_bytes=self._wrong,
             samples=self._sampler.samples,

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pyvmm.cli.demo.measure import PLOT_FILE
 from pyvmm.cli.json_output import print_json
+from pyvmm.cli.memory_backing import IN_WORDS, describe_kept
 from pyvmm.files.output import PNG_START, write_output
 from pyvmm.standard_streams.rich_console import TextConsole
 from pyvmm.units import MIB
@@ -52,11 +53,13 @@ def _document(figures: dict[str, Any], plot: Path | None, failures: list[str]) -
     """Return the document of `--json`: all figures but the samples of the plot."""
     return {
         "base-memory": figures["ram_bytes"],
+        "hugepages": figures["hugepages"],
         "dialect": figures["dialect"],
         "boot-seconds": figures["boot_seconds"],
         "steps": [_with_hyphens(step) for step in figures["steps"]],
         "inflate": _with_hyphens(figures["inflate"]),
         "deflate": _with_hyphens(figures["deflate"]),
+        "kept-bytes": figures["kept_bytes"],
         "verified-bytes": figures["verified_bytes"],
         "wrong-bytes": figures["wrong_bytes"],
         "returned-share": round(_returned_share(figures), 6),
@@ -84,6 +87,8 @@ def _print_tables(figures: dict[str, Any], plot: Path | None, failures: list[str
             " bytes wrong.",
         )
     )
+    if kept := describe_kept(figures["kept_bytes"]):
+        console.print(f"While the balloon was inflated, {kept}.")
     console.print(f"Plot: {plot}" if plot else f"No plot: {NO_PLOT}", soft_wrap=True)
     for failure in failures:
         console.print(Text.assemble(("FAILED", "bold red"), f": {failure}"))
@@ -106,6 +111,7 @@ def _returned_share(figures: dict[str, Any]) -> float:
 def _steps_table(figures: dict[str, Any]) -> Table:
     table = Table(
         title=f"Guest of {figures['ram_bytes'] // MIB} MiB, {figures['dialect']} dialect, "
+        f"{IN_WORDS[figures['hugepages']]}, "
         f"user space after {figures['boot_seconds']:.1f} s"
     )
     table.add_column("step")

@@ -23,6 +23,7 @@ complete -c pyvmm -n '__fish_use_subcommand' -l help -d 'Show this message and e
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -F
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l kernel -r -F -d 'Kernel to boot, instead of IMAGE: a bzImage such as /boot/vmlinuz-*, or a vmlinux.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l memory -x -d 'Guest RAM, such as 512M or 8G; with --incoming, the most that the guest may have.'
+complete -c pyvmm -n '__fish_seen_subcommand_from run' -l hugepages -x -a 'transparent hugetlbfs never' -d 'Back guest RAM with huge pages: transparent ones, reserved ones of hugetlbfs, or none.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l cpus -x -d 'Number of vCPUs, 1 to 8.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l initrd -r -F -d 'Initramfs to load with the kernel.'
 complete -c pyvmm -n '__fish_seen_subcommand_from run' -l append -x -d 'Append to the kernel command line.'
@@ -56,6 +57,7 @@ complete -c pyvmm -n '__fish_seen_subcommand_from run' -l help -d 'Show this mes
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -F
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l dialect -x -a 'standard bitmap hybrid ranges' -d 'Balloon protocol.'
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l memory -x -d 'Guest RAM.'
+complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l hugepages -x -a 'transparent hugetlbfs never' -d 'Back guest RAM with huge pages: transparent ones, reserved ones of hugetlbfs, or none.'
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l inflate -x -d 'RAM that the balloon takes.'
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l output -x -a '(__fish_complete_directories)' -d 'Directory for the plot and the figures.'
 complete -c pyvmm -n '__fish_seen_subcommand_from demo' -l kvm -x -a 'auto host lab' -d 'Run on this machine\'s KVM or in the lab.'

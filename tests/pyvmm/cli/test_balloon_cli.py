@@ -81,6 +81,18 @@ def test_without_a_target_the_present_state_is_shown(tmp_path: Path) -> None:
     assert machine.targets == []
 
 
+@pytest.mark.parametrize("kept_bytes", [36864, 0])
+def test_memory_that_the_host_keeps_is_told(tmp_path: Path, kept_bytes: int) -> None:
+    machine = InMemoryVm()
+    machine.memory_backing = machine.memory_backing._replace(kept_bytes=kept_bytes)
+    with served_in_thread(machine, tmp_path / "qmp"):
+        shown = balloon("--qmp", f"unix:{tmp_path}/qmp").stdout
+        result = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp").stdout
+    assert ("kept by the host" in shown) == bool(kept_bytes)
+    told = "; the host keeps 36 KiB of its balloon, as parts of huge pages"
+    assert (told in result) == bool(kept_bytes)
+
+
 def test_a_guest_that_ends_gives_status_1(tmp_path: Path) -> None:
     class DyingMachine(InMemoryVm):
         def set_balloon_target(self, target_bytes: int) -> None:

@@ -15,7 +15,9 @@ from pyvmm.cli.errors import CommandError
 from pyvmm.units import MIB
 
 
-def figures(*, fallen_mib: float = 512, wrong_bytes: int = 0) -> dict[str, Any]:
+def figures(
+    *, fallen_mib: float = 512, wrong_bytes: int = 0, kept_bytes: int = 0
+) -> dict[str, Any]:
     rss = {"booted": 70, "before": 900, "inflated": 900 - fallen_mib, "deflated": 390}
     steps = [
         {
@@ -30,6 +32,8 @@ def figures(*, fallen_mib: float = 512, wrong_bytes: int = 0) -> dict[str, Any]:
     moved = {"seconds": 0.5, "pages": 512 * MIB // 4096, "requests": 2}
     return {
         "ram_bytes": 1024 * MIB,
+        "hugepages": "transparent",
+        "kept_bytes": kept_bytes,
         "dialect": "bitmap",
         "boot_seconds": 1.5,
         "steps": steps,
@@ -63,6 +67,15 @@ def test_the_report_fails_on_missing_memory_or_wrong_bytes(
     assert ("FAILED" in printed) == (failure is not None)
     assert failure is None or failure in printed
     assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_names_what_the_host_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(figures(kept_bytes=3 * MIB), tmp_path, as_json=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the host keeps 3 MiB of its balloon, as parts of huge pages" in printed
+    assert "transparent huge pages" in printed
 
 
 def test_without_matplotlib_the_report_names_the_extra_that_draws_the_plot(

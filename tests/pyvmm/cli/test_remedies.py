@@ -26,6 +26,7 @@ from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.errors import HostKvmUnusable, LabKernelUnreadable
 from pyvmm.machine.kvm_probe import Verdict
+from pyvmm.memory.errors import HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm.sockets.errors import ControlSocketUnreachable
@@ -42,6 +43,12 @@ WITH_FIGURES = [
     (InvalidConfiguration("dialect", "unknown"), "change --dialect"),
     (InvalidConfiguration("features", "unknown"), "change --offer, --withhold or --dialect"),
     (NotEnoughRam("too large", (65 << 20) + 1), "give the guest more with --memory, at least 66M"),
+    (InvalidConfiguration("hugepages", "no whole huge pages"), "change --hugepages"),
+    (
+        HugePagesUnavailable("needs 512, has 9", 600),
+        "reserve them with: sysctl vm.nr_hugepages=600, or leave out --hugepages",
+    ),
+    (HugePagesUnavailable("this kernel has none"), "leave out --hugepages"),
     (LabKernelUnreadable(Path("/boot/vmlinuz-6.8")), "chmod a+r /boot/vmlinuz-6.8"),
     (NotInstalled("no gcc", "gcc", "make"), "apt-get install gcc make"),
     (

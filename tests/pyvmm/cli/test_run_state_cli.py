@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyvmm.cli.main import main
+from pyvmm.config import HugePages
 from pyvmm.units import GIB, MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 from tests.pyvmm.qmp.scripted_server import scripted_server
@@ -95,8 +96,22 @@ def test_status_shows_a_table(tmp_path: Path) -> None:
     with served_in_thread(machine, qmp):
         status, out, err = pyvmm("status", qmp=qmp)
     assert (status, err) == (0, "")
-    for words in ("running", "1 GiB", "256 MiB", "768 MiB", "pyvmm 0."):
+    backing = "huge pages of hugetlbfs (512 MiB)"
+    for words in ("running", "1 GiB", "256 MiB", "768 MiB", "pyvmm 0.", backing):
         assert words in out
+
+
+@pytest.mark.parametrize(
+    ("hugepages", "words"),
+    [("transparent", "transparent huge pages (8 MiB)"), ("never", "pages of 4 KiB")],
+)
+def test_status_names_the_pages_behind_ram(
+    tmp_path: Path, hugepages: HugePages, words: str
+) -> None:
+    machine, qmp = InMemoryVm(), tmp_path / "qmp"
+    machine.memory_backing = machine.memory_backing._replace(hugepages=hugepages)
+    with served_in_thread(machine, qmp):
+        assert words in pyvmm("status", qmp=qmp)[1]
 
 
 def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
@@ -109,6 +124,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
         {"return": [{"cpu-index": 0, "thread-id": 4242, "target": "x86_64"}]},
         {"error": {"class": "CommandNotFound", "desc": "not found"}},
         {"return": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"}},
+        {"error": {"class": "CommandNotFound", "desc": "not found"}},
     ]
     for options in (["--json"], []):
         with scripted_server(tmp_path / "qemu", answers) as requests:
@@ -127,6 +143,7 @@ def test_status_of_qemu_has_null_for_facts_of_pyvmm(tmp_path: Path) -> None:
             "migration": "none",
             "snapshot": None,
             "version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"},
+            "backing": None,
         }
 
 

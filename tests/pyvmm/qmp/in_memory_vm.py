@@ -27,6 +27,7 @@ from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
 from pyvmm.machine.run_state import EventName, EventSink, RunState
 from pyvmm.memory import layout
+from pyvmm.memory.huge_page_pool import MemoryBacking
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
 from pyvmm.qmp.server import ControlServer
@@ -48,6 +49,7 @@ class InMemoryVm:
         self.vcpu_thread_ids = [threading.get_native_id()]
         self.targets: list[int] = []
         self.balloon_driver_runs = True
+        self.memory_backing = MemoryBacking("hugetlbfs", 2 * MIB, 8 * MIB, 512 * MIB, 36864)
         self.on_quit: Callable[[], object] = lambda: None
         self._goal_bytes = ram_bytes
         self._step_bytes = step_bytes
