@@ -199,6 +199,11 @@ class ResizeCosts:
         return self.device.request_bytes
 
     @property
+    def encoder_bytes(self) -> int:
+        """Most memory that the driver has held for requests at a time."""
+        return self.counters["encoder_peak_bytes"]
+
+    @property
     def driver_s(self) -> float:
         """Seconds of the driver, the guest's allocator included."""
         return (self.counters["total_ns"] - self.counters["tell_ns"]) / 1e9
@@ -223,7 +228,7 @@ class ResizeCosts:
 
 async def measured_resize(guest: BalloonGuest, direction: str, pages: int) -> ResizeCosts:
     """Resize the balloon to `pages`, with the driver's counters of `direction` set to 0 before."""
-    files = f"{direction}_*"
+    files = f"{direction}_* encoder_*"
     await guest.guest.shell(f"cd {TIMES}; for i in {files}; do echo 0 >$i; done")
     seconds, device = await guest.resize(pages)
     lines = (await guest.guest.shell(f"cd {TIMES}; grep . {files}")).split()

@@ -45,6 +45,9 @@ CATALOGUE = {
         "device_path", "Device path without a guest: discarding 7 of 8 GiB", Kvm.NONE
     ),
     "scaling": Benchmark("scaling", "Inflate time by size and by fragmentation", Kvm.NONE),
+    "encodings-device": Benchmark(
+        "encodings_device", "Encodings of pages: the device without a guest", Kvm.NONE
+    ),
     "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
     "balloon": Benchmark("balloon", "Balloon of a Linux guest: 7 of 8 GiB", Kvm.LINUX, 12288),
     "balloon-smp": Benchmark(

@@ -60,6 +60,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     Each NAME is a benchmark. Run by default:
       device       the device model alone, without a guest: discarding 7 of 8 GiB
       scaling      inflate time by size and by fragmentation
+      encodings-device  all dialects in the device alone, without a guest
       exits        cost of a register access
       balloon      balloon of a Linux guest, and QEMU's
       boot         boot to the first line of user space, and QEMU's

@@ -21,7 +21,9 @@ STANDARD, BITMAP, HYBRID, RANGES = (
 )
 BLOCKS = ", blocks"
 """At the end of the name of a contender whose driver keeps blocks of 2 MiB."""
-FREE_MEMORY = ("whole", "in runs of 64 KiB", "every other page")
+RUN_PAGES = {"whole": 0, "in runs of 64 KiB": 16, "every other page": 1}
+"""Kinds of free memory: the length of its runs, as far from each other; 0: not cut into runs."""
+FREE_MEMORY = tuple(RUN_PAGES)
 DIRECTIONS = ("inflate", "deflate")
 RAM = ("untouched", "touched")
 BOOKKEEPING = "guest bookkeeping"
@@ -32,17 +34,18 @@ class Quantity(NamedTuple):
     """Something measured of each resize."""
 
     unit: str
-    plotted: tuple[str, ...] = ()
-    """Directions that the plot shows."""
+    is_plotted: bool = False
+    """The plot shows it, of inflating; the tables show everything."""
 
 
 QUANTITIES = {
-    "time": Quantity("ns/page", DIRECTIONS),
-    "bytes on the queue": Quantity("bytes/page", DIRECTIONS[:1]),
+    "time": Quantity("ns/page", is_plotted=True),
+    "bytes on the queue": Quantity("bytes/page", is_plotted=True),
     "requests": Quantity("requests"),
-    "driver": Quantity("ns/page", DIRECTIONS[:1]),
-    "device": Quantity("ns/page", DIRECTIONS[:1]),
+    "driver": Quantity("ns/page"),
+    "device": Quantity("ns/page"),
     "discard": Quantity("ns/page"),
+    "driver memory": Quantity("KiB"),
 }
 """`time` is the whole resize; `driver` includes the guest's allocator, `device` is the decoding."""
 
@@ -60,6 +63,7 @@ def quantities(costs: ResizeCosts) -> dict[str, Values]:
         "bytes on the queue": {TOTAL: costs.request_bytes / pages},
         "requests": {TOTAL: costs.requests},
         "driver": {TOTAL: ns_per_page(costs.driver_s)},
+        "driver memory": {TOTAL: costs.encoder_bytes / 1024},
     }
     if "decoding" in stages:
         found["device"] = {TOTAL: ns_per_page(stages["decoding"])}
@@ -83,7 +87,7 @@ class EncodingCases:
                 quantity.unit,
                 against=STANDARD,
                 panel=f"{what}, {direction}",
-                plotted=direction in quantity.plotted,
+                plotted=quantity.is_plotted and direction == "inflate",
             )
             for what, quantity in QUANTITIES.items()
             for direction in DIRECTIONS
@@ -131,6 +135,7 @@ class RateCases:
                 "GiB/s",
                 against=STANDARD if what in RATES else BITMAP,
                 panel=what,
+                plotted=what in RATES,
                 higher_is_better=True,
             )
             for what, ram in (*product(RATES, RAM), ("touch", RAM[1]))

@@ -57,7 +57,7 @@ def _quantities_table(cases: dict[str, Case], direction: str, state: str) -> Tex
 def _ratios_table(cases: dict[str, Case]) -> TextTable:
     """Return what is divided by the bitmap, and where it wins."""
     rows = []
-    for what in ("bytes on the queue", "driver", "device", "time"):
+    for what in ("bytes on the queue", "driver", "device", "time", "driver memory"):
         for direction in DIRECTIONS:
             for state in FREE_MEMORY:
                 case = cases.get(encoding_case(what, direction, state))

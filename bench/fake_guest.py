@@ -9,13 +9,15 @@ from the notification to the used entry (and the interrupt after it).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from time import perf_counter
 from typing import cast
 
 from devices.balloon.bitmap import HEADER, PAGE_SHIFT
-from devices.balloon.dialects import BITMAP, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
 from devices.testing.balloon.driver import INFLATE, BalloonDriver
+from devices.testing.balloon.requests import hybrid_records, range_records, record_request
 from devices.testing.ram import AnonymousRam
 from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
@@ -42,8 +44,7 @@ class FakeGuest:
 
     def requests(self, pages: PageRuns) -> list[Request]:
         """Return the driver's requests to inflate by `pages`, ascending."""
-        encode = bitmap_requests if self._dialect is BITMAP else pfn_requests
-        return list(encode(pages))
+        return list(ENCODERS[self._dialect.name](pages))
 
     def inflate(self, requests: list[Request]) -> float:
         """Send the requests; return the seconds in which the device served them."""
@@ -86,6 +87,32 @@ def pfn_requests(pages: PageRuns) -> Iterator[Request]:
         pfns.extend(range(start, start + count))
     for i in range(0, len(pfns), PFNS_PER_ARRAY):
         yield [pfns[i : i + PFNS_PER_ARRAY].tobytes()]
+
+
+def hybrid_requests(pages: PageRuns) -> Iterator[Request]:
+    """Yield a header and records for each round: blocks, and bitmaps of 64 pages."""
+    return (record_request(hybrid_records(pfns)) for pfns in _round_pfns(pages))
+
+
+def range_requests(pages: PageRuns) -> Iterator[Request]:
+    """Yield a header and records for each round: ranges."""
+    return (record_request(range_records(pfns)) for pfns in _round_pfns(pages))
+
+
+Encoder = Callable[[PageRuns], Iterator[Request]]
+ENCODERS: dict[str, Encoder] = {
+    STANDARD.name: pfn_requests,
+    BITMAP.name: bitmap_requests,
+    HYBRID.name: hybrid_requests,
+    RANGES.name: range_requests,
+}
+"""By dialect."""
+
+
+def _round_pfns(pages: PageRuns) -> Iterator[Iterator[int]]:
+    """Yield the page numbers of each round."""
+    for piece in bitmap_pieces(pages):
+        yield chain.from_iterable(range(start, start + count) for start, count in piece)
 
 
 def _rounds(pages: PageRuns) -> Iterator[tuple[int, array[int]]]:

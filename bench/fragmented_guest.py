@@ -18,7 +18,7 @@ from pyvmm.harness.console_guest import ConsoleGuest
 PROGRAM = "/bin/fragment"
 OUTPUT = "/tmp/fragment"
 POLL_S = 0.2
-FREE_SHARE = 0.8
+FREE_SHARE = 0.6
 """Least share of free memory in blocks of the length; the rest is the kernel's reserve."""
 
 

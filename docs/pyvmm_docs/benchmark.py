@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directive `{benchmark}`: the tables of the stored results of one benchmark.
+"""The directive `{benchmark}`: plot and tables of the stored results of one benchmark.
 
 The argument is its name in `bench.catalogue`, the results are in bench/results::
 
     ```{benchmark} encodings
     ```
 
-The tables are those of bench/results/README.md. A benchmark that has not been run in full has no
+Both are those of bench/results/README.md. A benchmark that has not been run in full has no
 results; then the page says how to get them.
 """
 
@@ -25,6 +25,12 @@ from bench.results import Result, load
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
+PLOT = """```{{image}} /../bench/results/{name}.png
+:alt: "{title}: the tables have all values."
+:class: plot
+```
+"""
+
 
 def lines_of(name: str, directory: Path = RESULTS) -> Iterator[str]:
     """Yield the Markdown of the results of a benchmark. Raises ValueError if there is none."""
@@ -36,6 +42,7 @@ def lines_of(name: str, directory: Path = RESULTS) -> Iterator[str]:
         return
     result = load(path)
     yield f"*{_provenance(result)}*\n"
+    yield PLOT.format(name=name, title=result.title)
     for table in tables_of(result):
         yield from markdown_lines(table)
 

@@ -15,8 +15,9 @@ from tests.project.sources import ROOT
 
 def test_a_page_shows_the_tables_of_the_results_page() -> None:
     page = (ROOT / "bench" / "results" / "README.md").read_text()
-    provenance, *tables = lines_of("footprint")
+    provenance, plot, *tables = lines_of("footprint")
     assert provenance.startswith("*Taken on 20")
+    assert "/../bench/results/footprint.png\n" in plot
     assert tables
     assert "\n".join(tables) in page
 
