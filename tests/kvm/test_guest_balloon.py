@@ -18,11 +18,11 @@ from pyvmm.memory import layout
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
-DIALECTS = ("bitmap", "standard")
 INFLATE_MIB = 192
 SLACK_BYTES = 24 * MIB
 """Tolerance for the guest's own allocations meanwhile. After a deflate up to an eighth of RAM may
@@ -30,7 +30,7 @@ also be on the guest's per-CPU lists, which MemFree does not count."""
 
 
 @pytest.mark.conformance("3.1-1", "5.5.6.2-1")
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_inflating_frees_host_memory(run_guest: RunGuest, dialect: str, vcpus: int) -> None:
     async def scenario(guest: GuestSession) -> None:
@@ -62,7 +62,7 @@ def test_inflating_frees_host_memory(run_guest: RunGuest, dialect: str, vcpus: i
     run_guest(scenario, memory_mib=512, dialect=dialect, vcpus=vcpus)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@each_dialect("bitmap", "hybrid", "ranges", "standard")
 def test_the_driver_follows_a_changing_target(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -93,7 +93,7 @@ def test_a_guest_without_msi_uses_intx(run_guest: RunGuest) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dialect", ["bitmap", pytest.param("standard", marks=pytest.mark.long)])
+@each_dialect("bitmap")
 def test_inflating_7_of_8_gib(
     run_guest: RunGuest, figure: Callable[[str], None], dialect: str
 ) -> None:

@@ -2,12 +2,13 @@
 """The guest's balloon driver under out-of-memory, suspend, unbind and compaction.
 
 The guest's counters, the device's counters and a pattern that must survive show what became of the
-pages. Both dialects run the same tests, so the patched driver must behave as the stock one does.
+pages. All dialects run the same tests, so the patched driver must behave as the stock one does.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -16,13 +17,13 @@ from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
 
 MIB_PAGES = MIB // PAGE_BYTES
 DRIVER = "/sys/bus/virtio/drivers/virtio_balloon"
-HEADER_BYTES, WORD_BYTES = 32, 8
 SMALL_PAGES_ONLY = "echo never > /sys/kernel/mm/transparent_hugepage/enabled"
 
 # pm_test suspends and resumes devices only: nothing could wake a guest from a real suspend.
@@ -34,8 +35,6 @@ DEVICE = f"basename {DRIVER}/virtio*"
 REBIND = f"device=$({DEVICE}); cd {DRIVER}; echo $device > unbind; echo $device > bind"
 
 TIMES = "/sys/module/virtio_balloon_times/parameters"
-
-both_dialects = pytest.mark.parametrize("dialect", ["bitmap", "standard"])
 
 
 async def vmstat(guest: GuestSession, name: str) -> int:
@@ -65,11 +64,10 @@ async def squeeze(guest: GuestSession) -> int:
     return target_pages
 
 
-@pytest.mark.parametrize(("dialect", "mib"), [("bitmap", 300), ("standard", 100)])
-def test_deflate_on_oom_prevents_the_oom_killer(
-    run_guest: RunGuest, dialect: str, mib: int
-) -> None:
+@each_dialect("bitmap", "ranges", "standard")
+def test_deflate_on_oom_prevents_the_oom_killer(run_guest: RunGuest, dialect: str) -> None:
     """VIRTIO_BALLOON_F_DEFLATE_ON_OOM (VIRTIO 1.2, 5.5.6.1)."""
+    mib = 100 if dialect == "standard" else 300
 
     async def scenario(guest: GuestSession) -> None:
         squeezed = await squeeze(guest)
@@ -83,7 +81,7 @@ def test_deflate_on_oom_prevents_the_oom_killer(
     run_guest(scenario, memory_mib=512, dialect=dialect, offer=["deflate-on-oom"])
 
 
-@both_dialects
+@each_dialect("bitmap", "standard")
 def test_without_deflate_on_oom_the_oom_killer_runs(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         squeezed = await squeeze(guest)
@@ -97,7 +95,7 @@ def test_without_deflate_on_oom_the_oom_killer_runs(run_guest: RunGuest, dialect
     run_guest(scenario, memory_mib=512, dialect=dialect, withhold=["deflate-on-oom"])
 
 
-@both_dialects
+@each_dialect("bitmap", "ranges", "standard")
 def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -118,7 +116,7 @@ def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect
     run_guest(scenario, dialect=dialect)
 
 
-@both_dialects
+@each_dialect("bitmap", "hybrid", "standard")
 def test_unbinding_the_driver_deflates_the_balloon(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -152,8 +150,11 @@ def test_unbinding_the_driver_deflates_the_balloon(run_guest: RunGuest, dialect:
     run_guest(scenario, dialect=dialect)
 
 
-def test_a_request_for_one_page_is_short(run_guest: RunGuest) -> None:
-    """A bitmap spans only from its first to its last page, and names new pages only."""
+@pytest.mark.parametrize(("dialect", "request_bytes"), [("bitmap", 40), ("hybrid", 24)])
+def test_a_request_for_one_page_is_short(
+    run_guest: RunGuest, dialect: str, request_bytes: int
+) -> None:
+    """It names new pages only: a bitmap spans only from its first to its last page."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -168,13 +169,16 @@ def test_a_request_for_one_page_is_short(run_guest: RunGuest) -> None:
                 (balloon.counters.deflate, before.deflate),
             ):
                 assert (new.requests - old.requests, new.pages - old.pages) == (1, 1)
-                assert new.bytes - old.bytes == HEADER_BYTES + WORD_BYTES
+                assert new.bytes - old.bytes == request_bytes
         await power_off(guest)
 
-    run_guest(scenario, dialect="bitmap")
+    run_guest(scenario, dialect=dialect)
 
 
-def test_misc_requests_work_again_after_suspend_and_rebind(run_guest: RunGuest) -> None:
+@pytest.mark.parametrize("dialect", ["bitmap", "ranges"])
+def test_misc_requests_work_again_after_suspend_and_rebind(
+    run_guest: RunGuest, dialect: str
+) -> None:
     """All commands of the misc queue, after each restart of the driver."""
 
     async def scenario(guest: GuestSession) -> None:
@@ -193,7 +197,7 @@ def test_misc_requests_work_again_after_suspend_and_rebind(run_guest: RunGuest) 
             assert unused.pages > 100 * MIB_PAGES
         await power_off(guest)
 
-    run_guest(scenario, dialect="bitmap")
+    run_guest(scenario, dialect=dialect)
 
 
 async def free_blocks_bytes(guest: GuestSession, order: int) -> int:
@@ -205,7 +209,7 @@ async def free_blocks_bytes(guest: GuestSession, order: int) -> int:
     return total
 
 
-@both_dialects
+@each_dialect("bitmap", "hybrid", "standard")
 def test_inflate_and_compaction_in_a_fragmented_guest(run_guest: RunGuest, dialect: str) -> None:
     """Two of three pages are free: the balloon allocates small blocks, compaction moves them."""
 
@@ -249,7 +253,7 @@ async def driver_times(guest: GuestSession, direction: str) -> dict[str, int]:
     return {name: int(value) for name, value in pairs}
 
 
-@both_dialects
+@each_dialect("bitmap", "hybrid", "ranges", "standard")
 def test_the_driver_reports_its_timing(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -267,6 +271,39 @@ def test_the_driver_reports_its_timing(run_guest: RunGuest, dialect: str) -> Non
             assert set((await driver_times(guest, direction)).values()) == {0}
         with pytest.raises(CommandFailed):
             await guest.shell(f"echo soon > {TIMES}/inflate_pages")
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect)
+
+
+@each_dialect("hybrid")
+def test_the_memory_of_an_encoder_is_bounded(
+    run_guest: RunGuest, figure: Callable[[str], None], dialect: str
+) -> None:
+    """Single pages and every other page: the most that a round, or unused pages, take."""
+    peaks: list[int] = []
+
+    async def peak(guest: GuestSession) -> int:
+        value = int(await guest.shell(f"cat {TIMES}/encoder_peak_bytes"))
+        await guest.shell(f"echo 0 > {TIMES}/encoder_peak_bytes")
+        return value
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        await guest.shell(SMALL_PAGES_ONLY)
+        peaks.append(await peak(guest))
+        for command in ("alloc 144", "fill 6", "thin 2"):
+            await guest.command(command)
+        await guest.resize_balloon(60 * MIB_PAGES)
+        peaks.append(await peak(guest))
+        if dialect != "standard":
+            await guest.while_running(guest.vm.misc_requests.unused_pages())
+            peaks.append(await peak(guest))
+        await guest.resize_balloon(0)
+        peaks.append(await peak(guest))
+        assert peaks[0] <= (1024 if dialect == "standard" else 48 * 1024)
+        assert max(peaks) <= peaks[0] + (0 if dialect == "standard" else 96 * 1024)
+        figure(f"memory of the encoder, {dialect}: {', '.join(map(str, peaks))} bytes")
         await power_off(guest)
 
     run_guest(scenario, dialect=dialect)

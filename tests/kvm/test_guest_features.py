@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon import features
-from devices.balloon.dialects import BITMAP, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
 from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
@@ -29,14 +29,16 @@ pytestmark = pytest.mark.kvm
 MIB_PAGES = MIB // PAGE_BYTES
 SLACK_BYTES = 24 * MIB
 REPORTS_TIMEOUT_S = 120
+OWN_BITS = (1 << 24) - 1 | ((1 << 64) - 1 & ~((1 << 50) - 1))
+"""Bits of the device type (VIRTIO 1.2, 2.2), of which Linux shows 64."""
 BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 
 
 async def accepted(guest: GuestSession) -> int:
     """Return the device-specific bits that the driver accepted; the guest and the device agree."""
     bits = (await guest.shell("cat /sys/bus/virtio/devices/virtio0/features")).strip()
-    mask = sum(1 << bit for bit, on in enumerate(bits[:24]) if on == "1")
-    assert mask == guest.vm.balloon.accepted & 0xFF_FFFF
+    mask = sum(1 << bit for bit, on in enumerate(bits) if on == "1") & OWN_BITS
+    assert mask == guest.vm.balloon.accepted & OWN_BITS
     return mask
 
 
@@ -260,15 +262,16 @@ def test_without_page_poison_a_poisoning_guest_does_not_report(run_guest: RunGue
     )
 
 
-# The bitmap dialect.
+# The other dialects.
 
 
-def test_page_bitmap(run_guest: RunGuest) -> None:
-    """The bitmap dialect needs few requests; the standard dialect needs one for 256 pages."""
+@pytest.mark.parametrize("dialect", [BITMAP, HYBRID, RANGES], ids=lambda each: each.name)
+def test_page_bitmap(run_guest: RunGuest, dialect: Dialect) -> None:
+    """These dialects need few requests; the standard dialect needs one for 256 pages."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        assert await accepted(guest) & features.PAGE_BITMAP
+        assert await accepted(guest) == dialect.features.default
         await hold(guest, 180, 10)
         await guest.command("free")
         await hold(guest, 32, 11)
@@ -282,7 +285,7 @@ def test_page_bitmap(run_guest: RunGuest) -> None:
         assert await intact(guest, 32, 11)
         await power_off(guest)
 
-    run_guest(scenario, dialect="bitmap")
+    run_guest(scenario, dialect=dialect.name)
 
 
 STOCK = "virtio_balloon.dialect=standard"
@@ -356,4 +359,55 @@ def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGue
         dialect="standard",
         offer=["free-page-hint"],
         append="virtio_balloon.dialect=bitmap",
+    )
+
+
+@pytest.mark.parametrize(
+    ("dialect", "driver"),
+    [
+        ("hybrid", "ranges"),
+        pytest.param("ranges", "bitmap", marks=pytest.mark.long),
+        pytest.param("ranges", "hybrid", marks=pytest.mark.long),
+        pytest.param("hybrid", "bitmap", marks=pytest.mark.long),
+        pytest.param("hybrid", "standard", marks=pytest.mark.long),
+        pytest.param("ranges", "standard", marks=pytest.mark.long),
+        ("bitmap", "hybrid"),
+    ],
+)
+def test_a_driver_of_another_dialect_gets_no_balloon(
+    run_guest: RunGuest, dialect: str, driver: str
+) -> None:
+    """The device refuses its features, so it sends nothing (VIRTIO 1.2, 3.1.1)."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        assert not guest.vm.balloon.running
+        assert "device refuses features" in await guest.shell("dmesg | grep virtio")
+        guest.vm.set_balloon_target(100 * MIB)
+        await hold(guest, 180, 16)
+        assert await intact(guest, 180, 16)
+        assert guest.vm.balloon.counters.inflate.requests == 0
+        await power_off(guest)
+
+    run_guest(scenario, dialect=dialect, append=f"virtio_balloon.dialect={driver}")
+
+
+def test_a_hybrid_driver_in_the_standard_dialect_is_a_stock_one(run_guest: RunGuest) -> None:
+    """Nothing of its dialect is offered, so it sends PFN arrays."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        assert await accepted(guest) == features.MUST_TELL_HOST | features.STATS_VQ
+        await hold(guest, 64, 17)
+        inflate = await guest.resize_balloon(32 * MIB_PAGES)
+        assert (inflate.pages, inflate.requests) == (32 * MIB_PAGES, 32)
+        await guest.resize_balloon(0)
+        assert await intact(guest, 64, 17)
+        await power_off(guest)
+
+    run_guest(
+        scenario,
+        dialect="standard",
+        offer=["free-page-hint"],
+        append="virtio_balloon.dialect=hybrid",
     )

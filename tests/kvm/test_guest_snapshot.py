@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.kvm.verifying_guest import (
@@ -64,8 +66,14 @@ async def power_off(guest: GuestSession) -> None:
     assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
-@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
-@pytest.mark.parametrize("vcpus", [1, 4])
+@pytest.mark.parametrize(
+    ("dialect", "vcpus"),
+    [
+        *product(["bitmap", "standard"], [1, 4]),
+        ("hybrid", 1),
+        pytest.param("ranges", 1, marks=pytest.mark.long),
+    ],
+)
 def test_a_restored_guest_continues(
     run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str, vcpus: int
 ) -> None:
@@ -190,7 +198,7 @@ def test_a_damaged_snapshot_is_refused_with_one_line(run_guest: RunGuest, file: 
     assert "cannot be used: wrong checksum" in done.stderr
 
 
-@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
+@each_dialect("bitmap", "standard")
 def test_free_memory_is_not_saved(
     run_guest: RunGuest, file: Path, figure: Callable[[str], None], dialect: str
 ) -> None:

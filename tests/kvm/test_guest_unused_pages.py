@@ -69,9 +69,22 @@ def pattern_pages(guest: GuestSession) -> PageRuns:
     return PageRuns((pfn, 1) for pfn in found)
 
 
-@pytest.mark.parametrize(("memory_mib", "vcpus"), [(8192, 1), (256, 4)])
+@pytest.mark.parametrize(
+    ("dialect", "memory_mib", "vcpus"),
+    [
+        ("bitmap", 8192, 1),
+        ("bitmap", 256, 4),
+        ("hybrid", 256, 4),
+        pytest.param("hybrid", 8192, 1, marks=pytest.mark.long),
+        ("ranges", 8192, 1),
+    ],
+)
 def test_unused_pages_match_the_guests_free_memory(
-    run_guest: RunGuest, figure: Callable[[str], None], memory_mib: int, vcpus: int
+    run_guest: RunGuest,
+    figure: Callable[[str], None],
+    dialect: str,
+    memory_mib: int,
+    vcpus: int,
 ) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -81,7 +94,8 @@ def test_unused_pages_match_the_guests_free_memory(
         seconds = time.monotonic() - begin
         after = await guest.free_bytes()
         figure(
-            f"unused pages of {memory_mib} MiB, {vcpus} vCPU: {seconds:.3f} s, {unused.pages:,}"
+            f"unused pages of {memory_mib} MiB, {vcpus} vCPU, {dialect}: {seconds:.3f} s,"
+            f" {unused.pages:,}"
             f" pages in {len(unused):,} runs, MemFree {before // PAGE_BYTES:,}"
             f" before, {after // PAGE_BYTES:,} after"
         )
@@ -90,7 +104,30 @@ def test_unused_pages_match_the_guests_free_memory(
         assert guest.vm.balloon.counters.discarded_bytes == 0
         await power_off(guest)
 
-    run_guest(scenario, memory_mib=memory_mib, vcpus=vcpus)
+    run_guest(scenario, memory_mib=memory_mib, vcpus=vcpus, dialect=dialect)
+
+
+@pytest.mark.parametrize("dialect", ["hybrid", pytest.param("ranges", marks=pytest.mark.long)])
+def test_unused_pages_of_a_fragmented_guest(run_guest: RunGuest, dialect: str) -> None:
+    """Its free lists are too long to be walked while the zone is locked."""
+
+    async def scenario(guest: GuestSession) -> None:
+        await guest.wait_for_user_space()
+        await guest.shell("echo never > /sys/kernel/mm/transparent_hugepage/enabled")
+        for command in ("alloc 72", f"fill {SEED}", "thin 2"):
+            await guest.command(command)
+        blocks = (await guest.shell("cat /proc/buddyinfo")).partition("zone")[2].split()
+        assert int(blocks[1]) > 5000, "single pages are free"
+        before = await guest.free_bytes()
+        unused = await unused_pages(guest)
+        after = await guest.free_bytes()
+        assert len(unused) > 5000
+        low, high = sorted((before, after))  # per-CPU lists are emptied meanwhile
+        assert 0.99 * low <= unused.pages * PAGE_BYTES <= 1.01 * high
+        assert await guest.command(f"verify {SEED}") == f"verified {36 * MIB} wrong 0"
+        await power_off(guest)
+
+    run_guest(scenario, memory_mib=128, dialect=dialect)
 
 
 def test_no_page_in_use_is_reported_unused(run_guest: RunGuest) -> None:
