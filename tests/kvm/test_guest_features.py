@@ -393,7 +393,7 @@ def test_a_driver_of_another_dialect_gets_no_balloon(
 
 
 def test_a_hybrid_driver_in_the_standard_dialect_is_a_stock_one(run_guest: RunGuest) -> None:
-    """Nothing of its dialect is offered, so it sends PFN arrays."""
+    """The device offers nothing of its dialect, so it sends PFN arrays."""
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
