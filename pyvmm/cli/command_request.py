@@ -66,8 +66,9 @@ def read_additions(
     append, archive = ("", b"") if plan is None else plan
     request = None
     if command:
-        # Reports files that cannot be written before the lab starts.
-        if (log := options["log"]) is not None:
+        # Reports files that cannot be written before the lab starts. The reader of a pipe would see
+        # its end here.
+        if (log := options["log"]) is not None and not log.is_fifo():
             close_log(open_log(log))
         if (status_file := options["status_file"]) is not None:
             check_status_file(status_file)

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from devices.console.queues import transmit_queue
+from pyvmm.cli.console.output_file import open_for_appending
 from pyvmm.cli.console.ports import (
     PortHosts,
     PortOption,
@@ -166,3 +167,17 @@ def test_the_console_of_a_snapshot_cannot_be_changed(tmp_path: Path) -> None:
         main, ["run", "--restore", str(tmp_path / "vm.snap"), "--console", "virtio"]
     )
     assert result.exit_code == 2
+
+
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CommandError, match="it is a pipe without a reader"):
+        open_for_appending(pipe, "--log")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = open_for_appending(pipe, "--log")
+    assert os.get_blocking(writer)
+    os.write(writer, b"log")
+    assert os.read(reader, 9) == b"log"
+    os.close(writer)
+    os.close(reader)
