@@ -67,6 +67,7 @@ CATALOGUE = {
     ),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
     "command": Benchmark("command", "A command in a guest of its own", Kvm.LINUX),
+    "console": Benchmark("console", "Streams out of a Linux guest and into it", Kvm.LINUX),
     "footprint": Benchmark("footprint", "Memory of the VMM, without guest RAM", Kvm.LINUX),
     "migration": Benchmark(
         "migration",

@@ -65,6 +65,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       balloon      balloon of a Linux guest, and QEMU's
       boot         boot to the first line of user space, and QEMU's
       command      a command in a guest of its own, and the boot alone
+      console      streams through a port, and QEMU's virtio-serial
       footprint    memory of the VMM without guest RAM, and QEMU's
     Run only by name, because they take long (the last three also need 20 GiB of memory):
       balloon-smp  balloon of a Linux guest with 4 vCPUs

@@ -53,15 +53,16 @@ class LaunchedGuest:
     ram_mib: int
     vcpus: int
 
-    def qemu(self, machine: str) -> list[str]:
-        """Return QEMU's command line for one of `MACHINES`."""
+    def qemu(self, machine: str, *, append: str = "") -> list[str]:
+        """Return QEMU's command line for one of `MACHINES`; `append` is for the kernel."""
         manifest = read_manifest(self.image)
         assert manifest is not None, f"{self.image} is not a guest image"
         return [
             *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *MACHINES[machine],
             *("-accel", "kvm", "-cpu", "host", "-m", f"{self.ram_mib}M", "-smp", str(self.vcpus)),
-            *("-kernel", str(self.image), "-append", manifest.command_line("standard")),
+            *("-kernel", str(self.image)),
+            *("-append", f"{manifest.command_line('standard')} {append}".strip()),
             *("-serial", "stdio"),
         ]
 

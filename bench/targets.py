@@ -115,6 +115,19 @@ TARGETS: tuple[PerformanceTarget, ...] = (
     _beside_hints("snapshot", "snapshot downtime"),
     _boot("QEMU pc", 0.9, 0.6),
     _boot("QEMU microvm", 1.2, 0.9),
+    *(
+        PerformanceTarget(
+            f"stream {way} the guest: {contender} / {_QEMU}",
+            "console",
+            f"{way} the guest",
+            contender,
+            _QEMU,
+            limit,
+            goal,
+        )
+        for contender, limit, goal in (("pyvmm", 1.0, 0.8), ("pyvmm, command", 2.0, 1.5))
+        for way in ("out of", "into")
+    ),
     PerformanceTarget(
         "VMM memory (PSS): pyvmm / QEMU pc",
         "footprint",
