@@ -118,9 +118,7 @@ class VirtioPciTransport:
         May be called at any time: does nothing while the device is not running, nor without bus
         mastering, when a function must not access memory.
         """
-        if not self.function.bus_master_enabled:
-            return False
-        more = self.device.process_queue(queue)
+        more = self.function.bus_master_enabled and self.device.process_queue(queue)
         if not self.device.running:
             self._update_host_notifiers()
         return more

@@ -120,3 +120,14 @@ def test_any_state_is_restored_or_refused(data: st.DataObject) -> None:
         new.serve()
         new.transport.save_state()
         check_bounds(new.console)
+
+
+def test_a_ring_that_a_host_found_malformed_is_no_longer_notified() -> None:
+    board = ConsoleBoard(["data"])
+    driver = ConsoleDriver(board).get_ready()
+    driver.queues[receive_queue(1)].set_avail_idx(0x8000)
+    assert board.console.ports["data"].offer(b"input") == 0
+    assert driver.status & NEEDS_RESET
+    driver.write_pci(0x04, 2, 0b010)  # no bus mastering, so no queue is served
+    board.transport.serve_queue(0)
+    assert board.notifiers.assigned == {}
