@@ -12,6 +12,7 @@ So a slow reader on either side stops the writer on the other, and nothing grows
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
 import threading
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MAX_WAITING_BYTES = 1 << 18
 """Output of the guest that waits in a stream, and input that waits for the guest."""
 READ_BYTES = 1 << 16
+PIPE_BYTES = 1 << 18
+"""Size of pipes that streams are connected to: each time one is full or empty, processes change."""
 
 Soon = Callable[..., None]
 """Calls a function on the event loop, from any thread."""
@@ -75,6 +78,13 @@ class MemorySink:
         self.data += data
 
 
+def _enlarge_pipe(fd: int) -> None:
+    """Let the pipe `fd` hold `PIPE_BYTES`, if it is a pipe and the host allows that."""
+    with contextlib.suppress(OSError):
+        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
 class DescriptorSink:
     """Writes output to the file descriptor `fd`, which may block, on a thread of its own.
 
@@ -90,6 +100,7 @@ class DescriptorSink:
         self.busy = False
         self.error: OSError | None = None
         self._writes: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        _enlarge_pipe(fd)
         thread = threading.Thread(target=self._run, name=f"output-writer-{fd}", daemon=True)
         thread.start()
 
@@ -135,6 +146,7 @@ class DescriptorSource:
         self._reading = False
         self._ended = False
         self._always_readable = False
+        _enlarge_pipe(fd)
 
     def resume(self) -> None:
         """Read from now on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import functools
 import os
 import signal
@@ -25,7 +26,13 @@ from pyvmm.guest_agent.errors import (
     WorkingDirectoryUnusable,
 )
 from pyvmm.guest_agent.messages import MAX_PAYLOAD_BYTES, EndKind, TerminalSize, Type
-from pyvmm.guest_agent.streams import MAX_WAITING_BYTES, DescriptorSink, MemorySink, soon_on
+from pyvmm.guest_agent.streams import (
+    MAX_WAITING_BYTES,
+    PIPE_BYTES,
+    DescriptorSink,
+    MemorySink,
+    soon_on,
+)
 from tests.devices.console.console_board import ConsoleBoard
 from tests.pyvmm.guest_agent.agent_driver import AgentDriver
 
@@ -169,8 +176,8 @@ async def test_a_slow_reader_stops_the_guest_and_loses_nothing(driver: AgentDriv
             break
         sent += len(chunk)
         await driver.settle(lambda: True)
-    pipe_bytes = 1 << 16
-    assert sent <= 2 * MAX_WAITING_BYTES + pipe_bytes + len(chunk)
+    assert fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) == PIPE_BYTES
+    assert sent <= 2 * MAX_WAITING_BYTES + PIPE_BYTES + len(chunk)
     sent += len(chunk)  # the buffer in flight
     driver.end(number, fields[3:6], written=(sent, 0))
     waiting = asyncio.create_task(command.wait())
