@@ -29,10 +29,10 @@ from tests.kvm.terminal_process import pyvmm_run
 
 pytestmark = pytest.mark.kvm
 
-RAM_MIB = 192
+RAM_MIB = 224
 TOUCHED_MIB = 64
 """Most of what is free after the boot, so that the balloon gets memory that the host has given."""
-TARGET_MIB = 96
+TARGET_MIB = 128
 CHUNK = random.Random(2).randbytes(64 << 10)
 CHUNK_INTERVAL_S = 0.2
 """The lab has one processor: faster, and the balloon would have to wait for it."""

@@ -41,7 +41,7 @@ class KernelLog:
             self.throttle = lambda: None
         else:
             self._fd = open_log(path)
-            self._writer = ConsoleWriter(self._fd, lambda: None)
+            self._writer = ConsoleWriter(self._fd, self._report_lost)
             self.queue = self._writer.queue
             self.throttle = self._writer.throttle
 
@@ -62,6 +62,12 @@ class KernelLog:
             self._writer.close()
         close_log(self._fd)
         self._fd = -1
+
+    def _report_lost(self) -> None:
+        """Say, once, that the rest of the log is not written; the command runs on."""
+        if self._writer is not None and self._path != STANDARD_ERROR:
+            reason = self._writer.error and self._writer.error.strerror
+            print_message(f"the kernel's log cannot be written to {self._path}: {reason}")
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the VM
