@@ -127,6 +127,25 @@ def test_written_pages_keep_their_contents(saved: StoredRam) -> None:
     assert copy.memory.read(1100 * 4096 + 3, 9) == saved.ram.memory.read(1100 * 4096 + 3, 9)
 
 
+def test_blocks_of_huge_pages_are_loaded_as_a_whole(saved: StoredRam) -> None:
+    """Pages that are not in the file, or were skipped, are zeros in them."""
+    copy = Ram(RAM_BYTES)
+    lazy = LazyPages(copy.memory, saved.blocks[:-1], saved.fd, whole_blocks=True)
+    lazy.skip(PageRuns([(1, 1), (1024, 512)]))
+    with served(lazy):
+        assert copy.memory.read(100 * 4096, 8) == saved.ram.memory.read(100 * 4096, 8)
+    assert touched(copy.memory, PageRuns([(0, 2048)])) == PageRuns([(0, 1024)])
+    for pfn in range(1024):
+        kept = pfn in PAGES and pfn != 1
+        expected = saved.ram.memory.read(pfn * 4096, 4096) if kept else bytes(4096)
+        assert copy.memory.read(pfn * 4096, 4096) == expected
+
+
+def test_a_part_of_a_huge_page_is_no_block(saved: StoredRam) -> None:
+    with pytest.raises(ValueError, match="not a whole huge page"):
+        LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd, whole_blocks=True)
+
+
 def test_discarded_pages_are_not_loaded(saved: StoredRam) -> None:
     copy = Ram(RAM_BYTES)
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def test_the_setting_of_transparent_huge_pages_is_in_brackets(tmp_path: Path) ->
     assert transparent_setting(file) == "never"
     file.write_text("always [madvise] never\n")
     assert transparent_setting(file) == "madvise"
+
+
+def test_a_process_that_has_ended_has_no_huge_pages() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert hugetlbfs_bytes(child) == 0
+    os.waitpid(child, 0)
 
 
 def test_huge_pages_of_this_process_are_counted() -> None:

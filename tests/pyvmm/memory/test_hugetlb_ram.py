@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pykvm import address_of
 from pyvmm.memory import hugetlb_ram
 from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.memory.huge_page_pool import HugePagePool, read_pool
@@ -91,6 +92,18 @@ def test_parts_of_huge_pages_become_zero(ram: HugetlbRam) -> None:
     expected[500 * PAGE : 1100 * PAGE] = bytes(600 * PAGE)
     assert ram.memory.read(0, 8 * MIB) == expected
     assert not touched(ram.memory, PageRuns([(16000, 5)])), "untouched memory stays untouched"
+
+
+def test_neither_a_child_nor_a_core_dump_has_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child would take huge pages from the pool for what its parent writes."""
+    for flag in ("MAP_HUGETLB", "MAP_HUGE_2MB"):
+        monkeypatch.setattr(hugetlb_ram, flag, 0)
+    ram = Ram.__new__(HugetlbRam)
+    area = ram._map(4 * MIB)
+    start = f"{address_of(area):x}-"
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    index = next(i for i, text in enumerate(mappings) if f"\n{start}" in text)
+    assert {"dc", "dd"} <= set(mappings[index + 1].splitlines()[0].split())
 
 
 def test_a_device_sees_pages_of_2_mib(ram: HugetlbRam) -> None:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from pykvm import Vm, abi
+from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.memory.ram import Ram
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import GIB, MIB
+from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
 
 HUGE_PAGE_BYTES = 2 * MIB
@@ -86,3 +90,30 @@ def test_populated_ram_is_resident_and_keeps_its_contents() -> None:
     ram.discard(PageRuns([(0, 32 * MIB // 4096)]))
     assert full - resident_bytes() > 31 * MIB
     ram.close()
+
+
+def test_memory_that_becomes_zero_is_freed() -> None:
+    ram = Ram(64 * MIB)
+    ram.memory.write(0, b"x" * (8 << 12))
+    ram.zero(PageRuns([(1, 2)]))
+    assert touched(ram.memory, PageRuns([(0, 8)])) == PageRuns([(0, 1), (3, 5)])
+
+
+@pytest.mark.parametrize(("transparent", "flag"), [(True, "hg"), (False, "nh")])
+def test_the_kernel_is_told_whether_huge_pages_are_welcome(transparent: bool, flag: str) -> None:
+    ram = Ram(64 * MIB, transparent=transparent)
+    (slot,) = slots(ram).values()
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    index = next(i for i, text in enumerate(mappings) if contains(text, slot[2]))
+    assert flag in mappings[index + 1].splitlines()[0].split()
+
+
+def contains(mapping: str, address: int) -> bool:
+    """Return whether the mapping, in the format of /proc/self/smaps, contains `address`."""
+    found = re.search(r"^([0-9a-f]+)-([0-9a-f]+) ", mapping, re.MULTILINE)
+    return bool(found and int(found[1], 16) <= address < int(found[2], 16))
+
+
+def test_memory_that_the_host_cannot_map_is_reported_with_its_size() -> None:
+    with pytest.raises(HostMemoryUnavailable, match="cannot map 268435456 MiB"):
+        Ram(256 * 1024 * GIB)
