@@ -99,7 +99,7 @@ cdef class HugePages:
             if start < end:
                 raise ValueError(f"the region at gpa {gpa:#x} is not private memory without a file")
 
-    def give_up(self, PageRuns runs not None):
+    def release(self, PageRuns runs not None):
         """Replace the memory behind `runs` by ordinary memory, all zeros; return its size in bytes.
 
         `runs` are whole huge pages; ValueError otherwise. Less than all is replaced where the
@@ -107,7 +107,7 @@ cdef class HugePages:
         """
         return self._replace(runs, map_ordinary)
 
-    def take(self, PageRuns runs not None):
+    def acquire(self, PageRuns runs not None):
         """Replace the memory behind `runs` by huge pages, all zeros; return their size in bytes.
 
         `runs` are whole huge pages; ValueError otherwise. It is less than all when the pool has too

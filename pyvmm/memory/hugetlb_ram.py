@@ -53,7 +53,7 @@ class HugetlbRam(Ram):
         ValueError, with nothing discarded, for parts of huge pages.
         """
         self.before_discard(runs)
-        return self._huge_pages.give_up(runs)
+        return self._huge_pages.release(runs)
 
     def zero(self, runs: PageRuns) -> None:
         """Make pages zero, and keep their memory."""
@@ -64,7 +64,7 @@ class HugetlbRam(Ram):
 
     def restore_backing(self, runs: PageRuns) -> None:
         """Take huge pages from the pool again, as far as it has any."""
-        self._huge_pages.take(runs)
+        self._huge_pages.acquire(runs)
 
     def _map(self, length: int) -> memoryview:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB
