@@ -62,7 +62,7 @@ def test_inflating_frees_host_memory(run_guest: RunGuest, dialect: str, vcpus: i
     run_guest(scenario, memory_mib=512, dialect=dialect, vcpus=vcpus)
 
 
-@each_dialect("bitmap", "hybrid", "ranges", "standard")
+@each_dialect("bitmap", "hybrid", "standard")
 def test_the_driver_follows_a_changing_target(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()

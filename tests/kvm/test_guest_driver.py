@@ -95,7 +95,7 @@ def test_without_deflate_on_oom_the_oom_killer_runs(run_guest: RunGuest, dialect
     run_guest(scenario, memory_mib=512, dialect=dialect, withhold=["deflate-on-oom"])
 
 
-@each_dialect("bitmap", "ranges", "standard")
+@each_dialect("bitmap", "standard")
 def test_suspend_deflates_and_resume_inflates_again(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
@@ -253,7 +253,7 @@ async def driver_times(guest: GuestSession, direction: str) -> dict[str, int]:
     return {name: int(value) for name, value in pairs}
 
 
-@each_dialect("bitmap", "hybrid", "ranges", "standard")
+@each_dialect("bitmap", "hybrid", "standard")
 def test_the_driver_reports_its_timing(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()

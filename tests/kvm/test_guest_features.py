@@ -371,7 +371,7 @@ def test_a_bitmap_driver_in_the_standard_dialect_loses_nothing(run_guest: RunGue
         pytest.param("hybrid", "bitmap", marks=pytest.mark.long),
         pytest.param("hybrid", "standard", marks=pytest.mark.long),
         pytest.param("ranges", "standard", marks=pytest.mark.long),
-        ("bitmap", "hybrid"),
+        pytest.param("bitmap", "hybrid", marks=pytest.mark.long),
     ],
 )
 def test_a_driver_of_another_dialect_gets_no_balloon(

@@ -74,7 +74,7 @@ def pattern_pages(guest: GuestSession) -> PageRuns:
     [
         ("bitmap", 8192, 1),
         ("bitmap", 256, 4),
-        ("hybrid", 256, 4),
+        pytest.param("hybrid", 256, 4, marks=pytest.mark.long),
         pytest.param("hybrid", 8192, 1, marks=pytest.mark.long),
         ("ranges", 8192, 1),
     ],
