@@ -49,7 +49,7 @@ conformance: native image  ## Write docs/reference/conformance.md from the resul
 	-@LABS=1 $(BIN)/python -m tests.with_kvm tests/kvm -m "conformance and kvm" --junitxml build/conformance-kvm.xml
 	@$(BIN)/python -m tests.conformance.report build/conformance-*.xml
 
-fuzz: native  ## Fuzz guests, snapshots, saved devices and migrations, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
+fuzz: native  ## Fuzz guests, snapshots, saved devices, migrations and recordings, each for FUZZ_SECONDS: tests/fuzz/fuzz_*.py
 	@$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
 sanitizers: native  ## Run tests and fuzzers (each for FUZZ_SECONDS) with ASan, UBSan and TSan

@@ -27,7 +27,7 @@ def config_space(
     fields = [field for feature, field in dialect.further_config if offered & feature]
     absent = {8, 12} - {field.offset for field in fields}
     return RegisterTable(
-        "balloon_config",
+        "balloon.config",
         [
             Register("num_pages", 0, 4, Access.RO),
             Register("actual", 4, 4, write=on_actual_written),

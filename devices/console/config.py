@@ -23,7 +23,7 @@ FEATURE_NAMES = {SIZE: "SIZE", MULTIPORT: "MULTIPORT"}
 def config_space(max_ports: int, tracer: Tracer) -> RegisterTable:
     """Return the registers of a device with ports 0 to `max_ports` - 1."""
     return RegisterTable(
-        "console_config",
+        "console.config",
         [
             Register("cols", 0, 2, Access.RO),
             Register("rows", 2, 2, Access.RO),

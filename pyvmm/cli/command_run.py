@@ -40,11 +40,11 @@ from pyvmm.guest_agent.messages import TerminalSize
 from pyvmm.guest_agent.streams import READ_BYTES, DescriptorSink, DescriptorSource, soon_on
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.standard_streams.text import print_message
-from pyvmm.trace.logging import LogTracer
 from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortOption
+    from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import MachineConfig
 
 AGENT_TIMEOUT_S = 120.0
@@ -69,13 +69,14 @@ async def run_command(
     options: CommandOptions,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
+    record: RecordOptions | None = None,
 ) -> int:
     """Boot the VM of `config` with `overlay` in its initramfs, and run the command in it.
 
     Returns the exit status.
     """
     async with AsyncExitStack() as stack:
-        run = _CommandRun(stack, sockets, ports, options)
+        run = _CommandRun(stack, sockets, ports, options, record)
         vm = run.make(config)
         vm.boot(overlay)
         end = await run.run(vm)
@@ -95,8 +96,9 @@ class _CommandRun(VmRun):
         sockets: Sequence[Path],
         ports: Sequence[PortOption],
         options: CommandOptions,
+        record: RecordOptions | None,
     ) -> None:
-        super().__init__(stack, sockets, ports)
+        super().__init__(stack, sockets, ports, record)
         self._options = options
         self._log = KernelLog(self._loop, options.log)
         stack.callback(self._log.close)
@@ -108,7 +110,7 @@ class _CommandRun(VmRun):
             config,
             console_output=self._log.queue,
             console_throttle=self._log.throttle,
-            tracer=LogTracer(),
+            tracer=self.tracer,
         )
         self._stack.callback(self.close_vm)
         self.adopt(vm)

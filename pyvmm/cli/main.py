@@ -88,6 +88,12 @@ COMMANDS = {
         "Show the memory statistics that a running guest reports.",
         CONTROL,
     ),
+    "recording": LazyCommand(
+        "pyvmm.cli.recording",
+        "recording",
+        "Show or export what --record has recorded.",
+        TOOLS,
+    ),
     "unused": LazyCommand(
         "pyvmm.cli.unused",
         "unused",

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from pyvmm.cli.errors import CommandError
 from pyvmm.errors import UserError
@@ -99,6 +100,17 @@ def kvm_option(modes: Sequence[str]) -> Callable[[_Command], _Command]:
         show_default=True,
         help="Run on this machine's KVM or in the lab.",
     )
+
+
+def given_parameters(names: Collection[str]) -> Iterator[str]:
+    """Yield the parameters in `names` that were given, in the form of the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.get_params(context):
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and name in names:
+            option = parameter.param_type_name == "option"
+            yield parameter.opts[0] if option else parameter.human_readable_name
 
 
 # --- Protection of a migration's connection, the same options at both ends ------------------------

@@ -29,6 +29,7 @@ from pyvmm.qmp import errors as qmp
 from pyvmm.snapshot import errors as snapshot
 from pyvmm.sockets import errors as sockets
 from pyvmm.sockets.addresses import format_unix_address
+from pyvmm.trace.errors import RecordingNotWritten, RecordingUnusable
 from pyvmm.units import MIB
 
 REMEDIES: dict[type[UserError], str] = {
@@ -39,6 +40,8 @@ REMEDIES: dict[type[UserError], str] = {
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",
+    RecordingNotWritten: "give --record another path or size",
+    RecordingUnusable: "make one with: pyvmm run IMAGE --record FILE",
     agent.CommandNotStarted: "give a program that the guest has, or add it with --put",
     boot.CommandLineUnusable: "change --append",
     boot.InitramfsUnusable: "check --initrd",

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from devices.balloon.features import OPTIONS
 from pyvmm.boot.image_config import config_for_image
@@ -34,11 +33,13 @@ from pyvmm.cli.errors import CommandError
 from pyvmm.cli.huge_pages import hugepages_option, prepare_huge_pages
 from pyvmm.cli.options import (
     SECURITY_PARAMETERS,
+    given_parameters,
     kvm_option,
     parse_size_value,
     security,
     security_options,
 )
+from pyvmm.cli.record_options import RECORD_PARAMETERS, RecordOptions, record_options, recording_of
 from pyvmm.config import CONSOLES, DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.standard_streams.log import log_on_stderr
@@ -52,7 +53,10 @@ if TYPE_CHECKING:
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
-NOT_CONFIGURATION = ("addresses", "port_values", "hugepages", "kvm", "verbose", "help")
+NOT_CONFIGURATION = (
+    *("addresses", "port_values", "hugepages", "kvm", "verbose", "help"),
+    *RECORD_PARAMETERS,
+)
 """Parameters that do not configure the guest; valid with a snapshot or an incoming migration."""
 
 
@@ -147,6 +151,7 @@ NOT_CONFIGURATION = ("addresses", "port_values", "hugepages", "kvm", "verbose", 
     metavar="unix:PATH",
     help="Control socket to create at PATH; it speaks QMP.",
 )
+@record_options
 @kvm_option(KVM_MODES)
 @click.option("-v", "--verbose", is_flag=True, help="Log every device event on standard error.")
 def run(
@@ -192,6 +197,7 @@ def run(
       pyvmm run guest.img --console virtio --port data=unix:/tmp/data.sock
       pyvmm run --restore vm.snap
       pyvmm run --incoming unix:/tmp/m --memory 8G
+      pyvmm run guest.img --record boot.rec
 
     The exit status is 0 when the guest powers off or reboots, 1 when it crashes or its output
     cannot be written, 2 when an option or a file cannot be used, 128 + N when signal N ended it.
@@ -199,23 +205,25 @@ def run(
     not have it, 126 if it cannot be executed, 124 after --timeout, and 125 if pyvmm or the guest
     fails; --status-file tells these from the command's own.
     """
-    level = logging.DEBUG if verbose else logging.WARNING
-    log_on_stderr(level)
+    log_on_stderr(logging.DEBUG if verbose else logging.WARNING)
     command = click.get_current_context().meta.get(COMMAND_KEY, ())
     sockets = _socket_paths(addresses) if addresses else []
     ports = _ports(port_values) if port_values else []
+    record = recording_of(guest_options)
     if not command or incoming is not None or restore is not None:
         _refuse_command(command)
     if incoming is not None:
         _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
-        return _run_incoming(incoming, protection, ram_bytes, hugepages, sockets, ports, kvm)
-    for shown in _given(SECURITY_PARAMETERS):
+        return _run_incoming(
+            incoming, protection, ram_bytes, hugepages, sockets, ports, record, kvm
+        )
+    for shown in given_parameters(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     if restore is not None:
         snapshot = _open(restore)
         config = replace(snapshot.config, hugepages=hugepages)
-        return _run_vm(config, snapshot, sockets, ports, kvm)
+        return _run_vm(config, snapshot, sockets, ports, record, kvm)
     boot_image = _one_of(image, kernel)
     additions = None
     if command or kernel is not None or guest_options["put_values"]:
@@ -243,7 +251,7 @@ def run(
 
     # Reports unusable files before the lab or a machine starts.
     read_boot_files(config, additions.overlay if additions else b"")
-    return _run_vm(config, None, sockets, ports, kvm, additions)
+    return _run_vm(config, None, sockets, ports, record, kvm, additions)
 
 
 def _run_vm(
@@ -251,6 +259,7 @@ def _run_vm(
     snapshot: SnapshotFile | None,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
+    record: RecordOptions | None,
     kvm: KvmMode,
     additions: GuestAdditions | None = None,
 ) -> int:
@@ -259,18 +268,18 @@ def _run_vm(
     overlay = additions.overlay if additions else b""
     # With a command, standard error output is the command's.
     if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
-        paths = additions.host_paths if additions else ()
-        return _run_in_lab(config.ram_bytes, sockets, ports, paths)
+        host_paths = additions.host_paths if additions else ()
+        return _run_in_lab(config.ram_bytes, sockets, ports, host_paths)
     prepare_huge_pages(config.hugepages, config.ram_bytes)
     if command is not None:
         # Late: saves 40 ms where the console is on this terminal.
         from pyvmm.cli.command_run import run_command
 
-        return asyncio.run(run_command(config, overlay, command, sockets, ports))
+        return asyncio.run(run_command(config, overlay, command, sockets, ports, record))
     # Late: saves 34 ms (the machine) where the lab runs it.
     from pyvmm.cli.terminal_run import run_vm
 
-    return asyncio.run(run_vm(config, sockets, snapshot, ports, overlay))
+    return asyncio.run(run_vm(config, sockets, snapshot, ports, overlay, record))
 
 
 def _rng_rate(rng: bool, bytes_per_s: int | None) -> int | None:
@@ -315,7 +324,7 @@ def _refuse_configuration(option: str, *allowed: str) -> None:
     """Raise `CommandError` if a parameter not `allowed` configures the guest of --`option`."""
     context = click.get_current_context()
     names = {parameter.name or "" for parameter in context.command.get_params(context)}
-    for shown in _given(names - {option, *allowed, *NOT_CONFIGURATION}):
+    for shown in given_parameters(names - {option, *allowed, *NOT_CONFIGURATION}):
         raise CommandError(
             f"--{option} and {shown} cannot be combined",
             f"leave out {shown}: the guest of --{option} brings its own configuration",
@@ -329,19 +338,8 @@ def _refuse_command(command: Sequence[str]) -> None:
             "a command cannot run in a guest that runs already",
             "leave out -- COMMAND, or boot an IMAGE",
         )
-    for shown in _given(ONLY_WITH_COMMAND):
+    for shown in given_parameters(ONLY_WITH_COMMAND):
         raise CommandError(f"{shown} applies only to a command", "add -- COMMAND")
-
-
-def _given(names: Collection[str]) -> Iterator[str]:
-    """Yield the parameters in `names` that were given, in the form of the command line."""
-    context = click.get_current_context()
-    for parameter in context.command.get_params(context):
-        name = parameter.name or ""
-        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if given and name in names:
-            option = parameter.param_type_name == "option"
-            yield parameter.opts[0] if option else parameter.human_readable_name
 
 
 def _one_of(image: Path | None, kernel: Path | None) -> Path:
@@ -360,6 +358,7 @@ def _run_incoming(
     hugepages: HugePages,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
+    record: RecordOptions | None,
     kvm: KvmMode,
 ) -> int:
     """Wait for a guest that another pyvmm sends, and run it."""
@@ -375,7 +374,7 @@ def _run_incoming(
     from pyvmm.cli.terminal_run import run_incoming
 
     listener = MigrationListener(address, protection)
-    return asyncio.run(run_incoming(listener, max_ram_bytes, hugepages, sockets, ports))
+    return asyncio.run(run_incoming(listener, max_ram_bytes, hugepages, sockets, ports, record))
 
 
 def _run_in_lab(

@@ -22,12 +22,12 @@ from pyvmm.cli.vm_run import VmRun
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.standard_streams.text import print_message
-from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortOption
+    from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.console.ports import LockedPort
     from pyvmm.migration.errors import MigrationError
@@ -46,13 +46,14 @@ async def run_vm(
     snapshot: SnapshotFile | None = None,
     ports: Sequence[PortOption] = (),
     overlay: bytes = b"",
+    record: RecordOptions | None = None,
 ) -> int:
     """Boot a VM, with the archive `overlay` in its initramfs, or restore it from `snapshot`.
 
     Runs it to its end and returns the exit status.
     """
     async with AsyncExitStack() as stack:
-        terminal = _TerminalRun(stack, sockets, ports)
+        terminal = _TerminalRun(stack, sockets, ports, record=record)
         vm = terminal.make(config)
         if snapshot is None:
             vm.boot(overlay)
@@ -67,6 +68,7 @@ async def run_incoming(
     hugepages: HugePages,
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
+    record: RecordOptions | None = None,
 ) -> int:
     """Wait for a VM with at most `max_ram_bytes`, then run it; returns the exit status.
 
@@ -77,7 +79,7 @@ async def run_incoming(
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        terminal = _TerminalRun(stack, sockets, ports, listener)
+        terminal = _TerminalRun(stack, sockets, ports, listener, record)
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
@@ -120,8 +122,9 @@ class _TerminalRun(VmRun):
         sockets: Sequence[Path],
         ports: Sequence[PortOption],
         incoming: MigrationListener | None = None,
+        record: RecordOptions | None = None,
     ) -> None:
-        super().__init__(stack, sockets, ports)
+        super().__init__(stack, sockets, ports, record)
         self._incoming = incoming
         self._console: ConsoleIo | None = None
         self._port: LockedPort | None = None
@@ -150,7 +153,7 @@ class _TerminalRun(VmRun):
             console_output=console.queue,
             console_throttle=console.throttle,
             on_console_room=console.send_pending,
-            tracer=LogTracer(),
+            tracer=self.tracer,
         )
         self._port = None
         if config.console == "virtio":

@@ -11,6 +11,7 @@
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
 | console writer | `console-writer` | writes the output of a console or port | its byte queue; the rest through the event loop |
+| recorder | `recorder` | takes events and writes a recording | `EventBuffer.take`, its file; the exit counters of vCPUs |
 | output writer | `output-writer-N` | writes the output of a command in the guest to descriptor N | wakes the event loop |
 
 | lock | protects | held | taken while holding | taken by |
@@ -21,6 +22,7 @@
 | `LazyPages`'s mutex | the pages still to be loaded | while one block is read and checked | device lock | event loop, userfaultfd loader |
 | `ConsoleWriter`'s condition | waiting for output and for room | for a few instructions | device lock | event loop, vCPU, console writer |
 | `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last | device lock | event loop, vCPU, console writer |
+| `EventBuffer`'s mutex | the events that wait for the recorder | for the copy of a few bytes; taken last | device lock | event loop, vCPU, migration, recorder |
 
 A class that is used by several threads has a line `Threads:` in its docstring that refers to these
 rows. `Owner` asserts the most important rule; `python -O` drops the check.

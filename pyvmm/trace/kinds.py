@@ -83,6 +83,19 @@ _ACCESSES = (
             "write": "flag: a write",
         },
     ),
+    EventKind(
+        "vm_exits",
+        "Exits of a vCPU since the machine was created, whenever a batch is taken.",
+        "pyvmm.trace.recorder",
+        {
+            "vcpu": "number of the vCPU",
+            "fast_path": "accesses served in the KVM_RUN loop",
+            "pio": "port accesses served by models",
+            "mmio": "memory accesses served by models",
+            "interrupted": "by a signal",
+            "other": "all others",
+        },
+    ),
 )
 
 _NEGOTIATION = (

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `pyvmm run` that record the guest's events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from pyvmm.cli.errors import CommandError
+from pyvmm.cli.options import parse_size_value
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+RECORD_PARAMETERS = ("record", "record_limit", "record_exits")
+"""Names of the parameters that `record_options` adds."""
+
+_OPTIONS = (
+    click.option(
+        "--record",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Record the guest's events in FILE, for 'pyvmm recording'.",
+    ),
+    click.option(
+        "--record-limit",
+        type=parse_size_value,
+        metavar="SIZE",
+        show_default="no limit",
+        help="Keep only the newest SIZE of the recording, at least 4M.",
+    ),
+    click.option(
+        "--record-exits",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="counts only",
+        help="Record each Nth exit of a vCPU.",
+    ),
+)
+
+
+class RecordOptions(NamedTuple):
+    """The recording that a person asks for."""
+
+    path: Path
+    limit_bytes: int
+    """Size of the newest part that is kept; 0 keeps all."""
+    sample_every: int
+    """Each Nth exit is an event; 0 makes none."""
+
+
+def record_options(command: _Command) -> _Command:
+    """Give a command the options whose values `recording_of` takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def recording_of(parameters: Mapping[str, Any]) -> RecordOptions | None:
+    """Return the recording that `parameters` ask for, or None. Raises `CommandError`."""
+    path, limit, exits = (parameters[name] for name in RECORD_PARAMETERS)
+    if path is None:
+        if limit is not None or exits is not None:
+            option = "--record-exits" if limit is None else "--record-limit"
+            raise CommandError(f"{option} applies only to a recording", "add --record FILE")
+        return None
+    if limit == 0:
+        raise CommandError("--record-limit 0 would keep nothing", "leave it out for no limit")
+    return RecordOptions(path, limit or 0, exits or 0)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of a recording, as its writer sees it.
+
+The file is opened when the recording begins, and written in place, so what has been written remains
+when the process is killed. A file that was there is replaced only if it is a recording that no
+other process writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+from pyvmm.files.replacement import ForeignFileError, pwrite_all, replaceable
+from pyvmm.trace.errors import RecordingNotWritten
+from pyvmm.trace.recording_format import (
+    ALIGNMENT,
+    DATA_OFFSET,
+    END_MAGIC,
+    MIN_LIMIT_BYTES,
+    FileHeader,
+    aligned,
+    begins_recording,
+    encode_chunk,
+)
+from pyvmm.version import VERSION
+from pyvmm_native.events import Batch
+
+
+class RecordingFile:
+    """A new recording at `path`, whose chunks take at most `limit_bytes`; 0 is no limit.
+
+    Only its owner can read it. `events`, `dropped` and `written_bytes` are totals, events that a
+    ring has overwritten included. Raises `RecordingNotWritten`.
+    """
+
+    def __init__(self, path: Path, limit_bytes: int = 0) -> None:
+        if limit_bytes and limit_bytes < MIN_LIMIT_BYTES:
+            raise RecordingNotWritten(
+                f"a recording of {limit_bytes} bytes is too small: at least {MIN_LIMIT_BYTES}"
+            )
+        self.path = path
+        self._limit = limit_bytes // ALIGNMENT * ALIGNMENT
+        self._place = 0
+        self.events = 0
+        self.dropped = 0
+        self.written_bytes = 0
+        clocks = {"realtime-ns": time.time_ns(), "monotonic-ns": time.monotonic_ns()}
+        header = FileHeader(self._limit, {"pyvmm": VERSION, **clocks})
+        self._fd = _open(path)
+        try:
+            os.ftruncate(self._fd, 0)
+            pwrite_all(self._fd, header.encode())
+        except OSError as error:
+            self.close()
+            raise _not_written(path, error) from error
+
+    def write(self, batch: Batch) -> None:
+        """Append the chunk of `batch`. Raises OSError."""
+        chunk = encode_chunk(batch)
+        if self._limit and self._place + len(chunk) > self._limit:
+            if self._place < self._limit:
+                marker = END_MAGIC.ljust(ALIGNMENT, b"\0")
+                pwrite_all(self._fd, marker, DATA_OFFSET + self._place)
+            self._place = 0
+        pwrite_all(self._fd, chunk, DATA_OFFSET + self._place)
+        self._place += aligned(len(chunk))
+        self.events += batch.event_count
+        self.dropped += batch.dropped
+        self.written_bytes += len(chunk)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # NFS may report a failed write here, too late
+            os.close(self._fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        target = replaceable(path, begins_recording)
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise RecordingNotWritten(f"{path} cannot be written: it is no regular file")
+            with contextlib.suppress(PermissionError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+    except ForeignFileError as error:
+        raise RecordingNotWritten(f"{path} is a file, but not a recording") from error
+    except BlockingIOError as error:
+        raise RecordingNotWritten(f"{path} is being written by another process") from error
+    except OSError as error:
+        raise _not_written(path, error) from error
+    return fd
+
+
+def _not_written(path: Path, error: OSError) -> RecordingNotWritten:
+    return RecordingNotWritten(f"{path} cannot be written: {error.strerror}")

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings: what was written is what is read, whatever happened to the writer and the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyvmm.trace.errors import RecordingNotWritten, RecordingUnusable
+from pyvmm.trace.recorder import Recorder
+from pyvmm.trace.recording import Recording
+from pyvmm.trace.recording_file import RecordingFile
+from pyvmm.trace.recording_format import DATA_OFFSET, MAGIC, MIN_LIMIT_BYTES
+from pyvmm.trace.tracer import EventTracer
+from pyvmm_native.events import Batch, EventBuffer
+from pyvmm_native.kvm_run import ExitCounters
+
+Fields = dict[str, int | str]
+
+
+def batches(*groups: int, text: str = "") -> list[Batch]:
+    """Return a batch of each number of events, whose values count on."""
+    buffer = EventBuffer()
+    buffer.start()
+    made, value = [], 0
+    for count in groups:
+        for _ in range(count):
+            buffer.event("echo.tick", value=value, text=text)
+            value += 1
+        batch = buffer.take()
+        assert batch is not None
+        made.append(batch)
+    return made
+
+
+def write(path: Path, made: list[Batch], limit: int = 0) -> Path:
+    file = RecordingFile(path, limit)
+    for batch in made:
+        file.write(batch)
+    file.close()
+    return path
+
+
+def values(path: Path) -> list[object]:
+    with Recording(path) as recording:
+        return [event.fields["value"] for event in recording.events()]
+
+
+groups = st.lists(
+    st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=80)), min_size=1, max_size=8),
+    max_size=8,
+)
+
+
+@settings(max_examples=50)
+@given(groups)
+def test_events_read_are_those_written(made: list[list[tuple[int, str]]]) -> None:
+    tracer = EventTracer()
+    tracer.start()
+    path = Path(f"/dev/shm/recording-{os.getpid()}")
+    try:
+        file = RecordingFile(path)
+        for group in made:
+            for number, text in group:
+                tracer.event("echo.tick", number=number, text=text)
+            batch = tracer.native.take()
+            assert batch is not None
+            file.write(batch)
+        file.close()
+        with Recording(path) as recording:
+            found = [(e.fields["number"], e.fields["text"]) for e in recording.events()]
+            assert recording.notes == []
+            assert recording.event_count == len(found)
+        expected = [pair for group in made for pair in group]
+        assert found == [(n, text.encode(errors="replace").decode()) for n, text in expected]
+    finally:
+        path.unlink()
+
+
+def test_a_recording_without_events_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", [])
+    assert values(path) == []
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+# --- A ring ---------------------------------------------------------------------------------
+def large_batch(value: int) -> Batch:
+    """Return a batch of one event, `value`, that takes about 64 KiB in a file."""
+    text = os.urandom(60_000 + value * 997 % 7000).hex().encode()
+    numbers = bytes([value & 0x7F | 0x80, value >> 7]), len(text)
+    size = bytes([numbers[1] & 0x7F | 0x80, numbers[1] >> 7 & 0x7F | 0x80, numbers[1] >> 14])
+    kind = (0, "echo.tick", (("value", "u"), ("text", "s")))
+    return Batch(value, value, 1, 0, [kind], [], b"\0\0" + numbers[0] + b"\0" + size + text)
+
+
+@pytest.mark.parametrize("laps", [0.5, 1.0, 1.5, 2.7, 5.2])
+def test_a_ring_keeps_the_newest_events(tmp_path: Path, laps: float) -> None:
+    count = round(laps * 66)
+    path = write(tmp_path / "r", [large_batch(value) for value in range(count)], MIN_LIMIT_BYTES)
+    assert path.stat().st_size <= DATA_OFFSET + MIN_LIMIT_BYTES
+    found = values(path)
+    assert found == [*range(count - len(found), count)]
+    assert len(found) == count if laps < 1 else 45 <= len(found) <= 70
+
+
+def test_a_ring_is_readable_after_each_chunk(tmp_path: Path) -> None:
+    file = RecordingFile(tmp_path / "r", MIN_LIMIT_BYTES)
+    for value in range(150):
+        file.write(large_batch(value))
+        if value % 7 == 0 or value > 130:
+            found = values(tmp_path / "r")
+            assert found == [*range(value + 1 - len(found), value + 1)]
+    file.close()
+
+
+def test_a_ring_is_of_a_useful_size(tmp_path: Path) -> None:
+    with pytest.raises(RecordingNotWritten, match="too small"):
+        RecordingFile(tmp_path / "r", MIN_LIMIT_BYTES - 1)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_damaged_chunk_in_a_ring_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", batches(5, 5, 5), MIN_LIMIT_BYTES)
+    flip(path, DATA_OFFSET + 60)
+    with pytest.raises(RecordingUnusable, match="damaged"):
+        values(flip(write(path, batches(5, 5, 5), MIN_LIMIT_BYTES), second_chunk(path) + 60))
+
+
+# --- Files that are cut or damaged ----------------------------------------------------------
+def flip(path: Path, at: int) -> Path:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+    return path
+
+
+def second_chunk(path: Path) -> int:
+    return path.read_bytes().index(b"CHNK", DATA_OFFSET + 1)
+
+
+@pytest.mark.parametrize("lost", [1, 40, 100, 10_000_000])
+def test_a_cut_off_end_is_left_out_with_a_note(tmp_path: Path, lost: int) -> None:
+    path = write(tmp_path / "r", batches(50, 50))
+    begin = second_chunk(path)
+    os.truncate(path, max(path.stat().st_size - lost, begin + 10))
+    with Recording(path) as recording:
+        assert [event.fields["value"] for event in recording.events()] == [*range(50)]
+        assert "incomplete" in recording.notes[0]
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_damage_is_an_error_with_its_place(tmp_path: Path, chunk: int) -> None:
+    path = write(tmp_path / "r", batches(50, 50))
+    place = second_chunk(path) if chunk else DATA_OFFSET
+    flip(path, place + 60)
+    with pytest.raises(RecordingUnusable, match=f"damaged at byte {place}$"):
+        Recording(path)
+
+
+def test_a_missing_chunk_is_an_error(tmp_path: Path) -> None:
+    first, _, third = batches(5, 5, 5)
+    path = write(tmp_path / "r", [first, third])
+    with pytest.raises(RecordingUnusable, match="events are missing"):
+        Recording(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is no recording"),
+        (b"ELF" * 3000, "it is no recording"),
+        (MAGIC, "it is no recording"),
+        (MAGIC + struct.pack("<IQII", 2, 0, 0, 0), "has version 2, this pyvmm reads 1"),
+        (MAGIC + struct.pack("<IQII", 1, 0, 0, 100), "incomplete"),
+        (MAGIC + struct.pack("<IQII", 1, 0, 0, 2**32 - 1).ljust(9000), "incomplete"),
+        ((MAGIC + struct.pack("<IQII", 1, 0, 5, 2) + b"{}").ljust(DATA_OFFSET), "checksum"),
+    ],
+)
+def test_a_file_that_is_no_recording_of_this_version_is_refused(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
+    path = tmp_path / "r"
+    path.write_bytes(data)
+    with pytest.raises(RecordingUnusable, match=reason):
+        Recording(path)
+
+
+@pytest.mark.parametrize("name", ["absent", "."])
+def test_a_path_without_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecordingUnusable, match="cannot be read"):
+        Recording(tmp_path / name)
+
+
+# --- Paths ----------------------------------------------------------------------------------
+def test_only_a_recording_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", batches(50))
+    write(path, batches(3))
+    assert values(path) == [0, 1, 2]
+    path.write_text("mine")
+    with pytest.raises(RecordingNotWritten, match="is a file, but not a recording"):
+        RecordingFile(path)
+    assert path.read_text() == "mine"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path, tmp_path / "absent" / "r"):
+        with pytest.raises(RecordingNotWritten, match="cannot be written"):
+            RecordingFile(other)
+
+
+def test_a_recording_in_progress_is_not_replaced(tmp_path: Path) -> None:
+    file = RecordingFile(tmp_path / "r")
+    (batch,) = batches(7)
+    file.write(batch)
+    with pytest.raises(RecordingNotWritten, match="being written by another process"):
+        RecordingFile(tmp_path / "r")
+    assert values(tmp_path / "r") == [*range(7)]  # it can be read meanwhile
+    file.close()
+
+
+# --- The recorder ---------------------------------------------------------------------------
+def test_a_recorder_writes_within_a_second_and_at_its_end(tmp_path: Path) -> None:
+    tracer = EventTracer()
+    counters = ExitCounters()
+    recorder = Recorder(tracer, RecordingFile(tmp_path / "r"), lambda: [counters])
+    tracer.event("echo.early", value=0)
+    recorder.start()
+    for value in range(1000):
+        tracer.event("echo.tick", value=value)
+    deadline = time.monotonic() + 5
+    while recorder.total.events < 1000 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with Recording(tmp_path / "r") as recording:
+        kinds = [event.kind for event in recording.events()]
+    assert kinds == [*["tick"] * 1000, "vm_exits"]
+    tracer.event("echo.last", value=1)
+    recorder.close()
+    assert not tracer.watched
+    with Recording(tmp_path / "r") as recording:
+        assert [event.kind for event in recording.events()][-1] == "last"
+    assert recorder.total == (1002, 0, (tmp_path / "r").stat().st_size - DATA_OFFSET)
+
+
+def test_a_full_disk_ends_the_recording_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullDisk(RecordingFile):
+        def write(self, batch: Batch) -> None:
+            raise OSError(28, "No space left on device")
+
+    tracer = EventTracer()
+    recorder = Recorder(tracer, FullDisk(tmp_path / "r"))
+    recorder.start()
+    tracer.event("echo.tick", value=0)
+    deadline = time.monotonic() + 5
+    while tracer.watched and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not tracer.watched
+    recorder.close()
+    assert "No space left on device" in caplog.text
+    assert values(tmp_path / "r") == []
+
+
+def test_the_description_has_both_clocks(tmp_path: Path) -> None:
+    before = time.time_ns(), time.monotonic_ns()
+    with Recording(write(tmp_path / "r", [])) as recording:
+        found = recording.description
+    assert json.dumps(found)
+    assert before[0] <= found["realtime-ns"] <= time.time_ns()
+    assert before[1] <= found["monotonic-ns"] <= time.monotonic_ns()
