@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The effect of each feature bit in a real guest and on the host.
 
-The table of docs/reference/features.md names a test for every bit of both dialects;
+The table of docs/reference/features.md names a test for every bit of each dialect;
 `test_features_table.py` checks that these tests exist. Statistics, out of memory and unused pages
 are tested in other files.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from devices.balloon import features
-from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, RANGES, Dialect, by_name
 from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
@@ -22,6 +22,7 @@ from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.ring import Chain
+from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
@@ -31,7 +32,6 @@ SLACK_BYTES = 24 * MIB
 REPORTS_TIMEOUT_S = 120
 OWN_BITS = (1 << 24) - 1 | ((1 << 64) - 1 & ~((1 << 50) - 1))
 """Bits of the device type (VIRTIO 1.2, 2.2), of which Linux shows 64."""
-BOTH = pytest.mark.parametrize("dialect", [STANDARD, BITMAP], ids=lambda each: each.name)
 
 
 async def accepted(guest: GuestSession) -> int:
@@ -62,11 +62,11 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-# Both dialects.
+# Every dialect.
 
 
-@BOTH
-def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
+@each_dialect("bitmap", "standard")
+def test_must_tell_host(run_guest: RunGuest, dialect: str) -> None:
     """The guest uses no page before its deflate request: all of them still hold zeros."""
     deflated: list[int] = []
     used_too_early: list[int] = []
@@ -91,7 +91,7 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
 
         def watching(queue: int, chain: Chain) -> int | None:
             if queue == 1:
-                runs = dialect.decode(chain.readable)
+                runs = balloon.dialect.decode(chain.readable)
                 deflated.append(runs.pages)
                 used_too_early.extend(
                     start
@@ -103,25 +103,26 @@ def test_must_tell_host(run_guest: RunGuest, dialect: Dialect) -> None:
 
         balloon.serve = watching  # type: ignore[method-assign]
 
-    run_guest(scenario, dialect=dialect.name)
+    run_guest(scenario, dialect=dialect)
 
 
-@BOTH
-def test_withheld_features_are_not_accepted(run_guest: RunGuest, dialect: Dialect) -> None:
+@each_dialect("bitmap", "standard")
+def test_withheld_features_are_not_accepted(run_guest: RunGuest, dialect: str) -> None:
     """The driver accepts only offered features, and still inflates and deflates without them."""
-    withheld = dialect.features.default & ~dialect.features.fixed
-    names = [name for name, bit in dialect.features.options.items() if bit & withheld]
+    known = by_name(dialect).features
+    withheld = known.default & ~known.fixed
+    names = [name for name, bit in known.options.items() if bit & withheld]
 
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
-        assert await accepted(guest) == dialect.features.fixed
+        assert await accepted(guest) == known.fixed
         await hold(guest, 64, 2)
         for target_mib in (64, 0):
             await guest.resize_balloon(target_mib * MIB_PAGES)
         assert await intact(guest, 64, 2)
         await power_off(guest)
 
-    run_guest(scenario, dialect=dialect.name, withhold=names)
+    run_guest(scenario, dialect=dialect, withhold=names)
 
 
 # The standard dialect.

@@ -17,6 +17,7 @@ from pyvmm.machine.exit_result import ExitReason
 from pyvmm.qmp.server import ControlServer
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 
 pytestmark = pytest.mark.kvm
@@ -55,7 +56,7 @@ async def assert_agrees(guest: GuestSession) -> dict[str, int]:
 
 
 @pytest.mark.conformance("5.5.6.3.2-2")
-@pytest.mark.parametrize("dialect", ["bitmap", "standard"])
+@each_dialect("bitmap", "standard")
 def test_statistics_match_the_guests_meminfo(run_guest: RunGuest, dialect: str) -> None:
     async def scenario(guest: GuestSession) -> None:
         await guest.wait_for_user_space()
