@@ -1,20 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 
-from typing import NamedTuple, final
+from typing import final
 
 HALF_BYTES: int
 """Bytes of events that may wait for the reader."""
 
 class EventError(ValueError): ...
 
-class Batch(NamedTuple):
-    first_seq: int
-    base_ns: int
-    event_count: int
-    dropped: int
-    kinds: list[tuple[int, str, tuple[tuple[str, str], ...]]]
-    strings: list[tuple[int, str]]
-    payload: bytes
+class Batch:
+    def __init__(
+        self,
+        first_seq: int,
+        base_ns: int,
+        event_count: int,
+        dropped: int,
+        kinds: list[tuple[int, str, tuple[tuple[str, str], ...]]],
+        strings: list[tuple[int, str]],
+        payload: bytes,
+    ) -> None: ...
+    @property
+    def first_seq(self) -> int: ...
+    @property
+    def base_ns(self) -> int: ...
+    @property
+    def event_count(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def kinds(self) -> list[tuple[int, str, tuple[tuple[str, str], ...]]]: ...
+    @property
+    def strings(self) -> list[tuple[int, str]]: ...
+    @property
+    def payload(self) -> bytes: ...
 
 @final
 class EventBuffer:

@@ -27,7 +27,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 import os
-from typing import NamedTuple
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
@@ -89,7 +88,7 @@ class EventError(ValueError):
     """A batch of events that is malformed."""
 
 
-class Batch(NamedTuple):
+cdef class Batch:
     """Consecutive events, encoded; see the module.
 
     `first_seq` is the sequence number of the first event, `base_ns` the CLOCK_MONOTONIC from which
@@ -98,13 +97,21 @@ class Batch(NamedTuple):
     `strings` has (number, text) of each string, and `payload` the events.
     """
 
-    first_seq: int
-    base_ns: int
-    event_count: int
-    dropped: int
-    kinds: list
-    strings: list
-    payload: bytes
+    # No NamedTuple: making one takes 0.3 ms of every start.
+    cdef readonly object first_seq
+    cdef readonly object base_ns
+    cdef readonly object event_count
+    cdef readonly object dropped
+    cdef readonly list kinds
+    cdef readonly list strings
+    cdef readonly bytes payload
+
+    def __init__(
+        self, first_seq, base_ns, event_count, dropped, list kinds, list strings, bytes payload
+    ):
+        self.first_seq, self.base_ns = first_seq, base_ns
+        self.event_count, self.dropped = event_count, dropped
+        self.kinds, self.strings, self.payload = kinds, strings, payload
 
 
 cdef inline uint8_t *put_number(uint8_t *target, uint64_t value) noexcept nogil:

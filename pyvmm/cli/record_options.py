@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -41,14 +41,18 @@ _OPTIONS = (
 )
 
 
-class RecordOptions(NamedTuple):
-    """The recording that a person asks for."""
+class RecordOptions:
+    """The recording that a person asks for.
 
-    path: Path
-    limit_bytes: int
-    """Size of the newest part that is kept; 0 keeps all."""
-    sample_every: int
-    """Each Nth exit is an event; 0 makes none."""
+    It goes to `path`, of which the newest `limit_bytes` are kept (0: all); each `sample_every`th
+    exit of a vCPU is an event (0: none).
+    """
+
+    # No NamedTuple: making one takes 0.3 ms of every start.
+    def __init__(self, path: Path, limit_bytes: int, sample_every: int) -> None:
+        self.path = path
+        self.limit_bytes = limit_bytes
+        self.sample_every = sample_every
 
 
 def record_options(command: _Command) -> _Command:

@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of the machine: the tracers to which devices report, for logs and recordings."""
+"""Events of the machine: the tracers to which devices report, the log, and recordings.
+
+`kinds` has all events, `tracer` the tracer that can be watched, `stream` what a reader sees.
+`recorder` writes them to a file, whose layout is in `recording_format`; `recording` reads it, and
+`export` writes it in the formats of other programs.
+"""

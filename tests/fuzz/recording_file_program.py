@@ -30,6 +30,7 @@ from pyvmm.trace.recording_format import (
 )
 from pyvmm_native.events import Batch
 from tests.fuzz.snapshot_file_program import Choices
+from tests.native.event_batches import changed
 
 MAX_CHUNKS = 12
 LIMITS = (0, 4 << 20, 1, 1 << 63)
@@ -86,9 +87,9 @@ def _chunk(choices: Choices, seq: int) -> tuple[bytes, int]:
         seq, choices.number(8), 2, choices.number() if how & 16 else 0, KINDS, [(1, "in")], PAYLOAD
     )
     if how & 32:
-        batch = batch._replace(payload=choices.take(choices.number() % 64))
+        batch = changed(batch, payload=choices.take(choices.number() % 64))
     if how & 64:
-        batch = batch._replace(event_count=choices.number(4))
+        batch = changed(batch, event_count=choices.number(4))
     if how & 128:
         return _with_other_tables(choices, batch), seq + 2
     return encode_chunk(batch), seq + batch.event_count + batch.dropped

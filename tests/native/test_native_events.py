@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm_native.events import Batch, EventBuffer, EventError, decode
+from tests.native.event_batches import changed
 
 Fields = dict[str, int | str]
 NUMBER_LIMIT = 1 << 64
@@ -176,14 +177,14 @@ def test_a_batch_is_decoded() -> None:
 )
 def test_a_malformed_batch_is_refused(payload: bytes, reason: str) -> None:
     with pytest.raises(EventError, match=reason):
-        decode(BATCH._replace(payload=payload))
+        decode(changed(BATCH, payload=payload))
 
 
 @given(st.binary(max_size=200), st.integers(0, 1 << 64))
 def test_any_bytes_are_decoded_or_refused(payload: bytes, base_ns: int) -> None:
-    batch = BATCH._replace(payload=payload, base_ns=base_ns % NUMBER_LIMIT)
+    batch = changed(BATCH, payload=payload, base_ns=base_ns % NUMBER_LIMIT)
     try:
-        found = decode(batch._replace(event_count=len(payload)))
+        found = decode(changed(batch, event_count=len(payload)))
     except EventError:
         return
     assert len(found) == len(payload) == 0
