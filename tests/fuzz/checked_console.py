@@ -62,7 +62,6 @@ class CheckedConsole(CheckedDevice, ConsoleDevice):
         return super().serve(queue, chain)
 
     def serve_stream(self, queue: int, chains: list[Chain]) -> int:
-        self.served += 1
         check(len(chains) <= STREAM_BUFFERS_PER_CALL, f"{len(chains)} buffers of a stream at once")
         self.ram.on_access()
         return super().serve_stream(queue, chains)
