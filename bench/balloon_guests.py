@@ -226,12 +226,17 @@ class ResizeCosts:
         }
 
 
-async def measured_resize(guest: BalloonGuest, direction: str, pages: int) -> ResizeCosts:
-    """Resize the balloon to `pages`, with the driver's counters of `direction` set to 0 before."""
+async def measured_resize(
+    guest: BalloonGuest, direction: str, pages: int, read_counters: str = ""
+) -> ResizeCosts:
+    """Resize the balloon to `pages`, with the driver's counters of `direction` set to 0 before.
+
+    `read_counters` is a shell command that prints them, if not that of all guests.
+    """
     files = f"{direction}_* encoder_*"
     await guest.guest.shell(f"cd {TIMES}; for i in {files}; do echo 0 >$i; done")
     seconds, device = await guest.resize(pages)
-    lines = (await guest.guest.shell(f"cd {TIMES}; grep . {files}")).split()
+    lines = (await guest.guest.shell(read_counters or f"cd {TIMES}; grep . {files}")).split()
     counters = {
         name.removeprefix(f"{direction}_"): int(sum_)
         for name, _, sum_ in (line.partition(":") for line in lines)

@@ -49,7 +49,7 @@ from bench.encoding_cases import (
     RateCases,
     quantities,
 )
-from bench.fragmented_guest import fragment_memory, fragment_overlay
+from bench.fragmented_guest import READ_COUNTERS, fragment_memory, fragment_overlay
 from bench.measure import Case, Plan
 from bench.migratable_guests import QEMU, retry_in_lab
 from guest_images.build import image_path
@@ -135,12 +135,11 @@ async def _inflate_and_deflate(boot: Boot, size: GuestSize, run_pages: int) -> d
         await guest.guest.wait_for_user_space()
         if run_pages:
             await fragment_memory(guest.guest, run_pages)
-        # As much stays free: the kernel must not compact memory, which moves pages of the balloon.
         pages = size.ram_mib * PAGES_PER_MIB // 4
-        return {
-            direction: quantities(await measured_resize(guest, direction, target))
-            for direction, target in (("inflate", pages), ("deflate", 0))
-        }
+        reader = READ_COUNTERS if run_pages else ""
+        inflate = await measured_resize(guest, "inflate", pages, reader)
+        deflate = await measured_resize(guest, "deflate", 0)
+        return {"inflate": quantities(inflate), "deflate": quantities(deflate)}
 
 
 async def _shrink_and_grow(

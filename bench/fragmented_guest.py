@@ -3,7 +3,7 @@
 
 The program is in an archive that is added to the guest's initramfs. It holds half of the guest's
 memory, in every second run of frames, so that the other half is free in runs of that length; the
-kernel's own list of free blocks (/proc/buddyinfo) must agree.
+kernel's own list of free blocks (/proc/buddyinfo) must agree. It also prints the driver's counters.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pyvmm.harness.console_guest import ConsoleGuest
 
 PROGRAM = "/bin/fragment"
 OUTPUT = "/tmp/fragment"
+READ_COUNTERS = f"sleep 0.1; tail -n 1 {OUTPUT}"
+"""Shell command that prints the counters as they were when the balloon was inflated."""
 POLL_S = 0.2
 FREE_SHARE = 0.6
 """Least share of free memory in blocks of the length; the rest is the kernel's reserve."""

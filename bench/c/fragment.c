@@ -5,7 +5,11 @@
  * Maps nearly all free memory in pages of 4 KiB, looks up their frames in /proc/self/pagemap, and
  * returns the pages in every second aligned run of RUN frames to the kernel. Every page that stays
  * is locked: the kernel then neither moves nor swaps it (with vm.compact_unevictable_allowed 0).
- * Then it prints "free FRAMES" and waits; the memory is whole again once it is killed.
+ * Then it prints "free FRAMES"; the memory is whole again once it is killed.
+ *
+ * From then on it prints the balloon driver's counters, a line "NAME:VALUE ...", whenever pages have
+ * been inflated. A shell cannot read them: to start a process, the kernel needs some pages in a row,
+ * and moves pages of the balloon to get them, which the driver counts.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -21,6 +25,14 @@
 #define RESERVE_BYTES (UINT64_C(24) << 20) /* left to the guest, or it runs out of memory */
 #define ENTRIES 4096u
 #define FRAME_MASK ((UINT64_C(1) << 55) - 1) /* Documentation/admin-guide/mm/pagemap.rst */
+
+#define COUNTERS "/sys/module/virtio_balloon_times/parameters/"
+#define POLL_US 10000
+
+static const char *const counters[] = {
+	"inflate_pages",   "inflate_total_ns", "inflate_alloc_ns",
+	"inflate_tell_ns", "inflate_messages", "encoder_peak_bytes",
+};
 
 static void fail(const char *what)
 {
@@ -81,6 +93,34 @@ static uint64_t release_runs(char *memory, uint64_t pages, uint64_t run)
 	return released;
 }
 
+static uint64_t counter(const char *name)
+{
+	char path[128], text[32] = "";
+	int file;
+
+	snprintf(path, sizeof(path), COUNTERS "%s", name);
+	file = open(path, O_RDONLY);
+	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
+		fail(path);
+	close(file);
+	return strtoull(text, NULL, 10);
+}
+
+static void print_counters_on_change(void)
+{
+	for (uint64_t printed = 0;; usleep(POLL_US)) {
+		uint64_t pages = counter(counters[0]);
+
+		if (pages == printed)
+			continue;
+		printed = pages;
+		for (size_t i = 0; i < sizeof(counters) / sizeof(*counters); i++)
+			printf("%s:%" PRIu64 " ", counters[i], counter(counters[i]));
+		printf("\n");
+		fflush(stdout);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t run = argc == 2 ? strtoull(argv[1], NULL, 0) : 0;
@@ -104,6 +144,5 @@ int main(int argc, char **argv)
 		fail("mlock2");
 	printf("free %" PRIu64 "\n", released);
 	fflush(stdout);
-	pause();
-	return 0;
+	print_counters_on_change();
 }
