@@ -56,7 +56,8 @@ from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.units import MIB
 
-QUICK_SIZE, ENCODING_SIZE, RATE_SIZE = GuestSize(256, 1), GuestSize(1024, 1), GuestSize(8192, 1)
+QUICK_SIZE, ENCODING_SIZE = GuestSize(256, 1), GuestSize(1024, 1)
+QUICK_RATE_SIZE, RATE_SIZE = GuestSize(512, 1), GuestSize(8192, 1)
 ARRAYS_MIB = 512
 CYCLES = {"untouched": 3, "touched": 1}
 """Number of times that the guest shrinks and grows, with RAM untouched and touched.
@@ -104,7 +105,8 @@ QUICK_RATED = (STANDARD, BITMAP)
 def measure(plan: Plan) -> list[Case]:
     """Measure encodings and rates; a quick run has small guests, and each dialect once."""
     encodings, rates = EncodingCases(FREE_MEMORY), RateCases()
-    size, rate_size = (QUICK_SIZE, QUICK_SIZE) if plan.quick else (ENCODING_SIZE, RATE_SIZE)
+    size = QUICK_SIZE if plan.quick else ENCODING_SIZE
+    rate_size = QUICK_RATE_SIZE if plan.quick else RATE_SIZE
     image, overlay = image_path(read_recipe()), fragment_overlay(size.ram_mib * MIB)
     states = FREE_MEMORY[-1:] if plan.quick else FREE_MEMORY
     cycles = dict.fromkeys(CYCLES, 1) if plan.quick else CYCLES
