@@ -40,6 +40,7 @@ from pyvmm.units import MIB
 
 PAGES_PER_MIB = 256
 PFN_BYTES = 4
+ENCODER_PEAK = "encoder_peak_bytes"
 TIMES = "/sys/module/virtio_balloon_times/parameters"
 MEMORY = {"inflate": "guest allocation", "deflate": "guest release"}
 """The driver's stage in the guest's allocator, by the direction of the resize."""
@@ -201,7 +202,7 @@ class ResizeCosts:
     @property
     def encoder_bytes(self) -> int:
         """Most memory that the driver has held for requests at a time."""
-        return self.counters["encoder_peak_bytes"]
+        return self.counters[ENCODER_PEAK]
 
     @property
     def driver_s(self) -> float:
@@ -226,19 +227,20 @@ class ResizeCosts:
         }
 
 
-async def measured_resize(
-    guest: BalloonGuest, direction: str, pages: int, read_counters: str = ""
-) -> ResizeCosts:
-    """Resize the balloon to `pages`, with the driver's counters of `direction` set to 0 before.
-
-    `read_counters` is a shell command that prints them, if not that of all guests.
-    """
-    files = f"{direction}_* encoder_*"
-    await guest.guest.shell(f"cd {TIMES}; for i in {files}; do echo 0 >$i; done")
+async def measured_resize(guest: BalloonGuest, direction: str, pages: int) -> ResizeCosts:
+    """Resize the balloon to `pages`, with the driver's counters of `direction` set to 0 before."""
+    await reset_counters(guest, direction)
     seconds, device = await guest.resize(pages)
-    lines = (await guest.guest.shell(read_counters or f"cd {TIMES}; grep . {files}")).split()
-    counters = {
-        name.removeprefix(f"{direction}_"): int(sum_)
-        for name, _, sum_ in (line.partition(":") for line in lines)
-    }
-    return ResizeCosts(direction, seconds, counters, device)
+    lines = await guest.guest.shell(f"cd {TIMES}; grep . {direction}_* encoder_*")
+    return ResizeCosts(direction, seconds, parse_counters(direction, lines), device)
+
+
+async def reset_counters(guest: BalloonGuest, direction: str) -> None:
+    """Set the driver's counters of `direction`, and the peak of its encoder, to 0."""
+    await guest.guest.shell(f"cd {TIMES}; for i in {direction}_* encoder_*; do echo 0 >$i; done")
+
+
+def parse_counters(direction: str, text: str) -> dict[str, int]:
+    """Return the counters in `text`, words NAME:VALUE, by name without the direction."""
+    pairs = (word.partition(":") for word in text.split())
+    return {name.removeprefix(f"{direction}_"): int(value) for name, _, value in pairs}

@@ -49,7 +49,7 @@ from bench.encoding_cases import (
     RateCases,
     quantities,
 )
-from bench.fragmented_guest import READ_COUNTERS, fragment_memory, fragment_overlay
+from bench.fragmented_guest import fragment_memory, fragment_overlay, resize_fragmented
 from bench.measure import Case, Plan
 from bench.migratable_guests import QEMU, retry_in_lab
 from guest_images.build import image_path
@@ -133,15 +133,18 @@ def measure(plan: Plan) -> list[Case]:
 
 async def _inflate_and_deflate(boot: Boot, size: GuestSize, run_pages: int) -> dict[str, Any]:
     """Return the quantities of each direction."""
+    pages = size.ram_mib * PAGES_PER_MIB // 4
     async with boot() as guest:
         await guest.guest.wait_for_user_space()
         if run_pages:
             await fragment_memory(guest.guest, run_pages)
-        pages = size.ram_mib * PAGES_PER_MIB // 4
-        reader = READ_COUNTERS if run_pages else ""
-        inflate = await measured_resize(guest, "inflate", pages, reader)
-        deflate = await measured_resize(guest, "deflate", 0)
-        return {"inflate": quantities(inflate), "deflate": quantities(deflate)}
+            costs = await resize_fragmented(guest, pages)
+        else:
+            costs = {
+                direction: await measured_resize(guest, direction, target)
+                for direction, target in (("inflate", pages), ("deflate", 0))
+            }
+        return {direction: quantities(each) for direction, each in costs.items()}
 
 
 async def _shrink_and_grow(

@@ -9,19 +9,28 @@ kernel's own list of free blocks (/proc/buddyinfo) must agree. It also prints th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
+from bench.balloon_guests import (
+    ENCODER_PEAK,
+    MEMORY,
+    BalloonGuest,
+    ResizeCosts,
+    parse_counters,
+    reset_counters,
+)
 from bench.native import static_program
 from pyvmm.boot.overlay import PutPath, put_archive
 from pyvmm.harness.console_guest import ConsoleGuest
 
 PROGRAM = "/bin/fragment"
 OUTPUT = "/tmp/fragment"
-READ_COUNTERS = f"sleep 0.1; tail -n 1 {OUTPUT}"
-"""Shell command that prints the counters as they were when the balloon was inflated."""
 POLL_S = 0.2
 FREE_SHARE = 0.6
 """Least share of free memory in blocks of the length; the rest is the kernel's reserve."""
+SETTLE_S = 1
+"""Seconds in which the kernel ends what the start of processes has made it do."""
 
 
 def fragment_overlay(ram_bytes: int) -> bytes:
@@ -40,6 +49,28 @@ async def fragment_memory(guest: ConsoleGuest[Any], run_pages: int) -> None:
     assert said.startswith("free "), said
     share = share_in_blocks(await guest.shell("cat /proc/buddyinfo"), run_pages)
     assert share >= FREE_SHARE, f"{share:.0%} of the free memory is in runs of {run_pages} pages"
+
+
+async def resize_fragmented(guest: BalloonGuest, pages: int) -> dict[str, ResizeCosts]:
+    """Inflate by `pages` and deflate; the costs by direction. No process is started meanwhile."""
+    for direction in MEMORY:
+        await reset_counters(guest, direction)
+    await guest.guest.shell(f"sleep {SETTLE_S}")
+    resizes = {
+        direction: await guest.resize(pages * (direction == "inflate")) for direction in MEMORY
+    }
+    await asyncio.sleep(POLL_S)  # the program has printed the last line
+    lines = (await guest.guest.shell(f"cat {OUTPUT}")).splitlines()
+    return {
+        direction: ResizeCosts(direction, seconds, last_counters(direction, lines), device)
+        for direction, (seconds, device) in resizes.items()
+    }
+
+
+def last_counters(direction: str, lines: Sequence[str]) -> dict[str, int]:
+    """Return the counters of the last of the program's lines, with the highest of all peaks."""
+    found = [parse_counters(direction, line) for line in lines if line.startswith(direction)]
+    return {**found[-1], ENCODER_PEAK: max(each[ENCODER_PEAK] for each in found)}
 
 
 def share_in_blocks(buddyinfo: str, pages: int) -> float:

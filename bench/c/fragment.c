@@ -8,8 +8,9 @@
  * Then it prints "free FRAMES"; the memory is whole again once it is killed.
  *
  * From then on it prints the balloon driver's counters, a line "NAME:VALUE ...", whenever pages have
- * been inflated. A shell cannot read them: to start a process, the kernel needs some pages in a row,
- * and moves pages of the balloon to get them, which the driver counts.
+ * been inflated or deflated; the peak of the encoder is that since the line before. A shell cannot
+ * read them: to start a process, the kernel needs some pages in a row, and moves pages of the balloon
+ * to get them, which the driver counts, too.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -29,9 +30,14 @@
 #define COUNTERS "/sys/module/virtio_balloon_times/parameters/"
 #define POLL_US 10000
 
-static const char *const counters[] = {
-	"inflate_pages",   "inflate_total_ns", "inflate_alloc_ns",
-	"inflate_tell_ns", "inflate_messages", "encoder_peak_bytes",
+#define PEAK "encoder_peak_bytes"
+
+/* The first one of each direction changes with every round. */
+static const char *const counters[2][5] = {
+	{ "inflate_pages", "inflate_total_ns", "inflate_alloc_ns", "inflate_tell_ns",
+	  "inflate_messages" },
+	{ "deflate_pages", "deflate_total_ns", "deflate_free_ns", "deflate_tell_ns",
+	  "deflate_messages" },
 };
 
 static void fail(const char *what)
@@ -93,31 +99,56 @@ static uint64_t release_runs(char *memory, uint64_t pages, uint64_t run)
 	return released;
 }
 
-static uint64_t counter(const char *name)
+static int open_counter(const char *name, int flags)
 {
-	char path[128], text[32] = "";
+	char path[128];
 	int file;
 
 	snprintf(path, sizeof(path), COUNTERS "%s", name);
-	file = open(path, O_RDONLY);
-	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
+	file = open(path, flags);
+	if (file < 0)
 		fail(path);
+	return file;
+}
+
+static uint64_t counter(const char *name)
+{
+	char text[32] = "";
+	int file = open_counter(name, O_RDONLY);
+
+	if (read(file, text, sizeof(text) - 1) < 0)
+		fail(name);
 	close(file);
 	return strtoull(text, NULL, 10);
 }
 
+static void reset_peak(void)
+{
+	int file = open_counter(PEAK, O_WRONLY);
+
+	if (write(file, "0", 1) != 1)
+		fail(PEAK);
+	close(file);
+}
+
 static void print_counters_on_change(void)
 {
-	for (uint64_t printed = 0;; usleep(POLL_US)) {
-		uint64_t pages = counter(counters[0]);
+	uint64_t printed[2] = { 0, 0 };
 
-		if (pages == printed)
-			continue;
-		printed = pages;
-		for (size_t i = 0; i < sizeof(counters) / sizeof(*counters); i++)
-			printf("%s:%" PRIu64 " ", counters[i], counter(counters[i]));
-		printf("\n");
-		fflush(stdout);
+	for (;; usleep(POLL_US)) {
+		for (int direction = 0; direction < 2; direction++) {
+			uint64_t pages = counter(counters[direction][0]);
+
+			if (pages == printed[direction])
+				continue;
+			printed[direction] = pages;
+			for (int i = 0; i < 5; i++)
+				printf("%s:%" PRIu64 " ", counters[direction][i],
+				       counter(counters[direction][i]));
+			printf(PEAK ":%" PRIu64 "\n", counter(PEAK));
+			fflush(stdout);
+			reset_peak();
+		}
 	}
 }
 

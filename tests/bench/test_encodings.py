@@ -23,7 +23,7 @@ from bench.encoding_cases import (
 from bench.encoding_tables import encoding_tables
 from bench.encodings import CONTENDERS, RATE_SIZE
 from bench.fake_guest import ENCODERS
-from bench.fragmented_guest import share_in_blocks
+from bench.fragmented_guest import last_counters, share_in_blocks
 from bench.measure import TOTAL, Values
 from bench.migratable_guests import QEMU
 from bench.plots import _axis
@@ -170,3 +170,18 @@ def test_the_share_of_free_memory_in_blocks_is_that_of_pages() -> None:
         "Node 0, zone    DMA32      0      1      1      1      7\n"
     )
     assert share_in_blocks(lines, 16) == 7 * 16 / (2 + 12 + 2 + 4 + 8 + 112)
+
+
+def test_counters_of_a_fragmented_guest_are_the_last_ones_with_the_highest_peak() -> None:
+    lines = [
+        "free 120",
+        "inflate_pages:64 inflate_messages:1 encoder_peak_bytes:900",
+        "inflate_pages:100 inflate_messages:3 encoder_peak_bytes:500",
+        "deflate_pages:100 deflate_messages:1 encoder_peak_bytes:700",
+    ]
+    assert last_counters("inflate", lines) == {
+        "pages": 100,
+        "messages": 3,
+        "encoder_peak_bytes": 900,
+    }
+    assert last_counters("deflate", lines)["encoder_peak_bytes"] == 700
