@@ -284,6 +284,8 @@ cdef class SplitQueue:
             if self._writable_bytes or self._readable_bytes > max_bytes:
                 break
             max_bytes -= self._readable_bytes
+            if self._watched():
+                self._emit_chain(head)
             self._next_avail += 1
             available -= 1
             chains.append(self._take(head, 0))

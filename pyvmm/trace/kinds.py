@@ -219,7 +219,8 @@ _QUEUES = (
     ),
     EventKind(
         "chain",
-        "The device takes a buffer; its descriptors are the events before (2.7.13).",
+        "The device takes a buffer, whose descriptors are the events before (2.7.13). One that it"
+        " puts back it walks and takes again, at the same avail_index.",
         _RING_PYX,
         {
             **_RING,

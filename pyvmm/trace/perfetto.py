@@ -86,7 +86,7 @@ class _Trace:
 
     def __init__(self) -> None:
         self._tracks: dict[tuple[str, ...], int] = {}
-        self._in_flight: dict[tuple[str, str], int] = {}
+        self._in_flight: dict[tuple[str, str], set[int | str]] = {}
 
     def packets(self, event: TraceEvent) -> Iterator[bytes]:
         device = event.device or "machine"
@@ -97,10 +97,11 @@ class _Trace:
             name = f"{_COUNTED_PAGES[event.kind]} (bytes)"
             yield from self._counter(event, name, pages * PAGE_BYTES)
         elif event.kind in ("chain", "used"):
-            queue = (device, event.queue)
-            step = 1 if event.kind == "chain" else -1
-            count = self._in_flight[queue] = max(self._in_flight.get(queue, 0) + step, 0)
-            yield from self._counter(event, f"{device} {event.queue}: buffers in flight", count)
+            # By their heads: a buffer that was put back is taken twice.
+            heads = self._in_flight.setdefault((device, event.queue), set())
+            (heads.add if event.kind == "chain" else heads.discard)(event.fields.get("head", 0))
+            name = f"{device} {event.queue}: buffers in flight"
+            yield from self._counter(event, name, len(heads))
 
     def _track(self, path: tuple[str, ...], *, counter: bool = False) -> Iterator[bytes]:
         """Yield the descriptors of a track and of those above it that are new."""

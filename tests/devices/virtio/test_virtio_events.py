@@ -159,6 +159,28 @@ def descriptor_in(queue: DriverQueue, index: int) -> dict[str, int]:
     return {name: int.from_bytes(data[a:b], "little") for name, (a, b) in places.items()}
 
 
+def test_buffers_taken_as_a_batch_have_the_same_events(driver: EchoDriver) -> None:
+    driver.start(features=PLAIN)
+    queue = driver.queues[0]
+    driver.taken()
+    for data in (b"abc", b"defg"):
+        queue.add([data])
+    ring = driver.board.device.queues[0].ring
+    assert ring is not None
+    chains = ring.pop_batch(8, 4096)
+    ring.rewind(1)
+    ring.push_batch(chains[:1])
+    events = driver.taken("descriptor", "chain", "used")
+    assert [(event.kind, event.fields["head"]) for event in events] == [
+        ("descriptor", 0),
+        ("chain", 0),
+        ("descriptor", 1),
+        ("chain", 1),
+        ("used", 0),
+    ]
+    assert [event.fields["avail_index"] for event in events if event.kind == "chain"] == [0, 1]
+
+
 def test_an_indirect_table_is_walked_too(driver: EchoDriver) -> None:
     driver.start(features=PLAIN)
     driver.taken()

@@ -8,6 +8,8 @@ import pytest
 from devices.bus import Bus
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.legacy_devices import LegacyDevices
+from pyvmm.trace.stream import events_of
+from pyvmm.trace.tracer import EventTracer
 from pyvmm.units import GIB, MIB
 from pyvmm_native.serial import ByteQueue
 from tests.pyvmm.machine.recording_vm import RecordingVm
@@ -18,18 +20,37 @@ COM1, POST, RTC_INDEX, RTC_DATA = 0x3F8, 0x80, 0x70, 0x71
 class PcBoard:
     """The port devices of a machine with `ram_bytes` of RAM."""
 
-    def __init__(self, ram_bytes: int = 64 * MIB) -> None:
+    def __init__(self, ram_bytes: int = 64 * MIB, tracer: EventTracer | None = None) -> None:
         self.recording = RecordingVm()
         self.pio = Bus("pio")
         self.output = ByteQueue(lambda: None, 100)
         self.exits: list[ExitResult] = []
         self.devices = LegacyDevices(
-            self.recording.vm, self.pio, ram_bytes, self.output, self.exits.append, None
+            self.recording.vm, self.pio, ram_bytes, self.output, self.exits.append, tracer
         )
 
     def cmos(self, index: int) -> int:
         self.pio.write(RTC_INDEX, 1, index)
         return self.pio.read(RTC_DATA, 1)
+
+
+def test_accesses_to_every_port_device_are_events() -> None:
+    tracer = EventTracer()
+    board = PcBoard(tracer=tracer.quiet)
+    tracer.start()
+    for port in (COM1 + 7, POST, RTC_INDEX, 0x60, 0x64, 0x505, 0x602):
+        board.pio.write(port, 1, 0)
+    batch = tracer.stop()
+    assert batch is not None
+    assert [event.fields["table"] for event in events_of(batch)] == [
+        "uart",
+        "post",
+        "rtc",
+        "i8042.data",
+        "i8042.command",
+        "pvpanic",
+        "acpi_pm",
+    ]
 
 
 def test_only_the_ports_of_the_devices_are_claimed() -> None:

@@ -89,6 +89,13 @@ def test_a_perfetto_trace_counts_buffers_and_pages() -> None:
     ]
 
 
+def test_a_buffer_that_is_taken_again_is_counted_once() -> None:
+    again = [EVENTS[1], EVENTS[1]._replace(seq=2), EVENTS[2]]
+    packets = decode("Trace", b"".join(perfetto_trace(again)))["packet"]
+    events = [packet.get("track_event", {}) for packet in packets]
+    assert [event["counter_value"] for event in events if event.get("type") == 4] == [1, 1, 0]
+
+
 class Page(HTMLParser):
     """The scripts of a page by their type, and the addresses that it names."""
 
