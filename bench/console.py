@@ -34,9 +34,9 @@ from pyvmm.errors import UserError
 from pyvmm.units import MIB
 
 RAM_MIB = 256
-SIZE_MIB, QUICK_SIZE_MIB = 64, 4
-ROUNDS = 7
-LIMIT_S = 240
+SIZE_MIB, QUICK_SIZE_MIB = 32, 4
+ROUNDS = 5
+LIMIT_S = 150
 """For each case; in a slow lab there are fewer rounds."""
 CHUNK_BYTES = 1 << 18
 DONE = b"done\n"
