@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from guest_images.manifest import read_manifest
 from pyvmm.boot.bzimage import kernel_release
 from pyvmm.boot.errors import KernelUnusable, ModulesUnusable
 from pyvmm.boot.kernel_modules import find_modules
-from pyvmm.boot.overlay import AGENT, agent_archive
+from pyvmm.boot.overlay import AGENT, agent_archive, agent_archive_from_package
 from pyvmm.errors import NotInstalled
 
 MODULES = ("virtio_pci", "virtio_console", "virtio_balloon", "virtio_rng")
@@ -60,33 +61,40 @@ def plan_agent(
     userland = command and not built_in and initrd is None
     if built_in or modules == "no":
         return AgentPlan(parameters, agent_archive((), userland=userland))
-    with _module_directory(kernel, modules, command) as directory:
+    if isinstance(modules, Path) and modules.suffix == ".deb" and modules.is_file():
+        unpacked = partial(_unpacked_modules, modules, command)
+        archive = agent_archive_from_package(modules, unpacked, userland=userland)
+    else:
+        directory = _module_directory(kernel, modules, command)
         if directory is None:
             return None
-        try:
-            found = find_modules(directory, MODULES)
-        except OSError as error:
-            raise ModulesUnusable(
-                f"{directory} has no list of kernel modules: {error.strerror}"
-            ) from error
-        if command and REQUIRED in found.missing:
-            raise ModulesUnusable(f"{directory} has no {REQUIRED}")
-        return AgentPlan(parameters, agent_archive(found.files, userland=userland))
+        archive = agent_archive(_find_drivers(directory, command), userland=userland)
+    return AgentPlan(parameters, archive)
 
 
-@contextmanager
-def _module_directory(kernel: Path, modules: ModulesFrom, required: bool) -> Iterator[Path | None]:
-    """Yield the directory with the modules of `kernel`; None if there is none and none needed."""
+def _find_drivers(directory: Path, command: bool) -> tuple[Path, ...]:
+    """Return the files of the drivers in `directory`, those that a `command` needs among them."""
+    try:
+        found = find_modules(directory, MODULES)
+    except OSError as error:
+        raise ModulesUnusable(
+            f"{directory} has no list of kernel modules: {error.strerror}"
+        ) from error
+    if command and REQUIRED in found.missing:
+        raise ModulesUnusable(f"{directory} has no {REQUIRED}")
+    return found.files
+
+
+def _module_directory(kernel: Path, modules: ModulesFrom, required: bool) -> Path | None:
+    """Return the directory with the modules of `kernel`; None if there is none and none needed."""
     if isinstance(modules, Path):
-        with _named_directory(modules) as directory:
-            yield directory
-        return
+        return modules if (modules / "modules.dep").is_file() else _below(modules, modules)
     release = kernel_release(kernel)
     candidates = _candidates(kernel, release) if release else []
     found = next((each for each in candidates if (each / "modules.dep").is_file()), None)
     if found is None and required and release:
         raise ModulesUnusable(f"the modules of Linux {release} are not installed")
-    yield found
+    return found
 
 
 def _candidates(kernel: Path, release: str) -> list[Path]:
@@ -98,16 +106,11 @@ def _candidates(kernel: Path, release: str) -> list[Path]:
 
 
 @contextmanager
-def _named_directory(path: Path) -> Iterator[Path]:
-    """Yield the directory of modules that a person names, or that a Debian package has."""
-    if path.suffix == ".deb" and path.is_file():
-        with tempfile.TemporaryDirectory(prefix="pyvmm-modules-") as temporary:
-            _unpack(path, Path(temporary))
-            yield _below(Path(temporary), path)
-    elif (path / "modules.dep").is_file():
-        yield path
-    else:
-        yield _below(path, path)
+def _unpacked_modules(package: Path, command: bool) -> Iterator[tuple[Path, ...]]:
+    """Yield the files of the drivers in a Debian package."""
+    with tempfile.TemporaryDirectory(prefix="pyvmm-modules-") as temporary:
+        _unpack(package, Path(temporary))
+        yield _find_drivers(_below(Path(temporary), package), command)
 
 
 def _below(root: Path, named: Path) -> Path:

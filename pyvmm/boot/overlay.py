@@ -17,8 +17,8 @@ import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -52,27 +52,48 @@ def agent_archive(modules: Sequence[Path], *, userland: bool) -> bytes:
     With `userland` it has busybox and a link for each of its commands. Raises `NotInstalled` and
     `ModulesUnusable`.
     """
-    agent = agent_program()
-    if userland and not BUSYBOX.is_file():
-        raise NotInstalled(f"there is no {BUSYBOX}", BUSYBOX_PACKAGE)
-    total = hashlib.sha256(str(userland).encode())
-    for path in (agent, *modules, *([BUSYBOX] if userland else [])):
-        status = path.stat()
-        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return _cached(modules, userland, lambda: _pack(modules, userland))
+
+
+def agent_archive_from_package(
+    package: Path, unpacked: Callable[[], AbstractContextManager[Sequence[Path]]], *, userland: bool
+) -> bytes:
+    """Return the archive with the agent and the modules of `package`, as `agent_archive`.
+
+    `unpacked` yields the files of the modules while they exist. It is called only if the cache does
+    not have the archive, because unpacking takes seconds.
+    """
 
     def pack() -> bytes:
-        archive = CpioArchive()
-        archive.add_character_device("/dev/console", 5, 1)
-        archive.add_file(AGENT, agent.read_bytes())
-        for module in modules:
-            archive.add_file(f"{MODULES}/{_file_name(module)}", read_module(module), 0o644)
-        order = "".join(f"{_file_name(module)}\n" for module in modules)
-        archive.add_file(f"{MODULES}/order", order.encode(), 0o644)
-        if userland:
-            _add_userland(archive)
-        return archive.finish()
+        with unpacked() as modules:
+            return _pack(modules, userland)
 
+    return _cached((package,), userland, pack)
+
+
+def _cached(sources: Sequence[Path], userland: bool, pack: Callable[[], bytes]) -> bytes:
+    """Return the archive made from `sources`, from the cache if none of the files has changed."""
+    if userland and not BUSYBOX.is_file():
+        raise NotInstalled(f"there is no {BUSYBOX}", BUSYBOX_PACKAGE)
+    # The name of the agent's file changes with its content. Its time is that of its last use.
+    total = hashlib.sha256(f"{userland}\0{agent_program()}\0".encode())
+    for path in (*sources, *([BUSYBOX] if userland else [])):
+        status = path.stat()
+        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return cached_file(CACHE_KIND, total.hexdigest()[:32], pack, count=8).read_bytes()
+
+
+def _pack(modules: Sequence[Path], userland: bool) -> bytes:
+    archive = CpioArchive()
+    archive.add_character_device("/dev/console", 5, 1)
+    archive.add_file(AGENT, agent_program().read_bytes())
+    for module in modules:
+        archive.add_file(f"{MODULES}/{_file_name(module)}", read_module(module), 0o644)
+    order = "".join(f"{_file_name(module)}\n" for module in modules)
+    archive.add_file(f"{MODULES}/order", order.encode(), 0o644)
+    if userland:
+        _add_userland(archive)
+    return archive.finish()
 
 
 def put_archive(paths: Sequence[PutPath], ram_bytes: int) -> bytes:

@@ -7,6 +7,8 @@ import lzma
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,13 @@ from pyvmm.boot.errors import (
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.boot.kernel_modules import find_modules
 from pyvmm.boot.loader import read_boot_files
-from pyvmm.boot.overlay import PutPath, agent_archive, put_archive
+from pyvmm.boot.overlay import (
+    PutPath,
+    agent_archive,
+    agent_archive_from_package,
+    put_archive,
+)
+from pyvmm.cache.directory import cache_dir
 from pyvmm.units import MIB
 from tests.pyvmm.boot.bzimage_kernel import bzimage, pack
 from tests.pyvmm.boot.elf_kernel import elf_kernel
@@ -130,8 +138,30 @@ def test_a_directory_that_holds_one_release_is_enough(kernel: Path, modules: Pat
 def test_the_archive_of_the_agent_is_cached(modules: Path) -> None:
     files = find_modules(modules, ["virtio_console"]).files
     first = agent_archive(files, userland=False)
+    cached = set(cache_dir("overlays").iterdir())
     assert agent_archive(files, userland=False) == first
+    assert set(cache_dir("overlays").iterdir()) == cached
     assert agent_archive((), userland=False) != first
+
+
+def test_a_package_of_modules_is_unpacked_once(modules: Path, tmp_path: Path) -> None:
+    package = tmp_path / "linux-image.deb"
+    package.write_bytes(b"package")
+    files = find_modules(modules, ["virtio_console"]).files
+    unpacked = []
+
+    @contextmanager
+    def unpack_package() -> Iterator[tuple[Path, ...]]:
+        unpacked.append(package)
+        yield files
+
+    first = agent_archive_from_package(package, unpack_package, userland=False)
+    assert first == agent_archive(files, userland=False)
+    assert agent_archive_from_package(package, unpack_package, userland=False) == first
+    assert len(unpacked) == 1
+    package.write_bytes(b"another package")
+    assert agent_archive_from_package(package, unpack_package, userland=False) == first
+    assert len(unpacked) == 2
 
 
 def test_directories_are_put_with_modes_and_links(tmp_path: Path) -> None:
