@@ -205,6 +205,11 @@ class ResizeCosts:
         return self.counters[ENCODER_PEAK]
 
     @property
+    def keeps_blocks(self) -> bool:
+        """True if the driver has moved blocks of 2 MiB as blocks."""
+        return self.counters.get("blocks", 0) > 0
+
+    @property
     def driver_s(self) -> float:
         """Seconds of the driver, the guest's allocator included."""
         return (self.counters["total_ns"] - self.counters["tell_ns"]) / 1e9

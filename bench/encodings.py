@@ -126,7 +126,7 @@ def measure(plan: Plan) -> list[Case]:
     for name in rated:
         setup = CONTENDERS[name]
         boot, mib = setup.boot(image, rate_size), setup.rate_mib(rate_size)
-        cycle = partial(_shrink_and_grow, boot, rate_size, mib, cycles)
+        cycle = partial(_shrink_and_grow, boot, rate_size, mib, cycles, setup.blocks)
         rates.add(name, turn(f"{name}, rates", cycle))
     return [*encodings.cases, *rates.cases]
 
@@ -148,9 +148,12 @@ async def _inflate_and_deflate(boot: Boot, size: GuestSize, run_pages: int) -> d
 
 
 async def _shrink_and_grow(
-    boot: Boot, size: GuestSize, mib: int, counts: Mapping[str, int]
+    boot: Boot, size: GuestSize, mib: int, counts: Mapping[str, int], blocks: bool
 ) -> list[Cycle]:
-    """Return each cycle of a guest; `counts` are like `CYCLES`."""
+    """Return each cycle of a guest; `counts` are like `CYCLES`.
+
+    The driver must have kept `blocks`, or must not.
+    """
     is_full = mib == size.inflate_mib
     cycles = []
     async with boot() as guest:
@@ -160,6 +163,7 @@ async def _shrink_and_grow(
                 await _touch(guest, size)
             for _ in range(count):
                 inflate = await measured_resize(guest, "inflate", mib * PAGES_PER_MIB)
+                assert inflate.keeps_blocks == blocks, inflate.counters
                 deflate = await measured_resize(guest, "deflate", 0)
                 touches = ram == "touched" and is_full
                 touch_gib_s = await _touch(guest, size) if touches else 0.0
