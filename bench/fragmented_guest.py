@@ -43,7 +43,8 @@ async def fragment_memory(guest: ConsoleGuest[Any], run_pages: int) -> None:
     await guest.shell(
         "cd /proc/sys/vm; echo 0 >compaction_proactiveness; echo 0 >compact_unevictable_allowed"
     )
-    await guest.shell(f"mkdir -p /tmp; {PROGRAM} {run_pages} >{OUTPUT} 2>&1 &")
+    program = f"{{ {PROGRAM} {run_pages} || echo status $?; }}"
+    await guest.shell(f"mkdir -p /tmp; {program} >{OUTPUT} 2>&1 &")
     while not (said := await guest.shell(f"cat {OUTPUT}")):
         await asyncio.sleep(POLL_S)
     assert said.startswith("free "), said

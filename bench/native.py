@@ -8,8 +8,8 @@ flags, so a stale one is never run.
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from pyvmm.cache.directory import cache_dir
@@ -39,11 +39,13 @@ def _compiled(name: str, flags: tuple[str, ...], suffix: str) -> Path:
     digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:16]
     target = cache_dir("bench") / f"{name}-{digest}{suffix}"
     if not target.exists():
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-        command = ["cc", *flags, "-o", str(unfinished), str(source)]
-        try:
-            subprocess.run(command, check=True)
-        except FileNotFoundError as error:
-            raise NotInstalled("there is no C compiler", "gcc") from error
-        unfinished.replace(target)
+        # A name of its own: this machine's processes and those of labs share process ids.
+        with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+            unfinished = Path(directory, name)
+            command = ["cc", *flags, "-o", str(unfinished), str(source)]
+            try:
+                subprocess.run(command, check=True)
+            except FileNotFoundError as error:
+                raise NotInstalled("there is no C compiler", "gcc") from error
+            unfinished.replace(target)
     return target

@@ -2,8 +2,8 @@
 /*
  * fragment RUN: leave a guest's free memory in runs of RUN pages, each as far from the next.
  *
- * Maps nearly all free memory in pages of 4 KiB, looks up their frames in /proc/self/pagemap, and
- * returns the pages in every second aligned run of RUN frames to the kernel. Every page that stays
+ * Maps nearly all available memory in pages of 4 KiB, looks up their frames in /proc/self/pagemap,
+ * and returns the pages in every second aligned run of RUN frames to the kernel. Every page that stays
  * is locked: the kernel then neither moves nor swaps it (with vm.compact_unevictable_allowed 0).
  * Then it prints "free FRAMES"; the memory is whole again once it is killed.
  *
@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #define PAGE_BYTES 4096u
-#define RESERVE_BYTES (UINT64_C(24) << 20) /* left to the guest, or it runs out of memory */
+#define RESERVE_BYTES (UINT64_C(24) << 20) /* left free, besides the kernel's own reserve */
 #define ENTRIES 4096u
 #define FRAME_MASK ((UINT64_C(1) << 55) - 1) /* Documentation/admin-guide/mm/pagemap.rst */
 
@@ -46,14 +46,14 @@ static void fail(const char *what)
 	exit(1);
 }
 
-static uint64_t free_bytes(void)
+static uint64_t available_bytes(void)
 {
 	char line[128];
 	uint64_t kib = 0;
 	FILE *file = fopen("/proc/meminfo", "r");
 
 	while (file && fgets(line, sizeof(line), file))
-		if (sscanf(line, "MemFree: %" SCNu64, &kib) == 1)
+		if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
 			break;
 	if (!kib)
 		fail("/proc/meminfo");
@@ -155,7 +155,7 @@ static void print_counters_on_change(void)
 int main(int argc, char **argv)
 {
 	uint64_t run = argc == 2 ? strtoull(argv[1], NULL, 0) : 0;
-	uint64_t bytes = free_bytes();
+	uint64_t bytes = available_bytes();
 	uint64_t released;
 	char *memory;
 
