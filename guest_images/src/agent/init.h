@@ -152,7 +152,8 @@ static int find_port(const char *name, char *found, size_t size)
 	return matches;
 }
 
-/* Open a port's device node, which appears after the port; -1 with errno after PORT_TIMEOUT_MS. */
+/* Open a port's device node; -1 with errno after PORT_TIMEOUT_MS. The node appears after the port, and
+ * before the driver has entered the port in its list: ENXIO until then. */
 static int open_port(const char *device)
 {
 	char path[PATH_MAX];
@@ -162,7 +163,7 @@ static int open_port(const char *device)
 	for (int ms = 0; ms < PORT_TIMEOUT_MS; ms++) {
 		/* A blocking write spins in the kernel until the VMM has taken the data. */
 		fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-		if (fd >= 0 || errno != ENOENT)
+		if (fd >= 0 || (errno != ENOENT && errno != ENXIO))
 			return fd;
 		sleep_ms(1);
 	}
