@@ -44,7 +44,7 @@ class Recording:
         try:
             self._file: BinaryIO = open_regular_file(path)
         except OSError as error:
-            raise RecordingUnusable(f"{path} cannot be read: {error.strerror}") from error
+            raise _not_readable(path, error) from error
         try:
             header = FileHeader.decode(self._file.read(layout.DATA_OFFSET))
             self.description, self.limit_bytes = header.description, header.limit_bytes
@@ -55,7 +55,7 @@ class Recording:
             raise RecordingUnusable(f"{path} cannot be used: {error}") from error
         except OSError as error:
             self._file.close()
-            raise RecordingUnusable(f"{path} cannot be read: {error.strerror}") from error
+            raise _not_readable(path, error) from error
 
     def __enter__(self) -> Recording:
         return self
@@ -84,15 +84,22 @@ class Recording:
         return self._places[0].header.base_ns if self._places else 0
 
     def events(self) -> Iterator[TraceEvent]:
-        """Yield all events in order. Raises `RecordingUnusable`."""
+        """Yield all events in order. Raises `RecordingUnusable`.
+
+        Also for a ring whose writer has overwritten a chunk in the meantime.
+        """
         for place in self._places:
             try:
                 data = self._read(place.offset, place.header)
+                if not layout.chunk_is_intact(place.header, data):
+                    raise RecordingUnusable(f"{self.path} has changed while it was read")
                 yield from events_of(layout.decode_chunk(place.header, data))
             except (FormatError, EventError, OverflowError) as error:
                 raise RecordingUnusable(
                     f"{self.path} is damaged at byte {place.offset}: {error}"
                 ) from error
+            except OSError as error:
+                raise _not_readable(self.path, error) from error
 
     # --- Finding the chunks -----------------------------------------------------------------
     def _sequence(self) -> list[_Place]:
@@ -170,6 +177,10 @@ class Recording:
     def _read(self, offset: int, header: ChunkHeader) -> bytes:
         self._file.seek(offset)
         return self._file.read(layout.CHUNK_HEADER_BYTES + header.body_bytes)
+
+
+def _not_readable(path: Path, error: OSError) -> RecordingUnusable:
+    return RecordingUnusable(f"{path} cannot be read: {error.strerror}")
 
 
 def _split_at_oldest(places: list[_Place]) -> tuple[list[_Place], list[_Place]]:

@@ -129,11 +129,14 @@ def encode_chunk(batch: Batch) -> bytes:
 
 
 def decode_chunk_header(data: bytes) -> ChunkHeader | None:
-    """Return the header at the start of `data`; None if no chunk begins there."""
+    """Return the header at the start of `data`; None if no chunk begins there.
+
+    Deflated events never take more than `MAX_RAW_BYTES` either.
+    """
     if len(data) < CHUNK_HEADER_BYTES or not data.startswith(CHUNK_MAGIC):
         return None
     header = ChunkHeader(*_CHUNK.unpack_from(data)[1:])
-    return header if header.raw_bytes <= MAX_RAW_BYTES else None
+    return header if max(header.raw_bytes, header.body_bytes) <= MAX_RAW_BYTES else None
 
 
 def chunk_is_intact(header: ChunkHeader, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -17,7 +18,12 @@ from pyvmm.trace.errors import RecordingNotWritten, RecordingUnusable
 from pyvmm.trace.recorder import Recorder
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_file import RecordingFile
-from pyvmm.trace.recording_format import DATA_OFFSET, MAGIC, MIN_LIMIT_BYTES
+from pyvmm.trace.recording_format import (
+    DATA_OFFSET,
+    MAGIC,
+    MIN_LIMIT_BYTES,
+    decode_chunk_header,
+)
 from pyvmm.trace.tracer import EventTracer
 from pyvmm_native.events import Batch, EventBuffer
 from pyvmm_native.kvm_run import ExitCounters
@@ -128,7 +134,8 @@ def test_a_ring_is_of_a_useful_size(tmp_path: Path) -> None:
 
 def test_a_damaged_chunk_in_a_ring_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "r", batches(5, 5, 5), MIN_LIMIT_BYTES)
-    flip(path, DATA_OFFSET + 60)
+    flip(path, DATA_OFFSET + 60)  # as if the writer was killed when it began a lap
+    assert values(path) == [*range(5, 15)]
     with pytest.raises(RecordingUnusable, match="damaged"):
         values(flip(write(path, batches(5, 5, 5), MIN_LIMIT_BYTES), second_chunk(path) + 60))
 
@@ -162,6 +169,36 @@ def test_damage_is_an_error_with_its_place(tmp_path: Path, chunk: int) -> None:
     flip(path, place + 60)
     with pytest.raises(RecordingUnusable, match=f"damaged at byte {place}$"):
         Recording(path)
+
+
+def test_a_chunk_that_is_overwritten_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", [large_batch(0), large_batch(1)])
+    with Recording(path) as recording:
+        events = recording.events()
+        assert next(events).fields["value"] == 0
+        flip(path, second_chunk(path) + 40_000)
+        with pytest.raises(RecordingUnusable, match="has changed while it was read"):
+            next(events)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Recording(write(tmp_path / "r", batches(5))) as recording:
+        monkeypatch.setattr(recording, "_read", fail)
+        with pytest.raises(RecordingUnusable, match="cannot be read: Input/output error"):
+            list(recording.events())
+
+
+def test_a_chunk_that_claims_more_than_a_batch_is_not_read(tmp_path: Path) -> None:
+    chunk = write(tmp_path / "r", batches(5)).read_bytes()[DATA_OFFSET:]
+    assert decode_chunk_header(chunk) is not None
+    for at in (8, 12):  # deflated and inflated length
+        changed = chunk[:at] + struct.pack("<I", 9 << 20) + chunk[at + 4 :]
+        assert decode_chunk_header(changed) is None
 
 
 def test_a_missing_chunk_is_an_error(tmp_path: Path) -> None:
