@@ -165,13 +165,16 @@ def _errors(path: PutPath) -> Iterator[None]:
 def _size_bytes(path: PutPath) -> int:
     """Return the size of all regular files of `path`, hard links counted once.
 
-    Raises `OverlayUnusable` for one that no archive can hold, and for a place of the agent's.
+    Raises `OverlayUnusable` for one that no archive can hold, and for a path of the agent's.
     """
-    if PurePosixPath(os.path.normpath(path.guest)).is_relative_to(DIRECTORY):
-        raise OverlayUnusable(f"{path.guest} is in {DIRECTORY}, which belongs to the guest agent")
     files: dict[tuple[int, int], int] = {}
     with _errors(path):
-        for host, _ in _walk(path):
+        for host, guest in _walk(path):
+            # A path that begins with two slashes keeps both in normpath.
+            if PurePosixPath("/", os.path.normpath(guest).lstrip("/")).is_relative_to(DIRECTORY):
+                raise OverlayUnusable(
+                    f"{guest} is in {DIRECTORY}, which belongs to the guest agent"
+                )
             status = host.lstat()
             if stat.S_ISREG(status.st_mode):
                 files[status.st_dev, status.st_ino] = status.st_size

@@ -216,10 +216,19 @@ def test_files_are_measured_before_they_are_read(tmp_path: Path) -> None:
         put(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["/pyvmm/agent", "/root/../pyvmm", "/pyvmm/modules/order"])
+@pytest.mark.parametrize(
+    "where", ["/pyvmm/agent", "/root/../pyvmm", "//pyvmm/agent", "/pyvmm/modules/order"]
+)
 def test_the_files_of_the_agent_are_not_replaced(where: str, tmp_path: Path) -> None:
     with pytest.raises(OverlayUnusable, match="belongs to the guest agent"):
         put(tmp_path, where)
+
+
+def test_a_directory_does_not_replace_the_files_of_the_agent(tmp_path: Path) -> None:
+    (tmp_path / "pyvmm").mkdir()
+    (tmp_path / "pyvmm" / "agent").write_text("another agent")
+    with pytest.raises(OverlayUnusable, match=r"^/pyvmm is in /pyvmm, which belongs to the guest"):
+        put(tmp_path, "/")
 
 
 def test_files_need_twice_their_size_of_ram(tmp_path: Path) -> None:
