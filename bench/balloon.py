@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balloon of a Linux guest, inflated by 7 of 8 GiB and deflated: both dialects, and QEMU's.
+"""The balloon of a Linux guest, inflated by 7 of 8 GiB and deflated: two dialects, and QEMU's.
 
 In its turn each contender boots a guest with the same kernel. Its balloon is inflated and deflated
 while most of its RAM is untouched; then the guest touches nearly all of its RAM and frees it again,

@@ -194,7 +194,7 @@ class ResizeCosts:
 
     @property
     def request_bytes(self) -> int:
-        """Bytes on the queue; a device that does not tell gets arrays of page frame numbers."""
+        """Bytes on the queue; without a count, those of arrays of page frame numbers."""
         if self.device is None:
             return PFN_BYTES * self.counters["pages"]
         return self.device.request_bytes

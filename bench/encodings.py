@@ -3,7 +3,7 @@
 
 Each contender is the same guest with another dialect of our driver, or with Linux's arrays of page
 frame numbers (`standard`), here and in QEMU. In the contenders with blocks the driver keeps a free
-block of 2 MiB as one entry; in the others it takes single pages.
+block of 2 MiB as one entry; in the others it splits each into single pages.
 
 Encodings, on guests of 1 GiB: a quarter of RAM is inflated and deflated while the free memory
 
@@ -152,7 +152,7 @@ async def _shrink_and_grow(
 ) -> list[Cycle]:
     """Return each cycle of a guest; `counts` are like `CYCLES`.
 
-    The driver must have kept `blocks`, or must not.
+    Asserts that the driver has kept blocks if and only if `blocks` is true.
     """
     is_full = mib == size.inflate_mib
     cycles = []

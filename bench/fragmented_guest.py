@@ -45,9 +45,9 @@ async def fragment_memory(guest: ConsoleGuest[Any], run_pages: int) -> None:
     )
     program = f"{{ {PROGRAM} {run_pages} || echo status $?; }}"
     await guest.shell(f"mkdir -p /tmp; {program} >{OUTPUT} 2>&1 &")
-    while not (said := await guest.shell(f"cat {OUTPUT}")):
+    while not (output := await guest.shell(f"cat {OUTPUT}")):
         await asyncio.sleep(POLL_S)
-    assert said.startswith("free "), said
+    assert output.startswith("free "), output
     share = share_in_blocks(await guest.shell("cat /proc/buddyinfo"), run_pages)
     assert share >= FREE_SHARE, f"{share:.0%} of the free memory is in runs of {run_pages} pages"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM
+from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM, STANDARD
 from bench.results import Result
 
 
@@ -38,7 +38,7 @@ class PerformanceTarget:
         return result.case(self.case).ratio(self.contender, self.against)
 
 
-_BITMAP, _STANDARD, _QEMU = BITMAP, "pyvmm, standard", "QEMU pc"
+_QEMU = "QEMU pc"
 _QUERY_DISABLED, _QEMU_HINTS = "pyvmm, bitmap, query disabled", "QEMU pc, hints"
 _BEST, _PER_RUN, _PER_PAGE = (
     "C, batched madvise",
@@ -48,8 +48,8 @@ _BEST, _PER_RUN, _PER_PAGE = (
 
 
 def _device(case: str, against: str, limit: float, goal: float) -> PerformanceTarget:
-    name = f"discard, {case}: {_BITMAP} / {against}"
-    return PerformanceTarget(name, "device", case, _BITMAP, against, limit, goal)
+    name = f"discard, {case}: {BITMAP} / {against}"
+    return PerformanceTarget(name, "device", case, BITMAP, against, limit, goal)
 
 
 def _balloon(case: str, contender: str, limit: float, goal: float) -> PerformanceTarget:
@@ -64,12 +64,12 @@ def _blocks(what: str, case: str, limit: float, goal: float) -> PerformanceTarge
 
 def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
     name = f"{case}: skipping unused pages / {'saving' if bench == 'snapshot' else 'sending'} all"
-    return PerformanceTarget(name, bench, case, _BITMAP, _QUERY_DISABLED, limit, goal)
+    return PerformanceTarget(name, bench, case, BITMAP, _QUERY_DISABLED, limit, goal)
 
 
 def _beside_hints(bench: str, case: str) -> PerformanceTarget:
     name = f"{case}: skipping unused pages / QEMU pc with free page hints"
-    return PerformanceTarget(name, bench, case, _BITMAP, _QEMU_HINTS, 1.0, 0.5)
+    return PerformanceTarget(name, bench, case, BITMAP, _QEMU_HINTS, 1.0, 0.5)
 
 
 def _boot(machine: str, limit: float, goal: float) -> PerformanceTarget:
@@ -93,9 +93,9 @@ TARGETS: tuple[PerformanceTarget, ...] = (
         target
         for ram in ("untouched", "touched")
         for target in (
-            _balloon(f"inflate, RAM {ram}, 1 vCPU", _BITMAP, 0.15, 0.05),
-            _balloon(f"deflate, RAM {ram}, 1 vCPU", _BITMAP, 0.20, 0.08),
-            _balloon(f"inflate, RAM {ram}, 1 vCPU", _STANDARD, 1.0, 0.7),
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", BITMAP, 0.15, 0.05),
+            _balloon(f"deflate, RAM {ram}, 1 vCPU", BITMAP, 0.20, 0.08),
+            _balloon(f"inflate, RAM {ram}, 1 vCPU", STANDARD, 1.0, 0.7),
         )
     ),
     *(

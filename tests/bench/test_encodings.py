@@ -77,7 +77,7 @@ def test_quantities_are_those_of_a_page() -> None:
     )
 
 
-def test_qemu_gets_arrays_and_tells_nothing_of_its_device() -> None:
+def test_qemu_is_counted_as_sent_arrays_and_has_no_device_costs() -> None:
     found = totals(quantities(costs(None)))
     assert found["bytes on the queue"] == 4
     assert "device" not in found
