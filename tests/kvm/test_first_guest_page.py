@@ -47,7 +47,8 @@ class Command(NamedTuple):
 
 
 def _normal(output: str) -> str:
-    return re.sub("[█▓▒░·]+", "·", " ".join(output.split()))
+    words = re.sub("─+", "─", " ".join(output.split()))  # as wide as the widest number
+    return re.sub("[█▓▒░·]+", "·", words)
 
 
 def commands(text: str) -> Iterator[Command]:
