@@ -27,6 +27,7 @@ from pyvmm.trace.recording_format import (
     begins_recording,
     encode_chunk,
 )
+from pyvmm.units import format_size
 from pyvmm.version import VERSION
 from pyvmm_native.events import Batch
 
@@ -41,7 +42,8 @@ class RecordingFile:
     def __init__(self, path: Path, limit_bytes: int = 0) -> None:
         if limit_bytes and limit_bytes < MIN_LIMIT_BYTES:
             raise RecordingNotWritten(
-                f"a recording of {limit_bytes} bytes is too small: at least {MIN_LIMIT_BYTES}"
+                f"a recording of {format_size(limit_bytes)} is too small:"
+                f" it takes at least {format_size(MIN_LIMIT_BYTES)}"
             )
         self.path = path
         self._limit = limit_bytes // ALIGNMENT * ALIGNMENT

@@ -11,7 +11,6 @@ import pytest
 from devices.balloon.dialects import STANDARD
 from devices.testing import RecordingTracer
 from devices.testing.balloon import BalloonDriver
-from pyvmm.cli.errors import CommandError
 from pyvmm.cli.record_options import RecordOptions, recording_of
 from pyvmm.trace.recording_file import RecordingFile
 from pyvmm.trace.recording_format import MAGIC
@@ -154,6 +153,16 @@ def test_options_without_a_recording_are_refused(
     assert "add --record FILE" in capsys.readouterr().err
 
 
-def test_a_limit_of_nothing_is_refused() -> None:
-    with pytest.raises(CommandError, match="would keep nothing"):
-        recording_of({**NONE, "record": Path("r"), "record_limit": 0})
+@pytest.mark.parametrize(("limit", "size"), [("0", "0 B"), ("1M", "1 MiB")])
+def test_a_limit_that_is_too_small_is_refused_at_once(
+    limit: str, size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the image is read, and before the lab starts."""
+    options = ["--record", str(tmp_path / "r"), "--record-limit", limit]
+    assert run_main(["run", str(tmp_path / "guest.img"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"pyvmm: --record-limit {size} is too small;"
+        " give at least 4 MiB, or leave it out for no limit"
+    )
+    assert list(tmp_path.iterdir()) == []

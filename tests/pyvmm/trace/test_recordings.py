@@ -127,8 +127,8 @@ def test_a_ring_is_readable_after_each_chunk(tmp_path: Path) -> None:
 
 
 def test_a_ring_is_of_a_useful_size(tmp_path: Path) -> None:
-    with pytest.raises(RecordingNotWritten, match="too small"):
-        RecordingFile(tmp_path / "r", MIN_LIMIT_BYTES - 1)
+    with pytest.raises(RecordingNotWritten, match="of 1 MiB is too small: it takes at least 4 MiB"):
+        RecordingFile(tmp_path / "r", 1 << 20)
     assert not (tmp_path / "r").exists()
 
 
