@@ -18,6 +18,7 @@ from pyvmm.files.output import check_output
 from pyvmm.files.replacement import ReplacementFile
 from pyvmm.standard_streams.text import print_line, print_message
 from pyvmm.trace.export import FORMATS, event_json
+from pyvmm.trace.logging import fields_text
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.stream import TraceEvent
 from pyvmm.units import format_size
@@ -25,6 +26,8 @@ from pyvmm.units import format_size
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _NS = 1_000_000_000
 _SHOWN_KINDS = 12
+_IN_PLACE = ("device", "queue")
+"""Fields that a line shows as the place of the event."""
 
 
 class Filter(NamedTuple):
@@ -161,14 +164,9 @@ def events(file: Path, as_json: bool, **chosen: Any) -> None:
 
 def _line(event: TraceEvent, start_ns: int) -> str:
     where = " ".join(filter(None, (event.device or "machine", event.queue)))
-    fields = " ".join(
-        f"{name}={value:#x}" if isinstance(value, int) and value > 9 else f"{name}={value}"
-        for name, value in event.fields.items()
-        if name not in ("device", "queue")
-    )
-    return " ".join(
-        f"{(event.time_ns - start_ns) / _NS:.6f} {where} {event.kind} {fields}".split("\n")
-    )
+    others = {name: event.fields[name] for name in event.fields if name not in _IN_PLACE}
+    seconds = (event.time_ns - start_ns) / _NS
+    return f"{seconds:.6f} {where} {event.kind} {fields_text(others)}".replace("\n", " ")
 
 
 @recording.command()

@@ -7,6 +7,7 @@ Logger `pyvmm.guest`; each event is one line of its name and its fields.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from devices.ports import Tracer
 from pyvmm_native.events import EventBuffer
@@ -30,11 +31,15 @@ class LogTracer:
         self.watched = logger.isEnabledFor(logging.DEBUG)
 
     def event(self, name: str, **fields: int | str) -> None:
-        """Log the event `name`; numbers above 9 are in hexadecimal."""
+        """Log the event `name`."""
         level = logging.WARNING if name.rpartition(".")[2] in WARNINGS else logging.DEBUG
         if logger.isEnabledFor(level):
-            text = " ".join(
-                f"{key}={value:#x}" if isinstance(value, int) and value > 9 else f"{key}={value}"
-                for key, value in fields.items()
-            )
-            logger.log(level, "%s %s", name, text)
+            logger.log(level, "%s %s", name, fields_text(fields))
+
+
+def fields_text(fields: Mapping[str, int | str]) -> str:
+    """Return the fields of an event in words; numbers above 9 are in hexadecimal."""
+    return " ".join(
+        f"{name}={value:#x}" if isinstance(value, int) and value > 9 else f"{name}={value}"
+        for name, value in fields.items()
+    )
