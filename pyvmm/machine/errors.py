@@ -7,6 +7,10 @@ from pykvm import KvmError
 from pyvmm.errors import UserError
 
 
+class KvmUnusable(UserError):
+    """This process cannot run a guest."""
+
+
 class MachineNotCreated(UserError):
     """KVM or the host refused a request that the machine needs; the message names the request."""
 
@@ -22,7 +26,3 @@ def kvm_refusal(error: BaseException) -> str:
     # The native loop, which knows no KvmError, raises an OSError that begins with the request.
     reason = error.strerror if isinstance(error, OSError) else None
     return reason if reason is not None and reason.startswith("KVM_RUN: ") else ""
-
-
-class KvmUnusable(UserError):
-    """This process cannot run a guest."""
