@@ -74,7 +74,7 @@ cdef enum:
 _NAME = "/anon_hugepage"
 
 
-cdef class HugePages:
+cdef class HugePageBacking:
     """The huge pages behind `memory`.
 
     Every region of it is private memory of this process without a file, huge or ordinary, and

@@ -24,7 +24,7 @@ from pyvmm.memory.huge_page_pool import read_pool
 from pyvmm.memory.ram import Ram
 from pyvmm.units import HUGE_PAGE_BYTES
 from pyvmm_native import PAGE_BYTES
-from pyvmm_native.huge_pages import HugePages
+from pyvmm_native.huge_pages import HugePageBacking
 from pyvmm_native.pages import touched
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class HugetlbRam(Ram):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
         self.host_page_pages = _HUGE_PAGE_PAGES
-        self._huge_pages = HugePages(self.memory)
+        self._backing = HugePageBacking(self.memory)
 
     def discard(self, runs: PageRuns) -> int:
         """Return whole huge pages to the pool; return how many bytes that were.
@@ -53,7 +53,7 @@ class HugetlbRam(Ram):
         ValueError, with nothing discarded, for parts of huge pages.
         """
         self.before_discard(runs)
-        return self._huge_pages.release(runs)
+        return self._backing.release(runs)
 
     def zero(self, runs: PageRuns) -> None:
         """Make pages zero, and keep their memory."""
@@ -64,7 +64,7 @@ class HugetlbRam(Ram):
 
     def restore_backing(self, runs: PageRuns) -> None:
         """Take huge pages from the pool again, as far as it has any."""
-        self._huge_pages.acquire(runs)
+        self._backing.acquire(runs)
 
     def _map(self, length: int) -> memoryview:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB

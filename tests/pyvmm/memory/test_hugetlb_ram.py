@@ -19,7 +19,7 @@ from pyvmm.memory.huge_page_pool import HugePagePool, read_pool
 from pyvmm.memory.hugetlb_ram import HugetlbRam
 from pyvmm.memory.ram import Ram
 from pyvmm.units import GIB, HUGE_PAGE_BYTES, MIB
-from pyvmm_native.huge_pages import HugePages
+from pyvmm_native.huge_pages import HugePageBacking
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.pages import touched
 from pyvmm_native.runs import PageRuns
@@ -142,7 +142,7 @@ def test_other_reasons_are_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_private_aligned_memory_is_replaced(tmp_path: Path) -> None:
     shared = mmap.mmap(-1, 4 * MIB)
     private = Ram(64 * MIB).memory
-    HugePages(private)
+    HugePageBacking(private)
     part = Ram(64 * MIB)._maps[0][1]
     for regions, reason in (
         ([(0, shared)], "not private memory|not aligned"),
@@ -151,4 +151,4 @@ def test_only_private_aligned_memory_is_replaced(tmp_path: Path) -> None:
         ([(0, part[: HUGE_PAGE_BYTES + PAGE])], "not aligned"),
     ):
         with pytest.raises(ValueError, match=reason):
-            HugePages(GuestMemory(regions))
+            HugePageBacking(GuestMemory(regions))
