@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from pyvmm.blocking.loop_thread import LoopThread
+from pyvmm.config import DEFAULT_HUGEPAGES, HugePages
 from pyvmm.guest_agent.client import DEFAULT_DIRECTORY
 from pyvmm.harness.agent_config import GuestOptions, config_with_agent
 from pyvmm.harness.command_runner import AGENT_TIMEOUT_S
@@ -65,15 +66,22 @@ class Guest:
         self._start(guest_session(config, overlay=overlay), boot_timeout_s)
 
     @classmethod
-    def restore(cls, path: Path | str, *, timeout_s: float = AGENT_TIMEOUT_S) -> Guest:
+    def restore(
+        cls,
+        path: Path | str,
+        *,
+        timeout_s: float = AGENT_TIMEOUT_S,
+        hugepages: HugePages = DEFAULT_HUGEPAGES,
+    ) -> Guest:
         """Resume the guest of a snapshot, and wait until it answers.
 
-        The snapshot has to be of a `Guest` or of another machine of `config_with_agent`. Raises
-        `KvmUnusable`, and what `restored_session` and `GuestSession.wait_for_agent` raise.
+        Its RAM is in `hugepages`. The snapshot has to be of a `Guest` or of another machine of
+        `config_with_agent`. Raises `KvmUnusable`, and what `restored_session` and
+        `GuestSession.wait_for_agent` raise.
         """
         check_kvm()
         guest = cls.__new__(cls)
-        guest._start(restored_session(Path(path)), timeout_s)
+        guest._start(restored_session(Path(path), hugepages=hugepages), timeout_s)
         return guest
 
     def _start(self, session: AbstractAsyncContextManager[GuestSession], timeout_s: float) -> None:

@@ -289,17 +289,21 @@ async def guest_session(
 
 @asynccontextmanager
 async def restored_session(
-    path: Path, *, devices: Sequence[CatalogueEntry] = CATALOGUE
+    path: Path,
+    *,
+    devices: Sequence[CatalogueEntry] = CATALOGUE,
+    hugepages: HugePages = DEFAULT_HUGEPAGES,
 ) -> AsyncIterator[GuestSession]:
     """Resume the guest of a snapshot for the length of the block; `devices` are those of its VM.
 
-    Raises `UserError`.
+    Its RAM is in `hugepages`. Raises `UserError`.
     """
     # Late: saves 5 ms in scripts that boot.
     from pyvmm.snapshot.reader import SnapshotFile
 
     with SnapshotFile(path, part_kinds(devices)) as snapshot:
-        async with guest_session(snapshot.config, snapshot, devices=devices) as guest:
+        config = replace(snapshot.config, hugepages=hugepages)
+        async with guest_session(config, snapshot, devices=devices) as guest:
             yield guest
 
 

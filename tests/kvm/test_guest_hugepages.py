@@ -11,13 +11,17 @@ import asyncio
 import contextlib
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyvmm.config import HugePages
-from pyvmm.harness.guest_session import GuestSession, guest_session, incoming_session
+from pyvmm.harness.guest_session import (
+    GuestSession,
+    guest_session,
+    incoming_session,
+    restored_session,
+)
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.memory.errors import HugePagesUnavailable
@@ -35,6 +39,7 @@ from pyvmm.sockets.tls import Security
 from pyvmm.units import HUGE_PAGE_BYTES, MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
+from tests.kvm.balloon_driver import power_off
 from tests.kvm.fixture_types import MakeConfig, RunGuest
 
 pytestmark = pytest.mark.kvm
@@ -77,13 +82,6 @@ def reserved(huge_pages: int) -> Iterator[None]:
 
 def huge_pages(*numbers: int) -> PageRuns:
     return PageRuns((512 * number, 512) for number in numbers)
-
-
-async def power_off(guest: GuestSession) -> None:
-    guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
-    counters = guest.vm.balloon.counters
-    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
 async def hold_pattern(guest: GuestSession) -> None:
@@ -222,16 +220,16 @@ def test_a_guest_in_huge_pages_is_saved_and_restored(run_guest: RunGuest, file: 
         await power_off(guest)
 
     async def restored(hugepages: HugePages) -> None:
-        with SnapshotFile(file, part_kinds()) as snapshot:
-            assert snapshot.config.hugepages == "transparent"
-            config = replace(snapshot.config, hugepages=hugepages)
-            async with guest_session(config, snapshot) as guest:
-                await guest.resize_balloon(64 * MIB // PAGE_BYTES)
-                await guest.resize_balloon(0)
-                await use_memory(guest, 90)
-                await power_off(guest)
+        async with restored_session(file, hugepages=hugepages) as guest:
+            assert guest.vm.config.hugepages == hugepages
+            await guest.resize_balloon(64 * MIB // PAGE_BYTES)
+            await guest.resize_balloon(0)
+            await use_memory(guest, 90)
+            await power_off(guest)
 
     run_guest(scenario, memory_mib=RAM_MIB, hugepages="hugetlbfs")
+    with SnapshotFile(file, part_kinds()) as snapshot:
+        assert snapshot.config.hugepages == "transparent"
     for hugepages in ("hugetlbfs", "transparent"):
         asyncio.run(restored(hugepages))
 

@@ -19,7 +19,10 @@ from pyvmm.machine.kvm_probe import KvmFitness, Verdict
 
 
 class FakeSession:
-    """A session whose agent answers unless `silent`; `events` has what was done with it."""
+    """A session whose agent answers unless `silent`.
+
+    `events` has what was done with it, `options` those with which it was opened.
+    """
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -29,6 +32,7 @@ class FakeSession:
     @asynccontextmanager
     async def open(self, *arguments: object, **options: object) -> AsyncIterator[FakeSession]:
         self.events.append("open")
+        self.options = options
         try:
             yield self
         finally:
@@ -71,6 +75,11 @@ def test_a_guest_that_does_not_answer_is_closed(
         start(Path("image"))
     assert session.events == ["open", "close"]
     assert loop_threads() == []
+
+
+def test_a_restored_guest_gets_the_huge_pages_that_were_chosen(session: FakeSession) -> None:
+    Guest.restore("guest.snapshot", hugepages="hugetlbfs").close()
+    assert session.options == {"hugepages": "hugetlbfs"}
 
 
 def test_a_keyboard_interrupt_cancels_the_command_and_closes_the_guest(
