@@ -13,11 +13,11 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.machine.catalogue import part_kinds
-from pyvmm.machine.exit_result import ExitReason
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.balloon_driver import power_off
 from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
@@ -57,13 +57,6 @@ async def resume(path: Path, scenario: Callable[[GuestSession], Any]) -> None:
 
 async def uptime(guest: GuestSession) -> float:
     return float(await guest.shell(UPTIME))
-
-
-async def power_off(guest: GuestSession) -> None:
-    guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
-    counters = guest.vm.balloon.counters
-    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
 @pytest.mark.parametrize(

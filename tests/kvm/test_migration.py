@@ -16,7 +16,6 @@ import pytest
 
 from pyvmm.harness.guest_session import GuestSession, incoming_session
 from pyvmm.machine.catalogue import part_kinds
-from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.run_state import RunState
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
@@ -31,6 +30,7 @@ from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
+from tests.kvm.balloon_driver import power_off
 from tests.kvm.fixture_types import RunGuest
 from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.migration.stalled_peers import StalledDestination
@@ -75,13 +75,6 @@ async def migrated_guest(
         answer = await migration_result(guest)
         assert answer["status"] == "completed", answer
         yield there, answer
-
-
-async def power_off(guest: GuestSession) -> None:
-    guest.console.send_line("quit")
-    assert (await guest.wait_for_exit()).reason is ExitReason.POWEROFF
-    counters = guest.vm.balloon.counters
-    assert counters.inflate.bad_payloads == counters.deflate.bad_payloads == 0
 
 
 @pytest.mark.parametrize(
