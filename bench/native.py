@@ -39,7 +39,7 @@ def _compiled(name: str, flags: tuple[str, ...], suffix: str) -> Path:
     digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:16]
     target = cache_dir("bench") / f"{name}-{digest}{suffix}"
     if not target.exists():
-        # A name of its own: this machine's processes and those of labs share process ids.
+        # A unique name: a process in a lab, which shares the cache, may have the same id.
         with tempfile.TemporaryDirectory(dir=target.parent) as directory:
             unfinished = Path(directory, name)
             command = ["cc", *flags, "-o", str(unfinished), str(source)]
