@@ -66,10 +66,12 @@ class BalloonDevice(VirtioDevice):
         self.actual_written: Listeners[int] = Listeners()
         """Called when the driver reports a new balloon size, with `actual`, and at a reset."""
         self._record = host_page_record(ram)
-        self._inflate = InflateQueue(dialect, ram, tracer, self._record)
-        self._deflate = DeflateQueue(
-            dialect, ram, tracer, self._record, lambda: bool(self.accepted & MUST_TELL_HOST)
-        )
+
+        def must_tell_host() -> bool:
+            return bool(self.accepted & MUST_TELL_HOST)
+
+        self._inflate = InflateQueue(dialect, ram, tracer, self._record, must_tell_host)
+        self._deflate = DeflateQueue(dialect, ram, tracer, self._record, must_tell_host)
         self.misc = MiscQueue(dialect.responses, ram, self._complete_with(Role.MISC), tracer)
         self.stats = StatsQueue(self._complete_with(Role.STATS))
         self.hinting = FreePageQueue(self._set_command_id, tracer)

@@ -8,8 +8,10 @@ counted.
 
 Where a page of the host is larger than 4 KiB, the host can free it only as a whole. A
 `HostPageRecord` then knows which of its parts are in the balloon: it is discarded when the last of
-them comes in. When the first of them leaves, the whole of it is still unused if the driver accepted
-MUST_TELL_HOST and so waits for the buffer (5.5.6.1), and the RAM can back it as before.
+them comes in. When the first of them leaves, the whole of it is still unused, and the RAM can back
+it as before. Both hold only if the driver accepted MUST_TELL_HOST and so waits for the buffer of a
+deflate (5.5.6.1). Any other driver may use a page that is still in the record; then a host page is
+discarded only if one request names the whole of it, and never backed again.
 """
 
 from __future__ import annotations
@@ -66,16 +68,23 @@ class InflateQueue(QueueHandler):
     """Discards the pages that the driver puts in the balloon.
 
     `record` is that of the balloon's pages where host pages are larger than 4 KiB.
+    `must_tell_host` returns whether the driver accepted MUST_TELL_HOST.
     """
 
     def __init__(
-        self, dialect: Dialect, ram: GuestRam, tracer: Tracer, record: HostPageRecord | None
+        self,
+        dialect: Dialect,
+        ram: GuestRam,
+        tracer: Tracer,
+        record: HostPageRecord | None,
+        must_tell_host: Callable[[], bool],
     ) -> None:
         self.max_readable_bytes = dialect.max_request_bytes
         self._dialect = dialect
         self._ram = ram
         self._tracer = tracer
         self._record = record
+        self._must_tell_host = must_tell_host
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
         self.discarded_bytes = 0
@@ -84,7 +93,11 @@ class InflateQueue(QueueHandler):
     def serve(self, chain: Chain) -> int:
         """Discard the pages of a request, or the host pages that they complete."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
-        whole = runs if self._record is None else self._record.add(runs)
+        whole = runs
+        if self._record is not None:
+            whole = self._record.add(runs)
+            if not self._must_tell_host():
+                whole = runs.whole(self._ram.host_page_pages)
         discarded_bytes = self._ram.discard(whole)
         self.discarded_bytes += discarded_bytes
         self.pages += runs.pages
@@ -110,8 +123,7 @@ class InflateQueue(QueueHandler):
 class DeflateQueue(QueueHandler):
     """Checks and counts the pages that the driver takes out of the balloon.
 
-    `record` is as for `InflateQueue`; `must_tell_host` returns whether the driver accepted
-    MUST_TELL_HOST.
+    `record` and `must_tell_host` are as for `InflateQueue`.
     """
 
     def __init__(
