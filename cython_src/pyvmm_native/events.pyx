@@ -3,7 +3,7 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """The stream of events of one machine: a bounded buffer that any thread fills and one thread takes.
 
-While it is not watched, an emitter reads one flag and does nothing else. While somebody does, it
+While it is not watched, an emitter reads one flag and does nothing else. While it is, the emitter
 appends the event under a mutex that is held for the copy of a few bytes, with or without the GIL.
 Two halves take turns: the reader exchanges them under the mutex, in constant time, and reads the
 full one without it. A half that is full drops further events and counts them, so a guest can
@@ -114,6 +114,24 @@ cdef class Batch:
         self.kinds, self.strings, self.payload = kinds, strings, payload
 
 
+cdef Half *new_half(size_t size) noexcept:
+    """Return an empty half, or NULL if there is no memory."""
+    cdef Half *half = <Half *>calloc(1, sizeof(Half))
+    if half == NULL:
+        return NULL
+    half.data = <uint8_t *>malloc(size)
+    if half.data == NULL:
+        free(half)
+        return NULL
+    return half
+
+
+cdef void free_half(Half *half) noexcept:
+    if half != NULL:
+        free(half.data)
+        free(half)
+
+
 cdef inline uint8_t *put_number(uint8_t *target, uint64_t value) noexcept nogil:
     while value >= 0x80:
         target[0] = <uint8_t>(value | 0x80)
@@ -154,22 +172,24 @@ cdef class EventBuffer:
         """
         if self._filling != NULL:
             raise RuntimeError("the events are watched already")
-        self._half_bytes = half_bytes
-        self._filling = <Half *>calloc(1, sizeof(Half))
-        self._taken = <Half *>calloc(1, sizeof(Half))
-        if self._filling != NULL and self._taken != NULL:
-            self._filling.data = <uint8_t *>malloc(half_bytes)
-            self._taken.data = <uint8_t *>malloc(half_bytes)
-        if self._filling == NULL or self._filling.data == NULL or self._taken.data == NULL:
-            self._free_halves()
-            raise MemoryError
+        cdef Half *filling = new_half(half_bytes)
+        cdef Half *taken = new_half(half_bytes)
+        cdef int wake_fd
         try:
-            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError:
-            self._free_halves()
+            if filling == NULL or taken == NULL:
+                raise MemoryError
+            wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except (MemoryError, OSError):
+            free_half(filling)
+            free_half(taken)
             raise
+        # Native code may still be emitting an event that it began before the last `stop`.
+        pthread_mutex_lock(&self._mutex)
+        self._filling, self._taken = filling, taken
+        self._half_bytes, self._wake_fd = half_bytes, wake_fd
         self._next_seq = 0
         self._woken = False
+        pthread_mutex_unlock(&self._mutex)
         self.watched = True
         return self._wake_fd
 
@@ -220,12 +240,8 @@ cdef class EventBuffer:
         self._filling = self._taken = NULL
         self._wake_fd = -1
         pthread_mutex_unlock(&self._mutex)
-        if filling != NULL:
-            free(filling.data)
-        if taken != NULL:
-            free(taken.data)
-        free(filling)
-        free(taken)
+        free_half(filling)
+        free_half(taken)
         if wake_fd >= 0:
             os.close(wake_fd)
         return 0
@@ -268,8 +284,8 @@ cdef class EventBuffer:
         if number is None:
             if len(text) > MAX_TABLE_TEXT or len(self._strings) >= MAX_STRINGS:
                 return 0
-            # Appended first: a number is never seen before its text.
-            self._strings.append(text)
+            # Appended first: a number is never seen before its text, which is what UTF-8 can hold.
+            self._strings.append(text.encode(errors="replace").decode())
             number = self._string_ids[text] = len(self._strings) - 1
         return number
 

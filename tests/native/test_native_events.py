@@ -60,6 +60,14 @@ def test_events_taken_are_those_emitted(emitted: list[tuple[str, Fields]]) -> No
     assert buffer.take() is None
 
 
+def test_text_that_utf8_cannot_hold_is_replaced() -> None:
+    buffer = EventBuffer()
+    buffer.start()
+    for name in ("a\udc80", "a\udc80" + 90 * "b"):
+        buffer.event("why", text=name)
+        assert read(buffer.take()) == [("why", {"text": name.replace("\udc80", "?")})]
+
+
 @pytest.mark.parametrize("value", [-1, NUMBER_LIMIT, 1 << 100])
 def test_a_number_beyond_64_bits_becomes_a_string(value: int) -> None:
     buffer = EventBuffer()
@@ -139,7 +147,7 @@ def emit(buffer: EventBuffer, number: int) -> None:
         buffer.event("tick", thread=number, value=value)
 
 
-def test_many_different_strings_need_no_more_room() -> None:
+def test_the_table_of_strings_is_bounded() -> None:
     """A guest that makes up names fills the table of strings; further ones are in the events."""
     buffer = EventBuffer()
     buffer.start()
