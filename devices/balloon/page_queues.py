@@ -10,8 +10,8 @@ Where a page of the host is larger than 4 KiB, the host can free it only as a wh
 `HostPageRecord` then knows which of its parts are in the balloon: it is discarded when the last of
 them comes in. When the first of them leaves, the whole of it is still unused, and the RAM can back
 it as before. Both hold only if the driver accepted MUST_TELL_HOST and so waits for the buffer of a
-deflate (5.5.6.1). Any other driver may use a page that is still in the record; then a host page is
-discarded only if one request names the whole of it, and never backed again.
+deflate (5.5.6.1, 5.5.6.2). Any other driver may use a page that is still in the record; then a host
+page is discarded only if one request names the whole of it, and never backed again.
 """
 
 from __future__ import annotations
