@@ -108,7 +108,7 @@ class Recording:
         if offset < self.size_bytes:
             header = self._header(offset)
             cut = header is None or offset + header.size_bytes > self.size_bytes
-            if not cut or self._next_chunk(offset + layout.ALIGNMENT, self.size_bytes) is not None:
+            if not cut or self._next_run(offset + layout.ALIGNMENT, self.size_bytes):
                 raise FormatError(f"it is damaged at byte {offset}")
             self.notes.append(_CUT)
         self._check_order(places)
@@ -121,9 +121,7 @@ class Recording:
         # An older chunk may begin right where the newest one ends.
         newest, older = _split_at_oldest(newest)
         if not older and offset < end and not self._is_marker(offset):
-            start = self._next_chunk(offset + layout.ALIGNMENT, end)
-            if start is not None:
-                older, _ = self._run(start, end)
+            older = self._next_run(offset + layout.ALIGNMENT, end)
         if older and newest and older[0].header.first_seq > newest[-1].header.first_seq:
             raise FormatError(f"it is damaged at byte {offset}")
         places = [*older, *newest]
@@ -153,18 +151,20 @@ class Recording:
             if _gap(before, after):
                 raise FormatError(f"it is damaged: events are missing before byte {after.offset}")
 
-    def _next_chunk(self, offset: int, end: int) -> int | None:
-        """Return the offset of the next intact chunk from `offset`; None if there is none."""
+    def _next_run(self, offset: int, end: int) -> list[_Place]:
+        """Return the next intact chunk from `offset` and those that follow it; [] without one."""
         while offset < end:
             self._file.seek(offset)
             data = self._file.read(min(_SCAN_BYTES, end - offset))
             if not data:
-                return None
+                break
             for at in range(0, len(data), layout.ALIGNMENT):
-                if data.startswith(layout.CHUNK_MAGIC, at) and self._run(offset + at, end)[0]:
-                    return offset + at
+                if data.startswith(layout.CHUNK_MAGIC, at):
+                    places, _ = self._run(offset + at, end)
+                    if places:
+                        return places
             offset += layout.aligned(len(data))
-        return None
+        return []
 
     def _header(self, offset: int) -> ChunkHeader | None:
         self._file.seek(offset)
