@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyvmm.files.replacement import ForeignFileError, pwrite_all, replaceable
@@ -55,11 +56,12 @@ class RecordingFile:
         header = FileHeader(self._limit, {"pyvmm": VERSION, **clocks})
         self._fd = _open(path)
         try:
-            os.ftruncate(self._fd, 0)
-            pwrite_all(self._fd, header.encode())
-        except OSError as error:
+            with _errors(path):
+                os.ftruncate(self._fd, 0)
+                pwrite_all(self._fd, header.encode())
+        except BaseException:
             self.close()
-            raise _not_written(path, error) from error
+            raise
 
     def write(self, batch: Batch) -> None:
         """Append the chunk of `batch`. Raises OSError."""
@@ -81,9 +83,18 @@ class RecordingFile:
             os.close(self._fd)
 
 
+def check_recording(path: Path) -> Path:
+    """Return the file to write for `path`, links followed.
+
+    Raises `RecordingNotWritten` if there is something that is not a recording.
+    """
+    with _errors(path):
+        return replaceable(path, begins_recording)
+
+
 def _open(path: Path) -> int:
-    try:
-        target = replaceable(path, begins_recording)
+    target = check_recording(path)
+    with _errors(path):
         fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -93,14 +104,16 @@ def _open(path: Path) -> int:
         except BaseException:
             os.close(fd)
             raise
+    return fd
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ForeignFileError as error:
         raise RecordingNotWritten(f"{path} is a file, but not a recording") from error
     except BlockingIOError as error:
         raise RecordingNotWritten(f"{path} is being written by another process") from error
     except OSError as error:
-        raise _not_written(path, error) from error
-    return fd
-
-
-def _not_written(path: Path, error: OSError) -> RecordingNotWritten:
-    return RecordingNotWritten(f"{path} cannot be written: {error.strerror}")
+        raise RecordingNotWritten(f"{path} cannot be written: {error.strerror}") from error

@@ -134,6 +134,17 @@ def test_a_file_that_cannot_be_used_is_one_line(
     assert line.endswith("make one with: pyvmm run IMAGE --record FILE")
 
 
+def test_a_file_that_is_not_a_recording_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the image is read, and before the lab starts."""
+    (tmp_path / "r").write_text("mine")
+    assert run_main(["run", str(tmp_path / "guest.img"), "--record", str(tmp_path / "r")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "r is a file, but not a recording; give --record another path" in line
+    assert (tmp_path / "r").read_text() == "mine"
+
+
 NONE = {"record": None, "record_limit": None, "record_exits": None}
 
 
