@@ -35,7 +35,6 @@ class PciInterrupts:
         self._function = function
         self._msix = msix
         self._queue_names = queues
-        self._queues = len(queues)
         self._tracer = tracer
         self.isr_status = 0
         """Pending events of INTx, bits ISR_*."""
@@ -48,7 +47,7 @@ class PciInterrupts:
     def reset(self) -> None:
         """Unmap all events (4.1.5.1.2.1) and drop pending ones: nothing is sent now (2.4.1)."""
         self.config_vector = NO_VECTOR
-        self.queue_vectors = [NO_VECTOR] * self._queues
+        self.queue_vectors = [NO_VECTOR] * len(self.queue_vectors)
         self._msix.drop_pending()
         self.read_isr()
 
@@ -101,7 +100,7 @@ class PciInterrupts:
         """Check the state; return the function that applies it and drives INTx."""
         isr_status = fields.number("isr_status", below=(ISR_QUEUE | ISR_CONFIG) + 1)
         config_vector = fields.number("config_vector")
-        queue_vectors = fields.numbers("queue_vectors", count=self._queues)
+        queue_vectors = fields.numbers("queue_vectors", count=len(self.queue_vectors))
         for name, vectors in (("config_vector", [config_vector]), ("queue_vectors", queue_vectors)):
             if any(vector != self._mapped(vector) for vector in vectors):
                 raise fields.error(name, f"is beyond the {self._msix.vectors} vectors of the table")

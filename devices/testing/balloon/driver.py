@@ -88,14 +88,18 @@ class BalloonDriver(VirtioDriver):
         return page_request(self.dialect, pfns)
 
 
-def page_request(dialect: Dialect, pfns: Iterable[int]) -> list[bytes]:
-    """Return an inflate or deflate request about the 4 KiB pages `pfns` as buffer elements."""
+def page_request(dialect: Dialect, pfns: Iterable[int], **header: int) -> list[bytes]:
+    """Return a message about the 4 KiB pages `pfns` as buffer elements.
+
+    It is an inflate or deflate request, unless `header` has fields of `bitmap_request` or
+    `record_request` that make it another; an array of the standard dialect has no header.
+    """
     match dialect.name:
         case "bitmap":
-            return bitmap_request(pfns)
+            return bitmap_request(pfns, **header)
         case "hybrid":
-            return record_request(hybrid_records(pfns))
+            return record_request(hybrid_records(pfns), **header)
         case "ranges":
-            return record_request(range_records(pfns))
+            return record_request(range_records(pfns), **header)
         case _:
             return [pfn_array(pfns)]

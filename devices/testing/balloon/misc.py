@@ -17,14 +17,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from devices.balloon.dialects import BITMAP, HYBRID, Dialect
-from devices.testing.balloon.driver import BalloonDriver
-from devices.testing.balloon.requests import (
-    bitmap_request,
-    hybrid_records,
-    range_records,
-    record_request,
-)
+from devices.balloon.dialects import BITMAP, Dialect
+from devices.testing.balloon.driver import BalloonDriver, page_request
 from devices.testing.driver import ALL_FEATURES
 from devices.testing.driver_queue import Used
 from devices.testing.ram import AnonymousRam
@@ -65,17 +59,12 @@ class MiscDriver:
     ) -> list[Used]:
         """Send a message about the pages `pfns` and return the used buffers.
 
-        Its flag is DONE; `header` sets this and other fields as for `bitmap_request` or
-        `record_request`.
+        Its flag is DONE; `header` sets this and other fields as for `page_request`.
         """
         if request is not None:
             header = {"cmd": request.cmd, "req_id": request.id} | header
         header = {"flag": DONE} | header
-        dialect = self.driver.dialect
-        if dialect is BITMAP:
-            return self.send_message(bitmap_request(pfns, **header))
-        records = hybrid_records(pfns) if dialect is HYBRID else range_records(pfns)
-        return self.send_message(record_request(records, **header))
+        return self.send_message(page_request(self.driver.dialect, pfns, **header))
 
     def send_message(self, message: Sequence[bytes]) -> list[Used]:
         """Send device-readable elements and return the used buffers."""
