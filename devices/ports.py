@@ -118,7 +118,7 @@ class Tracer(Protocol):
     """Receives named events with small integer or string fields, for logs, recordings and tests.
 
     Events and their fields are in `pyvmm.trace.kinds`. A frequent one is emitted only while
-    somebody reads it, so that it costs one test otherwise:
+    events are read, so that it costs one test otherwise:
 
         if tracer.watched:
             tracer.event("balloon.status", before=0, status=1)

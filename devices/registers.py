@@ -86,9 +86,8 @@ class RegisterTable:
 
     `name` identifies the table in traces. While `tracer` is watched, every register read or written
     by the guest is an event `register_read` or `register_write` with fields table, register and
-    value.
-    Raises ValueError when two registers overlap, share a name, or a writable one has `read` without
-    `write` (say RO).
+    value. Raises ValueError when two registers overlap, share a name, or a writable one has `read`
+    without `write` (say RO).
     """
 
     def __init__(
@@ -102,6 +101,7 @@ class RegisterTable:
         self._check()
         self._values = {row.name: row.reset for row in self._rows if row.read is None}
         self._readers = {row.name: self._reader(row) for row in self._rows}
+        # What nearly every unwatched read needs, in one look-up.
         self._exact_readers = {
             (row.offset, row.size): self._readers[row.name] for row in self._rows
         }

@@ -4,11 +4,11 @@
 """Guest RAM in huge pages of hugetlbfs: returning whole ones to the host's pool, and taking them.
 
 A private hugetlbfs mapping reserves its pages when it is made, so that no access can fail. A page
-that is freed has no reservation, or keeps it and is of no use to anybody, depending on the kernel
-(adjust_reservation in mm/hugetlb.c, 6.9). Without one, a later access finds the pool empty and
-ends in SIGBUS. So a huge page is not freed but replaced: mmap(MAP_FIXED) puts ordinary memory,
-which nothing has touched, in its place, and the page with its reservation goes back to the pool.
-The guest reads zeros there, and whatever touches the memory gets ordinary pages.
+that is freed loses its reservation, or keeps it so that no other process can use it, depending on
+the kernel (adjust_reservation in mm/hugetlb.c, 6.9). Without one, a later access may find the pool
+empty and ends in SIGBUS. So a huge page is not freed but replaced: mmap(MAP_FIXED) puts ordinary
+memory, which nothing has touched, in its place, and the page with its reservation goes back to the
+pool. The guest reads zeros there, and whatever touches the memory gets ordinary pages.
 
 The way back needs a reservation first. A new hugetlbfs mapping is made elsewhere, which fails with
 ENOMEM if the pool has too few pages, and is then moved to its place with mremap (possible since

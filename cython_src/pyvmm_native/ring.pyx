@@ -520,7 +520,7 @@ cdef class SplitQueue:
                     chain._gather(target)
         return chain
 
-    # --- Events, while somebody watches -----------------------------------------------------
+    # --- Events, while they are watched -----------------------------------------------------
     cdef bint _watched(self) noexcept nogil:
         return self._events is not None and self._events.watched
 

@@ -18,10 +18,10 @@ and a message device-readable, so the two cannot be confused.
 One request is outstanding at a time, and only messages with its id are accepted. Ids increase,
 across resets too, so a message that is late, sent twice, or for a cancelled request has an older
 id; it is counted and otherwise ignored. After the largest id that a message can hold they start
-again at 1; 65,535 requests lie between a request and the next one with its id in the dialects with
-ids of 16 bits. Any other bad message makes the whole response invalid: a
-driver that is wrong about one page is not trusted about the others. The memory and work that a
-driver can cause are bounded by RAM, the length of a message and `MAX_MESSAGES`.
+again at 1: in the dialects with ids of 16 bits, an id comes back after 65,535 requests. Any other
+bad message makes the whole response invalid: a driver that is wrong about one page is not trusted
+about the others. The memory and work that a driver can cause are bounded by RAM, the length of a
+message and `MAX_MESSAGES`.
 
 Pages that the guest reports as unused may be in use again before the response arrives. A copy of
 memory that has logged writes since before the request may leave them out. Nothing is ever discarded

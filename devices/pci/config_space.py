@@ -77,9 +77,9 @@ class PciFunction:
     """One function: header, BARs, capabilities and INTx; a `Stateful` part.
 
     `class_code` has 24 bits (base class, subclass, interface). `interrupt_pin` is 0 for none, 1 for
-    INTA#. `name` identifies the function in traces, and the header's registers are events of
-    `tracer`. `bus_master_set` is called when a write to the
-    command register leaves bus mastering on.
+    INTA#. `name` identifies the function in traces, and accesses to the header's registers are
+    events of `tracer`. `bus_master_set` is called when a write to the command register leaves bus
+    mastering on.
     """
 
     def __init__(

@@ -250,7 +250,7 @@ class VirtioDevice(ABC):
             self._trace("features_refused", why=why, accepted=accepted)
         else:
             if self._tracer.watched and after != self.status:
-                self._status_changes(after)
+                self._trace_status(after)
             started = after & ~self.status & Status.DRIVER_OK
             self._set_status(after)
             if started:
@@ -265,7 +265,7 @@ class VirtioDevice(ABC):
     def reset(self) -> None:
         """Reset the device to its initial state (VIRTIO 1.2, 2.1.2 and 2.4.1)."""
         if self._tracer.watched:
-            self._status_changes(Status.RESET)
+            self._trace_status(Status.RESET)
         self._set_status(Status.RESET)
         self.accepted = 0
         for queue in self.queues:
@@ -443,7 +443,7 @@ class VirtioDevice(ABC):
             self.config_notifications += 1
             self._guest_notifier.notify_config()
 
-    def _status_changes(self, after: Status) -> None:
+    def _trace_status(self, after: Status) -> None:
         """Emit the event of a new status, and that of the features with FEATURES_OK."""
         if after & ~self.status & Status.FEATURES_OK:
             offered, accepted = (

@@ -165,7 +165,7 @@ def test_every_register_the_guest_touches_is_traced_by_name() -> None:
     ]
 
 
-def test_register_accesses_are_no_events_while_nobody_watches() -> None:
+def test_register_accesses_emit_no_events_while_unwatched() -> None:
     log = RegisterEvents(watched=False)
     table = RegisterTable("t", [Register("a", 0, 1)], tracer=log)
     table.write(0, 1, 1)

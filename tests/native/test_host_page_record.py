@@ -72,7 +72,7 @@ def test_parts_of_one_host_page_in_two_parts_of_ram_are_never_complete() -> None
 
 
 @pytest.mark.parametrize("size", [0, -1, (1 << 18) + 1])
-def test_host_pages_have_a_size_that_exists(size: int) -> None:
+def test_an_impossible_size_of_a_host_page_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="a host page of"):
         HostPageRecord(RAM, size)
 

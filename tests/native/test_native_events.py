@@ -76,7 +76,7 @@ def test_a_number_beyond_64_bits_becomes_a_string(value: int) -> None:
     assert read(buffer.take()) == [("big", {"value": str(value)})]
 
 
-def test_nothing_is_kept_unless_it_is_watched() -> None:
+def test_events_are_kept_only_while_the_buffer_is_watched() -> None:
     buffer = EventBuffer()
     assert not buffer.watched
     buffer.event("early")
@@ -92,7 +92,7 @@ def test_nothing_is_kept_unless_it_is_watched() -> None:
         buffer.start()
 
 
-def test_events_beyond_the_room_are_counted_and_their_numbers_are_missing() -> None:
+def test_events_that_do_not_fit_are_counted_and_have_sequence_numbers() -> None:
     buffer = EventBuffer()
     buffer.start(1000)
     for value in range(1000):

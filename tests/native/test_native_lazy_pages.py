@@ -141,7 +141,7 @@ def test_blocks_of_huge_pages_are_loaded_as_a_whole(saved: StoredRam) -> None:
         assert copy.memory.read(pfn * 4096, 4096) == expected
 
 
-def test_a_part_of_a_huge_page_is_no_block(saved: StoredRam) -> None:
+def test_a_block_smaller_than_a_huge_page_is_refused(saved: StoredRam) -> None:
     with pytest.raises(ValueError, match="not a whole huge page"):
         LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd, whole_blocks=True)
 

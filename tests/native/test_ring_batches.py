@@ -115,7 +115,9 @@ def test_a_rewind_crosses_the_end_of_the_index() -> None:
     skip=st.integers(0, 1500),
     limit=st.integers(0, 1500),
 )
-def test_a_reader_is_the_contents_in_order(sizes: list[list[int]], skip: int, limit: int) -> None:
+def test_a_reader_returns_the_contents_in_order(
+    sizes: list[list[int]], skip: int, limit: int
+) -> None:
     driver, queue = queue_with()
     expected = b""
     for lengths in sizes:

@@ -216,5 +216,5 @@ def test_no_request_is_sent_without_the_feature() -> None:
 
 
 @EACH_DIALECT
-def test_both_dialects_offer_statistics(dialect: Dialect) -> None:
+def test_each_dialect_offers_statistics(dialect: Dialect) -> None:
     assert dialect.features.default & features.STATS_VQ

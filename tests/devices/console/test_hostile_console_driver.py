@@ -122,7 +122,7 @@ def test_any_state_is_restored_or_refused(data: st.DataObject) -> None:
         check_bounds(new.console)
 
 
-def test_a_ring_that_a_host_found_malformed_is_no_longer_notified() -> None:
+def test_a_ring_found_malformed_on_input_of_the_host_loses_its_notifiers() -> None:
     board = ConsoleBoard(["data"])
     driver = ConsoleDriver(board).get_ready()
     driver.queues[receive_queue(1)].set_avail_idx(0x8000)

@@ -192,7 +192,9 @@ def test_an_indirect_table_is_walked_too(driver: EchoDriver) -> None:
     assert (first["flags"], second["flags"]) == (NEXT, WRITE)
 
 
-def test_a_chain_that_is_malformed_ends_with_the_descriptor_that_is(driver: EchoDriver) -> None:
+def test_the_events_of_a_malformed_chain_end_with_its_malformed_descriptor(
+    driver: EchoDriver,
+) -> None:
     driver.start(features=PLAIN)
     queue = driver.queues[0]
     driver.taken()
@@ -247,7 +249,7 @@ def test_the_event_index_decides_about_notifications(driver: EchoDriver, used_ev
     assert decision["used_event"] == used_event
 
 
-def test_an_interrupt_says_why_it_is_not_sent(driver: EchoDriver) -> None:
+def test_the_event_of_an_interrupt_gives_the_reason_if_it_is_not_sent(driver: EchoDriver) -> None:
     driver.start(features=PLAIN)
     driver.taken()
     table = driver.read_pci(driver.msix_capability + 4)
@@ -270,7 +272,7 @@ def test_a_queue_reset_is_an_event(driver: EchoDriver) -> None:
     assert (event.device, event.queue) == ("echo", "out")
 
 
-def test_events_begin_and_end_with_the_watcher(driver: EchoDriver) -> None:
+def test_events_are_emitted_only_while_the_buffer_is_watched(driver: EchoDriver) -> None:
     driver.start(features=PLAIN)
     driver.buffer.stop()
     driver.send(0, [b"abc"], [4])
