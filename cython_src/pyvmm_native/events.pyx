@@ -22,6 +22,7 @@ A batch, which `take` returns and `decode` reads, explains itself:
   0, its length in bytes, and its text in UTF-8.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -141,6 +142,7 @@ cdef inline uint8_t *put_number(uint8_t *target, uint64_t value) noexcept nogil:
     return target + 1
 
 
+@cython.final
 cdef class EventBuffer:
     """The events of one machine that wait for their reader.
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-from typing import Protocol
+from typing import Protocol, final
 
 from typing_extensions import Buffer
 
@@ -27,6 +27,7 @@ class IoHandler(Protocol):
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         """Serve a write of the guest to `gpa`."""
 
+@final
 class ExitCounters:
     sample_every: int
 

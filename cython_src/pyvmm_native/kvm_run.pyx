@@ -29,6 +29,7 @@ Exits are counted by reason in an `ExitCounters`, and while its `EventBuffer` is
 an event, if that is asked for.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_WRITABLE,
     Py_buffer,
@@ -138,6 +139,7 @@ cdef enum:
 _EXIT_REASONS = ("fast path", "pio", "mmio", "interrupted", "other")
 
 
+@cython.final
 cdef class ExitCounters:
     """The exits of vCPU number `vcpu` since it was created, by reason.
 
