@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from devices.balloon.dialects import BITMAP, Dialect
+from devices.balloon.dialects import BITMAP, HYBRID, Dialect
 from devices.balloon.misc import MiscCommand, MiscResponse
 from devices.testing.balloon.driver import BalloonDriver
 from devices.testing.balloon.misc import MISC, MiscDriver, MiscRequest
+from devices.testing.balloon.requests import hybrid_records, range_records
 from devices.testing.ram import AnonymousRam
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
@@ -53,3 +54,8 @@ def pages(*pfns: int | Iterable[int]) -> PageRuns:
     """Return the frames of single numbers and of iterables of numbers."""
     flat = [p for each in pfns for p in ([each] if isinstance(each, int) else each)]
     return PageRuns((pfn, 1) for pfn in flat)
+
+
+def records_of(dialect: Dialect, pfns: list[int]) -> list[int]:
+    """Return the records of the pages in the hybrid or ranges dialect."""
+    return (hybrid_records if dialect is HYBRID else range_records)(pfns)

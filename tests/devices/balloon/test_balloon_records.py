@@ -21,6 +21,7 @@ from devices.testing.balloon.requests import (
 from devices.testing.ram import AnonymousRam
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
+from tests.devices.balloon.misc_host import records_of
 from tests.devices.balloon.posted_encoders import (
     free_list_records,
     hybrid_messages,
@@ -119,13 +120,9 @@ def test_free_blocks_in_any_order_may_repeat_in_a_response(blocks: list[tuple[in
 @BOTH
 def test_a_page_named_twice_is_refused(dialect: Dialect) -> None:
     for again in ([100, 101], [99, 100], [100]):
-        words = [word for pfns in ([100], again) for word in words_of(dialect, pfns)]
+        words = [word for pfns in ([100], again) for word in records_of(dialect, pfns)]
         with pytest.raises(BadPayload, match="a page is named twice"):
             dialect.decode(payload(words))
-
-
-def words_of(dialect: Dialect, pfns: list[int]) -> list[int]:
-    return (hybrid_records if dialect is HYBRID else range_records)(pfns)
 
 
 def test_a_block_and_a_bitmap_may_not_name_a_page_both() -> None:
@@ -159,7 +156,7 @@ def test_a_block_and_a_bitmap_may_not_name_a_page_both() -> None:
     ],
 )
 def test_malformed_headers_are_refused(dialect: Dialect, change: dict[str, int], why: str) -> None:
-    words = words_of(dialect, [5, 70])[:2] if dialect is RANGES else hybrid_records([5])
+    words = records_of(dialect, [5, 70])[:2] if dialect is RANGES else hybrid_records([5])
     with pytest.raises(BadPayload, match=why):
         dialect.decode(payload(words, **change))
 
@@ -173,7 +170,7 @@ def test_a_short_header_is_refused(dialect: Dialect, length: int) -> None:
 
 @BOTH
 def test_bytes_after_the_records_are_ignored(dialect: Dialect) -> None:
-    request = payload(words_of(dialect, [5]), supplied_bytes=32768)
+    request = payload(records_of(dialect, [5]), supplied_bytes=32768)
     assert dialect.decode(request) == PageRuns([(5, 1)])
     assert dialect.decode(request + b"\xff" * 9) == PageRuns([(5, 1)])
 
@@ -181,7 +178,7 @@ def test_bytes_after_the_records_are_ignored(dialect: Dialect) -> None:
 @BOTH
 def test_invalid_records_are_bad_payloads(dialect: Dialect) -> None:
     last = 7 | 12 << 52 | 8 << 58 if dialect is HYBRID else 7 << 12
-    words = [words_of(dialect, list(range(64)))[0], last]
+    words = [records_of(dialect, list(range(64)))[0], last]
     with pytest.raises(BadPayload, match="truncated record, at byte 8 of the records"):
         dialect.decode(payload(words))
 

@@ -14,10 +14,10 @@ import pytest
 from devices.balloon.dialects import HYBRID, RANGES, Dialect
 from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
 from devices.testing.balloon.misc import CONT, DONE
-from devices.testing.balloon.requests import hybrid_records, range_records, record_request
+from devices.testing.balloon.requests import record_request
 from devices.testing.states import transfer_state
 from pyvmm_native.runs import PageRuns
-from tests.devices.balloon.misc_host import RAM_PAGES, MiscHost, pages
+from tests.devices.balloon.misc_host import RAM_PAGES, MiscHost, pages, records_of
 from tests.devices.balloon.posted_encoders import free_list_records
 
 DIALECTS = [HYBRID, RANGES]
@@ -26,10 +26,6 @@ DIALECTS = [HYBRID, RANGES]
 @pytest.fixture(params=DIALECTS, ids=lambda each: each.name)
 def host(request: pytest.FixtureRequest) -> MiscHost:
     return MiscHost(dialect=request.param)
-
-
-def records_of(dialect: Dialect, pfns: list[int]) -> list[int]:
-    return (hybrid_records if dialect is HYBRID else range_records)(pfns)
 
 
 def test_blocks_of_the_free_lists_are_unused_pages() -> None:
