@@ -62,8 +62,9 @@ def plan_agent(
     if built_in or modules == "no":
         return AgentPlan(parameters, agent_archive((), userland=userland))
     if isinstance(modules, Path) and modules.suffix == ".deb" and modules.is_file():
+        required = [REQUIRED] if command else []
         unpacked = partial(_unpacked_modules, modules, command)
-        archive = agent_archive_from_package(modules, unpacked, userland=userland)
+        archive = agent_archive_from_package(modules, required, unpacked, userland=userland)
     else:
         directory = _module_directory(kernel, modules, command)
         if directory is None:

@@ -52,31 +52,38 @@ def agent_archive(modules: Sequence[Path], *, userland: bool) -> bytes:
     With `userland` it has busybox and a link for each of its commands. Raises `NotInstalled` and
     `ModulesUnusable`.
     """
-    return _cached(modules, userland, lambda: _pack(modules, userland))
+    return _cached(modules, (), userland, lambda: _pack(modules, userland))
 
 
 def agent_archive_from_package(
-    package: Path, unpacked: Callable[[], AbstractContextManager[Sequence[Path]]], *, userland: bool
+    package: Path,
+    required: Sequence[str],
+    unpacked: Callable[[], AbstractContextManager[Sequence[Path]]],
+    *,
+    userland: bool,
 ) -> bytes:
     """Return the archive with the agent and the modules of `package`, as `agent_archive`.
 
-    `unpacked` yields the files of the modules while they exist. It is called only if the cache does
-    not have the archive, because unpacking takes seconds.
+    `unpacked` yields the files of the modules while they exist, or fails if `required` ones are
+    missing. It is called only if the cache does not have the archive, because unpacking takes
+    seconds.
     """
 
     def pack() -> bytes:
         with unpacked() as modules:
             return _pack(modules, userland)
 
-    return _cached((package,), userland, pack)
+    return _cached((package,), required, userland, pack)
 
 
-def _cached(sources: Sequence[Path], userland: bool, pack: Callable[[], bytes]) -> bytes:
+def _cached(
+    sources: Sequence[Path], required: Sequence[str], userland: bool, pack: Callable[[], bytes]
+) -> bytes:
     """Return the archive made from `sources`, from the cache if none of the files has changed."""
     if userland and not BUSYBOX.is_file():
         raise NotInstalled(f"there is no {BUSYBOX}", BUSYBOX_PACKAGE)
     # The name of the agent's file changes with its content. Its time is that of its last use.
-    total = hashlib.sha256(f"{userland}\0{agent_program()}\0".encode())
+    total = hashlib.sha256(f"{userland}\0{agent_program()}\0{required}\0".encode())
     for path in (*sources, *([BUSYBOX] if userland else [])):
         status = path.stat()
         total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())

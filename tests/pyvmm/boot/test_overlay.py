@@ -155,13 +155,15 @@ def test_a_package_of_modules_is_unpacked_once(modules: Path, tmp_path: Path) ->
         unpacked.append(package)
         yield files
 
-    first = agent_archive_from_package(package, unpack_package, userland=False)
+    first = agent_archive_from_package(package, [], unpack_package, userland=False)
     assert first == agent_archive(files, userland=False)
-    assert agent_archive_from_package(package, unpack_package, userland=False) == first
+    assert agent_archive_from_package(package, [], unpack_package, userland=False) == first
     assert len(unpacked) == 1
     package.write_bytes(b"another package")
-    assert agent_archive_from_package(package, unpack_package, userland=False) == first
+    assert agent_archive_from_package(package, [], unpack_package, userland=False) == first
     assert len(unpacked) == 2
+    agent_archive_from_package(package, ["virtio_console"], unpack_package, userland=False)
+    assert len(unpacked) == 3
 
 
 def test_directories_are_put_with_modes_and_links(tmp_path: Path) -> None:
