@@ -26,9 +26,17 @@ PAGES = PageRuns([(0, 3), (100, 1), (511, 2), (1024, 512), (RAM_BYTES // 4096 - 
 Block = tuple[int, bytes, int, int]
 
 
+def empty_ram() -> Ram:
+    """Return RAM without transparent huge pages.
+
+    The kernel's collapsing of pages into huge ones would touch pages that no test has touched.
+    """
+    return Ram(RAM_BYTES, transparent=False)
+
+
 def needs_userfaultfd() -> None:
     try:
-        LazyPages(Ram(RAM_BYTES).memory, [], 0)
+        LazyPages(empty_ram().memory, [], 0)
     except PermissionError:
         pytest.skip("this kernel does not let us watch page faults")
 
@@ -37,7 +45,7 @@ class StoredRam:
     """RAM with contents in `PAGES`, and the file that they are stored in."""
 
     def __init__(self, path: Path) -> None:
-        self.ram = Ram(RAM_BYTES)
+        self.ram = empty_ram()
         numbers = random.Random(5)
         for start, count in PAGES:
             self.ram.memory.write(start * 4096, numbers.randbytes(count * 4096))
@@ -75,7 +83,7 @@ def same(one: Ram, other: Ram) -> bool:
 
 
 def test_all_pages_are_loaded_in_the_background(saved: StoredRam) -> None:
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     LazyPages(copy.memory, saved.blocks, saved.fd).serve()
     assert touched(copy.memory, copy.pages) == PAGES
     assert same(copy, saved.ram)
@@ -83,7 +91,7 @@ def test_all_pages_are_loaded_in_the_background(saved: StoredRam) -> None:
 
 @pytest.mark.parametrize("pfn", [0, 1, 50, 100, 511, 512, 1024, 1500])
 def test_an_access_waits_for_its_block(saved: StoredRam, pfn: int) -> None:
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     found: list[bytes] = []
     reader = threading.Thread(target=lambda: found.append(copy.memory.read(pfn * 4096, 1 << 19)))
@@ -102,7 +110,7 @@ def test_an_access_at_the_end_of_its_block_is_woken(saved: StoredRam) -> None:
     One pass in thirty hit that moment on an idle machine of two processors.
     """
     for _ in range(300):
-        copy = Ram(RAM_BYTES)
+        copy = empty_ram()
         lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
         reader = threading.Thread(target=copy.memory.read, args=(511 * 4096, 1 << 19))
         reader.start()
@@ -114,13 +122,13 @@ def test_an_access_at_the_end_of_its_block_is_woken(saved: StoredRam) -> None:
 @pytest.mark.parametrize("pfn", [1500, RAM_BYTES // 4096 - 1])
 def test_a_waiting_thread_may_hold_the_gil(saved: StoredRam, pfn: int) -> None:
     """Like a short read, which keeps the GIL."""
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         assert copy.memory.read(pfn * 4096, 9) == saved.ram.memory.read(pfn * 4096, 9)
 
 
 def test_written_pages_keep_their_contents(saved: StoredRam) -> None:
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     with served(LazyPages(copy.memory, saved.blocks, saved.fd)):
         copy.memory.write(1100 * 4096, b"new")
     assert copy.memory.read(1100 * 4096, 3) == b"new"
@@ -129,7 +137,7 @@ def test_written_pages_keep_their_contents(saved: StoredRam) -> None:
 
 def test_blocks_of_huge_pages_are_loaded_as_a_whole(saved: StoredRam) -> None:
     """Pages that are not in the file, or were skipped, are zeros in them."""
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     lazy = LazyPages(copy.memory, saved.blocks[:-1], saved.fd, whole_blocks=True)
     lazy.skip(PageRuns([(1, 1), (1024, 512)]))
     with served(lazy):
@@ -143,11 +151,11 @@ def test_blocks_of_huge_pages_are_loaded_as_a_whole(saved: StoredRam) -> None:
 
 def test_a_block_smaller_than_a_huge_page_is_refused(saved: StoredRam) -> None:
     with pytest.raises(ValueError, match="not a whole huge page"):
-        LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd, whole_blocks=True)
+        LazyPages(empty_ram().memory, saved.blocks, saved.fd, whole_blocks=True)
 
 
 def test_discarded_pages_are_not_loaded(saved: StoredRam) -> None:
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     gone = PageRuns([(1, 1), (60, 500), (1100, 1), (1200, 30)])
     lazy.skip(gone)
@@ -162,7 +170,7 @@ def test_discarded_pages_are_not_loaded(saved: StoredRam) -> None:
 def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: StoredRam) -> None:
     """Waiters wake only once `failed` is set and every vCPU was told to leave the guest."""
     first, bits, offset, crc = saved.blocks[-1]
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     lazy = LazyPages(copy.memory, [*saved.blocks[:-1], (first, bits, offset, crc ^ 1)], saved.fd)
     run_area = bytearray(1 << 14)
     signalled = threading.Event()
@@ -189,14 +197,14 @@ def test_a_damaged_block_stops_the_vcpus_before_it_wakes_waiters(saved: StoredRa
 
 def test_a_truncated_file_fails_with_eio(saved: StoredRam) -> None:
     os.truncate(saved.fd, 8192)
-    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    lazy = LazyPages(empty_ram().memory, saved.blocks, saved.fd)
     with pytest.raises(OSError, match="Input/output error"):
         lazy.serve()
     assert lazy.failed
 
 
 def test_a_stopped_loader_leaves_pages_zero(saved: StoredRam) -> None:
-    copy = Ram(RAM_BYTES)
+    copy = empty_ram()
     lazy = LazyPages(copy.memory, saved.blocks, saved.fd)
     lazy.stop()
     lazy.serve()
@@ -205,7 +213,7 @@ def test_a_stopped_loader_leaves_pages_zero(saved: StoredRam) -> None:
 
 
 def test_a_run_area_stays_mapped_until_serving_ends(saved: StoredRam) -> None:
-    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    lazy = LazyPages(empty_ram().memory, saved.blocks, saved.fd)
     with mmap.mmap(-1, 1 << 14) as run_area:
         lazy.add_vcpu(threading.get_native_id(), 0, run_area)
         with pytest.raises(BufferError):
@@ -216,7 +224,7 @@ def test_a_run_area_stays_mapped_until_serving_ends(saved: StoredRam) -> None:
 
 def test_a_vcpu_added_after_a_failure_is_stopped_at_once(saved: StoredRam) -> None:
     os.truncate(saved.fd, 8192)
-    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    lazy = LazyPages(empty_ram().memory, saved.blocks, saved.fd)
     with pytest.raises(OSError, match="Input/output error"):
         lazy.serve()
     run_area = bytearray(1 << 14)
@@ -235,7 +243,7 @@ def test_a_vcpu_added_after_a_failure_is_stopped_at_once(saved: StoredRam) -> No
 def test_an_invalid_run_area_is_refused(
     saved: StoredRam, run_area: bytes | bytearray | memoryview, reason: str
 ) -> None:
-    lazy = LazyPages(Ram(RAM_BYTES).memory, saved.blocks, saved.fd)
+    lazy = LazyPages(empty_ram().memory, saved.blocks, saved.fd)
     with pytest.raises(ValueError, match=reason):
         lazy.add_vcpu(threading.get_native_id(), 0, run_area)
 
@@ -246,12 +254,12 @@ def test_a_page_of_a_block_beyond_ram_is_refused(saved: StoredRam) -> None:
     for page, refused in ((inside - 1, False), (inside, True)):
         bits = (1 << page).to_bytes(64, "little")
         with pytest.raises(ValueError, match="not inside guest RAM") if refused else nullcontext():
-            LazyPages(Ram(RAM_BYTES).memory, [(last, bits, 0, 0)], saved.fd)
+            LazyPages(empty_ram().memory, [(last, bits, 0, 0)], saved.fd)
 
 
 @pytest.mark.parametrize("first", [1, 1 << 41, 40 * BLOCK_PAGES])
 def test_invalid_blocks_are_refused(saved: StoredRam, first: int) -> None:
     with pytest.raises(ValueError, match="block"):
-        LazyPages(Ram(RAM_BYTES).memory, [(first, bytes(64), 0, 0)], saved.fd)
+        LazyPages(empty_ram().memory, [(first, bytes(64), 0, 0)], saved.fd)
     with pytest.raises(ValueError, match="twice"):
-        LazyPages(Ram(RAM_BYTES).memory, [saved.blocks[0]] * 2, saved.fd)
+        LazyPages(empty_ram().memory, [saved.blocks[0]] * 2, saved.fd)
