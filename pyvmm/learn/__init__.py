@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lessons: the runnable parts, exercises and checks of the chapters in `docs/learn`."""
