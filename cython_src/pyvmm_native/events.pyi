@@ -5,8 +5,6 @@ from typing import final
 HALF_BYTES: int
 """Bytes of events that may wait for the reader."""
 
-class EventError(ValueError): ...
-
 class Batch:
     def __init__(
         self,
@@ -43,4 +41,3 @@ class EventBuffer:
     def event(self, name: str, **fields: int | str) -> None: ...
 
 def native_kinds() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]: ...
-def decode(batch: Batch) -> list[tuple[int, int, tuple[int | str, ...]]]: ...

@@ -18,7 +18,7 @@ from pyvmm.trace import recording_format as layout
 from pyvmm.trace.errors import RecordingUnusable
 from pyvmm.trace.recording_format import ChunkHeader, FileHeader, FormatError
 from pyvmm.trace.stream import TraceEvent, events_of
-from pyvmm_native.events import EventError
+from pyvmm_native.event_decoder import EventError
 
 _CUT = "the last part is incomplete, as its writer was stopped, and is left out"
 _SCAN_BYTES = 1 << 20

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyvmm_native.events import Batch, decode
+from pyvmm_native.event_decoder import decode
+from pyvmm_native.events import Batch
 
 
 class TraceEvent(NamedTuple):

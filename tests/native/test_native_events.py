@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm_native.events import Batch, EventBuffer, EventError, decode
+from pyvmm_native.event_decoder import EventError, decode
+from pyvmm_native.events import Batch, EventBuffer
 from tests.native.event_batches import changed
 
 Fields = dict[str, int | str]
