@@ -233,10 +233,11 @@ static void connect_control(void)
 	char port[sizeof(port_prefix)];
 
 	for (int ms = 0; !find_port(CONTROL_PORT, port, sizeof(port)); ms += pause_ms) {
-		if (ms > PORT_TIMEOUT_MS && !only_init)
-			_exit(0);
-		if (ms > PORT_TIMEOUT_MS)
+		if (ms > PORT_TIMEOUT_MS) {
+			if (!only_init)
+				_exit(0);
 			die("there is no virtio-console port " CONTROL_PORT);
+		}
 		sleep_ms(pause_ms);
 	}
 	control.fd = open_port(port);
