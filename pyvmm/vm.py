@@ -261,14 +261,11 @@ class VirtualMachine:
         # 1 module, for its query.
         from pyvmm.memory import huge_page_pool
 
-        with self.machine.lock:
-            kept_bytes = self.balloon.counters.kept_bytes
         return huge_page_pool.MemoryBacking(
             self.config.hugepages,
             self.ram.host_page_pages * PAGE_BYTES,
             huge_page_pool.transparent_bytes(),
             huge_page_pool.hugetlbfs_bytes(),
-            kept_bytes,
         )
 
     @property
@@ -295,6 +292,12 @@ class VirtualMachine:
     def balloon_driver_runs(self) -> bool:
         """True while a driver in the guest runs the balloon."""
         return self.balloon.live
+
+    @property
+    def balloon_kept_bytes(self) -> int:
+        """The memory of the balloon that is not discarded, as parts of larger host pages."""
+        with self.machine.lock:
+            return self.balloon.counters.kept_bytes
 
     def set_balloon_target(self, target_bytes: int) -> None:
         """Request a balloon that leaves `target_bytes` of RAM, more than 0, at most `ram_bytes`."""

@@ -24,7 +24,7 @@ from pyvmm.cli.errors import CommandError, RequestFailed
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.memory_backing import describe_kept
 from pyvmm.cli.options import parse_size_value, qmp_option, timeout_option
-from pyvmm.cli.qmp_command import EXIT_NOT_DONE, execute_if_known, run_qmp_command
+from pyvmm.cli.qmp_command import EXIT_NOT_DONE, run_qmp_command
 from pyvmm.progress.live_bar import live_bar
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.addresses import parse_unix_address
@@ -168,7 +168,7 @@ def _change_and_wait(
                 print_json(_document(_state(client, None), change, elapsed_s, False))
             else:
                 clauses = [f"the guest has {change.size} after {elapsed_s:.1f} s"]
-                clauses += filter(None, [describe_kept(_kept(client) or 0)])
+                clauses += filter(None, [describe_kept(query_balloon(client).kept_bytes or 0)])
                 print_line("; ".join(clauses))
             return 0
         state = _state(client, None) if options.as_json else {}
@@ -261,14 +261,8 @@ def _state(client: QmpClient, balloon: Balloon | None) -> dict[str, Any]:
         "base-memory": int(client.execute("query-memory-size-summary")["base-memory"]),
         "actual": balloon.actual_bytes,
         "driver": balloon.driver_runs,
-        "kept": _kept(client),
+        "kept": balloon.kept_bytes,
     }
-
-
-def _kept(client: QmpClient) -> int | None:
-    """Return the bytes in the balloon that the host keeps; None if the server does not tell."""
-    kept_bytes: int | None = execute_if_known(client, "query-memory-backing").get("kept")
-    return kept_bytes
 
 
 def _document(

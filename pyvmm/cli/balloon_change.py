@@ -47,6 +47,8 @@ class Balloon(NamedTuple):
     target_bytes: int | None
     """RAM that the target leaves to it."""
     driver_runs: bool | None
+    kept_bytes: int | None
+    """Memory of the balloon that the host keeps."""
 
 
 class End(Enum):
@@ -61,7 +63,8 @@ class End(Enum):
 def query_balloon(client: QmpClient) -> Balloon:
     """Return the present state of the balloon."""
     reply = client.execute("query-balloon")
-    return Balloon(int(reply["actual"]), reply.get("target"), reply.get("driver"))
+    optional = (reply.get(name) for name in ("target", "driver", "kept"))
+    return Balloon(int(reply["actual"]), *optional)
 
 
 class BalloonChange:

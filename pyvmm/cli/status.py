@@ -51,11 +51,13 @@ def query(client: QmpClient) -> dict[str, Any]:
     """Return the document of `--json`."""
     state = client.execute("query-status")
     migration = execute_if_known(client, "query-migrate")
+    balloon = execute_if_known(client, "query-balloon")
     return {
         "status": state["status"],
         "running": state["running"],
         "base-memory": client.execute("query-memory-size-summary")["base-memory"],
-        "actual": execute_if_known(client, "query-balloon").get("actual"),
+        "actual": balloon.get("actual"),
+        "kept": balloon.get("kept"),
         "cpus": len(client.execute("query-cpus-fast")),
         "migration": migration.get("status", "none"),
         "snapshot": execute_if_known(client, "query-snapshot").get("status"),

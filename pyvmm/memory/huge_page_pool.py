@@ -50,8 +50,6 @@ class MemoryBacking(NamedTuple):
     """Memory of this process in transparent huge pages."""
     hugetlbfs_bytes: int
     """Memory of this process in huge pages of hugetlbfs that were touched; not part of RSS."""
-    kept_bytes: int
-    """Pages in the balloon that cannot be discarded, as parts of larger host pages."""
 
 
 def read_pool(directory: Path = POOL) -> HugePagePool | None:

@@ -78,8 +78,6 @@ def query_memory_backing(vm: VmControl) -> dict[str, Any]:
         host-page-size: bytes that can be returned to the host at once, at least
         transparent: memory in transparent huge pages at the moment, in bytes; the process included
         hugetlbfs: memory in huge pages of hugetlbfs that were touched, in bytes
-        kept: bytes in the balloon that the host keeps: each is part of a page of `host-page-size`
-            that is not in the balloon as a whole
     In QEMU:
         `query-memdev` describes backends as they were configured
     """
@@ -89,7 +87,6 @@ def query_memory_backing(vm: VmControl) -> dict[str, Any]:
         "host-page-size": backing.host_page_bytes,
         "transparent": backing.transparent_bytes,
         "hugetlbfs": backing.hugetlbfs_bytes,
-        "kept": backing.kept_bytes,
     }
 
 
@@ -188,6 +185,8 @@ def query_balloon(vm: VmControl) -> dict[str, Any]:
         actual: RAM in bytes, less the size of the balloon as the guest's driver last reported it
         target: RAM in bytes, less the size of the balloon that `balloon` has requested
         driver: whether a driver in the guest runs the balloon
+        kept: bytes in the balloon that the host keeps: each is part of a host page
+            (`host-page-size` of `query-memory-backing`) that is not in the balloon as a whole
     In QEMU:
         `actual` only, with the error described for `balloon`
     """
@@ -195,6 +194,7 @@ def query_balloon(vm: VmControl) -> dict[str, Any]:
         "actual": vm.balloon_actual_bytes,
         "target": vm.balloon_target_bytes,
         "driver": vm.balloon_driver_runs,
+        "kept": vm.balloon_kept_bytes,
     }
 
 

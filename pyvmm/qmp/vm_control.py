@@ -45,6 +45,10 @@ class VmControl(Protocol):
         """Return the RAM that the guest can use: `ram_bytes` less the size of its balloon."""
 
     @property
+    def balloon_kept_bytes(self) -> int:
+        """Return the bytes in the balloon that the host keeps, as parts of larger host pages."""
+
+    @property
     def balloon_statistics(self) -> BalloonStatistics:
         """Return the memory statistics that the guest reports."""
 

@@ -84,7 +84,7 @@ def test_without_a_target_the_present_state_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept_bytes", [36864, 0])
 def test_memory_that_the_host_keeps_is_told(tmp_path: Path, kept_bytes: int) -> None:
     machine = InMemoryVm()
-    machine.memory_backing = machine.memory_backing._replace(kept_bytes=kept_bytes)
+    machine.balloon_kept_bytes = kept_bytes
     with served_in_thread(machine, tmp_path / "qmp"):
         shown = balloon("--qmp", f"unix:{tmp_path}/qmp").stdout
         result = balloon("256M", "--qmp", f"unix:{tmp_path}/qmp").stdout

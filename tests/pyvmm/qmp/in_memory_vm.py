@@ -45,11 +45,12 @@ class InMemoryVm:
     ) -> None:
         self.ram_bytes = ram_bytes
         self.balloon_actual_bytes = ram_bytes
+        self.balloon_kept_bytes = 36864
         self.status: RunState = "running"
         self.vcpu_thread_ids = [threading.get_native_id()]
         self.targets: list[int] = []
         self.balloon_driver_runs = True
-        self.memory_backing = MemoryBacking("hugetlbfs", 2 * MIB, 8 * MIB, 512 * MIB, 36864)
+        self.memory_backing = MemoryBacking("hugetlbfs", 2 * MIB, 8 * MIB, 512 * MIB)
         self.on_quit: Callable[[], object] = lambda: None
         self._goal_bytes = ram_bytes
         self._step_bytes = step_bytes

@@ -278,7 +278,12 @@ def test_query_commands_names_every_command(ask: Ask) -> None:
 def test_queries_return_the_state_of_the_vm(ask: Ask) -> None:
     assert ask("query-version") == qmp.greeting()["QMP"]["version"]
     assert ask("query-status") == {"status": "running", "running": True}
-    assert ask("query-balloon") == {"actual": GIB, "target": GIB, "driver": True}
+    assert ask("query-balloon") == {
+        "actual": GIB,
+        "target": GIB,
+        "driver": True,
+        "kept": 36864,
+    }
     assert ask("query-memory-size-summary") == {"base-memory": GIB}
     assert ask("query-cpus-fast") == [
         {"cpu-index": 0, "thread-id": threading.get_native_id(), "target": "x86_64"}
