@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket, TrackEvent
 
 from pyvmm.trace.export import FORMATS, html_page, json_lines
 from pyvmm.trace.perfetto import perfetto_trace
 from pyvmm.trace.stream import TraceEvent
-from tests.pyvmm.trace.perfetto_decoder import decode
+from tests.pyvmm.trace.perfetto_reader import read_packets
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31m & \u202e"
 ENTRY = {"device": "balloon", "queue": "inflate"}
@@ -43,46 +45,44 @@ def test_json_lines_have_all_of_each_event() -> None:
 
 
 def test_a_perfetto_trace_has_a_track_for_each_device_and_queue() -> None:
-    packets = decode("Trace", b"".join(perfetto_trace(EVENTS)))["packet"]
-    tracks = {
-        packet["track_descriptor"]["uuid"]: packet["track_descriptor"]
-        for packet in packets
-        if "track_descriptor" in packet
-    }
-    assert len(tracks) == sum("track_descriptor" in packet for packet in packets)
-    (process,) = [track for track in tracks.values() if "process" in track]
-    assert process["process"]["process_name"] == "pyvmm guest"
+    packets = read_packets(b"".join(perfetto_trace(EVENTS)))
+    descriptors = [each.track_descriptor for each in packets if each.HasField("track_descriptor")]
+    tracks = {track.uuid: track for track in descriptors}
+    assert len(tracks) == len(descriptors)
+    (process,) = [track for track in descriptors if track.HasField("process")]
+    assert process.process.process_name == "pyvmm guest"
 
     def path(uuid: int) -> list[str]:
         track = tracks[uuid]
-        return [] if track is process else [*path(track["parent_uuid"]), track["name"]]
+        return [] if track is process else [*path(track.parent_uuid), track.name]
 
-    found = [packet for packet in packets if packet.get("track_event", {}).get("type") == 3]
-    assert [packet["timestamp"] for packet in found] == [event.time_ns for event in EVENTS]
-    places = [path(packet["track_event"]["track_uuid"]) for packet in found]
+    found = [each for each in packets if each.track_event.type == TrackEvent.TYPE_INSTANT]
+    assert [each.timestamp for each in found] == [event.time_ns for event in EVENTS]
+    events = [each.track_event for each in found]
     balloon, queue, machine = ["balloon"], ["balloon", "inflate"], ["machine"]
+    places = [path(event.track_uuid) for event in events]
     assert places == [balloon, queue, queue, balloon, machine, machine]
-    assert found[1]["track_event"]["name"] == "chain"
-    arguments = {
-        each["name"]: each.get("uint_value", each.get("string_value"))
-        for each in found[1]["track_event"]["debug_annotations"]
-    }
-    assert arguments == EVENTS[1].fields
+    assert [event.name for event in events] == [event.kind for event in EVENTS]
+    assert [list(event.categories) for event in events] == [[event.kind] for event in EVENTS]
+    for event, expected in zip(events, EVENTS, strict=True):
+        arguments = {each.name: value_of(each) for each in event.debug_annotations}
+        assert arguments == expected.fields
+
+
+def value_of(annotation: Any) -> int | str:
+    value: int | str = getattr(annotation, annotation.WhichOneof("value"))
+    return value
+
+
+def test_a_perfetto_trace_is_one_sequence_of_packets() -> None:
+    packets = read_packets(b"".join(perfetto_trace(EVENTS)))
+    assert {each.trusted_packet_sequence_id for each in packets} == {1}
+    cleared = TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+    assert [each.sequence_flags for each in packets] == [cleared] + [0] * (len(packets) - 1)
 
 
 def test_a_perfetto_trace_counts_buffers_and_pages() -> None:
-    packets = decode("Trace", b"".join(perfetto_trace(EVENTS)))["packet"]
-    names = {
-        packet["track_descriptor"]["uuid"]: packet["track_descriptor"]["name"]
-        for packet in packets
-        if "counter" in packet.get("track_descriptor", {})
-    }
-    counts = [
-        (names[event["track_uuid"]], event["counter_value"])
-        for packet in packets
-        if (event := packet.get("track_event", {})).get("type") == 4
-    ]
-    assert counts == [
+    assert counts(EVENTS) == [
         ("counter balloon inflate: buffers in flight", 1),
         ("counter balloon inflate: buffers in flight", 0),
         ("counter balloon target (bytes)", 1 << 20),
@@ -91,9 +91,20 @@ def test_a_perfetto_trace_counts_buffers_and_pages() -> None:
 
 def test_a_buffer_that_is_taken_again_is_counted_once() -> None:
     again = [EVENTS[1], EVENTS[1]._replace(seq=2), EVENTS[2]]
-    packets = decode("Trace", b"".join(perfetto_trace(again)))["packet"]
-    events = [packet.get("track_event", {}) for packet in packets]
-    assert [event["counter_value"] for event in events if event.get("type") == 4] == [1, 1, 0]
+    assert [value for _, value in counts(again)] == [1, 1, 0]
+
+
+def counts(events: list[TraceEvent]) -> list[tuple[str, int]]:
+    """Return the values of all counters of a trace, each with the counter's name."""
+    packets = read_packets(b"".join(perfetto_trace(events)))
+    tracks = [each.track_descriptor for each in packets]
+    names = {track.uuid: track.name for track in tracks if track.HasField("counter")}
+    found = [each.track_event for each in packets]
+    return [
+        (names[event.track_uuid], event.counter_value)
+        for event in found
+        if event.type == TrackEvent.TYPE_COUNTER
+    ]
 
 
 class Page(HTMLParser):
