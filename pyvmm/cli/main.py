@@ -106,6 +106,9 @@ COMMANDS = {
     "migrate": LazyCommand(
         "pyvmm.cli.migrate", "migrate", "Migrate a running guest to another pyvmm.", MOVE
     ),
+    "learn": LazyCommand(
+        "pyvmm.cli.learn", "learn", "Learn virtio in chapters with guests and exercises.", TOOLS
+    ),
     "image": LazyCommand("pyvmm.cli.image", "image", "Build and inspect guest images.", TOOLS),
     "cache": LazyCommand(
         "pyvmm.cli.cache", "cache", "Show, prune or limit the cache of images and kernels.", TOOLS

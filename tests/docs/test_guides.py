@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every snippet of every guide does what the guide shows.
+"""Every snippet of every guide and lesson does what the page shows.
 
 Those that need KVM are run by `tests/kvm/test_guides_on_kvm.py`.
 """
@@ -16,7 +16,9 @@ from tests.docs.snippet_runner import SnippetRunner
 from tests.docs.snippets import SnippetError, read_snippets
 from tests.project.sources import ROOT
 
-GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+GUIDES = sorted(
+    page for folder in ("guides", "learn") for page in (ROOT / "docs" / folder).glob("*.md")
+)
 MAX_COLUMNS = 80
 """The longest line of code that fits on the page, and on paper."""
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The snippets of the guides that need KVM do what the guides show; guest.img is in the folder."""
+"""The snippets of guides and lessons that need KVM do what the pages show.
+
+guest.img is in the folder in which they run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ pytestmark = pytest.mark.kvm
 
 GUIDES = [
     page
-    for page in sorted((ROOT / "docs" / "guides").glob("*.md"))
+    for folder in ("guides", "learn")
+    for page in sorted((ROOT / "docs" / folder).glob("*.md"))
     if any(snippet.needs_kvm for snippet in read_snippets(page))
 ]
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that each chapter's check has to judge, with a part of what it has to say.
+
+`EXPLANATIONS` has, for the unsolved exercise of each chapter and each wrong solution in `wrong/`,
+words of the explanation that leads a student on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pyvmm.learn.chapter import Chapter, load_chapters
+from tests.project.sources import ROOT
+
+WRONG = Path(__file__).parent / "wrong"
+
+EXPLANATIONS = {
+    "chapter_01_exercise": "Is the answer in the data area of the exit",
+    "chapter_01_every_port_can_send": "Without a device a read returns all ones",
+    "chapter_01_skips_the_instruction": "leave the registers of the vCPU to KVM",
+}
+
+
+class Attempt(NamedTuple):
+    """A file to check with `chapter`; `explanation` is part of the message, "" if it is correct."""
+
+    chapter: Chapter
+    name: str
+    path: Path
+    explanation: str
+
+
+def attempts(chapter: Chapter) -> list[Attempt]:
+    """Return the solution, the unsolved exercise and the wrong solutions of `chapter`."""
+    package = chapter.package.rpartition(".")[2]
+    files = {
+        f"{package}_solution": ROOT / "pyvmm" / "learn" / package / "solution.py",
+        f"{package}_exercise": ROOT / "pyvmm" / "learn" / package / "exercise.py",
+        **{path.stem: path for path in sorted(WRONG.glob(f"{package}_*.py"))},
+    }
+    return [
+        Attempt(chapter, name, path, EXPLANATIONS.get(name, "")) for name, path in files.items()
+    ]
+
+
+ATTEMPTS = [attempt for chapter in load_chapters().values() for attempt in attempts(chapter)]
