@@ -22,6 +22,7 @@ from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
+from pyvmm.learn.errors import ExerciseUnusable
 from pyvmm.machine.errors import KvmUnusable, MachineNotCreated, VcpuNotStopped
 from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
@@ -35,6 +36,7 @@ from pyvmm.units import MIB
 REMEDIES: dict[type[UserError], str] = {
     CacheUnusable: "set XDG_CACHE_HOME to a directory that you may write to",
     HostMemoryUnavailable: "give the guest less with --memory",
+    ExerciseUnusable: "give the file that 'pyvmm learn N --exercise' has written",
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     OutputNotWritten: "choose another --output",

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pyvmm.errors import UserError
 from pyvmm.learn.chapter import Chapter
+from pyvmm.learn.errors import ExerciseUnusable
 
 CHECK_TIMEOUT_S = 30.0
 """Longest time that the check of a file may take; those of correct files take below a second."""
@@ -26,10 +26,6 @@ MAX_FILE_BYTES = 1 << 20
 """Largest file that is checked."""
 SHOWN_OUTPUT_BYTES = 2048
 """Most bytes of the file's output that an outcome has: the last ones."""
-
-
-class ExerciseUnusable(UserError):
-    """The file to check cannot be read."""
 
 
 class CheckOutcome(NamedTuple):

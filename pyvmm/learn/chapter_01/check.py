@@ -16,7 +16,7 @@ ABSENT_PORT, SERIAL_STATUS = 0x2FD, 0x3FD
 
 
 class CountingVcpu:
-    """The vCPU `vcpu`, which refuses to run for ever, and keeps the ports that were read."""
+    """The vCPU `vcpu`, which ends after `MAX_EXITS` exits, and keeps the ports that were read."""
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
