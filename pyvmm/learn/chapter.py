@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import pyvmm.learn
 
 Needs: TypeAlias = Literal["nothing", "kvm", "guest"]
-"""What a runnable part needs: nothing, KVM, or KVM and a guest.img."""
+"""The needs of a runnable part: nothing, KVM, or KVM and a guest.img."""
 _PACKAGE = re.compile(r"chapter_(\d\d)")
 
 
@@ -28,7 +28,7 @@ class Chapter:
     slug: str
     title: str
     goal: str
-    """What the student can do afterwards, as a sentence in the imperative."""
+    """The task that the student can do afterwards, as a sentence in the imperative."""
     minutes: int
     run_needs: Needs
     check_needs_kvm: bool = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runnable part of a chapter is given, and ways to record the events of a test board.
+"""The surroundings of a runnable part, and a way to record the events of a test board.
 
 def run(stage: Stage) -> None:
     with record_events(stage.recording) as events:
