@@ -152,23 +152,41 @@ class Recording:
                 raise FormatError(f"it is damaged: events are missing before byte {after.offset}")
 
     def _next_run(self, offset: int, end: int) -> list[_Place]:
-        """Return the next intact chunk from `offset` and those that follow it; [] without one."""
+        """Return the next intact chunk from `offset` and those that follow it; [] without one.
+
+        The work is linear in the size of the file: a place that begins like a chunk is read only if
+        that chunk would end where another begins, and all that prove to be none are together no
+        longer than the range. FormatError if they are: no writer leaves so many.
+        """
+        begin, most_bytes = offset, end - offset
         while offset < end:
             self._file.seek(offset)
             data = self._file.read(min(_SCAN_BYTES, end - offset))
             if not data:
                 break
             for at in range(0, len(data), layout.ALIGNMENT):
-                if data.startswith(layout.CHUNK_MAGIC, at):
-                    places, _ = self._run(offset + at, end)
-                    if places:
-                        return places
+                if not data.startswith(layout.CHUNK_MAGIC, at):
+                    continue
+                header = self._header(offset + at)
+                if header is None or not self._is_boundary(offset + at + header.size_bytes, end):
+                    continue
+                if places := self._run(offset + at, end)[0]:
+                    return places
+                most_bytes -= header.size_bytes
+                if most_bytes < 0:
+                    raise FormatError(f"it is damaged at byte {begin}")
             offset += layout.aligned(len(data))
         return []
 
     def _header(self, offset: int) -> ChunkHeader | None:
         self._file.seek(offset)
         return layout.decode_chunk_header(self._file.read(layout.CHUNK_HEADER_BYTES))
+
+    def _is_boundary(self, offset: int, end: int) -> bool:
+        """Return whether a chunk can end at `offset`: at `end`, or before a chunk or a marker."""
+        self._file.seek(offset)
+        magic = self._file.read(len(layout.CHUNK_MAGIC))
+        return offset == end or (offset < end and magic in (layout.CHUNK_MAGIC, layout.END_MAGIC))
 
     def _is_marker(self, offset: int) -> bool:
         self._file.seek(offset)

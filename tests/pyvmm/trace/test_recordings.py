@@ -19,6 +19,8 @@ from pyvmm.trace.recorder import Recorder
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_file import RecordingFile
 from pyvmm.trace.recording_format import (
+    ALIGNMENT,
+    CHUNK_MAGIC,
     DATA_OFFSET,
     MAGIC,
     MIN_LIMIT_BYTES,
@@ -124,6 +126,21 @@ def test_a_ring_is_readable_after_each_chunk(tmp_path: Path) -> None:
             found = values(tmp_path / "r")
             assert found == [*range(value + 1 - len(found), value + 1)]
     file.close()
+
+
+def test_beginnings_of_chunks_in_an_overwritten_chunk_hide_no_events(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", [large_batch(value) for value in range(100)], MIN_LIMIT_BYTES)
+    expected = values(path)
+    data = bytearray(path.read_bytes())
+    end = DATA_OFFSET  # of the newest chunk
+    while header := decode_chunk_header(bytes(data[end : end + ALIGNMENT])):
+        end += header.size_bytes
+    oldest = data.index(CHUNK_MAGIC, end)
+    assert oldest - end > 100 * ALIGNMENT
+    for at in range(end + ALIGNMENT, oldest, ALIGNMENT):
+        struct.pack_into("<4sIII", data, at, CHUNK_MAGIC, 0, (1 << 20) + at, 100)
+    path.write_bytes(data)
+    assert values(path) == expected
 
 
 def test_a_ring_is_of_a_useful_size(tmp_path: Path) -> None:
