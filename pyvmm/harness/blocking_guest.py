@@ -50,8 +50,9 @@ class Guest:
     """A running guest of the kernel `image` that has answered; it ends with its `with` block.
 
     `image` is a guest.img or any other kernel. `boot_timeout_s` is the longest time for the boot.
-    Raises `KvmUnusable`, and what `config_with_agent`, `guest_session` and
-    `GuestSession.wait_for_agent` raise.
+    The guest's events are recorded in the file `record`, for `pyvmm recording`. Raises
+    `KvmUnusable`, and what `config_with_agent`, `guest_session` and `GuestSession.wait_for_agent`
+    raise.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Guest:
         image: Path | str,
         *,
         boot_timeout_s: float = AGENT_TIMEOUT_S,
+        record: Path | str | None = None,
         **options: Unpack[GuestOptions],
     ) -> None:
         check_kvm()
         config, overlay = config_with_agent(Path(image), **options)
-        self._start(guest_session(config, overlay=overlay), boot_timeout_s)
+        session = guest_session(config, overlay=overlay, record=_path(record))
+        self._start(session, boot_timeout_s)
 
     @classmethod
     def restore(
@@ -72,16 +75,18 @@ class Guest:
         *,
         timeout_s: float = AGENT_TIMEOUT_S,
         hugepages: HugePages = DEFAULT_HUGEPAGES,
+        record: Path | str | None = None,
     ) -> Guest:
         """Resume the guest of a snapshot, and wait until it answers.
 
-        Its RAM is in `hugepages`. The snapshot has to be of a `Guest` or of another machine of
-        `config_with_agent`. Raises `KvmUnusable`, and what `restored_session` and
-        `GuestSession.wait_for_agent` raise.
+        Its RAM is in `hugepages`, and its events are recorded in the file `record`. The snapshot
+        has to be of a `Guest` or of another machine of `config_with_agent`. Raises `KvmUnusable`,
+        and what `restored_session` and `GuestSession.wait_for_agent` raise.
         """
         check_kvm()
         guest = cls.__new__(cls)
-        guest._start(restored_session(Path(path), hugepages=hugepages), timeout_s)
+        session = restored_session(Path(path), hugepages=hugepages, record=_path(record))
+        guest._start(session, timeout_s)
         return guest
 
     def _start(self, session: AbstractAsyncContextManager[GuestSession], timeout_s: float) -> None:
@@ -161,6 +166,10 @@ class Guest:
             self._thread.finish(self._stack.aclose())
         finally:
             self._thread.close()
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def check_kvm() -> None:

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from pyvmm.harness.errors import SnapshotFailed
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.exit_result import ExitResult
-from pyvmm.trace.logging import LogTracer
+from pyvmm.trace.tracer import EventTracer
 from pyvmm.vm import VirtualMachine
 from pyvmm_native import PAGE_BYTES
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.snapshot.saver import SnapshotStatus
     from pyvmm.sockets.listener import MigrationListener
+    from pyvmm.trace.recorder import Recorder
 
 BALLOON_TIMEOUT_S = 600.0
 """Longest time that a resize may take."""
@@ -76,9 +77,11 @@ class GuestSession(ConsoleGuest[ExitResult]):
         vm: VirtualMachine,
         console: ScriptedConsole,
         running: asyncio.Task[ExitResult] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(console, running or asyncio.create_task(vm.run()))
         self.vm = vm
+        self._recorder = recorder
         self._runner: CommandRunner | None = None
 
     async def wait_for_agent(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
@@ -236,6 +239,8 @@ class GuestSession(ConsoleGuest[ExitResult]):
         if self._runner is not None:
             self._runner.close()
         self.vm.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
 
 def start_session(
@@ -244,14 +249,17 @@ def start_session(
     *,
     overlay: bytes = b"",
     devices: Sequence[CatalogueEntry] = CATALOGUE,
+    record: Path | None = None,
 ) -> GuestSession:
     """Start the VM of `config` on the running event loop; `GuestSession.close` ends it.
 
     Arguments and errors are those of `guest_session`.
     """
     console = ScriptedConsole()
-    vm = _create_vm(config, console, devices)
-    try:
+    with ExitStack() as stack:
+        tracer, recorder = _start_tracer(stack, record)
+        vm = _create_vm(config, console, devices, tracer)
+        stack.callback(vm.close)
         if snapshot is None:
             vm.boot(overlay)
         else:
@@ -259,11 +267,9 @@ def start_session(
             from pyvmm.snapshot.restore import restore
 
             restore(snapshot, vm)
-    except BaseException:
-        vm.close()
-        raise
+        stack.pop_all()
     console.connect(vm.console_input)
-    return GuestSession(vm, console)
+    return GuestSession(vm, console, recorder=recorder)
 
 
 @asynccontextmanager
@@ -273,14 +279,15 @@ async def guest_session(
     *,
     overlay: bytes = b"",
     devices: Sequence[CatalogueEntry] = CATALOGUE,
+    record: Path | None = None,
 ) -> AsyncIterator[GuestSession]:
     """Run the VM of `config` for the length of the block; it is booted, and closed at the end.
 
     `overlay` is an archive to add to its initramfs. With `snapshot`, whose `config` it must be, the
-    VM is restored and resumed. `devices` are the PCI devices that the VM may have. Raises
-    `UserError`.
+    VM is restored and resumed. `devices` are the PCI devices that the VM may have. Its events are
+    recorded in the file `record`. Raises `UserError`.
     """
-    session = start_session(config, snapshot, overlay=overlay, devices=devices)
+    session = start_session(config, snapshot, overlay=overlay, devices=devices, record=record)
     try:
         yield session
     finally:
@@ -293,17 +300,18 @@ async def restored_session(
     *,
     devices: Sequence[CatalogueEntry] = CATALOGUE,
     hugepages: HugePages = DEFAULT_HUGEPAGES,
+    record: Path | None = None,
 ) -> AsyncIterator[GuestSession]:
     """Resume the guest of a snapshot for the length of the block; `devices` are those of its VM.
 
-    Its RAM is in `hugepages`. Raises `UserError`.
+    Its RAM is in `hugepages`, and its events are recorded in the file `record`. Raises `UserError`.
     """
     # Late: saves 5 ms in scripts that boot.
     from pyvmm.snapshot.reader import SnapshotFile
 
     with SnapshotFile(path, part_kinds(devices)) as snapshot:
         config = replace(snapshot.config, hugepages=hugepages)
-        async with guest_session(config, snapshot, devices=devices) as guest:
+        async with guest_session(config, snapshot, devices=devices, record=record) as guest:
             yield guest
 
 
@@ -313,10 +321,12 @@ async def incoming_session(
     *,
     devices: Sequence[CatalogueEntry] = CATALOGUE,
     hugepages: HugePages = DEFAULT_HUGEPAGES,
+    record: Path | None = None,
 ) -> AsyncIterator[GuestSession]:
     """Wait for a VM that another pyvmm sends to `listener`, and run it as `guest_session` does.
 
-    Its RAM is in `hugepages` here. Raises `UserError` when the migration fails.
+    Its RAM is in `hugepages` here, and its events here are recorded in the file `record`. Raises
+    `UserError` when the migration fails.
     """
     # Late: saves 13 ms (ssl) in scripts that boot.
     from pyvmm.migration.incoming import accept_migration
@@ -324,33 +334,58 @@ async def incoming_session(
     console = ScriptedConsole()
     created: list[VirtualMachine] = []
 
-    def make(config: MachineConfig) -> VirtualMachine:
+    def close_created() -> None:
         while created:
             created.pop().close()
-        created.append(_create_vm(replace(config, hugepages=hugepages), console, devices))
-        return created[0]
 
-    try:
+    with ExitStack() as stack:
+        tracer, recorder = _start_tracer(stack, record)
+
+        def make(config: MachineConfig) -> VirtualMachine:
+            close_created()
+            config = replace(config, hugepages=hugepages)
+            created.append(_create_vm(config, console, devices, tracer))
+            return created[0]
+
+        stack.callback(close_created)
         running = await accept_migration(listener, make, devices)
-    except BaseException:
-        for vm in created:
-            vm.close()
-        raise
+        stack.pop_all()
     console.connect(created[0].console_input)
-    session = GuestSession(created[0], console, running)
+    session = GuestSession(created[0], console, running, recorder)
     try:
         yield session
     finally:
         await session.close()
 
 
+def _start_tracer(stack: ExitStack, record: Path | None) -> tuple[EventTracer, Recorder | None]:
+    """Return a tracer, and the recorder that writes its events to the file `record`, if any.
+
+    `stack` closes the recorder. Raises `RecordingNotWritten`.
+    """
+    tracer = EventTracer()
+    if record is None:
+        return tracer, None
+    # Late: saves 2 ms in scripts that record nothing.
+    from pyvmm.trace.recorder import Recorder
+    from pyvmm.trace.recording_file import RecordingFile
+
+    recorder = Recorder(tracer, RecordingFile(record))
+    recorder.start()
+    stack.callback(recorder.close)
+    return tracer, recorder
+
+
 def _create_vm(
-    config: MachineConfig, console: ScriptedConsole, devices: Sequence[CatalogueEntry]
+    config: MachineConfig,
+    console: ScriptedConsole,
+    devices: Sequence[CatalogueEntry],
+    tracer: EventTracer,
 ) -> VirtualMachine:
     return VirtualMachine(
         config,
         console_output=console.queue,
-        tracer=LogTracer(),
+        tracer=tracer,
         on_console_room=console.send_pending,
         devices=devices,
     )

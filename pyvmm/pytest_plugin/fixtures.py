@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyvmm.harness.agent_config import GuestOptions
     from pyvmm.harness.blocking_guest import Guest
     from pyvmm.pytest_plugin.guest_source import GuestSource
@@ -29,6 +31,7 @@ _OPTIONS = {
     "pyvmm_guest_scope": ("scope of the fixture guest: session, module or function", "session"),
     "pyvmm_memory": ("RAM of the guest", "1G"),
     "pyvmm_cpus": ("vCPUs of the guest", "1"),
+    "pyvmm_record": ("directory for a recording of each guest's events", "none"),
 }
 
 
@@ -72,10 +75,16 @@ def pyvmm_guest_source(pytestconfig: pytest.Config) -> Iterator[GuestSource]:
     # Late: saves 300 ms in runs that use no guest.
     from pyvmm.pytest_plugin.guest_source import GuestSource
 
-    image = str(pytestconfig.getini("pyvmm_image"))
-    path = (pytestconfig.inipath or pytestconfig.rootpath / "ini").parent / image if image else None
-    with GuestSource(path, pytestconfig) as source:
+    with GuestSource(
+        _path(pytestconfig, "pyvmm_image"), pytestconfig, _path(pytestconfig, "pyvmm_record")
+    ) as source:
         yield source
+
+
+def _path(config: pytest.Config, option: str) -> Path | None:
+    """Return the path that `option` has, relative to the configuration file."""
+    path = str(config.getini(option))
+    return (config.inipath or config.rootpath / "ini").parent / path if path else None
 
 
 @pytest.fixture(scope=_guest_scope)
@@ -85,9 +94,7 @@ def guest(
     pyvmm_guest_options: GuestOptions,
 ) -> Iterator[Guest]:
     """Run a guest that answers: a `pyvmm.harness.Guest`."""
-    if request.scope == "function":
-        with pyvmm_guest_source.restored(pyvmm_guest_options) as guest:
-            yield guest
-    else:
-        with pyvmm_guest_source.booted(pyvmm_guest_options) as guest:
-            yield guest
+    source = pyvmm_guest_source
+    start = source.restored if request.scope == "function" else source.booted
+    with start(pyvmm_guest_options, request.node.nodeid) as guest:
+        yield guest

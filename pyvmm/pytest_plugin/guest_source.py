@@ -4,13 +4,18 @@
 The first guest to be restored is booted, saved as soon as it answers, and ended. A restored guest
 reads its pages when it touches them, so it answers in a fraction of the time of a boot. There is a
 snapshot for each set of options; the source removes them in the end.
+
+With a directory for recordings, the events of each guest are in a file there that has the name of
+the test, module or session that the guest is for. The boot behind a snapshot is not recorded.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +37,24 @@ if TYPE_CHECKING:
 
 LAB_DIRECTORY = "/dev/shm"
 """Directory for snapshots in the lab, whose other directories are the host's."""
+MAX_NAME = 100
+"""Longest name of a recording, in characters."""
 
 
 class GuestSource:
     """Starts guests of the kernel `image`, or of the guest.img that pyvmm builds if it is None.
 
-    Use it in a `with` block. Errors that a user can mend fail the test, without a traceback.
+    Their events are recorded in files in the directory `recordings`, unless it is None. Use it in a
+    `with` block. Errors that a user can mend fail the test, without a traceback.
     """
 
-    def __init__(self, image: Path | None, config: pytest.Config) -> None:
+    def __init__(
+        self, image: Path | None, config: pytest.Config, recordings: Path | None = None
+    ) -> None:
         self._image = image
         self._config = config
+        self._recordings = recordings
+        self._names: Counter[str] = Counter()
         self._directory: Path | None = None
         self._snapshots: dict[str, Path] = {}
 
@@ -54,25 +66,36 @@ class GuestSource:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     @contextmanager
-    def booted(self, options: GuestOptions) -> Iterator[Guest]:
-        """Boot a guest for the length of the block."""
+    def booted(self, options: GuestOptions, node: str = "") -> Iterator[Guest]:
+        """Boot a guest for the length of the block; `node` is the id of what it is for."""
         with _failures():
-            guest = self._boot(options)
+            guest = self._boot(options, self._recording(node))
         with guest:
             yield guest
 
     @contextmanager
-    def restored(self, options: GuestOptions) -> Iterator[Guest]:
-        """Restore a guest that has just booted, for the length of the block."""
+    def restored(self, options: GuestOptions, node: str = "") -> Iterator[Guest]:
+        """Restore a guest that has just booted, for the length of the block; as `booted`."""
         with _failures():
-            guest = Guest.restore(self._snapshot(options))
+            guest = Guest.restore(self._snapshot(options), record=self._recording(node))
         with guest:
             yield guest
 
-    def _boot(self, options: GuestOptions) -> Guest:
+    def _recording(self, node: str) -> Path | None:
+        """Return the path of a new recording for the guest of `node`, which has the name of it."""
+        if self._recordings is None:
+            return None
+        self._recordings.mkdir(parents=True, exist_ok=True)
+        worker = getattr(self._config, "workerinput", {}).get("workerid", "")  # pytest-xdist
+        name = re.sub(r"[^\w.]+", "-", f"{worker} {node}").strip("-.")[:MAX_NAME] or "session"
+        self._names[name] += 1
+        suffix = f"-{self._names[name]}" if self._names[name] > 1 else ""
+        return self._recordings / f"{name}{suffix}.rec"
+
+    def _boot(self, options: GuestOptions, record: Path | None = None) -> Guest:
         check_kvm()  # before minutes of a build
         self._image = self._image or self._build_image()
-        return Guest(self._image, **options)
+        return Guest(self._image, record=record, **options)
 
     def _snapshot(self, options: GuestOptions) -> Path:
         """Return the snapshot of a guest with these options, which is taken for the first test."""

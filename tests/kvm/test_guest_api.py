@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.harness import CommandNotStarted, CommandTimeout, Guest, GuestExited
+from pyvmm.trace.recording import Recording
 from pyvmm.units import MIB
 
 pytestmark = pytest.mark.kvm
@@ -73,16 +74,22 @@ def test_a_restored_guest_answers_and_its_end_is_noticed(
     shared.run(["sh", "-c", "echo after >/state"], check=True)
     for _ in range(2):
         begin = time.monotonic()
-        with Guest.restore(directory / "snapshot") as guest:
+        with Guest.restore(directory / "snapshot", record=directory / "rec") as guest:
             seconds = time.monotonic() - begin
             assert guest.run(["cat", "/state"]).stdout == "before\n"
             assert guest.session.vm.balloon.actual == 4096
+    assert {"chain", "used", "interrupt"} <= recorded_kinds(directory / "rec")
     figure(f"Guest: answers {BOOT_SECONDS[-1]:.2f} s after a boot, {seconds:.2f} s after a restore")
     with Guest.restore(directory / "snapshot") as guest:
         with pytest.raises(GuestExited, match="guest-shutdown"):
             guest.run(["poweroff", "-f"])
         with pytest.raises(GuestExited):
             guest.run(["true"])
+
+
+def recorded_kinds(path: Path) -> set[str]:
+    with Recording(path) as recording:
+        return {event.kind for event in recording.events()}
 
 
 TESTS = """
@@ -106,7 +113,7 @@ def test_the_fixture_of_pytest_has_the_scope_that_is_configured(
     (directory / "test_it.py").write_text(TESTS)
     (directory / "pytest.ini").write_text(
         f"[pytest]\npyvmm_image = {guest_image}\npyvmm_guest_scope = {scope}\n"
-        "pyvmm_memory = 256M\npyvmm_cpus = 2\n"
+        "pyvmm_memory = 256M\npyvmm_cpus = 2\npyvmm_record = recordings\n"
     )
     options = ("-q", "-s", "-p", "pyvmm.pytest_plugin", "-p", "no:cacheprovider", "--durations=0")
     done = subprocess.run(
@@ -119,6 +126,9 @@ def test_the_fixture_of_pytest_has_the_scope_that_is_configured(
     assert done.returncode == 0, done.stdout + done.stderr
     for number, count in enumerate(counts):
         assert f"test {number}: count {count}, 2 vCPUs" in done.stdout
+    recordings = [*(directory / "recordings").iterdir()]
+    assert len(recordings) == counts.count(1)  # one for each guest
+    assert all("used" in recorded_kinds(path) for path in recordings)
     setups = [line.split()[0] for line in done.stdout.splitlines() if " setup " in line]
     figure(f"pytest's guest, scope {scope}: set up in {', '.join(setups)}")
     assert list(directory.parent.glob("pyvmm-pytest-*")) == []

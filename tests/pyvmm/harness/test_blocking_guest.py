@@ -79,7 +79,17 @@ def test_a_guest_that_does_not_answer_is_closed(
 
 def test_a_restored_guest_gets_the_huge_pages_that_were_chosen(session: FakeSession) -> None:
     Guest.restore("guest.snapshot", hugepages="hugetlbfs").close()
-    assert session.options == {"hugepages": "hugetlbfs"}
+    assert session.options["hugepages"] == "hugetlbfs"
+
+
+@pytest.mark.parametrize("start", [Guest, Guest.restore])
+def test_a_guest_is_recorded_in_the_file_that_was_chosen(
+    session: FakeSession, start: Callable[..., Guest]
+) -> None:
+    start("image", record="guest.rec").close()
+    assert session.options["record"] == Path("guest.rec")
+    start("image").close()
+    assert session.options["record"] is None
 
 
 def test_a_keyboard_interrupt_cancels_the_command_and_closes_the_guest(

@@ -18,28 +18,31 @@ import pyvmm.pytest_plugin.guest_source as guest_source
 class Guest:
     """Writes what happens to guests of this process to a file."""
 
-    def __init__(self, image, **options):
-        self.record(f"boot {Path(image).name} {sorted(options.items())}")
+    def __init__(self, image, record, **options):
+        self.note(f"boot {Path(image).name} {sorted(options.items())}", record)
 
     @classmethod
-    def restore(cls, path):
+    def restore(cls, path, record):
         guest = cls.__new__(cls)
-        guest.record(f"restore {path.read_text()}")
+        guest.note(f"restore {path.read_text()}", record)
         return guest
 
-    def record(self, line):
+    def note(self, line, recording=None):
+        if recording is not None:
+            assert recording.parent.is_dir()
+            line += f", recorded in {recording.relative_to(Path.cwd())}"
         with Path(f"guests-{os.getpid()}").open("a") as file:
             file.write(f"{line}\\n")
 
     def save_snapshot(self, path, keep_running):
         path.write_text(path.name)
-        self.record("save")
+        self.note("save")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        self.record("close")
+        self.note("close")
 
 guest_source.Guest = Guest
 guest_source.check_kvm = lambda: None
@@ -124,6 +127,32 @@ def test_options_come_from_the_configuration_and_from_an_overriding_fixture(
         "boot kernel [('append', 'nosmt'), ('ram_bytes', 536870912), ('vcpus', 2)]",
         "boot kernel [('ram_bytes', 536870912), ('vcpus', 2)]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scope", "names"),
+    [
+        ("session", ["session"]),
+        ("module", ["test_a.py", "test_b.py"]),
+        (
+            "function",
+            ["test_a.py-test_1", "test_a.py-test_2", "test_b.py-test_1-x", "test_b.py-test_1-x-2"],
+        ),
+    ],
+)
+def test_recordings_have_the_names_of_what_their_guests_are_for(
+    project: Project, scope: str, names: list[str]
+) -> None:
+    project.configure("pyvmm_record = rec/ordings", f"pyvmm_guest_scope = {scope}")
+    project.add(
+        "test_b.py",
+        "import pytest\n@pytest.mark.parametrize('text', ['x', '/x'])\n"
+        "def test_1(guest, text): pass\n",
+    )
+    done = project.run()
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
+    recorded = [line.partition(", recorded in ")[2] for line in project.guests()[0]]
+    assert list(filter(None, recorded)) == [f"rec/ordings/{name}.rec" for name in names]
 
 
 def test_every_worker_of_xdist_has_its_own_guest(project: Project) -> None:
