@@ -36,6 +36,7 @@ from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.vcpu_thread import KICK_SIGNAL
+from pyvmm.trace.tracer import EventTracer
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.snapshot.userfaultfd_loader import UserfaultfdLoader
     from pyvmm.state.records import Record
+    from pyvmm.trace.watch import EventWatch
     from pyvmm_native.runs import PageRuns
     from pyvmm_native.serial import ByteQueue
 
@@ -106,6 +108,8 @@ class VirtualMachine:
             console_throttle=console_throttle,
             devices=devices,
         )
+        if isinstance(tracer, EventTracer):
+            tracer.exits = lambda: [thread.exits for thread in machine.vcpu_threads]
         machine.exited.add(partial(self._soon, self.end))
         machine.failed.add(self.fail)
         machine.console_room.add(partial(self._soon, on_console_room))
@@ -322,6 +326,13 @@ class VirtualMachine:
 
             self._migrations = Migrations(self, tracer=self._tracer)
         return self._migrations
+
+    @cached_property
+    def event_watch(self) -> EventWatch:
+        """The events of the VM, for one client at a time."""
+        from pyvmm.trace.watch import EventWatch  # 2 modules that most guests never use
+
+        return EventWatch(self._tracer)
 
     @property
     def saving(self) -> bool:

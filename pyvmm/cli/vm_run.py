@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.sockets.unix import UnixListener
     from pyvmm.vm import VirtualMachine
-    from pyvmm_native.kvm_run import ExitCounters
 
 
 class VmRun:
@@ -76,23 +75,16 @@ class VmRun:
         from pyvmm.trace.recorder import Recorder
         from pyvmm.trace.recording_file import RecordingFile
 
-        recorder = Recorder(
-            self.tracer, RecordingFile(record.path, record.limit_bytes), self._exits
-        )
+        recorder = Recorder(self.tracer, RecordingFile(record.path, record.limit_bytes))
         recorder.start()
         self._stack.callback(recorder.close)
-
-    def _exits(self) -> list[ExitCounters]:
-        """Return the counters of all vCPUs; called by the recorder's thread."""
-        vm = self.vm
-        return [thread.exits for thread in vm.machine.vcpu_threads] if vm else []
 
     def adopt(self, vm: VirtualMachine) -> None:
         """Run `vm`: connect its ports, and limit the time that its end may take."""
         vm.ending.add_done_callback(lambda ending: self.signals.limit())
         self.vm = vm
         if self._record is not None:
-            for counters in self._exits():
+            for counters in self.tracer.exits():
                 counters.sample_every = self._record.sample_every
         if self._port_hosts is not None:
             self._port_hosts.connect(vm)

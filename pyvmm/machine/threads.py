@@ -11,7 +11,7 @@
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
 | console writer | `console-writer` | writes the output of a console or port | its byte queue; the rest through the event loop |
-| recorder | `recorder` | takes events and writes a recording | `EventBuffer.take`, its file; the exit counters of vCPUs |
+| event taker | `event-taker` | takes events; writes a recording and queues them for a client | `EventBuffer.take`, the recording's file; the exit counters of vCPUs; wakes the event loop |
 | output writer | `output-writer-N` | writes the output of a command in the guest to descriptor N | wakes the event loop |
 
 | lock | protects | held | taken while holding | taken by |
@@ -22,7 +22,9 @@
 | `LazyPages`'s mutex | the pages still to be loaded | while one block is read and checked | device lock | event loop, userfaultfd loader |
 | `ConsoleWriter`'s condition | waiting for output and for room | for a few instructions | device lock | event loop, vCPU, console writer |
 | `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last | device lock | event loop, vCPU, console writer |
-| `EventBuffer`'s mutex | the events that wait for the recorder | for the copy of a few bytes; taken last | device lock | event loop, vCPU, migration, recorder |
+| `EventTaker`'s lock | the sinks of the events | for a few instructions | no lock | event loop, event taker |
+| `EventBuffer`'s mutex | the events that wait for the taker | for the copy of a few bytes; taken last | device lock, `EventTaker`'s lock | event loop, vCPU, migration, event taker |
+| `ChunkQueue`'s lock | the events that wait for a client | for a few instructions | no lock | event loop, event taker |
 
 A class that is used by several threads has a line `Threads:` in its docstring that refers to these
 rows. `Owner` asserts the most important rule; `python -O` drops the check.

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from devices.listeners import Listeners
 from pyvmm.qmp.messages import QmpError
 
 QMP_TYPE_NAMES = {
@@ -70,21 +71,31 @@ class Parameter:
         return self.type is object or type(value) is self.type  # a boolean is not an integer
 
 
+class Client:
+    """The client of one session; `gone` is called when it has disconnected."""
+
+    def __init__(self) -> None:
+        self.gone: Listeners[[]] = Listeners()
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: its handler and its parameters.
 
-    `run` is called with the VM and the arguments by name, with underscores for hyphens; it returns
-    the command's value, or an awaitable of it.
+    `run` is called with the VM, the `Client` if the command is `of_client`, and the arguments by
+    name, with underscores for hyphens; it returns the command's value, or an awaitable of it.
     """
 
     run: Callable[..., Any]
     parameters: tuple[Parameter, ...] = ()
+    of_client: bool = False
+    """The effect depends on the client, or ends with its session."""
 
-    def execute(self, vm: Any, arguments: dict[str, Any]) -> Any:
-        """Check the arguments and run the command on `vm`. Raises `QmpError`."""
+    def execute(self, vm: Any, arguments: dict[str, Any], client: Client) -> Any:
+        """Check the arguments and run the command on `vm` for `client`. Raises `QmpError`."""
         self._check(arguments)
-        return self.run(vm, **{name.replace("-", "_"): arguments[name] for name in arguments})
+        named = {name.replace("-", "_"): arguments[name] for name in arguments}
+        return self.run(vm, client, **named) if self.of_client else self.run(vm, **named)
 
     def _check(self, arguments: dict[str, Any]) -> None:
         for parameter in self.parameters:

@@ -14,19 +14,19 @@ from typing import Any
 
 from pyvmm.qmp import guest_request_commands as guest_requests
 from pyvmm.qmp import migration_commands as migration
-from pyvmm.qmp import qom, vm_commands
+from pyvmm.qmp import qom, trace_commands, vm_commands
 from pyvmm.qmp import snapshot_commands as snapshots
-from pyvmm.qmp.command import Command
+from pyvmm.qmp.command import Client, Command
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.vm_control import VmControl
 
 
-def execute(vm: VmControl, request: Request) -> Any:
-    """Run `request` on `vm`; return its value or an awaitable of it. Raises `QmpError`."""
+def execute(vm: VmControl, request: Request, client: Client) -> Any:
+    """Run `request` of `client` on `vm`; return its value or an awaitable. Raises `QmpError`."""
     command = COMMANDS.get(request.command)
     if command is None:
         raise QmpError(f"The command {request.command} has not been found", "CommandNotFound")
-    return command.execute(vm, request.arguments)
+    return command.execute(vm, request.arguments, client)
 
 
 def query_commands(vm: VmControl) -> list[dict[str, str]]:
@@ -47,4 +47,5 @@ COMMANDS = {
     **snapshots.COMMANDS,
     **migration.COMMANDS,
     **qom.COMMANDS,
+    **trace_commands.COMMANDS,
 }

@@ -28,7 +28,8 @@ from pyvmm.qmp.session import QmpSession
 from pyvmm.qmp.vm_control import VmControl
 from pyvmm.sockets.hang_ups import HangUpWatcher
 
-MAX_UNSENT_BYTES = 1 << 20
+MAX_UNSENT_BYTES = 2 << 20
+"""The largest reply, 1.4 MiB of `x-read-memory`, and events behind it."""
 MAX_TOTAL_INPUT_BYTES = 4 << 20
 MAX_TOTAL_UNSENT_BYTES = 8 << 20
 BATCH_REQUESTS = 16
@@ -66,6 +67,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.discard(self)
         self._stop_serving()
+        self._session.close()
         self._closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:

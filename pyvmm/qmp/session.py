@@ -19,6 +19,7 @@ from typing import Any
 
 from pyvmm.errors import UserError
 from pyvmm.qmp import messages as qmp
+from pyvmm.qmp.command import Client
 from pyvmm.qmp.commands import execute
 from pyvmm.qmp.messages import QmpError
 from pyvmm.qmp.vm_control import VmControl
@@ -33,7 +34,12 @@ class QmpSession:
 
     def __init__(self, vm: VmControl) -> None:
         self._vm = vm
+        self._client = Client()
         self.negotiated = False
+
+    def close(self) -> None:
+        """End what depends on the client, which has disconnected."""
+        self._client.gone()
 
     def reply(self, message: Mapping[str, Any]) -> bytes | Awaitable[bytes]:
         """Return the reply to `message`, with its "id" if any; awaitable if the command waits."""
@@ -66,7 +72,7 @@ class QmpSession:
             raise QmpError(
                 f"Expecting capabilities negotiation with '{_NEGOTIATE}'", "CommandNotFound"
             )
-        value = execute(self._vm, request)
+        value = execute(self._vm, request, self._client)
         self.negotiated = True
         return value
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.ports import GuestRam
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
+    from pyvmm.trace.watch import EventWatch
     from pyvmm_native.runs import PageRuns
 
 
@@ -31,6 +33,14 @@ class VmControl(Protocol):
     @property
     def ram_pages(self) -> PageRuns:
         """Return the pages of that RAM, by guest-physical address."""
+
+    @property
+    def ram(self) -> GuestRam:
+        """Return that RAM."""
+
+    @property
+    def event_watch(self) -> EventWatch:
+        """Return the events, for one client at a time."""
 
     @property
     def memory_backing(self) -> MemoryBacking:

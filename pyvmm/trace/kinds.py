@@ -86,7 +86,7 @@ _ACCESSES = (
     EventKind(
         "vm_exits",
         "Exits of a vCPU since the machine was created, whenever a batch is taken.",
-        "pyvmm.trace.recorder",
+        "pyvmm.trace.taker",
         {
             "vcpu": "number of the vCPU",
             "fast_path": "accesses served in the KVM_RUN loop",

@@ -65,7 +65,10 @@ class RecordingFile:
 
     def write(self, batch: Batch) -> None:
         """Append the chunk of `batch`. Raises OSError."""
-        chunk = encode_chunk(batch)
+        self.write_chunk(encode_chunk(batch), batch)
+
+    def write_chunk(self, chunk: bytes, batch: Batch) -> None:
+        """Append `chunk`, that of `batch`. Raises OSError."""
         if self._limit and self._place + len(chunk) > self._limit:
             if self._place < self._limit:
                 marker = END_MAGIC.ljust(ALIGNMENT, b"\0")

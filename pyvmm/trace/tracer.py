@@ -3,32 +3,36 @@
 
     tracer = EventTracer()
     vm = VirtualMachine(config, tracer=tracer, ...)
-    wake_fd = tracer.start()            # readable when there is much to take
-    while ...:
-        batch = tracer.native.take()    # every 500 ms, or when it wakes
-    last = tracer.stop()
+    tracer.taker.add(sink)              # a recorder, or a client that watches
 
-All emitters fill one `EventBuffer`, and one thread takes from it. Until `start` no event is kept,
-and frequent ones are not even made. Events go to the log as well, except those that are too
-frequent for it, which `quiet` receives.
+All emitters fill one `EventBuffer`, and one thread, `EventTaker`, takes from it. While there is no
+sink no event is kept, and frequent ones are not even made. Events go to the log as well, except
+those that are too frequent for it, which `quiet` receives.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.events import HALF_BYTES, EventBuffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pyvmm.trace.taker import EventTaker
     from pyvmm_native.events import Batch
+    from pyvmm_native.kvm_run import ExitCounters
 
 
 class EventTracer(LogTracer):
     """A `devices.ports.Tracer` that keeps events while it is watched, and logs them.
 
-    Threads: events come from any thread; `start` and `stop` are called by one thread at a time, and
-    while it is started `native.take` by one other.
+    `exits` returns the counters of exits of the machine, by vCPU.
+
+    Threads: events come from any thread; `start`, `stop` and `native.take` are called by one thread
+    at a time, which is `taker` while that has sinks.
     """
 
     native: EventBuffer
@@ -38,10 +42,19 @@ class EventTracer(LogTracer):
         super().__init__()
         self._logs_frequent = self.watched
         self.native = EventBuffer()
+        self.exits: Callable[[], Iterable[ExitCounters]] = tuple
         # Of this class, too: what reads `watched` for every register is fastest with one class.
         self.quiet = quiet = EventTracer.__new__(EventTracer)
         quiet.watched, quiet.native, quiet.quiet = False, self.native, quiet
         quiet.event = self.native.event  # type: ignore[method-assign]
+
+    @cached_property
+    def taker(self) -> EventTaker:
+        """The thread that takes the events."""
+        # 3 modules, for machines whose events are recorded or watched.
+        from pyvmm.trace.taker import EventTaker
+
+        return EventTaker(self)
 
     def start(self, half_bytes: int = HALF_BYTES) -> int:
         """Keep events from now on; as `EventBuffer.start`."""

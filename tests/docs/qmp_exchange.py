@@ -97,6 +97,7 @@ def exchanges() -> list[Example]:
             await _object_model(recorder)
             await _snapshot(recorder)
             await _migration(recorder, directory)
+            await _watch(recorder)
             await _end(recorder)
         finally:
             await server.close()
@@ -197,6 +198,16 @@ def _progress() -> MigrationProgress:
         dirty_pages_rate=15_000,
         throttle_percentage=20,
     )
+
+
+async def _watch(recorder: Recorder) -> None:
+    await recorder.ask("x-trace-start")
+    recorder.vm.tracer.event("balloon.target", pages=1024)
+    await recorder.ask("x-trace-read", timeout=5)
+    await recorder.ask("x-trace-stop")
+    recorder.vm.ram.memory.write(0x1000, b"available")
+    await recorder.ask("x-read-memory", gpa=0x1000, size=16)
+    await recorder.ask("x-read-memory", gpa=1 << 40, size=16)
 
 
 async def _end(recorder: Recorder) -> None:

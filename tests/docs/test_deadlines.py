@@ -19,7 +19,9 @@ PAGE = ROOT / "docs/reference/deadlines.md"
 ROW = re.compile(r"^\| [^|]+ \| ([\d.]+) \| `([\w.]+)` \| [^|]+ \|$", re.MULTILINE)
 CONSTANT = re.compile(r"_?[A-Z_]*(TIMEOUT|TIME_LIMIT|GRACE_PERIOD|DIAGNOSIS)_S")
 ELSEWHERE = {
-    "pyvmm.qmp.guest_request_commands.MAX_TIMEOUT_S",  # the largest that a client may ask for
+    # The largest that a client may ask for.
+    "pyvmm.qmp.guest_request_commands.MAX_TIMEOUT_S",
+    "pyvmm.qmp.trace_commands.MAX_TIMEOUT_S",
 }
 
 

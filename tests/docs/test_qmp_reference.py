@@ -22,6 +22,7 @@ from tests.project.sources import ROOT
 
 VOLATILE = {
     "bandwidth",
+    "chunk",
     "dirty-pages-rate",
     "dirty-sync-count",
     "downtime",
@@ -68,7 +69,7 @@ def test_a_command_is_declared_as_its_handler_is(name: str) -> None:
     command = COMMANDS[name]
     signature = inspect.signature(command.run).parameters
     declared = {each.name.replace("-", "_"): each for each in command.parameters}
-    assert list(signature) == ["vm", *declared]
+    assert list(signature) == ["vm", *["client"] * command.of_client, *declared]
     for argument, parameter in declared.items():
         assert parameter.required == (signature[argument].default is inspect.Parameter.empty)
         annotation = signature[argument].annotation.removesuffix(" | None")

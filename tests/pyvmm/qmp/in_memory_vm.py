@@ -33,6 +33,8 @@ from pyvmm.migration.outgoing import Migrations
 from pyvmm.qmp.server import ControlServer
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
+from pyvmm.trace.tracer import EventTracer
+from pyvmm.trace.watch import EventWatch
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
 
@@ -120,6 +122,14 @@ class InMemoryVm:
     @cached_property
     def migrations(self) -> Migrations:
         return Migrations(self)
+
+    @cached_property
+    def tracer(self) -> EventTracer:
+        return EventTracer()
+
+    @cached_property
+    def event_watch(self) -> EventWatch:
+        return EventWatch(self.tracer)
 
     @property
     def saving(self) -> bool:

@@ -281,7 +281,8 @@ def test_a_recording_in_progress_is_not_replaced(tmp_path: Path) -> None:
 def test_a_recorder_writes_within_a_second_and_at_its_end(tmp_path: Path) -> None:
     tracer = EventTracer()
     counters = ExitCounters()
-    recorder = Recorder(tracer, RecordingFile(tmp_path / "r"), lambda: [counters])
+    tracer.exits = lambda: [counters]
+    recorder = Recorder(tracer, RecordingFile(tmp_path / "r"))
     tracer.event("echo.early", value=0)
     recorder.start()
     for value in range(1000):
@@ -304,7 +305,7 @@ def test_a_full_disk_ends_the_recording_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class FullDisk(RecordingFile):
-        def write(self, batch: Batch) -> None:
+        def write_chunk(self, chunk: bytes, batch: Batch) -> None:
             raise OSError(28, "No space left on device")
 
     tracer = EventTracer()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that watch the guest's events and read its memory; all are pyvmm's own.
+
+The client that starts to watch is the only one that can read the events, and its watch ends with
+its connection.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.qmp.command import Command, Parameter
+from pyvmm.qmp.messages import QmpError
+from pyvmm_native.memory import GuestAddressError
+
+if TYPE_CHECKING:
+    from pyvmm.qmp.command import Client
+    from pyvmm.qmp.vm_control import VmControl
+
+FORMAT = 1
+"""Version of the recording format, of which each chunk is."""
+MAX_TIMEOUT_S = 10
+MAX_READ_BYTES = 1 << 20
+
+
+def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
+    """Start to watch the events of the guest.
+
+    One client watches at a time, and only it may read the events. The watch ends with
+    `x-trace-stop` or when the client disconnects. A recording goes on beside it. Events are kept
+    from this command on; what happened before is not repeated.
+
+    Returns:
+        format: the version of the format of chunks, 1: that of [recordings](events.md)
+    Errors:
+        GenericError: another client watches, or the events of this guest cannot be watched
+    In QEMU:
+        no such command; `trace-event-set-state` enables events for a log of the process
+    """
+    vm.event_watch.start(client)
+    client.gone.add(lambda: vm.event_watch.leave(client))
+    return {"format": FORMAT}
+
+
+async def trace_read(vm: VmControl, client: Client, timeout: float = 1.0) -> dict[str, Any]:
+    """Wait for events, and return the next chunk of them.
+
+    At most 8 MiB of chunks wait for the client; beyond that, events are dropped and counted. The
+    guest does not wait for the client.
+
+    Arguments:
+        timeout: the longest wait for an event
+    Returns:
+        chunk: one chunk of a [recording](events.md), its header and its body, in base64; null if
+            there is no event
+        events: the number of events in it
+        dropped: the number of events that were lost since the last read because the client was too
+            slow; those that the chunk itself counts were lost in addition
+    Errors:
+        GenericError: this client does not watch the events
+    In QEMU:
+        no such command
+    """
+    found = await vm.event_watch.read(client, timeout)
+    chunk = None if found.chunk is None else base64.b64encode(found.chunk).decode()
+    return {"chunk": chunk, "events": found.events, "dropped": found.dropped}
+
+
+def trace_stop(vm: VmControl, client: Client) -> dict[str, Any]:
+    """End the watch of this client.
+
+    Errors:
+        GenericError: this client does not watch the events
+    In QEMU:
+        no such command
+    """
+    vm.event_watch.stop(client)
+    return {}
+
+
+def read_memory(vm: VmControl, gpa: int, size: int) -> dict[str, Any]:
+    """Return a part of the guest's RAM as it is at the moment, while the guest may be writing it.
+
+    Arguments:
+        gpa: the guest-physical address
+        size: the number of bytes
+    Returns:
+        data: the bytes, in base64
+    Errors:
+        GenericError: a byte is outside RAM
+    In QEMU:
+        `pmemsave` writes them to a file; the monitor's `xp` prints them
+    """
+    try:
+        data = vm.ram.memory.read(gpa, size)
+    except GuestAddressError:
+        raise QmpError(f"{size} bytes at {gpa:#x} are not all in the guest's RAM") from None
+    return {"data": base64.b64encode(data).decode()}
+
+
+_TIMEOUT = Parameter(
+    "timeout",
+    float,
+    required=False,
+    expects=f"seconds, from 0 to {MAX_TIMEOUT_S}",
+    accepts=lambda value: 0 <= value <= MAX_TIMEOUT_S,
+)
+_GPA = Parameter(
+    "gpa",
+    int,
+    expects="an address, from 0 to 2^64 - 1",
+    accepts=lambda value: 0 <= value < 1 << 64,
+)
+_SIZE = Parameter(
+    "size",
+    int,
+    expects=f"bytes, from 1 to {MAX_READ_BYTES}",
+    accepts=lambda value: 1 <= value <= MAX_READ_BYTES,
+)
+
+COMMANDS = {
+    "x-trace-start": Command(trace_start, of_client=True),
+    "x-trace-read": Command(trace_read, (_TIMEOUT,), of_client=True),
+    "x-trace-stop": Command(trace_stop, of_client=True),
+    "x-read-memory": Command(read_memory, (_GPA, _SIZE)),
+}
