@@ -8,10 +8,13 @@ its connection.
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.qmp.command import Command, Parameter
 from pyvmm.qmp.messages import QmpError
+from pyvmm.trace.errors import WatchRefused
 from pyvmm_native.memory import GuestAddressError
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
     """Start to watch the events of the guest.
 
     One client watches at a time, and only it may read the events. The watch ends with
-    `x-trace-stop` or when the client disconnects. A recording goes on beside it. Events are kept
+    `x-trace-stop` or when the client disconnects. A recording continues beside it. Events are kept
     from this command on; what happened before is not repeated.
 
     Returns:
@@ -38,7 +41,8 @@ def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
     In QEMU:
         no such command; `trace-event-set-state` enables events for a log of the process
     """
-    vm.event_watch.start(client)
+    with _refusals():
+        vm.event_watch.start(client)
     client.gone.add(lambda: vm.event_watch.leave(client))
     return {"format": FORMAT}
 
@@ -62,7 +66,8 @@ async def trace_read(vm: VmControl, client: Client, timeout: float = 1.0) -> dic
     In QEMU:
         no such command
     """
-    found = await vm.event_watch.read(client, timeout)
+    with _refusals():
+        found = await vm.event_watch.read(client, timeout)
     chunk = None if found.chunk is None else base64.b64encode(found.chunk).decode()
     return {"chunk": chunk, "events": found.events, "dropped": found.dropped}
 
@@ -75,7 +80,8 @@ def trace_stop(vm: VmControl, client: Client) -> dict[str, Any]:
     In QEMU:
         no such command
     """
-    vm.event_watch.stop(client)
+    with _refusals():
+        vm.event_watch.stop(client)
     return {}
 
 
@@ -97,6 +103,14 @@ def read_memory(vm: VmControl, gpa: int, size: int) -> dict[str, Any]:
     except GuestAddressError:
         raise QmpError(f"{size} bytes at {gpa:#x} are not all in the guest's RAM") from None
     return {"data": base64.b64encode(data).decode()}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except WatchRefused as error:
+        raise QmpError(str(error)) from None
 
 
 _TIMEOUT = Parameter(

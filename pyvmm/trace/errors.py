@@ -14,13 +14,5 @@ class RecordingUnusable(UserError):
     """A file is no recording, is damaged, or was written by another version of pyvmm."""
 
 
-class EventsAlreadyWatched(UserError):
-    """Another client watches the events of the guest."""
-
-
-class EventsNotWatched(UserError):
-    """A client that does not watch the events asks for them."""
-
-
-class EventsNotKept(UserError):
-    """The VM was created with a tracer that keeps no events."""
+class WatchRefused(Exception):
+    """A client cannot watch the events, or does not: the message says why."""

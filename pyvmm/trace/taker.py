@@ -69,7 +69,7 @@ class EventTaker:
         self._tracer = tracer
         self._lock = threading.Lock()
         self._sinks: list[EventSink] = []
-        self._leaving: list[EventSink] = []
+        self._removed: list[EventSink] = []
         self._counted: dict[int, tuple[int, ...]] = {}
         self._request_fd = -1
 
@@ -95,8 +95,8 @@ class EventTaker:
     def remove(self, sink: EventSink) -> None:
         """Pass the events so far to `sink`, and no others; `EventSink.end` follows soon."""
         with self._lock:
-            if sink in self._sinks and sink not in self._leaving:
-                self._leaving.append(sink)
+            if sink in self._sinks and sink not in self._removed:
+                self._removed.append(sink)
                 os.eventfd_write(self._request_fd, 1)
 
     def hurry(self) -> None:
@@ -117,8 +117,8 @@ class EventTaker:
             self._emit_exits()
             with self._lock:
                 sinks = tuple(self._sinks)
-                leaving, self._leaving = self._leaving, []
-                self._sinks = [sink for sink in sinks if sink not in leaving]
+                removed, self._removed = self._removed, []
+                self._sinks = [sink for sink in sinks if sink not in removed]
                 last = not self._sinks
                 batch = self._tracer.stop() if last else self._tracer.native.take()
                 if last:
@@ -128,7 +128,7 @@ class EventTaker:
                 chunk = encode_chunk(batch)
                 for sink in sinks:
                     sink.put(chunk, batch)
-            for sink in leaving:
+            for sink in removed:
                 sink.end()
             if last:
                 return

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.listeners import Listeners
-from pyvmm.trace.errors import EventsAlreadyWatched, EventsNotKept, EventsNotWatched
+from pyvmm.trace.errors import WatchRefused
 from pyvmm.trace.tracer import EventTracer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MAX_WAITING_BYTES = 8 << 20
 """Chunks that wait for the client."""
 
 
-class WatchedEvents(NamedTuple):
+class ReadEvents(NamedTuple):
     """The result of one read."""
 
     chunk: bytes | None
@@ -71,15 +71,15 @@ class ChunkQueue:
     def end(self) -> None:
         """As `EventSink.end`."""
 
-    def get(self) -> WatchedEvents:
+    def get(self) -> ReadEvents:
         """Return the next chunk, if there is one."""
         with self._lock:
             dropped, self._dropped = self._dropped, 0
             if not self._chunks:
-                return WatchedEvents(None, 0, dropped)
+                return ReadEvents(None, 0, dropped)
             chunk, events = self._chunks.popleft()
             self._bytes -= len(chunk)
-            return WatchedEvents(chunk, events, dropped)
+            return ReadEvents(chunk, events, dropped)
 
 
 class EventWatch:
@@ -104,12 +104,12 @@ class EventWatch:
     def start(self, client: object) -> None:
         """Begin the watch of `client`.
 
-        Raises `EventsAlreadyWatched`, or `EventsNotKept` if the tracer keeps none.
+        Raises `WatchRefused` if another client watches, or the tracer keeps no events.
         """
         if self._client is not None:
-            raise EventsAlreadyWatched("The events are already watched")
+            raise WatchRefused("The events are already watched")
         if not isinstance(self._tracer, EventTracer):
-            raise EventsNotKept("The events of this guest cannot be watched")
+            raise WatchRefused("The events of this guest cannot be watched")
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -122,10 +122,10 @@ class EventWatch:
         self._queue, self._arrived, self._client = queue, arrived, client
         self.last_read = loop.time()
 
-    async def read(self, client: object, timeout_s: float) -> WatchedEvents:
+    async def read(self, client: object, timeout_s: float) -> ReadEvents:
         """Wait at most `timeout_s` for events, and return the next chunk.
 
-        Raises `EventsNotWatched`.
+        Raises `WatchRefused`.
         """
         self.check(client)
         queue, arrived = self._queue, self._arrived
@@ -146,7 +146,7 @@ class EventWatch:
         return found
 
     def stop(self, client: object) -> None:
-        """End the watch of `client`; raises `EventsNotWatched`."""
+        """End the watch of `client`; raises `WatchRefused`."""
         self.check(client)
         assert isinstance(self._tracer, EventTracer)
         self._tracer.taker.remove(self._queue)
@@ -159,6 +159,6 @@ class EventWatch:
             self.stop(client)
 
     def check(self, client: object) -> None:
-        """Raise `EventsNotWatched` unless `client` watches the events."""
+        """Raise `WatchRefused` unless `client` watches the events."""
         if self._client is None or self._client is not client:
-            raise EventsNotWatched("The events are not watched by this client")
+            raise WatchRefused("The events are not watched by this client")

@@ -11,7 +11,8 @@ from devices.balloon import bitmap, misc, records
 from devices.console.names import MAX_PORTS
 from devices.console.port import MAX_WRITE_BYTES
 from devices.virtio import device
-from pyvmm.qmp import json_stream, server
+from pyvmm.qmp import connection, json_stream, server
+from pyvmm.trace import watch
 from pyvmm.units import MIB
 from pyvmm_native import events
 from tests.project.sources import ROOT
@@ -38,13 +39,18 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
             "bitmap or records of a balloon message; messages of a response",
             f"{bitmap.MAX_BITMAP_BYTES // MIB} MiB; {misc.MAX_MESSAGES:,}",
         ),
-        ("events that wait for a recording", f"{events.HALF_BYTES // MIB} MiB"),
+        ("events that wait to be recorded or watched", f"{events.HALF_BYTES // MIB} MiB"),
         (
             "message on the control socket",
             f"{json_stream.MAX_MESSAGE_BYTES // MIB} MiB, {json_stream.MAX_DEPTH} levels of "
             f"nesting, {json_stream.MAX_TOKENS} tokens",
         ),
         ("clients of the control socket", str(server.MAX_CLIENTS)),
+        (
+            "unread output of a client when there is an event",
+            f"{connection.MAX_UNSENT_BYTES // MIB} MiB",
+        ),
+        ("events that wait for a client that watches", f"{watch.MAX_WAITING_BYTES // MIB} MiB"),
     ],
 )
 def test_a_limit_is_that_of_the_code(bound: str, value: str) -> None:
