@@ -21,12 +21,15 @@ from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.vm_control import VmControl
 
 
-def execute(vm: VmControl, request: Request, client: Client) -> Any:
-    """Run `request` of `client` on `vm`; return its value or an awaitable. Raises `QmpError`."""
+def execute(vm: VmControl, request: Request, client: Client | None = None) -> Any:
+    """Run `request` of `client` on `vm`; return its value or an awaitable of it.
+
+    Without a client, the request is the only one of its client. Raises `QmpError`.
+    """
     command = COMMANDS.get(request.command)
     if command is None:
         raise QmpError(f"The command {request.command} has not been found", "CommandNotFound")
-    return command.execute(vm, request.arguments, client)
+    return command.execute(vm, request.arguments, client or Client())
 
 
 def query_commands(vm: VmControl) -> list[dict[str, str]]:

@@ -15,7 +15,6 @@ from qemu.qmp import EventListener, QMPClient
 
 from pyvmm.migration.errors import MigrationError
 from pyvmm.qmp import commands
-from pyvmm.qmp.command import Client
 from pyvmm.qmp.messages import QmpError, Request
 from pyvmm.qmp.server import ControlServer
 from pyvmm.sockets.addresses import UnixAddress
@@ -29,7 +28,7 @@ from tests.pyvmm.sockets.accepting import accept_connection
 
 
 def ask(vm: InMemoryVm, command: str, **arguments: Any) -> Any:
-    return commands.execute(vm, Request(command, arguments), Client())
+    return commands.execute(vm, Request(command, arguments))
 
 
 def run(scenario: Callable[[InMemoryVm], Coroutine[Any, Any, None]]) -> None:
