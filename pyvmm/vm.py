@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.console.ports import ConsolePorts
     from pyvmm.machine.catalogue import CatalogueEntry
+    from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventName, EventSink, RunState
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
@@ -225,6 +226,13 @@ class VirtualMachine:
         """The thread id of each vCPU; empty before `run`."""
         threads = self.machine.vcpu_threads
         return [thread.native_id for thread in threads if thread.native_id is not None]
+
+    @property
+    def counters(self) -> MachineCounters:
+        """The counts of exits and requests since the VM was created."""
+        from pyvmm.machine.counters import read_counters  # 2 modules, for their query
+
+        return read_counters(self.machine)
 
     def pause(self) -> None:
         """Stop the guest's vCPUs and announce STOP."""

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings for all tests, so that they pass on a busy machine and in the background of a shell."""
 
+import atexit
 import os
+import shutil
 import signal
+from tempfile import mkdtemp
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +20,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The developer's own guest is no default of the commands under test.
 os.environ.pop("PYVMM_QMP", None)
+
+# Neither are the guests of tests announced among the developer's own. The path is short, because
+# sockets are created in it.
+os.environ["XDG_RUNTIME_DIR"] = mkdtemp(prefix="pyvmm-run-", dir="/tmp")
+atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

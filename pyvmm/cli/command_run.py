@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortOption
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import MachineConfig
+    from pyvmm.runtime_directory.announcement import ListeningSocket
 
 AGENT_TIMEOUT_S = 120.0
 """Longest time from the start of the guest to the agent's answer; a boot in the lab takes 5 s."""
@@ -70,13 +71,14 @@ async def run_command(
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
     record: RecordOptions | None = None,
+    announced: ListeningSocket | None = None,
 ) -> int:
     """Boot the VM of `config` with `overlay` in its initramfs, and run the command in it.
 
     Returns the exit status.
     """
     async with AsyncExitStack() as stack:
-        run = _CommandRun(stack, sockets, ports, options, record)
+        run = _CommandRun(stack, sockets, ports, options, record, announced)
         vm = run.make(config)
         vm.boot(overlay)
         end = await run.run(vm)
@@ -97,8 +99,9 @@ class _CommandRun(VmRun):
         ports: Sequence[PortOption],
         options: CommandOptions,
         record: RecordOptions | None,
+        announced: ListeningSocket | None,
     ) -> None:
-        super().__init__(stack, sockets, ports, record)
+        super().__init__(stack, sockets, ports, record, announced)
         self._options = options
         self._log = KernelLog(self._loop, options.log)
         stack.callback(self._log.close)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pyvmm lab -- COMMAND…`: run a command where KVM works.
 
-The commands that run a guest themselves, run and demo, use `run_guest_in_lab`.
+The commands that run a guest themselves use `run_guest_in_lab` (demo) and `run_again_in_lab` (run).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, check_shared, run_here, 
 from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:
+    from pyvmm.cli.console.ports import PortOption
+    from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
@@ -95,6 +98,7 @@ def run_guest_in_lab(
     *,
     files: Sequence[Path] = (),
     sockets: Sequence[Path] = (),
+    announced: ListeningSocket | None = None,
     incoming: Address | None = None,
     security: Security | None = None,
 ) -> int:
@@ -108,7 +112,35 @@ def run_guest_in_lab(
         argv,
         memory_mib=max(MIN_MEMORY_MIB, ram_mib + OVERHEAD_MIB),
         sockets=sockets,
+        announced=announced,
         incoming=incoming,
         security=security,
         output_timeout_s=OUTPUT_TIMEOUT_S,
+    )
+
+
+def run_again_in_lab(
+    ram_bytes: int,
+    announced: ListeningSocket | None,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption],
+    host_paths: Sequence[Path] = (),
+    incoming: Address | None = None,
+    security: Security | None = None,
+) -> int:
+    """Run this process's command line again in the lab, for a guest of at most `ram_bytes`.
+
+    `host_paths` are files that it uses beside those of its parameters. The other arguments and the
+    errors are those of `run_in_lab`; returns the exit status.
+    """
+    parameters = click.get_current_context().params.values()
+    files = [path for path in parameters if isinstance(path, Path) and path != Path("-")]
+    return run_guest_in_lab(
+        [sys.executable, "-m", "pyvmm", *sys.argv[1:]],
+        ram_bytes // MIB,
+        files=[*files, *host_paths, *(port.path for port in ports if not port.is_socket)],
+        sockets=[*sockets, *(port.path for port in ports if port.is_socket)],
+        announced=announced,
+        incoming=incoming,
+        security=security,
     )

@@ -73,6 +73,7 @@ COMMANDS = {
         "Show the state of a running guest and of its balloon.",
         CONTROL,
     ),
+    "ps": LazyCommand("pyvmm.cli.ps", "ps", "List the running guests.", CONTROL),
     "stop": LazyCommand("pyvmm.cli.run_state", "stop", "Pause a running guest.", CONTROL),
     "cont": LazyCommand("pyvmm.cli.run_state", "cont", "Resume a paused guest.", CONTROL),
     "quit": LazyCommand("pyvmm.cli.run_state", "quit_guest", "End a guest at once.", CONTROL),

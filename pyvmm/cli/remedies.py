@@ -27,6 +27,7 @@ from pyvmm.machine.errors import KvmUnusable, MachineNotCreated, VcpuNotStopped
 from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
+from pyvmm.runtime_directory import errors as runtime
 from pyvmm.snapshot import errors as snapshot
 from pyvmm.sockets import errors as sockets
 from pyvmm.sockets.addresses import format_unix_address
@@ -68,6 +69,9 @@ REMEDIES: dict[type[UserError], str] = {
     qmp.QmpServerUnresponsive: (
         "wait for other clients to disconnect (QEMU serves one at a time), or restart the server"
     ),
+    runtime.GuestNameInUse: "give another --name, or end that guest with: pyvmm quit",
+    runtime.InvalidGuestName: "give another name",
+    runtime.RuntimeDirectoryUnusable: "set XDG_RUNTIME_DIR to a directory that only you may use",
     snapshot.SnapshotDamaged: "take another one",
     snapshot.SnapshotIncompatible: "restore it where it was taken, or with that version of pyvmm",
     snapshot.SnapshotNotDurable: "check that file system, and take another one",
@@ -189,6 +193,10 @@ def _remedy(error: UserError) -> str:
             return f"chmod a+r {error.image}"
         case NotInstalled():
             return _install(error)
+        case runtime.NoSuchGuest(running=()) | runtime.NoSuchGuest(running=[]):
+            return "start it with: pyvmm run IMAGE --name NAME"
+        case runtime.NoSuchGuest():
+            return f"these are running: {', '.join(error.running)}"
         case sockets.ControlSocketUnreachable():
             address = format_unix_address(error.path)
             return f"start a guest with --qmp {address}, or give the path of a running one"

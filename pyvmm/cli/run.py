@@ -12,7 +12,6 @@ saves (tests/project/test_imports.py keeps a boot free of them).
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import click
 
 from devices.balloon.features import OPTIONS
 from pyvmm.boot.image_config import config_for_image
+from pyvmm.cli.announced_run import announced, name_option
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.command_options import (
     COMMAND_KEY,
@@ -43,18 +43,17 @@ from pyvmm.cli.record_options import RECORD_PARAMETERS, RecordOptions, record_op
 from pyvmm.config import CONSOLES, DEFAULT_RAM_BYTES, DIALECTS
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.standard_streams.log import log_on_stderr
-from pyvmm.units import GIB, MIB
+from pyvmm.units import GIB
 
 if TYPE_CHECKING:
     from pyvmm.cli.command_request import GuestAdditions
     from pyvmm.cli.console.ports import PortOption
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.snapshot.reader import SnapshotFile
-    from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
 NOT_CONFIGURATION = (
-    *("addresses", "port_values", "hugepages", "kvm", "verbose", "help"),
+    *("addresses", "guest_name", "port_values", "hugepages", "kvm", "verbose", "help"),
     *RECORD_PARAMETERS,
 )
 """Parameters that do not configure the guest; valid with a snapshot or an incoming migration."""
@@ -144,6 +143,7 @@ NOT_CONFIGURATION = (
     help="Wait at tcp:HOST:PORT or unix:PATH for a guest that 'pyvmm migrate' sends.",
 )
 @security_options
+@name_option
 @click.option(
     "--qmp",
     "addresses",
@@ -175,6 +175,7 @@ def run(
     tls_cert: Path | None,
     tls_key: Path | None,
     insecure: bool,
+    guest_name: str | None,
     addresses: Sequence[str],
     kvm: KvmMode,
     verbose: bool,
@@ -216,14 +217,14 @@ def run(
         _refuse_configuration("incoming", "ram_bytes", *SECURITY_PARAMETERS)
         protection = security(tls_ca, tls_cert, tls_key, insecure)
         return _run_incoming(
-            incoming, protection, ram_bytes, hugepages, sockets, ports, record, kvm
+            incoming, protection, ram_bytes, hugepages, guest_name, sockets, ports, record, kvm
         )
     for shown in given_parameters(SECURITY_PARAMETERS):
         raise CommandError(f"{shown} applies only to an incoming guest", "add --incoming ADDRESS")
     if restore is not None:
         snapshot = _open(restore)
         config = replace(snapshot.config, hugepages=hugepages)
-        return _run_vm(config, snapshot, sockets, ports, record, kvm)
+        return _run_vm(config, snapshot, guest_name, sockets, ports, record, kvm)
     boot_image = _one_of(image, kernel)
     additions = None
     if command or kernel is not None or guest_options["put_values"]:
@@ -251,12 +252,13 @@ def run(
 
     # Reports unusable files before the lab or a machine starts.
     read_boot_files(config, additions.overlay if additions else b"")
-    return _run_vm(config, None, sockets, ports, record, kvm, additions)
+    return _run_vm(config, None, guest_name, sockets, ports, record, kvm, additions)
 
 
 def _run_vm(
     config: MachineConfig,
     snapshot: SnapshotFile | None,
+    name: str | None,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
     record: RecordOptions | None,
@@ -266,20 +268,24 @@ def _run_vm(
     """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
     command = additions.command if additions else None
     overlay = additions.overlay if additions else b""
-    # With a command, standard error output is the command's.
-    if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
-        host_paths = additions.host_paths if additions else ()
-        return _run_in_lab(config.ram_bytes, sockets, ports, host_paths)
-    prepare_huge_pages(config.hugepages, config.ram_bytes)
-    if command is not None:
-        # Late: saves 40 ms where the console is on this terminal.
-        from pyvmm.cli.command_run import run_command
+    with announced(name, snapshot.path if snapshot else config.kernel, config.ram_bytes) as guest:
+        # With a command, standard error output is the command's.
+        if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
+            # Late: saves 23 ms (the lab) where KVM is fit.
+            from pyvmm.cli.lab import run_again_in_lab
 
-        return asyncio.run(run_command(config, overlay, command, sockets, ports, record))
-    # Late: saves 34 ms (the machine) where the lab runs it.
-    from pyvmm.cli.terminal_run import run_vm
+            host_paths = additions.host_paths if additions else ()
+            return run_again_in_lab(config.ram_bytes, guest, sockets, ports, host_paths)
+        prepare_huge_pages(config.hugepages, config.ram_bytes)
+        if command is not None:
+            # Late: saves 40 ms where the console is on this terminal.
+            from pyvmm.cli.command_run import run_command
 
-    return asyncio.run(run_vm(config, sockets, snapshot, ports, overlay, record))
+            return asyncio.run(run_command(config, overlay, command, sockets, ports, record, guest))
+        # Late: saves 34 ms (the machine) where the lab runs it.
+        from pyvmm.cli.terminal_run import run_vm
+
+        return asyncio.run(run_vm(config, sockets, snapshot, ports, overlay, record, guest))
 
 
 def _rng_rate(rng: bool, bytes_per_s: int | None) -> int | None:
@@ -356,6 +362,7 @@ def _run_incoming(
     protection: Security,
     max_ram_bytes: int,
     hugepages: HugePages,
+    name: str | None,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
     record: RecordOptions | None,
@@ -367,35 +374,19 @@ def _run_incoming(
     from pyvmm.sockets.listener import MigrationListener
 
     address = parse_migration_address(incoming)
-    if choose_kvm(kvm) is KvmProvider.LAB:
-        return _run_in_lab(max_ram_bytes, sockets, ports, (), address, protection)
-    prepare_huge_pages(hugepages, max_ram_bytes)
-    # Late: saves 34 ms (the machine) where the lab runs it.
-    from pyvmm.cli.terminal_run import run_incoming
+    with announced(name, None, max_ram_bytes, address) as guest:
+        if choose_kvm(kvm) is KvmProvider.LAB:
+            # Late: saves 23 ms (the lab) where KVM is fit.
+            from pyvmm.cli.lab import run_again_in_lab
 
-    listener = MigrationListener(address, protection)
-    return asyncio.run(run_incoming(listener, max_ram_bytes, hugepages, sockets, ports, record))
+            return run_again_in_lab(
+                max_ram_bytes, guest, sockets, ports, incoming=address, security=protection
+            )
+        prepare_huge_pages(hugepages, max_ram_bytes)
+        # Late: saves 34 ms (the machine) where the lab runs it.
+        from pyvmm.cli.terminal_run import run_incoming
 
-
-def _run_in_lab(
-    ram_bytes: int,
-    sockets: Sequence[Path],
-    ports: Sequence[PortOption],
-    host_paths: Sequence[Path] = (),
-    incoming: Address | None = None,
-    protection: Security | None = None,
-) -> int:
-    """Run this process's command line again in the lab, for a guest of at most `ram_bytes`."""
-    # Late: saves 23 ms (the lab) where KVM is fit.
-    from pyvmm.cli.lab import run_guest_in_lab
-
-    parameters = click.get_current_context().params.values()
-    files = [path for path in parameters if isinstance(path, Path) and path != Path("-")]
-    return run_guest_in_lab(
-        [sys.executable, "-m", "pyvmm", *sys.argv[1:]],
-        ram_bytes // MIB,
-        files=[*files, *host_paths, *(port.path for port in ports if not port.is_socket)],
-        sockets=[*sockets, *(port.path for port in ports if port.is_socket)],
-        incoming=incoming,
-        security=protection,
-    )
+        listener = MigrationListener(address, protection)
+        return asyncio.run(
+            run_incoming(listener, max_ram_bytes, hugepages, sockets, ports, record, guest)
+        )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.console.ports import LockedPort
     from pyvmm.migration.errors import MigrationError
+    from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
 
@@ -47,13 +48,14 @@ async def run_vm(
     ports: Sequence[PortOption] = (),
     overlay: bytes = b"",
     record: RecordOptions | None = None,
+    announced: ListeningSocket | None = None,
 ) -> int:
     """Boot a VM, with the archive `overlay` in its initramfs, or restore it from `snapshot`.
 
     Runs it to its end and returns the exit status.
     """
     async with AsyncExitStack() as stack:
-        terminal = _TerminalRun(stack, sockets, ports, record=record)
+        terminal = _TerminalRun(stack, sockets, ports, None, record, announced)
         vm = terminal.make(config)
         if snapshot is None:
             vm.boot(overlay)
@@ -69,6 +71,7 @@ async def run_incoming(
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
+    announced: ListeningSocket | None = None,
 ) -> int:
     """Wait for a VM with at most `max_ram_bytes`, then run it; returns the exit status.
 
@@ -79,7 +82,7 @@ async def run_incoming(
 
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        terminal = _TerminalRun(stack, sockets, ports, listener, record)
+        terminal = _TerminalRun(stack, sockets, ports, listener, record, announced)
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
@@ -123,8 +126,9 @@ class _TerminalRun(VmRun):
         ports: Sequence[PortOption],
         incoming: MigrationListener | None = None,
         record: RecordOptions | None = None,
+        announced: ListeningSocket | None = None,
     ) -> None:
-        super().__init__(stack, sockets, ports, record)
+        super().__init__(stack, sockets, ports, record, announced)
         self._incoming = incoming
         self._console: ConsoleIo | None = None
         self._port: LockedPort | None = None

@@ -2,8 +2,10 @@
 """The base of all runs of a VM: signals that end it, control sockets, and ports.
 
 The sockets are bound first, so that an unusable path is reported before anything starts, and served
-once the VM exists. `terminal_run` connects the VM's console with a terminal, `command_run` runs a
-command in the guest.
+once the VM exists. Most guests never get a client at the socket by which they are announced (see
+`pyvmm.runtime_directory`), so the server of that socket is imported and started when the first one
+connects. `terminal_run` connects the VM's console with a terminal, `command_run` runs a command in
+the guest.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from pyvmm.trace.tracer import EventTracer
 if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortHosts, PortOption
     from pyvmm.cli.record_options import RecordOptions
+    from pyvmm.qmp.server import ControlServer
+    from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.unix import UnixListener
     from pyvmm.vm import VirtualMachine
 
@@ -31,7 +35,8 @@ class VmRun:
 
     `vm` is the VM, once it exists, and `tracer` receives its events, which go to the recording that
     `record` names; `terminal` is that on standard input, `caught` has the signals that have ended
-    the VM. Raises `RecordingNotWritten`.
+    the VM. `announced` is the control socket by which the guest is announced, if it is. Raises
+    `RecordingNotWritten`.
     """
 
     def __init__(
@@ -40,9 +45,11 @@ class VmRun:
         sockets: Sequence[Path],
         ports: Sequence[PortOption],
         record: RecordOptions | None = None,
+        announced: ListeningSocket | None = None,
     ) -> None:
         self._stack = stack
         self._record = record
+        self._announced = announced
         self.tracer = EventTracer()
         self._loop = asyncio.get_running_loop()
         self.terminal = Terminal(0)
@@ -91,6 +98,9 @@ class VmRun:
 
     async def serve_sockets(self, vm: VirtualMachine) -> None:
         """Serve the control sockets; all are closed at once, as each may wait for its clients."""
+        if self._announced is not None:
+            announced = AnnouncedServer(self._loop, vm, self._announced)
+            self._stack.push_async_callback(announced.close)
         if not self._listeners:
             return
         # Late: saves 5 ms without --qmp.
@@ -128,3 +138,42 @@ class VmRun:
         self.terminal.restore()
         for listener in self._listeners:
             listener.remove()
+        if self._announced is not None:
+            self._announced.remove()
+
+
+class AnnouncedServer:
+    """The control server of `vm` at `listener`, imported and started when a client connects.
+
+    Threads: event loop.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, vm: VirtualMachine, listener: ListeningSocket
+    ) -> None:
+        self._loop = loop
+        self._vm = vm
+        self._listener = listener
+        self._server: asyncio.Task[ControlServer] | None = None
+        listener.socket.setblocking(False)
+        loop.add_reader(listener.socket, self._first_client)
+
+    def _first_client(self) -> None:
+        self._loop.remove_reader(self._listener.socket)
+        self._server = self._loop.create_task(self._start())
+
+    async def _start(self) -> ControlServer:
+        # Late: saves 5 ms of every start, for a guest that nobody controls.
+        from pyvmm.qmp.server import ControlServer
+
+        server = ControlServer(self._vm, self._listener)
+        await server.start()
+        return server
+
+    async def close(self) -> None:
+        """Serve no longer, and remove the announcement."""
+        if self._server is not None:
+            await (await self._server).close()
+        else:
+            self._loop.remove_reader(self._listener.socket)
+        self._listener.remove()

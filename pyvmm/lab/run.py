@@ -24,8 +24,10 @@ from pyvmm.lab.preload import describe_python
 from pyvmm.lab.session import LabSession
 from pyvmm.lab.start import start
 from pyvmm.sockets.lab_paths import (
+    GUEST_SOCKET,
     IN_LAB_VARIABLE,
     INCOMING_SOCKET,
+    guest_variable,
     incoming_variable,
     inner_sockets,
     lab_directory,
@@ -34,6 +36,7 @@ from pyvmm.sockets.lab_paths import (
 from pyvmm.sockets.unix import UnixListener
 
 if TYPE_CHECKING:
+    from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
@@ -53,6 +56,7 @@ def run_in_lab(
     memory_mib: int = MIN_MEMORY_MIB,
     cpus: int = DEFAULT_CPUS,
     sockets: Sequence[Path] = (),
+    announced: ListeningSocket | None = None,
     incoming: Address | None = None,
     security: Security | None = None,
     timeout_s: float | None = None,
@@ -62,7 +66,9 @@ def run_in_lab(
 
     `memory_mib` is the lab's RAM, `cpus` its processors. This process listens at each path in
     `sockets` while the command runs; the command, in the lab, listens at
-    `pyvmm.sockets.lab_paths.listening_path` of the same path. `incoming` is the address of an
+    `pyvmm.sockets.lab_paths.listening_path` of the same path. `announced` is the control socket of
+    a guest that the command runs, and which listens already; the command listens at
+    `pyvmm.sockets.lab_paths.guest_socket`. `incoming` is the address of an
     incoming migration, for which the command has a `MigrationListener` with the same address;
     `security` is that listener's, checked here before the lab starts. A command that takes longer
     than `timeout_s` is ended with status 124. Output that is left when the command has ended, and
@@ -74,6 +80,7 @@ def run_in_lab(
     requested = {Path(os.path.abspath(path)): path for path in sockets}
     inner = inner_sockets(list(requested))
     env = {**os.environ, **_OWN_VARIABLES, **sockets_variable(inner)}
+    env.update(guest_variable(announced is not None))
     _compile_our_packages()
     with ExitStack() as stack:
         listeners = []
@@ -81,6 +88,8 @@ def run_in_lab(
             listener = UnixListener(path, shown_as=requested[path])
             listeners.append(ForwardedListener(listener.socket, lab_path, listener.remove))
             stack.callback(listener.remove)
+        if announced is not None:
+            listeners.append(ForwardedListener(announced.socket, GUEST_SOCKET, announced.remove))
         if incoming is not None:
             forwarded, variable = _incoming_listeners(incoming, security)
             env.update(variable)

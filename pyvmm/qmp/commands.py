@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyvmm.qmp import counter_commands, qom, trace_commands, vm_commands
 from pyvmm.qmp import guest_request_commands as guest_requests
 from pyvmm.qmp import migration_commands as migration
-from pyvmm.qmp import qom, trace_commands, vm_commands
 from pyvmm.qmp import snapshot_commands as snapshots
 from pyvmm.qmp.command import Client, Command
 from pyvmm.qmp.messages import QmpError, Request
@@ -46,6 +46,7 @@ def query_commands(vm: VmControl) -> list[dict[str, str]]:
 COMMANDS = {
     **vm_commands.COMMANDS,
     "query-commands": Command(query_commands),
+    **counter_commands.COMMANDS,
     **guest_requests.COMMANDS,
     **snapshots.COMMANDS,
     **migration.COMMANDS,

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from pyvmm.qmp import messages as qmp
 from pyvmm.qmp.connection import Connection
@@ -29,6 +30,14 @@ BALLOON_CHANGE_PERIOD_S = 1.0
 _CLOSE_TIMEOUT_S = 1.0
 
 
+class Listener(Protocol):
+    """A unix socket that listens; `remove` removes its file and closes it, also repeatedly."""
+
+    socket: socket.socket
+
+    def remove(self) -> None: ...
+
+
 class ControlServer:
     """The control socket of `vm`.
 
@@ -39,7 +48,7 @@ class ControlServer:
     Threads: event loop.
     """
 
-    def __init__(self, vm: VmControl, socket: Path | UnixListener) -> None:
+    def __init__(self, vm: VmControl, socket: Path | Listener) -> None:
         self._vm = vm
         self._address = socket
         self._clients: set[Connection] = set()
@@ -49,7 +58,7 @@ class ControlServer:
         """Start to listen, and to send the VM's events."""
         loop = asyncio.get_running_loop()
         at = self._address
-        self._listener = at if isinstance(at, UnixListener) else UnixListener(at)
+        self._listener = UnixListener(at) if isinstance(at, Path) else at
         self._listener.socket.setblocking(False)
         self._acceptor = Acceptor(self._listener.socket, "control client")
         self._hang_ups = HangUpWatcher()

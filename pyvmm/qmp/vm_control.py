@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
+    from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventSink, RunState
     from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.migration.outgoing import Migrations
@@ -49,6 +50,10 @@ class VmControl(Protocol):
     @property
     def vcpu_thread_ids(self) -> Sequence[int]:
         """Return the thread id of each vCPU, in the order of their numbers."""
+
+    @property
+    def counters(self) -> MachineCounters:
+        """Return the counts of exits and requests since the VM was created."""
 
     @property
     def balloon_actual_bytes(self) -> int:

@@ -5,8 +5,9 @@ A command in the lab sees the host's files, but a unix socket that it creates th
 from the host, nor the other way round. So `pyvmm.lab.run` listens on the host, at the address the
 person gave, and forwards connections to a path in the lab's /dev/shm, where the command listens
 instead: `listening_path` maps a control socket, `incoming_socket` the address of an incoming
-migration. Sockets on the host are reached through the agent's proxy, at `proxy_socket`. Outside the
-lab nothing is mapped and there is no proxy. Two environment variables carry the maps.
+migration, and `guest_socket` the socket of a guest that is announced on the host. Sockets on the
+host are reached through the agent's proxy, at `proxy_socket`. Outside the lab nothing is mapped and
+there is no proxy. Environment variables carry the maps.
 
 Files are the host's, except in `LAB_DIRECTORIES`, where the lab has file systems of its own. A
 guest with a forwarded control socket gets its paths from the host, so `host_cannot_see` a file
@@ -24,10 +25,15 @@ from typing import NamedTuple
 IN_LAB_VARIABLE = "PYVMM_IN_LAB"
 _SOCKETS_VARIABLE = "PYVMM_LAB_SOCKETS"
 _INCOMING_VARIABLE = "PYVMM_LAB_INCOMING"
+_GUEST_VARIABLE = "PYVMM_LAB_GUEST"
 LAB_DIRECTORIES = (Path("/dev"), Path("/proc"), Path("/sys"))
 _INNER_DIRECTORY = "/dev/shm"
 PROXY_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-proxy.sock"
 INCOMING_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-incoming.sock"
+GUEST_SOCKET = f"{_INNER_DIRECTORY}/pyvmm-guest.sock"
+"""The socket in the lab of the guest that is announced on the host."""
+LAB_RUNTIME_DIRECTORY = f"{_INNER_DIRECTORY}/pyvmm-runtime"
+"""The runtime directory in the lab."""
 
 
 class IncomingSocket(NamedTuple):
@@ -70,7 +76,9 @@ def lab_directory(path: Path) -> Path | None:
 
 def host_cannot_see(path: Path) -> bool:
     """Return True if clients on the host name files, but not the one here at `path`."""
-    forwarded = in_lab() and json.loads(os.environ.get(_SOCKETS_VARIABLE, "{}"))
+    if not in_lab():
+        return False
+    forwarded = guest_socket() or json.loads(os.environ.get(_SOCKETS_VARIABLE, "{}"))
     return bool(forwarded) and lab_directory(path) is not None
 
 
@@ -88,6 +96,17 @@ def incoming_socket(requested: str) -> IncomingSocket | None:
         return None
     bound = json.loads(os.environ.get(_INCOMING_VARIABLE, "{}")).get(requested)
     return IncomingSocket(Path(INCOMING_SOCKET), bound) if bound else None
+
+
+def guest_variable(announced: bool) -> dict[str, str]:
+    """Return the environment variable that tells the command whether its guest is announced."""
+    return {_GUEST_VARIABLE: GUEST_SOCKET if announced else ""}
+
+
+def guest_socket() -> Path | None:
+    """Return where to listen for clients of the guest that is announced on the host, if it is."""
+    path = os.environ.get(_GUEST_VARIABLE) if in_lab() else None
+    return Path(path) if path else None
 
 
 def proxy_socket() -> Path | None:

@@ -119,6 +119,7 @@ async def _status_and_balloon(recorder: Recorder) -> None:
     )
     for query in queries:
         await recorder.ask(f"query-{query}")
+    await recorder.ask("x-query-counters")
     await recorder.ask("stop")
     await recorder.event("STOP")
     await recorder.ask("cont")

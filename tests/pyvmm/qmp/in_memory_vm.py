@@ -25,6 +25,7 @@ from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
+from pyvmm.machine.counters import EXIT_REASONS, MachineCounters, QueueCounts
 from pyvmm.machine.run_state import EventName, EventSink, RunState
 from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
@@ -52,6 +53,9 @@ class InMemoryVm:
         self.vcpu_thread_ids = [threading.get_native_id()]
         self.targets: list[int] = []
         self.balloon_driver_runs = True
+        exits = dict(zip(EXIT_REASONS, (4180, 512, 96, 7, 3), strict=True))
+        queues = [QueueCounts("balloon", "inflate", 192, 24), QueueCounts("rng", "request", 8, 8)]
+        self.counters = MachineCounters(64 * MIB, exits, queues)
         self.memory_backing = MemoryBacking("hugetlbfs", 2 * MIB, 8 * MIB, 512 * MIB)
         self.on_quit: Callable[[], object] = lambda: None
         self._goal_bytes = ram_bytes
