@@ -25,7 +25,7 @@ NAME = "pyvmm"
 SUMMARY = "a KVM virtual machine monitor for ballooning"
 _CODE = re.compile(r"'(?P<quoted>pyvmm [^']+)'|(?<![\w-])(?P<option>--[a-z][a-z-]*[a-z])")
 EXIT_STATUS = "The exit status is "
-Value = Literal["none", "file", "directory", "choice", "socket", "command", "text"]
+Value = Literal["none", "file", "directory", "choice", "socket", "guest", "command", "text"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,8 @@ def _value(parameter: click.Parameter, context: click.Context) -> Value:
         return "file" if parameter.type.file_okay else "directory"
     if isinstance(parameter.type, click.Choice):
         return "choice"
+    if "--vm" in parameter.opts:
+        return "guest"
     by_metavar: dict[str, Value] = {
         "unix:PATH": "socket",
         "ADDRESS": "socket",

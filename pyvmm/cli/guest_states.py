@@ -21,11 +21,13 @@ from pyvmm.runtime_directory.guests import AnnouncedGuest, running_guests
 
 STATE_TIMEOUT_S = 5.0
 """Longest wait for the answers of all guests."""
-INCOMING_TIMEOUT_S = 1.0
-"""The same for a guest that may not have arrived yet: its process does not answer before."""
+START_TIMEOUT_S = 2.0
+"""The same for a guest that may not have started or arrived: its process does not answer before."""
+STARTING_S = 60.0
+"""A guest whose process is younger may still be starting, for instance because a lab boots."""
 MAX_THREADS = 32
-NOT_RESPONDING, INCOMING = "not responding", "inmigrate"
-"""The status of a guest whose process does not answer, and of one that has yet to arrive."""
+NOT_RESPONDING, STARTING, INCOMING = "not responding", "starting", "inmigrate"
+"""The status of a guest whose process does not answer, perhaps not yet."""
 
 
 class GuestState(NamedTuple):
@@ -71,21 +73,27 @@ class _Query:
     def __init__(self, guest: AnnouncedGuest) -> None:
         self._guest = guest
         self.done = threading.Event()
-        status = NOT_RESPONDING if guest.incoming is None else INCOMING
+        status = _status_without_answer(guest)
+        self._timeout_s = STATE_TIMEOUT_S if status == NOT_RESPONDING else START_TIMEOUT_S
         self.state: GuestState | None = GuestState(
             guest, status, guest.ram_bytes, None, None, None, time.monotonic()
         )
 
     def run(self) -> None:
-        timeout_s = STATE_TIMEOUT_S if self._guest.incoming is None else INCOMING_TIMEOUT_S
         try:
-            with QmpClient(self._guest.socket, timeout_s) as client:
+            with QmpClient(self._guest.socket, self._timeout_s) as client:
                 self.state = _ask(client, self._guest)
         except (UserError, QmpError, ConnectionClosedError, OSError):
             if not any(guest.name == self._guest.name for guest in running_guests()):
                 self.state = None
         finally:
             self.done.set()
+
+
+def _status_without_answer(guest: AnnouncedGuest) -> str:
+    if guest.incoming is not None:
+        return INCOMING
+    return STARTING if time.time() - guest.started < STARTING_S else NOT_RESPONDING
 
 
 def _work(waiting: list[_Query]) -> None:

@@ -25,8 +25,8 @@ def ps(as_json: bool) -> int:
     """List the running guests of this user: those that 'pyvmm run' has announced.
 
     ACTUAL is the RAM that the balloon leaves to the guest, RSS the memory that its process has on
-    the host; PID is the process to send a signal to. A guest that is started with --incoming has
-    the status inmigrate until it has arrived.
+    the host; PID is the process to send a signal to. STATUS is that of 'pyvmm status'; it is
+    inmigrate until a guest of --incoming has arrived, starting while a new one does not answer yet.
 
     \b
     List them, and end one:

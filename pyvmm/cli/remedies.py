@@ -193,10 +193,9 @@ def _remedy(error: UserError) -> str:
             return f"chmod a+r {error.image}"
         case NotInstalled():
             return _install(error)
-        case runtime.NoSuchGuest(running=()) | runtime.NoSuchGuest(running=[]):
-            return "start it with: pyvmm run IMAGE --name NAME"
         case runtime.NoSuchGuest():
-            return f"these are running: {', '.join(error.running)}"
+            names = ", ".join(error.running)
+            return f"give one of {names}" if names else "start it with: pyvmm run IMAGE --name NAME"
         case sockets.ControlSocketUnreachable():
             address = format_unix_address(error.path)
             return f"start a guest with --qmp {address}, or give the path of a running one"

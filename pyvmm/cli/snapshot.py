@@ -83,7 +83,7 @@ def snapshot(
     """
     source = click.get_current_context().get_parameter_source("address")
     if source is ParameterSource.COMMANDLINE if info else address is None:
-        raise CommandError("give either --qmp or --info", "see 'pyvmm snapshot --help'")
+        raise CommandError("give either --vm, --qmp or --info", "see 'pyvmm snapshot --help'")
     if info or address is None:
         # Late: saves 60 ms (rich, the snapshot reader, the machine's parts) without --info.
         from pyvmm.cli.snapshot_info import show_snapshot

@@ -163,7 +163,7 @@ class AnnouncedServer:
         self._server = self._loop.create_task(self._start())
 
     async def _start(self) -> ControlServer:
-        # Late: saves 5 ms of every start, for a guest that nobody controls.
+        # Late: saves 5 ms of every start, for a guest without clients.
         from pyvmm.qmp.server import ControlServer
 
         server = ControlServer(self._vm, self._listener)

@@ -6,8 +6,8 @@ The process holds an flock(2) on the former. The lock, unlike a process ID, ends
 however it ends, and says the same in every PID namespace; files without a lock are leftovers, which
 `remove_leftover` removes and a new guest of that name replaces.
 
-A file that somebody has just created is not locked yet, and one that is being removed is locked by
-the one who removes it. So whoever gets the lock checks that the file still has its name.
+A file that has just been created is not locked yet, and one that is being removed is locked by the
+process that removes it. So a process that gets the lock checks that the file still has its name.
 
 NAME.json is written once, in one call, when the socket listens; until then it is empty. Its members
 are those of `describe`. Both files are for this user only.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -35,13 +34,12 @@ from pyvmm.runtime_directory.errors import (
 if TYPE_CHECKING:
     from typing import Self
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}"
-"""Names that are file names everywhere, need no quotes in a shell, and are no options."""
-NAME_RULE = "1 to 48 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+MAX_NAME_CHARACTERS = 48
+_PUNCTUATION = "._-"
 MAX_NUMBER = 9999
 """The largest number in the name of a guest that was given none."""
 LOCK_TIMEOUT_S = 0.5
-"""Longest wait for somebody who removes the files of an earlier guest with the same name."""
+"""Longest wait for a process that removes the files of an earlier guest with the same name."""
 _LOCK_POLL_S = 0.005
 _BACKLOG = 16
 _MODE = 0o1600
@@ -131,10 +129,26 @@ def socket_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.sock"
 
 
+def is_name(name: str) -> bool:
+    """Return whether a guest can be called `name`.
+
+    It is a file name everywhere, needs no quotes in a shell, and is no option.
+    """
+    usual = 0 < len(name) <= MAX_NAME_CHARACTERS and all(map(_in_names, name))
+    return usual and name[0] not in _PUNCTUATION
+
+
 def check_name(name: str) -> None:
     """Raise `InvalidGuestName` unless a guest can be called `name`."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise InvalidGuestName(f"a guest cannot be called {name!r}, only by {NAME_RULE}")
+    if not is_name(name):
+        raise InvalidGuestName(
+            f"a guest cannot be called {name!r}, only by 1 to {MAX_NAME_CHARACTERS} letters,"
+            " digits, dots, hyphens and underscores, the first a letter or digit"
+        )
+
+
+def _in_names(char: str) -> bool:
+    return char.isascii() and (char.isalnum() or char in _PUNCTUATION)
 
 
 def announce(name: str) -> Announcement:
@@ -157,7 +171,8 @@ def announce_numbered(stem: str) -> Announcement:
 
     Characters that a name cannot have are replaced. Raises `RuntimeDirectoryUnusable`.
     """
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:40] or "guest"
+    usual = "".join(char if _in_names(char) else "-" for char in stem)
+    stem = usual.strip(_PUNCTUATION)[: MAX_NAME_CHARACTERS - len(f"-{MAX_NUMBER}")] or "guest"
     with _failures_reported() as directory:
         for number in range(1, MAX_NUMBER + 1):
             if announcement := _try_announce(directory, f"{stem}-{number}"):

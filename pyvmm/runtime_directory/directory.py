@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the runtime directory, and check that nobody else can change it.
+"""Choose the runtime directory, and check that no other user can change it.
 
 It is `pyvmm` in `$XDG_RUNTIME_DIR` (XDG Base Directory Specification) or else in `/run/user/UID`,
 the first of them that is a directory of this user, else `/tmp/pyvmm-UID`. A variable that another

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm.runtime_directory.announcement import (
-    NAME_PATTERN,
     check_name,
     description_path,
+    is_name,
     remove_leftover,
     socket_path,
 )
@@ -58,7 +57,7 @@ def running_guests() -> list[AnnouncedGuest]:
     with suppress(FileNotFoundError):  # it is removed meanwhile
         for entry in os.scandir(directory):
             name, _, suffix = entry.name.rpartition(".")
-            if suffix == "json" and re.fullmatch(NAME_PATTERN, name):
+            if suffix == "json" and is_name(name):
                 guests.append(_read(directory, name))
     return sorted(guest for guest in guests if guest is not None)
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyvmm.cli.main import COMMANDS, THEMES
+from pyvmm.runtime_directory.announcement import announce
 from pyvmm_docs import command_reference, completions
 from pyvmm_docs.command_tree import help_option, root, spans, walk
 from pyvmm_docs.generate import SHARE, generated_files
@@ -79,7 +80,7 @@ def test_groff_has_no_warnings(tmp_path: Path) -> None:
         (["run", "guest.img", "--dialect", ""], "standard bitmap hybrid ranges"),
         (["image", ""], "build info where"),
         (["image", "build", "--so"], "--source"),
-        (["stop", ""], "--qmp -h --help"),
+        (["stop", ""], "--vm --qmp -h --help"),
         (["run", "--kernel", "vm"], ""),  # bash completes file names
         (["lab", "--", "ls", "--"], ""),  # options of another command
     ],
@@ -93,6 +94,16 @@ def test_bash_completes_commands_options_and_choices(words: list[str], found: st
         check=True,
     )
     assert (done.stdout, done.stderr) == (f"{found}\n", "")
+
+
+def test_bash_completes_the_names_of_running_guests() -> None:
+    script = SHARE / "bash-completion" / "completions" / "pyvmm"
+    words = ["bash", "--norc", "-c", COMPLETE.format(script=script), "bash", "pyvmm", "stop"]
+    with announce("web-a"), announce("web-b"), announce("db"):
+        done = subprocess.run([*words, "--vm", "web"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("web-a web-b\n", "")
+    done = subprocess.run([*words, "--vm", ""], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 def test_every_option_is_completed_in_every_shell() -> None:

@@ -16,6 +16,7 @@ from pyvmm.cache.directory import cache_dir
 from pyvmm.cli import image
 from pyvmm.cli.demo.report import report
 from pyvmm.cli.main import COMMANDS, main
+from pyvmm.runtime_directory.announcement import announce
 from pyvmm.units import MIB
 from tests.pyvmm.cli.json_reference import differences, sections
 from tests.pyvmm.cli.test_demo_report import figures
@@ -107,6 +108,14 @@ def test_status_prints_its_document(machine: InMemoryVm, run: Run) -> None:
     status, document = run("status")
     assert (status, document["status"], document["actual"]) == (0, "running", 64 * MIB)
     assert_described(document, "pyvmm status")
+
+
+def test_ps_prints_its_document(run: Run) -> None:
+    with announce("web") as announcement, served_in_thread(InMemoryVm(64 * MIB), announcement):
+        announcement.describe("/guest.img", 64 * MIB, None)
+        status, document = run("ps")
+    assert (status, document["guests"][0]["status"]) == (0, "running")
+    assert_described(document, "pyvmm ps")
 
 
 @pytest.mark.parametrize(

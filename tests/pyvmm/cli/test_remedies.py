@@ -28,6 +28,7 @@ from pyvmm.lab.errors import HostKvmUnusable, LabKernelUnreadable
 from pyvmm.machine.kvm_probe import Verdict
 from pyvmm.memory.errors import HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
+from pyvmm.runtime_directory.errors import NoSuchGuest
 from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm.sockets.errors import ControlSocketUnreachable
 
@@ -55,6 +56,8 @@ WITH_FIGURES = [
         KernelSourceMissing("no source", "linux-source-6.12"),
         "apt-get install linux-source-6.12, or name a source tree with --source",
     ),
+    (NoSuchGuest("no running guest is called web", ["a", "db"]), "give one of a, db"),
+    (NoSuchGuest("no guest runs", []), "start it with: pyvmm run IMAGE --name NAME"),
     (
         ControlSocketUnreachable("no listener", Path("/tmp/vm.sock")),
         "start a guest with --qmp unix:/tmp/vm.sock, or give the path of a running one",

@@ -140,7 +140,7 @@ def test_a_signal_ends_the_command_and_tells_that_the_snapshot_continues(
 def test_either_qmp_or_info_is_needed(tmp_path: Path) -> None:
     for arguments in ([], ["--info", "--qmp", "unix:/x"]):
         done = pyvmm("snapshot", tmp_path / "s", *arguments)
-        assert (done.returncode, "either --qmp or --info" in done.stderr) == (2, True)
+        assert (done.returncode, "either --vm, --qmp or --info" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

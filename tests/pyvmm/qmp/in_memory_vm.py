@@ -31,7 +31,7 @@ from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
-from pyvmm.qmp.server import ControlServer
+from pyvmm.qmp.server import ControlServer, Listener
 from pyvmm.snapshot.saver import Snapshots
 from pyvmm.state.records import Record
 from pyvmm.trace.tracer import EventTracer
@@ -241,8 +241,8 @@ class InMemoryVm:
 
 
 @contextmanager
-def served_in_thread(vm: InMemoryVm, path: Path) -> Iterator[None]:
-    """Serve `vm` at `path` from another thread until the block ends or the VM quits."""
+def served_in_thread(vm: InMemoryVm, path: Path | Listener) -> Iterator[None]:
+    """Serve `vm` at `path`, or a listener, in a thread until the block ends or the VM quits."""
     started = threading.Event()
     loop = asyncio.new_event_loop()
     end = asyncio.Event()

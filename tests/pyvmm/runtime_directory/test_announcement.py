@@ -112,11 +112,11 @@ def test_a_guest_without_a_name_gets_the_next_number(runtime: Path) -> None:
     ("stem", "name"),
     [
         ("vmlinuz-6.1.0-18", "vmlinuz-6.1.0-18-1"),
-        ("my image\n\x1b[0m", "my-image-0m-1"),
+        ("my image\n\x1b[0m", "my-image---0m-1"),
         (".hidden", "hidden-1"),
         ("\N{SNOWMAN}", "guest-1"),
         ("-" * 300, "guest-1"),
-        ("x" * 300, "x" * 40 + "-1"),
+        ("x" * 300, "x" * 43 + "-1"),
     ],
 )
 def test_a_name_is_made_of_any_file_name(runtime: Path, stem: str, name: str) -> None:

@@ -14,7 +14,7 @@ from pyvmm.runtime_directory.errors import RuntimeDirectoryUnusable
 from pyvmm.runtime_directory.guests import running_guests
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
 
-NOBODY = 65534
+OTHER_UID = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
@@ -33,7 +33,7 @@ def test_an_unusable_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, value:
 def test_the_session_of_another_user_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.chown(tmp_path, NOBODY, NOBODY)
+    os.chown(tmp_path, OTHER_UID, OTHER_UID)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert tmp_path not in runtime_directory().parents
 
@@ -61,8 +61,8 @@ def test_a_directory_that_others_may_write_to_is_refused(runtime: Path) -> None:
 @root_only
 def test_a_directory_of_another_user_is_refused(runtime: Path) -> None:
     runtime.mkdir(mode=0o700)
-    os.chown(runtime, NOBODY, NOBODY)
-    with pytest.raises(RuntimeDirectoryUnusable, match=f"belongs to another user, {NOBODY}"):
+    os.chown(runtime, OTHER_UID, OTHER_UID)
+    with pytest.raises(RuntimeDirectoryUnusable, match=f"belongs to another user, {OTHER_UID}"):
         announce("web")
 
 
