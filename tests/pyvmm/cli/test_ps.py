@@ -18,6 +18,7 @@ import pytest
 from pyvmm.cli import guest_states
 from pyvmm.cli.guest_states import query_states
 from pyvmm.runtime_directory.announcement import Announcement, announce
+from pyvmm.runtime_directory.guests import running_guests
 from pyvmm.units import MIB
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
@@ -128,7 +129,7 @@ def test_a_guest_that_ends_while_it_is_asked_is_not_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with announced("web") as announcement:
-        guests = guest_states.running_guests()
+        guests = running_guests()
         announcement.remove()
     lists = [guests, []]
     monkeypatch.setattr(guest_states, "running_guests", lambda: lists.pop(0))
