@@ -10,7 +10,7 @@ def run(stage: Stage) -> None:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from pyvmm.standard_streams.text import print_line
 from pyvmm.trace.logging import fields_text
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_file import RecordingFile
+from pyvmm.trace.stream import TraceEvent
 from pyvmm_native.events import EventBuffer
 
 EVENTS_HALF_BYTES = 8 << 20
@@ -47,12 +48,14 @@ class Stage(NamedTuple):
         *,
         device: str = "",
         queue: str = "",
+        where: Callable[[TraceEvent], bool] = lambda event: True,
         at_most: int = 20,
-        without: Collection[str] = ("device", "queue"),
+        without: Collection[str] = ("device", "queue", "table"),
     ) -> None:
         """Print the first `at_most` recorded events of `kinds`, and say how many more there are.
 
-        Empty arguments stand for all. The fields `without` are left out.
+        Empty arguments stand for all; `where` is a further condition. The fields `without` are left
+        out.
         """
         more = 0
         with Recording(self.recording) as recording:
@@ -61,6 +64,7 @@ class Stage(NamedTuple):
                     (kinds and event.kind not in kinds)
                     or (device and event.device != device)
                     or (queue and event.queue != queue)
+                    or not where(event)
                 ):
                     continue
                 if at_most <= 0:

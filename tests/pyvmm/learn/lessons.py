@@ -19,6 +19,12 @@ EXPLANATIONS = {
     "chapter_01_exercise": "Is the answer in the data area of the exit",
     "chapter_01_every_port_can_send": "Without a device a read returns all ones",
     "chapter_01_skips_the_instruction": "leave the registers of the vCPU to KVM",
+    "chapter_02_exercise": "the next register is its upper half",
+    "chapter_02_keeps_the_upper_half": "whatever firmware has left in them",
+    "chapter_02_all_bars_have_64_bits": "otherwise the next register is the next BAR",
+    "chapter_03_exercise": "Which register selects the half that driver_feature shows",
+    "chapter_03_does_not_read_the_status": "ensure that FEATURES_OK is still set",
+    "chapter_03_accepts_every_feature": "accepts those features that both have",
 }
 
 
