@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.docs.snippet_runner import SnippetRunner
 from tests.docs.snippets import read_snippets
@@ -22,9 +23,16 @@ GUIDES = [
     for page in sorted((ROOT / "docs" / folder).glob("*.md"))
     if any(snippet.needs_kvm for snippet in read_snippets(page))
 ]
+LESSONS_EVERY_TIME = ("01-traps", "04-split-rings")
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def with_mark(page: Path) -> ParameterSet:
+    """Return `page` as a parameter; most lessons boot the same guest, and are in the long tests."""
+    lesson = page.parent.name == "learn" and page.stem not in LESSONS_EVERY_TIME
+    return pytest.param(page, id=page.stem, marks=pytest.mark.long if lesson else ())
+
+
+@pytest.mark.parametrize("page", [with_mark(page) for page in GUIDES])
 def test_the_snippets_that_need_kvm_do_what_the_page_shows(
     page: Path, directory: Path, guest_image: Path
 ) -> None:

@@ -8,13 +8,22 @@ from pyvmm.learn.stage import Stage
 from pyvmm.units import MIB
 
 
+SHOW_IDS = (
+    "cd /sys/bus/virtio/devices;"
+    " for each in *; do echo $each: $(cat $each/../vendor $each/../device); done"
+)
+
+
 def run(stage: Stage) -> None:
     """Boot a guest, and show its accesses to the configuration space of the device."""
     with Guest(stage.guest_image, ram_bytes=256 * MIB, rng=0, record=stage.recording) as guest:
-        files = "/sys/bus/virtio/devices/*/../"
-        lines = guest.run(["sh", "-c", f"head {files}vendor {files}device"], check=True).stdout
+        ids = guest.run(["sh", "-c", SHOW_IDS], check=True).stdout
     stage.say("Configuration space, as Linux reads and writes it:")
-    stage.show_events(where=lambda event: event.fields.get("table") == "rng.pci_config", at_most=24)
+    stage.show_events(
+        ("register_read", "register_write"),
+        where=lambda event: event.fields["table"] == "rng.pci_config",
+        at_most=40,
+    )
     stage.say("\nBARs of all devices:")
     stage.show_events(("bar_placed",))
-    stage.say(f"\nThe same ids in the guest, in /sys/bus/virtio/devices:\n{lines.rstrip()}")
+    stage.say(f"\nVendor and device in the guest, in /sys/bus/virtio/devices:\n{ids.rstrip()}")

@@ -8,6 +8,7 @@ from pyvmm.learn.stage import Stage
 from pyvmm.units import MIB
 
 SHOWN = ("status", "features", "features_refused", "queue_live")
+LEFT_OUT = ("device", "before", "offered", "accepted")
 
 
 def run(stage: Stage) -> None:
@@ -17,6 +18,6 @@ def run(stage: Stage) -> None:
         bits = guest.run(["sh", "-c", "cat /sys/bus/virtio/devices/*/features"], check=True).stdout
     for device in ("rng", "balloon"):
         stage.say(f"{device}:")
-        stage.show_events(SHOWN, device=device)
+        stage.show_events(SHOWN, device=device, without=LEFT_OUT)
     stage.say("\nThe same in the guest: accepted features in /sys/bus/virtio/devices, bit 0 first:")
     stage.say(bits.rstrip())
