@@ -7,7 +7,6 @@ from pyvmm.harness import Guest
 from pyvmm.learn.stage import Stage
 from pyvmm.units import MIB
 
-
 SHOW_IDS = (
     "cd /sys/bus/virtio/devices;"
     " for each in *; do echo $each: $(cat $each/../vendor $each/../device); done"
