@@ -25,6 +25,9 @@ EXPLANATIONS = {
     "chapter_03_exercise": "Which register selects the half that driver_feature shows",
     "chapter_03_does_not_read_the_status": "ensure that FEATURES_OK is still set",
     "chapter_03_accepts_every_feature": "accepts those features that both have",
+    "chapter_04_exercise": "each descriptor of its chain is free again",
+    "chapter_04_frees_at_once": "only when the device has returned its buffer",
+    "chapter_04_frees_neighbours": "need not be neighbours",
 }
 
 
