@@ -114,7 +114,7 @@ def _check_in_order(exercise: Any) -> None:
 
 def _check_any_order(exercise: Any) -> None:
     queue = _Queue(exercise)
-    chains = []
+    chains: list[Chain] = []
     for number in range(100):
         elements = 1 + number % 3
         while SIZE - sum(queue.in_flight.values()) < elements:

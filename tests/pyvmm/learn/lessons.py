@@ -28,6 +28,9 @@ EXPLANATIONS = {
     "chapter_04_exercise": "each descriptor of its chain is free again",
     "chapter_04_frees_at_once": "only when the device has returned its buffer",
     "chapter_04_frees_neighbours": "need not be neighbours",
+    "chapter_05_exercise": "after the driver had found the ring empty",
+    "chapter_05_never_suppresses": "Suppress interrupts while the used ring is read",
+    "chapter_05_looks_twice_only": "What has to be true at the moment at which it returns",
 }
 
 
