@@ -2,7 +2,8 @@
 """Exercise of chapter 5: a driver that sleeps although a message waits for it.
 
 It handles each message that it finds. Rarely, a message stays in the used ring until the next one
-arrives; if none does, it stays there. Find the moment at which that happens, and mend `on_interrupt`.
+arrives; if none does, it stays there. Find the moment at which that happens, and mend
+`on_interrupt`.
 """
 
 from __future__ import annotations

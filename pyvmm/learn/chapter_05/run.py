@@ -7,7 +7,10 @@ from pyvmm.harness import Guest
 from pyvmm.learn.stage import Stage
 from pyvmm.units import MIB
 
-COMMAND = "dd if=/dev/hwrng of=/dev/null bs=64 count=20 2>/dev/null; grep -E 'CPU|virtio' /proc/interrupts"
+COMMAND = (
+    "dd if=/dev/hwrng of=/dev/null bs=64 count=20 2>/dev/null;"
+    " grep -E 'CPU|virtio' /proc/interrupts"
+)
 
 
 def run(stage: Stage) -> None:
