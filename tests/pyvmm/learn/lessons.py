@@ -31,6 +31,9 @@ EXPLANATIONS = {
     "chapter_05_exercise": "after the driver had found the ring empty",
     "chapter_05_never_suppresses": "Suppress interrupts while the used ring is read",
     "chapter_05_looks_twice_only": "What has to be true at the moment at which it returns",
+    "chapter_06_exercise": "it sleeps although its buffer is there",
+    "chapter_06_any_later_index": "the driver has passed that index before",
+    "chapter_06_compares_without_wrap": "differences modulo 2^16 do",
 }
 
 

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong: interrupts for every buffer after the one that the driver waits for."""
+
+from __future__ import annotations
+
+
+class UsedNotifications:
+    """Decides for a device when to interrupt, with VIRTIO_F_EVENT_IDX.
+
+    The driver writes to `used_event` the index of the used ring whose buffer it waits for (2.7.7).
+    """
+
+    def __init__(self) -> None:
+        self.decided_at = 0
+        """The used index at the last decision, modulo 2^16."""
+
+    def should_interrupt(self, used_idx: int, used_event: int) -> bool:
+        """Return whether the device interrupts for the buffers returned since the last call.
+
+        `used_idx` is the index at which the next buffer will be returned; it is greater than at the
+        last call by the number of buffers returned since, modulo 2^16.
+        """
+        before, self.decided_at = self.decided_at, used_idx
+        return before != used_idx and (used_idx - used_event - 1) & 0xFFFF < 0x8000
