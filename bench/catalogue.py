@@ -65,6 +65,10 @@ CATALOGUE = {
         12288,
         DefaultRun.QUICK_ONLY,
     ),
+    "watching": Benchmark("watching", "Events: one exit and one inflate, by who watches", Kvm.NONE),
+    "watching-guest": Benchmark(
+        "watching_guest", "Events of a Linux guest: boot and inflate, by who watches", Kvm.LINUX
+    ),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
     "command": Benchmark("command", "A command in a guest of its own", Kvm.LINUX),
     "console": Benchmark("console", "Streams out of a Linux guest and into it", Kvm.LINUX),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM, STANDARD
 from bench.results import Result
+from bench.watchers import NO_BUFFER, RECORDED, UNWATCHED, WATCHED
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ def _boot(machine: str, limit: float, goal: float) -> PerformanceTarget:
     )
 
 
+def _unwatched(kind: str) -> PerformanceTarget:
+    name, case = f"instructions, {kind}: not watched / without events", f"{kind}, instructions"
+    return PerformanceTarget(name, "watching", case, UNWATCHED, NO_BUFFER, 1.01, 1.005)
+
+
+def _watched(watcher: str, limit: float, goal: float) -> PerformanceTarget:
+    case = "boot, 512 MiB"
+    name = f"{case}: {watcher} / {UNWATCHED}"
+    return PerformanceTarget(name, "watching-guest", case, watcher, UNWATCHED, limit, goal)
+
+
 TARGETS: tuple[PerformanceTarget, ...] = (
     *(
         _device(f"{pattern}, {pages} pages", _BEST, 1.05, 1.02)
@@ -128,6 +140,10 @@ TARGETS: tuple[PerformanceTarget, ...] = (
         for contender, limit, goal in (("pyvmm", 1.0, 0.8), ("pyvmm, command", 2.0, 1.5))
         for way in ("out of", "into")
     ),
+    _unwatched("exit"),
+    _unwatched("inflate"),
+    _watched(RECORDED, 1.1, 1.03),
+    _watched(WATCHED, 1.2, 1.05),
     PerformanceTarget(
         "VMM memory (PSS): pyvmm / QEMU pc",
         "footprint",
