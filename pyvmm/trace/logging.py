@@ -32,9 +32,14 @@ class LogTracer:
 
     def event(self, name: str, **fields: int | str) -> None:
         """Log the event `name`."""
-        level = logging.WARNING if name.rpartition(".")[2] in WARNINGS else logging.DEBUG
-        if logger.isEnabledFor(level):
-            logger.log(level, "%s %s", name, fields_text(fields))
+        log_event(name, fields)
+
+
+def log_event(name: str, fields: Mapping[str, int | str]) -> None:
+    """Log the event `name` with its fields, if its level is enabled."""
+    level = logging.WARNING if name.rpartition(".")[2] in WARNINGS else logging.DEBUG
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s %s", name, fields_text(fields))
 
 
 def fields_text(fields: Mapping[str, int | str]) -> str:

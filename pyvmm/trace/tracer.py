@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pyvmm.trace.logging import LogTracer
+from pyvmm.trace.logging import LogTracer, log_event
 from pyvmm_native.events import HALF_BYTES, EventBuffer
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ class EventTracer(LogTracer):
         """Log the event `name`, and keep it while the tracer is watched."""
         if self.quiet.watched:
             self.native.event(name, **fields)
-        super().event(name, **fields)
+        log_event(name, fields)
