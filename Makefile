@@ -55,8 +55,9 @@ fuzz: native  ## Fuzz guests, snapshots, saved devices, migrations and recording
 sanitizers: native  ## Run tests and fuzzers (each for FUZZ_SECONDS) with ASan, UBSan and TSan
 	@$(BIN)/python -m tests.sanitizers.run $(FUZZ_SECONDS)
 
-coverage: native  ## Measure the branch coverage of devices.virtio, balloon and console; fail below 98 %
-	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz
+coverage: native  ## Measure the branch coverage of devices.virtio, balloon, console and pyvmm.trace; fail below 98 %
+	@$(BIN)/coverage run -m pytest -q -m "not kvm" tests/devices tests/conformance tests/fuzz \
+		tests/pyvmm/trace tests/pyvmm/qmp/test_trace_commands.py
 	@$(BIN)/coverage report
 
 lint: native  ## Check style, types, native code, import contracts, words and docstrings

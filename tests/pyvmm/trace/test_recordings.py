@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import struct
+import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,11 @@ from pyvmm.trace.recording_format import (
     DATA_OFFSET,
     MAGIC,
     MIN_LIMIT_BYTES,
+    FileHeader,
+    FormatError,
+    decode_chunk,
     decode_chunk_header,
+    encode_chunk,
 )
 from pyvmm.trace.tracer import EventTracer
 from pyvmm_native.events import Batch, EventBuffer
@@ -149,6 +156,23 @@ def test_a_ring_is_of_a_useful_size(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_remains_of_the_lap_before_the_last_are_left_out(tmp_path: Path) -> None:
+    made = batches(*[1] * 12)
+    in_the_file = [made[number] for number in (10, 11, 0, 7, 8, 9)]
+    assert values(write(tmp_path / "r", in_the_file, MIN_LIMIT_BYTES)) == [*range(7, 12)]
+
+
+def test_a_lap_that_fills_the_ring_needs_no_marker(tmp_path: Path) -> None:
+    (batch,) = batches(1)
+    half, last = (bytes([n]) * (MIN_LIMIT_BYTES // n) for n in (2, 64))
+    file = RecordingFile(tmp_path / "r", MIN_LIMIT_BYTES)
+    for chunk in (half, half, last):
+        file.write_chunk(chunk, batch)
+    file.close()
+    data = (tmp_path / "r").read_bytes()[DATA_OFFSET:]
+    assert data == last + half[len(last) :] + half
+
+
 def test_a_damaged_chunk_in_a_ring_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "r", batches(5, 5, 5), MIN_LIMIT_BYTES)
     flip(path, DATA_OFFSET + 60)  # as if the writer was killed when it began a lap
@@ -210,6 +234,47 @@ def test_a_file_that_cannot_be_read_to_its_end_is_an_error(
             list(recording.events())
 
 
+@pytest.mark.parametrize("failing_read", [1, 2, 3])
+def test_a_file_that_cannot_be_read_when_it_is_opened_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_read: int
+) -> None:
+    path, reads = write(tmp_path / "r", batches(5)), 0
+
+    class FailingFile(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal reads
+            reads += 1
+            if reads == failing_read:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(-1 if size is None else size)
+
+    opened: list[FailingFile] = []
+
+    def open_file(path: Path) -> FailingFile:
+        opened.append(FailingFile(path))
+        return opened[0]
+
+    monkeypatch.setattr("pyvmm.trace.recording.open_regular_file", open_file)
+    with pytest.raises(RecordingUnusable, match="cannot be read: Input/output error"):
+        Recording(path)
+    assert opened[0].closed
+
+
+def test_a_file_that_becomes_shorter_while_it_is_searched_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ShorterFile(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return b"" if size == 1 << 20 else super().read(-1 if size is None else size)
+
+    path = write(tmp_path / "r", batches(5))
+    path.write_bytes(path.read_bytes() + b"x" * (2 << 20))
+    monkeypatch.setattr("pyvmm.trace.recording.open_regular_file", ShorterFile)
+    with Recording(path) as recording:
+        assert "incomplete" in recording.notes[0]
+        assert recording.event_count == 5
+
+
 def test_a_chunk_that_claims_more_than_a_batch_is_not_read(tmp_path: Path) -> None:
     chunk = write(tmp_path / "r", batches(5)).read_bytes()[DATA_OFFSET:]
     assert decode_chunk_header(chunk) is not None
@@ -252,6 +317,51 @@ def test_a_path_without_a_file_is_refused(tmp_path: Path, name: str) -> None:
         Recording(tmp_path / name)
 
 
+def test_lost_events_are_counted_and_shown(tmp_path: Path) -> None:
+    buffer = EventBuffer()
+    buffer.start(512)
+    for value in range(1000):
+        buffer.event("echo.tick", value=value)
+    batch = buffer.take()
+    assert batch is not None
+    kept = batch.event_count
+    assert batch.dropped == 1000 - kept
+    with Recording(write(tmp_path / "r", [batch])) as recording:
+        assert (recording.event_count, recording.dropped) == (kept, 1000 - kept)
+        assert recording.start_ns == batch.base_ns
+        *_, last = recording.events()
+    assert (last.kind, last.seq, last.fields) == ("dropped", kept, {"count": 1000 - kept})
+
+
+@pytest.mark.parametrize("description", [b"[]", b"1", b"{", b"\xff"])
+def test_a_description_that_is_no_object_is_refused(tmp_path: Path, description: bytes) -> None:
+    numbers = struct.pack("<QI", 0, len(description))
+    crc = zlib.crc32(numbers + description)
+    header = MAGIC + struct.pack("<IQII", 1, 0, crc, len(description)) + description
+    (tmp_path / "r").write_bytes(header.ljust(DATA_OFFSET, b"\0"))
+    with pytest.raises(RecordingUnusable, match="cannot be used"):
+        Recording(tmp_path / "r")
+
+
+def test_a_description_fits_before_the_first_chunk() -> None:
+    with pytest.raises(ValueError, match="a description of"):
+        FileHeader(0, {"pyvmm": "x" * DATA_OFFSET}).encode()
+
+
+@pytest.mark.parametrize("code", ["u", "s", "x", ""])
+def test_fields_of_unknown_types_are_refused(code: str) -> None:
+    fields: tuple[tuple[str, str], ...] = (("value", code),)
+    kinds = [(0, "echo.tick", fields)]
+    chunk = encode_chunk(Batch(0, 0, 0, 0, kinds, [], b""))
+    header = decode_chunk_header(chunk)
+    assert header is not None
+    if code in ("u", "s"):
+        assert decode_chunk(header, chunk).kinds == kinds
+    else:
+        with pytest.raises(FormatError, match="a field of an unknown type"):
+            decode_chunk(header, chunk)
+
+
 # --- Paths ----------------------------------------------------------------------------------
 def test_only_a_recording_is_replaced(tmp_path: Path) -> None:
     path = write(tmp_path / "r", batches(50))
@@ -265,6 +375,27 @@ def test_only_a_recording_is_replaced(tmp_path: Path) -> None:
     for other in (tmp_path / "pipe", tmp_path, tmp_path / "absent" / "r"):
         with pytest.raises(RecordingNotWritten, match="cannot be written"):
             RecordingFile(other)
+
+
+def test_a_file_whose_beginning_cannot_be_written_is_refused_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyvmm.trace.recording_file.pwrite_all", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(RecordingNotWritten, match="cannot be written: No space left on device"):
+        RecordingFile(tmp_path / "r")
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_path_that_becomes_a_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyvmm.trace.recording_file.check_recording", lambda path: "/dev/null")
+    with pytest.raises(RecordingNotWritten, match="it is no regular file"):
+        RecordingFile(tmp_path / "r")
 
 
 def test_a_recording_in_progress_is_not_replaced(tmp_path: Path) -> None:
@@ -316,9 +447,62 @@ def test_a_full_disk_ends_the_recording_only(
     while tracer.watched and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not tracer.watched
+    (batch,) = batches(1)
+    recorder.put(b"", batch)  # by a taker that has not seen the end yet
     recorder.close()
-    assert "No space left on device" in caplog.text
+    assert caplog.text.count("No space left on device") == 1
     assert values(tmp_path / "r") == []
+
+
+def test_the_end_does_not_wait_long_for_a_file_system_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, released = threading.Event(), threading.Event()
+
+    class HangingDisk(RecordingFile):
+        closed = False
+
+        def write_chunk(self, chunk: bytes, batch: Batch) -> None:
+            writing.set()
+            released.wait()
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    monkeypatch.setattr("pyvmm.trace.recorder.END_TIMEOUT_S", 0.01)
+    tracer, file = EventTracer(), HangingDisk(tmp_path / "r")
+    recorder = Recorder(tracer, file)
+    recorder.start()
+    tracer.event("echo.tick", value=0)
+    writing.wait()
+    recorder.close()
+    assert not file.closed
+    released.set()
+    recorder.close()
+    assert file.closed
+
+
+# --- The taker ------------------------------------------------------------------------------
+def test_a_taker_that_cannot_start_releases_what_it_has_and_can_start_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise MemoryError
+
+    tracer = EventTracer()
+    recorder = Recorder(tracer, RecordingFile(tmp_path / "r"))
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patches:
+        patches.setattr(tracer, "start", fail)
+        with pytest.raises(MemoryError):
+            recorder.start()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    tracer.taker.hurry()  # no sink: nothing to do
+    recorder.start()
+    tracer.event("echo.tick", value=0)
+    recorder.close()
+    assert values(tmp_path / "r") == [0]
 
 
 def test_the_description_has_both_clocks(tmp_path: Path) -> None:

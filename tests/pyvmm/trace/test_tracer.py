@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from pyvmm.trace.stream import events_of
+from pyvmm.trace.stream import events_of, make_event
 from pyvmm.trace.tracer import EventTracer
 
 
@@ -45,3 +45,8 @@ def test_events_are_logged_watched_or_not_and_quiet_ones_never(
         ("balloon", "bad_payload", {"why": "second"}),
         ("uart", "register_read", {"table": "uart", "register": "lsr", "value": 0}),
     ]
+
+
+def test_events_of_migrations_belong_to_no_device() -> None:
+    event = make_event(7, 1000, "migration.round", {"round": 1})
+    assert (event.kind, event.device, event.queue) == ("migration.round", "", "")
