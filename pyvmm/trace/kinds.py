@@ -325,7 +325,7 @@ _BALLOON = (
     ),
     EventKind(
         "hints",
-        "A request for free page hints ends (5.5.6.6).",
+        "A request for free page hints ends (5.5.6.5).",
         "devices.balloon.hinting",
         {"result": "how it ended", "pages": "pages hinted"},
         of_device=True,

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Decide from three indices whether to notify.",
     minutes=20,
     run_needs="guest",
-    view="queues/balloon/inflate",
+    view="view=queues&device=balloon&queue=inflate",
 )

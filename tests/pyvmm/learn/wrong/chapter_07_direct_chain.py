@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends longer buffers as a chain of the ring's own descriptors."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from devices.testing import DriverQueue
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+"""Flags of a descriptor (2.7.5)."""
+DESCRIPTOR = struct.Struct("<QIHH")
+"""A descriptor: addr, len, flags, next."""
+
+
+class Element(NamedTuple):
+    """`length` bytes of memory at `gpa`, which the device reads or, if `writable`, writes."""
+
+    gpa: int
+    length: int
+    writable: bool = False
+
+
+class IndirectDriver:
+    """The driver's side of `queue`.
+
+    Of `queue` it uses the fields in guest memory only: `place` copies bytes into guest memory and
+    returns their address, `set_desc`, `set_avail_ring` and `set_avail_idx` write the rings.
+    """
+
+    def __init__(self, queue: DriverQueue) -> None:
+        self.queue = queue
+        self.free = list(range(queue.size))
+        self.next_avail = 0
+
+    def add(self, elements: list[Element]) -> int:
+        """Make a buffer of `elements` available; return the index of its head descriptor."""
+        if len(elements) > 1:
+            return self.add_direct(elements)
+        table = self.indirect_table(elements)
+        head = self.free.pop(0)
+        self.queue.set_desc(head, self.queue.place(table), len(table), INDIRECT)
+        self.queue.set_avail_ring(self.next_avail, head)
+        self.next_avail += 1
+        self.queue.set_avail_idx(self.next_avail)
+        return head
+
+    def add_direct(self, elements: list[Element]) -> int:
+        indices = [self.free.pop(0) for _ in elements]
+        for index, following, element in zip(indices, [*indices[1:], None], elements, strict=True):
+            flags = WRITE if element.writable else 0
+            if following is not None:
+                flags |= NEXT
+            self.queue.set_desc(index, element.gpa, element.length, flags, following or 0)
+        self.queue.set_avail_ring(self.next_avail, indices[0])
+        self.next_avail += 1
+        self.queue.set_avail_idx(self.next_avail)
+        return indices[0]
+
+    def indirect_table(self, elements: list[Element]) -> bytes:
+        """Return the table of descriptors that chains `elements` in order."""
+        table = b""
+        last = len(elements) - 1
+        for index, element in enumerate(elements):
+            flags = WRITE if element.writable else 0
+            following = 0
+            if index < last:
+                flags |= NEXT
+                following = index + 1
+            table += DESCRIPTOR.pack(element.gpa, element.length, flags, following)
+        return table
