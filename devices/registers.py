@@ -59,6 +59,7 @@ class Register(NamedTuple):
 
     `name` is unique in the table. `offset` and `size` are bytes from the start of the table. `read`
     returns the value and `write` gets each value written; without `read` the table keeps the value.
+    `peek` returns the value where `read` changes something, such as a bit that reading clears.
     `reset` is the initial value of a register the table keeps and `writable` its mask of bits a
     write can change (all, if None); both are ignored for a register with a `read` handler. With
     `whole_writes_only` a write to a part of the register is ignored.
@@ -74,6 +75,7 @@ class Register(NamedTuple):
     reset: int = 0
     writable: int | None = None
     whole_writes_only: bool = False
+    peek: Callable[[], int] | None = None
 
     @property
     def end(self) -> int:
@@ -138,6 +140,18 @@ class RegisterTable:
     def reset(self) -> None:
         """Set every register the table keeps to its reset value; no handler is called."""
         self._values.update((row.name, row.reset) for row in self._rows if row.read is None)
+
+    def peek(self) -> Iterator[tuple[Register, int]]:
+        """Yield every register with its value: no side effect of a read, and no event."""
+        for row in self._rows:
+            yield row, row.peek() if row.peek is not None else self._readers[row.name]()
+
+    def peek_bytes(self) -> bytes:
+        """Return all registers as bytes, as `peek`; gaps are zeros."""
+        data = bytearray(self.size_bytes)
+        for row, value in self.peek():
+            data[row.offset : row.end] = value.to_bytes(row.size, "little")
+        return bytes(data)
 
     # --- Saved state ------------------------------------------------------------------------
     STATE_VERSION = 1

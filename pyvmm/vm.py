@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from devices.balloon.device import BalloonDevice
 from pyvmm.balloon.free_page_hints import FreePageHints
@@ -341,6 +341,13 @@ class VirtualMachine:
         from pyvmm.trace.watch import EventWatch  # 2 modules that most guests never use
 
         return EventWatch(self._tracer)
+
+    def pci_registers(self, device: str) -> dict[str, Any]:
+        """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""
+        from pyvmm.machine.pci_registers import pci_registers  # 1 module that few guests need
+
+        with self.machine.lock:
+            return pci_registers(self.machine.pci_devices[device].transport)
 
     @property
     def saving(self) -> bool:

@@ -16,8 +16,8 @@ class Capability:
     """One capability: its body as a `BusDevice`, its two-byte `header` as a register table.
 
     The guest can change the bits of `body` that are set in `writable_mask` (shorter means zeros);
-    `read` and `write`, if given, serve the body instead. `offset` is its place in the function's
-    configuration space.
+    `read` and `write`, if given, serve the body instead, and `peek` returns it without the side
+    effects. `offset` is its place in the function's configuration space, `cap_id` its id.
     """
 
     def __init__(
@@ -28,8 +28,10 @@ class Capability:
         writable_mask: bytes,
         read: Callable[[int, int], int] | None,
         write: Callable[[int, int, int], None] | None,
+        peek: Callable[[], bytes] | None,
     ) -> None:
         self.offset = offset
+        self.cap_id = cap_id
         self.header = RegisterTable(
             f"capability {cap_id:#x}",
             [
@@ -41,6 +43,7 @@ class Capability:
         self._mask = writable_mask.ljust(len(body), b"\0")
         self._read = read
         self._write = write
+        self._peek = peek
 
     def link(self, offset: int) -> None:
         """Link the capability at `offset` as the next one in the list."""
@@ -51,6 +54,10 @@ class Capability:
         if self._read is not None:
             return self._read(offset, size)
         return int.from_bytes(self._body[offset : offset + size], "little")
+
+    def peek(self) -> bytes:
+        """Return the body, without the side effects of a read."""
+        return bytes(self._body) if self._peek is None else self._peek()
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the guest-writable bits of `size` bytes of the body."""

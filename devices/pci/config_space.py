@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from devices.bus import Bus
 from devices.listeners import Listeners
@@ -71,6 +71,15 @@ class _Bar:
         self.flags = flags
         self.address = 0  # as the guest programmed it
         self.gpa: int | None = None  # where it is decoded
+
+
+class BarState(NamedTuple):
+    """BAR `index` of `size_bytes`: its `address` as programmed, and if it is `decoded` there."""
+
+    index: int
+    size_bytes: int
+    address: int
+    decoded: bool
 
 
 class PciFunction:
@@ -168,19 +177,21 @@ class PciFunction:
         writable_mask: bytes = b"",
         read: Callable[[int, int], int] | None = None,
         write: Callable[[int, int, int], None] | None = None,
+        peek: Callable[[], bytes] | None = None,
     ) -> int:
         """Append a capability and return its offset in configuration space.
 
         `body` is what follows the id and the next pointer, and its reset value. The guest can
         change the bits set in `writable_mask` (one byte for each of `body`, shorter means zeros).
         `read(offset, size)` and `write(offset, size, value)`, when given, serve accesses to the
-        body instead; sizes are 1, 2 or 4. Raises ValueError when the space is full.
+        body instead; sizes are 1, 2 or 4. `peek()` then returns the body without side effects.
+        Raises ValueError when the space is full.
         """
         offset = self._next_capability
         end = offset + 2 + len(body)
         if end > CONFIG_SPACE_BYTES:
             raise ValueError(f"{self.name}: no room for capability {cap_id:#x}")
-        capability = Capability(offset, cap_id, body, writable_mask, read, write)
+        capability = Capability(offset, cap_id, body, writable_mask, read, write, peek)
         self._config.map(offset, 2, capability.header)
         if body:
             self._config.map(offset + 2, len(body), capability)
@@ -198,6 +209,35 @@ class PciFunction:
     def config_write(self, offset: int, size: int, value: int) -> None:
         """Write `size` bytes of configuration space; read-only bits do not change."""
         self._config.write(offset, size, value)
+
+    # --- For people ---------------------------------------------------------------------------
+    @property
+    def header(self) -> RegisterTable:
+        """The registers of the header."""
+        return self._header
+
+    @property
+    def bars(self) -> list[BarState]:
+        """The BARs as they are at the moment."""
+        return [
+            BarState(bar.index, bar.size_bytes, bar.address, bar.gpa is not None)
+            for bar in self._bars.values()
+        ]
+
+    @property
+    def capabilities(self) -> list[Capability]:
+        """All capabilities, in the order of their list."""
+        return list(self._capabilities)
+
+    def peek_config(self) -> bytes:
+        """Return the configuration space, without the side effects of a read."""
+        data = bytearray(CONFIG_SPACE_BYTES)
+        header = self._header.peek_bytes()
+        data[: len(header)] = header
+        for capability in self._capabilities:
+            whole = capability.header.peek_bytes() + capability.peek()
+            data[capability.offset : capability.offset + len(whole)] = whole
+        return bytes(data)
 
     # --- Device side ------------------------------------------------------------------------
     @property

@@ -20,6 +20,7 @@ is disabled signals are dropped, since the function then uses INTx.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from devices.listeners import Listeners
 from devices.pci.config_space import PciFunction
@@ -39,6 +40,15 @@ CONTROL_ENABLE = 1 << 15
 """Bits of the message control register (6.8.2.3)."""
 VECTOR_MASKED = 1 << 0
 """Bit of a vector control word (6.8.2.9)."""
+
+
+class VectorState(NamedTuple):
+    """A vector: its message, `address` and `data`, and whether it is `masked` and `pending`."""
+
+    address: int
+    data: int
+    masked: bool
+    pending: bool
 
 
 class MsixTable:
@@ -133,6 +143,7 @@ class MsixTable:
             bytes(self._capability.size_bytes),
             read=self._capability.read,
             write=self._capability.write,
+            peek=self._capability.peek_bytes,
         )
 
     # --- Saved state ------------------------------------------------------------------------
@@ -189,6 +200,24 @@ class MsixTable:
         if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
             return False
         return not self.table[f"control{vector}"] & VECTOR_MASKED
+
+    # --- For people ---------------------------------------------------------------------------
+    @property
+    def capability(self) -> RegisterTable:
+        """The registers of the capability's body."""
+        return self._capability
+
+    def entries(self) -> list[VectorState]:
+        """Return every vector as it is at the moment."""
+        return [
+            VectorState(
+                self.table[f"address_high{vector}"] << 32 | self.table[f"address_low{vector}"],
+                self.table[f"data{vector}"],
+                bool(self.table[f"control{vector}"] & VECTOR_MASKED),
+                bool(self._pending >> vector & 1),
+            )
+            for vector in range(self.vectors)
+        ]
 
     # --- Guest side -------------------------------------------------------------------------
     def _entry_written(self, vector: int, _value: int) -> None:

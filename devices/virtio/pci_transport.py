@@ -76,7 +76,7 @@ class VirtioPciTransport:
     """PCI function, BARs and interrupts of `device`; a `Stateful` part.
 
     The PCI bus has `function`, whose MSI-X table is `msix`. `interrupts` are the guest notifiers,
-    `common` is the common configuration.
+    `common` is the common configuration. `tables` are all register tables that have values to show.
     """
 
     def __init__(
@@ -163,7 +163,15 @@ class VirtioPciTransport:
     def _structures(self, tracer: Tracer) -> list[_BarStructure]:
         """Return the structures of the virtio BAR, in the order of the capability list."""
         device, common = self.device, self.common.registers
-        isr = Register("isr_status", 0, 1, Access.RO, read=self.interrupts.read_isr)
+        interrupts = self.interrupts
+        isr = Register(
+            "isr_status",
+            0,
+            1,
+            Access.RO,
+            read=interrupts.read_isr,
+            peek=lambda: interrupts.isr_status,
+        )
         # 4.1.5.2: the driver writes the queue's index, which the address implies already.
         registers = [
             Register(
@@ -178,6 +186,7 @@ class VirtioPciTransport:
         notify = RegisterTable(f"{device.name}.notify", registers, tracer=tracer)
         notify_bytes = NOTIFY_MULTIPLIER * len(registers)
         isr_table = RegisterTable(f"{device.name}.isr", [isr], tracer=tracer)
+        self.tables = (self.function.header, self.msix.capability, common, isr_table, device.config)
         config_bytes = device.config.size_bytes
         structures = [
             _BarStructure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
@@ -199,7 +208,11 @@ class VirtioPciTransport:
             function.add_capability(CAP_ID_VENDOR, each.capability_body())
         self._window = window = PciConfigWindow(VIRTIO_BAR, virtio_bar, VIRTIO_BAR_BYTES)
         function.add_capability(
-            CAP_ID_VENDOR, bytes(PCI_CFG_BODY_BYTES), read=window.read, write=window.write
+            CAP_ID_VENDOR,
+            bytes(PCI_CFG_BODY_BYTES),
+            read=window.read,
+            write=window.write,
+            peek=window.peek,
         )
         msix_bar = Bus(f"{self.device.name}.msix", tracer=tracer, unclaimed_byte=0)
         msix_bar.map(0, msix.table_bytes, msix.table)

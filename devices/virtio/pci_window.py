@@ -50,6 +50,10 @@ class PciConfigWindow:
         """Check that a driver could have programmed it; the BAR is not accessed."""
         return self._fields.check_state(fields)
 
+    def peek(self) -> bytes:
+        """Return the capability with the data last read or written; the BAR is not accessed."""
+        return self._fields.peek_bytes()
+
     def read(self, offset: int, size: int) -> int:
         """Read the capability; a read of the data field reads the BAR first."""
         if offset + size > _DATA:

@@ -66,6 +66,8 @@ def key_paths(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, member in value.items():
             if isinstance(member, dict) and member:
                 yield from key_paths(member, f"{prefix}{name}.")
+            elif isinstance(member, list) and any(isinstance(each, dict) for each in member):
+                yield from key_paths(member, prefix + name)
             else:
                 yield prefix + name, member
 

@@ -105,6 +105,59 @@ def read_memory(vm: VmControl, gpa: int, size: int) -> dict[str, Any]:
     return {"data": base64.b64encode(data).decode()}
 
 
+def query_pci_registers(vm: VmControl, device: str) -> dict[str, Any]:
+    """Return the registers of a PCI device as they are at the moment.
+
+    Nothing is changed: what a read by the guest would clear stays as it is, and there is no event.
+
+    Arguments:
+        device: the name of the device, such as `balloon`, `rng` or `console`
+    Returns:
+        config: the 256 bytes of configuration space, in base64
+        bars[].index: the number of a BAR
+        bars[].address: the guest-physical address that the guest has programmed
+        bars[].size: its size in bytes
+        bars[].decoded: whether the device responds there
+        capabilities[].offset: where a capability is in configuration space
+        capabilities[].id: its id, 9 for a structure of virtio (VIRTIO 1.2, 4.1.4), 17 for MSI-X
+        capabilities[].name: the id in words
+        capabilities[].fields.*: its fields
+        msix[].vector: the number of an MSI-X vector
+        msix[].address: the address of its message
+        msix[].data: the data of its message
+        msix[].masked: whether the guest has masked it
+        msix[].pending: whether it is to be sent once it is not masked
+        registers[].table: the name of a register table, such as `balloon.common`, as in events
+        registers[].register: the name of a register
+        registers[].offset: its offset in the table
+        registers[].size: its size in bytes
+        registers[].value: its value
+        features.offered: the feature bits that the device offers
+        features.accepted: those that the driver has accepted
+        features.offered-names: their names
+        features.accepted-names: their names
+        queues[].index: the number of a queue
+        queues[].name: its name
+        queues[].size: the number of entries
+        queues[].enable: whether the driver has enabled it
+        queues[].live: whether the device uses it
+        queues[].desc: the guest-physical address of the descriptor table
+        queues[].driver: that of the available ring
+        queues[].device: that of the used ring
+        queues[].next-avail: the available index of the buffer that the device takes next
+        queues[].used-idx: the used index at which it returns the next buffer
+        queues[].features: features in effect for it: `EVENT_IDX`, `INDIRECT_DESC`
+    Errors:
+        DeviceNotFound: the guest has no such device
+    In QEMU:
+        no such command; `x-query-virtio-status` and `query-pci` have some of it
+    """
+    try:
+        return vm.pci_registers(device)
+    except KeyError:
+        raise QmpError(f"Device '{device}' not found", "DeviceNotFound") from None
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     try:
@@ -138,4 +191,5 @@ COMMANDS = {
     "x-trace-read": Command(trace_read, (_TIMEOUT,), of_client=True),
     "x-trace-stop": Command(trace_stop, of_client=True),
     "x-read-memory": Command(read_memory, (_GPA, _SIZE)),
+    "x-query-pci-registers": Command(query_pci_registers, (Parameter("device", str),)),
 }

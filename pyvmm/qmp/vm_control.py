@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +42,9 @@ class VmControl(Protocol):
     @property
     def event_watch(self) -> EventWatch:
         """Return the events, for one client at a time."""
+
+    def pci_registers(self, device: str) -> dict[str, Any]:
+        """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""
 
     @property
     def memory_backing(self) -> MemoryBacking:

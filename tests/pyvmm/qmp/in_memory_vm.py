@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from devices.balloon.device import BalloonDevice
 from devices.testing.balloon.hinting import HintGuest
@@ -26,6 +27,7 @@ from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.balloon.unused_pages import query_unused_pages
 from pyvmm.config import MachineConfig
 from pyvmm.machine.counters import EXIT_REASONS, MachineCounters, QueueCounts
+from pyvmm.machine.pci_registers import pci_registers
 from pyvmm.machine.run_state import EventName, EventSink, RunState
 from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
@@ -134,6 +136,9 @@ class InMemoryVm:
     @cached_property
     def event_watch(self) -> EventWatch:
         return EventWatch(self.tracer)
+
+    def pci_registers(self, device: str) -> dict[str, Any]:
+        return pci_registers({"balloon": self.misc_guest.board.transport}[device])
 
     @property
     def saving(self) -> bool:
