@@ -74,9 +74,9 @@ class _Bar:
 
 
 class BarState(NamedTuple):
-    """BAR `index` of `size_bytes`: its `address` as programmed, and if it is `decoded` there."""
+    """BAR `number` of `size_bytes`: its `address` as programmed, and if it is `decoded` there."""
 
-    index: int
+    number: int
     size_bytes: int
     address: int
     decoded: bool

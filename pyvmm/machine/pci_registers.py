@@ -32,7 +32,7 @@ def pci_registers(transport: VirtioPciTransport) -> dict[str, Any]:
         "config": base64.b64encode(function.peek_config()).decode(),
         "bars": [
             {
-                "index": bar.index,
+                "index": bar.number,
                 "address": bar.address,
                 "size": bar.size_bytes,
                 "decoded": bar.decoded,

@@ -24,9 +24,10 @@ def x_query_counters(vm: VmControl) -> dict[str, Any]:
         exits.mmio: exits for accesses to registers in memory
         exits.interrupted: exits because of a signal
         exits.other: all other exits
-        queues: an object for each virtqueue: the names of its `device` and `queue`, `requests`, the
-            buffers that the device has taken, and `interrupts`, the used buffer notifications sent
-            to the driver
+        queues[].device: the name of the device of a virtqueue
+        queues[].queue: the name of the virtqueue
+        queues[].requests: buffers that the device has taken
+        queues[].interrupts: used buffer notifications sent to the driver
     In QEMU:
         no such command; `query-stats` has KVM's own counters
     """
