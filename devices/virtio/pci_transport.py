@@ -107,7 +107,14 @@ class VirtioPciTransport:
         device.connect(self.interrupts)
         device.queue_ready.add(host_notifiers.notify)
         self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)
-        self._add_to_function(self._structures(tracer), tracer)
+        structures = self._structures(tracer)
+        self.tables = [self.function.header, self.msix.capability, device.config]
+        self.tables += [
+            each.registers
+            for each in structures
+            if isinstance(each.registers, RegisterTable) and each.cfg_type != CAP_NOTIFY_CFG
+        ]
+        self._add_to_function(structures, tracer)
         self.function.bar_moved.add(self._bar_moved)
         self.function.bus_master_set.add(self._notify_assigned)
         self.function.bus_master_set.add(device.on_memory_accessible)
@@ -186,7 +193,6 @@ class VirtioPciTransport:
         notify = RegisterTable(f"{device.name}.notify", registers, tracer=tracer)
         notify_bytes = NOTIFY_MULTIPLIER * len(registers)
         isr_table = RegisterTable(f"{device.name}.isr", [isr], tracer=tracer)
-        self.tables = (self.function.header, self.msix.capability, common, isr_table, device.config)
         config_bytes = device.config.size_bytes
         structures = [
             _BarStructure(CAP_COMMON_CFG, COMMON_OFFSET, common.size_bytes, common),
