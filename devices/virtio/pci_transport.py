@@ -108,12 +108,16 @@ class VirtioPciTransport:
         device.queue_ready.add(host_notifiers.notify)
         self.common = CommonConfig(device, self.interrupts, self._update_host_notifiers, tracer)
         structures = self._structures(tracer)
-        self.tables = [self.function.header, self.msix.capability, device.config]
-        self.tables += [
-            each.registers
-            for each in structures
-            if isinstance(each.registers, RegisterTable) and each.cfg_type != CAP_NOTIFY_CFG
-        ]
+        self.tables = (
+            self.function.header,
+            self.msix.capability,
+            device.config,
+            *(
+                each.registers
+                for each in structures
+                if isinstance(each.registers, RegisterTable) and each.cfg_type != CAP_NOTIFY_CFG
+            ),
+        )
         self._add_to_function(structures, tracer)
         self.function.bar_moved.add(self._bar_moved)
         self.function.bus_master_set.add(self._notify_assigned)
