@@ -74,6 +74,9 @@ COMMANDS = {
         CONTROL,
     ),
     "ps": LazyCommand("pyvmm.cli.ps", "ps", "List the running guests.", CONTROL),
+    "top": LazyCommand(
+        "pyvmm.cli.top", "top", "Show the running guests with their activity, live.", CONTROL
+    ),
     "stop": LazyCommand("pyvmm.cli.run_state", "stop", "Pause a running guest.", CONTROL),
     "cont": LazyCommand("pyvmm.cli.run_state", "cont", "Resume a paused guest.", CONTROL),
     "quit": LazyCommand("pyvmm.cli.run_state", "quit_guest", "End a guest at once.", CONTROL),

@@ -110,12 +110,15 @@ def test_status_prints_its_document(machine: InMemoryVm, run: Run) -> None:
     assert_described(document, "pyvmm status")
 
 
-def test_ps_prints_its_document(run: Run) -> None:
+def test_ps_and_top_print_their_documents(run: Run) -> None:
     with announce("web") as announcement, served_in_thread(InMemoryVm(64 * MIB), announcement):
         announcement.describe("/guest.img", 64 * MIB, None)
         status, document = run("ps")
-    assert (status, document["guests"][0]["status"]) == (0, "running")
-    assert_described(document, "pyvmm ps")
+        assert (status, document["guests"][0]["status"]) == (0, "running")
+        assert_described(document, "pyvmm ps")
+        status, document = run("top", "--interval", "0.1")
+        assert (status, document["guests"][0]["exits"]["pio"]) == (0, 0)
+        assert_described(document, "pyvmm top")
 
 
 @pytest.mark.parametrize(
