@@ -23,11 +23,11 @@ GUIDES = [
     for page in sorted((ROOT / "docs" / folder).glob("*.md"))
     if any(snippet.needs_kvm for snippet in read_snippets(page))
 ]
-LESSONS_EVERY_TIME = ("01-traps", "04-split-rings")
+LESSONS_EVERY_TIME = ("01-traps",)
 
 
 def with_mark(page: Path) -> ParameterSet:
-    """Return `page` as a parameter; most lessons boot the same guest, and are in the long tests."""
+    """Return `page` as a parameter; lessons with a Linux guest are in the long tests."""
     lesson = page.parent.name == "learn" and page.stem not in LESSONS_EVERY_TIME
     return pytest.param(page, id=page.stem, marks=pytest.mark.long if lesson else ())
 

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from pyvmm.learn.chapter_04.run import READ_BYTES, run
 from pyvmm.learn.file_check import check_file
+from pyvmm.learn.stage import Stage
 from tests.pyvmm.learn.lessons import ATTEMPTS, Attempt
 
 pytestmark = pytest.mark.kvm
@@ -20,3 +24,13 @@ def test_the_check_accepts_the_solution_and_explains_other_attempts(attempt: Att
     outcome = check_file(attempt.chapter, attempt.path)
     assert outcome.passed == attempt.name.endswith("_solution"), outcome.message
     assert attempt.explanation in outcome.message
+
+
+def test_a_runnable_part_shows_and_records_the_events_of_a_linux_guest(
+    tmp_path: Path, guest_image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Stage(tmp_path / "chapter_04.rec", guest_image))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("  queue_live index=0 size=0x100 desc_gpa=")
+    assert [line.split()[0] for line in lines[1:4]] == ["descriptor", "chain", "used"]
+    assert lines[-1] == f"The guest has read {READ_BYTES} random bytes from /dev/hwrng."
