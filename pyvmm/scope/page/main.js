@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The shell of the page: tabs, the selected event, keys and the status bar.
+ *
+ * `VIEWS` lists the views. Each is a module with `create(root, scope)`, which fills `root` and
+ * returns `show(path)` and `hide()`; a view works only while it is shown. A view is created when it
+ * is shown first. The address says which one that is: `#queues/balloon/inflate` shows the view
+ * "queues" and hands it the path ["balloon", "inflate"].
+ */
+
+import { describer } from "./describe.js";
+import * as details from "./details.js";
+import { element } from "./elements.js";
+import * as format from "./format.js";
+import * as keys from "./keys.js";
+import { Selection } from "./selection.js";
+import { Source } from "./source.js";
+import * as status from "./status.js";
+import { EventStore } from "./store.js";
+import * as theme from "./theme.js";
+import * as timeline from "./timeline.js";
+
+/**
+ * A view that is for a guest that runs says so by `live`.
+ * @type {{id: string, title: string, module: {create: Function}, live?: boolean}[]}
+ */
+const VIEWS = [
+  { id: "timeline", title: "Timeline", module: timeline },
+];
+
+const byId = (id) => document.getElementById(id);
+
+/**
+ * @typedef {object} Scope the state that all views share
+ * @property {EventStore} store
+ * @property {Source} source
+ * @property {Selection} selection
+ * @property {(event: import("./store.js").ScopeEvent) => import("./describe.js").Description} describe
+ * @property {typeof format} format
+ * @property {(id: string, ...path: string[]) => void} open shows another view
+ */
+
+class Tabs {
+  #scope;
+  #views;
+  #created = new Map();
+  #shown = null;
+
+  constructor(scope, views) {
+    this.#scope = scope;
+    this.#views = views;
+    for (const { id, title } of views) {
+      const tab = element("button", {
+        type: "button", id: `tab-${id}`, role: "tab", "aria-controls": `view-${id}`,
+        "aria-selected": "false", tabIndex: -1,
+      }, title);
+      tab.addEventListener("click", () => this.open(id));
+      byId("tabs").append(tab);
+      byId("views").append(element("section", {
+        id: `view-${id}`, role: "tabpanel", "aria-labelledby": `tab-${id}`, hidden: true,
+      }));
+    }
+    byId("tabs").addEventListener("keydown", (event) => this.#moveFocus(event));
+    addEventListener("hashchange", () => this.#follow());
+    this.#follow();
+  }
+
+  /** Show the view `id`. */
+  open(id, ...path) {
+    location.hash = [id, ...path].map(encodeURIComponent).join("/");
+  }
+
+  /** Show the view at `place`. */
+  openAt(place) {
+    if (this.#views[place]) this.open(this.#views[place].id);
+  }
+
+  #follow() {
+    const [id, ...path] = decodeHash(location.hash);
+    const view = this.#views.find((each) => each.id === id) ?? this.#views[0];
+    if (this.#shown && this.#shown !== view.id) this.#created.get(this.#shown).hide();
+    for (const each of this.#views) {
+      const selected = each === view, tab = byId(`tab-${each.id}`);
+      tab.setAttribute("aria-selected", String(selected));
+      tab.tabIndex = selected ? 0 : -1;
+      byId(`view-${each.id}`).hidden = !selected;
+    }
+    if (!this.#created.has(view.id)) {
+      this.#created.set(view.id, view.module.create(byId(`view-${view.id}`), this.#scope));
+    }
+    this.#shown = view.id;
+    this.#created.get(view.id).show(path);
+  }
+
+  #moveFocus(event) {
+    const tabs = [...byId("tabs").children], at = tabs.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (to === undefined || at < 0) return;
+    event.preventDefault();
+    const tab = tabs[(to + tabs.length) % tabs.length];
+    tab.focus();
+    tab.click();
+  }
+}
+
+function decodeHash(hash) {
+  try {
+    return hash.slice(1).split("/").map(decodeURIComponent);
+  } catch {
+    return [""]; // a person has typed an address that is none
+  }
+}
+
+async function main() {
+  theme.restore();
+  byId("theme").addEventListener("click", theme.toggle);
+  let source;
+  try {
+    source = await Source.open();
+  } catch (error) {
+    byId("state").textContent = `The page cannot be filled: ${error.message}`;
+    return;
+  }
+  const store = new EventStore(), selection = new Selection(store);
+  const scope = { store, source, selection, describe: describer(source.info.kinds), format };
+  const tabs = new Tabs(scope, VIEWS.filter((view) => source.info.live || !view.live));
+  scope.open = (id, ...path) => tabs.open(id, ...path);
+  details.create(byId("details"), scope);
+  status.create(scope);
+  keys.create(scope, tabs);
+  document.documentElement.dataset.ready = "true";
+  await source.start(store);
+}
+
+await main();
