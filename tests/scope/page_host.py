@@ -35,7 +35,7 @@ class PageHost:
         **context: Any,
     ) -> None:  # fmt: skip
         self.problems: list[str] = []
-        """What must not happen, in words."""
+        """Descriptions of all that must not happen."""
         self._answers: dict[str, Any] = {"source": source_document(), **(answers or {})}
         self._chunks = chunks
         self.context = browser.new_context(**context)
