@@ -98,6 +98,12 @@ COMMANDS = {
         "Show or export what --record has recorded.",
         TOOLS,
     ),
+    "scope": LazyCommand(
+        "pyvmm.cli.scope",
+        "scope",
+        "Show the events of a running guest or a recording in a browser.",
+        TOOLS,
+    ),
     "unused": LazyCommand(
         "pyvmm.cli.unused",
         "unused",

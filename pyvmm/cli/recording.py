@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import click
 
+from pyvmm.cli.event_filter import Filter, filter_options
 from pyvmm.cli.json_output import json_option, print_json
-from pyvmm.cli.options import parse_seconds
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.files.output import check_output
 from pyvmm.files.replacement import ReplacementFile
@@ -23,67 +22,10 @@ from pyvmm.trace.recording import Recording
 from pyvmm.trace.stream import TraceEvent
 from pyvmm.units import format_size
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _NS = 1_000_000_000
 _SHOWN_KINDS = 12
 _IN_PLACE = ("device", "queue")
 """Fields that a line shows as the place of the event."""
-
-
-class Filter(NamedTuple):
-    """The events that a person asks for; empty sequences and None ask for all."""
-
-    devices: Sequence[str]
-    queues: Sequence[str]
-    kinds: Sequence[str]
-    since_s: float | None
-    until_s: float | None
-
-    def select(self, recording: Recording) -> Iterator[TraceEvent]:
-        """Yield those events of `recording`."""
-        start = recording.start_ns
-        for event in recording.events():
-            seconds = (event.time_ns - start) / _NS
-            if self.until_s is not None and seconds > self.until_s:
-                return
-            if (
-                (self.since_s is None or seconds >= self.since_s)
-                and (not self.devices or event.device in self.devices)
-                and (not self.queues or event.queue in self.queues)
-                and (not self.kinds or event.kind in self.kinds)
-            ):
-                yield event
-
-
-def _filter_options(command: _Command) -> _Command:
-    """Give a command the options of `Filter`, as parameters of the same names."""
-    for option in (
-        click.option(
-            "--until",
-            "until_s",
-            type=parse_seconds,
-            metavar="S",
-            help="Only events up to S seconds after the first.",
-        ),
-        click.option(
-            "--since",
-            "since_s",
-            type=parse_seconds,
-            metavar="S",
-            help="Only events from S seconds after the first.",
-        ),
-        click.option(
-            "--kind", "kinds", multiple=True, metavar="NAME", help="Only events of this kind."
-        ),
-        click.option(
-            "--queue", "queues", multiple=True, metavar="NAME", help="Only events of this queue."
-        ),
-        click.option(
-            "--device", "devices", multiple=True, metavar="NAME", help="Only events of this device."
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -153,12 +95,12 @@ def _summary(opened: Recording) -> dict[str, Any]:
 
 @recording.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_filter_options
+@filter_options
 @click.option("--json", "as_json", is_flag=True, help="Print each event as JSON, on its own line.")
 def events(file: Path, as_json: bool, **chosen: Any) -> None:
     """Print the events of FILE, one on each line: time in seconds, place, kind and fields."""
     with _open(file) as opened:
-        for event in Filter(**chosen).select(opened):
+        for event in Filter(**chosen).select(opened.events(), opened.start_ns):
             print_line(event_json(event) if as_json else _line(event, opened.start_ns))
 
 
@@ -181,7 +123,7 @@ def _line(event: TraceEvent, start_ns: int) -> str:
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where to."
 )
-@_filter_options
+@filter_options
 def export(file: Path, name: str, output: Path, **chosen: Any) -> None:
     """Write the events of FILE to --output in another format.
 
@@ -190,7 +132,7 @@ def export(file: Path, name: str, output: Path, **chosen: Any) -> None:
     chosen_format = FORMATS[name]
     with _open(file) as opened:
         target = check_output(output, chosen_format.start)
-        found = Filter(**chosen).select(opened)
+        found = Filter(**chosen).select(opened.events(), opened.start_ns)
         try:
             with ReplacementFile(target) as replacement:
                 with os.fdopen(os.dup(replacement.fd), "wb") as stream:

@@ -28,6 +28,7 @@ from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
 from pyvmm.runtime_directory import errors as runtime
+from pyvmm.scope import errors as scope
 from pyvmm.snapshot import errors as snapshot
 from pyvmm.sockets import errors as sockets
 from pyvmm.sockets.addresses import format_unix_address
@@ -72,6 +73,9 @@ REMEDIES: dict[type[UserError], str] = {
     runtime.GuestNameInUse: "give another --name, or end that guest with: pyvmm quit",
     runtime.InvalidGuestName: "give another name",
     runtime.RuntimeDirectoryUnusable: "set XDG_RUNTIME_DIR to a directory that only you may use",
+    scope.EventsUnsupported: "use the pyvmm that runs the guest, 0.1.0 or later",
+    scope.GuestNotWatched: "end the other scope of this guest with Ctrl-C, or record the next run",
+    scope.PortInUse: "choose another with --port, or leave it out",
     snapshot.SnapshotDamaged: "take another one",
     snapshot.SnapshotIncompatible: "restore it where it was taken, or with that version of pyvmm",
     snapshot.SnapshotNotDurable: "check that file system, and take another one",

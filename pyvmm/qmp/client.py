@@ -21,6 +21,8 @@ from pyvmm.qmp.messages import QmpError
 from pyvmm.sockets.unix import connect_unix
 
 _READ_BYTES = 1 << 16
+MAX_REPLY_BYTES = 16 << 20
+"""The largest replies have a chunk of events, or a part of the guest's memory, in base64."""
 
 
 class ConnectionClosedError(Exception):
@@ -32,7 +34,7 @@ class QmpClient:
 
     def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
-        self._messages = JsonStream(max_tokens=MAX_MESSAGE_BYTES)
+        self._messages = JsonStream(MAX_REPLY_BYTES, max_tokens=MAX_MESSAGE_BYTES)
         self._events: list[dict[str, Any]] = []
         self._socket = connect_unix(path, timeout_s)
         try:
@@ -69,7 +71,7 @@ class QmpClient:
             if "return" in message:
                 return message["return"]
             if "error" in message:
-                raise _reported(message["error"])
+                raise reported_error(message["error"])
             if "event" in message:
                 self._events.append(message)
 
@@ -109,7 +111,7 @@ class QmpClient:
             self._messages.feed(data)
 
 
-def _reported(error: Any) -> QmpError:
+def reported_error(error: Any) -> QmpError:
     """Return the error that a reply reports; another program may have sent it."""
     if isinstance(error, dict) and isinstance(error.get("desc"), str):
         return QmpError(error["desc"], error.get("class", "GenericError"))

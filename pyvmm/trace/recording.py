@@ -89,17 +89,30 @@ class Recording:
         Also for a ring whose writer has overwritten a chunk in the meantime.
         """
         for place in self._places:
+            data = self._intact_chunk(place)
             try:
-                data = self._read(place.offset, place.header)
-                if not layout.chunk_is_intact(place.header, data):
-                    raise RecordingUnusable(f"{self.path} has changed while it was read")
                 yield from events_of(layout.decode_chunk(place.header, data))
             except (FormatError, EventError, OverflowError) as error:
                 raise RecordingUnusable(
                     f"{self.path} is damaged at byte {place.offset}: {error}"
                 ) from error
-            except OSError as error:
-                raise _not_readable(self.path, error) from error
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield all chunks in order as they are in the file, padded to the alignment.
+
+        Raises `RecordingUnusable`, as `events` does.
+        """
+        for place in self._places:
+            yield self._intact_chunk(place).ljust(place.header.size_bytes, b"\0")
+
+    def _intact_chunk(self, place: _Place) -> bytes:
+        try:
+            data = self._read(place.offset, place.header)
+        except OSError as error:
+            raise _not_readable(self.path, error) from error
+        if not layout.chunk_is_intact(place.header, data):
+            raise RecordingUnusable(f"{self.path} has changed while it was read")
+        return data
 
     # --- Finding the chunks -----------------------------------------------------------------
     def _sequence(self) -> list[_Place]:

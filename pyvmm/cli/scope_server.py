@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of `pyvmm scope`: the server of the page, until a signal ends it.
+
+When the guest ends, the page is served on: the last events are often the ones to look at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import webbrowser
+from pathlib import Path
+
+from pyvmm.scope.live_guest import LiveGuest
+from pyvmm.scope.recorded_guest import RecordedGuest
+from pyvmm.scope.server import ScopeServer
+from pyvmm.sockets.addresses import parse_unix_address
+from pyvmm.standard_streams.text import print_line, print_message
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_GUEST_ENDED = 1
+
+
+def serve(file: Path | None, address: str | None, port: int, opens: bool) -> int:
+    """Serve the page of the recording `file`, or of the guest at `address`; return the status.
+
+    `opens` opens it in a browser. Raises `PortInUse`, and what the sources raise.
+    """
+    return asyncio.run(_serve(file, address, port, opens))
+
+
+async def _serve(file: Path | None, address: str | None, port: int, opens: bool) -> int:
+    stopped = asyncio.Event()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    guest = None if address is None else LiveGuest(parse_unix_address(address), address)
+    if guest is not None:
+        await guest.start()
+        source: LiveGuest | RecordedGuest = guest
+    else:
+        assert file is not None
+        source = RecordedGuest(file)
+    try:
+        server = ScopeServer(source, port)
+        print_line(f"The scope is at {server.url} until Ctrl-C")
+        sys.stdout.flush()
+        if opens:
+            webbrowser.open(server.url)
+        await _until(stopped, guest)
+        await server.close()
+    finally:
+        if guest is not None:
+            await guest.close()
+    return EXIT_GUEST_ENDED if guest is not None and guest.ended.is_set() else 0
+
+
+async def _until(stopped: asyncio.Event, guest: LiveGuest | None) -> None:
+    """Wait for a signal, and say so when the guest ends before."""
+    waiting = asyncio.create_task(stopped.wait())
+    if guest is not None:
+        ending = asyncio.create_task(guest.ended.wait())
+        await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            print_message("the guest has ended; the page keeps its events until Ctrl-C")
+        ending.cancel()
+    await waiting

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server of the page: strangers, other sites, and floods get nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm.memory.rss import resident_bytes
+from pyvmm.scope import guard
+from pyvmm.scope.connections import MAX_CONNECTIONS
+from pyvmm.scope.errors import PortInUse
+from pyvmm.scope.recorded_guest import RecordedGuest
+from pyvmm.scope.server import MAX_HEADER_BYTES, ScopeServer
+from pyvmm.trace.errors import RecordingUnusable
+from pyvmm.trace.recording import Recording
+from pyvmm.units import MIB
+from tests.pyvmm.scope.conftest import MARKUP
+from tests.pyvmm.scope.scope_client import get
+
+
+def run(path: Path, scenario: Callable[[ScopeServer], Awaitable[None]]) -> None:
+    async def main() -> None:
+        server = ScopeServer(RecordedGuest(path))
+        try:
+            await asyncio.wait_for(scenario(server), 60)
+        finally:
+            await server.close()
+
+    asyncio.run(main())
+
+
+def test_the_chunks_are_those_of_the_file(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        answer = await get(server, "api/chunks")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.body == recorded.read_bytes()[4096:]
+
+    run(recorded, scenario)
+
+
+def test_the_source_is_described(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        document = (await get(server, "api/source")).json
+        assert (document["live"], document["name"]) == (False, "boot.rec")
+        assert document["start-ns"] > 0
+        assert {"inflate", "chain"} <= {kind["name"] for kind in document["kinds"]}
+
+    run(recorded, scenario)
+
+
+def test_a_recording_that_grows_is_read_again(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        whole = recorded.read_bytes()
+        recorded.write_bytes(whole[:-64])
+        cut = await get(server, "api/source")
+        assert cut.json["notes"] == [
+            "the last part is incomplete, as its writer was stopped, and is left out"
+        ]
+        recorded.write_bytes(whole)
+        assert (await get(server, "api/chunks")).body == whole[4096:]
+
+    run(recorded, scenario)
+
+
+def test_a_recording_that_is_damaged_meanwhile_is_an_error(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        recorded.write_bytes(b"something else")
+        for path in ("api/source", "api/chunks"):
+            answer = await get(server, path)
+            assert answer.status == 409
+            assert "it is no recording" in answer.json["error"]
+
+    run(recorded, scenario)
+
+
+def test_a_damaged_recording_is_refused_before_the_server_starts(recorded: Path) -> None:
+    data = bytearray(recorded.read_bytes())
+    data[4096 + 60] ^= 1
+    recorded.write_bytes(data)
+    with pytest.raises(RecordingUnusable, match="damaged"):
+        RecordedGuest(recorded)
+
+
+def test_answers_forbid_all_that_the_page_does_not_need(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        for answer in (await get(server, "api/source"), await get(server, token="wrong")):
+            for name, value in guard.HEADERS.items():
+                assert answer.headers[name.lower()] == value
+            assert "server" not in answer.headers
+            assert "access-control-allow-origin" not in answer.headers
+
+    run(recorded, scenario)
+
+
+@pytest.mark.parametrize("path", ["", "page/main.js", "api/source", "api/chunks", "api/live"])
+def test_strangers_and_other_sites_are_refused(recorded: Path, path: str) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        own = f"127.0.0.1:{server.port}"
+        for token in ("", "wrong", server.token[:-1], server.token + "x", "%00", "\xff"):
+            assert (await get(server, path, token=token)).status == 404
+        for host in ("evil.example", "127.0.0.1", f"evil.example:{server.port}", own + ".", None):
+            assert (await get(server, path, headers={"Host": host})).status in (400, 421)
+        for origin in ("http://evil.example", "null", f"https://{own}", f"http://{own}.evil"):
+            assert (await get(server, path, headers={"Origin": origin})).status == 403
+
+    run(recorded, scenario)
+
+
+def test_the_own_origin_and_localhost_are_accepted(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        own = f"localhost:{server.port}"
+        answer = await get(server, "api/source", headers={"Host": own, "Origin": f"http://{own}"})
+        assert answer.status == 200
+
+    run(recorded, scenario)
+
+
+def test_only_files_of_the_page_are_served(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        for name in ("__init__.py", "..%2fserver.py", "../server.py", "/etc/passwd", "missing.js"):
+            assert (await get(server, f"page/{name}")).status == 404
+        assert (await get(server, "api/source", method="POST")).status == 405
+
+    run(recorded, scenario)
+
+
+def test_errors_repeat_nothing_of_the_request(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        answer = await get(server, "page/<script>.js")
+        assert answer.status == 404
+        assert b"<" not in answer.body
+
+    run(recorded, scenario)
+
+
+def test_a_thousand_strangers_do_not_keep_the_person_out(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        before = resident_bytes()
+        strangers = []
+        for _ in range(1000):
+            with contextlib.suppress(OSError):
+                strangers.append(await asyncio.open_connection("127.0.0.1", server.port))
+        assert (await get(server, "api/source")).status == 200
+        closed = 0
+        for reader, writer in strangers:
+            with contextlib.suppress(OSError, TimeoutError):
+                closed += not await asyncio.wait_for(reader.read(1), 0.001)
+            writer.close()
+        assert closed >= 1000 - 2 * MAX_CONNECTIONS
+        assert resident_bytes() - before < 48 * MIB
+
+    run(recorded, scenario)
+
+
+def test_a_request_without_end_is_bounded(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with contextlib.suppress(OSError):
+            for _ in range(1 << 10):
+                writer.write(b"GET / HTTP/1.1\r\n" + b"x" * MAX_HEADER_BYTES)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            assert await reader.read() in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        assert (await get(server, "api/source")).status == 200
+
+    run(recorded, scenario)
+
+
+def test_a_browser_that_does_not_read_costs_a_chunk(tmp_path: Path, recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        chunk = b"x" * MIB
+        server.site.source.chunks = lambda: (chunk for _ in range(1000))  # type: ignore[method-assign, union-attr]
+        before = resident_bytes()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        own = f"127.0.0.1:{server.port}"
+        writer.write(f"GET /{server.token}/api/chunks HTTP/1.1\r\nHost: {own}\r\n\r\n".encode())
+        await reader.readexactly(64)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(0.5)
+        assert resident_bytes() - before < 32 * MIB
+        assert (await get(server, "api/source")).status == 200
+        writer.transport.abort()
+
+    run(recorded, scenario)
+
+
+def test_a_port_in_use_is_one_error(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        with pytest.raises(PortInUse, match=f"port {server.port} cannot be used"):
+            ScopeServer(RecordedGuest(recorded), server.port)
+
+    run(recorded, scenario)
+
+
+def test_text_of_guests_is_data_in_the_chunks(recorded: Path) -> None:
+    with Recording(recorded) as recording:
+        assert MARKUP in [event.fields.get("why") for event in recording.events()]
