@@ -42,6 +42,7 @@ from pyvmm_native import PAGE_BYTES
 if TYPE_CHECKING:
     from devices.console.device import ConsoleDevice
     from devices.ports import Tracer
+    from devices.virtio.pci_transport import VirtioPciTransport
     from pyvmm.config import MachineConfig
     from pyvmm.console.ports import ConsolePorts
     from pyvmm.machine.catalogue import CatalogueEntry
@@ -233,6 +234,12 @@ class VirtualMachine:
         from pyvmm.machine.counters import read_counters  # 2 modules, for their query
 
         return read_counters(self.machine)
+
+    @contextmanager
+    def locked_devices(self) -> Iterator[Mapping[str, VirtioPciTransport]]:
+        """Yield the virtio devices by name, with the device lock held."""
+        with self.machine.lock:
+            yield {name: each.transport for name, each in self.machine.pci_devices.items()}
 
     def pause(self) -> None:
         """Stop the guest's vCPUs and announce STOP."""

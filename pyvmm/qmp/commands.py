@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyvmm.qmp import counter_commands, qom, trace_commands, vm_commands
+from pyvmm.qmp import counter_commands, qom, trace_commands, virtio_commands, vm_commands
 from pyvmm.qmp import guest_request_commands as guest_requests
 from pyvmm.qmp import migration_commands as migration
 from pyvmm.qmp import snapshot_commands as snapshots
@@ -47,6 +47,7 @@ COMMANDS = {
     **vm_commands.COMMANDS,
     "query-commands": Command(query_commands),
     **counter_commands.COMMANDS,
+    **virtio_commands.COMMANDS,
     **guest_requests.COMMANDS,
     **snapshots.COMMANDS,
     **migration.COMMANDS,

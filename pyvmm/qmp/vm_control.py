@@ -6,9 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from devices.ports import GuestRam
+    from devices.virtio.pci_transport import VirtioPciTransport
     from pyvmm.balloon.free_page_hints import FreePageHints
     from pyvmm.balloon.misc_requests import MiscRequests
     from pyvmm.balloon.statistics import BalloonStatistics
@@ -57,6 +59,9 @@ class VmControl(Protocol):
     @property
     def counters(self) -> MachineCounters:
         """Return the counts of exits and requests since the VM was created."""
+
+    def locked_devices(self) -> AbstractContextManager[Mapping[str, VirtioPciTransport]]:
+        """Return the virtio devices by name, with the device lock held in the `with` block."""
 
     @property
     def balloon_actual_bytes(self) -> int:

@@ -25,6 +25,7 @@ from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 SNAPSHOT, DESTINATION = "/tmp/vm.snapshot", "/tmp/migration"
 """Paths in examples; the paths that are used are in a directory of the test."""
 _PATH = {"path": "/machine/peripheral/balloon0"}
+_BALLOON = "/machine/peripheral/balloon0/virtio-backend"
 _INTERVAL = {**_PATH, "property": "guest-stats-polling-interval"}
 
 
@@ -94,6 +95,7 @@ def exchanges() -> list[Example]:
             await recorder.connect()
             await _status_and_balloon(recorder)
             await _guest_requests(recorder)
+            await _virtio(recorder)
             await _object_model(recorder)
             await _snapshot(recorder)
             await _migration(recorder, directory)
@@ -140,6 +142,15 @@ async def _guest_requests(recorder: Recorder) -> None:
     recorder.vm.status = "paused"
     await recorder.ask("balloon-drop-caches")
     recorder.vm.status = "running"
+
+
+async def _virtio(recorder: Recorder) -> None:
+    await recorder.ask("x-query-virtio")
+    await recorder.ask("x-query-virtio-status", path=_BALLOON)
+    queue = {"path": _BALLOON, "queue": 3}
+    await recorder.ask("x-query-virtio-queue-status", **queue)
+    await recorder.ask("x-query-virtio-queue-element", **queue, index=0)
+    await recorder.ask("x-query-virtio-vhost-queue-status", **queue)
 
 
 async def _object_model(recorder: Recorder) -> None:

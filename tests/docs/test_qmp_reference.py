@@ -94,6 +94,9 @@ def test_the_examples_of_a_command_have_just_the_documented_members(name: str) -
         for each in examples()
         if each.name == name and "return" in each.response
     ]
+    if inspect.signature(COMMANDS[name].run).return_annotation == "NoReturn":
+        assert (values, documented) == ([], {})
+        return
     assert values, "no example"
     if name == "qom-get":  # its value is that of the property
         return

@@ -20,6 +20,7 @@ from devices.testing.balloon.hinting import HintGuest
 from devices.testing.balloon.misc import MiscGuest
 from devices.testing.balloon.stats import StatsGuest
 from devices.testing.ram import AnonymousRam
+from devices.virtio.pci_transport import VirtioPciTransport
 from pyvmm.balloon.free_page_hints import FreePageHints
 from pyvmm.balloon.guest_requests import GuestAccess
 from pyvmm.balloon.misc_requests import MiscRequests
@@ -120,6 +121,10 @@ class InMemoryVm:
     @property
     def balloon(self) -> BalloonDevice:
         return self.misc_guest.board.balloon
+
+    @contextmanager
+    def locked_devices(self) -> Iterator[Mapping[str, VirtioPciTransport]]:
+        yield {"balloon": self.misc_guest.board.transport}
 
     @cached_property
     def snapshots(self) -> Snapshots:
