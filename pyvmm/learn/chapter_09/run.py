@@ -16,7 +16,8 @@ def run(stage: Stage) -> None:
         record = stage.recording if dialect == "bitmap" else None
         with Guest(stage.guest_image, ram_bytes=256 * MIB, dialect=dialect, record=record) as guest:
             result = guest.resize_balloon(BALLOON_PAGES)
-        stage.say(f"{dialect:<8} {result.pages} pages in {result.requests} requests")
+        plural = "" if result.requests == 1 else "s"
+        stage.say(f"{dialect:<8} {result.pages} pages in {result.requests} request{plural}")
     stage.say()
     stage.show_events(("chain", "inflate"), device="balloon", queue="inflate", at_most=6)
     stage.show_events(("inflate",), device="balloon", at_most=6)
