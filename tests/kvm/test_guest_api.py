@@ -78,7 +78,7 @@ def test_a_restored_guest_answers_and_its_end_is_noticed(
             seconds = time.monotonic() - begin
             assert guest.run(["cat", "/state"]).stdout == "before\n"
             assert guest.session.vm.balloon.actual == 4096
-    assert {"chain", "used", "interrupt"} <= recorded_kinds(directory / "rec")
+    assert {"chain", "used", "interrupt", "vm_exits"} <= recorded_kinds(directory / "rec")
     figure(f"Guest: answers {BOOT_SECONDS[-1]:.2f} s after a boot, {seconds:.2f} s after a restore")
     with Guest.restore(directory / "snapshot") as guest:
         with pytest.raises(GuestExited, match="guest-shutdown"):
