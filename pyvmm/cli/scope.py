@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +78,9 @@ def scope(
     if given := list(given_parameters(_FILTERS)):
         raise CommandError(f"{given[0]} chooses events to print", "add --text")
     # Late: saves 60 ms (tornado) with --text and in errors.
-    from pyvmm.cli.scope_server import serve
+    from pyvmm.cli.scope_server import has_display, serve
 
-    return serve(file, address, port or 0, _has_display() if opens is None else opens)
-
-
-def _has_display() -> bool:
-    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return serve(file, address, port or 0, has_display() if opens is None else opens)
 
 
 def _print_text(file: Path | None, address: str | None, chosen: Filter) -> int:

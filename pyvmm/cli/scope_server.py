@@ -7,10 +7,12 @@ When the guest ends, the page is served on: the last events are often the ones t
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import webbrowser
 from pathlib import Path
+from urllib.parse import quote
 
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.recorded_guest import RecordedGuest
@@ -22,15 +24,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_GUEST_ENDED = 1
 
 
-def serve(file: Path | None, address: str | None, port: int, opens: bool) -> int:
+def has_display() -> bool:
+    """Return whether a browser can show a page to this user."""
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def serve(file: Path | None, address: str | None, port: int, opens: bool, view: str = "") -> int:
     """Serve the page of the recording `file`, or of the guest at `address`; return the status.
 
-    `opens` opens it in a browser. Raises `PortInUse`, and what the sources raise.
+    `opens` opens it in a browser. The page shows `view` first, such as `queues/rng`. Raises
+    `PortInUse`, and what the sources raise.
     """
-    return asyncio.run(_serve(file, address, port, opens))
+    return asyncio.run(_serve(file, address, port, opens, f"#{quote(view)}" if view else ""))
 
 
-async def _serve(file: Path | None, address: str | None, port: int, opens: bool) -> int:
+async def _serve(
+    file: Path | None, address: str | None, port: int, opens: bool, fragment: str
+) -> int:
     stopped = asyncio.Event()
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -43,10 +53,11 @@ async def _serve(file: Path | None, address: str | None, port: int, opens: bool)
         source = RecordedGuest(file)
     try:
         server = ScopeServer(source, port)
-        print_line(f"The scope is at {server.url} until Ctrl-C")
+        url = server.url + fragment
+        print_line(f"The scope is at {url} until Ctrl-C")
         sys.stdout.flush()
         if opens:
-            webbrowser.open(server.url)
+            webbrowser.open(url)
         await _until(stopped, guest)
         await server.close()
     finally:

@@ -33,7 +33,7 @@ class Chapter:
     run_needs: Needs
     check_needs_kvm: bool = False
     view: str = ""
-    """The fragment of the scope's address that shows the recording, such as `view=queues`."""
+    """The fragment of the scope's address that shows the recording, such as `queues/rng`."""
 
     @property
     def package(self) -> str:

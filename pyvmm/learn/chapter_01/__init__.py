@@ -17,5 +17,5 @@ CHAPTER = Chapter(
     minutes=20,
     run_needs="kvm",
     check_needs_kvm=True,
-    view="view=timeline",
+    view="timeline",
 )

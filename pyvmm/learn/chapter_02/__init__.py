@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Find the registers of a virtio device from its PCI configuration space.",
     minutes=20,
     run_needs="guest",
-    view="view=registers&device=rng",
+    view="registers/rng",
 )

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Initialise a device, and agree with it on features.",
     minutes=20,
     run_needs="guest",
-    view="view=handshake&device=balloon",
+    view="handshake/balloon",
 )

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Send buffers through a virtqueue, and take them back.",
     minutes=25,
     run_needs="guest",
-    view="view=queues&device=rng&queue=request",
+    view="queues/rng/request",
 )

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Suppress interrupts without losing one.",
     minutes=25,
     run_needs="guest",
-    view="view=timeline&device=rng",
+    view="timeline",
 )

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Decide from three indices whether to notify.",
     minutes=20,
     run_needs="guest",
-    view="view=queues&device=balloon&queue=inflate",
+    view="queues/balloon/inflate",
 )

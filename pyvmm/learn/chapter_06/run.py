@@ -17,7 +17,7 @@ SHOWN = ("notified", "avail_notifications", "chain", "used", "used_notification"
 def run(stage: Stage) -> None:
     """Boot a guest, inflate its balloon, and show and count the notifications."""
     image = stage.guest_image
-    with Guest(image, ram_bytes=256 * MIB, record=stage.recording) as guest:
+    with Guest(image, ram_bytes=256 * MIB, dialect="standard", record=stage.recording) as guest:
         guest.resize_balloon(INFLATE_PAGES)
     stage.show_events(SHOWN, device="balloon", queue="inflate", at_most=18)
     counts: Counter[str] = Counter()

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Send a buffer of many pieces through one descriptor of the queue.",
     minutes=20,
     run_needs="nothing",
-    view="view=queues&device=recorder&queue=requestq",
+    view="queues/recorder/requestq",
 )

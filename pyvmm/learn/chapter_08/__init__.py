@@ -17,5 +17,5 @@ CHAPTER = Chapter(
     goal="Follow an inflate from the target to the freed page, in 4 KiB units.",
     minutes=20,
     run_needs="guest",
-    view="view=memory",
+    view="memory",
 )

@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Read and write a request of the bitmap protocol by hand.",
     minutes=20,
     run_needs="guest",
-    view="view=queues&device=balloon&queue=inflate",
+    view="queues/balloon/inflate",
 )

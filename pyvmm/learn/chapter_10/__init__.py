@@ -17,5 +17,5 @@ CHAPTER = Chapter(
     goal="Let a device ask its driver, and match responses with requests.",
     minutes=20,
     run_needs="guest",
-    view="view=queues&device=balloon&queue=queue+3",
+    view="queues/balloon/queue 3",
 )

@@ -15,5 +15,5 @@ CHAPTER = Chapter(
     goal="Say which free page a host may skip, and which it may discard.",
     minutes=20,
     run_needs="guest",
-    view="view=memory",
+    view="memory",
 )

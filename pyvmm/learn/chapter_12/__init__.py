@@ -16,5 +16,5 @@ CHAPTER = Chapter(
     goal="Copy the memory of a running guest without losing a write.",
     minutes=20,
     run_needs="guest",
-    view="view=memory",
+    view="memory",
 )

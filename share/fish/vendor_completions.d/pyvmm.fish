@@ -214,6 +214,8 @@ complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l exercise -x -a '(__f
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l check -r -F -d 'Check the solved exercise of chapter N in FILE.'
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l solution -d 'Print a solution of the exercise of chapter N.'
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l record -r -F -d 'Record the events of the runnable part in FILE.'
+complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l scope -d 'Show the recording in the scope afterwards; by default on a terminal.'
+complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l no-scope -d 'Show the recording in the scope afterwards; by default on a terminal.'
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l kvm -x -a 'auto host lab' -d 'Run on this machine\'s KVM or in the lab.'
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -s h -d 'Show this message and exit.'
 complete -c pyvmm -n '__fish_seen_subcommand_from learn' -l help -d 'Show this message and exit.'

@@ -92,3 +92,27 @@ def test_a_mistake_is_one_line_with_status_2(arguments: tuple[object, ...], mess
     assert result.exit_code == 2
     assert message in result.output
     assert result.output.count("\n") == 1
+
+
+def test_output_of_the_file_cannot_act_on_the_terminal() -> None:
+    Path("mine.py").write_text("print('\\x1b[2J')\n1 / 0\n")
+    output = learn(3, "--check", "mine.py").output
+    assert output.endswith("\n\nIt has printed:\n\\x1b[2J\n")
+    assert "\x1b" not in output
+
+
+def test_the_scope_shows_the_recording_of_the_runnable_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[tuple[object, ...]] = []
+
+    def serve(*arguments: object) -> int:
+        served.append(arguments)
+        return 0
+
+    monkeypatch.setattr("pyvmm.cli.scope_server.serve", serve)
+    monkeypatch.setattr("pyvmm.cli.learn._run", lambda *arguments: 0)
+    assert "The events are in chapter_03.rec. Next: pyvmm learn 3 --exercise" in learn(3).output
+    assert served == [], "standard output is no terminal"
+    learn(3, "--scope", "--record", "own.rec")
+    assert [(str(call[0]), call[-1]) for call in served] == [("own.rec", CHAPTER.view)]
