@@ -12,6 +12,9 @@ from devices.console.names import MAX_PORTS
 from devices.console.port import MAX_WRITE_BYTES
 from devices.virtio import device
 from pyvmm.qmp import connection, json_stream, server
+from pyvmm.scope.connections import MAX_CONNECTIONS
+from pyvmm.scope.history import MAX_HISTORY_BYTES
+from pyvmm.scope.server import MAX_MESSAGE_BYTES
 from pyvmm.trace import watch
 from pyvmm.units import MIB
 from pyvmm_native import events
@@ -30,6 +33,10 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
         (
             "the same, of a port's output",
             f"{device.STREAM_BUFFERS_PER_CALL} buffers or {MAX_WRITE_BYTES // MIB} MiB",
+        ),
+        (
+            "connections to the scope; message of its page; events kept for its pages",
+            f"{MAX_CONNECTIONS}; {MAX_MESSAGE_BYTES // 1024} KiB; {MAX_HISTORY_BYTES // MIB} MiB",
         ),
         (
             "ports of the console device; bytes of one buffer that it transmits",
