@@ -15,6 +15,7 @@ const HELP = [
   ["+  -  0", "timeline: zoom in, out, show all"],
   ["h  l", "timeline: move to the left, to the right"],
   ["Home  End", "first, last event"],
+  ["s  r", "a guest that runs: stop at the next event that is chosen, resume"],
   ["?", "these keys"],
 ];
 

@@ -13,9 +13,13 @@ import * as details from "./details.js";
 import { element } from "./elements.js";
 import * as format from "./format.js";
 import * as keys from "./keys.js";
+import * as memory from "./memory.js";
+import * as queues from "./queues.js";
+import * as registers from "./registers.js";
 import { Selection } from "./selection.js";
 import { Source } from "./source.js";
 import * as status from "./status.js";
+import * as step from "./step.js";
 import { EventStore } from "./store.js";
 import * as theme from "./theme.js";
 import * as timeline from "./timeline.js";
@@ -26,6 +30,9 @@ import * as timeline from "./timeline.js";
  */
 const VIEWS = [
   { id: "timeline", title: "Timeline", module: timeline },
+  { id: "queues", title: "Queues", module: queues },
+  { id: "memory", title: "Memory", module: memory },
+  { id: "registers", title: "Registers", module: registers },
 ];
 
 const byId = (id) => document.getElementById(id);
@@ -38,6 +45,7 @@ const byId = (id) => document.getElementById(id);
  * @property {(event: import("./store.js").ScopeEvent) => import("./describe.js").Description} describe
  * @property {typeof format} format
  * @property {(id: string, ...path: string[]) => void} open shows another view
+ * @property {import("./step.js").Step} [step] of a guest that runs
  */
 
 class Tabs {
@@ -128,6 +136,7 @@ async function main() {
   details.create(byId("details"), scope);
   status.create(scope);
   keys.create(scope, tabs);
+  step.create(byId("step"), scope);
   document.documentElement.dataset.ready = "true";
   await source.start(store);
 }

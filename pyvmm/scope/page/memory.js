@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The memory view: a map of the guest's RAM by page state, with a slider over the samples that were
+ * taken, and its resident size and balloon over time. A cell of the map is filled with a band for
+ * each state. Arrow keys move from cell to cell; the line below the map says what is there.
+ */
+
+import { canvasContext, element, onFrame, rem } from "./elements.js";
+import { hex, printable, size } from "./format.js";
+import { lineChart } from "./line_chart.js";
+import { FOLLOWED, PAGE_BYTES, RECORDED_STATES, RecordedMemory, Samples, shares, STATES } from "./memory_state.js";
+import * as theme from "./theme.js";
+
+const POLL_MS = 1000;
+const CELLS = 2048;
+const LIVE_HINT = "Counts of the host's kernel and of the balloon. A cell has a band for each state.";
+const RECORDED_HINT = "From events: they tell which pages were reported as free, and where rings and buffers are. "
+  + "Which pages are in the balloon is in the bytes of buffers, which are not recorded; its size is.";
+
+/** @param {HTMLElement} root @param {import("./main.js").Scope} scope */
+export function create(root, scope) {
+  return new MemoryView(root, scope);
+}
+
+class MemoryView {
+  #scope;
+  #canvas = element("canvas", { class: "memory-map", tabIndex: 0, role: "img", "aria-label": "RAM by page state" });
+  #slider = element("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "Sample" });
+  #when = element("span", {});
+  #hint = element("p", { class: "hint" });
+  #place = element("p", { class: "memory-place", role: "status" });
+  #legend = element("table", { class: "memory-legend" });
+  #chart = element("div", { class: "memory-chart" });
+  #samples = new Samples();
+  #states;
+  #live;
+  #recorded = null; // RecordedMemory of a recording
+  #followed = 0; // the events before this index are in it
+  #balloon = 0;
+  #columns = 1;
+  #cursor = 0;
+  #timer = 0;
+  #shown = false;
+  #draw = onFrame(() => this.#shown && this.#drawSample());
+
+  constructor(root, scope) {
+    this.#scope = scope;
+    this.#live = scope.source.info.live;
+    this.#states = this.#live ? STATES : RECORDED_STATES;
+    this.#hint.textContent = this.#live ? LIVE_HINT : RECORDED_HINT;
+    root.append(
+      element("div", { class: "toolbar" }, element("label", { class: "memory-time" }, this.#live ? "sample" : "time", this.#slider), this.#when),
+      element("div", { class: "memory-body" },
+        element("div", { class: "memory-left" }, this.#canvas, this.#place),
+        element("div", { class: "memory-right" }, this.#legend, this.#chart, this.#hint)));
+    this.#slider.addEventListener("input", () => (this.#live ? this.#draw() : scope.selection.set(Number(this.#slider.value))));
+    this.#canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => this.#point(offsetX, offsetY));
+    this.#canvas.addEventListener("keydown", (event) => this.#moveCursor(event));
+    scope.source.onMessage((message) => {
+      if (message.type === "stats") this.#balloon = message["balloon-actual"] ?? 0;
+    });
+    theme.subscribe(this.#draw);
+    new ResizeObserver(this.#draw).observe(this.#canvas);
+    if (this.#live) return;
+    const follow = onFrame(() => this.#shown && this.#reconstruct());
+    scope.selection.subscribe(follow);
+    scope.store.subscribe(follow);
+  }
+
+  show() {
+    this.#shown = true;
+    if (!this.#live) return this.#reconstruct();
+    this.#sample();
+    this.#timer = setInterval(() => this.#sample(), POLL_MS);
+  }
+
+  hide() {
+    this.#shown = false;
+    clearInterval(this.#timer);
+  }
+
+  async #sample() {
+    try {
+      const { cell_bytes: cellBytes, cells, rss } = await this.#scope.source.get("pages", { cells: CELLS });
+      const pages = cellBytes / PAGE_BYTES;
+      const found = cells.map((cell) => ({ gpa: cell[0], shares: shares(cell, pages) }));
+      this.#add({ timeMs: performance.now(), cells: found, cellBytes, rss, balloon: this.#balloon });
+    } catch (error) {
+      this.#place.textContent = printable(error.message);
+    }
+  }
+
+  #add(sample) {
+    const atEnd = Number(this.#slider.value) >= Number(this.#slider.max);
+    this.#samples.add(sample);
+    this.#slider.max = this.#samples.list.length - 1;
+    if (atEnd) this.#slider.value = this.#slider.max;
+    this.#draw();
+  }
+
+  /** Follow the events up to the selected one, and make a sample of what they tell. */
+  #reconstruct() {
+    const { store, selection, source } = this.#scope, last = selection.index >= 0 ? selection.index : store.end - 1;
+    if (last + 1 < this.#followed) [this.#recorded, this.#followed] = [null, 0];
+    this.#recorded ??= new RecordedMemory(source.info.ram, CELLS);
+    const wanted = store.types.list.map(({ kind }) => FOLLOWED.has(kind));
+    store.columns(this.#followed, last + 1, (_times, types, start) => {
+      for (let i = 0; i < types.length; i++) if (wanted[types[i]]) this.#recorded.apply(store.event(start + i));
+    });
+    this.#followed = last + 1;
+    Object.assign(this.#slider, { min: store.first, max: store.end - 1, value: last });
+    this.#draw();
+  }
+
+  get #shownSample() {
+    if (this.#live) return this.#samples.list[Number(this.#slider.value)];
+    const { store } = this.#scope, memory = this.#recorded;
+    return memory && this.#followed && store.count
+      ? { timeMs: store.timeAt(this.#followed - 1) / 1e6, cells: memory.cells, cellBytes: memory.cellBytes } : null;
+  }
+
+  #drawSample() {
+    const sample = this.#shownSample;
+    if (!sample?.cells) return;
+    this.#when.textContent = this.#live ? ageOf(sample, this.#samples.list.at(-1)) : "at the selected event";
+    this.#drawMap(sample);
+    this.#drawLegend(sample);
+    this.#tell(sample);
+    const points = (key) => this.#samples.list.map((each) => [each.timeMs, each[key]]);
+    const lines = this.#live
+      ? [{ name: "balloon", color: "c2", points: points("balloon") }, { name: "RSS", color: "c1", points: points("rss") }]
+      : [{ name: "balloon", color: "c2", points: this.#recorded.balloon }];
+    this.#chart.replaceChildren(lineChart(lines, { at: sample.timeMs, most: this.#scope.source.info.memory ?? 0 }));
+  }
+
+  #drawMap({ cells, cellBytes }) {
+    const context = canvasContext(this.#canvas), { clientWidth: width, clientHeight: height } = this.#canvas;
+    const side = Math.max(2, Math.floor(Math.sqrt((width * height) / Math.max(cells.length, 1))));
+    this.#columns = Math.max(1, Math.floor(width / side));
+    while (Math.ceil(cells.length / this.#columns) * side > height && this.#columns < cells.length) this.#columns++;
+    const edge = Math.max(2, Math.min(side, Math.floor(width / this.#columns))), gap = edge > 6 ? 1 : 0, pages = cellBytes / PAGE_BYTES;
+    this.#canvas.edge = edge;
+    context.clearRect(0, 0, width, height);
+    cells.forEach((cell, place) => {
+      const x = (place % this.#columns) * edge, inner = edge - gap;
+      let y = Math.floor(place / this.#columns) * edge;
+      for (const { name, color } of this.#states) {
+        const high = (cell.shares[name] / pages) * inner;
+        context.fillStyle = theme.color(color);
+        context.fillRect(x, y, inner, high);
+        y += high;
+      }
+    });
+    const x = (this.#cursor % this.#columns) * edge, y = Math.floor(this.#cursor / this.#columns) * edge;
+    context.strokeStyle = theme.color("selected");
+    context.lineWidth = 2;
+    context.strokeRect(x, y, edge, edge);
+  }
+
+  #drawLegend({ cells }) {
+    const total = (name) => cells.reduce((sum, cell) => sum + cell.shares[name], 0) * PAGE_BYTES;
+    this.#legend.replaceChildren(element("caption", {}, "Pages by state"), element("tbody", {}, ...this.#states.map(({ name, color, says }) => {
+      const swatch = element("i", { class: "swatch plain" });
+      swatch.style.background = `var(--${color})`;
+      return element("tr", { "data-state": name, "data-bytes": total(name) },
+        element("th", { scope: "row", title: says }, swatch, name), element("td", {}, size(total(name))), element("td", { class: "says" }, says));
+    })));
+  }
+
+  #point(x, y) {
+    const edge = this.#canvas.edge ?? rem();
+    this.#moveTo(Math.floor(y / edge) * this.#columns + Math.floor(x / edge));
+  }
+
+  #moveCursor(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.#columns, ArrowUp: -this.#columns }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    this.#moveTo(this.#cursor + step);
+  }
+
+  #moveTo(place) {
+    if (!this.#shownSample?.cells?.[place] || place === this.#cursor) return;
+    this.#cursor = place;
+    this.#draw();
+  }
+
+  #tell(sample) {
+    const { cells, cellBytes } = sample, cell = cells[this.#cursor];
+    if (!cell) return;
+    const parts = this.#states.filter(({ name }) => cell.shares[name]).map(({ name }) => `${cell.shares[name]} ${name}`);
+    this.#place.textContent = `${hex(cell.gpa)} to ${hex(cell.gpa + cellBytes - 1)} (${size(cellBytes)}): ${parts.join(", ")} pages`;
+  }
+}
+
+function ageOf(sample, newest) {
+  const seconds = Math.round((newest.timeMs - sample.timeMs) / 1e3);
+  return seconds ? `${seconds} s ago` : "now";
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The guest's RAM by page state, in cells of many pages.
+ *
+ * A sample of a guest that runs comes from the server: for each cell, the number of pages in each of
+ * `STATES`. A recording has events only: `RecordedMemory` finds in them the pages that the driver
+ * has reported as free, and those that rings and buffers take, and the size of the balloon over
+ * time. Which pages are in the balloon is in the buffers, whose bytes are not recorded.
+ */
+
+export const PAGE_BYTES = 4096;
+
+/** The states in the order in which a cell is filled with them, and their meaning. */
+export const STATES = [
+  { name: "balloon", color: "c2", says: "in the balloon: the guest does not use them" },
+  { name: "unused", color: "c3", says: "unused, as the guest has told last" },
+  { name: "huge", color: "c4", says: "resident in huge pages of the host" },
+  { name: "resident", color: "c1", says: "resident in pages of 4 KiB" },
+  { name: "untouched", color: "grid", says: "never touched, or discarded: the host keeps nothing" },
+];
+
+/** The states that events tell of. */
+export const RECORDED_STATES = [
+  { name: "reported", color: "c3", says: "reported as free by the driver" },
+  { name: "buffers", color: "c1", says: "rings and buffers of virtqueues" },
+  { name: "unknown", color: "grid", says: "events do not tell" },
+];
+
+/**
+ * Return the pages of a cell by state, which add up to `pages`. A page can be in two counts, such as
+ * unused and resident: it is shown as the one that says more.
+ */
+export function shares([, resident, balloon, unused, untouched, huge], pages) {
+  let left = pages;
+  const take = (count) => {
+    const taken = Math.min(Math.max(count, 0), left);
+    left -= taken;
+    return taken;
+  };
+  const [inBalloon, never, told, large, small] = [balloon, untouched, unused, huge, resident].map(take);
+  return { balloon: inBalloon, unused: told, huge: large, resident: small, untouched: never + left };
+}
+
+/** Samples over time, at most `limit`: beyond it, every other one is forgotten. */
+export class Samples {
+  /** @type {{timeMs: number, cells: object[], cellBytes: number, rss: number, balloon: number}[]} */
+  list = [];
+  #limit;
+
+  constructor(limit = 600) {
+    this.#limit = limit;
+  }
+
+  add(sample) {
+    this.list.push(sample);
+    if (this.list.length > this.#limit) this.list = this.list.filter((_, i) => i % 2 || i === this.list.length - 1);
+  }
+}
+
+/** The kinds of events that tell of memory. */
+export const FOLLOWED = new Set(["queue_live", "descriptor", "actual"]);
+
+const RINGS = ["desc_gpa", "driver_gpa", "device_gpa"];
+const REPORTING = new Set(["reporting", "free_page_hint"]);
+
+/** What the events up to one of them tell of RAM. */
+export class RecordedMemory {
+  /** The size of the balloon over time: [milliseconds, bytes]. */
+  balloon = [];
+  #cellBytes;
+  #cells;
+
+  /** `ram` has the address and the bytes of each range; `count` is about the number of cells. */
+  constructor(ram, count = 2048) {
+    const total = ram.reduce((sum, [, bytes]) => sum + bytes, 0);
+    this.#cellBytes = Math.max(PAGE_BYTES, 2 ** Math.ceil(Math.log2(Math.max(total, 1) / count)));
+    this.#cells = new Map();
+    for (const [gpa, bytes] of ram) {
+      for (let at = gpa; at < gpa + bytes; at += this.#cellBytes) this.#cells.set(at, { gpa: at, reported: 0, buffers: 0 });
+    }
+  }
+
+  get cellBytes() {
+    return this.#cellBytes;
+  }
+
+  /** Return the cells with the pages of each of `RECORDED_STATES`. */
+  get cells() {
+    const pages = this.#cellBytes / PAGE_BYTES;
+    return [...this.#cells.values()].map(({ gpa, ...counts }) => {
+      const reported = Math.min(counts.reported, pages), buffers = Math.min(counts.buffers, pages - reported);
+      return { gpa, shares: { reported, buffers, unknown: pages - reported - buffers } };
+    });
+  }
+
+  /** Follow an event of one of `FOLLOWED`. */
+  apply({ kind, queue, fields, timeNs }) {
+    if (kind === "actual") this.balloon.push([timeNs / 1e6, Number(fields.pages) * PAGE_BYTES]);
+    if (kind === "queue_live") {
+      for (const name of RINGS) this.#count(Number(fields[name]), Number(fields.size) * 16, "buffers");
+    }
+    if (kind === "descriptor" && !(fields.flags & 4)) {
+      this.#count(Number(fields.gpa), Number(fields.length), REPORTING.has(queue) ? "reported" : "buffers");
+    }
+  }
+
+  #count(gpa, bytes, name) {
+    let left = Math.min(bytes, this.#cellBytes * 1024);
+    for (let at = gpa - (gpa % this.#cellBytes); left > 0; at += this.#cellBytes) {
+      const part = Math.min(left, at + this.#cellBytes - Math.max(gpa, at)), cell = this.#cells.get(at);
+      if (cell) cell[name] += Math.ceil(part / PAGE_BYTES);
+      left -= part;
+    }
+  }
+}

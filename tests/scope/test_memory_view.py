@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory view: RAM by page state, over time, and what a recording tells of it."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Browser, Page
+
+from pyvmm_native import PAGE_BYTES
+from tests.scope.board_guest import CELL_BYTES, RAM_BYTES, BoardGuest
+from tests.scope.board_page import board_page
+
+MIB = 1 << 20
+
+
+def legend(page: Page) -> dict[str, int]:
+    """Return the bytes in each state, once the map is drawn."""
+    page.wait_for_selector(".memory-legend tr[data-state]")
+    rows = page.locator(".memory-legend tr[data-state]").all()
+    return {
+        str(row.get_attribute("data-state")): int(row.get_attribute("data-bytes") or 0)
+        for row in rows
+    }
+
+
+def test_pages_are_counted_once_in_the_state_that_says_most(browser: Browser) -> None:
+    guest = BoardGuest()
+    guest.cells[0][1:] = [512, 0, 0, 0, 512]
+    guest.cells[1][1:] = [100, 412, 0, 0, 0]
+    guest.cells[2][1:] = [500, 0, 100, 12, 0]
+    with board_page(browser, guest, "memory") as page:
+        found = legend(page)
+        page.locator(".memory-map").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "document.querySelector('.memory-place').innerText.startsWith('0x200000')"
+        )
+        place = page.locator(".memory-place").inner_text()
+    assert sum(found.values()) == RAM_BYTES
+    pages = {name: count // PAGE_BYTES for name, count in found.items()}
+    assert pages["huge"] == 512
+    assert pages["balloon"] == 412
+    assert pages["unused"] == 100
+    assert pages["resident"] == 100 + 400
+    assert place == "0x200000 to 0x3fffff (2 MiB): 412 balloon, 100 resident pages"
+
+
+def test_the_slider_shows_an_earlier_sample(browser: Browser) -> None:
+    guest = BoardGuest()
+    guest.cells[0][1:] = [512, 0, 0, 0, 0]
+    with board_page(browser, guest, "memory") as page:
+        assert legend(page)["balloon"] == 0
+        guest.sent_to_page({"type": "stats", "rss-bytes": 0, "balloon-actual": CELL_BYTES})
+        guest.cells[0][1:] = [0, 512, 0, 0, 0]
+        page.wait_for_selector(f".memory-legend tr[data-state=balloon][data-bytes='{CELL_BYTES}']")
+        chart = page.locator(".line-chart").get_attribute("aria-label") or ""
+        assert "balloon 2 MiB" in chart
+        assert "RSS 0 bytes" in chart
+        page.locator(".memory-time input").focus()
+        page.keyboard.press("Home")
+        page.wait_for_selector(".memory-legend tr[data-state=balloon][data-bytes='0']")
+        assert legend(page)["resident"] == CELL_BYTES
+
+
+def test_a_recording_tells_where_rings_and_reported_pages_are(browser: Browser) -> None:
+    guest = BoardGuest()
+    guest.live = False
+    guest.send(b"request", writable=8 * PAGE_BYTES)
+    guest.buffer.event("balloon.actual", pages=256)
+    with board_page(browser, guest, "memory") as page:
+        page.keyboard.press("End")
+        page.wait_for_function(
+            "document.querySelector('.line-chart')?.ariaLabel.includes('balloon 1 MiB')"
+        )
+        found = legend(page)
+        assert 9 * PAGE_BYTES <= found["buffers"] <= 16 * PAGE_BYTES
+        assert found["reported"] == 0
+        assert sum(found.values()) == RAM_BYTES
+        assert "not recorded" in page.locator("#view-memory .hint").inner_text()
+        page.keyboard.press("Home")
+        page.wait_for_selector(".memory-legend tr[data-state=buffers][data-bytes='0']")
