@@ -116,9 +116,8 @@ def _refuse_actions() -> None:
     parameters = click.get_current_context().params
     for name in _ACTIONS:
         if parameters[name]:
-            raise CommandError(
-                f"--{name} needs the number of a chapter", f"for example: pyvmm learn 1 --{name}"
-            )
+            example = f"pyvmm learn 1 --{name}" + (" FILE" if name == "check" else "")
+            raise CommandError(f"--{name} needs the number of a chapter", f"for example: {example}")
 
 
 def _print_chapters(chapters: dict[int, Chapter]) -> None:
@@ -175,7 +174,7 @@ def _check_here(chapter: Chapter, file: Path) -> int:
         print_line(f"chapter {chapter.number}: {file} is correct")
         return 0
     print_line(f"chapter {chapter.number}: {file} is not correct yet")
-    print_line(textwrap.fill(outcome.message, WRAP_COLUMNS))
+    print_line(textwrap.fill(outcome.message, WRAP_COLUMNS, break_on_hyphens=False))
     if outcome.output:
         print_line(f"\nIt has printed:\n{outcome.output.rstrip()}")
     return 1
