@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +65,8 @@ def scope(
 
     With --text, the options that choose events are those of 'pyvmm recording events'.
 
-    The exit status is 0 when the command has been ended by Ctrl-C or SIGTERM, or has printed all of
-    FILE, 1 when the guest has ended, and 2 when its events or FILE cannot be read.
+    The exit status is 0 when the command has been ended by Ctrl-C, or has printed all of FILE, 1
+    when the guest has ended, and 2 when its events or FILE cannot be read.
     """
     if file is not None and address is not None:
         if "--qmp" in given_parameters(["address"]):
@@ -97,9 +100,12 @@ def _print_text(file: Path | None, address: str | None, chosen: Filter) -> int:
         return 0
 
     def work(client: QmpClient) -> int:
-        events = watched_events(client)
-        first = next(events)
-        print_events(chosen.select(chain([first], events), first.time_ns), first.time_ns)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a reader sees each event as it happens
+        with contextlib.suppress(KeyboardInterrupt):
+            events = watched_events(client)
+            first = next(events)
+            print_events(chosen.select(chain([first], events), first.time_ns), first.time_ns)
         return 0
 
     assert address is not None
