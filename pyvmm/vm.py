@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventName, EventSink, RunState
+    from pyvmm.machine.step import Step
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.memory.huge_page_pool import MemoryBacking
@@ -103,6 +104,7 @@ class VirtualMachine:
         self._loader: UserfaultfdLoader | None = None
         self._snapshots: Snapshots | None = None
         self._migrations: Migrations | None = None
+        self._step: Step | None = None
         self.machine = machine = Machine(
             config,
             console_output=console_output,
@@ -348,6 +350,25 @@ class VirtualMachine:
         from pyvmm.trace.watch import EventWatch  # 2 modules that most guests never use
 
         return EventWatch(self._tracer)
+
+    @property
+    def step(self) -> Step:
+        """The stop of the guest at an event; for a client that watches."""
+        if self._step is None:
+            from pyvmm.machine.step import Step  # 1 module that most guests never use
+
+            assert isinstance(self._tracer, EventTracer)
+            self._step = Step(self, self.machine, self._tracer, self.event_watch)
+        return self._step
+
+    def leave_paused(self) -> None:
+        """Keep the paused guest paused, even if it was stopped at an event."""
+        if self._step is not None:
+            self._step.leave_paused()
+
+    def notify_register(self, device: str, queue: str) -> str | None:
+        """As `Machine.notify_register`."""
+        return self.machine.notify_register(device, queue)
 
     def pci_registers(self, device: str) -> dict[str, Any]:
         """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""

@@ -50,6 +50,10 @@ cdef class EventBuffer:
     cdef uint32_t _string_fields[MAX_KINDS]
     cdef dict _string_ids
     cdef list _strings
+    cdef bint _armed
+    cdef uint8_t _step_kinds[MAX_KINDS]
+    cdef object _is_step_kind
+    cdef object _on_step_event
 
     # The number of `text` in the table of strings, for values of `emit`; 0 if the table is full.
     cdef uint64_t string_id(self, str text) except? 0
@@ -61,3 +65,10 @@ cdef class EventBuffer:
     cdef void _append(
         self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
     ) noexcept nogil
+    cdef uint64_t _keep(
+        self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
+    ) noexcept nogil
+    cdef void _call_step(
+        self, uint64_t seq, int kind, const uint64_t *values, int count, const char **texts,
+        const size_t *lengths
+    ) noexcept with gil

@@ -244,6 +244,22 @@ cdef class EventBuffer:
             os.close(wake_fd)
         return 0
 
+    def arm(self, is_kind, on_event):
+        """Call `on_event(seq, name, fields)` with each event whose kind `is_kind(name)` accepts.
+
+        It is called after the event was appended, on the thread that emits it, with the GIL, and
+        must not raise. `disarm` ends that; called by any thread with the GIL.
+        """
+        self._is_step_kind, self._on_step_event = is_kind, on_event
+        for i in range(len(self._kinds)):
+            self._step_kinds[i] = bool(is_kind(self._kinds[i][0]))
+        self._armed = True
+
+    def disarm(self):
+        """Call back with no further event."""
+        self._armed = False
+        self._is_step_kind = self._on_step_event = None
+
     # --- The emitters' side -----------------------------------------------------------------
     def event(self, str name not None, **fields):
         """Append the event `name`, if the buffer is watched.
@@ -296,6 +312,8 @@ cdef class EventBuffer:
                 return -1
             types = ["s" if string_fields >> i & 1 else "u" for i in range(len(fields))]
             self._string_fields[len(self._kinds)] = string_fields
+            is_kind = self._is_step_kind
+            self._step_kinds[len(self._kinds)] = is_kind is not None and bool(is_kind(name))
             self._kinds.append((name, tuple(zip(fields, types))))
             number = self._kind_ids[key] = len(self._kinds) - 1
         return number
@@ -306,12 +324,40 @@ cdef class EventBuffer:
     cdef void _append(
         self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
     ) noexcept nogil:
+        cdef uint64_t seq = self._keep(kind, values, count, texts, lengths)
+        if self._armed and kind >= 0 and self._step_kinds[kind]:
+            self._call_step(seq, kind, values, count, texts, lengths)
+
+    cdef void _call_step(
+        self, uint64_t seq, int kind, const uint64_t *values, int count, const char **texts,
+        const size_t *lengths
+    ) noexcept with gil:
+        cdef int i
+        on_event = self._on_step_event
+        if on_event is None:
+            return
+        name, types = self._kinds[kind]
+        fields = {}
+        for i in range(count):
+            field, field_type = types[i]
+            if field_type == "u":
+                fields[field] = values[i]
+            elif values[i] == 0 and texts != NULL and texts[i] != NULL:
+                fields[field] = texts[i][:lengths[i]].decode(errors="replace")
+            else:
+                fields[field] = self._strings[values[i]]
+        on_event(seq, name, fields)
+
+    cdef uint64_t _keep(
+        self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
+    ) noexcept nogil:
+        """Append an event if there is room; return its sequence number."""
         cdef size_t most = MAX_NUMBER_BYTES * (2 + <size_t>count)
         cdef timespec now
         cdef uint64_t ns
         cdef uint8_t *end
         cdef Half *half
-        cdef uint64_t one = 1
+        cdef uint64_t one = 1, seq
         cdef int i
         if texts != NULL:
             for i in range(count):
@@ -321,12 +367,13 @@ cdef class EventBuffer:
         half = self._filling
         if half == NULL:
             pthread_mutex_unlock(&self._mutex)
-            return
+            return 0
+        seq = self._next_seq + half.count + half.dropped
         # Once one was dropped all are, so that those that are kept have consecutive numbers.
         if kind < 0 or half.dropped or half.length + most > self._half_bytes:
             half.dropped += 1
             pthread_mutex_unlock(&self._mutex)
-            return
+            return seq
         clock_gettime(CLOCK_MONOTONIC, &now)
         ns = <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
         if half.count == 0:
@@ -354,6 +401,7 @@ cdef class EventBuffer:
             # Under the mutex, which keeps `stop` from closing it; an eventfd does not block here.
             write(self._wake_fd, &one, sizeof(one))
         pthread_mutex_unlock(&self._mutex)
+        return seq
 
 
 def native_kinds():

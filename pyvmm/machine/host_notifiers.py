@@ -35,6 +35,7 @@ class IoeventfdNotifiers:
     """The host notifiers of the device called `device`; satisfies `devices.ports.HostNotifiers`.
 
     `queues` are the names of its queues, by number.
+    `held()` is True while the guest is held at an event, and no queue is to be served.
     `serve(queue)` serves a bounded number of buffers and returns True if there may be more.
 
     Threads: `serve` is called on the event loop only; `assign` and `notify` by any thread that
@@ -48,12 +49,15 @@ class IoeventfdNotifiers:
         queues: Sequence[str],
         serve: Callable[[int], bool],
         tracer: Tracer,
+        held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._vm = vm
         self._device = device
         self._queues = queues
         self._serve = serve
         self._tracer = tracer
+        self._held = held
+        self._caught = True
         self._addresses: dict[int, int] = {}
         self._events = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in queues]
         self._loop: EventLoop | None = None
@@ -62,12 +66,26 @@ class IoeventfdNotifiers:
         """Assign as `HostNotifiers.assign`."""
         before = self._addresses.pop(queue, None)
         event = self._events[queue]
-        if before is not None:
+        if before is not None and self._caught:
             flags = abi.KVM_IOEVENTFD_FLAG_DEASSIGN
             self._vm.ioeventfd(event, before, NOTIFICATION_BYTES, flags=flags)
         if gpa is not None:
-            self._vm.ioeventfd(event, gpa, NOTIFICATION_BYTES)
+            if self._caught:
+                self._vm.ioeventfd(event, gpa, NOTIFICATION_BYTES)
             self._addresses[queue] = gpa
+
+    def set_caught(self, caught: bool) -> None:
+        """Let KVM catch notifications, as at first, or leave them to be register accesses.
+
+        Hold the device lock. A write of the driver is either caught or a register access, at any
+        moment, so none is lost.
+        """
+        if caught == self._caught:
+            return
+        self._caught = caught
+        flags = 0 if caught else abi.KVM_IOEVENTFD_FLAG_DEASSIGN
+        for queue, gpa in self._addresses.items():
+            self._vm.ioeventfd(self._events[queue], gpa, NOTIFICATION_BYTES, flags=flags)
 
     def notify(self, queue: int) -> None:
         """Notify as `HostNotifiers.notify`."""
@@ -94,15 +112,23 @@ class IoeventfdNotifiers:
         self._events = []
 
     def _notified(self, queue: int) -> None:
+        if self._tracer.watched and self._held():
+            return  # it stays readable, and the notifiers are stopped next
         count = os.eventfd_read(self._events[queue])
         if self._tracer.watched:
-            own, caught = divmod(count, OWN_NOTIFICATION)
-            self._tracer.event(
-                f"{self._device}.notified",
-                queue=self._queues[queue],
-                caught=caught,
-                coalesced=int(caught > 1),
-                own=own,
-            )
+            self._emit(queue, count)
+            if self._held():  # at this event
+                os.eventfd_write(self._events[queue], count)
+                return
         if self._serve(queue):
             self.notify(queue)
+
+    def _emit(self, queue: int, count: int) -> None:
+        own, caught = divmod(count, OWN_NOTIFICATION)
+        self._tracer.event(
+            f"{self._device}.notified",
+            queue=self._queues[queue],
+            caught=caught,
+            coalesced=int(caught > 1),
+            own=own,
+        )

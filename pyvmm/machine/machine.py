@@ -167,6 +167,7 @@ class Machine:
                 lock=self.lock,
                 tracer=self._tracer,
                 on_error=self._request_failed,
+                held=lambda: self.gate.held,
             )
             for entry, model in make_models(self._devices, self.config, ports)
         }
@@ -251,7 +252,42 @@ class Machine:
         self._running = True
         if self._loop is not None:
             self._timers.start(self._loop)
+        if self.gate.held:
+            self.release()
         self.gate.set_paused(False)
+
+    @property
+    def held(self) -> bool:
+        """True while the guest is held at an event (`pyvmm.machine.step`)."""
+        return self.gate.held
+
+    def hold(self) -> None:
+        """Let no vCPU enter the guest until `resume` or `release`; called on any thread."""
+        self.gate.set_held(True)
+        self._kick_all()
+
+    def hold_devices(self) -> None:
+        """Serve no queue while the machine is held; notifications stay pending."""
+        if self.gate.held:
+            for device in self.pci_devices.values():
+                device.stop()
+
+    def release(self) -> None:
+        """End the hold; a machine that is paused stays paused."""
+        self.gate.set_held(False)
+        self._serve_devices()
+
+    def catch_notifications(self, caught: bool) -> None:
+        """Let KVM catch notifications, or make them register accesses."""
+        for device in self.pci_devices.values():
+            device.catch_notifications(caught)
+
+    def notify_register(self, device: str, queue: str) -> str | None:
+        """Return the register that notifies a queue of a device; None if there is no such queue."""
+        if device not in self.pci_devices:
+            return None
+        names = [each.spec.name for each in self.pci_devices[device].model.queues]
+        return f"queue{names.index(queue)}" if queue in names else None
 
     def stop(self) -> None:
         """Stop the vCPUs permanently; their threads end."""
@@ -342,7 +378,7 @@ class Machine:
 
     # --- Called by devices and vCPU threads -------------------------------------------------------
     def _serve_devices(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and not self.gate.held:
             for device in self.pci_devices.values():
                 device.start(self._loop)
 

@@ -14,7 +14,15 @@ RunState = Literal[
 ]
 """The state of a guest, as `status` of QMP's query-status."""
 
-EventName = Literal["BALLOON_CHANGE", "GUEST_PANICKED", "MIGRATION", "RESUME", "SHUTDOWN", "STOP"]
+EventName = Literal[
+    "BALLOON_CHANGE",
+    "GUEST_PANICKED",
+    "MIGRATION",
+    "RESUME",
+    "SHUTDOWN",
+    "STOP",
+    "X_TRACE_STEP",
+]
 """The name of an event of QMP."""
 
 EventSink = Callable[[EventName, Mapping[str, object]], None]
@@ -62,6 +70,16 @@ EVENTS: Mapping[EventName, str] = {
 
     In QEMU:
         the same
+    """,
+    "X_TRACE_STEP": """The guest is stopped at the event that `x-trace-step` has asked for.
+
+    Data:
+        seq: the number of the event in the stream
+        kind: its kind
+        device: the device that it belongs to; empty if there is none
+        queue: the queue that it belongs to; empty if there is none
+    In QEMU:
+        no such event
     """,
 }
 """Every event, described in the format of `pyvmm.qmp.command`."""

@@ -17,7 +17,7 @@
 | lock | protects | held | taken while holding | taken by |
 | --- | --- | --- | --- | --- |
 | device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console | no lock | event loop, vCPU |
-| `VcpuGate`'s condition | the state of the gate | for a few instructions | no lock | event loop, vCPU, throttle |
+| `VcpuGate`'s condition | the state of the gate | for a few instructions | device lock | event loop, vCPU, throttle |
 | `SourceMigration`'s lock | the choice between the commit and a cancellation | for a few instructions | no lock | event loop, migration |
 | `LazyPages`'s mutex | the pages still to be loaded | while one block is read and checked | device lock | event loop, userfaultfd loader |
 | `ConsoleWriter`'s condition | waiting for output and for room | for a few instructions | device lock | event loop, vCPU, console writer |

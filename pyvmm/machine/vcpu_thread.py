@@ -71,7 +71,7 @@ class GuestBuses:
 class VcpuGate:
     """Lets all vCPU threads run, keeps them outside the guest, or ends them.
 
-    It is closed while the machine is paused or the vCPUs are throttled, and permanently once a
+    It is closed while the machine is paused, held at an event or throttled, and permanently once a
     condition of `bar_when` holds. A thread that waits here holds no lock.
     """
 
@@ -79,6 +79,7 @@ class VcpuGate:
         self._changed = threading.Condition()
         self._paused = False
         self._throttled = False
+        self._held = False
         self._stopping = False
         self._inside = 0
         self._bars: list[Callable[[], bool]] = []
@@ -97,7 +98,9 @@ class VcpuGate:
             return True
 
     def _shut(self) -> bool:
-        return self._paused or self._throttled or any(barred() for barred in self._bars)
+        return (
+            self._paused or self._throttled or self._held or any(barred() for barred in self._bars)
+        )
 
     def bar_when(self, barred: Callable[[], bool]) -> None:
         """Keep all threads out permanently once `barred()`; called before any has entered."""
@@ -111,6 +114,16 @@ class VcpuGate:
     def set_paused(self, paused: bool) -> None:
         with self._changed:
             self._paused = paused
+            self._changed.notify_all()
+
+    @property
+    def held(self) -> bool:
+        """True while the guest is held at an event."""
+        return self._held
+
+    def set_held(self, held: bool) -> None:
+        with self._changed:
+            self._held = held
             self._changed.notify_all()
 
     def set_throttled(self, throttled: bool) -> None:

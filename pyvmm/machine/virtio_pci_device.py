@@ -31,7 +31,7 @@ class VirtioPciDevice:
     """`model` in `slot`, the PCI device number, of a machine.
 
     `lock` is the device lock. `on_error` is called with exceptions of the model while a queue is
-    served.
+    served. `held()` is True while no queue is to be served, as the guest is held at an event.
 
     Threads: created before any vCPU runs; `start`, `stop` and `close` on the event loop.
     """
@@ -46,13 +46,14 @@ class VirtioPciDevice:
         lock: threading.Lock,
         tracer: Tracer,
         on_error: Callable[[BaseException], None],
+        held: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self._lock = lock
         self._on_error = on_error
         queues = [queue.spec.name for queue in model.queues]
         self._host_notifiers = IoeventfdNotifiers(
-            router.vm, model.name, queues, self._serve_queue, tracer
+            router.vm, model.name, queues, self._serve_queue, tracer, held
         )
         self._vectors = MsiVectors(router, len(queues) + 1)
         self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
@@ -68,6 +69,11 @@ class VirtioPciDevice:
     def stop(self) -> None:
         """Serve no queue until `start`; notifications stay pending."""
         self._host_notifiers.stop()
+
+    def catch_notifications(self, caught: bool) -> None:
+        """Let KVM catch notifications, or make them register accesses."""
+        with self._lock:
+            self._host_notifiers.set_caught(caught)
 
     def close(self) -> None:
         """Close the eventfds, after the vCPUs have ended."""

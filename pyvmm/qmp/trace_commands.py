@@ -25,6 +25,7 @@ FORMAT = 1
 """Version of the recording format, of which each chunk is."""
 MAX_TIMEOUT_S = 10
 MAX_READ_BYTES = 1 << 20
+MAX_KINDS = 64
 
 
 def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
@@ -82,6 +83,45 @@ def trace_stop(vm: VmControl, client: Client) -> dict[str, Any]:
     """
     with _refusals():
         vm.event_watch.stop(client)
+    return {}
+
+
+def trace_step(
+    vm: VmControl, client: Client, kinds: list[str], device: str = "", queue: str = ""
+) -> dict[str, Any]:
+    """Stop the guest at the next event of some kinds, once; only for the client that watches.
+
+    A vCPU that causes the event, by an access to a register, completes the access and executes no
+    further instruction. For an event of the event loop, such as `chain`, the device completes the
+    at most 16 buffers that it is serving. Then the status is `paused`, the events STOP and
+    X_TRACE_STEP are sent, and queues are not served until `cont`. Notifications are register
+    accesses while this is armed: the kinds `register_write`, with a device and a queue, and
+    `notified` stop the guest at one.
+
+    The client must call `x-trace-read` at least every 10 seconds. If it does not, or its watch
+    ends, the guest runs again, unless another client has sent `stop`.
+
+    Arguments:
+        kinds: the [kinds](events.md) of events; with an empty list nothing is armed any more
+        device: only events of this device
+        queue: only events of this queue, or accesses to the register that notifies it
+    Errors:
+        GenericError: this client does not watch the events; or the device has no such queue
+    In QEMU:
+        no such command
+    """
+    # 1 module, for guests that are stopped at events.
+    from pyvmm.machine.step import StepRequest
+
+    with _refusals():
+        vm.event_watch.check(client)
+    if not kinds:
+        vm.step.disarm()
+        return {}
+    register = vm.notify_register(device, queue) if device and queue else ""
+    if register is None:
+        raise QmpError(f"Device '{device}' has no queue '{queue}'")
+    vm.step.arm(StepRequest(frozenset(kinds), device, queue, register))
     return {}
 
 
@@ -173,6 +213,12 @@ _TIMEOUT = Parameter(
     expects=f"seconds, from 0 to {MAX_TIMEOUT_S}",
     accepts=lambda value: 0 <= value <= MAX_TIMEOUT_S,
 )
+_KINDS = Parameter(
+    "kinds",
+    list,
+    expects=f"at most {MAX_KINDS} names",
+    accepts=lambda kinds: len(kinds) <= MAX_KINDS and all(isinstance(each, str) for each in kinds),
+)
 _GPA = Parameter(
     "gpa",
     int,
@@ -190,6 +236,15 @@ COMMANDS = {
     "x-trace-start": Command(trace_start, of_client=True),
     "x-trace-read": Command(trace_read, (_TIMEOUT,), of_client=True),
     "x-trace-stop": Command(trace_stop, of_client=True),
+    "x-trace-step": Command(
+        trace_step,
+        (
+            _KINDS,
+            Parameter("device", str, required=False),
+            Parameter("queue", str, required=False),
+        ),
+        of_client=True,
+    ),
     "x-read-memory": Command(read_memory, (_GPA, _SIZE)),
     "x-query-pci-registers": Command(query_pci_registers, (Parameter("device", str),)),
 }

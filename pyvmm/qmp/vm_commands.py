@@ -109,11 +109,15 @@ def query_cpus_fast(vm: VmControl) -> list[dict[str, Any]]:
 def stop(vm: VmControl) -> dict[str, Any]:
     """Pause the guest's vCPUs; without effect unless the guest is running.
 
+    A guest that is stopped at an event (`x-trace-step`) then stays paused when its lease ends.
+
     In QEMU:
         the same
     """
     if vm.status == "running":
         vm.pause()
+    else:
+        vm.leave_paused()
     return {}
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyvmm.balloon.statistics import BalloonStatistics
     from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventSink, RunState
+    from pyvmm.machine.step import Step
     from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
@@ -44,6 +45,16 @@ class VmControl(Protocol):
     @property
     def event_watch(self) -> EventWatch:
         """Return the events, for one client at a time."""
+
+    @property
+    def step(self) -> Step:
+        """Return what stops the guest at an event, for a client that watches."""
+
+    def leave_paused(self) -> None:
+        """Keep the paused VM paused, even if it was stopped at an event."""
+
+    def notify_register(self, device: str, queue: str) -> str | None:
+        """Return the register that notifies a queue of a device; None if there is no such queue."""
 
     def pci_registers(self, device: str) -> dict[str, Any]:
         """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""

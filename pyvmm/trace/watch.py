@@ -101,6 +101,11 @@ class EventWatch:
         self.last_read = 0.0
         """Time of the event loop at which the last read ended, or the watch began."""
 
+    @property
+    def active(self) -> bool:
+        """True while a client watches."""
+        return self._client is not None
+
     def start(self, client: object) -> None:
         """Begin the watch of `client`.
 

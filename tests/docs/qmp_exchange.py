@@ -98,8 +98,8 @@ def exchanges() -> list[Example]:
             await _virtio(recorder)
             await _object_model(recorder)
             await _snapshot(recorder)
-            await _migration(recorder, directory)
             await _watch(recorder)
+            await _migration(recorder, directory)
             await _end(recorder)
         finally:
             await server.close()
@@ -216,6 +216,11 @@ async def _watch(recorder: Recorder) -> None:
     await recorder.ask("x-trace-start")
     recorder.vm.tracer.event("balloon.target", pages=1024)
     await recorder.ask("x-trace-read", timeout=5)
+    await recorder.ask("x-trace-step", kinds=["register_write"], device="balloon", queue="inflate")
+    fields = {"table": "balloon.notify", "register": "queue0", "value": 0}
+    recorder.vm.tracer.event("register_write", **fields)
+    await recorder.event("X_TRACE_STEP")
+    await recorder.ask("cont")
     await recorder.ask("x-trace-stop")
     recorder.vm.ram.memory.write(0x1000, b"available")
     await recorder.ask("x-read-memory", gpa=0x1000, size=16)

@@ -140,6 +140,55 @@ def test_notifications_stay_pending_while_the_notifiers_are_stopped(
     assert board.served == [0]
 
 
+def test_no_address_is_caught_while_notifications_are_register_accesses(
+    board: NotifiedQueues,
+) -> None:
+    notifiers, assigned = board.notifiers, board.recording.ioeventfds
+    notifiers.assign(0, GPA)
+    before = dict(assigned)
+    notifiers.set_caught(False)
+    notifiers.set_caught(False)
+    assert assigned == {}
+    notifiers.assign(1, OTHER_GPA)
+    notifiers.assign(1, OTHER_GPA + 4)
+    assert assigned == {}
+    notifiers.set_caught(True)
+    assert assigned.items() >= before.items()
+    assert set(assigned) == {(GPA, WORD), (OTHER_GPA + 4, WORD)}
+    notifiers.set_caught(False)
+    notifiers.assign(0, None)
+    notifiers.set_caught(True)
+    assert set(assigned) == {(OTHER_GPA + 4, WORD)}
+
+
+def test_a_guest_held_at_a_notification_finds_it_pending_afterwards() -> None:
+    buffer = EventBuffer()
+    board = NotifiedQueues(tracer=RecordingTracer(buffer))
+    held = [False]
+    board.notifiers._held = lambda: held[0]
+    buffer.start()
+
+    def hold(seq: int, name: str, fields: object) -> None:
+        held[0] = True
+
+    buffer.arm(lambda name: name == "echo.notified", hold)
+
+    async def main() -> None:
+        board.notifiers.start(asyncio.get_running_loop())
+        board.notifiers.notify(1)
+        await asyncio.sleep(0.02)
+        board.notifiers.notify(0)
+        await asyncio.sleep(0.02)
+        assert board.served == []
+        buffer.disarm()
+        held[0] = False
+        await asyncio.sleep(0.02)
+
+    asyncio.run(main())
+    board.notifiers.close()
+    assert sorted(board.served) == [0, 1]
+
+
 def test_closed_notifiers_leave_no_eventfd() -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     NotifiedQueues(5).notifiers.close()

@@ -30,6 +30,8 @@ from pyvmm.config import MachineConfig
 from pyvmm.machine.counters import EXIT_REASONS, MachineCounters, QueueCounts
 from pyvmm.machine.pci_registers import pci_registers
 from pyvmm.machine.run_state import EventName, EventSink, RunState
+from pyvmm.machine.step import Step
+from pyvmm.machine.vcpu_thread import VcpuGate
 from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
 from pyvmm.memory.precopy import UnusedPages
@@ -41,6 +43,32 @@ from pyvmm.trace.tracer import EventTracer
 from pyvmm.trace.watch import EventWatch
 from pyvmm.units import GIB, MIB
 from pyvmm_native.runs import PageRuns
+
+
+class SteppedHardware:
+    """Satisfies `SteppedMachine`; vCPUs are threads that pass through `gate`."""
+
+    def __init__(self) -> None:
+        self.gate = VcpuGate()
+        self.devices_held = False
+        self.caught = True
+
+    @property
+    def held(self) -> bool:
+        return self.gate.held
+
+    def hold(self) -> None:
+        self.gate.set_held(True)
+
+    def hold_devices(self) -> None:
+        self.devices_held = True
+
+    def release(self) -> None:
+        self.devices_held = False
+        self.gate.set_held(False)
+
+    def catch_notifications(self, caught: bool) -> None:
+        self.caught = caught
 
 
 class InMemoryVm:
@@ -142,6 +170,22 @@ class InMemoryVm:
     def event_watch(self) -> EventWatch:
         return EventWatch(self.tracer)
 
+    @cached_property
+    def hardware(self) -> SteppedHardware:
+        """What `step` holds."""
+        return SteppedHardware()
+
+    @cached_property
+    def step(self) -> Step:
+        return Step(self, self.hardware, self.tracer, self.event_watch)
+
+    def leave_paused(self) -> None:
+        if "step" in self.__dict__:
+            self.step.leave_paused()
+
+    def notify_register(self, device: str, queue: str) -> str | None:
+        return "queue0" if (device, queue) == ("balloon", "inflate") else None
+
     def pci_registers(self, device: str) -> dict[str, Any]:
         return pci_registers({"balloon": self.misc_guest.board.transport}[device])
 
@@ -228,6 +272,8 @@ class InMemoryVm:
     def resume(self) -> None:
         assert self.status in ("paused", "finish-migrate")
         self.status = "running"
+        if "hardware" in self.__dict__:
+            self.hardware.release()
         self.announce("RESUME")
         self._respond()
 

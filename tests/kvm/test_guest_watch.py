@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client watches a real guest, stops it at a notification, and reads its rings meanwhile."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.qmp.client import QmpClient
+from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
+from pyvmm.trace.stream import TraceEvent, events_of
+from pyvmm.units import MIB
+from tests.kvm.pyvmm_process import RunProcess
+
+pytestmark = pytest.mark.kvm
+
+RAM = 256 * MIB
+INFLATE = {"device": "balloon", "queue": "inflate"}
+
+
+class Watcher:
+    """A client that watches a guest; keeps all events it has read."""
+
+    def __init__(self, client: QmpClient) -> None:
+        self.client = client
+        self.events: list[TraceEvent] = []
+        self.client.execute("x-trace-start")
+
+    def read(self, timeout_s: float = 0.2) -> None:
+        """Read the events that there are."""
+        found = self.client.execute("x-trace-read", timeout=timeout_s)
+        assert found["dropped"] == 0
+        if found["chunk"] is not None:
+            data = base64.b64decode(found["chunk"])
+            header = decode_chunk_header(data)
+            assert header is not None
+            self.events += events_of(decode_chunk(header, data))
+
+    def read_until(self, true: Callable[[], bool]) -> None:
+        """Read events until `true()`."""
+        deadline = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < deadline
+            self.read()
+
+    def is_paused(self) -> bool:
+        return str(self.client.execute("query-status")["status"]) == "paused"
+
+    def count(self, kind: str) -> int:
+        """Return how many events of the balloon of a kind were read."""
+        return sum(event.kind == kind for event in self.events if event.device == "balloon")
+
+    def actual(self) -> int:
+        return int(self.client.execute("query-balloon")["actual"])
+
+    def rings(self) -> tuple[int, int, int]:
+        """Return the available index, the next one of the device, and the used index."""
+        registers = self.client.execute("x-query-pci-registers", device="balloon")
+        (queue,) = [each for each in registers["queues"] if each["name"] == "inflate"]
+        indices = []
+        for part in ("driver", "device"):
+            read = self.client.execute("x-read-memory", gpa=queue[part], size=4)
+            indices.append(struct.unpack("<HH", base64.b64decode(read["data"]))[1])
+        return indices[0], int(queue["next-avail"]), indices[1]
+
+
+@pytest.fixture
+def watcher(guest_image: Path, directory: Path) -> Iterator[Watcher]:
+    qmp = directory / "qmp"
+    options = ("--memory", RAM, "--append", 'loglevel=4 pyvmm.run="pattern"')
+    with RunProcess(guest_image, *options, "--qmp", f"unix:{qmp}") as guest:
+        guest.expect("user space up")
+        with QmpClient(qmp) as client:
+            yield Watcher(client)
+            client.execute("quit")
+        guest.status()
+
+
+def test_a_client_sees_an_inflate_as_it_happens(watcher: Watcher) -> None:
+    watcher.client.execute("balloon", value=128 * MIB)
+    watcher.read_until(lambda: watcher.actual() == 128 * MIB)
+    watcher.read_until(lambda: watcher.count("actual") > 0)
+    for _ in range(5):
+        watcher.read()
+    kinds = {event.kind for event in watcher.events if event.device == "balloon"}
+    assert kinds >= {"target", "chain", "inflate", "used", "actual", "notified", "interrupt"}
+    pages = sum(int(e.fields["pages"]) for e in watcher.events if e.kind == "inflate")
+    assert pages * 4096 >= 128 * MIB
+    assert [event.seq for event in watcher.events] == [*range(len(watcher.events))]
+
+
+def test_a_notification_stops_the_guest_before_its_buffer_is_used(watcher: Watcher) -> None:
+    """Again and again, by either event; the guest loses no notification and inflates to the end."""
+    target = 250 * MIB
+    for number, kind in enumerate(["register_write", "notified"] * 2):
+        target -= 4 * MIB
+        watcher.client.execute("x-trace-step", kinds=[kind], **INFLATE)
+        watcher.client.execute("balloon", value=target)
+        before = watcher.count(kind)
+        watcher.read_until(watcher.is_paused)
+        watcher.read_until(lambda: watcher.count(kind) > before)  # noqa: B023 (called at once)
+        last = [event for event in watcher.events if event.kind == kind][-1]
+        assert last.device == "balloon"
+        rings = available, next_avail, used = watcher.rings()
+        assert (available - next_avail) & 0xFFFF > 0, number
+        assert next_avail == used
+        count = len(watcher.events)
+        watcher.read(1.0)
+        assert watcher.rings() == rings
+        assert all(event.kind == "vm_exits" for event in watcher.events[count:])
+        watcher.client.execute("cont")
+        watcher.read_until(lambda: watcher.actual() == target)  # noqa: B023 (called at once)
+
+
+def test_the_guest_runs_again_without_a_client_that_reads(watcher: Watcher) -> None:
+    step: dict[str, Any] = {"kinds": ["register_write"], **INFLATE}
+    watcher.client.execute("x-trace-step", **step)
+    watcher.client.execute("balloon", value=200 * MIB)
+    watcher.read_until(watcher.is_paused)
+    begin = time.monotonic()
+    while watcher.is_paused():
+        assert time.monotonic() - begin < 30
+        time.sleep(0.2)
+    assert time.monotonic() - begin > 8
+    watcher.read_until(lambda: watcher.actual() == 200 * MIB)
