@@ -217,7 +217,7 @@ async def _watch(recorder: Recorder) -> None:
     recorder.vm.tracer.event("balloon.target", pages=1024)
     await recorder.ask("x-trace-read", timeout=5)
     await recorder.ask("x-trace-step", kinds=["register_write"], device="balloon", queue="inflate")
-    fields = {"table": "balloon.notify", "register": "queue0", "value": 0}
+    fields: dict[str, int | str] = {"table": "balloon.notify", "register": "queue0", "value": 0}
     recorder.vm.tracer.event("register_write", **fields)
     await recorder.event("X_TRACE_STEP")
     await recorder.ask("cont")

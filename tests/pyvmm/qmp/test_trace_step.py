@@ -17,7 +17,7 @@ from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 from tests.pyvmm.qmp.qmp_scenarios import Serve, Streams, negotiate, receive
 from tests.pyvmm.qmp.test_trace_commands import refusal, value
 
-NOTIFY = {"table": "balloon.notify", "register": "queue0", "value": 0}
+NOTIFY: dict[str, int | str] = {"table": "balloon.notify", "register": "queue0", "value": 0}
 AT_INFLATE = {"kinds": ["register_write"], "device": "balloon", "queue": "inflate"}
 
 
