@@ -172,7 +172,7 @@ class InMemoryVm:
 
     @cached_property
     def hardware(self) -> SteppedHardware:
-        """What `step` holds."""
+        """Return the hardware that `step` holds."""
         return SteppedHardware()
 
     @cached_property
