@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventName, EventSink, RunState
-    from pyvmm.machine.step import Step
+    from pyvmm.machine.step import EventStep
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.memory.huge_page_pool import MemoryBacking
@@ -104,7 +104,7 @@ class VirtualMachine:
         self._loader: UserfaultfdLoader | None = None
         self._snapshots: Snapshots | None = None
         self._migrations: Migrations | None = None
-        self._step: Step | None = None
+        self._step: EventStep | None = None
         self.machine = machine = Machine(
             config,
             console_output=console_output,
@@ -352,13 +352,13 @@ class VirtualMachine:
         return EventWatch(self._tracer)
 
     @property
-    def step(self) -> Step:
+    def step(self) -> EventStep:
         """The stop of the guest at an event; for a client that watches."""
         if self._step is None:
-            from pyvmm.machine.step import Step  # 1 module that most guests never use
+            from pyvmm.machine.step import EventStep  # 1 module that most guests never use
 
             assert isinstance(self._tracer, EventTracer)
-            self._step = Step(self, self.machine, self._tracer, self.event_watch)
+            self._step = EventStep(self, self.machine, self._tracer, self.event_watch)
         return self._step
 
     def leave_paused(self) -> None:

@@ -105,7 +105,7 @@ class StepRequest(NamedTuple):
         return (table, register) == (f"{self.device}.notify", self.notify_register)
 
 
-class Step:
+class EventStep:
     """Stops the guest of `vm` at events of `tracer`, for the client of `watch`."""
 
     def __init__(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyvmm.balloon.statistics import BalloonStatistics
     from pyvmm.machine.counters import MachineCounters
     from pyvmm.machine.run_state import EventSink, RunState
-    from pyvmm.machine.step import Step
+    from pyvmm.machine.step import EventStep
     from pyvmm.memory.huge_page_pool import MemoryBacking
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
@@ -47,7 +47,7 @@ class VmControl(Protocol):
         """Return the events, for one client at a time."""
 
     @property
-    def step(self) -> Step:
+    def step(self) -> EventStep:
         """Return what stops the guest at an event, for a client that watches."""
 
     def leave_paused(self) -> None:

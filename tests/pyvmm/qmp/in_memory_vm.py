@@ -30,7 +30,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.machine.counters import EXIT_REASONS, MachineCounters, QueueCounts
 from pyvmm.machine.pci_registers import pci_registers
 from pyvmm.machine.run_state import EventName, EventSink, RunState
-from pyvmm.machine.step import Step
+from pyvmm.machine.step import EventStep
 from pyvmm.machine.vcpu_thread import VcpuGate
 from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
@@ -176,8 +176,8 @@ class InMemoryVm:
         return SteppedHardware()
 
     @cached_property
-    def step(self) -> Step:
-        return Step(self, self.hardware, self.tracer, self.event_watch)
+    def step(self) -> EventStep:
+        return EventStep(self, self.hardware, self.tracer, self.event_watch)
 
     def leave_paused(self) -> None:
         if "step" in self.__dict__:
