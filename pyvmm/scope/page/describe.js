@@ -18,10 +18,15 @@ export function describer(kinds) {
       .map(([name, value]) => ({
         name: printable(name),
         text: fieldValue(name, value),
-        meaning: Object.hasOwn(kind.fields, name) ? kind.fields[name] : "",
+        meaning: Object.hasOwn(kind.fields, name) ? plain(kind.fields[name]) : "",
       }));
-    return { title: printable(event.kind), place: placeOf(event), meaning: kind.meaning, fields };
+    return { title: printable(event.kind), place: placeOf(event), meaning: plain(kind.meaning), fields };
   };
+}
+
+/** Return the text of the reference without its marks for code. */
+function plain(text) {
+  return text.replaceAll("`", "");
 }
 
 /** Return device and queue of an event or type, "machine" without. */

@@ -12,6 +12,7 @@ import { describer } from "./describe.js";
 import * as details from "./details.js";
 import { element } from "./elements.js";
 import * as format from "./format.js";
+import * as handshake from "./handshake.js";
 import * as keys from "./keys.js";
 import * as memory from "./memory.js";
 import * as queues from "./queues.js";
@@ -31,6 +32,7 @@ import * as timeline from "./timeline.js";
 const VIEWS = [
   { id: "timeline", title: "Timeline", module: timeline },
   { id: "queues", title: "Queues", module: queues },
+  { id: "handshake", title: "Handshake", module: handshake },
   { id: "memory", title: "Memory", module: memory },
   { id: "registers", title: "Registers", module: registers },
 ];
