@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from devices.ports import GuestRam, Timers, Tracer
+    from devices.virtio.description import Describe
     from devices.virtio.device import VirtioDevice
     from pyvmm.config import MachineConfig
     from pyvmm.state.records import Kind
@@ -45,6 +46,8 @@ class CatalogueEntry(NamedTuple):
     """PCI device number, 1 to 31."""
     make: Callable[[MachineConfig, Ports], VirtioDevice | None]
     """Returns the model, or None if the configuration has no such device."""
+    describe: Callable[[], Describe] | None = None
+    """Returns the function that describes the device's buffers for people, if it has one."""
 
 
 def _balloon(config: MachineConfig, ports: Ports) -> VirtioDevice:
@@ -80,12 +83,41 @@ def _console(config: MachineConfig, ports: Ports) -> VirtioDevice | None:
     )
 
 
+def _describe_balloon() -> Describe:
+    # 5 modules, for views of a guest only.
+    from devices.balloon.description import describe
+
+    return describe
+
+
+def _describe_rng() -> Describe:
+    # 2 modules, for views of a guest only.
+    from devices.rng.description import describe
+
+    return describe
+
+
+def _describe_console() -> Describe:
+    # 3 modules, for views of a guest only.
+    from devices.console.description import describe
+
+    return describe
+
+
 CATALOGUE = (
-    CatalogueEntry("balloon", 1, _balloon),
-    CatalogueEntry("rng", 2, _rng),
-    CatalogueEntry("console", 4, _console),
+    CatalogueEntry("balloon", 1, _balloon, _describe_balloon),
+    CatalogueEntry("rng", 2, _rng, _describe_rng),
+    CatalogueEntry("console", 4, _console, _describe_console),
 )
 """The devices that come with pyvmm."""
+
+
+def describer(device: str, devices: Sequence[CatalogueEntry] = CATALOGUE) -> Describe | None:
+    """Return the function that describes the buffers of `device`; None if there is none."""
+    for entry in devices:
+        if entry.name == device and entry.describe is not None:
+            return entry.describe()
+    return None
 
 
 def make_models(

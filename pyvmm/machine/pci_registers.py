@@ -67,6 +67,7 @@ def pci_registers(transport: VirtioPciTransport) -> dict[str, Any]:
             "offered-names": _names(transport, device.offered),
             "accepted-names": _names(transport, device.accepted),
         },
+        "properties": dict(device.compatibility_key()),
         "queues": [_queue(queue) for queue in device.queues],
     }
 

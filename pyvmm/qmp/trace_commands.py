@@ -176,6 +176,7 @@ def query_pci_registers(vm: VmControl, device: str) -> dict[str, Any]:
         features.accepted: those that the driver has accepted
         features.offered-names: their names
         features.accepted-names: their names
+        properties.*: further properties that do not change, such as the balloon's `dialect`
         queues[].index: the number of a queue
         queues[].name: its name
         queues[].size: the number of entries

@@ -11,13 +11,16 @@ from __future__ import annotations
 import base64
 import struct
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from devices.virtio.description import BufferBytes
 from devices.virtio.inspection import INDIRECT, NEXT, WRITE
+from pyvmm.machine.catalogue import describer
 from pyvmm.qmp.messages import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pyvmm.scope.live_guest import LiveGuest
 
@@ -36,6 +39,12 @@ class QueuePlace(NamedTuple):
     driver_gpa: int
     device_gpa: int
     next_avail: int
+    device: str = ""
+    name: str = ""
+    features: int = 0
+    """The features that the driver has accepted."""
+    properties: Mapping[str, str] = MappingProxyType({})
+    """Further properties of the device, which its buffers depend on."""
 
 
 async def find_queue(guest: LiveGuest, device: str, name: str) -> QueuePlace:
@@ -46,7 +55,14 @@ async def find_queue(guest: LiveGuest, device: str, name: str) -> QueuePlace:
             if not queue["live"]:
                 raise QmpError(f"the driver has not set up the queue {name} of {device}")
             places = (queue[key] for key in ("desc", "driver", "device", "next-avail"))
-            return QueuePlace(min(queue["size"], MAX_QUEUE_SIZE), *places)
+            return QueuePlace(
+                min(queue["size"], MAX_QUEUE_SIZE),
+                *places,
+                device=device,
+                name=name,
+                features=registers["features"]["accepted"],
+                properties=registers["properties"],
+            )
     raise QmpError(f"{device} has no queue {name}")
 
 
@@ -127,8 +143,17 @@ async def read_buffer(guest: LiveGuest, queue: QueuePlace, head: int) -> dict[st
         "descriptors": descriptors,
         "readable": base64.b64encode(parts[0]).decode(),
         "writable": base64.b64encode(parts[1]).decode(),
-        "described": [],
+        "described": _described(queue, *parts),
     }
+
+
+def _described(queue: QueuePlace, readable: bytes, writable: bytes) -> list[dict[str, Any]]:
+    """Return the fields of a buffer; none if the device is not of the catalogue."""
+    describe = describer(queue.device)
+    if describe is None:
+        return []
+    buffer = BufferBytes(queue.name, readable, writable, queue.features, queue.properties)
+    return [field._asdict() for field in describe(buffer)]
 
 
 async def _walk(guest: LiveGuest, queue: QueuePlace, head: int) -> list[dict[str, int]]:
