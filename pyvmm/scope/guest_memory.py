@@ -54,10 +54,12 @@ async def find_queue(guest: LiveGuest, device: str, name: str) -> QueuePlace:
         if queue["name"] == name:
             if not queue["live"]:
                 raise QmpError(f"the driver has not set up the queue {name} of {device}")
-            places = (queue[key] for key in ("desc", "driver", "device", "next-avail"))
             return QueuePlace(
                 min(queue["size"], MAX_QUEUE_SIZE),
-                *places,
+                queue["desc"],
+                queue["driver"],
+                queue["device"],
+                queue["next-avail"],
                 device=device,
                 name=name,
                 features=registers["features"]["accepted"],
