@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 
+from pyvmm.balloon.guest_requests import DEFAULT_TIMEOUT_S
 from pyvmm.harness import Guest
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.learn.stage import Stage
@@ -18,7 +19,6 @@ ROUNDS = 3
 """Rounds while the guest runs."""
 ROUND_S = 0.3
 """Time in which the guest writes between two rounds."""
-REQUEST_TIMEOUT_S = 10.0
 
 
 def run(stage: Stage) -> None:
@@ -40,7 +40,7 @@ async def _copy_both_ways(stage: Stage, guest: GuestSession) -> None:
 async def _copy(stage: Stage, guest: GuestSession, *, ask: bool) -> None:
     """Copy the guest's memory to nowhere; print the pages of each round."""
     with guest.vm.log_dirty_pages() as log:
-        unused = await guest.vm.unused_pages(REQUEST_TIMEOUT_S) if ask else NOT_QUERIED
+        unused = await guest.vm.unused_pages(DEFAULT_TIMEOUT_S) if ask else NOT_QUERIED
         precopy = PreCopy(guest.vm.ram.memory, log, unused)
         for number in range(1, ROUNDS + 1):
             _round(stage, precopy, f"round {number}")
