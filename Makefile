@@ -12,7 +12,7 @@ DIST_PYTHONS ?= $(BIN)/python
 UV_BUILD := $(BIN)/uv build --quiet --build-constraints requirements.lock --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links generated conformance fuzz sanitizers coverage lint lock dist format image stock-kernels debian native clean
+.PHONY: help demo test test-long bench docs docs-links generated screenshots conformance fuzz sanitizers coverage lint lock dist format image stock-kernels debian native clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ docs-links: native  ## Follow the documentation's links to other sites (needs a 
 
 generated: native  ## Write the manual pages and shell completions in share/
 	@PYTHONPATH=docs $(BIN)/python -m pyvmm_docs.generate
+
+screenshots: native image  ## Take the pictures of the scope in docs/_static/scope; large ones in build/screenshots
+	@PYTHONPATH=docs $(BIN)/python -m pyvmm_docs.screenshots "$$($(BIN)/pyvmm image where)"
 
 conformance: native image  ## Write docs/reference/conformance.md from the results of the tests it names
 	@rm -f build/conformance-*.xml

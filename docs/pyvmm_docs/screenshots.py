@@ -47,8 +47,9 @@ RECORDED = (
     Shot("timeline-dark", "timeline", dark=True, kind="inflate"),
     Shot("handshake", "handshake"),
 )
+STOPPED = (Shot("queues", "queues/balloon/inflate"),)
+"""The guest stands at the driver's notification, which Step has been armed for."""
 LIVE = (
-    Shot("queues", "queues/balloon/inflate", kind="chain"),
     Shot("memory", "memory"),
     Shot("registers", "registers/balloon"),
 )
@@ -60,7 +61,8 @@ def main(image: Path) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         recording, socket = Path(folder, "boot.rec"), Path(folder, "qmp")
         with guest(image, recording, socket), scope("--qmp", f"unix:{socket}") as url:
-            run("balloon", "256M", "--qmp", f"unix:{socket}")
+            with stopped_at_notification(browser, url, socket):
+                take(browser, url, STOPPED)
             take(browser, url, LIVE)
         with scope(str(recording)) as url:
             take(browser, url, RECORDED)
@@ -97,6 +99,25 @@ def guest(image: Path, recording: Path, socket: Path) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def stopped_at_notification(browser: Browser, url: str, socket: Path) -> Iterator[None]:
+    """Inflate the balloon, and stop the guest in the block when its driver has notified."""
+    page = browser.new_page()
+    page.goto(url)
+    page.wait_for_selector("#state[data-state=live]")
+    page.select_option("#step select >> nth=1", '["balloon","inflate"]')
+    page.keyboard.press("s")
+    page.wait_for_timeout(1000)
+    command = [sys.executable, "-m", "pyvmm", "balloon", "256M", "--qmp", f"unix:{socket}"]
+    inflating = subprocess.Popen(command)
+    page.wait_for_selector("text=paused")
+    yield
+    while inflating.poll() is None:  # the driver notifies again
+        page.keyboard.press("r")
+        page.wait_for_timeout(500)
+    page.close()
 
 
 def wait_for_driver(socket: Path) -> None:

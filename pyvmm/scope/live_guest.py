@@ -52,6 +52,8 @@ class LiveGuest:
         self.history = ChunkHistory()
         self.pages: set[Tell] = set()
         self.ended = asyncio.Event()
+        self.stop_event: dict[str, Any] | None = None
+        """The message about the event at which Step has stopped the guest; None if it runs."""
         self._seen = time.monotonic()
         self._stops = False
         self._dropped = 0
@@ -190,9 +192,12 @@ class LiveGuest:
         """Tell the pages about an event of the control socket."""
         name = message["event"]
         if name in _STATES:
+            if name == "RESUME":
+                self.stop_event = None
             self.tell({"type": "status", "status": _STATES[name]})
         elif name == "X_TRACE_STEP":
-            self.tell({"type": "step", **message.get("data", {})})
+            self.stop_event = {"type": "step", **message.get("data", {})}
+            self.tell(self.stop_event)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message to all pages."""

@@ -58,6 +58,8 @@ class LiveSocket(GuardedHandler, WebSocketHandler):
         self._texts: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
         self.guest.page_is_alive()
         self.guest.pages.add(self._tell)
+        if self.guest.stop_event is not None:  # another page has stopped it, or this one before
+            self._tell(self.guest.stop_event)
         self._sending = [
             asyncio.create_task(each) for each in (self._send_chunks(), self._send_texts())
         ]

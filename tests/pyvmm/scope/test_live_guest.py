@@ -136,6 +136,21 @@ def test_a_guest_resumes_when_the_page_is_gone(
     watch(scenario)
 
 
+def test_a_page_that_is_loaded_again_knows_where_the_guest_stands(
+    watch: Callable[[Scenario], None],
+) -> None:
+    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
+        page = await open_socket(server)
+        guest._take_event({"event": "X_TRACE_STEP", "data": {"seq": 7, "kind": "chain"}})
+        assert (await next_text(page, "step"))["seq"] == 7
+        again = await open_socket(server)
+        assert (await next_text(again, "step"))["seq"] == 7
+        guest._take_event({"event": "RESUME"})
+        assert guest.stop_event is None
+
+    watch(scenario)
+
+
 def test_a_second_scope_is_refused(watch: Callable[[Scenario], None], tmp_path: Path) -> None:
     async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
         with pytest.raises(GuestNotWatched, match="the events are already watched"):
