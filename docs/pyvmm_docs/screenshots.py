@@ -23,11 +23,13 @@ from playwright.sync_api import Browser, sync_playwright
 
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import QmpClient
+from pyvmm.units import MIB
 
 ROOT = Path(__file__).parents[2]
 SMALL, LARGE = (1280, 800), (3840, 2160)
 MAX_TOTAL_BYTES = 1_500_000
 BOOT_LIMIT_S = 300.0
+TARGET_BYTES = 256 * MIB
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
 
@@ -40,6 +42,8 @@ class Shot(NamedTuple):
     dark: bool = False
     kind: str = ""
     """The kind of event that is selected."""
+    pointed: str = ""
+    """The part of the page at which the pointer is, as a selector."""
 
 
 RECORDED = (
@@ -47,7 +51,7 @@ RECORDED = (
     Shot("timeline-dark", "timeline", dark=True, kind="inflate"),
     Shot("handshake", "handshake"),
 )
-STOPPED = (Shot("queues", "queues/balloon/inflate"),)
+STOPPED = (Shot("queues", "queues/balloon/inflate", pointed="#view-queues tbody tr >> nth=0"),)
 """The guest stands at the driver's notification, which Step has been armed for."""
 LIVE = (
     Shot("memory", "memory"),
@@ -110,13 +114,13 @@ def stopped_at_notification(browser: Browser, url: str, socket: Path) -> Iterato
     page.select_option("#step select >> nth=1", '["balloon","inflate"]')
     page.keyboard.press("s")
     page.wait_for_timeout(1000)
-    command = [sys.executable, "-m", "pyvmm", "balloon", "256M", "--qmp", f"unix:{socket}"]
-    inflating = subprocess.Popen(command)
-    page.wait_for_selector("text=paused")
-    yield
-    while inflating.poll() is None:  # the driver notifies again
+    with QmpClient(socket) as client:
+        client.execute("balloon", value=TARGET_BYTES)
+        page.wait_for_selector("text=paused")
+        yield
         page.keyboard.press("r")
-        page.wait_for_timeout(500)
+        while client.execute("query-balloon")["actual"] != TARGET_BYTES:
+            page.wait_for_timeout(100)
     page.close()
 
 
@@ -167,6 +171,8 @@ def take(browser: Browser, url: str, shots: tuple[Shot, ...]) -> None:
                 page.fill("#jump-kind", shot.kind)
                 page.press("#jump-kind", "Enter")
                 page.press("#jump-kind", "Escape")
+            if shot.pointed:
+                page.hover(shot.pointed)
             page.wait_for_timeout(500)
             page.screenshot(path=folder / f"{shot.name}.png")
             page.close()
