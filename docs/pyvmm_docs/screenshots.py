@@ -42,8 +42,8 @@ class Shot(NamedTuple):
     dark: bool = False
     kind: str = ""
     """The kind of event that is selected."""
-    pointed: str = ""
-    """The part of the page at which the pointer is, as a selector."""
+    clicked: str = ""
+    """The part of the page that is clicked, as a selector."""
 
 
 RECORDED = (
@@ -51,7 +51,7 @@ RECORDED = (
     Shot("timeline-dark", "timeline", dark=True, kind="inflate"),
     Shot("handshake", "handshake"),
 )
-STOPPED = (Shot("queues", "queues/balloon/inflate", pointed="#view-queues tbody tr >> nth=0"),)
+STOPPED = (Shot("queues", "queues/balloon/inflate", clicked="#view-queues tbody tr >> nth=0"),)
 """The guest stands at the driver's notification, which Step has been armed for."""
 LIVE = (
     Shot("memory", "memory"),
@@ -171,8 +171,8 @@ def take(browser: Browser, url: str, shots: tuple[Shot, ...]) -> None:
                 page.fill("#jump-kind", shot.kind)
                 page.press("#jump-kind", "Enter")
                 page.press("#jump-kind", "Escape")
-            if shot.pointed:
-                page.hover(shot.pointed)
+            if shot.clicked:
+                page.click(shot.clicked)
             page.wait_for_timeout(500)
             page.screenshot(path=folder / f"{shot.name}.png")
             page.close()
