@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
     from pyvmm.memory.huge_page_pool import MemoryBacking
+    from pyvmm.memory.page_states import PageStates
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.memory.ram import Ram
     from pyvmm.migration.outgoing import Migrations
@@ -349,6 +350,8 @@ class VirtualMachine:
         """The events of the VM, for one client at a time."""
         from pyvmm.trace.watch import EventWatch  # 2 modules that most guests never use
 
+        with self.machine.lock:
+            self.balloon.pages_inside()  # notes them from now on, for views of memory
         return EventWatch(self._tracer)
 
     @property
@@ -369,6 +372,25 @@ class VirtualMachine:
     def notify_register(self, device: str, queue: str) -> str | None:
         """As `Machine.notify_register`."""
         return self.machine.notify_register(device, queue)
+
+    async def page_states(self, pages_per_cell: int) -> PageStates:
+        """Count the pages of each cell of RAM by state, in a thread.
+
+        The first call begins to note which pages go into the balloon, if that is not known.
+        """
+        # 2 modules, for views of memory.
+        from pyvmm.blocking.in_thread import call_in_thread
+        from pyvmm.memory.page_states import KnownPages, PageStates, page_states
+
+        with self.machine.lock:
+            inside = self.balloon.pages_inside()
+        unused = self.misc_requests.last_unused or self.free_page_hints.last_unused
+        known, ram = KnownPages(inside, unused), self.ram
+        rows = await call_in_thread(
+            "page-states",
+            lambda: page_states(ram.memory, ram.pages, ram.areas, known, pages_per_cell),
+        )
+        return PageStates(rows, self.balloon.actual)
 
     def pci_registers(self, device: str) -> dict[str, Any]:
         """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""

@@ -92,6 +92,22 @@ cdef class HostPageRecord:
         """
         return self._change(runs, False)
 
+    def bitmaps(self):
+        """Return a bitmap of the pages in the balloon for each part of RAM: (first frame, bits).
+
+        Bit 0 of a bitmap is its first frame.
+        """
+        cdef size_t i
+        cdef uint64_t bit, length
+        found = []
+        for i in range(self.part_count):
+            bit = self.parts[i].first_unit * self.unit_pages
+            if bit % 8:  # a part of RAM that is no multiple of 8 pages
+                raise ValueError("parts of RAM are multiples of 8 pages")
+            length = (self.parts[i].end - self.parts[i].base + 7) // 8
+            found.append((self.parts[i].base, (<char *>self.bits)[bit // 8:bit // 8 + length]))
+        return found
+
     def clear(self):
         """Note that the balloon is empty."""
         memset(self.bits, 0, self._words() * sizeof(uint64_t))

@@ -195,6 +195,20 @@ class BalloonDevice(VirtioDevice):
         role = self.roles.get(queue)
         return 0 if role is None else self._handlers[role].on_bad_payload(chain, error)
 
+    def pages_inside(self) -> list[tuple[int, bytes]]:
+        """Return bitmaps of the pages in the balloon, each with its first frame.
+
+        Without larger host pages, pages are noted from the first call on: of those that were in the
+        balloon before, only the number is known.
+        """
+        if self._record is not None:
+            return self._record.bitmaps()
+        if self._inflate.shown is None:
+            from pyvmm_native.host_pages import HostPageRecord  # 1 module, for views of memory
+
+            self._inflate.shown = self._deflate.shown = HostPageRecord(self._ram.pages, 1)
+        return self._inflate.shown.bitmaps()
+
     def has_queue(self, index: int) -> bool:
         """As `VirtioDevice.has_queue`; a feature's queue exists only with the feature (5.5.2).
 
@@ -207,8 +221,9 @@ class BalloonDevice(VirtioDevice):
         """As `VirtioDevice.on_reset`: the balloon is empty; the target stays."""
         for handler in self._handlers.values():
             handler.reset()
-        if self._record is not None:
-            self._record.clear()
+        for record in (self._record, self._inflate.shown):
+            if record is not None:
+                record.clear()
         self._roles = None
         target, actual = self.config["num_pages"], self.config["actual"]
         self.config.reset()

@@ -89,10 +89,14 @@ class InflateQueue(QueueHandler):
         """4 KiB pages of valid requests since the device was created."""
         self.discarded_bytes = 0
         """Host memory discarded since the device was created, in bytes."""
+        self.shown: HostPageRecord | None = None
+        """A record of the pages in the balloon that only a view of memory uses."""
 
     def serve(self, chain: Chain) -> int:
         """Discard the pages of a request, or the host pages that they complete."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
+        if self.shown is not None:
+            self.shown.add(runs)
         whole = runs
         if self._record is not None:
             whole = self._record.add(runs)
@@ -142,10 +146,14 @@ class DeflateQueue(QueueHandler):
         self._must_tell_host = must_tell_host
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
+        self.shown: HostPageRecord | None = None
+        """As that of `InflateQueue`."""
 
     def serve(self, chain: Chain) -> int:
         """Check and count the pages of a request; restore the backing of unused host pages."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
+        if self.shown is not None:
+            self.shown.remove(runs)
         if self._record is not None:
             unused = self._record.remove(runs)
             if self._must_tell_host():

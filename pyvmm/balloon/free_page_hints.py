@@ -56,6 +56,8 @@ class FreePageHints:
         )
         self.close = self._channel.close
         """As `GuestRequestChannel.close`."""
+        self.last_unused = PageRuns()
+        """The pages that the last answer has named."""
 
     @asynccontextmanager
     async def held(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Hints]:
@@ -76,7 +78,7 @@ class FreePageHints:
             try:
                 complete = await self._request(deadline)
                 with self._channel.lock:
-                    pages = self._balloon.hinting.pages
+                    self.last_unused = pages = self._balloon.hinting.pages
                 yield Hints(pages, complete)
             finally:
                 self._release()

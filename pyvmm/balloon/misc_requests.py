@@ -12,7 +12,6 @@ ignores a late response. Errors are those of `pyvmm.balloon.guest_requests`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from devices.balloon.dialects import Role
 from devices.balloon.misc import MiscCommand, MiscResponse, RequestStatus
@@ -24,9 +23,7 @@ from pyvmm.balloon.guest_requests import (
     InvalidResponse,
     RequestUnsupported,
 )
-
-if TYPE_CHECKING:
-    from pyvmm_native.runs import PageRuns
+from pyvmm_native.runs import PageRuns
 
 UNAVAILABLE = (
     "the guest runs no balloon driver with MISC_VQ or HOST_REQ_VQ (not in the standard dialect)"
@@ -47,6 +44,8 @@ class MiscRequests:
         )
         self.close = self._channel.close
         """As `GuestRequestChannel.close`."""
+        self.last_unused = PageRuns()
+        """The pages that the last answer has named."""
 
     async def unused_pages(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> PageRuns:
         """Return pages that were unused at some moment after the call; all of them are RAM.
@@ -54,7 +53,8 @@ class MiscRequests:
         They may be in use again. A copy of memory that has logged writes since before this call
         may leave them out; no other conclusion is valid. Raises `GuestRequestError`.
         """
-        return (await self._request(MiscCommand.GET_UNUSED_PAGES, timeout_s)).pages
+        self.last_unused = (await self._request(MiscCommand.GET_UNUSED_PAGES, timeout_s)).pages
+        return self.last_unused
 
     async def drop_caches(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Drop the guest's clean page cache, dentries and inodes. Raises `GuestRequestError`."""

@@ -62,6 +62,11 @@ class Ram:
             (gpa // PAGE_BYTES, len(area) // PAGE_BYTES) for gpa, area in self._maps
         )
 
+    @property
+    def areas(self) -> list[tuple[int, memoryview]]:
+        """The mappings of RAM, by guest-physical address."""
+        return list(self._maps)
+
     def attach(self, vm: Vm, flags: int = 0) -> None:
         """Make this RAM the memory slots of `vm`, numbered from 0 in address order.
 

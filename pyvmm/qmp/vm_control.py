@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.run_state import EventSink, RunState
     from pyvmm.machine.step import EventStep
     from pyvmm.memory.huge_page_pool import MemoryBacking
+    from pyvmm.memory.page_states import PageStates
     from pyvmm.migration.outgoing import Migrations
     from pyvmm.snapshot.saver import Snapshots
     from pyvmm.trace.watch import EventWatch
@@ -55,6 +56,9 @@ class VmControl(Protocol):
 
     def notify_register(self, device: str, queue: str) -> str | None:
         """Return the register that notifies a queue of a device; None if there is no such queue."""
+
+    async def page_states(self, pages_per_cell: int) -> PageStates:
+        """Count the pages of each cell of RAM by state."""
 
     def pci_registers(self, device: str) -> dict[str, Any]:
         """Return the registers of a PCI device, as JSON; KeyError if there is none of that name."""

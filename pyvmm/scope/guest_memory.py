@@ -18,6 +18,8 @@ from devices.virtio.description import BufferBytes
 from devices.virtio.inspection import INDIRECT, NEXT, WRITE
 from pyvmm.machine.catalogue import describer
 from pyvmm.qmp.messages import QmpError
+from pyvmm.qmp.trace_commands import MAX_CELL_PAGES, MIN_CELL_PAGES
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +30,8 @@ MAX_PART_BYTES = 4096
 MAX_QUEUE_SIZE = 1 << 15
 """The largest size that a queue can have (2.7)."""
 _DESCRIPTOR = struct.Struct("<QIHH")
+_PAGE_STATES = struct.Struct("<Q5I")
+"""A row of `x-query-page-states`."""
 _LATER = 1 << 16
 
 
@@ -122,6 +126,21 @@ def heads_in_flight(
         else:
             found.append(head)
     return found[-count:]
+
+
+async def read_page_states(guest: LiveGuest, cells: int) -> dict[str, Any]:
+    """Return the pages of RAM by state, in at most about `cells` cells. Raises `QmpError`."""
+    summary = await guest.query("query-memory-size-summary")
+    pages = -(-summary["base-memory"] // (PAGE_BYTES * cells))
+    pages_per_cell = min(max(1 << (pages - 1).bit_length(), MIN_CELL_PAGES), MAX_CELL_PAGES)
+    found = await guest.query("x-query-page-states", **{"pages-per-cell": pages_per_cell})
+    rows = _PAGE_STATES.iter_unpack(base64.b64decode(found["cells"]))
+    return {
+        "cell_bytes": pages_per_cell * PAGE_BYTES,
+        "cells": [list(row) for row in rows],
+        "ballooned": found["ballooned"],
+        "rss": found["rss"],
+    }
 
 
 async def read_buffer(guest: LiveGuest, queue: QueuePlace, head: int) -> dict[str, Any]:

@@ -143,6 +143,17 @@ class Buffer(GuestHandler):
         return await guest_memory.read_buffer(self.guest, queue, int(head))
 
 
+class Pages(GuestHandler):
+    """`api/pages?cells=`: the states of the guest's pages, in at most that many cells."""
+
+    async def answer(self) -> Any:
+        """Return the counts of each cell, and the resident memory."""
+        cells = self.get_query_argument("cells")
+        if not (cells.isascii() and cells.isdigit() and 0 < len(cells) <= 5 and int(cells)):
+            raise HTTPError(400, reason="The cells are no number")
+        return await guest_memory.read_page_states(self.guest, int(cells))
+
+
 PATHS: dict[str, type[RequestHandler]] = {
     "": PageFile,
     r"page/(?P<name>[a-z_]+\.[a-z]+)": PageFile,
@@ -152,5 +163,6 @@ PATHS: dict[str, type[RequestHandler]] = {
     "api/queue": Queue,
     "api/buffer": Buffer,
     "api/registers": Registers,
+    "api/pages": Pages,
 }
 """Handlers by their paths behind the token, regular expressions."""

@@ -225,6 +225,7 @@ async def _watch(recorder: Recorder) -> None:
     recorder.vm.ram.memory.write(0x1000, b"available")
     await recorder.ask("x-read-memory", gpa=0x1000, size=16)
     await recorder.ask("x-read-memory", gpa=1 << 40, size=16)
+    await recorder.ask("x-query-page-states", **{"pages-per-cell": 65536})
     await recorder.ask("x-query-pci-registers", device="balloon")
 
 

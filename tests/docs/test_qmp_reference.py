@@ -32,6 +32,7 @@ VOLATILE = {
     "mbps",
     "microseconds",
     "package",
+    "rss",
     "seconds",
     "stopped-seconds",
     "thread-id",

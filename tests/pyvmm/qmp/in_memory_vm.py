@@ -34,6 +34,7 @@ from pyvmm.machine.step import EventStep
 from pyvmm.machine.vcpu_thread import VcpuGate
 from pyvmm.memory import layout
 from pyvmm.memory.huge_page_pool import MemoryBacking
+from pyvmm.memory.page_states import KnownPages, PageStates, page_states
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.migration.outgoing import Migrations
 from pyvmm.qmp.server import ControlServer, Listener
@@ -185,6 +186,12 @@ class InMemoryVm:
 
     def notify_register(self, device: str, queue: str) -> str | None:
         return "queue0" if (device, queue) == ("balloon", "inflate") else None
+
+    async def page_states(self, pages_per_cell: int) -> PageStates:
+        known = KnownPages(self.balloon.pages_inside(), self.misc_requests.last_unused)
+        ram = self.ram
+        rows = page_states(ram.memory, ram.pages, [], known, pages_per_cell)
+        return PageStates(rows, self.balloon.actual)
 
     def pci_registers(self, device: str) -> dict[str, Any]:
         return pci_registers({"balloon": self.misc_guest.board.transport}[device])

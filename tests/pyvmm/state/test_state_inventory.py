@@ -74,6 +74,8 @@ NOT_STATE = {
     "Uart16550._refused": "the console offers refused input again",
     "ConsolePort._refused": "so does the host of a port",
     "ConsolePort.window_size": "belongs to the terminal of the process, sent again",
+    "InflateQueue.shown": "a view of memory begins in each process",
+    "DeflateQueue.shown": "the same",
     "VirtioDevice._traced": "a log of its own",
     "VirtioDevice._config_changed": "always true after a restore",
 }
