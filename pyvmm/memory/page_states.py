@@ -3,8 +3,9 @@
 
 The host's kernel knows which pages it backs (/proc/self/pagemap) and, since Linux 6.7, which of
 them are parts of huge pages (PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst). The other
-states come from the balloon and from the guest's last answer about unused pages. A page can have several
-states: a page of hugetlbfs can be in the balloon and resident, an unused page usually is resident.
+states come from the balloon and from the guest's last answer about unused pages. A page can have
+several states: a page of hugetlbfs can be in the balloon and resident, and an unused page usually
+is resident.
 
 Threads: any; it is slow, some ten milliseconds for 8 GiB, and holds no lock. The GIL is released
 while the kernel is queried.

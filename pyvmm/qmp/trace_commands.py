@@ -149,12 +149,13 @@ def read_memory(vm: VmControl, gpa: int, size: int) -> dict[str, Any]:
 async def query_page_states(vm: VmControl, pages_per_cell: int = 512) -> dict[str, Any]:
     """Count the guest's pages by state, for a map of its memory.
 
-    Each row of `cells` has the guest-physical address of a cell, 8 bytes, then five counts of pages
-    of 4 KiB, 4 bytes each, little-endian: resident pages; pages in the balloon; pages that the
-    guest has reported as unused, in its last answer to `query-unused-pages` or
-    `query-free-page-hints`, or to a snapshot or migration; untouched ones, which are neither resident nor in the balloon, as
-    the guest has never used them or the host has discarded them; and parts of huge pages of the
-    host, if its kernel tells (Linux 6.7). A page may count more than once.
+    Each row of `cells` has the guest-physical address of a cell, 8 bytes, then five counts of
+    pages of 4 KiB, 4 bytes each, little-endian: resident pages; pages in the balloon; pages
+    that the guest has reported as unused, in its last answer to `query-unused-pages` or
+    `query-free-page-hints`, or to a snapshot or migration; untouched ones, which are neither
+    resident nor in the balloon, as the guest has never used them or the host has discarded
+    them; and parts of huge pages of the host, if its kernel tells (Linux 6.7). A page may count
+    more than once.
 
     Pages in the balloon are noted from the first of these commands on, or from the start with
     `--hugepages hugetlbfs`; `ballooned` counts all. The host's kernel looks at every page, some ten
