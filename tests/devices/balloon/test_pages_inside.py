@@ -35,7 +35,7 @@ def pfns(*pages: int) -> list[bytes]:
     return [struct.pack(f"<{len(pages)}I", *pages)]
 
 
-def test_pages_are_noted_from_the_first_question_on() -> None:
+def test_pages_are_noted_from_the_first_call_on() -> None:
     balloon, driver = running()
     driver.send(INFLATE, pfns(1, 2))
     assert inside(balloon) == []
