@@ -143,7 +143,7 @@ class Buffer(GuestHandler):
         return await guest_memory.read_buffer(self.guest, queue, int(head))
 
 
-class Pages(GuestHandler):
+class MemoryMap(GuestHandler):
     """`api/pages?cells=`: the states of the guest's pages, in at most that many cells."""
 
     async def answer(self) -> Any:
@@ -163,6 +163,6 @@ PATHS: dict[str, type[RequestHandler]] = {
     "api/queue": Queue,
     "api/buffer": Buffer,
     "api/registers": Registers,
-    "api/pages": Pages,
+    "api/pages": MemoryMap,
 }
 """Handlers by their paths behind the token, regular expressions."""
