@@ -62,6 +62,12 @@ class Watcher:
     def actual(self) -> int:
         return int(self.client.execute("query-balloon")["actual"])
 
+    def page_states(self) -> list[int]:
+        """Return the counts of all cells together."""
+        found = self.client.execute("x-query-page-states")
+        rows = struct.iter_unpack("<Q5I", base64.b64decode(found["cells"]))
+        return [sum(column) for column in list(zip(*rows, strict=True))[1:]]
+
     def rings(self) -> tuple[int, int, int]:
         """Return the available index, the next one of the device, and the used index."""
         registers = self.client.execute("x-query-pci-registers", device="balloon")
@@ -94,6 +100,16 @@ def test_a_client_sees_an_inflate_as_it_happens(watcher: Watcher) -> None:
     pages = sum(int(e.fields["pages"]) for e in watcher.events if e.kind == "inflate")
     assert pages * 4096 >= 128 * MIB
     assert [event.seq for event in watcher.events] == [*range(len(watcher.events))]
+
+
+def test_the_map_of_memory_loses_the_pages_of_an_inflate(watcher: Watcher) -> None:
+    before = watcher.page_states()
+    watcher.client.execute("balloon", value=128 * MIB)
+    watcher.read_until(lambda: watcher.actual() == 128 * MIB)
+    resident, balloon, _, untouched, _ = watcher.page_states()
+    assert balloon - before[1] == 128 * MIB // 4096
+    assert resident <= before[0]
+    assert resident + balloon + untouched == RAM // 4096
 
 
 def test_a_notification_stops_the_guest_before_its_buffer_is_used(watcher: Watcher) -> None:
