@@ -97,6 +97,7 @@ class LiveSocket(GuardedHandler, WebSocketHandler):
             case "step":
                 chosen = {name: request[name] for name in _STEP_ARGUMENTS if request.get(name)}
                 await self.guest.step(chosen)
+                self._tell({"type": "armed"})
             case "disarm":
                 await self.guest.disarm()
             case "resume":

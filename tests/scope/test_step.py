@@ -39,6 +39,9 @@ def test_the_guest_stops_at_an_event_and_its_queue_is_that_in_memory(browser: Br
         page.locator("#step button").first.click()
         armed = {"type": "step", "kinds": ["chain"], "device": "keeper", "queue": "kept"}
         assert asked(guest) == [armed]
+        page.wait_for_selector("#step[data-state=arming]")
+        guest.sent_to_page({"type": "armed"})
+        page.wait_for_selector("#step[data-state=armed]")
         assert "stops at the next chain of keeper kept" in page.locator("#step").inner_text()
         guest.send(b"request")
         waiting = guest.queue.add([b"not taken"], [8])
@@ -49,7 +52,7 @@ def test_the_guest_stops_at_an_event_and_its_queue_is_that_in_memory(browser: Br
         page.wait_for_selector(f"table.buffers tr[data-head='{waiting}'][data-owner=available]")
         page.locator("#step button").first.click()
         assert asked(guest)[1:] == [armed, {"type": "resume"}]
-        page.wait_for_selector("#step[data-state=armed]")
+        page.wait_for_selector("#step[data-state=arming]")
 
 
 def test_keys_arm_step_and_let_the_guest_run(browser: Browser) -> None:
@@ -83,7 +86,7 @@ def test_a_refused_step_is_not_armed(browser: Browser) -> None:
     guest = BoardGuest()
     with board_page(browser, guest) as page:
         page.keyboard.press("s")
-        page.wait_for_selector("#step[data-state=armed]")
+        page.wait_for_selector("#step[data-state=arming]")
         guest.sent_to_page({"type": "status", "error": "a migration runs"})
         page.wait_for_selector("#step[data-state=off]")
         assert "a migration runs" in page.locator("#notes").inner_text()

@@ -16,7 +16,7 @@ const FREQUENT = ["notified", "descriptor", "chain", "used", "used_notification"
 
 /** Step of one page: what is armed, and where the guest has stopped. */
 export class Step {
-  state = "off"; // "off", "armed" or "stopped"
+  state = "off"; // "off", "arming" until the guest has taken it, "armed" or "stopped"
   chosen = { kinds: ["notified"] };
   /** The event at which the guest stopped: {seq, kind, device, queue}. */
   stop = null;
@@ -34,6 +34,11 @@ export class Step {
     return this.state === "stopped" ? this.stop.seq : null;
   }
 
+  /** Whether the guest stops at the next event that is chosen, or soon will. */
+  get armed() {
+    return this.state === "arming" || this.state === "armed";
+  }
+
   subscribe(told) {
     this.#subscribers.add(told);
   }
@@ -42,7 +47,7 @@ export class Step {
   next() {
     this.#source.send({ type: "step", ...this.chosen });
     if (this.state === "stopped") this.#source.send({ type: "resume" });
-    this.#set("armed");
+    this.#set("arming");
   }
 
   /** Disarm, and let the guest run. */
@@ -63,7 +68,9 @@ export class Step {
       };
       if (select()) return;
       const end = store.subscribe(() => select() && end()); // its chunk is on the way
-    } else if (message.type === "status" && this.state === (message.error ? "armed" : "stopped") && message.status !== "paused") {
+    } else if (message.type === "armed") {
+      if (this.state === "arming") this.#set("armed");
+    } else if (message.type === "status" && (message.error ? this.armed : this.state === "stopped") && message.status !== "paused") {
       this.#set("off"); // it was refused, or another client has resumed the guest
     }
   }
@@ -100,8 +107,8 @@ export function create(root, scope) {
   root.hidden = false;
   const draw = () => {
     root.dataset.state = step.state;
-    arm.firstChild.textContent = { off: "Stop at the next", armed: "Armed", stopped: "Next" }[step.state];
-    arm.disabled = step.state === "armed";
+    arm.firstChild.textContent = { off: "Stop at the next", arming: "Arming", armed: "Armed", stopped: "Next" }[step.state];
+    arm.disabled = step.armed;
     resume.firstChild.textContent = step.state === "stopped" ? "Resume" : "Disarm";
     resume.hidden = step.state === "off";
     text.textContent = textOf(step);
@@ -111,7 +118,7 @@ export function create(root, scope) {
   draw();
   document.addEventListener("keydown", ({ key, target, ctrlKey, altKey, metaKey }) => {
     if (ctrlKey || altKey || metaKey || target.matches?.("input, select, textarea")) return;
-    if (key === "s" && step.state !== "armed") step.next();
+    if (key === "s" && !step.armed) step.next();
     if (key === "r" && step.state !== "off") step.resume();
   });
 }
@@ -119,7 +126,7 @@ export function create(root, scope) {
 function textOf({ state, stop, chosen }) {
   if (state === "off") return "";
   const place = ({ device, queue }) => [device, queue].filter(Boolean).join(" ") || "any device";
-  if (state === "armed") return printable(`The guest stops at the next ${chosen.kinds[0]} of ${place(chosen)}. ${LEASE_TEXT}`);
+  if (state === "arming" || state === "armed") return printable(`The guest stops at the next ${chosen.kinds[0]} of ${place(chosen)}. ${LEASE_TEXT}`);
   return printable(`Stopped at ${stop.kind} of ${place(stop)}, event ${stop.seq}. ${LEASE_TEXT}`);
 }
 
