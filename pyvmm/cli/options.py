@@ -151,11 +151,11 @@ def kvm_option(modes: Sequence[str]) -> Callable[[_Command], _Command]:
 
 
 def given_parameters(names: Collection[str]) -> Iterator[str]:
-    """Yield the parameters in `names` that were given, in the form of the command line."""
+    """Yield the parameters in `names` that are on the command line, in the form they have there."""
     context = click.get_current_context()
     for parameter in context.command.get_params(context):
         name = parameter.name or ""
-        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and name in names:
             option = parameter.param_type_name == "option"
             yield parameter.opts[0] if option else parameter.human_readable_name

@@ -69,7 +69,7 @@ def scope(
     when the guest has ended, and 2 when its events or FILE cannot be read.
     """
     if file is not None and address is not None:
-        if "--qmp" in given_parameters(["address"]):
+        if list(given_parameters(["address"])):
             raise CommandError("a recording and a running guest are given", "leave one out")
         address = None  # of the environment
     if file is None and address is None:

@@ -81,6 +81,14 @@ def test_text_of_chosen_events_only(recorded: Path, capsys: pytest.CaptureFixtur
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["bad_payload"]
 
 
+def test_a_recording_precedes_a_guest_of_the_environment(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYVMM_QMP", "unix:/nothing")
+    assert run_main(["scope", str(recorded), "--text"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_text_of_a_guest_that_runs(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         arguments = [
