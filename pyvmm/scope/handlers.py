@@ -7,6 +7,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
 from pyvmm.errors import UserError
@@ -77,9 +78,12 @@ class RecordedChunks(GuardedHandler):
             for chunk in source.chunks():
                 self.write(chunk)
                 await self.flush()
+        except StreamClosedError:
+            return  # the page has been closed
         except UserError as error:
             if self._headers_written:
-                raise HTTPError(500) from error  # tornado closes the connection
+                self.detach().close()  # an answer without its end is an error to the page
+                return
             self.set_status(409)
             self.finish(json.dumps({"error": str(error)}))
 

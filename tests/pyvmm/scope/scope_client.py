@@ -36,6 +36,18 @@ async def get(
     method: str = "GET",
 ) -> Response:
     """Request a path below the token; `headers` replace those of a browser, None leaves one out."""
+    return parse(await get_bytes(server, path, token=token, headers=headers, method=method))
+
+
+async def get_bytes(
+    server: ScopeServer,
+    path: str = "",
+    *,
+    token: str | None = None,
+    headers: Mapping[str, str | None] | None = None,
+    method: str = "GET",
+) -> bytes:
+    """Return all bytes of the answer that `get` returns."""
     sent = {"Host": f"127.0.0.1:{server.port}", "Connection": "close", **(headers or {})}
     target = f"/{server.token if token is None else token}/{path}"
     lines = [f"{method} {target} HTTP/1.1"]
@@ -43,10 +55,9 @@ async def get(
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        data = await reader.read()
+        return await reader.read()
     finally:
         writer.close()
-    return parse(data)
 
 
 def parse(data: bytes) -> Response:

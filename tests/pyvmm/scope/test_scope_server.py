@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from pyvmm.trace.errors import RecordingUnusable
 from pyvmm.trace.recording import Recording
 from pyvmm.units import MIB
 from tests.pyvmm.scope.conftest import MARKUP
-from tests.pyvmm.scope.scope_client import get
+from tests.pyvmm.scope.scope_client import get, get_bytes
 
 
 def run(path: Path, scenario: Callable[[ScopeServer], Awaitable[None]]) -> None:
@@ -172,7 +172,23 @@ def test_a_request_without_end_is_bounded(recorded: Path) -> None:
     run(recorded, scenario)
 
 
-def test_a_browser_that_does_not_read_costs_a_chunk(tmp_path: Path, recorded: Path) -> None:
+def test_a_recording_that_changes_while_it_is_sent_does_not_look_complete(recorded: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x" * 64
+        raise RecordingUnusable("it has changed while it was read")
+
+    async def scenario(server: ScopeServer) -> None:
+        server.site.source.chunks = chunks  # type: ignore[method-assign, union-attr]
+        answer = await get_bytes(server, "api/chunks")
+        assert b"x" * 64 in answer
+        assert not answer.endswith(b"0\r\n\r\n")
+
+    run(recorded, scenario)
+
+
+def test_a_browser_that_does_not_read_costs_a_chunk(
+    recorded: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(server: ScopeServer) -> None:
         chunk = b"x" * MIB
         server.site.source.chunks = lambda: (chunk for _ in range(1000))  # type: ignore[method-assign, union-attr]
@@ -186,6 +202,8 @@ def test_a_browser_that_does_not_read_costs_a_chunk(tmp_path: Path, recorded: Pa
         assert resident_bytes() - before < 32 * MIB
         assert (await get(server, "api/source")).status == 200
         writer.transport.abort()
+        await asyncio.sleep(0.1)
+        assert not caplog.records, "the page may be closed while it loads"
 
     run(recorded, scenario)
 
