@@ -203,8 +203,9 @@ def _show(recording: Path, view: str) -> int:
     sys.stdout.flush()
     # Late: saves 60 ms (tornado) without the scope.
     from pyvmm.cli.scope_server import has_display, serve
+    from pyvmm.scope.recorded_guest import RecordedGuest
 
-    return serve(recording, None, 0, has_display(), view)
+    return serve(RecordedGuest(recording), 0, has_display(), view)
 
 
 def _guest_image() -> Path:

@@ -54,8 +54,8 @@ QMP_VARIABLE = "PYVMM_QMP"
 """Environment variable with the default of `--qmp`; only for commands to a running guest."""
 
 
-_NAMED_ADDRESS = "pyvmm.named_address"
-"""The key of the address of the guest of `--vm` in the context of a command."""
+_NAME, _NAMED_ADDRESS = "pyvmm.name", "pyvmm.named_address"
+"""The keys of the guest of `--vm` and of its address in the context of a command."""
 
 
 def _find_named(context: click.Context, option: click.Parameter, name: str | None) -> None:
@@ -65,7 +65,14 @@ def _find_named(context: click.Context, option: click.Parameter, name: str | Non
         from pyvmm.runtime_directory.guests import find_guest
         from pyvmm.sockets.addresses import format_unix_address
 
+        context.meta[_NAME] = name
         context.meta[_NAMED_ADDRESS] = format_unix_address(find_guest(name).socket)
+
+
+def named_guest() -> str | None:
+    """Return the name that the command has got with `--vm`; None without."""
+    name: str | None = click.get_current_context().meta.get(_NAME)
+    return name
 
 
 def _choose_address(

@@ -14,8 +14,9 @@ import click
 
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.event_filter import Filter, filter_options
-from pyvmm.cli.options import given_parameters, optional_qmp_option
+from pyvmm.cli.options import given_parameters, named_guest, optional_qmp_option
 from pyvmm.cli.qmp_command import run_qmp_command
+from pyvmm.sockets.addresses import parse_unix_address
 from pyvmm.standard_streams.text import print_message
 
 if TYPE_CHECKING:
@@ -82,8 +83,16 @@ def scope(
         raise CommandError(f"{given[0]} chooses events to print", "add --text")
     # Late: saves 60 ms (tornado) with --text and in errors.
     from pyvmm.cli.scope_server import has_display, serve
+    from pyvmm.scope.live_guest import LiveGuest
+    from pyvmm.scope.recorded_guest import RecordedGuest
 
-    return serve(file, address, port or 0, has_display() if opens is None else opens)
+    source: LiveGuest | RecordedGuest
+    if file is not None:
+        source = RecordedGuest(file)
+    else:
+        assert address is not None
+        source = LiveGuest(parse_unix_address(address), named_guest() or address)
+    return serve(source, port or 0, has_display() if opens is None else opens)
 
 
 def _print_text(file: Path | None, address: str | None, chosen: Filter) -> int:

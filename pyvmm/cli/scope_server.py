@@ -11,13 +11,11 @@ import os
 import signal
 import sys
 import webbrowser
-from pathlib import Path
 from urllib.parse import quote
 
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.recorded_guest import RecordedGuest
 from pyvmm.scope.server import ScopeServer
-from pyvmm.sockets.addresses import parse_unix_address
 from pyvmm.standard_streams.text import print_line, print_message
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,28 +27,22 @@ def has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def serve(file: Path | None, address: str | None, port: int, opens: bool, view: str = "") -> int:
-    """Serve the page of the recording `file`, or of the guest at `address`; return the status.
+def serve(source: LiveGuest | RecordedGuest, port: int, opens: bool, view: str = "") -> int:
+    """Serve the page of `source`; return the exit status.
 
     `opens` opens it in a browser. The page shows `view` first, such as `queues/rng`. Raises
-    `PortInUse`, and what the sources raise.
+    `PortInUse`, and what `LiveGuest.start` raises.
     """
-    return asyncio.run(_serve(file, address, port, opens, f"#{quote(view)}" if view else ""))
+    return asyncio.run(_serve(source, port, opens, f"#{quote(view)}" if view else ""))
 
 
-async def _serve(
-    file: Path | None, address: str | None, port: int, opens: bool, fragment: str
-) -> int:
+async def _serve(source: LiveGuest | RecordedGuest, port: int, opens: bool, fragment: str) -> int:
     stopped = asyncio.Event()
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    guest = None if address is None else LiveGuest(parse_unix_address(address), address)
+    guest = source if isinstance(source, LiveGuest) else None
     if guest is not None:
         await guest.start()
-        source: LiveGuest | RecordedGuest = guest
-    else:
-        assert file is not None
-        source = RecordedGuest(file)
     try:
         server = ScopeServer(source, port)
         url = server.url + fragment

@@ -111,8 +111,9 @@ def test_the_scope_shows_the_recording_of_the_runnable_part(
         return 0
 
     monkeypatch.setattr("pyvmm.cli.scope_server.serve", serve)
+    monkeypatch.setattr("pyvmm.scope.recorded_guest.RecordedGuest", str)
     monkeypatch.setattr("pyvmm.cli.learn._run", lambda *arguments: 0)
     assert "The events are in chapter_03.rec. Next: pyvmm learn 3 --exercise" in learn(3).output
     assert served == [], "standard output is no terminal"
     learn(3, "--scope", "--record", "own.rec")
-    assert [(str(call[0]), call[-1]) for call in served] == [("own.rec", CHAPTER.view)]
+    assert [(call[0], call[-1]) for call in served] == [("own.rec", CHAPTER.view)]

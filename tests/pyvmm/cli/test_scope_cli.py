@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
@@ -17,11 +18,13 @@ from pathlib import Path
 import pytest
 
 from pyvmm.qmp.server import ControlServer
+from pyvmm.runtime_directory.announcement import announce
 from pyvmm.trace.recording_file import RecordingFile
+from pyvmm.units import MIB
 from pyvmm_native.events import EventBuffer
 from tests.pyvmm.cli.test_cli import run_main
 from tests.pyvmm.qmp.conftest import serve
-from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 from tests.pyvmm.qmp.qmp_scenarios import Serve
 
 __all__ = ["serve"]
@@ -105,6 +108,13 @@ def test_text_of_a_guest_that_runs(serve: Serve) -> None:
         assert await process.wait() == 0
 
     serve(scenario)
+
+
+def test_the_page_shows_the_name_of_a_guest_that_was_given_by_name() -> None:
+    with announce("web") as announcement, served_in_thread(InMemoryVm(), announcement):
+        announcement.describe("/guest.img", 256 * MIB, None)
+        with started("--vm", "web") as (_, url), urllib.request.urlopen(f"{url}api/source") as page:
+            assert json.load(page)["name"] == "web"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
