@@ -3,8 +3,8 @@
  * The events that the page knows: columns of typed arrays, in segments of consecutive events.
  *
  * A segment keeps the encoded fields as they came; three columns have the time, the type
- * (types.js) and the place of the fields of each event. That takes 14 bytes an event beside its
- * encoded fields, about as many, and fields are decoded only when a view asks for them.
+ * (types.js) and the place of the fields of each event, and a fourth its number. They take 22 bytes an
+ * event beside its encoded fields, which are decoded only when a view asks for them.
  *
  * An event keeps its index for as long as it is kept: those in `first` to `end - 1` are there. When
  * there are more than `limit` events, the oldest segments are forgotten. Small segments, as a live
