@@ -20,7 +20,7 @@ from pyvmm.files.errors import OutputNotWritten
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.learn.chapter import Chapter, load_chapters
 from pyvmm.learn.completed import completed_chapters, remember_completed
-from pyvmm.learn.file_check import check_file
+from pyvmm.learn.file_check import check_file, check_readable
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.standard_streams.text import print_line, print_message
 
@@ -152,6 +152,7 @@ def _write_exercise(chapter: Chapter, directory: Path) -> int:
 
 def _check(chapter: Chapter, file: Path, kvm: KvmMode) -> int:
     """Check `file`; remember on the host that it has passed."""
+    check_readable(file)  # before a lab is started for it
     if chapter.check_needs_kvm and choose_kvm(kvm) is KvmProvider.LAB:
         # Late: saves 23 ms (the lab) where KVM is fit.
         from pyvmm.cli.lab import run_guest_in_lab

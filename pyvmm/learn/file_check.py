@@ -41,7 +41,7 @@ class CheckOutcome(NamedTuple):
 
 def check_file(chapter: Chapter, path: Path, timeout_s: float = CHECK_TIMEOUT_S) -> CheckOutcome:
     """Run the check of `chapter` on the file at `path`. Raises `ExerciseUnusable`."""
-    _check_readable(path)
+    check_readable(path)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as result:
         status = _run(chapter, path, timeout_s, output, result)
         printed = _read(output)[-SHOWN_OUTPUT_BYTES:].decode(errors="replace")
@@ -49,7 +49,8 @@ def check_file(chapter: Chapter, path: Path, timeout_s: float = CHECK_TIMEOUT_S)
     return CheckOutcome(passed, message, printed)
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Raise `ExerciseUnusable` unless `path` is a file that can be read and is not too large."""
     try:
         if not path.is_file():
             raise ExerciseUnusable(

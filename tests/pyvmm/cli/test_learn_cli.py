@@ -84,6 +84,7 @@ def test_the_exercise_does_not_replace_a_students_work(tmp_path: Path) -> None:
         (("--check", "x.py"), "--check needs the number of a chapter; for example: pyvmm learn 1"),
         (("--solution",), "--solution needs the number of a chapter"),
         ((3, "--check", "x.py"), "x.py does not exist; give the file that 'pyvmm learn N"),
+        ((1, "--check", "x.py", "--kvm", "lab"), "x.py does not exist"),
         ((3, "--exercise", "/proc/x"), "cannot be written"),
     ],
 )
