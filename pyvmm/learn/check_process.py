@@ -27,6 +27,8 @@ MAX_MEMORY_BYTES = 2 * GIB
 """Address space of the process."""
 MAX_OUTPUT_BYTES = MIB
 """Most bytes that the file may print."""
+MAX_TEXT_CHARS = 1000
+"""Most characters of the text of an exception that a message has."""
 MODULE_NAME = "exercise"
 
 
@@ -42,7 +44,8 @@ def main() -> None:
     sys.modules[MODULE_NAME] = module
     passed, message = False, ""
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        exec(code, vars(module))
         check(module)
         passed = True
     except BaseException as error:
@@ -68,7 +71,7 @@ def describe(error: BaseException, module: ModuleType, path: Path) -> str:
         return f"The file needs more than {MAX_MEMORY_BYTES // GIB} GiB of memory{place}."
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return f"The file prints more than {MAX_OUTPUT_BYTES // MIB} MiB{place}."
-    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    text = f"{type(error).__name__}: {str(error)[:MAX_TEXT_CHARS]}".rstrip(": ")
     return f"The file raises an exception{place}: {text}"
 
 
