@@ -50,11 +50,11 @@ def announced(
             announcement = announce(name)
         else:
             announcement = announce_numbered(image.stem if image else "incoming")
+        path = str(image.absolute()) if image else ""
+        announcement.describe(path, ram_bytes, str(incoming) if incoming else None)
     except RuntimeDirectoryUnusable as error:
         if name is not None:
             raise
         _log.info("the guest is not announced: %s", error)
         return nullcontext()
-    path = str(image.absolute()) if image else ""
-    announcement.describe(path, ram_bytes, str(incoming) if incoming else None)
     return announcement

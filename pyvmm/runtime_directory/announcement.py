@@ -20,12 +20,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.runtime_directory.directory import create_directory
+from pyvmm.runtime_directory.directory import create_directory, failures_reported
 from pyvmm.runtime_directory.errors import (
     GuestNameInUse,
     InvalidGuestName,
@@ -93,7 +92,8 @@ class Announcement(ListeningSocket):
         """Write the description, with which the guest can be found.
 
         `image` is the path of its kernel or snapshot, or empty if it comes from `incoming`, an
-        address; it has at most `ram_bytes`.
+        address; it has at most `ram_bytes`. Removes the files and raises `RuntimeDirectoryUnusable`
+        if it cannot be written.
         """
         members = {
             "name": self.name,
@@ -104,7 +104,12 @@ class Announcement(ListeningSocket):
             "base-memory": ram_bytes,
             "incoming": incoming,
         }
-        os.pwrite(self._lock, f"{json.dumps(members)}\n".encode(), 0)
+        try:
+            with failures_reported(self.path.parent):
+                os.pwrite(self._lock, f"{json.dumps(members)}\n".encode(), 0)
+        except RuntimeDirectoryUnusable:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the files, unless they are gone. May be called from any thread, repeatedly."""
@@ -157,7 +162,8 @@ def announce(name: str) -> Announcement:
     Raises `InvalidGuestName`, `GuestNameInUse` or `RuntimeDirectoryUnusable`.
     """
     check_name(name)
-    with _failures_reported() as directory:
+    directory = create_directory()
+    with failures_reported(directory):
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while (announcement := _try_announce(directory, name)) is None:
             if time.monotonic() > deadline:
@@ -173,7 +179,8 @@ def announce_numbered(stem: str) -> Announcement:
     """
     usual = "".join(char if _in_names(char) else "-" for char in stem)
     stem = usual.strip(_PUNCTUATION)[: MAX_NAME_CHARACTERS - len(f"-{MAX_NUMBER}")] or "guest"
-    with _failures_reported() as directory:
+    directory = create_directory()
+    with failures_reported(directory):
         for number in range(1, MAX_NUMBER + 1):
             if announcement := _try_announce(directory, f"{stem}-{number}"):
                 return announcement
@@ -237,16 +244,3 @@ def _has_name(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def _failures_reported() -> Iterator[Path]:
-    """Yield the runtime directory; raise `RuntimeDirectoryUnusable` for an OSError in the block."""
-    directory = create_directory()
-    try:
-        yield directory
-    except OSError as error:
-        reason = error.strerror or error  # "AF_UNIX path too long" has no number
-        raise RuntimeDirectoryUnusable(
-            f"the runtime directory {directory} cannot be used: {reason}"
-        ) from error

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyvmm.runtime_directory.errors import RuntimeDirectoryUnusable
@@ -52,14 +54,11 @@ def check_directory(path: Path) -> bool:
 
     Raises `RuntimeDirectoryUnusable` if another user could have written to it.
     """
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise RuntimeDirectoryUnusable(
-            f"the runtime directory {path} cannot be used: {error.strerror}"
-        ) from error
+    with failures_reported(path):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return False
     if not stat.S_ISDIR(status.st_mode):
         raise RuntimeDirectoryUnusable(f"the runtime directory {path} is not a directory")
     if status.st_uid != os.geteuid():
@@ -71,6 +70,18 @@ def check_directory(path: Path) -> bool:
             f"other users may use the runtime directory {path}: its mode has {mode:#o}"
         )
     return True
+
+
+@contextmanager
+def failures_reported(directory: Path) -> Iterator[None]:
+    """Raise `RuntimeDirectoryUnusable` for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error  # "AF_UNIX path too long" has no number
+        raise RuntimeDirectoryUnusable(
+            f"the runtime directory {directory} cannot be used: {reason}"
+        ) from error
 
 
 def _belongs_to(base: str, uid: int) -> bool:

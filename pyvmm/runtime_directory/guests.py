@@ -22,7 +22,11 @@ from pyvmm.runtime_directory.announcement import (
     remove_leftover,
     socket_path,
 )
-from pyvmm.runtime_directory.directory import check_directory, runtime_directory
+from pyvmm.runtime_directory.directory import (
+    check_directory,
+    failures_reported,
+    runtime_directory,
+)
 from pyvmm.runtime_directory.errors import NoSuchGuest
 
 MAX_DESCRIPTION_BYTES = 1 << 16
@@ -54,7 +58,7 @@ def running_guests() -> list[AnnouncedGuest]:
     if not check_directory(directory):
         return []
     guests = []
-    with suppress(FileNotFoundError):  # it is removed meanwhile
+    with failures_reported(directory), suppress(FileNotFoundError):  # it is removed meanwhile
         for entry in os.scandir(directory):
             name, _, suffix = entry.name.rpartition(".")
             if suffix == "json" and is_name(name):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -133,6 +134,32 @@ def test_a_hostile_name_is_refused(runtime: Path, name: str) -> None:
     with pytest.raises(InvalidGuestName):
         find_guest(name)
     assert not runtime.exists()
+
+
+def test_a_description_that_cannot_be_written_leaves_no_files(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    announcement = announce("web")
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(RuntimeDirectoryUnusable, match="cannot be used: No space left on device"):
+        announcement.describe("/guest.img", 1 << 30, None)
+    assert os.listdir(runtime) == []
+
+
+def test_a_directory_that_cannot_be_read_is_reported(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    runtime.mkdir(mode=0o700)
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "scandir", fail)
+        with pytest.raises(RuntimeDirectoryUnusable, match="cannot be used: Permission denied"):
+            running_guests()
 
 
 def test_a_killed_guest_is_not_listed_and_its_files_are_removed(runtime: Path) -> None:
