@@ -20,8 +20,10 @@ pytestmark = pytest.mark.kvm
     [attempt for attempt in ATTEMPTS if attempt.chapter.check_needs_kvm],
     ids=lambda attempt: attempt.name,
 )
-def test_the_check_accepts_the_solution_and_explains_other_attempts(attempt: Attempt) -> None:
-    outcome = check_file(attempt.chapter, attempt.path)
+def test_the_check_accepts_the_solution_and_explains_other_attempts(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    outcome = check_file(attempt.chapter, attempt.write(tmp_path))
     assert outcome.passed == attempt.name.endswith("_solution"), outcome.message
     assert attempt.explanation in outcome.message
 

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that each chapter's check has to judge, with a part of what it has to say.
 
-`EXPLANATIONS` has, for the unsolved exercise of each chapter and each wrong solution in `wrong/`,
-words of the explanation that leads a student on.
+A file of `wrong/` is a wrong solution: its text names the mistake, and its diff makes it
+in the solution. `EXPLANATIONS` has, for the unsolved exercise of each chapter and each wrong
+solution, words of the explanation that leads a student on.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from pyvmm.learn.chapter import Chapter, load_chapters
-from tests.project.sources import ROOT
 
 WRONG = Path(__file__).parent / "wrong"
+SIDES = (" -", " +")
+"""First characters of the lines of a hunk before and after the change."""
 
 EXPLANATIONS = {
     "chapter_01_exercise": "Is the answer in the data area of the exit",
@@ -62,21 +65,41 @@ class Attempt(NamedTuple):
 
     chapter: Chapter
     name: str
-    path: Path
+    text: str
     explanation: str
+
+    def write(self, directory: Path) -> Path:
+        """Write the file as a student would have it; return its path."""
+        path = directory / self.chapter.exercise_name
+        path.write_text(self.text)
+        return path
 
 
 def attempts(chapter: Chapter) -> list[Attempt]:
     """Return the solution, the unsolved exercise and the wrong solutions of `chapter`."""
     package = chapter.package.rpartition(".")[2]
-    files = {
-        f"{package}_solution": ROOT / "pyvmm" / "learn" / package / "solution.py",
-        f"{package}_exercise": ROOT / "pyvmm" / "learn" / package / "exercise.py",
-        **{path.stem: path for path in sorted(WRONG.glob(f"{package}_*.py"))},
+    solution = chapter.read("solution.py")
+    texts = {
+        f"{package}_solution": solution,
+        f"{package}_exercise": chapter.read("exercise.py"),
+        **{
+            path.stem: apply_diff(solution, path.read_text())
+            for path in sorted(WRONG.glob(f"{package}_*.diff"))
+        },
     }
     return [
-        Attempt(chapter, name, path, EXPLANATIONS.get(name, "")) for name, path in files.items()
+        Attempt(chapter, name, text, EXPLANATIONS.get(name, "")) for name, text in texts.items()
     ]
+
+
+def apply_diff(text: str, diff: str) -> str:
+    """Return `text` changed by the hunks of a unified `diff`, each of which fits in one place."""
+    for hunk in re.split(r"^@@.*\n", diff, flags=re.MULTILINE)[1:]:
+        lines = hunk.splitlines(keepends=True)
+        before, after = ("".join(line[1:] for line in lines if line[0] in side) for side in SIDES)
+        assert text.count(before) == 1, f"{text.count(before)} places for {before!r}"
+        text = text.replace(before, after)
+    return text
 
 
 ATTEMPTS = [attempt for chapter in load_chapters().values() for attempt in attempts(chapter)]

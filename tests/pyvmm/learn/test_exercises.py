@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,10 @@ CHAPTERS = load_chapters()
     [attempt for attempt in ATTEMPTS if not attempt.chapter.check_needs_kvm],
     ids=lambda attempt: attempt.name,
 )
-def test_the_check_accepts_the_solution_and_explains_other_attempts(attempt: Attempt) -> None:
-    outcome = check_file(attempt.chapter, attempt.path)
+def test_the_check_accepts_the_solution_and_explains_other_attempts(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    outcome = check_file(attempt.chapter, attempt.write(tmp_path))
     assert outcome.passed == attempt.name.endswith("_solution"), outcome.message
     assert attempt.explanation in outcome.message
 
