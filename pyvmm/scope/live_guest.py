@@ -164,17 +164,14 @@ class LiveGuest:
     async def _statistics(self) -> dict[str, Any]:
         status = await self.query("query-status")
         counters = await self.query("x-query-counters")
-        try:
-            balloon = await self.query("query-balloon")
-        except QmpError:  # it has none
-            balloon = {}
+        balloon = await self.query("query-balloon")
         ram_bytes = self._description["memory"]
-        in_balloon = {
-            f"balloon-{key}": ram_bytes - balloon[key]
-            for key in ("actual", "target")
-            if key in balloon
+        return {
+            "status": status["status"],
+            "rss-bytes": counters["rss"],
+            "balloon-actual": ram_bytes - balloon["actual"],
+            "balloon-target": ram_bytes - balloon["target"],
         }
-        return {"status": status["status"], "rss-bytes": counters["rss"], **in_balloon}
 
     async def _guard(self) -> None:
         """Let the guest run when it may be stopped for a page, and all pages are gone."""
