@@ -52,7 +52,7 @@ RECORDED = (
     Shot("handshake", "handshake"),
 )
 STOPPED = (Shot("queues", "queues/balloon/inflate", clicked="#view-queues tbody tr >> nth=0"),)
-"""The guest stands at the driver's notification, which Step has been armed for."""
+"""The guest has stopped at the driver's notification, which Step has been armed for."""
 LIVE = (
     Shot("memory", "memory"),
     Shot("registers", "registers/balloon"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bound on connections that other users of the host cannot use up.
 
-A connection is a stranger until a request on it has shown the token. When all places are taken, the
-stranger that has waited longest makes way for a new connection, so strangers never keep the person
-out; with admitted connections only, the new one is closed.
+A connection is authenticated once a request on it has shown the token. When there are
+`MAX_CONNECTIONS`, the oldest one that is not is closed in favour of a new one, so other users
+cannot lock the person out; if all are authenticated, the new one is closed.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ class Connections:
     """The open connections of a server."""
 
     def __init__(self) -> None:
-        self._strangers: dict[IOStream, None] = {}
-        self._admitted: dict[IOStream, None] = {}
+        self._unauthenticated: dict[IOStream, None] = {}
+        self._authenticated: dict[IOStream, None] = {}
 
     def add(self, stream: IOStream) -> bool:
         """Return whether the new connection may stay; closes another one if need be."""
-        for streams in (self._strangers, self._admitted):
+        for streams in (self._unauthenticated, self._authenticated):
             for each in [each for each in streams if each.closed()]:
                 del streams[each]
-        if len(self._admitted) >= MAX_CONNECTIONS:
+        if len(self._authenticated) >= MAX_CONNECTIONS:
             return False
-        if len(self._strangers) + len(self._admitted) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
+        if len(self._unauthenticated) + len(self._authenticated) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._unauthenticated))
+            del self._unauthenticated[oldest]
             oldest.close()
-        self._strangers[stream] = None
+        self._unauthenticated[stream] = None
         return True
 
-    def admit(self, request: HTTPServerRequest) -> None:
+    def authenticate(self, request: HTTPServerRequest) -> None:
         """Note that a request on the connection has passed the checks."""
         stream = getattr(request.connection, "stream", None)
-        if stream in self._strangers:
-            del self._strangers[stream]
-            self._admitted[stream] = None
+        if stream in self._unauthenticated:
+            del self._unauthenticated[stream]
+            self._authenticated[stream] = None
 
 
 class BoundedHttpServer(HTTPServer):

@@ -60,7 +60,7 @@ class GuardedHandler(RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Refuse a request of a stranger."""
+        """Refuse a request that fails one of the checks."""
         headers = self.request.headers
         if headers.get_list("Host") not in [[host] for host in self.site.hosts]:
             raise HTTPError(421, reason="Another host is addressed")
@@ -69,7 +69,7 @@ class GuardedHandler(RequestHandler):
         token = self.path_kwargs.pop("token", "")
         if not hmac.compare_digest(token.encode(), self.site.token.encode()):
             raise HTTPError(404, reason="Not found")
-        self.site.connections.admit(self.request)
+        self.site.connections.authenticate(self.request)
 
     def is_own(self, origin: str) -> bool:
         """Return whether `origin` is this server."""
@@ -81,13 +81,13 @@ class GuardedHandler(RequestHandler):
         self.finish(json.dumps({"error": self._reason}))
 
     def log_exception(self, *exception: Any) -> None:
-        """Log bugs only: strangers do not fill the log."""
+        """Log bugs only: refused requests do not fill the log."""
         if not isinstance(exception[1], HTTPError):
             super().log_exception(*exception)
 
 
-class NothingHere(GuardedHandler):
-    """All addresses that are not of the page: not found, or refused like any other."""
+class NotFound(GuardedHandler):
+    """All other paths: not found, or refused like any other."""
 
     def prepare(self) -> None:
         """Refuse the request after the same checks."""

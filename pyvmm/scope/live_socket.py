@@ -2,8 +2,9 @@
 """The WebSocket of a page of a live guest.
 
 To the page: each binary message is a chunk of events; text messages are JSON objects with a `type`:
-`status`, `step` (the guest stands at an event), `stats`, `dropped` and `end`. From the page: `step`
-with `kinds` and maybe `device` and `queue`, `disarm`, `resume`, `pause`, and `alive`.
+`status`, `armed`, `step` (the guest has stopped at an event), `stats`, `dropped` and `end`. From
+the page: `step` with `kinds` and maybe `device` and `queue`, `disarm`, `resume`, `pause` and
+`alive`.
 
 A page that does not take its chunks falls behind the history and is disconnected, as is one that
 sends too much, or anything else.

@@ -24,7 +24,7 @@ from tornado.web import Application
 from pyvmm.scope import handlers
 from pyvmm.scope.connections import BoundedHttpServer, Connections
 from pyvmm.scope.errors import PortInUse
-from pyvmm.scope.guard import NothingHere
+from pyvmm.scope.guard import NotFound
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.recorded_guest import RecordedGuest
 from pyvmm.scope.site import Site
@@ -80,7 +80,7 @@ def _application(site: Site) -> Application:
             URLSpec(rf"/(?P<token>[^/]*)/{path}", handler, of_site)
             for path, handler in handlers.PATHS.items()
         ],
-        default_handler_class=NothingHere,
+        default_handler_class=NotFound,
         default_handler_args=of_site,
         log_function=_log_request,
         websocket_max_message_size=MAX_MESSAGE_BYTES,
@@ -92,6 +92,6 @@ def _log_request(handler: object) -> None:
     """Log no requests: their paths hold the token."""
 
 
-# Strangers can make tornado warn as often as they like.
+# Tornado warns of each malformed request, which any user of the host may send.
 logging.getLogger("tornado.general").setLevel(logging.ERROR)
 logging.getLogger("tornado.access").setLevel(logging.ERROR)

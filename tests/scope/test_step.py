@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step: what the page asks of the server, and what it says while the guest stands."""
+"""Step: what the page asks of the server, and what it says while the guest is stopped."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ export class Step {
     scope.source.subscribe((state) => state === "ended" && this.#set("off"));
   }
 
-  /** The number of the event at which the guest stands; null while it runs. */
+  /** The number of the event at which the guest has stopped; null while it runs. */
   get stoppedAt() {
     return this.state === "stopped" ? this.stop.seq : null;
   }

@@ -14,7 +14,7 @@ def words(name: str, **fields: int | str) -> str:
     return event_text.event_text(make_event(0, 0, name, fields), 0).words
 
 
-def test_an_inflate_reads_as_a_conversation() -> None:
+def test_the_events_of_an_inflate_are_in_words() -> None:
     lines = [
         event_text.event_text(event, 0) for batch in board_batches(1) for event in events_of(batch)
     ]

@@ -136,7 +136,7 @@ def test_a_guest_resumes_when_the_page_is_gone(
     watch(scenario)
 
 
-def test_a_page_that_is_loaded_again_knows_where_the_guest_stands(
+def test_a_page_that_is_loaded_again_gets_the_event_at_which_the_guest_has_stopped(
     watch: Callable[[Scenario], None],
 ) -> None:
     async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server of the page: strangers, other sites, and floods get nothing."""
+"""The server of the page: requests without the token, other sites and floods are refused."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_answers_forbid_all_that_the_page_does_not_need(recorded: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "page/main.js", "api/source", "api/chunks", "api/live"])
-def test_strangers_and_other_sites_are_refused(recorded: Path, path: str) -> None:
+def test_requests_without_the_token_and_other_sites_are_refused(recorded: Path, path: str) -> None:
     async def scenario(server: ScopeServer) -> None:
         own = f"127.0.0.1:{server.port}"
         for token in ("", "wrong", server.token[:-1], server.token + "x", "%00", "\xff"):
@@ -139,16 +139,18 @@ def test_errors_repeat_nothing_of_the_request(recorded: Path) -> None:
     run(recorded, scenario)
 
 
-def test_a_thousand_strangers_do_not_keep_the_person_out(recorded: Path) -> None:
+def test_a_thousand_connections_without_the_token_do_not_lock_the_person_out(
+    recorded: Path,
+) -> None:
     async def scenario(server: ScopeServer) -> None:
         before = resident_bytes()
-        strangers = []
+        others = []
         for _ in range(1000):
             with contextlib.suppress(OSError):
-                strangers.append(await asyncio.open_connection("127.0.0.1", server.port))
+                others.append(await asyncio.open_connection("127.0.0.1", server.port))
         assert (await get(server, "api/source")).status == 200
         closed = 0
-        for reader, writer in strangers:
+        for reader, writer in others:
             with contextlib.suppress(OSError, TimeoutError):
                 closed += not await asyncio.wait_for(reader.read(1), 0.001)
             writer.close()
