@@ -33,6 +33,20 @@ def board_batches(rounds: int = 3) -> list[Batch]:
     return [*batches, taken(buffer)]
 
 
+def report_batches(*pages: tuple[int, int]) -> list[Batch]:
+    """Return the events of a balloon whose driver reports `pages`, (address, bytes) each."""
+    buffer = EventBuffer()
+    buffer.start()
+    tracer = RecordingTracer(buffer)
+    ram = AnonymousRam()
+    device = BalloonDevice(STANDARD, ram, tracer, offered=STANDARD.features.known)
+    driver = VirtioDriver(Board(device, tracer)).start()
+    driver.queues[4].add([], writable_segments=pages)
+    driver.notify(4)
+    driver.board.serve()
+    return [taken(buffer)]
+
+
 def hostile_batches() -> list[Batch]:
     """Return events whose every name and text is markup and control characters."""
     buffer = EventBuffer()
@@ -41,6 +55,8 @@ def hostile_batches() -> list[Batch]:
         buffer.event(name, device=HOSTILE, queue=HOSTILE * 9, __proto__=HOSTILE, value=2**64 - 1)
         buffer.event(name, device="", table=f"{HOSTILE}.x", queue=7, names=HOSTILE)
     buffer.event("descriptor", device=HOSTILE, queue=HOSTILE, head=2**64 - 1, gpa=2**63, flags=4)
+    most = dict.fromkeys(("head", "index", "gpa", "length", "flags"), 2**64 - 1)
+    buffer.event("descriptor", device=HOSTILE, queue=HOSTILE, table_gpa=0, next=0, **most)
     return [taken(buffer)]
 
 

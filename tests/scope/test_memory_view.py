@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from playwright.sync_api import Browser, Page
 
 from pyvmm_native import PAGE_BYTES
 from tests.scope.board_guest import CELL_BYTES, RAM_BYTES, BoardGuest
 from tests.scope.board_page import board_page
+from tests.scope.page_host import PageHost, source_document
+from tests.scope.recordings import chunks, report_batches
 
 MIB = 1 << 20
 
@@ -78,3 +82,15 @@ def test_a_recording_tells_where_rings_and_reported_pages_are(browser: Browser) 
         assert "not recorded" in page.locator("#view-memory .hint").inner_text()
         page.keyboard.press("Home")
         page.wait_for_selector(".memory-legend tr[data-state=buffers][data-bytes='0']")
+
+
+def test_a_recording_tells_which_pages_were_reported_as_free(
+    page_host: Callable[..., PageHost],
+) -> None:
+    recording = chunks(report_batches((2 * MIB, MIB), (9 * MIB, PAGE_BYTES)))
+    source = {**source_document(), "memory": RAM_BYTES, "ram": [[0, RAM_BYTES]]}
+    page = page_host(recording, {"source": source}).open("memory")
+    page.wait_for_selector(
+        f".memory-legend tr[data-state=reported][data-bytes='{MIB + PAGE_BYTES}']"
+    )
+    assert legend(page)["buffers"] < MIB, "reported pages are no buffers"

@@ -8,6 +8,8 @@
  * time. Which pages are in the balloon is in the buffers, whose bytes are not recorded.
  */
 
+import { INDIRECT } from "./queue_state.js";
+
 export const PAGE_BYTES = 4096;
 
 /** The states in the order in which a cell is filled with them, and their meaning. */
@@ -58,17 +60,17 @@ export class Samples {
 }
 
 /** The kinds of events that tell of memory. */
-export const FOLLOWED = new Set(["queue_live", "descriptor", "actual"]);
+export const FOLLOWED = new Set(["queue_live", "descriptor", "report", "actual"]);
 
 const RINGS = ["desc_gpa", "driver_gpa", "device_gpa"];
-const REPORTING = new Set(["reporting", "free_page_hint"]);
 
-/** What the events up to one of them tell of RAM. */
+/** The facts about RAM in the events up to one of them. */
 export class RecordedMemory {
   /** The size of the balloon over time: [milliseconds, bytes]. */
   balloon = [];
   #cellBytes;
   #cells;
+  #walked = new Map(); // [address, bytes] of each buffer of the chain that a device has walked last
 
   /** `ram` has the address and the bytes of each range; `count` is about the number of cells. */
   constructor(ram, count = 2048) {
@@ -94,21 +96,38 @@ export class RecordedMemory {
   }
 
   /** Follow an event of one of `FOLLOWED`. */
-  apply({ kind, queue, fields, timeNs }) {
+  apply({ kind, device, fields, timeNs }) {
     if (kind === "actual") this.balloon.push([timeNs / 1e6, Number(fields.pages) * PAGE_BYTES]);
     if (kind === "queue_live") {
       for (const name of RINGS) this.#count(Number(fields[name]), Number(fields.size) * 16, "buffers");
     }
-    if (kind === "descriptor" && !(fields.flags & 4)) {
-      this.#count(Number(fields.gpa), Number(fields.length), REPORTING.has(queue) ? "reported" : "buffers");
-    }
+    if (kind === "descriptor") this.#walk(device, fields);
+    if (kind === "report") this.#report(device);
   }
 
-  #count(gpa, bytes, name) {
+  #walk(device, fields) {
+    if (fields.index === fields.head && !fields.table_gpa) this.#walked.set(device, []);
+    if (Number(fields.flags) & INDIRECT) return;
+    const buffer = [Number(fields.gpa), Number(fields.length)];
+    this.#walked.get(device)?.push(buffer);
+    this.#count(...buffer, "buffers");
+  }
+
+  /** Count the chain that `device` has walked last as reported: the event of a report follows it. */
+  #report(device) {
+    for (const [gpa, bytes] of this.#walked.get(device) ?? []) {
+      this.#count(gpa, bytes, "buffers", -1);
+      this.#count(gpa, bytes, "reported");
+    }
+    this.#walked.delete(device);
+  }
+
+  /** Add the pages of `bytes` bytes at `gpa` to the count `name` of their cells, or take them off. */
+  #count(gpa, bytes, name, sign = 1) {
     let left = Math.min(bytes, this.#cellBytes * 1024);
     for (let at = gpa - (gpa % this.#cellBytes); left > 0; at += this.#cellBytes) {
       const part = Math.min(left, at + this.#cellBytes - Math.max(gpa, at)), cell = this.#cells.get(at);
-      if (cell) cell[name] += Math.ceil(part / PAGE_BYTES);
+      if (cell) cell[name] += sign * Math.ceil(part / PAGE_BYTES);
       left -= part;
     }
   }
