@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from pyvmm.scope.live_guest import LiveGuest
+from pyvmm.scope.server import ScopeServer
 from pyvmm.trace.recording_file import RecordingFile
 from pyvmm_native.events import EventBuffer
 from tests.pyvmm.qmp.conftest import serve
+from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
+from tests.pyvmm.qmp.qmp_scenarios import Serve
 
 __all__ = ["serve"]
 
+Scenario = Callable[[InMemoryVm, LiveGuest, ScopeServer], Awaitable[None]]
 MARKUP = "</script><img src=x onerror=alert(1)>\x1b[2J\n"
 
 
@@ -32,3 +38,23 @@ def recorded(tmp_path: Path) -> Path:
     file.close()
     buffer.stop()
     return path
+
+
+@pytest.fixture
+def watch(serve: Serve) -> Callable[[Scenario], None]:
+    """Run a scenario with a guest that is watched by a server."""
+
+    def watch(scenario: Scenario) -> None:
+        async def served(vm: InMemoryVm, path: Path) -> None:
+            guest = LiveGuest(path, "vm")
+            await guest.start()
+            server = ScopeServer(guest)
+            try:
+                await scenario(vm, guest, server)
+            finally:
+                await server.close()
+                await guest.close()
+
+        serve(served)
+
+    return watch

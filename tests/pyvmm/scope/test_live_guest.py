@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,8 @@ from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
 from pyvmm.trace.stream import TraceEvent, events_of
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 from tests.pyvmm.qmp.qmp_scenarios import Serve
+from tests.pyvmm.scope.conftest import Scenario
 from tests.pyvmm.scope.scope_client import get, open_socket
-
-Scenario = Callable[[InMemoryVm, LiveGuest, ScopeServer], Awaitable[None]]
-
-
-@pytest.fixture
-def watch(serve: Serve) -> Callable[[Scenario], None]:
-    """Run a scenario with a guest that is watched by a server."""
-
-    def watch(scenario: Scenario) -> None:
-        async def served(vm: InMemoryVm, path: Path) -> None:
-            guest = LiveGuest(path, "vm")
-            await guest.start()
-            server = ScopeServer(guest)
-            try:
-                await scenario(vm, guest, server)
-            finally:
-                await server.close()
-                await guest.close()
-
-        serve(served)
-
-    return watch
 
 
 def events_in(chunk: bytes) -> list[TraceEvent]:
