@@ -165,3 +165,13 @@ def test_a_hostile_available_index_is_a_fault_not_a_walk(browser: Browser) -> No
             "document.querySelector('#view-queues [role=status]').textContent"
             ".includes('ahead of the device')"
         )
+
+
+def test_an_address_of_64_bits_is_shown_exactly(browser: Browser) -> None:
+    guest = BoardGuest()
+    gpa = 2**64 - 2**10 + 1
+    guest.keeper.memory.write(guest.queue.desc_gpa, gpa.to_bytes(8, "little"))
+    with board_page(browser, guest, "queues/keeper/kept") as page:
+        page.wait_for_selector("[data-ring=descriptors] .arc")
+        page.locator("summary", has_text="Descriptor table").click()
+        assert f"{gpa:#x}" in page.locator("details table").last.inner_text()

@@ -54,7 +54,7 @@ export class Source {
   async get(path, parameters = {}) {
     if (this.#embedded) throw new Error("An exported page holds events only");
     const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
-    const body = await answer.json();
+    const body = parseJson(await answer.text());
     if (!answer.ok) throw new Error(body.error ?? `The server answers ${answer.status}`);
     return body;
   }
@@ -118,6 +118,14 @@ export class Source {
     this.state = state;
     for (const told of this.#changed) told(state, note);
   }
+}
+
+/** Return the value of a JSON text, in which an integer beyond 2^53 - 1, such as an address, is a BigInt. */
+function parseJson(text) {
+  return JSON.parse(text, (_key, value, context) => {
+    const isExact = typeof value !== "number" || Number.isSafeInteger(value) || !/^\d+$/.test(context?.source);
+    return isExact ? value : BigInt(context.source);
+  });
 }
 
 /** Add all chunks that `reader` delivers, in parts of any size. Throws DecodeError. */
