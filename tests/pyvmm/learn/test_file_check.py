@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -59,11 +59,26 @@ def test_a_broken_file_has_one_clear_message(tmp_path: Path, text: str, message:
 
 
 def test_a_loop_without_end_is_ended_with_all_its_processes(tmp_path: Path) -> None:
-    text = "import subprocess\nsubprocess.Popen(['sleep', '98765'])\nwhile True: pass\n"
-    outcome = check_text(tmp_path, text, timeout_s=1.0)
-    assert outcome.message.startswith("The file has not finished within 1 s")
-    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert "sleep 98765" not in processes
+    text = (
+        "import subprocess\n"
+        "print(subprocess.Popen(['sleep', '999']).pid, flush=True)\n"
+        "while True: pass\n"
+    )
+    outcome = check_text(tmp_path, text, timeout_s=3.0)
+    assert outcome.message.startswith("The file has not finished within 3 s")
+    deadline = time.monotonic() + 10
+    while is_running(int(outcome.output)):  # it ends a moment after it was sent the signal
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether the process `pid` has not ended; a zombie has (proc_pid_stat(5))."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 def test_a_correct_file_may_print_and_leave_threads(tmp_path: Path) -> None:
