@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +45,7 @@ def chunk_of(reply: Any) -> bytes | None:
     try:
         chunk = reply["chunk"]
         return None if chunk is None else base64.b64decode(chunk, validate=True)
-    except (TypeError, KeyError, binascii.Error) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise EventsUnsupported("the process of the guest sends no events") from error
 
 
