@@ -7,7 +7,7 @@ import { printable } from "./format.js";
 const byId = (id) => document.getElementById(id);
 
 const HELP = [
-  ["1 – 6", "show a view"],
+  ["1 – 5", "show a view"],
   ["← →", "the view beside, on the tabs"],
   ["j  k", "next, previous event"],
   ["J  K", "next, previous event of the same kind and place"],

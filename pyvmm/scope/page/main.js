@@ -25,10 +25,7 @@ import { EventStore } from "./store.js";
 import * as theme from "./theme.js";
 import * as timeline from "./timeline.js";
 
-/**
- * A view that is for a guest that runs says so by `live`.
- * @type {{id: string, title: string, module: {create: Function}, live?: boolean}[]}
- */
+/** @type {{id: string, title: string, module: {create: Function}}[]} */
 const VIEWS = [
   { id: "timeline", title: "Timeline", module: timeline },
   { id: "queues", title: "Queues", module: queues },
@@ -52,14 +49,12 @@ const byId = (id) => document.getElementById(id);
 
 class Tabs {
   #scope;
-  #views;
   #created = new Map();
   #shown = null;
 
-  constructor(scope, views) {
+  constructor(scope) {
     this.#scope = scope;
-    this.#views = views;
-    for (const { id, title } of views) {
+    for (const { id, title } of VIEWS) {
       const tab = element("button", {
         type: "button", id: `tab-${id}`, role: "tab", "aria-controls": `view-${id}`,
         "aria-selected": "false", tabIndex: -1,
@@ -82,14 +77,14 @@ class Tabs {
 
   /** Show the view at `place`. */
   openAt(place) {
-    if (this.#views[place]) this.open(this.#views[place].id);
+    if (VIEWS[place]) this.open(VIEWS[place].id);
   }
 
   #follow() {
     const [id, ...path] = decodeHash(location.hash);
-    const view = this.#views.find((each) => each.id === id) ?? this.#views[0];
+    const view = VIEWS.find((each) => each.id === id) ?? VIEWS[0];
     if (this.#shown && this.#shown !== view.id) this.#created.get(this.#shown).hide();
-    for (const each of this.#views) {
+    for (const each of VIEWS) {
       const selected = each === view, tab = byId(`tab-${each.id}`);
       tab.setAttribute("aria-selected", String(selected));
       tab.tabIndex = selected ? 0 : -1;
@@ -133,7 +128,7 @@ async function main() {
   }
   const store = new EventStore(), selection = new Selection(store);
   const scope = { store, source, selection, describe: describer(source.info.kinds), format };
-  const tabs = new Tabs(scope, VIEWS.filter((view) => source.info.live || !view.live));
+  const tabs = new Tabs(scope);
   scope.open = (id, ...path) => tabs.open(id, ...path);
   details.create(byId("details"), scope);
   status.create(scope);
