@@ -72,6 +72,8 @@ def describe(error: BaseException, module: ModuleType, path: Path) -> str:
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return f"The file prints more than {MAX_OUTPUT_BYTES // MIB} MiB{place}."
     text = f"{type(error).__name__}: {str(error)[:MAX_TEXT_CHARS]}".rstrip(": ")
+    if not place and traceback.extract_tb(error.__traceback__)[-1].filename != __file__:
+        return f"The check cannot use a value that the file has returned or set: {text}"
     return f"The file raises an exception{place}: {text}"
 
 

@@ -40,6 +40,10 @@ def with_statement(statement: str) -> str:
         ("1 / 0\n", "The file raises an exception in line 1: ZeroDivisionError: division by zero"),
         ("raise ValueError('x' * 9999999)\n", "in line 1: ValueError: xxx"),
         ("class A:\n    x: B\n", "in line 2 (A): NameError"),
+        (
+            "UsedNotifications = None\n",
+            "cannot use a value that the file has returned or set: TypeError: 'NoneType'",
+        ),
         ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'"),
         ("raise SystemExit(0)\n", "The file ends the program in line 1 instead of returning."),
         ("import os; os._exit(0)\n", "ended with status 0 before the check did"),
