@@ -87,10 +87,10 @@ class EventList {
 
   async #scan(search) {
     const { store } = this.#scope, text = this.#text.value.toLowerCase();
-    const passes = store.types.list.map((type) => this.#filters.every((filter) => filter.passes(type)));
     while (this.#shown && search === this.#search && this.#scanned < store.end) {
       const from = Math.max(this.#scanned, store.first), to = Math.min(from + SLICE, store.end);
       this.#scanned = to;
+      const passes = store.types.list.map((type) => this.#filters.every((filter) => filter.passes(type)));
       store.columns(from, to, (_times, types, start) => {
         for (let i = 0; i < types.length; i++) {
           if (passes[types[i]] && (!text || this.#hasText(start + i, text))) this.#matches.push(start + i);
