@@ -29,7 +29,7 @@ UNNEEDED_FOR_A_BOOT = {
     "hashlib": "only for a bzImage, which is cached by its hash",
     "pyvmm.boot.bzimage": "a vmlinux needs no unpacking",
     "pyvmm.boot.payload": "a vmlinux needs no unpacking",
-    "pyvmm.qmp.server": "only with --qmp",
+    "pyvmm.qmp.server": "only with --qmp, or when a client connects",
     "pyvmm.lab.run": "only on hosts without a usable KVM",
     "rich": "only commands that print tables",
     "random": "only for temporary files",
