@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.options import kvm_option
+from pyvmm.cli.options import given_parameters, kvm_option
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
 from pyvmm.learn.chapter import Chapter, load_chapters
@@ -29,6 +29,9 @@ GUEST_RAM_MIB = 512
 WRAP_COLUMNS = 80
 """Width of the explanations of a check."""
 _ACTIONS = ("exercise", "solution", "check")
+"""Parameters that do something else than run the runnable part."""
+_RUN_OPTIONS = ("record", "opens_scope")
+"""Parameters of the runnable part."""
 
 
 @click.command()
@@ -87,8 +90,8 @@ def learn(
     or written, and 125 when the lab failed.
     """
     chapters = load_chapters()
+    _check_options(number)
     if number is None:
-        _refuse_actions()
         _print_chapters(chapters)
         return 0
     if number not in chapters:
@@ -111,13 +114,18 @@ def learn(
     return 0
 
 
-def _refuse_actions() -> None:
-    """Raise `CommandError` for an option that needs the number of a chapter."""
-    parameters = click.get_current_context().params
-    for name in _ACTIONS:
-        if parameters[name]:
-            example = f"pyvmm learn 1 --{name}" + (" FILE" if name == "check" else "")
-            raise CommandError(f"--{name} needs the number of a chapter", f"for example: {example}")
+def _check_options(number: int | None) -> None:
+    """Raise `CommandError` for options that need the number of a chapter, or exclude each other."""
+    actions = list(given_parameters(_ACTIONS))
+    given = [*actions, *given_parameters(_RUN_OPTIONS)]
+    if given and number is None:
+        file = " FILE" if given[0] in ("--check", "--record") else ""
+        raise CommandError(
+            f"{given[0]} needs the number of a chapter",
+            f"for example: pyvmm learn 1 {given[0]}{file}",
+        )
+    if actions and len(given) > 1:
+        raise CommandError(f"{given[0]} and {given[1]} cannot be combined", "give one of them")
 
 
 def _print_chapters(chapters: dict[int, Chapter]) -> None:
