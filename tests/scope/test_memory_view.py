@@ -8,10 +8,11 @@ from collections.abc import Callable
 from playwright.sync_api import Browser, Page
 
 from pyvmm_native import PAGE_BYTES
+from pyvmm_native.events import EventBuffer
 from tests.scope.board_guest import CELL_BYTES, RAM_BYTES, BoardGuest
 from tests.scope.board_page import board_page
 from tests.scope.page_host import PageHost, source_document
-from tests.scope.recordings import chunks, report_batches
+from tests.scope.recordings import chunks, report_batches, taken
 
 MIB = 1 << 20
 
@@ -94,3 +95,13 @@ def test_a_recording_tells_which_pages_were_reported_as_free(
         f".memory-legend tr[data-state=reported][data-bytes='{MIB + PAGE_BYTES}']"
     )
     assert legend(page)["buffers"] < MIB, "reported pages are no buffers"
+
+
+def test_a_balloon_that_changed_very_often_has_a_chart(page_host: Callable[..., PageHost]) -> None:
+    buffer = EventBuffer()
+    buffer.start(8 << 20)
+    for pages in range(200_000):
+        buffer.event("balloon.actual", pages=pages % 256)
+    buffer.event("balloon.actual", pages=256)
+    page = page_host(chunks([taken(buffer)])).open("memory")
+    page.wait_for_selector(".line-chart[aria-label='Over time: balloon 1 MiB']")

@@ -31,6 +31,7 @@ class MemoryView {
   #place = element("p", { class: "memory-place", role: "status" });
   #legend = element("table", { class: "memory-legend" });
   #chart = element("div", { class: "memory-chart" });
+  /** @type {Samples<{timeMs: number, cells: object[], cellBytes: number, rss: number, balloon: number}>} */
   #samples = new Samples();
   #states;
   #live;

@@ -43,9 +43,12 @@ export function shares([, resident, balloon, unused, untouched, huge], pages) {
   return { balloon: inBalloon, unused: told, huge: large, resident: small, untouched: never + left };
 }
 
-/** Samples over time, at most `limit`: beyond it, every other one is forgotten. */
+/**
+ * Samples over time, at most `limit`: beyond it, every other one is forgotten.
+ * @template T
+ */
 export class Samples {
-  /** @type {{timeMs: number, cells: object[], cellBytes: number, rss: number, balloon: number}[]} */
+  /** @type {T[]} */
   list = [];
   #limit;
 
@@ -66,8 +69,7 @@ const RINGS = ["desc_gpa", "driver_gpa", "device_gpa"];
 
 /** The facts about RAM in the events up to one of them. */
 export class RecordedMemory {
-  /** The size of the balloon over time: [milliseconds, bytes]. */
-  balloon = [];
+  #balloon = new Samples();
   #cellBytes;
   #cells;
   #walked = new Map(); // [address, bytes] of each buffer of the chain that a device has walked last
@@ -80,6 +82,11 @@ export class RecordedMemory {
     for (const [gpa, bytes] of ram) {
       for (let at = gpa; at < gpa + bytes; at += this.#cellBytes) this.#cells.set(at, { gpa: at, reported: 0, buffers: 0 });
     }
+  }
+
+  /** The size of the balloon over time: [milliseconds, bytes]. */
+  get balloon() {
+    return this.#balloon.list;
   }
 
   get cellBytes() {
@@ -97,7 +104,7 @@ export class RecordedMemory {
 
   /** Follow an event of one of `FOLLOWED`. */
   apply({ kind, device, fields, timeNs }) {
-    if (kind === "actual") this.balloon.push([timeNs / 1e6, Number(fields.pages) * PAGE_BYTES]);
+    if (kind === "actual") this.#balloon.add([timeNs / 1e6, Number(fields.pages) * PAGE_BYTES]);
     if (kind === "queue_live") {
       for (const name of RINGS) this.#count(Number(fields[name]), Number(fields.size) * 16, "buffers");
     }
