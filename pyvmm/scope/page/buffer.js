@@ -5,9 +5,10 @@
  * marks its bytes. Bytes come from a guest that runs; a recording has descriptors only.
  */
 
+import { decodeBase64 } from "./decode.js";
 import { element } from "./elements.js";
 import { hex, printable, size } from "./format.js";
-import { flagNames, OWNERS } from "./queue_state.js";
+import { flagNames, NEXT, OWNERS } from "./queue_state.js";
 
 const ROW_BYTES = 16;
 
@@ -58,14 +59,14 @@ function chainParts({ head, owner, descriptors, usedLength }) {
     element("p", {}, `${OWNERS[owner]}${written}`),
     table(["", "index", "address", "length", "flags", "next"], descriptors.map((each) => [
       each.table ? "indirect" : "", String(each.index), hex(each.gpa), size(each.length), flagNames(each.flags),
-      each.flags & 1 ? String(each.next) : "",
+      each.flags & NEXT ? String(each.next) : "",
     ])),
   ];
 }
 
 /** Return a table with the given head and rows of texts. */
 export function table(head, rows, properties = {}) {
-    return element("table", properties,
+  return element("table", properties,
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) =>
       element("td", { class: text.length > 40 ? "long" : "" }, text))))));
@@ -110,9 +111,4 @@ function hexDump(bytes) {
     for (const cell of cells.slice(offset, offset + length)) cell.classList.toggle("marked", on);
   };
   return { element: element("pre", { class: "hex", tabIndex: 0, "aria-label": "Bytes" }, ...rows), mark };
-}
-
-/** Return the bytes of a base64 text. */
-export function decodeBase64(text) {
-  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
 }

@@ -93,6 +93,11 @@ export class Reader {
   }
 }
 
+/** Return the bytes of a base64 text. */
+export function decodeBase64(text) {
+  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+}
+
 /**
  * Return the size in bytes of the chunk at the start of `bytes`, padding included, or 0 if more
  * bytes are needed to tell.

@@ -11,7 +11,7 @@ import { BufferPanel, table } from "./buffer.js";
 import { element, onFrame } from "./elements.js";
 import { count, hex, printable, size } from "./format.js";
 import { QueueHistory } from "./queue_replay.js";
-import { flagNames, OWNERS, stateOfMemory } from "./queue_state.js";
+import { flagNames, INDIRECT, OWNERS, stateOfMemory } from "./queue_state.js";
 import { colorOf, Rings } from "./rings.js";
 
 const POLL_MS = 300;
@@ -200,7 +200,7 @@ function details(title, content) {
 function bufferRow(chain, chosen, pick) {
   const { head, owner, descriptors, availIndex, usedIndex } = chain, own = chain.members.length;
   const indirect = descriptors.length > own ? ` + ${descriptors.length - own} indirect` : "";
-  const bytes = descriptors.filter(({ flags }) => !(flags & 4)).reduce((sum, { length }) => sum + Number(length), 0);
+  const bytes = descriptors.filter(({ flags }) => !(flags & INDIRECT)).reduce((sum, { length }) => sum + Number(length), 0);
   const row = element("tr", {
     "data-head": head, "data-owner": owner, tabIndex: 0, "aria-selected": String(head === chosen),
   },

@@ -8,7 +8,8 @@
  * the selected event. What changed last stands first, and selects its event.
  */
 
-import { decodeBase64, table } from "./buffer.js";
+import { table } from "./buffer.js";
+import { decodeBase64 } from "./decode.js";
 import { element, onFrame } from "./elements.js";
 import { hex, printable, size, time } from "./format.js";
 

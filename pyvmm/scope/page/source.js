@@ -7,7 +7,7 @@
  * otherwise lets a guest that Step has stopped run again.
  */
 
-import { chunkSize, decodeChunk, DecodeError } from "./decode.js";
+import { chunkSize, decodeBase64, decodeChunk, DecodeError } from "./decode.js";
 
 const ALIVE_MS = 2000;
 
@@ -86,7 +86,7 @@ export class Source {
     const parts = this.#embedded.textContent.trim().split("\n").values();
     const read = () => {
       const { value, done } = parts.next();
-      return { value: value && Uint8Array.from(atob(value), (char) => char.charCodeAt(0)), done };
+      return { value: value && decodeBase64(value), done };
     };
     await addChunks(store, { read });
   }
