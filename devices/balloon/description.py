@@ -21,7 +21,7 @@ from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 _PAGES, _STATS = "VIRTIO 1.2, 5.5.6", "VIRTIO 1.2, 5.5.6.4"
-_HINTS, _REPORTS = "VIRTIO 1.2, 5.5.6.6", "VIRTIO 1.2, 5.5.6.7"
+_HINTS, _REPORTS = "VIRTIO 1.2, 5.5.6.5", "VIRTIO 1.2, 5.5.6.7"
 _BITMAP = "page bitmap extension, version 3"
 _RECORDS = {
     "hybrid": "page bitmap extension, version 5",
@@ -162,5 +162,5 @@ def _command_id(data: bytes) -> Iterator[Described]:
 
 def _pages(name: str, data: bytes, clause: str) -> Iterator[Described]:
     if data:
-        value = "pages of the guest: the buffer itself is what is named"
+        value = "the pages of the guest that the buffer consists of"
         yield Described("writable", 0, len(data), name, value, clause)

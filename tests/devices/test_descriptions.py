@@ -96,6 +96,7 @@ def test_further_queues_of_the_balloon_are_described_by_role() -> None:
     assert found == {"stat-free-memory": "4096 bytes", "tag 99": "7"}
     hint = described("balloon", "queue 2", bytes(4), features=FREE_PAGE_HINT)
     assert values(hint) == {"command id": "STOP"}
+    assert hint[0].clause == "VIRTIO 1.2, 5.5.6.5"
     (report,) = described("balloon", "queue 2", b"", bytes(4096), features=REPORTING)
     assert (report.name, report.length) == ("reported memory", 4096)
     request = struct.pack("<H6xQ", 0, 5)
