@@ -32,7 +32,7 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
 });
 
 /** Return the CRC-32 of `bytes`, as zlib computes it. */
-export function crc32(bytes) {
+function crc32(bytes) {
   let crc = ~0;
   for (let i = 0; i < bytes.length; i++) crc = (crc >>> 8) ^ CRC_TABLE[(crc ^ bytes[i]) & 0xff];
   return ~crc >>> 0;

@@ -18,7 +18,7 @@ const CHECKPOINT_EVENTS = 20_000;
 const MAX_CHECKPOINTS = 64;
 
 /** Follows the events of one queue. */
-export class QueueReplay {
+class QueueReplay {
   constructor() {
     this.restart(0);
   }

@@ -64,7 +64,8 @@ export class Step {
       const select = () => {
         const found = indexOf(store, message.seq);
         if (found >= 0) selection.set(found);
-        return found >= 0;
+        // Without it although there are later ones, it was dropped.
+        return found >= 0 || (store.count > 0 && store.event(store.end - 1).seq > message.seq);
       };
       if (select()) return;
       const end = store.subscribe(() => select() && end()); // its chunk is on the way

@@ -10,7 +10,7 @@ import { duration, printable, time } from "./format.js";
 import { color } from "./theme.js";
 
 /** Up to so many events are drawn as marks. */
-export const MAX_MARKS = 1500;
+const MAX_MARKS = 1500;
 const STEPS = [1, 2, 5];
 
 /** @typedef {{left: number, top: number, width: number, row: number, height: number}} Layout in CSS pixels */
