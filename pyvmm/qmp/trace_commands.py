@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pyvmm.qmp.command import Client
     from pyvmm.qmp.vm_control import VmControl
 
-FORMAT = 1
-"""Version of the recording format, of which each chunk is."""
 MAX_TIMEOUT_S = 10
 MAX_READ_BYTES = 1 << 20
 MAX_KINDS = 64
@@ -43,10 +41,13 @@ def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
     In QEMU:
         no such command; `trace-event-set-state` enables events for a log of the process
     """
+    # 1 module, for events that are watched.
+    from pyvmm.trace.recording_format import VERSION
+
     with _refusals():
         vm.event_watch.start(client)
     client.gone.add(lambda: vm.event_watch.leave(client))
-    return {"format": FORMAT}
+    return {"format": VERSION}
 
 
 async def trace_read(vm: VmControl, client: Client, timeout: float = 1.0) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pyvmm.qmp.client import QmpClient
 from pyvmm.qmp.messages import QmpError
 from pyvmm.scope.errors import EventsUnsupported, GuestNotWatched
 from pyvmm.trace.recording_format import (
+    VERSION,
     FormatError,
     chunk_is_intact,
     decode_chunk,
@@ -19,7 +20,6 @@ from pyvmm.trace.recording_format import (
 from pyvmm.trace.stream import TraceEvent, events_of
 from pyvmm_native.event_decoder import EventError
 
-FORMAT = 1
 READ_WAIT_S = 1.0
 """Longest time for which the process of a guest waits for an event before it replies."""
 
@@ -34,9 +34,9 @@ def start_error(error: QmpError) -> GuestNotWatched | EventsUnsupported:
 def check_format(reply: Any) -> None:
     """Raise `EventsUnsupported` unless the reply to `x-trace-start` names the format of here."""
     version = reply.get("format") if isinstance(reply, dict) else None
-    if version != FORMAT:
+    if version != VERSION:
         raise EventsUnsupported(
-            f"the events of the guest have format {version}, this pyvmm reads {FORMAT}"
+            f"the events of the guest have format {version}, this pyvmm reads {VERSION}"
         )
 
 

@@ -13,7 +13,6 @@ import pytest
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClientConnection
 
-from pyvmm.qmp import trace_commands
 from pyvmm.qmp.errors import NotQmpSocket
 from pyvmm.scope import history, live_guest
 from pyvmm.scope.errors import EventsUnsupported, GuestNotWatched
@@ -21,6 +20,7 @@ from pyvmm.scope.guest_memory import heads_in_flight
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.live_socket import MAX_MESSAGES_PER_S
 from pyvmm.scope.server import MAX_MESSAGE_BYTES, ScopeServer
+from pyvmm.trace import recording_format
 from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
 from pyvmm.trace.stream import TraceEvent, events_of
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
@@ -140,7 +140,7 @@ def test_a_second_scope_is_refused(watch: Callable[[Scenario], None], tmp_path: 
 
 def test_a_guest_without_events_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
-        monkeypatch.setattr(trace_commands, "FORMAT", 2)
+        monkeypatch.setattr(recording_format, "VERSION", 2)
         with pytest.raises(EventsUnsupported, match="have format 2, this pyvmm reads 1"):
             await LiveGuest(path, "vm").start()
 
