@@ -6,9 +6,8 @@
 does 1000 of them in a process of its own, for callgrind. An exit is a read of a register of a
 virtio device by the path of a machine, without KVM_RUN. An inflate is a request of 3 pages in the
 standard dialect: the driver's register writes and its ring, the device, the discard, and the
-interrupt. While they are
-watched, the process also encodes the events, and writes them to a file in memory or reads them as
-the server of a client does.
+interrupt. While they are watched, the process also encodes the events, and writes them to a file in
+memory or reads them as the server of a client does.
 """
 
 from __future__ import annotations
@@ -94,8 +93,10 @@ def _recorded(tracer: EventTracer) -> Iterator[None]:
     with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         recorder = Recorder(tracer, RecordingFile(Path(directory, "rec")))
         recorder.start()
-        yield
-        recorder.close()
+        try:
+            yield
+        finally:
+            recorder.close()
         assert recorder.total.events
         assert not recorder.total.dropped
 
@@ -109,8 +110,10 @@ def _read_by_a_client(tracer: EventTracer) -> Iterator[None]:
     async def read_all() -> None:
         nonlocal events, dropped
         watch, client = EventWatch(tracer), object()
-        watch.start(client)
-        started.set()
+        try:
+            watch.start(client)
+        finally:
+            started.set()
         chunk: bytes | None = None
         while not ending.is_set() or chunk:
             found = await watch.read(client, _READ_S)
@@ -120,10 +123,12 @@ def _read_by_a_client(tracer: EventTracer) -> Iterator[None]:
 
     reader = threading.Thread(target=lambda: asyncio.run(read_all()))
     reader.start()
-    started.wait()
-    yield
-    ending.set()
-    reader.join()
+    try:
+        started.wait()
+        yield
+    finally:
+        ending.set()
+        reader.join()
     assert events
     assert not dropped
 
