@@ -72,10 +72,14 @@ class Parameter:
 
 
 class Client:
-    """The client of one session; `gone` is called when it has disconnected."""
+    """The client of one session; `gone` is called when it has disconnected.
+
+    `watches` is True once it has started to watch events, which `gone` ends.
+    """
 
     def __init__(self) -> None:
         self.gone: Listeners[[]] = Listeners()
+        self.watches = False
 
 
 @dataclass(frozen=True)

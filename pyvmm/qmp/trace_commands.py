@@ -46,7 +46,9 @@ def trace_start(vm: VmControl, client: Client) -> dict[str, Any]:
 
     with _refusals():
         vm.event_watch.start(client)
-    client.gone.add(lambda: vm.event_watch.leave(client))
+    if not client.watches:
+        client.gone.add(lambda: vm.event_watch.leave(client))
+        client.watches = True
     return {"format": VERSION}
 
 

@@ -12,6 +12,7 @@ Threads: event taker; `add` and `remove` on any other, and `remove` also on the 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -82,15 +83,24 @@ class EventTaker:
                 return
             request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             try:
-                wake_fd = self._tracer.start()
+                self._start(request_fd)
             except BaseException:
                 os.close(request_fd)
                 raise
             self._request_fd = request_fd
             self._sinks.append(sink)
-            threading.Thread(
-                target=self._run, args=(wake_fd, request_fd), name="event-taker", daemon=True
-            ).start()
+
+    def _start(self, request_fd: int) -> None:
+        """Start the thread, which waits for the lock."""
+        wake_fd = self._tracer.start()
+        thread = threading.Thread(
+            target=self._run, args=(wake_fd, request_fd), name="event-taker", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._tracer.stop()
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def remove(self, sink: EventSink) -> None:
         """Pass the events so far to `sink`, and no others; `EventSink.end` follows soon."""

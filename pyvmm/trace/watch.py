@@ -109,7 +109,7 @@ class EventWatch:
     def start(self, client: object) -> None:
         """Begin the watch of `client`.
 
-        Raises `WatchRefused` if another client watches, or the tracer keeps no events.
+        Raises `WatchRefused` if another client watches, or no events can be kept.
         """
         if self._client is not None:
             raise WatchRefused("The events are already watched")
@@ -123,7 +123,10 @@ class EventWatch:
                 loop.call_soon_threadsafe(arrived.set)
 
         queue = ChunkQueue(on_chunk)
-        self._tracer.taker.add(queue)
+        try:
+            self._tracer.taker.add(queue)
+        except (MemoryError, OSError) as error:
+            raise WatchRefused(f"The events cannot be watched: {error}") from error
         self._queue, self._arrived, self._client = queue, arrived, client
         self.last_read = loop.time()
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pyvmm.trace.recorder import Recorder
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_file import RecordingFile
@@ -106,3 +108,23 @@ def test_the_shortest_period_of_all_sinks_counts() -> None:
     assert patient.values == [0]
     for sink in (patient, eager):
         tracer.taker.remove(sink)
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracer, sink = EventTracer(), CollectingSink()
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(OSError, match="can't start new thread"):
+            tracer.taker.add(sink)
+    assert not tracer.watched
+    tracer.taker.add(sink)
+    tracer.event("echo.tick", value=1)
+    tracer.taker.remove(sink)
+    assert sink.ended.wait(5)
+    assert sink.values == [1]
