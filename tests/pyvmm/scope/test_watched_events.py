@@ -62,7 +62,11 @@ def test_a_reply_without_a_chunk_is_refused(reply: Any) -> None:
         first_event({"format": 1}, reply)
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 100, chunk()[:50], chunk().replace(b"CHNK", b"OTHR")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 100, chunk()[:50], chunk().replace(b"CHNK", b"OTHR")],
+    ids=["empty", "no chunk", "half a header", "another magic"],  # the same in every process
+)
 def test_a_damaged_chunk_is_refused(data: bytes) -> None:
     with pytest.raises(EventsUnsupported, match="damaged"):
         first_event({"format": 1}, in_base64(data))
