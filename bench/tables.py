@@ -35,7 +35,7 @@ class TextTable:
 def targets_table(results: Sequence[Result]) -> TextTable:
     """Return a row for each target that was measured."""
     rows = [_target_row(target, result) for target, result in _measured_targets(results)]
-    columns = ("ratio of medians", "limit", "goal", "measured", "single rounds", "")
+    columns = ("ratio of medians, or median", "limit", "goal", "measured", "single rounds", "")
     return TextTable("Performance targets (lower is better)", columns, rows)
 
 
@@ -46,7 +46,7 @@ def headlines_table(results: Sequence[Result]) -> TextTable:
     for name, headline in HEADLINES.items():
         if name in measured:
             target, result = measured[name]
-            ratio = target.measured_ratio(result)
+            ratio = target.measured(result)
             rows.append(
                 (*headline, ratio_text(ratio), f"{target.limit:g}", _verdict(target, ratio))
             )
@@ -65,17 +65,18 @@ def _measured_targets(
 
 
 def _target_row(target: PerformanceTarget, result: Result) -> tuple[str, ...]:
-    ratio = target.measured_ratio(result)
-    low, high = result.case(target.case).ratio_spread(target.contender, target.against)
-    spread = f"{ratio_text(low)} to {ratio_text(high)}" if low < high else ""
-    bounds = (f"{target.limit:g}", f"{target.goal:g}")
-    return (target.name, *bounds, ratio_text(ratio), spread, _verdict(target, ratio))
+    measured, (low, high) = target.measured(result), target.spread(result)
+    unit = target.unit(result)
+    text, after = (shown, f" {unit}") if unit else (ratio_text, "")
+    spread = f"{text(low)} to {text(high)}" if low < high else ""
+    bounds = (f"{target.limit:g}{after}", f"{target.goal:g}{after}")
+    return (target.name, *bounds, f"{text(measured)}{after}", spread, _verdict(target, measured))
 
 
-def _verdict(target: PerformanceTarget, ratio: float) -> str:
-    if ratio > target.limit:
+def _verdict(target: PerformanceTarget, measured: float) -> str:
+    if measured > target.limit:
         return "missed"
-    return "goal reached" if ratio <= target.goal else "within limit"
+    return "goal reached" if measured <= target.goal else "within limit"
 
 
 def cases_table(result: Result) -> TextTable:

@@ -91,32 +91,6 @@ def dropping_batch() -> Batch:
     return taken(buffer)
 
 
-def many_batches(events: int) -> list[Batch]:
-    """Return about `events` events as a busy queue makes them, in batches of a full buffer."""
-    buffer = EventBuffer()
-    wanted, made = events, 0
-    buffer.start()
-    batches = []
-    while made < wanted:
-        for head in range(2000):
-            place: dict[str, int | str] = {"device": "balloon", "queue": "inflate"}
-            gpa = (made + head) % 65536 << 12
-            buffer.event("balloon.notified", queue="inflate", caught=1, coalesced=0, own=0)
-            buffer.event(
-                "descriptor", **place, head=head % 128, table_gpa=0, index=head % 128, gpa=gpa,
-                length=1024, flags=0, next=0,
-            )  # fmt: skip
-            buffer.event(
-                "chain", **place, head=head % 128, avail_index=head, elements=1,
-                readable_bytes=1024, writable_bytes=0,
-            )  # fmt: skip
-            buffer.event("balloon.inflate", pages=256, runs=1, discarded_bytes=1 << 20)
-            buffer.event("used", **place, head=head % 128, used_index=head, length=0)
-        made += 10_000
-        batches.append(taken(buffer))
-    return batches
-
-
 def taken(buffer: EventBuffer) -> Batch:
     """Return the events that wait in `buffer`."""
     batch = buffer.take()

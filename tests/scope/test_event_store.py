@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from bench.busy_queue import busy_queue
 from pyvmm.trace.stream import events_of
 from pyvmm_native.events import Batch
 from tests.scope.page_host import PageHost
@@ -18,7 +19,6 @@ from tests.scope.recordings import (
     chunks,
     dropping_batch,
     hostile_batches,
-    many_batches,
     random_batches,
 )
 
@@ -87,7 +87,7 @@ def test_lost_events_are_an_event_and_counted(page_host: Host) -> None:
 
 
 def test_the_oldest_events_are_forgotten_beyond_the_limit(page_host: Host) -> None:
-    page = load(page_host, many_batches(60_000), limit=25_000)
+    page = load(page_host, list(busy_queue(60_000)), limit=25_000)
     first, end = page.evaluate("() => [events.first, events.end]")
     assert (first, end) == (30_000, 60_000)
     assert page.evaluate("() => events.event(events.first).seq") == first
@@ -121,7 +121,7 @@ def test_a_damaged_chunk_is_refused(page_host: Host, at: int) -> None:
 
 
 def test_densities_are_those_of_counting_each_event(page_host: Host) -> None:
-    page = load(page_host, many_batches(50_000))
+    page = load(page_host, list(busy_queue(50_000)))
     page = _with_density(page)
     for window in ([0.0, 1.0], [0.1, 0.3], [0.5, 0.5001]):
         assert page.evaluate(COMPARE_DENSITY, window) == []

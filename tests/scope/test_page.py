@@ -12,8 +12,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page
 
+from bench.busy_queue import busy_queue
 from tests.scope.page_host import PageHost
-from tests.scope.recordings import board_batches, chunks, hostile_batches, many_batches
+from tests.scope.recordings import board_batches, chunks, hostile_batches
 
 Host = Callable[..., PageHost]
 
@@ -163,7 +164,7 @@ def test_hostile_names_are_text_and_nothing_else(page_host: Host, view: str) -> 
 
 
 def test_many_events_scroll_and_zoom_without_losing_any(page_host: Host) -> None:
-    page = page_host(chunks(many_batches(200_000))).open()
+    page = page_host(chunks(busy_queue(200_000))).open()
     page.keyboard.press("End")
     page.wait_for_function("() => document.querySelector('#details h2')?.innerText === 'used'")
     assert "199" in page.locator("#details dl.facts").inner_text()
