@@ -48,6 +48,9 @@ CATALOGUE = {
     "encodings-device": Benchmark(
         "encodings_device", "Encodings of pages: the device without a guest", Kvm.NONE
     ),
+    "requests": Benchmark(
+        "requests", "Requests without a guest: from notification to used element", Kvm.NONE
+    ),
     "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
     "balloon": Benchmark("balloon", "Balloon of a Linux guest: 7 of 8 GiB", Kvm.LINUX, 12288),
     "balloon-smp": Benchmark(

@@ -61,6 +61,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       device       the device model alone, without a guest: discarding 7 of 8 GiB
       scaling      inflate time by size and by fragmentation
       encodings-device  all dialects in the device alone, without a guest
+      requests     latency of one request and of many at once, without a guest
       exits        cost of a register access
       balloon      balloon of a Linux guest, and QEMU's
       watching     one exit and one inflate, unwatched, recorded and watched

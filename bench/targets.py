@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM, STANDARD
+from bench.request_cases import C_LOOP, LOOP, PYVMM, case_name
 from bench.results import Result
 from bench.scope_cases import LOADED, SCRIPTS, SMALL, frame_case
 from bench.watchers import NO_BUFFER, RECORDED, UNWATCHED, WATCHED
@@ -107,6 +108,12 @@ def _unwatched(kind: str) -> PerformanceTarget:
     return PerformanceTarget(name, "watching", case, UNWATCHED, NO_BUFFER, 1.01, 1.005)
 
 
+def _requests(what: str, buffers: int, limit: float, goal: float) -> PerformanceTarget:
+    case = case_name(buffers, LOOP, 50)
+    name = f"{what}, from notification to used element: {PYVMM} / {C_LOOP}"
+    return PerformanceTarget(name, "requests", case, PYVMM, C_LOOP, limit, goal)
+
+
 def _watched(watcher: str, limit: float, goal: float) -> PerformanceTarget:
     case = "boot, 512 MiB"
     name = f"{case}: {watcher} / {UNWATCHED}"
@@ -128,6 +135,8 @@ TARGETS: tuple[PerformanceTarget, ...] = (
     _device("every second page, huge pages", _BEST, 1.15, 1.05),
     _device("one run, huge pages", _PER_PAGE, 0.02, 0.01),
     _device("every second page, 4 KiB pages", _PER_RUN, 0.40, 0.33),
+    _requests("one request", 1, 4.0, 2.0),
+    _requests("64 requests at once", 64, 2.0, 1.3),
     *(
         target
         for ram in ("untouched", "touched")
