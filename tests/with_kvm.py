@@ -10,7 +10,8 @@ that have not passed are retried once, in new labs; with a real KVM none is. A t
 time-out ends the whole run and prints the stack of each thread: an exception in the main thread
 would wait for the thread that hangs.
 
-Environment: LABS (2), LAB_MIB (6144) for each, LIMIT_S (1500) for each run.
+Environment: LABS (2), LAB_MIB (6144) and LAB_CPUS (pyvmm's default) for each, LIMIT_S (1500) for
+each run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import threading
 from pathlib import Path
 
 from pyvmm.lab.choose import KvmProvider, choose_kvm
+from pyvmm.lab.processors import DEFAULT_CPUS
 from tests.kvm.verifying_guest import GUEST_CORRUPTED
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +50,8 @@ def pytest_here(record: Path, arguments: list[str]) -> list[str]:
 
 def in_a_lab(command: list[str]) -> list[str]:
     memory, limit = os.environ.get("LAB_MIB", "6144"), os.environ.get("LIMIT_S", "1500")
-    lab = ["lab", "--memory", f"{memory}M", "--timeout", limit, "--"]
+    cpus = os.environ.get("LAB_CPUS", str(DEFAULT_CPUS))
+    lab = ["lab", "--memory", f"{memory}M", "--cpus", cpus, "--timeout", limit, "--"]
     return [sys.executable, "-m", "pyvmm", *lab, *command]
 
 

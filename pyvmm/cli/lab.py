@@ -15,7 +15,8 @@ import click
 
 from pyvmm.cli.options import kvm_option, parse_positive_seconds, parse_size_value
 from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
-from pyvmm.lab.run import DEFAULT_CPUS, MIN_MEMORY_MIB, check_shared, run_here, run_in_lab
+from pyvmm.lab.processors import DEFAULT_CPUS
+from pyvmm.lab.run import MIN_MEMORY_MIB, check_shared, run_here, run_in_lab
 from pyvmm.units import GIB, MIB
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from pyvmm.errors import UserError
 from pyvmm.lab.errors import NotSharedWithLab
 from pyvmm.lab.forwarding import ForwardedListener
 from pyvmm.lab.preload import describe_python
+from pyvmm.lab.processors import DEFAULT_CPUS
 from pyvmm.lab.session import LabSession
 from pyvmm.lab.start import start
 from pyvmm.sockets.lab_paths import (
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from pyvmm.sockets.addresses import Address
     from pyvmm.sockets.tls import Security
 
-DEFAULT_CPUS = 1
-"""With more, QEMU 7.2 corrupts a lab that runs guests of several vCPUs (docs/adr/0028)."""
 MIN_MEMORY_MIB = 4096
 _OUR_PACKAGES = ("pykvm", "devices", "pyvmm", "pyvmm_native", "guest_images")
 _OWN_VARIABLES = {IN_LAB_VARIABLE: "1", "TMPDIR": "/dev/shm"}
