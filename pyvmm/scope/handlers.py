@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers to the page's requests: its files, the description of the source, a recording."""
+"""The answers to the page's requests: its files, the description of the source, a recording.
+
+A recording may be large, and its file system slow: threads read it, and the event loop goes on.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
+from pyvmm.blocking.in_thread import Worker, call_in_thread
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import ConnectionClosedError
 from pyvmm.qmp.messages import QmpError
@@ -24,6 +31,10 @@ CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
+
+
+_READER = "recording-reader"
+"""The name of the threads that read a recording."""
 
 
 class PageFile(GuardedHandler):
@@ -62,7 +73,10 @@ class SourceDescription(JsonHandler):
 
     async def document(self) -> Any:
         """Return the description of the source."""
-        return self.site.source.describe()
+        source = self.site.source
+        if isinstance(source, LiveGuest):
+            return source.describe()
+        return await call_in_thread(_READER, source.describe)
 
 
 class RecordedChunks(GuardedHandler):
@@ -75,9 +89,10 @@ class RecordedChunks(GuardedHandler):
         if isinstance(source, LiveGuest):
             raise HTTPError(409, reason="The events of a live guest come over api/live")
         try:
-            for chunk in source.chunks():
-                self.write(chunk)
-                await self.flush()
+            async with aclosing(_read_in_thread(source.chunks())) as chunks:
+                async for chunk in chunks:
+                    self.write(chunk)
+                    await self.flush()
         except StreamClosedError:
             return  # the page has been closed
         except UserError as error:
@@ -86,6 +101,17 @@ class RecordedChunks(GuardedHandler):
                 return
             self.set_status(409)
             self.finish(json.dumps({"error": str(error)}))
+
+
+async def _read_in_thread(chunks: Generator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield what `chunks` yield in a thread, each when it is asked for."""
+    worker = Worker(_READER)
+    try:
+        while (chunk := await worker.call(partial(next, chunks, None))) is not None:
+            yield chunk
+    finally:
+        worker.call(chunks.close)  # closes the file
+        worker.end()
 
 
 class GuestHandler(JsonHandler):

@@ -7,7 +7,7 @@ meanwhile, and a ring that has been overwritten is read from its present start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class RecordedGuest:
                 notes=notes,
             )
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes]:
         """Yield the chunks of the recording. Raises `RecordingUnusable`, also between them."""
         with Recording(self._path) as recording:
             yield from recording.chunks()

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +208,53 @@ def test_a_browser_that_does_not_read_costs_a_chunk(
         writer.transport.abort()
         await asyncio.sleep(0.1)
         assert not caplog.records, "the page may be closed while it loads"
+
+    run(recorded, scenario)
+
+
+def test_other_requests_are_served_while_a_recording_is_read(recorded: Path) -> None:
+    async def scenario(server: ScopeServer) -> None:
+        source = server.site.source
+        read, describe, chunks = threading.Event(), source.describe, source.chunks  # type: ignore[union-attr]
+
+        def slow_description() -> dict[str, Any]:
+            assert read.wait(30)
+            return describe()
+
+        def slow_chunks() -> Iterator[bytes]:
+            assert read.wait(30)
+            yield from chunks()
+
+        source.describe = slow_description  # type: ignore[method-assign]
+        source.chunks = slow_chunks  # type: ignore[method-assign, union-attr]
+        answers = [asyncio.create_task(get(server, f"api/{name}")) for name in ("source", "chunks")]
+        assert (await get(server, "page/main.js")).status == 200
+        assert not any(answer.done() for answer in answers)
+        read.set()
+        assert [(await answer).status for answer in answers] == [200, 200]
+
+    run(recorded, scenario)
+
+
+def test_the_file_is_closed_when_a_page_that_loads_is_closed(recorded: Path) -> None:
+    closed = threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * MIB
+        finally:
+            closed.set()
+
+    async def scenario(server: ScopeServer) -> None:
+        server.site.source.chunks = chunks  # type: ignore[method-assign, union-attr]
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        own = f"127.0.0.1:{server.port}"
+        writer.write(f"GET /{server.token}/api/chunks HTTP/1.1\r\nHost: {own}\r\n\r\n".encode())
+        await reader.readexactly(64)
+        writer.transport.abort()
+        while not closed.is_set():
+            await asyncio.sleep(0.01)
 
     run(recorded, scenario)
 
