@@ -144,3 +144,39 @@ COMPARE_DENSITY = """([low, high]) => {
   }
   return [...plain.keys()].filter((i) => plain[i] !== counts[i]);
 }"""
+
+
+COMPARE_HISTORY = """(indexes) => {
+  let followed = 0;
+  class Follower {
+    heads = [];
+    apply({ kind, fields }) {
+      followed++;
+      this.heads = [...this.heads, `${kind} ${fields.head}`].slice(-3);
+    }
+    clone() {
+      return Object.assign(new Follower(), { heads: [...this.heads] });
+    }
+  }
+  const rules = { make: () => new Follower(), concerns: ({ kind }) => kind !== "inflate" };
+  const history = new event_history.EventHistory(events, rules), counts = [];
+  for (const index of indexes) {
+    const before = followed, { heads } = history.at(index);
+    counts.push(followed - before);
+    const plain = new event_history.EventHistory(events, rules).at(index);
+    if (String(plain.heads) !== String(heads)) throw new Error(`other heads at ${index}`);
+    followed = 0;
+  }
+  return counts;
+}"""
+
+
+def test_a_history_goes_back_over_a_bounded_number_of_events(page_host: Host) -> None:
+    page = load(page_host, list(busy_queue(100_000)))
+    page.evaluate(
+        "async () => { window.event_history = await import('/TOKEN/page/event_history.js'); }"
+    )
+    counts = page.evaluate(COMPARE_HISTORY, [99_999, 99_998, 99_000, 30_000, 3, 60_000])
+    assert counts[0] == 80_000
+    assert max(counts[1:3]) <= 20_000
+    assert counts[4] == 3  # of four events, one is an inflate

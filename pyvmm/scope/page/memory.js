@@ -6,6 +6,7 @@
  */
 
 import { canvasContext, element, onFrame, rem } from "./elements.js";
+import { EventHistory } from "./event_history.js";
 import { hex, printable, size } from "./format.js";
 import { lineChart } from "./line_chart.js";
 import { FOLLOWED, PAGE_BYTES, RECORDED_STATES, RecordedMemory, Samples, shares, STATES } from "./memory_state.js";
@@ -35,8 +36,9 @@ class MemoryView {
   #samples = new Samples();
   #states;
   #live;
-  #recorded = null; // RecordedMemory of a recording
-  #followed = 0; // the events before this index are in it
+  #history = null; // of a recording
+  #recorded = null; // its RecordedMemory after the event at `#last`
+  #last = -1;
   #balloon = 0;
   #columns = 1;
   #cursor = 0;
@@ -102,13 +104,10 @@ class MemoryView {
   /** Follow the events up to the selected one, and make a sample of what they tell. */
   #reconstruct() {
     const { store, selection, source } = this.#scope, last = selection.index >= 0 ? selection.index : store.end - 1;
-    if (last + 1 < this.#followed) [this.#recorded, this.#followed] = [null, 0];
-    this.#recorded ??= new RecordedMemory(source.info.ram, CELLS);
-    const wanted = store.types.list.map(({ kind }) => FOLLOWED.has(kind));
-    store.columns(this.#followed, last + 1, (_times, types, start) => {
-      for (let i = 0; i < types.length; i++) if (wanted[types[i]]) this.#recorded.apply(store.event(start + i));
+    this.#history ??= new EventHistory(store, {
+      make: () => new RecordedMemory(source.info.ram, CELLS), concerns: ({ kind }) => FOLLOWED.has(kind),
     });
-    this.#followed = last + 1;
+    [this.#recorded, this.#last] = [this.#history.at(last), last];
     Object.assign(this.#slider, { min: store.first, max: store.end - 1, value: last });
     this.#draw();
   }
@@ -116,8 +115,8 @@ class MemoryView {
   get #shownSample() {
     if (this.#live) return this.#samples.list[Number(this.#slider.value)];
     const { store } = this.#scope, memory = this.#recorded;
-    return memory && this.#followed && store.count
-      ? { timeMs: store.timeAt(this.#followed - 1) / 1e6, cells: memory.cells, cellBytes: memory.cellBytes } : null;
+    return memory && this.#last >= store.first
+      ? { timeMs: store.timeAt(this.#last) / 1e6, cells: memory.cells, cellBytes: memory.cellBytes } : null;
   }
 
   #drawSample() {

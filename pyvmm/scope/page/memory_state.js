@@ -71,17 +71,31 @@ const RINGS = ["desc_gpa", "driver_gpa", "device_gpa"];
 export class RecordedMemory {
   #balloon = new Samples();
   #cellBytes;
-  #cells;
+  #places = new Map(); // of each cell, by its address
+  #reported; // pages of each cell
+  #buffers;
   #walked = new Map(); // [address, bytes] of each buffer of the chain that a device has walked last
 
   /** `ram` has the address and the bytes of each range; `count` is about the number of cells. */
   constructor(ram, count = 2048) {
     const total = ram.reduce((sum, [, bytes]) => sum + bytes, 0);
     this.#cellBytes = Math.max(PAGE_BYTES, 2 ** Math.ceil(Math.log2(Math.max(total, 1) / count)));
-    this.#cells = new Map();
     for (const [gpa, bytes] of ram) {
-      for (let at = gpa; at < gpa + bytes; at += this.#cellBytes) this.#cells.set(at, { gpa: at, reported: 0, buffers: 0 });
+      for (let at = gpa; at < gpa + bytes; at += this.#cellBytes) this.#places.set(at, this.#places.size);
     }
+    [this.#reported, this.#buffers] = [new Float64Array(this.#places.size), new Float64Array(this.#places.size)];
+  }
+
+  /** Return a copy that goes on by itself. */
+  clone() {
+    const copy = new RecordedMemory([]);
+    copy.#balloon.list = [...this.#balloon.list];
+    copy.#cellBytes = this.#cellBytes;
+    copy.#places = this.#places;
+    copy.#reported = this.#reported.slice();
+    copy.#buffers = this.#buffers.slice();
+    copy.#walked = new Map([...this.#walked].map(([device, walked]) => [device, [...walked]]));
+    return copy;
   }
 
   /** The size of the balloon over time: [milliseconds, bytes]. */
@@ -96,8 +110,8 @@ export class RecordedMemory {
   /** Return the cells with the pages of each of `RECORDED_STATES`. */
   get cells() {
     const pages = this.#cellBytes / PAGE_BYTES;
-    return [...this.#cells.values()].map(({ gpa, ...counts }) => {
-      const reported = Math.min(counts.reported, pages), buffers = Math.min(counts.buffers, pages - reported);
+    return [...this.#places].map(([gpa, place]) => {
+      const reported = Math.min(this.#reported[place], pages), buffers = Math.min(this.#buffers[place], pages - reported);
       return { gpa, shares: { reported, buffers, unknown: pages - reported - buffers } };
     });
   }
@@ -106,7 +120,7 @@ export class RecordedMemory {
   apply({ kind, device, fields, timeNs }) {
     if (kind === "actual") this.#balloon.add([timeNs / 1e6, Number(fields.pages) * PAGE_BYTES]);
     if (kind === "queue_live") {
-      for (const name of RINGS) this.#count(Number(fields[name]), Number(fields.size) * 16, "buffers");
+      for (const name of RINGS) this.#count(this.#buffers, Number(fields[name]), Number(fields.size) * 16);
     }
     if (kind === "descriptor") this.#walk(device, fields);
     if (kind === "report") this.#report(device);
@@ -117,24 +131,24 @@ export class RecordedMemory {
     if (Number(fields.flags) & INDIRECT) return;
     const buffer = [Number(fields.gpa), Number(fields.length)];
     this.#walked.get(device)?.push(buffer);
-    this.#count(...buffer, "buffers");
+    this.#count(this.#buffers, ...buffer);
   }
 
   /** Count the chain that `device` has walked last as reported: the event of a report follows it. */
   #report(device) {
     for (const [gpa, bytes] of this.#walked.get(device) ?? []) {
-      this.#count(gpa, bytes, "buffers", -1);
-      this.#count(gpa, bytes, "reported");
+      this.#count(this.#buffers, gpa, bytes, -1);
+      this.#count(this.#reported, gpa, bytes);
     }
     this.#walked.delete(device);
   }
 
-  /** Add the pages of `bytes` bytes at `gpa` to the count `name` of their cells, or take them off. */
-  #count(gpa, bytes, name, sign = 1) {
+  /** Add the pages of `bytes` bytes at `gpa` to the `counts` of their cells, or take them off. */
+  #count(counts, gpa, bytes, sign = 1) {
     let left = Math.min(bytes, this.#cellBytes * 1024);
     for (let at = gpa - (gpa % this.#cellBytes); left > 0; at += this.#cellBytes) {
-      const part = Math.min(left, at + this.#cellBytes - Math.max(gpa, at)), cell = this.#cells.get(at);
-      if (cell) cell[name] += sign * Math.ceil(part / PAGE_BYTES);
+      const part = Math.min(left, at + this.#cellBytes - Math.max(gpa, at)), place = this.#places.get(at);
+      if (place !== undefined) counts[place] += sign * Math.ceil(part / PAGE_BYTES);
       left -= part;
     }
   }

@@ -7,15 +7,10 @@
  * not known from them, nor the contents of descriptors that were not walked. A recording may begin
  * after the queue was set up, so that its size is not known either: then it is the smallest power of
  * two that holds all indices seen.
- *
- * A history keeps copies of the state at some distance from each other, so that going back follows
- * a bounded number of events.
  */
 
+import { EventHistory } from "./event_history.js";
 import { emptyState, makeChain } from "./queue_state.js";
-
-const CHECKPOINT_EVENTS = 20_000;
-const MAX_CHECKPOINTS = 64;
 
 /** Follows the events of one queue. */
 class QueueReplay {
@@ -51,7 +46,7 @@ class QueueReplay {
   }
 
   /** Follow one event of the queue, or of its device. */
-  apply(kind, fields) {
+  apply({ kind, fields }) {
     FOLLOW.get(kind)?.(this, withNumbers(fields));
   }
 
@@ -137,53 +132,17 @@ function withNumbers(fields) {
 
 /** The states of one queue over the events of a store. */
 export class QueueHistory {
-  #store;
-  #device;
-  #queue;
-  #replay = new QueueReplay();
-  #next = 0; // the first event that `#replay` has not followed
-  #checkpoints = [];
-  #since = 0; // events followed since the last checkpoint
+  #history;
 
   /** @param {import("./store.js").EventStore} store */
   constructor(store, device, queue) {
-    this.#store = store;
-    this.#device = device;
-    this.#queue = queue;
+    const concerns = (type) => FOLLOW.has(type.kind) && type.device === device
+      && (type.queue === queue || type.kind === "status");
+    this.#history = new EventHistory(store, { make: () => new QueueReplay(), concerns });
   }
 
   /** Return the state after the event at `index`. @returns {import("./queue_state.js").QueueState} */
   stateAt(index) {
-    if (index + 1 < this.#next) this.#goBack(index + 1);
-    const wanted = this.#store.types.list.map((type) => this.#concerns(type));
-    this.#store.columns(this.#next, index + 1, (_times, types, start) => {
-      for (let i = 0; i < types.length; i++) if (wanted[types[i]]) this.#follow(start + i);
-    });
-    this.#next = Math.max(this.#next, Math.min(index + 1, this.#store.end));
-    return this.#replay.state;
-  }
-
-  #concerns({ kind, device, queue }) {
-    return FOLLOW.has(kind) && device === this.#device && (queue === this.#queue || kind === "status");
-  }
-
-  #follow(index) {
-    const { kind, fields } = this.#store.event(index);
-    this.#replay.apply(kind, fields);
-    this.#next = index + 1;
-    if (++this.#since < CHECKPOINT_EVENTS) return;
-    this.#since = 0;
-    this.#checkpoints.push({ next: this.#next, replay: this.#replay.clone() });
-    if (this.#checkpoints.length > MAX_CHECKPOINTS) {
-      this.#checkpoints = this.#checkpoints.filter((_, i) => i % 2);
-    }
-  }
-
-  #goBack(next) {
-    while (this.#checkpoints.length && this.#checkpoints.at(-1).next > next) this.#checkpoints.pop();
-    const last = this.#checkpoints.at(-1);
-    this.#replay = last ? last.replay.clone() : new QueueReplay();
-    this.#next = last ? last.next : 0;
-    this.#since = 0;
+    return this.#history.at(index).state;
   }
 }

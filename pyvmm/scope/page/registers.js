@@ -11,6 +11,7 @@
 import { table } from "./buffer.js";
 import { decodeBase64 } from "./decode.js";
 import { element, onFrame } from "./elements.js";
+import { EventHistory } from "./event_history.js";
 import { hex, printable, size, time } from "./format.js";
 
 const POLL_MS = 1000;
@@ -30,6 +31,7 @@ class RegisterView {
   #device = null;
   #before = new Map(); // value of each register as it was read before
   #changed = new Map(); // when each register that has changed did so
+  #histories = new Map(); // EventHistory of each device of a recording
   #timer = 0;
   #shown = false;
   #draw = onFrame(() => this.#shown && this.#refresh());
@@ -144,17 +146,30 @@ class RegisterView {
   #recorded(device) {
     const { store, selection } = this.#scope, last = selection.index >= 0 ? selection.index : store.end - 1;
     this.#summary.textContent = "from events: the last value that was read or written before the selected event";
-    const wanted = store.types.list.map((type) => Object.hasOwn(ACCESSES, type.kind) && type.device === device), values = new Map();
-    store.columns(store.first, last + 1, (_times, types, start) => {
-      for (let i = 0; i < types.length; i++) {
-        if (!wanted[types[i]]) continue;
-        const event = store.event(start + i), { table: name, register } = event.fields;
-        values.set(`${name}.${register}`, { table: String(name), register: String(register), event });
-      }
-    });
+    if (!this.#histories.has(device)) {
+      const concerns = (type) => Object.hasOwn(ACCESSES, type.kind) && type.device === device;
+      this.#histories.set(device, new EventHistory(store, { make: () => new LastValues(), concerns }));
+    }
+    const { values } = this.#histories.get(device).at(last);
     return [...grouped([...values.values()])].map(([name, registers]) => card(printable(name),
       registerTable(["register", "value", "", "at"], registers.map(({ register, event }) => registerRow({ register,
         value: hex(event.fields.value), how: ACCESSES[event.kind], at: time(event.timeNs) }, event.index === last)))));
+  }
+}
+
+/** Follows the accesses to the registers of a device, and has the last one to each. */
+class LastValues {
+  constructor(values = new Map()) {
+    this.values = values;
+  }
+
+  apply(event) {
+    const { table: name, register } = event.fields;
+    this.values.set(`${name}.${register}`, { table: String(name), register: String(register), event });
+  }
+
+  clone() {
+    return new LastValues(new Map(this.values));
   }
 }
 
