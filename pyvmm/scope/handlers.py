@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The answers to the page's requests: its files, the description of the source, a recording.
 
-A recording may be large, and its file system slow: threads read it, and the event loop goes on.
+A recording may be large, and its file system slow, so threads read it, not the event loop.
 """
 
 from __future__ import annotations
