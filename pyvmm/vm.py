@@ -369,9 +369,9 @@ class VirtualMachine:
         if self._step is not None:
             self._step.leave_paused()
 
-    def notify_register(self, device: str, queue: str) -> str | None:
-        """As `Machine.notify_register`."""
-        return self.machine.notify_register(device, queue)
+    def traced_devices(self) -> dict[str, list[str]]:
+        """As `Machine.traced_devices`."""
+        return self.machine.traced_devices()
 
     async def page_states(self, pages_per_cell: int) -> PageStates:
         """Count the pages of each cell of RAM by state, in a thread.

@@ -260,6 +260,10 @@ cdef class EventBuffer:
         self._armed = False
         self._is_step_kind = self._on_step_event = None
 
+    def kind_names(self):
+        """Return the names of the kinds: those of native code, and all that were ever emitted."""
+        return {name for name, _ in self._kinds}
+
     # --- The emitters' side -----------------------------------------------------------------
     def event(self, str name not None, **fields):
         """Append the event `name`, if the buffer is watched.

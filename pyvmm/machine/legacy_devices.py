@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pykvm import Vm
     from pyvmm_native.serial import ByteQueue
 
+LEGACY_DEVICES = ("uart", "i8042", "acpi_pm", "pvpanic", "post", "rtc")
+"""The names of these devices in events."""
+
 
 class LegacyDevices:
     """The port devices of a machine with `ram_bytes` of RAM, mapped on `pio`.

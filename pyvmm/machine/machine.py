@@ -37,7 +37,7 @@ from pyvmm.machine.device_timers import DeviceTimers
 from pyvmm.machine.errors import MachineNotCreated, VcpuNotStopped, kvm_refusal
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
-from pyvmm.machine.legacy_devices import LegacyDevices
+from pyvmm.machine.legacy_devices import LEGACY_DEVICES, LegacyDevices
 from pyvmm.machine.threads import Owner
 from pyvmm.machine.vcpu_thread import (
     KICK_SIGNAL,
@@ -282,12 +282,13 @@ class Machine:
         for device in self.pci_devices.values():
             device.catch_notifications(caught)
 
-    def notify_register(self, device: str, queue: str) -> str | None:
-        """Return the register that notifies a queue of a device; None if there is no such queue."""
-        if device not in self.pci_devices:
-            return None
-        names = [each.spec.name for each in self.pci_devices[device].model.queues]
-        return f"queue{names.index(queue)}" if queue in names else None
+    def traced_devices(self) -> dict[str, list[str]]:
+        """Return the names of the queues of each device that emits events, by its name."""
+        others = (self._pci.host_bridge.name, *LEGACY_DEVICES)
+        return {name: [] for name in others} | {
+            name: [queue.spec.name for queue in device.model.queues]
+            for name, device in self.pci_devices.items()
+        }
 
     def stop(self) -> None:
         """Stop the vCPUs permanently; their threads end."""

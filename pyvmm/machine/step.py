@@ -30,6 +30,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyvmm.machine.errors import VcpuNotStopped
+from pyvmm.trace.kinds import KINDS
 from pyvmm.trace.stream import make_event
 
 if TYPE_CHECKING:
@@ -119,7 +120,15 @@ class EventStep:
         self._request: StepRequest | None = None
         self._paused_here = False
         self._poll: asyncio.TimerHandle | None = None
-        watch.ended.add(self._expire)
+        watch.ended.add(self.end)
+
+    def kinds(self) -> set[str]:
+        """Return the kinds of events at which the guest can be stopped.
+
+        These are the kinds of pyvmm, and a device's own that it has emitted already.
+        """
+        emitted = {make_event(0, 0, name, {}).kind for name in self._tracer.native.kind_names()}
+        return emitted | {kind.name for kind in KINDS} - {"dropped"}  # which is not emitted
 
     def arm(self, request: StepRequest) -> None:
         """Stop at the next event that matches `request`; replaces an earlier request."""
@@ -139,7 +148,7 @@ class EventStep:
         self._machine.catch_notifications(True)
 
     def leave_paused(self) -> None:
-        """Leave the guest paused when the lease ends: another client has asked for that."""
+        """Leave the guest paused when the lease ends: a client has sent `stop`."""
         self._paused_here = False
 
     def _event(self, seq: int, name: str, fields: dict[str, int | str]) -> None:
@@ -186,9 +195,9 @@ class EventStep:
         if self._watch.active and (self._watch.reading or idle_s < LEASE_TIMEOUT_S):
             self._poll_lease()
         else:
-            self._expire()
+            self.end()
 
-    def _expire(self) -> None:
+    def end(self) -> None:
         """Disarm, and let a guest run that Step has stopped, now or after a snapshot."""
         self.disarm()
         if not self._machine.held or self._vm.status in ("shutdown", "guest-panicked"):

@@ -18,6 +18,7 @@ from pyvmm.trace.errors import WatchRefused
 from pyvmm_native.memory import GuestAddressError
 
 if TYPE_CHECKING:
+    from pyvmm.machine.step import StepRequest
     from pyvmm.qmp.command import Client
     from pyvmm.qmp.vm_control import VmControl
 
@@ -91,7 +92,12 @@ def trace_stop(vm: VmControl, client: Client) -> dict[str, Any]:
 
 
 def trace_step(
-    vm: VmControl, client: Client, kinds: list[str], device: str = "", queue: str = ""
+    vm: VmControl,
+    client: Client,
+    kinds: list[str],
+    device: str = "",
+    queue: str = "",
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Stop the guest at the next event of some kinds, once; only for the client that watches.
 
@@ -106,27 +112,50 @@ def trace_step(
     ends, the guest runs again, unless another client has sent `stop`.
 
     Arguments:
-        kinds: the [kinds](events.md) of events; with an empty list nothing is armed any more
+        kinds: the [kinds](events.md) of events, or kinds of a device's own that it has emitted
+            already; with an empty list nothing is armed any more
         device: only events of this device
         queue: only events of this queue, or accesses to the register that notifies it
+        resume: with an empty list of kinds: resume the guest if it is stopped at an event, unless
+            another client has sent `stop`
     Errors:
-        GenericError: this client does not watch the events; or the device has no such queue
+        GenericError: this client does not watch the events; or no event has such a kind; or no
+            device has such a queue
+        DeviceNotFound: the guest has no such device
     In QEMU:
         no such command
     """
-    # 1 module, for guests that are stopped at events.
-    from pyvmm.machine.step import StepRequest
-
     with _refusals():
         vm.event_watch.check(client)
-    if not kinds:
+    if kinds:
+        vm.step.arm(_step_request(vm, kinds, device, queue))
+    elif resume:
+        vm.step.end()
+    else:
         vm.step.disarm()
-        return {}
-    register = vm.notify_register(device, queue) if device and queue else ""
-    if register is None:
-        raise QmpError(f"Device '{device}' has no queue '{queue}'")
-    vm.step.arm(StepRequest(frozenset(kinds), device, queue, register))
     return {}
+
+
+def _step_request(vm: VmControl, kinds: list[str], device: str, queue: str) -> StepRequest:
+    # 2 modules, for guests that are stopped at events.
+    from pyvmm.machine.step import StepRequest
+
+    if unknown := sorted({*kinds} - vm.step.kinds()):
+        names = ", ".join(f"'{kind}'" for kind in unknown)
+        raise QmpError(f"No event has the kind {names}")
+    queues = vm.traced_devices()
+    if device and device not in queues:
+        raise QmpError(f"Device '{device}' not found", "DeviceNotFound")
+    if not queue:
+        return StepRequest(frozenset(kinds), device)
+    if not device:
+        if not any(queue in each for each in queues.values()):
+            raise QmpError(f"No device has a queue '{queue}'")
+        return StepRequest(frozenset(kinds), queue=queue)
+    if queue not in queues[device]:
+        raise QmpError(f"Device '{device}' has no queue '{queue}'")
+    register = f"queue{queues[device].index(queue)}"
+    return StepRequest(frozenset(kinds), device, queue, register)
 
 
 def read_memory(vm: VmControl, gpa: int, size: int) -> dict[str, Any]:
@@ -291,6 +320,7 @@ COMMANDS = {
             _KINDS,
             Parameter("device", str, required=False),
             Parameter("queue", str, required=False),
+            Parameter("resume", bool, required=False),
         ),
         of_client=True,
     ),

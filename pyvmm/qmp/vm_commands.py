@@ -116,8 +116,7 @@ def stop(vm: VmControl) -> dict[str, Any]:
     """
     if vm.status == "running":
         vm.pause()
-    else:
-        vm.leave_paused()
+    vm.leave_paused()
     return {}
 
 

@@ -54,8 +54,8 @@ class VmControl(Protocol):
     def leave_paused(self) -> None:
         """Keep the paused VM paused, even if it was stopped at an event."""
 
-    def notify_register(self, device: str, queue: str) -> str | None:
-        """Return the register that notifies a queue of a device; None if there is no such queue."""
+    def traced_devices(self) -> Mapping[str, Sequence[str]]:
+        """Return the names of the queues of each device that emits events, by its name."""
 
     async def page_states(self, pages_per_cell: int) -> PageStates:
         """Count the pages of each cell of RAM by state."""

@@ -5,9 +5,11 @@ Two connections lead to its control socket. On the first the guest is watched: i
 that wait for events, and those of Step, which belong to the watch. Everything else goes over the
 second, so that it does not wait for events. When the guest ends, its events remain.
 
-Step stops the guest. It must not stay stopped because a browser was closed, so Step is disarmed and
-the guest resumed when no page has sent a message for `PAGE_TIMEOUT_S`. If this process ends, its
-connection does, and the VMM does the same.
+Step stops the guest. It must not stay stopped because a browser was closed, so Step is disarmed,
+and a guest that was stopped from here resumed, when no page has sent a message for `PAGE_TIMEOUT_S`
+or the scope ends. A guest that another client has paused stays paused. The VMM knows whether it is
+Step that has stopped the guest, so it is asked to resume it then; it does the same if this process
+is killed.
 
 Threads: event loop.
 """
@@ -55,7 +57,8 @@ class LiveGuest:
         self.stop_event: dict[str, Any] | None = None
         """The message about the event at which Step has stopped the guest; None if it runs."""
         self._seen = time.monotonic()
-        self._stops = False
+        self._stepping = False
+        self._paused = False
         self._dropped = 0
         self._description: dict[str, Any] = {}
 
@@ -79,10 +82,12 @@ class LiveGuest:
         ]
 
     async def close(self) -> None:
-        """End the watch; the guest runs on."""
+        """End the watch; a guest that was stopped from here runs on."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._paused:
+            await self._let_run()
         await self._watch.close()
         await self.query_link.close()
 
@@ -119,7 +124,7 @@ class LiveGuest:
 
     async def step(self, arguments: dict[str, Any]) -> None:
         """Stop the guest at the next event that `arguments` choose. Raises `QmpError`."""
-        self._stops = True
+        self._stepping = True
         await self._watch.execute("x-trace-step", **arguments)
 
     async def disarm(self) -> None:
@@ -131,9 +136,10 @@ class LiveGuest:
         await self.query("cont")
 
     async def pause(self) -> None:
-        """Pause the guest, for as long as there is a page. Raises `QmpError`."""
-        self._stops = True
-        await self.query("stop")
+        """Pause the guest if it runs, for as long as there is a page. Raises `QmpError`."""
+        if (await self.query("query-status"))["status"] == "running":
+            self._paused = True
+            await self.query("stop")
 
     # --- Tasks ------------------------------------------------------------------------------
     async def _read(self) -> None:
@@ -174,16 +180,22 @@ class LiveGuest:
         }
 
     async def _guard(self) -> None:
-        """Let the guest run when it may be stopped for a page, and all pages are gone."""
+        """Let the guest run when all pages are gone."""
         while not self.ended.is_set():
             await asyncio.sleep(STATISTICS_PERIOD_S)
-            if not self._stops or time.monotonic() - self._seen < PAGE_TIMEOUT_S:
-                continue
-            self._stops = False
-            for request in (self.disarm, self.resume):
-                # A guest that has ended, or cannot run, needs neither.
-                with contextlib.suppress(ConnectionClosedError, QmpError):
-                    await request()
+            if time.monotonic() - self._seen >= PAGE_TIMEOUT_S:
+                await self._let_run()
+
+    async def _let_run(self) -> None:
+        """Disarm Step, and resume the guest if it was stopped from here."""
+        stepping, self._stepping = self._stepping, False
+        paused, self._paused = self._paused, False
+        # A guest that has ended, or cannot run, is not resumed.
+        with contextlib.suppress(ConnectionClosedError, QmpError):
+            if stepping:
+                await self._watch.execute("x-trace-step", kinds=[], resume=True)
+            if paused:
+                await self.resume()
 
     def _take_event(self, message: dict[str, Any]) -> None:
         """Tell the pages about an event of the control socket."""
@@ -191,6 +203,7 @@ class LiveGuest:
         if name in _STATES:
             if name == "RESUME":
                 self.stop_event = None
+                self._paused = False  # a pause from now on is that of another client
             self.tell({"type": "status", "status": _STATES[name]})
         elif name == "X_TRACE_STEP":
             self.stop_event = {"type": "step", **message.get("data", {})}

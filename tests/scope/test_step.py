@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Browser, Page
 
+from pyvmm.trace.kinds import KINDS
 from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
 from pyvmm.trace.stream import events_of
 from tests.scope.board_guest import BoardGuest, Json
@@ -64,6 +65,9 @@ def test_keys_arm_step_and_let_the_guest_run(browser: Browser) -> None:
         page.keyboard.press("r")
         page.wait_for_selector("#step[data-state=off]")
         assert asked(guest)[1:] == [{"type": "disarm"}]
+        kinds = page.locator("#step select >> nth=0").locator("option").all_inner_texts()
+        # Events that were lost are none at which a guest can be stopped.
+        assert {*kinds} == {kind.name for kind in KINDS} - {"dropped"}
         page.keyboard.press("s")
         guest.send(b"request")
         stop_at(guest, page, "register_write")

@@ -132,7 +132,7 @@ function textOf({ state, stop, chosen }) {
 }
 
 function kindsOf({ source }) {
-  const all = source.info.kinds.map(({ name }) => name);
+  const all = source.info.kinds.map(({ name }) => name).filter((name) => name !== "dropped"); // no event of the guest
   const names = [...FREQUENT.filter((name) => all.includes(name)), ...all.filter((name) => !FREQUENT.includes(name))];
   return names.map((name) => [name, name]);
 }

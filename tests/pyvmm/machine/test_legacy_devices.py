@@ -7,7 +7,7 @@ import pytest
 
 from devices.bus import Bus
 from pyvmm.machine.exit_result import ExitReason, ExitResult
-from pyvmm.machine.legacy_devices import LegacyDevices
+from pyvmm.machine.legacy_devices import LEGACY_DEVICES, LegacyDevices
 from pyvmm.trace.stream import events_of
 from pyvmm.trace.tracer import EventTracer
 from pyvmm.units import GIB, MIB
@@ -42,7 +42,9 @@ def test_accesses_to_every_port_device_are_events() -> None:
         board.pio.write(port, 1, 0)
     batch = tracer.stop()
     assert batch is not None
-    assert [event.fields["table"] for event in events_of(batch)] == [
+    events = [*events_of(batch)]
+    assert {event.device for event in events} == {*LEGACY_DEVICES}
+    assert [event.fields["table"] for event in events] == [
         "uart",
         "post",
         "rtc",

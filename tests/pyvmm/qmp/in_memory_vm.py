@@ -184,8 +184,8 @@ class InMemoryVm:
         if "step" in self.__dict__:
             self.step.leave_paused()
 
-    def notify_register(self, device: str, queue: str) -> str | None:
-        return "queue0" if (device, queue) == ("balloon", "inflate") else None
+    def traced_devices(self) -> Mapping[str, Sequence[str]]:
+        return {"uart": [], "balloon": ["inflate", "deflate"], "rng": ["request"]}
 
     async def page_states(self, pages_per_cell: int) -> PageStates:
         known = KnownPages(self.balloon.pages_inside(), self.misc_requests.last_unused)

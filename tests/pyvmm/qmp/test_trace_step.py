@@ -15,7 +15,7 @@ import pytest
 from pyvmm.machine import step
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 from tests.pyvmm.qmp.qmp_scenarios import Serve, Streams, negotiate, receive
-from tests.pyvmm.qmp.test_trace_commands import refusal, value
+from tests.pyvmm.qmp.test_trace_commands import ask, refusal, value
 
 NOTIFY: dict[str, int | str] = {"table": "balloon.notify", "register": "queue0", "value": 0}
 AT_INFLATE = {"kinds": ["register_write"], "device": "balloon", "queue": "inflate"}
@@ -106,7 +106,6 @@ def test_the_vcpu_does_not_enter_the_guest_after_the_event(serve: Serve) -> None
         ({"kinds": ["register_read"]}, False),
         ({"kinds": ["register_write"], "device": "rng"}, False),
         ({"kinds": ["register_write"], "queue": "deflate"}, False),
-        ({"kinds": ["balloon.register_write"]}, False),
     ],
 )
 def test_only_an_event_that_was_chosen_stops_the_guest(
@@ -141,9 +140,49 @@ def test_only_the_client_that_watches_may_stop_the_guest(serve: Serve) -> None:
         client = await negotiate(path)
         assert "not watched" in await refusal(client, "x-trace-step", **AT_INFLATE)
         await value(client, "x-trace-start")
-        unknown = {**AT_INFLATE, "queue": "nothing"}
-        assert "has no queue 'nothing'" in await refusal(client, "x-trace-step", **unknown)
         assert "'kinds' expects" in await refusal(client, "x-trace-step", kinds=[1])
+        client[1].close()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"kinds": ["chain", "chian", "b"]}, "No event has the kind 'b', 'chian'"),
+        ({"kinds": ["balloon.status"]}, "No event has the kind 'balloon.status'"),
+        ({"kinds": ["dropped"]}, "No event has the kind 'dropped'"),
+        ({"kinds": ["chain"], "device": "ballon"}, "Device 'ballon' not found"),
+        ({"kinds": ["chain"], "device": "x", "queue": "y"}, "Device 'x' not found"),
+        ({"kinds": ["chain"], "queue": "nothing"}, "No device has a queue 'nothing'"),
+        ({**AT_INFLATE, "queue": "request"}, "Device 'balloon' has no queue 'request'"),
+        ({**AT_INFLATE, "device": "uart"}, "Device 'uart' has no queue 'inflate'"),
+    ],
+)
+def test_step_at_an_event_that_cannot_be_is_refused(
+    serve: Serve, arguments: dict[str, Any], why: str
+) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client = await negotiate(path)
+        await value(client, "x-trace-start")
+        error = (await ask(client, "x-trace-step", **arguments))["error"]
+        assert error["desc"] == why
+        found = "DeviceNotFound" if "not found" in why else "GenericError"
+        assert error["class"] == found
+        assert vm.hardware.caught
+        client[1].close()
+
+    serve(scenario)
+
+
+def test_step_at_a_kind_of_a_device_that_has_emitted_it(serve: Serve) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client = await negotiate(path)
+        await value(client, "x-trace-start")
+        vm.tracer.event("rng.tick", value=1)
+        await value(client, "x-trace-step", kinds=["tick"], device="rng")
+        vm.tracer.event("rng.tick", value=2)
+        assert (await event(client, "X_TRACE_STEP"))["kind"] == "tick"
         client[1].close()
 
     serve(scenario)
@@ -218,6 +257,45 @@ def test_a_guest_that_was_paused_before_stays_paused(serve: Serve) -> None:
                 await asyncio.sleep(0.01)
         assert vm.status == "paused"
         other[1].close()
+
+    serve(scenario)
+
+
+def test_a_guest_that_was_paused_after_an_earlier_step_stays_paused(serve: Serve) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client, other = await step_client(path), await negotiate(path)
+        vm.tracer.event("register_write", **NOTIFY)
+        await event(client, "X_TRACE_STEP")
+        await value(other, "cont")
+        await value(other, "stop")
+        await value(client, "x-trace-step", **AT_INFLATE)
+        vm.tracer.event("register_write", **NOTIFY)
+        await event(client, "X_TRACE_STEP")
+        client[1].close()
+        async with asyncio.timeout(5):
+            while vm.hardware.held:
+                await asyncio.sleep(0.01)
+        assert vm.status == "paused"
+        other[1].close()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_disarming_resumes_only_a_guest_that_step_has_stopped(serve: Serve, paused: bool) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client, other = await step_client(path), await negotiate(path)
+        vm.tracer.event("register_write", **NOTIFY)
+        await event(client, "X_TRACE_STEP")
+        if paused:
+            await value(other, "stop")
+        await value(client, "x-trace-step", kinds=[])
+        assert vm.status == "paused"
+        await value(client, "x-trace-step", kinds=[], resume=True)
+        assert vm.status == ("paused" if paused else "running")
+        assert not vm.hardware.held
+        other[1].close()
+        client[1].close()
 
     serve(scenario)
 

@@ -19,6 +19,7 @@ from pyvmm.scope.errors import EventsUnsupported, GuestNotWatched
 from pyvmm.scope.guest_memory import heads_in_flight
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.live_socket import MAX_MESSAGES_PER_S
+from pyvmm.scope.qmp_link import QmpLink
 from pyvmm.scope.server import MAX_MESSAGE_BYTES, ScopeServer
 from pyvmm.trace import recording_format
 from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
@@ -97,20 +98,142 @@ def test_a_page_gets_the_sizes_and_state_of_the_guest(watch: Callable[[Scenario]
     watch(scenario)
 
 
-def test_a_guest_resumes_when_the_page_is_gone(
-    watch: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live_guest, "PAGE_TIMEOUT_S", 0.2)
+Leave = Callable[[WebSocketClientConnection], None]
+
+
+@pytest.fixture
+def leave(monkeypatch: pytest.MonkeyPatch) -> Leave:
+    """Return a function that closes a page, and lets it count as gone soon."""
     monkeypatch.setattr(live_guest, "STATISTICS_PERIOD_S", 0.05)
 
-    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
-        page = await open_socket(server)
-        page.write_message('{"type": "pause"}')
-        await next_text(page, "status")
-        assert vm.status == "paused"
+    def leave(page: WebSocketClientConnection) -> None:
+        monkeypatch.setattr(live_guest, "PAGE_TIMEOUT_S", 0.1)
         page.close()
+
+    return leave
+
+
+async def stop_at_a_target(vm: InMemoryVm, page: WebSocketClientConnection) -> None:
+    """Let Step stop the guest."""
+    page.write_message('{"type": "step", "kinds": ["target"]}')
+    await next_text(page, "armed")
+    vm.tracer.event("balloon.target", pages=1)
+    await next_text(page, "step")
+
+
+async def until_resumed(vm: InMemoryVm) -> None:
+    async with asyncio.timeout(5):
         while vm.status == "paused":
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("stopped_by", ["pause", "step"])
+def test_a_guest_that_a_page_has_stopped_resumes_when_the_page_is_gone(
+    watch: Callable[[Scenario], None], leave: Leave, stopped_by: str
+) -> None:
+    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
+        page = await open_socket(server)
+        if stopped_by == "step":
+            await stop_at_a_target(vm, page)
+        else:
+            page.write_message('{"type": "pause"}')
+            await next_text(page, "status")
+        assert vm.status == "paused"
+        leave(page)
+        await until_resumed(vm)
+
+    watch(scenario)
+
+
+@pytest.mark.parametrize(
+    "page_does",
+    [
+        [],
+        ['{"type": "step", "kinds": ["chain"]}'],
+        ['{"type": "pause"}', '{"type": "resume"}'],
+        ["stop at a target", '{"type": "resume"}'],
+        ["stop at a target"],
+    ],
+)
+def test_a_guest_that_another_client_has_paused_stays_paused_when_the_page_is_gone(
+    watch: Callable[[Scenario], None], leave: Leave, tmp_path: Path, page_does: list[str]
+) -> None:
+    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
+        page = await open_socket(server)
+        for message in page_does:
+            if message == "stop at a target":
+                await stop_at_a_target(vm, page)
+            else:
+                page.write_message(message)
+                await next_text(page, "armed" if "step" in message else "status")
+        other = await QmpLink.connect(tmp_path / "qmp")
+        await other.execute("stop")
+        assert vm.status == "paused"
+        leave(page)
+        await asyncio.sleep(0.6)
+        assert vm.status == "paused"
+        assert vm.hardware.caught, "Step is disarmed"
+        await other.close()
+
+    watch(scenario)
+
+
+def test_a_pause_of_a_page_leaves_a_guest_paused_that_was_so_before(
+    watch: Callable[[Scenario], None], leave: Leave, tmp_path: Path
+) -> None:
+    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
+        page = await open_socket(server)
+        other = await QmpLink.connect(tmp_path / "qmp")
+        await other.execute("stop")
+        page.write_message('{"type": "pause"}')
+        await next_text(page, "stats")
+        leave(page)
+        await asyncio.sleep(0.4)
+        assert vm.status == "paused"
+        await other.close()
+
+    watch(scenario)
+
+
+@pytest.mark.parametrize("stopped_by", ["pause", "step"])
+def test_a_guest_that_a_page_has_stopped_resumes_when_the_scope_ends(
+    serve: Serve, stopped_by: str
+) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        guest = LiveGuest(path, "vm")
+        await guest.start()
+        if stopped_by == "step":
+            await guest.step({"kinds": ["target"]})
+            vm.tracer.event("balloon.target", pages=1)
+            async with asyncio.timeout(5):
+                while vm.status == "running":
+                    await asyncio.sleep(0.01)
+        else:
+            await guest.pause()
+        assert vm.status == "paused"
+        await guest.close()
+        await until_resumed(vm)
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ({"kinds": ["chian"]}, "No event has the kind 'chian'"),
+        ({"kinds": ["chain"], "device": "ballon"}, "Device 'ballon' not found"),
+        ({"kinds": ["chain"], "device": "rng", "queue": "x"}, "Device 'rng' has no queue 'x'"),
+        ({"kinds": []}, "Parameter 'kinds' is missing"),
+        ({"kinds": "chain"}, "Invalid parameter type for 'kinds', expected: array"),
+    ],
+)
+def test_step_at_an_event_that_cannot_be_is_refused(
+    watch: Callable[[Scenario], None], chosen: dict[str, Any], why: str
+) -> None:
+    async def scenario(vm: InMemoryVm, guest: LiveGuest, server: ScopeServer) -> None:
+        page = await open_socket(server)
+        page.write_message(json.dumps({"type": "step", **chosen}))
+        assert (await next_text(page, "status"))["error"] == why
 
     watch(scenario)
 
