@@ -24,6 +24,11 @@ class Filter(NamedTuple):
     since_s: float | None
     until_s: float | None
 
+    @property
+    def is_everything(self) -> bool:
+        """True if no event is left out."""
+        return not any(self[:3]) and self.since_s is None and self.until_s is None
+
     def select(self, events: Iterable[TraceEvent], start_ns: int) -> Iterator[TraceEvent]:
         """Yield those of `events`, which are in order; times count from `start_ns`."""
         for event in events:

@@ -27,19 +27,24 @@ class RecordedGuest:
     def describe(self) -> dict[str, Any]:
         """Return the description of the source. Raises `RecordingUnusable`."""
         with Recording(self._path) as recording:
-            notes = list(recording.notes)
-            if recording.dropped:
-                notes.append(f"{recording.dropped} events are missing, as they came too fast")
-            return describe(
-                live=False,
-                name=self._path.name,
-                ram_bytes=None,
-                devices=[],
-                start_ns=recording.start_ns,
-                notes=notes,
-            )
+            return describe_recording(recording)
 
     def chunks(self) -> Generator[bytes]:
         """Yield the chunks of the recording. Raises `RecordingUnusable`, also between them."""
         with Recording(self._path) as recording:
             yield from recording.chunks()
+
+
+def describe_recording(recording: Recording) -> dict[str, Any]:
+    """Return the description of a recording as a source, ready for JSON."""
+    notes = list(recording.notes)
+    if recording.dropped:
+        notes.append(f"{recording.dropped} events are missing, as they came too fast")
+    return describe(
+        live=False,
+        name=recording.path.name,
+        ram_bytes=None,
+        devices=[],
+        start_ns=recording.start_ns,
+        notes=notes,
+    )

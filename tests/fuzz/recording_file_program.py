@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 
 from pyvmm.errors import UserError
+from pyvmm.trace.batches import batches_of
 from pyvmm.trace.export import FORMATS
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_format import (
@@ -57,6 +58,8 @@ def _read(path: Path) -> bool:
             assert recording.chunk_bytes <= path.stat().st_size
             for form in FORMATS.values():
                 assert b"".join(form.export(events)).startswith(form.start) or not events
+            batches = batches_of(events, recording.start_ns)
+            assert sum(batch.event_count for batch in batches) == len(events)
     except UserError:
         return False
     return True

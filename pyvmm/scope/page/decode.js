@@ -95,7 +95,9 @@ export class Reader {
 
 /** Return the bytes of a base64 text. */
 export function decodeBase64(text) {
-  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const binary = atob(text), bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
 }
 
 /**

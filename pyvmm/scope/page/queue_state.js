@@ -21,7 +21,9 @@
  *   `size` is 0 while the queue is not set up; an index that is not known is null
  */
 
-export const NEXT = 1, WRITE = 2, INDIRECT = 4;
+export const NEXT = 1;
+export const WRITE = 2;
+export const INDIRECT = 4;
 
 /**
  * The owners of a descriptor, in the order of a buffer's life. The device cannot see when the driver

@@ -30,13 +30,12 @@ export class Source {
   #changed = new Set();
   #messages = new Set();
   #socket = null;
-  #embedded = document.getElementById("embedded-chunks");
+  #embedded = document.getElementById("embedded-source");
 
   /** Learn what there is to see; the events come after `start`. */
   static async open() {
     const source = new Source();
-    const embedded = document.getElementById("embedded-source");
-    source.info = embedded ? JSON.parse(embedded.textContent) : await source.get("source");
+    source.info = source.#embedded ? parseJson(source.#embedded.textContent) : await source.get("source");
     return source;
   }
 
@@ -82,13 +81,12 @@ export class Source {
     await addChunks(store, answer.body.getReader());
   }
 
+  /** Add the chunks of an exported page, each in base64 in its element, which is then removed. */
   async #addEmbedded(store) {
-    const parts = this.#embedded.textContent.trim().split("\n").values();
-    const read = () => {
-      const { value, done } = parts.next();
-      return { value: value && decodeBase64(value), done };
-    };
-    await addChunks(store, { read });
+    for (const part of document.querySelectorAll(".embedded-chunk")) {
+      store.add(await decodeChunk(decodeBase64(part.textContent)));
+      part.remove();
+    }
   }
 
   #connect(store) {
@@ -99,7 +97,7 @@ export class Source {
     socket.binaryType = "arraybuffer";
     socket.addEventListener("open", () => this.#tell("live"));
     socket.addEventListener("message", ({ data }) => {
-      if (typeof data === "string") return this.#take(JSON.parse(data));
+      if (typeof data === "string") return this.#take(parseJson(data));
       // In order, although each is inflated asynchronously.
       adding = adding.then(async () => store.add(await decodeChunk(new Uint8Array(data)))).catch(fail);
     });
@@ -120,7 +118,7 @@ export class Source {
   }
 }
 
-/** Return the value of a JSON text, in which an integer beyond 2^53 - 1, such as an address, is a BigInt. */
+/** Return the value of a JSON text in which an integer beyond 2^53 - 1, such as an address, is a BigInt. */
 function parseJson(text) {
   return JSON.parse(text, (_key, value, context) => {
     const isExact = typeof value !== "number" || Number.isSafeInteger(value) || !/^\d+$/.test(context?.source);

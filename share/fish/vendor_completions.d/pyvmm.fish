@@ -146,7 +146,7 @@ complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_sub
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from events' -s h -d 'Show this message and exit.'
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from events' -l help -d 'Show this message and exit.'
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -F
-complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -l format -x -a 'jsonl perfetto html' -d 'JSON lines, a trace for ui.perfetto.dev, or one page that needs no network.'
+complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -l format -x -a 'jsonl perfetto html' -d 'JSON lines, a trace for ui.perfetto.dev, or the scope as one page that needs no network.'
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -l output -r -F -d 'Where to.'
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -l device -x -d 'Only events of this device.'
 complete -c pyvmm -n '__fish_seen_subcommand_from recording; and __fish_seen_subcommand_from export' -l queue -x -d 'Only events of this queue.'

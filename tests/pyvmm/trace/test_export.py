@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket, TrackEvent
 
-from pyvmm.trace.export import FORMATS, html_page, json_lines
+from pyvmm.trace.export import FORMATS, json_lines
 from pyvmm.trace.perfetto import perfetto_trace
 from pyvmm.trace.stream import TraceEvent
 from tests.pyvmm.trace.perfetto_reader import read_packets
@@ -105,51 +103,6 @@ def counts(events: list[TraceEvent]) -> list[tuple[str, int]]:
         for event in found
         if event.type == TrackEvent.TYPE_COUNTER
     ]
-
-
-class Page(HTMLParser):
-    """The scripts of a page by their type, and the addresses that it names."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.scripts: dict[str, str] = {}
-        self.addresses: list[str] = []
-        self._kind: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.addresses += [values[name] or "" for name in ("src", "href") if name in values]
-        self._kind = (values.get("type") or "code") if tag == "script" else None
-        if self._kind:
-            assert self._kind not in self.scripts
-            self.scripts[self._kind] = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._kind:
-            self.scripts[self._kind] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._kind = None
-
-
-def test_the_page_has_all_events_and_nothing_of_the_guest_is_markup() -> None:
-    text = b"".join(html_page(EVENTS)).decode()
-    page = Page(text)
-    assert page.addresses == []
-    assert not re.search(r"https?:", text)
-    assert "innerHTML" not in text
-    data = json.loads(page.scripts["application/json"])
-    names = data["names"]
-    found = [
-        (seq, ns, names["kinds"][kind], names["devices"][device], names["queues"][queue], fields)
-        for seq, ns, kind, device, queue, fields in data["rows"]
-    ]
-    assert found[0] == (0, 0, "status", "balloon", "", EVENTS[0].fields)
-    # A number that JavaScript cannot represent exactly is text.
-    assert found[1][5]["gpa"] == "0xffffffffffffffff"
-    assert found[5][2] == HOSTILE
-    assert len(found) == len(EVENTS)
 
 
 @pytest.mark.parametrize("name", FORMATS)
