@@ -115,6 +115,7 @@ class VirtualMachine:
         )
         if isinstance(tracer, EventTracer):
             tracer.exits = lambda: [thread.exits for thread in machine.vcpu_threads]
+            tracer.ram_bytes = machine.config.ram_bytes
         machine.exited.add(partial(self._soon, self.end))
         machine.failed.add(self.fail)
         machine.console_room.add(partial(self._soon, on_console_room))

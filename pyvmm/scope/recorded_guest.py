@@ -11,6 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from pyvmm.config import MAX_RAM_BYTES
 from pyvmm.scope.source import describe
 from pyvmm.trace.recording import Recording
 
@@ -43,8 +44,13 @@ def describe_recording(recording: Recording) -> dict[str, Any]:
     return describe(
         live=False,
         name=recording.path.name,
-        ram_bytes=None,
+        ram_bytes=_ram_bytes(recording.description.get("ram-bytes")),
         devices=[],
         start_ns=recording.start_ns,
         notes=notes,
     )
+
+
+def _ram_bytes(noted: object) -> int | None:
+    """Return the size of RAM in the description of a recording, which may be of anybody."""
+    return noted if isinstance(noted, int) and 0 < noted <= MAX_RAM_BYTES else None

@@ -42,6 +42,7 @@ class Recorder:
     period_s = FLUSH_PERIOD_S
 
     def __init__(self, tracer: EventTracer, file: RecordingFile) -> None:
+        self._tracer = tracer
         self._taker = tracer.taker
         self._file = file
         self._ended = threading.Event()
@@ -69,6 +70,8 @@ class Recorder:
         if self.error is not None:
             return
         try:
+            if self._tracer.ram_bytes:
+                self._file.note_ram(self._tracer.ram_bytes)
             self._file.write_chunk(chunk, batch)
         except OSError as error:
             self.error = error

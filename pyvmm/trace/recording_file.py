@@ -53,15 +53,21 @@ class RecordingFile:
         self.dropped = 0
         self.written_bytes = 0
         clocks = {"realtime-ns": time.time_ns(), "monotonic-ns": time.monotonic_ns()}
-        header = FileHeader(self._limit, {"pyvmm": VERSION, **clocks})
+        self._header = FileHeader(self._limit, {"pyvmm": VERSION, **clocks})
         self._fd = _open(path)
         try:
             with _errors(path):
                 os.ftruncate(self._fd, 0)
-                pwrite_all(self._fd, header.encode())
+                pwrite_all(self._fd, self._header.encode())
         except BaseException:
             self.close()
             raise
+
+    def note_ram(self, ram_bytes: int) -> None:
+        """Put the size of the guest's RAM into the description. Raises OSError."""
+        if self._header.description.get("ram-bytes") != ram_bytes:
+            self._header.description["ram-bytes"] = ram_bytes
+            pwrite_all(self._fd, self._header.encode())
 
     def write(self, batch: Batch) -> None:
         """Append the chunk of `batch`. Raises OSError."""

@@ -54,7 +54,7 @@ class FileHeader(NamedTuple):
     """Size of the ring of chunks; 0 if there is no limit."""
     description: dict[str, Any]
     """`pyvmm`: version of the writer; `realtime-ns` and `monotonic-ns`: the two clocks at the
-    start."""
+    start; `ram-bytes`: size of the guest's RAM, once there is a machine."""
 
     def encode(self) -> bytes:
         """Return the bytes up to the first chunk."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class EventTracer(LogTracer):
     """A `devices.ports.Tracer` that keeps events while it is watched, and logs them.
 
-    `exits` returns the counters of exits of the machine, by vCPU.
+    `exits` returns the counters of exits of the machine, by vCPU, and `ram_bytes` is the size of
+    its RAM; 0 while there is no machine.
 
     Threads: events come from any thread; `start`, `stop` and `native.take` are called by one thread
     at a time, which is `taker` while that has sinks.
@@ -43,6 +44,7 @@ class EventTracer(LogTracer):
         self._logs_frequent = self.watched
         self.native = EventBuffer()
         self.exits: Callable[[], Iterable[ExitCounters]] = tuple
+        self.ram_bytes = 0
         # Of this class, too: what reads `watched` for every register is fastest with one class.
         self.quiet = quiet = EventTracer.__new__(EventTracer)
         quiet.watched, quiet.native, quiet.quiet = False, self.native, quiet

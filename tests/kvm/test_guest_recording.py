@@ -44,7 +44,8 @@ def test_a_boot_and_an_inflate_are_recorded_until_the_vmm_is_killed(
     with Recording(path) as recording:
         events = list(recording.events())
         size, dropped = recording.chunk_bytes, recording.dropped
-    assert dropped == 0
+        ram_bytes = recording.description["ram-bytes"]
+    assert (dropped, ram_bytes) == (0, RAM)
     assert [event.seq for event in events] == [*range(len(events))]
     check_balloon([event for event in events if event.device == "balloon"])
     check_exits(events)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from devices.testing.ram import DEFAULT_RAM_BYTES
 from pyvmm.trace.recording_file import RecordingFile
 from pyvmm_native.events import Batch
 from tests.pyvmm.cli.test_cli import run_main
@@ -18,6 +19,7 @@ from tests.scope.recordings import (
     board_batches,
     dropping_batch,
     hostile_batches,
+    report_batches,
 )
 
 Export = Callable[..., Path]
@@ -27,9 +29,13 @@ Export = Callable[..., Path]
 def export(tmp_path: Path) -> Export:
     """Return a function that exports a recording of batches, and returns the path of the page."""
 
-    def export(batches: list[Batch], *options: str, name: str = "boot.rec") -> Path:
+    def export(
+        batches: list[Batch], *options: str, name: str = "boot.rec", ram_bytes: int = 0
+    ) -> Path:
         recording, page = tmp_path / name, tmp_path / "boot.html"
         file = RecordingFile(recording)
+        if ram_bytes:
+            file.note_ram(ram_bytes)
         for batch in batches:
             file.write(batch)
         file.close()
@@ -66,6 +72,12 @@ def test_every_view_of_a_recording_works_from_a_file(browser: Browser, export: E
 
         page.keyboard.press("5")
         page.wait_for_selector("tr[data-register=device_status][data-value='0xf']")
+
+
+def test_the_memory_view_has_the_pages_that_were_reported(browser: Browser, export: Export) -> None:
+    path = export(report_batches((4 << 20, 2 << 20)), ram_bytes=DEFAULT_RAM_BYTES)
+    with exported_page(browser, path, "memory") as page:
+        page.wait_for_selector(f"tr[data-state=reported][data-bytes='{2 << 20}']")
 
 
 def test_the_page_keeps_numbers_and_missing_events(browser: Browser, export: Export) -> None:

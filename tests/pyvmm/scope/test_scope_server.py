@@ -20,6 +20,7 @@ from pyvmm.scope.recorded_guest import RecordedGuest
 from pyvmm.scope.server import MAX_HEADER_BYTES, ScopeServer
 from pyvmm.trace.errors import RecordingUnusable
 from pyvmm.trace.recording import Recording
+from pyvmm.trace.recording_format import DATA_OFFSET, FileHeader
 from pyvmm.units import MIB
 from tests.pyvmm.scope.conftest import MARKUP
 from tests.pyvmm.scope.scope_client import get, get_bytes
@@ -54,6 +55,21 @@ def test_the_source_is_described(recorded: Path) -> None:
         assert {"inflate", "chain"} <= {kind["name"] for kind in document["kinds"]}
 
     run(recorded, scenario)
+
+
+@pytest.mark.parametrize(
+    ("noted", "shown"),
+    [(4 << 30, 4 << 30), (None, None), (0, None), (-1, None), (1 << 60, None), ("1G", None)],
+)
+def test_the_ram_of_a_recording_is_described_if_it_is_known(
+    recorded: Path, noted: object, shown: int | None
+) -> None:
+    data = recorded.read_bytes()
+    header = FileHeader(0, {"ram-bytes": noted})
+    recorded.write_bytes(header.encode() + data[DATA_OFFSET:])
+    document = RecordedGuest(recorded).describe()
+    assert document["memory"] == shown
+    assert sum(size for _, size in document["ram"]) == (shown or 0)
 
 
 def test_a_recording_that_grows_is_read_again(recorded: Path) -> None:

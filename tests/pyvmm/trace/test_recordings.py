@@ -512,3 +512,15 @@ def test_the_description_has_both_clocks(tmp_path: Path) -> None:
     assert json.dumps(found)
     assert before[0] <= found["realtime-ns"] <= time.time_ns()
     assert before[1] <= found["monotonic-ns"] <= time.monotonic_ns()
+
+
+def test_the_description_has_the_size_of_ram_once_there_is_a_machine(tmp_path: Path) -> None:
+    tracer = EventTracer()
+    recorder = Recorder(tracer, RecordingFile(tmp_path / "r"))
+    recorder.start()
+    tracer.event("echo.tick", value=0)
+    tracer.ram_bytes = 64 << 20
+    recorder.close()
+    with Recording(tmp_path / "r") as recording:
+        assert recording.description["ram-bytes"] == 64 << 20
+    assert values(tmp_path / "r") == [0]
