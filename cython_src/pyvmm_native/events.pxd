@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # The C interface of events.pyx, for native code that emits events without the GIL.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
+from pyvmm_native.event_halves cimport Event, Halves, MAX_KINDS
 
 # Kinds that native code emits; `native_kinds` has their names and fields.
 cdef enum:
@@ -20,31 +18,11 @@ cdef enum:
 
 cdef enum:
     MAX_FIELDS = 16
-    MAX_KINDS = 512
-    MAX_STRINGS = 4096
-
-
-# One of the two halves of the buffer: events of one batch, and the tables they refer to.
-cdef struct Half:
-    uint8_t *data
-    size_t length
-    uint64_t base_ns
-    uint64_t last_ns
-    uint64_t count
-    uint64_t dropped
-    uint8_t kinds[MAX_KINDS]
-    uint8_t strings[MAX_STRINGS]
 
 
 cdef class EventBuffer:
     cdef readonly bint watched
-    cdef pthread_mutex_t _mutex
-    cdef Half *_filling
-    cdef Half *_taken
-    cdef size_t _half_bytes
-    cdef uint64_t _next_seq
-    cdef int _wake_fd
-    cdef bint _woken
+    cdef Halves _halves
     cdef dict _kind_ids
     cdef list _kinds
     cdef uint32_t _string_fields[MAX_KINDS]
@@ -60,15 +38,10 @@ cdef class EventBuffer:
     # Append an event; a field that is a string has its number as value.
     cdef void emit(self, int kind, const uint64_t *values, int count) noexcept nogil
 
+    cdef uint64_t _number_of(self, str text, Py_ssize_t limit) except? 0
     cdef int _add_kind(self, str name, tuple fields, uint32_t string_fields) except -2
-    cdef int _free_halves(self) noexcept
+    cdef int _encode(self, str name, dict fields) except -1
     cdef void _append(
         self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
     ) noexcept nogil
-    cdef uint64_t _keep(
-        self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
-    ) noexcept nogil
-    cdef void _call_step(
-        self, uint64_t seq, int kind, const uint64_t *values, int count, const char **texts,
-        const size_t *lengths
-    ) noexcept with gil
+    cdef void _call_step(self, uint64_t seq, const Event *event) noexcept with gil

@@ -4,10 +4,15 @@
 """The stream of events of one machine: a bounded buffer that any thread fills and one thread takes.
 
 While it is not watched, an emitter reads one flag and does nothing else. While it is, the emitter
-appends the event under a mutex that is held for the copy of a few bytes, with or without the GIL.
-Two halves take turns: the reader exchanges them under the mutex, in constant time, and reads the
-full one without it. A half that is full drops further events and counts them, so a guest can
-neither fill the host's memory nor be made to wait by a slow reader.
+appends the event under a mutex that is held for the copy of a few bytes, with or without the GIL,
+and the reader takes all that wait in constant time: see event_halves.pxd. A buffer that is full
+drops further events and counts them, so a guest can neither fill the host's memory nor be made to
+wait by a slow reader. An event for which there is no memory is dropped, too: no emitter fails
+because somebody watches.
+
+The kinds and the strings of events have numbers, from tables that only grow. Strings may come from
+the guest, which cannot use the table up: the last `NAME_STRINGS` entries are for native code, whose
+events name devices, queues and registers by numbers only.
 
 The time of an event is taken under the mutex, from CLOCK_MONOTONIC, so events are in order of time.
 Each has a sequence number; those that were dropped have theirs too.
@@ -24,35 +29,23 @@ A batch, which `take` returns and `event_decoder.decode` reads, explains itself:
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint32_t, uint64_t
+
+from pyvmm_native.event_halves cimport (
+    append, clear_half, Event, free_half, Half, MAX_KINDS, MAX_STRINGS, new_half, next_half,
+    NOT_KEPT, pthread_mutex_t, start_halves, stop_halves,
+)
 
 import os
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
-    int pthread_mutex_lock(pthread_mutex_t *mutex)
-    int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
 
-cdef extern from "<string.h>" nogil:
-    void *memcpy(void *target, const void *source, size_t size)
-    void *memset(void *target, int value, size_t size)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *time)
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t write(int fd, const void *data, size_t size)
-
 cdef enum:
-    MAX_NUMBER_BYTES = 10   # of a 64-bit number in LEB128
     MAX_TABLE_TEXT = 64     # longer strings, which hardly repeat, are not put into the table
     MAX_TEXT = 400          # longer ones are cut
+    NAME_STRINGS = 1024
 
 HALF_BYTES = 1 << 20
 """Bytes of events that may wait for the reader."""
@@ -111,33 +104,6 @@ cdef class Batch:
         self.kinds, self.strings, self.payload = kinds, strings, payload
 
 
-cdef Half *new_half(size_t size) noexcept:
-    """Return an empty half, or NULL if there is no memory."""
-    cdef Half *half = <Half *>calloc(1, sizeof(Half))
-    if half == NULL:
-        return NULL
-    half.data = <uint8_t *>malloc(size)
-    if half.data == NULL:
-        free(half)
-        return NULL
-    return half
-
-
-cdef void free_half(Half *half) noexcept:
-    if half != NULL:
-        free(half.data)
-        free(half)
-
-
-cdef inline uint8_t *put_number(uint8_t *target, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        target[0] = <uint8_t>(value | 0x80)
-        value >>= 7
-        target += 1
-    target[0] = <uint8_t>value
-    return target + 1
-
-
 @cython.final
 cdef class EventBuffer:
     """The events of one machine that wait for their reader.
@@ -147,8 +113,7 @@ cdef class EventBuffer:
     """
 
     def __cinit__(self):
-        pthread_mutex_init(&self._mutex, NULL)
-        self._wake_fd = -1
+        pthread_mutex_init(&self._halves.mutex, NULL)
         self._kind_ids = {}
         self._kinds = []
         self._string_ids = {}
@@ -158,8 +123,8 @@ cdef class EventBuffer:
             self._add_kind(name, tuple(field for field, _ in fields), string_fields)
 
     def __dealloc__(self):
-        self._free_halves()
-        pthread_mutex_destroy(&self._mutex)
+        stop_halves(&self._halves)
+        pthread_mutex_destroy(&self._halves.mutex)
 
     # --- The reader's side ------------------------------------------------------------------
     def start(self, size_t half_bytes=HALF_BYTES):
@@ -168,7 +133,7 @@ cdef class EventBuffer:
         Return an eventfd, which is readable when half of that is used; `stop` closes it.
         RuntimeError if the buffer is watched already; MemoryError, OSError.
         """
-        if self._filling != NULL:
+        if self._halves.filling != NULL:
             raise RuntimeError("the events are watched already")
         cdef Half *filling = new_half(half_bytes)
         cdef Half *taken = new_half(half_bytes)
@@ -177,37 +142,24 @@ cdef class EventBuffer:
             if filling == NULL or taken == NULL:
                 raise MemoryError
             wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except (MemoryError, OSError):
+        except BaseException:
             free_half(filling)
             free_half(taken)
             raise
-        # Native code may still be emitting an event that it began before the last `stop`.
-        pthread_mutex_lock(&self._mutex)
-        self._filling, self._taken = filling, taken
-        self._half_bytes, self._wake_fd = half_bytes, wake_fd
-        self._next_seq = 0
-        self._woken = False
-        pthread_mutex_unlock(&self._mutex)
+        start_halves(&self._halves, filling, taken, half_bytes, wake_fd)
         self.watched = True
-        return self._wake_fd
+        return wake_fd
 
     def take(self):
-        """Return all events that wait, as a `Batch`; None if there are none."""
-        cdef Half *half
-        cdef uint64_t first_seq
-        if self._filling == NULL:
-            return None
-        pthread_mutex_lock(&self._mutex)
-        half, self._filling = self._filling, self._taken
-        self._taken = half
-        first_seq = self._next_seq
-        self._next_seq += half.count + half.dropped
-        self._woken = False
-        pthread_mutex_unlock(&self._mutex)
-        if half.count == 0 and half.dropped == 0:
+        """Return all events that wait, as a `Batch`; None if there are none.
+
+        After a MemoryError the next call returns the same events.
+        """
+        cdef Half *half = next_half(&self._halves)
+        if half == NULL:
             return None
         batch = Batch(
-            first_seq,
+            half.first_seq,
             half.base_ns,
             half.count,
             half.dropped,
@@ -215,40 +167,30 @@ cdef class EventBuffer:
             [(i, self._strings[i]) for i in range(1, len(self._strings)) if half.strings[i]],
             PyBytes_FromStringAndSize(<char *>half.data, half.length),
         )
-        half.length = half.count = half.dropped = half.base_ns = half.last_ns = 0
-        memset(half.kinds, 0, sizeof(half.kinds))
-        memset(half.strings, 0, sizeof(half.strings))
+        clear_half(half)
         return batch
 
     def stop(self):
         """Keep no further events; return those that wait, as `take` does."""
-        if self._filling == NULL:
+        cdef Batch batch
+        cdef Half *rest
+        if self._halves.filling == NULL:
             return None
         self.watched = False
-        batch = self.take()
-        self._free_halves()
+        try:
+            batch = self.take()
+            rest = next_half(&self._halves)
+            if batch is not None and rest != NULL:  # an earlier call of `take` has failed
+                batch.dropped += rest.count + rest.dropped
+        finally:
+            stop_halves(&self._halves)
         return batch
-
-    cdef int _free_halves(self) noexcept:
-        cdef Half *filling
-        cdef Half *taken
-        cdef int wake_fd
-        pthread_mutex_lock(&self._mutex)
-        filling, taken, wake_fd = self._filling, self._taken, self._wake_fd
-        self._filling = self._taken = NULL
-        self._wake_fd = -1
-        pthread_mutex_unlock(&self._mutex)
-        free_half(filling)
-        free_half(taken)
-        if wake_fd >= 0:
-            os.close(wake_fd)
-        return 0
 
     def arm(self, is_kind, on_event):
         """Call `on_event(seq, name, fields)` with each event whose kind `is_kind(name)` accepts.
 
-        It is called after the event was appended, on the thread that emits it, with the GIL, and
-        must not raise. `disarm` ends that; called by any thread with the GIL.
+        It is called after the event was appended, on the thread that emits it, with the GIL.
+        Neither may raise. `disarm` ends that; called by any thread with the GIL.
         """
         self._is_step_kind, self._on_step_event = is_kind, on_event
         for i in range(len(self._kinds)):
@@ -270,17 +212,24 @@ cdef class EventBuffer:
 
         Values are strings or integers; an integer beyond 64 bits unsigned becomes a string.
         """
-        cdef uint64_t values[MAX_FIELDS]
-        cdef const char *texts[MAX_FIELDS]
-        cdef size_t lengths[MAX_FIELDS]
-        cdef uint32_t string_fields = 0
-        cdef int count = 0, kind
-        cdef list encoded = []
-        cdef object value
         if not self.watched:
             return
         if len(fields) > MAX_FIELDS:
             raise ValueError(f"event {name} has more than {MAX_FIELDS} fields")
+        try:
+            self._encode(name, fields)
+        except MemoryError:
+            self._append(-1, NULL, 0, NULL, NULL)
+
+    cdef int _encode(self, str name, dict fields) except -1:
+        """Append the event, unless there is a MemoryError."""
+        cdef uint64_t values[MAX_FIELDS]
+        cdef const char *texts[MAX_FIELDS]
+        cdef size_t lengths[MAX_FIELDS]
+        cdef uint32_t string_fields = 0
+        cdef int count = 0
+        cdef list encoded = []
+        cdef object value
         for value in fields.values():
             texts[count] = NULL
             if isinstance(value, int) and 0 <= value < 1 << 64:
@@ -288,39 +237,67 @@ cdef class EventBuffer:
             else:
                 text = str(value)
                 string_fields |= 1 << count
-                values[count] = self.string_id(text)
+                values[count] = self._number_of(text, MAX_STRINGS - NAME_STRINGS)
                 if values[count] == 0:
                     data = text.encode(errors="replace")[:MAX_TEXT]
                     encoded.append(data)
                     texts[count], lengths[count] = PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
             count += 1
-        kind = self._add_kind(name, tuple(fields), string_fields)
-        self._append(kind, values, count, texts, lengths)
+        self._append(
+            self._add_kind(name, tuple(fields), string_fields), values, count, texts, lengths
+        )
+        return 0
 
     cdef uint64_t string_id(self, str text) except? 0:
+        return self._number_of(text, MAX_STRINGS)
+
+    cdef uint64_t _number_of(self, str text, Py_ssize_t limit) except? 0:
+        """Return the number of `text` in the table; 0 if it is too long, or all `limit` are used.
+        """
+        cdef Py_ssize_t count
         number = self._string_ids.get(text)
-        if number is None:
-            if len(text) > MAX_TABLE_TEXT or len(self._strings) >= MAX_STRINGS:
-                return 0
-            # Appended first: a number is never seen before its text, which is what UTF-8 can hold.
-            self._strings.append(text.encode(errors="replace").decode())
-            number = self._string_ids[text] = len(self._strings) - 1
-        return number
+        if number is not None:
+            return number
+        if len(text) > MAX_TABLE_TEXT:
+            return 0
+        kept = text.encode(errors="replace").decode()  # what UTF-8 can hold
+        # From here on no Python code runs, which could be that of another thread.
+        count = len(self._strings)
+        if count >= limit:
+            return 0
+        # Appended first: a number is never seen before its text.
+        self._strings.append(kept)
+        self._string_ids[text] = count
+        return count
 
     cdef int _add_kind(self, str name, tuple fields, uint32_t string_fields) except -2:
         """Return the number of the kind; -1 if the table is full."""
+        cdef Py_ssize_t count
+        cdef bint is_step_kind
         key = (name, fields, string_fields)
         number = self._kind_ids.get(key)
-        if number is None:
-            if len(self._kinds) >= MAX_KINDS:
-                return -1
-            types = ["s" if string_fields >> i & 1 else "u" for i in range(len(fields))]
-            self._string_fields[len(self._kinds)] = string_fields
+        if number is not None:
+            return number
+        types = ["s" if string_fields >> i & 1 else "u" for i in range(len(fields))]
+        kind = (name, tuple(zip(fields, types)))
+        while True:
             is_kind = self._is_step_kind
-            self._step_kinds[len(self._kinds)] = is_kind is not None and bool(is_kind(name))
-            self._kinds.append((name, tuple(zip(fields, types))))
-            number = self._kind_ids[key] = len(self._kinds) - 1
-        return number
+            is_step_kind = is_kind is not None and bool(is_kind(name))
+            # Meanwhile another thread may have armed something else, or have added the kind. From
+            # here on no Python code runs, so none does.
+            if is_kind is self._is_step_kind:
+                break
+        number = self._kind_ids.get(key)
+        if number is not None:
+            return number
+        count = len(self._kinds)
+        if count >= MAX_KINDS:
+            return -1
+        self._string_fields[count] = string_fields
+        self._step_kinds[count] = is_step_kind
+        self._kinds.append(kind)
+        self._kind_ids[key] = count
+        return count
 
     cdef void emit(self, int kind, const uint64_t *values, int count) noexcept nogil:
         self._append(kind, values, count, NULL, NULL)
@@ -328,84 +305,33 @@ cdef class EventBuffer:
     cdef void _append(
         self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
     ) noexcept nogil:
-        cdef uint64_t seq = self._keep(kind, values, count, texts, lengths)
-        if self._armed and kind >= 0 and self._step_kinds[kind]:
-            self._call_step(seq, kind, values, count, texts, lengths)
+        cdef Event event
+        cdef uint64_t seq
+        event.kind, event.count, event.values = kind, count, values
+        event.texts, event.lengths = texts, lengths
+        event.string_fields = self._string_fields[kind] if kind >= 0 else 0
+        seq = append(&self._halves, &event)
+        if self._armed and kind >= 0 and self._step_kinds[kind] and seq != NOT_KEPT:
+            self._call_step(seq, &event)
 
-    cdef void _call_step(
-        self, uint64_t seq, int kind, const uint64_t *values, int count, const char **texts,
-        const size_t *lengths
-    ) noexcept with gil:
+    cdef void _call_step(self, uint64_t seq, const Event *event) noexcept with gil:
         cdef int i
+        cdef uint64_t value
         on_event = self._on_step_event
         if on_event is None:
             return
-        name, types = self._kinds[kind]
+        name, types = self._kinds[event.kind]
         fields = {}
-        for i in range(count):
+        for i in range(event.count):
             field, field_type = types[i]
+            value = event.values[i]
             if field_type == "u":
-                fields[field] = values[i]
-            elif values[i] == 0 and texts != NULL and texts[i] != NULL:
-                fields[field] = texts[i][:lengths[i]].decode(errors="replace")
+                fields[field] = value
+            elif value == 0 and event.texts != NULL and event.texts[i] != NULL:
+                fields[field] = event.texts[i][:event.lengths[i]].decode(errors="replace")
             else:
-                fields[field] = self._strings[values[i]]
+                fields[field] = self._strings[value]
         on_event(seq, name, fields)
-
-    cdef uint64_t _keep(
-        self, int kind, const uint64_t *values, int count, const char **texts, const size_t *lengths
-    ) noexcept nogil:
-        """Append an event if there is room; return its sequence number."""
-        cdef size_t most = MAX_NUMBER_BYTES * (2 + <size_t>count)
-        cdef timespec now
-        cdef uint64_t ns
-        cdef uint8_t *end
-        cdef Half *half
-        cdef uint64_t one = 1, seq
-        cdef int i
-        if texts != NULL:
-            for i in range(count):
-                if texts[i] != NULL:
-                    most += MAX_NUMBER_BYTES + lengths[i]
-        pthread_mutex_lock(&self._mutex)
-        half = self._filling
-        if half == NULL:
-            pthread_mutex_unlock(&self._mutex)
-            return 0
-        seq = self._next_seq + half.count + half.dropped
-        # Once one was dropped all are, so that those that are kept have consecutive numbers.
-        if kind < 0 or half.dropped or half.length + most > self._half_bytes:
-            half.dropped += 1
-            pthread_mutex_unlock(&self._mutex)
-            return seq
-        clock_gettime(CLOCK_MONOTONIC, &now)
-        ns = <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
-        if half.count == 0:
-            half.base_ns = half.last_ns = ns
-        end = half.data + half.length
-        end = put_number(end, kind)
-        end = put_number(end, ns - half.last_ns)
-        half.last_ns = ns
-        for i in range(count):
-            end = put_number(end, values[i])
-            if self._string_fields[kind] >> i & 1:
-                if values[i]:
-                    half.strings[values[i]] = 1
-                elif texts != NULL and texts[i] != NULL:
-                    end = put_number(end, lengths[i])
-                    memcpy(end, texts[i], lengths[i])
-                    end += lengths[i]
-                else:
-                    end = put_number(end, 0)
-        half.kinds[kind] = 1
-        half.length = end - half.data
-        half.count += 1
-        if half.length > self._half_bytes // 2 and not self._woken:
-            self._woken = True
-            # Under the mutex, which keeps `stop` from closing it; an eventfd does not block here.
-            write(self._wake_fd, &one, sizeof(one))
-        pthread_mutex_unlock(&self._mutex)
-        return seq
 
 
 def native_kinds():

@@ -5,13 +5,15 @@ A sink is a recording or a client that watches. The thread starts with the first
 the last, so without one there is neither a thread nor an event. It takes what there is at least as
 often as each sink asks for, or when half of the buffer is used, encodes it once, as a chunk of the
 recording format, and passes that to every sink. It holds no lock meanwhile, and no emitter waits
-for it.
+for it. If there is no memory for that, it tries again with the next events, or leaves out those it
+has taken, whose sequence numbers are then missing.
 
 Threads: event taker; `add` and `remove` on any other, and `remove` also on the taker's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -130,14 +132,18 @@ class EventTaker:
                 removed, self._removed = self._removed, []
                 self._sinks = [sink for sink in sinks if sink not in removed]
                 last = not self._sinks
-                batch = self._tracer.stop() if last else self._tracer.native.take()
+                try:
+                    batch = self._tracer.stop() if last else self._tracer.native.take()
+                except MemoryError:
+                    batch = None
                 if last:
                     os.close(request_fd)
                     self._counted.clear()
             if batch is not None:
-                chunk = encode_chunk(batch)
-                for sink in sinks:
-                    sink.put(chunk, batch)
+                with contextlib.suppress(MemoryError):
+                    chunk = encode_chunk(batch)
+                    for sink in sinks:
+                        sink.put(chunk, batch)
             for sink in removed:
                 sink.end()
             if last:

@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pyvmm.trace import taker
 from pyvmm.trace.recorder import Recorder
 from pyvmm.trace.recording import Recording
 from pyvmm.trace.recording_file import RecordingFile
-from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header
+from pyvmm.trace.recording_format import decode_chunk, decode_chunk_header, encode_chunk
 from pyvmm.trace.stream import events_of
+from pyvmm.trace.taker import EventTaker
 from pyvmm.trace.tracer import EventTracer
 from pyvmm_native.events import Batch
 
@@ -95,6 +98,61 @@ def test_sinks_that_come_and_go_never_find_the_buffer_in_use() -> None:
     assert sink.ended.wait(5)
     assert sink.values[-1] == 199
     wait_until(lambda: not tracer.watched)
+
+
+def test_the_taker_goes_on_after_it_had_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+
+    def encode(batch: Batch) -> bytes:
+        encoded.append(batch.first_seq)
+        if len(encoded) == 1:
+            raise MemoryError
+        return encode_chunk(batch)
+
+    monkeypatch.setattr(taker, "encode_chunk", encode)
+    tracer = EventTracer()
+    sink = CollectingSink()
+    tracer.taker.add(sink)
+    tracer.event("echo.tick", value=0)
+    wait_until(lambda: encoded == [0])
+    tracer.event("echo.tick", value=1)
+    wait_until(lambda: sink.values == [1])
+    assert encoded == [0, 1], "the lost event has its number"
+    tracer.taker.remove(sink)
+    assert sink.ended.wait(5)
+
+
+class FailingTake:
+    """The tracer of `tracer`, whose buffer has no memory for its reader at first."""
+
+    def __init__(self, tracer: EventTracer) -> None:
+        self.quiet, self.exits = tracer.quiet, tracer.exits
+        self.start, self.stop = tracer.start, tracer.stop
+        self._buffer = tracer.native
+        self.failed = 0
+
+    @property
+    def native(self) -> Any:
+        return self
+
+    def take(self) -> Batch | None:
+        if self.failed < 2:
+            self.failed += 1
+            raise MemoryError
+        return self._buffer.take()
+
+
+def test_events_that_the_taker_cannot_take_are_taken_later() -> None:
+    tracer = EventTracer()
+    failing = FailingTake(tracer)
+    events = EventTaker(failing)
+    sink = CollectingSink()
+    events.add(sink)
+    tracer.event("echo.tick", value=7)
+    wait_until(lambda: sink.values == [7])
+    assert failing.failed == 2
+    events.remove(sink)
+    assert sink.ended.wait(5)
 
 
 def test_the_shortest_period_of_all_sinks_counts() -> None:
