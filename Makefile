@@ -3,7 +3,7 @@
 # native modules, the guest image), unless they are up to date.
 
 BIN      := .venv/bin
-NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd)
+NATIVE   := $(wildcard cython_src/pyvmm_native/*.pyx cython_src/pyvmm_native/*.pxd cython_src/pyvmm_native/*.h)
 PYTHON   := setup.py pykvm devices pyvmm guest_images bench tests docs
 FUZZ_SECONDS ?= 60
 DIST_PYTHONS ?= $(BIN)/python

@@ -19,8 +19,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.types cimport off_t
 
+from pyvmm_native.checksum cimport crc_of
 from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
-from pyvmm_native.pages cimport crc_of
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t count, off_t offset)

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from devices.state import MAX_PAYLOAD_BYTES, Fields, Payload, StateError, decode, encode
-from pyvmm_native.pages import crc32c
+from pyvmm_native.checksum import crc32c
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

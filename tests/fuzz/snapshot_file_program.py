@@ -26,7 +26,7 @@ from pyvmm.snapshot.report import PageReport
 from pyvmm.state.config_record import config_record
 from pyvmm.state.records import Record
 from pyvmm.units import GIB, MIB
-from pyvmm_native.pages import crc32c
+from pyvmm_native.checksum import crc32c
 
 RAM_SIZES = (64 * MIB, 65 * MIB, 4 * GIB, 16 * GIB)
 KIND_NAMES = (*sorted({**layout.OWN_KINDS, **part_kinds()}), layout.HEADER, "vgpu", "")

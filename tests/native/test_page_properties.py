@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm_native.checksum import crc32c
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import (
     BLOCK_PAGES,
@@ -20,7 +21,7 @@ from pyvmm_native.page_blocks import (
     scatter_block,
     store_block,
 )
-from pyvmm_native.pages import bitmap, crc32c, nonzero, touched
+from pyvmm_native.pages import bitmap, nonzero, touched
 from pyvmm_native.runs import PageRuns
 
 PAGES = 1100
