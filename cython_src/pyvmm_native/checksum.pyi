@@ -2,4 +2,11 @@
 
 from typing_extensions import Buffer
 
+CHECKSUMS: tuple[str, ...]
+
+class Checksum:
+    name: str
+    def __init__(self, name: str) -> None: ...
+    def of(self, data: Buffer) -> int: ...
+
 def crc32c(data: Buffer, crc: int = 0, *, by_table: bool = False) -> int: ...

@@ -34,7 +34,7 @@ cdef enum:
 cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
 
 # By `Fault` of record_list.pxd.
-FAULTS = (
+_FAULTS = (
     "", "", "truncated record", "page_shift is not a page size", "bmap_len is neither 0 nor 8",
     "long count below 4096 or above 2**24", "beyond any address", "a page is named twice",
 )
@@ -291,9 +291,9 @@ cdef PageRuns from_records(records, Decoder decode, bint distinct):
     finally:
         PyBuffer_Release(&view)
     if fault == NAMED_TWICE:
-        raise ValueError(FAULTS[fault])
+        raise ValueError(_FAULTS[fault])
     if fault not in (NO_FAULT, NO_MEMORY):
-        raise ValueError(f"{FAULTS[fault]}, at byte {at} of the records")
+        raise ValueError(f"{_FAULTS[fault]}, at byte {at} of the records")
     return result._finish(fault == NO_FAULT)
 
 

@@ -45,6 +45,8 @@ from pyvmm.memory.huge_page_pool import read_pool, transparent_setting
 from pyvmm.standard_streams.rich_console import TextConsole
 
 EXIT_NOTHING_USABLE = 2
+XXH3 = "xxh3"
+XXHASH_PACKAGE = "libxxhash-dev"
 
 
 class Needed(Enum):
@@ -205,6 +207,19 @@ def check_native() -> Finding:
     return Finding("native modules", str(Path(kvm_run.__file__ or "").parent))
 
 
+def check_checksums() -> Finding:
+    """Report the checksums that memory can have in a migration."""
+    try:
+        known: tuple[str, ...] = import_module("pyvmm_native.checksum").CHECKSUMS
+    except ImportError as error:
+        return Finding("checksums", f"not built ({error})", Needed.NOTHING, "make native")
+    found = ", ".join(known)
+    if XXH3 in known:
+        return Finding("checksums", found)
+    remedy = f"apt-get install {XXHASH_PACKAGE}, then build pyvmm again"
+    return Finding("checksums", f"{found}; no {XXH3}, the fastest in a lab", remedy=remedy)
+
+
 def check_installation() -> Finding:
     """Report the installed distribution, and packages that another one has overwritten or hides."""
     if conflicts := find_conflicts():
@@ -224,6 +239,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_kernel_source,
     check_image_tools,
     check_native,
+    check_checksums,
     check_installation,
 )
 

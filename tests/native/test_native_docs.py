@@ -49,7 +49,9 @@ def defined(module: ModuleType) -> set[str]:
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and (isinstance(value, int) or getattr(value, "__module__", None) == module.__name__)
+        and (
+            isinstance(value, int | tuple) or getattr(value, "__module__", None) == module.__name__
+        )
     }
 
 

@@ -15,6 +15,7 @@ from pyvmm.cli.doctor import (
 )
 from pyvmm.cli.main import main
 from pyvmm.machine.kvm_probe import KvmFitness, Verdict
+from pyvmm_native import checksum
 
 UNFIT = KvmFitness(Verdict.UNFIT, "ring 0 crawls", 1.6e6, False)
 FIT = KvmFitness(Verdict.FIT, "good", 2e9, True)
@@ -92,6 +93,14 @@ def test_every_check_returns_a_finding() -> None:
         finding = check()
         assert finding.subject
         assert finding.found
+
+
+def test_a_build_without_the_xxhash_header_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_checksums().ok
+    monkeypatch.setattr(checksum, "CHECKSUMS", ("crc32c", "none"))
+    finding = doctor.check_checksums()
+    assert finding.found == "crc32c, none; no xxh3, the fastest in a lab"
+    assert install_lines([finding]) == ["apt-get install libxxhash-dev"]
 
 
 def test_the_command_fails_only_when_no_guest_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
