@@ -2,6 +2,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
+from pyvmm_native.memory cimport GuestMemory
+
 cdef enum:
     BLOCK_PAGES_ = 512
     BLOCK_BYTES_ = 512 * 4096
@@ -22,3 +24,6 @@ cdef int read_block(
 # Return the first page of the first run of set bits at or after page `start`, and store where it
 # ends in `end`; return BLOCK_PAGES_ when there is none.
 cdef int next_run(const uint8_t *bitmap, int start, int *end) noexcept nogil
+
+# Raise ValueError unless the arguments describe a block whose pages are all in RAM.
+cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap)

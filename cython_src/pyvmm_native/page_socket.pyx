@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Blocks of guest pages between RAM and a connected socket.
+
+On the socket a block (see `page_blocks`) is its pages in order and the checksum of their bytes,
+u64, little-endian. `send_block` copies the pages to a buffer in pieces that the processor's cache
+holds, as the guest may change them meanwhile, and adds each copy to the checksum before it is sent.
+`receive_block` receives straight into guest RAM, and adds what has arrived while it is in the
+cache. So RAM that waits for its guest holds bytes that have not been verified, and the guest must
+not run before they are.
+
+The socket does not block; both wait in poll(2) until it is ready or the deadline has passed. No
+memory is allocated for a block, and the GIL is not held.
+"""
+
+import math
+import os
+
+cimport cython
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from pyvmm_native.checksum cimport Checksum
+from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
+from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, next_run
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    short POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    int MSG_NOSIGNAL
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
+
+cdef extern from "<string.h>" nogil:
+    void *memcpy(void *target, const void *source, size_t size)
+    void *memset(void *target, int value, size_t size)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *time)
+
+cdef enum:
+    PIECE_BYTES = 256 * 1024
+    SUM_BYTES = 8
+    CLOSED = -1     # beside errno values
+
+
+@cython.final
+cdef class PageSocket:
+    """Sends and receives blocks of `memory` on the stream socket `fd`, which does not block.
+
+    `fd` stays the caller's, who keeps it open meanwhile. `deadline` is a time.monotonic(), or
+    infinite. After a failure the position in the stream is lost.
+
+    Threads: migration.
+    """
+
+    cdef int _fd
+    cdef GuestMemory _memory
+    cdef Checksum _checksum
+    cdef uint8_t *_piece
+    cdef double _deadline
+    # Where the bytes of a block go to or come from: its runs of pages, then its checksum.
+    cdef iovec _parts[BLOCK_PAGES_ + 1]
+    cdef int _count
+
+    def __cinit__(self, int fd, GuestMemory memory not None, Checksum checksum not None):
+        self._fd, self._memory, self._checksum = fd, memory, checksum
+        self._piece = <uint8_t *>malloc(PIECE_BYTES)
+        if self._piece == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._piece)
+
+    def send_block(
+        self, const uint8_t[::1] head not None, uint64_t first_pfn,
+        const uint8_t[::1] bitmap not None, double deadline,
+    ):
+        """Send `head`, at least one byte, the pages of a block, and their checksum.
+
+        TimeoutError after the deadline, OSError when the connection is broken, ValueError for a
+        page outside RAM.
+        """
+        cdef int error
+        self._begin(first_pfn, bitmap, deadline)
+        with nogil:
+            error = self._send(&head[0], head.shape[0])
+        raise_error(error)
+
+    def receive_block(self, uint64_t first_pfn, const uint8_t[::1] bitmap not None, deadline):
+        """Receive the pages of a block and their checksum; return whether it is right.
+
+        Raises as `send_block`, and EOFError when the peer has closed the connection.
+        """
+        cdef int error
+        cdef uint64_t expected = 0
+        self._begin(first_pfn, bitmap, deadline)
+        with nogil:
+            error = self._receive(&expected)
+            self._mark_dirty(first_pfn, &bitmap[0])
+        raise_error(error)
+        return self._checksum.value() == expected
+
+    cdef _begin(self, uint64_t first_pfn, const uint8_t[::1] bitmap, double deadline):
+        """List the parts of the block in host memory."""
+        cdef int start, end = 0
+        cdef uint64_t gpa, left, got
+        check_block(self._memory, first_pfn, bitmap)
+        self._deadline = deadline
+        self._count = 0
+        start = next_run(&bitmap[0], 0, &end)
+        while start < BLOCK_PAGES_:
+            gpa = (first_pfn + start) << PAGE_SHIFT
+            left = <uint64_t>(end - start) << PAGE_SHIFT
+            while left:
+                self._parts[self._count].iov_base = self._memory.span(gpa, left, &got)
+                self._parts[self._count].iov_len = got
+                self._count += 1
+                gpa += got
+                left -= got
+            start = next_run(&bitmap[0], end, &end)
+        self._checksum.begin()
+
+    cdef int _send(self, const uint8_t *head, size_t head_bytes) noexcept nogil:
+        """Return 0 or an errno."""
+        cdef iovec vector[3]
+        cdef uint64_t total
+        cdef size_t filled, size
+        cdef int part = 0, error
+        cdef iovec *left
+        vector[0].iov_base = <void *>head
+        vector[0].iov_len = head_bytes
+        while True:
+            filled = 0
+            while part < self._count and filled < PIECE_BYTES:
+                left = &self._parts[part]
+                size = min(left.iov_len, PIECE_BYTES - filled)
+                memcpy(self._piece + filled, left.iov_base, size)
+                filled += size
+                advance(left, size)
+                part += left.iov_len == 0
+            self._checksum.add(self._piece, filled)
+            vector[1].iov_base = self._piece
+            vector[1].iov_len = filled
+            total = self._checksum.value() if part == self._count else 0
+            vector[2].iov_base = &total
+            vector[2].iov_len = SUM_BYTES if part == self._count else 0
+            error = self._send_all(vector, 3)
+            if error or part == self._count:
+                return error
+
+    cdef int _send_all(self, iovec *vector, int count) noexcept nogil:
+        """Send all bytes of `vector`, and leave it empty. Return 0 or an errno."""
+        cdef msghdr message
+        cdef ssize_t put
+        cdef int error
+        memset(&message, 0, sizeof(message))
+        while True:
+            while count and not vector.iov_len:
+                vector += 1
+                count -= 1
+            if not count:
+                return 0
+            message.msg_iov, message.msg_iovlen = vector, count
+            put = sendmsg(self._fd, &message, MSG_NOSIGNAL)
+            if put < 0:
+                error = self._wait(POLLOUT)
+                if error:
+                    return error
+                continue
+            while put:
+                put -= consume(&vector, &count, put)
+
+    cdef int _receive(self, uint64_t *expected) noexcept nogil:
+        """Fill the parts of the block and `expected`. Return 0, CLOSED or an errno."""
+        cdef int part = 0, taken, error
+        cdef size_t left, size
+        cdef ssize_t got
+        cdef msghdr message
+        cdef iovec window[64]
+        memset(&message, 0, sizeof(message))
+        self._parts[self._count].iov_base = expected
+        self._parts[self._count].iov_len = SUM_BYTES
+        while part <= self._count:
+            left = PIECE_BYTES
+            taken = 0
+            while part + taken <= self._count and taken < 64 and left:
+                window[taken] = self._parts[part + taken]
+                window[taken].iov_len = min(window[taken].iov_len, left)
+                left -= window[taken].iov_len
+                taken += 1
+            message.msg_iov, message.msg_iovlen = window, taken
+            got = recvmsg(self._fd, &message, 0)
+            if got == 0:
+                return CLOSED
+            if got < 0:
+                error = self._wait(POLLIN)
+                if error:
+                    return error
+                continue
+            while got:
+                size = min(self._parts[part].iov_len, <size_t>got)
+                if part < self._count:
+                    self._checksum.add(<uint8_t *>self._parts[part].iov_base, size)
+                advance(&self._parts[part], size)
+                got -= size
+                part += self._parts[part].iov_len == 0
+        return 0
+
+    cdef int _wait(self, short event) noexcept nogil:
+        """Wait after a call that has failed with `errno`. Return 0 or an errno."""
+        cdef pollfd waiting
+        cdef timespec now
+        cdef double left_s
+        cdef int timeout_ms = -1
+        if errno == EINTR:
+            return 0
+        if errno != EAGAIN:
+            return errno
+        if self._deadline < INFINITE_S:
+            clock_gettime(CLOCK_MONOTONIC, &now)
+            left_s = self._deadline - now.tv_sec - now.tv_nsec / 1e9
+            if left_s <= 0:
+                return ETIMEDOUT
+            timeout_ms = <int>min(left_s * 1000 + 1, 1e9)
+        waiting.fd, waiting.events = self._fd, event
+        if poll(&waiting, 1, timeout_ms) < 0 and errno != EINTR:
+            return errno
+        return 0
+
+    cdef void _mark_dirty(self, uint64_t first_pfn, const uint8_t *bitmap) noexcept nogil:
+        cdef int start, end = 0
+        start = next_run(bitmap, 0, &end)
+        while start < BLOCK_PAGES_:
+            self._memory.mark_dirty(
+                (first_pfn + start) << PAGE_SHIFT, <uint64_t>(end - start) << PAGE_SHIFT
+            )
+            start = next_run(bitmap, end, &end)
+
+
+cdef double INFINITE_S = math.inf
+
+
+cdef inline void advance(iovec *part, size_t size) noexcept nogil:
+    part.iov_base = <uint8_t *>part.iov_base + size
+    part.iov_len -= size
+
+
+cdef size_t consume(iovec **vector, int *count, size_t size) noexcept nogil:
+    """Take up to `size` bytes from the first element of `vector`; return how many."""
+    cdef size_t taken = min(vector[0].iov_len, size)
+    advance(vector[0], taken)
+    if vector[0].iov_len == 0:
+        vector[0] += 1
+        count[0] -= 1
+    return taken
+
+
+cdef raise_error(int error):
+    if error == CLOSED:
+        raise EOFError("the peer has closed the connection")
+    if error:
+        raise OSError(error, os.strerror(error))    # TimeoutError for ETIMEDOUT
