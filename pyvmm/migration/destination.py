@@ -22,7 +22,7 @@ from pyvmm.migration import messages
 from pyvmm.migration.errors import LinkBroken, LinkTimedOut, MigrationError
 from pyvmm.migration.stream import SourceReader
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
-from pyvmm_native import PAGE_BYTES
+from pyvmm_native.checksum import CHECKSUMS, Checksum
 from pyvmm_native.page_blocks import scatter_block
 from pyvmm_native.runs import PageRuns
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.migration.link import Link
     from pyvmm.migration.messages import FromDestination, FromSource
+    from pyvmm.migration.page_channel import PageChannel
     from pyvmm.state.records import Kind, Record
     from pyvmm_native.memory import GuestMemory
 
@@ -93,6 +94,7 @@ class DestinationMigration:
         self._messages = SourceReader(target.kinds)
         self._hello: messages.Hello | None = None
         self._pages = 0
+        self._message_s = 0.0
 
     def receive_hello(self, within_s: float) -> None:
         """Wait for the source's first message. Raises `MigrationError` if it sends another."""
@@ -139,15 +141,17 @@ class DestinationMigration:
     def _receive_guest(self, hello: messages.Hello) -> messages.Ready:
         """Receive and restore everything, up to the commit."""
         message_s = self._timeouts.message
+        checksum = self._checksum(hello.checksum)
         ram = self._target.create_machine(hello.config)
         self._send(messages.Welcome(), message_s)
         parts: list[Record] = []
+        channel = self._link.pages(ram.memory, checksum)
         message = self._receive(message_s)
         self._on_state()
         while not isinstance(message, messages.Ready):
             match message:
                 case messages.Pages():
-                    self._store(ram.memory, message)
+                    self._receive_pages(ram.memory, channel, message)
                 case messages.Zeros(runs):
                     ram.zero(runs)
                 case messages.RoundEnd(number):
@@ -166,24 +170,49 @@ class DestinationMigration:
         self._expect(messages.Commit, message_s)
         return message
 
-    def _store(self, memory: GuestMemory, message: messages.Pages) -> None:
-        scatter_block(memory, message.first_pfn, message.bitmap, message.data)
-        self._pages += len(message.data) // PAGE_BYTES
+    def _checksum(self, name: str) -> Checksum:
+        """Return the checksum that the source has chosen. Raises `MigrationError`."""
+        if name not in CHECKSUMS:
+            raise MigrationError(
+                f"this pyvmm has no checksum {name!r}, only {', '.join(CHECKSUMS)}"
+            )
+        if name == "none" and not self._link.local:
+            raise MigrationError("pages without a checksum are received over unix sockets only")
+        return Checksum(name)
+
+    def _receive_pages(
+        self, memory: GuestMemory, channel: PageChannel, message: messages.Pages
+    ) -> None:
+        """Store the pages of `message`; the deadline is that of the message."""
+        self._pages += message.count
+        if message.data:
+            scatter_block(memory, message.first_pfn, message.bitmap, message.data)
+            return
+        try:
+            right = channel.receive_block(message.first_pfn, message.bitmap)
+        except LinkTimedOut as error:
+            raise self._late() from error
+        except EOFError as error:
+            raise _closed() from error
+        if not right:
+            raise MigrationError("pages are damaged: wrong checksum")
 
     # --- Messages -------------------------------------------------------------------------------
     def _receive(self, within_s: float) -> FromSource:
+        self._message_s = within_s
         self._link.deadline = time.monotonic() + within_s
         while (message := self._messages.next()) is None:
             try:
                 data = self._link.receive(self._messages.wanted_bytes)
             except LinkTimedOut as error:
-                raise LinkTimedOut(
-                    f"the source has not sent a whole message for {within_s:.3g} s"
-                ) from error
+                raise self._late() from error
             if not data:
-                raise MigrationError("the source has closed the connection before the commit")
+                raise _closed()
             self._messages.feed(data)
         return message
+
+    def _late(self) -> LinkTimedOut:
+        return LinkTimedOut(f"the source has not sent a whole message for {self._message_s:.3g} s")
 
     def _expect(self, due: type[_M], within_s: float) -> _M:
         message = self._receive(within_s)
@@ -213,3 +242,7 @@ class DestinationMigration:
                 if not (data := self._link.receive(1 << 20)):
                     break
                 drained += len(data)
+
+
+def _closed() -> MigrationError:
+    return MigrationError("the source has closed the connection before the commit")

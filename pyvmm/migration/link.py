@@ -10,32 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.migration.errors import LinkBroken, LinkTimedOut
+from pyvmm.migration.page_channel import BufferedPages, ByteLink, PageChannel, SocketPages
 from pyvmm.sockets.errors import ConnectionLost, TransferTimedOut
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pyvmm.sockets.link import SocketLink
+    from pyvmm_native.checksum import Checksum
+    from pyvmm_native.memory import GuestMemory
 
 
-class Link(Protocol):
+class Link(ByteLink, Protocol):
     """A connection; all methods but `abort` raise `MigrationError` when it is broken.
-
-    `deadline`, a time.monotonic(), is when those that wait raise `LinkTimedOut`.
 
     Threads: migration; `abort` any.
     """
 
-    deadline: float
-
-    def send(self, data: Buffer) -> None:
-        """Send all of `data`, which the caller may reuse afterwards."""
-
-    def receive(self, at_most: int) -> bytes:
-        """Wait for up to `at_most` bytes; return none when the other side has closed."""
+    @property
+    def local(self) -> bool:
+        """True if the address of the destination is that of a unix socket."""
 
     def readable(self) -> bool:
         """Return whether `receive` would return at once."""
+
+    def pages(self, memory: GuestMemory, checksum: Checksum) -> PageChannel:
+        """Return the channel for blocks of `memory`, between the messages of this link."""
 
     def abort(self) -> None:
         """Break the connection, even while another thread uses it."""
@@ -79,6 +79,18 @@ class MigrationLink:
             return self._link.readable()
         except ConnectionLost as error:
             raise _broken(error) from error
+
+    @property
+    def local(self) -> bool:
+        """As `Link.local`."""
+        return self._link.local
+
+    def pages(self, memory: GuestMemory, checksum: Checksum) -> PageChannel:
+        """As `Link.pages`."""
+        fd = self._link.plain_fd
+        if fd is None:
+            return BufferedPages(self, memory, checksum)
+        return SocketPages(self, fd, memory, checksum)
 
     def abort(self) -> None:
         """Make the thread that uses the link fail at once."""

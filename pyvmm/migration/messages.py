@@ -4,8 +4,9 @@
     kind        sender        payload
     migration   source        the configuration of the machine, as in a snapshot
     pages       source        u64 first page frame, a multiple of 512; 64 bytes with a bit for each
-                              of the 512 pages from there on; the pages whose bits are set, 4 KiB
-                              each, in order
+                              of the 512 pages from there on. The pages whose bits are set follow
+                              the record, 4 KiB each, in order; then u64, their checksum, which is
+                              the one that "migration" names. In version 1 they are in the record
     zeros       source        (u64 first page frame, u64 count) for each run of pages that are zero
     round-end   source        u64 number of the round that ends here, from 1 on
     (others)    source        state of the parts of the machine
@@ -30,26 +31,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from devices.state import MAX_PAYLOAD_BYTES, StateError
+from devices.state import MAX_PAYLOAD_BYTES, Payload, StateError
 from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
 from pyvmm.state.config_record import encode_config, restore_config
-from pyvmm.state.records import HEADER_BYTES, Kind, Record, record_fields, record_header
+from pyvmm.state.records import Kind, Record, fields_upgrade, record_fields
 from pyvmm_native import PAGE_BYTES
-from pyvmm_native.memory import GuestMemory
-from pyvmm_native.page_blocks import BLOCK_PAGES, gather_block
+from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.runs import PageRuns
 
 BITMAP_BYTES = BLOCK_PAGES // 8
 HELLO = "migration"
-STREAM_VERSION = 2
+_CHECKSUM = "checksum"
+STREAM_VERSION = 3
 MAX_ZERO_RUNS = 4096
 MAX_REASON_BYTES = 1024
 
 _PAGES = struct.Struct(f"<Q{BITMAP_BYTES}s")
-_PAGES_BEGIN = HEADER_BYTES + _PAGES.size
 _RUN = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
 _TOTALS = struct.Struct("<QQQ")
@@ -57,28 +57,35 @@ _TOTALS = struct.Struct("<QQQ")
 
 @dataclass(frozen=True)
 class Hello:
-    """The first message: the configuration of the guest's machine."""
+    """The first message: the configuration of the guest's machine, and the checksum of pages."""
 
     config: MachineConfig
+    checksum: str = "crc32c"
 
     def record(self) -> Record:
-        return Record(HELLO, STREAM_VERSION, encode_config(self.config))
+        payload = encode_config(self.config, {_CHECKSUM: self.checksum})
+        return Record(HELLO, STREAM_VERSION, payload)
 
     @classmethod
     def read(cls, record: Record) -> Hello:
         try:
-            return cls(restore_config(record_fields(record, SOURCE_KINDS[HELLO])))
+            fields = record_fields(record, SOURCE_KINDS[HELLO])
+            checksum = fields.text(_CHECKSUM)
+            return cls(restore_config(fields), checksum)
         except StateError as error:
             raise MigrationError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Contents of those of 512 pages whose bits are set."""
+    """Those of 512 pages whose bits are set, `count` in number.
+
+    They follow with their checksum, unless the message has their contents itself, as `data`.
+    """
 
     first_pfn: int
     bitmap: bytes
-    data: bytes | memoryview
+    data: bytes | memoryview = b""
 
     def record(self) -> Record:
         head = _PAGES.pack(self.first_pfn, self.bitmap)
@@ -90,38 +97,26 @@ class Pages:
         if len(payload) < _PAGES.size:
             raise _wrong_size(record)
         first_pfn, bitmap = _PAGES.unpack_from(payload)
-        count = int.from_bytes(bitmap, "little").bit_count()
+        pages = cls(first_pfn, bitmap, memoryview(payload)[_PAGES.size :])
         if first_pfn % BLOCK_PAGES or first_pfn >> 40:
             raise MigrationError(f"no block of pages begins at page frame {first_pfn:#x}")
-        if not count or len(payload) != _PAGES.size + count * PAGE_BYTES:
-            raise MigrationError(f"message 'pages' has {len(payload)} bytes for {count} pages")
-        return cls(first_pfn, bitmap, memoryview(payload)[_PAGES.size :])
+        if not pages.count:
+            raise MigrationError("message 'pages' names no page")
+        if pages.data and len(pages.data) != pages.count * PAGE_BYTES:
+            raise MigrationError(
+                f"message 'pages' has {len(payload)} bytes for {pages.count} pages"
+            )
+        return pages
+
+    @property
+    def count(self) -> int:
+        """Number of pages."""
+        return int.from_bytes(self.bitmap, "little").bit_count()
 
     @property
     def runs(self) -> PageRuns:
         """The pages."""
         return PageRuns.from_bitmap(self.bitmap, self.first_pfn)
-
-
-class PagesBuffer:
-    """A buffer for one `Pages` message, used again for the next one.
-
-    New memory for each message would cost more, in page faults, than the copy itself.
-
-    Threads: migration.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(_PAGES_BEGIN + BLOCK_PAGES * PAGE_BYTES))
-
-    def encoded(self, memory: GuestMemory, first_pfn: int, bitmap: bytes) -> memoryview:
-        """Return the encoded message of those pages as they are now; valid until the next call."""
-        _PAGES.pack_into(self._buffer, HEADER_BYTES, first_pfn, bitmap)
-        size = gather_block(memory, first_pfn, bitmap, self._buffer[_PAGES_BEGIN:])
-        message = self._buffer[: _PAGES_BEGIN + size]
-        version = SOURCE_KINDS["pages"].version
-        message[:HEADER_BYTES] = record_header("pages", version, message[HEADER_BYTES:])
-        return message
 
 
 @dataclass(frozen=True)
@@ -270,12 +265,20 @@ class Failed:
         return cls(_reason_text(record.payload))
 
 
+def _same(payload: bytes) -> bytes:
+    return payload
+
+
+def _with_checksum(payload: dict[str, Any]) -> Payload:
+    return {**payload, _CHECKSUM: "crc32c"}
+
+
 FromSource: TypeAlias = Hello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
 FromDestination: TypeAlias = Welcome | RoundAck | StateRestored | Running | Failed
 
 SOURCE_KINDS = {
-    HELLO: Kind(STREAM_VERSION, MAX_PAYLOAD_BYTES),
-    "pages": Kind(1, _PAGES.size + BLOCK_PAGES * PAGE_BYTES),
+    HELLO: Kind(STREAM_VERSION, MAX_PAYLOAD_BYTES, upgrades=(fields_upgrade(_with_checksum),)),
+    "pages": Kind(2, _PAGES.size + BLOCK_PAGES * PAGE_BYTES, upgrades=(_same,)),
     "zeros": Kind(1, MAX_ZERO_RUNS * _RUN.size),
     "round-end": Kind(1, _NUMBER.size),
     "ready": Kind(1, _TOTALS.size),

@@ -34,7 +34,9 @@ from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
+from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.connect import connect
+from pyvmm_native.checksum import CHECKSUMS
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
@@ -104,6 +106,10 @@ class Migrations:
             raise MigrationRefused("There is a snapshot in process, please wait")
         if self._ended or self._machine.status not in ("running", "paused"):
             raise MigrationRefused("The guest has ended or has migrated")
+        if settings.checksum not in CHECKSUMS:
+            raise MigrationRefused(f"This pyvmm was built without the checksum {settings.checksum}")
+        if settings.checksum == "none" and not isinstance(address, UnixAddress):
+            raise MigrationRefused("Pages without a checksum are sent over unix sockets only")
         self.progress, self.error = MigrationProgress(tracer=self._tracer), ""
         self._source, self._cancelled, self._limits = None, False, {}
         self._set_status("setup")

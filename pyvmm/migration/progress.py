@@ -28,6 +28,8 @@ class Settings:
     """Longest expected time for which the guest may be paused while the rest is sent."""
     unused_timeout_s: float = 5.0
     """Time-out of the request for unused pages; with 0, the guest is not asked."""
+    checksum: str = "crc32c"
+    """The checksum of pages, one of `pyvmm_native.checksum.CHECKSUMS`."""
     auto_converge: bool = False
     """Throttle the vCPUs if the migration would not come to an end otherwise.
 

@@ -49,13 +49,12 @@ from pyvmm.migration.rate_limiter import RateLimiter
 from pyvmm.migration.source_channel import SourceChannel
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm_native import PAGE_BYTES
+from pyvmm_native.checksum import Checksum
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from pyvmm.config import MachineConfig
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
@@ -122,7 +121,7 @@ class SourceMigration:
         self.settings = settings
         """May be replaced at any time; changes take effect with the next message or round."""
         self._progress = progress
-        self._buffer = messages.PagesBuffer()
+        self._pages = link.pages(guest.memory, Checksum(settings.checksum))
         self._round = 0
         self._nonzero_there: dict[int, PageRuns] = {}  # at the destination, by chunk
         self._cancelled = threading.Event()
@@ -161,7 +160,7 @@ class SourceMigration:
     def _migrate(self) -> None:
         welcome_s = self._timeouts.welcome
         self._channel.limit(welcome_s, f"the destination has not answered within {welcome_s:g} s")
-        self._channel.send(messages.Hello(self._guest.config))
+        self._channel.send(messages.Hello(self._guest.config, self.settings.checksum))
         self._channel.expect(messages.Welcome)
         self._channel.lift_limit()
         with self._guest.log_dirty_pages() as log:
@@ -226,20 +225,20 @@ class SourceMigration:
         nonzero_there = self._nonzero_there.get(chunk.start_pfn, PageRuns())
         emptied = nonzero_there.intersect(chunk.pages).subtract(full)
         for zeros in messages.Zeros.split(emptied):
-            self._send_limited(zeros.record().encode(), limiter)
+            self._channel.send(zeros)
+            self._after_message(limiter)
         self._nonzero_there[chunk.start_pfn] = nonzero_there.subtract(emptied).union(full)
         bits = bitmap(full, chunk.start_pfn, CHUNK_PAGES)
         for offset in range(0, len(bits), _BLOCK_BITMAP_BYTES):
             block = bits[offset : offset + _BLOCK_BITMAP_BYTES]
             if any(block):
                 first_pfn = chunk.start_pfn + 8 * offset
-                pages = self._buffer.encoded(self._guest.memory, first_pfn, block)
-                self._send_limited(pages, limiter)
+                self._channel.send_pages(self._pages, messages.Pages(first_pfn, block))
+                self._after_message(limiter)
         self._progress.done(chunk.pages.pages, full.pages)
 
-    def _send_limited(self, data: Buffer, limiter: RateLimiter | None) -> None:
-        """Send an encoded message, notice an abort, and keep to the bandwidth."""
-        self._channel.send_encoded(data)
+    def _after_message(self, limiter: RateLimiter | None) -> None:
+        """Notice an abort, and keep to the bandwidth."""
         if self._cancelled.is_set():
             raise Cancelled("the migration was cancelled")
         self._channel.check_abort()

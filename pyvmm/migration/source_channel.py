@@ -16,14 +16,17 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from pyvmm.migration.errors import LinkTimedOut, MigrationError, PeerAborted
-from pyvmm.migration.messages import Failed
+from pyvmm.migration.messages import Failed, Pages
+from pyvmm.migration.page_channel import SUM_BYTES
 from pyvmm.migration.stream import DestinationReader
+from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from collections.abc import Callable
 
     from pyvmm.migration.link import Link
     from pyvmm.migration.messages import FromDestination, FromSource
+    from pyvmm.migration.page_channel import PageChannel
     from pyvmm.migration.progress import MigrationProgress
     from pyvmm.migration.timeouts import Timeouts
 
@@ -58,20 +61,27 @@ class SourceChannel:
 
     def send(self, message: FromSource) -> None:
         """Send `message`."""
-        self.send_encoded(message.record().encode())
+        data = message.record().encode()
+        self._sending(len(data), lambda: self._link.send(data))
 
-    def send_encoded(self, data: Buffer) -> None:
-        """Send an encoded message."""
+    def send_pages(self, channel: PageChannel, pages: Pages) -> None:
+        """Send `pages` with their contents, over `channel`."""
+        head = pages.record().encode()
+        size = len(head) + pages.count * PAGE_BYTES + SUM_BYTES
+        self._sending(size, lambda: channel.send_block(head, pages.first_pfn, pages.bitmap))
+
+    def _sending(self, size: int, send: Callable[[], None]) -> None:
+        """Send `size` bytes by calling `send`."""
         self._set_deadline()
         try:
-            self._link.send(data)
+            send()
         except LinkTimedOut as error:
             self._raise_abort_reason()
             raise self._timed_out("taken a message") from error
         except MigrationError:
             self._raise_abort_reason()
             raise
-        self._progress.sent_bytes += memoryview(data).nbytes
+        self._progress.sent_bytes += size
 
     def expect(self, due: type[_M]) -> _M:
         """Wait for the next reply, which must be a `due`, and return it."""

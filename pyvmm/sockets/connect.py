@@ -34,7 +34,7 @@ def connect(address: Address, security: Security) -> SocketLink:
     except OSError as error:
         raise UserError(f"no destination can be reached at {address}: {reason(error)}") from error
     if context is None or not isinstance(address, TcpAddress):
-        return SocketLink(stream)
+        return SocketLink(stream, local=isinstance(address, UnixAddress))
     try:
         return SocketLink(handshake(stream, context, address.host))
     except HandshakeFailed as error:

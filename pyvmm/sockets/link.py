@@ -27,9 +27,14 @@ _RECEIVE_BYTES = 1 << 18
 
 
 class SocketLink:
-    """Sends and receives bytes on `stream`, which it owns."""
+    """Sends and receives bytes on `stream`, which it owns.
 
-    def __init__(self, stream: socket.socket) -> None:
+    `local` says that its address is that of a unix socket: in the lab the socket itself is always
+    one, as connections from and to other addresses are forwarded.
+    """
+
+    def __init__(self, stream: socket.socket, *, local: bool = False) -> None:
+        self.local = local
         stream.setblocking(False)
         self._stream = stream
         self._input, self._output = select.poll(), select.poll()
@@ -86,6 +91,11 @@ class SocketLink:
         except OSError as error:
             raise _lost(error) from error
         return True
+
+    @property
+    def plain_fd(self) -> int | None:
+        """The socket's descriptor, if bytes on it are those of the link; None with TLS."""
+        return None if self._buffers else self._stream.fileno()
 
     def abort(self) -> None:
         """Make the thread that uses the link fail at once; may be called from another thread."""

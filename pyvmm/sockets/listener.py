@@ -53,7 +53,7 @@ class MigrationListener:
         Takes `stream` over. Raises `HandshakeFailed`. May be called from any thread.
         """
         if self._context is None:
-            return SocketLink(stream)
+            return SocketLink(stream, local=isinstance(self.address, UnixAddress))
         stream.settimeout(within_s)
         return SocketLink(handshake(stream, self._context, None))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import MappingProxyType
 
 from devices.state import MAX_PAYLOAD_BYTES, Fields, Payload, encode
 from pyvmm.config import MachineConfig
@@ -22,8 +23,8 @@ _MAX_TEXT_BYTES = 1 << 16
 _MAX_FEATURES = 64
 
 
-def encode_config(config: MachineConfig) -> bytes:
-    """Return the payload that `restore_config` reads."""
+def encode_config(config: MachineConfig, further: Payload = MappingProxyType({})) -> bytes:
+    """Return the payload that `restore_config` reads, with `further` fields."""
     payload: Payload = {
         "kernel": os.fsencode(config.kernel),
         "initrd": os.fsencode(config.initrd) if config.initrd else b"",
@@ -42,7 +43,7 @@ def encode_config(config: MachineConfig) -> bytes:
             "ports": list(config.ports),
             "hotplug_ports": config.hotplug_ports,
         }
-    return encode(payload)
+    return encode({**payload, **further})
 
 
 def config_record(config: MachineConfig) -> Record:

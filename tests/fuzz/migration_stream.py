@@ -80,7 +80,8 @@ def _ram_of(hello: messages.Hello) -> PageRuns:
 def _check(message: object, ram: PageRuns) -> None:
     match message:
         case messages.Pages(_, _, data):
-            assert message.runs.pages * PAGE_BYTES == len(data)
+            assert message.runs.pages == message.count
+            assert not data or message.count * PAGE_BYTES == len(data)
             assert not message.runs.subtract(ram)
         case messages.Zeros(runs):
             assert runs

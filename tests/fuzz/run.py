@@ -44,6 +44,7 @@ FUZZERS = (
     Fuzzer("fuzz_snapshot", "snapshots", 4096, rss_limit_mib=1024),
     Fuzzer("fuzz_state", "states", 64),
     Fuzzer("fuzz_migration", "migrations", 4096, rss_limit_mib=1024),
+    Fuzzer("fuzz_pages", "pages", 64, rss_limit_mib=1024),
     Fuzzer("fuzz_recording", "recordings", 4096, rss_limit_mib=1024),
 )
 

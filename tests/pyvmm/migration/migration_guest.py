@@ -30,11 +30,13 @@ from pyvmm.memory.precopy import UnusedPages
 from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.page_channel import BufferedPages, PageChannel
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import MIB
+from pyvmm_native.checksum import Checksum
 from pyvmm_native.discard import discard
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.pages import touched
@@ -301,6 +303,10 @@ def unchanged(data: bytes, offset: int) -> bytes:
     return data
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class Wire(MigrationLink):
     """A link whose `corrupt(data, offset)` may change or cut off data, which begins at `offset`."""
 
@@ -308,12 +314,17 @@ class Wire(MigrationLink):
         self,
         stream: socket.socket,
         corrupt: Corruption = unchanged,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = nothing,
     ) -> None:
-        super().__init__(SocketLink(stream))
+        super().__init__(SocketLink(stream, local=True))
         self._corrupt = corrupt
         self._before = before
         self.sent = 0
+
+    def pages(self, memory: GuestMemory, checksum: Checksum) -> PageChannel:
+        if self._corrupt is unchanged and self._before is nothing:
+            return super().pages(memory, checksum)
+        return BufferedPages(self, memory, checksum)
 
     def send(self, data: Buffer) -> None:
         self._before()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record the sample migration that `data/` keeps for each version of the stream.
 
-    python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v2
+    python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v3
 
-writes `v2.source` and `v2.destination`, the bytes that each side sent. Run it when the version of
+writes `v3.source` and `v3.destination`, the bytes that each side sent. Run it when the version of
 the stream changes, and never again for that version. `data/README.md` has the commands that made
 the others.
 """

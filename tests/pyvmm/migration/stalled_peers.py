@@ -17,9 +17,11 @@ from typing import Literal, TypeVar
 
 from pyvmm.migration import messages
 from pyvmm.migration.messages import FromDestination, FromSource
+from pyvmm.migration.page_channel import SUM_BYTES
 from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.sockets.link import shut_down
 from pyvmm.state.records import Kind
+from pyvmm_native import PAGE_BYTES
 from tests.pyvmm.migration.migration_guest import config_of
 
 Mode = Literal["silent", "dribbling"]
@@ -122,6 +124,8 @@ class StalledDestination(StalledPeer):
         self.send("welcome", messages.Welcome().record().encode())
         self.stall_reading("pages")
         while not isinstance(message := self._receive(), messages.Ready):
+            if isinstance(message, messages.Pages):
+                self._skip(message.count * PAGE_BYTES + SUM_BYTES)
             if isinstance(message, messages.RoundEnd):
                 self.send("round-ack", messages.RoundAck(message.number).record().encode())
         self.send("restored", messages.StateRestored().record().encode())
@@ -130,11 +134,18 @@ class StalledDestination(StalledPeer):
 
     def _receive(self) -> FromSource:
         while (message := self._reader.next()) is None:
-            data = self._stream.recv(1 << 16)
+            data = self._stream.recv(self._reader.wanted_bytes)
             if not data:
                 raise Stopped
             self._reader.feed(data)
         return message
+
+    def _skip(self, size: int) -> None:
+        while size:
+            data = self._stream.recv(min(size, 1 << 16))
+            if not data:
+                raise Stopped
+            size -= len(data)
 
     def _expect(self, kind: type[_M]) -> _M:
         message = self._receive()

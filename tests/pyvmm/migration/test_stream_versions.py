@@ -12,9 +12,12 @@ from typing_extensions import Buffer
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.page_channel import BufferedPages, PageChannel
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.state.records import Record
+from pyvmm_native.checksum import Checksum
+from pyvmm_native.memory import GuestMemory
 from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest
 from tests.pyvmm.migration.sample_stream import BEFORE, CONFIG, record_sample
 
@@ -28,6 +31,7 @@ class RecordedLink:
         self._data = data
         self.sent = b""
         self.deadline = math.inf
+        self.local = True
 
     def send(self, data: Buffer) -> None:
         self.sent += bytes(data)
@@ -39,6 +43,9 @@ class RecordedLink:
     def readable(self) -> bool:
         return False
 
+    def pages(self, memory: GuestMemory, checksum: Checksum) -> PageChannel:
+        return BufferedPages(self, memory, checksum)
+
     def abort(self) -> None:
         self._data = b""
 
@@ -47,33 +54,34 @@ def recorded(name: str) -> bytes:
     return (DATA / name).read_bytes()
 
 
-def test_a_stream_of_version_2_is_received() -> None:
-    target, link = FakeTarget(), RecordedLink(recorded("v2.source"))
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_a_stream_of_either_version_is_received(version: str) -> None:
+    target, link = FakeTarget(), RecordedLink(recorded(f"{version}.source"))
     DestinationMigration(target, link).run()
     assert target.runs
     assert target.parts == PARTS
     assert target.ram is not None
     assert [target.ram.page(pfn)[:1] for pfn in (1, 513, 514, 515)] == [b"\1", b"\2", b"\0", b"\4"]
-    assert link.sent == recorded("v2.destination")
+    assert link.sent == recorded(f"{version}.destination")
 
 
-def test_replies_of_version_2_are_accepted() -> None:
-    guest, link = WritingGuest(CONFIG, BEFORE), RecordedLink(recorded("v2.destination"))
+def test_replies_of_version_3_are_accepted() -> None:
+    guest, link = WritingGuest(CONFIG, BEFORE), RecordedLink(recorded("v3.destination"))
     SourceMigration(guest, link, Settings(), MigrationProgress()).run()
     assert not guest.running
     assert link.sent.endswith(messages.Commit().record().encode())
 
 
 def test_the_recording_equals_the_current_stream(tmp_path: Path) -> None:
-    record_sample(tmp_path / "v2")
+    record_sample(tmp_path / "v3")
     for side in ("source", "destination"):
-        assert (tmp_path / f"v2.{side}").read_bytes() == recorded(f"v2.{side}")
+        assert (tmp_path / f"v3.{side}").read_bytes() == recorded(f"v3.{side}")
 
 
 def test_a_source_of_version_1_is_refused_by_name() -> None:
     """It can read the reason, as `failed` never changes."""
     link = RecordedLink(recorded("v1.source"))
-    reason = "the source sends version 1 of the migration stream; this pyvmm reads version 2"
+    reason = "the source sends version 1 of the migration stream; this pyvmm reads versions 2 to 3"
     with pytest.raises(MigrationError, match=reason):
         DestinationMigration(FakeTarget(), link).run()
     assert link.sent == Record("failed", 1, reason.encode()).encode()
@@ -89,10 +97,19 @@ def test_a_destination_of_version_1_refuses_and_the_guest_stays() -> None:
     assert guest.running
 
 
+def test_a_destination_of_version_2_refuses_and_the_guest_stays() -> None:
+    guest = WritingGuest(CONFIG)
+    link = RecordedLink(recorded("v2.refusal"))
+    source = SourceMigration(guest, link, Settings(), MigrationProgress())
+    with pytest.raises(PeerAborted, match=r"sends version 3 .* this pyvmm reads version 2"):
+        source.run()
+    assert guest.running
+
+
 def received(*parts: Record) -> FakeTarget:
     """Receive the recorded guest with `parts` in addition to its own, none of them required."""
     first = Record("cpu", 1, PARTS[0].payload).encode()
-    before, after = recorded("v2.source").split(first)
+    before, after = recorded("v3.source").split(first)
     stream = before + b"".join(part.encode() for part in parts) + first + after
     target = FakeTarget()
     DestinationMigration(target, RecordedLink(stream)).run()
