@@ -73,6 +73,13 @@ Show = Callable[[dict[str, Any]], None]
     is_flag=True,
     help="Throttle the guest while it writes memory faster than it can be sent.",
 )
+@click.option(
+    "--checksum",
+    type=click.Choice(["crc32c", "xxh3", "none"]),
+    default="crc32c",
+    show_default=True,
+    help="Checksum of memory; xxh3 is the fastest in a lab, none is for unix sockets.",
+)
 @security_options
 @click.option("--keep", is_flag=True, help="Keep the source process when its guest has moved.")
 @json_option
@@ -83,6 +90,7 @@ def migrate(
     max_bandwidth: int,
     query_unused: bool,
     auto_converge: bool,
+    checksum: str,
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -115,6 +123,7 @@ def migrate(
         "uri": _absolute_address(destination, protection),
         "unused": query_unused,
         "insecure": insecure,
+        "checksum": checksum,
     }
     if (tls := protection.tls) is not None:
         files = {"tls-ca": tls.ca, "tls-cert": tls.certificate, "tls-key": tls.key}

@@ -133,6 +133,11 @@ REPORTED = {
     r"^There is a snapshot in process|^There's a migration process in progress": (
         "see its progress with: pyvmm status"
     ),
+    r"^This pyvmm was built without the checksum xxh3": (
+        "give --checksum crc32c, or build pyvmm where libxxhash-dev is installed"
+    ),
+    r"^Pages without a checksum are sent over unix sockets only": "give --checksum crc32c",
+    r"^the destination has aborted: this pyvmm has no checksum ": "give --checksum crc32c",
     r"^The guest has migrated": "give the control socket of the destination",
     r"^the guest is paused and cannot respond": "let it run with: pyvmm cont",
     r"^a vCPU has not left the guest within ": REMEDIES[VcpuNotStopped],

@@ -37,6 +37,7 @@ def migrate(
     tls_ca: str | None = None,
     tls_cert: str | None = None,
     tls_key: str | None = None,
+    checksum: str = "crc32c",
 ) -> dict[str, Any]:
     """Start to migrate the guest to a pyvmm that waits with `--incoming`.
 
@@ -51,6 +52,7 @@ def migrate(
         tls-ca: file with the certificate of the authority; the three files are given together
         tls-cert: file with the certificate of this side
         tls-key: file with its private key
+        checksum: the checksum of pages, `crc32c`, `xxh3`, or, on a unix socket, `none`
     Errors:
         GenericError: a snapshot or a migration is in progress, the guest has ended or has migrated,
             or an address or a file cannot be used
@@ -64,7 +66,7 @@ def migrate(
     from pyvmm.sockets.tls import Security
 
     migrations = vm.migrations
-    settings = migrations.settings
+    settings = replace(migrations.settings, checksum=checksum)
     if not unused:
         settings = replace(settings, unused_timeout_s=0.0)
     security = Security(_tls_files(tls_ca, tls_cert, tls_key), insecure)
@@ -297,6 +299,13 @@ _MIGRATE = (
     Parameter("tls-ca", str, required=False),
     Parameter("tls-cert", str, required=False),
     Parameter("tls-key", str, required=False),
+    Parameter(
+        "checksum",
+        str,
+        required=False,
+        expects="'crc32c', 'xxh3' or 'none'",
+        accepts=lambda name: name in ("crc32c", "xxh3", "none"),
+    ),
 )
 _SETTINGS = (
     Parameter(

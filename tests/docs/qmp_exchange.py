@@ -179,6 +179,7 @@ async def _migration(recorder: Recorder, directory: Path) -> None:
     capability = {"capability": "auto-converge", "state": True}
     await recorder.ask("migrate-set-capabilities", capabilities=[capability])
     await recorder.ask("query-migrate-capabilities")
+    await recorder.ask("migrate", uri="tcp:192.0.2.1:4444", checksum="none")
     await recorder.ask("migrate", uri="unix:/tmp/no-destination")
     recorder.examples.pop()
     await recorder.until("query-migrate", status="failed")

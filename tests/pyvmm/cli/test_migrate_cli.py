@@ -181,6 +181,7 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
         (["unix:/m", "--tls-ca", __file__], "TLS needs a CA, a certificate and a key"),
         (["unix:/m", "--tls-ca", "/nowhere"], "File '/nowhere' does not exist"),
         (["unix:" + "x" * 100], "is longer than 107 bytes"),
+        (["unix:/m", "--checksum", "md5"], "'md5' is not one of 'crc32c', 'xxh3', 'none'"),
         (["unix:/m", "--max-bandwidth", "1000"], "'max-bandwidth' expects 0 or at least"),
         (["unix:/m", "--max-bandwidth", "much"], "'much' is not a size"),
         (["unix:/m", "--downtime-limit", "-1"], "-1 is not in the range"),
@@ -195,6 +196,24 @@ def test_invalid_arguments_are_refused(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert machine.migrations.status == "none"
+
+
+def test_pages_without_a_checksum_stay_on_unix_sockets(tmp_path: Path, machine: InMemoryVm) -> None:
+    done = migrate("tcp:127.0.0.1:1", "--checksum", "none", "--qmp", f"unix:{tmp_path}/qmp")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "pyvmm: the request failed: Pages without a checksum are sent over unix sockets only;"
+        " give --checksum crc32c\n"
+    )
+    assert machine.migrations.status == "none"
+
+
+@pytest.mark.parametrize("name", ["xxh3", "none"])
+def test_another_checksum_can_be_chosen(tmp_path: Path, machine: InMemoryVm, name: str) -> None:
+    destination = Destination(tmp_path / "m", FakeTarget())
+    done = migrate("unix:m", "--qmp", "unix:qmp", "--checksum", name, cwd=tmp_path)
+    destination.join()
+    assert (done.returncode, destination.checksum) == (0, name), done.stderr
 
 
 def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryVm) -> None:

@@ -101,6 +101,9 @@ def test_a_remedy_has_the_figures_of_its_error(error: UserError, expected: str) 
         ("cannot write the snapshot /x: no space left", "free some space"),
         ("tcp:b:4444 is not trusted: certificate has expired", "certificates of both sides"),
         ("No balloon device has been activated", "virtio-balloon-pci"),
+        ("This pyvmm was built without the checksum xxh3", "libxxhash-dev"),
+        ("Pages without a checksum are sent over unix sockets only", "--checksum crc32c"),
+        ("the destination has aborted: this pyvmm has no checksum 'xxh3'", "--checksum crc32c"),
         ("anything else", ""),
     ],
 )

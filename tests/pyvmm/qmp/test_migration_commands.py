@@ -20,6 +20,7 @@ from pyvmm.qmp.server import ControlServer
 from pyvmm.sockets.addresses import UnixAddress
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
+from pyvmm_native.checksum import CHECKSUMS
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
@@ -113,6 +114,34 @@ def test_the_guest_resumes_if_the_destination_fails_at_the_switchover(tmp_path: 
         assert answer["status"] == "failed"
         assert answer["error-desc"] == "the destination has aborted: it has no room"
         assert vm.status == "running"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_pages_have_the_checksum_that_was_chosen(tmp_path: Path, name: str) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
+        target = FakeTarget()
+        vm.ram.memory.write(0, b"something")
+        destination = Destination(tmp_path / "m", target)
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", checksum=name)
+        assert (await finished(vm))["status"] == "completed"
+        destination.join()
+        assert destination.checksum == name
+        assert target.ram is not None
+        assert target.ram.page(0)[:9] == b"something"
+        assert vm.migrations.settings.checksum == "crc32c", "it is that of one migration"
+
+    run(scenario)
+
+
+def test_a_build_without_xxh3_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.migration.outgoing.CHECKSUMS", ("crc32c", "none"))
+
+    async def scenario(vm: InMemoryVm) -> None:
+        with pytest.raises(QmpError, match="was built without the checksum xxh3"):
+            ask(vm, "migrate", uri="unix:/m", checksum="xxh3")
+        assert ask(vm, "query-migrate") == {}
 
     run(scenario)
 
@@ -224,6 +253,8 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
         ("migrate", {"uri": "unix:/m", "tls-ca": "/ca"}, "must be given together"),
         ("migrate", {}, "'uri' is missing"),
         ("migrate", {"uri": "unix:/m", "unused": 0}, "'unused', expected: boolean"),
+        ("migrate", {"uri": "unix:/m", "checksum": "md5"}, "'checksum' expects 'crc32c', 'xxh3'"),
+        ("migrate", {"uri": "tcp:127.0.0.1:1", "checksum": "none"}, "over unix sockets only"),
         ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"max-bandwidth": -1}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"downtime-limit": 2_000_001}, "in the range of 0 to 2000000"),
