@@ -12,15 +12,15 @@ DIST_PYTHONS ?= $(BIN)/python
 UV_BUILD := $(BIN)/uv build --quiet --build-constraints requirements.lock --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench docs docs-links generated screenshots conformance fuzz sanitizers coverage lint lock dist format image stock-kernels debian native clean
+.PHONY: help demo test trace-processor test-long bench docs docs-links generated screenshots conformance fuzz sanitizers coverage lint lock dist format image stock-kernels debian native clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: native image  ## Boot a Linux guest, inflate and deflate its balloon, and report where its memory is
 	@$(BIN)/pyvmm demo
 
-test: native image stock-kernels  ## Run all tests; those that need KVM run in the lab if this machine's KVM is unusable
+test: native image stock-kernels trace-processor  ## Run all tests; those that need KVM run in the lab if this machine's KVM is unusable
 	@$(BIN)/python -m pytest -m "not kvm" -q -n auto --maxprocesses 4 --dist loadfile
 	@$(BIN)/python -m tests.with_kvm
 
@@ -92,6 +92,9 @@ image: native  ## Build guest.img (cached)
 
 stock-kernels: native  ## Download the Debian kernels that the tests boot (kept in the cache)
 	@$(BIN)/python -m tests.kvm.debian_kernels
+
+trace-processor: native  ## Download Perfetto's trace processor, for a test, if there is npm (kept in the cache)
+	@$(BIN)/python -m tests.pyvmm.trace.trace_processor_download
 
 debian:  ## Run the README's commands on a minimal Debian, in a chroot (as root; SUITE: trixie, AS: root or user)
 	@scripts/check-debian $(or $(SUITE),trixie) $(or $(AS),root)

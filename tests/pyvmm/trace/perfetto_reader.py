@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reader of Perfetto traces by Perfetto's own definitions, which its Python package has.
 
-Its trace processor, the reader behind ui.perfetto.dev, is a program that the package downloads when
-it is first used.
+Its trace processor, the reader behind ui.perfetto.dev, is a program: see `trace_processor`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket, Track
 
 from pyvmm.trace.export import FORMATS, json_lines
 from pyvmm.trace.perfetto import perfetto_trace
-from pyvmm.trace.stream import TraceEvent
+from pyvmm.trace.stream import TraceEvent, events_of
 from tests.pyvmm.trace.perfetto_reader import read_packets
+from tests.scope.recordings import board_batches
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31m & \u202e"
 ENTRY = {"device": "balloon", "queue": "inflate"}
@@ -85,6 +87,43 @@ def test_a_perfetto_trace_counts_buffers_and_pages() -> None:
         ("counter balloon inflate: buffers in flight", 0),
         ("counter balloon target (bytes)", 1 << 20),
     ]
+
+
+def board_events() -> list[TraceEvent]:
+    """Return the events of a balloon that is initialised, inflated and deflated."""
+    return list(chain.from_iterable(map(events_of, board_batches())))
+
+
+def test_a_perfetto_trace_of_a_device_is_complete() -> None:
+    """All that a reader relies on: names, tracks that were described before, and times in order."""
+    events = board_events()
+    described: dict[int, Any] = {}
+    last_ns: dict[int, int] = {}
+    instants, in_flight = [], [0]
+    for packet in read_packets(b"".join(perfetto_trace(events))):
+        if packet.HasField("track_descriptor"):
+            track = packet.track_descriptor
+            assert track.uuid not in described
+            assert track.HasField("process") or (track.name and track.parent_uuid in described)
+            described[track.uuid] = track
+            continue
+        event = packet.track_event
+        track = described[event.track_uuid]
+        assert last_ns.get(track.uuid, 0) <= packet.timestamp
+        last_ns[track.uuid] = packet.timestamp
+        if event.type == TrackEvent.TYPE_COUNTER:  # there are no slices that begin and end
+            assert track.HasField("counter")
+            assert event.HasField("counter_value")
+            if "inflate: buffers in flight" in track.name:
+                in_flight.append(event.counter_value)
+            continue
+        assert event.type == TrackEvent.TYPE_INSTANT
+        assert not track.HasField("counter")
+        assert event.name.startswith(event.categories[0])
+        arguments = {each.name: value_of(each) for each in event.debug_annotations}
+        instants.append((packet.timestamp, event.categories[0], arguments))
+    assert instants == [(event.time_ns, event.kind, event.fields) for event in events]
+    assert in_flight == [0, 1, 0, 1, 0, 1, 0], "three buffers, one after the other"
 
 
 def test_a_buffer_that_is_taken_again_is_counted_once() -> None:
