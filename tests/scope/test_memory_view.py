@@ -97,6 +97,13 @@ def test_a_recording_tells_which_pages_were_reported_as_free(
     assert legend(page)["buffers"] < MIB, "reported pages are no buffers"
 
 
+def test_a_recording_without_the_size_of_ram_has_no_map(
+    page_host: Callable[..., PageHost],
+) -> None:
+    page = page_host(chunks(report_batches((2 * MIB, MIB)))).open("memory")
+    page.wait_for_selector(".memory-place:has-text('there is no map of it')")
+
+
 def test_a_balloon_that_changed_very_often_has_a_chart(page_host: Callable[..., PageHost]) -> None:
     buffer = EventBuffer()
     buffer.start(8 << 20)

@@ -17,6 +17,7 @@ const CELLS = 2048;
 const LIVE_HINT = "Counts of the host's kernel and of the balloon. A cell has a band for each state.";
 const RECORDED_HINT = "From events: they tell which pages were reported as free, and where rings and buffers are. "
   + "Which pages are in the balloon is in the bytes of buffers, which are not recorded; its size is.";
+const NO_RAM_HINT = "How much RAM the guest has is not in the recording, so there is no map of it.";
 
 /** @param {HTMLElement} root @param {import("./main.js").Scope} scope */
 export function create(root, scope) {
@@ -151,6 +152,7 @@ class MemoryView {
         y += high;
       }
     });
+    if (!cells.length) return;
     const x = (this.#cursor % this.#columns) * edge, y = Math.floor(this.#cursor / this.#columns) * edge;
     context.strokeStyle = theme.color("selected");
     context.lineWidth = 2;
@@ -187,7 +189,7 @@ class MemoryView {
 
   #tell(sample) {
     const { cells, cellBytes } = sample, cell = cells[this.#cursor];
-    if (!cell) return;
+    if (!cell) return void (this.#place.textContent = cells.length ? "" : NO_RAM_HINT);
     const parts = this.#states.filter(({ name }) => cell.shares[name]).map(({ name }) => `${cell.shares[name]} ${name}`);
     this.#place.textContent = `${hex(cell.gpa)} to ${hex(cell.gpa + cellBytes - 1)} (${size(cellBytes)}): ${parts.join(", ")} pages`;
   }
