@@ -2,140 +2,104 @@
 """The pictures of the scope in the documentation: `python -m pyvmm_docs.screenshots IMAGE`.
 
 They show a real guest, made at that moment: it boots with a recording, inflates its balloon while
-the scope watches it, and both are opened in Debian's Chromium without a window. Pictures at 1280 by
-800 pixels go into `docs/_static/scope`, those at 3840 by 2160 into `build/screenshots`, to be
-looked at. The guest runs in the lab if this machine's KVM is unfit.
+the scope watches it and Step stops it, and then the recording is opened. Pictures of 1280 by 800
+pixels go into `docs/_static/scope`. Every view, also those of a recording, is pictured at 1280 and
+at 3840 pixels, light and dark, in `build/screenshots`, to be looked at. The guest runs in the lab
+if this machine's KVM is unfit.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB
 
 ROOT = Path(__file__).parents[2]
-SMALL, LARGE = (1280, 800), (3840, 2160)
+PICTURES, LOOKED_AT = ROOT / "docs" / "_static" / "scope", ROOT / "build" / "screenshots"
+PUBLISHED = {
+    *("timeline-1280-light", "timeline-1280-dark", "step-1280-light", "queues-1280-light"),
+    *("handshake-1280-light", "memory-1280-light", "registers-1280-light"),
+}
+"""Those of the documentation."""
+SIZES = {1280: 800, 3840: 2160}
+SCHEMES = ("light", "dark")
 MAX_TOTAL_BYTES = 1_500_000
+NAME = "demo"
 BOOT_LIMIT_S = 300.0
 TARGET_BYTES = 256 * MIB
 CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
-
-
-class Shot(NamedTuple):
-    """One picture: the part of the address after "#", and the color scheme of the page."""
-
-    name: str
-    fragment: str
-    dark: bool = False
-    kind: str = ""
-    """The kind of event that is selected."""
-    clicked: str = ""
-    """The part of the page that is clicked, as a selector."""
-
-
-RECORDED = (
-    Shot("timeline", "timeline", kind="inflate"),
-    Shot("timeline-dark", "timeline", dark=True, kind="inflate"),
-    Shot("handshake", "handshake"),
-)
-STOPPED = (Shot("queues", "queues/balloon/inflate", clicked="#view-queues tbody tr >> nth=0"),)
-"""The guest has stopped at the driver's notification, which Step has been armed for."""
-LIVE = (
-    Shot("memory", "memory"),
-    Shot("registers", "registers/balloon"),
-)
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-quic", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
 
 
 def main(image: Path) -> None:
     """Take all pictures of a guest of `image`."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    for folder in (PICTURES, LOOKED_AT):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
+        os.environ["XDG_RUNTIME_DIR"] = directory  # no other guest has the name there
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        recording, socket = Path(folder, "boot.rec"), Path(folder, "qmp")
-        with guest(image, recording, socket), scope("--qmp", f"unix:{socket}") as url:
-            with stopped_at_notification(browser, url, socket):
-                take(browser, url, STOPPED)
-            take(browser, url, LIVE)
+        recording = Path(directory, "boot.rec")
+        with guest(image, recording) as client, scope("--vm", NAME) as url:
+            take_live(browser, url, client)
         with scope(str(recording)) as url:
-            take(browser, url, RECORDED)
+            take_recorded(browser, url)
         browser.close()
-    total = sum(path.stat().st_size for path in pictures().glob("*.png"))
-    print(f"{total} bytes in {pictures()}")
+        shutil.copy(recording, LOOKED_AT)
+    total = sum(path.stat().st_size for path in PICTURES.glob("*.png"))
+    print(f"{total} bytes in {PICTURES}")
     if total > MAX_TOTAL_BYTES:
         sys.exit(f"more than {MAX_TOTAL_BYTES} bytes")
 
 
-def pictures() -> Path:
-    """Return the folder of the pictures in the documentation."""
-    return ROOT / "docs" / "_static" / "scope"
-
-
-def run(*arguments: str) -> None:
-    """Run a command of pyvmm."""
-    subprocess.run([sys.executable, "-m", "pyvmm", *arguments], check=True)
-
-
+# --- The guest and the server ---------------------------------------------------------------
 @contextmanager
-def guest(image: Path, recording: Path, socket: Path) -> Iterator[None]:
+def guest(image: Path, recording: Path) -> Iterator[QmpClient]:
     """Run a guest in the block, from the moment at which its balloon driver runs."""
+    socket = recording.with_name("qmp")
     command = [sys.executable, "-m", "pyvmm", "run", str(image), "--memory", "512M"]
-    command += ["--record", str(recording), "--qmp", f"unix:{socket}"]
+    command += ["--name", NAME, "--record", str(recording), "--qmp", f"unix:{socket}"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=recording.parent
     )
     try:
-        wait_for_driver(socket)
-        yield
-        run("quit", "--qmp", f"unix:{socket}")
+        with connect(socket) as client:
+            yield client
+            client.execute("quit")
         process.wait(60)
     finally:
         process.kill()
         process.wait()
 
 
-@contextmanager
-def stopped_at_notification(browser: Browser, url: str, socket: Path) -> Iterator[None]:
-    """Inflate the balloon, and stop the guest in the block when its driver has notified."""
-    page = browser.new_page()
-    page.goto(url)
-    page.wait_for_selector("#state[data-state=live]")
-    page.select_option("#step select >> nth=1", '["balloon","inflate"]')
-    page.keyboard.press("s")
-    page.wait_for_timeout(1000)
-    with QmpClient(socket) as client:
-        client.execute("balloon", value=TARGET_BYTES)
-        page.wait_for_selector("text=paused")
-        yield
-        page.keyboard.press("r")
-        while client.execute("query-balloon")["actual"] != TARGET_BYTES:
-            page.wait_for_timeout(100)
-    page.close()
-
-
-def wait_for_driver(socket: Path) -> None:
-    """Return when the guest's balloon driver runs."""
+def connect(socket: Path) -> QmpClient:
+    """Return a connection to the guest when its balloon driver runs."""
     end = time.monotonic() + BOOT_LIMIT_S
     while time.monotonic() < end:
         try:
-            with QmpClient(socket) as client:
-                while time.monotonic() < end:
-                    if client.execute("query-balloon").get("driver"):
-                        return
-                    time.sleep(0.5)
+            client = QmpClient(socket)
+            while time.monotonic() < end:
+                if client.execute("query-balloon").get("driver"):
+                    return client
+                time.sleep(0.2)
         except UserError:
-            time.sleep(0.5)
+            time.sleep(0.2)
     sys.exit(f"the guest has not booted in {BOOT_LIMIT_S:g} s")
 
 
@@ -154,28 +118,82 @@ def scope(*source: str) -> Iterator[str]:
         process.wait()
 
 
-def take(browser: Browser, url: str, shots: tuple[Shot, ...]) -> None:
-    """Take the pictures of one source at both sizes."""
-    for width, height in (SMALL, LARGE):
-        folder = pictures() if width == SMALL[0] else ROOT / "build" / "screenshots"
-        folder.mkdir(parents=True, exist_ok=True)
-        for shot in shots:
-            page = browser.new_page(
-                viewport={"width": width, "height": height},
-                color_scheme="dark" if shot.dark else "light",
-            )
-            page.goto(f"{url}#{shot.fragment}")
-            page.wait_for_selector("#state[data-state=complete], #state[data-state=live]")
-            page.wait_for_timeout(1500)
-            if shot.kind:
-                page.fill("#jump-kind", shot.kind)
-                page.press("#jump-kind", "Enter")
-                page.press("#jump-kind", "Escape")
-            if shot.clicked:
-                page.click(shot.clicked)
-            page.wait_for_timeout(500)
-            page.screenshot(path=folder / f"{shot.name}.png")
-            page.close()
+# --- Pictures -------------------------------------------------------------------------------
+def take_live(browser: Browser, url: str, client: QmpClient) -> None:
+    """Take the pictures of a guest that runs."""
+    memory = open_page(browser, f"{url}#memory")  # its samples begin before the inflate
+    with stopped_at_notification(browser, url, client) as page:
+        page.wait_for_selector("#details h2")
+        take(page, "step")
+        show(page, "queues/balloon/inflate")
+        page.click("#view-queues tbody tr >> nth=0")
+        page.wait_for_selector("#view-queues .decoded")
+        take(page, "queues")
+    client.execute("query-unused-pages", timeout=30, cells=1)
+    memory.bring_to_front()
+    memory.wait_for_selector(f"tr[data-state=balloon][data-bytes='{TARGET_BYTES}']")
+    memory.wait_for_selector("tr[data-state=unused]:not([data-bytes='0'])")
+    take(memory, "memory")
+    page = open_page(browser, f"{url}#registers/balloon")
+    page.wait_for_selector(".card table")
+    take(page, "registers")
+
+
+@contextmanager
+def stopped_at_notification(browser: Browser, url: str, client: QmpClient) -> Iterator[Page]:
+    """Inflate the balloon; yields a page that has stopped the guest when its driver notified."""
+    page = open_page(browser, url)
+    page.select_option("#step select >> nth=1", '["balloon","inflate"]')
+    page.keyboard.press("s")
+    page.wait_for_selector("#step[data-state=armed]")
+    client.execute("balloon", value=TARGET_BYTES)
+    page.wait_for_selector("#step[data-state=stopped]")
+    yield page
+    page.keyboard.press("r")
+    while client.execute("query-balloon")["actual"] != TARGET_BYTES:
+        page.wait_for_timeout(100)
+
+
+def take_recorded(browser: Browser, url: str) -> None:
+    """Take the pictures of a recording."""
+    page = open_page(browser, f"{url}#handshake")
+    page.wait_for_selector(".handshake .label")
+    take(page, "handshake")
+    show(page, "timeline")
+    page.fill("#jump-kind", "inflate")
+    page.press("#jump-kind", "Enter")
+    page.press("#jump-kind", "Escape")
+    take(page, "timeline")
+    for view in ("queues/balloon/inflate", "memory", "registers/balloon"):
+        show(page, view)
+        take(page, f"recorded-{view.partition('/')[0]}")
+
+
+def open_page(browser: Browser, url: str) -> Page:
+    """Return a new page, when it has the events that there are."""
+    page = browser.new_page()
+    page.goto(url)
+    page.wait_for_selector("#state[data-state=complete], #state[data-state=live]")
+    return page
+
+
+def show(page: Page, place: str) -> None:
+    """Show another view of the page."""
+    page.evaluate("(place) => void (location.hash = place)", place)
+
+
+def take(page: Page, name: str) -> None:
+    """Take the picture at each size and in each colour scheme."""
+    for (width, height), scheme in product(SIZES.items(), SCHEMES):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        page.wait_for_timeout(500)
+        full_name = f"{name}-{width}-{scheme}"
+        path = LOOKED_AT / f"{full_name}.png"
+        page.screenshot(path=path)
+        if full_name in PUBLISHED:
+            published = full_name.replace("-1280", "").removesuffix("-light")
+            shutil.copy(path, PICTURES / f"{published}.png")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_handshake_shows_the_steps_in_order_and_selects_them(page_host: Host
         "DRIVER_OK",
         "Queue inflate",
         "Queue deflate",
-        "Queue queue 2",
+        "Queue 2",
     ]
     assert "VERSION_1" in page.locator(".feature.accepted").all_inner_texts()
     page.click("text=FEATURES_OK")

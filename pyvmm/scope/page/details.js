@@ -2,6 +2,7 @@
 /** The selected event in words, beside every view: its fields with their meaning and units. */
 
 import { element, onFrame } from "./elements.js";
+import { keyList } from "./keys.js";
 
 /** Fill `root` with the selected event of `scope`, whenever that changes. */
 export function create(root, scope) {
@@ -21,7 +22,10 @@ export function create(root, scope) {
 function contents(scope) {
   const { selection, format } = scope, event = selection.event;
   if (!event) {
-    return [element("p", { class: "hint" }, "Select an event: click it, or press j. The keys are under ?.")];
+    return [
+      element("p", { class: "hint" }, "Select an event to see its fields: click it, or press j."),
+      element("dl", { class: "key-list", "aria-label": "Keys" }, ...keyList()),
+    ];
   }
   const { title, place, meaning, fields } = scope.describe(event);
   const step = (text, direction, wanted, label) => {

@@ -47,7 +47,7 @@ class EventList {
     this.#list.addEventListener("keydown", (event) => this.#move(event));
     scope.store.subscribe(() => this.#shown && this.#extend());
     scope.selection.subscribe(() => this.#shown && this.#reveal());
-    new ResizeObserver(this.#draw).observe(this.#list);
+    new ResizeObserver(() => this.#shown && this.#reveal()).observe(this.#list);
   }
 
   show() {

@@ -59,16 +59,16 @@ export function stepsOf(event) {
       })];
     case "queue_live":
       return [step({
-        title: `Queue ${fields.queue}`,
+        title: queueName(fields.queue, "Queue"),
         text: `number ${fields.index}, ${fields.size} entries; descriptors ${number(fields.desc_gpa)},`
           + ` available ring ${number(fields.driver_gpa)}, used ring ${number(fields.device_gpa)}`,
         clause: `${SPEC}3.1.1, step 7; 4.1.5.1.3`,
       })];
     case "queue_reset":
-      return [step({ title: `Reset of queue ${fields.queue}`, text: "", clause: `${SPEC}2.6.1` })];
+      return [step({ title: `Reset of ${queueName(fields.queue)}`, text: "", clause: `${SPEC}2.6.1` })];
     default:
       return [step({
-        from: "device", title: "DEVICE_NEEDS_RESET", text: `queue ${fields.queue}: ${fields.why}`,
+        from: "device", title: "DEVICE_NEEDS_RESET", text: `${queueName(fields.queue)}: ${fields.why}`,
         clause: `${SPEC}2.1.2`, failed: true,
       })];
   }
@@ -90,6 +90,11 @@ function featureSteps({ offered_names: offered, accepted_names: accepted }) {
     { from: "device", title: "Features offered", text: `${all.length} features`, clause: `${SPEC}2.2` },
     { title: "Features accepted", text: `${chosen.size} of ${all.length}`, clause: `${SPEC}2.2; 3.1.1, step 4`, features },
   ];
+}
+
+/** Return the name of a queue with the word before it, which some names, such as "queue 2", begin with. */
+function queueName(name, word = "queue") {
+  return `${word} ${String(name).replace(/^queue /, "")}`;
 }
 
 function names(text) {

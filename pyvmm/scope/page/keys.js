@@ -19,12 +19,17 @@ const HELP = [
   ["?", "these keys"],
 ];
 
-/** Listen to the keys. @param {import("./main.js").Scope} scope */
-export function create(scope, tabs) {
-  byId("keys").append(...HELP.flatMap(([names, meaning]) => [
+/** Return the keys and their meaning, as terms and descriptions. */
+export function keyList() {
+  return HELP.flatMap(([names, meaning]) => [
     element("dt", {}, ...names.split(/\s{2}/).map((name) => element("kbd", {}, name))),
     element("dd", {}, meaning),
-  ]));
+  ]);
+}
+
+/** Listen to the keys. @param {import("./main.js").Scope} scope */
+export function create(scope, tabs) {
+  byId("keys").append(...keyList());
   byId("help-button").addEventListener("click", () => byId("help").showModal());
   fillKinds(scope.store);
   byId("jump").addEventListener("submit", (event) => event.preventDefault());

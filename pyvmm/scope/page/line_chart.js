@@ -4,7 +4,7 @@
 import { svg } from "./svg.js";
 import { size } from "./format.js";
 
-const WIDTH = 420, HEIGHT = 180, LEFT = 70, RIGHT = 80, TOP = 12, BOTTOM = 24;
+const WIDTH = 420, HEIGHT = 180, LEFT = 76, RIGHT = 72, TOP = 12, BOTTOM = 24;
 
 /**
  * Return a chart. A line has a `name`, the name of a `color`, and `points`, [milliseconds, bytes];
@@ -37,5 +37,6 @@ export function lineChart(lines, { at, most }) {
   const says = lines.filter((line) => line.points.length).map((line) => `${line.name} ${size(line.points.at(-1)[1])}`).join(", ");
   return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "line-chart", role: "img", "aria-label": `Over time: ${says}` },
     ...grid, svg("line", { x1: x(at), x2: x(at), y1: TOP, y2: HEIGHT - BOTTOM, class: "mark" }), ...drawn,
+    text("0 s", { x: LEFT, y: HEIGHT - 8 }, "start"),
     text(`${((to - from) / 1e3).toFixed(1)} s`, { x: WIDTH - RIGHT, y: HEIGHT - 8 }, "end"));
 }

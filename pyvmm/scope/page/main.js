@@ -54,10 +54,11 @@ class Tabs {
 
   constructor(scope) {
     this.#scope = scope;
-    for (const { id, title } of VIEWS) {
+    for (const [place, { id, title }] of VIEWS.entries()) {
       const tab = element("button", {
         type: "button", id: `tab-${id}`, role: "tab", "aria-controls": `view-${id}`,
         "aria-selected": "false", tabIndex: -1,
+        "aria-keyshortcuts": place + 1, title: `${title} (${place + 1})`,
       }, title);
       tab.addEventListener("click", () => this.open(id));
       byId("tabs").append(tab);

@@ -14,6 +14,7 @@ import * as theme from "./theme.js";
 
 const POLL_MS = 1000;
 const CELLS = 2048;
+const ADDRESS_REM = 6.5; // room for the addresses beside the map
 const LIVE_HINT = "Counts of the host's kernel and of the balloon. A cell has a band for each state.";
 const RECORDED_HINT = "From events: they tell which pages were reported as free, and where rings and buffers are. "
   + "Which pages are in the balloon is in the bytes of buffers, which are not recorded; its size is.";
@@ -124,9 +125,13 @@ class MemoryView {
     const sample = this.#shownSample;
     if (!sample?.cells) return;
     this.#when.textContent = this.#live ? ageOf(sample, this.#samples.list.at(-1)) : "at the selected event";
-    this.#drawMap(sample);
+    if (sample.cells.length) {
+      this.#drawMap(sample);
+      this.#tell(sample);
+    } else {
+      this.#place.textContent = "No map: the recording does not say how much RAM the guest has.";
+    }
     this.#drawLegend(sample);
-    this.#tell(sample);
     const points = (key) => this.#samples.list.map((each) => [each.timeMs, each[key]]);
     const lines = this.#live
       ? [{ name: "balloon", color: "c2", points: points("balloon") }, { name: "RSS", color: "c1", points: points("rss") }]
@@ -135,13 +140,16 @@ class MemoryView {
   }
 
   #drawMap({ cells, cellBytes }) {
-    const context = canvasContext(this.#canvas), { clientWidth: width, clientHeight: height } = this.#canvas;
+    const context = canvasContext(this.#canvas), { clientHeight: height } = this.#canvas;
+    const left = ADDRESS_REM * rem(), width = Math.max(this.#canvas.clientWidth - left, 1);
     const side = Math.max(2, Math.floor(Math.sqrt((width * height) / Math.max(cells.length, 1))));
     this.#columns = Math.max(1, Math.floor(width / side));
     while (Math.ceil(cells.length / this.#columns) * side > height && this.#columns < cells.length) this.#columns++;
     const edge = Math.max(2, Math.min(side, Math.floor(width / this.#columns))), gap = edge > 6 ? 1 : 0, pages = cellBytes / PAGE_BYTES;
     this.#canvas.edge = edge;
-    context.clearRect(0, 0, width, height);
+    context.clearRect(0, 0, left + width, height);
+    context.save();
+    context.translate(left, 0);
     cells.forEach((cell, place) => {
       const x = (place % this.#columns) * edge, inner = edge - gap;
       let y = Math.floor(place / this.#columns) * edge;
@@ -154,9 +162,24 @@ class MemoryView {
     });
     if (!cells.length) return;
     const x = (this.#cursor % this.#columns) * edge, y = Math.floor(this.#cursor / this.#columns) * edge;
-    context.strokeStyle = theme.color("selected");
-    context.lineWidth = 2;
-    context.strokeRect(x, y, edge, edge);
+    for (const [color, lineWidth] of [["text", 4], ["surface", 1.5]]) {
+      Object.assign(context, { strokeStyle: theme.color(color), lineWidth });
+      context.strokeRect(x + 2, y + 2, edge - gap - 4, edge - gap - 4);
+    }
+    context.restore();
+    this.#drawAddresses(context, cells, left);
+  }
+
+  /** Write the address of its first cell before each row that has room for it. */
+  #drawAddresses(context, cells, left) {
+    const { edge } = this.#canvas, size = 0.857 * rem(), every = Math.ceil((1.5 * size) / edge);
+    Object.assign(context, {
+      font: `${size}px ${getComputedStyle(this.#place).fontFamily}`, fillStyle: theme.color("muted"),
+      textAlign: "right", textBaseline: "middle",
+    });
+    for (let row = 0; row * this.#columns < cells.length; row += every) {
+      context.fillText(hex(cells[row * this.#columns].gpa), left - 0.6 * size, (row + 0.5) * edge);
+    }
   }
 
   #drawLegend({ cells }) {
@@ -171,7 +194,8 @@ class MemoryView {
 
   #point(x, y) {
     const edge = this.#canvas.edge ?? rem();
-    this.#moveTo(Math.floor(y / edge) * this.#columns + Math.floor(x / edge));
+    const column = Math.floor((x - ADDRESS_REM * rem()) / edge);
+    if (column >= 0 && column < this.#columns) this.#moveTo(Math.floor(y / edge) * this.#columns + column);
   }
 
   #moveCursor(event) {

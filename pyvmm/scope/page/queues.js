@@ -169,7 +169,7 @@ function summaryOf({ size: entries, sizeIsKnown, chains, fault, origin }) {
   const inFlight = chains.filter(({ owner }) => owner === "available" || owner === "device").length;
   const assumed = sizeIsKnown ? "" : " (assumed: its set-up was not recorded)";
   const where = origin === "memory" ? "from guest memory" : "from events";
-  return `${count(entries)} entries${assumed}, ${inFlight} buffers in flight, ${where}${fault ? ` – ${printable(fault)}` : ""}`;
+  return `${count(entries)} entries${assumed}, ${inFlight} ${inFlight === 1 ? "buffer" : "buffers"} in flight, ${where}${fault ? ` – ${printable(fault)}` : ""}`;
 }
 
 /** Return the tables of buffers, indices and descriptors, which say in words what the rings show. */

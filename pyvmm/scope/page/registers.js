@@ -5,17 +5,19 @@
  *
  * Of a guest that runs the server reads them without side effects; a value that differs from the one
  * before is marked. A recording has the last value of each register that was read or written before
- * the selected event. What changed last stands first, and selects its event.
+ * the selected event. The last accesses stand first, and select their events.
  */
 
 import { table } from "./buffer.js";
 import { decodeBase64 } from "./decode.js";
 import { element, onFrame } from "./elements.js";
 import { EventHistory } from "./event_history.js";
-import { hex, printable, size, time } from "./format.js";
+import { count, hex, printable, size, time } from "./format.js";
 
 const POLL_MS = 1000;
 const RECENT = 8;
+/** The tables that a driver works with come first, in this order. */
+const VIRTIO_TABLES = [".config", ".common", ".notify", ".isr"];
 const ACCESSES = { register_write: "written", register_read: "read" };
 
 /** @param {HTMLElement} root @param {import("./main.js").Scope} scope */
@@ -88,7 +90,7 @@ class RegisterView {
 
   #replace(parts) {
     const { scrollTop } = this.#body;
-    this.#body.replaceChildren(...parts);
+    this.#body.replaceChildren(element("div", { class: "cards" }, ...parts));
     this.#body.scrollTop = scrollTop;
   }
 
@@ -112,9 +114,10 @@ class RegisterView {
   /** Return the cards of an answer to `/api/registers`. */
   #live(answer) {
     this.#summary.textContent = "as they are now";
-    const { features } = answer, tables = grouped(answer.registers);
+    const { features } = answer, { first, others } = ordered(grouped(answer.registers));
+    const registerCards = (tables) => tables.map(([name, registers]) => this.#registerCard(name, registers));
     return [
-      ...[...tables].map(([name, registers]) => this.#registerCard(name, registers)),
+      ...registerCards(first),
       ...(features ? [card("Features", table(["", "bits", "names"], ["offered", "accepted"].map((each) =>
         [each, hex(features[each]), printable(features[`${each}-names`]).replaceAll("|", " ")])))] : []),
       card("Queues", table(["", "name", "size", "live", "desc", "driver", "device", "next", "used"], answer.queues.map((each) =>
@@ -124,6 +127,7 @@ class RegisterView {
         [String(each.index), hex(each.address), size(each.size), each.decoded ? "yes" : "no"]))),
       card("MSI-X vectors", table(["vector", "address", "data", "masked", "pending"], answer.msix.map((each) =>
         [String(each.vector), hex(each.address), hex(each.data), each.masked ? "yes" : "no", each.pending ? "yes" : "no"]))),
+      ...registerCards(others),
       card("Capabilities", table(["offset", "name", "fields"], answer.capabilities.map((each) =>
         [hex(each.offset), printable(each.name), Object.entries(each.fields).map(([key, value]) => `${key} ${hex(value)}`).join(", ")]))),
       card("Configuration space", configDump(decodeBase64(answer.config))),
@@ -132,14 +136,15 @@ class RegisterView {
 
   /** Return the card of a register table, in which values that changed last are marked. */
   #registerCard(name, registers) {
+    const isConfig = name.endsWith(".config");
     const rows = registers.map(({ register, offset, size: bytes, value }) => {
       const key = `${name}.${register}`, known = this.#before.get(key);
       if (known !== undefined && known !== value) this.#changed.set(key, performance.now());
       this.#before.set(key, value);
       const since = this.#changed.has(key) ? `changed ${((performance.now() - this.#changed.get(key)) / 1e3).toFixed(0)} s ago` : "";
-      return registerRow({ register, offset: hex(offset), bytes: String(bytes), value: hex(value), since }, since && isRecent(this.#changed, key));
+      return registerRow({ register, offset: hex(offset), bytes: String(bytes), value: hex(value), ...(isConfig && { decimal: count(value) }), since }, since && isRecent(this.#changed, key));
     });
-    return card(printable(name), registerTable(["register", "offset", "bytes", "value", ""], rows));
+    return card(printable(name), registerTable(["register", "offset", "bytes", "value", ...(isConfig ? ["decimal"] : []), ""], rows));
   }
 
   /** Return a card for each register table with the last values up to the selected event. */
@@ -151,7 +156,8 @@ class RegisterView {
       this.#histories.set(device, new EventHistory(store, { make: () => new LastValues(), concerns }));
     }
     const { values } = this.#histories.get(device).at(last);
-    return [...grouped([...values.values()])].map(([name, registers]) => card(printable(name),
+    const { first, others } = ordered(grouped([...values.values()]));
+    return [...first, ...others].map(([name, registers]) => card(printable(name),
       registerTable(["register", "value", "", "at"], registers.map(({ register, event }) => registerRow({ register,
         value: hex(event.fields.value), how: ACCESSES[event.kind], at: time(event.timeNs) }, event.index === last)))));
   }
@@ -182,6 +188,15 @@ function grouped(registers) {
   const found = new Map();
   for (const each of registers) found.set(each.table, [...(found.get(each.table) ?? []), each]);
   return found;
+}
+
+/** Return the [name, registers] of the tables that a driver works with, and of those of PCI. */
+function ordered(tables) {
+  const all = [...tables];
+  return {
+    first: VIRTIO_TABLES.flatMap((suffix) => all.filter(([name]) => name.endsWith(suffix))),
+    others: all.filter(([name]) => !VIRTIO_TABLES.some((suffix) => name.endsWith(suffix))),
+  };
 }
 
 function registerTable(head, rows) {

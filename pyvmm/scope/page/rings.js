@@ -12,7 +12,7 @@ import { OWNERS } from "./queue_state.js";
 import { ringsOf } from "./ring_layout.js";
 import { setAttributes, svg } from "./svg.js";
 
-const WIDTH = 470, SIDE = 400, OUTER = 146, INNER = 104, LABEL = 176;
+const PITCH = 440, FIRST = 155, WIDTH = 2 * PITCH + FIRST + 290, SIDE = 384, OUTER = 146, INNER = 104, LABEL = 176;
 const COLORS = 6;
 const LEAST_LABEL = 9; // a shorter arc has no room for its label
 
@@ -23,7 +23,7 @@ export function colorOf(chain) {
 
 /** Draws the rings into one SVG element, and tells `picked(arc)` which entry is pointed at. */
 export class Rings {
-  root = svg("svg", { viewBox: `0 0 ${3 * WIDTH} ${SIDE}`, class: "rings", role: "group", "aria-label": "Rings of the queue" });
+  root = svg("svg", { viewBox: `0 0 ${WIDTH} ${SIDE}`, class: "rings", role: "group", "aria-label": "Rings of the queue" });
   #picked;
   #rings = new Map();
 
@@ -71,12 +71,12 @@ class RingDrawing {
   #byName = new Map();
 
   constructor(root, { id, title, clause }, place) {
-    this.#texts = [-18, 4, 24].map((y) => svg("text", { y, class: y < 0 ? "ring-title" : "ring-note" }));
+    this.#texts = [-20, 5, 28].map((y) => svg("text", { y, class: y < 0 ? "ring-title" : "ring-note" }));
     this.#texts[0].textContent = title;
     this.#texts[1].textContent = `VIRTIO 1.2, ${clause}`;
     const group = svg("g", {
       class: "ring", "data-ring": id, role: "group", "aria-label": title,
-      transform: `translate(${WIDTH * (place + 0.5)} ${SIDE / 2})`,
+      transform: `translate(${FIRST + PITCH * place} ${SIDE / 2})`,
     }, this.#arcs, this.#pointers, ...this.#texts);
     root.append(group);
   }
@@ -127,7 +127,7 @@ function drawArc([group, arc]) {
   const [x, y] = polar((from + to) / 2, (OUTER + INNER) / 2);
   setAttributes(text, { x, y });
   const length = (to - from) * Math.PI * (OUTER + INNER);
-  text.style.fontSize = `${Math.min(14, length / 1.3)}px`;
+  text.style.fontSize = `${Math.min(17, length / 1.3)}px`;
   text.textContent = isRun ? "…" : length >= LEAST_LABEL ? label : "";
 }
 
@@ -152,7 +152,7 @@ function drawPointer([group, { name, says, side, value, at, lift }]) {
 function spread(pointers) {
   pointers.forEach((each, i) => {
     const near = pointers.slice(0, i).filter((other) => Math.abs(other.at - each.at) < 0.03);
-    each.lift = near.length ? Math.max(...near.map((other) => other.lift)) + 16 : 0;
+    each.lift = near.length ? Math.max(...near.map((other) => other.lift)) + 20 : 0;
   });
 }
 

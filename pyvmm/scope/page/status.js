@@ -18,6 +18,7 @@ const byId = (id) => document.getElementById(id);
 export function create({ store, source }) {
   const name = printable(source.info.name);
   byId("source-name").textContent = name;
+  byId("source-name").title = name;
   document.title = `${name} – pyvmm scope`;
   const draw = onFrame(() => {
     byId("state").textContent = STATES[source.state];

@@ -16,6 +16,10 @@ import * as drawing from "./timeline_drawing.js";
 
 const CLICK_PIXELS = 4, NEAR_PIXELS = 12;
 
+/** The legends of single events, and of bars while there are too many to be shown one by one. */
+const MARKS = ["▼ notification to the device", "▲ to the driver", "■ descriptor", "● taken", "○ used", "❘ other"];
+const BARS = ["▁▃▆ events at a time, logarithmic", "zoom in to see each: wheel, + or drag"];
+
 /** @param {HTMLElement} root @param {import("./main.js").Scope} scope */
 export function create(root, scope) {
   return new Timeline(root, scope);
@@ -29,6 +33,7 @@ class Timeline {
   #view;
   #list;
   #canvas = element("canvas", { class: "timeline-canvas", role: "img", tabIndex: 0 });
+  #legend = element("span", { class: "legend" });
   #drag = null; // pixels at which a drag began and is, and whether it moves the window
   #shown = false;
   #draw = onFrame(() => this.#shown && this.#drawNow());
@@ -69,13 +74,12 @@ class Timeline {
       made.addEventListener("click", () => this.#change(act));
       return made;
     };
-    const legend = [["▼", "notification to the device"], ["▲", "to the driver"], ["■", "descriptor"], ["●", "taken"], ["○", "used"]];
     return element("div", { class: "toolbar" },
       button("−", "Zoom out (-)", () => this.#view.zoom(2)),
       button("+", "Zoom in (+)", () => this.#view.zoom(0.5)),
       button("All", "Show all (0)", () => this.#view.showAll()),
       element("span", { class: "space" }),
-      element("span", { class: "legend" }, ...legend.map(([sign, text]) => element("span", {}, `${sign} ${text}`))));
+      this.#legend);
   }
 
   /** Change the window, and draw. */
@@ -98,6 +102,9 @@ class Timeline {
       lane: this.#layout,
     };
     drawing.draw(this.#canvas, state);
+    const texts = this.#store.count && !drawing.showsMarks(state) ? BARS : MARKS;
+    if (texts !== this.#legend.texts) this.#legend.replaceChildren(...texts.map((text) => element("span", {}, text)));
+    this.#legend.texts = texts;
     this.#canvas.setAttribute("aria-label", drawing.inWords(state));
   }
 

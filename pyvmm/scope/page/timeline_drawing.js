@@ -11,6 +11,8 @@ import { color } from "./theme.js";
 
 /** Up to so many events are drawn as marks. */
 const MAX_MARKS = 1500;
+/** The part of a row that the bar of a single event takes at least. */
+const LEAST_BAR = 0.25;
 const STEPS = [1, 2, 5];
 
 /** @typedef {{left: number, top: number, width: number, row: number, height: number}} Layout in CSS pixels */
@@ -19,6 +21,11 @@ const STEPS = [1, 2, 5];
 export function layout(width, rows) {
   const unit = rem(), left = 11.5 * unit, row = (rows > 24 ? 1.25 : 1.6) * unit, top = 2 * unit;
   return { left, top, row, width: Math.max(Math.floor(width - left - unit), 1), height: top + Math.max(rows, 1) * row + 0.5 * unit };
+}
+
+/** Return whether each event is a mark; otherwise there are too many, and bars say how many. */
+export function showsMarks({ store, view }) {
+  return store.indexAt(view.to) - store.indexAt(view.from) <= MAX_MARKS;
 }
 
 /**
@@ -34,12 +41,11 @@ export function draw(canvas, state) {
   drawAxis(pen, state);
   drawRows(pen, state);
   if (store.count) {
-    const marks = store.indexAt(view.to) - store.indexAt(view.from) <= MAX_MARKS;
     pen.save();
     pen.beginPath();
     pen.rect(at.left, 0, at.width, at.height);
     pen.clip();
-    if (marks) drawMarks(pen, state);
+    if (showsMarks(state)) drawMarks(pen, state);
     else drawDensity(pen, state);
     drawSelection(pen, state);
     pen.restore();
@@ -100,8 +106,8 @@ function drawDensity(pen, { lanes, density, lane: at, view }) {
     for (let x = 0, run = 0; x < width; x += run) {
       for (run = 1; x + run < width && sums[x + run] === sums[x]; run++);
       if (!sums[x]) continue;
-      const height = Math.max(3, Math.round(full * Math.log2(1 + sums[x]) * scale));
-      pen.fillRect(at.left + x, floor - height, run, height);
+      const height = Math.round(full * (LEAST_BAR + (1 - LEAST_BAR) * Math.log2(1 + sums[x]) * scale));
+      pen.fillRect(at.left + x, floor - height, Math.max(run, 2), height);
     }
   });
 }
