@@ -400,7 +400,7 @@ cdef class SplitQueue:
         caller then continues popping. Does not raise; `pop` reports a broken index.
         """
         if self.event_idx:
-            # 2.7.10.1: flags stay 0; a notification is due when index avail_event is passed.
+            # 2.7.10.2: flags stay 0; a notification is due when index avail_event is passed.
             store_u16(self._used + RING_ELEMENTS + 8 * self.size, self._next_avail)
         else:
             store_u16(self._used + RING_FLAGS, 0)
