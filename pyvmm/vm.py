@@ -228,7 +228,7 @@ class VirtualMachine:
 
     @property
     def vcpu_thread_ids(self) -> list[int]:
-        """The thread id of each vCPU; empty before `run`."""
+        """The thread id of each vCPU; empty before they are started."""
         threads = self.machine.vcpu_threads
         return [thread.native_id for thread in threads if thread.native_id is not None]
 
@@ -435,6 +435,10 @@ class VirtualMachine:
     def prepare_parts(self) -> None:
         """As `Machine.prepare_parts`."""
         self.machine.prepare_parts()
+
+    def prepare_incoming(self) -> None:
+        """As `Machine.prepare_incoming`."""
+        self.machine.prepare_incoming()
 
     def save_parts(self) -> list[Record]:
         """As `Machine.save_parts`."""

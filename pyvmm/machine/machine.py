@@ -219,14 +219,20 @@ class Machine:
         assert self._owner.is_current()
         if not self._ready:
             raise RuntimeError("the machine was neither booted nor restored")
+        self._start_threads()
+        for thread in self.vcpu_threads:
+            on_thread(thread)
+        if not paused:
+            self.resume()
+
+    def _start_threads(self) -> None:
+        """Start the vCPU threads, all of them outside the guest, unless they have been started."""
         kvm_run.install_kick_handler(KICK_SIGNAL)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.gate.set_paused(True)
         for thread in self.vcpu_threads:
-            thread.start()
-            on_thread(thread)
-        if not paused:
-            self.resume()
+            if thread.ident is None:
+                thread.start()
 
     def pause(self) -> None:
         """Stop all vCPUs outside the guest, and the timers of devices.
@@ -337,11 +343,23 @@ class Machine:
         return MachineParts(self._system, self._vm, vcpus, stateful, part_kinds(self._devices))
 
     def prepare_parts(self) -> None:
-        """Import modules and query KVM for `save_parts` and `restore_parts`.
+        """Do what `save_parts` and `restore_parts` would do while the guest is paused.
 
-        So neither does that while the guest is paused. Raises UserError where KVM is too old.
+        They import no modules then, and query nothing of KVM. Raises UserError where it is too old.
         """
-        self._parts.prewarm()
+        with self.lock:
+            self._parts.prewarm()
+
+    def prepare_incoming(self) -> None:
+        """Do what `restore_parts` and `start` would do while an incoming guest is paused.
+
+        The vCPU threads wait outside the guest, and all code that restores a machine has run once.
+        Raises UserError where KVM is too old.
+        """
+        self.prepare_parts()
+        self._start_threads()
+        with self.lock, self._router.one_change():
+            self._parts.rehearse()
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ Live migration and snapshots both copy this way:
             precopy.collect()                       # what has changed since
         ...                                         # stop the guest
         precopy.collect()
-        precopy.copy(sink)                          # the last round
+        precopy.copy(sink, last=True)               # the last round
 
 The first round takes the pages that have memory behind them on the host, except those that the
 guest does not use. A page without memory behind it reads as zeros: it was never touched, or it is
@@ -99,12 +99,17 @@ class PreCopy:
         self.skipped = ram.intersect(unused.pages).subtract(changed)
         """Pages left out of the first round because they are unused."""
 
-    def copy(self, sink: ChunkSink) -> None:
-        """Hand all pages of `todo` to `sink`, chunk by chunk; what it raises ends the round."""
+    def copy(self, sink: ChunkSink, *, last: bool = False) -> None:
+        """Hand all pages of `todo` to `sink`, chunk by chunk; what it raises ends the round.
+
+        In the `last` round nothing changes memory, so the log is left as it is: write-protecting
+        pages again would take time while the guest is paused.
+        """
         todo, self.todo = self.todo, PageRuns()
         memory, log = self._memory, self._log
         for start_pfn, pages in chunks(memory, todo):
-            log.clear(start_pfn, CHUNK_PAGES)
+            if not last:
+                log.clear(start_pfn, CHUNK_PAGES)
             populated = touched(memory, pages)
             sink(Chunk(start_pfn, pages, populated, nonzero(memory, populated)))
 

@@ -13,6 +13,7 @@
     auto_converge.py      how far to throttle a guest that writes too fast
     rate_limiter.py       the limit on bandwidth
     progress.py           settings and figures
+    collection.py         the garbage collector, kept out of the switchover
     timeouts.py           the longest time for each step
 
 `pyvmm.memory.precopy` selects the pages to copy; `pyvmm.sockets` has the sockets. Each side runs in
@@ -30,7 +31,7 @@ The source speaks first:
     ... more rounds, as long as the guest writes more than fits into the downtime limit ...
     (the guest is paused) pages, zeros      -->
     round-end n, parts, ready               -->  restores all parts; compares the totals
-                                            <--  restored
+                                            <--  round-ack n, restored
     commit                                  -->  runs the guest
                                             <--  running
 

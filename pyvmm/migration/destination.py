@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devices.state import StateError
 from pykvm import KvmError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
+from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.errors import LinkBroken, LinkTimedOut, MigrationError
 from pyvmm.migration.stream import SourceReader
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
@@ -113,12 +114,13 @@ class DestinationMigration:
         """
         if self._hello is None:
             self.receive_hello(self._timeouts.hello)
-        with self._aborting():
-            assert self._hello is not None
-            ready = self._receive_guest(self._hello)
-        self._target.start(running=ready.was_running)
-        with suppress(MigrationError):  # the guest runs anyway
-            self._send(messages.Running(), self._timeouts.message)
+        with ExitStack() as switchover:
+            with self._aborting():
+                assert self._hello is not None
+                ready = self._receive_guest(self._hello, switchover)
+            self._target.start(running=ready.was_running)
+            with suppress(MigrationError):  # the guest runs anyway
+                self._send(messages.Running(), self._timeouts.message)
 
     @contextmanager
     def _aborting(self) -> Iterator[None]:
@@ -138,8 +140,11 @@ class DestinationMigration:
             self._abort(f"it has a bug: {error!r}")
             raise
 
-    def _receive_guest(self, hello: messages.Hello) -> messages.Ready:
-        """Receive and restore everything, up to the commit."""
+    def _receive_guest(self, hello: messages.Hello, switchover: ExitStack) -> messages.Ready:
+        """Receive and restore everything, up to the commit.
+
+        No garbage is collected from the first part until `switchover` is closed.
+        """
         message_s = self._timeouts.message
         checksum = self._checksum(hello.checksum)
         ram = self._target.create_machine(hello.config)
@@ -157,6 +162,8 @@ class DestinationMigration:
                 case messages.RoundEnd(number):
                     self._send(messages.RoundAck(number), message_s)
                 case messages.DeviceState(part):
+                    if not parts:
+                        switchover.enter_context(collection_deferred())
                     parts.append(part)
             message = self._receive(message_s)
         required = sum(not part.optional for part in parts)

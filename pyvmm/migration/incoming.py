@@ -52,8 +52,8 @@ class IncomingVm(Protocol):
     def ram(self) -> Ram:
         """Its memory, which nothing has touched."""
 
-    def prepare_parts(self) -> None:
-        """Prepare for `restore_parts`. Raises UserError where KVM is too old."""
+    def prepare_incoming(self) -> None:
+        """Prepare for `restore_parts` and `run`. Raises UserError where KVM is too old."""
 
     def restore_parts(self, records: Sequence[Record]) -> None:
         """Restore everything but memory. Raises StateError."""
@@ -148,7 +148,7 @@ class _IncomingTarget:
 
     def create_machine(self, config: MachineConfig) -> Ram:
         machine = self._machine = call_on_loop(self._loop, lambda: self._make(config))
-        call_on_loop(self._loop, machine.prepare_parts)
+        call_on_loop(self._loop, machine.prepare_incoming)
         return machine.ram
 
     def restore(self, parts: Sequence[Record]) -> None:

@@ -41,6 +41,34 @@ class Settings:
     max_cpu_throttle: int = 99
 
 
+class DowntimeSteps:
+    """Seconds of the steps of a switchover, as the source sees them, in their order.
+
+        stop     until the vCPUs have left the guest
+        save     until the state of the machine is saved
+        pages    until the destination has acknowledged the last round, whose state follows it
+        restore  until the destination has restored the state
+        start    from the commit until the destination runs the guest
+
+    Threads: migration; other threads read only.
+    """
+
+    def __init__(self) -> None:
+        self.begun_at = self._step_begun_at = time.monotonic()
+        self.steps: dict[str, float] = {}
+
+    def step(self, name: str) -> None:
+        """Note that the step `name` has ended, and the next begins."""
+        now = time.monotonic()
+        self.steps = {**self.steps, name: now - self._step_begun_at}
+        self._step_begun_at = now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the switchover began."""
+        return time.monotonic() - self.begun_at
+
+
 @dataclass
 class MigrationProgress:
     """Figures of one migration.
@@ -74,6 +102,8 @@ class MigrationProgress:
     throttle_percentage: int = 0
     """Percentage of their time for which the vCPUs are currently kept out of the guest."""
     downtime_s: float | None = None
+    downtime: DowntimeSteps | None = None
+    """The steps of the last switchover; a step that has not ended is missing."""
     tracer: Tracer | None = None
     """Receives an event at the end of each round."""
 
@@ -104,6 +134,11 @@ class MigrationProgress:
         self.full_pages += full_pages
         self.zero_pages += pages - full_pages
         self.remaining_pages -= pages
+
+    def downtime_begins(self) -> DowntimeSteps:
+        """Note that the guest is about to be paused for the switchover."""
+        self.downtime = DowntimeSteps()
+        return self.downtime
 
     def round_done(self, sent_bytes: int, seconds: float) -> None:
         """Note that the destination has a round of `sent_bytes`, which took `seconds`."""

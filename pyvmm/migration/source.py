@@ -34,11 +34,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyvmm.memory.precopy import CHUNK_PAGES, Chunk, PreCopy
 from pyvmm.migration import messages
 from pyvmm.migration.auto_converge import AutoConverge
+from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.errors import (
     Cancelled,
     MigrationError,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.migration.link import Link
-    from pyvmm.migration.progress import MigrationProgress, Settings
+    from pyvmm.migration.progress import DowntimeSteps, MigrationProgress, Settings
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
 
@@ -98,6 +99,14 @@ class SourceGuest(Protocol):
 
     def resume(self) -> None:
         """Undo `stop`: the guest stays here."""
+
+
+class _RoundBegin(NamedTuple):
+    """The state when a round began."""
+
+    at: float
+    """By time.monotonic()."""
+    sent_bytes: int
 
 
 class SourceMigration:
@@ -187,7 +196,7 @@ class SourceMigration:
         while True:
             begin, sent_before = time.monotonic(), progress.sent_bytes
             self._cancelled.wait(MIN_ROUND_S - took_s)
-            took_s = self._send_round(precopy, limited=True)
+            took_s = self._send_round(precopy)
             precopy.collect()
             period_s = time.monotonic() - begin
             changed_pages = precopy.todo.pages
@@ -205,18 +214,26 @@ class SourceMigration:
             self._guest.throttle(percentage)
             self._progress.throttle_percentage = percentage
 
-    def _send_round(self, precopy: PreCopy, *, limited: bool) -> float:
+    def _send_round(self, precopy: PreCopy) -> float:
         """Send the round and wait until the destination has it; return the seconds it took."""
-        begin = time.monotonic()
-        sent_before = self._progress.sent_bytes
-        limiter = RateLimiter(self.settings.max_bandwidth, sent_before) if limited else None
-        precopy.copy(lambda chunk: self._send_chunk(chunk, limiter))
+        return self._expect_ack(self._send_pages(precopy, last=False))
+
+    def _send_pages(self, precopy: PreCopy, *, last: bool) -> _RoundBegin:
+        """Send the pages of a round and its end; only the `last` one has no limit."""
+        begin = _RoundBegin(time.monotonic(), self._progress.sent_bytes)
+        limiter = None if last else RateLimiter(self.settings.max_bandwidth, begin.sent_bytes)
+        precopy.copy(lambda chunk: self._send_chunk(chunk, limiter), last=last)
         self._round += 1
         self._channel.send(messages.RoundEnd(self._round))
+        return begin
+
+    def _expect_ack(self, begin: _RoundBegin) -> float:
+        """Wait until the destination has the round; return the seconds since it began."""
+        sent_bytes = self._progress.sent_bytes - begin.sent_bytes
         ack = self._channel.expect(messages.RoundAck)
         assert ack.number == self._round, "the reader counts rounds, too"
-        seconds = time.monotonic() - begin
-        self._progress.round_done(self._progress.sent_bytes - sent_before, seconds)
+        seconds = time.monotonic() - begin.at
+        self._progress.round_done(sent_bytes, seconds)
         return seconds
 
     def _send_chunk(self, chunk: Chunk, limiter: RateLimiter | None) -> None:
@@ -251,26 +268,39 @@ class SourceMigration:
         """Stop the guest and commit it to the destination; it continues here if that fails."""
         limit_s = self._timeouts.switchover + self.settings.downtime_limit_s
         self._channel.limit(limit_s, f"the switchover has taken more than {limit_s:g} s")
-        stopped_at = time.monotonic()
-        was_running = self._guest.stop()
-        try:
-            parts = self._guest.save_parts()
-            precopy.collect()
-            self._progress.collected(precopy.todo.pages, 0.0)
-            self._send_round(precopy, limited=False)
-            for part in parts:
-                self._channel.send(messages.DeviceState(part))
-            required = sum(not part.optional for part in parts)
-            ready = messages.Ready(self._progress.full_pages, required, was_running)
-            self._channel.send(ready)
-            self._channel.expect(messages.StateRestored)
-            self._commit()
-        except BaseException:
-            if not self._committed:
-                self._guest.resume()
-            raise
-        finally:
-            self._progress.downtime_s = time.monotonic() - stopped_at
+        downtime = self._progress.downtime_begins()
+        with collection_deferred():
+            was_running = self._guest.stop()
+            downtime.step("stop")
+            try:
+                self._send_rest(precopy, was_running, downtime)
+                self._commit()
+                downtime.step("start")
+            except BaseException:
+                if not self._committed:
+                    self._guest.resume()
+                raise
+            finally:
+                self._progress.downtime_s = downtime.seconds
+
+    def _send_rest(self, precopy: PreCopy, was_running: bool, downtime: DowntimeSteps) -> None:
+        """Send the last pages and the state; return when the destination has restored it.
+
+        The state follows the pages at once: the acknowledgement of the round is read after it.
+        """
+        parts = self._guest.save_parts()
+        downtime.step("save")
+        precopy.collect()
+        self._progress.collected(precopy.todo.pages, 0.0)
+        round_begin = self._send_pages(precopy, last=True)
+        for part in parts:
+            self._channel.send(messages.DeviceState(part))
+        required = sum(not part.optional for part in parts)
+        self._channel.send(messages.Ready(self._progress.full_pages, required, was_running))
+        self._expect_ack(round_begin)
+        downtime.step("pages")
+        self._channel.expect(messages.StateRestored)
+        downtime.step("restore")
 
     def _commit(self) -> None:
         with self._committing:

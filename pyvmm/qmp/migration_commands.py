@@ -95,6 +95,11 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
             `cancelled`
         total-time?: ms since the start, or from start to end
         downtime?: ms for which the guest ran on neither side, after the switchover
+        downtime-steps.stop?: ms until the vCPUs had left the guest
+        downtime-steps.save?: ms until the state of the machine was saved
+        downtime-steps.pages?: ms until the destination had acknowledged the last pages
+        downtime-steps.restore?: ms until it had restored the state
+        downtime-steps.start?: ms until it reported that the guest runs
         expected-downtime?: ms that the switchover would take now, before it
         cpu-throttle-percentage?: percentage of their time for which auto-converge keeps the vCPUs
             from running
@@ -112,7 +117,7 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
         ram.mbps?: throughput of the last round in 10^6 bit/s
         ram.page-size?: bytes of a page
     In QEMU:
-        the same, with further members; `unused-pages` is pyvmm's
+        the same, with further members; `unused-pages` and `downtime-steps` are pyvmm's
     """
     migrations = vm.migrations
     if migrations.status == "none":
@@ -128,6 +133,9 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
         result["downtime"] = round(progress.downtime_s * 1000)
     elif progress.bandwidth:
         result["expected-downtime"] = round(progress.expected_downtime_s * 1000)
+    if progress.downtime is not None:
+        steps = progress.downtime.steps.items()
+        result["downtime-steps"] = {name: round(seconds * 1000, 3) for name, seconds in steps}
     if progress.throttle_percentage:
         result["cpu-throttle-percentage"] = progress.throttle_percentage
     if migrations.error:

@@ -58,9 +58,9 @@ class Copier:
         self._precopy.collect()
 
     def copy_last_round(self) -> None:
-        """Run `copy_round` for a paused guest, with its changes since the previous one."""
+        """Bring the file up to date with a paused guest, whose last changes are collected."""
         self._precopy.collect()
-        self.copy_round()
+        self._precopy.copy(self._store, last=True)
 
     def report(self, ballooned: int) -> PageReport:
         """Account for all pages of RAM, `ballooned` of which are in the balloon."""

@@ -52,6 +52,9 @@ class MigrationListener:
 
         Takes `stream` over. Raises `HandshakeFailed`. May be called from any thread.
         """
+        if stream.family != socket.AF_UNIX:
+            # Two small replies may follow each other, and the second would wait for the first.
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._context is None:
             return SocketLink(stream, local=isinstance(self.address, UnixAddress))
         stream.settimeout(within_s)

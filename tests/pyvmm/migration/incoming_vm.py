@@ -19,7 +19,7 @@ class EndingVm:
         self.restored: list[Record] = []
         self.has_run = False
 
-    def prepare_parts(self) -> None:
+    def prepare_incoming(self) -> None:
         pass
 
     def restore_parts(self, records: Sequence[Record]) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from pyvmm.memory.precopy import UnusedPages
+from pyvmm.memory.precopy import ChunkSink, PreCopy, UnusedPages
 from pyvmm.snapshot import saver
-from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, Snapshots, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
@@ -86,17 +85,17 @@ def test_stopped_seconds_are_those_for_which_the_guest_is_paused(tmp_path: Path)
 def test_a_short_round_is_the_last_one_before_the_guest_is_paused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine, copy_round = RecordingMachine(), Copier.copy_round
-    statuses: list[str] = []
+    machine, copy = RecordingMachine(), PreCopy.copy
+    rounds: list[tuple[str, bool]] = []
 
-    def observed(copier: Copier) -> None:
-        statuses.append(machine.status)
-        copy_round(copier)
+    def observed(precopy: PreCopy, sink: ChunkSink, *, last: bool = False) -> None:
+        rounds.append((machine.status, last))
+        copy(precopy, sink, last=last)
 
-    monkeypatch.setattr(Copier, "copy_round", observed)
+    monkeypatch.setattr(PreCopy, "copy", observed)
     monkeypatch.setattr(saver, "SHORT_ROUND_S", 60.0)
     take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
-    assert statuses == ["running", "paused"]
+    assert rounds == [("running", False), ("paused", True)]
 
 
 def test_a_guest_that_ends_while_it_is_copied_is_not_saved(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_each_part_is_restored_from_its_record(saved: list[Record]) -> None:
         assert board.post.read(0, 1) == 0x55
 
 
+def test_a_rehearsal_leaves_a_machine_that_can_be_restored(saved: list[Record]) -> None:
+    with small() as board:
+        board.parts.rehearse()
+        board.parts.restore(saved)
+        assert (board.first.get_regs().rax, board.second.get_regs().rbx) == (1, 22)
+        assert board.post.read(0, 1) == 0x55
+
+
 @pytest.mark.parametrize("missing", range(5))
 def test_a_missing_part_is_refused_by_name(saved: list[Record], missing: int) -> None:
     record = saved.pop(missing)
