@@ -21,6 +21,7 @@ from functools import partial
 
 from bench.launch import MACHINES, LaunchedGuest, LaunchedProcess, in_memory
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
+from bench.peers import BASELINE
 from guest_images.build import build_image
 
 USER_SPACE = "pyvmm guest: user space up after"
@@ -60,7 +61,10 @@ def measure(plan: Plan) -> list[Case]:
             guest = LaunchedGuest(image, ram_mib, vcpus)
             contenders: dict[str, Contender] = {"pyvmm": partial(_boot_pyvmm, guest)}
             for machine in MACHINES:
-                contenders[machine] = partial(_boot_qemu, guest, machine)
+                contenders[machine] = partial(_boot_qemu, guest.qemu(machine))
+                for peer in plan.peers:
+                    name_there = machine.replace(BASELINE, peer.name)
+                    contenders[name_there] = partial(_boot_qemu, guest.qemu(machine, peer=peer))
             case = Case(name, "s", against="QEMU pc")
             rounds = plan.rounds(full)
             warm_up = not plan.quick
@@ -69,8 +73,8 @@ def measure(plan: Plan) -> list[Case]:
     return cases
 
 
-def _boot_qemu(guest: LaunchedGuest, machine: str) -> Values:
-    with LaunchedProcess(guest.qemu(machine)) as process:
+def _boot_qemu(argv: list[str]) -> Values:
+    with LaunchedProcess(argv) as process:
         return seconds(process.wait_for(USER_SPACE))
 
 

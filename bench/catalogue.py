@@ -18,6 +18,9 @@ class Kvm(Enum):
 SMALL_LAB_MIB = 4096
 """Enough for any quick run; a single size, because the first lab of each size has to be booted."""
 
+MOVE_LAB_MIB, LARGE_MOVE_LAB_MIB = 6144, 18432
+"""For two guests of 1 GiB or 8 GiB, or for one and its file."""
+
 
 class DefaultRun(Enum):
     """Runs without names that include a benchmark."""
@@ -38,6 +41,8 @@ class Benchmark:
     """RAM of that lab."""
     default_run: DefaultRun = DefaultRun.ALWAYS
     function: str = "measure"
+    is_appendix: bool = False
+    """Its results are at the end of the report: few rounds, because each takes minutes."""
 
 
 CATALOGUE = {
@@ -52,6 +57,9 @@ CATALOGUE = {
         "requests", "Requests without a guest: from notification to used element", Kvm.NONE
     ),
     "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
+    "exit-delay": Benchmark(
+        "exit_delay", "VM exits: a register access while the event loop is busy", Kvm.MINIMAL, 2048
+    ),
     "balloon": Benchmark("balloon", "Balloon of a Linux guest: 7 of 8 GiB", Kvm.LINUX, 12288),
     "balloon-smp": Benchmark(
         "balloon",
@@ -79,24 +87,51 @@ CATALOGUE = {
     "footprint": Benchmark("footprint", "Memory of the VMM, without guest RAM", Kvm.LINUX),
     "migration": Benchmark(
         "migration",
-        "Live migration of an idle 8 GiB guest",
+        "Live migration of an idle 1 GiB guest",
         Kvm.LINUX,
-        18432,
-        default_run=DefaultRun.QUICK_ONLY,
+        MOVE_LAB_MIB,
+        DefaultRun.QUICK_ONLY,
     ),
     "migration-writing": Benchmark(
         "migration",
-        "Live migration of an 8 GiB guest that writes 50 MB/s",
+        "Live migration of a 1 GiB guest that writes 50 MB/s",
         Kvm.LINUX,
-        18432,
+        MOVE_LAB_MIB,
         DefaultRun.QUICK_ONLY,
         "measure_writing",
     ),
     "snapshot": Benchmark(
         "snapshot",
+        "Snapshots of an idle 1 GiB guest",
+        Kvm.LINUX,
+        MOVE_LAB_MIB,
+        DefaultRun.QUICK_ONLY,
+    ),
+    "migration-8gib": Benchmark(
+        "migration",
+        "Live migration of an idle 8 GiB guest",
+        Kvm.LINUX,
+        LARGE_MOVE_LAB_MIB,
+        DefaultRun.NEVER,
+        "measure_large",
+        is_appendix=True,
+    ),
+    "migration-writing-8gib": Benchmark(
+        "migration",
+        "Live migration of an 8 GiB guest that writes 50 MB/s",
+        Kvm.LINUX,
+        LARGE_MOVE_LAB_MIB,
+        DefaultRun.NEVER,
+        "measure_writing_large",
+        is_appendix=True,
+    ),
+    "snapshot-8gib": Benchmark(
+        "snapshot",
         "Snapshots of an idle 8 GiB guest",
         Kvm.LINUX,
-        18432,
-        default_run=DefaultRun.QUICK_ONLY,
+        LARGE_MOVE_LAB_MIB,
+        DefaultRun.NEVER,
+        "measure_large",
+        is_appendix=True,
     ),
 }

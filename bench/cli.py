@@ -14,8 +14,9 @@ from pathlib import Path
 
 import click
 
-from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, Benchmark, DefaultRun, Kvm
+from bench.catalogue import CATALOGUE, SMALL_LAB_MIB, DefaultRun, Kvm
 from bench.measure import Checkpoint, Plan
+from bench.peers import further
 from bench.results import load, new_result
 from pyvmm.errors import UserError
 from pyvmm.files.errors import OutputNotWritten
@@ -52,8 +53,20 @@ def _default_names(quick: bool) -> list[str]:
     show_default="bench/results, or build/bench with --quick",
     help="Directory for results and plots.",
 )
+@click.option(
+    "--qemu",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="PROGRAM",
+    help="Another QEMU to measure as well, as any of another version on PATH is.",
+)
 @click.option("--measure-into", type=click.Path(path_type=Path), hidden=True)
-def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path | None) -> int:
+def bench(
+    names: list[str],
+    quick: bool,
+    output: Path | None,
+    qemu: Path | None,
+    measure_into: Path | None,
+) -> int:
     """Compare pyvmm with QEMU and with the limits of the machine.
 
     \b
@@ -63,6 +76,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       encodings-device  all dialects in the device alone, without a guest
       requests     latency of one request and of many at once, without a guest
       exits        cost of a register access
+      exit-delay   a register access while the event loop is busy
       balloon      balloon of a Linux guest, and QEMU's
       watching     one exit and one inflate, unwatched, recorded and watched
       watching-guest  the same for a boot and an inflate of a Linux guest
@@ -71,21 +85,22 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
       command      a command in a guest of its own, and the boot alone
       console      streams through a port, and QEMU's virtio-serial
       footprint    memory of the VMM without guest RAM, and QEMU's
-    Run only by name, because they take long (the last three also need 20 GiB of memory):
+    Run only by name, because they take long (those of 8 GiB also need 20 GiB of memory):
       balloon-smp  balloon of a Linux guest with 4 vCPUs
       encodings    balloon in every dialect, by how fragmented free memory is, and QEMU's
       migration    live migration, with and without unused pages, and QEMU's
       migration-writing  the same, of a guest that writes continuously
       snapshot     snapshots, with and without unused pages, and QEMU's
+      migration-8gib, migration-writing-8gib, snapshot-8gib  one round of larger guests
 
     Contenders take turns in every round; compare ratios, not seconds. Leave the machine idle
-    while they run.
+    while they run. Ratios to QEMU are to version 7.2, or else the first one on PATH.
 
     The exit status is 0 when all benchmarks have run, even if a target is missed, and 2 when one
     has failed.
     """
     if measure_into is not None:
-        _measure(names[0], quick, measure_into)
+        _measure(names[0], quick, qemu, measure_into)
         return 0
     output = output or (QUICK_RESULTS if quick else RESULTS)
     try:
@@ -96,7 +111,7 @@ def bench(names: list[str], quick: bool, output: Path | None, measure_into: Path
     for name in names:  # before minutes of measuring
         check_output(output / f"{name}.json", JSON_START)
     for name in names:
-        _run(name, CATALOGUE[name], quick, output / f"{name}.json")
+        _run(name, quick, qemu, output / f"{name}.json")
     from bench.report import update_readme, write_report
 
     results = [load(path) for path in _measured(output)]
@@ -112,14 +127,16 @@ def _measured(output: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _run(name: str, benchmark: Benchmark, quick: bool, file: Path) -> None:
+def _run(name: str, quick: bool, qemu: Path | None, file: Path) -> None:
     """Measure one benchmark in a process of its own, here or in the lab."""
+    benchmark = CATALOGUE[name]
     new = file.with_suffix(".new")
     checkpoint = file.with_suffix(".checkpoint")
     for path in (new, checkpoint):
         path.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "pyvmm", "bench", name, "--measure-into", str(new)]
     argv += ["--quick"] if quick else []
+    argv += ["--qemu", str(qemu)] if qemu is not None else []
     if benchmark.kvm is Kvm.LINUX:
         from guest_images.build import build_image
 
@@ -159,10 +176,11 @@ def _needs_lab(kvm: Kvm) -> bool:
     return kvm is not Kvm.NONE and choose_kvm("auto") is KvmProvider.LAB
 
 
-def _measure(name: str, quick: bool, file: Path) -> None:
+def _measure(name: str, quick: bool, qemu: Path | None, file: Path) -> None:
     benchmark = CATALOGUE[name]
     module = importlib.import_module(f"bench.{benchmark.module}")
     with show_progress() as progress:
-        plan = Plan(quick, progress, Checkpoint(file.with_suffix(".checkpoint")))
+        checkpoint = Checkpoint(file.with_suffix(".checkpoint"))
+        plan = Plan(quick, progress, checkpoint, further(None if qemu is None else str(qemu)))
         cases = getattr(module, benchmark.function)(plan)
     new_result(name, benchmark.title, quick, cases).save(file)

@@ -26,7 +26,7 @@ from functools import partial
 from bench.discarder import WAYS, discarder
 from bench.fake_guest import FakeGuest, bitmap_pieces
 from bench.fragmentation_trace import trace_pages
-from bench.measure import Case, Plan, interleave
+from bench.measure import ENOUGH_ROUNDS, Case, Plan, interleave
 from bench.touched_ram import HUGE_PAGE_PAGES, DiscardedPages, TouchedRam, have_huge_pages
 from devices.balloon.dialects import BITMAP, STANDARD
 from pyvmm.units import MIB
@@ -35,7 +35,7 @@ from pyvmm_native.runs import PageRuns
 
 BEST, PER_RUN, PER_PAGE = WAYS
 BITMAPS, ARRAYS = "pyvmm, bitmap", "pyvmm, standard"
-ROUNDS = 3
+ROUNDS = ENOUGH_ROUNDS
 SHORT_ROUNDS = 9
 """For patterns of a few hundredths of a second, where a median of few rounds is mostly noise."""
 

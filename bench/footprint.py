@@ -19,16 +19,27 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from bench.launch import MACHINES, MEMORY, LaunchedGuest, LaunchedProcess, in_memory
-from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
+from bench.measure import (
+    ENOUGH_ROUNDS,
+    TOTAL,
+    Case,
+    Contender,
+    Plan,
+    Values,
+    seconds,
+    take_turns,
+)
+from bench.peers import BASELINE
 from guest_images.build import build_image
 from pyvmm.units import MIB
 
 RAM_MIB = 1024
 PROMPT = "guest# "
-ROUNDS = 3
+ROUNDS = ENOUGH_ROUNDS
 IMPORT_ROUNDS = 7
 LIMIT_S = 60
 """For either case; in a slow lab there are fewer rounds."""
@@ -51,6 +62,8 @@ def measure(plan: Plan) -> list[Case]:
         guest = LaunchedGuest(image, RAM_MIB, 1)
         commands = {"pyvmm": guest.pyvmm("-m", "pyvmm")}
         commands.update({machine: guest.qemu(machine) for machine in MACHINES})
+        for peer, machine in product(plan.peers, MACHINES):
+            commands[machine.replace(BASELINE, peer.name)] = guest.qemu(machine, peer=peer)
         contenders: dict[str, Contender] = {
             name: partial(_resident, argv, rss, name) for name, argv in commands.items()
         }

@@ -29,9 +29,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bench.peers import Qemu, baseline
 from guest_images.manifest import read_manifest
 from pyvmm.errors import UserError
-from pyvmm.lab.qemu import find_qemu
 
 MEMORY = "/dev/shm"
 TIMEOUT_S = 120.0
@@ -53,12 +53,16 @@ class LaunchedGuest:
     ram_mib: int
     vcpus: int
 
-    def qemu(self, machine: str, *, append: str = "") -> list[str]:
-        """Return QEMU's command line for one of `MACHINES`; `append` is for the kernel."""
+    def qemu(self, machine: str, *, append: str = "", peer: Qemu | None = None) -> list[str]:
+        """Return QEMU's command line for one of `MACHINES`; `append` is for the kernel.
+
+        `peer` is the QEMU, if not the baseline.
+        """
         manifest = read_manifest(self.image)
         assert manifest is not None, f"{self.image} is not a guest image"
         return [
-            *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *((peer or baseline()).program, "-nodefaults", "-no-user-config", "-no-reboot"),
+            *("-display", "none"),
             *MACHINES[machine],
             *("-accel", "kvm", "-cpu", "host", "-m", f"{self.ram_mib}M", "-smp", str(self.vcpus)),
             *("-kernel", str(self.image)),

@@ -23,12 +23,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.peers import Qemu
 from pyvmm.progress.reporter import Progress
 
 Values = Mapping[str, float]
 """Costs by stage of the work; the stage `TOTAL` is the whole."""
 
 TOTAL = ""
+
+ENOUGH_ROUNDS = 5
+"""A median of fewer rounds is an indication only, and reports say so."""
+EXACT_UNITS = frozenset({"bytes/page", "instructions", "requests", "rounds"})
+"""Units of counts, which are the same in every round."""
 
 
 class Checkpoint:
@@ -61,6 +67,8 @@ class Plan:
     quick: bool
     progress: Progress
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    peers: tuple[Qemu, ...] = ()
+    """Further QEMUs to measure, beside the pinned one."""
 
     def rounds(self, full: int) -> int:
         """Return the number of rounds: `full`, or one in a quick run."""
@@ -93,6 +101,10 @@ class Case:
         for stage, value in values.items():
             if stage != TOTAL:
                 self.stages.setdefault(contender, {}).setdefault(stage, []).append(value)
+
+    def has_enough_rounds(self, contender: str) -> bool:
+        """Return whether the median of `contender` is more than an indication."""
+        return self.unit in EXACT_UNITS or len(self.rounds[contender]) >= ENOUGH_ROUNDS
 
     def median(self, contender: str) -> float:
         return median(self.rounds[contender])
@@ -134,13 +146,18 @@ def take_turns(
     for number in range(-1 if warm_up else 0, rounds):
         if number > 0 and (time.monotonic() - begin) * (number + 1) / number > limit_s:
             break
-        first = max(number, 0) % len(names)
-        for name in names[first:] + names[:first]:
+        for name in dealt(names, max(number, 0)):
             values = contenders[name]()
             if number >= 0:
                 case.add(name, values)
             plan.progress.advance()
     return case
+
+
+def dealt(names: Sequence[str], number: int) -> list[str]:
+    """Return `names` in the order of round `number`, which begins with another one each time."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 Piece = Mapping[str, Callable[[], float]]

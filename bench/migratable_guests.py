@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.incoming_process import LISTENING, RUNNING
+from bench.peers import Qemu
 from bench.qemu import QemuGuest, qemu_guest
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
@@ -61,7 +62,7 @@ class Size:
         return self.ram_mib * 15 // 16 - 128
 
 
-QUICK_SIZE, FULL_SIZE = Size(256), Size(8192)
+QUICK_SIZE, FULL_SIZE, LARGE_SIZE = Size(256), Size(1024), Size(8192)
 
 
 class MigratableGuest(Protocol):
@@ -127,19 +128,26 @@ class MigratablePyvmmGuest:
 
 
 class MigratableQemuGuest:
-    """A guest of QEMU's; `balloon` are the arguments of its balloon, if not the default ones."""
+    """A guest of QEMU's.
 
-    def __init__(self, guest: QemuGuest, size: Size, balloon: tuple[str, ...]) -> None:
+    `balloon` are the arguments of its balloon, if not the default ones; `peer` is the QEMU, if not
+    the baseline.
+    """
+
+    def __init__(
+        self, guest: QemuGuest, size: Size, balloon: tuple[str, ...], peer: Qemu | None
+    ) -> None:
         self.guest = guest
         self._size = size
         self._balloon = balloon
+        self._peer = peer
 
     async def qmp(self, name: str, **arguments: Any) -> Any:
         return await self.guest.qmp(name, **arguments)
 
     @asynccontextmanager
     async def destination(self, path: Path) -> AsyncIterator[GuestCommand]:
-        async with _qemu_guest(self._size, self._balloon, f"unix:{path}") as there:
+        async with _qemu_guest(self._size, self._balloon, self._peer, f"unix:{path}") as there:
             yield there.command
 
 
@@ -164,21 +172,21 @@ def pyvmm_boot(dialect: str, *offer: str) -> Boot:
     return boot
 
 
-def qemu_boot(*balloon: str) -> Boot:
-    """Return a function that boots a guest of QEMU's."""
+def qemu_boot(*balloon: str, peer: Qemu | None = None) -> Boot:
+    """Return a function that boots a guest of QEMU's: of `peer`, or of the baseline."""
 
     @asynccontextmanager
     async def boot(size: Size) -> AsyncIterator[MigratableGuest]:
-        async with _qemu_guest(size, balloon) as guest:
+        async with _qemu_guest(size, balloon, peer) as guest:
             await guest.qmp("migrate-set-parameters", **{"max-bandwidth": UNLIMITED_BANDWIDTH})
             await _prepare(guest, size)
-            yield MigratableQemuGuest(guest, size, balloon)
+            yield MigratableQemuGuest(guest, size, balloon, peer)
 
     return boot
 
 
 def _qemu_guest(
-    size: Size, balloon: tuple[str, ...], incoming: str = ""
+    size: Size, balloon: tuple[str, ...], peer: Qemu | None, incoming: str = ""
 ) -> AbstractAsyncContextManager[QemuGuest]:
     return qemu_guest(
         "pc",
@@ -187,6 +195,7 @@ def _qemu_guest(
         append=APPEND,
         balloon=balloon,
         incoming=incoming,
+        peer=peer,
     )
 
 

@@ -13,7 +13,8 @@ it held must be unchanged.
 
 The time is from `migrate` until `query-migrate` reports completion, polled every `POLL_S` seconds
 in the same way for all. Bytes, downtime and rounds are those of its final reply. Downtime limits
-are the default of 300 ms.
+are the default of 300 ms. Guests have 1 GiB and `ENOUGH_ROUNDS` rounds; those of 8 GiB, in a
+benchmark of their own, have one, because a turn takes minutes in the lab.
 
 The writing guest (`measure_writing`) changes 50 MB of its memory a second, page after page in a
 loop, from before the migration until after it. Since the lab copies hardly faster than that, the
@@ -29,9 +30,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench.measure import TOTAL, Case, Plan
+from bench.measure import ENOUGH_ROUNDS, TOTAL, Case, Plan, dealt
 from bench.migratable_guests import (
     FULL_SIZE,
+    LARGE_SIZE,
     MIGRATION_TIMEOUT_S,
     PATTERN_SEED,
     QEMU,
@@ -50,6 +52,7 @@ from bench.migratable_guests import (
     qemu_boot,
     retry_in_lab,
 )
+from bench.peers import BASELINE
 from pyvmm.units import MIB
 
 WITH_HINTS = "pyvmm, standard, hints"
@@ -66,6 +69,16 @@ class Contender:
     boot: Boot
     query_unused: bool | None = None
     """The `unused` option of our `migrate`; None for guests without it."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The guests to migrate, and how often."""
+
+    size: Size
+    writes_mib: int
+    """Memory that the guest rewrites while it is migrated; 0 for an idle one."""
+    rounds: int
 
 
 CONTENDERS = {
@@ -86,42 +99,86 @@ class Cases:
         self.time = Case(f"migration time, {guest}", "s", against)
         self.sent = Case(f"data sent, {guest}", "MiB", against)
         self.downtime = Case(f"downtime, {guest}", "ms", against)
-        self.rounds = Case(f"rounds, {guest}", "rounds", against)
+        self.rounds = Case(f"rounds, {guest}", "rounds", against, plotted=False)
 
 
 def measure(plan: Plan) -> list[Case]:
     """Measure an idle guest, beside QEMU with hints."""
-    names = QUICK_IDLE if plan.quick else tuple(CONTENDERS)
-    return _measure(plan, Cases("idle guest", QEMU_HINTS), names, 0)
+    return _idle(plan, FULL_SIZE, ENOUGH_ROUNDS)
 
 
 def measure_writing(plan: Plan) -> list[Case]:
     """Measure a writing guest, beside ours with unused pages skipped."""
+    return _writing(plan, FULL_SIZE, ENOUGH_ROUNDS)
+
+
+def measure_large(plan: Plan) -> list[Case]:
+    """Measure as `measure`, one guest of 8 GiB of each contender."""
+    return _idle(plan, LARGE_SIZE, 1)
+
+
+def measure_writing_large(plan: Plan) -> list[Case]:
+    """Measure as `measure_writing`, one guest of 8 GiB of each contender."""
+    return _writing(plan, LARGE_SIZE, 1)
+
+
+def _idle(plan: Plan, size: Size, rounds: int) -> list[Case]:
+    names = QUICK_IDLE if plan.quick else tuple(CONTENDERS)
+    cases = Cases("idle guest", QEMU_HINTS)
+    return _measure(plan, cases, names, Extent(QUICK_SIZE if plan.quick else size, 0, rounds))
+
+
+def _writing(plan: Plan, size: Size, rounds: int) -> list[Case]:
     names = QUICK_WRITING if plan.quick else WRITING
-    return _measure(
-        plan, Cases("guest writing 50 MB/s", WITH_QUERY), names, REWRITTEN_MIB[plan.quick]
-    )
+    cases = Cases("guest writing 50 MB/s", WITH_QUERY)
+    size, writes_mib = (QUICK_SIZE if plan.quick else size), REWRITTEN_MIB[plan.quick]
+    return _measure(plan, cases, names, Extent(size, writes_mib, rounds))
 
 
-def _measure(plan: Plan, cases: Cases, names: Sequence[str], writes: int) -> list[Case]:
-    size = QUICK_SIZE if plan.quick else FULL_SIZE
-    plan.progress.stage(cases.time.name, len(names))
-    for name in names:
-        turn = partial(_migrate, CONTENDERS[name], size, writes)
-        seconds, answer = plan.checkpoint.turn(name, partial(retry_in_lab, turn))
-        if answer:
-            cases.time.add(name, {TOTAL: seconds})
-            cases.sent.add(name, {TOTAL: answer["ram"]["transferred"] / MIB})
-            cases.downtime.add(name, {TOTAL: float(answer["downtime"])})
-            cases.rounds.add(name, {TOTAL: float(answer["ram"]["dirty-sync-count"])})
-        elif name == cases.time.against:
-            raise MigrationTimeout(
-                f"the migration of {name}, the baseline of the ratios, timed out"
-            )
-        else:
-            cases.time.add(f"{name}, timed out", {TOTAL: seconds})
-        plan.progress.advance()
+def _measure(plan: Plan, cases: Cases, names: Sequence[str], extent: Extent) -> list[Case]:
+    contenders = {name: CONTENDERS[name] for name in names} | _peers(plan, names)
+    rounds, timed_out = plan.rounds(extent.rounds), set[str]()
+    plan.progress.stage(cases.time.name, rounds * len(contenders))
+    for number in range(rounds):
+        for name in dealt(list(contenders), number):
+            if name not in timed_out:
+                turn = partial(_migrate, contenders[name], extent.size, extent.writes_mib)
+                result = plan.checkpoint.turn(name, partial(retry_in_lab, turn))
+                if not _add(cases, name, *result):
+                    timed_out.add(name)
+            plan.progress.advance()
     return list(vars(cases).values())
+
+
+def _peers(plan: Plan, names: Sequence[str]) -> dict[str, Contender]:
+    """Return the contenders of QEMU's in `names`, for each further QEMU."""
+    balloons: dict[str, tuple[str, ...]] = {QEMU: (), QEMU_HINTS: QEMU_HINTS_DEVICE}
+    return {
+        name.replace(BASELINE, peer.name): Contender(qemu_boot(*balloons[name], peer=peer))
+        for peer in plan.peers
+        for name in names
+        if name in balloons
+    }
+
+
+def _add(cases: Cases, name: str, seconds: float, answer: dict[str, Any]) -> bool:
+    """Add the result of one turn; return False if the migration has timed out.
+
+    The contender is listed as timed out then, without its earlier turns. Raises `MigrationTimeout`
+    if it is the baseline.
+    """
+    if answer:
+        cases.time.add(name, {TOTAL: seconds})
+        cases.sent.add(name, {TOTAL: answer["ram"]["transferred"] / MIB})
+        cases.downtime.add(name, {TOTAL: float(answer["downtime"])})
+        cases.rounds.add(name, {TOTAL: float(answer["ram"]["dirty-sync-count"])})
+        return True
+    if name == cases.time.against:
+        raise MigrationTimeout(f"the migration of {name}, the baseline of the ratios, timed out")
+    for case in vars(cases).values():
+        case.rounds.pop(name, None)
+    cases.time.add(f"{name}, timed out", {TOTAL: seconds})
+    return False
 
 
 async def _migrate(contender: Contender, size: Size, writes: int) -> tuple[float, dict[str, Any]]:

@@ -3,19 +3,21 @@
 
 A picture has a panel for each `Case.panel` and unit, so that bars beside each other are comparable.
 A case is a group of bars, one for each contender, with the least and the greatest round as a
-whisker. Cases that are points of a curve become lines instead. Every picture says where its figures
-were taken and which direction is better.
+whisker. Contenders whose values are the same, as counts can be, share a bar. Bars of too few rounds
+are pale. Cases that are points of a curve become lines instead. Every picture says where its
+figures were taken, in which unit they are and which direction is better.
 """
 
 from __future__ import annotations
 
 import io
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
-from bench.measure import Case
+from bench.measure import ENOUGH_ROUNDS, Case
 from bench.results import Result
 from bench.tables import shown
 from pyvmm.files.output import PNG_START, write_output
@@ -36,11 +38,21 @@ LOG_SCALE_RATIO = 100.0
 UNITS = {
     "s": "seconds",
     "ms": "milliseconds",
+    "us": "microseconds",
+    "ms/MiB": "milliseconds for each MiB",
     "ns": "nanoseconds",
     "ns/page": "nanoseconds for each page of 4 KiB",
     "bytes/page": "bytes for each page of 4 KiB",
     "rounds": "pre-copy rounds",
 }
+LINE_HEIGHT = 0.6
+"""Height that each further name of a bar adds to it, in bars."""
+PALE = 0.45
+LINE_STYLES: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "markersize": 5, "linewidth": 3, "alpha": 0.5},
+    {"marker": "x", "markersize": 6, "linestyle": "--"},
+)
+"""Lines of a curve, so that each of two that coincide can be seen."""
 PLAIN_NUMBERS = ticker.StrMethodFormatter("{x:,.10g}")
 Colours = dict[str, str]
 """Colour of each contender, the same in every panel."""
@@ -48,6 +60,7 @@ Colours = dict[str, str]
 
 def draw(result: Result, output: Path) -> Path:
     """Draw `result` as `output`/NAME.png and return that path."""
+    result = result.with_versions()
     path = output / f"{result.bench}.png"
     panels = panels_of(result.cases)
     contenders = dict.fromkeys(name for cases in panels for case in cases for name in case.rounds)
@@ -67,7 +80,7 @@ def draw(result: Result, output: Path) -> Path:
             _curves(panel, cases, colours)
     figure.suptitle(result.title)
     # Under the title, where the constrained layout leaves room for a line of the first panel.
-    axes[0][0].set_title(_provenance(result), fontsize=8, color="dimgray")
+    axes[0][0].set_title(_provenance(result, panels), fontsize=8, color="dimgray")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110, metadata={"Software": None})
     write_output(path, picture.getvalue(), PNG_START)
@@ -84,16 +97,38 @@ def panels_of(cases: list[Case]) -> list[list[Case]]:
     return list(panels.values())
 
 
-def _provenance(result: Result) -> str:
-    where = "emulated CPU and KVM (the lab)" if result.emulated else result.machine["processor"]
+def _provenance(result: Result, panels: list[list[Case]]) -> str:
+    where = f"native, {result.machine['processor']}"
+    if result.emulated:
+        where = "in the lab: processor and KVM are emulated"
     quick = "quick run, not representative; " if result.quick else ""
-    return f"{quick}{where}, {result.taken[:10]}: compare ratios, not absolute values"
+    text = f"{quick}{where}; {result.taken[:10]}; compare ratios, not absolute values"
+    cases = [case for panel in panels for case in panel]
+    few = [case for case in cases if not all(map(case.has_enough_rounds, case.rounds))]
+    if not few:
+        return text
+    shape = "pale bars" if any(case.x is None for case in few) else "points"
+    return f"{text}\n{shape}: fewer than {ENOUGH_ROUNDS} rounds, an indication"
 
 
 def _inches(cases: list[Case]) -> float:
     if cases[0].x is not None:
         return CURVE_INCHES
-    return PANEL_INCHES + BAR_INCHES * sum(len(case.rounds) + 1 for case in cases)
+    bars = sum(1 + sum(_height(names) for names in shared_bars(case)) for case in cases)
+    return PANEL_INCHES + BAR_INCHES * bars
+
+
+def shared_bars(case: Case) -> list[list[str]]:
+    """Return the contenders of each bar of `case`: those with the same values share one."""
+    bars: dict[tuple[float, ...], list[str]] = {}
+    for contender, values in case.rounds.items():
+        bars.setdefault(tuple(values), []).append(contender)
+    return list(bars.values())
+
+
+def _height(names: list[str]) -> float:
+    """Return the height of a bar with these names, in those of a bar with one."""
+    return 1 + LINE_HEIGHT * (len(names) - 1)
 
 
 def _axis(case: Case) -> str:
@@ -102,12 +137,11 @@ def _axis(case: Case) -> str:
 
 
 def _curves(axes: Axes, cases: list[Case], colours: Colours) -> None:
-    for contender in cases[0].rounds:
+    for contender, style in zip(cases[0].rounds, cycle(LINE_STYLES), strict=False):
         points = sorted((case.x or 0, case.median(contender)) for case in cases)
         axes.plot(
             *zip(*points, strict=True),
-            marker="o",
-            markersize=3,
+            **style,
             label=contender,
             color=colours[contender],
         )
@@ -132,10 +166,11 @@ def _bars(axes: Axes, cases: list[Case], colours: Colours) -> None:
     for case in cases:
         axes.text(0.005, row, case.name, transform=axes.get_yaxis_transform(), **_CASE_NAME)
         row += 1
-        for contender, values in case.rounds.items():
-            _bar(axes, row, values, case.median(contender), colours[contender])
-            labels.append((row, contender))
-            row += 1
+        for names in shared_bars(case):
+            row += (_height(names) - 1) / 2
+            _bar(axes, row, case, names[0], colours[names[0]])
+            labels.append((row, "\n".join(names)))
+            row += (_height(names) + 1) / 2
     axes.set_yticks([place for place, _ in labels], [name for _, name in labels], fontsize=8)
     axes.set_ylim(row - 0.3, -0.7)
     axes.margins(x=0.12)
@@ -150,7 +185,9 @@ def _bars(axes: Axes, cases: list[Case], colours: Colours) -> None:
 _CASE_NAME: dict[str, Any] = {"va": "center", "ha": "left", "fontsize": 8, "fontweight": "bold"}
 
 
-def _bar(axes: Axes, row: float, values: list[float], middle: float, colour: str) -> None:
+def _bar(axes: Axes, row: float, case: Case, contender: str, colour: str) -> None:
+    values, middle = case.rounds[contender], case.median(contender)
     whisker = [[middle - min(values)], [max(values) - middle]] if len(values) > 1 else None
-    axes.barh(row, middle, xerr=whisker, color=colour, height=0.85)
+    alpha = 1.0 if case.has_enough_rounds(contender) else PALE
+    axes.barh(row, middle, xerr=whisker, color=colour, height=0.85, alpha=alpha)
     axes.text(max(values), row, f" {shown(middle)}", va="center", fontsize=7)

@@ -27,11 +27,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.peers import Qemu, baseline
 from guest_images.manifest import read_manifest
 from pyvmm.harness.console_guest import POLL_S, ConsoleGuest
 from pyvmm.harness.errors import GuestExited
 from pyvmm.harness.scripted_console import ScriptedConsole
-from pyvmm.lab.qemu import find_qemu
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
 from pyvmm.sockets.unix import UnixListener
 from pyvmm_native import PAGE_BYTES
@@ -107,18 +107,21 @@ async def qemu_guest(
     balloon: Sequence[str] = (),
     overlay: bytes = b"",
     incoming: str = "",
+    peer: Qemu | None = None,
 ) -> AsyncIterator[QemuGuest]:
     """Start QEMU with the guest `image` and end it with the block.
 
     `append` is added to the image's own command line, the archive `overlay` to its initramfs;
     `balloon` are arguments in place of the default ones. With `incoming` it boots nothing and waits
-    at that address for a migration. Raises UserError when there is no QEMU.
+    at that address for a migration. `peer` is the QEMU, if not the baseline. Raises UserError when
+    there is none.
     """
     console = ScriptedConsole()
     with _sockets() as (ours, theirs, listener, qmp_path):
         initrd = qmp_path.with_name("initrd")
         initrd.write_bytes(overlay)
         argv = [
+            (peer or baseline()).program,
             *_arguments(machine, image, ram_mib, vcpus, append),
             *(balloon or BALLOON[machine]),
             *(("-initrd", str(initrd)) if overlay else ()),
@@ -152,7 +155,7 @@ def _arguments(
     if "pyvmm.run=" not in append:
         append += ' pyvmm.run="pattern"'
     return [
-        *(find_qemu(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", machine, "-accel", "kvm", "-cpu", "host"),
         *("-m", f"{ram_mib}M", "-smp", str(vcpus)),
         *("-kernel", str(image), "-append", f"{manifest.command_line('standard')} {append}"),

@@ -6,16 +6,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.measure import Case
+from bench.peers import BASELINE, baseline, is_pinned
+from pyvmm.errors import NotInstalled
 from pyvmm.files.output import JSON_START, write_output
 from pyvmm.sockets.lab_paths import in_lab
 
 FORMAT = 1
+NO_QEMU = "none"
+_BASELINE = re.compile(rf"\b{BASELINE}\b(?! \d)")
 
 
 @dataclass
@@ -34,6 +38,33 @@ class Result:
     def emulated(self) -> bool:
         """True if it was taken in the lab, on an emulated KVM."""
         return "emulated" in self.machine["kvm"]
+
+    @property
+    def qemu_version(self) -> str:
+        """The number of the version of QEMU; "" if there was none."""
+        described = self.machine["qemu"]
+        return "" if described == NO_QEMU else described.split()[0]
+
+    @property
+    def has_pinned_qemu(self) -> bool:
+        """QEMU was of the version that ratios and limits refer to, or there was none."""
+        return not self.qemu_version or is_pinned(self.qemu_version)
+
+    def named(self, text: str) -> str:
+        """Return `text` with the version of QEMU where it names the baseline only."""
+        return _BASELINE.sub(f"{BASELINE} {self.qemu_version}".strip(), text)
+
+    def with_versions(self) -> Result:
+        """Return a copy for readers, whose contenders have the version of QEMU in their names."""
+        return replace(self, cases=[self._with_versions(case) for case in self.cases])
+
+    def _with_versions(self, case: Case) -> Case:
+        return replace(
+            case,
+            against=self.named(case.against),
+            rounds={self.named(name): values for name, values in case.rounds.items()},
+            stages={self.named(name): values for name, values in case.stages.items()},
+        )
 
     def case(self, name: str) -> Case:
         """Return the case called `name`; KeyError if it was not measured."""
@@ -92,9 +123,7 @@ def _selected(path: Path) -> str:
 
 def _qemu_version() -> str:
     try:
-        output = subprocess.run(
-            ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return output.splitlines()[0].removeprefix("QEMU emulator version ").strip()
+        qemu = baseline()
+    except NotInstalled:
+        return NO_QEMU
+    return f"{qemu.version} {qemu.package}".strip()

@@ -13,13 +13,13 @@ Both must grow linearly: time per GiB and, with many runs, per run is constant.
 from __future__ import annotations
 
 from bench.device_path import BEST, BITMAPS, measure_discards
-from bench.measure import Case, Plan
+from bench.measure import ENOUGH_ROUNDS, Case, Plan
 from bench.touched_ram import TouchedRam
 from pyvmm.units import GIB, MIB
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
-ROUNDS = 3
+ROUNDS = ENOUGH_ROUNDS
 RINGS_BYTES = 64 * MIB
 SIZES = [64 * MIB, 256 * MIB, GIB, 4 * GIB, 12 * GIB]
 QUICK_SIZES = [16 * MIB, 64 * MIB, 256 * MIB]

@@ -4,8 +4,9 @@
 A guest of each VMM uses nearly all of its RAM and frees it again; then it is saved to a file in
 memory, and resumes. QEMU 7.2 saves a machine by migrating it into a command (`migrate exec:`), so
 its file is a migration stream. The same guest of pyvmm is saved twice: with the query of unused
-pages enabled and disabled. The time is from the command until completion is reported, polled every
-`POLL_S` seconds; the downtime is the one each VMM reports.
+pages and without it, each of them first in every other round. The time is from the command until
+completion is reported, polled every `POLL_S` seconds; the downtime is the one each VMM reports.
+Guests have 1 GiB and `ENOUGH_ROUNDS` rounds; those of 8 GiB, in a benchmark of their own, have one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench.measure import TOTAL, Case, Plan
+from bench.measure import ENOUGH_ROUNDS, TOTAL, Case, Plan, dealt
 from bench.migratable_guests import (
     FULL_SIZE,
+    LARGE_SIZE,
     PATTERN_SEED,
     QEMU,
     QEMU_HINTS,
@@ -36,30 +39,53 @@ from bench.migratable_guests import (
     qemu_boot,
     retry_in_lab,
 )
+from bench.peers import BASELINE
 from pyvmm.harness.console_guest import POLL_S
 from pyvmm.harness.errors import GuestExited
 from pyvmm.units import MIB
 
+PYVMM = "pyvmm"
+"""The turn of the guest that is saved twice."""
 Saved = tuple[float, float, float]
 """Seconds, MiB of the file, milliseconds of downtime."""
 
 
 def measure(plan: Plan) -> list[Case]:
-    """Measure guests of one size; a quick run has only one guest of QEMU's."""
-    size = QUICK_SIZE if plan.quick else FULL_SIZE
-    cases = new_cases()
-    peers: dict[str, Boot] = {QEMU: qemu_boot()}
-    if not plan.quick:
-        peers[QEMU_HINTS] = qemu_boot(*QEMU_HINTS_DEVICE)
-    plan.progress.stage(cases[0].name, 1 + len(peers))
-    turns = {"pyvmm": partial(_pyvmm, size)}
-    turns |= {name: partial(_qemu, name, peers[name], size) for name in peers}
-    for turn, work in turns.items():
-        for name, saved in plan.checkpoint.turn(turn, partial(retry_in_lab, work)).items():
-            for case, value in zip(cases, saved, strict=True):
-                case.add(name, {TOTAL: value})
-        plan.progress.advance()
+    """Measure guests of 1 GiB; a quick run has small ones, and only one of QEMU's."""
+    return _measure(plan, QUICK_SIZE if plan.quick else FULL_SIZE, ENOUGH_ROUNDS)
+
+
+def measure_large(plan: Plan) -> list[Case]:
+    """Measure one guest of 8 GiB of each contender."""
+    return _measure(plan, QUICK_SIZE if plan.quick else LARGE_SIZE, 1)
+
+
+def _measure(plan: Plan, size: Size, full_rounds: int) -> list[Case]:
+    cases, rounds, boots = new_cases(), plan.rounds(full_rounds), _qemu_boots(plan)
+    names = [PYVMM, *boots]
+    plan.progress.stage(cases[0].name, rounds * len(names))
+    for number in range(rounds):
+        for turn in dealt(names, number):
+            if turn == PYVMM:
+                work = partial(_pyvmm, size, query_first=number % 2 == 0)
+            else:
+                work = partial(_qemu, turn, boots[turn], size)
+            for name, saved in plan.checkpoint.turn(turn, partial(retry_in_lab, work)).items():
+                for case, value in zip(cases, saved, strict=True):
+                    case.add(name, {TOTAL: value})
+            plan.progress.advance()
     return cases
+
+
+def _qemu_boots(plan: Plan) -> dict[str, Boot]:
+    """Return the guests of QEMU's, those of further QEMUs included, by contender."""
+    balloons: dict[str, tuple[str, ...]] = {QEMU: ()}
+    if not plan.quick:
+        balloons[QEMU_HINTS] = QEMU_HINTS_DEVICE
+    boots = {name: qemu_boot(*balloon) for name, balloon in balloons.items()}
+    for peer, (name, balloon) in product(plan.peers, balloons.items()):
+        boots[name.replace(BASELINE, peer.name)] = qemu_boot(*balloon, peer=peer)
+    return boots
 
 
 def new_cases() -> list[Case]:
@@ -71,11 +97,12 @@ def new_cases() -> list[Case]:
     ]
 
 
-async def _pyvmm(size: Size) -> dict[str, Saved]:
+async def _pyvmm(size: Size, *, query_first: bool) -> dict[str, Saved]:
     async with pyvmm_boot("bitmap")(size) as guest, in_memory() as directory:
+        contenders = [(WITH_QUERY, True), (QUERY_DISABLED, False)]
         return {
             name: await _saved(guest, directory / "guest.snapshot", unused)
-            for name, unused in ((WITH_QUERY, True), (QUERY_DISABLED, False))
+            for name, unused in (contenders if query_first else reversed(contenders))
         }
 
 

@@ -32,26 +32,30 @@ class TextTable:
     left: int = 1
 
 
-def targets_table(results: Sequence[Result]) -> TextTable:
-    """Return a row for each target that was measured."""
+def targets_table(results: Sequence[Result], where: str = "") -> TextTable:
+    """Return a row for each target that was measured; `where` is for the title."""
     rows = [_target_row(target, result) for target, result in _measured_targets(results)]
     columns = ("ratio of medians, or median", "limit", "goal", "measured", "single rounds", "")
-    return TextTable("Performance targets (lower is better)", columns, rows)
+    return TextTable(f"Performance targets{where} (lower is better)", columns, rows)
 
 
 def headlines_table(results: Sequence[Result]) -> TextTable:
-    """Return a row for each of the `HEADLINES` that was measured, in their order."""
+    """Return a row for each of the `HEADLINES` that was measured, those of the lab last."""
     measured = {target.name: (target, result) for target, result in _measured_targets(results)}
-    rows = []
-    for name, headline in HEADLINES.items():
-        if name in measured:
-            target, result = measured[name]
-            ratio = target.measured(result)
-            rows.append(
-                (*headline, ratio_text(ratio), f"{target.limit:g}", _verdict(target, ratio))
-            )
-    columns = ("pyvmm", "compared with", "ratio", "limit", "")
-    return TextTable("Time or memory of pyvmm (lower is better)", columns, rows, left=2)
+    found = [(line, *measured[name]) for name, line in HEADLINES.items() if name in measured]
+    rows = [
+        (
+            headline.measurement,
+            result.named(headline.compared_with),
+            "in the lab" if result.emulated else "natively",
+            ratio_text(target.measured(result)),
+            f"{target.limit:g}",
+            _verdict(target, result),
+        )
+        for headline, target, result in sorted(found, key=lambda row: row[2].emulated)
+    ]
+    columns = ("pyvmm", "compared with", "measured", "ratio", "limit", "")
+    return TextTable("Time or memory of pyvmm (lower is better)", columns, rows, left=3)
 
 
 def _measured_targets(
@@ -70,13 +74,18 @@ def _target_row(target: PerformanceTarget, result: Result) -> tuple[str, ...]:
     text, after = (shown, f" {unit}") if unit else (ratio_text, "")
     spread = f"{text(low)} to {text(high)}" if low < high else ""
     bounds = (f"{target.limit:g}{after}", f"{target.goal:g}{after}")
-    return (target.name, *bounds, f"{text(measured)}{after}", spread, _verdict(target, measured))
+    name, verdict = result.named(target.name), _verdict(target, result)
+    return (name, *bounds, f"{text(measured)}{after}", spread, verdict)
 
 
-def _verdict(target: PerformanceTarget, measured: float) -> str:
+def _verdict(target: PerformanceTarget, result: Result) -> str:
+    measured = target.measured(result)
+    verdict = "goal reached" if measured <= target.goal else "within limit"
     if measured > target.limit:
-        return "missed"
-    return "goal reached" if measured <= target.goal else "within limit"
+        verdict = "missed"
+    if target.has_enough_rounds(result):
+        return verdict
+    return f"{verdict}; {rounds_text(result.case(target.case), target.contender)}"
 
 
 def cases_table(result: Result) -> TextTable:
@@ -88,7 +97,7 @@ def cases_table(result: Result) -> TextTable:
         for first, contender in _marked_first(case.rounds)
     ]
     return TextTable(
-        result.title, ("case", "contender", "median", "min to max", "ratio"), rows, left=2
+        result.title, ("case", "contender", "median", "min to max", "rounds", "ratio"), rows, left=2
     )
 
 
@@ -131,11 +140,18 @@ def _marked_first(names: Sequence[str] | dict[str, list[float]]) -> list[tuple[b
     return [(index == 0, name) for index, name in enumerate(names)]
 
 
-def _values(case: Case, contender: str) -> tuple[str, str, str]:
+def rounds_text(case: Case, contender: str) -> str:
+    """Return the number of rounds in words; too few of them are an indication only."""
+    count = len(case.rounds[contender])
+    return f"{count} round" if count == 1 else f"{count} rounds"
+
+
+def _values(case: Case, contender: str) -> tuple[str, str, str, str]:
     values = case.rounds[contender]
     spread = f"{shown(min(values))} to {shown(max(values))}" if len(values) > 1 else ""
     ratio = "1" if contender == case.against else ratio_text(case.ratio(contender))
-    return f"{shown(case.median(contender))} {case.unit}", spread, ratio
+    rounds = str(len(values)) + ("" if case.has_enough_rounds(contender) else ": too few")
+    return f"{shown(case.median(contender))} {case.unit}", spread, rounds, ratio
 
 
 def shown(value: float) -> str:

@@ -38,10 +38,19 @@ class PerformanceTarget:
 
     def is_in(self, result: Result) -> bool:
         """Return whether `result` has the case and its contenders."""
-        contenders = {self.contender, self.against} - {NO_CONTENDER}
         return any(
-            case.name == self.case and contenders <= case.rounds.keys() for case in result.cases
+            case.name == self.case and self._contenders <= case.rounds.keys()
+            for case in result.cases
         )
+
+    @property
+    def _contenders(self) -> set[str]:
+        return {self.contender, self.against} - {NO_CONTENDER}
+
+    def has_enough_rounds(self, result: Result) -> bool:
+        """Return whether it is more than an indication."""
+        case = result.case(self.case)
+        return all(case.has_enough_rounds(contender) for contender in self._contenders)
 
     def measured(self, result: Result) -> float:
         """Return the ratio of the medians, or the median; KeyError when it was not measured."""
@@ -62,6 +71,8 @@ class PerformanceTarget:
         return result.case(self.case).unit if self.against == NO_CONTENDER else ""
 
 
+LARGE = "-8gib"
+"""At the end of the name of a benchmark of guests of 8 GiB."""
 _QEMU = "QEMU pc"
 _QUERY_DISABLED, _QEMU_HINTS = "pyvmm, bitmap, query disabled", "QEMU pc, hints"
 _BEST, _PER_RUN, _PER_PAGE = (
@@ -87,13 +98,19 @@ def _blocks(what: str, case: str, limit: float, goal: float) -> PerformanceTarge
 
 
 def _skipping_unused(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
-    name = f"{case}: skipping unused pages / {'saving' if bench == 'snapshot' else 'sending'} all"
+    everything = "saving all" if bench.startswith("snapshot") else "sending all"
+    name = f"{case}{_size(bench)}: skipping unused pages / {everything}"
     return PerformanceTarget(name, bench, case, BITMAP, _QUERY_DISABLED, limit, goal)
 
 
-def _beside_hints(bench: str, case: str) -> PerformanceTarget:
-    name = f"{case}: skipping unused pages / QEMU pc with free page hints"
-    return PerformanceTarget(name, bench, case, BITMAP, _QEMU_HINTS, 1.0, 0.5)
+def _beside_hints(bench: str, case: str, limit: float, goal: float) -> PerformanceTarget:
+    name = f"{case}{_size(bench)}: skipping unused pages / QEMU pc with free page hints"
+    return PerformanceTarget(name, bench, case, BITMAP, _QEMU_HINTS, limit, goal)
+
+
+def _size(bench: str) -> str:
+    """Return the guest's size for the name of a target."""
+    return ", 8 GiB" if bench.endswith(LARGE) else ", 1 GiB"
 
 
 def _boot(machine: str, limit: float, goal: float) -> PerformanceTarget:
@@ -155,12 +172,19 @@ TARGETS: tuple[PerformanceTarget, ...] = (
             _blocks(f"{BOOKKEEPING}, {case}", f"{BOOKKEEPING}, {case}", 0.1, 0.05),
         )
     ),
-    _skipping_unused("migration", "migration time, idle guest", 0.25, 0.10),
-    _skipping_unused("migration", "data sent, idle guest", 0.10, 0.05),
-    _beside_hints("migration", "migration time, idle guest"),
-    _skipping_unused("snapshot", "snapshot time", 0.25, 0.10),
-    _skipping_unused("snapshot", "file size", 0.10, 0.05),
-    _beside_hints("snapshot", "snapshot downtime"),
+    *(
+        target
+        for size in ("", LARGE)
+        for target in (
+            _skipping_unused(f"migration{size}", "migration time, idle guest", 0.25, 0.10),
+            _skipping_unused(f"migration{size}", "data sent, idle guest", 0.10, 0.05),
+            _beside_hints(f"migration{size}", "migration time, idle guest", 0.6, 0.3),
+            _beside_hints(f"migration{size}", "downtime, idle guest", 1.0, 0.6),
+            _skipping_unused(f"snapshot{size}", "snapshot time", 0.25, 0.10),
+            _skipping_unused(f"snapshot{size}", "file size", 0.10, 0.05),
+            _beside_hints(f"snapshot{size}", "snapshot downtime", 1.0, 0.5),
+        )
+    ),
     _boot("QEMU pc", 0.9, 0.6),
     _boot("QEMU microvm", 1.2, 0.9),
     *(
@@ -214,11 +238,11 @@ HEADLINES: dict[str, Headline] = {
     "discard, one run, huge pages: pyvmm, bitmap / C, batched madvise": Headline(
         "decode and discard 7 of 8 GiB, huge pages", "C program that only discards"
     ),
-    "migration time, idle guest: skipping unused pages / QEMU pc with free page hints": Headline(
-        "migrate an idle 8 GiB guest, skipping unused pages", "QEMU with free page hints"
+    "migration time, idle guest, 1 GiB: skipping unused pages / QEMU pc with free page hints": (
+        Headline("migrate an idle 1 GiB guest, skipping unused pages", "QEMU with free page hints")
     ),
-    "snapshot downtime: skipping unused pages / QEMU pc with free page hints": Headline(
-        "downtime of a snapshot of an idle 8 GiB guest", "QEMU with free page hints"
+    "snapshot downtime, 1 GiB: skipping unused pages / QEMU pc with free page hints": Headline(
+        "downtime of a snapshot of an idle 1 GiB guest", "QEMU with free page hints"
     ),
     "boot, 1 vCPU, 512 MiB: pyvmm / QEMU pc": Headline(
         "start the VMM and boot to user space", "QEMU"

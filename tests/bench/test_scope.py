@@ -34,7 +34,7 @@ def test_targets_of_the_page_are_times_with_their_unit() -> None:
             case.add(window, {"": 60.0})
     rows = targets_table([new_result("scope", "The page", False, cases)]).rows
     assert [row[1:] for row in rows] == [
-        ("50 ms", "20 ms", "50 ms", "40 to 60", "within limit")
+        ("50 ms", "20 ms", "50 ms", "40 to 60", "within limit; 2 rounds")
     ] * 2
 
 

@@ -270,5 +270,6 @@ complete -c pyvmm -n '__fish_seen_subcommand_from lab' -l help -d 'Show this mes
 complete -c pyvmm -n '__fish_seen_subcommand_from bench' -F
 complete -c pyvmm -n '__fish_seen_subcommand_from bench' -l quick -d 'One small round of each, to check that they work.'
 complete -c pyvmm -n '__fish_seen_subcommand_from bench' -l output -x -a '(__fish_complete_directories)' -d 'Directory for results and plots.'
+complete -c pyvmm -n '__fish_seen_subcommand_from bench' -l qemu -r -F -d 'Another QEMU to measure as well, as any of another version on PATH is.'
 complete -c pyvmm -n '__fish_seen_subcommand_from bench' -s h -d 'Show this message and exit.'
 complete -c pyvmm -n '__fish_seen_subcommand_from bench' -l help -d 'Show this message and exit.'
