@@ -46,7 +46,7 @@ def test_commands_have_streams_a_status_and_a_directory(shared: Guest) -> None:
 
 
 def test_eight_threads_run_commands_at_once(shared: Guest) -> None:
-    script = 'echo "$1" >/tmp/at-$1; until [ $(ls /tmp/at-* | wc -l) = 8 ]; do usleep 9999; done'
+    script = 'echo "$1" >/tmp/at-$1; until [ $(ls /tmp/at-* | wc -l) = 8 ]; do usleep 200000; done'
 
     def run(number: int) -> str:
         command = ["sh", "-c", f"{script}; seq $1 2000", "sh", str(number)]
