@@ -21,6 +21,8 @@ from tests.pyvmm.qmp.scripted_server import scripted_server
 AVAILABLE = 6
 """Tag of the statistic, VIRTIO_BALLOON_S_AVAIL."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 Balloon = Callable[..., subprocess.Popen[str]]
 
 
@@ -36,6 +38,7 @@ def balloon(tmp_path: Path) -> Iterator[Balloon]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=accept_signals,
         )
         started.append(process)
         return process
@@ -44,6 +47,12 @@ def balloon(tmp_path: Path) -> Iterator[Balloon]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+def accept_signals() -> None:
+    """Undo what nohup or a background job ignores: the command would ignore it, too."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def result(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -123,7 +132,7 @@ def test_keep_target_leaves_the_target_in_force(tmp_path: Path, balloon: Balloon
     assert machine.targets == [256 * MIB]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_takes_the_target_back(
     tmp_path: Path, balloon: Balloon, signum: signal.Signals
 ) -> None:
