@@ -64,6 +64,8 @@ def test_the_rate_limit_holds_across_a_snapshot(run_guest: RunGuest, file: Path)
         assert elapsed_s > 2, "four seconds' worth, of which one may be credit"
         await guest.shell("dd if=/dev/hwrng bs=64 count=1000 >/random 2>/dev/null &")
         await asyncio.sleep(1.5)
+        while not rng(guest).save_own_state()["waiting"]:  # between two buffers
+            await guest.while_running(asyncio.sleep(0.001))
         guest.vm.snapshots.start(SnapshotRequest(file, keep_running=False))
         while guest.vm.snapshots.active:
             await asyncio.sleep(0.01)
