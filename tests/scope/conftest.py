@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,19 +22,50 @@ ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Yield Debian's Chromium, without a window.
+class SharedBrowser:
+    """Debian's Chromium, without a window, for consecutive tests of this directory.
 
-    Of a module, not of the session: while Playwright is started its thread has an event loop, and
-    tests of other modules in the same process call asyncio.run.
+    To start it takes as long as two tests. It ends before a test of another directory: while
+    Playwright is started its thread has an event loop, and other tests in the same process call
+    asyncio.run.
     """
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=list(ARGUMENTS)
-        )
-        yield chromium
-        chromium.close()
+
+    def __init__(self) -> None:
+        self._started = ExitStack()
+        self._browser: Browser | None = None
+
+    def get(self) -> Browser:
+        """Return the browser; start it if need be."""
+        if self._browser is None:
+            playwright = self._started.enter_context(sync_playwright())
+            options: dict[str, Any] = {"executable_path": "/usr/bin/chromium"}
+            self._browser = playwright.chromium.launch(args=list(ARGUMENTS), **options)
+            self._started.callback(self._browser.close)
+        return self._browser
+
+    def close(self) -> None:
+        """End the browser."""
+        self._browser = None
+        self._started.close()
+
+
+_shared = SharedBrowser()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End the browser after the last test of this directory, when its fixtures have ended."""
+    yield
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        _shared.close()
+
+
+@pytest.fixture
+def browser() -> Browser:
+    """Return the browser, which has no pages."""
+    found = _shared.get()
+    assert found.contexts == [], "another test has left a page"
+    return found
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def scope_of_guest(browser: Browser) -> Iterator[tuple[Page, QmpClient]]:
                 page.goto(f"{address[0]}#queues/balloon/inflate")
                 with QmpClient(socket) as client:
                     yield page, client
+                page.close()
             finally:
                 scope.kill()
                 scope.communicate()
