@@ -125,12 +125,8 @@ class MemoryView {
     const sample = this.#shownSample;
     if (!sample?.cells) return;
     this.#when.textContent = this.#live ? ageOf(sample, this.#samples.list.at(-1)) : "at the selected event";
-    if (sample.cells.length) {
-      this.#drawMap(sample);
-      this.#tell(sample);
-    } else {
-      this.#place.textContent = "No map: the recording does not say how much RAM the guest has.";
-    }
+    if (sample.cells.length) this.#drawMap(sample);
+    this.#tell(sample);
     this.#drawLegend(sample);
     const points = (key) => this.#samples.list.map((each) => [each.timeMs, each[key]]);
     const lines = this.#live
