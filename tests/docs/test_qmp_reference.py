@@ -26,6 +26,7 @@ VOLATILE = {
     "dirty-pages-rate",
     "dirty-sync-count",
     "downtime",
+    "downtime-steps",
     "expected-downtime",
     "file-bytes",
     "last-update",
