@@ -218,6 +218,8 @@ class MigrationTimeout(Exception):
 async def migrate(guest: MigratableGuest, uri: str, **options: Any) -> tuple[float, dict[str, Any]]:
     """Migrate `guest` to `uri`; return the seconds that took and the final `query-migrate` reply.
 
+    QEMU reports the completion a moment before it has computed the downtime, which is 0 until then.
+
     Raises `MigrationTimeout`.
     """
     begin = time.monotonic()
@@ -229,7 +231,11 @@ async def migrate(guest: MigratableGuest, uri: str, **options: Any) -> tuple[flo
         if seconds > MIGRATION_TIMEOUT_S:
             raise MigrationTimeout(f"the migration has not completed in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
-    return time.monotonic() - begin, answer
+    seconds = time.monotonic() - begin
+    while not answer["downtime"] and time.monotonic() - begin < MIGRATION_TIMEOUT_S:
+        await asyncio.sleep(POLL_S)
+        answer = await guest.qmp("query-migrate")
+    return seconds, answer
 
 
 @asynccontextmanager

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The framework of the benchmarks: turns, ratios, files, tables, plots. No test depends on time."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -35,7 +37,9 @@ from bench.migratable_guests import (
     QEMU_HINTS,
     QUERY_DISABLED,
     WITH_QUERY,
+    MigratableGuest,
     MigrationTimeout,
+    migrate,
     retry_in_lab,
 )
 from bench.plots import panels_of
@@ -306,6 +310,23 @@ def test_a_migration_that_timed_out_is_listed_unless_it_is_the_baseline(
     assert f"| {qemu}, timed out | 420 s |  | 1: too few | 210 |" in page
     assert f"| {qemu} |" not in page
     assert page.count(f"| {qemu}, hints |") == len(cases)
+
+
+def test_a_downtime_that_is_not_computed_yet_is_waited_for() -> None:
+    class Guest:
+        replies = iter(
+            [
+                {"status": "active"},
+                {"status": "completed", "downtime": 0},
+                {"status": "completed", "downtime": 181},
+            ]
+        )
+
+        async def qmp(self, name: str, **arguments: object) -> dict[str, object]:
+            return next(self.replies) if name == "query-migrate" else {}
+
+    _, answer = asyncio.run(migrate(cast(MigratableGuest, Guest()), "unix:x"))
+    assert answer["downtime"] == 181
 
 
 def test_a_guest_that_ends_early_is_retried_in_the_lab(
