@@ -41,6 +41,8 @@ APPEND = "loglevel=4"
 MEMORY = "/dev/shm"
 LAB_ATTEMPTS = 3
 MIGRATION_TIMEOUT_S = 420.0
+DOWNTIME_TIMEOUT_S = 5.0
+"""Longest time from QEMU's completion until it knows the downtime."""
 UNLIMITED_BANDWIDTH = 1 << 40
 PATTERN_MIB, PATTERN_SEED = 16, 7
 VERIFIED = f"verified {PATTERN_MIB * MIB} wrong 0"
@@ -232,7 +234,7 @@ async def migrate(guest: MigratableGuest, uri: str, **options: Any) -> tuple[flo
             raise MigrationTimeout(f"the migration has not completed in {seconds:.0f} s: {answer}")
         await asyncio.sleep(POLL_S)
     seconds = time.monotonic() - begin
-    while not answer["downtime"] and time.monotonic() - begin < MIGRATION_TIMEOUT_S:
+    while not answer["downtime"] and time.monotonic() - begin < seconds + DOWNTIME_TIMEOUT_S:
         await asyncio.sleep(POLL_S)
         answer = await guest.qmp("query-migrate")
     return seconds, answer

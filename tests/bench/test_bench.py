@@ -314,7 +314,7 @@ def test_a_migration_that_timed_out_is_listed_unless_it_is_the_baseline(
 
 def test_a_downtime_that_is_not_computed_yet_is_waited_for() -> None:
     class Guest:
-        replies = iter(
+        replies: Iterator[dict[str, object]] = iter(
             [
                 {"status": "active"},
                 {"status": "completed", "downtime": 0},
