@@ -31,8 +31,8 @@ from pyvmm.units import MIB
 ROOT = Path(__file__).parents[2]
 PICTURES, LOOKED_AT = ROOT / "docs" / "_static" / "scope", ROOT / "build" / "screenshots"
 PUBLISHED = {
-    *("timeline-1280-light", "timeline-1280-dark", "step-1280-light", "queues-1280-light"),
-    *("handshake-1280-light", "memory-1280-light", "registers-1280-light"),
+    *("timeline-1280-light", "handshake-1280-light", "step-1280-light"),
+    *("queues-1280-light", "memory-1280-light", "registers-1280-light"),
 }
 """Those of the documentation."""
 SIZES = {1280: 800, 3840: 2160}
