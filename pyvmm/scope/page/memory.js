@@ -156,7 +156,6 @@ class MemoryView {
         y += high;
       }
     });
-    if (!cells.length) return;
     const x = (this.#cursor % this.#columns) * edge, y = Math.floor(this.#cursor / this.#columns) * edge;
     for (const [color, lineWidth] of [["text", 4], ["surface", 1.5]]) {
       Object.assign(context, { strokeStyle: theme.color(color), lineWidth });
