@@ -116,7 +116,8 @@ def discard(GuestMemory memory not None, PageRuns runs not None):
                          "are not wholly inside guest RAM")
     if error:
         raise OSError(error, "madvise(MADV_DONTNEED) on guest RAM")
-    return Discarded(work.size_bytes, work.calls)
+    # As Discarded(...), without a call of Python.
+    return tuple.__new__(Discarded, (work.size_bytes, work.calls))
 
 
 cdef check_discardable(GuestMemory memory):

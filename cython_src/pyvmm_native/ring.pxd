@@ -64,6 +64,13 @@ cdef class SplitQueue:
     cdef void _set_used(self, uint16_t head, uint32_t length) noexcept
     cdef void _publish_used(self) noexcept
     cdef int _available(self) except -1
+    # The head of the next buffer; `_check` walks its chain and raises RingError for a fault.
+    cdef uint16_t _next_head(self) noexcept nogil
+    cdef int _check(self, uint16_t head) except -1
+    # Take the buffer whose chain was walked out of the available ring.
+    cdef void _advance(self, uint16_t head) noexcept
+    # Copy the device-readable part of the chain that was walked.
+    cdef void _gather(self, uint8_t *target) noexcept nogil
     cdef const char *_walk(self, uint16_t head) noexcept nogil
     cdef const char *_enter_table(
         self, const Descriptor *desc, const uint8_t **table, uint32_t *entries) noexcept nogil

@@ -122,10 +122,7 @@ cdef class Chain:
                 f"writable_bytes={self.writable_bytes}>")
 
     cdef void _gather(self, uint8_t *target) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self._readable_count):
-            self._memory.copy_out(self._segments[i].gpa, target, self._segments[i].length)
-            target += self._segments[i].length
+        gather(self._memory, self._segments, self._readable_count, target)
 
     cdef void _scatter(self, const uint8_t *source, uint64_t length) noexcept nogil:
         cdef Segment *segment = self._segments + self._readable_count
@@ -240,6 +237,20 @@ cdef class SplitQueue:
             raise RingError(f"{max(unused, count)} buffers available in a queue of {self.size}")
         return count
 
+    cdef uint16_t _next_head(self) noexcept nogil:
+        return load_u16(self._avail + RING_ELEMENTS + 2 * (self._next_avail & (self.size - 1)))
+
+    cdef int _check(self, uint16_t head) except -1:
+        cdef const char *fault = self._walk(head)
+        if fault != NULL:
+            raise RingError(f"chain at descriptor {head}: {fault.decode()}")
+        return 0
+
+    cdef void _advance(self, uint16_t head) noexcept:
+        if self._watched():
+            self._emit_chain(head)
+        self._next_avail += 1
+
     def pop(self, uint64_t max_readable_bytes):
         """Take the next available buffer; None when there is none (VIRTIO 1.2, 2.7.6).
 
@@ -256,14 +267,9 @@ cdef class SplitQueue:
         """
         if self._available() == 0:
             return None
-        cdef uint32_t slot = self._next_avail & (self.size - 1)
-        cdef uint16_t head = load_u16(self._avail + RING_ELEMENTS + 2 * slot)
-        cdef const char *fault = self._walk(head)
-        if fault != NULL:
-            raise RingError(f"chain at descriptor {head}: {fault.decode()}")
-        if self._watched():
-            self._emit_chain(head)
-        self._next_avail += 1
+        cdef uint16_t head = self._next_head()
+        self._check(head)
+        self._advance(head)
         return self._take(head, max_readable_bytes)
 
     def pop_batch(self, Py_ssize_t max_buffers, uint64_t max_bytes):
@@ -278,15 +284,13 @@ cdef class SplitQueue:
         cdef list chains = []
         cdef uint16_t head
         while available > 0 and len(chains) < max_buffers:
-            head = load_u16(self._avail + RING_ELEMENTS + 2 * (self._next_avail & (self.size - 1)))
+            head = self._next_head()
             if self._walk(head) != NULL:
                 break
             if self._writable_bytes or self._readable_bytes > max_bytes:
                 break
             max_bytes -= self._readable_bytes
-            if self._watched():
-                self._emit_chain(head)
-            self._next_avail += 1
+            self._advance(head)
             available -= 1
             chains.append(self._take(head, 0))
         return chains
@@ -420,6 +424,9 @@ cdef class SplitQueue:
             self._mark_used_dirty()
             if self._watched():
                 self._emit_avail_notifications(False)
+
+    cdef void _gather(self, uint8_t *target) noexcept nogil:
+        gather(self.memory, self._segments, self._readable_count, target)
 
     cdef const char *_walk(self, uint16_t head) noexcept nogil:
         cdef const uint8_t *table = self._desc
@@ -563,6 +570,16 @@ cdef class SplitQueue:
             self._next_avail if self.event_idx else 0,
         ]
         self._events.emit(AVAIL_NOTIFICATIONS, values, 5)
+
+
+cdef void gather(
+    GuestMemory memory, const Segment *segments, uint32_t count, uint8_t *target
+) noexcept nogil:
+    """Copy `count` checked elements to `target`."""
+    cdef uint32_t i
+    for i in range(count):
+        memory.copy_out(segments[i].gpa, target, segments[i].length)
+        target += segments[i].length
 
 
 cdef inline void load_descriptor(Descriptor *desc, const uint8_t *source) noexcept nogil:

@@ -12,8 +12,8 @@ little-endian:
     u64 start_pfn    page (in units of the page size) of bit 0; a multiple of 64
     u64 bmap_len     bytes of bitmap; a multiple of 8
 
-`decode` reads requests on the inflate and deflate queues, `read_message` messages on the misc
-queue, which `devices.balloon.misc` interprets.
+Requests on the inflate and deflate queues are decoded by `pyvmm_native.page_requests`;
+`read_message` reads messages on the misc queue, which `devices.balloon.misc` interprets.
 
 Decoding is strict wherever a mistake would name other memory: an unknown command or flag, an
 impossible page size, a bitmap shorter than announced. It is tolerant where pages do not depend on
@@ -34,9 +34,8 @@ import struct
 from functools import partial
 from typing import NamedTuple
 
-from devices.balloon.messages import Message
+from devices.balloon.messages import Message, pages_of
 from devices.errors import BadPayload
-from pyvmm_native.runs import PageRuns
 
 HEADER = struct.Struct("<HHHHQQQ")
 """The header on the wire, 32 bytes."""
@@ -51,8 +50,6 @@ PAGE_SHIFT = 12
 """The page size in which `PageRuns` count, 4 KiB."""
 MAX_PAGE_SHIFT = 30
 """The largest page with which a guest architecture maps memory, 1 GiB."""
-MAX_PFN = 1 << 52
-"""First 4 KiB page frame beyond what `PageRuns` and a 64-bit address can name."""
 
 
 class BitmapHeader(NamedTuple):
@@ -71,19 +68,6 @@ class BitmapHeader(NamedTuple):
     bmap_len: int
 
 
-def decode(payload: bytes) -> PageRuns:
-    """Return the pages whose bit is set in an inflate or deflate request, in 4 KiB frames.
-
-    Raises BadPayload if the request violates the format.
-    """
-    header = read_header(payload)
-    if header.cmd:
-        raise BadPayload(f"unknown command {header.cmd}")
-    if header.flag:
-        raise BadPayload(f"unknown flag {header.flag:#x}")
-    return pages_of(header, payload)
-
-
 def read_header(payload: bytes) -> BitmapHeader:
     """Return the header of a message, unchecked; raises BadPayload if it is truncated."""
     if len(payload) < HEADER.size:
@@ -94,31 +78,5 @@ def read_header(payload: bytes) -> BitmapHeader:
 def read_message(payload: bytes) -> Message:
     """As `ResponseFormat.read`."""
     header = read_header(payload)
-    decode = partial(pages_of, header, payload)
+    decode = partial(pages_of, "bitmap", payload, is_request=False)
     return Message(header.cmd, header.flag, header.req_id, header.bmap_len, decode)
-
-
-def pages_of(header: BitmapHeader, payload: bytes) -> PageRuns:
-    """Return the pages whose bit is set after `header`, in 4 KiB frames; raises BadPayload."""
-    why = _violation(header, len(payload) - HEADER.size)
-    if why is not None:
-        raise BadPayload(why)
-    bits = memoryview(payload)[HEADER.size : HEADER.size + header.bmap_len]
-    runs = PageRuns.from_bitmap(bits, header.start_pfn)
-    return runs.scaled(1 << (header.page_shift - PAGE_SHIFT))
-
-
-def _violation(header: BitmapHeader, supplied_bytes: int) -> str | None:
-    """Return how `header` violates the format, if it does; checked before any page is decoded."""
-    if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
-        return f"page_shift {header.page_shift} is not a page size"
-    if header.start_pfn % 64:
-        return f"start_pfn {header.start_pfn:#x} is not a multiple of 64"
-    if header.bmap_len == 0 or header.bmap_len % 8:
-        return f"bmap_len {header.bmap_len} is not a positive multiple of 8"
-    if header.bmap_len > supplied_bytes:
-        return f"bmap_len {header.bmap_len} but only {supplied_bytes} bytes supplied"
-    end = header.start_pfn + header.bmap_len * 8
-    if end << (header.page_shift - PAGE_SHIFT) > MAX_PFN:
-        return f"start_pfn {header.start_pfn:#x} is beyond any address"
-    return None

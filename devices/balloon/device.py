@@ -24,7 +24,7 @@ from devices.balloon.dialects import CompleteBuffer, Dialect, Role
 from devices.balloon.features import MUST_TELL_HOST
 from devices.balloon.hinting import DONE, FIRST_ID, FreePageQueue
 from devices.balloon.misc import MiscQueue
-from devices.balloon.page_queues import DeflateQueue, InflateQueue, host_page_record
+from devices.balloon.page_queues import DeflateQueue, InflateQueue, PageQueue, host_page_record
 from devices.balloon.queue_handler import QueueHandler
 from devices.balloon.reporting import ReportingQueue
 from devices.balloon.stats import StatsQueue
@@ -34,9 +34,10 @@ from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore
 from devices.virtio.device import SavedDevice, VirtioDevice
 from devices.virtio.features import names
-from devices.virtio.queue import QueueSpec
+from devices.virtio.queue import QueueSpec, Requests
 from devices.virtio.status import Status
 from pyvmm_native import PAGE_BYTES
+from pyvmm_native.page_requests import PageRequests
 from pyvmm_native.ring import Chain
 
 DEVICE_ID = 5
@@ -190,6 +191,14 @@ class BalloonDevice(VirtioDevice):
             raise BadPayload(f"{len(chain.readable)} bytes are too many on the {role} queue")
         return handler.serve(chain)
 
+    def serve_requests(self, queue: int, requests: Requests) -> None:
+        """Pass requests to the inflate or the deflate queue."""
+        assert isinstance(requests, PageRequests)
+        if self._roles is None:
+            self._roles = self.roles
+        handler = self._inflate if queue == INFLATE else self._deflate
+        handler.serve_pages(requests.runs, requests.pages)
+
     def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
         """As `VirtioDevice.on_bad_payload`; the handler of the queue decides."""
         role = self.roles.get(queue)
@@ -300,9 +309,11 @@ class BalloonDevice(VirtioDevice):
 def _queue_specs(handlers: Mapping[Role, QueueHandler], count: int) -> list[QueueSpec]:
     """Return the specifications of all queues. Features determine the roles after the first two."""
     inflate, deflate, *further = handlers.values()
+    assert isinstance(inflate, PageQueue)
+    assert isinstance(deflate, PageQueue)
     longest = max((handler.max_readable_bytes for handler in further), default=0)
     return [
-        QueueSpec(Role.INFLATE, QUEUE_SIZE, inflate.max_readable_bytes),
-        QueueSpec(Role.DEFLATE, QUEUE_SIZE, deflate.max_readable_bytes),
+        QueueSpec(Role.INFLATE, QUEUE_SIZE, inflate.max_readable_bytes, reader=inflate.reader),
+        QueueSpec(Role.DEFLATE, QUEUE_SIZE, deflate.max_readable_bytes, reader=deflate.reader),
         *(QueueSpec(f"queue {number}", QUEUE_SIZE, longest) for number in range(2, count)),
     ]

@@ -2,11 +2,14 @@
 """The dialects of the balloon protocol, as data.
 
 A dialect defines which features and queues the balloon offers and how a request on the inflate or
-deflate queue is decoded to `PageRuns`. It is chosen by configuration and never inferred from
-feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in another, and a device
-that reads PFN arrays as bitmap headers discards the wrong memory.
+deflate queue is decoded to `PageRuns` (`pyvmm_native.page_requests`). It is chosen by configuration
+and never inferred from feature bits: bit 3 means PAGE_BITMAP in one dialect and FREE_PAGE_HINT in
+another, and a device that reads PFN arrays as bitmap headers discards the wrong memory.
 
-* `STANDARD`: VIRTIO 1.2, section 5.5. A request is an array of 32-bit page frame numbers.
+* `STANDARD`: VIRTIO 1.2, section 5.5. A request is an array of 32-bit page frame numbers, address
+  / 4096 each, little-endian (5.5.6). A page is in the balloon or not, so no valid array names one
+  twice. Refusing those that do costs nothing and keeps the dialects apart: see
+  `devices.balloon.bitmap`.
 * `BITMAP`: version 3 of the extension proposed in 2016. A request is a header and a bitmap, see
   `devices.balloon.bitmap`.
 * `HYBRID`: version 5. A request is a header and records of blocks and short bitmaps, see
@@ -30,8 +33,7 @@ from devices.balloon.features import (
     STATS_VQ,
     Features,
 )
-from devices.balloon.messages import ResponseFormat
-from devices.errors import BadPayload
+from devices.balloon.messages import ResponseFormat, pages_of
 from devices.registers import Access, Register
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
@@ -64,15 +66,16 @@ class Dialect(NamedTuple):
     features: Features
     max_request_bytes: int
     """Longest valid inflate or deflate request."""
-    decode: Callable[[bytes], PageRuns]
-    """Returns the pages of an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
-
     further_queues: tuple[tuple[int, Role], ...]
     """(feature bit, role) of the queues after inflate and deflate, in order of their numbers."""
     further_config: tuple[tuple[int, Register], ...] = ()
     """(feature bit, field) of the configuration space after `actual`."""
     responses: ResponseFormat | None = None
     """Format of messages on the misc queue, if the dialect has one."""
+
+    def decode(self, payload: bytes) -> PageRuns:
+        """Return the pages of an inflate or deflate request, in 4 KiB frames; raises BadPayload."""
+        return pages_of(self.name, payload, is_request=True)
 
     @property
     def _numbered(self) -> tuple[tuple[int, Role], ...]:
@@ -109,25 +112,10 @@ class Dialect(NamedTuple):
         return 1 + max(n for n, feature in enumerate(features) if not feature or offered & feature)
 
 
-def decode_pfns(payload: bytes) -> PageRuns:
-    """Return the pages of a PFN array: little-endian u32, address / 4096 each (VIRTIO 1.2, 5.5.6).
-
-    A page is in the balloon or not, so no valid array names one twice. Rejecting those that do
-    costs nothing and keeps the dialects apart: see `devices.balloon.bitmap`.
-    """
-    if not payload or len(payload) % PFN_BYTES:
-        raise BadPayload(f"{len(payload)} bytes are not an array of 32-bit page frame numbers")
-    runs = PageRuns.from_pfns(payload)
-    if runs.pages != len(payload) // PFN_BYTES:
-        raise BadPayload("the array names a page twice")
-    return runs
-
-
 STANDARD = Dialect(
     name="standard",
     features=features.STANDARD,
     max_request_bytes=MAX_PFNS * PFN_BYTES,
-    decode=decode_pfns,
     further_queues=(
         (STATS_VQ, Role.STATS),
         (FREE_PAGE_HINT, Role.FREE_PAGE_HINT),
@@ -143,7 +131,6 @@ BITMAP = Dialect(
     name="bitmap",
     features=features.BITMAP,
     max_request_bytes=bitmap.MAX_REQUEST_BYTES,
-    decode=bitmap.decode,
     further_queues=((STATS_VQ, Role.STATS), (MISC_VQ, Role.MISC)),
     responses=ResponseFormat(bitmap.read_message, bitmap.MAX_REQUEST_BYTES, bitmap.MAX_ID),
 )
@@ -152,7 +139,6 @@ HYBRID = Dialect(
     name="hybrid",
     features=features.HYBRID,
     max_request_bytes=records.MAX_MESSAGE_BYTES,
-    decode=records.decode_hybrid,
     further_queues=((STATS_VQ, Role.STATS), (HOST_REQ_VQ, Role.MISC)),
     responses=ResponseFormat(records.read_hybrid, records.MAX_MESSAGE_BYTES, records.MAX_ID),
 )
@@ -161,7 +147,6 @@ RANGES = Dialect(
     name="ranges",
     features=features.RANGES,
     max_request_bytes=records.MAX_MESSAGE_BYTES,
-    decode=records.decode_ranges,
     further_queues=((STATS_VQ, Role.STATS), (HOST_REQ_VQ, Role.MISC)),
     responses=ResponseFormat(records.read_ranges, records.MAX_MESSAGE_BYTES, records.MAX_ID),
 )

@@ -10,7 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from devices.errors import BadPayload
+from pyvmm_native.page_requests import decode
 from pyvmm_native.runs import PageRuns
+
+
+def pages_of(dialect: str, message: bytes, *, is_request: bool) -> PageRuns:
+    """Return the pages that a message of `dialect` names, in 4 KiB frames; raises BadPayload.
+
+    Other messages than requests, on the inflate and deflate queues, may have a command, a flag and
+    an id, and name a page twice.
+    """
+    try:
+        return decode(dialect, message, is_request)
+    except ValueError as error:
+        raise BadPayload(str(error)) from None
 
 
 class Message(NamedTuple):

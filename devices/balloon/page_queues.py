@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inflate and deflate queues: requests that name pages (VIRTIO 1.2, section 5.5.6).
 
-The dialect's decoder turns a request into `PageRuns`; every page of it must be RAM. Inflated pages
-are discarded before the buffer is returned to the driver. A deflate needs no work: a discarded page
-of anonymous memory reads as zeros when the guest next touches it. The request is still checked and
-counted.
+`PageRequestReader` turns the requests that wait, in the dialect's format, into `PageRuns`; every
+page must be RAM. Inflated pages are discarded before the buffers are returned to the driver. A
+deflate needs no work: a discarded page of anonymous memory reads as zeros when the guest next
+touches it. The requests are still checked and counted.
 
 Where a page of the host is larger than 4 KiB, the host can free it only as a whole. A
 `HostPageRecord` then knows which of its parts are in the balloon: it is discarded when the last of
@@ -16,6 +16,7 @@ page is discarded only if one request names the whole of it, and never backed ag
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from devices.errors import BadPayload
 from devices.ports import GuestRam, Tracer
 from devices.state import Fields, Payload, Restore
 from pyvmm_native import PAGE_BYTES
+from pyvmm_native.page_requests import PageRequestReader
 from pyvmm_native.ring import Chain, SplitQueue
 from pyvmm_native.runs import PageRuns
 
@@ -64,8 +66,8 @@ def host_page_record(ram: GuestRam) -> HostPageRecord | None:
     return HostPageRecord(ram.pages, ram.host_page_pages)
 
 
-class InflateQueue(QueueHandler):
-    """Discards the pages that the driver puts in the balloon.
+class PageQueue(QueueHandler):
+    """A queue of requests that name pages.
 
     `record` is that of the balloon's pages where host pages are larger than 4 KiB.
     `must_tell_host` returns whether the driver accepted MUST_TELL_HOST.
@@ -87,80 +89,22 @@ class InflateQueue(QueueHandler):
         self._must_tell_host = must_tell_host
         self.pages = 0
         """4 KiB pages of valid requests since the device was created."""
-        self.discarded_bytes = 0
-        """Host memory discarded since the device was created, in bytes."""
         self.shown: HostPageRecord | None = None
         """A record of the pages in the balloon that only a view of memory uses."""
+        # In host pages, it matters which pages one request names.
+        batch = {} if record is None else {"max_requests": 1}
+        self.reader = PageRequestReader(dialect.name, ram.pages, **batch)
+        """Takes the requests from the queue."""
 
     def serve(self, chain: Chain) -> int:
-        """Discard the pages of a request, or the host pages that they complete."""
+        """Serve a buffer that the reader did not decode; it tells why."""
         runs = decode_pages(self._dialect, self._ram, chain.readable)
-        if self.shown is not None:
-            self.shown.add(runs)
-        whole = runs
-        if self._record is not None:
-            whole = self._record.add(runs)
-            if not self._must_tell_host():
-                whole = runs.whole(self._ram.host_page_pages)
-        discarded_bytes = self._ram.discard(whole)
-        self.discarded_bytes += discarded_bytes
-        self.pages += runs.pages
-        self._tracer.event(
-            "balloon.inflate", pages=runs.pages, runs=len(runs), discarded_bytes=discarded_bytes
-        )
+        self.serve_pages(runs, runs.pages)
         return 0
 
-    def save_state(self) -> Payload:
-        """Return the counters."""
-        return {"pages": self.pages, "discarded_bytes": self.discarded_bytes}
-
-    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
-        """As `QueueHandler.check_state`."""
-        pages, discarded_bytes = fields.counter("pages"), fields.counter("discarded_bytes")
-
-        def restore() -> None:
-            self.pages, self.discarded_bytes = pages, discarded_bytes
-
-        return restore
-
-
-class DeflateQueue(QueueHandler):
-    """Checks and counts the pages that the driver takes out of the balloon.
-
-    `record` and `must_tell_host` are as for `InflateQueue`.
-    """
-
-    def __init__(
-        self,
-        dialect: Dialect,
-        ram: GuestRam,
-        tracer: Tracer,
-        record: HostPageRecord | None,
-        must_tell_host: Callable[[], bool],
-    ) -> None:
-        self.max_readable_bytes = dialect.max_request_bytes
-        self._dialect = dialect
-        self._ram = ram
-        self._tracer = tracer
-        self._record = record
-        self._must_tell_host = must_tell_host
-        self.pages = 0
-        """4 KiB pages of valid requests since the device was created."""
-        self.shown: HostPageRecord | None = None
-        """As that of `InflateQueue`."""
-
-    def serve(self, chain: Chain) -> int:
-        """Check and count the pages of a request; restore the backing of unused host pages."""
-        runs = decode_pages(self._dialect, self._ram, chain.readable)
-        if self.shown is not None:
-            self.shown.remove(runs)
-        if self._record is not None:
-            unused = self._record.remove(runs)
-            if self._must_tell_host():
-                self._ram.restore_backing(unused)
-        self.pages += runs.pages
-        self._tracer.event("balloon.deflate", pages=runs.pages, runs=len(runs))
-        return 0
+    @abstractmethod
+    def serve_pages(self, runs: PageRuns, pages: int) -> None:
+        """Act on the pages of requests, which are RAM; those of each, summed up, are `pages`."""
 
     def save_state(self) -> Payload:
         """Return the counters."""
@@ -174,3 +118,56 @@ class DeflateQueue(QueueHandler):
             self.pages = pages
 
         return restore
+
+
+class InflateQueue(PageQueue):
+    """Discards the pages that the driver puts in the balloon."""
+
+    discarded_bytes = 0
+    """Host memory discarded since the device was created, in bytes."""
+
+    def serve_pages(self, runs: PageRuns, pages: int) -> None:
+        """Discard the pages of requests, or the host pages that they complete."""
+        if self.shown is not None:
+            self.shown.add(runs)
+        whole = runs
+        if self._record is not None:
+            whole = self._record.add(runs)
+            if not self._must_tell_host():
+                whole = runs.whole(self._ram.host_page_pages)
+        discarded_bytes = self._ram.discard(whole)
+        self.discarded_bytes += discarded_bytes
+        self.pages += pages
+        self._tracer.event(
+            "balloon.inflate", pages=pages, runs=len(runs), discarded_bytes=discarded_bytes
+        )
+
+    def save_state(self) -> Payload:
+        """Return the counters."""
+        return {**super().save_state(), "discarded_bytes": self.discarded_bytes}
+
+    def check_state(self, fields: Fields, ring: SplitQueue | None) -> Restore:
+        """As `QueueHandler.check_state`."""
+        restore_pages = super().check_state(fields, ring)
+        discarded_bytes = fields.counter("discarded_bytes")
+
+        def restore() -> None:
+            restore_pages()
+            self.discarded_bytes = discarded_bytes
+
+        return restore
+
+
+class DeflateQueue(PageQueue):
+    """Checks and counts the pages that the driver takes out of the balloon."""
+
+    def serve_pages(self, runs: PageRuns, pages: int) -> None:
+        """Count the pages of requests; restore the backing of unused host pages."""
+        if self.shown is not None:
+            self.shown.remove(runs)
+        if self._record is not None:
+            unused = self._record.remove(runs)
+            if self._must_tell_host():
+                self._ram.restore_backing(unused)
+        self.pages += pages
+        self._tracer.event("balloon.deflate", pages=pages, runs=len(runs))

@@ -33,13 +33,11 @@ A driver of another dialect never gets as far as sending one: see `devices.ballo
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from devices.balloon.messages import Message
+from devices.balloon.messages import Message, pages_of
 from devices.errors import BadPayload
-from pyvmm_native.runs import PageRuns
 
 HEADER = struct.Struct("<Q")
 """The header on the wire, 8 bytes."""
@@ -51,9 +49,6 @@ MAX_MESSAGE_BYTES = HEADER.size + MAX_DATA_BYTES
 """The longest message that is decoded."""
 MAX_ID = (1 << 16) - 1
 """The largest id that the header can hold."""
-
-Decoder = Callable[[bytes | memoryview, bool], PageRuns]
-"""Returns the pages of records, each named once if the second argument is true; ValueError."""
 
 
 class RecordHeader(NamedTuple):
@@ -76,52 +71,17 @@ def read_header(payload: bytes) -> RecordHeader:
     return RecordHeader(fields & 0xFF, fields >> 8 & 0xFF, fields >> 16 & 0xFFFF, fields >> 32)
 
 
-def decode_hybrid(payload: bytes) -> PageRuns:
-    """Return the pages of an inflate or deflate request of the hybrid dialect; BadPayload."""
-    return _decode(PageRuns.from_hybrid_records, payload)
-
-
-def decode_ranges(payload: bytes) -> PageRuns:
-    """Return the pages of an inflate or deflate request of the ranges dialect; BadPayload."""
-    return _decode(PageRuns.from_range_records, payload)
-
-
 def read_hybrid(payload: bytes) -> Message:
     """As `ResponseFormat.read`, in the hybrid dialect."""
-    return _read(PageRuns.from_hybrid_records, payload)
+    return _read("hybrid", payload)
 
 
 def read_ranges(payload: bytes) -> Message:
     """As `ResponseFormat.read`, in the ranges dialect."""
-    return _read(PageRuns.from_range_records, payload)
+    return _read("ranges", payload)
 
 
-def _decode(decoder: Decoder, payload: bytes) -> PageRuns:
-    header = read_header(payload)
-    if header.cmd:
-        raise BadPayload(f"unknown command {header.cmd}")
-    if header.flag:
-        raise BadPayload(f"unknown flag {header.flag:#x}")
-    if header.id:
-        raise BadPayload(f"id {header.id} is not 0")
-    if not header.data_len:
-        raise BadPayload("data_len 0")
-    return _pages(decoder, header.data_len, payload, distinct=True)
-
-
-def _read(decoder: Decoder, payload: bytes) -> Message:
+def _read(dialect: str, payload: bytes) -> Message:
     cmd, flag, request_id, data_len = read_header(payload)
-    decode = partial(_pages, decoder, data_len, payload, distinct=False)
+    decode = partial(pages_of, dialect, payload, is_request=False)
     return Message(cmd, flag, request_id, data_len, decode)
-
-
-def _pages(decoder: Decoder, data_len: int, payload: bytes, *, distinct: bool) -> PageRuns:
-    if data_len % RECORD_BYTES:
-        raise BadPayload(f"data_len {data_len} is not a multiple of {RECORD_BYTES}")
-    supplied_bytes = len(payload) - HEADER.size
-    if data_len > supplied_bytes:
-        raise BadPayload(f"data_len {data_len} but only {supplied_bytes} bytes supplied")
-    try:
-        return decoder(memoryview(payload)[HEADER.size : HEADER.size + data_len], distinct)
-    except ValueError as error:
-        raise BadPayload(str(error)) from None

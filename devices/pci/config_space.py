@@ -112,6 +112,8 @@ class PciFunction:
         """Decides about the addresses of BARs; None accepts every address."""
         self.intx_line: InterruptLine | None = None
         """The line that the interrupt pin drives; None if it is not wired."""
+        self.bus_master_enabled = False
+        """True while the function may access memory, which includes sending MSIs (6.2.2)."""
         self._interrupt_asserted = False
         self._line_level = False
         self._bars: dict[int, _Bar] = {}
@@ -240,11 +242,6 @@ class PciFunction:
         return bytes(data)
 
     # --- Device side ------------------------------------------------------------------------
-    @property
-    def bus_master_enabled(self) -> bool:
-        """True while the function may access memory, which includes sending MSIs (6.2.2)."""
-        return bool(self._header["command"] & COMMAND_BUS_MASTER)
-
     def bar_gpa(self, index: int) -> int | None:
         """Return the address at which BAR `index` is decoded, or None."""
         return self._bars[index].gpa
@@ -299,6 +296,7 @@ class PciFunction:
             restore_header()
             for bar, address in zip(bars, addresses, strict=True):
                 bar.address = address
+            self._update_bus_master()
             self._drive_intx()
             self._update_decoding(first)
 
@@ -312,10 +310,14 @@ class PciFunction:
 
     # --- Header registers -------------------------------------------------------------------
     def _command_written(self, _value: int) -> None:
+        self._update_bus_master()
         self._drive_intx()
         self._update_decoding()
         if self.bus_master_enabled:
             self.bus_master_set()
+
+    def _update_bus_master(self) -> None:
+        self.bus_master_enabled = bool(self._header["command"] & COMMAND_BUS_MASTER)
 
     def _read_status(self) -> int:
         return STATUS_INTERRUPT * self._interrupt_asserted | STATUS_CAPABILITIES * bool(

@@ -69,6 +69,10 @@ class MsixTable:
         self._tracer = tracer
         self.control_written: Listeners[[]] = Listeners()
         self._pending = 0
+        self.enabled = False
+        """True while MSI-X is enabled, so that the function must not use INTx."""
+        # Whether each vector is enabled and not masked; every interrupt asks for it.
+        self._live = [False] * vectors
         # The message last given to the sink for each vector; None before the first.
         self._routed: list[tuple[int, int] | None] = [None] * vectors
         self.table = RegisterTable(
@@ -173,11 +177,6 @@ class MsixTable:
         return restore
 
     # --- Device side ------------------------------------------------------------------------
-    @property
-    def enabled(self) -> bool:
-        """True while MSI-X is enabled, so that the function must not use INTx."""
-        return bool(self._capability["message_control"] & CONTROL_ENABLE)
-
     def signal(self, vector: int) -> None:
         """Send the message of `vector` now, or when it is unmasked.
 
@@ -185,7 +184,7 @@ class MsixTable:
         """
         if not 0 <= vector < self.vectors:
             raise IndexError(f"MSI-X vector {vector} of {self.vectors}")
-        if self.is_live(vector):
+        if self._live[vector]:
             self._sink.trigger(vector)
         elif self.enabled:
             self._pending |= 1 << vector
@@ -196,10 +195,7 @@ class MsixTable:
 
     def is_live(self, vector: int) -> bool:
         """Return whether MSI-X is enabled and neither the function nor `vector` is masked."""
-        control = self._capability["message_control"]
-        if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE:
-            return False
-        return not self.table[f"control{vector}"] & VECTOR_MASKED
+        return self._live[vector]
 
     # --- For people ---------------------------------------------------------------------------
     @property
@@ -224,15 +220,20 @@ class MsixTable:
         self._refresh(vector)
 
     def _control_written(self, _value: int) -> None:
+        self.enabled = bool(self._capability["message_control"] & CONTROL_ENABLE)
         for vector in range(self.vectors):
             self._refresh(vector)
         self.control_written()
 
     def _refresh(self, vector: int) -> None:
         """Update the sink's route of a vector that may have become live or changed."""
-        if not self.is_live(vector):
+        table, control = self.table, self._capability["message_control"]
+        self._live[vector] = (
+            control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE
+            and not table[f"control{vector}"] & VECTOR_MASKED
+        )
+        if not self._live[vector]:
             return
-        table = self.table
         address = table[f"address_high{vector}"] << 32 | table[f"address_low{vector}"]
         message = (address, table[f"data{vector}"])
         if self._routed[vector] != message:

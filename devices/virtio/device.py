@@ -32,7 +32,7 @@ from devices.ports import Tracer
 from devices.registers import RegisterTable
 from devices.state import Fields, Payload, Restore
 from devices.virtio import features
-from devices.virtio.queue import DeviceQueue, QueueSpec
+from devices.virtio.queue import DeviceQueue, QueueSpec, Requests
 from devices.virtio.status import Status, is_running, step
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.ring import Chain, RingError, SplitQueue
@@ -41,6 +41,9 @@ BUFFERS_PER_CALL = 16
 BYTES_PER_CALL = 64 * 1024
 """Limits of one call of `process_queue`: the number of buffers, and the bytes to read, write or
 discard after which it takes no further buffer. So no guest can occupy the caller's thread."""
+REQUESTS_PER_CALL = 64
+"""The limit for requests that a reader has decoded, which cost less than other buffers."""
+REQUESTS_PER_BUFFER = REQUESTS_PER_CALL // BUFFERS_PER_CALL
 STREAM_BUFFERS_PER_CALL = 64
 """The limit for a queue that is a stream, beside its `QueueSpec.max_readable_bytes`."""
 
@@ -155,6 +158,13 @@ class VirtioDevice(ABC):
         again later. Raise BadPayload, before any effect, if all are invalid.
         """
         raise NotImplementedError(f"{self.name} has no streams")
+
+    def serve_requests(self, queue: int, requests: Requests) -> None:
+        """Act on valid requests of a `queue` with a reader, which are then returned to the driver.
+
+        There is one at a time while events are watched.
+        """
+        raise NotImplementedError(f"{self.name} has no reader")
 
     def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
         """Decide what happens to a buffer of `queue` with a bad payload; return as `serve` does.
@@ -363,21 +373,35 @@ class VirtioDevice(ABC):
             self._trace_ring(queue)
 
     def _drain(self, queue: DeviceQueue, ring: SplitQueue) -> bool:
+        spec = queue.spec
         ring.disable_notifications()
-        more, used, total_bytes = True, False, 0
-        for _ in range(BUFFERS_PER_CALL):
+        more, used, served, total_bytes = True, False, 0, 0
+        while served < REQUESTS_PER_CALL and total_bytes < BYTES_PER_CALL:
             if queue.stalled:
                 more = False
                 break
-            chain = ring.pop(queue.spec.max_readable_bytes)
-            if chain is not None:
-                used |= self._serve(queue, ring, chain)
-                total_bytes += len(chain.readable) + chain.writable_bytes
-                if total_bytes >= BYTES_PER_CALL:
+            if spec.reader is None:
+                taken: Requests | Chain | None = ring.pop(spec.max_readable_bytes)
+            else:
+                most = 1 if self._tracer.watched else REQUESTS_PER_CALL - served
+                taken = spec.reader.pop(ring, spec.max_readable_bytes, most)
+            if taken is None:
+                if not ring.enable_notifications():
+                    more = False
                     break
-            elif not ring.enable_notifications():
-                more = False
-                break
+                served += REQUESTS_PER_BUFFER
+            elif isinstance(taken, Chain):
+                used |= self._serve(queue, ring, taken)
+                served += REQUESTS_PER_BUFFER
+                total_bytes += len(taken.readable) + taken.writable_bytes
+            else:
+                queue.counters.requests += taken.count
+                queue.counters.readable_bytes += taken.readable_bytes
+                self.serve_requests(queue.index, taken)
+                taken.push()
+                used = True
+                served += taken.count
+                total_bytes += taken.readable_bytes
         if used:
             self._notify_used(queue, ring)
         return more

@@ -10,7 +10,7 @@ fields first (4.1.4.3.2), so later writes are ignored and cannot move a ring und
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from devices.state import Fields, Payload
 from devices.virtio import features
@@ -21,19 +21,45 @@ MAX_QUEUE_SIZE = 32768
 """2.7: the largest size of a split virtqueue."""
 
 
+class Requests(Protocol):
+    """Valid requests, taken from a queue together; `count` of `readable_bytes` bytes in all."""
+
+    @property
+    def count(self) -> int:
+        """The number of requests, at least one."""
+
+    @property
+    def readable_bytes(self) -> int:
+        """The device-readable bytes of all of them."""
+
+    def push(self) -> None:
+        """Return their buffers to the driver, with nothing written."""
+
+
+class RequestReader(Protocol):
+    """Takes the next buffers of a queue, and decodes them."""
+
+    def pop(
+        self, queue: SplitQueue, max_readable_bytes: int, max_requests: int
+    ) -> Requests | Chain | None:
+        """Take the next requests; or a buffer that is none, as `SplitQueue.pop` does."""
+
+
 class QueueSpec(NamedTuple):
     """The properties of one queue of a device type.
 
     `name` is for traces. `max_size` is the maximum of queue_size: a power of 2 up to 32768 (VIRTIO
     1.2, 2.7). A request with more than `max_readable_bytes` device-readable bytes is a bad payload,
     and is not copied. If the queue `is_stream`, the device-readable buffers carry one stream of
-    bytes, and `VirtioDevice.serve_stream` takes several at once.
+    bytes, and `VirtioDevice.serve_stream` takes several at once. With a `reader`, which decodes
+    them, `VirtioDevice.serve_requests` takes several at once, and `serve` what is no valid request.
     """
 
     name: str
     max_size: int = 256
     max_readable_bytes: int = 4096
     is_stream: bool = False
+    reader: RequestReader | None = None
 
 
 class QueueCounters:

@@ -31,6 +31,11 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
             f"{device.BUFFERS_PER_CALL} buffers or {device.BYTES_PER_CALL // 1024} KiB",
         ),
         (
+            "the same, of valid inflate and deflate requests",
+            f"{device.REQUESTS_PER_CALL} requests, {device.BYTES_PER_CALL // 1024} KiB"
+            " or 4,096 runs",
+        ),
+        (
             "the same, of a port's output",
             f"{device.STREAM_BUFFERS_PER_CALL} buffers or {MAX_WRITE_BYTES // MIB} MiB",
         ),

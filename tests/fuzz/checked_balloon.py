@@ -12,6 +12,9 @@ from devices.balloon.device import BalloonDevice
 from devices.balloon.dialects import Dialect, Role
 from devices.errors import BadPayload
 from devices.testing.recorders import RecordingTracer
+from devices.virtio.device import REQUESTS_PER_CALL
+from devices.virtio.queue import Requests
+from pyvmm_native.page_requests import PageRequests
 from pyvmm_native.ring import Chain
 from tests.fuzz import page_oracle
 from tests.fuzz.checked_board import REGIONS, CheckedBoard, CheckedDevice, CheckedRam, check
@@ -23,6 +26,8 @@ ONE_IN_FLIGHT = (Role.STATS, Role.MISC)
 
 class CheckedBalloon(CheckedDevice, BalloonDevice):
     """A balloon that checks its work on each buffer."""
+
+    max_served = REQUESTS_PER_CALL
 
     def __init__(
         self, dialect: Dialect, ram: CheckedRam, tracer: RecordingTracer, offered: int
@@ -56,6 +61,26 @@ class CheckedBalloon(CheckedDevice, BalloonDevice):
             )
         self._count_in_flight(queue, role, written)
         return written
+
+    def serve_requests(self, queue: int, requests: Requests) -> None:
+        assert isinstance(requests, PageRequests)
+        ram, role = self.ram, self.role(queue)
+        self.served += requests.count
+        named: set[int] = set()
+        for message in requests.messages:
+            pages = page_oracle.NAMED_BY[self.dialect.name](message, RAM_PAGES)
+            check(pages is not None, f"bad {role} request accepted")
+            named |= pages or frozenset()
+        ram.allowed, ram.discarded_pfns = frozenset(named), frozenset()
+        if role is Role.DEFLATE:
+            ram.allowed = frozenset()
+        ram.on_access()
+        super().serve_requests(queue, requests)
+        check(
+            ram.discarded_pfns == ram.allowed,
+            f"{sorted(ram.allowed)} named, {sorted(ram.discarded_pfns)} discarded",
+        )
+        ram.allowed = frozenset()
 
     def on_bad_payload(self, queue: int, chain: Chain, error: BadPayload) -> int | None:
         written = super().on_bad_payload(queue, chain, error)

@@ -4,7 +4,7 @@
 A violation raises `Finding`. For every device:
 
 * the device raises the policy's errors only; any other exception is a finding by itself;
-* work is bounded: a call serves at most `BUFFERS_PER_CALL` buffers, and an idle guest is served
+* work is bounded: a call serves at most `max_served` buffers, and an idle guest is served
   completely in as many calls as it has buffers;
 * each buffer taken is returned, or in flight where the device's protocol says so, or the device is
   in NEEDS_RESET;
@@ -107,6 +107,9 @@ class CheckedDevice(VirtioDevice):
     `in_flight` counts the buffers that may be in flight, by queue; the device type keeps it.
     """
 
+    max_served = BUFFERS_PER_CALL
+    """Most buffers in one call."""
+
     def __init__(self, ram: CheckedRam, *arguments: Any, **keywords: Any) -> None:
         self.ram = ram
         self.in_flight = [0] * 8
@@ -120,7 +123,7 @@ class CheckedDevice(VirtioDevice):
     def process_queue(self, index: int) -> bool:
         self.served = 0
         more = super().process_queue(index)
-        check(self.served <= BUFFERS_PER_CALL, f"{self.served} buffers in one call")
+        check(self.served <= self.max_served, f"{self.served} buffers in one call")
         self.check_buffers()
         return more
 

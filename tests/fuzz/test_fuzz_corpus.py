@@ -16,7 +16,6 @@ from devices.balloon.page_queues import InflateQueue
 from devices.testing.balloon.driver import INFLATE, STATS
 from devices.virtio.device import VirtioDevice
 from pyvmm_native.memory import GuestMemory
-from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import balloon_program, console_program, corpus
 from tests.fuzz.balloon_program import PATTERN_PFNS, BalloonGuest
@@ -69,37 +68,37 @@ def test_a_well_behaved_guest_is_served() -> None:
 
 
 def test_discarding_an_unnamed_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(queue: InflateQueue, chain: Chain) -> int:
+    def serve(queue: InflateQueue, runs: PageRuns, pages: int) -> None:
         queue._ram.discard(PageRuns([(PATTERN_PFNS[0], 2)]))
-        return 0
 
-    monkeypatch.setattr(InflateQueue, "serve", serve)
+    monkeypatch.setattr(InflateQueue, "serve_pages", serve)
     with pytest.raises(Finding, match="discards"):
         inflate(guest(), PATTERN_PFNS[0])
 
 
 def test_a_missing_discard_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(InflateQueue, "serve", lambda queue, chain: 0)
+    monkeypatch.setattr(InflateQueue, "serve_pages", lambda queue, runs, pages: None)
     with pytest.raises(Finding, match="named"):
         inflate(guest(), PATTERN_PFNS[0])
 
 
 def test_a_stray_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(queue: InflateQueue, chain: Chain) -> int:
+    def serve(queue: InflateQueue, runs: PageRuns, pages: int) -> None:
         memory: GuestMemory = queue._ram.memory
         memory.write(PATTERN_PFNS[5] * 4096, b"?")
         queue._ram.discard(PageRuns([(PATTERN_PFNS[0], 1)]))
-        return 0
 
-    monkeypatch.setattr(InflateQueue, "serve", serve)
+    monkeypatch.setattr(InflateQueue, "serve_pages", serve)
     with pytest.raises(Finding, match="not the device's to write"):
         inflate(guest(), PATTERN_PFNS[0])
 
 
 def test_a_lost_buffer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VirtioDevice, "_serve", lambda device, queue, ring, chain: False)
+    refused = guest()
+    refused.add(INFLATE, [(refused.place(b"bad"), 3, 0)], False)
     with pytest.raises(Finding, match="buffers of inflate taken"):
-        inflate(guest(), PATTERN_PFNS[0])
+        refused.serve_all()
 
 
 def test_endless_work_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,11 +111,12 @@ def test_the_ring_may_change_between_two_buffers() -> None:
     """`write_later` changes memory between two buffers of one call."""
     changing = guest()
     pfn = struct.pack("<I", PATTERN_PFNS[0])
-    changing.add(INFLATE, [(changing.place(pfn), 4, 0)], False)
+    # A buffer with a writable part is taken alone.
+    changing.add(INFLATE, [(changing.place(pfn), 4, 0), (changing.place(pfn), 4, WRITE)], False)
     changing.add(INFLATE, [(changing.place(pfn), 4, 0)], False)
     # While the first buffer is served, the chain of the second becomes a loop.
     ring = changing.rings[INFLATE]
-    changing.later = [(ring.desc + 16, descriptor(0, 4, NEXT, 1))]
+    changing.later = [(ring.desc + 2 * 16, descriptor(0, 4, NEXT, 2))]
     changing.serve_all()
     assert changing.board.device.status & 64
     changing.board.check_idle()

@@ -24,8 +24,10 @@ from devices.testing.balloon.driver import INFLATE, page_request
 from devices.testing.board import Board
 from devices.testing.driver import VirtioDriver
 from devices.testing.recorders import RecordingTracer
+from devices.virtio.queue import Requests
 from pyvmm.units import MIB
 from pyvmm_native.memory import GuestMemory
+from pyvmm_native.page_requests import PageRequests
 from pyvmm_native.ring import Chain
 from pyvmm_native.runs import PageRuns
 from tests.fuzz import balloon_program, page_oracle
@@ -120,6 +122,18 @@ class DiscardCheckingBalloon(BalloonDevice):
         else:
             self.bads += 1
         return super().serve(queue, chain)
+
+    def serve_requests(self, queue: int, requests: Requests) -> None:
+        assert isinstance(requests, PageRequests)
+        assert self.roles[queue] in (Role.INFLATE, Role.DEFLATE)
+        named: set[int] = set()
+        for message in requests.messages:
+            pages = page_oracle.NAMED_BY[self.dialect.name](message, self.ram.all_pages)
+            assert pages is not None, "a bad request was accepted"
+            named |= pages
+        self.ram.allowed = frozenset(named if queue == INFLATE else ())
+        self.goods += requests.count
+        super().serve_requests(queue, requests)
 
 
 def write_hostile_requests(driver: VirtioDriver, dialect: Dialect, seed: int) -> None:

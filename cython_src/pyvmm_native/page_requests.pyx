@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
+"""Requests on the balloon's inflate and deflate queues: from the ring to page runs in one call.
+
+`devices.balloon` describes the four formats and says why they are as strict as they are; this
+module is where they are decoded and checked. `PageRequestReader.pop` takes all that wait: each
+request is walked, copied, decoded and compared with RAM, and a valid one joins the batch. Its
+bytes are copied out of guest memory once, and everything is decided on the copy. A request that is
+not valid ends the batch and stays in the ring; at the front it is popped as an ordinary `Chain`, by
+which the device refuses it.
+
+A batch is bounded by its buffers, bytes and runs, so no guest occupies the caller for long.
+"""
+
+cimport cython
+from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
+
+from pyvmm_native.record_list cimport (
+    BITMAP_PAGES, MAX_PAGE_SHIFT, NAMED_TWICE, NO_FAULT, NO_MEMORY, PAGE_SHIFT, WORD_BYTES, Decoder,
+    Fault, decode_hybrid, decode_ranges, sort_and_merge,
+)
+from pyvmm_native.ring cimport SplitQueue
+from pyvmm_native.run_list cimport RunList, append, decode_bitmap, decode_pfns
+from pyvmm_native.runs cimport PageRuns
+
+from pyvmm_native.runs import _FAULTS
+
+cdef enum:
+    MAX_REQUESTS = 64
+    MAX_BATCH_BYTES = 64 * 1024
+    MAX_BATCH_RUNS = 4096
+    # Smaller requests are decoded sooner than the GIL is released and acquired again.
+    GIL_FREE_REQUEST_BYTES = 4096
+    FIRST_BYTES = 4096          # room for requests, at first
+    PFN_BYTES = 4
+    BITMAP_HEADER_BYTES = 32
+    RECORD_HEADER_BYTES = 8
+
+# First frame beyond what `PageRuns` and a 64-bit address can name.
+cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
+
+# The names of the formats, which are those of the dialects.
+cdef dict FORMATS = {"standard": STANDARD, "bitmap": BITMAP, "hybrid": HYBRID, "ranges": RANGES}
+
+cdef enum:
+    STANDARD
+    BITMAP
+    HYBRID
+    RANGES
+
+# Why a message is not decoded; `explain` has the words.
+cdef enum Why:
+    VALID
+    OUT_OF_MEMORY
+    NO_ARRAY
+    TWICE_IN_ARRAY
+    TOO_SHORT
+    COMMAND
+    FLAG
+    ID
+    EMPTY
+    PAGE_SIZE
+    START
+    LENGTH
+    SUPPLIED
+    ADDRESS
+    RECORDS
+
+# The header of a message of any format, and the first fault of its records.
+cdef struct Header:
+    uint64_t command, flag, id, page_shift, start_pfn, length
+    uint64_t supplied_bytes
+    Fault record_fault
+    size_t record_at
+
+
+@cython.final
+cdef class PageRequests:
+    """Valid requests, popped together: their pages, and the buffers to return.
+
+    Created only by `PageRequestReader.pop`. `runs` are the pages of all of them, `pages` is the sum
+    of their numbers of pages, `readable_bytes` that of their sizes, and `count` their number.
+    """
+
+    cdef readonly PageRuns runs
+    cdef readonly uint64_t pages
+    cdef readonly uint64_t readable_bytes
+    cdef readonly uint32_t count
+    cdef SplitQueue _queue
+    cdef uint16_t[MAX_REQUESTS] _heads
+    # Copies of the requests, one after the other, and where each ends.
+    cdef uint8_t *_bytes
+    cdef uint64_t _capacity
+    cdef uint64_t[MAX_REQUESTS] _ends
+
+    def __init__(self):
+        raise TypeError("only PageRequestReader.pop creates requests")
+
+    def __dealloc__(self):
+        free(self._bytes)
+
+    @property
+    def messages(self):
+        """The bytes of each request, in order, as they were copied and decoded."""
+        cdef uint32_t i
+        return tuple([
+            PyBytes_FromStringAndSize(
+                <char *>self._bytes + (self._ends[i - 1] if i else 0),
+                self._ends[i] - (self._ends[i - 1] if i else 0))
+            for i in range(self.count)
+        ])
+
+    def push(self):
+        """Return the buffers as used, with nothing written; the driver sees all at once."""
+        cdef uint32_t i
+        for i in range(self.count):
+            self._queue._set_used(self._heads[i], 0)
+        self._queue._publish_used()
+
+    cdef bint _reserve(self, uint64_t length) noexcept:
+        """Make room for another request; false if there is no memory."""
+        cdef uint64_t needed = max(self.readable_bytes + length, <uint64_t>FIRST_BYTES)
+        cdef uint8_t *grown
+        if needed <= self._capacity:
+            return True
+        grown = <uint8_t *>realloc(self._bytes, max(needed, 2 * self._capacity))
+        if grown == NULL:
+            return False
+        self._bytes, self._capacity = grown, max(needed, 2 * self._capacity)
+        return True
+
+    cdef int _add(self, uint16_t head, uint64_t length, RunList *runs) except -1:
+        """Add the request at the end of `_bytes`, with its pages; `runs` is then invalid."""
+        cdef RunList *all = &self.runs.list
+        cdef size_t i
+        self._heads[self.count] = head
+        self.readable_bytes += length
+        self._ends[self.count] = self.readable_bytes
+        self.count += 1
+        for i in range(runs.count):
+            self.pages += runs.items[i].end - runs.items[i].start
+        if self.count == 1:
+            all[0], runs[0] = runs[0], all[0]
+            return 0
+        for i in range(runs.count):
+            if not append(all, runs.items[i].start, runs.items[i].end):
+                raise MemoryError
+        return 0
+
+
+@cython.final
+cdef class PageRequestReader:
+    """Pops requests of the dialect `format` that name pages of `ram` only.
+
+    No batch is of more than `max_requests`, 1 to 64. ValueError for another number or format.
+    """
+
+    cdef int _format
+    cdef PageRuns _ram
+    cdef uint32_t _max_requests
+
+    def __cinit__(self, format, PageRuns ram not None, int max_requests=MAX_REQUESTS):
+        if not 1 <= max_requests <= MAX_REQUESTS:
+            raise ValueError(f"batches of {max_requests} requests")
+        self._format = number_of(format)
+        self._ram = ram
+        self._max_requests = max_requests
+
+    def pop(
+        self, SplitQueue queue not None, uint64_t max_readable_bytes,
+        uint32_t max_requests=MAX_REQUESTS,
+    ):
+        """Pop the next requests of `queue` and return them as `PageRequests`.
+
+        The batch ends before a request that is not valid or exceeds `max_readable_bytes`, before a
+        buffer with a device-writable part, and before a malformed chain. If that is the next one,
+        it is popped as by `SplitQueue.pop`: a `Chain`, or RingError. It has at most
+        `max_requests` requests, at least one. None if no buffer is available.
+        """
+        cdef int available = queue._available()
+        cdef uint32_t most = min(self._max_requests, max_requests, <uint32_t>available)
+        cdef PageRequests batch
+        cdef RunList runs
+        cdef uint16_t head = 0
+        cdef bint valid
+        if available == 0:
+            return None
+        batch = PageRequests.__new__(PageRequests)
+        batch._queue = queue
+        batch.runs = PageRuns.__new__(PageRuns)
+        while batch.count < max(most, 1) and (
+                batch.readable_bytes < MAX_BATCH_BYTES and batch.runs.list.count < MAX_BATCH_RUNS):
+            head = queue._next_head()
+            if batch.count == 0:
+                queue._check(head)
+            elif queue._walk(head) != NULL:
+                break
+            memset(&runs, 0, sizeof(runs))
+            try:
+                valid = self._read(queue, max_readable_bytes, batch, &runs)
+                if valid:
+                    queue._advance(head)
+                    batch._add(head, queue._readable_bytes, &runs)
+            finally:
+                free(runs.items)
+            if not valid:
+                break
+        if batch.count == 0:
+            queue._advance(head)
+            return queue._take(head, max_readable_bytes)
+        batch.runs._finish(
+            batch.count == 1 or sort_and_merge(&batch.runs.list, False) == NO_FAULT)
+        return batch
+
+    cdef bint _read(
+        self, SplitQueue queue, uint64_t max_readable_bytes, PageRequests batch, RunList *runs
+    ) noexcept:
+        """Copy the chain that `queue` has walked behind the others, and decode it to `runs`.
+
+        Return whether it is valid.
+        """
+        cdef uint64_t length = queue._readable_bytes
+        cdef uint8_t *copy
+        cdef bint valid
+        if queue._writable_bytes or length > max_readable_bytes or not batch._reserve(length):
+            return False
+        copy = batch._bytes + batch.readable_bytes
+        if length < GIL_FREE_REQUEST_BYTES:
+            return self._decode(queue, copy, length, runs)
+        with nogil:
+            valid = self._decode(queue, copy, length, runs)
+        return valid
+
+    cdef bint _decode(
+        self, SplitQueue queue, uint8_t *copy, uint64_t length, RunList *runs
+    ) noexcept nogil:
+        cdef Header header
+        queue._gather(copy)
+        return (decode_message(runs, self._format, True, copy, length, &header) == VALID
+                and is_within(runs, &self._ram.list))
+
+
+def decode(format, message, is_request=True):
+    """Return the pages that a message of the dialect `format` names; ValueError if it is invalid.
+
+    A request, on the inflate or deflate queue, has no command, flag or id, and names each page
+    once. A message that is none may have them, and name a page twice. `message` is read once.
+    """
+    cdef PageRuns result = PageRuns.__new__(PageRuns)
+    cdef Py_buffer view
+    cdef Header header
+    cdef int number = number_of(format)
+    cdef bint request = is_request
+    cdef Why why
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            why = decode_message(
+                &result.list, number, request, <const uint8_t *>view.buf, view.len, &header)
+    finally:
+        PyBuffer_Release(&view)
+    if why != VALID and why != OUT_OF_MEMORY:
+        raise ValueError(explain(number, why, &header))
+    return result._finish(why == VALID)
+
+
+cdef int number_of(str format) except -1:
+    if format not in FORMATS:
+        raise ValueError(f"{format} is not the name of a dialect")
+    return FORMATS[format]
+
+
+cdef str explain(int format, Why why, const Header *header):
+    if why == NO_ARRAY:
+        return f"{header.supplied_bytes} bytes are not an array of 32-bit page frame numbers"
+    if why == TWICE_IN_ARRAY:
+        return "the array names a page twice"
+    if why == TOO_SHORT:
+        name = "bitmap header" if format == BITMAP else "header"
+        return f"{header.supplied_bytes} bytes are too short for a {name}"
+    if why == COMMAND:
+        return f"unknown command {header.command}"
+    if why == FLAG:
+        return f"unknown flag {header.flag:#x}"
+    if why == ID:
+        return f"id {header.id} is not 0"
+    if why == PAGE_SIZE:
+        return f"page_shift {header.page_shift} is not a page size"
+    if why == START:
+        return f"start_pfn {header.start_pfn:#x} is not a multiple of 64"
+    if why == ADDRESS:
+        return f"start_pfn {header.start_pfn:#x} is beyond any address"
+    if why == RECORDS:
+        text = _FAULTS[header.record_fault]
+        if header.record_fault == NAMED_TWICE:
+            return text
+        return f"{text}, at byte {header.record_at} of the records"
+    name = "bmap_len" if format == BITMAP else "data_len"
+    if why == SUPPLIED:
+        return f"{name} {header.length} but only {header.supplied_bytes} bytes supplied"
+    if why == EMPTY:
+        return f"{name} 0"
+    kind = "positive multiple" if format == BITMAP else "multiple"
+    return f"{name} {header.length} is not a {kind} of {WORD_BYTES}"
+
+
+cdef Why decode_message(
+    RunList *out, int format, bint request, const uint8_t *message, uint64_t length,
+    Header *header,
+) noexcept nogil:
+    """Fill the empty list `out`, ascending and merged; `header` says more about a fault."""
+    header.supplied_bytes = length
+    if format == STANDARD:
+        return decode_array(out, message, length)
+    if format == BITMAP:
+        return decode_bits(out, request, message, length, header)
+    return decode_records(out, format, request, message, length, header)
+
+
+cdef Why decode_array(RunList *out, const uint8_t *array, uint64_t length) noexcept nogil:
+    cdef uint64_t pages = 0
+    cdef size_t i
+    if length == 0 or length % PFN_BYTES:
+        return NO_ARRAY
+    if not decode_pfns(out, array, length // PFN_BYTES):
+        return OUT_OF_MEMORY
+    for i in range(out.count):
+        pages += out.items[i].end - out.items[i].start
+    return VALID if pages == length // PFN_BYTES else TWICE_IN_ARRAY
+
+
+cdef Why decode_bits(
+    RunList *out, bint request, const uint8_t *message, uint64_t length, Header *header
+) noexcept nogil:
+    cdef uint16_t fields[4]   # cmd, page_shift, flag, reserved
+    cdef uint64_t words[3]    # req_id, start_pfn, bmap_len
+    cdef unsigned shift
+    cdef size_t i
+    if length < BITMAP_HEADER_BYTES:
+        return TOO_SHORT
+    memcpy(fields, message, sizeof(fields))
+    memcpy(words, message + sizeof(fields), sizeof(words))
+    header.command, header.page_shift, header.flag = fields[0], fields[1], fields[2]
+    header.start_pfn, header.length = words[1], words[2]
+    header.supplied_bytes = length - BITMAP_HEADER_BYTES
+    if request and header.command:
+        return COMMAND
+    if request and header.flag:
+        return FLAG
+    if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
+        return PAGE_SIZE
+    if header.start_pfn % BITMAP_PAGES:
+        return START
+    if header.length == 0 or header.length % WORD_BYTES:
+        return LENGTH
+    if header.length > header.supplied_bytes:
+        return SUPPLIED
+    shift = header.page_shift - PAGE_SHIFT
+    # No overflow: each of the two terms is far below 2**63.
+    if header.start_pfn > FRAME_LIMIT or (
+            header.start_pfn + header.length * 8 > FRAME_LIMIT >> shift):
+        return ADDRESS
+    if not decode_bitmap(out, message + BITMAP_HEADER_BYTES, header.length, header.start_pfn):
+        return OUT_OF_MEMORY
+    if shift:
+        for i in range(out.count):
+            out.items[i].start <<= shift
+            out.items[i].end <<= shift
+    return VALID
+
+
+cdef Why decode_records(
+    RunList *out, int format, bint request, const uint8_t *message, uint64_t length,
+    Header *header,
+) noexcept nogil:
+    cdef uint64_t fields
+    cdef const uint8_t *records = message + RECORD_HEADER_BYTES
+    cdef Decoder decoder = decode_hybrid if format == HYBRID else decode_ranges
+    if length < RECORD_HEADER_BYTES:
+        return TOO_SHORT
+    memcpy(&fields, message, sizeof(fields))
+    header.command, header.flag = fields & 0xFF, fields >> 8 & 0xFF
+    header.id, header.length = fields >> 16 & 0xFFFF, fields >> 32
+    header.supplied_bytes = length - RECORD_HEADER_BYTES
+    if request and header.command:
+        return COMMAND
+    if request and header.flag:
+        return FLAG
+    if request and header.id:
+        return ID
+    if request and header.length == 0:
+        return EMPTY
+    if header.length % WORD_BYTES:
+        return LENGTH
+    if header.length > header.supplied_bytes:
+        return SUPPLIED
+    header.record_fault = decoder(out, records, header.length, FRAME_LIMIT, &header.record_at)
+    if header.record_fault == NO_FAULT:
+        header.record_fault = sort_and_merge(out, request)
+    if header.record_fault == NO_MEMORY:
+        return OUT_OF_MEMORY
+    return VALID if header.record_fault == NO_FAULT else RECORDS
+
+
+cdef bint is_within(const RunList *a, const RunList *b) noexcept nogil:
+    """Return whether `b` has all frames of `a`; both ascend, and their runs are separate."""
+    cdef size_t i, j = 0
+    for i in range(a.count):
+        while j < b.count and b.items[j].end <= a.items[i].start:
+            j += 1
+        if j == b.count or a.items[i].start < b.items[j].start or a.items[i].end > b.items[j].end:
+            return False
+    return True
