@@ -10,7 +10,8 @@ first enters the guest. So the product contains no code for measuring.
     interpreter   exec, the interpreter itself and its `site`
     imports       our modules and those they import, up to the machine
     machine       options, kernel and tables into guest RAM, KVM, devices; ends at the first KVM_RUN
-    guest         the kernel until its /init writes the line; pyvmm serves its exits
+    guest         the kernel until its /init writes the line; pyvmm serves its exits, and imports
+                  its event loop meanwhile
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STAMPED = """
 import time
 stamps = {"interpreter": time.monotonic()}
 import sys
-from pyvmm.cli import main as cli, run as run_cli, terminal_run
+from pyvmm.cli import main as cli, run as run_cli, vm_start
 from pyvmm.machine import machine
 def noting(name, function):
     def wrapped(*args, **kwargs):

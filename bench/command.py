@@ -6,8 +6,8 @@ the agent, the command, and the ends of guest and process add. As in `bench.boot
 runs a program that wraps functions of pyvmm to take the time, and then becomes `pyvmm run`.
 
     start     interpreter, imports, options; the agent's archive and the image are read
-    machine   probe of KVM, further imports, the VM with everything in its RAM
-    guest     from the first instruction until the agent answers
+    machine   probe of KVM, further imports, the VM with everything in its RAM, its first vCPU
+    guest     from the first instruction until the agent answers; the event loop is imported
     command   from the request to start the command until its end is reported
     end       the guest and the process end
 """
@@ -40,6 +40,15 @@ def stamp(name):
 choose_kvm = run_cli.choose_kvm
 def chosen(*args, **kwargs):
     stamp("start")
+    from pyvmm.cli import vm_start
+    boot = vm_start.VmStart.boot
+    def booted(*args):
+        boot(*args)
+        stamp("machine")
+        time_command()
+    vm_start.VmStart.boot = booted
+    return choose_kvm(*args, **kwargs)
+def time_command():
     from pyvmm.cli import command_run
     def after(owner, name, stage):
         function = getattr(owner, name)
@@ -50,12 +59,6 @@ def chosen(*args, **kwargs):
         setattr(owner, name, wrapped)
     after(command_run.GuestAgent, "connect", "guest")
     after(command_run.GuestCommand, "wait", "command")
-    run = command_run._CommandRun.run
-    async def ran(*args):
-        stamp("machine")
-        return await run(*args)
-    command_run._CommandRun.run = ran
-    return choose_kvm(*args, **kwargs)
 run_cli.choose_kvm = chosen
 try:
     cli.main(prog_name="pyvmm")

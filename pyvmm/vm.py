@@ -4,9 +4,10 @@
 `VirtualMachine` attaches the loop to a `Machine`, keeps the VM's run state and its events, and owns
 the host's side of the balloon, the snapshots and the migrations, each of which sees only the part
 of the VM that its Protocol names. A VM is created, then booted, restored from a snapshot or filled
-by an incoming migration, then run to its end and closed:
+by an incoming migration, then run to its end and closed. A machine that runs already can be made a
+VM as well, so a guest need not wait for asyncio:
 
-    vm = VirtualMachine(config, console_output=queue, tracer=LogTracer())
+    vm = VirtualMachine(Machine(config, console_output=queue, tracer=LogTracer()))
     vm.boot()
     result = await vm.run()
     vm.close()
@@ -31,22 +32,18 @@ from pyvmm.balloon.misc_requests import MiscRequests
 from pyvmm.balloon.statistics import BalloonStatistics
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.errors import UserError
-from pyvmm.machine.catalogue import CATALOGUE
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.machine.exit_result import ExitReason, ExitResult
-from pyvmm.machine.machine import Machine
 from pyvmm.machine.vcpu_thread import KICK_SIGNAL
 from pyvmm.trace.tracer import EventTracer
 from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from devices.console.device import ConsoleDevice
-    from devices.ports import Tracer
     from devices.virtio.pci_transport import VirtioPciTransport
-    from pyvmm.config import MachineConfig
     from pyvmm.console.ports import ConsolePorts
-    from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.counters import MachineCounters
+    from pyvmm.machine.machine import Machine
     from pyvmm.machine.run_state import EventName, EventSink, RunState
     from pyvmm.machine.step import EventStep
     from pyvmm.machine.vcpu_thread import VcpuThread
@@ -62,7 +59,6 @@ if TYPE_CHECKING:
     from pyvmm.state.records import Record
     from pyvmm.trace.watch import EventWatch
     from pyvmm_native.runs import PageRuns
-    from pyvmm_native.serial import ByteQueue
 
 LOADED_POLL_S = 0.01
 """Interval at which `memory_loaded` looks."""
@@ -74,30 +70,23 @@ and waking the event loop for each report costs as much as the MiB does."""
 
 
 class VirtualMachine:
-    """A VM with `config`, whose hardware is `machine`; satisfies `pyvmm.qmp.vm_control.VmControl`.
+    """The VM whose hardware is `machine`; satisfies `pyvmm.qmp.vm_control.VmControl`.
 
-    Created on a running event loop. `console_output` receives the output on the serial port;
-    `console_throttle` is called on the vCPU's thread and may block it until the console has room.
-    `on_console_room` is called on the event loop when `console_input` can take more. `devices` are
-    the PCI devices that the machine may have; the balloon has to be among them. Raises `UserError`
-    for a configuration that this host cannot provide, and ValueError for `devices` without a
-    balloon, or with two of one name or slot.
+    Created on a running event loop; owns `machine`, which may have been started, or have ended.
+    `on_console_room` is called on the event loop when `console_input` can take more. Raises
+    ValueError for a machine without a balloon.
     """
 
     def __init__(
-        self,
-        config: MachineConfig,
-        *,
-        console_output: ByteQueue,
-        tracer: Tracer,
-        console_throttle: Callable[[], None] = lambda: None,
-        on_console_room: Callable[[], None] = lambda: None,
-        devices: Sequence[CatalogueEntry] = CATALOGUE,
+        self, machine: Machine, *, on_console_room: Callable[[], None] = lambda: None
     ) -> None:
-        if all(entry.name != "balloon" for entry in devices):
+        if "balloon" not in machine.pci_devices:
             raise ValueError("the devices of a VM must include the balloon")
-        self.config = config
-        self._tracer = tracer
+        self.machine = machine
+        """The hardware."""
+        self.config = machine.config
+        """The configuration of `machine`."""
+        self._tracer = tracer = machine.tracer
         self._loop = asyncio.get_running_loop()
         self._sinks: list[EventSink] = []
         self._status: RunState = "running"
@@ -106,18 +95,10 @@ class VirtualMachine:
         self._snapshots: Snapshots | None = None
         self._migrations: Migrations | None = None
         self._step: EventStep | None = None
-        self.machine = machine = Machine(
-            config,
-            console_output=console_output,
-            tracer=tracer,
-            console_throttle=console_throttle,
-            devices=devices,
-        )
         if isinstance(tracer, EventTracer):
             tracer.exits = lambda: [thread.exits for thread in machine.vcpu_threads]
             tracer.ram_bytes = machine.config.ram_bytes
-        machine.exited.add(partial(self._soon, self.end))
-        machine.failed.add(self.fail)
+        self._follow_end()
         machine.console_room.add(partial(self._soon, on_console_room))
         balloon = machine.model("balloon")
         assert isinstance(balloon, BalloonDevice)
@@ -134,6 +115,16 @@ class VirtualMachine:
         self.free_page_hints = FreePageHints(access)
         """Hints of a guest that uses the standard dialect."""
 
+    def _follow_end(self) -> None:
+        """End with the machine, also if it has ended already."""
+        machine = self.machine
+        machine.exited.add(partial(self._soon, self.end))
+        machine.failed.add(self.fail)
+        if machine.failure is not None:
+            self.fail(machine.failure)
+        if machine.exit is not None:
+            self.end(machine.exit)
+
     # --- Lifetime ---------------------------------------------------------------------------------
     def boot(self, overlay: bytes = b"") -> None:
         """Load the kernel of the configuration, with the archive `overlay` in its initramfs.
@@ -145,11 +136,13 @@ class VirtualMachine:
     async def run(self) -> ExitResult:
         """Run the VM to its end; all vCPUs are outside the guest afterwards.
 
-        Raises the exception of a device model, if there was one: a bug in pyvmm, not in the guest.
+        Starts its machine unless that runs already. Raises the exception of a device model, if
+        there was one: a bug in pyvmm, not in the guest.
         """
         self.machine.attach(self._loop)
-        paused = self._status != "running"  # an incoming guest may have been paused at its source
-        self.machine.start(paused=paused, on_thread=self._watch_for_loader)
+        if not self.machine.started:
+            paused = self._status != "running"  # an incoming guest may be paused at its source
+            self.machine.start(paused=paused, on_thread=self._watch_for_loader)
         try:
             result = await asyncio.shield(self._finished)
         finally:

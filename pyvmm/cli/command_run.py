@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.command_request import CommandOptions
-from pyvmm.cli.command_status import CommandEnd, write_status
-from pyvmm.cli.console.kernel_log import KernelLog
+from pyvmm.cli.command_status import CommandEnd
 from pyvmm.cli.console.terminal import Action, EscapeFilter
 from pyvmm.cli.fetched_files import fetch
 from pyvmm.cli.vm_run import VmRun
@@ -43,10 +40,8 @@ from pyvmm.standard_streams.text import print_message
 from pyvmm.vm import VirtualMachine
 
 if TYPE_CHECKING:
-    from pyvmm.cli.console.ports import PortOption
-    from pyvmm.cli.record_options import RecordOptions
-    from pyvmm.config import MachineConfig
-    from pyvmm.runtime_directory.announcement import ListeningSocket
+    from pyvmm.cli.console.kernel_log import KernelLog
+    from pyvmm.cli.vm_start import VmStart
 
 AGENT_TIMEOUT_S = 120.0
 """Longest time from the start of the guest to the agent's answer; a boot in the lab takes 5 s."""
@@ -64,65 +59,37 @@ ENDS = {
 }
 
 
-async def run_command(
-    config: MachineConfig,
-    overlay: bytes,
-    options: CommandOptions,
-    sockets: Sequence[Path],
-    ports: Sequence[PortOption],
-    record: RecordOptions | None = None,
-    announced: ListeningSocket | None = None,
-) -> int:
-    """Boot the VM of `config` with `overlay` in its initramfs, and run the command in it.
+def serve_command(start: VmStart, options: CommandOptions, log: KernelLog) -> CommandEnd:
+    """Run the command of `options` in the VM that `start` has booted, and end it.
 
-    Returns the exit status.
+    `log` is the VM's serial console.
     """
-    async with AsyncExitStack() as stack:
-        run = _CommandRun(stack, sockets, ports, options, record, announced)
-        vm = run.make(config)
-        vm.boot(overlay)
-        end = await run.run(vm)
-    if end.message:
-        print_message(end.message)
-    if options.status_file is not None:
-        write_status(options.status_file, end)
-    return end.status
+
+    async def serve() -> CommandEnd:
+        async with AsyncExitStack() as stack:
+            run = _CommandRun(stack, start, options, log)
+            vm = VirtualMachine(start.take_machine())
+            stack.callback(run.close_vm)
+            run.adopt(vm)
+            return await run.run(vm)
+
+    return asyncio.run(serve())
 
 
 class _CommandRun(VmRun):
     """The run of one command in a VM of its own."""
 
     def __init__(
-        self,
-        stack: AsyncExitStack,
-        sockets: Sequence[Path],
-        ports: Sequence[PortOption],
-        options: CommandOptions,
-        record: RecordOptions | None,
-        announced: ListeningSocket | None,
+        self, stack: AsyncExitStack, start: VmStart, options: CommandOptions, log: KernelLog
     ) -> None:
-        super().__init__(stack, sockets, ports, record, announced)
+        super().__init__(stack, start)
         self._options = options
-        self._log = KernelLog(self._loop, options.log)
-        stack.callback(self._log.close)
+        self._log = log
         self._has_terminal = os.isatty(0) and os.isatty(1)
-
-    def make(self, config: MachineConfig) -> VirtualMachine:
-        """Create the VM of `config`; its serial console is the kernel's log."""
-        vm = VirtualMachine(
-            config,
-            console_output=self._log.queue,
-            console_throttle=self._log.throttle,
-            tracer=self.tracer,
-        )
-        self._stack.callback(self.close_vm)
-        self.adopt(vm)
-        return vm
 
     async def run(self, vm: VirtualMachine) -> CommandEnd:
         """Run `vm` and the command to their ends."""
         await self.serve_sockets(vm)
-        self.signals.start()
         agent = GuestAgent(vm.console_device, vm.machine.lock, self._loop)
         running = asyncio.create_task(vm.run())
         work = asyncio.create_task(self._work(agent))
@@ -169,7 +136,7 @@ class _CommandRun(VmRun):
         """Run the command and bring back the files of --get; returns how it has ended."""
         await agent.connect(AGENT_TIMEOUT_S)
         async with AsyncExitStack() as stack:
-            command, sinks = self._start(agent, stack)
+            command, sinks = self._start_command(agent, stack)
             result = await command.wait()
         for name, sink in zip(("output", "error output"), sinks, strict=True):
             if sink.error is not None and not isinstance(sink.error, BrokenPipeError):
@@ -178,7 +145,7 @@ class _CommandRun(VmRun):
             await fetch(agent, path)
         return result
 
-    def _start(
+    def _start_command(
         self, agent: GuestAgent, stack: AsyncExitStack
     ) -> tuple[GuestCommand, list[DescriptorSink]]:
         """Start the command, connected to the standard streams until `stack` is left.

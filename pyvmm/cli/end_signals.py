@@ -10,15 +10,17 @@ the timer restores the terminal, removes the sockets and ends the process.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvmm.standard_streams.text import print_message
+
+if TYPE_CHECKING:
+    from pyvmm.cli.late_loop import LateLoop
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 END_TIMEOUT_S = 25.0
@@ -38,7 +40,7 @@ class EndSignals:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: LateLoop,
         on_signal: Callable[[int], object],
         release: Callable[[], object],
     ) -> None:

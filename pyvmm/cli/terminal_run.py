@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run one VM with its console on this terminal, to its end.
+"""Serve one VM with its console on this terminal, to its end.
 
-The VM is booted or restored from a snapshot (`run_vm`), or received from another pyvmm
-(`run_incoming`). `_TerminalRun` has what these share: the console, and the wait for a source.
+The VM's machine runs already (`serve_booted`), is restored from a snapshot (`run_restored`), or is
+received from another pyvmm (`run_incoming`). `_TerminalRun` has what these share: the console, and
+the wait for a source.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.vm_run import VmRun
+from pyvmm.cli.vm_start import VmStart
+from pyvmm.console.writer import ConsoleWriter
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 from pyvmm.standard_streams.text import print_message
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.console.ports import LockedPort
+    from pyvmm.machine.machine import Machine
     from pyvmm.migration.errors import MigrationError
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.snapshot.reader import SnapshotFile
@@ -41,30 +45,43 @@ HURRIED_OUTPUT_TIMEOUT_S = 1.0
 """The same after a signal, `quit`, the escape key or a crash."""
 
 
-async def run_vm(
+def serve_booted(start: VmStart, writer: ConsoleWriter) -> int:
+    """Serve the VM that `start` has booted, whose console `writer` writes; returns the exit status.
+
+    The VM runs to its end.
+    """
+
+    async def serve() -> int:
+        async with AsyncExitStack() as stack:
+            run = _TerminalRun(stack, start)
+            run.connect(start.take_machine(), writer)
+            return await run.run()
+
+    return asyncio.run(serve())
+
+
+def run_restored(
     config: MachineConfig,
+    snapshot: SnapshotFile,
     sockets: Sequence[Path],
-    snapshot: SnapshotFile | None = None,
     ports: Sequence[PortOption] = (),
-    overlay: bytes = b"",
     record: RecordOptions | None = None,
     announced: ListeningSocket | None = None,
 ) -> int:
-    """Boot a VM, with the archive `overlay` in its initramfs, or restore it from `snapshot`.
+    """Restore a VM with `config` from `snapshot` and run it; returns the exit status."""
 
-    Runs it to its end and returns the exit status.
-    """
-    async with AsyncExitStack() as stack:
-        terminal = _TerminalRun(stack, sockets, ports, None, record, announced)
-        vm = terminal.make(config)
-        if snapshot is None:
-            vm.boot(overlay)
-        else:
-            _restore(snapshot, vm)
-        return await terminal.run()
+    async def restore_and_run(start: VmStart) -> int:
+        async with AsyncExitStack() as stack:
+            run = _TerminalRun(stack, start)
+            _restore(snapshot, run.make(config))
+            start.signals.start()
+            return await run.run()
+
+    with ExitStack() as stack:
+        return asyncio.run(restore_and_run(VmStart(stack, sockets, ports, record, announced)))
 
 
-async def run_incoming(
+def run_incoming(
     listener: MigrationListener,
     max_ram_bytes: int,
     hugepages: HugePages,
@@ -77,12 +94,21 @@ async def run_incoming(
 
     Its RAM is in `hugepages`.
     """
+    with ExitStack() as stack:
+        stack.callback(listener.close)
+        start = VmStart(stack, sockets, ports, record, announced)
+        start.releasing.add(listener.close)
+        return asyncio.run(_wait_and_run(start, listener, max_ram_bytes, hugepages))
+
+
+async def _wait_and_run(
+    start: VmStart, listener: MigrationListener, max_ram_bytes: int, hugepages: HugePages
+) -> int:
     # Late: saves 22 ms where no migration comes in.
     from pyvmm.migration.incoming import accept_migration
 
     async with AsyncExitStack() as stack:
-        stack.callback(listener.close)
-        terminal = _TerminalRun(stack, sockets, ports, listener, record, announced)
+        terminal = _TerminalRun(stack, start)
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
@@ -93,7 +119,7 @@ async def run_incoming(
                 )
             return terminal.make(replace(config, hugepages=hugepages))
 
-        terminal.signals.start()
+        start.signals.start()
         print_message(f"waiting for a guest at {listener.address}")
 
         def refused(error: MigrationError) -> None:
@@ -117,33 +143,27 @@ def _refusal(error: MigrationError) -> str:
 
 
 class _TerminalRun(VmRun):
-    """The run of one VM on this terminal; leaving `stack` releases everything it has opened."""
+    """The run of one VM on this terminal; leaving `stack` ends it."""
 
-    def __init__(
-        self,
-        stack: AsyncExitStack,
-        sockets: Sequence[Path],
-        ports: Sequence[PortOption],
-        incoming: MigrationListener | None = None,
-        record: RecordOptions | None = None,
-        announced: ListeningSocket | None = None,
-    ) -> None:
-        super().__init__(stack, sockets, ports, record, announced)
-        self._incoming = incoming
+    def __init__(self, stack: AsyncExitStack, start: VmStart) -> None:
+        super().__init__(stack, start)
         self._console: ConsoleIo | None = None
         self._port: LockedPort | None = None
         self._has_ports = False
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
+        stack.callback(self._close_vm)
 
     def make(self, config: MachineConfig) -> VirtualMachine:
         """Create the VM of `config`, connected to the console; it does not run yet.
 
         One created before is closed: its source has failed.
         """
-        if self._console is None:
-            self._stack.callback(self._close_vm)
-        else:
-            self._close_vm()
+        self._close_vm()
+        writer = ConsoleWriter(1)
+        return self.connect(self._start.create_machine(config, writer), writer)
+
+    def connect(self, machine: Machine, writer: ConsoleWriter) -> VirtualMachine:
+        """Return the VM of `machine`, whose output `writer` writes, with this terminal's input."""
 
         def act(action: Action) -> None:
             vm.end(ExitResult(ExitReason.ESCAPE if action is Action.QUIT else ExitReason.CRASH))
@@ -151,22 +171,16 @@ class _TerminalRun(VmRun):
         def send_input(data: bytes) -> int:
             return vm.console_input(data) if self._port is None else self._port.offer(data)
 
-        self._console = console = ConsoleIo(self._loop, 0, 1, send_input, act)
-        vm = VirtualMachine(
-            config,
-            console_output=console.queue,
-            console_throttle=console.throttle,
-            on_console_room=console.send_pending,
-            tracer=self.tracer,
-        )
+        self._console = console = ConsoleIo(self._loop, 0, writer, send_input, act)
+        vm = VirtualMachine(machine, on_console_room=console.send_pending)
         self._port = None
-        if config.console == "virtio":
+        if vm.config.console == "virtio":
             # Late: saves 3 ms with the serial console.
             from pyvmm.cli.console.ports import connect_terminal
 
             self._port = connect_terminal(vm, console)
         self.adopt(vm)
-        self._has_ports = config.has_console_device
+        self._has_ports = vm.config.has_console_device
         return vm
 
     def _close_vm(self) -> None:
@@ -187,12 +201,10 @@ class _TerminalRun(VmRun):
             return None
 
     async def run(self, running: asyncio.Task[ExitResult] | None = None) -> int:
-        """Run the VM to its end, unless it is `running` already; returns the exit status."""
+        """Run the VM to its end, or wait for it if it is `running`; returns the exit status."""
         assert self.vm is not None
         assert self._console is not None
         await self.serve_sockets(self.vm)
-        if running is None:
-            self.signals.start()
         if self._port is not None:
             # Late: saves 3 ms with the serial console.
             from pyvmm.cli.console.ports import resize_to_window
@@ -230,12 +242,6 @@ class _TerminalRun(VmRun):
         super().end_by_signal(signum)
         if self._waiting is not None:
             self._waiting.cancel()
-
-    def release(self) -> None:
-        """Also close the socket for an incoming migration."""
-        super().release()
-        if self._incoming is not None:
-            self._incoming.close()
 
 
 def _restore(snapshot: SnapshotFile, vm: VirtualMachine) -> None:

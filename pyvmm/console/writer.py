@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 from devices.listeners import Listeners
 from pyvmm.standard_streams.descriptors import write_all
@@ -27,16 +26,16 @@ _GATHER_S = 0.004  # collect output for this long, then write it at once; not a 
 class ConsoleWriter:
     """Writes the bytes that any thread puts into `queue` to `fd`, in order, on its own thread.
 
-    `on_lost` is called on that thread, once, when `fd` can no longer be written to; `error` has the
-    reason from then on.
+    When `fd` can no longer be written to, `error` has the reason.
 
     Threads: event loop; `queue` any, `throttle` vCPU.
     """
 
-    def __init__(self, fd: int, on_lost: Callable[[], None]) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._on_lost = on_lost
         self.error: OSError | None = None
+        self.lost: Listeners[[]] = Listeners()
+        """Called on the writer's thread, once, when `error` has been set."""
         self.room_available: Listeners[[]] = Listeners()
         """Called on the writer's thread when `queue` was emptied, or output is lost."""
         self._changed = threading.Condition()
@@ -82,7 +81,7 @@ class ConsoleWriter:
                 self.queue.close()
                 self._notify()
                 self.room_available()
-                self._on_lost()
+                self.lost()
                 return
 
     def _take(self) -> bytes:

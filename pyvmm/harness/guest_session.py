@@ -40,6 +40,7 @@ from pyvmm.harness.errors import SnapshotFailed
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.exit_result import ExitResult
+from pyvmm.machine.machine import Machine
 from pyvmm.trace.tracer import EventTracer
 from pyvmm.vm import VirtualMachine
 from pyvmm_native import PAGE_BYTES
@@ -382,10 +383,5 @@ def _create_vm(
     devices: Sequence[CatalogueEntry],
     tracer: EventTracer,
 ) -> VirtualMachine:
-    return VirtualMachine(
-        config,
-        console_output=console.queue,
-        tracer=tracer,
-        on_console_room=console.send_pending,
-        devices=devices,
-    )
+    machine = Machine(config, console_output=console.queue, tracer=tracer, devices=devices)
+    return VirtualMachine(machine, on_console_room=console.send_pending)

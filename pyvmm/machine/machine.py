@@ -116,13 +116,18 @@ class Machine:
         self.lock = threading.Lock()
         self.exited: Listeners[ExitResult] = Listeners()
         self.failed: Listeners[BaseException] = Listeners()
+        self.exit: ExitResult | None = None
+        """The argument of `exited`, once that has been called."""
+        self.failure: BaseException | None = None
+        """The argument of `failed`, once that has been called."""
         self.gate = VcpuGate()
-        self._exit: ExitResult | None = None
         self._throttle = VcpuThrottle(self.gate, self._kick_all)
-        self._tracer = tracer
+        self.tracer = tracer
         self._owner = Owner()
         self._loop: EventLoop | None = None
         self._ready = False
+        self.started = False
+        """True once `start` has been called."""
         self._running = False
         self.ram = _make_ram(config)
         self._system = System()
@@ -157,7 +162,7 @@ class Machine:
         return router
 
     def _make_pci_devices(self) -> dict[str, VirtioPciDevice]:
-        ports = Ports(self.ram, self._timers, self._tracer)
+        ports = Ports(self.ram, self._timers, self.tracer)
         return {
             entry.name: VirtioPciDevice(
                 model,
@@ -165,7 +170,7 @@ class Machine:
                 pci=self._pci,
                 router=self._router,
                 lock=self.lock,
-                tracer=self._tracer,
+                tracer=self.tracer,
                 on_error=self._request_failed,
                 held=lambda: self.gate.held,
             )
@@ -176,7 +181,7 @@ class Machine:
         vcpu = self._vm.create_vcpu(index)
         crashed = partial(self._vcpu_crashed, index)
         serial = self._legacy.serial
-        exits = kvm_run.ExitCounters(index, self._tracer.native)
+        exits = kvm_run.ExitCounters(index, self.tracer.native)
         return VcpuThread(
             vcpu, index, buses, serial, exits, self.gate, crashed, self._request_failed
         )
@@ -219,6 +224,7 @@ class Machine:
         assert self._owner.is_current()
         if not self._ready:
             raise RuntimeError("the machine was neither booted nor restored")
+        self.started = True
         self._start_threads()
         for thread in self.vcpu_threads:
             on_thread(thread)
@@ -407,12 +413,12 @@ class Machine:
                 thread.kick()
 
     def _guest_exits(self, result: ExitResult) -> None:
-        if self._exit is None:  # a guest may request it 100,000 times a second
+        if self.exit is None:  # a guest may request it 100,000 times a second
             if result.reason is ExitReason.RESET and rebooted_after_panic(
                 self.ram.memory, self.config.command_line
             ):
                 result = ExitResult(ExitReason.PANIC, PANICKED)
-            self._exit = result
+            self.exit = result
             self.exited(result)
 
     def _request_failed(self, error: BaseException) -> None:
@@ -422,6 +428,7 @@ class Machine:
                 ExitResult(ExitReason.CRASH, f"a request to KVM has failed: {refusal}")
             )
         else:
+            self.failure = error
             self.failed(error)
 
     def _vcpu_crashed(self, index: int, reason: str) -> None:

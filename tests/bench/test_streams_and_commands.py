@@ -51,8 +51,8 @@ def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
     cli: Any = import_module("pyvmm.cli.main")
     run: Any = import_module("pyvmm.cli.run")
     command_run: Any = import_module("pyvmm.cli.command_run")
+    vm_start: Any = import_module("pyvmm.cli.vm_start")
     wrapped = (
-        (command_run._CommandRun, "run"),
         (command_run.GuestAgent, "connect"),
         (command_run.GuestCommand, "wait"),
     )
@@ -66,10 +66,12 @@ def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
 
     def main(prog_name: str) -> None:
         run.choose_kvm("host")
+        vm_start.VmStart.boot()
         asyncio.run(call_wrapped())
 
     for owner, name in wrapped:
         monkeypatch.setattr(owner, name, returns)
+    monkeypatch.setattr(vm_start.VmStart, "boot", lambda: None)
     monkeypatch.setattr(run, "choose_kvm", lambda mode: None)
     monkeypatch.setattr(cli, "main", main)
     reader, writer = os.pipe()

@@ -22,6 +22,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
+from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restore import restore
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
@@ -99,7 +100,7 @@ def config(tmp_path: Path) -> MachineConfig:
 
 def create(config: MachineConfig) -> VirtualMachine:
     queue = ByteQueue(lambda: None, 4096)
-    return VirtualMachine(config, console_output=queue, tracer=LogTracer())
+    return VirtualMachine(Machine(config, console_output=queue, tracer=LogTracer()))
 
 
 async def save(config: MachineConfig, path: Path, requests: Requests, fail_at: int) -> str:

@@ -6,15 +6,18 @@ The log is written to a file, if one is named. Its end is kept: it says why a gu
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyvmm.cli.console.output_file import open_for_appending
 from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native.serial import ByteQueue
+
+if TYPE_CHECKING:
+    from pyvmm.cli.late_loop import LateLoop
 
 KEPT_BYTES = 16 << 10
 PRINTED_LINES = 20
@@ -30,7 +33,7 @@ class KernelLog:
     Threads: event loop; `queue` any, `throttle` vCPU.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path | None) -> None:
+    def __init__(self, loop: LateLoop, path: Path | None) -> None:
         self._loop = loop
         self._kept = bytearray()
         self._writer: ConsoleWriter | None = None
@@ -41,7 +44,8 @@ class KernelLog:
             self.throttle = lambda: None
         else:
             self._fd = open_log(path)
-            self._writer = ConsoleWriter(self._fd, self._report_lost)
+            self._writer = ConsoleWriter(self._fd)
+            self._writer.lost.add(self._report_lost)
             self.queue = self._writer.queue
             self.throttle = self._writer.throttle
 

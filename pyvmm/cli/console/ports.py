@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,7 +74,7 @@ class PortHosts:
     Raises `UserError` for a socket or file that cannot be used.
     """
 
-    def __init__(self, stack: AsyncExitStack, options: Sequence[PortOption]) -> None:
+    def __init__(self, stack: ExitStack, options: Sequence[PortOption]) -> None:
         self._listeners: dict[str, UnixListener] = {}
         self._files: dict[str, int] = {}
         self._connected: list[PortServer | ConsoleWriter] = []
@@ -133,5 +133,6 @@ def _file_writer(name: str, fd: int) -> ConsoleWriter:
     def lost() -> None:
         _log.warning("the output of port %s cannot be written: %s", name, writer.error)
 
-    writer = ConsoleWriter(fd, lost)
+    writer = ConsoleWriter(fd)
+    writer.lost.add(lost)
     return writer

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's side of the guest's console: a terminal, a pipe or a file.
 
-Input: standard input, in raw mode if it is a terminal, is read on the event loop. `EscapeFilter`
-removes the keys for pyvmm itself (Ctrl-A and a letter). Bytes that the guest has no room for are
-kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end of a pipe or file
-the guest runs on without input.
+Input: standard input, in raw mode (`raw_mode`) if it is a terminal, is read on the event loop.
+`EscapeFilter` removes the keys for pyvmm itself (Ctrl-A and a letter). Bytes that the guest has no
+room for are kept here; once `MAX_PENDING_BYTES` are pending, no more is read. At the end of a pipe
+or file the guest runs on without input.
 
 Output: `ConsoleWriter` writes it from a thread of its own. When the output can no longer be
 written, it is dropped, and `Action.OUTPUT_LOST` reports that once. At the end, `finish` waits for
@@ -14,15 +14,11 @@ the reader.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import os
-import termios
 import time
-import tty
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
 
 from pyvmm.console.writer import ConsoleWriter
 
@@ -76,53 +72,21 @@ class EscapeFilter:
         return bytes(for_guest), actions
 
 
-class Terminal:
-    """Raw mode of the terminal at `fd` for the length of a `with` block; ignores other files.
-
-    The former mode is restored however the block or the interpreter ends. Output processing stays
-    on, so that pyvmm's messages start at the left margin.
-    """
-
-    def __init__(self, fd: int = 0) -> None:
-        self._fd = fd
-        self._former: list[Any] | None = None
-
-    def __enter__(self) -> Terminal:
-        if os.isatty(self._fd):
-            self._former = termios.tcgetattr(self._fd)
-            atexit.register(self.restore)
-            tty.setraw(self._fd, termios.TCSANOW)
-            mode = termios.tcgetattr(self._fd)
-            mode[tty.OFLAG] = self._former[tty.OFLAG]
-            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.restore()
-        atexit.unregister(self.restore)
-
-    def restore(self) -> None:
-        """Restore the former mode; may be called on any thread, and repeatedly."""
-        if self._former is not None:
-            with contextlib.suppress(termios.error):  # the terminal itself is gone
-                termios.tcsetattr(self._fd, termios.TCSANOW, self._former)
-
-
 class ConsoleIo:
-    """Connects two file descriptors with the guest's console, on the event loop `loop`.
+    """Connects standard input, `stdin_fd`, and `writer` with the guest's console, on `loop`.
 
     `on_input` takes bytes for the guest and returns how many of them it accepted; if not all,
     `send_pending` must be called when there is room again. `on_action` gets QUIT and OUTPUT_LOST.
-    Output is put into the `queue` of `writer`. Nothing is read before `start`.
+    Nothing is read before `start`.
 
-    Threads: event loop, both callbacks included; `queue` any, `throttle` vCPU.
+    Threads: event loop, both callbacks included.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         stdin_fd: int,
-        stdout_fd: int,
+        writer: ConsoleWriter,
         on_input: Callable[[bytes], int],
         on_action: Callable[[Action], None],
     ) -> None:
@@ -134,9 +98,10 @@ class ConsoleIo:
         self._pending = bytearray()
         self._reading = False
         self._ended = False
-        self.writer = ConsoleWriter(stdout_fd, self._output_lost)
-        self.queue = self.writer.queue
-        self.throttle = self.writer.throttle
+        self.writer = writer
+        writer.lost.add(self._output_lost)
+        if writer.error is not None:
+            self._output_lost()
 
     @property
     def output_error(self) -> OSError | None:
@@ -221,7 +186,7 @@ class ConsoleIo:
 
     def _act(self, action: Action) -> None:
         if action is Action.HELP:
-            self.queue.put(HELP_TEXT)
+            self.writer.queue.put(HELP_TEXT)
         else:
             self._on_action(action)
 

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.cli.console.raw_mode import Terminal
 from pyvmm.cli.console.terminal import (
     HELP_TEXT,
     MAX_PENDING_BYTES,
     Action,
     ConsoleIo,
     EscapeFilter,
-    Terminal,
 )
 from pyvmm.console import writer as writer_module
 from pyvmm.console.writer import MAX_UNWRITTEN_BYTES, ConsoleWriter
@@ -119,7 +119,7 @@ def test_raw_mode_is_restored_however_the_program_ends(
     before = termios.tcgetattr(fd)
     script = (
         "import os, signal, sys, termios\n"
-        "from pyvmm.cli.console.terminal import Terminal\n"
+        "from pyvmm.cli.console.raw_mode import Terminal\n"
         "Terminal(0).__enter__()\n"
         "assert not termios.tcgetattr(0)[3] & termios.ICANON\n"
         "sys.stdout.write('raw')\n" + ending
@@ -175,7 +175,9 @@ class ConsoleSetup:
         self.uart = Uart()
         self.actions: list[Action] = []
         loop = asyncio.get_running_loop()
-        self.console = ConsoleIo(loop, stdin_fd, stdout_fd, self.uart.receive, self.actions.append)
+        self.console = ConsoleIo(
+            loop, stdin_fd, ConsoleWriter(stdout_fd), self.uart.receive, self.actions.append
+        )
         self.console.start()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -223,7 +225,7 @@ def test_keys_reach_the_guest_and_output_reaches_the_terminal(terminal: tuple[in
         os.write(person, b"\x03ls\r\x01h")
         await setup.until(lambda: len(setup.uart.received) == 4)
         assert setup.uart.received == b"\x03ls\r"
-        setup.console.queue.put(b"# ")
+        setup.console.writer.queue.put(b"# ")
         os.write(person, b"\x01x")
         await setup.until(lambda: bool(setup.actions))
         assert setup.actions == [QUIT]
@@ -308,7 +310,8 @@ def test_the_end_of_input_is_not_an_action(source: str, null: int) -> None:
 def test_output_to_a_file_is_complete_at_close(tmp_path: Path) -> None:
     text = os.urandom(300_000)
     with (tmp_path / "output").open("wb") as file:
-        console_writer = ConsoleWriter(file.fileno(), pytest.fail)
+        console_writer = ConsoleWriter(file.fileno())
+        console_writer.lost.add(pytest.fail)
         for at in range(0, len(text), 7):
             console_writer.queue.put(text[at : at + 7])
         console_writer.close()
@@ -320,7 +323,8 @@ def test_output_waits_for_its_reader(nonblocking: bool) -> None:
     text = os.urandom(1_000_000)
     reader, writer = os.pipe()
     os.set_blocking(writer, not nonblocking)
-    console_writer = ConsoleWriter(writer, pytest.fail)
+    console_writer = ConsoleWriter(writer)
+    console_writer.lost.add(pytest.fail)
     console_writer.queue.put(text)
     got = bytearray()
     while len(got) < len(text):
@@ -336,7 +340,8 @@ def test_throttle_blocks_only_while_too_much_is_unwritten(
 ) -> None:
     monkeypatch.setattr(writer_module, "THROTTLE_S", 20.0)
     reader, writer = os.pipe()
-    console_writer = ConsoleWriter(writer, pytest.fail)
+    console_writer = ConsoleWriter(writer)
+    console_writer.lost.add(pytest.fail)
     console_writer.queue.put(b"x")
     console_writer.throttle()  # at once
     throttled = threading.Thread(target=console_writer.throttle)
@@ -361,7 +366,7 @@ def test_throttle_and_close_return_when_nothing_is_read(
 ) -> None:
     monkeypatch.setattr(writer_module, "THROTTLE_S", 0.01)
     reader, writer = os.pipe()
-    console_writer = ConsoleWriter(writer, lambda: None)
+    console_writer = ConsoleWriter(writer)
     for _ in range(100):
         console_writer.queue.put(b"x" * 10_000)
         console_writer.throttle()
@@ -378,10 +383,10 @@ def test_lost_output_is_reported_once_and_dropped(null: int) -> None:
 
     async def scenario(setup: ConsoleSetup) -> None:
         for _ in range(100):
-            setup.console.queue.put(b"hello?")
+            setup.console.writer.queue.put(b"hello?")
         await setup.until(lambda: bool(setup.actions))
-        setup.console.queue.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
-        setup.console.throttle()
+        setup.console.writer.queue.put(b"y" * (2 * MAX_UNWRITTEN_BYTES))
+        setup.console.writer.throttle()
         await setup.settle()
         assert setup.actions == [Action.OUTPUT_LOST]
 
@@ -395,15 +400,18 @@ def test_a_program_with_a_console_ends_on_the_escape_key(terminal: tuple[int, in
     before = termios.tcgetattr(program)
     script = (
         "import asyncio, os\n"
-        "from pyvmm.cli.console.terminal import ConsoleIo, Terminal\n"
+        "from pyvmm.cli.console.raw_mode import Terminal\n"
+        "from pyvmm.cli.console.terminal import ConsoleIo\n"
+        "from pyvmm.console.writer import ConsoleWriter\n"
         "async def main():\n"
         "    done = asyncio.Event()\n"
         "    def echo(data):\n"
-        "        io.queue.put(data.upper())\n"
+        "        io.writer.queue.put(data.upper())\n"
         "        return len(data)\n"
-        "    io = ConsoleIo(asyncio.get_running_loop(), 0, 1, echo, lambda action: done.set())\n"
+        "    loop, writer = asyncio.get_running_loop(), ConsoleWriter(1)\n"
+        "    io = ConsoleIo(loop, 0, writer, echo, lambda action: done.set())\n"
         "    io.start()\n"
-        "    io.queue.put(b'ready')\n"
+        "    io.writer.queue.put(b'ready')\n"
         "    await done.wait()\n"
         "    io.close()\n"
         "with Terminal(0): asyncio.run(main())\n"

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from pyvmm.cli.end_signals import EndSignals
+from pyvmm.cli.late_loop import LateLoop
 
 PROGRAM = """
 import asyncio, os, sys, threading, time
 from pathlib import Path
-from pyvmm.cli import end_signals, terminal_run
+from pyvmm.cli import boot_run, end_signals, terminal_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
@@ -29,11 +30,20 @@ end_signals.END_TIMEOUT_S = 0.5
 end_signals.RELEASE_TIMEOUT_S = 0.5
 hang = lambda: threading.Event().wait()
 
-class Guest:
+class Board:
+    vcpu_threads = ()
     def __init__(self, config, *, console_output, **others):
-        self.ending = asyncio.get_running_loop().create_future()
-    def boot(self, overlay=b""):
+        self.output = console_output
+    def boot(self, files):
         pass
+    def start(self):
+        pass
+    def close(self):
+        pass
+
+class Guest:
+    def __init__(self, machine, *, on_console_room):
+        self.config, self.ending = config, asyncio.get_running_loop().create_future()
     def subscribe(self, sink):
         pass
     async def run(self):
@@ -56,9 +66,11 @@ class Guest:
             hang()
 
 where, sockets = sys.argv[1], [Path(name) for name in sys.argv[2:]]
+vm_start.read_boot_files = lambda *arguments: None
+vm_start.Machine = Board
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(asyncio.run(terminal_run.run_vm(config, sockets)))
+sys.exit(boot_run.boot_on_terminal(config, b"", sockets))
 """
 LIMIT_S = 10.0
 OVERDUE = "the VM has not ended within 0.5 s"
@@ -133,7 +145,8 @@ def test_the_end_of_a_process_that_does_not_hang_is_not_forced() -> None:
 
 def test_a_signal_with_a_handler_of_its_own_does_not_end_the_process() -> None:
     async def main() -> tuple[list[int], list[str]]:
-        loop = asyncio.get_running_loop()
+        loop = LateLoop()
+        loop.attach(asyncio.get_running_loop())
         ended: list[int] = []
         handled: list[str] = []
         signals = EndSignals(loop, ended.append, lambda: None)

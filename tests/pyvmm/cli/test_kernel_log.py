@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from pyvmm.cli.console.kernel_log import KernelLog
+from pyvmm.cli.late_loop import LateLoop
 
 
 def write_log(path: Path, *parts: bytes) -> None:
-    async def main() -> None:
-        log = KernelLog(asyncio.get_running_loop(), path)
-        for part in parts:
-            log.queue.put(part)
-        log.close()
-
-    asyncio.run(main())
+    log = KernelLog(LateLoop(), path)
+    for part in parts:
+        log.queue.put(part)
+    log.close()
 
 
 def test_the_log_is_appended_to_its_file(tmp_path: Path) -> None:

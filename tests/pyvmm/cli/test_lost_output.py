@@ -16,15 +16,25 @@ import pytest
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from pyvmm.cli import terminal_run
+from pyvmm.cli import boot_run, terminal_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
-class Guest:
+class Board:
+    vcpu_threads = ()
     def __init__(self, config, *, console_output, **others):
-        self.output, self.ending = console_output, asyncio.get_running_loop().create_future()
-    def boot(self, overlay=b""):
+        self.output = console_output
+    def boot(self, files):
         pass
+    def start(self):
+        pass
+    def close(self):
+        pass
+
+class Guest:
+    def __init__(self, machine, *, on_console_room):
+        self.config, self.output = config, machine.output
+        self.ending = asyncio.get_running_loop().create_future()
     async def run(self):
         if sys.argv[1] == "power off":
             self.output.put(b"Power down")
@@ -45,9 +55,11 @@ class Guest:
     def close(self):
         pass
 
+vm_start.read_boot_files = lambda *arguments: None
+vm_start.Machine = Board
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(asyncio.run(terminal_run.run_vm(config, [])))
+sys.exit(boot_run.boot_on_terminal(config, b"", []))
 """
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -27,6 +27,7 @@ from pyvmm.cli.console.terminal import ConsoleIo
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.main import main
 from pyvmm.console.ports import LockedPort
+from pyvmm.console.writer import ConsoleWriter
 from pyvmm.errors import UserError
 from pyvmm.vm import VirtualMachine
 from tests.pyvmm.console.console_guest import BoardGuest, board_guest
@@ -68,11 +69,12 @@ def test_output_is_appended_to_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"before ")
 
     async def scenario() -> None:
-        async with AsyncExitStack() as stack, board_guest() as guest:
-            hosts = PortHosts(stack, [PortOption("data", file, is_socket=False)])
-            hosts.connect(vm(guest))
-            await guest.write(b"after")
-            hosts.disconnect()
+        with ExitStack() as stack:
+            async with board_guest() as guest:
+                hosts = PortHosts(stack, [PortOption("data", file, is_socket=False)])
+                hosts.connect(vm(guest))
+                await guest.write(b"after")
+                hosts.disconnect()
 
     asyncio.run(scenario())
     assert file.read_bytes() == b"before after"
@@ -80,7 +82,7 @@ def test_output_is_appended_to_a_file(tmp_path: Path) -> None:
 
 def test_a_socket_serves_the_next_machine_after_the_first(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             hosts = PortHosts(stack, [PortOption("data", tmp_path / "s", is_socket=True)])
             for output in (b"first", b"second"):
                 async with board_guest() as guest:
@@ -99,18 +101,19 @@ def test_a_socket_serves_the_next_machine_after_the_first(tmp_path: Path) -> Non
 
 def test_a_port_that_the_guest_does_not_have_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with AsyncExitStack() as stack, board_guest() as guest:
-            hosts = PortHosts(stack, [PortOption("other", tmp_path / "log", is_socket=False)])
-            with pytest.raises(CommandError, match="no port 'other'") as refused:
-                hosts.connect(vm(guest))
-            assert "data" in refused.value.remedy
+        with ExitStack() as stack:
+            async with board_guest() as guest:
+                hosts = PortHosts(stack, [PortOption("other", tmp_path / "log", is_socket=False)])
+                with pytest.raises(CommandError, match="no port 'other'") as refused:
+                    hosts.connect(vm(guest))
+                assert "data" in refused.value.remedy
 
     asyncio.run(scenario())
 
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             PortHosts(stack, [PortOption("data", tmp_path / "no" / "log", is_socket=False)])
 
     with pytest.raises(CommandError, match="No such file"):
@@ -119,11 +122,12 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 
 def test_lost_output_of_a_port_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        async with AsyncExitStack() as stack, board_guest() as guest:
-            hosts = PortHosts(stack, [PortOption("data", Path("/dev/full"), is_socket=False)])
-            hosts.connect(vm(guest))
-            await guest.write(bytes(1 << 18))
-            hosts.disconnect()
+        with ExitStack() as stack:
+            async with board_guest() as guest:
+                hosts = PortHosts(stack, [PortOption("data", Path("/dev/full"), is_socket=False)])
+                hosts.connect(vm(guest))
+                await guest.write(bytes(1 << 18))
+                hosts.disconnect()
 
     asyncio.run(scenario())
     (message,) = [record.getMessage() for record in caplog.records]
@@ -142,7 +146,7 @@ def test_the_terminal_is_the_console_with_its_window_size(
     async def scenario() -> None:
         async with board_guest() as guest:
             loop = asyncio.get_running_loop()
-            io = ConsoleIo(loop, slave, slave, lambda data: 0, lambda action: None)
+            io = ConsoleIo(loop, slave, ConsoleWriter(slave), lambda data: 0, lambda action: None)
             port = connect_terminal(vm(guest, "console"), io)
             console = guest.board.console.ports["console"]
             assert console.window_size == (132, 43)

@@ -16,7 +16,7 @@ BYTES = 1 << 20
 def test_a_slow_reader_stops_the_guest_and_loses_nothing() -> None:
     async def scenario() -> None:
         reader, writer = os.pipe()
-        console_writer = ConsoleWriter(writer, lambda: None)
+        console_writer = ConsoleWriter(writer)
         async with board_guest() as guest:
             host = WriterHost(asyncio.get_running_loop(), guest.port, console_writer)
             data = os.urandom(BYTES)
@@ -41,7 +41,7 @@ def test_output_that_is_lost_does_not_stop_the_guest() -> None:
     async def scenario() -> None:
         reader, writer = os.pipe()
         os.close(reader)
-        console_writer = ConsoleWriter(writer, lambda: None)
+        console_writer = ConsoleWriter(writer)
         async with board_guest() as guest:
             WriterHost(asyncio.get_running_loop(), guest.port, console_writer)
             await guest.write(bytes(BYTES))
@@ -54,7 +54,7 @@ def test_output_that_is_lost_does_not_stop_the_guest() -> None:
 def test_room_for_input_is_announced_on_the_loop() -> None:
     async def scenario() -> None:
         reader, writer = os.pipe()
-        console_writer = ConsoleWriter(writer, lambda: None)
+        console_writer = ConsoleWriter(writer)
         async with board_guest() as guest:
             loop, room = asyncio.get_running_loop(), asyncio.Event()
             WriterHost(loop, guest.port, console_writer, room.set)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a VM and run it to its end: start its guest, then import the modules that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyvmm.cli.vm_start import VmStart
+from pyvmm.console.writer import ConsoleWriter
+from pyvmm.standard_streams.text import print_message
+
+if TYPE_CHECKING:
+    from pyvmm.cli.command_request import CommandOptions
+    from pyvmm.cli.console.ports import PortOption
+    from pyvmm.cli.record_options import RecordOptions
+    from pyvmm.config import MachineConfig
+    from pyvmm.runtime_directory.announcement import ListeningSocket
+
+
+def boot_on_terminal(
+    config: MachineConfig,
+    overlay: bytes,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption] = (),
+    record: RecordOptions | None = None,
+    announced: ListeningSocket | None = None,
+) -> int:
+    """Boot a VM with its console on this terminal, and run it to its end.
+
+    `overlay` is added to its initramfs. Returns the exit status.
+    """
+    with ExitStack() as stack:
+        start = VmStart(stack, sockets, ports, record, announced)
+        writer = ConsoleWriter(1)
+        stack.callback(writer.close, 0)
+        start.boot(config, overlay, writer)
+        # Late: 30 ms, while the guest runs.
+        from pyvmm.cli.terminal_run import serve_booted
+
+        return serve_booted(start, writer)
+
+
+def boot_with_command(
+    config: MachineConfig,
+    overlay: bytes,
+    command: CommandOptions,
+    sockets: Sequence[Path],
+    ports: Sequence[PortOption] = (),
+    record: RecordOptions | None = None,
+    announced: ListeningSocket | None = None,
+) -> int:
+    """Boot a VM with `overlay` in its initramfs, and run `command` in it.
+
+    Returns the exit status.
+    """
+    # Late: saves 2 ms without a command.
+    from pyvmm.cli.command_status import write_status
+    from pyvmm.cli.console.kernel_log import KernelLog
+
+    with ExitStack() as stack:
+        start = VmStart(stack, sockets, ports, record, announced)
+        log = KernelLog(start.loop, command.log)
+        stack.callback(log.close)
+        start.boot(config, overlay, log)
+        # Late: 50 ms, while the guest runs.
+        from pyvmm.cli.command_run import serve_command
+
+        end = serve_command(start, command, log)
+    if end.message:
+        print_message(end.message)
+    if command.status_file is not None:
+        write_status(command.status_file, end)
+    return end.status

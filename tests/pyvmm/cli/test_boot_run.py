@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest runs before the event loop exists: what happens meanwhile is not lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from pyvmm.cli import boot_run, vm_start
+from pyvmm.config import MachineConfig
+
+class Board:
+    vcpu_threads = ()
+    def __init__(self, config, *, console_output, **others):
+        print("machine", flush=True)
+        self.output = console_output
+    def boot(self, files):
+        pass
+    def start(self):
+        assert "asyncio" not in sys.modules
+        what = sys.argv[1]
+        if what == "output":
+            self.output.put(b"early output")
+        elif what == "fail":
+            sys.modules["asyncio"] = None
+        elif what.isdigit():
+            os.kill(os.getpid(), int(what))
+            from pyvmm.cli import terminal_run
+            terminal_run.VirtualMachine = Guest
+    def close(self):
+        print("closed", flush=True)
+
+class Guest:
+    def __init__(self, machine, *, on_console_room):
+        import asyncio
+        self.config, self.machine = config, machine
+        self.ending = asyncio.get_running_loop().create_future()
+    def subscribe(self, sink):
+        pass
+    async def run(self):
+        return await self.ending
+    def end(self, result):
+        self.ending.set_result(result)
+    def close(self):
+        self.machine.close()
+
+vm_start.read_boot_files = lambda *arguments: None
+vm_start.Machine = Board
+config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
+sys.exit(boot_run.boot_on_terminal(config, b"", [Path(name) for name in sys.argv[2:]]))
+"""
+
+
+def run(what: str, *sockets: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, what, *map(str, sockets)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_event_loop_ends_the_vm(signum: signal.Signals, tmp_path: Path) -> None:
+    done = run(str(int(signum)), tmp_path / "qmp")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "machine\nclosed\n", "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_busy_socket_is_refused_before_the_machine_exists(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "qmp"))
+        other.listen()
+        done = run("nothing", tmp_path / "qmp")
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_guest_that_cannot_be_served_is_closed(tmp_path: Path) -> None:
+    done = run("fail", tmp_path / "qmp")
+    assert "ModuleNotFoundError" in done.stderr
+    assert done.stdout == "machine\nclosed\n"
+    assert os.listdir(tmp_path) == []
