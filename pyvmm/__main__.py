@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m pyvmm` is the `pyvmm` command."""
 
-from pyvmm.cli.main import main
+from pyvmm.cli.entry import main
 
-main(prog_name="pyvmm")
+main()

@@ -8,9 +8,8 @@ machine at the destination is created from the same values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 from devices.balloon.features import BY_DIALECT, FeatureSelectionError, offered_features
 from pyvmm.errors import UserError
@@ -50,10 +49,7 @@ class InvalidConfiguration(UserError):
         self.parameter = parameter
 
 
-@dataclass(frozen=True)
-class MachineConfig:
-    """The parameters of one machine. Raises `InvalidConfiguration`."""
-
+class _Parameters(NamedTuple):
     kernel: Path
     """Image of the kernel: a bzImage or an ELF file."""
     initrd: Path | None
@@ -79,7 +75,26 @@ class MachineConfig:
     """Huge pages behind RAM. The guest does not see them, so they belong to the host: they are not
     saved, and a guest that is restored or migrated gets those of its new host."""
 
-    def __post_init__(self) -> None:
+
+class MachineConfig(_Parameters):
+    """The parameters of one machine. Raises `InvalidConfiguration`."""
+
+    # No dataclass: importing `dataclasses` (with `inspect`) takes 8 ms of every start.
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # to a type checker, the signature is that of `_Parameters`
+
+        def __new__(cls, *parameters, **named):
+            """Return the configuration if all of its parameters are within their limits."""
+            config = super().__new__(cls, *parameters, **named)
+            config._check()
+            return config
+
+    def changed(self, **parameters: Any) -> Self:
+        """Return a copy with other `parameters`. Raises `InvalidConfiguration`."""
+        return type(self)(**{**self._asdict(), **parameters})
+
+    def _check(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:
             whole_mib = self.ram_bytes % MIB == 0
             size = format_size(self.ram_bytes) if whole_mib else f"{self.ram_bytes} bytes"

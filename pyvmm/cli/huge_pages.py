@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option `--hugepages`, and the huge pages of a guest in the lab.
+"""The huge pages of a guest in the lab.
 
 A host's pool of huge pages belongs to its administrator. The lab runs one command on a kernel of
 its own, whose pool is empty, so a guest that needs huge pages there gets a pool of its size.
@@ -8,20 +8,13 @@ its own, whose pool is empty, so a guest that needs huge pages there gets a pool
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
-import click
-
-from pyvmm.config import DEFAULT_HUGEPAGES, HUGEPAGES, HugePages
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.units import HUGE_PAGE_BYTES
 
-hugepages_option = click.option(
-    "--hugepages",
-    type=click.Choice(HUGEPAGES),
-    default=DEFAULT_HUGEPAGES,
-    show_default=True,
-    help="Back guest RAM with huge pages: transparent ones, reserved ones of hugetlbfs, or none.",
-)
+if TYPE_CHECKING:
+    from pyvmm.config import HugePages
 
 
 def prepare_huge_pages(hugepages: HugePages, ram_bytes: int) -> None:

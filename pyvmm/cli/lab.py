@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli.options import kvm_option, parse_positive_seconds, parse_size_value
-from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
+from pyvmm.cli.options import boot_option, parse_positive_seconds, parse_size_value
+from pyvmm.lab.choose import KvmMode, KvmProvider, choose_kvm
 from pyvmm.lab.processors import DEFAULT_CPUS
 from pyvmm.lab.run import MIN_MEMORY_MIB, check_shared, run_here, run_in_lab
 from pyvmm.units import GIB, MIB
@@ -64,7 +64,7 @@ def parse_memory(text: str) -> int:
     metavar="N",
     help="Processors of the lab, if it is used; QEMU before 8.1 is not safe with several.",
 )
-@kvm_option(KVM_MODES)
+@boot_option("--kvm")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -131,10 +131,12 @@ def run_again_in_lab(
 ) -> int:
     """Run this process's command line again in the lab, for a guest of at most `ram_bytes`.
 
-    `host_paths` are files that it uses beside those of its parameters. The other arguments and the
+    `host_paths` are files that it uses beside those of click's parameters, if click has parsed it.
+    The other arguments and the
     errors are those of `run_in_lab`; returns the exit status.
     """
-    parameters = click.get_current_context().params.values()
+    context = click.get_current_context(silent=True)
+    parameters = context.params.values() if context is not None else ()
     files = [path for path in parameters if isinstance(path, Path) and path != Path("-")]
     return run_guest_in_lab(
         [sys.executable, "-m", "pyvmm", *sys.argv[1:]],

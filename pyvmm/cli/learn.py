@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.options import given_parameters, kvm_option
+from pyvmm.cli.options import boot_option, given_parameters
 from pyvmm.files.errors import OutputNotWritten
-from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
+from pyvmm.lab.choose import KvmMode, KvmProvider, choose_kvm
 from pyvmm.learn.chapter import Chapter, load_chapters
 from pyvmm.learn.completed import completed_chapters, remember_completed
 from pyvmm.learn.file_check import check_file, check_readable
@@ -64,7 +64,7 @@ _RUN_OPTIONS = ("record", "opens_scope")
     default=None,
     help="Show the recording in the scope afterwards; by default on a terminal.",
 )
-@kvm_option(KVM_MODES)
+@boot_option("--kvm")
 def learn(
     number: int | None,
     exercise: Path | None,

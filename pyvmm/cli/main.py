@@ -2,41 +2,20 @@
 """The command line: one group that imports a subcommand only when it is called.
 
 `COMMANDS` gives the module of each subcommand and its line in `pyvmm --help`, so that no command
-pays for importing the others. `LazyGroup.main` is the only place that turns exceptions into exit
-statuses: 0 for success (or the int that a subcommand returns); 2, with one line on standard error,
-for everything that the user can correct (125 when the lab failed); 1 when standard output cannot be
-written; 130 after Ctrl-C. Any other exception is a bug in pyvmm and keeps its traceback.
+pays for importing the others. `LazyGroup.main` leaves the exit status to `pyvmm.cli.exit_status`,
+after it has reported click's own errors.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import click
 
-from pyvmm.errors import UserError
-from pyvmm.standard_streams.descriptors import (
-    discard_output,
-    open_missing_descriptors,
-    wait_for_readers,
-)
-from pyvmm.standard_streams.text import print_message
+from pyvmm.cli.exit_status import EXIT_INTERRUPTED, EXIT_USER_ERROR, exit_with, print_error
 from pyvmm.version import VERSION
-
-EXIT_USER_ERROR = UserError.exit_status
-EXIT_OUTPUT_LOST = 1
-EXIT_INTERRUPTED = 130
-MIN_DESCRIPTORS = 16
-"""With fewer descriptors no command works; a guest needs more."""
-_MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 THEMES = (
     "Run a guest",
@@ -138,15 +117,9 @@ COMMANDS = {
     ),
 }
 
-OPTIONAL_PACKAGES = {
-    "bench": "the benchmarks are not installed; run them in a checkout of pyvmm",
-    "pyvmm_native": "the native modules are not built; run 'make native'",
-}
-"""Packages that an installation or a checkout may lack, and the error to print then."""
-
 
 class LazyGroup(click.Group):
-    """The click group of `COMMANDS`, with one policy for errors and exit statuses."""
+    """The click group of `COMMANDS`, with our errors and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -183,63 +156,22 @@ class LazyGroup(click.Group):
         """Run the command line; with `standalone_mode` (the default) it ends in `SystemExit`."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        open_missing_descriptors()
-        wait_for_readers()
-        if 0 < (limit := os.sysconf("SC_OPEN_MAX")) < MIN_DESCRIPTORS:
-            _print_error(f"at most {limit} files may be open, too few; {_MORE_DESCRIPTORS}")
-            sys.exit(EXIT_USER_ERROR)
-        try:
-            result = super().main(args, prog_name or "pyvmm", complete_var, False, **extra)
-            sys.stdout.flush()
-        except ImportError as error:
-            if not (explanation := _explain_import(error)):
-                raise
-            _print_error(explanation)
-            sys.exit(EXIT_USER_ERROR)
-        except UserError as error:
-            # Late: saves 14 ms (the errors of every package) without an error.
-            from pyvmm.cli.remedies import with_remedy
 
-            _print_error(with_remedy(error))
-            sys.exit(error.exit_status)
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            sys.exit(EXIT_USER_ERROR)
-        except click.ClickException as error:
-            _print_error(_describe(error))
-            sys.exit(max(error.exit_code, EXIT_USER_ERROR))
-        except (click.Abort, KeyboardInterrupt):
-            sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            discard_output(sys.stdout.fileno())  # its reader is gone
-            sys.exit(EXIT_OUTPUT_LOST)
-        except OSError as error:
-            if error.errno in _NO_DESCRIPTORS:
-                _print_error(f"too many open files; {_MORE_DESCRIPTORS}")
-                sys.exit(EXIT_USER_ERROR)
-            if error.errno not in _DISK_FULL or error.filename is not None:
-                raise
-            discard_output(sys.stdout.fileno())
-            _print_error(f"standard output cannot be written: {error.strerror}")
-            sys.exit(EXIT_OUTPUT_LOST)
-        sys.exit(result if isinstance(result, int) else 0)
+        def run() -> Any:
+            try:
+                return super(LazyGroup, self).main(
+                    args, prog_name or "pyvmm", complete_var, False, **extra
+                )
+            except click.exceptions.NoArgsIsHelpError as error:
+                error.show()
+                return EXIT_USER_ERROR
+            except click.ClickException as error:
+                print_error(_describe(error))
+                return max(error.exit_code, EXIT_USER_ERROR)
+            except click.Abort:
+                return EXIT_INTERRUPTED
 
-
-def _explain_import(error: ImportError) -> str:
-    """Return the reason that a package is missing or not ours, with its remedy; "" if unknown."""
-    # Late: saves 9 ms (package metadata) without an error.
-    from pyvmm.cli.installation import find_conflicts
-
-    if conflicts := find_conflicts():
-        return f"{conflicts[0].fact}; run: {conflicts[0].remedy}"
-    if isinstance(error, ModuleNotFoundError):
-        return OPTIONAL_PACKAGES.get((error.name or "").partition(".")[0], "")
-    return ""
-
-
-def _print_error(text: str) -> None:
-    """Print `text` on standard error as one line, without its line breaks."""
-    print_message(" ".join(text.split()))
+        return exit_with(run)
 
 
 def _describe(error: click.ClickException) -> str:

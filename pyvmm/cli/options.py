@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from pyvmm.cli.boot_options import BY_NAME
 from pyvmm.cli.errors import CommandError
 from pyvmm.errors import UserError
 from pyvmm.units import parse_size
@@ -146,14 +147,20 @@ def timeout_option(default_s: float, help_text: str) -> Callable[[_Command], _Co
     )
 
 
-def kvm_option(modes: Sequence[str]) -> Callable[[_Command], _Command]:
-    """Return the decorator that gives a command `--kvm`, one of `modes` (parameter `kvm`)."""
+def boot_option(name: str) -> Callable[[_Command], _Command]:
+    """Return the decorator that gives a command the option `name` of `BOOT_OPTIONS`."""
+    option = BY_NAME[name]
+    kind: Any = {Path: click.Path(path_type=Path), parse_size: parse_size_value, str: None}.get(
+        option.parse, option.parse
+    )
     return click.option(
-        "--kvm",
-        type=click.Choice(modes),
-        default="auto",
-        show_default=True,
-        help="Run on this machine's KVM or in the lab.",
+        *option.names,
+        option.parameter,
+        type=click.Choice(option.choices) if option.choices else kind,
+        default=False if option.flag else option.default,
+        multiple=option.multiple,
+        is_flag=option.flag,
+        **option.shown,
     )
 
 

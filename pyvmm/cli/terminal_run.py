@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +116,7 @@ async def _wait_and_run(
                     f" at most {format_size(max_ram_bytes)}",
                     f"start the destination with --memory {config.ram_bytes // MIB}M",
                 )
-            return terminal.make(replace(config, hugepages=hugepages))
+            return terminal.make(config.changed(hugepages=hugepages))
 
         start.signals.start()
         print_message(f"waiting for a guest at {listener.address}")

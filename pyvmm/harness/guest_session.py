@@ -22,7 +22,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -311,7 +311,7 @@ async def restored_session(
     from pyvmm.snapshot.reader import SnapshotFile
 
     with SnapshotFile(path, part_kinds(devices)) as snapshot:
-        config = replace(snapshot.config, hugepages=hugepages)
+        config = snapshot.config.changed(hugepages=hugepages)
         async with guest_session(config, snapshot, devices=devices, record=record) as guest:
             yield guest
 
@@ -344,7 +344,7 @@ async def incoming_session(
 
         def make(config: MachineConfig) -> VirtualMachine:
             close_created()
-            config = replace(config, hugepages=hugepages)
+            config = config.changed(hugepages=hugepages)
             created.append(_create_vm(config, console, devices, tracer))
             return created[0]
 

@@ -16,7 +16,6 @@ from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.standard_streams.text import print_message
 
 KvmMode = Literal["auto", "host", "lab"]
-KVM_MODES: tuple[KvmMode, ...] = ("auto", "host", "lab")
 
 
 class KvmProvider(Enum):

@@ -21,8 +21,8 @@ class PrintableFormatter(logging.Formatter):
         return printable_lines(super().formatException(ei))  # type: ignore[arg-type]
 
 
-def log_on_stderr(level: int) -> None:
-    """Print records of `level` and above on standard error."""
+def set_up_log(verbose: bool = False) -> None:
+    """Print warnings or, if `verbose`, all records on standard error; the first call decides."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("pyvmm: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])

@@ -24,12 +24,12 @@ from pyvmm.cli.demo.measure import (
     demo_config,
 )
 from pyvmm.cli.errors import CommandError
-from pyvmm.cli.huge_pages import hugepages_option, prepare_huge_pages
+from pyvmm.cli.huge_pages import prepare_huge_pages
 from pyvmm.cli.json_output import json_option
-from pyvmm.cli.options import kvm_option, parse_size_value
+from pyvmm.cli.options import boot_option, parse_size_value
 from pyvmm.config import DIALECTS, HugePages, MachineConfig
 from pyvmm.files.output import JSON_START, PNG_START, check_output, write_output
-from pyvmm.lab.choose import KVM_MODES, KvmMode, KvmProvider, choose_kvm
+from pyvmm.lab.choose import KvmMode, KvmProvider, choose_kvm
 from pyvmm.progress.reporter import show_progress
 from pyvmm.standard_streams.text import print_message
 from pyvmm.units import MIB
@@ -52,7 +52,7 @@ from pyvmm.units import MIB
     metavar="SIZE",
     help="Guest RAM.",
 )
-@hugepages_option
+@boot_option("--hugepages")
 @click.option(
     "--inflate",
     "inflate_bytes",
@@ -69,7 +69,7 @@ from pyvmm.units import MIB
     show_default=True,
     help="Directory for the plot and the figures.",
 )
-@kvm_option(KVM_MODES)
+@boot_option("--kvm")
 @json_option
 @click.option("--measure-only", is_flag=True, hidden=True)
 def demo(

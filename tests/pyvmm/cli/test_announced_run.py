@@ -91,7 +91,7 @@ def test_run_refuses_a_name_in_use_before_anything_starts(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pyvmm.cli.run.choose_kvm", refuse)
+    monkeypatch.setattr("pyvmm.cli.guest_run.choose_kvm", refuse)
     with announce("web"), pytest.raises(SystemExit) as exit_info:
         main(["run", "--kernel", str(kernel), "--name", "web"])
     assert exit_info.value.code == 2
@@ -113,7 +113,7 @@ def test_run_announces_its_guest_while_it_runs(
         seen.extend(running_guests())
         raise error or KeyboardInterrupt
 
-    monkeypatch.setattr("pyvmm.cli.run.choose_kvm", choose)
+    monkeypatch.setattr("pyvmm.cli.guest_run.choose_kvm", choose)
     with pytest.raises(SystemExit):
         main(["run", "--kernel", str(kernel), "--name", "web", "--memory", "128M"])
     assert [(guest.name, guest.image) for guest in seen] == [("web", str(kernel))]
@@ -161,7 +161,7 @@ def test_a_client_that_comes_at_the_end_does_not_delay_it() -> None:
 def test_a_start_does_not_import_the_server() -> None:
     program = (
         "import sys\nimport pyvmm.cli.run, pyvmm.cli.terminal_run\n"
-        "with pyvmm.cli.run.announced('web', None, 1): pass\n"
+        "with pyvmm.cli.guest_run.announced('web', None, 1): pass\n"
         "assert not {'pyvmm.qmp.server', 'pyvmm.sockets.unix'} & sys.modules.keys()"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0

@@ -58,7 +58,7 @@ def test_a_restored_or_incoming_guest_gets_huge_pages_of_this_host(
         seen.append(values)
         return 0
 
-    for name in ("_run_vm", "_run_incoming"):
+    for name in ("run_guest", "run_incoming_guest"):
         monkeypatch.setattr(f"pyvmm.cli.run.{name}", run)
     snapshot = SimpleNamespace(config=CONFIG)
     monkeypatch.setattr("pyvmm.snapshot.reader.SnapshotFile", lambda path, kinds: snapshot)

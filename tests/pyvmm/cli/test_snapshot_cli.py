@@ -93,7 +93,7 @@ def test_a_restore_removes_the_file_of_a_killed_writer_beside_the_snapshot(
     with served_in_thread(machine_with_pages(), socket):
         assert pyvmm("snapshot", snapshot, "--qmp", f"unix:{socket}").returncode == 0
     left.touch()
-    monkeypatch.setattr("pyvmm.cli.run._run_vm", lambda *_: 0)
+    monkeypatch.setattr("pyvmm.cli.run.run_guest", lambda *_: 0)
     assert run_main(["run", "--restore", str(snapshot)]) == 0
     assert snapshot.exists()
     assert not left.exists()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -65,7 +64,7 @@ def test_slots_and_names_are_unique() -> None:
 def test_a_device_is_made_only_when_it_is_configured() -> None:
     assert models(config()) == ["balloon"]
     assert models(config(rng=0)) == ["balloon", "rng"]
-    assert models(replace(config(), ports=("data",))) == ["balloon", "console"]
+    assert models(config().changed(ports=("data",))) == ["balloon", "console"]
 
 
 def test_every_device_can_be_saved() -> None:

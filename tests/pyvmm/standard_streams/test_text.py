@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 import os
@@ -53,7 +52,7 @@ def hostile_snapshot(path: Path) -> None:
     """Write a valid snapshot whose kernel's name is hostile, without pages."""
     kernel = Path(HOSTILE.removesuffix("\udcff"))  # a snapshot holds UTF-8
     with SnapshotWriter(path, Ram(CONFIG.ram_bytes).memory) as file:
-        file.finish([config_record(dataclasses.replace(CONFIG, kernel=kernel)), REPORT.record()])
+        file.finish([config_record(CONFIG.changed(kernel=kernel)), REPORT.record()])
 
 
 def test_printable_text_is_unchanged() -> None:
