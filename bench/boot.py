@@ -35,7 +35,7 @@ STAMPED = """
 import time
 stamps = {"interpreter": time.monotonic()}
 import sys
-from pyvmm.cli import main as cli, run as run_cli, vm_start
+from pyvmm.cli import boot_run, entry, guest_run
 from pyvmm.machine import machine
 def noting(name, function):
     def wrapped(*args, **kwargs):
@@ -48,9 +48,9 @@ def noting(name, function):
         return function(*args, **kwargs)
     return wrapped
 machine.kvm_run.run = noting("machine", machine.kvm_run.run)
-run_cli.config_for_image = noting("imports", run_cli.config_for_image)
+guest_run.config_for_image = noting("imports", guest_run.config_for_image)
 fd = sys.argv.pop(1)
-cli.main(prog_name="pyvmm")
+entry.main()
 """
 
 

@@ -81,6 +81,7 @@ CATALOGUE = {
         "watching_guest", "Events of a Linux guest: boot and inflate, by who watches", Kvm.LINUX
     ),
     "scope": Benchmark("scope", "The scope's page with a million events", Kvm.NONE),
+    "start": Benchmark("start", "Start of the VMM to the first KVM_RUN of its guest", Kvm.MINIMAL),
     "boot": Benchmark("boot", "Boot to the first line of user space", Kvm.LINUX),
     "command": Benchmark("command", "A command in a guest of its own", Kvm.LINUX),
     "console": Benchmark("console", "Streams out of a Linux guest and into it", Kvm.LINUX),

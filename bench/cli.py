@@ -81,6 +81,7 @@ def bench(
       watching     one exit and one inflate, unwatched, recorded and watched
       watching-guest  the same for a boot and an inflate of a Linux guest
       scope        the scope's page with a million events, in Chromium
+      start        start to the first KVM_RUN of the guest, and QEMU's
       boot         boot to the first line of user space, and QEMU's
       command      a command in a guest of its own, and the boot alone
       console      streams through a port, and QEMU's virtio-serial

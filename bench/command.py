@@ -33,11 +33,11 @@ RAM_MIB = 512
 
 STAMPED = """
 import json, os, sys, time
-from pyvmm.cli import main as cli, run as run_cli
+from pyvmm.cli import entry, guest_run
 stamps, fd = {}, int(sys.argv.pop(1))
 def stamp(name):
     stamps[name] = time.monotonic()
-choose_kvm = run_cli.choose_kvm
+choose_kvm = guest_run.choose_kvm
 def chosen(*args, **kwargs):
     stamp("start")
     from pyvmm.cli import vm_start
@@ -59,9 +59,9 @@ def time_command():
         setattr(owner, name, wrapped)
     after(command_run.GuestAgent, "connect", "guest")
     after(command_run.GuestCommand, "wait", "command")
-run_cli.choose_kvm = chosen
+guest_run.choose_kvm = chosen
 try:
-    cli.main(prog_name="pyvmm")
+    entry.main()
 finally:
     os.write(fd, json.dumps(stamps).encode())
 """

@@ -47,7 +47,10 @@ LIMIT_S = 60
 PROGRAMS = {
     "python -c pass": "pass",
     "import pyvmm.machine": "import pyvmm.machine.machine",
-    "all imports of pyvmm run": "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run",
+    "imports before the first KVM_RUN": "import pyvmm.cli.entry, pyvmm.cli.guest_run,"
+    " pyvmm.cli.boot_run",
+    "all imports of pyvmm run": "import pyvmm.cli.entry, pyvmm.cli.guest_run, pyvmm.cli.boot_run,"
+    " pyvmm.cli.terminal_run",
 }
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")

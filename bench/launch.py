@@ -53,7 +53,9 @@ class LaunchedGuest:
     ram_mib: int
     vcpus: int
 
-    def qemu(self, machine: str, *, append: str = "", peer: Qemu | None = None) -> list[str]:
+    def qemu(
+        self, machine: str, *, append: str = "", peer: Qemu | None = None, cpu: str = "host"
+    ) -> list[str]:
         """Return QEMU's command line for one of `MACHINES`; `append` is for the kernel.
 
         `peer` is the QEMU, if not the baseline.
@@ -64,7 +66,7 @@ class LaunchedGuest:
             *((peer or baseline()).program, "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none"),
             *MACHINES[machine],
-            *("-accel", "kvm", "-cpu", "host", "-m", f"{self.ram_mib}M", "-smp", str(self.vcpus)),
+            *("-accel", "kvm", "-cpu", cpu, "-m", f"{self.ram_mib}M", "-smp", str(self.vcpus)),
             *("-kernel", str(self.image)),
             *("-append", f"{manifest.command_line('standard')} {append}".strip()),
             *("-serial", "stdio"),

@@ -32,8 +32,8 @@ COUNTED = (200, 1200)
 QUICK_COUNTED = (20, 40)
 
 _IMPORTS = {
-    UNWATCHED: "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run",
-    RECORDED: "import pyvmm.cli.main, pyvmm.cli.run, pyvmm.cli.terminal_run,"
+    UNWATCHED: "import pyvmm.cli.entry, pyvmm.cli.guest_run, pyvmm.cli.boot_run",
+    RECORDED: "import pyvmm.cli.entry, pyvmm.cli.guest_run, pyvmm.cli.boot_run,"
     " pyvmm.trace.recorder, pyvmm.trace.recording_file",
 }
 

@@ -48,8 +48,8 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
 
 def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program wraps functions of pyvmm by name, so each of them has to exist."""
-    cli: Any = import_module("pyvmm.cli.main")
-    run: Any = import_module("pyvmm.cli.run")
+    entry: Any = import_module("pyvmm.cli.entry")
+    guest_run: Any = import_module("pyvmm.cli.guest_run")
     command_run: Any = import_module("pyvmm.cli.command_run")
     vm_start: Any = import_module("pyvmm.cli.vm_start")
     wrapped = (
@@ -64,16 +64,16 @@ def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
         for owner, name in wrapped:
             await getattr(owner, name)()
 
-    def main(prog_name: str) -> None:
-        run.choose_kvm("host")
+    def main() -> None:
+        guest_run.choose_kvm("host")
         vm_start.VmStart.boot()
         asyncio.run(call_wrapped())
 
     for owner, name in wrapped:
         monkeypatch.setattr(owner, name, returns)
     monkeypatch.setattr(vm_start.VmStart, "boot", lambda: None)
-    monkeypatch.setattr(run, "choose_kvm", lambda mode: None)
-    monkeypatch.setattr(cli, "main", main)
+    monkeypatch.setattr(guest_run, "choose_kvm", lambda mode: None)
+    monkeypatch.setattr(entry, "main", main)
     reader, writer = os.pipe()
     monkeypatch.setattr("sys.argv", ["-c", str(writer)])
     exec(STAMPED, {})

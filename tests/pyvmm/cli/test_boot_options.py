@@ -16,15 +16,11 @@ from pyvmm.cli.run import run
 from pyvmm.lab.choose import KvmMode
 
 TEXTS = st.one_of(
-    st.sampled_from(
-        ["512M", "1.5G", "64K", "0", "4", "-1", "", "x", "a b", "unix:/q", "-"]
-    ),
+    st.sampled_from(["512M", "1.5G", "64K", "0", "4", "-1", "", "x", "a b", "unix:/q", "-"]),
     st.sampled_from([choice for option in BOOT_OPTIONS for choice in option.choices]),
     st.text(max_size=4),
 )
-NAMES = st.one_of(
-    st.sampled_from(sorted(BY_NAME)), st.sampled_from(["--kernel", "--mem"])
-)
+NAMES = st.one_of(st.sampled_from(sorted(BY_NAME)), st.sampled_from(["--kernel", "--mem"]))
 WORDS = st.lists(
     st.one_of(
         st.tuples(NAMES, TEXTS),

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start: from the start of a VMM's process to the first KVM_RUN of its guest.
+
+A preloaded library (`bench/c/first_run.c`) notes the time and ends the process there. So nothing of
+the guest runs, and the time is this machine's own, without a lab, even where its KVM cannot run
+Linux. pyvmm is then told not to probe KVM; where KVM is fit, a second contender probes it, as
+`pyvmm run` does. The interpreter alone shows the floor: it starts, and ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from bench.launch import MACHINES, MEMORY, TIMEOUT_S, LaunchedGuest, in_memory
+from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
+from bench.native import shared_library
+from guest_images.build import build_image
+from pyvmm.errors import UserError
+from pyvmm.machine.kvm_probe import probe_host_kvm
+from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
+
+RAM_MIB = 512
+ROUNDS = 21
+LIMIT_S = 60
+NANOSECONDS_PER_S = 1e9
+CPU = "qemu64"
+"""QEMU's default: an unfit KVM refuses registers of the host's own processor."""
+WITHOUT_PROBE = {IN_LAB_VARIABLE: "1"}
+"""The environment of a process that need not ask whether KVM is fit."""
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Start the contenders in turns."""
+    case = Case(f"1 vCPU, {RAM_MIB} MiB", "s", against="QEMU pc")
+    library = shared_library("first_run")
+    with in_memory(build_image(progress=plan.progress)) as image:
+        guest = LaunchedGuest(image, RAM_MIB, 1)
+        pyvmm = guest.pyvmm("-m", "pyvmm")
+        contenders: dict[str, Contender] = {"pyvmm": partial(_start, pyvmm, library, WITHOUT_PROBE)}
+        if probe_host_kvm().fit:
+            contenders["pyvmm, with the probe of KVM"] = partial(_start, pyvmm, library, {})
+        for machine in MACHINES:
+            contenders[machine] = partial(_start, guest.qemu(machine, cpu=CPU), library, {})
+        contenders["python -c pass"] = _interpreter
+        rounds = plan.rounds(ROUNDS)
+        take_turns(case, contenders, rounds, plan, warm_up=True, limit_s=LIMIT_S)
+    return [case]
+
+
+def _start(argv: list[str], library: Path, environment: Mapping[str, str]) -> Values:
+    reader, writer = os.pipe()
+    preloaded = {"LD_PRELOAD": str(library), "FIRST_RUN_FD": str(writer)}
+    with open(reader) as times:
+        begin_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd=MEMORY,
+                pass_fds=(writer,),
+                env={**os.environ, **preloaded, **environment},
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        finally:
+            os.close(writer)
+        taken = times.read()
+    if not taken:
+        message = done.stderr.decode(errors="replace").strip()
+        raise UserError(f"{argv!r} has not entered its guest: {message}")
+    return seconds((int(taken) - begin_ns) / NANOSECONDS_PER_S)
+
+
+def _interpreter() -> Values:
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", "pass"], check=True, cwd=MEMORY)
+    return seconds(time.monotonic() - begin)
