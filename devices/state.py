@@ -27,7 +27,7 @@ a separate check.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, TypeVar
@@ -113,7 +113,7 @@ def _plain(value: object, depth: int) -> object:
         case str() if value.isprintable():
             return value
         case bytes() | bytearray():
-            return {_BYTES: base64.b64encode(value).decode("ascii")}
+            return {_BYTES: binascii.b2a_base64(value, newline=False).decode("ascii")}
         case list() | tuple():
             return [_plain(each, depth - 1) for each in value]
         case dict() if all(isinstance(name, str) and name[:1] != "$" for name in value):
@@ -127,7 +127,7 @@ def _valued(read: object) -> object:
         return [_valued(each) for each in read]
     if isinstance(read, dict):
         if read.keys() == {_BYTES} and isinstance(read[_BYTES], str):
-            return base64.b64decode(read[_BYTES], validate=True)
+            return binascii.a2b_base64(read[_BYTES], strict_mode=True)
         return {name: _valued(each) for name, each in read.items()}
     return read
 

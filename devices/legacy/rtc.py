@@ -11,8 +11,8 @@ stored as by the firmware of a PC.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
@@ -35,8 +35,6 @@ _STATUS_B_24_HOURS = 1 << 1
 _STATUS_D_VALID = 1 << 7
 _READ_ONLY = (_STATUS_A, _STATUS_C, _STATUS_D)
 _HOURS_PM = 1 << 7
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Rtc:
@@ -112,24 +110,24 @@ class Rtc:
 
     def _time_field(self, index: int) -> int | None:
         """Return the byte at `index` of the date and time, encoded as register B selects."""
-        time = _EPOCH + timedelta(seconds=int(self._now()))
+        now = time.gmtime(int(self._now()))
         match index:
             case 0x00:
-                return self._encode(time.second)
+                return self._encode(now.tm_sec)
             case 0x02:
-                return self._encode(time.minute)
+                return self._encode(now.tm_min)
             case 0x04:
-                return self._encode_hour(time.hour)
+                return self._encode_hour(now.tm_hour)
             case 0x06:
-                return self._encode(time.isoweekday() % 7 + 1)  # Sunday is 1
+                return self._encode((now.tm_wday + 1) % 7 + 1)  # Sunday is 1
             case 0x07:
-                return self._encode(time.day)
+                return self._encode(now.tm_mday)
             case 0x08:
-                return self._encode(time.month)
+                return self._encode(now.tm_mon)
             case 0x09:
-                return self._encode(time.year % 100)
+                return self._encode(now.tm_year % 100)
             case int(value) if value == CENTURY_INDEX:
-                return self._encode(time.year // 100)
+                return self._encode(now.tm_year // 100)
         return None
 
     def _encode(self, value: int) -> int:
