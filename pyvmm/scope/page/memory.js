@@ -132,7 +132,8 @@ class MemoryView {
     const lines = this.#live
       ? [{ name: "balloon", color: "c2", points: points("balloon") }, { name: "RSS", color: "c1", points: points("rss") }]
       : [{ name: "balloon", color: "c2", points: this.#recorded.balloon }];
-    this.#chart.replaceChildren(lineChart(lines, { at: sample.timeMs, most: this.#scope.source.info.memory ?? 0 }));
+    const isEmpty = lines.every(({ points: own }) => !own.length); // as before the first report of a balloon
+    this.#chart.replaceChildren(...(isEmpty ? [] : [lineChart(lines, { at: sample.timeMs, most: this.#scope.source.info.memory ?? 0 })]));
   }
 
   #drawMap({ cells, cellBytes }) {
