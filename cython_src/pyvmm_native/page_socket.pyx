@@ -4,14 +4,15 @@
 """Blocks of guest pages between RAM and a connected socket.
 
 On the socket a block (see `page_blocks`) is its pages in order and the checksum of their bytes,
-u64, little-endian. `send_block` copies the pages to a buffer in pieces that the processor's cache
-holds, as the guest may change them meanwhile, and adds each copy to the checksum before it is sent.
-`receive_block` receives straight into guest RAM, and adds what has arrived while it is in the
-cache. So RAM that waits for its guest holds bytes that have not been verified, and the guest must
-not run before they are.
+u64, little-endian. `send_block` copies each page to a buffer, as the guest may change it meanwhile,
+adds the copy to the checksum, and sends the buffer when it has a piece that the processor's cache
+holds. `receive_block` receives straight into guest RAM, and adds what has arrived while it is in
+the cache. So RAM that waits for its guest holds bytes that have not been verified, and the guest
+must not run before they are.
 
-The socket does not block; both wait in poll(2) until it is ready or the deadline has passed. No
-memory is allocated for a block, and the GIL is not held.
+The socket does not block otherwise. Here it does, for the time that is left until the deadline
+(SO_RCVTIMEO, SO_SNDTIMEO): the kernel then moves a whole piece in one call, and wakes this thread
+less often. No memory is allocated for a block, and the GIL is not held.
 """
 
 import math
@@ -27,14 +28,9 @@ from pyvmm_native.checksum cimport Checksum
 from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, next_run
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    short POLLIN
-    short POLLOUT
-    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+cdef extern from "<sys/ioctl.h>" nogil:
+    int FIONBIO
+    int ioctl(int fd, unsigned long request, int *value)
 
 cdef extern from "<sys/socket.h>" nogil:
     struct iovec:
@@ -44,6 +40,11 @@ cdef extern from "<sys/socket.h>" nogil:
         iovec *msg_iov
         size_t msg_iovlen
     int MSG_NOSIGNAL
+    int MSG_WAITALL
+    int SOL_SOCKET
+    int SO_RCVTIMEO
+    int SO_SNDTIMEO
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
 
@@ -58,8 +59,14 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *time)
 
+cdef extern from "<sys/time.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+
 cdef enum:
     PIECE_BYTES = 256 * 1024
+    COPY_BYTES = 4096
     SUM_BYTES = 8
     CLOSED = -1     # beside errno values
 
@@ -104,7 +111,9 @@ cdef class PageSocket:
         cdef int error
         self._begin(first_pfn, bitmap, deadline)
         with nogil:
+            self._set_blocking(True)
             error = self._send(&head[0], head.shape[0])
+            self._set_blocking(False)
         raise_error(error)
 
     def receive_block(self, uint64_t first_pfn, const uint8_t[::1] bitmap not None, deadline):
@@ -116,7 +125,9 @@ cdef class PageSocket:
         cdef uint64_t expected = 0
         self._begin(first_pfn, bitmap, deadline)
         with nogil:
+            self._set_blocking(True)
             error = self._receive(&expected)
+            self._set_blocking(False)
             self._mark_dirty(first_pfn, &bitmap[0])
         raise_error(error)
         return self._checksum.value() == expected
@@ -154,12 +165,12 @@ cdef class PageSocket:
             filled = 0
             while part < self._count and filled < PIECE_BYTES:
                 left = &self._parts[part]
-                size = min(left.iov_len, PIECE_BYTES - filled)
+                size = min(left.iov_len, <size_t>COPY_BYTES)
                 memcpy(self._piece + filled, left.iov_base, size)
+                self._checksum.add(self._piece + filled, size)
                 filled += size
                 advance(left, size)
                 part += left.iov_len == 0
-            self._checksum.add(self._piece, filled)
             vector[1].iov_base = self._piece
             vector[1].iov_len = filled
             total = self._checksum.value() if part == self._count else 0
@@ -182,13 +193,13 @@ cdef class PageSocket:
             if not count:
                 return 0
             message.msg_iov, message.msg_iovlen = vector, count
+            error = self._limit_wait(SO_SNDTIMEO)
+            if error:
+                return error
             put = sendmsg(self._fd, &message, MSG_NOSIGNAL)
-            if put < 0:
-                error = self._wait(POLLOUT)
-                if error:
-                    return error
-                continue
-            while put:
+            if put < 0 and errno != EAGAIN and errno != EINTR:
+                return errno
+            while put > 0:
                 put -= consume(&vector, &count, put)
 
     cdef int _receive(self, uint64_t *expected) noexcept nogil:
@@ -210,15 +221,15 @@ cdef class PageSocket:
                 left -= window[taken].iov_len
                 taken += 1
             message.msg_iov, message.msg_iovlen = window, taken
-            got = recvmsg(self._fd, &message, 0)
+            error = self._limit_wait(SO_RCVTIMEO)
+            if error:
+                return error
+            got = recvmsg(self._fd, &message, MSG_WAITALL)
             if got == 0:
                 return CLOSED
-            if got < 0:
-                error = self._wait(POLLIN)
-                if error:
-                    return error
-                continue
-            while got:
+            if got < 0 and errno != EAGAIN and errno != EINTR:
+                return errno
+            while got > 0:
                 size = min(self._parts[part].iov_len, <size_t>got)
                 if part < self._count:
                     self._checksum.add(<uint8_t *>self._parts[part].iov_base, size)
@@ -227,24 +238,27 @@ cdef class PageSocket:
                 part += self._parts[part].iov_len == 0
         return 0
 
-    cdef int _wait(self, short event) noexcept nogil:
-        """Wait after a call that has failed with `errno`. Return 0 or an errno."""
-        cdef pollfd waiting
+    cdef void _set_blocking(self, bint blocking) noexcept nogil:
+        cdef int nonblocking = not blocking
+        ioctl(self._fd, FIONBIO, &nonblocking)
+
+    cdef int _limit_wait(self, int option) noexcept nogil:
+        """Have the next call wait no longer than the deadline. Return 0, or ETIMEDOUT."""
         cdef timespec now
+        cdef timeval left
         cdef double left_s
-        cdef int timeout_ms = -1
-        if errno == EINTR:
-            return 0
-        if errno != EAGAIN:
-            return errno
+        left.tv_sec = left.tv_usec = 0     # no limit
         if self._deadline < INFINITE_S:
             clock_gettime(CLOCK_MONOTONIC, &now)
             left_s = self._deadline - now.tv_sec - now.tv_nsec / 1e9
             if left_s <= 0:
                 return ETIMEDOUT
-            timeout_ms = <int>min(left_s * 1000 + 1, 1e9)
-        waiting.fd, waiting.events = self._fd, event
-        if poll(&waiting, 1, timeout_ms) < 0 and errno != EINTR:
+            left_s = min(left_s, 1e6)
+            left.tv_sec = <long>left_s
+            left.tv_usec = <long>((left_s - left.tv_sec) * 1e6) + 1
+            if left.tv_usec == 1000000:
+                left.tv_sec, left.tv_usec = left.tv_sec + 1, 0
+        if setsockopt(self._fd, SOL_SOCKET, option, &left, sizeof(left)) < 0:
             return errno
         return 0
 

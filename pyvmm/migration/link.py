@@ -73,6 +73,13 @@ class MigrationLink:
         except ConnectionLost as error:
             raise _broken(error) from error
 
+    def receive_into(self, buffer: memoryview) -> int:
+        """Fill the first bytes of `buffer`; return their number. Raises as `receive`."""
+        try:
+            return self._link.receive_into(buffer)
+        except ConnectionLost as error:
+            raise _broken(error) from error
+
     def readable(self) -> bool:
         """Return True if `receive` would not block. Raises `LinkBroken`."""
         try:

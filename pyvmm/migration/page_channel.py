@@ -42,6 +42,9 @@ class ByteLink(Protocol):
     def receive(self, at_most: int) -> bytes:
         """Wait for up to `at_most` bytes; return none when the other side has closed."""
 
+    def receive_into(self, buffer: memoryview) -> int:
+        """Wait for up to `len(buffer)` bytes; return their number, 0 as `receive` returns none."""
+
 
 class PageChannel(Protocol):
     """Sends and receives blocks of one guest's memory; the deadline is that of the link.
@@ -114,11 +117,10 @@ class BufferedPages:
     def _fill(self, buffer: memoryview) -> None:
         filled = 0
         while filled < len(buffer):
-            data = self._link.receive(len(buffer) - filled)
-            if not data:
+            got = self._link.receive_into(buffer[filled:])
+            if not got:
                 raise EOFError
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
+            filled += got
 
 
 def _broken(error: OSError) -> LinkBroken:

@@ -15,13 +15,16 @@ import select
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyvmm.sockets.errors import ConnectionLost, TransferTimedOut, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
+_T = TypeVar("_T")
 _RECEIVE_BYTES = 1 << 18
 """Most bytes of one receive: a larger one is mapped for each receive, a page fault per page."""
 
@@ -65,11 +68,22 @@ class SocketLink:
         if self._lookahead:
             data, self._lookahead = self._lookahead, b""
             return data
+        return self._receiving(lambda: self._stream.recv(min(at_most, _RECEIVE_BYTES)))
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive 1 to `len(buffer)` bytes and return their number; 0 as `receive` returns none."""
+        if self._lookahead:
+            buffer[:1], self._lookahead = self._lookahead, b""
+            return 1
+        return self._receiving(lambda: self._stream.recv_into(buffer))
+
+    def _receiving(self, receive: Callable[[], _T]) -> _T:
+        """Return what `receive` returns once there are bytes or the end."""
         if not self._buffers:
             self._wait(self._input)
         while True:
             try:
-                return self._stream.recv(min(at_most, _RECEIVE_BYTES))
+                return receive()
             except (BlockingIOError, ssl.SSLWantReadError):
                 self._wait(self._input)
             except ssl.SSLWantWriteError:

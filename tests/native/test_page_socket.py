@@ -141,6 +141,9 @@ def test_bytes_after_a_block_are_left_on_the_socket() -> None:
         receive_head(other)
         assert page_socket(other, copy).receive_block(0, bits_of({3}), math.inf)
         assert other.recv(100) == b"next"
+        for stream in (one, other):
+            with pytest.raises(BlockingIOError):
+                stream.recv(1)
 
 
 def test_received_pages_are_logged_as_dirty() -> None:

@@ -79,6 +79,10 @@ def test_every_operation_of_a_broken_connection_is_a_broken_link() -> None:
     link = MigrationLink(SocketLink(theirs))
     ours.close()
     theirs.close()
-    for operation in (lambda: link.send(b"x"), lambda: link.receive(1)):
+    for operation in (
+        lambda: link.send(b"x"),
+        lambda: link.receive(1),
+        lambda: link.receive_into(memoryview(bytearray(1))),
+    ):
         with pytest.raises(LinkBroken, match="the connection failed"):
             operation()

@@ -40,6 +40,11 @@ class RecordedLink:
         received, self._data = self._data[:at_most], self._data[at_most:]
         return received
 
+    def receive_into(self, buffer: memoryview) -> int:
+        data = self.receive(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def readable(self) -> bool:
         return False
 

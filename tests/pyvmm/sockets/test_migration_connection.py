@@ -93,7 +93,16 @@ def exchange(source: SocketLink, destination: SocketLink) -> None:
     while not source.readable():
         pass
     assert receive(source, 6) == b"thanks"
+    destination.send(b"again")
+    while not source.readable():
+        pass
+    buffer = memoryview(bytearray(8))
+    filled = 0
+    while filled < 5:
+        filled += source.receive_into(buffer[filled:])
+    assert bytes(buffer) == b"again\0\0\0"
     source.abort()
+    assert destination.receive_into(buffer) == 0
     assert destination.receive(1) == b""
     with pytest.raises(ConnectionLost, match="connection failed"):
         source.send(b"more")
