@@ -56,6 +56,9 @@ CATALOGUE = {
     "requests": Benchmark(
         "requests", "Requests without a guest: from notification to used element", Kvm.NONE
     ),
+    "migration-path": Benchmark(
+        "migration_path", "Migration without a guest: 2 GiB from RAM to RAM", Kvm.NONE
+    ),
     "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
     "exit-delay": Benchmark(
         "exit_delay", "VM exits: a register access while the event loop is busy", Kvm.MINIMAL, 2048

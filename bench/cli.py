@@ -75,6 +75,7 @@ def bench(
       scaling      inflate time by size and by fragmentation
       encodings-device  all dialects in the device alone, without a guest
       requests     latency of one request and of many at once, without a guest
+      migration-path  memory from process to process, and plain sockets
       exits        cost of a register access
       exit-delay   a register access while the event loop is busy
       balloon      balloon of a Linux guest, and QEMU's

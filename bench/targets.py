@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.encoding_cases import BITMAP, BLOCKS, BOOKKEEPING, RAM, STANDARD
+from bench.path_cases import CHECKED, SOCKETS, TCP, TOUCHED, UNIX
+from bench.path_cases import PYVMM as PATH
+from bench.path_cases import case_name as path_case
 from bench.request_cases import C_LOOP, LOOP, PYVMM, case_name
 from bench.results import Result
 from bench.scope_cases import LOADED, SCRIPTS, SMALL, frame_case
@@ -143,6 +146,12 @@ def _requests(what: str, buffers: int, limit: float, goal: float) -> Performance
     return PerformanceTarget(name, "requests", case, PYVMM, C_LOOP, limit, goal)
 
 
+def _path(link: str, against: str, limit: float, goal: float) -> PerformanceTarget:
+    case = path_case(link, TOUCHED)
+    name = f"migration path, {case}: {PATH} / {against}"
+    return PerformanceTarget(name, "migration-path", case, PATH, against, limit, goal)
+
+
 def _watched(watcher: str, limit: float, goal: float) -> PerformanceTarget:
     case = "boot, 512 MiB"
     name = f"{case}: {watcher} / {UNWATCHED}"
@@ -184,6 +193,10 @@ TARGETS: tuple[PerformanceTarget, ...] = (
             _blocks(f"{BOOKKEEPING}, {case}", f"{BOOKKEEPING}, {case}", 0.1, 0.05),
         )
     ),
+    _path(TCP, CHECKED, 1.15, 1.05),
+    _path(UNIX, CHECKED, 1.15, 1.05),
+    _path(TCP, SOCKETS, 1.5, 1.25),
+    _path(UNIX, SOCKETS, 1.7, 1.4),
     *(
         target
         for size in ("", LARGE)
