@@ -83,7 +83,7 @@ def test_batches_are_the_valid_requests_in_the_order_of_the_ring(
         batch, left = left[: taken.count], left[taken.count :]
         assert taken.messages == tuple(batch)
         pages = [page_oracle.NAMED_BY[name](message, NAMED) for message in batch]
-        assert set().union(*(page or {-1} for page in pages)) == {
+        assert set().union(*({-1} if page is None else page for page in pages)) == {
             pfn for start, count in taken.runs for pfn in range(start, start + count)
         }
         assert taken.pages == sum(len(page or ()) for page in pages)
@@ -93,6 +93,16 @@ def test_batches_are_the_valid_requests_in_the_order_of_the_ring(
         taken.push()
     assert not left
     assert [used.length for used in driver.take_used()] == [0] * len(sent)
+
+
+@pytest.mark.parametrize("name", ["bitmap", "hybrid"])
+def test_a_request_may_name_no_page(name: str) -> None:
+    empty = bytearray(request_for(name, [0]))
+    empty[-8:] = bytes(8)
+    _, queue = queue_with(bytes(empty), request_for(name, [7]))
+    taken = PageRequestReader(name, RAM).pop(queue, LIMIT)
+    assert isinstance(taken, PageRequests)
+    assert (taken.count, taken.pages, taken.runs) == (2, 1, PageRuns([(7, 1)]))
 
 
 @pytest.mark.parametrize("name", NAMES)
