@@ -21,11 +21,13 @@ from bench.measure import ENOUGH_ROUNDS
 from bench.peers import PINNED_VERSION
 from bench.results import Result
 from bench.tables import (
+    ROUNDS,
     TextTable,
     cases_table,
     curves_table,
     headlines_table,
     proposal_table,
+    rounds_text,
     stages_table,
     targets_table,
 )
@@ -163,8 +165,24 @@ def _described(result: Result, picture: Path) -> Iterable[str]:
     if not result.has_pinned_qemu:
         yield f"QEMU is not the pinned version, {PINNED_VERSION}.\n"
     yield f"![{result.title}]({picture.name})\n"
-    for table in tables_of(result):
+    tables = list(tables_of(result))
+    yield from _rounds_note(result, tables)
+    for table in tables:
         yield from markdown_lines(table)
+
+
+def _rounds_note(result: Result, tables: Sequence[TextTable]) -> Iterable[str]:
+    """Yield a line about the rounds of tables that have no column for them, if they are too few."""
+    few = {
+        len(values)
+        for case in result.cases
+        for contender, values in case.rounds.items()
+        if not case.has_enough_rounds(contender)
+    }
+    if few and any(table.rows and ROUNDS not in table.columns for table in tables):
+        low, high = min(few), max(few)
+        count = f"{low} to {high} rounds" if low < high else rounds_text(low)
+        yield f"Tables without a column of rounds have medians of {count}, an indication.\n"
 
 
 def _headlines(results: Sequence[Result], page: str) -> Iterable[str]:

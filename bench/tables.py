@@ -11,6 +11,9 @@ from bench.measure import Case
 from bench.results import Result
 from bench.targets import HEADLINES, TARGETS, PerformanceTarget
 
+ROUNDS = "rounds"
+"""The column that has the number of rounds."""
+
 PROPOSAL_TITLE = "patch series of 2016, before"
 PROPOSAL_STAGES = {
     "guest allocation": 0.065,
@@ -85,7 +88,7 @@ def _verdict(target: PerformanceTarget, result: Result) -> str:
         verdict = "missed"
     if target.has_enough_rounds(result):
         return verdict
-    return f"{verdict}; {rounds_text(result.case(target.case), target.contender)}"
+    return f"{verdict}; {rounds_text(len(result.case(target.case).rounds[target.contender]))}"
 
 
 def cases_table(result: Result) -> TextTable:
@@ -97,7 +100,7 @@ def cases_table(result: Result) -> TextTable:
         for first, contender in _marked_first(case.rounds)
     ]
     return TextTable(
-        result.title, ("case", "contender", "median", "min to max", "rounds", "ratio"), rows, left=2
+        result.title, ("case", "contender", "median", "min to max", ROUNDS, "ratio"), rows, left=2
     )
 
 
@@ -140,9 +143,8 @@ def _marked_first(names: Sequence[str] | dict[str, list[float]]) -> list[tuple[b
     return [(index == 0, name) for index, name in enumerate(names)]
 
 
-def rounds_text(case: Case, contender: str) -> str:
-    """Return the number of rounds in words; too few of them are an indication only."""
-    count = len(case.rounds[contender])
+def rounds_text(count: int) -> str:
+    """Return `count` rounds in words."""
     return f"{count} round" if count == 1 else f"{count} rounds"
 
 

@@ -68,6 +68,7 @@ def test_figures_of_too_few_rounds_are_marked(tmp_path: Path) -> None:
     page = (tmp_path / "README.md").read_text()
     assert "| QEMU 7.2.22 pc | 2 s | 1 to 4 | 3: too few | 1 |" in page
     assert "| pyvmm | 1 s | 1 to 1 | 5 | 0.500 |" in page
+    assert "\nTables without a column of rounds have medians of 3 rounds, an indication.\n" in page
     exact = Case("bytes", "bytes/page", against="pyvmm", rounds={"pyvmm": [4.0]})
     assert exact.has_enough_rounds("pyvmm")
 
