@@ -15,11 +15,13 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from bench.launch import MACHINES, MEMORY, TIMEOUT_S, LaunchedGuest, in_memory
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
 from bench.native import shared_library
+from bench.peers import BASELINE
 from guest_images.build import build_image
 from pyvmm.errors import UserError
 from pyvmm.machine.kvm_probe import probe_host_kvm
@@ -47,6 +49,9 @@ def measure(plan: Plan) -> list[Case]:
             contenders["pyvmm, with the probe of KVM"] = partial(_start, pyvmm, library, {})
         for machine in MACHINES:
             contenders[machine] = partial(_start, guest.qemu(machine, cpu=CPU), library, {})
+        for peer, machine in product(plan.peers, MACHINES):
+            argv = guest.qemu(machine, peer=peer, cpu=CPU)
+            contenders[machine.replace(BASELINE, peer.name)] = partial(_start, argv, library, {})
         contenders["python -c pass"] = _interpreter
         rounds = plan.rounds(ROUNDS)
         take_turns(case, contenders, rounds, plan, warm_up=True, limit_s=LIMIT_S)
