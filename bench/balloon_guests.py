@@ -7,8 +7,8 @@ seconds in the same way for all (of QEMU by QMP). Its stages:
     guest allocation     pages from the guest's allocator (guest release: back to it)
     guest bookkeeping    the driver's other work between messages
     transport            from adding a message to the queue to its return, minus the work of the
-                         device: the notification, waking up, the ring, the interrupt
-    decoding             a message to runs of RAM
+                         device: the notification, waking up, the used ring, the interrupt
+    decoding             the messages that wait in the queue to runs of RAM
     discard              returning the runs to the host
     reporting the size   the rest: the driver writes `actual` after every round, and we poll it
 
@@ -24,19 +24,25 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from unittest.mock import patch
 
 from bench.measure import TOTAL, Values
 from bench.migratable_guests import APPEND, Size
 from bench.qemu import QemuGuest, qemu_guest
-from devices.balloon import page_queues
+from devices.balloon.device import BalloonDevice
+from devices.virtio.queue import Requests
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.harness.console_guest import ConsoleGuest
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory import ram as memory
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
+from pyvmm_native.discard import discard
+from pyvmm_native.ring import Chain, SplitQueue
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PAGES_PER_MIB = 256
 PFN_BYTES = 4
@@ -58,35 +64,41 @@ class GuestSize(Size):
 
 
 class Stopwatches:
-    """Seconds spent in `page_queues.decode_pages` and `memory.discard` while this is open."""
+    """Seconds of a balloon in `RequestReader.pop` and `discard` while this is open."""
 
     def __init__(self) -> None:
         self.seconds = {"decoding": 0.0, "discard": 0.0}
 
     @contextmanager
-    def running(self) -> Iterator[Stopwatches]:
-        with (
-            self._timed(page_queues, "decode_pages", "decoding"),
-            self._timed(memory, "discard", "discard"),
-        ):
-            yield self
+    def running(self, balloon: BalloonDevice) -> Iterator[Stopwatches]:
+        """Measure while the block runs."""
+        specs = {queue: queue.spec for queue in balloon.queues}
+        for queue, spec in specs.items():
+            if spec.reader is not None:
+                pop = self._timed(spec.reader.pop, "decoding")
+                queue.spec = spec._replace(reader=_TimedReader(pop))
+        try:
+            with patch.object(memory, "discard", self._timed(discard, "discard")):
+                yield self
+        finally:
+            for queue, spec in specs.items():
+                queue.spec = spec
 
-    @contextmanager
-    def _timed(self, module: ModuleType, name: str, stage: str) -> Iterator[None]:
-        function: Callable[..., Any] = getattr(module, name)
-
-        def timed(*arguments: Any) -> Any:
+    def _timed(self, function: Callable[P, R], stage: str) -> Callable[P, R]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             begin = time.perf_counter()
             try:
-                return function(*arguments)
+                return function(*args, **kwargs)
             finally:
                 self.seconds[stage] += time.perf_counter() - begin
 
-        setattr(module, name, timed)
-        try:
-            yield
-        finally:
-            setattr(module, name, function)
+        return timed
+
+
+class _TimedReader(NamedTuple):
+    """A `RequestReader` whose `pop` is measured."""
+
+    pop: Callable[[SplitQueue, int, int], Requests | Chain | None]
 
 
 class DeviceCosts(NamedTuple):
@@ -124,7 +136,7 @@ class PyvmmBalloonGuest:
 
     async def resize(self, pages: int) -> tuple[float, DeviceCosts | None]:
         before = self._request_bytes()
-        with Stopwatches().running() as watches:
+        with Stopwatches().running(self.guest.vm.balloon) as watches:
             resize = await self.guest.resize_balloon(pages, force=True)
         return resize.seconds, DeviceCosts(watches.seconds, self._request_bytes() - before)
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("bench")
 
-from bench.balloon_guests import DeviceCosts, ResizeCosts
+from bench.balloon_guests import DeviceCosts, ResizeCosts, Stopwatches
 from bench.encoding_cases import (
     BITMAP,
     BLOCKS,
@@ -31,6 +31,7 @@ from bench.results import new_result
 from bench.targets import TARGETS
 from devices.balloon import dialects
 from devices.balloon.dialects import Dialect
+from devices.testing.balloon.driver import BalloonDriver
 from pyvmm_native.runs import PageRuns
 
 DIALECTS = (dialects.STANDARD, dialects.BITMAP, dialects.HYBRID, dialects.RANGES)
@@ -54,6 +55,18 @@ def of_pyvmm() -> ResizeCosts:
 
 def totals(found: dict[str, Values]) -> dict[str, float]:
     return {what: values[TOTAL] for what, values in found.items()}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_decoding_is_measured_while_a_resize_runs(dialect: Dialect) -> None:
+    driver = BalloonDriver(dialect).start()
+    with Stopwatches().running(driver.board.balloon) as watches:
+        driver.inflate([5])
+        inflated = watches.seconds["decoding"]
+        driver.deflate([5])
+    deflated = watches.seconds["decoding"]
+    driver.inflate([6])
+    assert 0 < inflated < deflated == watches.seconds["decoding"]
 
 
 def test_the_stages_of_a_resize_add_up_to_its_time() -> None:
