@@ -81,11 +81,11 @@ export class Source {
     await addChunks(store, answer.body.getReader());
   }
 
-  /** Add the chunks of an exported page, each in base64 in its element, which is then removed. */
+  /** Add the chunks of an exported page, each in base64 in its element, whose memory is then freed. */
   async #addEmbedded(store) {
-    for (const part of document.querySelectorAll(".embedded-chunk")) {
+    // No list of all elements: it would keep those that are removed.
+    for (let part; (part = document.querySelector(".embedded-chunk")); part.remove()) {
       store.add(await decodeChunk(decodeBase64(part.textContent)));
-      part.remove();
     }
   }
 
