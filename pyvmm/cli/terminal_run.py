@@ -96,7 +96,6 @@ def run_incoming(
     with ExitStack() as stack:
         stack.callback(listener.close)
         start = VmStart(stack, sockets, ports, record, announced)
-        start.releasing.add(listener.close)
         return asyncio.run(_wait_and_run(start, listener, max_ram_bytes, hugepages))
 
 
@@ -108,6 +107,7 @@ async def _wait_and_run(
 
     async with AsyncExitStack() as stack:
         terminal = _TerminalRun(stack, start)
+        start.releasing.add(listener.close)  # after the terminal: a dead file system may hang it
 
         def make(config: MachineConfig) -> VirtualMachine:
             if config.ram_bytes > max_ram_bytes:
