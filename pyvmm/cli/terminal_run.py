@@ -159,7 +159,12 @@ class _TerminalRun(VmRun):
         """
         self._close_vm()
         writer = ConsoleWriter(1)
-        return self.connect(self._start.create_machine(config, writer), writer)
+        try:
+            machine = self._start.create_machine(config, writer)
+        except BaseException:
+            writer.close(0)  # else each source that is refused leaves its thread
+            raise
+        return self.connect(machine, writer)
 
     def connect(self, machine: Machine, writer: ConsoleWriter) -> VirtualMachine:
         """Return the VM of `machine`, whose output `writer` writes, with this terminal's input."""
@@ -172,13 +177,13 @@ class _TerminalRun(VmRun):
 
         self._console = console = ConsoleIo(self._loop, 0, writer, send_input, act)
         vm = VirtualMachine(machine, on_console_room=console.send_pending)
+        self.adopt(vm)
         self._port = None
         if vm.config.console == "virtio":
             # Late: saves 3 ms with the serial console.
             from pyvmm.cli.console.ports import connect_terminal
 
             self._port = connect_terminal(vm, console)
-        self.adopt(vm)
         self._has_ports = vm.config.has_console_device
         return vm
 

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run of a VM on this terminal, where its machine cannot be created."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.cli import vm_start
+from pyvmm.cli.terminal_run import run_restored
+from pyvmm.config import MachineConfig
+from pyvmm.machine.errors import MachineNotCreated
+from pyvmm.units import MIB
+
+
+def test_a_machine_that_cannot_be_created_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MachineNotCreated("KVM refuses")
+
+    monkeypatch.setattr(vm_start, "Machine", refuse)
+    before = set(threading.enumerate())
+    config = MachineConfig(Path("/k"), None, "", 256 * MIB, 1, "standard")
+    snapshot: Any = None
+    with pytest.raises(MachineNotCreated):
+        run_restored(config, snapshot, [])
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), thread.name
