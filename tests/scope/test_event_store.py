@@ -180,3 +180,37 @@ def test_a_history_goes_back_over_a_bounded_number_of_events(page_host: Host) ->
     assert counts[0] == 80_000
     assert max(counts[1:3]) <= 20_000
     assert counts[4] == 3  # of four events, one is an inflate
+
+
+GO_BACK_FROM_THE_END = """(indexes) => {
+  let followed = 0;
+  class Follower {
+    apply() {
+      followed++;
+    }
+    clone() {
+      return this;
+    }
+  }
+  const end = 4_000_000, store = {
+    end, types: { list: [{}] }, event: () => null,
+    columns: (from, to, visit) => visit(null, new Uint16Array(to - from), from),
+  };
+  return indexes.map((index) => {
+    const history = new event_history.EventHistory(store, {
+      make: () => new Follower(), concerns: () => true,
+    });
+    history.at(end - 1);
+    followed = 0;
+    history.at(index);
+    return followed;
+  });
+}"""
+
+
+def test_a_history_of_as_many_events_as_are_kept_has_copies_at_even_distances(
+    page_host: Host,
+) -> None:
+    page = page_host().modules("event_history")
+    counts = page.evaluate(GO_BACK_FROM_THE_END, [3_999_998, 3_000_000, 600_000, 90_000, 70_000])
+    assert max(counts) <= 120_000

@@ -3,7 +3,7 @@
  * Something that follows events one by one, after any event of a store.
  *
  * A history keeps copies at some distance from each other, so that going back follows a bounded
- * number of events.
+ * number of events. When there are too many copies, every second one is kept, and the distance grows.
  */
 
 const CHECKPOINT_EVENTS = 20_000;
@@ -19,6 +19,7 @@ export class EventHistory {
   #follower;
   #next = 0; // the first event that `#follower` has not followed
   #checkpoints = [];
+  #distance = CHECKPOINT_EVENTS;
   #since = 0; // events followed since the last checkpoint
 
   /**
@@ -48,11 +49,12 @@ export class EventHistory {
   #follow(index) {
     this.#follower.apply(this.#store.event(index));
     this.#next = index + 1;
-    if (++this.#since < CHECKPOINT_EVENTS) return;
+    if (++this.#since < this.#distance) return;
     this.#since = 0;
     this.#checkpoints.push({ next: this.#next, follower: this.#follower.clone() });
     if (this.#checkpoints.length > MAX_CHECKPOINTS) {
       this.#checkpoints = this.#checkpoints.filter((_, i) => i % 2);
+      this.#distance *= 2;
     }
   }
 
