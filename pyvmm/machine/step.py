@@ -9,7 +9,7 @@ and serves no queue until the guest is resumed: notifications stay pending.
 
 Between the event and the stop, other vCPUs may execute for the microseconds that a kick takes. If
 the event comes from the event loop, the device completes the call that it is in: at most
-`BUFFERS_PER_CALL` buffers of one queue, or 64 of a stream.
+`BUFFERS_PER_CALL` buffers of one queue, or 64 of a stream or of valid requests of the balloon.
 
 While Step is armed, KVM catches no notification, so that each is a register access at which the
 vCPU stops. None is lost when KVM catches them again: a write is either one or the other, and both

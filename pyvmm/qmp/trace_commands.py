@@ -102,11 +102,11 @@ def trace_step(
     """Stop the guest at the next event of some kinds, once; only for the client that watches.
 
     A vCPU that causes the event, by an access to a register, completes the access and executes no
-    further instruction. For an event of the event loop, such as `chain`, the device completes the
-    at most 16 buffers that it is serving. Then the status is `paused`, the events STOP and
-    X_TRACE_STEP are sent, and queues are not served until `cont`. Notifications are register
-    accesses while this is armed: the kinds `register_write`, with a device and a queue, and
-    `notified` stop the guest at one.
+    further instruction. For an event of the event loop, such as `chain`, the device completes its
+    call: at most 16 buffers, or 64 of a stream or of the balloon's valid requests. Then the status
+    is `paused`, the events STOP and X_TRACE_STEP are sent, and queues are not served until `cont`.
+    Notifications are register accesses while this is armed: the kinds `register_write`, with a
+    device and a queue, and `notified` stop the guest at one.
 
     The client must call `x-trace-read` at least every 10 seconds. If it does not, or its watch
     ends, the guest runs again, unless another client has sent `stop`.

@@ -32,8 +32,7 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
         ),
         (
             "the same, of valid inflate and deflate requests",
-            f"{device.REQUESTS_PER_CALL} requests, {device.BYTES_PER_CALL // 1024} KiB"
-            " or 4,096 runs",
+            f"{device.REQUESTS_PER_CALL} requests or {device.BYTES_PER_CALL // 1024} KiB",
         ),
         (
             "the same, of a port's output",
