@@ -11,24 +11,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.cli.boot_options import BOOT_OPTIONS, BY_NAME, COMPLETION_VARIABLE, KVM_MODES, parse_boot
+from pyvmm.cli.boot_options import (
+    BOOT_OPTIONS,
+    BY_NAME,
+    COMPLETION_VARIABLE,
+    KVM_MODES,
+    BootOption,
+    parse_boot,
+)
 from pyvmm.cli.run import run
 from pyvmm.lab.choose import KvmMode
+from pyvmm.units import parse_size
 
+FITTING: dict[object, list[str]] = {
+    parse_size: ["512M", "1.5G", "64K", "0"],
+    int: ["0", "4", " 2"],
+    Path: ["initrd", "/a b", ""],
+    str: ["", "x", "a b", "unix:/q", "a=b"],
+}
+"""Texts that each parser of an option takes."""
+
+
+def spelled(option: BootOption) -> st.SearchStrategy[tuple[str, ...]]:
+    """Return the ways to give `option` with a text that it takes."""
+    names = st.sampled_from(option.names)
+    if option.flag:
+        return st.tuples(names)
+    texts = st.sampled_from(list(option.choices) or FITTING[option.parse])
+    joined = st.builds(lambda name, text: (f"{name}={text}",), names, texts)
+    return joined | st.tuples(names, texts)
+
+
+PLAIN = st.lists(st.one_of(*map(spelled, BOOT_OPTIONS)), max_size=6)
 TEXTS = st.one_of(
-    st.sampled_from(["512M", "1.5G", "64K", "0", "4", "-1", "", "x", "a b", "unix:/q", "-"]),
+    st.sampled_from(["512M", "4", "-1", "", "a b", "-"]),
     st.sampled_from([choice for option in BOOT_OPTIONS for choice in option.choices]),
     st.text(max_size=4),
 )
-NAMES = st.one_of(st.sampled_from(sorted(BY_NAME)), st.sampled_from(["--kernel", "--mem"]))
-WORDS = st.lists(
-    st.one_of(
-        st.tuples(NAMES, TEXTS),
-        st.builds(lambda name, text: (f"{name}={text}",), NAMES, TEXTS),
-        st.tuples(NAMES),
-        st.tuples(TEXTS),
-    ),
-    max_size=4,
+NAMES = st.one_of(st.sampled_from(sorted(BY_NAME)), st.sampled_from(["--kernel", "--mem", "--"]))
+OTHER = st.one_of(
+    st.tuples(NAMES, TEXTS),
+    st.builds(lambda name, text: (f"{name}={text}",), NAMES, TEXTS),
+    st.tuples(NAMES),
+    st.tuples(TEXTS),
 )
 
 
@@ -40,11 +65,29 @@ def parsed_by_click(words: list[str]) -> dict[str, Any] | None:
         return None
 
 
-@given(WORDS)
+def line(data: st.DataObject, parts: list[tuple[str, ...]]) -> list[str]:
+    """Return a command line of `parts`, with IMAGE anywhere between them."""
+    at = data.draw(st.integers(0, len(parts)))
+    return [word for part in (*parts[:at], ("guest.img",), *parts[at:]) for word in part]
+
+
+@given(st.data(), PLAIN)
 def test_a_plain_command_line_has_the_parameters_that_click_finds(
-    parts: list[tuple[str, ...]],
+    data: st.DataObject, parts: list[tuple[str, ...]]
 ) -> None:
-    words = ["guest.img", *(word for part in parts for word in part)]
+    words = line(data, parts)
+    plain = parse_boot(["run", *words])
+    assert plain is not None
+    params = parsed_by_click(words)
+    assert params is not None
+    assert {name: params[name] for name in plain} == plain
+
+
+@given(st.data(), PLAIN, OTHER)
+def test_any_command_line_that_is_taken_means_what_it_means_to_click(
+    data: st.DataObject, parts: list[tuple[str, ...]], other: tuple[str, ...]
+) -> None:
+    words = line(data, [*parts, other])
     plain = parse_boot(["run", *words])
     if plain is not None:
         params = parsed_by_click(words)
