@@ -17,8 +17,8 @@ const CELLS = 2048;
 const ADDRESS_REM = 6.5; // room for the addresses beside the map
 const LIVE_HINT = "Counts of the host's kernel and of the balloon. A cell has a band for each state.";
 const RECORDED_HINT = "From events: they tell which pages were reported as free, and where rings and buffers are. "
-  + "Which pages are in the balloon is in the bytes of buffers, which are not recorded; its size is.";
-const NO_RAM_HINT = "How much RAM the guest has is not in the recording, so there is no map of it.";
+  + "The pages in the balloon are named in the bytes of buffers, which are not recorded; its size is.";
+const NO_RAM_HINT = "The size of the guest's RAM is not in the recording, so there is no map of it.";
 
 /** @param {HTMLElement} root @param {import("./main.js").Scope} scope */
 export function create(root, scope) {

@@ -5,7 +5,7 @@
  * A sample of a guest that runs comes from the server: for each cell, the number of pages in each of
  * `STATES`. A recording has events only: `RecordedMemory` finds in them the pages that the driver
  * has reported as free, and those that rings and buffers take, and the size of the balloon over
- * time. Which pages are in the balloon is in the buffers, whose bytes are not recorded.
+ * time. The pages in the balloon are named in the buffers, whose bytes are not recorded.
  */
 
 import { INDIRECT } from "./queue_state.js";

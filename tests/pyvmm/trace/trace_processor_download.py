@@ -30,7 +30,12 @@ FILES = {
 """The files and their SHA-256."""
 TIMEOUT_S = 120
 _FAILURES = (
-    *(OSError, KeyError, ValueError, tarfile.TarError, CacheUnusable, subprocess.TimeoutExpired),
+    OSError,
+    KeyError,
+    ValueError,
+    tarfile.TarError,
+    CacheUnusable,
+    subprocess.TimeoutExpired,
 )
 
 
