@@ -4,8 +4,8 @@
 click's import takes longer than everything else that `pyvmm run` does before the guest's first
 instruction. So the options that configure a guest are declared here without it: `run` makes click
 options of them (`pyvmm.cli.options.boot_option`), for help, completion and errors, and
-`parse_boot` reads a command line that needs none of these. It knows no error: it leaves to click
-whatever it does not understand.
+`parse_boot` reads a command line that needs none of these. It reports no errors: whatever it does
+not understand is left to click.
 """
 
 from __future__ import annotations

@@ -37,11 +37,13 @@ def boot_on_terminal(
         writer = ConsoleWriter(1)
         stack.callback(writer.close, 0)
         start.boot(config, overlay, writer)
-        # Late: 35 ms, while the guest runs.
-        from pyvmm.cli.terminal_run import serve_booted
+        # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
         from pyvmm.standard_streams.log import set_up_log
 
         set_up_log()
+        # Late: 30 ms, while the guest runs.
+        from pyvmm.cli.terminal_run import serve_booted
+
         return serve_booted(start, writer)
 
 

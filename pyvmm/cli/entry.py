@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point of the command `pyvmm`: a plain boot without click, all else by its commands."""
+"""The entry point of the command `pyvmm`: a plain boot runs without click, all else through it."""
 
 from __future__ import annotations
 

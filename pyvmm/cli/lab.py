@@ -132,8 +132,7 @@ def run_again_in_lab(
     """Run this process's command line again in the lab, for a guest of at most `ram_bytes`.
 
     `host_paths` are files that it uses beside those of click's parameters, if click has parsed it.
-    The other arguments and the
-    errors are those of `run_in_lab`; returns the exit status.
+    The other arguments and the errors are those of `run_in_lab`; returns the exit status.
     """
     context = click.get_current_context(silent=True)
     parameters = context.params.values() if context is not None else ()
