@@ -7,8 +7,8 @@ The pages of a balloon request, those a guest reports as unused and those of a d
 sets of page frames. Guest memory is mostly allocated and freed in long chunks, so such a set is
 kept as an array of (start, end) pairs, ascending and apart from each other; its memory is
 proportional to the number of runs. Every operation is one linear pass over its operands that
-appends to the result in ascending order, without the GIL. run_list.pxd describes how bitmaps and
-PFN arrays are decoded, record_list.pxd how 64-bit records are.
+appends to the result in ascending order, without the GIL. run_list.pxd describes how bitmaps are
+decoded, record_list.pxd how 64-bit records are.
 """
 
 from itertools import islice
@@ -23,9 +23,7 @@ from libc.string cimport memcmp
 from pyvmm_native.record_list cimport (
     NAMED_TWICE, NO_FAULT, NO_MEMORY, Decoder, Fault, decode_hybrid, decode_ranges, sort_and_merge,
 )
-from pyvmm_native.run_list cimport (
-    Run, RunList, add_run, append, decode_bitmap, decode_pfns, resize,
-)
+from pyvmm_native.run_list cimport Run, RunList, add_run, append, decode_bitmap, resize
 
 cdef enum:
     SHOWN_RUNS = 8
@@ -86,26 +84,6 @@ cdef class PageRuns:
             first = start_pfn
             with nogil:
                 complete = decode_bitmap(&result.list, <const uint8_t *>view.buf, view.len, first)
-        finally:
-            PyBuffer_Release(&view)
-        return result._finish(complete)
-
-    @classmethod
-    def from_pfns(cls, pfns):
-        """Return the frames of an array of little-endian 32-bit PFNs (VIRTIO 1.2, 5.5.6).
-
-        PFNs may be in any order; duplicates count once. ValueError when the length in bytes is not
-        a multiple of 4.
-        """
-        cdef PageRuns result = PageRuns.__new__(PageRuns)
-        cdef Py_buffer view
-        cdef bint complete
-        PyObject_GetBuffer(pfns, &view, PyBUF_SIMPLE)
-        try:
-            if view.len % 4:
-                raise ValueError(f"{view.len} bytes are not an array of 32-bit PFNs")
-            with nogil:
-                complete = decode_pfns(&result.list, view.buf, view.len // 4)
         finally:
             PyBuffer_Release(&view)
         return result._finish(complete)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pyvmm_native.page_requests import decode
 from pyvmm_native.runs import PageRuns
 
 FRAME_LIMIT = 1 << 52
@@ -66,10 +67,17 @@ def test_from_bitmap_finds_the_set_bits(bitmap: bytes, start_pfn: int, offset: i
 
 
 @given(pfns=pfn_lists, offset=st.integers(0, 4))
-def test_from_pfns_finds_the_frames(pfns: list[int], offset: int) -> None:
-    array = struct.pack(f"<{len(pfns)}I", *pfns)
-    runs = PageRuns.from_pfns(memoryview(bytes(offset) + array)[offset:])
-    assert_holds(runs, set(pfns))
+def test_a_pfn_array_names_each_frame_once(pfns: list[int], offset: int) -> None:
+    def decoded(pfns: list[int]) -> PageRuns:
+        array = struct.pack(f"<{len(pfns)}I", *pfns)
+        return decode("standard", memoryview(bytes(offset) + array)[offset:])
+
+    once = list(dict.fromkeys(pfns))
+    if once:
+        assert_holds(decoded(once), set(pfns))
+    if once != pfns or not pfns:
+        with pytest.raises(ValueError, match="twice" if pfns else "0 bytes"):
+            decoded(pfns)
 
 
 @given(page_sets)
@@ -217,8 +225,8 @@ def test_decoders_refuse_invalid_input() -> None:
     with pytest.raises(ValueError, match="bitmap of 0 bytes"):
         PageRuns.from_bitmap(b"", -1)
     for length in (1, 2, 3, 5):
-        with pytest.raises(ValueError, match="32-bit PFNs"):
-            PageRuns.from_pfns(bytes(length))
+        with pytest.raises(ValueError, match=f"{length} bytes are not an array of 32-bit"):
+            decode("standard", bytes(length))
 
 
 def test_invalid_units_and_factors_are_refused() -> None:
