@@ -10,9 +10,11 @@ holds. `receive_block` receives straight into guest RAM, and adds what has arriv
 the cache. So RAM that waits for its guest holds bytes that have not been verified, and the guest
 must not run before they are.
 
-The socket does not block otherwise. Here it does, for the time that is left until the deadline
-(SO_RCVTIMEO, SO_SNDTIMEO): the kernel then moves a whole piece in one call, and wakes this thread
-less often. No memory is allocated for a block, and the GIL is not held.
+The socket does not block otherwise. While a block is received it does, for the time that is left
+until the deadline (SO_RCVTIMEO): the kernel then fills a whole piece in one call, and wakes this
+thread less often. Sending waits in poll(2), because a unix socket applies SO_SNDTIMEO to each of
+its buffers separately: a peer that takes a little before each time-out would prolong the wait.
+No memory is allocated for a block, and the GIL is not held.
 """
 
 import math
@@ -28,6 +30,13 @@ from pyvmm_native.checksum cimport Checksum
 from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, next_run
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+    short POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+
 cdef extern from "<sys/ioctl.h>" nogil:
     int FIONBIO
     int ioctl(int fd, unsigned long request, int *value)
@@ -39,11 +48,11 @@ cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
+    int MSG_DONTWAIT
     int MSG_NOSIGNAL
     int MSG_WAITALL
     int SOL_SOCKET
     int SO_RCVTIMEO
-    int SO_SNDTIMEO
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
@@ -111,9 +120,7 @@ cdef class PageSocket:
         cdef int error
         self._begin(first_pfn, bitmap, deadline)
         with nogil:
-            self._set_blocking(True)
             error = self._send(&head[0], head.shape[0])
-            self._set_blocking(False)
         raise_error(error)
 
     def receive_block(self, uint64_t first_pfn, const uint8_t[::1] bitmap not None, deadline):
@@ -184,7 +191,7 @@ cdef class PageSocket:
         """Send all bytes of `vector`, and leave it empty. Return 0 or an errno."""
         cdef msghdr message
         cdef ssize_t put
-        cdef int error
+        cdef double left_s
         memset(&message, 0, sizeof(message))
         while True:
             while count and not vector.iov_len:
@@ -193,12 +200,15 @@ cdef class PageSocket:
             if not count:
                 return 0
             message.msg_iov, message.msg_iovlen = vector, count
-            error = self._limit_wait(SO_SNDTIMEO)
-            if error:
-                return error
-            put = sendmsg(self._fd, &message, MSG_NOSIGNAL)
-            if put < 0 and errno != EAGAIN and errno != EINTR:
-                return errno
+            left_s = self._left_s()
+            if left_s <= 0:
+                return ETIMEDOUT
+            put = sendmsg(self._fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if put < 0:
+                if errno == EAGAIN:
+                    self._await_room(left_s)
+                elif errno != EINTR:
+                    return errno
             while put > 0:
                 put -= consume(&vector, &count, put)
 
@@ -221,7 +231,7 @@ cdef class PageSocket:
                 left -= window[taken].iov_len
                 taken += 1
             message.msg_iov, message.msg_iovlen = window, taken
-            error = self._limit_wait(SO_RCVTIMEO)
+            error = self._limit_receive()
             if error:
                 return error
             got = recvmsg(self._fd, &message, MSG_WAITALL)
@@ -242,23 +252,33 @@ cdef class PageSocket:
         cdef int nonblocking = not blocking
         ioctl(self._fd, FIONBIO, &nonblocking)
 
-    cdef int _limit_wait(self, int option) noexcept nogil:
-        """Have the next call wait no longer than the deadline. Return 0, or ETIMEDOUT."""
+    cdef double _left_s(self) noexcept nogil:
+        """Return the seconds until the deadline, at most `LONGEST_S`, or infinity."""
         cdef timespec now
+        if self._deadline == INFINITE_S:
+            return INFINITE_S
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        return min(self._deadline - now.tv_sec - now.tv_nsec / 1e9, LONGEST_S)
+
+    cdef void _await_room(self, double left_s) noexcept nogil:
+        """Wait until the socket has room, is broken, or `left_s` have passed."""
+        cdef pollfd socket
+        socket.fd, socket.events = self._fd, POLLOUT
+        poll(&socket, 1, -1 if left_s == INFINITE_S else <int>(left_s * 1000) + 1)
+
+    cdef int _limit_receive(self) noexcept nogil:
+        """Have the next receive wait no longer than the deadline. Return 0 or an errno."""
         cdef timeval left
-        cdef double left_s
+        cdef double left_s = self._left_s()
         left.tv_sec = left.tv_usec = 0     # no limit
-        if self._deadline < INFINITE_S:
-            clock_gettime(CLOCK_MONOTONIC, &now)
-            left_s = self._deadline - now.tv_sec - now.tv_nsec / 1e9
-            if left_s <= 0:
-                return ETIMEDOUT
-            left_s = min(left_s, 1e6)
+        if left_s <= 0:
+            return ETIMEDOUT
+        if left_s != INFINITE_S:
             left.tv_sec = <long>left_s
             left.tv_usec = <long>((left_s - left.tv_sec) * 1e6) + 1
             if left.tv_usec == 1000000:
                 left.tv_sec, left.tv_usec = left.tv_sec + 1, 0
-        if setsockopt(self._fd, SOL_SOCKET, option, &left, sizeof(left)) < 0:
+        if setsockopt(self._fd, SOL_SOCKET, SO_RCVTIMEO, &left, sizeof(left)) < 0:
             return errno
         return 0
 
@@ -273,6 +293,7 @@ cdef class PageSocket:
 
 
 cdef double INFINITE_S = math.inf
+cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of milliseconds
 
 
 cdef inline void advance(iovec *part, size_t size) noexcept nogil:

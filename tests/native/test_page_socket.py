@@ -62,6 +62,12 @@ def while_sending(
     return thread
 
 
+def send_blocks(sender: PageSocket, deadline: float) -> None:
+    """Send four whole blocks, which take more room than a socket has."""
+    for _ in range(4):
+        sender.send_block(b"head", 0, b"\xff" * 64, deadline)
+
+
 def receive_head(stream: socket.socket) -> bytes:
     stream.setblocking(True)
     head = stream.recv(4, socket.MSG_WAITALL)
@@ -181,6 +187,25 @@ def test_a_peer_that_reads_nothing_or_closes_is_noticed() -> None:
         other.close()
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
             sender.send_block(b"head", 0, b"\xff" * 64, math.inf)
+
+
+def test_a_peer_that_takes_some_bytes_before_each_wait_ends_does_not_prolong_it() -> None:
+    with sockets() as (one, other):
+        sender, begin = page_socket(one, new_memory()), time.monotonic()
+
+        def take_now_and_then() -> None:
+            other.setblocking(True)
+            for at in (0.02, 0.04, 0.06, 0.95, 1.9):
+                time.sleep(max(0, begin + at - time.monotonic()))
+                other.recv(140_000, socket.MSG_WAITALL)  # a unix socket has room from there on
+
+        taking = threading.Thread(target=take_now_and_then)
+        taking.start()
+        with pytest.raises(TimeoutError):
+            send_blocks(sender, begin + 1)
+        assert 1 <= time.monotonic() - begin < 1.5
+        one.close()
+        taking.join(10)
 
 
 def test_another_thread_can_shut_the_socket_down() -> None:
