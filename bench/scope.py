@@ -12,12 +12,7 @@ takes 17 ms at least. Windows are 1280 and 3840 pixels wide; targets are for the
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
@@ -26,7 +21,7 @@ from bench.busy_queue import busy_queue
 from bench.launch import MEMORY
 from bench.measure import TOTAL, Case, Plan, seconds
 from bench.scope_cases import LOADED, PERCENTILES, SCRIPTS, SMALL, WINDOWS, frame_case
-from pyvmm.errors import UserError
+from bench.scope_page import chromium, served_scope
 from pyvmm.trace.recording_file import RecordingFile
 
 if TYPE_CHECKING:
@@ -37,11 +32,6 @@ ROUNDS = 5
 STEPS, QUICK_STEPS = 20, 3
 
 _SCRIPT = Path(__file__).with_name("scope_script.js")
-_CHROMIUM = Path("/usr/bin/chromium")
-_ARGUMENTS = (
-    *("--no-sandbox", "--disable-quic", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 _LOADED_JS = """() => new Promise((done) => {
   let ready = 0;
   const look = () => {
@@ -75,11 +65,11 @@ def measure(plan: Plan) -> list[Case]:
     """Measure loading and frames in each window."""
     cases = PageCases()
     rounds, steps = plan.rounds(ROUNDS), QUICK_STEPS if plan.quick else STEPS
-    with tempfile.TemporaryDirectory(dir=MEMORY) as directory, _chromium() as browser:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory, chromium() as browser:
         recording = Path(directory, "busy.rec")
         _record(recording, QUICK_EVENTS if plan.quick else EVENTS)
         plan.progress.stage(LOADED, rounds * len(WINDOWS))
-        with _served(recording) as url:
+        with served_scope(str(recording)) as url:
             for _ in range(rounds):
                 for window in WINDOWS:
                     _measure_page(browser, url, window, steps, cases)
@@ -110,33 +100,3 @@ def _record(path: Path, events: int) -> None:
         file.write(batch)
     file.close()
     assert file.events >= events
-
-
-@contextmanager
-def _served(recording: Path) -> Iterator[str]:
-    """Serve the page of a recording in the block; yields its address."""
-    command = [sys.executable, "-m", "pyvmm", "scope", "--no-open", str(recording)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found is not None
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def _chromium() -> Iterator[Browser]:
-    """Yield Debian's Chromium, without a window. Raises `UserError` if it is not installed."""
-    try:
-        from playwright.sync_api import sync_playwright  # only here: a developer's requirement
-    except ImportError:
-        raise UserError("the benchmark scope needs the Python package playwright") from None
-    if not _CHROMIUM.exists():
-        raise UserError(f"the benchmark scope needs {_CHROMIUM}, of Debian's package chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=list(_ARGUMENTS))
-        yield browser
-        browser.close()

@@ -11,7 +11,6 @@ if this machine's KVM is unfit.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,8 +21,9 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from bench.scope_page import chromium, served_scope
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB
@@ -41,26 +41,19 @@ MAX_TOTAL_BYTES = 1_500_000
 NAME = "demo"
 BOOT_LIMIT_S = 300.0
 TARGET_BYTES = 256 * MIB
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-quic", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 
 
 def main(image: Path) -> None:
     """Take all pictures of a guest of `image`."""
     for folder in (PICTURES, LOOKED_AT):
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as directory, chromium() as browser:
         os.environ["XDG_RUNTIME_DIR"] = directory  # no other guest has the name there
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         recording = Path(directory, "boot.rec")
-        with guest(image, recording) as client, scope("--vm", NAME) as url:
+        with guest(image, recording) as client, served_scope("--vm", NAME) as url:
             take_live(browser, url, client)
-        with scope(str(recording)) as url:
+        with served_scope(str(recording)) as url:
             take_recorded(browser, url)
-        browser.close()
         shutil.copy(recording, LOOKED_AT)
     total = sum(path.stat().st_size for path in PICTURES.glob("*.png"))
     print(f"{total} bytes in {PICTURES}")
@@ -68,7 +61,7 @@ def main(image: Path) -> None:
         sys.exit(f"more than {MAX_TOTAL_BYTES} bytes")
 
 
-# --- The guest and the server ---------------------------------------------------------------
+# --- The guest ------------------------------------------------------------------------------
 @contextmanager
 def guest(image: Path, recording: Path) -> Iterator[QmpClient]:
     """Run a guest in the block, from the moment at which its balloon driver runs."""
@@ -101,21 +94,6 @@ def connect(socket: Path) -> QmpClient:
         except UserError:
             time.sleep(0.2)
     sys.exit(f"the guest has not booted in {BOOT_LIMIT_S:g} s")
-
-
-@contextmanager
-def scope(*source: str) -> Iterator[str]:
-    """Serve the page of a source in the block; yields its address."""
-    command = [sys.executable, "-m", "pyvmm", "scope", "--no-open", *source]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found is not None
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 # --- Pictures -------------------------------------------------------------------------------

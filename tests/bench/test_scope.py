@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("bench")
 
-from bench import scope
+from bench import scope, scope_page
 from bench.busy_queue import busy_queue
 from bench.measure import Plan
 from bench.results import new_result
@@ -39,7 +39,7 @@ def test_targets_of_the_page_are_times_with_their_unit() -> None:
 
 
 def test_a_machine_without_chromium_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scope, "_CHROMIUM", Path("/nowhere/chromium"))
+    monkeypatch.setattr(scope_page, "_CHROMIUM", Path("/nowhere/chromium"))
     with pytest.raises(UserError) as error:
         scope.measure(Plan(True, Silent()))
     assert "/nowhere/chromium" in str(error.value)

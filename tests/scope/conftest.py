@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
+from bench.scope_page import chromium
 from tests.scope.page_host import PageHost
-
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 class SharedBrowser:
@@ -37,10 +30,7 @@ class SharedBrowser:
     def get(self) -> Browser:
         """Return the browser; start it if need be."""
         if self._browser is None:
-            playwright = self._started.enter_context(sync_playwright())
-            options: dict[str, Any] = {"executable_path": "/usr/bin/chromium"}
-            self._browser = playwright.chromium.launch(args=list(ARGUMENTS), **options)
-            self._started.callback(self._browser.close)
+            self._browser = self._started.enter_context(chromium())
         return self._browser
 
     def close(self) -> None:

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 from perfetto.trace_processor.platform import PlatformDelegate
 from perfetto.trace_processor.protos import ProtoFactory
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Page, Route
 
+from bench.scope_page import chromium
 from tests.pyvmm.trace.trace_processor_download import cached
-from tests.scope.conftest import ARGUMENTS
 
 MISSING = (
     "there is no trace_processor_shell in PATH, and no copy of Perfetto's trace processor in the"
@@ -79,11 +79,8 @@ def loaded_trace(data: bytes, directory: Path) -> Iterator[LoadedTrace | None]:
         with TraceProcessor(trace=str(path), config=TraceProcessorConfig(bin_path=shell)) as trace:
             yield trace
     elif (files := cached()) is not None:
-        with sync_playwright() as playwright:
-            options: dict[str, Any] = {"executable_path": "/usr/bin/chromium"}
-            browser = playwright.chromium.launch(args=list(ARGUMENTS), **options)
+        with chromium() as browser:
             yield BrowserTrace(browser.new_page(), files, data)
-            browser.close()
     else:
         yield None
 
