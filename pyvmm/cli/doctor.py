@@ -38,7 +38,7 @@ from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.remedies import remedy as remedy_for
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.kernel import find_kernel
-from pyvmm.lab.processors import lab_processors
+from pyvmm.lab.processors import DEFAULT_CPUS, single_processor_reason
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
 from pyvmm.memory.huge_page_pool import read_pool, transparent_setting
@@ -164,9 +164,8 @@ def check_qemu() -> Finding:
         return Finding("QEMU", str(error), Needed.LAB, remedy_for(error))
     output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     version = (output.stdout.splitlines() or [path])[0]
-    cpus, reason = lab_processors(version)
-    processors = f"{cpus} processor{'s' if cpus > 1 else ''}"
-    return Finding("QEMU", f"{version}; a lab has {processors}: {reason}", Needed.LAB)
+    processors = f"{DEFAULT_CPUS} processor: {single_processor_reason(version)}"
+    return Finding("QEMU", f"{version}; a lab has {processors}", Needed.LAB)
 
 
 def check_lab_kernel() -> Finding:
