@@ -22,6 +22,7 @@ from pyvmm.migration.stream import DestinationReader, SourceReader
 from pyvmm.sockets.link import shut_down
 from pyvmm.state.records import Kind
 from pyvmm_native import PAGE_BYTES
+from pyvmm_native.checksum import Checksum
 from tests.pyvmm.migration.migration_guest import config_of
 
 Mode = Literal["silent", "dribbling"]
@@ -156,7 +157,8 @@ class StalledDestination(StalledPeer):
 class StalledSource(StalledPeer):
     """A source that connects with `stream`.
 
-    Its steps: hello, pages (before any), page (in one), round-end, ready and commit.
+    Its steps: hello, pages (before any), page (in the message of one), contents (in those of that
+    page), round-end, ready and commit.
     """
 
     def __init__(self, stream: socket.socket, step: str, mode: Mode, interval_s: float) -> None:
@@ -170,8 +172,11 @@ class StalledSource(StalledPeer):
         self.send("hello", messages.Hello(config_of(RAM_MIB)).record().encode())
         self._expect(messages.Welcome)
         self.send("pages", b"")
-        pages = messages.Pages(0, b"\x01" + bytes(messages.BITMAP_BYTES - 1), b"x" * 4096)
+        pages = messages.Pages(0, b"\x01" + bytes(messages.BITMAP_BYTES - 1))
         self.send("page", pages.record().encode())
+        contents = b"x" * PAGE_BYTES
+        checksum = Checksum("crc32c").of(contents)
+        self.send("contents", contents + checksum.to_bytes(SUM_BYTES, "little"))
         self.send("round-end", messages.RoundEnd(1).record().encode())
         self._expect(messages.RoundAck)
         self.send("ready", messages.Ready(1, 0, True).record().encode())

@@ -93,15 +93,16 @@ def _destination_cells() -> Iterator[Cell]:
         yield Cell(peer, "hello", waiting, TIMEOUTS.hello, stalls, ("hello", mode))
         yield Cell(peer, "pages", waiting, TIMEOUTS.message, stalls, ("pages", mode))
         yield Cell(peer, "page", waiting, TIMEOUTS.message, stalls, ("page", mode))
-        for step in ("round-end", "ready", "commit"):
+        for step in ("contents", "round-end", "ready", "commit"):
             yield Cell(peer, step, gone, TIMEOUTS.message, stalls, (step, mode))
         peer = f"{mode} TLS client"
         in_tls = ("handshake", mode, TLS)
         yield Cell(peer, "handshake", waiting, TIMEOUTS.hello, stalls, in_tls)
         yield Cell(peer, "hello", waiting, TIMEOUTS.hello, stalls, ("hello", mode, TLS))
-        yield Cell(peer, "commit", gone, TIMEOUTS.message, stalls, ("commit", mode, TLS))
+        for step in ("contents", "commit"):
+            yield Cell(peer, step, gone, TIMEOUTS.message, stalls, (step, mode, TLS))
     ends = cells.destination_ends
-    for step in ("hello", "pages", "page", "round-end", "ready", "commit"):
+    for step in ("hello", "pages", "page", "contents", "round-end", "ready", "commit"):
         yield Cell("silent source", f"{step}, SIGTERM", cells.ENDED, AT_ONCE_S, ends, (step,))
     for step in ("handshake", "commit"):
         peer = "silent TLS client"
@@ -119,6 +120,7 @@ FULL_FIGURES = [
     "dribbling destination: running",
     "dribbling destination: pages",
     "dribbling TLS client: handshake",
+    "dribbling source: contents",
     "dribbling source: pages",
     "silent source: commit",
     "hanging file: connection",
