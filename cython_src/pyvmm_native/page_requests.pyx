@@ -7,8 +7,9 @@
 module is where they are decoded and checked. `PageRequestReader.pop` takes all that wait: each
 request is walked, copied, decoded and compared with RAM, and a valid one joins the batch. Its
 bytes are copied out of guest memory once, and everything is decided on the copy. A request that is
-not valid ends the batch and stays in the ring; at the front it is popped as an ordinary `Chain`, by
-which the device refuses it.
+not valid ends the batch and stays in the ring. At the front it is popped as an ordinary `Chain`,
+which has a copy of its own: the device decodes that one, which the driver may have changed
+meanwhile, and says why it refuses it.
 
 A batch is bounded by its buffers, bytes and runs, so no guest occupies the caller for long.
 """
@@ -250,7 +251,7 @@ def decode(format, message, is_request=True):
     """Return the pages that a message of the dialect `format` names; ValueError if it is invalid.
 
     A request, on the inflate or deflate queue, has no command, flag or id, and names each page
-    once. A message that is none may have them, and name a page twice. `message` is read once.
+    once. A message that is none may have them, and name a page twice.
     """
     cdef PageRuns result = PageRuns.__new__(PageRuns)
     cdef Py_buffer view
