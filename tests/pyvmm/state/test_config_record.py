@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,7 @@ def restored(fields: dict[str, Any]) -> MachineConfig:
 
 @given(
     st.builds(
-        replace,
-        st.just(CONFIG),
+        CONFIG.changed,
         kernel=st.binary(min_size=1, max_size=30).map(os.fsdecode).map(Path),
         initrd=st.none() | st.just(Path("/i\udcff")),
         command_line=st.binary(max_size=30).map(os.fsdecode),
