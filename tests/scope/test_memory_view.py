@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import Browser, Page
 
 from pyvmm_native import PAGE_BYTES
@@ -112,3 +114,18 @@ def test_a_balloon_that_changed_very_often_has_a_chart(page_host: Callable[..., 
     buffer.event("balloon.actual", pages=256)
     page = page_host(chunks([taken(buffer)])).open("memory")
     page.wait_for_selector(".line-chart[aria-label='Over time: balloon 1 MiB']")
+
+
+def test_the_chart_of_a_recording_has_the_times_of_the_timeline(
+    page_host: Callable[..., PageHost],
+) -> None:
+    buffer = EventBuffer()
+    buffer.start()
+    for name in ("balloon.target", "balloon.actual", "balloon.actual"):
+        buffer.event(name, pages=256)
+        time.sleep(0.05)
+    page = page_host(chunks([taken(buffer)])).open("memory")
+    points = page.locator(".line-chart polyline").get_attribute("points") or ""
+    first, last = (float(point.partition(",")[0]) for point in points.split())
+    left = float(page.locator(".line-chart line.grid >> nth=0").get_attribute("x1") or 0)
+    assert (first - left) / (last - left) == pytest.approx(0.5, abs=0.3)

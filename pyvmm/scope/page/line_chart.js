@@ -8,11 +8,12 @@ const WIDTH = 420, HEIGHT = 180, LEFT = 76, RIGHT = 72, TOP = 12, BOTTOM = 24;
 
 /**
  * Return a chart. A line has a `name`, the name of a `color`, and `points`, [milliseconds, bytes];
- * `at` is the time to mark, `most` the least upper end of the scale in bytes.
+ * `at` is the time to mark, `most` the least upper end of the scale in bytes, `since` the latest
+ * beginning of the scale of time.
  */
-export function lineChart(lines, { at, most }) {
+export function lineChart(lines, { at, most, since }) {
   const points = lines.flatMap((line) => line.points);
-  const times = points.map(([time]) => time), from = Math.min(...times, at), to = Math.max(...times, at, from + 1);
+  const times = points.map(([time]) => time), from = Math.min(...times, at, since), to = Math.max(...times, at, from + 1);
   const top = Math.max(most, ...points.map(([, bytes]) => bytes), 1);
   const x = (time) => LEFT + ((time - from) / (to - from)) * (WIDTH - LEFT - RIGHT);
   const y = (bytes) => HEIGHT - BOTTOM - (bytes / top) * (HEIGHT - TOP - BOTTOM);

@@ -133,7 +133,9 @@ class MemoryView {
       ? [{ name: "balloon", color: "c2", points: points("balloon") }, { name: "RSS", color: "c1", points: points("rss") }]
       : [{ name: "balloon", color: "c2", points: this.#recorded.balloon }];
     const isEmpty = lines.every(({ points: own }) => !own.length); // as before the first report of a balloon
-    this.#chart.replaceChildren(...(isEmpty ? [] : [lineChart(lines, { at: sample.timeMs, most: this.#scope.source.info.memory ?? 0 })]));
+    const since = this.#live ? sample.timeMs : 0; // a recording's times are those of the timeline
+    const limits = { at: sample.timeMs, most: this.#scope.source.info.memory ?? 0, since };
+    this.#chart.replaceChildren(...(isEmpty ? [] : [lineChart(lines, limits)]));
   }
 
   #drawMap({ cells, cellBytes }) {
