@@ -54,7 +54,7 @@ class DowntimeSteps:
     """
 
     def __init__(self) -> None:
-        self.begun_at = self._step_begun_at = time.monotonic()
+        self._begun_at = self._step_begun_at = time.monotonic()
         self.steps: dict[str, float] = {}
 
     def step(self, name: str) -> None:
@@ -66,7 +66,7 @@ class DowntimeSteps:
     @property
     def seconds(self) -> float:
         """Seconds since the switchover began."""
-        return time.monotonic() - self.begun_at
+        return time.monotonic() - self._begun_at
 
 
 @dataclass

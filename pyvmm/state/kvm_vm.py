@@ -51,9 +51,10 @@ _CHIPS: tuple[tuple[str, int, str, type[Structure]], ...] = (
 
 
 def save_vm(vm: Vm, clock_ns: int, tsc: int) -> Payload:
-    """Return what KVM holds of `vm`, whose vCPUs are all outside the guest. Raises KvmError.
+    """Return what KVM holds of `vm`. Raises KvmError.
 
-    `clock_ns` is kvmclock, and `tsc` the counter of the boot processor at that moment.
+    The result can be restored only if no vCPU was in the guest meanwhile. `clock_ns` is kvmclock,
+    and `tsc` the counter of the boot processor at that moment.
     """
     pit = vm.get_pit2()
     for channel in pit.channels:
