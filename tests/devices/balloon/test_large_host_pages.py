@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, NAMES, STANDARD, by_name
-from devices.testing.balloon.driver import DEFLATE, BalloonDriver
+from devices.testing.balloon.driver import DEFLATE, INFLATE, BalloonDriver
 from devices.testing.balloon.requests import pfn_array
 from devices.testing.driver import ALL_FEATURES
 from devices.testing.ram import AnonymousRam
@@ -98,6 +98,18 @@ def test_a_page_used_before_its_deflate_is_served_is_not_discarded() -> None:
 
 
 @pytest.mark.conformance("5.5.6.2-2")
+def test_requests_that_wait_together_do_not_make_a_host_page_whole() -> None:
+    """Without MUST_TELL_HOST, the driver may use the first half again at any time."""
+    driver = start(accepted=ALL_FEATURES & ~features.MUST_TELL_HOST)
+    pages, half = host_page(0), HOST_PAGE_PAGES // 2
+    for part in (pages[:half], pages[half:], host_page(1)):
+        driver.queues[INFLATE].add([pfn_array(part)])
+    driver.notify(INFLATE)
+    driver.board.serve()
+    assert len(driver.queues[INFLATE].take_used()) == 3
+    assert pages_in(driver.board.ram.discarded) == set(host_page(1))
+
+
 def test_contents_are_lost_with_the_last_page_only() -> None:
     driver = start()
     pages = host_page(1)
