@@ -53,4 +53,6 @@ def describe_recording(recording: Recording) -> dict[str, Any]:
 
 def _ram_bytes(noted: object) -> int | None:
     """Return the size of RAM in the description of a recording, which may be of anybody."""
-    return noted if isinstance(noted, int) and 0 < noted <= MAX_RAM_BYTES else None
+    if not isinstance(noted, int) or isinstance(noted, bool):
+        return None
+    return noted if 0 < noted <= MAX_RAM_BYTES else None

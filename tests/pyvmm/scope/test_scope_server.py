@@ -59,7 +59,15 @@ def test_the_source_is_described(recorded: Path) -> None:
 
 @pytest.mark.parametrize(
     ("noted", "shown"),
-    [(4 << 30, 4 << 30), (None, None), (0, None), (-1, None), (1 << 60, None), ("1G", None)],
+    [
+        (4 << 30, 4 << 30),
+        (None, None),
+        (0, None),
+        (-1, None),
+        (1 << 60, None),
+        ("1G", None),
+        (True, None),
+    ],
 )
 def test_the_ram_of_a_recording_is_described_if_it_is_known(
     recorded: Path, noted: object, shown: int | None
