@@ -8,6 +8,8 @@ import pytest
 from devices.balloon.dialects import STANDARD
 from devices.testing import RecordingTracer
 from devices.testing.balloon import BalloonDriver
+from devices.testing.balloon.driver import INFLATE
+from devices.testing.balloon.requests import pfn_array
 from pyvmm.trace.stream import TraceEvent, events_of
 from pyvmm_native.events import EventBuffer
 
@@ -48,3 +50,16 @@ def test_a_target_its_request_and_the_new_size_are_events(buffer: EventBuffer) -
     assert config["cause"] == "config"
     assert chain["readable_bytes"] == 12
     assert inflate == {"pages": 3, "runs": 2, "discarded_bytes": 3 * 4096}
+
+
+def test_requests_that_wait_together_are_served_one_by_one_while_watched(
+    buffer: EventBuffer,
+) -> None:
+    driver = BalloonDriver(STANDARD).start()
+    taken(buffer)
+    for pfn in (20, 21):
+        driver.queues[INFLATE].add([pfn_array([pfn])])
+    driver.notify(INFLATE)
+    driver.board.serve()
+    events = taken(buffer, "chain", "inflate", "used")
+    assert [event.kind for event in events] == ["chain", "inflate", "used"] * 2
