@@ -6,10 +6,11 @@ The device consists of its configuration space and one `QueueHandler` for each q
 queues exist and how they are numbered.
 
 One inflate, top to bottom: `set_target` raises `num_pages` and notifies the driver; the driver puts
-a request on the inflate queue; `serve` passes it to `InflateQueue`, which has the dialect decode it
-to `PageRuns`, checks that every page is RAM and has the RAM discard them, or the host pages that
-they complete if those are larger than 4 KiB; only then does the base class return the buffer,
-because the used entry promises that the memory is freed. The driver then writes `actual`.
+a request on the inflate queue; the queue's `PageRequestReader` takes it, decodes it to `PageRuns`
+and checks that every page is RAM; `serve_requests` passes these to `InflateQueue`, which has the
+RAM discard them, or the host pages that they complete if those are larger than 4 KiB; only then
+does the base class return the buffer, because the used entry promises that the memory is freed. The
+driver then writes `actual`.
 
 `actual` is whatever the guest wrote. It is limited to RAM before anything is computed from it.
 """

@@ -15,13 +15,14 @@ import pytest
 
 from devices.balloon import features
 from devices.balloon.dialects import BITMAP, HYBRID, RANGES, Dialect, by_name
+from devices.virtio.queue import Requests
 from pyvmm.balloon.guest_requests import DriverUnavailable
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.memory.rss import resident_bytes
 from pyvmm.units import MIB
 from pyvmm_native import PAGE_BYTES
-from pyvmm_native.ring import Chain
+from pyvmm_native.page_requests import PageRequests
 from tests.kvm.each_dialect import each_dialect
 from tests.kvm.fixture_types import RunGuest
 
@@ -87,21 +88,21 @@ def test_must_tell_host(run_guest: RunGuest, dialect: str) -> None:
 
     def watch_deflates(guest: GuestSession) -> None:
         ram, balloon = guest.vm.ram, guest.vm.balloon
-        serve = balloon.serve
+        serve = balloon.serve_requests
 
-        def watching(queue: int, chain: Chain) -> int | None:
+        def watching(queue: int, requests: Requests) -> None:
             if queue == 1:
-                runs = balloon.dialect.decode(chain.readable)
-                deflated.append(runs.pages)
+                assert isinstance(requests, PageRequests)
+                deflated.append(requests.pages)
                 used_too_early.extend(
                     start
-                    for start, count in runs
+                    for start, count in requests.runs
                     if ram.memory.read(start * PAGE_BYTES, count * PAGE_BYTES)
                     != bytes(count * PAGE_BYTES)
                 )
-            return serve(queue, chain)
+            serve(queue, requests)
 
-        balloon.serve = watching  # type: ignore[method-assign]
+        balloon.serve_requests = watching  # type: ignore[method-assign]
 
     run_guest(scenario, dialect=dialect)
 
