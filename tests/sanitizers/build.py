@@ -143,7 +143,8 @@ def _built(sources: Path, module: Path, sanitizer: Sanitizer, compiler: str) -> 
     c_path = cached_file(
         KIND, f"{c_key}.c", lambda: _translate(sources, module), pattern="*.c", count=KEPT_FILES
     )
-    key = _hash(compiler, SUFFIX, *CFLAGS, *sanitizer.flags, c_key)
+    headers = [path.read_text() for path in sorted((ROOT / NATIVE).glob("*.h"))]
+    key = _hash(compiler, SUFFIX, *CFLAGS, *sanitizer.flags, *headers, c_key)
     return cached_file(
         KIND,
         f"{key}.so",
@@ -161,11 +162,10 @@ def _translate(sources: Path, module: Path) -> bytes:
 
 
 def _compile(source: Path, target: Path, sanitizer: Sanitizer) -> bytes:
-    include = f"-I{sysconfig.get_path('include')}"
+    include = [f"-I{directory}" for directory in (sysconfig.get_path("include"), ROOT / NATIVE)]
     compiled = target.with_suffix(".o")
-    _run(
-        "gcc", "-c", *CFLAGS, *sanitizer.flags, include, "-x", "c", str(source), "-o", str(compiled)
-    )
+    flags = (*CFLAGS, *sanitizer.flags, *include)
+    _run("gcc", "-c", *flags, "-x", "c", str(source), "-o", str(compiled))
     # Linked without the sanitizer, so that the runtime that is preloaded is the only one.
     _run("gcc", "-shared", str(compiled), "-o", str(target))
     return target.read_bytes()
