@@ -52,9 +52,8 @@ class _Block(NamedTuple):
 
 
 def run(data: bytes) -> None:
-    """Migrate as `data` says; raise any error that breaks the invariant."""
-    if len(data) < _HEAD_BYTES:
-        return
+    """Migrate as `data`, followed by zeros, says; raise any error that breaks the invariant."""
+    data = data.ljust(_HEAD_BYTES, b"\0")
     name = ("crc32c", "xxh3", "none")[data[0] % 3]
     blocks = _blocks(data[_HEAD_BYTES:])
     stream, unprotected = _stream(name, blocks)
