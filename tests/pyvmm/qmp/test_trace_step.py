@@ -70,6 +70,13 @@ async def step_client(path: Path, **arguments: Any) -> Streams:
     return client
 
 
+async def no_longer_held(vm: InMemoryVm) -> None:
+    """Wait until Step does not hold the guest."""
+    async with asyncio.timeout(5):
+        while vm.hardware.held:
+            await asyncio.sleep(0.01)
+
+
 def test_the_vcpu_does_not_enter_the_guest_after_the_event(serve: Serve) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:
         client = await step_client(path)
@@ -235,9 +242,7 @@ def test_the_guest_stays_paused_when_another_client_asks_for_that(serve: Serve) 
         await event(client, "X_TRACE_STEP")
         await value(other, "stop")
         client[1].close()
-        async with asyncio.timeout(5):
-            while vm.hardware.held:
-                await asyncio.sleep(0.01)
+        await no_longer_held(vm)
         assert vm.status == "paused"
         await value(other, "cont")
         other[1].close()
@@ -252,9 +257,7 @@ def test_a_guest_that_was_paused_before_stays_paused(serve: Serve) -> None:
         vm.tracer.event("register_write", **NOTIFY)  # the event loop emits it
         await event(client, "X_TRACE_STEP")
         client[1].close()
-        async with asyncio.timeout(5):
-            while vm.hardware.held:
-                await asyncio.sleep(0.01)
+        await no_longer_held(vm)
         assert vm.status == "paused"
         other[1].close()
 
@@ -272,9 +275,7 @@ def test_a_guest_that_was_paused_after_an_earlier_step_stays_paused(serve: Serve
         vm.tracer.event("register_write", **NOTIFY)
         await event(client, "X_TRACE_STEP")
         client[1].close()
-        async with asyncio.timeout(5):
-            while vm.hardware.held:
-                await asyncio.sleep(0.01)
+        await no_longer_held(vm)
         assert vm.status == "paused"
         other[1].close()
 
