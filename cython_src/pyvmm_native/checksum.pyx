@@ -19,10 +19,14 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "crc32c.h" nogil:
-    int crc32c_in_hardware
+    ctypedef uint32_t crc32c_function(uint32_t crc, const uint8_t *data, size_t length)
+    struct crc32c_implementation:
+        const char *name
+        crc32c_function *function
+    crc32c_implementation *crc32c_implementations
+    int crc32c_count
+    crc32c_function *crc32c_fastest
     void crc32c_prepare()
-    uint32_t crc32c_by_table(uint32_t crc, const uint8_t *data, size_t length)
-    uint32_t crc32c_by_instruction(uint32_t crc, const uint8_t *data, size_t length)
 
 cdef extern from * nogil:
     """
@@ -75,29 +79,38 @@ CHECKSUMS = tuple(sorted(_ALGORITHMS))
 
 crc32c_prepare()
 
+CRC32C_IMPLEMENTATIONS = tuple(
+    [crc32c_implementations[n].name.decode() for n in range(crc32c_count)]
+)
+"""Those that this processor has; `crc32c.h` describes them. The fastest one is used."""
+
 
 cdef uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) noexcept nogil:
-    if crc32c_in_hardware:
-        return ~crc32c_by_instruction(~crc, data, length)
-    return ~crc32c_by_table(~crc, data, length)
+    return ~crc32c_fastest(~crc, data, length)
 
 
-def crc32c(data, uint32_t crc=0, *, bint by_table=False):
+def crc32c(data, uint32_t crc=0):
     """Return the CRC-32C (polynomial 0x1EDC6F41, RFC 3720) of `data`, computed without the GIL.
 
-    `crc` is the checksum of the preceding bytes, for data in pieces. `by_table` avoids
-    the processor's instruction, for tests.
+    `crc` is the checksum of the preceding bytes, for data in pieces.
     """
     cdef Py_buffer view
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
-        if by_table:
-            return ~crc32c_by_table(~crc, <const uint8_t *>view.buf, view.len) & <uint32_t>-1
         with nogil:
             crc = crc_of(crc, <const uint8_t *>view.buf, view.len)
         return crc
     finally:
         PyBuffer_Release(&view)
+
+
+def crc32c_by(str implementation, const uint8_t[::1] data not None, uint32_t crc=0):
+    """Return what `crc32c` does, by one of `CRC32C_IMPLEMENTATIONS`, for tests."""
+    cdef int n = CRC32C_IMPLEMENTATIONS.index(implementation)
+    crc = ~crc
+    if data.shape[0]:
+        crc = crc32c_implementations[n].function(crc, &data[0], data.shape[0])
+    return ~crc & <uint32_t>-1
 
 
 @cython.final
