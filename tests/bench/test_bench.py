@@ -288,6 +288,11 @@ def test_targets_of_migrations_and_snapshots_name_measured_contenders() -> None:
             assert {target.contender, target.against} <= contenders
 
 
+def test_each_promise_is_one_target() -> None:
+    promises = [(each.bench, each.case, each.contender, each.against) for each in TARGETS]
+    assert len(set(promises)) == len({each.name for each in TARGETS}) == len(TARGETS)
+
+
 @pytest.mark.parametrize("slow", [QEMU, WITH_QUERY])
 def test_a_migration_that_timed_out_is_listed_unless_it_is_the_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
