@@ -16,7 +16,8 @@ vCPU stops. None is lost when KVM catches them again: a write is either one or t
 leave the same eventfd readable.
 
 The client that watches holds a lease: if it reads no events for `LEASE_TIMEOUT_S`, or its watch
-ends, Step is disarmed, and a guest that Step has stopped runs again.
+ends, Step is disarmed, and a guest that Step has stopped runs again. `pause` stops the guest at
+once, by the same lease. A client that sends `stop` meanwhile takes the pause over.
 
 Threads: event loop, except `_event`, which any thread that emits events calls.
 """
@@ -147,6 +148,13 @@ class EventStep:
         self._tracer.native.disarm()
         self._machine.catch_notifications(True)
 
+    def pause(self) -> None:
+        """Pause the guest, if it runs, until the lease ends. Raises `VcpuNotStopped`."""
+        if self._vm.status == "running":
+            self._vm.pause()
+            self._paused_here = True
+            self._poll_lease()
+
     def leave_paused(self) -> None:
         """Leave the guest paused when the lease ends: a client has sent `stop`."""
         self._paused_here = False
@@ -186,8 +194,13 @@ class EventStep:
 
     def _poll_lease(self) -> None:
         """Look at the lease again soon, as long as there is one."""
-        if self._poll is None and (self._request is not None or self._machine.held):
+        if self._poll is None and (self._request is not None or self._has_stopped):
             self._poll = self._loop.call_later(LEASE_POLL_S, self._check_lease)
+
+    @property
+    def _has_stopped(self) -> bool:
+        """True while the guest is held at an event, or paused until the lease ends."""
+        return self._machine.held or self._paused_here
 
     def _check_lease(self) -> None:
         self._poll = None
@@ -200,11 +213,13 @@ class EventStep:
     def end(self) -> None:
         """Disarm, and let a guest run that Step has stopped, now or after a snapshot."""
         self.disarm()
-        if not self._machine.held or self._vm.status in ("shutdown", "guest-panicked"):
+        if not self._has_stopped or self._vm.status in ("shutdown", "guest-panicked"):
             return
         if self._vm.saving or self._vm.status == "finish-migrate":
             self._poll_lease()
-        elif self._paused_here and self._vm.status == "paused":
+            return
+        paused_here, self._paused_here = self._paused_here, False
+        if paused_here and self._vm.status == "paused":
             self._vm.resume()
-        else:
+        elif self._machine.held:
             self._machine.release()

@@ -98,6 +98,7 @@ def trace_step(
     device: str = "",
     queue: str = "",
     resume: bool = False,
+    pause: bool = False,
 ) -> dict[str, Any]:
     """Stop the guest at the next event of some kinds, once; only for the client that watches.
 
@@ -118,9 +119,11 @@ def trace_step(
         queue: only events of this queue, or accesses to the register that notifies it
         resume: with an empty list of kinds: resume the guest if it is stopped at an event, unless
             another client has sent `stop`
+        pause: with an empty list of kinds: pause the guest at once if it runs; what is armed stays
+            so
     Errors:
         GenericError: this client does not watch the events; or no event has such a kind; or no
-            device has such a queue
+            device has such a queue; or a vCPU does not stop
         DeviceNotFound: the guest has no such device
     In QEMU:
         no such command
@@ -129,6 +132,8 @@ def trace_step(
         vm.event_watch.check(client)
     if kinds:
         vm.step.arm(_step_request(vm, kinds, device, queue))
+    elif pause:
+        vm.step.pause()
     elif resume:
         vm.step.end()
     else:
@@ -321,6 +326,7 @@ COMMANDS = {
             Parameter("device", str, required=False),
             Parameter("queue", str, required=False),
             Parameter("resume", bool, required=False),
+            Parameter("pause", bool, required=False),
         ),
         of_client=True,
     ),

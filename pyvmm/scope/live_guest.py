@@ -5,11 +5,11 @@ Two connections lead to its control socket. On the first the guest is watched: i
 that wait for events, and those of Step, which belong to the watch. Everything else goes over the
 second, so that it does not wait for events. When the guest ends, its events remain.
 
-Step stops the guest. It must not stay stopped because a browser was closed, so Step is disarmed,
-and a guest that was stopped from here resumed, when no page has sent a message for `PAGE_TIMEOUT_S`
-or the scope ends. A guest that another client has paused stays paused. The VMM knows whether it is
-Step that has stopped the guest, so it is asked to resume it then; it does the same if this process
-is killed.
+Step stops the guest, and a page can pause it. It must not stay stopped because a browser was
+closed, so Step is disarmed, and a guest that was stopped from here resumed, when no page has sent a
+message for `PAGE_TIMEOUT_S` or the scope ends. A guest that another client has paused, before or
+since, stays paused. The VMM alone knows that, so it is asked to resume the guest then; it does the
+same if this process is killed.
 
 Threads: event loop.
 """
@@ -58,7 +58,6 @@ class LiveGuest:
         """The message about the event at which Step has stopped the guest; None if it runs."""
         self._seen = time.monotonic()
         self._stepping = False
-        self._paused = False
         self._dropped = 0
         self._description: dict[str, Any] = {}
 
@@ -86,8 +85,6 @@ class LiveGuest:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._paused:
-            await self._let_run()
         await self._watch.close()
         await self.query_link.close()
 
@@ -137,9 +134,8 @@ class LiveGuest:
 
     async def pause(self) -> None:
         """Pause the guest if it runs, for as long as there is a page. Raises `QmpError`."""
-        if (await self.query("query-status"))["status"] == "running":
-            self._paused = True
-            await self.query("stop")
+        self._stepping = True
+        await self._watch.execute("x-trace-step", kinds=[], pause=True)
 
     # --- Tasks ------------------------------------------------------------------------------
     async def _read(self) -> None:
@@ -189,13 +185,10 @@ class LiveGuest:
     async def _let_run(self) -> None:
         """Disarm Step, and resume the guest if it was stopped from here."""
         stepping, self._stepping = self._stepping, False
-        paused, self._paused = self._paused, False
         # A guest that has ended, or cannot run, is not resumed.
         with contextlib.suppress(ConnectionClosedError, QmpError):
             if stepping:
                 await self._watch.execute("x-trace-step", kinds=[], resume=True)
-            if paused:
-                await self.resume()
 
     def _take_event(self, message: dict[str, Any]) -> None:
         """Tell the pages about an event of the control socket."""
@@ -203,7 +196,6 @@ class LiveGuest:
         if name in _STATES:
             if name == "RESUME":
                 self.stop_event = None
-                self._paused = False  # a pause from now on is that of another client
             self.tell({"type": "status", "status": _STATES[name]})
         elif name == "X_TRACE_STEP":
             self.stop_event = {"type": "step", **message.get("data", {})}

@@ -195,6 +195,48 @@ def test_step_at_a_kind_of_a_device_that_has_emitted_it(serve: Serve) -> None:
     serve(scenario)
 
 
+@pytest.mark.parametrize("how", ["disconnects", "stops to watch", "resumes it"])
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_pause_of_the_client_that_watches_ends_with_it_unless_another_has_paused_too(
+    serve: Serve, how: str, taken_over: bool
+) -> None:
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client, other = await step_client(path), await negotiate(path)
+        await value(client, "x-trace-step", kinds=[], pause=True)
+        assert (vm.status, vm.hardware.caught) == ("paused", False)  # Step is armed as before
+        if taken_over:
+            await value(other, "stop")
+        if how == "disconnects":
+            client[1].close()
+        elif how == "stops to watch":
+            await value(client, "x-trace-stop")
+        else:
+            await value(client, "x-trace-step", kinds=[], resume=True)
+        async with asyncio.timeout(5):
+            while not vm.hardware.caught:
+                await asyncio.sleep(0.01)
+        assert vm.status == ("paused" if taken_over else "running")
+        client[1].close()
+        other[1].close()
+
+    serve(scenario)
+
+
+def test_a_pause_of_a_client_that_no_longer_reads_ends(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "LEASE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(step, "LEASE_POLL_S", 0.05)
+
+    async def scenario(vm: InMemoryVm, path: Path) -> None:
+        client = await step_client(path, kinds=[], pause=True)
+        assert vm.status == "paused"
+        await until_running(vm)
+        client[1].close()
+
+    serve(scenario)
+
+
 @pytest.mark.parametrize("how", ["disconnects", "stops to watch"])
 def test_the_guest_runs_when_the_client_is_gone(serve: Serve, how: str) -> None:
     async def scenario(vm: InMemoryVm, path: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_guest_that_a_page_has_stopped_resumes_when_the_page_is_gone(
     [
         [],
         ['{"type": "step", "kinds": ["chain"]}'],
+        ['{"type": "pause"}'],
         ['{"type": "pause"}', '{"type": "resume"}'],
         ["stop at a target", '{"type": "resume"}'],
         ["stop at a target"],
