@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -129,3 +130,27 @@ def test_the_chart_of_a_recording_has_the_times_of_the_timeline(
     first, last = (float(point.partition(",")[0]) for point in points.split())
     left = float(page.locator(".line-chart line.grid >> nth=0").get_attribute("x1") or 0)
     assert (first - left) / (last - left) == pytest.approx(0.5, abs=0.3)
+
+
+def test_samples_over_time_are_thinned_evenly(page_host: Callable[..., PageHost]) -> None:
+    page = page_host().modules("memory_state")
+    kept = page.evaluate(
+        """(limit) => {
+          let samples = new window.memory_state.Samples(limit);
+          const kept = [];
+          for (let i = 0; i < 500; i++) {
+            if (i % 50 === 0) samples = samples.clone();
+            samples.add(i);
+            kept.push([...samples.list]);
+          }
+          return kept;
+        }""",
+        10,
+    )
+    for newest, samples in enumerate(kept):
+        assert samples[-1] == newest
+        steps = {late - early for early, late in pairwise(samples[:-1])}
+        assert len(steps) <= 1, samples
+        assert samples[0] == 0
+        assert len(samples) >= min(newest + 1, 6)
+        assert len(samples) <= 10

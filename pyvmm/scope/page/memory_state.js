@@ -44,21 +44,37 @@ export function shares([, resident, balloon, unused, untouched, huge], pages) {
 }
 
 /**
- * Samples over time, at most `limit`: beyond it, every other one is forgotten.
+ * Samples over time, at most `limit`: the first of each `#stride`, and the last. Beyond the limit the
+ * stride is doubled, so what is kept is as dense at the beginning as at the end.
  * @template T
  */
 export class Samples {
   /** @type {T[]} */
   list = [];
   #limit;
+  #stride = 1;
+  #count = 0;
 
   constructor(limit = 600) {
     this.#limit = limit;
   }
 
   add(sample) {
+    if (this.#count && (this.#count - 1) % this.#stride) this.list.pop();
     this.list.push(sample);
-    if (this.list.length > this.#limit) this.list = this.list.filter((_, i) => i % 2 || i === this.list.length - 1);
+    this.#count += 1;
+    if (this.list.length > this.#limit) {
+      this.list = this.list.filter((_, i) => i % 2 === 0 || i === this.list.length - 1);
+      this.#stride *= 2;
+    }
+  }
+
+  /** Return a copy that goes on by itself. */
+  clone() {
+    const copy = new Samples(this.#limit);
+    copy.list = [...this.list];
+    [copy.#stride, copy.#count] = [this.#stride, this.#count];
+    return copy;
   }
 }
 
@@ -89,7 +105,7 @@ export class RecordedMemory {
   /** Return a copy that goes on by itself. */
   clone() {
     const copy = new RecordedMemory([]);
-    copy.#balloon.list = [...this.#balloon.list];
+    copy.#balloon = this.#balloon.clone();
     copy.#cellBytes = this.#cellBytes;
     copy.#places = this.#places;
     copy.#reported = this.#reported.slice();
