@@ -98,5 +98,6 @@ def _record(path: Path, events: int) -> None:
     file = RecordingFile(path)
     for batch in busy_queue(events):
         file.write(batch)
+    file.commit()
     file.close()
     assert file.events >= events

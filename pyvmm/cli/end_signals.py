@@ -6,6 +6,9 @@ does not depend on the loop or the main thread: Python's wake-up descriptor (`si
 leads to a thread of its own, which tells the loop and starts a timer. If the process still runs
 after `END_TIMEOUT_S`, for example because a thread hangs in a system call on a dead file system,
 the timer restores the terminal, removes the sockets and ends the process.
+
+A signal before that must not leave a socket behind either. So `held_end_signals` holds them in the
+kernel while the first sockets are made, and `EndSignals.start` takes those that wait.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.standard_streams.text import print_message
@@ -30,12 +33,23 @@ RELEASE_TIMEOUT_S = 1.0
 EXIT_OVERDUE = 1
 
 
+@contextlib.contextmanager
+def held_end_signals() -> Iterator[None]:
+    """Let `END_SIGNALS` wait until `EndSignals.start`, or until the end of the `with` block."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 class EndSignals:
     """Calls `on_signal` with the number of each of `END_SIGNALS`, on the event loop `loop`.
 
-    `release` restores what the process must not leave behind; it may be called on any thread.
+    `received` is the number of the last of them; 0 if there was none. `release` restores what the
+    process must not leave behind; it may be called on any thread.
 
-    Threads: event loop; `limit` any.
+    Threads: event loop; `limit` and `received` any.
     """
 
     def __init__(
@@ -52,16 +66,17 @@ class EndSignals:
         self._writer = -1
         self._timer: threading.Timer | None = None
         self._timer_lock = threading.Lock()
-        self._status = EXIT_OVERDUE
+        self.received = 0
 
     def start(self) -> None:
-        """Catch the signals from now on; on the main thread, at most once."""
+        """Catch the signals, those that are held included; on the main thread, at most once."""
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writer, False)
         threading.Thread(target=self._read, args=(reader,), name="end-signals", daemon=True).start()
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in END_SIGNALS:
             self._catch(signum)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
 
     def handle(self, signum: signal.Signals, handler: Callable[[], object]) -> None:
         """Call `handler` for this signal, on the event loop, instead; after `start`.
@@ -102,7 +117,7 @@ class EndSignals:
                     if (handler := self._handlers.get(number)) is not None:
                         self._loop.call_soon_threadsafe(handler)
                     elif number in END_SIGNALS:
-                        self._status = 128 + number
+                        self.received = number
                         self.limit()
                         self._loop.call_soon_threadsafe(self._on_signal, number)
         os.close(reader)
@@ -111,7 +126,7 @@ class EndSignals:
         releasing = threading.Thread(target=self._release_all, name="release", daemon=True)
         releasing.start()
         releasing.join(RELEASE_TIMEOUT_S)
-        os._exit(self._status)
+        os._exit(128 + self.received if self.received else EXIT_OVERDUE)
 
     def _release_all(self) -> None:
         try:

@@ -2,7 +2,8 @@
 """Run the guest of `pyvmm run`, here or in the lab, once its options are read.
 
 Errors in files are reported before anything is started. Then this process runs the machine or,
-where KVM is missing or unfit, runs the same command line again in the lab.
+where KVM is missing or unfit, runs the same command line again in the lab. Signals that end the
+process are held from the first socket until either of them takes them.
 
 A module that only some guests need is imported late; each such import names the start-up time it
 saves (tests/project/test_imports.py keeps a boot free of them).
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.announced_run import announced
+from pyvmm.cli.end_signals import held_end_signals
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.huge_pages import prepare_huge_pages
 from pyvmm.lab.choose import KvmMode, KvmProvider, choose_kvm
@@ -99,7 +101,8 @@ def run_guest(
     """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
     command = additions.command if additions else None
     overlay = additions.overlay if additions else b""
-    with announced(name, snapshot.path if snapshot else config.kernel, config.ram_bytes) as guest:
+    image = snapshot.path if snapshot else config.kernel
+    with held_end_signals(), announced(name, image, config.ram_bytes) as guest:
         # With a command, standard error output is the command's.
         if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
             # Late: saves 23 ms (the lab) where KVM is fit.
@@ -150,7 +153,7 @@ def run_incoming_guest(
     from pyvmm.sockets.listener import MigrationListener
 
     address = parse_migration_address(incoming)
-    with announced(name, None, max_ram_bytes, address) as guest:
+    with held_end_signals(), announced(name, None, max_ram_bytes, address) as guest:
         if choose_kvm(kvm) is KvmProvider.LAB:
             # Late: saves 23 ms (the lab) where KVM is fit.
             from pyvmm.cli.lab import run_again_in_lab

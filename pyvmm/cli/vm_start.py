@@ -6,8 +6,8 @@ in their eventfds, and the output of its console waits in a queue. So a boot doe
 refused, and nothing else: `VmStart` binds the sockets, opens the files and the recording, creates
 the machine, loads the kernel and starts the vCPUs. asyncio, the server of the control socket and
 the console's input are imported while the guest runs (`boot_run`); `terminal_run` and
-`command_run` then serve it on the event loop. A signal that ends the process is caught before the
-first vCPU runs, and waits in `LateLoop` for the loop.
+`command_run` then serve it on the event loop. A signal that ends the process is caught before there
+is anything that must be removed, and waits in `LateLoop` for the loop.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.unix import UnixListener
+    from pyvmm.trace.recorder import Recorder
     from pyvmm_native.serial import ByteQueue
 
 
@@ -72,22 +73,26 @@ class VmStart:
         """Called on the event loop with the number of a signal that is to end the VM."""
         self.releasing: Listeners[[]] = Listeners()
         """Called by `release`."""
+        self.listeners: list[UnixListener] = []
         self.signals = EndSignals(self.loop, self.signalled, self.release)
         stack.callback(self.signals.close)
+        self.signals.start()
         self._machine: Machine | None = None
-        self.listeners = [self._bind(path) for path in sockets]
+        self._recorder: Recorder | None = None
+        for path in sockets:
+            self._bind(path)
         self.port_hosts = self._make_port_hosts(ports) if ports else None
         if record is not None:
             self._start_recording(record)
 
-    def _bind(self, path: Path) -> UnixListener:
+    def _bind(self, path: Path) -> None:
         # Late: saves 0.9 ms without --qmp.
         from pyvmm.sockets.lab_paths import listening_path
         from pyvmm.sockets.unix import UnixListener
 
         listener = UnixListener(listening_path(path), shown_as=path)
         self._stack.callback(listener.remove)
-        return listener
+        self.listeners.append(listener)
 
     def _make_port_hosts(self, ports: Sequence[PortOption]) -> PortHosts:
         # Late: saves 3 ms without --port.
@@ -100,9 +105,18 @@ class VmStart:
         from pyvmm.trace.recorder import Recorder
         from pyvmm.trace.recording_file import RecordingFile
 
-        recorder = Recorder(self.tracer, RecordingFile(record.path, record.limit_bytes))
-        recorder.start()
+        file = RecordingFile(record.path, record.limit_bytes)
+        self._recorder = recorder = Recorder(self.tracer, file)
         self._stack.callback(recorder.close)
+        recorder.start()
+
+    def keep_recording(self) -> None:
+        """Let the recording, if there is one, replace an earlier one: nothing is refused any more.
+
+        Raises `RecordingNotWritten`.
+        """
+        if self._recorder is not None:
+            self._recorder.commit()
 
     def create_machine(self, config: MachineConfig, console: ConsoleOutput) -> Machine:
         """Return a machine, which its caller closes, with the `console` on its serial port."""
@@ -123,7 +137,7 @@ class VmStart:
         self._machine = machine = self.create_machine(config, console)
         self._stack.callback(self._close_machine)
         machine.boot(files)
-        self.signals.start()
+        self.keep_recording()
         machine.start()
 
     def take_machine(self) -> Machine:

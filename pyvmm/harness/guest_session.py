@@ -268,6 +268,8 @@ def start_session(
             from pyvmm.snapshot.restore import restore
 
             restore(snapshot, vm)
+        if recorder is not None:
+            recorder.commit()
         stack.pop_all()
     console.connect(vm.console_input)
     return GuestSession(vm, console, recorder=recorder)
@@ -349,6 +351,8 @@ async def incoming_session(
             return created[0]
 
         stack.callback(close_created)
+        if recorder is not None:
+            recorder.commit()
         running = await accept_migration(listener, make, devices)
         stack.pop_all()
     console.connect(created[0].console_input)
@@ -372,8 +376,8 @@ def _start_tracer(stack: ExitStack, record: Path | None) -> tuple[EventTracer, R
     from pyvmm.trace.recording_file import RecordingFile
 
     recorder = Recorder(tracer, RecordingFile(record))
-    recorder.start()
     stack.callback(recorder.close)
+    recorder.start()
     return tracer, recorder
 
 

@@ -22,8 +22,8 @@ from pyvmm.lab.errors import NotSharedWithLab
 from pyvmm.lab.forwarding import ForwardedListener
 from pyvmm.lab.preload import describe_python
 from pyvmm.lab.processors import DEFAULT_CPUS
-from pyvmm.lab.session import LabSession
-from pyvmm.lab.start import start
+from pyvmm.lab.session import LabSession, signal_pipe
+from pyvmm.lab.start import StartInterrupted, start
 from pyvmm.sockets.lab_paths import (
     GUEST_SOCKET,
     IN_LAB_VARIABLE,
@@ -82,6 +82,7 @@ def run_in_lab(
     env.update(guest_variable(announced is not None))
     _compile_our_packages()
     with ExitStack() as stack:
+        signals = stack.enter_context(signal_pipe())  # before anything that must be removed
         listeners = []
         for path, lab_path in inner.items():
             listener = UnixListener(path, shown_as=requested[path])
@@ -94,13 +95,16 @@ def run_in_lab(
             env.update(variable)
             listeners += forwarded
             stack.callback(forwarded[0].close)
-        lab = start(memory_mib=memory_mib, cpus=cpus)
+        try:
+            lab = start(memory_mib=memory_mib, cpus=cpus, signals=signals)
+        except StartInterrupted as interrupted:
+            return 128 + interrupted.number
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
         session = LabSession(
             lab, listeners, program_directories(), python, timeout_s, output_timeout_s
         )
-        return session.run(argv, env)
+        return session.run(argv, env, signals)
 
 
 def check_shared(*paths: Path) -> None:

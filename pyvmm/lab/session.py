@@ -88,20 +88,22 @@ class LabSession:
         self._outputs: list[OutputCopier] = []
         self._terminals: list[int] = []
 
-    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
-        """Wait for the lab, run `argv` and return its exit status. Raises LabError."""
-        with _signal_pipe() as wake:
-            self._mux.watch(wake, lambda: self._on_signals(wake))
-            try:
-                return self._run(argv, env)
-            except LinkClosedError:
-                raise self._error("the lab ended unexpectedly") from None
-            except FrameError as error:
-                raise self._error(str(error)) from error
-            finally:
-                self._forwarder.close()
-                for number in list(self._mux.channels):
-                    self._mux.forget(number)
+    def run(self, argv: Sequence[str], env: Mapping[str, str], signals: int) -> int:
+        """Wait for the lab, run `argv` and return its exit status. Raises LabError.
+
+        `signals` is the descriptor of `signal_pipe`.
+        """
+        self._mux.watch(signals, lambda: self._on_signals(signals))
+        try:
+            return self._run(argv, env)
+        except LinkClosedError:
+            raise self._error("the lab ended unexpectedly") from None
+        except FrameError as error:
+            raise self._error(str(error)) from error
+        finally:
+            self._forwarder.close()
+            for number in list(self._mux.channels):
+                self._mux.forget(number)
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
         self._deadline = time.monotonic() + START_TIMEOUT_S
@@ -276,12 +278,16 @@ class LabSession:
 
 
 @contextlib.contextmanager
-def _signal_pipe() -> Iterator[int]:
-    """Deliver forwarded signals as bytes on a pipe instead of by their handlers."""
+def signal_pipe() -> Iterator[int]:
+    """Deliver forwarded signals as bytes on a pipe instead of by their handlers.
+
+    Those that are blocked are no longer.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     numbers = (*_FORWARDED, signal.SIGWINCH)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield reader
     finally:

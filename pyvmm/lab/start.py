@@ -9,6 +9,8 @@ alike, the first included. If no snapshot can be made, the lab boots its kernel 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -25,23 +27,32 @@ CLOCK_TOLERANCE = 2.0
 """Largest factor between the two; the clocks are read a moment apart."""
 
 
-def start(*, memory_mib: int, cpus: int) -> LabProcess:
+class StartInterrupted(Exception):
+    """The signal `number` has ended the wait for the lab's first boot."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def start(*, memory_mib: int, cpus: int, signals: int) -> LabProcess:
     """Start the emulated machine; its agent has booted (if a snapshot is resumed) or will boot.
 
-    Raises NotInstalled or LabKernelUnreadable for a part, LabError if the machine does not start.
+    `signals` is the descriptor of `session.signal_pipe`. Raises NotInstalled or LabKernelUnreadable
+    for a part, LabError if the machine does not start, `StartInterrupted`.
     """
     machine = machine_arguments(memory_mib, cpus)
     snapshot = snapshot_path(machine)
     if snapshot is not None:
         for _ in range(2):  # a snapshot that does not resume is replaced once
-            if not snapshot.exists() and not _boot_and_save(machine, snapshot):
+            if not snapshot.exists() and not _boot_and_save(machine, snapshot, signals):
                 break
             with contextlib.suppress(BootSnapshotError):
                 return _resume(machine, snapshot)
     return LabProcess(machine)
 
 
-def _boot_and_save(machine: list[str], snapshot: Path) -> bool:
+def _boot_and_save(machine: list[str], snapshot: Path, signals: int) -> bool:
     """Boot `machine` and write its snapshot; return False if that fails. Raises LabError.
 
     A machine whose clock is wrong is booted again, once.
@@ -49,7 +60,7 @@ def _boot_and_save(machine: list[str], snapshot: Path) -> bool:
     for _ in range(2):
         lab = LabProcess(machine)
         try:
-            if _boot(lab):
+            if _boot(lab, signals):
                 save(lab.monitor, snapshot)
                 return True
         except BootSnapshotError:
@@ -59,14 +70,17 @@ def _boot_and_save(machine: list[str], snapshot: Path) -> bool:
     return False
 
 
-def _boot(lab: LabProcess) -> bool:
-    """Wait for the agent; return whether the lab's clock is right. Raises LabError.
+def _boot(lab: LabProcess, signals: int) -> bool:
+    """Wait for the agent; return whether the lab's clock is right.
+
+    Raises LabError and `StartInterrupted`.
 
     Linux measures the frequency of its clock against a timer when it boots. On a busy host both are
     emulated in bursts, and the result, which the snapshot would keep, can be far off.
     """
     answers: dict[str, float] = {}
     link = Multiplexer(lab.link.fileno(), answers.update)
+    link.watch(signals, lambda: _interrupt(signals))
     _wait_for(lab, link, answers, "booted")
     begin = time.monotonic()
     time.sleep(CLOCK_CHECK_S)
@@ -74,6 +88,12 @@ def _boot(lab: LabProcess) -> bool:
     _wait_for(lab, link, answers, "pong")
     ratio = (answers["pong"] - answers["booted"]) / (time.monotonic() - begin)
     return 1 / CLOCK_TOLERANCE <= ratio <= CLOCK_TOLERANCE
+
+
+def _interrupt(signals: int) -> None:
+    for number in os.read(signals, 512):
+        if number != signal.SIGWINCH:
+            raise StartInterrupted(number)
 
 
 def _wait_for(lab: LabProcess, link: Multiplexer, answers: dict[str, float], key: str) -> None:

@@ -84,6 +84,7 @@ def record_events(path: Path) -> Iterator[EventBuffer]:
     Raises `RecordingNotWritten`.
     """
     file = RecordingFile(path)
+    file.commit()
     events = EventBuffer()
     events.start(EVENTS_HALF_BYTES)
     try:

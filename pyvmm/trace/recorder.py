@@ -3,9 +3,10 @@
 
 The file gets what there is every 500 ms, so a VMM that is killed loses at most the last 500 ms. No
 lock is held meanwhile. When the file cannot be written any more, the recording ends and the guest
-runs on.
+runs on. Its owner calls `commit` when the guest is about to run: a start that is refused replaces
+no recording.
 
-Threads: event taker; `start` and `close` on the thread that owns the machine.
+Threads: event taker; `start`, `commit` and `close` on the thread that owns the machine.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Recorder:
         self._tracer = tracer
         self._taker = tracer.taker
         self._file = file
+        self._started = False
         self._ended = threading.Event()
         self.error: OSError | None = None
         """The reason why the file could not be written."""
@@ -57,11 +59,20 @@ class Recorder:
     def start(self) -> None:
         """Record the events from now on."""
         self._taker.add(self)
+        self._started = True
+
+    def commit(self) -> None:
+        """Keep the recording, in place of an earlier one. Raises `RecordingNotWritten`.
+
+        One that cannot be written by now replaces none.
+        """
+        if self.error is None:
+            self._file.commit()
 
     def close(self) -> None:
         """Write the events that wait, and close the file."""
         self._taker.remove(self)
-        if self._ended.wait(END_TIMEOUT_S):
+        if not self._started or self._ended.wait(END_TIMEOUT_S):
             self._file.close()
         # Else its file system does not respond, and the process ends without it.
 

@@ -29,6 +29,8 @@ from pyvmm_native.events import Batch
 MAGIC = b"pyvmm recording\n"
 VERSION = 1
 """Of the format; a reader accepts no other."""
+HEADER_BYTES = 512
+"""Most that the description and what is before it take: a sector, which a disk writes as one."""
 DATA_OFFSET = 4096
 ALIGNMENT = 64
 MIN_LIMIT_BYTES = 4 << 20
@@ -61,7 +63,7 @@ class FileHeader(NamedTuple):
         text = json.dumps(self.description).encode()
         crc = zlib.crc32(struct.pack("<QI", self.limit_bytes, len(text)) + text)
         data = _HEADER.pack(MAGIC, VERSION, self.limit_bytes, crc, len(text)) + text
-        if len(data) > DATA_OFFSET:
+        if len(data) > HEADER_BYTES:
             raise ValueError(f"a description of {len(text)} bytes")
         return data.ljust(DATA_OFFSET, b"\0")
 

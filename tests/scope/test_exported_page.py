@@ -34,6 +34,7 @@ def export(tmp_path: Path) -> Export:
     ) -> Path:
         recording, page = tmp_path / name, tmp_path / "boot.html"
         file = RecordingFile(recording)
+        file.commit()
         if ram_bytes:
             file.note_ram(ram_bytes)
         for batch in batches:

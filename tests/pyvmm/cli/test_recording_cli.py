@@ -34,6 +34,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     buffer.event("echo.bad_payload", why=ESCAPE, queue="in")
     path = tmp_path / "boot.rec"
     file = RecordingFile(path)
+    file.commit()
     batch = buffer.stop()
     assert batch is not None
     file.write(batch)

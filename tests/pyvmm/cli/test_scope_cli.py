@@ -42,6 +42,7 @@ def recorded(tmp_path: Path) -> Path:
     batch = buffer.stop()
     assert batch is not None
     file = RecordingFile(tmp_path / "boot.rec")
+    file.commit()
     file.write(batch)
     file.close()
     return tmp_path / "boot.rec"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -16,6 +18,7 @@ from pyvmm.lab import start as module
 from pyvmm.lab.boot_snapshot import BootSnapshotError, snapshot_path
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
+from pyvmm.lab.session import signal_pipe
 
 
 class FakeLab:
@@ -38,7 +41,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     FakeLab.started = []
     monkeypatch.setattr(module, "LabProcess", FakeLab)
     monkeypatch.setattr(module, "machine_arguments", lambda *_: ["qemu"])
-    monkeypatch.setattr(module, "_boot", lambda lab: True)
+    monkeypatch.setattr(module, "_boot", lambda lab, signals: True)
     return FakeLab.started
 
 
@@ -46,7 +49,7 @@ def test_without_a_place_for_a_boot_snapshot_the_lab_boots_once(
     starts: list[Path | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "snapshot_path", lambda machine: None)
-    module.start(memory_mib=1024, cpus=1)
+    module.start(memory_mib=1024, cpus=1, signals=-1)
     assert starts == [None]
 
 
@@ -58,7 +61,7 @@ def test_a_boot_snapshot_that_cannot_be_written_is_tried_once(
 
     monkeypatch.setattr(module, "snapshot_path", lambda machine: tmp_path / "snapshot")
     monkeypatch.setattr(module, "save", full_disk)
-    module.start(memory_mib=1024, cpus=1)
+    module.start(memory_mib=1024, cpus=1, signals=-1)
     assert starts == [None, None]
 
 
@@ -86,17 +89,28 @@ def test_the_clock_of_a_booted_lab_is_compared_with_the_hosts(
     thread = threading.Thread(target=serve)
     thread.start()
     lab = SimpleNamespace(link=host)
-    with host, agent_end:
-        assert module._boot(cast(LabProcess, lab)) is right
+    with host, agent_end, signal_pipe() as signals:
+        assert module._boot(cast(LabProcess, lab), signals) is right
         thread.join()
+
+
+def test_a_signal_ends_the_first_boot_of_a_lab() -> None:
+    host, agent_end = socket.socketpair()
+    lab = SimpleNamespace(link=host)
+    with host, agent_end, signal_pipe() as signals:
+        os.kill(os.getpid(), signal.SIGWINCH)  # does not end anything
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(module.StartInterrupted) as interrupted:
+            module._boot(cast(LabProcess, lab), signals)
+    assert interrupted.value.number == signal.SIGTERM
 
 
 def test_a_lab_with_a_wrong_clock_is_booted_again_and_then_not_saved(
     starts: list[Path | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "snapshot_path", lambda machine: tmp_path / "snapshot")
-    monkeypatch.setattr(module, "_boot", lambda lab: False)
-    module.start(memory_mib=1024, cpus=1)
+    monkeypatch.setattr(module, "_boot", lambda lab, signals: False)
+    module.start(memory_mib=1024, cpus=1, signals=-1)
     assert starts == [None, None, None]
 
 

@@ -27,6 +27,7 @@ def recorded(tmp_path: Path) -> Path:
     """Return a recording of two chunks, with text of a guest in it."""
     path = tmp_path / "boot.rec"
     file = RecordingFile(path)
+    file.commit()
     buffer = EventBuffer()
     buffer.start()
     for number in range(2):

@@ -55,6 +55,7 @@ def test_a_recording_and_a_client_get_the_events_from_one_thread(tmp_path: Path)
     tracer = EventTracer()
     assert taker_threads() == []
     recorder = Recorder(tracer, RecordingFile(tmp_path / "r"))
+    recorder.commit()
     recorder.start()
     tracer.event("echo.tick", value=0)
     sink = CollectingSink()

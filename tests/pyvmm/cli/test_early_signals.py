@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A signal that arrives right after a socket was made, before anything serves it, leaves none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys, threading
+from pathlib import Path
+from pyvmm.cli import exit_status, guest_run, lab, vm_start
+from pyvmm.config import MachineConfig
+from pyvmm.lab.choose import KvmProvider
+from pyvmm.runtime_directory import announcement
+
+where, signum, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+
+def interrupt():
+    os.kill(os.getpid(), signum)
+
+class Board:
+    vcpu_threads = ()
+    def __init__(self, config, *, console_output, **others):
+        print("machine", flush=True)
+        self.output = console_output
+    def boot(self, files):
+        pass
+    def start(self):
+        from pyvmm.cli import terminal_run
+        terminal_run.VirtualMachine = Guest
+    def close(self):
+        pass
+
+class Guest:
+    def __init__(self, machine, *, on_console_room):
+        import asyncio
+        self.config, self.machine = config, machine
+        self.ending = asyncio.get_running_loop().create_future()
+    def subscribe(self, sink):
+        pass
+    async def run(self):
+        return await self.ending
+    def end(self, result):
+        self.ending.set_result(result)
+    def close(self):
+        self.machine.close()
+
+def choose(*arguments, **options):
+    assert list(directory.rglob("*.sock")), "the guest is announced"
+    if where == "announced":
+        interrupt()
+    return KvmProvider.LAB if where == "lab" else KvmProvider.HOST
+
+def start_lab(**options):
+    assert (directory / "qmp").exists()
+    interrupt()
+    return start(**options)
+
+def restore_slowly(snapshot, vm, on_pages):
+    interrupt()
+    ended = threading.Event()
+    while not ended.wait(0.01):
+        on_pages(1)
+
+class Snapshot:
+    path, pages = Path("/snapshot"), 1000
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        pass
+
+if where == "bound":
+    from pyvmm.sockets import unix
+    class Bound(unix.UnixListener):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            interrupt()
+    unix.UnixListener = Bound
+if where == "lab":
+    from pyvmm.lab import run, start as lab_start
+    def start(**options):
+        lab_start._interrupt(options["signals"])
+    run.start = start_lab
+if where == "restoring":
+    from pyvmm.cli import terminal_run
+    from pyvmm.snapshot import restore
+    restore.restore, terminal_run.VirtualMachine = restore_slowly, Guest
+guest_run.choose_kvm = choose
+vm_start.read_boot_files = lambda *arguments: None
+vm_start.Machine = Board
+config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
+snapshot = Snapshot() if where == "restoring" else None
+sockets = [] if where == "announced" else [directory / "qmp"]
+exit_status.exit_with(
+    lambda: guest_run.run_guest(config, snapshot, "guest", sockets, [], None, "host")
+)
+"""
+
+
+@pytest.mark.parametrize("where", ["announced", "bound", "lab", "restoring"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_guest_runs_leaves_no_socket(
+    where: str, signum: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", PROGRAM, where, str(int(signum)), str(tmp_path)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 128 + signum
+    assert done.stderr == ("restoring /snapshot\n" if where == "restoring" else "")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
