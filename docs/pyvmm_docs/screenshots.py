@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, Page
 
 from bench.scope_page import chromium, served_scope
 from pyvmm.errors import UserError
+from pyvmm.files.output import PNG_START, write_output
 from pyvmm.qmp.client import QmpClient
 from pyvmm.units import MIB
 
@@ -167,11 +168,11 @@ def take(page: Page, name: str) -> None:
         page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         page.wait_for_timeout(500)
         full_name = f"{name}-{width}-{scheme}"
-        path = LOOKED_AT / f"{full_name}.png"
-        page.screenshot(path=path)
+        picture = page.screenshot()
+        write_output(LOOKED_AT / f"{full_name}.png", picture, PNG_START)
         if full_name in PUBLISHED:
             published = full_name.replace("-1280", "").removesuffix("-light")
-            shutil.copy(path, PICTURES / f"{published}.png")
+            write_output(PICTURES / f"{published}.png", picture, PNG_START)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,6 @@ def demo(
         return _measure(config, sizes, figures)
     # Report an unusable image before the lab starts.
     read_boot_files(config)
-    figures.unlink(missing_ok=True)
     status = _measure_where_kvm_works(config, sizes, output, kvm)
     if status:
         return status
