@@ -181,6 +181,8 @@ BOOT_OPTIONS = (
         help="Log every device event on standard error.",
     ),
 )
+ONLY_BOOT = ("cpus", "dialect", "offer", "withhold", "rng", "rng_limit", "console")
+"""The parameters that nothing but a boot takes."""
 BY_NAME = {name: option for option in BOOT_OPTIONS for name in option.names}
 
 

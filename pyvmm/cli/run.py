@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyvmm.cli.boot_options import ONLY_BOOT
 from pyvmm.cli.command_options import (
     COMMAND_KEY,
     ONLY_WITH_COMMAND,
@@ -103,15 +104,8 @@ def run(
     kernel: Path | None,
     ram_bytes: int,
     hugepages: HugePages,
-    cpus: int,
     initrd: Path | None,
     append: str,
-    dialect: str | None,
-    offer: Sequence[str],
-    withhold: Sequence[str],
-    rng: bool,
-    rng_limit: int | None,
-    console: str,
     port_values: Sequence[str],
     restore: Path | None,
     incoming: str | None,
@@ -181,21 +175,15 @@ def run(
         boot_path,
         ram_bytes=ram_bytes,
         hugepages=hugepages,
-        cpus=cpus,
         initrd=initrd,
         append=append,
-        dialect=dialect,
-        offer=offer,
-        withhold=withhold,
-        rng=rng,
-        rng_limit=rng_limit,
-        console=console,
         guest_name=guest_name,
         sockets=sockets,
         kvm=kvm,
         ports=ports,
         record=record,
         additions=additions,
+        **{name: guest_options[name] for name in ONLY_BOOT},
     )
 
 
