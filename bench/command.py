@@ -15,13 +15,10 @@ runs a program that wraps functions of pyvmm to take the time, and then becomes 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import time
 from functools import partial
 
 from bench.boot import USER_SPACE
-from bench.launch import MEMORY, TIMEOUT_S, LaunchedGuest, LaunchedProcess, in_memory
+from bench.launch import TIMES_FD, LaunchedGuest, LaunchedProcess, in_memory, run_to_end
 from bench.measure import TOTAL, Case, Contender, Plan, Values, seconds, take_turns
 from guest_images.build import build_image
 from pyvmm.errors import UserError
@@ -31,10 +28,10 @@ ROUNDS = 7
 LIMIT_S = 150
 RAM_MIB = 512
 
-STAMPED = """
+STAMPED = f"""
 import json, os, sys, time
 from pyvmm.cli import entry, guest_run
-stamps, fd = {}, int(sys.argv.pop(1))
+stamps, fd = {{}}, int(os.environ["{TIMES_FD}"])
 def stamp(name):
     stamps[name] = time.monotonic()
 choose_kvm = guest_run.choose_kvm
@@ -87,28 +84,12 @@ def _boot(guest: LaunchedGuest) -> Values:
 
 
 def _run_command(guest: LaunchedGuest) -> Values:
-    reader, writer = os.pipe()
-    argv = [*guest.pyvmm("-c", STAMPED, str(writer)), "--", "true"]
-    with open(reader, "rb") as stamps:
-        before = time.monotonic()
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd=MEMORY,
-                pass_fds=(writer,),
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        finally:
-            os.close(writer)
-        end = time.monotonic()
-        if done.returncode:
-            raise UserError(f"the command has failed: {done.stderr.decode(errors='replace')}")
-        taken = json.load(stamps)
-    values = {TOTAL: end - before}
+    ended = run_to_end([*guest.pyvmm("-c", STAMPED), "--", "true"])
+    if ended.status:
+        raise UserError(f"the command has failed: {ended.message}")
+    taken, before = json.loads(ended.times), ended.begin_s
+    values = {TOTAL: ended.end_s - before}
     for stage in STAGES:
         values[stage] = taken[stage] - before
         before = taken[stage]
-    return {**values, "end": end - before}
+    return {**values, "end": ended.end_s - before}

@@ -22,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from bench.peers import Qemu, baseline
 from guest_images.manifest import read_manifest
@@ -35,6 +35,8 @@ from pyvmm.errors import UserError
 
 MEMORY = "/dev/shm"
 TIMEOUT_S = 120.0
+TIMES_FD = "BENCH_TIMES_FD"
+"""The environment variable that names the descriptor to which a process may write times."""
 
 MACHINES = {
     "QEMU pc": ("-machine", "pc", "-device", "virtio-balloon-pci"),
@@ -86,6 +88,42 @@ def in_memory(image: Path) -> Iterator[Path]:
         copy = Path(directory, "guest.img")
         shutil.copyfile(image, copy)
         yield copy
+
+
+class EndedProcess(NamedTuple):
+    """A process that ran from `begin_s` to `end_s`; `times` is what it has written to `TIMES_FD`.
+
+    `message` is its standard error.
+    """
+
+    begin_s: float
+    end_s: float
+    status: int
+    message: str
+    times: str
+
+
+def run_to_end(argv: list[str], environment: Mapping[str, str] | None = None) -> EndedProcess:
+    """Run `argv`, with `environment` added to that of this process, until it ends."""
+    reader, writer = os.pipe()
+    with open(reader) as times:
+        begin_s = time.monotonic()
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd=MEMORY,
+                pass_fds=(writer,),
+                env={**os.environ, **(environment or {}), TIMES_FD: str(writer)},
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+            end_s = time.monotonic()
+        finally:
+            os.close(writer)
+        message = done.stderr.decode(errors="replace").strip()
+        return EndedProcess(begin_s, end_s, done.returncode, message, times.read())
 
 
 class LaunchedProcess:

@@ -9,7 +9,6 @@ Linux. pyvmm is then told not to probe KVM; where KVM is fit, a second contender
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from bench.launch import MACHINES, MEMORY, TIMEOUT_S, LaunchedGuest, in_memory
+from bench.launch import MACHINES, MEMORY, LaunchedGuest, in_memory, run_to_end
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
 from bench.native import shared_library
 from bench.peers import BASELINE
@@ -59,28 +58,10 @@ def measure(plan: Plan) -> list[Case]:
 
 
 def _start(argv: list[str], library: Path, environment: Mapping[str, str]) -> Values:
-    reader, writer = os.pipe()
-    preloaded = {"LD_PRELOAD": str(library), "FIRST_RUN_FD": str(writer)}
-    with open(reader) as times:
-        begin_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd=MEMORY,
-                pass_fds=(writer,),
-                env={**os.environ, **preloaded, **environment},
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        finally:
-            os.close(writer)
-        taken = times.read()
-    if not taken:
-        message = done.stderr.decode(errors="replace").strip()
-        raise UserError(f"{argv!r} has not entered its guest: {message}")
-    return seconds((int(taken) - begin_ns) / NANOSECONDS_PER_S)
+    ended = run_to_end(argv, {"LD_PRELOAD": str(library), **environment})
+    if not ended.times:
+        raise UserError(f"{argv!r} has not entered its guest: {ended.message}")
+    return seconds(int(ended.times) / NANOSECONDS_PER_S - ended.begin_s)
 
 
 def _interpreter() -> Values:

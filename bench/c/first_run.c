@@ -3,7 +3,7 @@
  * A library to preload into a VMM: notes the time of its guest's first KVM_RUN and ends the process
  * there, so nothing of the guest runs and a KVM that is unfit for Linux serves as well.
  *
- * The time, nanoseconds of CLOCK_MONOTONIC, is written to the descriptor that FIRST_RUN_FD names.
+ * The time, nanoseconds of CLOCK_MONOTONIC, is written to the descriptor that BENCH_TIMES_FD names.
  * A probe of KVM by a guest of a few pages is not the start of the guest: KVM_RUN counts once a
  * memory slot of 16 MiB or more has been set.
  */
@@ -24,7 +24,7 @@ static atomic_int has_ram;
 static void end(void)
 {
 	struct timespec now;
-	const char *fd = getenv("FIRST_RUN_FD");
+	const char *fd = getenv("BENCH_TIMES_FD");
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	if (fd)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from bench.launch import TIMES_FD
 from bench.native import shared_library
 
 PROGRAM = """
@@ -36,7 +37,7 @@ def test_the_process_ends_at_the_first_kvm_run_of_its_guest() -> None:
     begin_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "LD_PRELOAD": str(library), "FIRST_RUN_FD": str(writer)},
+        env={**os.environ, "LD_PRELOAD": str(library), TIMES_FD: str(writer)},
         pass_fds=(writer,),
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ pytest.importorskip("bench")
 
 from bench.command import STAGES, STAMPED
 from bench.console import BLOCK_BYTES, SERVE_COMMAND, Stream, _into, _out, _receive
+from bench.launch import TIMES_FD
 from pyvmm.errors import UserError
 
 
@@ -75,7 +76,7 @@ def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(guest_run, "choose_kvm", lambda mode: None)
     monkeypatch.setattr(entry, "main", main)
     reader, writer = os.pipe()
-    monkeypatch.setattr("sys.argv", ["-c", str(writer)])
+    monkeypatch.setenv(TIMES_FD, str(writer))
     exec(STAMPED, {})
     os.close(writer)
     with open(reader, "rb") as stamps:
