@@ -10,18 +10,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from pyvmm_native.clock cimport monotonic_ns
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *time)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *data, size_t size)
@@ -157,7 +152,7 @@ cdef inline uint64_t append(Halves *halves, const Event *event) noexcept nogil:
     if half != NULL:
         seq = halves.next_seq + half.count + half.dropped
         if is_empty(half):
-            half.base_ns = half.last_ns = now_ns()
+            half.base_ns = half.last_ns = monotonic_ns()
         # Once one was dropped all are, so that those that are kept have consecutive numbers.
         if event.kind < 0 or half.dropped or half.length + most > halves.half_bytes:
             half.dropped += 1
@@ -186,15 +181,9 @@ cdef inline void wake(int fd) noexcept nogil:
     write(fd, &one, sizeof(one))
 
 
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
-
-
 cdef inline void put_event(Half *half, const Event *event) noexcept nogil:
     cdef uint8_t *end = half.data + half.length
-    cdef uint64_t ns = now_ns() if half.count else half.base_ns
+    cdef uint64_t ns = monotonic_ns() if half.count else half.base_ns
     cdef int i
     end = put_number(end, event.kind)
     end = put_number(end, ns - half.last_ns)

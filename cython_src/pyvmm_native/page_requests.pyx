@@ -3,13 +3,13 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Requests on the balloon's inflate and deflate queues: from the ring to page runs in one call.
 
-`devices.balloon` describes the four formats and says why they are as strict as they are; this
-module is where they are decoded and checked. `PageRequestReader.pop` takes all that wait: each
-request is walked, copied, decoded and compared with RAM, and a valid one joins the batch. Its
-bytes are copied out of guest memory once, and everything is decided on the copy. A request that is
-not valid ends the batch and stays in the ring. At the front it is popped as an ordinary `Chain`,
-which has a copy of its own: the device decodes that one, which the driver may have changed
-meanwhile, and says why it refuses it.
+`devices.balloon` describes the four formats and says why they are as strict as they are;
+page_messages.pxd is where they are decoded and checked. `PageRequestReader.pop` takes all that
+wait: each request is walked, copied, decoded and compared with RAM, and a valid one joins the
+batch. Its bytes are copied out of guest memory once, and everything is decided on the copy. A
+request that is not valid ends the batch and stays in the ring. At the front it is popped as an
+ordinary `Chain`, which has a copy of its own: the device decodes that one, which the driver may
+have changed meanwhile, and says why it refuses it.
 
 A batch is bounded by its buffers, bytes and runs, so no guest occupies the caller for long.
 """
@@ -20,14 +20,16 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from pyvmm_native.record_list cimport (
-    BITMAP_PAGES, MAX_PAGE_SHIFT, NAMED_TWICE, NO_FAULT, NO_MEMORY, PAGE_SHIFT, WORD_BYTES, Decoder,
-    Fault, decode_hybrid, decode_ranges, sort_and_merge,
+from pyvmm_native.page_messages cimport (
+    ADDRESS, BITMAP, COMMAND, EMPTY, FLAG, HYBRID, ID, NO_ARRAY, OUT_OF_MEMORY, PAGE_SIZE, RANGES,
+    RECORDS, STANDARD, START, SUPPLIED, TOO_SHORT, TWICE_IN_ARRAY, VALID, Header, Why,
+    decode_message,
 )
+from pyvmm_native.record_list cimport NAMED_TWICE, NO_FAULT, WORD_BYTES, sort_and_merge
 from pyvmm_native.ring cimport SplitQueue
-from pyvmm_native.run_list cimport RunList, append, decode_bitmap, decode_pfns
+from pyvmm_native.run_list cimport RunList, append
 from pyvmm_native.runs cimport PageRuns
 
 from pyvmm_native.runs import _FAULTS
@@ -39,46 +41,9 @@ cdef enum:
     # Smaller requests are decoded sooner than the GIL is released and acquired again.
     GIL_FREE_REQUEST_BYTES = 4096
     FIRST_BYTES = 4096          # room for requests, at first
-    PFN_BYTES = 4
-    BITMAP_HEADER_BYTES = 32
-    RECORD_HEADER_BYTES = 8
-
-# First frame beyond what `PageRuns` and a 64-bit address can name.
-cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
 
 # The names of the formats, which are those of the dialects.
 cdef dict FORMATS = {"standard": STANDARD, "bitmap": BITMAP, "hybrid": HYBRID, "ranges": RANGES}
-
-cdef enum:
-    STANDARD
-    BITMAP
-    HYBRID
-    RANGES
-
-# Why a message is not decoded; `explain` has the words.
-cdef enum Why:
-    VALID
-    OUT_OF_MEMORY
-    NO_ARRAY
-    TWICE_IN_ARRAY
-    TOO_SHORT
-    COMMAND
-    FLAG
-    ID
-    EMPTY
-    PAGE_SIZE
-    START
-    LENGTH
-    SUPPLIED
-    ADDRESS
-    RECORDS
-
-# The header of a message of any format, and the first fault of its records.
-cdef struct Header:
-    uint64_t command, flag, id, page_shift, start_pfn, length
-    uint64_t supplied_bytes
-    Fault record_fault
-    size_t record_at
 
 
 @cython.final
@@ -309,104 +274,6 @@ cdef str explain(int format, Why why, const Header *header):
         return f"{name} 0"
     kind = "positive multiple" if format == BITMAP else "multiple"
     return f"{name} {header.length} is not a {kind} of {WORD_BYTES}"
-
-
-cdef Why decode_message(
-    RunList *out, int format, bint request, const uint8_t *message, uint64_t length,
-    Header *header,
-) noexcept nogil:
-    """Fill the empty list `out`, ascending and merged; `header` says more about a fault."""
-    header.supplied_bytes = length
-    if format == STANDARD:
-        return decode_array(out, message, length)
-    if format == BITMAP:
-        return decode_bits(out, request, message, length, header)
-    return decode_records(out, format, request, message, length, header)
-
-
-cdef Why decode_array(RunList *out, const uint8_t *array, uint64_t length) noexcept nogil:
-    cdef uint64_t pages = 0
-    cdef size_t i
-    if length == 0 or length % PFN_BYTES:
-        return NO_ARRAY
-    if not decode_pfns(out, array, length // PFN_BYTES):
-        return OUT_OF_MEMORY
-    for i in range(out.count):
-        pages += out.items[i].end - out.items[i].start
-    return VALID if pages == length // PFN_BYTES else TWICE_IN_ARRAY
-
-
-cdef Why decode_bits(
-    RunList *out, bint request, const uint8_t *message, uint64_t length, Header *header
-) noexcept nogil:
-    cdef uint16_t fields[4]   # cmd, page_shift, flag, reserved
-    cdef uint64_t words[3]    # req_id, start_pfn, bmap_len
-    cdef unsigned shift
-    cdef size_t i
-    if length < BITMAP_HEADER_BYTES:
-        return TOO_SHORT
-    memcpy(fields, message, sizeof(fields))
-    memcpy(words, message + sizeof(fields), sizeof(words))
-    header.command, header.page_shift, header.flag = fields[0], fields[1], fields[2]
-    header.start_pfn, header.length = words[1], words[2]
-    header.supplied_bytes = length - BITMAP_HEADER_BYTES
-    if request and header.command:
-        return COMMAND
-    if request and header.flag:
-        return FLAG
-    if not PAGE_SHIFT <= header.page_shift <= MAX_PAGE_SHIFT:
-        return PAGE_SIZE
-    if header.start_pfn % BITMAP_PAGES:
-        return START
-    if header.length == 0 or header.length % WORD_BYTES:
-        return LENGTH
-    if header.length > header.supplied_bytes:
-        return SUPPLIED
-    shift = header.page_shift - PAGE_SHIFT
-    # No overflow: each of the two terms is far below 2**63.
-    if header.start_pfn > FRAME_LIMIT or (
-            header.start_pfn + header.length * 8 > FRAME_LIMIT >> shift):
-        return ADDRESS
-    if not decode_bitmap(out, message + BITMAP_HEADER_BYTES, header.length, header.start_pfn):
-        return OUT_OF_MEMORY
-    if shift:
-        for i in range(out.count):
-            out.items[i].start <<= shift
-            out.items[i].end <<= shift
-    return VALID
-
-
-cdef Why decode_records(
-    RunList *out, int format, bint request, const uint8_t *message, uint64_t length,
-    Header *header,
-) noexcept nogil:
-    cdef uint64_t fields
-    cdef const uint8_t *records = message + RECORD_HEADER_BYTES
-    cdef Decoder decoder = decode_hybrid if format == HYBRID else decode_ranges
-    if length < RECORD_HEADER_BYTES:
-        return TOO_SHORT
-    memcpy(&fields, message, sizeof(fields))
-    header.command, header.flag = fields & 0xFF, fields >> 8 & 0xFF
-    header.id, header.length = fields >> 16 & 0xFFFF, fields >> 32
-    header.supplied_bytes = length - RECORD_HEADER_BYTES
-    if request and header.command:
-        return COMMAND
-    if request and header.flag:
-        return FLAG
-    if request and header.id:
-        return ID
-    if request and header.length == 0:
-        return EMPTY
-    if header.length % WORD_BYTES:
-        return LENGTH
-    if header.length > header.supplied_bytes:
-        return SUPPLIED
-    header.record_fault = decoder(out, records, header.length, FRAME_LIMIT, &header.record_at)
-    if header.record_fault == NO_FAULT:
-        header.record_fault = sort_and_merge(out, request)
-    if header.record_fault == NO_MEMORY:
-        return OUT_OF_MEMORY
-    return VALID if header.record_fault == NO_FAULT else RECORDS
 
 
 cdef bint is_within(const RunList *a, const RunList *b) noexcept nogil:

@@ -27,6 +27,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyvmm_native.checksum cimport Checksum
+from pyvmm_native.clock cimport monotonic_ns
 from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, next_run
 
@@ -60,13 +61,6 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<string.h>" nogil:
     void *memcpy(void *target, const void *source, size_t size)
     void *memset(void *target, int value, size_t size)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *time)
 
 cdef extern from "<sys/time.h>" nogil:
     struct timeval:
@@ -254,11 +248,9 @@ cdef class PageSocket:
 
     cdef double _left_s(self) noexcept nogil:
         """Return the seconds until the deadline, at most `LONGEST_S`, or infinity."""
-        cdef timespec now
         if self._deadline == INFINITE_S:
             return INFINITE_S
-        clock_gettime(CLOCK_MONOTONIC, &now)
-        return min(self._deadline - now.tv_sec - now.tv_nsec / 1e9, LONGEST_S)
+        return min(self._deadline - monotonic_ns() / 1e9, LONGEST_S)
 
     cdef void _await_room(self, double left_s) noexcept nogil:
         """Wait until the socket has room, is broken, or `left_s` have passed."""

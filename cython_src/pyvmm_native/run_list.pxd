@@ -19,6 +19,11 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 cdef extern from *:
+    """
+    /* Guest-physical addresses have at most 52 bits; page frame numbers have fewer. */
+    #define PYVMM_FRAME_LIMIT ((uint64_t)1 << 52)
+    """
+    const uint64_t FRAME_LIMIT "PYVMM_FRAME_LIMIT"
     int count_trailing_zeros "__builtin_ctzll"(unsigned long long word) noexcept nogil
     int count_ones "__builtin_popcountll"(unsigned long long word) noexcept nogil
 

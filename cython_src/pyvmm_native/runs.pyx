@@ -23,13 +23,12 @@ from libc.string cimport memcmp
 from pyvmm_native.record_list cimport (
     NAMED_TWICE, NO_FAULT, NO_MEMORY, Decoder, Fault, decode_hybrid, decode_ranges, sort_and_merge,
 )
-from pyvmm_native.run_list cimport Run, RunList, add_run, append, decode_bitmap, resize
+from pyvmm_native.run_list cimport (
+    FRAME_LIMIT, Run, RunList, add_run, append, decode_bitmap, resize,
+)
 
 cdef enum:
     SHOWN_RUNS = 8
-
-# Guest-physical addresses have at most 52 bits; page frame numbers have fewer.
-cdef uint64_t FRAME_LIMIT = <uint64_t>1 << 52
 
 # By `Fault` of record_list.pxd.
 _FAULTS = (
