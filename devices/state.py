@@ -30,7 +30,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 Value: TypeAlias = "int | bool | str | bytes | Sequence[Value] | Mapping[str, Value]"
 """A plain value; numbers have 64 bits."""
@@ -47,6 +47,7 @@ MAX_DEPTH = 12
 """Deepest nesting of payloads and lists."""
 
 _BYTES = "$bytes"
+_NUMBERS = {int}
 _U64_VALUES = 1 << 64
 
 
@@ -115,15 +116,30 @@ def _plain(value: object, depth: int) -> object:
         case bytes() | bytearray():
             return {_BYTES: binascii.b2a_base64(value, newline=False).decode("ascii")}
         case list() | tuple():
+            if depth and _all_numbers(value):
+                return value
             return [_plain(each, depth - 1) for each in value]
         case dict() if all(isinstance(name, str) and name[:1] != "$" for name in value):
             return {name: _plain(each, depth - 1) for name, each in value.items()}
     raise ValueError(f"{value!r:.60} is not a plain value")
 
 
+def _all_numbers(values: Sequence[Any], at_least: int = -_U64_VALUES // 2) -> bool:
+    """Return True if all `values` are plain numbers, none of them below `at_least`.
+
+    A quick test of long lists, such as the registers of a vCPU, which are decoded and checked while
+    a guest that migrates is paused. It says no to an empty list.
+    """
+    return (
+        {*map(type, values)} == _NUMBERS and at_least <= min(values) and max(values) < _U64_VALUES
+    )
+
+
 def _valued(read: object) -> object:
     """Return the value that JSON's `read` represents; `encode` refuses invalid ones later."""
     if isinstance(read, list):
+        if _all_numbers(read):
+            return read
         return [_valued(each) for each in read]
     if isinstance(read, dict):
         if read.keys() == {_BYTES} and isinstance(read[_BYTES], str):
@@ -168,10 +184,10 @@ class Fields:
         below: int = _U64_VALUES,
     ) -> list[int]:
         """Return numbers, all below `below`; exactly `count` of them, or up to `at_most`."""
-        return [
-            self._in_range(name, self._typed(name, each, int), 0, below)
-            for each in self.items(name, count=count, at_most=at_most)
-        ]
+        items = self.items(name, count=count, at_most=at_most)
+        if _all_numbers(items, at_least=0) and max(items) < below:
+            return items
+        return [self._in_range(name, self._typed(name, each, int), 0, below) for each in items]
 
     def flag(self, name: str) -> bool:
         """Return True or False."""

@@ -12,6 +12,7 @@ functions after it make an instance with as many as needed.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from ctypes import Structure, c_uint8, sizeof
 from functools import lru_cache
@@ -21,7 +22,7 @@ from pykvm.abi_constants import *  # noqa: F403
 from pykvm.abi_state import *  # noqa: F403
 from pykvm.abi_state import kvm_nested_state, kvm_xsave
 from pykvm.abi_vcpu import *  # noqa: F403
-from pykvm.abi_vcpu import kvm_msr_entry, kvm_msrs
+from pykvm.abi_vcpu import kvm_msrs
 from pykvm.abi_vm import *  # noqa: F403
 from pykvm.abi_vm import (
     kvm_cpuid2,
@@ -58,10 +59,28 @@ def cpuid2(entries: Iterable[kvm_cpuid_entry2]) -> kvm_cpuid2:
     return sized(kvm_cpuid2, len(leaves))(nent=len(leaves), entries=tuple(leaves))
 
 
+def cpuid2_of_bytes(leaves: bytes) -> kvm_cpuid2:
+    """Return a kvm_cpuid2 holding the entries whose bytes are `leaves`."""
+    count = len(leaves) // sizeof(kvm_cpuid_entry2)
+    return sized(kvm_cpuid2, count).from_buffer_copy(struct.pack("=II", count, 0) + leaves)
+
+
 def msrs(entries: Iterable[tuple[int, int]]) -> kvm_msrs:
-    """Return a kvm_msrs holding (MSR index, value) pairs."""
-    pairs = [kvm_msr_entry(index=index, data=data) for index, data in entries]
-    return sized(kvm_msrs, len(pairs))(nmsrs=len(pairs), entries=tuple(pairs))
+    """Return a kvm_msrs holding (MSR index, value) pairs.
+
+    Packed at once, and not entry by entry: there are hundreds of them, copied while a guest that
+    migrates is paused. An index and the reserved word after it are one number of 64 bits.
+    """
+    numbers = [number for entry in entries for number in entry]
+    count = len(numbers) // 2
+    packed = struct.pack(f"={1 + 2 * count}Q", count, *numbers)
+    return sized(kvm_msrs, count).from_buffer_copy(packed)
+
+
+def msr_values(table: kvm_msrs, count: int) -> dict[int, int]:
+    """Return the first `count` entries of `table`: MSR index → value."""
+    numbers = struct.unpack_from(f"={2 * count}Q", table, sizeof(kvm_msrs))
+    return dict(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def msr_list(count: int) -> kvm_msr_list:

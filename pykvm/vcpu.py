@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterable
-from ctypes import Structure, addressof, c_uint64
+from ctypes import Structure, addressof, c_uint64, sizeof
 from errno import EAGAIN, EINTR, EINVAL, ENOTTY, ENXIO
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from pykvm.handle import KvmError, KvmHandle
 
 _S = TypeVar("_S", bound=Structure)
 
+_CPUID_ENTRY_BYTES = sizeof(abi.kvm_cpuid_entry2)
 _MAX_CPUID_ENTRIES = 256  # KVM_MAX_CPUID_ENTRIES of the kernel, which no header exports
 
 
@@ -171,10 +172,10 @@ class Vcpu(KvmHandle):
         """KVM_GET_CPUID2: the leaves that were set, as KVM has adjusted them."""
         table = abi.sized(abi.kvm_cpuid2, _MAX_CPUID_ENTRIES)(nent=_MAX_CPUID_ENTRIES)
         self.ioctl(ioctls.KVM_GET_CPUID2, table)
-        entries = list(table.entries[: table.nent])
-        while entries and not any(bytes(entries[-1])):  # Linux 6.1, among others, does not set nent
-            entries.pop()
-        return abi.cpuid2(entries)
+        leaves = bytes(table.entries)[: table.nent * _CPUID_ENTRY_BYTES]
+        # Linux 6.1, among others, does not set nent: entries of zeros follow.
+        count = -(-len(leaves.rstrip(b"\0")) // _CPUID_ENTRY_BYTES)
+        return abi.cpuid2_of_bytes(leaves[: count * _CPUID_ENTRY_BYTES])
 
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ (4.56): the frequency of the guest's time stamp counter."""
@@ -187,8 +188,7 @@ class Vcpu(KvmHandle):
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS: MSR index → value, up to the first index that KVM does not know."""
         table = abi.msrs((index, 0) for index in indices)
-        known = self.ioctl(ioctls.KVM_GET_MSRS, table)
-        return {entry.index: entry.data for entry in table.entries[:known]}
+        return abi.msr_values(table, self.ioctl(ioctls.KVM_GET_MSRS, table))
 
     def set_msrs(self, values: dict[int, int]) -> int:
         """KVM_SET_MSRS, in order; return how many were set before the first that KVM refused."""

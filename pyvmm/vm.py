@@ -133,6 +133,14 @@ class VirtualMachine:
         """
         self.machine.boot(read_boot_files(self.config, overlay))
 
+    def start(self) -> None:
+        """Let the vCPUs enter the guest now, unless it is paused; `run` must follow.
+
+        Its queues and timers are served from `run` on. For a guest that should not wait for that.
+        """
+        paused = self._status != "running"  # an incoming guest may be paused at its source
+        self.machine.start(paused=paused, on_thread=self._watch_for_loader)
+
     async def run(self) -> ExitResult:
         """Run the VM to its end; all vCPUs are outside the guest afterwards.
 
@@ -141,8 +149,7 @@ class VirtualMachine:
         """
         self.machine.attach(self._loop)
         if not self.machine.started:
-            paused = self._status != "running"  # an incoming guest may be paused at its source
-            self.machine.start(paused=paused, on_thread=self._watch_for_loader)
+            self.start()
         try:
             result = await asyncio.shield(self._finished)
         finally:

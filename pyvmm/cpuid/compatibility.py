@@ -12,10 +12,10 @@ CPUs, as leaf 0xD describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from pykvm import abi
-from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, by_leaf, names, read
+from pyvmm.cpuid.features import REGISTERS, FeatureRegister, Leaves, names, read
 
 # Bits that follow the guest's own registers.
 _APIC, _MONITOR, _OSXSAVE, _OSPKE = 1 << 9, 1 << 3, 1 << 27, 1 << 4
@@ -31,11 +31,8 @@ XSTATE_BV_OFFSET = 512
 """Offset in an XSAVE area of the components that it holds (Intel SDM vol. 1, 13.4.2)."""
 
 
-def missing_features(
-    saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
-) -> list[str]:
-    """Return the names of features that the `saved` CPU has and this one lacks."""
-    old, new = by_leaf(saved), by_leaf(here)
+def missing_features(old: Leaves, new: Leaves) -> list[str]:
+    """Return the names of features that the saved CPU, `old`, has and this one, `new`, lacks."""
     vendors = _vendor(old), _vendor(new)
     if vendors[0] != vendors[1]:
         return [f"a CPU of vendor {vendors[0]!r} (this one: {vendors[1]!r})"]
@@ -43,11 +40,8 @@ def missing_features(
     return [*missing, *_missing_avx10_version(old, new)]
 
 
-def moved_xsave_state(
-    xsave: bytes, saved: Iterable[abi.kvm_cpuid_entry2], here: Iterable[abi.kvm_cpuid_entry2]
-) -> list[int]:
-    """Return the numbers of the components in `xsave` whose layout differs on this CPU."""
-    old, new = by_leaf(saved), by_leaf(here)
+def moved_xsave_state(xsave: bytes, old: Leaves, new: Leaves) -> list[int]:
+    """Return the numbers of the components in `xsave` whose layout differs on this CPU, `new`."""
     present = int.from_bytes(xsave[XSTATE_BV_OFFSET:][:8], "little") & ~X87_AND_SSE
     components = (number for number in range(64) if present >> number & 1)
     return [each for each in components if not _layout(old, each) == _layout(new, each) != (0, 0)]

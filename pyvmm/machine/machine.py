@@ -355,6 +355,7 @@ class Machine:
         """
         with self.lock:
             self._parts.prewarm()
+        self._parts.rehearse_saving_vcpus()
 
     def prepare_incoming(self) -> None:
         """Do what `restore_parts` and `start` would do while an incoming guest is paused.
@@ -362,9 +363,9 @@ class Machine:
         The vCPU threads wait outside the guest, and all code that restores a machine has run once.
         Raises UserError where KVM is too old.
         """
-        self.prepare_parts()
         self._start_threads()
         with self.lock, self._router.one_change():
+            self._parts.prewarm()
             self._parts.rehearse()
 
     @contextmanager

@@ -59,7 +59,10 @@ class IncomingVm(Protocol):
         """Restore everything but memory. Raises StateError."""
 
     def pause(self) -> None:
-        """Keep the guest paused when it is run."""
+        """Keep the guest paused when it is started."""
+
+    def start(self) -> None:
+        """Let the vCPUs enter the guest; `run` follows."""
 
     async def run(self) -> ExitResult:
         """Run the guest to its end."""
@@ -160,10 +163,10 @@ class _IncomingTarget:
         assert self._machine is not None
         machine = self._machine
 
-        async def run() -> None:
+        def start() -> None:
             if not running:
                 machine.pause()
+            machine.start()  # before its devices are served: the guest need not wait for that
             self.running = self._loop.create_task(machine.run())
-            await asyncio.sleep(0)  # until its vCPUs are started
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        call_on_loop(self._loop, start)

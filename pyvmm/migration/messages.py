@@ -31,7 +31,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from devices.state import MAX_PAYLOAD_BYTES, Payload, StateError
 from pyvmm.config import MachineConfig
@@ -159,8 +159,7 @@ class RoundEnd:
         return cls(*_unpacked(_NUMBER, record))
 
 
-@dataclass(frozen=True)
-class DeviceState:
+class DeviceState(NamedTuple):
     """State of one part of the machine, whose payload has not been checked."""
 
     part: Record

@@ -216,15 +216,16 @@ class SourceMigration:
 
     def _send_round(self, precopy: PreCopy) -> float:
         """Send the round and wait until the destination has it; return the seconds it took."""
-        return self._expect_ack(self._send_pages(precopy, last=False))
+        begin = self._send_pages(precopy, last=False)
+        self._channel.send(messages.RoundEnd(self._round))
+        return self._expect_ack(begin)
 
     def _send_pages(self, precopy: PreCopy, *, last: bool) -> _RoundBegin:
-        """Send the pages of a round and its end; only the `last` one has no limit."""
+        """Send the pages of a round, but not its end; only the `last` one has no limit."""
         begin = _RoundBegin(time.monotonic(), self._progress.sent_bytes)
         limiter = None if last else RateLimiter(self.settings.max_bandwidth, begin.sent_bytes)
         precopy.copy(lambda chunk: self._send_chunk(chunk, limiter), last=last)
         self._round += 1
-        self._channel.send(messages.RoundEnd(self._round))
         return begin
 
     def _expect_ack(self, begin: _RoundBegin) -> float:
@@ -286,17 +287,20 @@ class SourceMigration:
     def _send_rest(self, precopy: PreCopy, was_running: bool, downtime: DowntimeSteps) -> None:
         """Send the last pages and the state; return when the destination has restored it.
 
-        The state follows the pages at once: the acknowledgement of the round is read after it.
+        The state follows the pages at once, with the end of the round in one piece: the
+        acknowledgement of the round is read after it.
         """
         parts = self._guest.save_parts()
         downtime.step("save")
         precopy.collect()
         self._progress.collected(precopy.todo.pages, 0.0)
         round_begin = self._send_pages(precopy, last=True)
-        for part in parts:
-            self._channel.send(messages.DeviceState(part))
         required = sum(not part.optional for part in parts)
-        self._channel.send(messages.Ready(self._progress.full_pages, required, was_running))
+        self._channel.send(
+            messages.RoundEnd(self._round),
+            *map(messages.DeviceState, parts),
+            messages.Ready(self._progress.full_pages, required, was_running),
+        )
         self._expect_ack(round_begin)
         downtime.step("pages")
         self._channel.expect(messages.StateRestored)

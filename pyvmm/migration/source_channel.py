@@ -59,9 +59,9 @@ class SourceChannel:
         """Limit single messages only, from now on."""
         self._phase_ends_at = math.inf
 
-    def send(self, message: FromSource) -> None:
-        """Send `message`."""
-        data = message.record().encode()
+    def send(self, *messages: FromSource) -> None:
+        """Send `messages`, all of them at once: each time the destination wakes up for one."""
+        data = b"".join([message.record().encode() for message in messages])
         self._sending(len(data), lambda: self._link.send(data))
 
     def send_pages(self, channel: PageChannel, pages: Pages) -> None:
@@ -111,10 +111,15 @@ class SourceChannel:
         return reply
 
     def _raise_abort_reason(self) -> None:
-        """Raise `PeerAborted` if its message has arrived over the broken connection."""
+        """Raise `PeerAborted` if its message has arrived over the broken connection.
+
+        The acknowledgement of the last round may have arrived before it: the state is sent without
+        waiting for that.
+        """
         self._link.deadline = time.monotonic()
         try:
-            self._receive()
+            for _ in ("acknowledgement", "abort"):
+                self._receive()
         except PeerAborted:
             raise
         except MigrationError:

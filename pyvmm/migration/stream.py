@@ -67,6 +67,9 @@ _DESTINATION_MESSAGES: dict[str, Callable[[Record], FromDestination]] = {
 }
 
 
+_READ_AHEAD_BYTES = 1 << 18
+
+
 class _Reader:
     """The reader of one direction, whose messages are valid as `steps` says.
 
@@ -81,7 +84,7 @@ class _Reader:
 
     @property
     def wanted_bytes(self) -> int:
-        """Number of bytes still missing from the next message, at least 1."""
+        """Number of bytes to receive next: those missing from the next message, at least 1."""
         return max(self._records.wanted_bytes, 1)
 
     @property
@@ -131,6 +134,14 @@ class SourceReader(_Reader):
         super().__init__({**messages.SOURCE_KINDS, **kinds}, _FROM_SOURCE)
         self._ram = PageRuns()
         self._parts: set[tuple[str, int]] = set()
+
+    @property
+    def wanted_bytes(self) -> int:
+        """As of any reader; all that has arrived once no page may follow.
+
+        Until then the contents of pages may follow a message, which the link takes to guest RAM.
+        """
+        return _READ_AHEAD_BYTES if self._phase is _Phase.SWITCHOVER else super().wanted_bytes
 
     def next(self) -> FromSource | None:
         """Return the next message, or None until more is fed. Raises `MigrationError`."""

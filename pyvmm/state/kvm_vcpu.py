@@ -30,15 +30,15 @@ KVM API: Documentation/virt/kvm/api.rst, section 4, under the name of each reque
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import Structure, byref, memmove, sizeof
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from devices.state import Fields, Payload, StateError
 from pykvm import KvmError, Vcpu, abi
 from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
 from pyvmm.cpuid.dependencies import unmet
-from pyvmm.cpuid.features import by_leaf
+from pyvmm.cpuid.features import Leaves, by_leaf
 from pyvmm.state import msrs
 from pyvmm.state.capabilities import MIN_XSAVE_BYTES
 
@@ -73,7 +73,7 @@ def save_vcpu(vcpu: Vcpu, host: Capabilities, tsc: int) -> Payload:
     registers[msrs.TSC] = tsc
     return {
         "mp_state": mp_state,
-        "cpuid": b"".join(bytes(entry) for entry in vcpu.get_cpuid2().entries),
+        "cpuid": bytes(vcpu.get_cpuid2().entries),
         "tsc_khz": vcpu.get_tsc_khz(),
         "sregs2": bytes(vcpu.get_sregs2()),
         "msr_indices": list(registers),
@@ -88,16 +88,37 @@ def save_vcpu(vcpu: Vcpu, host: Capabilities, tsc: int) -> Payload:
     }
 
 
-def restore_vcpu(vcpu: Vcpu, fields: Fields, host: Capabilities) -> int:
+class FreshVcpu(NamedTuple):
+    """A vCPU of a guest started here, before anything was restored."""
+
+    leaves: Leaves
+    """Its CPUID: some KVMs show guests more than they report as supported."""
+    msrs: frozenset[int]
+    """Indices of the registers that are state."""
+    tsc_khz: int
+
+
+def fresh_vcpu(vcpu: Vcpu, host: Capabilities) -> FreshVcpu:
+    """Describe `vcpu`, which has neither run nor been restored; all vCPUs of a machine are alike.
+
+    Restoring compares every saved vCPU with it, so it is queried once, and before a guest that
+    migrates is paused.
+    """
+    vcpu.set_cpuid2(host.cpuid)
+    leaves = by_leaf(vcpu.get_cpuid2().entries)
+    return FreshVcpu(leaves, frozenset(msrs.state_indices(vcpu, host)), vcpu.get_tsc_khz())
+
+
+def restore_vcpu(vcpu: Vcpu, fields: Fields, host: Capabilities, fresh: FreshVcpu) -> int:
     """Restore `vcpu`, which has not run, and return its saved time stamp counter.
 
     StateError for a malformed payload, features that this host does not offer, and values that KVM
     refuses.
     """
     saved = _Saved(fields)
-    _check_fit(saved, vcpu, fields, host)
+    _check_fit(saved, fields, host, fresh)
     with kvm_refusals(fields.name):
-        vcpu.set_cpuid2(abi.cpuid2(saved.cpuid))
+        vcpu.set_cpuid2(abi.cpuid2_of_bytes(saved.cpuid))
         _set_tsc_rate(vcpu, saved.tsc_khz)
         vcpu.set_sregs2(saved.sregs2)
         if saved.sregs2.apic_base & _APIC_BASE_BSP:
@@ -134,7 +155,8 @@ class _Saved:
 
     def __init__(self, fields: Fields) -> None:
         self.mp_state = fields.number("mp_state", below=abi.KVM_MP_STATE_SIPI_RECEIVED + 1)
-        self.cpuid = _cpuid_entries(fields)
+        self.cpuid = fields.data("cpuid", at_most=MAX_CPUID_ENTRIES * _CPUID_ENTRY_BYTES)
+        self.leaves = by_leaf(_cpuid_entries(fields, self.cpuid))
         self.tsc_khz = fields.number("tsc_khz", at_least=1, below=1 << 31)
         self.sregs2 = structure(fields, "sregs2", abi.kvm_sregs2)
         indices = fields.numbers("msr_indices", at_most=MAX_MSRS, below=1 << 32)
@@ -150,37 +172,31 @@ class _Saved:
         fields.done()
 
 
-def _cpuid_entries(fields: Fields) -> list[abi.kvm_cpuid_entry2]:
-    data = fields.data("cpuid", at_most=MAX_CPUID_ENTRIES * _CPUID_ENTRY_BYTES)
+def _cpuid_entries(fields: Fields, data: bytes) -> Sequence[abi.kvm_cpuid_entry2]:
     if len(data) % _CPUID_ENTRY_BYTES:
         raise fields.error("cpuid", f"has {len(data)} bytes, not a whole number of leaves")
-    return [
-        abi.kvm_cpuid_entry2.from_buffer_copy(data, offset)
-        for offset in range(0, len(data), _CPUID_ENTRY_BYTES)
-    ]
+    return (abi.kvm_cpuid_entry2 * (len(data) // _CPUID_ENTRY_BYTES)).from_buffer_copy(data)
 
 
-def _check_fit(saved: _Saved, vcpu: Vcpu, fields: Fields, host: Capabilities) -> None:
+def _check_fit(saved: _Saved, fields: Fields, host: Capabilities, fresh: FreshVcpu) -> None:
     """Refuse, by name, features without what they require, or that guests here do not get."""
-    inconsistent = unmet(by_leaf(saved.cpuid))
+    inconsistent = unmet(saved.leaves)
     if inconsistent:
         raise fields.error("cpuid", f"shows {_listed(inconsistent)}")
-    vcpu.set_cpuid2(host.cpuid)
-    cpuid = vcpu.get_cpuid2().entries  # some KVMs show guests more than they report as supported
-    missing = missing_features(saved.cpuid, cpuid)
+    missing = missing_features(saved.leaves, fresh.leaves)
     if missing:
         raise fields.error("cpuid", f"needs {_listed(missing)}, which this host does not offer")
-    moved = moved_xsave_state(saved.xsave, saved.cpuid, cpuid)
+    moved = moved_xsave_state(saved.xsave, saved.leaves, fresh.leaves)
     if moved:
         raise fields.error("xsave", f"has component {moved[0]} at another place than this CPU")
     _check_xsave(saved, fields, host)
-    known = {*msrs.state_indices(vcpu, host)}
-    unknown = [f"MSR 0x{index:x}" for index in saved.msrs if index not in known]
+    unknown = [f"MSR 0x{index:x}" for index in sorted(saved.msrs.keys() - fresh.msrs)]
     if unknown:
         raise fields.error("msr_indices", f"has {_listed(unknown)}, unknown to this host's KVM")
-    khz = vcpu.get_tsc_khz()
-    if not _same_rate(saved.tsc_khz, khz) and not host.tsc_scaling:
-        raise fields.error("tsc_khz", f"is {saved.tsc_khz}; this host cannot scale its {khz}")
+    if not _same_rate(saved.tsc_khz, fresh.tsc_khz) and not host.tsc_scaling:
+        raise fields.error(
+            "tsc_khz", f"is {saved.tsc_khz}; this host cannot scale its {fresh.tsc_khz}"
+        )
 
 
 def _check_xsave(saved: _Saved, fields: Fields, host: Capabilities) -> None:

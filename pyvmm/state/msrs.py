@@ -12,6 +12,7 @@ vol. 4, tables 2-2 and 2-3.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,16 @@ _MAX_BATCH = 128  # KVM takes up to 255
 def state_indices(vcpu: Vcpu, host: Capabilities) -> list[int]:
     """Return the indices of the registers that are state but the deadline, in writing order."""
     banks = vcpu.get_msrs([_MCG_CAP]).get(_MCG_CAP, 0) & _BANKS
+    return [*_state_indices(tuple(host.msr_indices), banks)]
+
+
+@functools.lru_cache(maxsize=8)
+def _state_indices(listed: tuple[int, ...], banks: int) -> tuple[int, ...]:
     last = _FIRST_BANK + banks * _BANK_MSRS
-    listed = [index for index in host.msr_indices if index not in _HYPER_V]
-    indices = dict.fromkeys([*listed, *_MTRRS, *range(_FIRST_BANK, last)])
-    return [index for index in indices if index not in {TSC_DEADLINE, *_ALIASES, *_REQUESTS}]
+    ours = [index for index in listed if index not in _HYPER_V]
+    indices = dict.fromkeys([*ours, *_MTRRS, *range(_FIRST_BANK, last)])
+    omitted = {TSC_DEADLINE, *_ALIASES, *_REQUESTS}
+    return tuple(index for index in indices if index not in omitted)
 
 
 def read(vcpu: Vcpu, indices: list[int]) -> dict[int, int]:

@@ -36,7 +36,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from devices.state import MAX_PAYLOAD_BYTES, Fields, Payload, StateError, decode, encode
 from pyvmm_native.checksum import crc32c
@@ -89,8 +89,7 @@ class Kind:
         return self.version - len(self.upgrades)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One section, of whose payload only the checksum has been checked."""
 
     kind: str
@@ -142,8 +141,7 @@ def fields_upgrade(change: Callable[[dict[str, Any]], Payload]) -> Upgrade:
     return lambda payload: encode(change(dict(decode(payload))))
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     kind: str
     instance: int
     optional: bool

@@ -66,7 +66,13 @@ def test_sized_structures_keep_their_header_and_hold_their_elements() -> None:
     assert table.nmsrs == 2
     assert [(entry.index, entry.data) for entry in table.entries] == [(0x10, 1), (0x11, 1 << 63)]
     assert bytes(table)[8:12] == b"\x10\0\0\0"
+    assert abi.msr_values(table, 2) == {0x10: 1, 0x11: 1 << 63}
+    assert abi.msr_values(table, 1) == {0x10: 1}
+    assert abi.msr_values(table, 0) == {}
     assert sizeof(abi.cpuid2([])) == sizeof(abi.kvm_cpuid2)
+    leaves = [abi.kvm_cpuid_entry2(function=1, eax=2), abi.kvm_cpuid_entry2(function=7, index=1)]
+    cpuid = abi.cpuid2_of_bytes(b"".join(map(bytes, leaves)))
+    assert bytes(cpuid) == bytes(abi.cpuid2(leaves))
     assert len(abi.msr_list(7).indices) == 7
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pykvm import abi
 from pyvmm.cpuid.compatibility import missing_features, moved_xsave_state
+from pyvmm.cpuid.features import by_leaf
 
 VENDOR = {"ebx": 0x68747541, "edx": 0x69746E65, "ecx": 0x444D4163}  # AuthenticAMD
 INTEL = {"ebx": 0x756E6547, "edx": 0x49656E69, "ecx": 0x6C65746E}
@@ -22,7 +23,9 @@ def leaf(function: int, index: int = 0, **registers: int) -> abi.kvm_cpuid_entry
 
 
 def missing(saved: list[abi.kvm_cpuid_entry2], here: list[abi.kvm_cpuid_entry2]) -> list[str]:
-    return missing_features([leaf(0, **VENDOR), *saved], [leaf(0, **VENDOR), *here])
+    return missing_features(
+        by_leaf([leaf(0, **VENDOR), *saved]), by_leaf([leaf(0, **VENDOR), *here])
+    )
 
 
 def test_the_same_cpu_or_one_with_more_features_fits() -> None:
@@ -78,7 +81,7 @@ def test_topology_is_ignored() -> None:
 
 
 def test_cpus_of_another_vendor_do_not_fit() -> None:
-    assert missing_features([leaf(0, **VENDOR)], [leaf(0, **INTEL)]) == [
+    assert missing_features(by_leaf([leaf(0, **VENDOR)]), by_leaf([leaf(0, **INTEL)])) == [
         "a CPU of vendor 'AuthenticAMD' (this one: 'GenuineIntel')"
     ]
 
@@ -88,6 +91,12 @@ def xsave(state_components: int) -> bytes:
     return LEGACY_REGION + header + bytes(4096 - 512 - len(header))
 
 
+def moved(
+    area: bytes, saved: list[abi.kvm_cpuid_entry2], here: list[abi.kvm_cpuid_entry2]
+) -> list[int]:
+    return moved_xsave_state(area, by_leaf(saved), by_leaf(here))
+
+
 def test_xsave_components_must_have_the_same_layout() -> None:
     avx, pkru_intel, pkru_amd = (
         leaf(0xD, 2, eax=256, ebx=576),
@@ -95,18 +104,18 @@ def test_xsave_components_must_have_the_same_layout() -> None:
         leaf(0xD, 9, eax=8, ebx=2432),
     )
     saved, here = [avx, pkru_intel], [avx, pkru_amd]
-    assert moved_xsave_state(xsave(0b111), saved, here) == []
-    assert moved_xsave_state(xsave(1 << 9 | 0b111), saved, here) == [9]
-    assert moved_xsave_state(xsave(1 << 9), saved, saved) == []
-    assert moved_xsave_state(xsave(1 << 9), saved, [avx]) == [9]
-    assert moved_xsave_state(xsave(1 << 9), [avx], [avx]) == [9]
+    assert moved(xsave(0b111), saved, here) == []
+    assert moved(xsave(1 << 9 | 0b111), saved, here) == [9]
+    assert moved(xsave(1 << 9), saved, saved) == []
+    assert moved(xsave(1 << 9), saved, [avx]) == [9]
+    assert moved(xsave(1 << 9), [avx], [avx]) == [9]
 
 
 @pytest.mark.parametrize("component", [2, 8, 31, 32, 62])
 def test_each_xsave_component_of_the_header_is_compared(component: int) -> None:
     saved, here = leaf(0xD, component, eax=64, ebx=576), leaf(0xD, component, eax=64, ebx=640)
-    assert moved_xsave_state(xsave(1 << component), [saved], [here]) == [component]
+    assert moved(xsave(1 << component), [saved], [here]) == [component]
 
 
 def test_x87_and_sse_always_have_the_same_layout() -> None:
-    assert moved_xsave_state(xsave(0b11), [], []) == []
+    assert moved(xsave(0b11), [], []) == []

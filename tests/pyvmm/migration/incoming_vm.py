@@ -28,6 +28,9 @@ class EndingVm:
     def pause(self) -> None:
         pass
 
+    def start(self) -> None:
+        pass
+
     async def run(self) -> ExitResult:
         self.has_run = True
         return ExitResult(ExitReason.QUIT)

@@ -79,16 +79,20 @@ def test_messages_are_read_as_they_were_sent(cuts: list[int]) -> None:
     assert read(DestinationReader(), encoded(FROM_DESTINATION), cuts) == FROM_DESTINATION
 
 
-def test_a_reader_buffers_at_most_one_message() -> None:
-    """`wanted_bytes` never exceeds the rest of the current message."""
-    reader, data, found = SourceReader(KINDS), encoded(FROM_SOURCE), []
+def test_a_reader_reads_ahead_only_when_no_page_can_follow() -> None:
+    """Until then, `wanted_bytes` never exceeds the rest of the current message."""
+    reader, data, found, states = SourceReader(KINDS), encoded(FROM_SOURCE), list[object](), 0
+    reads_ahead = 0
     while data:
         wanted = reader.wanted_bytes
+        reads_ahead += bool(states)
         reader.feed(data[:wanted])
         data = data[wanted:]
         while (message := reader.next()) is not None:
             found.append(message)
-            assert reader.between_messages
+            states += isinstance(message, DeviceState)
+            assert reader.between_messages or states
+    assert reads_ahead == 1
     assert found == FROM_SOURCE
 
 

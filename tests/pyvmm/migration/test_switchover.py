@@ -5,24 +5,41 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import threading
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from pyvmm.machine.catalogue import CATALOGUE
+from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.dirty_log import KvmDirtyLog
 from pyvmm.migration.collection import collection_deferred
+from pyvmm.migration.errors import LinkBroken, PeerAborted
+from pyvmm.migration.incoming import _IncomingTarget
+from pyvmm.migration.link import Link
 from pyvmm.migration.loop_calls import call_on_loop
+from pyvmm.migration.messages import Commit, Failed, FromDestination, RoundAck, Welcome
+from pyvmm.migration.progress import MigrationProgress
+from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.source_channel import SourceChannel
+from pyvmm.migration.timeouts import TIMEOUTS
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.serial import ByteQueue
+from tests.pyvmm.migration.incoming_vm import EndingVm
 from tests.pyvmm.migration.migration_guest import (
     FakeTarget,
+    MigrationResult,
     PageWrite,
     WritingGuest,
     config_of,
     migrate,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
 
@@ -73,6 +90,55 @@ def test_the_last_round_does_not_protect_pages_again(monkeypatch: pytest.MonkeyP
     assert target.ram.page(5)[:1] == b"\x05"
 
 
+def test_the_state_is_sent_in_one_piece() -> None:
+    sent_at = list[int]()
+
+    def watch(source: SourceMigration, result: MigrationResult) -> None:
+        if not moved.running:
+            sent_at.append(result.progress.sent_bytes)
+
+    moved = guest()
+    result = migrate(moved, FakeTarget(), watch=watch)
+    assert result.source_error is None
+    assert len(sent_at) == 2  # the state and the commit
+
+
+class AbortedLink:
+    """A `Link` whose other side has sent `replies`, and takes nothing any more."""
+
+    deadline = math.inf
+
+    def __init__(self, *replies: FromDestination) -> None:
+        self._data = b"".join(reply.record().encode() for reply in replies)
+
+    def send(self, data: Buffer) -> None:
+        raise LinkBroken("the connection failed: Broken pipe")
+
+    def receive(self, at_most: int) -> bytes:
+        data, self._data = self._data[:at_most], self._data[at_most:]
+        return data
+
+
+@pytest.mark.parametrize("replies", [(), (RoundAck(1),)])
+def test_the_reason_of_an_abort_is_reported_rather_than_the_broken_connection(
+    replies: tuple[FromDestination, ...],
+) -> None:
+    link = AbortedLink(Welcome(), *replies, Failed("no room here"))
+    channel = SourceChannel(cast(Link, link), MigrationProgress(), TIMEOUTS)
+    channel.expect(Welcome)
+    with pytest.raises(PeerAborted, match="no room here"):
+        channel.send(Commit())
+
+
+def test_a_connection_that_breaks_without_an_abort_is_reported() -> None:
+    channel = SourceChannel(
+        cast(Link, AbortedLink(Welcome(), RoundAck(1))), MigrationProgress(), TIMEOUTS
+    )
+    channel.expect(Welcome)
+    with pytest.raises(LinkBroken, match="Broken pipe"):
+        channel.send(Commit())
+
+
 def test_no_garbage_is_collected_during_the_switchover() -> None:
     enabled: dict[str, bool] = {}
 
@@ -119,6 +185,28 @@ def test_a_call_on_the_loop_returns_or_raises_as_the_function_does() -> None:
 
     ran_in, loop_thread = asyncio.run(main())
     assert ran_in is loop_thread
+
+
+def test_an_incoming_guest_runs_before_its_devices_are_served() -> None:
+    calls = list[str]()
+
+    class ObservedVm(EndingVm):
+        def start(self) -> None:
+            calls.append("start")
+
+        async def run(self) -> ExitResult:
+            calls.append("run")
+            return await super().run()
+
+    async def main() -> None:
+        target = _IncomingTarget(asyncio.get_running_loop(), ObservedVm, CATALOGUE)  # type: ignore[arg-type]
+        await asyncio.to_thread(target.create_machine, config_of(64))
+        await asyncio.to_thread(lambda: target.start(running=True))
+        assert target.running is not None
+        await target.running
+
+    asyncio.run(main())
+    assert calls == ["start", "run"]
 
 
 @needs_kvm

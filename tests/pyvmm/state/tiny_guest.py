@@ -47,7 +47,9 @@ class Tiny:
         self.restore_vm(decode(saved["kvm-vm"]), tsc)
 
     def restore_vcpu(self, payload: Payload) -> int:
-        return kvm_vcpu.restore_vcpu(self.vcpu, Fields("kvm-vcpu", payload), self.capabilities)
+        host = self.capabilities
+        fresh = kvm_vcpu.fresh_vcpu(self.vcpu, host)
+        return kvm_vcpu.restore_vcpu(self.vcpu, Fields("kvm-vcpu", payload), host, fresh)
 
     def restore_vm(self, payload: Payload, tsc: int = 0) -> None:
         kvm_vm.restore_vm(self.vm, Fields("kvm-vm", payload), [self.vcpu], [tsc])
