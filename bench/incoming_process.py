@@ -14,6 +14,7 @@ import asyncio
 import sys
 
 from pyvmm.harness.guest_session import incoming_session
+from pyvmm.migration.incoming import rehearse_incoming
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
@@ -23,6 +24,7 @@ LISTENING, RUNNING = "listening", "running"
 
 async def _serve(uri: str) -> None:
     listener = MigrationListener(parse_migration_address(uri), Security())
+    rehearse_incoming()
     print(LISTENING, flush=True)
     async with incoming_session(listener) as guest:
         print(RUNNING, flush=True)

@@ -21,8 +21,8 @@ a `Restore`, the function that restores it; the part calls these when all checks
 `encode` writes a payload as JSON: any tool can read it, nothing in it can be executed, and the
 standard library supports it. Bytes are {"$bytes": base64}, which is why no name begins with "$". A
 payload has exactly one encoding (names sorted, no spaces, no fractions), which `decode` enforces by
-encoding its result again: a duplicate name, or a number written in another way, is refused without
-a separate check.
+writing what it has read as JSON again, and each string of base64 from its bytes: a duplicate name,
+or a number written in another way, is refused without a separate check.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 Value: TypeAlias = "int | bool | str | bytes | Sequence[Value] | Mapping[str, Value]"
 """A plain value; numbers have 64 bits."""
@@ -47,8 +47,11 @@ MAX_DEPTH = 12
 """Deepest nesting of payloads and lists."""
 
 _BYTES = "$bytes"
+_BYTES_ONLY = {_BYTES}
 _NUMBERS = {int}
 _U64_VALUES = 1 << 64
+_LEAST = -_U64_VALUES // 2
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class StateError(ValueError):
@@ -80,7 +83,7 @@ class Stateful(Protocol):
 
 def encode(payload: Payload) -> bytes:
     """Return the encoding of a payload; ValueError if a value in it is not plain."""
-    text = json.dumps(_plain(payload, MAX_DEPTH), sort_keys=True, separators=(",", ":"))
+    text = _JSON.encode(_plain(payload, MAX_DEPTH))
     if len(text) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a payload of {len(text)} bytes is too long")
     return text.encode("ascii")
@@ -91,10 +94,12 @@ def decode(data: bytes, part: str = "state") -> Payload:
     if len(data) > MAX_PAYLOAD_BYTES:
         raise StateError(part, f"a payload of {len(data)} bytes is too long")
     try:
-        payload = _valued(json.loads(data.decode("ascii")))
-        if not isinstance(payload, dict):
+        text = data.decode("ascii")
+        read = json.loads(text)
+        if type(read) is not dict:
             raise ValueError("not a payload")
-        canonical = encode(payload) == data
+        payload = _valued_fields(read, MAX_DEPTH)
+        canonical = _JSON.encode(read) == text
     except (ValueError, RecursionError) as error:
         raise StateError(part, f"cannot be read: {error}") from error
     if not canonical:
@@ -109,12 +114,12 @@ def _plain(value: object, depth: int) -> object:
     match value:
         case bool():
             return value
-        case int() if -_U64_VALUES // 2 <= value < _U64_VALUES:
+        case int() if _LEAST <= value < _U64_VALUES:
             return int(value)
         case str() if value.isprintable():
             return value
         case bytes() | bytearray():
-            return {_BYTES: binascii.b2a_base64(value, newline=False).decode("ascii")}
+            return {_BYTES: _base64(value)}
         case list() | tuple():
             if depth and _all_numbers(value):
                 return value
@@ -124,7 +129,11 @@ def _plain(value: object, depth: int) -> object:
     raise ValueError(f"{value!r:.60} is not a plain value")
 
 
-def _all_numbers(values: Sequence[Any], at_least: int = -_U64_VALUES // 2) -> bool:
+def _base64(data: bytes | bytearray) -> str:
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+def _all_numbers(values: Sequence[Any], at_least: int = _LEAST) -> bool:
     """Return True if all `values` are plain numbers, none of them below `at_least`.
 
     A quick test of long lists, such as the registers of a vCPU, which are decoded and checked while
@@ -135,17 +144,35 @@ def _all_numbers(values: Sequence[Any], at_least: int = -_U64_VALUES // 2) -> bo
     )
 
 
-def _valued(read: object) -> object:
-    """Return the value that JSON's `read` represents; `encode` refuses invalid ones later."""
-    if isinstance(read, list):
-        if _all_numbers(read):
-            return read
-        return [_valued(each) for each in read]
-    if isinstance(read, dict):
-        if read.keys() == {_BYTES} and isinstance(read[_BYTES], str):
-            return binascii.a2b_base64(read[_BYTES], strict_mode=True)
-        return {name: _valued(each) for name, each in read.items()}
-    return read
+def _valued_fields(read: dict[str, object], depth: int) -> dict[str, Value]:
+    """Return the payload that JSON's `read` represents. ValueError if it represents none."""
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    return {name: _valued(name, each, depth - 1) for name, each in read.items()}
+
+
+def _valued(name: str, read: Any, depth: int) -> Value:
+    """Return the value, called `name`, that JSON's `read` represents, as `_valued_fields`."""
+    kind, value = type(read), cast("Value", read)
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    if name[:1] != "$":
+        if (kind is int and _LEAST <= read < _U64_VALUES) or kind is bool:
+            return value
+        if kind is str and read.isprintable():
+            return value
+        if kind is dict:
+            if read.keys() != _BYTES_ONLY:
+                return _valued_fields(read, depth)
+            if type(read[_BYTES]) is str:
+                data = binascii.a2b_base64(read[_BYTES], strict_mode=True)
+                if _base64(data) == read[_BYTES]:
+                    return data
+        if kind is list:
+            if depth and _all_numbers(read):
+                return value
+            return [_valued("", each, depth - 1) for each in read]
+    raise ValueError(f"{name}: {read!r:.60} is not a plain value")
 
 
 class Fields:
@@ -184,7 +211,7 @@ class Fields:
         below: int = _U64_VALUES,
     ) -> list[int]:
         """Return numbers, all below `below`; exactly `count` of them, or up to `at_most`."""
-        items = self.items(name, count=count, at_most=at_most)
+        items: list[Any] = self.items(name, count=count, at_most=at_most)
         if _all_numbers(items, at_least=0) and max(items) < below:
             return items
         return [self._in_range(name, self._typed(name, each, int), 0, below) for each in items]

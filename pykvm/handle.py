@@ -21,6 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # the first, but it takes integers of at most 31 bits, too few for a guest-physical address.
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _libc.ioctl.restype = ctypes.c_int
+_PASSED_BY_ADDRESS = (ctypes.Structure, ctypes.c_uint64)
 
 
 class KvmError(OSError):
@@ -98,7 +99,7 @@ class KvmHandle:
 
     def _ioctl_once(self, request: int, argument: Any = 0) -> int:
         """Make one request; return its result, or the negative error number."""
-        if isinstance(argument, ctypes.Structure | ctypes.c_uint64):
+        if isinstance(argument, _PASSED_BY_ADDRESS):
             argument = ctypes.byref(argument)
         result: int = _libc.ioctl(self.fileno(), request, argument)
         return result if result >= 0 else -ctypes.get_errno()

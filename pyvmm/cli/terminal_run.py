@@ -107,8 +107,9 @@ async def _wait_and_run(
     start: VmStart, listener: MigrationListener, max_ram_bytes: int, hugepages: HugePages
 ) -> int:
     # Late: saves 22 ms where no migration comes in.
-    from pyvmm.migration.incoming import accept_migration
+    from pyvmm.migration.incoming import accept_migration, rehearse_incoming
 
+    rehearse_incoming()
     async with AsyncExitStack() as stack:
         terminal = _TerminalRun(stack, start)
         start.releasing.add(listener.close)  # after the terminal: a dead file system may hang it

@@ -61,6 +61,8 @@ def _vendor(leaves: Leaves) -> str:
 
 def _missing(register: FeatureRegister, old: Leaves, new: Leaves) -> Iterator[str]:
     lacking = read(register, old) & ~read(register, new) & ~_FOLLOW_THE_GUEST.get(register, 0)
+    if not lacking:
+        return
     function, index, name = register
     leaf = f"CPUID leaf 0x{function:x}.{index} {name.upper()}"
     for bit in range(32):

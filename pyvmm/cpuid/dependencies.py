@@ -122,9 +122,14 @@ def usable(features: set[str]) -> set[str]:
 def unmet(leaves: Leaves) -> list[str]:
     """Return, sorted, `A without B` for each feature A in `leaves` that lacks a required B."""
     features = shown(leaves)
+    lacking = [
+        each
+        for each, required in requirements().items()
+        if each in features and not required <= features
+    ]
     return sorted(
         f"{feature} without {required}"
-        for feature in features
+        for feature in lacking
         for required in _required(feature) - features
     )
 

@@ -109,13 +109,14 @@ def names(register: FeatureRegister) -> dict[int, str]:
 
 def shown(leaves: Leaves) -> set[str]:
     """Return the names of all features that `leaves` show."""
-    return {
-        name
-        for register in REGISTERS
-        if (value := read(register, leaves))
-        for bit, name in names(register).items()
-        if value >> bit & 1
-    }
+    found: set[str] = set()
+    return found.union(*(_shown_by(register, read(register, leaves)) for register in REGISTERS))
+
+
+@functools.lru_cache(maxsize=256)
+def _shown_by(register: FeatureRegister, value: int) -> frozenset[str]:
+    """Return the features in a register; most registers of two vCPUs have the same value."""
+    return frozenset(name for bit, name in names(register).items() if value >> bit & 1)
 
 
 def hide(leaves: Leaves, features: set[str]) -> None:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyvmm.memory.precopy import CHUNK_PAGES, Chunk, PreCopy
@@ -83,7 +83,11 @@ class SourceGuest(Protocol):
         """Its RAM, private anonymous memory."""
 
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
-        """Log all changes to memory while the returned context manager's block runs."""
+        """Log all changes to memory while the returned context manager's block runs.
+
+        The block does not end if the guest has moved: to end it would take time, for a guest that
+        does not run here any more.
+        """
 
     def unused_pages(self, timeout_s: float) -> UnusedPages:
         """Return pages it did not use at some time after the call; none if it does not answer."""
@@ -172,13 +176,15 @@ class SourceMigration:
         self._channel.send(messages.Hello(self._guest.config, self.settings.checksum))
         self._channel.expect(messages.Welcome)
         self._channel.lift_limit()
-        with self._guest.log_dirty_pages() as log:
+        with ExitStack() as while_here:
+            log = while_here.enter_context(self._guest.log_dirty_pages())
             try:
                 precopy = self._select_pages(log)
                 self._precopy(precopy)
                 self._switch_over(precopy)
             finally:
                 self._throttle(0)
+            while_here.pop_all()  # nothing runs here again: the log may stay on
 
     def _select_pages(self, log: DirtyLog) -> PreCopy:
         """Ask the guest for unused pages and select those of the first round."""

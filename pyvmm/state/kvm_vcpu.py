@@ -30,8 +30,8 @@ KVM API: Documentation/virt/kvm/api.rst, section 4, under the name of each reque
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from ctypes import Structure, byref, memmove, sizeof
+from collections.abc import Iterator
+from ctypes import Array, Structure, byref, memmove, sizeof
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from devices.state import Fields, Payload, StateError
@@ -172,7 +172,7 @@ class _Saved:
         fields.done()
 
 
-def _cpuid_entries(fields: Fields, data: bytes) -> Sequence[abi.kvm_cpuid_entry2]:
+def _cpuid_entries(fields: Fields, data: bytes) -> Array[abi.kvm_cpuid_entry2]:
     if len(data) % _CPUID_ENTRY_BYTES:
         raise fields.error("cpuid", f"has {len(data)} bytes, not a whole number of leaves")
     return (abi.kvm_cpuid_entry2 * (len(data) // _CPUID_ENTRY_BYTES)).from_buffer_copy(data)

@@ -175,6 +175,11 @@ class WritingGuest:
         self.write(before)
         self._writes = iter(writes)
 
+    @property
+    def logging(self) -> bool:
+        """Changes to its memory are logged."""
+        return self._vm.logging
+
     def log_dirty_pages(self) -> KvmDirtyLog:
         self.left_out = set()
         return _InterleavingLog(self, cast(Vm, self._vm), cast(Ram, self.ram))

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from pyvmm.machine.catalogue import CATALOGUE
+from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.dirty_log import KvmDirtyLog
+from pyvmm.migration import incoming
 from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.errors import LinkBroken, PeerAborted
-from pyvmm.migration.incoming import _IncomingTarget
+from pyvmm.migration.incoming import _IncomingTarget, rehearse_incoming
 from pyvmm.migration.link import Link
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.messages import Commit, Failed, FromDestination, RoundAck, Welcome
@@ -26,6 +28,7 @@ from pyvmm.migration.progress import MigrationProgress
 from pyvmm.migration.source import SourceMigration
 from pyvmm.migration.source_channel import SourceChannel
 from pyvmm.migration.timeouts import TIMEOUTS
+from pyvmm.state.parts import MachineParts
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.serial import ByteQueue
 from tests.pyvmm.migration.incoming_vm import EndingVm
@@ -39,7 +42,11 @@ from tests.pyvmm.migration.migration_guest import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
+
+    from pyvmm.state.records import Record
 
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
 
@@ -207,6 +214,45 @@ def test_an_incoming_guest_runs_before_its_devices_are_served() -> None:
 
     asyncio.run(main())
     assert calls == ["start", "run"]
+
+
+@needs_kvm
+def test_an_incoming_machine_is_rehearsed_before_a_source_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    restored, restore = list[MachineParts](), MachineParts.restore
+
+    def observed(parts: MachineParts, records: Iterable[Record]) -> None:
+        restored.append(parts)
+        restore(parts, records)
+
+    monkeypatch.setattr(MachineParts, "restore", observed)
+    threads = threading.enumerate()
+    rehearse_incoming()
+    assert len(restored) == 1
+    assert restored[0].vcpus[0].closed
+    assert threading.enumerate() == threads
+
+
+def test_a_rehearsal_that_is_not_possible_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **named: object) -> Machine:
+        raise MachineNotCreated("the machine cannot be created: no /dev/kvm")
+
+    monkeypatch.setattr(incoming, "Machine", refuse)
+    rehearse_incoming()
+
+
+def test_the_dirty_log_stays_on_only_for_a_guest_that_has_moved() -> None:
+    moved = guest()
+    assert migrate(moved, FakeTarget()).source_error is None
+    assert moved.logging
+
+    def fail() -> None:
+        raise AssertionError("restored wrongly")
+
+    stayed = guest()
+    assert migrate(stayed, FakeTarget(on_restore=fail)).source_error is not None
+    assert not stayed.logging
 
 
 @needs_kvm
