@@ -2,9 +2,9 @@
 """Delay of an access by the GIL while the event loop is busy: bench "exit-delay".
 
 The vCPU has a thread of its own, as in a machine, and reads a port at intervals; the handler does
-nothing. The main thread executes Python code meanwhile and so keeps the GIL for a whole switch
-interval after another thread requests it, which delays the access. The delay is measured with
-Python's default interval and with the one that machines set.
+nothing. The main thread executes Python code meanwhile, and keeps the GIL until it grants the
+vCPU's request (`pyvmm_native.gil_request`), which delays the access. The delay is measured with
+Python's default switch interval and with the one that machines set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from time import perf_counter
 from bench.exit_guest import ExitGuest, exit_guest, port_read, with_pause
 from bench.exits import Bench, Constants
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
-from pyvmm.machine.vcpu_thread import SWITCH_INTERVAL_S
+from pyvmm.machine.vcpu_thread import GIL_SIGNAL, SWITCH_INTERVAL_S
+from pyvmm_native import gil_request
 
 DEFAULT_INTERVAL_S = 0.005
 IDLE = "event loop idle"
@@ -43,6 +44,7 @@ def _delay_case(timed: Callable[..., Values], plan: Plan) -> Case:
         "event loop busy, 5 ms switch interval": partial(timed, _compute, DEFAULT_INTERVAL_S),
         "event loop busy, pyvmm's switch interval": partial(timed, _compute, SWITCH_INTERVAL_S),
     }
+    gil_request.install_request_handler(GIL_SIGNAL)
     case = Case("port read beside an event loop", "ms", against=IDLE)
     return take_turns(case, contenders, plan.rounds(ROUNDS), plan, warm_up=True)
 

@@ -5,10 +5,10 @@
 
 Most exits of a running guest are accesses to device registers. Going through Python for each
 ioctl would cost more than the exit; here the loop stays in C, takes the GIL only to call the
-device model, and calls KVM_RUN again; accesses that a `SerialFastPath` serves do not even take the
-GIL. The kernel describes the exit in `struct kvm_run` at the start of the area shared with the
-vCPU, and completes the guest's access when KVM_RUN is called again
-(Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure").
+device model (`pyvmm_native.gil_request`), and calls KVM_RUN again; accesses that a
+`SerialFastPath` serves do not even take the GIL. The kernel describes the exit in `struct kvm_run`
+at the start of the area shared with the vCPU, and completes the guest's access when KVM_RUN is
+called again (Documentation/virt/kvm/api.rst, section 5, "The kvm_run structure").
 
 `run` belongs to the vCPU's thread; it serves port and memory-mapped I/O by calling an `IoHandler`
 and returns for everything else. Another thread makes it return with `kick`, without a race: `kick`
@@ -41,6 +41,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
 
 from pyvmm_native.events cimport VM_EXIT, EventBuffer
+from pyvmm_native.gil_request cimport GilRequest
 from pyvmm_native.serial cimport SerialFastPath
 
 cdef extern from "<linux/kvm.h>" nogil:
@@ -201,6 +202,7 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exit
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
     cdef bint has_fast_path = serial is not None
+    cdef GilRequest request = GilRequest()
     cdef ExitCounters counters = ExitCounters() if exits is None else exits
     cdef object pio_read = io.pio_read
     cdef object pio_write = io.pio_write
@@ -214,6 +216,8 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exit
                 result = ioctl(vcpu_fd, KVM_RUN, 0)
             if result < 0:
                 error = errno  # before taking the GIL, which may change it
+            request.begin()
+        request.granted()
         if result < 0:
             if error == EINTR:
                 counters.count(area.run, INTERRUPTED)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.standard_streams.text import print_message
+from pyvmm_native import gil_request
 
 if TYPE_CHECKING:
     from pyvmm.cli.late_loop import LateLoop
@@ -111,7 +112,7 @@ class EndSignals:
                 self._timer.start()
 
     def _read(self, reader: int) -> None:
-        while numbers := os.read(reader, 64):
+        while numbers := gil_request.read_signals(reader):
             for number in numbers:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     if (handler := self._handlers.get(number)) is not None:

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from pyvmm_native.serial import SerialFastPath
 
 KICK_SIGNAL = signal.SIGRTMIN
+GIL_SIGNAL = signal.SIGRTMIN + 1
+"""Sent to the main thread by a vCPU that needs the GIL (`pyvmm_native.gil_request`)."""
 
 SWITCH_INTERVAL_S = 0.0005
 """For `sys.setswitchinterval`: the time that a device access may wait for the GIL.
 
-Each access waits this long while the event loop runs Python code. Python's default of 5 ms is too
-long for a guest; a tenth of that slows the event loop by a few per cent.
+An access waits this long while a thread other than the main one runs Python code, and now and then
+while the main thread does (`pyvmm_native.gil_request`). Python's default of 5 ms is too long for a
+guest; a tenth of that slows the event loop by a few per cent.
 """
 
 
