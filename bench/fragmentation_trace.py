@@ -22,6 +22,7 @@ from pathlib import Path
 from guest_images.build import image_path
 from guest_images.recipe import read_recipe
 from pyvmm.boot.image_config import config_for_image
+from pyvmm.files.replacement import replace_file
 from pyvmm.harness.guest_session import GuestSession, guest_session
 from pyvmm.memory.ram import Ram
 from pyvmm.units import GIB
@@ -100,5 +101,5 @@ def _bitmap(pages: PageRuns) -> bytes:
 
 if __name__ == "__main__":
     discarded = asyncio.run(_record())
-    FILE.write_bytes(lzma.compress(_bitmap(discarded), preset=9))
+    replace_file(FILE, lzma.compress(_bitmap(discarded), preset=9))
     print(f"{discarded.pages} pages in {len(discarded)} runs, {FILE.stat().st_size} bytes")
