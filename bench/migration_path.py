@@ -3,8 +3,9 @@
 
 The source and the destination of a real migration, with a guest that has no state and writes
 nothing, are compared with the simplest programs that move the same memory: `sendall` and
-`recv_into` of both mappings, with a CRC-32C at either end and without. All of the memory is random
-bytes. The time runs from the first byte that is sent until the destination has acknowledged the
+`recv_into` of both mappings, with a CRC-32C at either end and without. A migration of two streams
+can use two processors on either side, so it shows what they bring only where there are four. All of
+the memory is random bytes. The time runs from the first byte that is sent until the destination has acknowledged the
 last one; connecting, and the handshake of TLS, are not in it. After every turn the checksum of the
 destination's RAM must be that of the source's.
 
@@ -22,13 +23,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
-from bench.path_cases import CHECKED, FRESH, PYVMM, SOCKETS, TCP, TLS, TOUCHED, UNIX, case_name
+from bench.path_cases import (
+    CHECKED,
+    FRESH,
+    PYVMM,
+    SOCKETS,
+    STREAMS,
+    STREAMS_OF,
+    TCP,
+    TLS,
+    TOUCHED,
+    UNIX,
+    case_name,
+    connections,
+)
 from bench.path_receiver import CRC_BYTES, PIECE_BYTES, checksum_of
 from bench.touched_ram import TouchedRam, have_huge_pages
 from pyvmm.config import MachineConfig
@@ -66,7 +80,7 @@ def _measure(path: _Path, link: str, ram: str, plan: Plan) -> Case:
     path.use(ram)
     case = Case(case_name(link, ram), "s", against=SOCKETS, panel="path")
     contenders: dict[str, Contender] = {
-        name: partial(path.move, name, link, ram) for name in (PYVMM, CHECKED, SOCKETS)
+        name: partial(path.move, name, link, ram) for name in (PYVMM, STREAMS, CHECKED, SOCKETS)
     }
     rounds = plan.rounds(ROUNDS)
     return take_turns(case, contenders, rounds, plan, warm_up=not plan.quick, limit_s=LIMIT_S)
@@ -108,22 +122,27 @@ class _Path:
 
     def move(self, contender: str, link: str, state: str) -> Values:
         """Send all RAM to the destination; return how long it took."""
-        ours, theirs = _connected(link)
-        with ours:
-            with theirs:
-                request = {"contender": contender, "link": link, "ram": state}
-                socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
-            stream = handshake(ours, self._tls, HOST) if link == TLS else ours
-            with stream if link == TLS else nullcontext():
-                self._reply()
-                begin = time.monotonic()
-                if contender == PYVMM:
-                    _migrate(self._ram, stream)
-                else:
-                    _send_plainly(self._ram, stream, checked=contender == CHECKED)
-                took = time.monotonic() - begin
-                if int(self._reply()) != self._crc:
-                    raise UserError(f"{contender} has not moved all memory over {link}")
+        with ExitStack() as stack:
+            pairs = [_connected(link, stack) for _ in range(connections(contender))]
+            request = {"contender": contender, "link": link, "ram": state}
+            theirs = [each for _, each in pairs]
+            socket.send_fds(
+                self._control, [json.dumps(request).encode()], [each.fileno() for each in theirs]
+            )
+            for each in theirs:
+                each.close()
+            streams = [ours for ours, _ in pairs]
+            if link == TLS:
+                streams = [stack.enter_context(handshake(s, self._tls, HOST)) for s in streams]
+            self._reply()
+            begin = time.monotonic()
+            if contender in STREAMS_OF:
+                _migrate(self._ram, streams)
+            else:
+                _send_plainly(self._ram, streams[0], checked=contender == CHECKED)
+            took = time.monotonic() - begin
+            if int(self._reply()) != self._crc:
+                raise UserError(f"{contender} has not moved all memory over {link}")
         return seconds(took)
 
     def _reply(self) -> bytes:
@@ -169,9 +188,12 @@ class _EmptyLog:
         pass
 
 
-def _migrate(ram: TouchedRam, stream: socket.socket) -> None:
-    link = MigrationLink(SocketLink(stream))
-    SourceMigration(_Guest(ram), link, Settings(), MigrationProgress()).run()
+def _migrate(ram: TouchedRam, connections: Sequence[socket.socket]) -> None:
+    """Migrate over the first of `connections`, with the others as its streams."""
+    link, *further = [MigrationLink(SocketLink(each)) for each in connections]
+    settings = Settings(streams=len(further) or 1)
+    progress, connect = MigrationProgress(), iter(further).__next__
+    SourceMigration(_Guest(ram), link, settings, progress, connect=connect).run()
 
 
 def _send_plainly(ram: TouchedRam, stream: socket.socket, *, checked: bool) -> None:
@@ -189,15 +211,18 @@ def _send_plainly(ram: TouchedRam, stream: socket.socket, *, checked: bool) -> N
         raise UserError("the receiving process has failed; see its output for the reason")
 
 
-def _connected(link: str) -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a connection over `link`."""
+def _connected(link: str, stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a connection over `link`, which `stack` closes."""
     if link == UNIX:
-        return socket.socketpair()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
+        ours, theirs = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ours = socket.create_connection(server.getsockname())
+            theirs, _ = server.accept()
+        for stream in (ours, theirs):
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for stream in (ours, theirs):
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stack.enter_context(stream)
     return ours, theirs
 
 

@@ -4,11 +4,21 @@
 from __future__ import annotations
 
 PYVMM = "pyvmm"
+STREAMS = "pyvmm, 2 streams"
 CHECKED = "plain sockets, CRC-32C"
 SOCKETS = "plain sockets"
 
 TCP, UNIX, TLS = "tcp", "unix", "TLS"
 TOUCHED, FRESH = "huge pages, touched", "4 KiB pages, fresh"
+
+STREAMS_OF = {PYVMM: 1, STREAMS: 2}
+"""The number of streams of each contender that is a migration."""
+
+
+def connections(contender: str) -> int:
+    """Return the number of connections that `contender` moves memory over."""
+    streams = STREAMS_OF.get(contender, 1)
+    return streams + 1 if streams > 1 else 1
 
 
 def case_name(link: str, ram: str) -> str:

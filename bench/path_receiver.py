@@ -3,7 +3,7 @@
 
     python -m bench.path_receiver CONTROL BYTES [CERTIFICATE KEY]
 
-For each request on the socket CONTROL, a JSON object with the descriptor of the connection, it
+For each request on the socket CONTROL, a JSON object with the descriptors of the connections, it
 prepares RAM of BYTES, replies that it is ready, receives, and replies with the CRC-32C of all RAM.
 """
 
@@ -13,15 +13,18 @@ import json
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.path_cases import CHECKED, FRESH, PYVMM, TLS
+from bench.path_cases import CHECKED, FRESH, STREAMS_OF, TLS, connections
 from bench.touched_ram import TouchedRam
 from pyvmm.config import MachineConfig
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.timeouts import TIMEOUTS
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.tls import TlsFiles, handshake
 from pyvmm.state.records import Kind, Record
@@ -32,6 +35,7 @@ PIECE_BYTES = 256 * 1024
 """Bytes of one call of the plain programs; of 64 KiB to 2 MiB the fastest here."""
 CRC_BYTES = 4
 MAX_REQUEST_BYTES = 1000
+MAX_CONNECTIONS = max(map(connections, STREAMS_OF))
 
 
 class _Target:
@@ -91,25 +95,39 @@ class Receiver:
 
     def serve(self) -> None:
         while True:
-            data, fds, _, _ = socket.recv_fds(self._control, MAX_REQUEST_BYTES, 1)
+            data, fds, _, _ = socket.recv_fds(self._control, MAX_REQUEST_BYTES, MAX_CONNECTIONS)
             if not data:
                 return
             request = json.loads(data)
-            with socket.socket(fileno=fds[0]) as stream:
-                self._serve(request, stream)
+            with ExitStack() as stack:
+                streams = [stack.enter_context(socket.socket(fileno=fd)) for fd in fds]
+                self._serve(request, streams)
 
-    def _serve(self, request: dict[str, Any], stream: socket.socket) -> None:
+    def _serve(self, request: dict[str, Any], streams: Sequence[socket.socket]) -> None:
         self._prepare(request["ram"])
         if request["link"] == TLS:
             assert self._context is not None
-            stream = handshake(stream, self._context, None)
+            streams = [handshake(stream, self._context, None) for stream in streams]
         self._control.sendall(b"ready")
-        if request["contender"] == PYVMM:
-            link = MigrationLink(SocketLink(stream))
-            DestinationMigration(_Target(self._ram), link).run()
+        if request["contender"] in STREAMS_OF:
+            self._migrate([MigrationLink(SocketLink(stream)) for stream in streams])
         else:
-            receive_plainly(stream, self._ram, checked=request["contender"] == CHECKED)
+            receive_plainly(streams[0], self._ram, checked=request["contender"] == CHECKED)
         self._control.sendall(str(checksum_of(self._ram)).encode())
+
+    def _migrate(self, links: Sequence[MigrationLink]) -> None:
+        """Receive over the first of `links`, with the others as its streams."""
+        target = _Target(self._ram)
+        migration = DestinationMigration(target, links[0])
+
+        def join(link: MigrationLink) -> None:
+            hello = DestinationMigration(target, link).receive_hello(TIMEOUTS.hello)
+            assert hello is not None
+            migration.streams.admit(hello, link)
+
+        for link in links[1:]:
+            threading.Thread(target=join, args=(link,)).start()
+        migration.run()
 
     def _prepare(self, state: str) -> None:
         """Make RAM as `state` says, without anything that an earlier request has left."""

@@ -80,6 +80,14 @@ Show = Callable[[dict[str, Any]], None]
     show_default=True,
     help="Checksum of memory; xxh3 is the fastest in a lab, none is for unix sockets.",
 )
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Send memory on N connections at once, each with a processor of its own.",
+)
 @security_options
 @click.option("--keep", is_flag=True, help="Keep the source process when its guest has moved.")
 @json_option
@@ -91,6 +99,7 @@ def migrate(
     query_unused: bool,
     auto_converge: bool,
     checksum: str,
+    streams: int,
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -124,6 +133,7 @@ def migrate(
         "unused": query_unused,
         "insecure": insecure,
         "checksum": checksum,
+        "multifd-channels": streams,
     }
     if (tls := protection.tls) is not None:
         files = {"tls-ca": tls.ca, "tls-cert": tls.certificate, "tls-key": tls.key}

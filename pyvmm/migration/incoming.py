@@ -151,7 +151,7 @@ async def _receive(source: Source, end_s: float) -> None:
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
-        source.link.abort()
+        source.migration.abort()
         ends_at = time.monotonic() + end_s
         while not work.done() and (left_s := ends_at - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.CancelledError):

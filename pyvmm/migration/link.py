@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Link(ByteLink, Protocol):
-    """A connection; all methods but `abort` raise `MigrationError` when it is broken.
+    """A connection; its methods raise `MigrationError` when it is broken, but for the last three.
 
-    Threads: migration; `abort` any.
+    Threads: migration, stream sender, stream receiver; `abort` and `end_input` any.
     """
 
     @property
@@ -40,11 +40,18 @@ class Link(ByteLink, Protocol):
     def abort(self) -> None:
         """Break the connection, even while another thread uses it."""
 
+    def end_input(self) -> None:
+        """Make `receive` return none, even while another thread waits in it; `send` still sends."""
+
+    def close(self) -> None:
+        """Close the connection, which no other thread uses."""
+
 
 class MigrationLink:
     """Wraps `link`; satisfies `Link`.
 
-    Threads: migration; `abort` any, `close` the event loop.
+    Threads: migration, stream sender, stream receiver; `abort` and `end_input` any, `close` the
+    event loop, too.
     """
 
     def __init__(self, link: SocketLink) -> None:
@@ -102,6 +109,10 @@ class MigrationLink:
     def abort(self) -> None:
         """Make the thread that uses the link fail at once."""
         self._link.abort()
+
+    def end_input(self) -> None:
+        """As `Link.end_input`."""
+        self._link.end_input()
 
     def close(self) -> None:
         """Close the connection; the link must not be in use."""

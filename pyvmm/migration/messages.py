@@ -13,14 +13,21 @@
     ready       source        u64 number of pages sent, u64 number of required parts sent, u64 1 if
                               the guest ran before the switchover, 0 if it was paused
     commit      source        empty
-    welcome     destination   empty
+    stream      source        token, 32 bytes; u64 number of the stream, from 1 on
+    welcome     destination   empty; or, if the source asked for several streams, the token that
+                              they join with
+    joined      destination   empty
     round-ack   destination   u64 number of the round all of which is in memory
     restored    destination   empty
     running     destination   empty
     failed      destination   reason, UTF-8
 
 The version of "migration" is that of the stream (`docs/reference/formats.md`). "failed" never
-changes, so that either side can tell the other why it refuses its version.
+changes, so that either side can tell the other why it refuses its version. A source that asks for
+one stream sends version 3, which older destinations read.
+
+"stream" is the first message of a connection that joins a migration; "pages" and "round-end" are
+all that may follow it there.
 
 Every payload has a checksum in its record. Checks that need no earlier message are made here: a
 payload that is not exactly as above is a `MigrationError`.
@@ -30,7 +37,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from devices.state import MAX_PAYLOAD_BYTES, Payload, StateError
@@ -45,7 +52,11 @@ from pyvmm_native.runs import PageRuns
 BITMAP_BYTES = BLOCK_PAGES // 8
 HELLO = "migration"
 _CHECKSUM = "checksum"
-STREAM_VERSION = 3
+_STREAMS = "streams"
+STREAM_VERSION = 4
+_ONE_STREAM_VERSION = 3
+MAX_STREAMS = 16
+TOKEN_BYTES = 32
 MAX_ZERO_RUNS = 4096
 MAX_REASON_BYTES = 1024
 
@@ -53,27 +64,53 @@ _PAGES = struct.Struct(f"<Q{BITMAP_BYTES}s")
 _RUN = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
 _TOTALS = struct.Struct("<QQQ")
+_STREAM = struct.Struct(f"<{TOKEN_BYTES}sQ")
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The first message: the configuration of the guest's machine, and the checksum of pages."""
+    """The first message: the configuration of the guest's machine, and how its pages are sent."""
 
     config: MachineConfig
     checksum: str = "crc32c"
+    streams: int = 1
+    """With several, pages travel on further connections and not on that of this message."""
 
     def record(self) -> Record:
-        payload = encode_config(self.config, {_CHECKSUM: self.checksum})
-        return Record(HELLO, STREAM_VERSION, payload)
+        further: dict[str, Any] = {_CHECKSUM: self.checksum}
+        if self.streams == 1:
+            return Record(HELLO, _ONE_STREAM_VERSION, encode_config(self.config, further))
+        further[_STREAMS] = self.streams
+        return Record(HELLO, STREAM_VERSION, encode_config(self.config, further))
 
     @classmethod
     def read(cls, record: Record) -> Hello:
         try:
             fields = record_fields(record, SOURCE_KINDS[HELLO])
-            checksum = fields.text(_CHECKSUM)
-            return cls(restore_config(fields), checksum)
+            checksum, streams = fields.text(_CHECKSUM), fields.number(_STREAMS)
+            hello = cls(restore_config(fields), checksum, streams)
         except StateError as error:
             raise MigrationError(str(error)) from error
+        if not 1 <= streams <= MAX_STREAMS:
+            raise MigrationError(f"a migration has 1 to {MAX_STREAMS} streams, not {streams}")
+        return hello
+
+
+@dataclass(frozen=True)
+class StreamHello:
+    """The first message of a connection that joins a migration as its stream `number`."""
+
+    token: bytes = field(repr=False)
+    number: int
+
+    def record(self) -> Record:
+        return _record("stream", _STREAM.pack(self.token, self.number))
+
+    @classmethod
+    def read(cls, record: Record) -> StreamHello:
+        if len(record.payload) != _STREAM.size:
+            raise _wrong_size(record)
+        return cls(*_STREAM.unpack(record.payload))
 
 
 @dataclass(frozen=True)
@@ -204,11 +241,28 @@ class Commit:
 class Welcome:
     """The destination has created the machine, and has memory for it."""
 
+    token: bytes = field(default=b"", repr=False)
+    """Streams join with it; empty if the source asked for one stream."""
+
     def record(self) -> Record:
-        return _record("welcome")
+        return Record("welcome", 2 if self.token else 1, self.token)
 
     @classmethod
     def read(cls, record: Record) -> Welcome:
+        if len(record.payload) not in (0, TOKEN_BYTES):
+            raise _wrong_size(record)
+        return cls(record.payload)
+
+
+@dataclass(frozen=True)
+class StreamsJoined:
+    """All streams that the source asked for have joined."""
+
+    def record(self) -> Record:
+        return _record("joined")
+
+    @classmethod
+    def read(cls, record: Record) -> StreamsJoined:
         return cls(*_unpacked(_EMPTY, record))
 
 
@@ -272,11 +326,22 @@ def _with_checksum(payload: dict[str, Any]) -> Payload:
     return {**payload, _CHECKSUM: "crc32c"}
 
 
-FromSource: TypeAlias = Hello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
-FromDestination: TypeAlias = Welcome | RoundAck | StateRestored | Running | Failed
+def _with_streams(payload: dict[str, Any]) -> Payload:
+    return {**payload, _STREAMS: 1}
+
+
+FromSource: TypeAlias = (
+    Hello | StreamHello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
+)
+FromDestination: TypeAlias = Welcome | StreamsJoined | RoundAck | StateRestored | Running | Failed
 
 SOURCE_KINDS = {
-    HELLO: Kind(STREAM_VERSION, MAX_PAYLOAD_BYTES, upgrades=(fields_upgrade(_with_checksum),)),
+    HELLO: Kind(
+        STREAM_VERSION,
+        MAX_PAYLOAD_BYTES,
+        upgrades=(fields_upgrade(_with_checksum), fields_upgrade(_with_streams)),
+    ),
+    "stream": Kind(1, _STREAM.size),
     "pages": Kind(2, _PAGES.size + BLOCK_PAGES * PAGE_BYTES, upgrades=(_same,)),
     "zeros": Kind(1, MAX_ZERO_RUNS * _RUN.size),
     "round-end": Kind(1, _NUMBER.size),
@@ -284,7 +349,8 @@ SOURCE_KINDS = {
     "commit": Kind(1, 0),
 }
 DESTINATION_KINDS = {
-    "welcome": Kind(1, 0),
+    "welcome": Kind(2, TOKEN_BYTES, upgrades=(_same,)),
+    "joined": Kind(1, 0),
     "round-ack": Kind(1, _NUMBER.size),
     "restored": Kind(1, 0),
     "running": Kind(1, 0),

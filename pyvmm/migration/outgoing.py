@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pykvm import KvmError
 from pyvmm.blocking.in_thread import call_in_thread
@@ -35,7 +35,7 @@ from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm.sockets.addresses import UnixAddress
-from pyvmm.sockets.connect import connect
+from pyvmm.sockets.connect import Connector
 from pyvmm_native.checksum import CHECKSUMS
 
 if TYPE_CHECKING:
@@ -57,6 +57,27 @@ MigrationStatus = Literal[
 _log = logging.getLogger(__name__)
 
 
+class _Connection(NamedTuple):
+    """The first connection to a destination, and what makes further ones."""
+
+    link: MigrationLink
+    connector: Connector
+
+    @classmethod
+    def make(cls, address: Address, security: Security) -> _Connection:
+        """Connect. Raises `UserError`. Threads: migration."""
+        connector = Connector(address, security)
+        return cls(MigrationLink(connector.connect()), connector)
+
+    def connect(self) -> MigrationLink:
+        """Connect again. Raises `UserError`. Threads: stream sender."""
+        return MigrationLink(self.connector.connect())
+
+    def close(self) -> None:
+        """Close the first connection."""
+        self.link.close()
+
+
 class MigrationRefused(Exception):
     """No migration can be started now; the message says why."""
 
@@ -76,7 +97,7 @@ class Migrations:
         self._tracer = tracer
         self._timeouts = timeouts
         self._task: asyncio.Task[None] | None = None
-        self._setup: asyncio.Task[MigrationLink] | None = None
+        self._setup: asyncio.Task[_Connection] | None = None
         self._source: SourceMigration | None = None  # once there is a connection
         self._cancelled = False
         self._ended = False
@@ -150,15 +171,13 @@ class Migrations:
                 self._setup.cancel()
             await asyncio.wait({self._task}, timeout=self._timeouts.end)
 
-    async def _connect(self, address: Address, security: Security) -> MigrationLink:
+    async def _connect(self, address: Address, security: Security) -> _Connection:
         """Return a connection to the destination, when memory is complete."""
         await self._machine.memory_loaded()  # missing pages would look like zeros
         self._machine.prepare_parts()
         limit_s = self._timeouts.connection
         connecting = call_in_thread(
-            "migration",
-            lambda: MigrationLink(connect(address, security)),
-            discard=MigrationLink.close,
+            "migration", partial(_Connection.make, address, security), discard=_Connection.close
         )
         try:
             async with asyncio.timeout(limit_s):
@@ -169,7 +188,7 @@ class Migrations:
             ) from None
 
     async def _migrate(
-        self, guest: _OutgoingGuest, setup: asyncio.Task[MigrationLink], settings: Settings
+        self, guest: _OutgoingGuest, setup: asyncio.Task[_Connection], settings: Settings
     ) -> None:
         status: MigrationStatus = "failed"
         try:
@@ -194,12 +213,17 @@ class Migrations:
         self.progress.ended_at = time.monotonic()
         self._set_status(status)
 
-    async def _move(self, guest: _OutgoingGuest, link: MigrationLink, settings: Settings) -> None:
+    async def _move(
+        self, guest: _OutgoingGuest, connection: _Connection, settings: Settings
+    ) -> None:
+        link = connection.link
         if self._ended or self._cancelled:
             link.close()
             raise Cancelled("the migration was cancelled")
         settings = replace(settings, **self._limits)
-        source = SourceMigration(guest, link, settings, self.progress, self._timeouts)
+        source = SourceMigration(
+            guest, link, settings, self.progress, self._timeouts, connection.connect
+        )
         self._source = source
         self._set_status("active")
         try:

@@ -30,6 +30,8 @@ class Settings:
     """Time-out of the request for unused pages; with 0, the guest is not asked."""
     checksum: str = "crc32c"
     """The checksum of pages, one of `pyvmm_native.checksum.CHECKSUMS`."""
+    streams: int = 1
+    """Connections that carry pages; with more than one, none of them is the first connection."""
     auto_converge: bool = False
     """Throttle the vCPUs if the migration would not come to an end otherwise.
 

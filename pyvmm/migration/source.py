@@ -17,6 +17,9 @@ A guest may write faster than the connection carries. Then rounds continue until
 with auto-converge, until the vCPUs are throttled enough (`pyvmm.migration.auto_converge`). However
 the migration ends, they are not throttled afterwards.
 
+With several streams, `pyvmm.migration.stream_senders` sends the pages on connections of their own;
+everything else stays on the first one, and every round still ends before the next begins.
+
 Switchover. The guest is paused, and the remaining pages and the state of the machine are sent.
 
 The guest may be paused for the downtime limit and `Timeouts.switchover` in all. When that has
@@ -32,7 +35,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -48,6 +51,7 @@ from pyvmm.migration.errors import (
 )
 from pyvmm.migration.rate_limiter import RateLimiter
 from pyvmm.migration.source_channel import SourceChannel
+from pyvmm.migration.stream_senders import StreamSenders
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.checksum import Checksum
@@ -116,6 +120,9 @@ class _RoundBegin(NamedTuple):
 class SourceMigration:
     """One migration of `guest` over `link`, whose figures are in `progress`.
 
+    `connect` makes further connections to the destination, for several streams; it may raise
+    `UserError`.
+
     Threads: migration; `settings`, `cancel` and `abort` any.
     """
 
@@ -126,6 +133,7 @@ class SourceMigration:
         settings: Settings,
         progress: MigrationProgress,
         timeouts: Timeouts = TIMEOUTS,
+        connect: Callable[[], Link] | None = None,
     ) -> None:
         self._guest = guest
         self._link = link
@@ -135,6 +143,13 @@ class SourceMigration:
         """May be replaced at any time; changes take effect with the next message or round."""
         self._progress = progress
         self._pages = link.pages(guest.memory, Checksum(settings.checksum))
+        self._streams: StreamSenders | None = None
+        if settings.streams > 1:
+            if connect is None:
+                raise MigrationError("there is one connection to the destination, so one stream")
+            self._streams = StreamSenders(
+                settings.streams, connect, guest.memory, settings.checksum, self._channel
+            )
         self._round = 0
         self._nonzero_there: dict[int, PageRuns] = {}  # at the destination, by chunk
         self._cancelled = threading.Event()
@@ -155,6 +170,9 @@ class SourceMigration:
             if self._cancelled.is_set():
                 raise Cancelled("the migration was cancelled") from error
             raise
+        finally:
+            if self._streams is not None:
+                self._streams.end()
 
     def cancel(self) -> bool:
         """Make `run` raise `Cancelled`; return False if the commit is being sent."""
@@ -162,19 +180,27 @@ class SourceMigration:
             if self._committed:
                 return False
             self._cancelled.set()
-        self._link.abort()
+        self._break_connections()
         return True
 
     def abort(self) -> None:
         """Make `run` end whatever the destination does, even after the commit."""
         if not self.cancel():
-            self._link.abort()
+            self._break_connections()
+
+    def _break_connections(self) -> None:
+        self._link.abort()
+        if self._streams is not None:
+            self._streams.abort()
 
     def _migrate(self) -> None:
         welcome_s = self._timeouts.welcome
         self._channel.limit(welcome_s, f"the destination has not answered within {welcome_s:g} s")
-        self._channel.send(messages.Hello(self._guest.config, self.settings.checksum))
-        self._channel.expect(messages.Welcome)
+        checksum, streams = self.settings.checksum, self.settings.streams
+        self._channel.send(messages.Hello(self._guest.config, checksum, streams))
+        welcome = self._channel.expect(messages.Welcome)
+        if self._streams is not None:
+            self._join(self._streams, welcome.token)
         self._channel.lift_limit()
         with ExitStack() as while_here:
             log = while_here.enter_context(self._guest.log_dirty_pages())
@@ -185,6 +211,20 @@ class SourceMigration:
             finally:
                 self._throttle(0)
             while_here.pop_all()  # nothing runs here again: the log may stay on
+
+    def _join(self, streams: StreamSenders, token: bytes) -> None:
+        """Connect all streams, and wait until the destination has them."""
+        limit_s = self._timeouts.welcome
+        self._channel.limit(limit_s, f"the streams have not joined within {limit_s:g} s")
+        streams.start(token)
+        try:
+            self._channel.expect(messages.StreamsJoined)
+        except PeerAborted:
+            raise
+        except MigrationError:
+            streams.raise_failure()
+            raise
+        streams.joined()
 
     def _select_pages(self, log: DirtyLog) -> PreCopy:
         """Ask the guest for unused pages and select those of the first round."""
@@ -232,6 +272,8 @@ class SourceMigration:
         limiter = None if last else RateLimiter(self.settings.max_bandwidth, begin.sent_bytes)
         precopy.copy(lambda chunk: self._send_chunk(chunk, limiter), last=last)
         self._round += 1
+        if self._streams is not None:
+            self._streams.end_round(self._round)
         return begin
 
     def _expect_ack(self, begin: _RoundBegin) -> float:
@@ -257,9 +299,15 @@ class SourceMigration:
             block = bits[offset : offset + _BLOCK_BITMAP_BYTES]
             if any(block):
                 first_pfn = chunk.start_pfn + 8 * offset
-                self._channel.send_pages(self._pages, messages.Pages(first_pfn, block))
+                self._send_block(messages.Pages(first_pfn, block))
                 self._after_message(limiter)
         self._progress.done(chunk.pages.pages, full.pages)
+
+    def _send_block(self, pages: messages.Pages) -> None:
+        if self._streams is None:
+            self._channel.send_pages(self._pages, pages)
+        else:
+            self._progress.sent_bytes += self._streams.send(pages)
 
     def _after_message(self, limiter: RateLimiter | None) -> None:
         """Notice an abort, and keep to the bandwidth."""

@@ -5,8 +5,9 @@ Anyone can connect to a TCP port: port scanners, health checks, people with the 
 connection is the source only when it has passed the TLS handshake and sent a valid hello. Each has
 a thread for that, and `Timeouts.hello` in all, however slowly it sends. At most `MAX_CANDIDATES`
 are served at once. The oldest makes way for another, so silent connections never keep the source
-out. The first hello is served; others are refused with an error meanwhile. When the first state of
-a guest has arrived from its source, the destination stops listening.
+out. The first hello is served; others are refused with an error meanwhile. A connection whose first
+message is the hello of a stream joins the migration that is being served, if that one admits it.
+When the first state of a guest has arrived from its source, the destination stops listening.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.migration.destination import DestinationMigration, Target
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
+from pyvmm.migration.messages import MAX_STREAMS, StreamHello
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.sockets.acceptor import Acceptor
 from pyvmm.sockets.errors import HandshakeFailed
 from pyvmm.sockets.link import shut_down
 from pyvmm.sockets.listener import MigrationListener
 
-MAX_CANDIDATES = 16
+MAX_CANDIDATES = 16 + MAX_STREAMS
 MAX_REPORTED = 10
 """Failures beyond these are reported when their number is a power of two."""
 _BUSY = "another source is already sending its guest"
@@ -43,6 +45,8 @@ class Source(NamedTuple):
 
     link: MigrationLink
     migration: DestinationMigration
+    stream: StreamHello | None = None
+    """Its hello, if it is a stream of another connection's migration."""
 
 
 class SourceCandidates:
@@ -66,6 +70,7 @@ class SourceCandidates:
         self._refused = 0
         self._handles: dict[asyncio.Future[Source], socket.socket] = {}  # the oldest is first
         self._next: asyncio.Future[Source] | None = None
+        self._serving: DestinationMigration | None = None
         self.closed = False
         """State has arrived, or nothing is waited for any more."""
         self._acceptors: list[Acceptor] = []
@@ -123,11 +128,11 @@ class SourceCandidates:
             raise MigrationError(str(error)) from error
         migration = DestinationMigration(self._target, link, self._timeouts, self._state_arrived)
         try:
-            migration.receive_hello(ends_at - time.monotonic())
+            hello = migration.receive_hello(ends_at - time.monotonic())
         except BaseException:
             link.close()
             raise
-        return Source(link, migration)
+        return Source(link, migration, hello)
 
     def _greeted(self, greeting: asyncio.Future[Source]) -> None:
         self._handles.pop(greeting).close()
@@ -137,10 +142,29 @@ class SourceCandidates:
                 self.refused(error)
         elif error is not None:
             raise error
-        elif self._next is not None and not self._next.done():
-            self._next.set_result(greeting.result())
         else:
-            call_in_thread("migration-hello", partial(_refuse_and_close, greeting.result()))
+            self._serve(greeting.result())
+
+    def _serve(self, source: Source) -> None:
+        if source.stream is not None:
+            self._admit(source, source.stream)
+        elif self._next is not None and not self._next.done():
+            self._serving = source.migration
+            self._next.set_result(source)
+        else:
+            call_in_thread("migration-hello", partial(_refuse_and_close, source))
+
+    def _admit(self, connection: Source, hello: StreamHello) -> None:
+        """Have the migration that is being served take the connection over."""
+        try:
+            if self._serving is None:
+                raise MigrationError("no stream is awaited")
+            self._serving.streams.admit(hello, connection.link)
+        except MigrationError as error:
+            if not self.closed:
+                self.refused(error)
+            refuse = partial(_refuse_and_close, connection, str(error))
+            call_in_thread("migration-hello", refuse)
 
     def _state_arrived(self) -> None:
         """Stop listening. Threads: migration."""
@@ -148,6 +172,6 @@ class SourceCandidates:
             self._loop.call_soon_threadsafe(self.close)
 
 
-def _refuse_and_close(source: Source) -> None:
-    source.migration.refuse(_BUSY)
+def _refuse_and_close(source: Source, reason: str = _BUSY) -> None:
+    source.migration.refuse(reason)
     source.link.close()

@@ -6,7 +6,8 @@ phase; the earlier of the two counts.
 
 While no reply is due, the only message that the destination may send is the one that aborts the
 migration. It may also be the last thing in a connection that is already broken, so a failed send
-looks for it before it reports the broken connection.
+looks for it before it reports the broken connection; so does the failure of another stream, which
+a destination ends when it aborts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from pyvmm.errors import UserError
 from pyvmm.migration.errors import LinkTimedOut, MigrationError, PeerAborted
 from pyvmm.migration.messages import Failed, Pages
 from pyvmm.migration.page_channel import SUM_BYTES
@@ -39,13 +41,14 @@ class SourceChannel:
     Every method raises `PeerAborted` if the destination has aborted, and another `MigrationError`
     if the connection is broken or a reply is not the one that is due.
 
-    Threads: migration.
+    Threads: migration; `deadline` and `end_input` stream sender, too.
     """
 
     def __init__(self, link: Link, progress: MigrationProgress, timeouts: Timeouts) -> None:
         self._link = link
         self._progress = progress
         self._message_s = timeouts.message
+        self._abort_s = timeouts.abort
         self._replies = DestinationReader()
         self._phase_ends_at = math.inf
         self._phase_passed = ""
@@ -79,9 +82,26 @@ class SourceChannel:
             self._raise_abort_reason()
             raise self._timed_out("taken a message") from error
         except MigrationError:
-            self._raise_abort_reason()
+            self._raise_abort_reason(self._abort_s)
             raise
         self._progress.sent_bytes += size
+
+    def stream_failure(self, number: int, error: Exception) -> MigrationError:
+        """Return the error of a migration whose stream `number` has failed with `error`.
+
+        It is the destination's reason, if that has aborted; that reason may still be on its way.
+        """
+        timed_out = isinstance(error, LinkTimedOut)
+        self._raise_abort_reason(0.0 if timed_out else self._abort_s)
+        if timed_out:
+            return self._timed_out(f"taken a message on stream {number}")
+        if isinstance(error, MigrationError | UserError):
+            return MigrationError(f"stream {number}: {error}")
+        return MigrationError(f"stream {number} has a bug: {error!r}")
+
+    def end_input(self) -> None:
+        """End a wait for a reply. Threads: any."""
+        self._link.end_input()
 
     def expect(self, due: type[_M]) -> _M:
         """Wait for the next reply, which must be a `due`, and return it."""
@@ -110,13 +130,13 @@ class SourceChannel:
             raise PeerAborted(f"the destination has aborted: {reply.reason}")
         return reply
 
-    def _raise_abort_reason(self) -> None:
-        """Raise `PeerAborted` if its message has arrived over the broken connection.
+    def _raise_abort_reason(self, within_s: float = 0.0) -> None:
+        """Raise `PeerAborted` if its message arrives over the broken connection `within_s`.
 
         The acknowledgement of the last round may have arrived before it: the state is sent without
         waiting for that.
         """
-        self._link.deadline = time.monotonic()
+        self._link.deadline = min(time.monotonic() + within_s, self._phase_ends_at)
         try:
             for _ in ("acknowledgement", "abort"):
                 self._receive()
@@ -126,7 +146,11 @@ class SourceChannel:
             pass
 
     def _set_deadline(self) -> None:
-        self._link.deadline = min(time.monotonic() + self._message_s, self._phase_ends_at)
+        self._link.deadline = self.deadline()
+
+    def deadline(self) -> float:
+        """Return the deadline of a message that is sent now. Threads: migration, stream sender."""
+        return min(time.monotonic() + self._message_s, self._phase_ends_at)
 
     def _timed_out(self, missing: str) -> MigrationError:
         if time.monotonic() >= self._phase_ends_at:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
@@ -20,6 +21,9 @@ from pyvmm.migration.messages import FromDestination, FromSource
 from pyvmm.state.records import Kind, Record, RecordError, RecordReader, VersionError
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
 
 
 class _Phase(Enum):
@@ -35,6 +39,7 @@ _Step = tuple[frozenset[_Phase], _Phase | None]
 
 _FROM_SOURCE: dict[type, _Step] = {
     messages.Hello: (frozenset({_Phase.SETUP}), _Phase.PRECOPY),
+    messages.StreamHello: (frozenset({_Phase.SETUP}), _Phase.OVER),
     messages.Pages: (frozenset({_Phase.PRECOPY}), None),
     messages.Zeros: (frozenset({_Phase.PRECOPY}), None),
     messages.RoundEnd: (frozenset({_Phase.PRECOPY}), None),
@@ -44,6 +49,7 @@ _FROM_SOURCE: dict[type, _Step] = {
 }
 _FROM_DESTINATION: dict[type, _Step] = {
     messages.Welcome: (frozenset({_Phase.SETUP}), _Phase.PRECOPY),
+    messages.StreamsJoined: (frozenset({_Phase.PRECOPY}), None),
     messages.RoundAck: (frozenset({_Phase.PRECOPY}), None),
     messages.StateRestored: (frozenset({_Phase.PRECOPY}), _Phase.COMMIT),
     messages.Running: (frozenset({_Phase.COMMIT}), _Phase.OVER),
@@ -52,6 +58,7 @@ _FROM_DESTINATION: dict[type, _Step] = {
 
 _SOURCE_MESSAGES: dict[str, Callable[[Record], FromSource]] = {
     messages.HELLO: messages.Hello.read,
+    "stream": messages.StreamHello.read,
     "pages": messages.Pages.read,
     "zeros": messages.Zeros.read,
     "round-end": messages.RoundEnd.read,
@@ -60,6 +67,7 @@ _SOURCE_MESSAGES: dict[str, Callable[[Record], FromSource]] = {
 }
 _DESTINATION_MESSAGES: dict[str, Callable[[Record], FromDestination]] = {
     "welcome": messages.Welcome.read,
+    "joined": messages.StreamsJoined.read,
     "round-ack": messages.RoundAck.read,
     "restored": messages.StateRestored.read,
     "running": messages.Running.read,
@@ -68,6 +76,18 @@ _DESTINATION_MESSAGES: dict[str, Callable[[Record], FromDestination]] = {
 
 
 _READ_AHEAD_BYTES = 1 << 18
+
+
+def ram_pages(config: MachineConfig) -> PageRuns:
+    """Return the pages of the RAM of a machine with `config`."""
+    return PageRuns(
+        (gpa // PAGE_BYTES, length // PAGE_BYTES) for gpa, length in ram_ranges(config.ram_bytes)
+    )
+
+
+def _check_pages(message: messages.Pages | messages.Zeros, ram: PageRuns) -> None:
+    if message.runs.subtract(ram):
+        raise MigrationError("the source sent pages outside the guest's RAM")
 
 
 class _Reader:
@@ -125,6 +145,8 @@ class _Reader:
 class SourceReader(_Reader):
     """Reads the messages of a source whose machine has parts of the kinds `kinds`.
 
+    Nothing may follow the hello of a stream here; `StreamReader` reads the rest.
+
     Threads: migration.
     """
 
@@ -153,17 +175,37 @@ class SourceReader(_Reader):
         self._check_order(message)
         match message:
             case messages.Hello(config):
-                self._ram = PageRuns(
-                    (gpa // PAGE_BYTES, length // PAGE_BYTES)
-                    for gpa, length in ram_ranges(config.ram_bytes)
-                )
+                self._ram = ram_pages(config)
             case messages.Pages() | messages.Zeros():
-                if message.runs.subtract(self._ram):
-                    raise MigrationError("the source sent pages outside the guest's RAM")
+                _check_pages(message, self._ram)
             case messages.DeviceState(part):
                 if (part.kind, part.instance) in self._parts:
                     raise MigrationError(f"part {part.kind!r} number {part.instance} arrived twice")
                 self._parts.add((part.kind, part.instance))
+        return message
+
+
+class StreamReader(_Reader):
+    """Reads what follows the hello of a stream, of a source whose RAM is the pages `ram`.
+
+    Threads: stream receiver.
+    """
+
+    def __init__(self, ram: PageRuns) -> None:
+        kinds = {name: messages.SOURCE_KINDS[name] for name in ("pages", "round-end")}
+        super().__init__(kinds, _FROM_SOURCE)
+        self._phase = _Phase.PRECOPY
+        self._ram = ram
+
+    def next(self) -> FromSource | None:
+        """Return the next message, or None until more is fed. Raises `MigrationError`."""
+        record = self._next_record()
+        if record is None:
+            return None
+        message = _SOURCE_MESSAGES[record.kind](record)
+        self._check_order(message)
+        if isinstance(message, messages.Pages):
+            _check_pages(message, self._ram)
         return message
 
 

@@ -26,6 +26,7 @@ MIN_BANDWIDTH = 1 << 20
 MAX_DOWNTIME_MS = 2_000_000
 MAX_THROTTLE = 99
 """A vCPU that never runs would never end a migration."""
+MAX_CHANNELS = 16
 AUTO_CONVERGE = "auto-converge"
 
 
@@ -38,6 +39,7 @@ def migrate(
     tls_cert: str | None = None,
     tls_key: str | None = None,
     checksum: str = "crc32c",
+    multifd_channels: int = 1,
 ) -> dict[str, Any]:
     """Start to migrate the guest to a pyvmm that waits with `--incoming`.
 
@@ -53,6 +55,8 @@ def migrate(
         tls-cert: file with the certificate of this side
         tls-key: file with its private key
         checksum: the checksum of pages, `crc32c`, `xxh3`, or, on a unix socket, `none`
+        multifd-channels: the number of streams that carry pages; with more than one, each is a
+            connection beside the first one
     Errors:
         GenericError: a snapshot or a migration is in progress, the guest has ended or has migrated,
             or an address or a file cannot be used
@@ -66,7 +70,7 @@ def migrate(
     from pyvmm.sockets.tls import Security
 
     migrations = vm.migrations
-    settings = replace(migrations.settings, checksum=checksum)
+    settings = replace(migrations.settings, checksum=checksum, streams=multifd_channels)
     if not unused:
         settings = replace(settings, unused_timeout_s=0.0)
     security = Security(_tls_files(tls_ca, tls_cert, tls_key), insecure)
@@ -313,6 +317,13 @@ _MIGRATE = (
         required=False,
         expects="'crc32c', 'xxh3' or 'none'",
         accepts=lambda name: name in ("crc32c", "xxh3", "none"),
+    ),
+    Parameter(
+        "multifd-channels",
+        int,
+        required=False,
+        expects=f"an integer in the range of 1 to {MAX_CHANNELS}",
+        accepts=lambda count: 1 <= count <= MAX_CHANNELS,
     ),
 )
 _SETTINGS = (

@@ -25,20 +25,37 @@ _SEND_BUFFER_BYTES = 4 << 20
 """Requested for unix sockets, for fewer and longer sends; the kernel limits it to wmem_max."""
 
 
+class Connector:
+    """Connects to the destination at `address`, each time with the same TLS context.
+
+    Raises `UserError`. Threads: any.
+    """
+
+    def __init__(self, address: Address, security: Security) -> None:
+        security.check(address)
+        self._address = address
+        self._context = security.tls.context(server=False) if security.tls else None
+
+    def connect(self) -> SocketLink:
+        """Return a link to the destination. Raises `UserError`."""
+        address = self._address
+        try:
+            stream = _connect_here_or_outside(address)
+        except OSError as error:
+            raise UserError(
+                f"no destination can be reached at {address}: {reason(error)}"
+            ) from error
+        if self._context is None or not isinstance(address, TcpAddress):
+            return SocketLink(stream, local=isinstance(address, UnixAddress))
+        try:
+            return SocketLink(handshake(stream, self._context, address.host))
+        except HandshakeFailed as error:
+            raise PeerUntrusted(f"{address} is not trusted: {error}") from error
+
+
 def connect(address: Address, security: Security) -> SocketLink:
     """Return a link to the destination that listens at `address`. Raises `UserError`."""
-    security.check(address)
-    context = security.tls.context(server=False) if security.tls else None
-    try:
-        stream = _connect_here_or_outside(address)
-    except OSError as error:
-        raise UserError(f"no destination can be reached at {address}: {reason(error)}") from error
-    if context is None or not isinstance(address, TcpAddress):
-        return SocketLink(stream, local=isinstance(address, UnixAddress))
-    try:
-        return SocketLink(handshake(stream, context, address.host))
-    except HandshakeFailed as error:
-        raise PeerUntrusted(f"{address} is not trusted: {error}") from error
+    return Connector(address, security).connect()
 
 
 def connect_directly(address: Address) -> socket.socket:

@@ -3,7 +3,7 @@
 
 A link blocks the thread that uses it until its `deadline`, which the user moves as the work
 proceeds. The socket itself does not block; the link waits in poll(2) if there is nothing to receive
-or no room to send. Only `abort` may be called from another thread.
+or no room to send. Only `abort` and `end_input` may be called from another thread.
 Every failure is a `ConnectionLost`.
 """
 
@@ -114,6 +114,11 @@ class SocketLink:
     def abort(self) -> None:
         """Make the thread that uses the link fail at once; may be called from another thread."""
         shut_down(self._stream)
+
+    def end_input(self) -> None:
+        """Make the thread that receives find the end of the stream once it has all that is here."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._stream, socket.SHUT_RD)
 
     def close(self) -> None:
         """Close the connection; the link must not be in use."""

@@ -5,7 +5,7 @@
 cleared, when it is asked for unused pages, and before every message. `LoggingVm` keeps KVM's dirty
 log for it, with manual protection or without, so that the `KvmDirtyLog` under test is the real one.
 `FakeTarget` is a destination without a machine. `migrate` runs both sides, each in its thread, over
-a socket pair.
+a socket pair, and one more for each further stream.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from pyvmm.memory.layout import ram_ranges
 from pyvmm.memory.precopy import UnusedPages
 from pyvmm.memory.ram import Ram
 from pyvmm.migration.destination import DestinationMigration
+from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.page_channel import BufferedPages, PageChannel
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Kind, Record
 from pyvmm.units import MIB
@@ -359,6 +361,50 @@ def flip_at(offset: int, bit: int) -> Corruption:
     return corrupt
 
 
+def join(migration: DestinationMigration, link: MigrationLink) -> None:
+    """Have `migration` admit `link`, as a waiting destination does; close it if that refuses."""
+    greeting = DestinationMigration(FakeTarget(), link)
+    try:
+        hello = greeting.receive_hello(20)
+        assert hello is not None
+        migration.streams.admit(hello, link)
+    except MigrationError as error:
+        greeting.refuse(str(error))
+        link.close()
+
+
+class Streams:
+    """Makes the further connections to `destination`; `corrupt` changes what the source sends.
+
+    The stream is identified by `number`, which is that of the connection, from 0 on.
+    """
+
+    def __init__(
+        self, destination: DestinationMigration, corrupt: Callable[[int], Corruption]
+    ) -> None:
+        self._destination = destination
+        self._corrupt = corrupt
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self.wires: list[Wire] = []
+
+    def connect(self) -> Wire:
+        one, other = socket.socketpair()
+        with self._lock:
+            wire = Wire(one, self._corrupt(len(self.wires)))
+            self.wires.append(wire)
+        thread = threading.Thread(target=join, args=(self._destination, Wire(other)))
+        with self._lock:
+            self._threads.append(thread)
+        thread.start()
+        return wire
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 @dataclass
 class MigrationResult:
     """The errors and figures of both sides of a migration."""
@@ -368,6 +414,8 @@ class MigrationResult:
     target_error: Exception | None = None
     sent_bytes: int = 0
     replied_bytes: int = 0
+    stream_bytes: list[int] = field(default_factory=list)
+    """Bytes sent on each further connection."""
 
 
 def migrate(
@@ -377,7 +425,9 @@ def migrate(
     *,
     corrupt_source: Corruption = unchanged,
     corrupt_target: Corruption = unchanged,
+    corrupt_stream: Callable[[int], Corruption] = lambda number: unchanged,
     watch: Callable[[SourceMigration, MigrationResult], None] = lambda source, result: None,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> MigrationResult:
     """Migrate `guest` to `target`; errors of both sides are in the result.
 
@@ -392,8 +442,11 @@ def migrate(
 
     source_wire = Wire(one, corrupt_source, before)
     target_wire = Wire(other, corrupt_target)
-    destination = DestinationMigration(target, target_wire)
-    source = SourceMigration(guest, source_wire, settings or Settings(), result.progress)
+    destination = DestinationMigration(target, target_wire, timeouts)
+    streams = Streams(destination, corrupt_stream)
+    source = SourceMigration(
+        guest, source_wire, settings or Settings(), result.progress, timeouts, streams.connect
+    )
 
     def receive() -> None:
         try:
@@ -413,5 +466,7 @@ def migrate(
         source_wire.close()
     thread.join(60)
     assert not thread.is_alive()
+    streams.close()
+    result.stream_bytes = [wire.sent for wire in streams.wires]
     result.sent_bytes, result.replied_bytes = source_wire.sent, target_wire.sent
     return result

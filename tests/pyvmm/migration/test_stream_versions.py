@@ -54,6 +54,8 @@ class RecordedLink:
     def abort(self) -> None:
         self._data = b""
 
+    end_input = close = abort
+
 
 def recorded(name: str) -> bytes:
     return (DATA / name).read_bytes()
@@ -86,7 +88,7 @@ def test_the_recording_equals_the_current_stream(tmp_path: Path) -> None:
 def test_a_source_of_version_1_is_refused_by_name() -> None:
     """It can read the reason, as `failed` never changes."""
     link = RecordedLink(recorded("v1.source"))
-    reason = "the source sends version 1 of the migration stream; this pyvmm reads versions 2 to 3"
+    reason = "the source sends version 1 of the migration stream; this pyvmm reads versions 2 to 4"
     with pytest.raises(MigrationError, match=reason):
         DestinationMigration(FakeTarget(), link).run()
     assert link.sent == Record("failed", 1, reason.encode()).encode()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The destination's end of one connection: receive messages and pages, send replies and aborts.
+
+Each message has a deadline, however slowly its bytes arrive. A migration of several streams has
+several connections, and for minutes there may be nothing to send on one of them. So a deadline that
+passes between two messages passes only if no stream has brought a whole message meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pyvmm.migration.errors import LinkTimedOut, MigrationError
+from pyvmm.migration.messages import Failed, Pages
+from pyvmm_native.page_blocks import scatter_block
+
+if TYPE_CHECKING:
+    from pyvmm.migration.link import Link
+    from pyvmm.migration.messages import FromDestination, FromSource
+    from pyvmm.migration.page_channel import PageChannel
+    from pyvmm.migration.stream import SourceReader, StreamReader
+    from pyvmm_native.memory import GuestMemory
+
+_MAX_DRAINED_BYTES = 1 << 28
+
+
+class LastMessage:
+    """When the last whole message of a migration arrived, on any of its streams.
+
+    Threads: migration, stream receiver.
+    """
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+
+class DestinationChannel:
+    """Talks to the source over `link`, whose messages `reader` reads.
+
+    Threads: migration, stream receiver; one of them.
+    """
+
+    def __init__(self, link: Link, reader: SourceReader | StreamReader, last: LastMessage) -> None:
+        self._link = link
+        self._reader = reader
+        self._last = last
+        self._message_s = 0.0
+
+    def receive(self, within_s: float) -> FromSource:
+        """Return the next message, which has `within_s`. Raises `MigrationError`."""
+        self._message_s = within_s
+        self._link.deadline = time.monotonic() + within_s
+        while (message := self._reader.next()) is None:
+            try:
+                data = self._link.receive(self._reader.wanted_bytes)
+            except LinkTimedOut as error:
+                if self._reader.between_messages and self._last.at + within_s > time.monotonic():
+                    self._link.deadline = self._last.at + within_s
+                    continue
+                raise self._late() from error
+            if not data:
+                raise _closed()
+            self._reader.feed(data)
+        self._last.at = time.monotonic()
+        return message
+
+    def receive_pages(self, memory: GuestMemory, channel: PageChannel, message: Pages) -> None:
+        """Store the pages of `message`; the deadline is that of the message."""
+        if message.data:
+            scatter_block(memory, message.first_pfn, message.bitmap, message.data)
+            return
+        try:
+            right = channel.receive_block(message.first_pfn, message.bitmap)
+        except LinkTimedOut as error:
+            raise self._late() from error
+        except EOFError as error:
+            raise _closed() from error
+        if not right:
+            raise MigrationError("pages are damaged: wrong checksum")
+
+    def send(self, message: FromDestination, within_s: float) -> None:
+        """Send `message`, which has `within_s`. Raises `MigrationError`."""
+        self._link.deadline = time.monotonic() + within_s
+        try:
+            self._link.send(message.record().encode())
+        except LinkTimedOut as error:
+            raise LinkTimedOut(
+                f"the source has not taken a message for {within_s:.3g} s"
+            ) from error
+
+    def abort(self, reason: str, within_s: float) -> None:
+        """Tell the source the reason, if it can still be reached.
+
+        Data that it is sending is drained unread: a connection that is closed with bytes unread is
+        reset, and the reason would be lost. Both are limited to `within_s` and the second in bytes.
+        """
+        with suppress(MigrationError):
+            self.send(Failed(reason), within_s)
+            self._link.deadline = ends_at = time.monotonic() + within_s
+            drained = 0
+            while drained < _MAX_DRAINED_BYTES and time.monotonic() < ends_at:
+                if not (data := self._link.receive(1 << 20)):
+                    break
+                drained += len(data)
+
+    def _late(self) -> LinkTimedOut:
+        return LinkTimedOut(f"the source has not sent a whole message for {self._message_s:.3g} s")
+
+
+def _closed() -> MigrationError:
+    return MigrationError("the source has closed the connection before the commit")
