@@ -5,9 +5,9 @@ The source and the destination of a real migration, with a guest that has no sta
 nothing, are compared with the simplest programs that move the same memory: `sendall` and
 `recv_into` of both mappings, with a CRC-32C at either end and without. A migration of two streams
 can use two processors on either side, so it shows what they bring only where there are four. All of
-the memory is random bytes. The time runs from the first byte that is sent until the destination has acknowledged the
-last one; connecting, and the handshake of TLS, are not in it. After every turn the checksum of the
-destination's RAM must be that of the source's.
+the memory is random bytes. The time runs from the first byte that is sent until the destination has
+acknowledged the last one; connecting, and the handshake of TLS, are not in it. After every turn the
+checksum of the destination's RAM must be that of the source's.
 
 A first touch of memory takes as long as the host takes to provide it, which may differ by a factor
 of ten from one moment to the next. So the destination's RAM is touched before, but in the cases

@@ -7,6 +7,8 @@
 | vCPU | `vcpuN` | KVM_RUN; register accesses | device models, under the device lock; `VcpuGate`; `Listeners` of device events |
 | throttle | `vcpu-throttle` | opens and shuts the gate of the vCPU threads | `VcpuGate` |
 | migration | `migration` | connects; one side of a migration | dirty log, RAM, its socket; the rest through the event loop |
+| stream sender | `stream-sender-N` | connects stream N of a migration, and sends pages on it | RAM, its socket |
+| stream receiver | `stream-receiver-N` | receives the pages of stream N of a migration | RAM of a machine that has not run, its socket |
 | snapshot | `snapshot` | copies pages, writes the file | dirty log, RAM, its file |
 | userfaultfd loader | `userfaultfd-loader` | fetches the pages of a restored guest | RAM, its file; after a failure, kicks of vCPUs |
 | end signals | `end-signals` | waits for signals that end the VM; limits the time of its end | wakes the event loop; ends the process |
@@ -19,6 +21,8 @@
 | device lock, `Machine.lock` | device models, interrupt routing | for one register access or one bounded piece of queue work; never while waiting for a vCPU or the console | no lock | event loop, vCPU |
 | `VcpuGate`'s condition | the state of the gate | for a few instructions | device lock | event loop, vCPU, throttle |
 | `SourceMigration`'s lock | the choice between the commit and a cancellation | for a few instructions | no lock | event loop, migration |
+| `StreamSenders`'s lock | blocks to be sent, and the streams | for a few instructions, or to break connections | no lock | event loop, migration, stream sender |
+| `StreamReceivers`'s condition | the streams, and which of them has failed | for a few instructions, or to break connections | no lock | event loop, migration, stream receiver |
 | `LazyPages`'s mutex | the pages still to be loaded | while one block is read and checked | device lock | event loop, userfaultfd loader |
 | `ConsoleWriter`'s condition | waiting for output and for room | for a few instructions | device lock | event loop, vCPU, console writer |
 | `SerialFastPath`'s mutex | two UART registers and the console's byte queue | for one character; taken last | device lock | event loop, vCPU, console writer |

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live migration: a running guest moves from one pyvmm to another by pre-copy.
 
-    source.py             the source: setup, pre-copy rounds, switchover, commit
-    source_channel.py     the source's end of the connection: messages, replies, aborts
-    destination.py        the destination: receives and restores the guest, runs it on the commit
-    source_candidates.py  finds the source among the connections to a waiting destination
-    outgoing.py           migrations away from a running machine, on its event loop
-    incoming.py           a migration to this process, on its event loop
-    messages.py           the messages of both sides, checked when they are read
-    stream.py             bytes to messages, in the one valid order; no input or output
-    link.py               the connection
-    auto_converge.py      how far to throttle a guest that writes too fast
-    rate_limiter.py       the limit on bandwidth
-    progress.py           settings and figures
-    collection.py         the garbage collector, kept out of the switchover
-    timeouts.py           the longest time for each step
+    source.py               the source: setup, pre-copy rounds, switchover, commit
+    source_channel.py       the source's end of the connection: messages, replies, aborts
+    stream_senders.py       further connections of the source, which carry pages
+    destination.py          the destination: receives and restores the guest, runs it on the commit
+    destination_channel.py  the destination's end of a connection: messages, pages, aborts
+    stream_receivers.py     further connections at the destination, and their admission
+    source_candidates.py    finds the source among the connections to a waiting destination
+    outgoing.py             migrations away from a running machine, on its event loop
+    incoming.py             a migration to this process, on its event loop
+    messages.py             the messages of both sides, checked when they are read
+    stream.py               bytes to messages, in the one valid order; no input or output
+    link.py                 the connection
+    auto_converge.py        how far to throttle a guest that writes too fast
+    rate_limiter.py         the limit on bandwidth
+    progress.py             settings and figures
+    collection.py           the garbage collector, kept out of the switchover
+    timeouts.py             the longest time for each step
 
 `pyvmm.memory.precopy` selects the pages to copy; `pyvmm.sockets` has the sockets. Each side runs in
-a thread of its own, because it only copies and waits. It uses the machine through a small Protocol,
-`source.SourceGuest` or `destination.Target`, so both sides are tested without KVM.
+a thread of its own, because it only copies and waits; so does each further stream. It uses the
+machine through a small Protocol, `source.SourceGuest` or `destination.Target`, so both sides are
+tested without KVM.
 
 The source speaks first:
 
@@ -34,6 +38,10 @@ The source speaks first:
                                             <--  round-ack n, restored
     commit                                  -->  runs the guest
                                             <--  running
+
+With several streams, "welcome" has a token with which further connections join, the destination
+confirms that with "joined", and pages and a "round-end" travel on each of them. The destination
+acknowledges a round when it has ended on all connections.
 
 Until it has read the commit, the destination may abort instead, and give the reason. The source
 aborts by closing the connection.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class IncomingPages(NamedTuple):
-    """Where the pages of all streams go, and how they are received."""
+    """The memory for the pages of all streams, and how to receive them."""
 
     memory: GuestMemory
     ram: PageRuns

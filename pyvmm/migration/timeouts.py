@@ -18,9 +18,10 @@ class Timeouts:
     connection: float = 30.0
     """Source: from the command to a connection, with TLS files, name look-up and handshake."""
     hello: float = 20.0
-    """Destination: from a connection to the source's first message, with the handshake."""
+    """Destination: from a connection to its first message, with the handshake; and from the welcome
+    until all streams have joined."""
     welcome: float = 30.0
-    """Source: for the destination to create its machine."""
+    """Source: for the destination to create its machine; then for all streams to join."""
     message: float = 60.0
     """Both: for one whole message to be sent, or to arrive while nothing else is to be done."""
     switchover: float = 20.0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import signal
@@ -17,8 +18,11 @@ import pytest
 
 from pyvmm.cli.migrate import failure, progress_line, summary
 from pyvmm.migration.errors import MigrationError
+from pyvmm.migration.stream_receivers import StreamReceivers
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
+from tests.pyvmm.migration.test_source_candidates import Destination as WaitingDestination
+from tests.pyvmm.migration.test_source_candidates import run
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm, served_in_thread
 
 
@@ -182,6 +186,7 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
         (["unix:/m", "--tls-ca", "/nowhere"], "File '/nowhere' does not exist"),
         (["unix:" + "x" * 100], "is longer than 107 bytes"),
         (["unix:/m", "--checksum", "md5"], "'md5' is not one of 'crc32c', 'xxh3', 'none'"),
+        (["unix:/m", "--streams", "17"], "17 is not in the range 1<=x<=16"),
         (["unix:/m", "--max-bandwidth", "1000"], "'max-bandwidth' expects 0 or at least"),
         (["unix:/m", "--max-bandwidth", "much"], "'much' is not a size"),
         (["unix:/m", "--downtime-limit", "-1"], "-1 is not in the range"),
@@ -214,6 +219,27 @@ def test_another_checksum_can_be_chosen(tmp_path: Path, machine: InMemoryVm, nam
     done = migrate("unix:m", "--qmp", "unix:qmp", "--checksum", name, cwd=tmp_path)
     destination.join()
     assert (done.returncode, destination.checksum) == (0, name), done.stderr
+
+
+def test_memory_is_sent_on_the_streams_that_were_asked_for(
+    tmp_path: Path, machine: InMemoryVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+    end = StreamReceivers.end
+
+    def count(streams: StreamReceivers) -> int:
+        received.append(end(streams))
+        return received[-1]
+
+    async def scenario(destination: WaitingDestination) -> None:
+        options = ("--streams", 2, "--qmp", f"unix:{tmp_path}/qmp")
+        done = await asyncio.to_thread(migrate, destination.address, *options)
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(StreamReceivers, "end", count)
+    destination = run(scenario)
+    assert destination.created[0].has_run
+    assert received[0] > 0
 
 
 def test_tls_on_a_unix_socket_is_refused(tmp_path: Path, machine: InMemoryVm) -> None:

@@ -104,6 +104,11 @@ def test_a_remedy_has_the_figures_of_its_error(error: UserError, expected: str) 
         ("This pyvmm was built without the checksum xxh3", "libxxhash-dev"),
         ("Pages without a checksum are sent over unix sockets only", "--checksum crc32c"),
         ("the destination has aborted: this pyvmm has no checksum 'xxh3'", "--checksum crc32c"),
+        (
+            "the destination has aborted: the source sends version 4 of the migration stream; this"
+            " pyvmm reads versions 2 to 3",
+            "--streams 1",
+        ),
         ("anything else", ""),
     ],
 )

@@ -37,7 +37,7 @@ def sections() -> Iterator[tuple[str, str]]:
 
 
 def test_the_table_has_its_rows() -> None:
-    assert len(rows()) == 10
+    assert len(rows()) == 12
     assert rows()["vCPU"] == "vcpuN"
 
 

@@ -7,17 +7,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.errors import UserError
 from pyvmm.migration import messages
 from pyvmm.migration import source as source_module
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import Cancelled, MigrationError, PeerAborted
-from pyvmm.migration.progress import Settings
+from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.stream import SourceReader
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.units import MIB
 from tests.pyvmm.migration.migration_guest import (
@@ -83,63 +86,216 @@ def test_the_newest_copy_of_each_page_arrives(
     check_memory(guest, target.ram)
 
 
-# --- The barrier of rounds ------------------------------------------------------------------------
-def test_a_round_is_acknowledged_when_it_has_ended_on_all_streams() -> None:
-    """The source of this test ends the round on one stream and begins the next one there."""
-    one, other = socket.socketpair()
-    target, source = FakeTarget(), Wire(one)
-    destination = DestinationMigration(target, Wire(other), Timeouts(message=20, abort=0.2))
-    thread = threading.Thread(target=_run, args=(destination,))
-    thread.start()
-    source.send(messages.Hello(CONFIG, "none", 2).record().encode())
-    token = _welcome_token(source)
-    first, second = (_joined(destination, token, number) for number in (1, 2))
-    joined = messages.StreamsJoined().record().encode()
-    assert source.receive(len(joined)) == joined
-    end, block = messages.RoundEnd(1).record().encode(), _block(7)
-    source.send(end)
-    first.send(end + _block(8))  # the next round, too early
-    time.sleep(0.1)
-    assert target.ram is not None
-    assert not source.readable(), "the round has not ended on the second stream"
-    assert target.ram.page(0) == bytes(PAGE), "the next round has begun"
-    second.send(block + end)
-    ack = messages.RoundAck(1).record().encode()
-    source.deadline = time.monotonic() + 20
-    assert source.receive(len(ack)) == ack
-    end_at = time.monotonic() + 20
-    while target.ram.page(0) != bytes([8]) * PAGE and time.monotonic() < end_at:
-        time.sleep(0.01)
-    assert target.ram.page(0) == bytes([8]) * PAGE
-    for link in (source, first, second):
-        link.close()
-    thread.join(20)
-    assert not thread.is_alive()
+QUICK = Timeouts(hello=5, welcome=0.5, message=0.5, abort=0.2)
 
 
-def _run(destination: DestinationMigration) -> None:
-    with pytest.raises(MigrationError):
-        destination.run()
+class HandmadeSource:
+    """A source whose messages a test sends, with two streams that have joined `target`."""
+
+    def __init__(self, target: FakeTarget, timeouts: Timeouts) -> None:
+        one, other = socket.socketpair()
+        self.first = Wire(one)
+        self.error: Exception | None = None
+        self._destination = DestinationMigration(target, Wire(other), timeouts)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self.first.deadline = time.monotonic() + 20
+        self.first.send(messages.Hello(CONFIG, "none", 2).record().encode())
+        token = self._receive(messages.Welcome(bytes(messages.TOKEN_BYTES)))
+        self.streams = [self._join(token[-messages.TOKEN_BYTES :], number) for number in (1, 2)]
+        assert target.ram is not None
+        self.expect(messages.StreamsJoined())
+
+    def _run(self) -> None:
+        try:
+            self._destination.run()
+        except MigrationError as error:
+            self.error = error
+
+    def _join(self, token: bytes, number: int) -> Wire:
+        one, other = socket.socketpair()
+        link = Wire(one)
+        link.send(messages.StreamHello(token, number).record().encode())
+        join(self._destination, Wire(other))
+        return link
+
+    def expect(self, message: messages.FromDestination) -> None:
+        """Receive `message`."""
+        assert self._receive(message) == message.record().encode()
+
+    def _receive(self, like: messages.FromDestination) -> bytes:
+        return self.first.receive(len(like.record().encode()))
+
+    def end(self) -> str:
+        """Wait for the destination, close all, and return its error."""
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        for link in (self.first, *self.streams):
+            link.close()
+        return str(self.error)
 
 
-def _welcome_token(source: Wire) -> bytes:
-    size = len(messages.Welcome(bytes(messages.TOKEN_BYTES)).record().encode())
-    source.deadline = time.monotonic() + 20
-    return source.receive(size)[-messages.TOKEN_BYTES :]
+END = messages.RoundEnd(1).record().encode()
+ACK = messages.RoundAck(1)
 
 
-def _joined(destination: DestinationMigration, token: bytes, number: int) -> Wire:
-    one, other = socket.socketpair()
-    link = Wire(one)
-    link.send(messages.StreamHello(token, number).record().encode())
-    join(destination, Wire(other))
-    return link
-
-
-def _block(value: int) -> bytes:
+def block(value: int) -> bytes:
     """Return page 0, filled with `value`, without a checksum."""
     pages = messages.Pages(0, b"\x01" + bytes(messages.BITMAP_BYTES - 1))
     return pages.record().encode() + bytes([value]) * PAGE + bytes(8)
+
+
+# --- The barrier of rounds ------------------------------------------------------------------------
+def test_a_round_is_acknowledged_when_it_has_ended_on_all_streams() -> None:
+    """The source of this test ends the round on one stream and begins the next one there."""
+    target = FakeTarget()
+    source = HandmadeSource(target, Timeouts(message=20, abort=0.2))
+    source.first.send(END)
+    source.streams[0].send(END + block(8))  # the next round, too early
+    time.sleep(0.1)
+    assert not source.first.readable(), "the round has not ended on the second stream"
+    assert target.ram is not None
+    assert target.ram.page(0) == bytes(PAGE), "the next round has begun"
+    source.streams[1].send(block(7) + END)
+    source.expect(ACK)
+    ends_at = time.monotonic() + 20
+    while target.ram.page(0) != bytes([8]) * PAGE and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert target.ram.page(0) == bytes([8]) * PAGE
+    for link in (source.first, *source.streams):
+        link.abort()
+    source.end()
+
+
+# --- Stalled peers --------------------------------------------------------------------------------
+@pytest.mark.parametrize("sent", [0, 30, 150, 2000])
+@pytest.mark.parametrize("dribbling", [False, True])
+def test_a_stream_that_stalls_ends_the_migration(sent: int, dribbling: bool) -> None:
+    """In the place of a message, in its header, in its payload, in the contents of pages."""
+    target = FakeTarget()
+    source = HandmadeSource(target, QUICK)
+    source.first.send(END)
+    source.streams[0].send(END)
+    source.streams[1].send(block(1)[:sent])
+    begin = time.monotonic()
+    while dribbling and source.error is None and sent < 3000:
+        with suppress(MigrationError):
+            source.streams[1].send(block(1)[sent : sent + 1])
+        sent += 1
+        time.sleep(0.02)
+    assert source.end() == "stream 2: the source has not sent a whole message for 0.5 s"
+    assert time.monotonic() - begin < 5
+    assert target.runs is None
+
+
+def test_a_stream_may_be_idle_while_another_is_not() -> None:
+    target = FakeTarget()
+    source = HandmadeSource(target, QUICK)
+    for value in range(1, 8):
+        source.streams[0].send(block(value))
+        time.sleep(0.2)
+    for link in (source.first, *source.streams):
+        link.send(END)
+    source.expect(ACK)
+    assert target.ram is not None
+    assert target.ram.page(0) == bytes([7]) * PAGE
+    source.first.close()
+    assert "has closed the connection" in source.end()
+
+
+class HandmadeDestination(threading.Thread):
+    """A destination that welcomes a source, confirms its streams if it `joins`, and reads no more.
+
+    `connect` is how the source connects to it again.
+    """
+
+    def __init__(self, *, joins: bool) -> None:
+        super().__init__()
+        one, other = socket.socketpair()
+        self.link, self._link = Wire(one), Wire(other)
+        self._joins = joins
+        self._streams: list[socket.socket] = []
+        self.start()
+
+    def connect(self) -> Wire:
+        one, other = socket.socketpair()
+        self._streams.append(other)
+        return Wire(one)
+
+    def run(self) -> None:
+        reader = SourceReader({})
+        while not isinstance(reader.next(), messages.Hello):
+            reader.feed(self._link.receive(reader.wanted_bytes))
+        self._link.send(messages.Welcome(bytes(messages.TOKEN_BYTES)).record().encode())
+        if self._joins:
+            self._link.send(messages.StreamsJoined().record().encode())
+
+    def close(self) -> None:
+        self.join()
+        for stream in (self._link, self.link, *self._streams):
+            stream.close()
+
+
+@pytest.mark.parametrize(
+    ("joins", "reason"),
+    [
+        (False, "the streams have not joined within 0.5 s"),
+        (True, r"the destination has not taken a message on stream \d for 0.5 s"),
+    ],
+)
+def test_a_destination_that_stalls_does_not_keep_the_guest(joins: bool, reason: str) -> None:
+    destination = HandmadeDestination(joins=joins)
+    guest = WritingGuest(CONFIG, PATTERN)
+    source = SourceMigration(
+        guest,
+        destination.link,
+        Settings(streams=2),
+        MigrationProgress(),
+        QUICK,
+        destination.connect,
+    )
+    begin = time.monotonic()
+    with pytest.raises(MigrationError, match=reason):
+        source.run()
+    assert 0.4 < time.monotonic() - begin < 5
+    assert guest.running
+    destination.close()
+
+
+def test_a_cancellation_ends_the_wait_for_a_stream_at_once() -> None:
+    destination = HandmadeDestination(joins=True)
+    guest = WritingGuest(CONFIG, PATTERN)
+    source = SourceMigration(
+        guest,
+        destination.link,
+        Settings(streams=2),
+        MigrationProgress(),
+        connect=destination.connect,
+    )
+    threading.Timer(0.3, source.cancel).start()
+    begin = time.monotonic()
+    with pytest.raises(Cancelled):
+        source.run()
+    assert time.monotonic() - begin < 5
+    assert guest.running
+    destination.close()
+
+
+def test_a_stream_that_cannot_connect_ends_the_migration_at_once() -> None:
+    def connect() -> Wire:
+        raise UserError("no destination can be reached at tcp:b:1: connection refused")
+
+    destination = HandmadeDestination(joins=False)
+    guest = WritingGuest(CONFIG, PATTERN)
+    source = SourceMigration(
+        guest, destination.link, Settings(streams=2), MigrationProgress(), connect=connect
+    )
+    begin = time.monotonic()
+    with pytest.raises(MigrationError, match=r"^stream \d: no destination can be reached at"):
+        source.run()
+    assert time.monotonic() - begin < 5
+    assert guest.running
+    destination.close()
 
 
 # --- Faults ---------------------------------------------------------------------------------------
@@ -199,7 +355,7 @@ def test_a_damaged_stream_ends_the_migration_and_the_guest_stays(
 def test_a_damaged_hello_of_a_stream_ends_the_migration(
     corrupt: Callable[[bytes, int], bytes], offset: int
 ) -> None:
-    """The connection is refused, so the destination waits for it, and the source gives up."""
+    """The destination refuses the connection, and waits; then the source ends."""
     streams = FaultyStreams(offset, corrupt)
     guest, target = WritingGuest(CONFIG, SMALL), FakeTarget()
     timeouts = Timeouts(hello=0.2, abort=0.1)

@@ -254,6 +254,8 @@ def test_qemus_client_library_migrates_a_guest_and_gets_its_events(tmp_path: Pat
         ("migrate", {}, "'uri' is missing"),
         ("migrate", {"uri": "unix:/m", "unused": 0}, "'unused', expected: boolean"),
         ("migrate", {"uri": "unix:/m", "checksum": "md5"}, "'checksum' expects 'crc32c', 'xxh3'"),
+        ("migrate", {"uri": "unix:/m", "multifd-channels": 17}, "range of 1 to 16"),
+        ("migrate", {"uri": "unix:/m", "multifd-channels": True}, "'multifd-channels', expected"),
         ("migrate", {"uri": "tcp:127.0.0.1:1", "checksum": "none"}, "over unix sockets only"),
         ("migrate-set-parameters", {"max-bandwidth": 1000}, "'max-bandwidth' expects 0 or"),
         ("migrate-set-parameters", {"max-bandwidth": -1}, "'max-bandwidth' expects 0 or"),
