@@ -232,7 +232,8 @@ class HandmadeDestination(threading.Thread):
 
     def close(self) -> None:
         self.join()
-        for stream in (self._link, self.link, *self._streams):
+        self._link.close()
+        for stream in self._streams:
             stream.close()
 
 
