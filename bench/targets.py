@@ -255,8 +255,8 @@ TARGETS: tuple[PerformanceTarget, ...] = (
         "PSS without guest RAM",
         "pyvmm",
         "QEMU pc",
-        0.8,
-        0.6,
+        0.48,
+        0.40,
     ),
 )
 

@@ -36,7 +36,7 @@ class BootFiles(NamedTuple):
     initrd_gpa: int
 
 
-def read_boot_files(config: MachineConfig, overlay: bytes = b"") -> BootFiles:
+def read_boot_files(config: MachineConfig, overlay: bytes | bytearray = b"") -> BootFiles:
     """Read the kernel and the initramfs of `config`; the archive `overlay` is added to the latter.
 
     Raises `KernelUnusable`, `CommandLineUnusable`, `InitramfsUnusable` and `NotEnoughRam`.

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyvmm.cli.deferred_modules import deferred_modules
 from pyvmm.cli.vm_start import VmStart
 from pyvmm.console.writer import ConsoleWriter
 from pyvmm.standard_streams.text import print_message
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def boot_on_terminal(
     config: MachineConfig,
-    overlay: bytes,
+    overlay: bytearray,
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
@@ -30,15 +31,16 @@ def boot_on_terminal(
 ) -> int:
     """Boot a VM with its console on this terminal, and run it to its end.
 
-    `overlay` is added to its initramfs. Returns the exit status.
+    `overlay` is added to its initramfs, and emptied then. Returns the exit status.
     """
     with ExitStack() as stack:
         start = VmStart(stack, sockets, ports, record, announced)
         writer = ConsoleWriter(1)
         stack.callback(writer.close, 0)
         start.boot(config, overlay, writer)
-        # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
-        from pyvmm.standard_streams.log import set_up_log
+        with deferred_modules():
+            # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
+            from pyvmm.standard_streams.log import set_up_log
 
         set_up_log()
         # Late: 30 ms, while the guest runs.
@@ -49,7 +51,7 @@ def boot_on_terminal(
 
 def boot_with_command(
     config: MachineConfig,
-    overlay: bytes,
+    overlay: bytearray,
     command: CommandOptions,
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),

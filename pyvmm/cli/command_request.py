@@ -41,11 +41,11 @@ class GuestAdditions(NamedTuple):
     """Additions to a guest: kernel parameters, and archives for its initramfs.
 
     `command` is what to run in it, if anything, and `ports` are those that it needs. `host_paths`
-    are the files of the host that are read or written.
+    are the files of the host that are read or written. `overlay` is empty once it has been loaded.
     """
 
     append: str
-    overlay: bytes
+    overlay: bytearray
     ports: tuple[str, ...]
     command: CommandOptions | None
     host_paths: tuple[Path, ...]
@@ -84,7 +84,9 @@ def read_additions(
         )
     hosts = (*(path.host for path in put), *(path.host for path in get))
     ports = initial_ports() if command else ()
-    return GuestAdditions(append, archive + put_archive(put, ram_bytes), ports, request, hosts)
+    overlay = bytearray(archive)
+    overlay += put_archive(put, ram_bytes)
+    return GuestAdditions(append, overlay, ports, request, hosts)
 
 
 def parse_put(values: Sequence[str]) -> tuple[PutPath, ...]:

@@ -36,6 +36,7 @@ from pyvmm.guest_agent.errors import AgentFailed, CommandNotStarted
 from pyvmm.guest_agent.messages import TerminalSize
 from pyvmm.guest_agent.streams import READ_BYTES, DescriptorSink, DescriptorSource, soon_on
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.memory.heap import free_unused_heap
 from pyvmm.standard_streams.text import print_message
 from pyvmm.vm import VirtualMachine
 
@@ -90,6 +91,7 @@ class _CommandRun(VmRun):
     async def run(self, vm: VirtualMachine) -> CommandEnd:
         """Run `vm` and the command to their ends."""
         await self.serve_sockets(vm)
+        free_unused_heap()
         agent = GuestAgent(vm.console_device, vm.machine.lock, self._loop)
         running = asyncio.create_task(vm.run())
         work = asyncio.create_task(self._work(agent))

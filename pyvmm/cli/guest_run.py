@@ -100,7 +100,7 @@ def run_guest(
 ) -> int:
     """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
     command = additions.command if additions else None
-    overlay = additions.overlay if additions else b""
+    overlay = additions.overlay if additions else bytearray()
     image = snapshot.path if snapshot else config.kernel
     with held_end_signals(), announced(name, image, config.ram_bytes) as guest:
         # With a command, standard error output is the command's.
@@ -110,6 +110,7 @@ def run_guest(
             from pyvmm.standard_streams.log import set_up_log
 
             set_up_log()
+            overlay.clear()  # for the process in the lab, which reads the files itself
             booted = () if snapshot else filter(None, (config.kernel, config.initrd))
             files = [*booted, *(additions.host_paths if additions else ())]
             return run_again_in_lab(config.ram_bytes, guest, sockets, ports, files)

@@ -23,6 +23,7 @@ from pyvmm.cli.vm_start import VmStart
 from pyvmm.console.writer import ConsoleWriter
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.memory.heap import free_unused_heap
 from pyvmm.standard_streams.text import print_message
 from pyvmm.units import MIB, format_size
 from pyvmm.vm import VirtualMachine
@@ -214,6 +215,7 @@ class _TerminalRun(VmRun):
         assert self.vm is not None
         assert self._console is not None
         await self.serve_sockets(self.vm)
+        free_unused_heap()
         if self._port is not None:
             # Late: saves 3 ms with the serial console.
             from pyvmm.cli.console.ports import resize_to_window

@@ -131,14 +131,18 @@ class VmStart:
                 thread.exits.sample_every = self._record.sample_every
         return machine
 
-    def boot(self, config: MachineConfig, overlay: bytes, console: ConsoleOutput) -> None:
-        """Run a machine with the kernel of `config`, and the archive `overlay` in its initramfs."""
+    def boot(self, config: MachineConfig, overlay: bytearray, console: ConsoleOutput) -> None:
+        """Run a machine with the kernel of `config`, and the archive `overlay` in its initramfs.
+
+        `overlay` is empty afterwards: guest RAM has it.
+        """
         files = read_boot_files(config, overlay)
         self._machine = machine = self.create_machine(config, console)
         self._stack.callback(self._close_machine)
         machine.boot(files)
         self.keep_recording()
         machine.start()
+        overlay.clear()
 
     def take_machine(self) -> Machine:
         """Return the machine of `boot`, which its caller closes from now on."""

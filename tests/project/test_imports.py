@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules that a start imports; names, because times would depend on the machine.
+"""The modules that a start and a running guest import; times would depend on the machine.
 
-Every import before the guest's first instruction delays the guest. A boot does not import modules
-that it does not use; code that needs them imports them where it uses them, or once the guest runs.
+Every import before the guest's first instruction delays the guest, and each module takes memory for
+as long as the guest runs. A boot does not import modules that it does not use; code that needs them
+imports them where it uses them, or once the guest runs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,32 @@ entry.main()
 """
 """`pyvmm run KERNEL` up to the moment at which its vCPUs would run."""
 
+SERVED = f"""
+import os
+os.environ[{IN_LAB_VARIABLE!r}] = "1"  # without the probe of KVM
+from pyvmm.cli import entry
+import pyvmm.cli.vm_start as vm_start
+
+class Board:
+    vcpu_threads = ()
+    def __init__(self, config, **others):
+        import devices.balloon.device  # as the catalogue does
+        self.config, self.tracer = config, others["tracer"]
+    def boot(self, files):
+        pass
+    def start(self):
+        pass
+    @property
+    def pci_devices(self):  # needed first by the VM on the event loop
+        print(*sys.modules, flush=True)
+        os._exit(0)
+
+vm_start.Machine = Board
+sys.argv[:] = ["pyvmm", "run", sys.argv[1], "--memory", "64M"]
+entry.main()
+"""
+"""`pyvmm run KERNEL` up to the moment at which its VM exists and all that serves it is imported."""
+
 UNNEEDED_FOR_A_BOOT = {
     "elftools": "only the lab looks for libraries in ELF files",
     "ssl": "no connection of this boot uses TLS",
@@ -62,6 +89,22 @@ UNNEEDED_FOR_A_BOOT = {
     "pyvmm.cli.terminal_run": "the guest runs while it is imported",
 }
 
+UNNEEDED_FOR_A_RUNNING_GUEST = (
+    *("ssl", "_ssl", "_hashlib", "hashlib", "hmac", "email", "http", "urllib.request"),
+    *("inspect", "ast", "dis", "tokenize", "locale", "dataclasses", "multiprocessing"),
+    *("logging.config", "logging.handlers", "readline", "curses", "random", "tempfile"),
+    *("concurrent.futures.thread", "concurrent.futures.process", "decimal", "lzma", "bz2"),
+    *("click", "rich", "elftools", "tornado", "lz4", "zstandard", "lzallright", "matplotlib"),
+    *("pyvmm.lab.run", "pyvmm.qmp", "pyvmm.scope", "pyvmm.learn", "pyvmm.harness"),
+    *("pyvmm.snapshot", "pyvmm.migration", "pyvmm.state", "pyvmm.guest_agent", "pyvmm.progress"),
+    *("pyvmm.trace.taker", "pyvmm.trace.recorder", "pyvmm.trace.watch", "pyvmm.trace.stream"),
+    *("pyvmm.boot.bzimage", "pyvmm.boot.payload", "pyvmm.boot.overlay", "pyvmm.cache"),
+    *("pyvmm_native.checksum", "pyvmm_native.page_socket", "pyvmm_native.page_blocks"),
+    *("pyvmm_native.lazy_pages", "pyvmm_native.event_decoder", "pyvmm_native.huge_pages"),
+    *("pyvmm_native.host_pages", "pyvmm_native.pages", "devices.console", "devices.rng"),
+)
+"""Modules that cost memory while the guest of `pyvmm run KERNEL` runs; see docs/performance.md."""
+
 
 def loaded(program: str, *arguments: str) -> set[str]:
     """Return the names of the modules that a new interpreter has loaded after `program`."""
@@ -76,10 +119,15 @@ def loaded(program: str, *arguments: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    kernel = tmp_path_factory.mktemp("kernel") / "vmlinux"
-    kernel.write_bytes(elf_kernel())
-    return loaded(START, str(kernel))
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("kernel") / "vmlinux"
+    path.write_bytes(elf_kernel())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def modules(kernel: str) -> set[str]:
+    return loaded(START, kernel)
 
 
 @pytest.mark.parametrize("name", UNNEEDED_FOR_A_BOOT)
@@ -90,6 +138,12 @@ def test_a_boot_does_not_import(modules: set[str], name: str) -> None:
 def test_a_boot_imports_the_machine(modules: set[str]) -> None:
     needed = {"devices.balloon.device", "pyvmm.machine.machine", "pyvmm.boot.image", "pykvm"}
     assert needed <= modules
+
+
+def test_a_running_guest_has_no_module_that_it_does_not_need(kernel: str) -> None:
+    found = loaded(SERVED, kernel)
+    assert {"asyncio", "pyvmm.vm", "pyvmm.cli.terminal_run", "logging"} <= found
+    assert not found & set(UNNEEDED_FOR_A_RUNNING_GUEST)
 
 
 def test_help_imports_no_machine() -> None:
@@ -110,3 +164,26 @@ def test_ssl_can_be_imported_later() -> None:
 def test_asyncio_that_is_already_loaded_is_used() -> None:
     program = "import asyncio as first\nfrom pyvmm.cli.asyncio_without_ssl import asyncio\n"
     assert "ssl" in loaded(program + "assert asyncio is first")
+
+
+def test_a_deferred_module_is_loaded_where_it_is_used() -> None:
+    program = (
+        "from pyvmm.cli.deferred_modules import DEFERRED, deferred_modules\n"
+        "with deferred_modules():\n    import inspect as early, traceback\n"
+        "assert not set(DEFERRED) - {'linecache'} & sys.modules.keys()\n"
+        "assert early.isfunction(deferred_modules.__wrapped__)\n"
+        "import inspect\n"
+        "assert early is not inspect and early.signature is inspect.signature\n"
+        "try:\n    traceback.undefined\nexcept AttributeError as error:\n"
+        "    assert 'undefined' in traceback.format_exc()\n"
+    )
+    assert {"inspect", "linecache"} <= loaded(program)
+
+
+def test_a_module_that_is_used_while_it_is_deferred_is_loaded() -> None:
+    program = (
+        "from pyvmm.cli.deferred_modules import deferred_modules\n"
+        "with deferred_modules():\n    from inspect import signature\n"
+        "import inspect\nassert inspect.signature is signature\n"
+    )
+    assert "inspect" in loaded(program)

@@ -42,6 +42,7 @@ class Board:
 class Guest:
     def __init__(self, machine, *, on_console_room):
         import asyncio
+        assert not overlay, "the files for the guest take memory while it runs"
         self.config, self.machine = config, machine
         self.ending = asyncio.get_running_loop().create_future()
     def subscribe(self, sink):
@@ -56,7 +57,8 @@ class Guest:
 vm_start.read_boot_files = lambda *arguments: None
 vm_start.Machine = Board
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(config, b"", [Path(name) for name in sys.argv[2:]]))
+overlay = bytearray(b"files for the guest")
+sys.exit(boot_run.boot_on_terminal(config, overlay, [Path(name) for name in sys.argv[2:]]))
 """
 
 

@@ -70,7 +70,7 @@ vm_start.read_boot_files = lambda *arguments: None
 vm_start.Machine = Board
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(config, b"", sockets))
+sys.exit(boot_run.boot_on_terminal(config, bytearray(), sockets))
 """
 LIMIT_S = 10.0
 OVERDUE = "the VM has not ended within 0.5 s"

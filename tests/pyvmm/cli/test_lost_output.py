@@ -59,7 +59,7 @@ vm_start.read_boot_files = lambda *arguments: None
 vm_start.Machine = Board
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(config, b"", []))
+sys.exit(boot_run.boot_on_terminal(config, bytearray(), []))
 """
 
 
