@@ -4,12 +4,13 @@
 """Guest RAM that is loaded from a file when it is touched, block by block, each checked first.
 
 The kernel reports the first access to a missing page through userfaultfd(2) and suspends the
-thread that made it, a vCPU in KVM or any other. The block is then read into a buffer, its
-checksum verified, and only then are its pages put in place (UFFDIO_COPY); the thread resumes when
-the block is no longer registered (UFFDIO_UNREGISTER). While no thread waits, blocks are loaded in
-order. RAM stays private anonymous memory, so it can be discarded as usual, but discarded pages must
-not be loaded from the file again: they are passed to `skip` first. RAM in huge pages of hugetlbfs
-is loaded a huge page at a time, which is a block: pages that are not in the file are zeros in it.
+thread that made it, a vCPU in KVM or any other. The block is then read into a buffer, each page at
+its place in the block, and its checksum verified; only then are its pages put into RAM
+(UFFDIO_COPY). The thread resumes when the block is no longer registered (UFFDIO_UNREGISTER). While
+no thread waits, blocks are loaded in order. RAM stays private anonymous memory, so it can be
+discarded as usual, but discarded pages must not be loaded from the file again: they are passed to
+`skip` first. RAM in huge pages of hugetlbfs is loaded a huge page at a time, which is a block:
+pages that are not in the file are zeros in it.
 
 All of that happens without the GIL, which a thread that waits for a page may be holding.
 
@@ -32,9 +33,10 @@ from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 from posix.unistd cimport close, getpid, read
 
-from pyvmm_native.memory cimport PAGE_BYTES, PAGE_SHIFT, GuestMemory
+from pyvmm_native.iovecs cimport iovec
+from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 from pyvmm_native.page_blocks cimport (
-    BITMAP_BYTES, BLOCK_BYTES_, BLOCK_PAGES_, WRONG_CHECKSUM, next_run, read_block,
+    BITMAP_BYTES, BLOCK_BYTES_, BLOCK_PAGES_, next_run, read_parts,
 )
 from pyvmm_native.runs cimport PageRuns
 
@@ -135,6 +137,7 @@ cdef extern from * nogil:
 cdef enum:
     MAX_VCPUS = 64
     MAX_RETRIES = 1000
+    WRONG_CHECKSUM = -1    # beside errno values
 
 cdef struct Block:
     uint64_t first_pfn
@@ -177,7 +180,7 @@ cdef class LazyPages:
     cdef list exports             # of the run areas that `vcpus` point into
     cdef pthread_mutex_t mutex    # for `wanted` and `done` of the blocks, and the vCPUs
     cdef uint8_t *buffer
-    cdef uint8_t *huge_page       # NULL unless blocks are put in place as huge pages
+    cdef bint whole_blocks        # they are put in place as huge pages
     cdef bint finished            # `serve` has returned
     # Stored by one thread while others load them, with or without the GIL.
     cdef bint is_stopping
@@ -195,9 +198,8 @@ cdef class LazyPages:
         ordered = sorted(blocks)
         self.blocks = <Block *>calloc(max(len(ordered), 1), sizeof(Block))
         self.buffer = <uint8_t *>malloc(BLOCK_BYTES_)
-        if whole_blocks:
-            self.huge_page = <uint8_t *>malloc(BLOCK_BYTES_)
-        if self.blocks == NULL or self.buffer == NULL or whole_blocks and self.huge_page == NULL:
+        self.whole_blocks = whole_blocks
+        if self.blocks == NULL or self.buffer == NULL:
             raise MemoryError
         for first_pfn, bitmap, offset, crc in ordered:
             self._append(first_pfn, bitmap, offset, crc)
@@ -211,7 +213,6 @@ cdef class LazyPages:
             close(self.uffd)
         free(self.blocks)
         free(self.buffer)
-        free(self.huge_page)
 
     cdef _append(self, uint64_t first_pfn, const uint8_t[::1] bitmap, off_t offset, uint32_t crc):
         cdef Block *block = &self.blocks[self.count]
@@ -223,7 +224,7 @@ cdef class LazyPages:
         block.hva = self.memory.span(first_pfn << PAGE_SHIFT, BLOCK_BYTES_, &got)
         if block.hva == NULL or last_page(&bitmap[0]) >= <int>(got >> PAGE_SHIFT):
             raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
-        if self.huge_page != NULL and got < BLOCK_BYTES_:
+        if self.whole_blocks and got < BLOCK_BYTES_:
             raise ValueError(f"the block at page frame {first_pfn:#x} is not a whole huge page")
         block.first_pfn, block.size_bytes = first_pfn, got
         block.offset, block.crc = offset, crc
@@ -365,11 +366,9 @@ cdef class LazyPages:
         cdef int error
         if block.done:
             return 0
-        error = read_block(self.fd, block.offset, block.stored, block.crc, self.buffer)
-        if not error and self.huge_page != NULL:
-            error = self._place_whole(block)
-        elif not error:
-            error = self._place_pages(block)
+        error = self._read(block)
+        if not error:
+            error = self._place_whole(block) if self.whole_blocks else self._place_pages(block)
         if error:
             return error
         block.done = True
@@ -377,51 +376,50 @@ cdef class LazyPages:
             return errno
         return 0
 
-    cdef int _place_pages(self, Block *block) noexcept nogil:
-        """Place the pages of a block that are in the buffer."""
-        cdef int start, end = 0, error
-        cdef uint8_t *source = self.buffer
+    cdef int _read(self, Block *block) noexcept nogil:
+        """Read a block into the buffer, each page at its place, and check it."""
+        cdef iovec parts[BLOCK_PAGES_]
+        cdef int start, end = 0, count = 0, error
+        cdef uint32_t crc = 0
         start = next_run(block.stored, 0, &end)
         while start < BLOCK_PAGES_:
-            error = self._place(block, start, end, source)
-            if error:
-                return error
-            source += <size_t>(end - start) << PAGE_SHIFT
+            parts[count].iov_base = self.buffer + (<size_t>start << PAGE_SHIFT)
+            parts[count].iov_len = <size_t>(end - start) << PAGE_SHIFT
+            count += 1
             start = next_run(block.stored, end, &end)
-        return 0
+        error = read_parts(self.fd, block.offset, parts, count, &crc)
+        return error if error or crc == block.crc else WRONG_CHECKSUM
 
-    cdef int _place(self, Block *block, int start, int end, uint8_t *source) noexcept nogil:
-        """Place the pages from `start` to `end` of a block, except skipped ones."""
-        cdef int first = start, stop = start, error
-        first = next_run(block.wanted, start, &stop)
-        while first < end:
-            stop = min(stop, end)
+    cdef int _place_pages(self, Block *block) noexcept nogil:
+        """Place the pages of a block, except skipped ones."""
+        cdef int start, end = 0, error
+        cdef size_t offset
+        start = next_run(block.wanted, 0, &end)
+        while start < BLOCK_PAGES_:
+            offset = <size_t>start << PAGE_SHIFT
             error = place_all(
-                self.uffd, block.hva + (<size_t>first << PAGE_SHIFT),
-                source + (<size_t>(first - start) << PAGE_SHIFT),
-                <size_t>(stop - first) << PAGE_SHIFT,
+                self.uffd, block.hva + offset, self.buffer + offset,
+                <size_t>(end - start) << PAGE_SHIFT,
             )
             if error:
                 return error
-            first = next_run(block.wanted, stop, &stop)
+            start = next_run(block.wanted, end, &end)
         return 0
 
     cdef int _place_whole(self, Block *block) noexcept nogil:
         """Place a block as one huge page, unless all of it is skipped."""
-        cdef int start, end = 0, page
-        cdef uint8_t *source = self.buffer
-        if next_run(block.wanted, 0, &end) == BLOCK_PAGES_:
+        cdef int start, end = 0, filled = 0
+        start = next_run(block.wanted, 0, &end)
+        if start == BLOCK_PAGES_:
             return 0
-        memset(self.huge_page, 0, BLOCK_BYTES_)
-        end = 0
-        start = next_run(block.stored, 0, &end)
-        while start < BLOCK_PAGES_:
-            for page in range(start, end):
-                if block.wanted[page >> 3] >> (page & 7) & 1:
-                    memcpy(self.huge_page + (<size_t>page << PAGE_SHIFT), source, PAGE_BYTES)
-                source += PAGE_BYTES
-            start = next_run(block.stored, end, &end)
-        return place_all(self.uffd, block.hva, self.huge_page, BLOCK_BYTES_)
+        while filled < BLOCK_PAGES_:
+            memset(
+                self.buffer + (<size_t>filled << PAGE_SHIFT), 0,
+                <size_t>(start - filled) << PAGE_SHIFT,
+            )
+            filled = end
+            start = next_run(block.wanted, end, &end)
+        return place_all(self.uffd, block.hva, self.buffer, BLOCK_BYTES_)
 
     cdef void _stop_vcpus(self) noexcept nogil:
         cdef int i

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
+from pyvmm_native.iovecs cimport iovec
 from pyvmm_native.memory cimport GuestMemory
 
 cdef enum:
@@ -9,16 +10,19 @@ cdef enum:
     BLOCK_BYTES_ = 512 * 4096
     BITMAP_BYTES = 64
 
-# Result for a wrong checksum, beside errno values.
-cdef enum:
-    WRONG_CHECKSUM = -1
+# List where the pages of a block, which `check_block` has accepted, are in host memory; return the
+# number of parts, at most BLOCK_PAGES_.
+cdef int list_parts(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap, iovec *parts
+) noexcept nogil
 
-cdef uint64_t pages_in(const uint8_t *bitmap) noexcept nogil
+# Fill `parts` from the file `fd` at `offset`, and add what has been read to `crc` while it is in
+# the cache. Return 0 or an errno, EIO where the file ends too early. The parts are used up.
+cdef int read_parts(int fd, off_t offset, iovec *parts, int count, uint32_t *crc) noexcept nogil
 
-# Read the pages of a block into `buffer` (BLOCK_BYTES_) and check them; return 0, an errno or
-# WRONG_CHECKSUM.
-cdef int read_block(
-    int fd, off_t offset, const uint8_t *bitmap, uint32_t crc, uint8_t *buffer
+# Log the pages of a block, which have been written to, if dirty pages are being logged.
+cdef void mark_block_dirty(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap
 ) noexcept nogil
 
 # Return the first page of the first run of set bits at or after page `start`, and store where it

@@ -10,7 +10,13 @@ BLOCK_PAGES: int
 class ChecksumError(ValueError): ...
 
 def store_block(
-    memory: GuestMemory, first_pfn: int, bitmap: Buffer, fd: int, offset: int
+    memory: GuestMemory,
+    first_pfn: int,
+    bitmap: Buffer,
+    fd: int,
+    offset: int,
+    *,
+    write_behind: bool = False,
 ) -> int: ...
 def punch_hole(fd: int, offset: int, length: int) -> None: ...
 def load_block(

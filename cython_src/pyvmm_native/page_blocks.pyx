@@ -6,9 +6,13 @@
 A block is 512 pages, 2 MiB. `first_pfn` is its first page frame, a multiple of 512. `bitmap`, 64
 bytes, has a bit for each of its pages, bit 0 of byte 0 for the first: the pages whose bit is set
 are in the file or the message, without gaps, in a file from `offset` (bytes) on. `crc` is the
-CRC-32C of them all. A block is copied between RAM and a buffer, once, and the copy is
-checked: nothing enters guest RAM before its checksum is verified. Every function releases
-the GIL.
+CRC-32C of them all.
+
+Between RAM and a file the kernel copies pages, and nothing else does. They go in pieces that the
+processor's cache holds, and each is added to the checksum just before it is written or after it was
+read. So RAM of a guest that waits for its pages holds bytes that have not been verified, and a page
+that the guest changes while it is stored may differ from the checksum. The caller keeps the first
+guest from running, and stores the block of the second again. Every function releases the GIL.
 """
 
 import os
@@ -20,11 +24,12 @@ from libc.stdlib cimport free, malloc
 from posix.types cimport off_t
 
 from pyvmm_native.checksum cimport crc_of
+from pyvmm_native.iovecs cimport WINDOW_PARTS, consume, iovec, next_window
 from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
 
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
-    ssize_t pwrite(int fd, const void *buffer, size_t count, off_t offset)
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t preadv(int fd, const iovec *vector, int count, off_t offset)
+    ssize_t pwritev(int fd, const iovec *vector, int count, off_t offset)
 
 cdef extern from * nogil:
     """
@@ -35,8 +40,18 @@ cdef extern from * nogil:
     {
         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     }
+
+    /* Begin to write a range to the disk. Errors are those of the next fsync(2). */
+    static void begin_writeback(int fd, off_t offset, off_t length)
+    {
+        (void)sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE);
+    }
     """
     int punch(int fd, off_t offset, off_t length)
+    void begin_writeback(int fd, off_t offset, off_t length)
+
+cdef enum:
+    PIECE_BYTES = 1024 * 1024    # what file systems cache in one unit, and a processor nearby
 
 BLOCK_PAGES = BLOCK_PAGES_
 
@@ -47,26 +62,24 @@ class ChecksumError(ValueError):
 
 def store_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
-    int fd, off_t offset,
+    int fd, off_t offset, *, bint write_behind=False,
 ):
     """Write the pages of a block to the file `fd` at `offset` and return their checksum.
 
-    OSError when they cannot be written, ValueError for a page outside RAM.
+    It is that of the pages in the file unless one of them changes meanwhile. With `write_behind`
+    the disk begins to write them, so that a later fsync(2) is short; if it is busy, that may wait
+    for it. OSError when they cannot be written, ValueError for a page outside RAM.
     """
-    check_block(memory, first_pfn, bitmap)
-    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
-    cdef size_t size
-    cdef uint32_t crc
+    cdef iovec parts[BLOCK_PAGES_]
+    cdef uint32_t crc = 0
     cdef int error
-    if buffer == NULL:
-        raise MemoryError
-    try:
-        with nogil:
-            size = gather(memory, first_pfn, &bitmap[0], buffer)
-            crc = crc_of(0, buffer, size)
-            error = write_all(fd, buffer, size, offset)
-    finally:
-        free(buffer)
+    check_block(memory, first_pfn, bitmap)
+    with nogil:
+        error = write_parts(
+            fd, offset, parts, list_parts(memory, first_pfn, &bitmap[0], parts), &crc
+        )
+        if write_behind and not error:
+            begin_writeback(fd, offset, BLOCK_BYTES_)
     if error:
         raise OSError(error, os.strerror(error))
     return crc
@@ -88,24 +101,22 @@ def load_block(
     GuestMemory memory not None, uint64_t first_pfn, const uint8_t[::1] bitmap not None,
     int fd, off_t offset, uint32_t crc,
 ):
-    """Read the pages of a block from the file `fd` into guest RAM, if their checksum is right.
+    """Read the pages of a block from the file `fd` into guest RAM and verify their checksum.
 
-    ChecksumError, with RAM unchanged, if it is not; OSError when they cannot be read, EIO where the
-    file ends too early. ValueError for a page outside RAM.
+    ChecksumError if it is wrong; OSError when they cannot be read, EIO where the file ends too
+    early: their contents are undefined then, and the guest must not run. ValueError for a page
+    outside RAM.
     """
-    check_block(memory, first_pfn, bitmap)
-    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
+    cdef iovec parts[BLOCK_PAGES_]
+    cdef uint32_t found = 0
     cdef int error
-    if buffer == NULL:
-        raise MemoryError
-    try:
-        with nogil:
-            error = read_block(fd, offset, &bitmap[0], crc, buffer)
-            if not error:
-                scatter(memory, first_pfn, &bitmap[0], buffer)
-    finally:
-        free(buffer)
-    raise_error(error, first_pfn)
+    check_block(memory, first_pfn, bitmap)
+    with nogil:
+        error = read_parts(
+            fd, offset, parts, list_parts(memory, first_pfn, &bitmap[0], parts), &found
+        )
+        mark_block_dirty(memory, first_pfn, &bitmap[0])
+    raise_error(error, found == crc, first_pfn)
 
 
 def check_stored(
@@ -117,16 +128,23 @@ def check_stored(
     """
     if bitmap.shape[0] != BITMAP_BYTES:
         raise ValueError(f"a bitmap of {bitmap.shape[0]} bytes")
-    cdef uint8_t *buffer = <uint8_t *>malloc(BLOCK_BYTES_)
-    cdef int error
-    if buffer == NULL:
+    cdef uint64_t left = pages_in(&bitmap[0]) << PAGE_SHIFT
+    cdef uint8_t *piece = <uint8_t *>malloc(PIECE_BYTES)
+    cdef iovec part
+    cdef uint64_t size
+    cdef uint32_t found = 0
+    cdef int error = 0
+    if piece == NULL:
         raise MemoryError
-    try:
-        with nogil:
-            error = read_block(fd, offset, &bitmap[0], crc, buffer)
-    finally:
-        free(buffer)
-    raise_error(error, first_pfn)
+    with nogil:
+        while left and not error:
+            size = min(left, <uint64_t>PIECE_BYTES)
+            part.iov_base, part.iov_len = piece, size
+            error = read_parts(fd, offset, &part, 1, &found)
+            offset += size
+            left -= size
+    free(piece)
+    raise_error(error, found == crc, first_pfn)
 
 
 def gather_block(
@@ -164,11 +182,11 @@ def scatter_block(
             scatter(memory, first_pfn, &bitmap[0], &source[0])
 
 
-cdef raise_error(int error, uint64_t first_pfn):
-    if error == WRONG_CHECKSUM:
-        raise ChecksumError(f"wrong checksum of the pages from {first_pfn << PAGE_SHIFT:#x} on")
+cdef raise_error(int error, bint matches, uint64_t first_pfn):
     if error:
         raise OSError(error, os.strerror(error))
+    if not matches:
+        raise ChecksumError(f"wrong checksum of the pages from {first_pfn << PAGE_SHIFT:#x} on")
 
 
 cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap):
@@ -233,35 +251,91 @@ cdef void scatter(
         start = next_run(bitmap, end, &end)
 
 
-cdef int read_block(
-    int fd, off_t offset, const uint8_t *bitmap, uint32_t crc, uint8_t *buffer
+cdef int list_parts(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap, iovec *parts
 ) noexcept nogil:
-    cdef size_t left = pages_in(bitmap) << PAGE_SHIFT
-    cdef size_t size = left
-    cdef uint8_t *cursor = buffer
+    cdef uint64_t gpa, left, got
+    cdef int start, end = 0, count = 0
+    start = next_run(bitmap, 0, &end)
+    while start < BLOCK_PAGES_:
+        gpa = (first_pfn + start) << PAGE_SHIFT
+        left = <uint64_t>(end - start) << PAGE_SHIFT
+        while left:
+            parts[count].iov_base = memory.span(gpa, left, &got)
+            parts[count].iov_len = got
+            count += 1
+            gpa += got
+            left -= got
+        start = next_run(bitmap, end, &end)
+    return count
+
+
+cdef void mark_block_dirty(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap
+) noexcept nogil:
+    cdef int start, end = 0
+    start = next_run(bitmap, 0, &end)
+    while start < BLOCK_PAGES_:
+        memory.mark_dirty((first_pfn + start) << PAGE_SHIFT, <uint64_t>(end - start) << PAGE_SHIFT)
+        start = next_run(bitmap, end, &end)
+
+
+cdef inline size_t left_of_piece(off_t offset) noexcept nogil:
+    """Return the bytes to the next multiple of a piece in a file.
+
+    File systems cache a write in units as large as its length and its alignment allow.
+    """
+    return PIECE_BYTES - (offset & (PIECE_BYTES - 1))
+
+
+cdef int read_parts(int fd, off_t offset, iovec *parts, int count, uint32_t *crc) noexcept nogil:
+    cdef iovec window[WINDOW_PARTS]
+    cdef int taken
     cdef ssize_t got
-    while left:
-        got = pread(fd, cursor, left, offset)
+    while count:
+        taken = next_window(parts, count, window, left_of_piece(offset))
+        got = preadv(fd, window, taken, offset)
         if got < 0 and errno == EINTR:
             continue
         if got <= 0:
             return errno if got < 0 else EIO    # the file ends too early
-        cursor += got
         offset += got
-        left -= got
-    return 0 if crc_of(0, buffer, size) == crc else WRONG_CHECKSUM
+        while got:
+            crc[0] = crc_of(crc[0], <uint8_t *>parts.iov_base, min(parts.iov_len, <size_t>got))
+            got -= consume(&parts, &count, got)
+    return 0
 
 
-cdef int write_all(int fd, const uint8_t *buffer, size_t left, off_t offset) noexcept nogil:
-    """Return 0 or an errno."""
+cdef int write_parts(int fd, off_t offset, iovec *parts, int count, uint32_t *crc) noexcept nogil:
+    """Write `parts`, which are used up, and add them to `crc`. Return 0 or an errno."""
+    cdef iovec window[WINDOW_PARTS]
+    cdef int taken, i, error
+    cdef size_t size
+    while count:
+        taken = next_window(parts, count, window, left_of_piece(offset))
+        size = 0
+        for i in range(taken):
+            crc[0] = crc_of(crc[0], <uint8_t *>window[i].iov_base, window[i].iov_len)
+            size += window[i].iov_len
+        error = write_all(fd, offset, window, taken)
+        if error:
+            return error
+        offset += size
+        while size:
+            size -= consume(&parts, &count, size)
+    return 0
+
+
+cdef int write_all(int fd, off_t offset, iovec *vector, int count) noexcept nogil:
+    """Write all bytes of `vector`, which is used up. Return 0 or an errno."""
     cdef ssize_t put
-    while left:
-        put = pwrite(fd, buffer, left, offset)
+    while count:
+        put = pwritev(fd, vector, count, offset)
         if put < 0 and errno == EINTR:
             continue
         if put <= 0:
             return errno if put < 0 else EIO
-        buffer += put
         offset += put
-        left -= put
+        while put:
+            put -= consume(&vector, &count, put)
     return 0

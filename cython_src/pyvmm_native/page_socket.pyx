@@ -28,8 +28,9 @@ from libc.stdlib cimport free, malloc
 
 from pyvmm_native.checksum cimport Checksum
 from pyvmm_native.clock cimport monotonic_ns
-from pyvmm_native.memory cimport PAGE_SHIFT, GuestMemory
-from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, next_run
+from pyvmm_native.iovecs cimport WINDOW_PARTS, advance, consume, iovec, next_window
+from pyvmm_native.memory cimport GuestMemory
+from pyvmm_native.page_blocks cimport BLOCK_PAGES_, check_block, list_parts, mark_block_dirty
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -43,9 +44,6 @@ cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, int *value)
 
 cdef extern from "<sys/socket.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
@@ -129,28 +127,15 @@ cdef class PageSocket:
             self._set_blocking(True)
             error = self._receive(&expected)
             self._set_blocking(False)
-            self._mark_dirty(first_pfn, &bitmap[0])
+            mark_block_dirty(self._memory, first_pfn, &bitmap[0])
         raise_error(error)
         return self._checksum.value() == expected
 
     cdef _begin(self, uint64_t first_pfn, const uint8_t[::1] bitmap, double deadline):
         """List the parts of the block in host memory."""
-        cdef int start, end = 0
-        cdef uint64_t gpa, left, got
         check_block(self._memory, first_pfn, bitmap)
         self._deadline = deadline
-        self._count = 0
-        start = next_run(&bitmap[0], 0, &end)
-        while start < BLOCK_PAGES_:
-            gpa = (first_pfn + start) << PAGE_SHIFT
-            left = <uint64_t>(end - start) << PAGE_SHIFT
-            while left:
-                self._parts[self._count].iov_base = self._memory.span(gpa, left, &got)
-                self._parts[self._count].iov_len = got
-                self._count += 1
-                gpa += got
-                left -= got
-            start = next_run(&bitmap[0], end, &end)
+        self._count = list_parts(self._memory, first_pfn, &bitmap[0], self._parts)
         self._checksum.begin()
 
     cdef int _send(self, const uint8_t *head, size_t head_bytes) noexcept nogil:
@@ -208,23 +193,19 @@ cdef class PageSocket:
 
     cdef int _receive(self, uint64_t *expected) noexcept nogil:
         """Fill the parts of the block and `expected`. Return 0, CLOSED or an errno."""
-        cdef int part = 0, taken, error
-        cdef size_t left, size
+        cdef int part = 0, error
+        cdef size_t size
         cdef ssize_t got
         cdef msghdr message
-        cdef iovec window[64]
+        cdef iovec window[WINDOW_PARTS]
         memset(&message, 0, sizeof(message))
         self._parts[self._count].iov_base = expected
         self._parts[self._count].iov_len = SUM_BYTES
         while part <= self._count:
-            left = PIECE_BYTES
-            taken = 0
-            while part + taken <= self._count and taken < 64 and left:
-                window[taken] = self._parts[part + taken]
-                window[taken].iov_len = min(window[taken].iov_len, left)
-                left -= window[taken].iov_len
-                taken += 1
-            message.msg_iov, message.msg_iovlen = window, taken
+            message.msg_iov = window
+            message.msg_iovlen = next_window(
+                &self._parts[part], self._count + 1 - part, window, PIECE_BYTES
+            )
             error = self._limit_receive()
             if error:
                 return error
@@ -274,33 +255,9 @@ cdef class PageSocket:
             return errno
         return 0
 
-    cdef void _mark_dirty(self, uint64_t first_pfn, const uint8_t *bitmap) noexcept nogil:
-        cdef int start, end = 0
-        start = next_run(bitmap, 0, &end)
-        while start < BLOCK_PAGES_:
-            self._memory.mark_dirty(
-                (first_pfn + start) << PAGE_SHIFT, <uint64_t>(end - start) << PAGE_SHIFT
-            )
-            start = next_run(bitmap, end, &end)
-
 
 cdef double INFINITE_S = math.inf
 cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of milliseconds
-
-
-cdef inline void advance(iovec *part, size_t size) noexcept nogil:
-    part.iov_base = <uint8_t *>part.iov_base + size
-    part.iov_len -= size
-
-
-cdef size_t consume(iovec **vector, int *count, size_t size) noexcept nogil:
-    """Take up to `size` bytes from the first element of `vector`; return how many."""
-    cdef size_t taken = min(vector[0].iov_len, size)
-    advance(vector[0], taken)
-    if vector[0].iov_len == 0:
-        vector[0] += 1
-        count[0] -= 1
-    return taken
 
 
 cdef raise_error(int error):

@@ -3,6 +3,10 @@
 
 The rounds are those of `pyvmm.memory.precopy`; each chunk of a round updates the blocks of the file
 that it lies in. After the last round, with the guest paused, the file holds what memory does.
+
+Pages are written to the file from RAM, without a copy in between, also while the guest runs. One
+that the guest changes between its checksum and the file leaves a block with a wrong checksum. But
+the dirty log was cleared before, so it names that page, and a later round stores its block again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 """Read a snapshot: everything but the pages when it is opened, the pages later.
 
 `SnapshotFile` checks the header, every record and the size of the file before it uses any of them.
-Pages are checked block by block as they are read. Memory is allocated for the records, which are
+Pages are read straight into guest RAM, and checked block by block as they are read; the guest does
+not run before all of them are right. Memory is allocated for the records, which are
 few and bounded, and for an entry per 2 MiB of the guest, and only as the bytes are read.
 """
 
@@ -99,7 +100,10 @@ class SnapshotFile:
         self.report = PageReport.restore(record_fields(own[REPORT], OWN_KINDS[REPORT]))
 
     def load(self, memory: GuestMemory, on_pages: OnPages = lambda pages: None) -> None:
-        """Read all pages into `memory`, which is all zeros. Raises `UserError`."""
+        """Read all pages into `memory`, which is all zeros.
+
+        Raises `UserError`; pages in `memory` may be damaged then, and nothing may use them.
+        """
         for block in self.blocks:
             with self._errors():
                 load_block(memory, block.first_pfn, block.bitmap, self._fd, block.offset, block.crc)

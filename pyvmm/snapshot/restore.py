@@ -4,7 +4,7 @@
 The machine is made from the configuration in the snapshot, without anything to boot. Every part
 checks its saved state, and KVM refuses invalid values; only then does the guest run. Its pages are
 loaded as they are touched, each checked before the guest sees it; where the kernel does not allow
-userfaultfd, all of them are loaded before the guest runs.
+userfaultfd, all of them are loaded and checked before the guest runs.
 """
 
 from __future__ import annotations

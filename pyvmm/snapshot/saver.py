@@ -177,6 +177,8 @@ class Snapshots:
                     await self._precopy(file, copier)
                 self._check_machine()
                 with self._paused() as resume:
+                    # The disk may be busy, and the guest is about to continue.
+                    file.writer.write_behind = not request.keep_running
                     parts = machine.save_parts()
                     await self._copy(file, copier, copier.copy_last_round)
                     ballooned_bytes = machine.config.ram_bytes - machine.balloon_actual_bytes

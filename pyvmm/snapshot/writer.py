@@ -15,7 +15,8 @@ Only a snapshot is replaced, or with `force` another regular file. This is check
 again before the step.
 
 A block that has changed is written again, to its old place if it still fits there, else to the end;
-the old place becomes a hole then.
+the old place becomes a hole then. The disk writes while further blocks are copied, so little is
+left to sync in the end.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class SnapshotWriter:
         self._blocks: dict[int, Block] = {}
         self._room_of: dict[int, int] = {}
         self._room = 0
+        self.write_behind = True
+        """Have the disk write each block at once; `store` may wait for it then."""
 
     def __enter__(self) -> SnapshotWriter:
         with self._errors():
@@ -95,7 +98,8 @@ class SnapshotWriter:
     def store(self, number: int, changed: int, full: int) -> None:
         """Bring block `number` up to date: of its `changed` pages only those in `full` are stored.
 
-        Both have a bit for each page. Data that the guest writes meanwhile may be stored in part.
+        Both have a bit for each page. A block of which the guest changes a page meanwhile has to be
+        stored again before `finish`: its checksum may be wrong.
         """
         old = self._blocks.pop(number, None)
         kept = int.from_bytes(old.bitmap, "little") & ~changed if old else 0
@@ -111,7 +115,14 @@ class SnapshotWriter:
         bitmap = bits.to_bytes(BITMAP_BYTES, "little")
         block = Block(number, place, 0, bitmap)
         with self._errors():
-            crc = store_block(self._memory, block.first_pfn, bitmap, self._fd, block.offset)
+            crc = store_block(
+                self._memory,
+                block.first_pfn,
+                bitmap,
+                self._fd,
+                block.offset,
+                write_behind=self.write_behind,
+            )
         self._blocks[number] = Block(number, place, crc, bitmap)
 
     def finish(self, records: Sequence[Record]) -> int:

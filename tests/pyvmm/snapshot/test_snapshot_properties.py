@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.memory.precopy import UnusedPages
+from pyvmm.snapshot import writer
 from pyvmm.snapshot.copier import Copier
 from pyvmm.snapshot.format import MAX_ROUNDS
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.report import PageReport
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.state.config_record import config_record
+from pyvmm_native.memory import GuestMemory
+from pyvmm_native.page_blocks import store_block
 from pyvmm_native.runs import PageRuns
 from tests.pyvmm.migration.migration_guest import (
     CONFIG,
@@ -75,6 +79,23 @@ def test_the_file_holds_memory_as_it_was_when_the_guest_stopped(
     assert report.ram == PAGES
     assert min(report.zero, report.unused, report.absent) >= 0
     assert taken.bytes_on_disk < taken.pages * PAGE + SLACK_BYTES
+
+
+@settings(max_examples=100, deadline=None)
+@given(guests(), st.integers(0, MAX_ROUNDS - 1))
+def test_a_page_that_changes_between_its_checksum_and_the_file_is_stored_again(
+    guest: WritingGuest, rounds: int
+) -> None:
+    def store(
+        memory: GuestMemory, pfn: int, bitmap: bytes, fd: int, offset: int, *, write_behind: bool
+    ) -> int:
+        crc = store_block(memory, pfn, bitmap, fd, offset, write_behind=write_behind)
+        guest.run_next()
+        store_block(memory, pfn, bitmap, fd, offset)
+        return crc
+
+    with patch.object(writer, "store_block", store):
+        check_memory(guest, Taken(guest, rounds).ram)
 
 
 def test_a_growing_block_moves_and_leaves_a_hole() -> None:
