@@ -59,6 +59,9 @@ CATALOGUE = {
     "migration-path": Benchmark(
         "migration_path", "Migration without a guest: 2 GiB from RAM to RAM", Kvm.NONE
     ),
+    "snapshot-path": Benchmark(
+        "snapshot_path", "Snapshots without a guest: 1 GiB between RAM and a file", Kvm.NONE
+    ),
     "exits": Benchmark("exits", "VM exits: cost of a register access", Kvm.MINIMAL, 2048),
     "exit-delay": Benchmark(
         "exit_delay", "VM exits: a register access while the event loop is busy", Kvm.MINIMAL, 2048

@@ -76,6 +76,7 @@ def bench(
       encodings-device  all dialects in the device alone, without a guest
       requests     latency of one request and of many at once, without a guest
       migration-path  memory from process to process, and plain sockets
+      snapshot-path  memory to a file and back, and plain files
       exits        cost of a register access
       exit-delay   a register access while the event loop is busy
       balloon      balloon of a Linux guest, and QEMU's

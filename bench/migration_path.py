@@ -17,7 +17,6 @@ that say "fresh".
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -43,7 +42,8 @@ from bench.path_cases import (
     case_name,
     connections,
 )
-from bench.path_receiver import CRC_BYTES, PIECE_BYTES, checksum_of
+from bench.path_ram import EmptyLog, checksum_of, fill
+from bench.path_receiver import CRC_BYTES, PIECE_BYTES
 from bench.touched_ram import TouchedRam, have_huge_pages
 from pyvmm.config import MachineConfig
 from pyvmm.errors import NotInstalled, UserError
@@ -113,11 +113,7 @@ class _Path:
             return
         self._ram.use_huge_pages(state == TOUCHED)
         self._state = state
-        block = os.urandom(MIB)
-        for _, area in self._ram.areas:
-            for at in range(0, len(area), MIB):
-                area[at : at + MIB] = block
-                area[at : at + 8] = (1 + at).to_bytes(8, "little")
+        fill(self._ram)
         self._crc = checksum_of(self._ram)
 
     def move(self, contender: str, link: str, state: str) -> Values:
@@ -159,8 +155,8 @@ class _Guest:
         self.memory: GuestMemory = ram.memory
 
     @contextmanager
-    def log_dirty_pages(self) -> Iterator[_EmptyLog]:
-        yield _EmptyLog()
+    def log_dirty_pages(self) -> Iterator[EmptyLog]:
+        yield EmptyLog()
 
     def unused_pages(self, timeout_s: float) -> UnusedPages:
         return UnusedPages(PageRuns(), "")
@@ -176,16 +172,6 @@ class _Guest:
 
     def resume(self) -> None:
         raise AssertionError("the migration has failed")
-
-
-class _EmptyLog:
-    """Satisfies `pyvmm.memory.dirty_log.DirtyLog` for a guest that writes nothing."""
-
-    def collect(self) -> PageRuns:
-        return PageRuns()
-
-    def clear(self, start_pfn: int, pages: int) -> None:
-        pass
 
 
 def _migrate(ram: TouchedRam, connections: Sequence[socket.socket]) -> None:

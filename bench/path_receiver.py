@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.path_cases import CHECKED, FRESH, STREAMS_OF, TLS, connections
+from bench.path_ram import checksum_of, clear
 from bench.touched_ram import TouchedRam
 from pyvmm.config import MachineConfig
 from pyvmm.migration.destination import DestinationMigration
@@ -28,7 +29,6 @@ from pyvmm.migration.timeouts import TIMEOUTS
 from pyvmm.sockets.link import SocketLink
 from pyvmm.sockets.tls import TlsFiles, handshake
 from pyvmm.state.records import Kind, Record
-from pyvmm.units import MIB
 from pyvmm_native.checksum import crc32c
 
 PIECE_BYTES = 256 * 1024
@@ -74,14 +74,6 @@ def receive_plainly(stream: socket.socket, ram: TouchedRam, *, checked: bool) ->
     if checked and int.from_bytes(stream.recv(CRC_BYTES), "little") != crc:
         raise ValueError("wrong CRC-32C")
     stream.sendall(b"x")
-
-
-def checksum_of(ram: TouchedRam) -> int:
-    """Return the CRC-32C of all RAM."""
-    crc = 0
-    for _, area in ram.areas:
-        crc = crc32c(area, crc)
-    return crc
 
 
 class Receiver:
@@ -137,10 +129,7 @@ class Receiver:
         if state == FRESH:
             self._ram.close()
             return
-        zeros = bytes(MIB)
-        for _, area in self._ram.areas:
-            for at in range(0, len(area), MIB):
-                area[at : at + MIB] = zeros
+        clear(self._ram)
 
 
 def main(control: str, size_bytes: str, *files: str) -> None:

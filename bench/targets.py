@@ -18,6 +18,10 @@ from bench.path_cases import case_name as path_case
 from bench.request_cases import C_LOOP, LOOP, PYVMM, case_name
 from bench.results import Result
 from bench.scope_cases import LOADED, SCRIPTS, SMALL, frame_case
+from bench.snapshot_path_cases import CHECKED as CHECKED_FILE
+from bench.snapshot_path_cases import DISK, FILE, LOAD, LOAD_ON_ACCESS, MEMORY, SAVE
+from bench.snapshot_path_cases import PYVMM as FILE_PATH
+from bench.snapshot_path_cases import case_name as file_case
 from bench.watchers import NO_BUFFER, RECORDED, UNWATCHED, WATCHED
 
 NO_CONTENDER = ""
@@ -159,6 +163,12 @@ def _path(link: str, against: str, limit: float, goal: float) -> PerformanceTarg
     return PerformanceTarget(name, "migration-path", case, PATH, against, limit, goal)
 
 
+def _file(work: str, place: str, against: str, limit: float, goal: float) -> PerformanceTarget:
+    case = file_case(work, place)
+    name = f"snapshot path, {case}: {FILE_PATH} / {against}"
+    return PerformanceTarget(name, "snapshot-path", case, FILE_PATH, against, limit, goal)
+
+
 def _watched(watcher: str, limit: float, goal: float) -> PerformanceTarget:
     case = "boot, 512 MiB"
     name = f"{case}: {watcher} / {UNWATCHED}"
@@ -212,6 +222,9 @@ TARGETS: tuple[PerformanceTarget, ...] = (
     _path(UNIX, CHECKED, 1.15, 1.05),
     _path(TCP, SOCKETS, 1.5, 1.25),
     _path(UNIX, SOCKETS, 1.7, 1.4),
+    *(_file(work, MEMORY, CHECKED_FILE, 1.15, 1.05) for work in (SAVE, LOAD)),
+    *(_file(work, MEMORY, FILE, 1.5, 1.25) for work in (SAVE, LOAD, LOAD_ON_ACCESS)),
+    *(_file(work, DISK, FILE, 1.15, 1.05) for work in (SAVE, LOAD, LOAD_ON_ACCESS)),
     *(
         target
         for size in ("", LARGE)
