@@ -111,6 +111,8 @@ def _plain(value: object, depth: int) -> object:
     """Return `value` as JSON represents it."""
     if depth < 0:
         raise ValueError("nested too deeply")
+    if type(value) is int and _LEAST <= value < _U64_VALUES:
+        return value  # as most values are
     match value:
         case bool():
             return value

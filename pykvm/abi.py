@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable
 from ctypes import Structure, c_uint8, sizeof
 from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 from pykvm.abi_constants import *  # noqa: F403
@@ -71,7 +72,7 @@ def msrs(entries: Iterable[tuple[int, int]]) -> kvm_msrs:
     Packed at once, and not entry by entry: there are hundreds of them, copied while a guest that
     migrates is paused. An index and the reserved word after it are one number of 64 bits.
     """
-    numbers = [number for entry in entries for number in entry]
+    numbers = [*chain.from_iterable(entries)]
     count = len(numbers) // 2
     packed = struct.pack(f"={1 + 2 * count}Q", count, *numbers)
     return sized(kvm_msrs, count).from_buffer_copy(packed)

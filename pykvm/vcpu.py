@@ -13,6 +13,7 @@ import mmap
 from collections.abc import Iterable
 from ctypes import Structure, addressof, c_uint64, sizeof
 from errno import EAGAIN, EINTR, EINVAL, ENOTTY, ENXIO
+from itertools import repeat
 from typing import TypeVar
 
 from pykvm import abi, ioctls
@@ -187,7 +188,7 @@ class Vcpu(KvmHandle):
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS: MSR index → value, up to the first index that KVM does not know."""
-        table = abi.msrs((index, 0) for index in indices)
+        table = abi.msrs(zip(indices, repeat(0)))
         return abi.msr_values(table, self.ioctl(ioctls.KVM_GET_MSRS, table))
 
     def set_msrs(self, values: dict[int, int]) -> int:
