@@ -3,8 +3,9 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Checksums of page blocks and records.
 
-Records and files have CRC-32C, for which processors have an instruction (`crc32c.h`). The pages of
-a migration may have another one that both sides know (`CHECKSUMS`):
+Records and files have CRC-32C, for which processors have instructions: `crc32c.h` describes the
+`CRC32C_IMPLEMENTATIONS` that this one has, of which the fastest is used. The pages of a migration
+may have another checksum that both sides know (`CHECKSUMS`):
 
 * `crc32c`;
 * `xxh3`, XXH3 with 64 bits, without vector instructions: those make it faster on a processor, but
@@ -82,7 +83,6 @@ crc32c_prepare()
 CRC32C_IMPLEMENTATIONS = tuple(
     [crc32c_implementations[n].name.decode() for n in range(crc32c_count)]
 )
-"""Those that this processor has; `crc32c.h` describes them. The fastest one is used."""
 
 
 cdef uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) noexcept nogil:
