@@ -44,7 +44,7 @@ from devices.state import MAX_PAYLOAD_BYTES, Payload, StateError
 from pyvmm.config import MachineConfig
 from pyvmm.migration.errors import MigrationError
 from pyvmm.state.config_record import encode_config, restore_config
-from pyvmm.state.records import Kind, Record, fields_upgrade, record_fields
+from pyvmm.state.records import HEADER_BYTES, Kind, Record, fields_upgrade, record_fields
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.runs import PageRuns
@@ -61,6 +61,8 @@ MAX_ZERO_RUNS = 4096
 MAX_REASON_BYTES = 1024
 
 _PAGES = struct.Struct(f"<Q{BITMAP_BYTES}s")
+PAGES_MESSAGE_BYTES = HEADER_BYTES + _PAGES.size
+"""Length of a `Pages` whose contents follow it."""
 _RUN = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
 _TOTALS = struct.Struct("<QQQ")

@@ -104,7 +104,13 @@ class _Reader:
 
     @property
     def wanted_bytes(self) -> int:
-        """Number of bytes to receive next: those missing from the next message, at least 1."""
+        """Number of bytes to receive next: those missing from the next message, at least 1.
+
+        Between messages it is the length of one that pages follow. Fewer would take two calls for
+        it, more might take contents of pages.
+        """
+        if self._records.between_records:
+            return messages.PAGES_MESSAGE_BYTES
         return max(self._records.wanted_bytes, 1)
 
     @property

@@ -37,6 +37,7 @@ from tests.pyvmm.migration.migration_guest import KINDS, PARTS, config_of
 HELLO = Hello(config_of(64))
 PAGE = bytes(range(256)) * 16
 BLOCK = Pages(512, b"\x03" + bytes(63), PAGE + PAGE)
+PAGES = Pages(512, b"\x01" + bytes(63))
 CPU = DeviceState(PARTS[0])
 READY = Ready(2, 1, True)
 FROM_SOURCE: list[messages.FromSource] = [
@@ -80,7 +81,7 @@ def test_messages_are_read_as_they_were_sent(cuts: list[int]) -> None:
 
 
 def test_a_reader_reads_ahead_only_when_no_page_can_follow() -> None:
-    """Until then, `wanted_bytes` never exceeds the rest of the current message."""
+    """One receive takes everything after the first part of the state."""
     reader, data, found, states = SourceReader(KINDS), encoded(FROM_SOURCE), list[object](), 0
     reads_ahead = 0
     while data:
@@ -91,9 +92,30 @@ def test_a_reader_reads_ahead_only_when_no_page_can_follow() -> None:
         while (message := reader.next()) is not None:
             found.append(message)
             states += isinstance(message, DeviceState)
-            assert reader.between_messages or states
     assert reads_ahead == 1
     assert found == FROM_SOURCE
+
+
+@given(st.lists(st.sampled_from([Zeros(PageRuns([(0, 3), (9, 1)])), PAGES])))
+def test_no_receive_takes_contents_of_pages(sent: list[messages.FromSource]) -> None:
+    """Those follow a message of their own, which takes one receive after another such message."""
+    data = b"".join(
+        message.record().encode() + bytes(4096 if message is PAGES else 0)
+        for message in [HELLO, *sent, RoundEnd(1)]
+    )
+    reader, receives, previous = SourceReader(KINDS), 0, None
+    while data:
+        wanted = reader.wanted_bytes
+        reader.feed(data[:wanted])
+        data, receives = data[wanted:], receives + 1
+        while (message := reader.next()) is not None:
+            if message == PAGES:
+                assert reader.between_messages
+                assert previous != PAGES or receives == 1
+                assert data[:4096] == bytes(4096)
+                data = data[4096:]
+                receives = 0
+            previous = message
 
 
 @pytest.mark.parametrize(
