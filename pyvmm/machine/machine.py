@@ -40,18 +40,18 @@ from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
 from pyvmm.machine.legacy_devices import LEGACY_DEVICES, LegacyDevices
 from pyvmm.machine.threads import Owner
 from pyvmm.machine.vcpu_thread import (
-    GIL_SIGNAL,
     KICK_SIGNAL,
     SWITCH_INTERVAL_S,
     GuestBuses,
     VcpuGate,
     VcpuThread,
+    accept_gil_requests,
 )
 from pyvmm.machine.vcpu_throttle import VcpuThrottle
 from pyvmm.machine.virtio_pci_device import VirtioPciDevice
 from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
-from pyvmm_native import gil_request, kvm_run
+from pyvmm_native import kvm_run
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
@@ -235,8 +235,7 @@ class Machine:
     def _start_threads(self) -> None:
         """Start the vCPU threads, all of them outside the guest, unless they have been started."""
         kvm_run.install_kick_handler(KICK_SIGNAL)
-        if threading.current_thread() is threading.main_thread():
-            gil_request.install_request_handler(GIL_SIGNAL)
+        accept_gil_requests()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.gate.set_paused(True)
         for thread in self.vcpu_threads:

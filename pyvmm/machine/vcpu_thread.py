@@ -11,13 +11,14 @@ before it is entered (`immediate_exit`, Documentation/virt/kvm/api.rst, section 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pykvm import exits
-from pyvmm_native import kvm_run
+from pyvmm_native import gil_request, kvm_run
 
 if TYPE_CHECKING:
     from devices.bus import Bus
@@ -36,6 +37,17 @@ An access waits this long while a thread other than the main one runs Python cod
 while the main thread does (`pyvmm_native.gil_request`). Python's default of 5 ms is too long for a
 guest; a tenth of that slows the event loop by a few per cent.
 """
+
+
+def accept_gil_requests() -> None:
+    """Let vCPUs interrupt the Python code of this thread, if it is the main thread.
+
+    With one processor nothing changes: thread and vCPU do not run at the same time there, and would
+    only take turns more often.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and len(os.sched_getaffinity(0)) > 1:
+        gil_request.install_request_handler(GIL_SIGNAL)
 
 
 class GuestBuses:
