@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where vCPUs may request the GIL; tests/kvm/test_gil_request.py tests requests."""
+"""Threads that accept requests for the GIL; tests/kvm/test_gil_request.py tests the requests."""
 
 from __future__ import annotations
 
