@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arbitrary bytes as the stream of a migration.
 
-Invariant: both readers return messages or raise `MigrationError`, nothing else; a source's pages
-lie inside the RAM it has declared; and neither holds more than one message and what it was fed
-last.
+Invariant: all readers, that of a further stream included, return messages or raise
+`MigrationError`, nothing else; a source's pages lie inside the RAM it has declared; and none holds
+more than one message and what it was fed last.
 
 Random bytes seldom have the right checksum, so the first byte chooses how the others are used: as
 they are, or as headers and payloads of records that are then encoded properly.
@@ -12,10 +12,9 @@ they are, or as headers and payloads of records that are then encoded properly.
 from __future__ import annotations
 
 from devices.state import MAX_PAYLOAD_BYTES
-from pyvmm.memory.layout import ram_ranges
 from pyvmm.migration import messages
 from pyvmm.migration.errors import MigrationError
-from pyvmm.migration.stream import DestinationReader, SourceReader
+from pyvmm.migration.stream import DestinationReader, SourceReader, StreamReader, ram_pages
 from pyvmm.state.records import HEADER_BYTES, Kind, Record
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
@@ -23,6 +22,7 @@ from tests.pyvmm.migration.migration_guest import KINDS, config_of
 
 RAM_MIB = 64
 HELLO = messages.Hello(config_of(RAM_MIB)).record().encode()
+_RAM = ram_pages(config_of(RAM_MIB))
 _KINDS: dict[str, Kind] = {**messages.SOURCE_KINDS, **messages.DESTINATION_KINDS, **KINDS}
 _NAMES = sorted({*_KINDS, "unknown"})
 MAX_MESSAGE_BYTES = max(
@@ -32,9 +32,10 @@ _PAGE = bytes(PAGE_BYTES)
 
 
 def run(data: bytes) -> None:
-    """Feed `data` to both readers; raise any error that is not a `MigrationError`."""
+    """Feed `data` to all readers; raise any error that is not a `MigrationError`."""
     way, rest = data[:1], data[1:]
     stream = _as_records(rest) if way and way[0] & 1 else rest
+    _read(StreamReader(_RAM), stream)
     if not way or way[0] & 2:
         stream = HELLO + stream
     _read(SourceReader(KINDS), stream)
@@ -58,23 +59,18 @@ def _as_records(data: bytes) -> bytes:
     return bytes(stream)
 
 
-def _read(reader: SourceReader | DestinationReader, stream: bytes) -> None:
-    ram = PageRuns()
+def _read(reader: SourceReader | StreamReader | DestinationReader, stream: bytes) -> None:
+    ram = _RAM if isinstance(reader, StreamReader) else PageRuns()
     for start in range(0, len(stream), 1000):
         reader.feed(stream[start : start + 1000])
         try:
             while (message := reader.next()) is not None:
                 if isinstance(message, messages.Hello):
-                    ram = _ram_of(message)
+                    ram = ram_pages(message.config)
                 _check(message, ram)
         except MigrationError:
             return
         assert reader.wanted_bytes <= MAX_MESSAGE_BYTES
-
-
-def _ram_of(hello: messages.Hello) -> PageRuns:
-    ranges = ram_ranges(hello.config.ram_bytes)
-    return PageRuns((gpa // PAGE_BYTES, n // PAGE_BYTES) for gpa, n in ranges)
 
 
 def _check(message: object, ram: PageRuns) -> None:
@@ -86,5 +82,9 @@ def _check(message: object, ram: PageRuns) -> None:
         case messages.Zeros(runs):
             assert runs
             assert not runs.subtract(ram)
+        case messages.StreamHello(token):
+            assert len(token) == messages.TOKEN_BYTES
+        case messages.Welcome(token):
+            assert len(token) in (0, messages.TOKEN_BYTES)
         case messages.Failed(reason):
             assert reason.isprintable()

@@ -2,8 +2,10 @@
 """Record the sample migration that `data/` keeps for each version of the stream.
 
     python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v3
+    python -m tests.pyvmm.migration.sample_stream tests/pyvmm/migration/data/v4 2
 
-writes `v3.source` and `v3.destination`, the bytes that each side sent. Run it when the version of
+writes `v3.source` and `v3.destination`, the bytes that each side sent, and the same of version 4
+with what the source sent on two streams, `v4.stream1` and `v4.stream2`. Run it when the version of
 the stream changes, and never again for that version. `data/README.md` has the commands that made
 the others.
 """
@@ -13,7 +15,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pyvmm.migration.progress import Settings
 from tests.pyvmm.migration.migration_guest import (
+    Corruption,
     FakeTarget,
     PageWrite,
     WritingGuest,
@@ -27,11 +31,13 @@ AFTER = [PageWrite(1, 1)] * 10 + [PageWrite(514, -1), PageWrite(515, 4)]
 """Page 514 goes to the balloon after it was sent."""
 
 
-def record_sample(path: Path) -> None:
+def record_sample(path: Path, streams: int = 1) -> None:
     """Record the migration with the current code."""
     sent: dict[str, bytes] = {"source": b"", "destination": b""}
 
-    def recorder(side: str):  # type: ignore[no-untyped-def]
+    def recorder(side: str) -> Corruption:
+        sent[side] = b""
+
         def record(data: bytes, offset: int) -> bytes:
             sent[side] += data
             return data
@@ -42,8 +48,10 @@ def record_sample(path: Path) -> None:
     result = migrate(
         guest,
         FakeTarget(),
+        Settings(streams=streams),
         corrupt_source=recorder("source"),
         corrupt_target=recorder("destination"),
+        corrupt_stream=lambda number: recorder(f"stream{number + 1}"),
     )
     assert result.source_error is result.target_error is None
     for side, data in sent.items():
@@ -51,4 +59,4 @@ def record_sample(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    record_sample(Path(sys.argv[1]))
+    record_sample(Path(sys.argv[1]), int((*sys.argv, 1)[2]))

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import math
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,15 @@ from typing_extensions import Buffer
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.page_channel import BufferedPages, PageChannel
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Record
 from pyvmm_native.checksum import Checksum
 from pyvmm_native.memory import GuestMemory
-from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest
+from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest, join
 from tests.pyvmm.migration.sample_stream import BEFORE, CONFIG, record_sample
 
 DATA = Path(__file__).parent / "data"
@@ -57,6 +62,21 @@ class RecordedLink:
     end_input = close = abort
 
 
+class WaitingLink(RecordedLink):
+    """Calls `on_wait` once, when the destination checks whether its source still waits."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.on_wait: Callable[[], object] = lambda: None
+        self._waited = False
+
+    def readable(self) -> bool:
+        if not self._waited:
+            self._waited = True
+            self.on_wait()
+        return False
+
+
 def recorded(name: str) -> bytes:
     return (DATA / name).read_bytes()
 
@@ -70,6 +90,31 @@ def test_a_stream_of_either_version_is_received(version: str) -> None:
     assert target.ram is not None
     assert [target.ram.page(pfn)[:1] for pfn in (1, 513, 514, 515)] == [b"\1", b"\2", b"\0", b"\4"]
     assert link.sent == recorded(f"{version}.destination")
+
+
+def test_a_migration_over_streams_is_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token is the recorded one; both streams have joined before the source sends more."""
+    source, replies = recorded("v4.source"), recorded("v4.destination")
+    token_at = len(messages.Welcome().record().encode())
+    token = replies[token_at : token_at + messages.TOKEN_BYTES]
+    monkeypatch.setattr("pyvmm.migration.stream_receivers.urandom", lambda count: token)
+    target, link = FakeTarget(), WaitingLink(source)
+    migration = DestinationMigration(target, link)
+    with ExitStack() as stack:
+
+        def join_streams() -> None:
+            for number in (1, 2):
+                one, other = socket.socketpair()
+                stack.enter_context(one).sendall(recorded(f"v4.stream{number}"))
+                join(migration, MigrationLink(SocketLink(other)))
+
+        link.on_wait = join_streams
+        migration.run()
+    assert target.runs
+    assert target.parts == PARTS
+    assert target.ram is not None
+    assert [target.ram.page(pfn)[:1] for pfn in (1, 513, 514)] == [b"\1", b"\2", b"\0"]
+    assert link.sent == replies
 
 
 def test_replies_of_version_3_are_accepted() -> None:
