@@ -95,6 +95,21 @@ def test_migrate_over_a_unix_socket(
 
 
 @pytest.mark.usefixtures("loopback")
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_migrate_over_two_streams(
+    source: RunProcess, directory: Path, figure: Callable[[str], None], transport: str
+) -> None:
+    listen = f"unix:{directory}/m" if transport == "unix" else "tcp:127.0.0.1:0"
+    with destination(directory, listen) as (target, address):
+        status, out, err = migrate(directory, address, "--streams", 2)
+        assert (status, "the guest has moved in" in out) == (0, True), err
+        figure(f"pyvmm migrate --streams 2, {transport}: {out.strip()}")
+        assert source.status() == 0
+        target.expect("the guest has arrived")
+        assert_intact(target)
+
+
+@pytest.mark.usefixtures("loopback")
 def test_migrate_over_tls(source: RunProcess, directory: Path) -> None:
     """An untrusted source is refused and its guest keeps running; a trusted one succeeds."""
     source_files, destination_files = (
