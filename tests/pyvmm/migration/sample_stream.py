@@ -59,4 +59,4 @@ def record_sample(path: Path, streams: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    record_sample(Path(sys.argv[1]), int((*sys.argv, 1)[2]))
+    record_sample(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 1)
