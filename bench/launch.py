@@ -76,9 +76,12 @@ class LaunchedGuest:
 
     def pyvmm(self, *interpreter: str) -> list[str]:
         """Return pyvmm's command line; `interpreter` are Python's arguments, such as `-m pyvmm`."""
+        return [sys.executable, *interpreter, *self.pyvmm_arguments()]
+
+    def pyvmm_arguments(self) -> list[str]:
+        """Return the arguments of the command `pyvmm`."""
         memory = ("--memory", f"{self.ram_mib}M")
-        run = ("run", str(self.image), *memory, "--cpus", str(self.vcpus), "--kvm", "host")
-        return [sys.executable, *interpreter, *run]
+        return ["run", str(self.image), *memory, "--cpus", str(self.vcpus), "--kvm", "host"]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ machine at the destination is created from the same values.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from devices.balloon.features import BY_DIALECT, FeatureSelectionError, offered_features
 from pyvmm.errors import UserError
@@ -49,50 +49,62 @@ class InvalidConfiguration(UserError):
         self.parameter = parameter
 
 
-class _Parameters(NamedTuple):
-    kernel: Path
-    """Image of the kernel: a bzImage or an ELF file."""
-    initrd: Path | None
-    command_line: str
-    ram_bytes: int
-    """Size of RAM, whole MiB."""
-    vcpus: int
-    dialect: str
-    """Dialect of the balloon, one of `DIALECTS`."""
-    offer: tuple[str, ...] = ()
-    """Balloon features offered in addition to the dialect's default."""
-    withhold: tuple[str, ...] = ()
-    """Balloon features of the dialect's default that are not offered."""
-    rng: int | None = None
-    """Most bytes per second of the entropy device, 0 for no limit; None for no such device."""
-    console: str = "serial"
-    """The interactive console, one of `CONSOLES`; "virtio" is port 0 of the console device."""
-    ports: tuple[str, ...] = ()
-    """Names of further ports of the console device."""
-    hotplug_ports: int = 0
-    """Ports of the console device that can be plugged in while the guest runs."""
-    hugepages: HugePages = DEFAULT_HUGEPAGES
-    """Huge pages behind RAM. The guest does not see them, so they belong to the host: they are not
-    saved, and a guest that is restored or migrated gets those of its new host."""
-
-
-class MachineConfig(_Parameters):
-    """The parameters of one machine. Raises `InvalidConfiguration`."""
+class MachineConfig:
+    """The parameters of one machine, which do not change. Raises `InvalidConfiguration`."""
 
     # No dataclass: importing `dataclasses` (with `inspect`) takes 8 ms of every start.
-    __slots__ = ()
+    def __init__(
+        self,
+        kernel: Path,
+        initrd: Path | None,
+        command_line: str,
+        ram_bytes: int,
+        vcpus: int,
+        dialect: str,
+        offer: tuple[str, ...] = (),
+        withhold: tuple[str, ...] = (),
+        rng: int | None = None,
+        console: str = "serial",
+        ports: tuple[str, ...] = (),
+        hotplug_ports: int = 0,
+        hugepages: HugePages = DEFAULT_HUGEPAGES,
+    ) -> None:
+        self.kernel = kernel
+        """Image of the kernel: a bzImage or an ELF file."""
+        self.initrd = initrd
+        self.command_line = command_line
+        self.ram_bytes = ram_bytes
+        """Size of RAM, whole MiB."""
+        self.vcpus = vcpus
+        self.dialect = dialect
+        """Dialect of the balloon, one of `DIALECTS`."""
+        self.offer = offer
+        """Balloon features offered in addition to the dialect's default."""
+        self.withhold = withhold
+        """Balloon features of the dialect's default that are not offered."""
+        self.rng = rng
+        """Most bytes per second of the entropy device, 0 for no limit; None for no such device."""
+        self.console = console
+        """The interactive console, one of `CONSOLES`; "virtio" is port 0 of the console device."""
+        self.ports = ports
+        """Names of further ports of the console device."""
+        self.hotplug_ports = hotplug_ports
+        """Ports of the console device that can be plugged in while the guest runs."""
+        self.hugepages = hugepages
+        """Huge pages behind RAM. The guest does not see them, so they belong to the host: they are
+        not saved, and a guest that is restored or migrated gets those of its new host."""
+        self._check()
 
-    if not TYPE_CHECKING:  # to a type checker, the signature is that of `_Parameters`
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MachineConfig) and vars(self) == vars(other)
 
-        def __new__(cls, *parameters, **named):
-            """Return the configuration if all of its parameters are within their limits."""
-            config = super().__new__(cls, *parameters, **named)
-            config._check()
-            return config
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({parameters})"
 
     def changed(self, **parameters: Any) -> Self:
         """Return a copy with other `parameters`. Raises `InvalidConfiguration`."""
-        return type(self)(**{**self._asdict(), **parameters})
+        return type(self)(**{**vars(self), **parameters})
 
     def _check(self) -> None:
         if self.ram_bytes % MIB or not MIN_RAM_BYTES <= self.ram_bytes <= MAX_RAM_BYTES:

@@ -7,7 +7,8 @@ of the VM that its Protocol names. A VM is created, then booted, restored from a
 by an incoming migration, then run to its end and closed. A machine that runs already can be made a
 VM as well, so a guest need not wait for asyncio:
 
-    vm = VirtualMachine(Machine(config, console_output=queue, tracer=LogTracer()))
+    platform = Platform(config, console_output=queue, tracer=LogTracer())
+    vm = VirtualMachine(Machine(platform))
     vm.boot()
     result = await vm.run()
     vm.close()

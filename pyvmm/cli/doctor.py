@@ -40,7 +40,8 @@ from pyvmm.errors import NotInstalled, UserError
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.processors import DEFAULT_CPUS, single_processor_reason
 from pyvmm.lab.qemu import find_qemu
-from pyvmm.machine.kvm_probe import KVM_DEVICE, KvmFitness, Verdict, probe_host_kvm
+from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
+from pyvmm.machine.kvm_verdict import KVM_DEVICE
 from pyvmm.memory.huge_page_pool import read_pool, transparent_setting
 from pyvmm.standard_streams.rich_console import TextConsole
 

@@ -23,6 +23,7 @@ from pyvmm.cli.vm_start import VmStart
 from pyvmm.console.writer import ConsoleWriter
 from pyvmm.errors import UserError
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from pyvmm.machine.machine import Machine
 from pyvmm.memory.heap import free_unused_heap
 from pyvmm.standard_streams.text import print_message
 from pyvmm.units import MIB, format_size
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.console.ports import LockedPort
-    from pyvmm.machine.machine import Machine
     from pyvmm.migration.errors import MigrationError
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.snapshot.reader import SnapshotFile
@@ -166,7 +166,7 @@ class _TerminalRun(VmRun):
         self._close_vm()
         writer = ConsoleWriter(1)
         try:
-            machine = self._start.create_machine(config, writer)
+            machine = Machine(self._start.create_platform(config, writer))
         except BaseException:
             writer.close(0)  # else each source that is refused leaves its thread
             raise

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start a guest before anything that serves it.
 
-A guest needs no event loop for its first instructions: the notifications of its queues stay pending
-in their eventfds, and the output of its console waits in a queue. So a boot does first what may be
-refused, and nothing else: `VmStart` binds the sockets, opens the files and the recording, creates
-the machine, loads the kernel and starts the vCPUs. asyncio, the server of the control socket and
-the console's input are imported while the guest runs (`boot_run`); `terminal_run` and
-`command_run` then serve it on the event loop. A signal that ends the process is caught before there
-is anything that must be removed, and waits in `LateLoop` for the loop.
+A guest needs no device for its first instructions, and no event loop until much later: the
+notifications of its queues stay pending in their eventfds, and the output of its console waits in a
+queue. So a boot does first what may be refused, and nothing else: `VmStart` binds the sockets,
+opens the files and the recording, creates the platform, loads the kernel and starts the vCPUs. The
+device models are imported and created while the guest runs, which waits for them at its first
+access (`pyvmm.machine.platform`); asyncio, the server of the control socket and the console's input
+follow (`boot_run`), and `terminal_run` and `command_run` then serve the guest on the event loop. A
+signal that ends the process is caught before there is anything that must be removed, and waits in
+`LateLoop` for the loop.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from devices.listeners import Listeners
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.late_loop import LateLoop
-from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.trace.tracer import EventTracer
 
 if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortHosts, PortOption
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.machine import Machine
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.unix import UnixListener
     from pyvmm.trace.recorder import Recorder
@@ -77,6 +80,7 @@ class VmStart:
         self.signals = EndSignals(self.loop, self.signalled, self.release)
         stack.callback(self.signals.close)
         self.signals.start()
+        self._platform: Platform | None = None
         self._machine: Machine | None = None
         self._recorder: Recorder | None = None
         for path in sockets:
@@ -118,18 +122,18 @@ class VmStart:
         if self._recorder is not None:
             self._recorder.commit()
 
-    def create_machine(self, config: MachineConfig, console: ConsoleOutput) -> Machine:
-        """Return a machine, which its caller closes, with the `console` on its serial port."""
-        machine = Machine(
+    def create_platform(self, config: MachineConfig, console: ConsoleOutput) -> Platform:
+        """Return a platform, which its caller closes, with the `console` on its serial port."""
+        platform = Platform(
             config,
             console_output=console.queue,
             console_throttle=console.throttle,
             tracer=self.tracer,
         )
         if self._record is not None:
-            for thread in machine.vcpu_threads:
+            for thread in platform.vcpu_threads:
                 thread.exits.sample_every = self._record.sample_every
-        return machine
+        return platform
 
     def boot(self, config: MachineConfig, overlay: bytearray, console: ConsoleOutput) -> None:
         """Run a machine with the kernel of `config`, and the archive `overlay` in its initramfs.
@@ -137,22 +141,27 @@ class VmStart:
         `overlay` is empty afterwards: guest RAM has it.
         """
         files = read_boot_files(config, overlay)
-        self._machine = machine = self.create_machine(config, console)
+        self._platform = platform = self.create_platform(config, console)
         self._stack.callback(self._close_machine)
-        machine.boot(files)
+        platform.boot(files)
         self.keep_recording()
-        machine.start()
+        with platform.lock:  # the guest's first access to a device waits
+            platform.start()
+            # Late: 6 ms (the device models), while the guest runs.
+            from pyvmm.machine.machine import Machine
+
+            self._machine = Machine(platform)
         overlay.clear()
 
     def take_machine(self) -> Machine:
         """Return the machine of `boot`, which its caller closes from now on."""
         assert self._machine is not None
-        machine, self._machine = self._machine, None
+        machine, self._machine, self._platform = self._machine, None, None
         return machine
 
     def _close_machine(self) -> None:
-        if self._machine is not None:
-            self._machine.close()
+        if (owner := self._machine or self._platform) is not None:
+            owner.close()
 
     def release(self) -> None:
         """Restore the terminal and remove the sockets."""

@@ -41,6 +41,7 @@ from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.trace.tracer import EventTracer
 from pyvmm.vm import VirtualMachine
 from pyvmm_native import PAGE_BYTES
@@ -387,5 +388,7 @@ def _create_vm(
     devices: Sequence[CatalogueEntry],
     tracer: EventTracer,
 ) -> VirtualMachine:
-    machine = Machine(config, console_output=console.queue, tracer=tracer, devices=devices)
+    machine = Machine(
+        Platform(config, console_output=console.queue, tracer=tracer), devices=devices
+    )
     return VirtualMachine(machine, on_console_room=console.send_pending)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose where to run a command that needs KVM: on this host or in the lab.
 
-`auto` probes this host and uses the lab only if its KVM is missing or unfit. In the lab the choice
-is always the host, so labs do not nest.
+`auto` probes this host, unless its KVM is known to be fit, and uses the lab only if its KVM is
+missing or unfit. In the lab the choice is always the host, so labs do not nest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Literal
 
 from pyvmm.lab.errors import HostKvmUnusable
-from pyvmm.machine.kvm_probe import KvmFitness, Verdict, probe_host_kvm
+from pyvmm.machine.kvm_verdict import known_fit, record_fit
 from pyvmm.sockets.lab_paths import in_lab
 from pyvmm.standard_streams.text import print_message
 
@@ -36,19 +36,22 @@ def choose_kvm(mode: KvmMode, *, quiet: bool = False) -> KvmProvider:
         return KvmProvider.HOST
     if mode == "lab":
         return KvmProvider.LAB
+    return KvmProvider.HOST if known_fit() else _probe(mode, quiet)
+
+
+def _probe(mode: KvmMode, quiet: bool) -> KvmProvider:
+    # Late: saves N ms where KVM is known to be fit.
+    from pyvmm.machine.kvm_probe import Verdict, probe_host_kvm
+
     fitness = probe_host_kvm()
     if fitness.fit:
+        record_fit()
         return KvmProvider.HOST
     if mode == "host":
         message = f"this machine's KVM cannot be used: {fitness.reason}"
         raise HostKvmUnusable(message, fitness.verdict.value)
     if not quiet:
-        print_message(f"running in the lab: {_lab_reason(fitness)}")
+        unfit = fitness.verdict is Verdict.UNFIT
+        reason = f"this machine's KVM is unfit: {fitness.reason}" if unfit else fitness.reason
+        print_message(f"running in the lab: {reason}")
     return KvmProvider.LAB
-
-
-def _lab_reason(fitness: KvmFitness) -> str:
-    """Return why the lab is used, for the end of a sentence."""
-    if fitness.verdict is Verdict.UNFIT:
-        return f"this machine's KVM is unfit: {fitness.reason}"
-    return fitness.reason

@@ -9,7 +9,7 @@ its device: saved machines and drivers rely on it.
 A program that has a device of its own creates its machine with a longer catalogue:
 
     devices = (*CATALOGUE, CatalogueEntry("entropy", 3, make_entropy))
-    machine = Machine(config, devices=devices, ...)
+    machine = Machine(platform, devices=devices)
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pykvm import KvmError
 from pyvmm.errors import UserError
 
@@ -17,6 +20,16 @@ class MachineNotCreated(UserError):
 
 class VcpuNotStopped(UserError):
     """A vCPU has not left the guest in time, so the guest was not paused."""
+
+
+@contextmanager
+def host_errors_reported() -> Iterator[None]:
+    """Raise `MachineNotCreated` for a request that KVM or the host refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        reason = error if isinstance(error, KvmError) else error.strerror
+        raise MachineNotCreated(f"the machine cannot be created: {reason}") from error
 
 
 def kvm_refusal(error: BaseException) -> str:

@@ -29,8 +29,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from pykvm import KvmError, System, Vcpu, Vm, abi, address_of, exits
+from pyvmm.machine.kvm_verdict import KVM_DEVICE
 
-KVM_DEVICE = "/dev/kvm"
 MIN_RING0_INSTRUCTIONS_PER_SECOND = 20e6
 """Interpreted ring 0 reaches about 2 million, the emulated lab 250 million, hardware thousands."""
 

@@ -20,14 +20,13 @@ from devices.registers import Register, RegisterTable
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import GsiLine
 from pyvmm.memory import layout
-from pyvmm_native.serial import SerialFastPath
 
 if TYPE_CHECKING:
     from devices.bus import Bus
     from devices.ports import Tracer
     from devices.state import Stateful
     from pykvm import Vm
-    from pyvmm_native.serial import ByteQueue
+    from pyvmm_native.serial import ByteQueue, SerialFastPath
 
 LEGACY_DEVICES = ("uart", "i8042", "acpi_pm", "pvpanic", "post", "rtc")
 """The names of these devices in events."""
@@ -36,8 +35,8 @@ LEGACY_DEVICES = ("uart", "i8042", "acpi_pm", "pvpanic", "post", "rtc")
 class LegacyDevices:
     """The port devices of a machine with `ram_bytes` of RAM, mapped on `pio`.
 
-    `console_output` receives the guest's output on COM1; `on_exit` is called with the reason when
-    the guest ends the VM. Register accesses are events of `tracer`.
+    `console_output` receives the guest's output on COM1, part of it by `serial`. `on_exit` is
+    called with the reason when the guest ends the VM. Register accesses are events of `tracer`.
     """
 
     def __init__(
@@ -46,13 +45,13 @@ class LegacyDevices:
         pio: Bus,
         ram_bytes: int,
         console_output: ByteQueue,
+        serial: SerialFastPath,
         on_exit: Callable[[ExitResult], None],
         tracer: Tracer | None,
     ) -> None:
         self._on_exit = on_exit
-        self.serial = SerialFastPath(console_output, layout.COM1_PORT)
         irq = GsiLine(vm, layout.COM1_GSI)
-        self.uart = Uart16550(irq, console_output.put, self.serial, tracer)
+        self.uart = Uart16550(irq, console_output.put, serial, tracer)
         pio.map(layout.COM1_PORT, layout.COM1_PORTS, self.uart)
 
         def power_off() -> None:

@@ -2,7 +2,7 @@
 """The tracer of a machine whose events can be watched while it runs.
 
     tracer = EventTracer()
-    machine = Machine(config, tracer=tracer, ...)
+    machine = Machine(Platform(config, tracer=tracer, ...))
     tracer.taker.add(sink)              # a recorder, or a client that watches
 
 All emitters fill one `EventBuffer`, and one thread, `EventTaker`, takes from it. While there is no

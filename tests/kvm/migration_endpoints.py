@@ -11,6 +11,7 @@ from pyvmm.errors import UserError
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.harness.scripted_console import ScriptedConsole
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.incoming import accept_migration
 from pyvmm.qmp import commands
@@ -80,7 +81,7 @@ class GuestReceiver:
         return GuestSession(vm, self.console, running)
 
     def _make(self, config: MachineConfig) -> VirtualMachine:
-        machine = Machine(config, console_output=self.console.queue, tracer=LogTracer())
+        machine = Machine(Platform(config, console_output=self.console.queue, tracer=LogTracer()))
         vm = VirtualMachine(machine, on_console_room=self.console.send_pending)
         self._vms.append(vm)
         return vm

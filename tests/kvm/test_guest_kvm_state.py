@@ -14,6 +14,7 @@ import pytest
 from pyvmm.harness.guest_session import GuestSession
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
 from pyvmm.vm import VirtualMachine
@@ -37,7 +38,7 @@ async def transfer(guest: GuestSession, stack: AsyncExitStack, frozen_s: float =
     The old machine stays paused and its creator closes it; `stack` closes the new one.
     """
     old, console = guest.vm, guest.console
-    machine = Machine(old.config, console_output=console.queue, tracer=LogTracer())
+    machine = Machine(Platform(old.config, console_output=console.queue, tracer=LogTracer()))
     new = VirtualMachine(machine, on_console_room=console.send_pending)
     old.pause()
     with old.quiescent():

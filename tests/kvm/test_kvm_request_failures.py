@@ -23,6 +23,7 @@ from pyvmm.errors import UserError
 from pyvmm.machine.catalogue import part_kinds
 from pyvmm.machine.exit_result import ExitReason
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restore import restore
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
@@ -100,7 +101,7 @@ def config(tmp_path: Path) -> MachineConfig:
 
 def create(config: MachineConfig) -> VirtualMachine:
     queue = ByteQueue(lambda: None, 4096)
-    return VirtualMachine(Machine(config, console_output=queue, tracer=LogTracer()))
+    return VirtualMachine(Machine(Platform(config, console_output=queue, tracer=LogTracer())))
 
 
 async def save(config: MachineConfig, path: Path, requests: Requests, fail_at: int) -> str:

@@ -14,6 +14,7 @@ from pyvmm.boot.loader import read_boot_files
 from pyvmm.config import MachineConfig
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
 from pyvmm_native.serial import ByteQueue
@@ -31,7 +32,9 @@ def config(tmp_path: Path) -> MachineConfig:
 
 def create(config: MachineConfig) -> Machine:
     """Create a machine that is ready to run its kernel."""
-    machine = Machine(config, console_output=ByteQueue(lambda: None, 4096), tracer=LogTracer())
+    machine = Machine(
+        Platform(config, console_output=ByteQueue(lambda: None, 4096), tracer=LogTracer())
+    )
     try:
         machine.boot(read_boot_files(config))
     except BaseException:

@@ -11,6 +11,7 @@ import pytest
 from devices.balloon.device import BalloonDevice
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.serial import ByteQueue
 from tests.kvm.fixture_types import MakeConfig
@@ -25,7 +26,7 @@ PAGES = 1000
 def test_a_machine_boots_without_a_loop_and_inflates_with_one(make_config: MakeConfig) -> None:
     output = ByteQueue(lambda: None, 1 << 20)
     config = make_config("pattern")
-    machine = Machine(config, console_output=output, tracer=LogTracer())
+    machine = Machine(Platform(config, console_output=output, tracer=LogTracer()))
     try:
         machine.boot(read_boot_files(config))
         machine.start()
@@ -57,7 +58,7 @@ async def inflate(machine: Machine, balloon: BalloonDevice) -> None:
 
 def test_a_machine_with_nothing_to_run_does_not_start(make_config: MakeConfig) -> None:
     output = ByteQueue(lambda: None, 1 << 20)
-    machine = Machine(make_config(), console_output=output, tracer=LogTracer())
+    machine = Machine(Platform(make_config(), console_output=output, tracer=LogTracer()))
     try:
         with pytest.raises(RuntimeError, match="neither booted nor restored"):
             machine.start()

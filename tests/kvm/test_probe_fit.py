@@ -4,11 +4,12 @@
 import pytest
 
 from pyvmm.machine import kvm_probe
+from pyvmm.machine.kvm_verdict import KVM_DEVICE
 
 pytestmark = pytest.mark.kvm
 
 
 def test_the_probe_accepts_a_working_kvm() -> None:
-    fitness = kvm_probe.probe(kvm_probe.KVM_DEVICE)
+    fitness = kvm_probe.probe(KVM_DEVICE)
     assert fitness.fit, fitness
     assert fitness.syscall_arrives

@@ -13,19 +13,23 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, threading
 from pathlib import Path
 from pyvmm.cli import boot_run, vm_start
 from pyvmm.config import MachineConfig
+from pyvmm.machine import machine
 
 class Board:
     vcpu_threads = ()
+    lock = threading.Lock()
+    started = False
     def __init__(self, config, *, console_output, **others):
         print("machine", flush=True)
         self.output = console_output
     def boot(self, files):
         pass
     def start(self):
+        self.started = True
         assert "asyncio" not in sys.modules
         what = sys.argv[1]
         if what == "output":
@@ -38,6 +42,11 @@ class Board:
             terminal_run.VirtualMachine = Guest
     def close(self):
         print("closed", flush=True)
+
+def complete(platform):
+    assert platform.started, "the guest runs before its devices exist"
+    assert platform.lock.locked(), "it waits for them"
+    return platform
 
 class Guest:
     def __init__(self, machine, *, on_console_room):
@@ -55,7 +64,8 @@ class Guest:
         self.machine.close()
 
 vm_start.read_boot_files = lambda *arguments: None
-vm_start.Machine = Board
+vm_start.Platform = Board
+machine.Machine = complete
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
 overlay = bytearray(b"files for the guest")
 sys.exit(boot_run.boot_on_terminal(config, overlay, [Path(name) for name in sys.argv[2:]]))

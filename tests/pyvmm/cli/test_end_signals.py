@@ -20,10 +20,11 @@ from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.late_loop import LateLoop
 
 PROGRAM = """
-import asyncio, os, sys, threading, time
+import asyncio, contextlib, os, sys, threading, time
 from pathlib import Path
 from pyvmm.cli import boot_run, end_signals, terminal_run, vm_start
 from pyvmm.config import MachineConfig
+from pyvmm.machine import machine
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
 end_signals.END_TIMEOUT_S = 0.5
@@ -32,6 +33,7 @@ hang = lambda: threading.Event().wait()
 
 class Board:
     vcpu_threads = ()
+    lock = contextlib.nullcontext()
     def __init__(self, config, *, console_output, **others):
         self.output = console_output
     def boot(self, files):
@@ -67,7 +69,8 @@ class Guest:
 
 where, sockets = sys.argv[1], [Path(name) for name in sys.argv[2:]]
 vm_start.read_boot_files = lambda *arguments: None
-vm_start.Machine = Board
+vm_start.Platform = Board
+machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
 sys.exit(boot_run.boot_on_terminal(config, bytearray(), sockets))

@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, contextlib, sys
 from pathlib import Path
 from pyvmm.cli import boot_run, terminal_run, vm_start
 from pyvmm.config import MachineConfig
+from pyvmm.machine import machine
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
 class Board:
     vcpu_threads = ()
+    lock = contextlib.nullcontext()
     def __init__(self, config, *, console_output, **others):
         self.output = console_output
     def boot(self, files):
@@ -56,7 +58,8 @@ class Guest:
         pass
 
 vm_start.read_boot_files = lambda *arguments: None
-vm_start.Machine = Board
+vm_start.Platform = Board
+machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
 sys.exit(boot_run.boot_on_terminal(config, bytearray(), []))

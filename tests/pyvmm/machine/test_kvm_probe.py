@@ -13,6 +13,7 @@ import pytest
 from pykvm import Vcpu, abi
 from pyvmm.machine import kvm_probe as probe
 from pyvmm.machine.kvm_probe import MIN_RING0_INSTRUCTIONS_PER_SECOND, Verdict
+from pyvmm.machine.kvm_verdict import KVM_DEVICE
 
 FAST = 2 * MIN_RING0_INSTRUCTIONS_PER_SECOND
 SLOW = MIN_RING0_INSTRUCTIONS_PER_SECOND / 2
@@ -109,12 +110,12 @@ def test_probing_takes_under_a_second_and_restores_signals_and_descriptors() -> 
         handler = signal.getsignal(signal.SIGALRM)
         descriptors = sorted(os.listdir("/proc/self/fd"))
         begin = time.thread_time()
-        first = probe.probe(probe.KVM_DEVICE)
+        first = probe.probe(KVM_DEVICE)
         assert time.thread_time() - begin < 1
         assert sorted(os.listdir("/proc/self/fd")) == descriptors
         assert signal.getsignal(signal.SIGALRM) is handler
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    assert probe.probe(probe.KVM_DEVICE).verdict is first.verdict
+    assert probe.probe(KVM_DEVICE).verdict is first.verdict
     assert probe.probe_host_kvm() is probe.probe_host_kvm()

@@ -11,7 +11,7 @@ from pyvmm.machine.legacy_devices import LEGACY_DEVICES, LegacyDevices
 from pyvmm.trace.stream import events_of
 from pyvmm.trace.tracer import EventTracer
 from pyvmm.units import GIB, MIB
-from pyvmm_native.serial import ByteQueue
+from pyvmm_native.serial import ByteQueue, SerialFastPath
 from tests.pyvmm.machine.recording_vm import RecordingVm
 
 COM1, POST, RTC_INDEX, RTC_DATA = 0x3F8, 0x80, 0x70, 0x71
@@ -26,7 +26,13 @@ class PcBoard:
         self.output = ByteQueue(lambda: None, 100)
         self.exits: list[ExitResult] = []
         self.devices = LegacyDevices(
-            self.recording.vm, self.pio, ram_bytes, self.output, self.exits.append, tracer
+            self.recording.vm,
+            self.pio,
+            ram_bytes,
+            self.output,
+            SerialFastPath(self.output, COM1),
+            self.exits.append,
+            tracer,
         )
 
     def cmos(self, index: int) -> int:

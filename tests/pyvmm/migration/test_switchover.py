@@ -16,6 +16,7 @@ from pyvmm.machine.catalogue import CATALOGUE
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.memory.dirty_log import KvmDirtyLog
 from pyvmm.migration import incoming
 from pyvmm.migration.collection import collection_deferred
@@ -258,7 +259,7 @@ def test_the_dirty_log_stays_on_only_for_a_guest_that_has_moved() -> None:
 @needs_kvm
 def test_the_vcpu_threads_of_an_incoming_machine_wait_outside_the_guest() -> None:
     output = ByteQueue(lambda: None, 1 << 20)
-    machine = Machine(config_of(64), console_output=output, tracer=LogTracer())
+    machine = Machine(Platform(config_of(64), console_output=output, tracer=LogTracer()))
     try:
         machine.prepare_incoming()
         threads = machine.vcpu_threads
@@ -277,7 +278,7 @@ def test_the_vcpu_threads_of_an_incoming_machine_wait_outside_the_guest() -> Non
 @needs_kvm
 def test_a_machine_is_not_started_before_it_is_restored() -> None:
     output = ByteQueue(lambda: None, 1 << 20)
-    machine = Machine(config_of(64), console_output=output, tracer=LogTracer())
+    machine = Machine(Platform(config_of(64), console_output=output, tracer=LogTracer()))
     try:
         machine.prepare_incoming()
         with pytest.raises(RuntimeError, match="neither booted nor restored"):
