@@ -14,7 +14,7 @@ is required, and only a driver that was told to speak the dialect accepts it. An
 not get FEATURES_OK (3.1.1), and no queue of a device without FEATURES_OK is served.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -10,7 +10,7 @@ ELF-64 object file format, program headers; Documentation/arch/x86/boot.rst, "64
 the entry point of a vmlinux is the 64-bit entry of that protocol.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 import mmap
 import os
@@ -57,7 +57,7 @@ class KernelImage(NamedTuple):
                 self.end,
             )
 
-    def load(self, memory: GuestMemory) -> None:
+    def load(self, memory: "GuestMemory") -> None:
         """Copy the kernel into `memory`, which is large enough and still all zeros."""
         with (
             open_regular_file(self.vmlinux) as file,

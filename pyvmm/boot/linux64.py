@@ -9,7 +9,7 @@ none, so a minimal one is written.
 Documentation/arch/x86/boot.rst, "64-bit boot protocol", and arch/x86/zero-page.rst for offsets.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,7 +85,7 @@ def place_initrd(initrd_bytes: int, kernel_end: int, limit_gpa: int) -> int:
 
 
 def write_boot_data(
-    memory: GuestMemory,
+    memory: "GuestMemory",
     *,
     entry: int,
     command_line: bytes,
@@ -128,7 +128,7 @@ def encode_command_line(command_line: str, header: SetupHeader | None) -> bytes:
     return line + b"\0"
 
 
-def _write_page_tables(memory: GuestMemory) -> None:
+def _write_page_tables(memory: "GuestMemory") -> None:
     """Map the first 4 GiB one to one: a PML4, a PDPT and four directories of 2 MiB pages."""
     pml4 = layout.PAGE_TABLES_GPA
     pdpt = pml4 + PAGE_BYTES

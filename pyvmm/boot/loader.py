@@ -5,7 +5,7 @@
 `load_linux` then writes boot data, ACPI tables, MP table, kernel and initramfs.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,7 +36,7 @@ class BootFiles(NamedTuple):
     initrd_gpa: int
 
 
-def read_boot_files(config: MachineConfig, overlay: bytes | bytearray = b"") -> BootFiles:
+def read_boot_files(config: "MachineConfig", overlay: bytes | bytearray = b"") -> BootFiles:
     """Read the kernel and the initramfs of `config`; the archive `overlay` is added to the latter.
 
     Raises `KernelUnusable`, `CommandLineUnusable`, `InitramfsUnusable` and `NotEnoughRam`.
@@ -70,7 +70,7 @@ def check_unpacks(overlay_bytes: int, other_bytes: int, ram_bytes: int) -> None:
         )
 
 
-def load_linux(files: BootFiles, config: MachineConfig, ram: Ram) -> BootInfo:
+def load_linux(files: BootFiles, config: "MachineConfig", ram: "Ram") -> BootInfo:
     """Write everything that Linux needs to `ram`."""
     tables, rsdp_gpa = acpi.build_tables(vcpus=config.vcpus)
     boot = write_boot_data(

@@ -4,7 +4,7 @@
 Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 from typing import NamedTuple
 

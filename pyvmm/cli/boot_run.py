@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,17 +27,19 @@ def boot_on_terminal(
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
-    announced: ListeningSocket | None = None,
+    announce: Callable[[], ListeningSocket | None] = lambda: None,
 ) -> int:
     """Boot a VM with its console on this terminal, and run it to its end.
 
-    `overlay` is added to its initramfs, and emptied then. Returns the exit status.
+    `overlay` is added to its initramfs, and emptied then. `announce`, called once the guest runs,
+    returns the socket by which it is announced, if it is. Returns the exit status.
     """
     with ExitStack() as stack:
-        start = VmStart(stack, sockets, ports, record, announced)
+        start = VmStart(stack, sockets, ports, record)
         writer = ConsoleWriter(1)
         stack.callback(writer.close, 0)
         start.boot(config, overlay, writer)
+        start.announced = announce()
         with deferred_modules():
             # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
             from pyvmm.standard_streams.log import set_up_log
@@ -56,21 +58,22 @@ def boot_with_command(
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
-    announced: ListeningSocket | None = None,
+    announce: Callable[[], ListeningSocket | None] = lambda: None,
 ) -> int:
     """Boot a VM with `overlay` in its initramfs, and run `command` in it.
 
-    Returns the exit status.
+    `announce` is as for `boot_on_terminal`. Returns the exit status.
     """
     # Late: saves 2 ms without a command.
     from pyvmm.cli.command_status import write_status
     from pyvmm.cli.console.kernel_log import KernelLog
 
     with ExitStack() as stack:
-        start = VmStart(stack, sockets, ports, record, announced)
+        start = VmStart(stack, sockets, ports, record)
         log = KernelLog(start.loop, command.log)
         stack.callback(log.close)
         start.boot(config, overlay, log)
+        start.announced = announce()
         # Late: 50 ms, while the guest runs.
         from pyvmm.cli.command_run import serve_command
 

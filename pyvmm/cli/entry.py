@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ def _run_command() -> None:
 
 
 def _boot(*, addresses: tuple[str, ...], verbose: bool, **parameters: Any) -> int:
+    gc.disable()  # until the guest or the lab runs: what a start creates stays
     # Late: 25 ms that no other command pays; an error in it is reported as any other.
     from pyvmm.cli.guest_run import boot_image, socket_paths
 

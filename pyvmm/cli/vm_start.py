@@ -14,6 +14,7 @@ signal that ends the process is caught before there is anything that must be rem
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -152,6 +153,7 @@ class VmStart:
 
             self._machine = Machine(platform)
         overlay.clear()
+        gc.enable()
 
     def take_machine(self) -> Machine:
         """Return the machine of `boot`, which its caller closes from now on."""

@@ -12,7 +12,7 @@ file, unchecked.
 ELF-64 object file format, sections 3 to 5 and 8.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 import os
 import struct

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reason why a VM has ended, and the exit status of `pyvmm run` for it."""
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 from enum import Enum
 from typing import NamedTuple

@@ -14,7 +14,7 @@ guest with a forwarded control socket gets its paths from the host, so `host_can
 that it reads or writes there.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 import json
 import os

@@ -92,6 +92,7 @@ UNNEEDED_FOR_A_BOOT = {
     "devices.balloon.device": "as the machine",
     "devices.pci.host_bridge": "as the machine",
     "devices.legacy.uart": "as the machine",
+    "socket": "only with --qmp; a guest without a name is announced once it runs",
     "pyvmm.vm": "the guest runs while it is imported",
     "pyvmm.cli.terminal_run": "the guest runs while it is imported",
 }

@@ -160,8 +160,8 @@ def test_a_client_that_comes_at_the_end_does_not_delay_it() -> None:
 
 def test_a_start_does_not_import_the_server() -> None:
     program = (
-        "import sys\nimport pyvmm.cli.run, pyvmm.cli.terminal_run\n"
-        "with pyvmm.cli.guest_run.announced('web', None, 1): pass\n"
+        "import sys\nimport pyvmm.cli.run, pyvmm.cli.terminal_run, pyvmm.cli.announced_run\n"
+        "with pyvmm.cli.announced_run.announced('web', None, 1): pass\n"
         "assert not {'pyvmm.qmp.server', 'pyvmm.sockets.unix'} & sys.modules.keys()"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0
