@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from bench.installation import installed
-from bench.launch import MACHINES, MEMORY, LaunchedGuest, in_memory, run_to_end
+from bench.launch import MACHINES, LaunchedGuest, in_memory, run_to_end
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
 from bench.native import shared_library
 from bench.peers import BASELINE
