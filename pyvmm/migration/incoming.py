@@ -28,6 +28,7 @@ from pyvmm.config import MIN_RAM_BYTES, MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.platform import Platform
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.source_candidates import OnRefused, Source, SourceCandidates
@@ -65,7 +66,8 @@ def rehearse_incoming() -> None:
         dialect="bitmap",
     )
     with contextlib.suppress(UserError, OSError):
-        machine = Machine(config, console_output=ByteQueue(lambda: None, 1), tracer=LogTracer())
+        output = ByteQueue(lambda: None, 1)
+        machine = Machine(Platform(config, console_output=output, tracer=LogTracer()))
         try:
             machine.prepare_incoming()
         finally:
