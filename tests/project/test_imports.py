@@ -41,13 +41,16 @@ entry.main()
 """`pyvmm run KERNEL` up to the moment at which its vCPUs would run."""
 
 SERVED = f"""
+import contextlib
 import os
 os.environ[{IN_LAB_VARIABLE!r}] = "1"  # without the probe of KVM
 from pyvmm.cli import entry
+import pyvmm.machine.machine as machine
 import pyvmm.cli.vm_start as vm_start
 
 class Board:
     vcpu_threads = ()
+    lock = contextlib.nullcontext()
     def __init__(self, config, **others):
         import devices.balloon.device  # as the catalogue does
         self.config, self.tracer = config, others["tracer"]
@@ -60,7 +63,8 @@ class Board:
         print(*sys.modules, flush=True)
         os._exit(0)
 
-vm_start.Machine = Board
+vm_start.Platform = Board
+machine.Machine = lambda platform: platform
 sys.argv[:] = ["pyvmm", "run", sys.argv[1], "--memory", "64M"]
 entry.main()
 """
