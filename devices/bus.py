@@ -14,14 +14,13 @@ bus does not serialise the devices themselves, and two threads must not call `ma
 once: the machine's device lock covers both.
 """
 
-# No postponed annotations: a named tuple compiles each type from its text, at every start.
+from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from devices.ports import BusDevice, Tracer
+from devices.ports import BusDevice, Tracer
 
 
 class _MappedRange(NamedTuple):
@@ -38,7 +37,7 @@ class Bus:
     """
 
     def __init__(
-        self, name: str, *, tracer: "Tracer | None" = None, unclaimed_byte: int = 0xFF
+        self, name: str, *, tracer: Tracer | None = None, unclaimed_byte: int = 0xFF
     ) -> None:
         self.name = name
         self._tracer = tracer
@@ -46,7 +45,7 @@ class Bus:
         # Starts for bisection, and the ranges themselves, in the same order.
         self._map: tuple[list[int], list[_MappedRange]] = ([], [])
 
-    def map(self, start: int, length: int, device: "BusDevice") -> None:
+    def map(self, start: int, length: int, device: BusDevice) -> None:
         """Map `device` at [start, start + length); it sees offsets from `start`.
 
         Raises ValueError for an empty range or one that overlaps a range already mapped.

@@ -72,10 +72,13 @@ class MachineConfig:
         self.kernel = kernel
         """Image of the kernel: a bzImage or an ELF file."""
         self.initrd = initrd
+        """Initramfs, if there is one."""
         self.command_line = command_line
+        """The kernel's command line."""
         self.ram_bytes = ram_bytes
         """Size of RAM, whole MiB."""
         self.vcpus = vcpus
+        """Number of vCPUs."""
         self.dialect = dialect
         """Dialect of the balloon, one of `DIALECTS`."""
         self.offer = offer
