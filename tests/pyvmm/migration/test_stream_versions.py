@@ -97,6 +97,7 @@ def test_a_migration_over_streams_is_received(monkeypatch: pytest.MonkeyPatch) -
     source, replies = recorded("v4.source"), recorded("v4.destination")
     token_at = len(messages.Welcome().record().encode())
     token = replies[token_at : token_at + messages.TOKEN_BYTES]
+    hello = len(messages.StreamHello(token, 1).record().encode())
     monkeypatch.setattr("pyvmm.migration.stream_receivers.urandom", lambda count: token)
     target, link = FakeTarget(), WaitingLink(source)
     migration = DestinationMigration(target, link)
@@ -105,8 +106,10 @@ def test_a_migration_over_streams_is_received(monkeypatch: pytest.MonkeyPatch) -
         def join_streams() -> None:
             for number in (1, 2):
                 one, other = socket.socketpair()
-                stack.enter_context(one).sendall(recorded(f"v4.stream{number}"))
+                sent = recorded(f"v4.stream{number}")
+                stack.enter_context(one).sendall(sent[:hello])
                 join(migration, MigrationLink(SocketLink(other)))
+                one.sendall(sent[hello:])
 
         link.on_wait = join_streams
         migration.run()
