@@ -17,6 +17,7 @@ from pathlib import Path
 from pyvmm.cli import exit_status, guest_run, lab, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.lab.choose import KvmProvider
+from pyvmm.machine import machine
 from pyvmm.runtime_directory import announcement
 
 where, signum, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -25,7 +26,7 @@ def interrupt():
     os.kill(os.getpid(), signum)
 
 class Board:
-    vcpu_threads = ()
+    vcpu_threads, lock = (), threading.Lock()
     def __init__(self, config, *, console_output, **others):
         print("machine", flush=True)
         self.output = console_output
@@ -75,6 +76,7 @@ class Snapshot:
     def __exit__(self, *error):
         pass
 
+machine.Machine = lambda platform: platform
 if where == "bound":
     from pyvmm.sockets import unix
     class Bound(unix.UnixListener):
@@ -93,7 +95,7 @@ if where == "restoring":
     restore.restore, terminal_run.VirtualMachine = restore_slowly, Guest
 guest_run.choose_kvm = choose
 vm_start.read_boot_files = lambda *arguments: None
-vm_start.Machine = Board
+vm_start.Platform = Board
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
 snapshot = Snapshot() if where == "restoring" else None
 sockets = [] if where == "announced" else [directory / "qmp"]
