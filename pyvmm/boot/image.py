@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyvmm.boot.errors import InitramfsUnusable, KernelUnusable, NotEnoughRam
 from pyvmm.boot.setup_header import HEADER_OFFSET, SetupHeader, is_bzimage
-from pyvmm.elf.tables import EM_X86_64, MAGIC, ElfError, ElfSegment, read_elf_tables
+from pyvmm.elf.tables import MAGIC, ElfError, ElfSegment, read_elf_tables
 from pyvmm.files.regular import open_regular_file
 from pyvmm.memory import layout
 from pyvmm.units import MIB
@@ -101,7 +101,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[int, list[ElfSegment]]:
         elf = read_elf_tables(file)
     except ElfError as error:
         raise _broken(path, f"its ELF headers cannot be read ({error})") from error
-    if elf is None or elf.machine != EM_X86_64:
+    if elf is None or elf.machine != "EM_X86_64":
         raise KernelUnusable(f"{path} is an ELF file, but not for x86-64")
     return elf.entry, [segment for segment in elf.segments if segment.p_memsz]
 

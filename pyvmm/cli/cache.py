@@ -30,6 +30,7 @@ KINDS = {
     "kernel": "source and objects of the guest images' kernel",
     "lab": "initramfs and boot snapshots of the lab",
     "vmlinux": "kernels, unpacked",
+    "elf": "tables of kernels",
     "debian": "kernels for tests",
     "bench": "programs for benchmarks",
     "tests": "programs for tests",

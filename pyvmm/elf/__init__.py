@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ELF executables (a leaf): segments and sections."""
+"""ELF executables (a leaf): segments and sections, with a cache of what was parsed."""

@@ -116,9 +116,9 @@ def test_the_entries_used_longest_ago_leave_first(root: Path) -> None:
 
 def test_a_file_that_is_added_makes_room(root: Path) -> None:
     set_limit(root, 200 * KIB)
-    path = cached_file("vmlinux", "new", lambda: os.urandom(64 * KIB), count=10)
+    path = cached_file("elf", "new", lambda: os.urandom(64 * KIB), count=10)
     assert path.exists()
-    assert names(root) == ["vmlinux/3", "images/4.img", "vmlinux/new"]
+    assert names(root) == ["vmlinux/3", "images/4.img", "elf/new"]
 
 
 def test_a_limit_that_is_no_number_is_none(root: Path) -> None:

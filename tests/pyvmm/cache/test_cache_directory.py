@@ -29,8 +29,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_kind_has_a_directory_below_xdg_cache_home(base: Path) -> None:
-    assert cache_dir("vmlinux") == base / "pyvmm" / "vmlinux"
-    assert cache_dir("vmlinux").is_dir()
+    assert cache_dir("elf") == base / "pyvmm" / "elf"
+    assert cache_dir("elf").is_dir()
 
 
 def test_the_default_is_in_the_home_directory(
@@ -48,7 +48,7 @@ def test_a_user_without_a_home_directory_gets_an_error(monkeypatch: pytest.Monke
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "expanduser", no_home)
     with pytest.raises(CacheUnusable, match="no home directory"):
-        cache_dir("vmlinux")
+        cache_dir("elf")
 
 
 def test_a_directory_that_cannot_be_created_is_an_error(
@@ -57,7 +57,7 @@ def test_a_directory_that_cannot_be_created_is_an_error(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(CacheUnusable, match="cannot create the cache directory"):
-        cache_dir("vmlinux")
+        cache_dir("elf")
 
 
 def test_the_most_recently_used_files_are_kept() -> None:
@@ -72,10 +72,10 @@ def test_the_most_recently_used_files_are_kept() -> None:
 
 
 def test_a_file_is_computed_only_once() -> None:
-    path = cached_file("vmlinux", "name", lambda: b"data")
-    assert path == cache_dir("vmlinux") / "name"
+    path = cached_file("elf", "name", lambda: b"data")
+    assert path == cache_dir("elf") / "name"
     assert path.read_bytes() == b"data"
-    assert cached_file("vmlinux", "name", lambda: pytest.fail("computed again")) == path
+    assert cached_file("elf", "name", lambda: pytest.fail("computed again")) == path
 
 
 def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_the_cache_commands_print_their_documents(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (cache_dir("vmlinux") / "kernel").write_bytes(b"12")
+    (cache_dir("elf") / "table").write_bytes(b"12")
     for command in ("show", "prune"):
         status, document = run("cache", command)
         assert status == 0
