@@ -25,7 +25,7 @@ def test_a_machine_that_cannot_be_created_leaves_no_thread_and_an_earlier_record
     def refuse(*_: object, **__: object) -> None:
         raise MachineNotCreated("KVM refuses")
 
-    monkeypatch.setattr(vm_start, "Machine", refuse)
+    monkeypatch.setattr(vm_start, "Platform", refuse)
     file = RecordingFile(tmp_path / "boot.rec")
     file.commit()
     file.close()
