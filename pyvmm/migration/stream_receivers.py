@@ -113,8 +113,8 @@ class StreamReceivers:
                 target=self._run, args=(number, incoming), name=f"stream-receiver-{number}"
             )
             thread.daemon = True
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def end_round(self) -> None:
         """Wait until the round has ended on all streams. Raises `MigrationError` if one fails.
@@ -134,9 +134,10 @@ class StreamReceivers:
         self.abort()
         for thread in self._threads:
             thread.join()
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        with self._changed:  # `abort` may be using them
+            for link in self._links.values():
+                link.close()
+            self._links.clear()
         return sum(self._received.values())
 
     def abort(self) -> None:

@@ -134,8 +134,9 @@ class StreamSenders:
         self.abort()
         for thread in self._threads:
             thread.join()
-        for link in self._links.values():
-            link.close()
+        with self._taken:  # `abort` may be using them
+            for link in self._links.values():
+                link.close()
 
     @property
     def _over(self) -> bool:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import pytest
 
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
+from pyvmm.migration.destination_channel import LastMessage
 from pyvmm.migration.errors import MigrationError, PeerAborted
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.stream_receivers import StreamReceivers
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.qmp.migration_commands import MAX_CHANNELS
 from pyvmm.sockets.connect import Connector, connect
@@ -245,6 +248,54 @@ def test_the_destination_ends_at_once_while_streams_join_or_send() -> None:
 
     for joined in (0, 1, 2):
         asyncio.run(main(joined))
+
+
+class ClosingLink(RecordedLink):
+    """Calls `on_close` when it is closed, and `on_abort` when it is aborted."""
+
+    def __init__(self, on_close: Callable[[], None], on_abort: Callable[[], None]) -> None:
+        super().__init__(b"")
+        self._on_close = on_close
+        self._on_abort = on_abort
+
+    def close(self) -> None:
+        self._on_close()
+
+    def abort(self) -> None:
+        self._on_abort()
+
+
+def test_streams_may_be_aborted_while_they_are_closed() -> None:
+    """As by a signal when the migration has failed just before."""
+    errors: list[RuntimeError] = []
+    closing, aborting, ended = (threading.Event() for _ in range(3))
+
+    def abort() -> None:
+        try:
+            receivers.abort()
+        except RuntimeError as error:
+            errors.append(error)
+
+    def close() -> None:
+        if not closing.is_set():
+            closing.set()
+            aborter.start()
+            aborting.wait(0.1)
+
+    def wait_for_end() -> None:
+        if closing.is_set():
+            aborting.set()
+            ended.wait(5)
+
+    receivers = StreamReceivers(RecordedLink(b""), LastMessage())
+    aborter = threading.Thread(target=abort)
+    token = receivers.expect(STREAMS)
+    for number in (1, 2):
+        receivers.admit(messages.StreamHello(token, number), ClosingLink(close, wait_for_end))
+    receivers.end()
+    ended.set()
+    aborter.join()
+    assert errors == []
 
 
 # --- Versions -------------------------------------------------------------------------------------
