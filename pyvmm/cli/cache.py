@@ -28,6 +28,7 @@ from pyvmm.units import format_size
 KINDS = {
     "images": "guest images",
     "kernel": "source and objects of the guest images' kernel",
+    "kvm": "fitness of KVM",
     "lab": "initramfs and boot snapshots of the lab",
     "vmlinux": "kernels, unpacked",
     "elf": "tables of kernels",

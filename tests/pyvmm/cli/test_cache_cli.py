@@ -10,6 +10,7 @@ import pytest
 
 from pyvmm.cache.contents import read_limit
 from pyvmm.cache.directory import cache_dir, cache_root
+from pyvmm.machine import kvm_verdict
 from tests.pyvmm.cli.test_cli import run_main
 
 MIB = 1 << 20
@@ -67,6 +68,15 @@ def test_a_limit_that_cannot_be_written_is_an_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert run_main(["cache", "limit", "2M"]) == 2
     assert "XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def test_the_fitness_of_kvm_can_be_forgotten(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm_verdict, "KVM_DEVICE", "/dev/null")  # exists everywhere
+    kvm_verdict.record_fit()
+    assert kvm_verdict.known_fit()
+    assert run_main(["cache", "prune", "kvm"]) == 0
+    assert not kvm_verdict.known_fit()
+    assert len(left(root)) == 3
 
 
 def test_an_unknown_kind_is_refused(capsys: pytest.CaptureFixture[str], root: Path) -> None:
