@@ -25,11 +25,12 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport strerror
 
+from pyvmm_native.clock cimport monotonic_ns
+
 cdef extern from *:
     """
     #include <sched.h>
     #include <sys/syscall.h>
-    #include <time.h>
     #include <unistd.h>
 
     /* Threads between a request and the GIL, and those that have taken it. Decreased and increased
@@ -71,13 +72,6 @@ cdef extern from *:
     {
         return (int64_t)__builtin_ia32_rdtsc();
     }
-    static inline int64_t monotonic_ns(void)
-    {
-        struct timespec now;
-
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
     static inline void send_signal(int tid, int signum)
     {
         syscall(SYS_tgkill, getpid(), tid, signum);
@@ -95,7 +89,6 @@ cdef extern from *:
     int64_t load(const int64_t *hint) nogil
     void store(int64_t *hint, int64_t value) nogil
     int64_t read_ticks() nogil
-    int64_t monotonic_ns() nogil
     void send_signal(int tid, int signum) nogil
     int thread_id() nogil
     int sched_yield() nogil
@@ -127,7 +120,7 @@ cdef class GilRequest:
         self._begun = read_ticks()
 
     cdef void _send(self) noexcept nogil:
-        while monotonic_ns() < load(&share_end_ns):
+        while <int64_t>monotonic_ns() < load(&share_end_ns):
             sched_yield()
         self._is_sent = True
         add_waiting(1)
