@@ -79,7 +79,7 @@ def store_block(
             fd, offset, parts, list_parts(memory, first_pfn, &bitmap[0], parts), &crc
         )
         if write_behind and not error:
-            begin_writeback(fd, offset, BLOCK_BYTES_)
+            begin_writeback(fd, offset, pages_in(&bitmap[0]) << PAGE_SHIFT)
     if error:
         raise OSError(error, os.strerror(error))
     return crc
