@@ -33,7 +33,8 @@ class VirtioPciDevice:
     `lock` is the device lock. `on_error` is called with exceptions of the model while a queue is
     served. `held()` is True while no queue is to be served, as the guest is held at an event.
 
-    Threads: created before any vCPU runs; `start`, `stop` and `close` on the event loop.
+    Threads: created before any vCPU runs, or with the device lock held; `start`, `stop` and `close`
+    on the event loop.
     """
 
     def __init__(

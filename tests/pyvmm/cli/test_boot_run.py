@@ -18,6 +18,7 @@ from pathlib import Path
 from pyvmm.cli import boot_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
+from pyvmm.machine.errors import MachineNotCreated
 
 class Board:
     vcpu_threads = ()
@@ -41,11 +42,14 @@ class Board:
             from pyvmm.cli import terminal_run
             terminal_run.VirtualMachine = Guest
     def close(self):
+        assert not self.lock.locked(), "a vCPU could not end"
         print("closed", flush=True)
 
 def complete(platform):
     assert platform.started, "the guest runs before its devices exist"
     assert platform.lock.locked(), "it waits for them"
+    if sys.argv[1] == "refuse":
+        raise MachineNotCreated("no descriptor is left")
     return platform
 
 class Guest:
@@ -99,5 +103,12 @@ def test_a_busy_socket_is_refused_before_the_machine_exists(tmp_path: Path) -> N
 def test_a_guest_that_cannot_be_served_is_closed(tmp_path: Path) -> None:
     done = run("fail", tmp_path / "qmp")
     assert "ModuleNotFoundError" in done.stderr
+    assert done.stdout == "machine\nclosed\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_guest_whose_devices_cannot_be_created_is_closed(tmp_path: Path) -> None:
+    done = run("refuse", tmp_path / "qmp")
+    assert done.stderr.endswith("MachineNotCreated: no descriptor is left\n")
     assert done.stdout == "machine\nclosed\n"
     assert os.listdir(tmp_path) == []
