@@ -2,8 +2,8 @@
 """The destination's end of one connection: receive messages and pages, send replies and aborts.
 
 Each message has a deadline, however slowly its bytes arrive. A migration of several streams has
-several connections, and for minutes there may be nothing to send on one of them. So a deadline that
-passes between two messages passes only if no stream has brought a whole message meanwhile.
+several connections, and for minutes there may be nothing to send on one of them. So until a message
+begins, its deadline counts from the last whole message that any stream has brought.
 """
 
 from __future__ import annotations
@@ -56,15 +56,21 @@ class DestinationChannel:
             try:
                 data = self._link.receive(self._reader.wanted_bytes)
             except LinkTimedOut as error:
-                if self._reader.between_messages and self._last.at + within_s > time.monotonic():
-                    self._link.deadline = self._last.at + within_s
+                self._extend_deadline()
+                if self._link.deadline > time.monotonic():
                     continue
                 raise self._late() from error
             if not data:
                 raise _closed()
+            self._extend_deadline()
             self._reader.feed(data)
         self._last.at = time.monotonic()
         return message
+
+    def _extend_deadline(self) -> None:
+        """Count the deadline from the last message of any stream, unless one has begun here."""
+        if self._reader.between_messages:
+            self._link.deadline = max(self._link.deadline, self._last.at + self._message_s)
 
     def receive_pages(self, memory: GuestMemory, channel: PageChannel, message: Pages) -> None:
         """Store the pages of `message`; the deadline is that of the message."""

@@ -203,6 +203,25 @@ def test_a_stream_may_be_idle_while_another_is_not() -> None:
     assert "has closed the connection" in source.end()
 
 
+def test_a_message_after_an_idle_time_has_time_to_arrive() -> None:
+    """It begins just before the deadline would have passed without the other stream."""
+    target = FakeTarget()
+    source = HandmadeSource(target, Timeouts(hello=5, message=1, abort=0.2))
+    for _ in range(6):
+        source.streams[0].send(block(1))
+        time.sleep(0.15)
+    source.streams[1].send(block(2)[:150])
+    time.sleep(0.4)
+    source.streams[1].send(block(2)[150:])
+    for link in (source.first, *source.streams):
+        link.send(END)
+    source.expect(ACK)
+    assert target.ram is not None
+    assert target.ram.page(0) == bytes([2]) * PAGE
+    source.first.close()
+    source.end()
+
+
 class HandmadeDestination(threading.Thread):
     """A destination that welcomes a source, confirms its streams if it `joins`, and reads no more.
 
