@@ -86,7 +86,7 @@ Show = Callable[[dict[str, Any]], None]
     default=1,
     show_default=True,
     metavar="N",
-    help="Send memory on N connections at once, each with a processor of its own.",
+    help="Send memory on N connections at once, each with a thread on either side.",
 )
 @security_options
 @click.option("--keep", is_flag=True, help="Keep the source process when its guest has moved.")
