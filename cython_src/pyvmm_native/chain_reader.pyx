@@ -18,13 +18,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strerror
 
+from pyvmm_native.iovecs cimport iovec
 from pyvmm_native.memory cimport GIL_FREE_BYTES
 from pyvmm_native.ring cimport Chain
 
 cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     Py_ssize_t writev(int fd, const iovec *ranges, int count)
 
 cdef enum:

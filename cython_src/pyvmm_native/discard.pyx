@@ -30,6 +30,7 @@ from posix.mman cimport (
     munmap,
 )
 
+from pyvmm_native.iovecs cimport advance, iovec
 from pyvmm_native.memory cimport PAGE_BYTES, PAGE_SHIFT, GuestMemory, Region
 from pyvmm_native.run_list cimport Run
 from pyvmm_native.runs cimport PageRuns
@@ -37,7 +38,6 @@ from pyvmm_native.runs cimport PageRuns
 cdef extern from * nogil:
     """
     #include <sys/syscall.h>
-    #include <sys/uio.h>
     #include <unistd.h>
     #ifndef SYS_process_madvise
     #define SYS_process_madvise 440
@@ -46,9 +46,6 @@ cdef extern from * nogil:
     #define PIDFD_SELF_THREAD -10000  /* <linux/pidfd.h> */
     #endif
     """
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     long syscall(long number, ...)
     long SYS_process_madvise
     int PIDFD_SELF_THREAD
@@ -250,8 +247,7 @@ cdef size_t advise_batch(Work *work) noexcept nogil:
             advised -= work.ranges[first].iov_len
             first += 1
         if advised:
-            work.ranges[first].iov_base = <uint8_t *>work.ranges[first].iov_base + advised
-            work.ranges[first].iov_len -= advised
+            advance(&work.ranges[first], advised)
     return first
 
 
