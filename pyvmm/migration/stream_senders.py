@@ -7,7 +7,8 @@ wait for a native call that sends a block. The migration's thread selects the bl
 into a queue, from which the first thread that is free takes the next one.
 
 A round ends when all of its blocks have been sent: "round-end" then follows on each stream. So no
-stream carries a block of the next round before all have carried those of this one.
+stream carries a block of the next round before all have carried those of this one, and no two
+threads use a connection at once, even if the destination confirms streams that have not joined.
 
 When a stream fails, the migration's thread finds its error at the next call.
 """
@@ -60,7 +61,7 @@ class StreamSenders:
         self._taken = threading.Condition(lock)
         """Notified of blocks that were taken from the queue, or sent."""
         self._blocks: deque[tuple[bytes, Pages]] = deque()  # each with its message, encoded
-        self._unsent = 0  # in the queue, or being sent
+        self._unsent = count  # in the queue, or being sent; the hello of each stream, too
         self._links: dict[int, Link] = {}
         self._threads: list[threading.Thread] = []
         self._joining = True
@@ -98,7 +99,7 @@ class StreamSenders:
         return len(head) + pages.count * PAGE_BYTES + SUM_BYTES
 
     def end_round(self, number: int) -> None:
-        """Wait until all blocks have been sent, and end the round on each stream.
+        """Wait until all blocks, and hellos, have been sent; end the round on each stream.
 
         Raises `MigrationError`.
         """
@@ -165,14 +166,18 @@ class StreamSenders:
     def _send_blocks(self, hello: StreamHello, link: Link) -> None:
         link.deadline = self._channel.deadline()
         link.send(hello.record().encode())
+        self._sent()
         channel = link.pages(self._memory, Checksum(self._checksum))
         while (taken := self._next_block()) is not None:
             link.deadline = self._channel.deadline()
             head, block = taken
             channel.send_block(head, block.first_pfn, block.bitmap)
-            with self._taken:
-                self._unsent -= 1
-                self._taken.notify()
+            self._sent()
+
+    def _sent(self) -> None:
+        with self._taken:
+            self._unsent -= 1
+            self._taken.notify()
 
     def _next_block(self) -> tuple[bytes, Pages] | None:
         with self._dealt:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,9 @@ from tests.pyvmm.migration.migration_guest import (
     migrate,
 )
 from tests.pyvmm.migration.test_migration_properties import check_one_side
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PATTERN = [PageWrite(pfn, 1 + pfn * 7 % 255) for pfn in range(0, PAGES, 3)]
 """A third of RAM, in all of its blocks."""
@@ -279,6 +283,40 @@ def test_a_destination_that_stalls_does_not_keep_the_guest(joins: bool, reason: 
         source.run()
     assert 0.4 < time.monotonic() - begin < 5
     assert guest.running
+    destination.close()
+
+
+def test_a_round_does_not_end_before_all_streams_are_connected() -> None:
+    """The destination of this test confirms them before they are."""
+    destination = HandmadeDestination(joins=True)
+    connected: list[bytes] = []
+
+    def connect() -> Wire:
+        time.sleep(0.2)
+        link = destination.connect()
+        send = link.send
+
+        def record(data: Buffer) -> None:
+            connected.append(bytes(data))
+            send(data)
+
+        link.send = record  # type: ignore[method-assign]
+        return link
+
+    source = SourceMigration(
+        WritingGuest(CONFIG),
+        destination.link,
+        Settings(streams=2),
+        MigrationProgress(),
+        QUICK,
+        connect,
+    )
+    with pytest.raises(MigrationError, match="has not answered for"):
+        source.run()
+    token = bytes(messages.TOKEN_BYTES)
+    hellos = {messages.StreamHello(token, number).record().encode() for number in (1, 2)}
+    assert set(connected[:2]) == hellos
+    assert connected[2:] == [END, END]
     destination.close()
 
 
