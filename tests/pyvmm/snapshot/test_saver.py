@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from pyvmm.memory.precopy import ChunkSink, PreCopy, UnusedPages
-from pyvmm.snapshot import saver
+from pyvmm.snapshot import saver, writer
 from pyvmm.snapshot.saver import MigrationActive, SnapshotRequest, Snapshots, SnapshotStatus
 from pyvmm.state.records import Record
 from pyvmm.units import MIB
+from pyvmm_native.page_blocks import store_block
+from pyvmm_native.runs import PageRuns
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
 
 PAUSE_S = 0.05
@@ -96,6 +98,30 @@ def test_a_short_round_is_the_last_one_before_the_guest_is_paused(
     monkeypatch.setattr(saver, "SHORT_ROUND_S", 60.0)
     take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
     assert rounds == [("running", False), ("paused", True)]
+
+
+@pytest.mark.parametrize("keep_running", [True, False])
+def test_a_guest_that_is_to_continue_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_running: bool
+) -> None:
+    class ChangedMachine(RecordingMachine):
+        def pause(self) -> None:
+            self.written = PageRuns([(5, 1)])
+            super().pause()
+
+    stored: set[tuple[str, bool]] = set()
+
+    def observed(*args: Any, write_behind: bool) -> int:
+        stored.add((machine.status, write_behind))
+        return store_block(*args, write_behind=write_behind)
+
+    machine = ChangedMachine()
+    machine.ram.memory.write(5 << 12, b"x")
+    monkeypatch.setattr(writer, "store_block", observed)
+    take_snapshot(machine, SnapshotRequest(tmp_path / "s", keep_running=keep_running))
+    assert stored == (
+        {("running", True), ("paused", False)} if keep_running else {("paused", True)}
+    )
 
 
 def test_a_guest_that_ends_while_it_is_copied_is_not_saved(tmp_path: Path) -> None:
