@@ -173,7 +173,10 @@ class DestinationMigration:
             self._welcome(hello, ram.memory)
             ready = self._receive_state(ram, channel, parts, switchover)
         except MigrationError as error:
-            raise self.streams.failure or error from error
+            failure = self.streams.failure
+            if failure is None or failure is error:
+                raise
+            raise failure from error
         pages = self._pages + self.streams.end()
         required = sum(not part.optional for part in parts)
         if (ready.pages, ready.parts) != (pages, required):

@@ -31,7 +31,7 @@ class ByteLink(Protocol):
 
     `deadline`, a time.monotonic(), is when those that wait raise `LinkTimedOut`.
 
-    Threads: migration.
+    Threads: migration, stream sender, stream receiver; one of them.
     """
 
     deadline: float
@@ -52,7 +52,7 @@ class PageChannel(Protocol):
     Both methods raise `MigrationError` when the link is broken, and ValueError for pages outside
     RAM. `first_pfn` and `bitmap` are as in `pyvmm_native.page_blocks`.
 
-    Threads: migration.
+    Threads: migration, stream sender, stream receiver; one of them.
     """
 
     def send_block(self, head: bytes, first_pfn: int, bitmap: bytes) -> None:

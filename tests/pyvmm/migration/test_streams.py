@@ -188,6 +188,8 @@ def test_a_stream_that_stalls_ends_the_migration(sent: int, dribbling: bool) -> 
         sent += 1
         time.sleep(0.02)
     assert source.end() == "stream 2: the source has not sent a whole message for 0.5 s"
+    assert source.error is not None
+    assert source.error.__cause__ is not source.error
     assert time.monotonic() - begin < 5
     assert target.runs is None
 
