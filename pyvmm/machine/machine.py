@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 class Machine:
     """One guest's hardware: `platform`, which it owns from now on, with `devices`.
 
-    `devices` are the PCI devices that the machine may have. Raises `MachineNotCreated` if KVM
-    refuses a request, and ValueError for two devices of one name or slot.
+    `exited` and `failed` are those of `platform`. `devices` are the PCI devices that it may
+    have. Raises `MachineNotCreated` if KVM refuses a request, and ValueError for two devices of one
+    name or slot.
 
     Threads: all methods on the thread that made the machine or attached a loop to it, except those
     whose docstring names another.

@@ -73,7 +73,10 @@ def _make_ram(config: MachineConfig) -> Ram:
 class Platform:
     """RAM, interrupt controllers, timer and vCPUs of one guest, as `config` describes them.
 
-    `console_output`, `console_throttle`, `exited` and `failed` are those of `Machine`. Raises
+    `console_output` receives the guest's output on its serial port (on vCPU threads);
+    `console_throttle` may block that vCPU, with no lock held, until the console has room.
+    `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
+    exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
     `HostMemoryUnavailable`, and `MachineNotCreated` if KVM refuses a request.
 
     Threads: as `Machine`; `guest_exits` and `request_failed` any.
@@ -189,7 +192,7 @@ class Platform:
         self.ram.close()
 
     def close(self) -> None:
-        """End a platform that has become no machine; as `Machine.close`."""
+        """Stop and release a platform without a machine, as `Machine.close` does."""
         if self.join():
             self.release()
 
