@@ -36,7 +36,7 @@ import time
 stamps = {"interpreter": time.monotonic()}
 import sys
 from pyvmm.cli import boot_run, entry, guest_run
-from pyvmm.machine import machine
+from pyvmm.machine import vcpu_thread
 def noting(name, function):
     def wrapped(*args, **kwargs):
         now = time.monotonic()
@@ -47,7 +47,7 @@ def noting(name, function):
             os.close(int(fd))
         return function(*args, **kwargs)
     return wrapped
-machine.kvm_run.run = noting("machine", machine.kvm_run.run)
+vcpu_thread.kvm_run.run = noting("machine", vcpu_thread.kvm_run.run)
 guest_run.config_for_image = noting("imports", guest_run.config_for_image)
 fd = sys.argv.pop(1)
 entry.main()
