@@ -89,7 +89,7 @@ def in_memory(image: Path) -> Iterator[Path]:
     """Provide a copy of `image` in memory."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         copy = Path(directory, "guest.img")
-        shutil.copyfile(image, copy)
+        shutil.copy2(image, copy)  # as old as the image: its ELF tables may be cached
         yield copy
 
 
