@@ -15,7 +15,9 @@ import pytest
 from tests.project.sources import files, name_of
 
 WRITES = {
-    "bench/launch.py: shutil.copyfile": "in a temporary directory",
+    "bench/installation.py: (packages / 'dependencies.pth').write_text": "in a new environment",
+    "bench/installation.py: command.write_text": "in a new environment",
+    "bench/launch.py: shutil.copy2": "in a temporary directory",
     "bench/measure.py: new.write_text": "is renamed",
     "bench/qemu.py: initrd.write_bytes": "in a temporary directory",
     "guest_images/build.py: (cache / 'build.lock').open": "an empty lock",
@@ -35,6 +37,7 @@ WRITES = {
     "pyvmm/memory/huge_page_pool.py: (directory / 'nr_hugepages').write_text": "in /sys",
 }
 """The calls, and why they lose nothing."""
+COPIES = ("copy", "copy2", "copyfile")
 
 
 def writes(source: str) -> Iterator[str]:
@@ -44,8 +47,8 @@ def writes(source: str) -> Iterator[str]:
             continue
         called = ast.unparse(node.func)
         name = called.rpartition(".")[2]
-        if name in ("write_text", "write_bytes", "copy", "copyfile", "ftruncate", "truncate"):
-            is_of_files = name not in ("copy", "copyfile") or called.startswith("shutil.")
+        if name in ("write_text", "write_bytes", "ftruncate", "truncate", *COPIES):
+            is_of_files = name not in COPIES or called.startswith("shutil.")
             if is_of_files:
                 yield called
         elif name in ("open", "fdopen"):
