@@ -42,7 +42,9 @@ ADDRESS_TESTS = (
 """Those that reach native code; not those of time limits, for they run at half the speed."""
 IGNORED_TESTS = (
     "tests/conformance/test_conformance_document.py",
+    "tests/native/test_event_buffer_memory.py",
     "tests/native/test_native_docs.py",
+    "tests/pyvmm/memory/test_heap.py",
     "tests/pyvmm/memory/test_rss.py",
 )
 """They read documents, or measure resident memory, which a sanitizer changes."""
