@@ -66,7 +66,7 @@ cdef extern from "<sys/time.h>" nogil:
         long tv_usec
 
 cdef enum:
-    PIECE_BYTES = 256 * 1024
+    PIECE_BYTES = 512 * 1024
     COPY_BYTES = 4096
     SUM_BYTES = 8
     CLOSED = -1     # beside errno values

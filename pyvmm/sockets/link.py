@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _T = TypeVar("_T")
+_UNIX_BUFFER_BYTES = 1 << 19
+"""As much as a piece of pages, so that the receiver takes one while the next is prepared. Linux's
+default is 208 KiB, and `net.core.wmem_max` (sysctl) is the most that it allows."""
 _RECEIVE_BYTES = 1 << 18
 """Most bytes of one receive: a larger one is mapped for each receive, a page fault per page."""
 
@@ -39,6 +42,8 @@ class SocketLink:
     def __init__(self, stream: socket.socket, *, local: bool = False) -> None:
         self.local = local
         stream.setblocking(False)
+        if stream.family == socket.AF_UNIX:  # TCP's buffers grow by themselves
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER_BYTES)
         self._stream = stream
         self._input, self._output = select.poll(), select.poll()
         self._input.register(stream, select.POLLIN)
