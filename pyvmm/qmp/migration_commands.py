@@ -294,13 +294,13 @@ def _tls_files(*names: str | None) -> TlsFiles | None:
     return TlsFiles(*given)
 
 
-def _percentage(name: str, most: int) -> Parameter:
+def _integer(name: str, least: int, most: int, unit: str = "") -> Parameter:
     return Parameter(
         name,
         int,
         required=False,
-        expects=f"an integer in the range of 1 to {most}",
-        accepts=lambda value: 1 <= value <= most,
+        expects=f"an integer in the range of {least} to {most}{unit}",
+        accepts=lambda value: least <= value <= most,
     )
 
 
@@ -318,13 +318,7 @@ _MIGRATE = (
         expects="'crc32c', 'xxh3' or 'none'",
         accepts=lambda name: name in ("crc32c", "xxh3", "none"),
     ),
-    Parameter(
-        "multifd-channels",
-        int,
-        required=False,
-        expects=f"an integer in the range of 1 to {MAX_CHANNELS}",
-        accepts=lambda count: 1 <= count <= MAX_CHANNELS,
-    ),
+    _integer("multifd-channels", 1, MAX_CHANNELS),
 )
 _SETTINGS = (
     Parameter(
@@ -334,16 +328,10 @@ _SETTINGS = (
         expects=f"0 or at least {MIN_BANDWIDTH} bytes/second",
         accepts=lambda limit: limit == 0 or MIN_BANDWIDTH <= limit < 1 << 63,
     ),
-    Parameter(
-        "downtime-limit",
-        int,
-        required=False,
-        expects=f"an integer in the range of 0 to {MAX_DOWNTIME_MS} milliseconds",
-        accepts=lambda limit_ms: 0 <= limit_ms <= MAX_DOWNTIME_MS,
-    ),
-    _percentage("throttle-trigger-threshold", 100),
-    _percentage("cpu-throttle-initial", MAX_THROTTLE),
-    _percentage("cpu-throttle-increment", MAX_THROTTLE),
+    _integer("downtime-limit", 0, MAX_DOWNTIME_MS, " milliseconds"),
+    _integer("throttle-trigger-threshold", 1, 100),
+    _integer("cpu-throttle-initial", 1, MAX_THROTTLE),
+    _integer("cpu-throttle-increment", 1, MAX_THROTTLE),
     Parameter(
         "max-cpu-throttle",
         int,
