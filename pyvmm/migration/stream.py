@@ -107,9 +107,10 @@ class _Reader:
         """Number of bytes to receive next: those missing from the next message, at least 1.
 
         Between messages it is the length of one that pages follow. Fewer would take two calls for
-        it, more might take contents of pages.
+        it, more might take contents of pages. Of the first message nothing more is wanted: the
+        hello of a stream may be followed by what another reader is to read.
         """
-        if self._records.between_records:
+        if self._records.between_records and self._phase is not _Phase.SETUP:
             return messages.PAGES_MESSAGE_BYTES
         return max(self._records.wanted_bytes, 1)
 
@@ -151,7 +152,8 @@ class _Reader:
 class SourceReader(_Reader):
     """Reads the messages of a source whose machine has parts of the kinds `kinds`.
 
-    Nothing may follow the hello of a stream here; `StreamReader` reads the rest.
+    Nothing may follow the hello of a stream here; `StreamReader` reads the rest, of which this
+    reader has wanted nothing.
 
     Threads: migration.
     """

@@ -94,9 +94,13 @@ QUICK = Timeouts(hello=5, welcome=0.5, message=0.5, abort=0.2)
 
 
 class HandmadeSource:
-    """A source whose messages a test sends, with two streams that have joined `target`."""
+    """A source whose messages a test sends, with two streams that have joined `target`.
 
-    def __init__(self, target: FakeTarget, timeouts: Timeouts) -> None:
+    Each stream sends `early` together with its hello.
+    """
+
+    def __init__(self, target: FakeTarget, timeouts: Timeouts, early: bytes = b"") -> None:
+        self._early = early
         one, other = socket.socketpair()
         self.first = Wire(one)
         self.error: Exception | None = None
@@ -119,7 +123,7 @@ class HandmadeSource:
     def _join(self, token: bytes, number: int) -> Wire:
         one, other = socket.socketpair()
         link = Wire(one)
-        link.send(messages.StreamHello(token, number).record().encode())
+        link.send(messages.StreamHello(token, number).record().encode() + self._early)
         join(self._destination, Wire(other))
         return link
 
@@ -166,6 +170,18 @@ def test_a_round_is_acknowledged_when_it_has_ended_on_all_streams() -> None:
     while target.ram.page(0) != bytes([8]) * PAGE and time.monotonic() < ends_at:
         time.sleep(0.01)
     assert target.ram.page(0) == bytes([8]) * PAGE
+    for link in (source.first, *source.streams):
+        link.abort()
+    source.end()
+
+
+def test_messages_that_arrive_together_with_the_hello_of_a_stream_are_read() -> None:
+    target = FakeTarget()
+    source = HandmadeSource(target, Timeouts(message=20, abort=0.2), early=block(6) + END)
+    source.first.send(END)
+    source.expect(ACK)
+    assert target.ram is not None
+    assert target.ram.page(0) == bytes([6]) * PAGE
     for link in (source.first, *source.streams):
         link.abort()
     source.end()
