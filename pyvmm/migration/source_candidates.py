@@ -5,15 +5,19 @@ Anyone can connect to a TCP port: port scanners, health checks, people with the 
 connection is the source only when it has passed the TLS handshake and sent a valid hello. Each has
 a thread for that, and `Timeouts.hello` in all, however slowly it sends. At most `MAX_CANDIDATES`
 are served at once. The oldest makes way for another, so silent connections never keep the source
-out. The first hello is served; others are refused with an error meanwhile. A connection whose first
-message is the hello of a stream joins the migration that is being served, if that one admits it.
-When the first state of a guest has arrived from its source, the destination stops listening.
+out; first one that has sent nothing that waits to be read, and never one whose hello has arrived,
+which may be a stream of the migration. The first hello is served; others are refused with an error
+meanwhile. A connection whose first message is the hello of a stream joins the migration that is
+being served, if that one admits it. When the first state of a guest has arrived from its source,
+the destination stops listening.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,6 +53,35 @@ class Source(NamedTuple):
     """Its hello, if it is a stream of another connection's migration."""
 
 
+class _Candidate:
+    """The connection `handle`, whose hello is awaited.
+
+    Threads: event loop; `greeted` migration-hello.
+    """
+
+    def __init__(self, handle: socket.socket) -> None:
+        self.handle = handle
+        self._lock = threading.Lock()
+        self._greeted = False
+        self._evicted = False
+
+    def greeted(self) -> None:
+        """Note that its hello has arrived. Raises `MigrationError` if it had to make way before."""
+        with self._lock:
+            if self._evicted:
+                raise MigrationError("too many other connections were made before its hello")
+            self._greeted = True
+
+    def evict(self) -> bool:
+        """Break the connection and return True, unless its hello has arrived or it is broken."""
+        with self._lock:
+            if self._greeted or self._evicted:
+                return False
+            self._evicted = True
+            shut_down(self.handle)
+            return True
+
+
 class SourceCandidates:
     """The connections at `listener`, whose guest `target` is to receive.
 
@@ -68,7 +101,7 @@ class SourceCandidates:
         self._timeouts = timeouts
         self._on_refused = on_refused
         self._refused = 0
-        self._handles: dict[asyncio.Future[Source], socket.socket] = {}  # the oldest is first
+        self._candidates: dict[asyncio.Future[Source], _Candidate] = {}  # the oldest is first
         self._next: asyncio.Future[Source] | None = None
         self._serving: DestinationMigration | None = None
         self.closed = False
@@ -97,8 +130,8 @@ class SourceCandidates:
         for acceptor in self._acceptors:
             acceptor.close()
         self._listener.close()
-        for handle in self._handles.values():
-            shut_down(handle)
+        for candidate in self._candidates.values():
+            shut_down(candidate.handle)
 
     def refused(self, error: MigrationError) -> None:
         """Report that a connection is not the source, unless many others were not."""
@@ -110,16 +143,27 @@ class SourceCandidates:
         stream = acceptor.accept(0, 1)
         if stream is None:
             return
-        if len(self._handles) >= MAX_CANDIDATES:
-            shut_down(next(iter(self._handles.values())))
-        handle = stream.dup()  # TLS takes `stream` over
-        greeting = call_in_thread(
-            "migration-hello", partial(self._greet, stream), discard=_refuse_and_close
-        )
-        self._handles[greeting] = handle
+        if len(self._candidates) >= MAX_CANDIDATES:
+            self._make_room()
+        candidate = _Candidate(stream.dup())  # TLS takes `stream` over
+        greet = partial(self._greet, stream, candidate)
+        greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
+        self._candidates[greeting] = candidate
         greeting.add_done_callback(self._greeted)
 
-    def _greet(self, stream: socket.socket) -> Source:
+    def _make_room(self) -> None:
+        """Evict the oldest candidate, of those that have sent nothing if there is one."""
+        readable = select.poll()
+        for candidate in self._candidates.values():
+            readable.register(candidate.handle, select.POLLIN)
+        heard = {fd for fd, _ in readable.poll(0)}
+        for candidate in sorted(
+            self._candidates.values(), key=lambda candidate: candidate.handle.fileno() in heard
+        ):
+            if candidate.evict():
+                return
+
+    def _greet(self, stream: socket.socket, candidate: _Candidate) -> Source:
         """Authenticate the peer and receive its hello, in a thread of its own."""
         ends_at = time.monotonic() + self._timeouts.hello
         try:
@@ -129,13 +173,14 @@ class SourceCandidates:
         migration = DestinationMigration(self._target, link, self._timeouts, self._state_arrived)
         try:
             hello = migration.receive_hello(ends_at - time.monotonic())
+            candidate.greeted()
         except BaseException:
             link.close()
             raise
         return Source(link, migration, hello)
 
     def _greeted(self, greeting: asyncio.Future[Source]) -> None:
-        self._handles.pop(greeting).close()
+        self._candidates.pop(greeting).handle.close()
         error = greeting.exception()
         if isinstance(error, MigrationError):
             if not self.closed:

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pytest
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.destination_channel import LastMessage
-from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError, PeerAborted
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
+from pyvmm.migration.source_candidates import MAX_CANDIDATES
 from pyvmm.migration.stream_receivers import StreamReceivers
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.qmp.migration_commands import MAX_CHANNELS
@@ -175,6 +177,58 @@ def test_only_the_streams_that_were_asked_for_are_admitted(
     destination = run(scenario)
     assert destination.refused[0] == reason
     assert [vm.has_run for vm in destination.created] == [False, True]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_stream_whose_hello_has_arrived_does_not_make_way_for_strangers(
+    read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one connection too many comes, its thread has `read` the hello or has yet to run."""
+    receive_hello = DestinationMigration.receive_hello
+    entered, may_read = threading.Event(), threading.Event()
+
+    def receive_late(self: DestinationMigration, within_s: float) -> messages.StreamHello | None:
+        monkeypatch.setattr(DestinationMigration, "receive_hello", receive_hello)
+        entered.set()
+        may_read.wait(10)
+        return receive_hello(self, within_s)
+
+    async def scenario(destination: Destination) -> None:
+        source = MigrationLink(connect(destination.address, UNPROTECTED))
+        source.send(messages.Hello(config_of(64), streams=2).record().encode())
+        welcome = await asyncio.to_thread(reply, source)
+        assert isinstance(welcome, messages.Welcome)
+        monkeypatch.setattr(DestinationMigration, "receive_hello", receive_late)
+        streams = [MigrationLink(connect(destination.address, UNPROTECTED))]
+        await asyncio.to_thread(entered.wait, 10)
+        strangers = []
+        for _ in range(MAX_CANDIDATES - 1):
+            strangers.append(destination.connect())
+            await asyncio.sleep(0.01)
+        streams[0].send(stream_hello(welcome.token, 1))
+        strangers.append(destination.connect())
+        if read:
+            may_read.set()
+            time.sleep(0.2)  # the event loop is busy, the thread is not
+        await asyncio.sleep(0.2)
+        may_read.set()
+        streams.append(MigrationLink(connect(destination.address, UNPROTECTED)))
+        streams[1].send(stream_hello(welcome.token, 2))
+        joined = messages.StreamsJoined().record().encode()
+        assert await asyncio.to_thread(source.receive, len(joined)) == joined
+        for link in (source, *streams):
+            link.send(messages.RoundEnd(1).record().encode())
+        acknowledged = messages.RoundAck(1).record().encode()
+        assert await asyncio.to_thread(source.receive, len(acknowledged)) == acknowledged
+        for link in (source, *streams):
+            link.close()
+        for stranger in strangers:
+            stranger.close()
+
+    with pytest.raises(ExceptionGroup, match="unhandled") as raised:
+        run(scenario)
+    (error,) = raised.value.exceptions
+    assert isinstance(error, IncomingMigrationFailed), error
 
 
 def test_streams_have_a_limited_time_to_join() -> None:
