@@ -21,6 +21,7 @@ from pyvmm.memory.ram import Ram
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import SnapshotWriter
 from pyvmm.sockets import lab_paths
+from tests.pyvmm.files.small_disk import run_on_small_disk
 from tests.pyvmm.snapshot.snapshot_files import (
     KINDS,
     RAM_BYTES,
@@ -50,16 +51,9 @@ assert path.read_bytes() == old
 assert os.listdir(path.parent) == ["snapshot"]
 print("whole")
 """
-    done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c",
-         'mount -t tmpfs -o size=5m none "$1" && exec "$2" -c "$3" "$1"',
-         "sh", str(tmp_path), sys.executable, script],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip(f"no file system of our own here: {done.stderr}")
-    assert done.stdout.endswith("whole\n"), done.stderr
-    assert "No space left on device" in done.stdout
+    output = run_on_small_disk(tmp_path, 5, script)
+    assert output.endswith("whole\n")
+    assert "No space left on device" in output
 
 
 def test_a_killed_writer_leaves_the_old_snapshot_as_it_was(snapshot: Path) -> None:
