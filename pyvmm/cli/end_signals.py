@@ -7,8 +7,10 @@ leads to a thread of its own, which tells the loop and starts a timer. If the pr
 after `END_TIMEOUT_S`, for example because a thread hangs in a system call on a dead file system,
 the timer restores the terminal, removes the sockets and ends the process.
 
-A signal before that must not leave a socket behind either. So `held_end_signals` holds them in the
-kernel while the first sockets are made, and `EndSignals.start` takes those that wait.
+A signal before or after that must not leave a socket behind either. So `held_end_signals` holds
+them in the kernel from before the first socket to after the last one, and `EndSignals` takes them
+in between. Only its thread does, all others block them. So when that thread has ended, every later
+signal waits until the end of the `with` block, whatever threads are left, and then ends the process.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ EXIT_OVERDUE = 1
 
 @contextlib.contextmanager
 def held_end_signals() -> Iterator[None]:
-    """Let `END_SIGNALS` wait until `EndSignals.start`, or until the end of the `with` block."""
+    """Let `END_SIGNALS` wait until the end of the `with` block, but for `EndSignals`."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
         yield
@@ -65,19 +67,24 @@ class EndSignals:
         self._handlers: dict[int, Callable[[], object]] = {}
         self._former: dict[signal.Signals, Any] = {}
         self._writer = -1
+        self._thread: threading.Thread | None = None
+        self._blocked: set[int] = set()
         self._timer: threading.Timer | None = None
         self._timer_lock = threading.Lock()
         self.received = 0
 
     def start(self) -> None:
         """Catch the signals, those that are held included; on the main thread, at most once."""
+        self._blocked = {*signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)}
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writer, False)
-        threading.Thread(target=self._read, args=(reader,), name="end-signals", daemon=True).start()
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in END_SIGNALS:
             self._catch(signum)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+        self._thread = threading.Thread(
+            target=self._read, args=(reader,), name="end-signals", daemon=True
+        )
+        self._thread.start()
 
     def handle(self, signum: signal.Signals, handler: Callable[[], object]) -> None:
         """Call `handler` for this signal, on the event loop, instead; after `start`.
@@ -89,19 +96,29 @@ class EndSignals:
         self._catch(signum)
 
     def _catch(self, signum: signal.Signals) -> None:
-        former = signal.signal(signum, lambda signum, frame: None)
+        former = signal.signal(signum, self._caught)
         self._former.setdefault(signum, former)
         signal.siginterrupt(signum, False)
 
+    def _caught(self, signum: int, frame: object) -> None:
+        """Note a signal that the thread may be too late to read. Threads: main."""
+        if signum in END_SIGNALS and signum not in self._handlers:
+            self.received = signum
+
     def close(self) -> None:
-        """Restore the former handlers. The time for the end of the process stays limited."""
-        if self._writer < 0:
+        """Restore the former handlers; later signals wait if they did before `start`.
+
+        The time for the end of the process stays limited.
+        """
+        if self._thread is None:
             return
-        for signum, handler in self._former.items():
-            signal.signal(signum, handler)
         signal.set_wakeup_fd(-1)
         os.close(self._writer)
-        self._writer = -1
+        self._thread.join()
+        self._thread = None
+        for signum, handler in self._former.items():
+            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*END_SIGNALS} - self._blocked)
 
     def limit(self) -> None:
         """End the process after `END_TIMEOUT_S`, unless it has ended by then."""
@@ -112,6 +129,7 @@ class EndSignals:
                 self._timer.start()
 
     def _read(self, reader: int) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         while numbers := gil_request.read_signals(reader):
             for number in numbers:
                 with contextlib.suppress(RuntimeError):  # the loop is closed

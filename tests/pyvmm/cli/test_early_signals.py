@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A signal that arrives right after a socket was made, before anything serves it, leaves none."""
+"""A signal that arrives before anything serves a socket, or when nothing does any more, leaves none."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pyvmm.cli import exit_status, guest_run, lab, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.lab.choose import KvmProvider
 from pyvmm.machine import machine
+from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.runtime_directory import announcement
 
 where, signum, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -28,6 +29,9 @@ def interrupt():
 class Board:
     vcpu_threads, lock = (), threading.Lock()
     def __init__(self, config, *, console_output, **others):
+        if where == "refused":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+            raise MachineNotCreated("KVM refuses")
         print("machine", flush=True)
         self.output = console_output
     def boot(self, files):
@@ -69,6 +73,13 @@ def restore_slowly(snapshot, vm, on_pages):
     while not ended.wait(0.01):
         on_pages(1)
 
+class Closed(vm_start.EndSignals):
+    def close(self):
+        super().close()
+        if where == "refused":
+            interrupt()
+vm_start.EndSignals = Closed
+
 class Snapshot:
     path, pages = Path("/snapshot"), 1000
     def __enter__(self):
@@ -105,21 +116,36 @@ exit_status.exit_with(
 """
 
 
-@pytest.mark.parametrize("where", ["announced", "bound", "lab", "restoring"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_guest_runs_leaves_no_socket(
-    where: str, signum: signal.Signals, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", PROGRAM, where, str(int(signum)), str(tmp_path)]
-    done = subprocess.run(
+def run(where: str, signum: signal.Signals, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, where, str(int(signum)), str(directory)]
+    return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
     )
+
+
+@pytest.mark.parametrize("where", ["announced", "bound", "lab", "restoring"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_guest_runs_leaves_no_socket(
+    where: str, signum: signal.Signals, tmp_path: Path
+) -> None:
+    done = run(where, signum, tmp_path)
     assert done.returncode == 128 + signum
     assert done.stderr == ("restoring /snapshot\n" if where == "restoring" else "")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_a_start_that_has_failed_waits_until_no_socket_is_left(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    """Though a thread is left that could take it."""
+    done = run("refused", signum, tmp_path)
+    assert done.returncode == (-signum if signum == signal.SIGTERM else 128 + signum)
+    assert done.stderr == ""
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
