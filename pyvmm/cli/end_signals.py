@@ -9,8 +9,8 @@ the timer restores the terminal, removes the sockets and ends the process.
 
 A signal before or after that must not leave a socket behind either. So `held_end_signals` holds
 them in the kernel from before the first socket to after the last one, and `EndSignals` takes them
-in between. Only its thread does, all others block them. So when that thread has ended, every later
-signal waits until the end of the `with` block, whatever threads are left, and then ends the process.
+in between. Only its thread does, all others block them. So when that thread has ended, each later
+signal waits until the end of the `with` block, whatever threads are left, then ends the process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.blocking.end_limit import EndLimit
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native import gil_request
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 END_TIMEOUT_S = 25.0
 """Longest time from a signal, or the end of the VM by another reason, to that of the process."""
-RELEASE_TIMEOUT_S = 1.0
-"""Longest time for the terminal and the sockets after that."""
 EXIT_OVERDUE = 1
 
 
@@ -69,8 +68,7 @@ class EndSignals:
         self._writer = -1
         self._thread: threading.Thread | None = None
         self._blocked: set[int] = set()
-        self._timer: threading.Timer | None = None
-        self._timer_lock = threading.Lock()
+        self._limit = EndLimit(END_TIMEOUT_S, self._release_all, self._status)
         self.received = 0
 
     def start(self) -> None:
@@ -101,7 +99,7 @@ class EndSignals:
         signal.siginterrupt(signum, False)
 
     def _caught(self, signum: int, frame: object) -> None:
-        """Note a signal that the thread may be too late to read. Threads: main."""
+        """Note a signal that the thread may be too late to read. Threads: event loop."""
         if signum in END_SIGNALS and signum not in self._handlers:
             self.received = signum
 
@@ -122,11 +120,7 @@ class EndSignals:
 
     def limit(self) -> None:
         """End the process after `END_TIMEOUT_S`, unless it has ended by then."""
-        with self._timer_lock:
-            if self._timer is None:
-                self._timer = threading.Timer(END_TIMEOUT_S, self._end_process)
-                self._timer.daemon = True
-                self._timer.start()
+        self._limit.start()
 
     def _read(self, reader: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
@@ -141,11 +135,8 @@ class EndSignals:
                         self._loop.call_soon_threadsafe(self._on_signal, number)
         os.close(reader)
 
-    def _end_process(self) -> None:
-        releasing = threading.Thread(target=self._release_all, name="release", daemon=True)
-        releasing.start()
-        releasing.join(RELEASE_TIMEOUT_S)
-        os._exit(128 + self.received if self.received else EXIT_OVERDUE)
+    def _status(self) -> int:
+        return 128 + self.received if self.received else EXIT_OVERDUE
 
     def _release_all(self) -> None:
         try:

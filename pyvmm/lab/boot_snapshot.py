@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pyvmm.files.replacement import ReplacementFile
 from pyvmm.lab.kernel import LAB_CACHE
 
 _TIMEOUT_S = 60.0
+_RECEIVE_BYTES = 1 << 16
 _POLL_INTERVAL_S = 0.02
 _UNLIMITED_BYTES_PER_SECOND = 1 << 40
 
@@ -39,9 +41,23 @@ class QemuMonitor:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        connection.settimeout(_TIMEOUT_S)
-        self._lines = connection.makefile("rb")
+        self._ready = select.poll()
+        self._ready.register(connection, select.POLLIN)
+        self._received = b""
         self._negotiated = False
+        self._watched: int | None = None
+        self._interrupt: Callable[[], None] = lambda: None
+
+    def watch(self, fd: int, interrupt: Callable[[], None]) -> None:
+        """Call `interrupt`, which may raise, when `fd` is readable while a command is executed."""
+        self._watched, self._interrupt = fd, interrupt
+        self._ready.register(fd, select.POLLIN)
+
+    def unwatch(self) -> None:
+        """Undo `watch`."""
+        if self._watched is not None:
+            self._ready.unregister(self._watched)
+            self._watched = None
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one command and return its value. Raises BootSnapshotError if that fails."""
@@ -49,9 +65,11 @@ class QemuMonitor:
             self._negotiated = True
             self.execute("qmp_capabilities")
         request = json.dumps({"execute": command, "arguments": arguments})
+        ends_at = time.monotonic() + _TIMEOUT_S
         try:
+            self._connection.settimeout(_TIMEOUT_S)
             self._connection.sendall(request.encode())
-            for line in self._lines:
+            while line := self._next_line(ends_at):
                 message = json.loads(line)
                 if "return" in message:
                     return message["return"]
@@ -61,9 +79,30 @@ class QemuMonitor:
             raise BootSnapshotError(f"{command}: {error}") from error
         raise BootSnapshotError(f"{command}: QEMU has ended")
 
+    def _next_line(self, ends_at: float) -> bytes:
+        """Return the next line; none at the end of the connection. Raises TimeoutError."""
+        while b"\n" not in self._received:
+            self._wait(ends_at)
+            if not (data := self._connection.recv(_RECEIVE_BYTES)):
+                return b""
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _wait(self, ends_at: float) -> None:
+        """Wait until there is something to receive. Raises TimeoutError."""
+        while True:
+            left_ms = (ends_at - time.monotonic()) * 1000
+            readable = {fd for fd, _ in self._ready.poll(max(left_ms, 0))}
+            if self._watched in readable:
+                self._interrupt()
+            if self._connection.fileno() in readable:
+                return
+            if left_ms <= 0:
+                raise TimeoutError("timed out")
+
     def close(self) -> None:
         """Close the connection."""
-        self._lines.close()
         self._connection.close()
 
 
@@ -92,6 +131,16 @@ def save(monitor: QemuMonitor, path: Path) -> None:
     """Write the running machine to `path` and resume it. Raises BootSnapshotError."""
     monitor.execute("stop")
     try:
+        _write(monitor, path)
+    except BootSnapshotError:
+        monitor.execute("cont")
+        raise
+    monitor.execute("cont")
+
+
+def _write(monitor: QemuMonitor, path: Path) -> None:
+    """Write the stopped machine to `path`. Raises BootSnapshotError."""
+    try:
         parameters = {"max-bandwidth": _UNLIMITED_BYTES_PER_SECOND}
         monitor.execute("migrate-set-parameters", **parameters)
         with ReplacementFile(path) as file:
@@ -102,8 +151,6 @@ def save(monitor: QemuMonitor, path: Path) -> None:
         keep_limit(path)
     except OSError as error:
         raise BootSnapshotError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        monitor.execute("cont")
 
 
 def resume_arguments(path: Path) -> list[str]:

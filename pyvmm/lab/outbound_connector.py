@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pyvmm.lab.signals import blocked_signals
+
 MAX_PENDING = 16
 
 
@@ -46,12 +48,14 @@ class OutboundConnector:
         if self._pending > MAX_PENDING:
             self._finish(ConnectResult(channel, None, "too many connections are being made"))
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._connect,
             args=(channel, address),
             name=f"connect {address[:40]}",
             daemon=True,
-        ).start()
+        )
+        with blocked_signals():
+            thread.start()
 
     def results(self) -> Iterator[ConnectResult]:
         """Yield the results that are ready."""

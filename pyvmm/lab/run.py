@@ -17,12 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from devices.listeners import Listeners
 from pyvmm.errors import UserError
 from pyvmm.lab.errors import NotSharedWithLab
 from pyvmm.lab.forwarding import ForwardedListener
 from pyvmm.lab.preload import describe_python
 from pyvmm.lab.processors import DEFAULT_CPUS
-from pyvmm.lab.session import LabSession, signal_pipe
+from pyvmm.lab.session import LabSession
+from pyvmm.lab.signals import signal_pipe
 from pyvmm.lab.start import StartInterrupted, start
 from pyvmm.sockets.lab_paths import (
     GUEST_SOCKET,
@@ -82,19 +84,24 @@ def run_in_lab(
     env.update(guest_variable(announced is not None))
     _compile_our_packages()
     with ExitStack() as stack:
-        signals = stack.enter_context(signal_pipe())  # before anything that must be removed
+        releasing: Listeners[[]] = Listeners()
+        # Before anything that must be removed.
+        signals = stack.enter_context(signal_pipe(releasing))
         listeners = []
         for path, lab_path in inner.items():
             listener = UnixListener(path, shown_as=requested[path])
             listeners.append(ForwardedListener(listener.socket, lab_path, listener.remove))
             stack.callback(listener.remove)
+            releasing.add(listener.remove)
         if announced is not None:
+            releasing.add(announced.remove)
             listeners.append(ForwardedListener(announced.socket, GUEST_SOCKET, announced.remove))
         if incoming is not None:
             forwarded, variable = _incoming_listeners(incoming, security)
             env.update(variable)
             listeners += forwarded
             stack.callback(forwarded[0].close)
+            releasing.add(forwarded[0].close)
         try:
             lab = start(memory_mib=memory_mib, cpus=cpus, signals=signals)
         except StartInterrupted as interrupted:
@@ -102,7 +109,7 @@ def run_in_lab(
         stack.callback(lab.end)
         python = describe_python([str(path.parent) for path in _package_directories()])
         session = LabSession(
-            lab, listeners, program_directories(), python, timeout_s, output_timeout_s
+            lab, listeners, program_directories(), python, releasing, timeout_s, output_timeout_s
         )
         return session.run(argv, env, signals)
 

@@ -11,17 +11,16 @@ An emulated machine can hang without a message. So an agent that sends nothing i
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
 import struct
-import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from devices.listeners import Listeners
 from pyvmm.lab.agent import DRAIN_TIMEOUT_S, TERMINAL_CHANNEL
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.forwarding import ForwardedListener, SocketForwarder
@@ -29,6 +28,7 @@ from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
+from pyvmm.lab.signals import ENDING, blocked_signals
 from pyvmm.lab.start import START_TIMEOUT_S, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 from pyvmm.standard_streams.text import print_message
@@ -46,9 +46,7 @@ TIMED_OUT_STATUS = 124
 _ENDED_TURN_MS = 100
 """Longest turn of the loop when the command has ended, to notice progress of its output."""
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _OUTPUT_LOST_STATUS = 1
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class LabSession:
@@ -60,15 +58,18 @@ class LabSession:
         listeners: Sequence[ForwardedListener],
         programs: Sequence[str],
         python: Mapping[str, Any],
+        releasing: Listeners[[]],
         timeout_s: float | None = None,
         output_timeout_s: float | None = None,
     ) -> None:
         """Connect to `lab` and forward connections of `listeners` to the command.
 
         `programs` are directories the lab may cache, `python` is `preload.describe_python` of this
-        process, and `timeout_s` limits the command's run time. Output that is left when the command
-        has ended is dropped after `output_timeout_s` without progress; None waits for its reader.
+        process, `releasing` is called before this process is ended, and `timeout_s` limits the
+        command's run time. Output that is left when the command has ended is dropped after
+        `output_timeout_s` without progress; None waits for its reader.
         """
+        self._releasing = releasing
         self._timeout_s = timeout_s
         self._output_timeout_s = output_timeout_s
         self._ended_at: float | None = None  # when the command ended, or output was last written
@@ -91,7 +92,7 @@ class LabSession:
     def run(self, argv: Sequence[str], env: Mapping[str, str], signals: int) -> int:
         """Wait for the lab, run `argv` and return its exit status. Raises LabError.
 
-        `signals` is the descriptor of `signal_pipe`.
+        `signals` is the descriptor of `pyvmm.lab.signals.signal_pipe`.
         """
         self._mux.watch(signals, lambda: self._on_signals(signals))
         try:
@@ -120,7 +121,8 @@ class LabSession:
             self._deadline = time.monotonic() + self._timeout_s
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
         keyboard = 0 if in_foreground(0) else None
-        with raw_terminal(keyboard):
+        with raw_terminal(keyboard) as restore:
+            self._releasing.add(restore)
             self._start(argv, env)
             while not self._finished():
                 self._turn()
@@ -163,13 +165,17 @@ class LabSession:
             "winsize": self._winsize(),
             "python": self._python,
         }
+        with blocked_signals():
+            self._add_streams()
+        self._mux.send_control({"start": request})
+
+    def _add_streams(self) -> None:
         for fd in (0, 1, 2):
             if fd not in self._terminals:
                 self._add_stream(fd, source=fd if fd == 0 else None, sink=None if fd == 0 else fd)
         if self._terminals:
             output = next(fd for fd in (1, 2, 0) if fd in self._terminals)
             self._add_stream(TERMINAL_CHANNEL, source=0 if in_foreground(0) else None, sink=output)
-        self._mux.send_control({"start": request})
 
     def _add_stream(self, channel: int, source: int | None, sink: int | None) -> None:
         ends: dict[str, int] = {}
@@ -259,7 +265,7 @@ class LabSession:
             self._signals = number
             if self._ready:
                 self._mux.send_control({"signal": number})
-                if number in _ENDING:
+                if number in ENDING:
                     self._deadline = time.monotonic() + GRACE_PERIOD_S
 
     def _winsize(self) -> list[int]:
@@ -275,25 +281,3 @@ class LabSession:
         if self._lab.snapshot is not None and not self._ready:
             self._lab.snapshot.unlink(missing_ok=True)
         return lab_error(self._lab, message)
-
-
-@contextlib.contextmanager
-def signal_pipe() -> Iterator[int]:
-    """Deliver forwarded signals as bytes on a pipe instead of by their handlers.
-
-    Those that are blocked are no longer.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    numbers = (*_FORWARDED, signal.SIGWINCH)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reader)
-        os.close(writer)
-        sys.stdout.flush()

@@ -28,7 +28,7 @@ CLOCK_TOLERANCE = 2.0
 
 
 class StartInterrupted(Exception):
-    """The signal `number` has ended the wait for the lab's first boot."""
+    """The signal `number` has ended the start of the lab."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -38,8 +38,8 @@ class StartInterrupted(Exception):
 def start(*, memory_mib: int, cpus: int, signals: int) -> LabProcess:
     """Start the emulated machine; its agent has booted (if a snapshot is resumed) or will boot.
 
-    `signals` is the descriptor of `session.signal_pipe`. Raises NotInstalled or LabKernelUnreadable
-    for a part, LabError if the machine does not start, `StartInterrupted`.
+    `signals` is the descriptor of `pyvmm.lab.signals.signal_pipe`. Raises NotInstalled or
+    LabKernelUnreadable for a part, LabError if the machine does not start, `StartInterrupted`.
     """
     machine = machine_arguments(memory_mib, cpus)
     snapshot = snapshot_path(machine)
@@ -48,7 +48,7 @@ def start(*, memory_mib: int, cpus: int, signals: int) -> LabProcess:
             if not snapshot.exists() and not _boot_and_save(machine, snapshot, signals):
                 break
             with contextlib.suppress(BootSnapshotError):
-                return _resume(machine, snapshot)
+                return _resume(machine, snapshot, signals)
     return LabProcess(machine)
 
 
@@ -59,6 +59,7 @@ def _boot_and_save(machine: list[str], snapshot: Path, signals: int) -> bool:
     """
     for _ in range(2):
         lab = LabProcess(machine)
+        lab.monitor.watch(signals, lambda: _interrupt(signals))
         try:
             if _boot(lab, signals):
                 save(lab.monitor, snapshot)
@@ -108,11 +109,13 @@ def _wait_for(lab: LabProcess, link: Multiplexer, answers: dict[str, float], key
             raise lab_error(lab, "the lab ended while it started") from None
 
 
-def _resume(machine: list[str], snapshot: Path) -> LabProcess:
+def _resume(machine: list[str], snapshot: Path, signals: int) -> LabProcess:
     """Resume `machine`; remove a snapshot that does not resume and raise BootSnapshotError."""
     lab = LabProcess(machine, snapshot)
+    lab.monitor.watch(signals, lambda: _interrupt(signals))
     try:
         resume(lab.monitor, snapshot)
+        lab.monitor.unwatch()
     except BootSnapshotError:
         lab.end()
         snapshot.unlink(missing_ok=True)

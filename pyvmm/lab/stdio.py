@@ -17,7 +17,7 @@ import socket
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pyvmm.standard_streams.descriptors import write_all
 
@@ -99,14 +99,17 @@ def in_foreground(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def raw_terminal(fd: int | None) -> Iterator[None]:
-    """Put terminal `fd` in raw mode for the block: the lab's pty has the line discipline."""
+def raw_terminal(fd: int | None) -> Iterator[Callable[[], None]]:
+    """Put terminal `fd` in raw mode for the block: the lab's pty has the line discipline.
+
+    Yield a function that any thread may call to restore it before.
+    """
     if fd is None:
-        yield
+        yield lambda: None
         return
     before = termios.tcgetattr(fd)
     tty.setraw(fd, termios.TCSADRAIN)
     try:
-        yield
+        yield lambda: termios.tcsetattr(fd, termios.TCSANOW, before)
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -22,13 +22,14 @@ from pyvmm.cli.late_loop import LateLoop
 PROGRAM = """
 import asyncio, contextlib, os, sys, threading, time
 from pathlib import Path
+from pyvmm.blocking import end_limit
 from pyvmm.cli import boot_run, end_signals, terminal_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
 end_signals.END_TIMEOUT_S = 0.5
-end_signals.RELEASE_TIMEOUT_S = 0.5
+end_limit.RELEASE_TIMEOUT_S = 0.5
 hang = lambda: threading.Event().wait()
 
 class Board:

@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import pytest
 
+from devices.listeners import Listeners
 from pyvmm.lab import start as module
 from pyvmm.lab.boot_snapshot import BootSnapshotError, snapshot_path
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.session import signal_pipe
+from pyvmm.lab.signals import signal_pipe
 
 
 class FakeLab:
@@ -28,7 +29,7 @@ class FakeLab:
 
     def __init__(self, machine: list[str], snapshot: Path | None = None) -> None:
         self.snapshot = snapshot
-        self.monitor = None
+        self.monitor = SimpleNamespace(watch=lambda fd, interrupt: None)
         self.started.append(snapshot)
 
     def end(self) -> None:
@@ -89,7 +90,7 @@ def test_the_clock_of_a_booted_lab_is_compared_with_the_hosts(
     thread = threading.Thread(target=serve)
     thread.start()
     lab = SimpleNamespace(link=host)
-    with host, agent_end, signal_pipe() as signals:
+    with host, agent_end, signal_pipe(Listeners()) as signals:
         assert module._boot(cast(LabProcess, lab), signals) is right
         thread.join()
 
@@ -97,7 +98,7 @@ def test_the_clock_of_a_booted_lab_is_compared_with_the_hosts(
 def test_a_signal_ends_the_first_boot_of_a_lab() -> None:
     host, agent_end = socket.socketpair()
     lab = SimpleNamespace(link=host)
-    with host, agent_end, signal_pipe() as signals:
+    with host, agent_end, signal_pipe(Listeners()) as signals:
         os.kill(os.getpid(), signal.SIGWINCH)  # does not end anything
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(module.StartInterrupted) as interrupted:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""End the process within a limited time, whatever its threads wait for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+RELEASE_TIMEOUT_S = 1.0
+"""Longest time to restore the terminal and to remove the sockets when the time is over."""
+
+
+class EndLimit:
+    """Calls `release` and ends the process `timeout_s` after `start`, with `status()`.
+
+    `release` restores what the process must not leave behind. It has `RELEASE_TIMEOUT_S`, on a
+    thread of its own.
+
+    Threads: any.
+    """
+
+    def __init__(
+        self, timeout_s: float, release: Callable[[], object], status: Callable[[], int]
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._release = release
+        self._status = status
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Let the time begin, unless it has begun."""
+        with self._lock:
+            if self._timer is None:
+                self._timer = threading.Timer(self._timeout_s, self._end_process)
+                self._timer.daemon = True
+                # The new thread takes no signals, whatever the caller's does.
+                former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                self._timer.start()
+                signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def cancel(self) -> None:
+        """Limit the time no longer."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _end_process(self) -> None:
+        releasing = threading.Thread(target=self._release, name="release", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE_TIMEOUT_S)
+        os._exit(self._status())
