@@ -34,7 +34,7 @@ from pyvmm.cli import entry, guest_run
 stamps, fd = {{}}, int(os.environ["{TIMES_FD}"])
 def stamp(name):
     stamps[name] = time.monotonic()
-choose_kvm = guest_run.choose_kvm
+run_where_kvm_works = guest_run.run_where_kvm_works
 def chosen(*args, **kwargs):
     stamp("start")
     from pyvmm.cli import vm_start
@@ -44,7 +44,7 @@ def chosen(*args, **kwargs):
         stamp("machine")
         time_command()
     vm_start.VmStart.boot = booted
-    return choose_kvm(*args, **kwargs)
+    return run_where_kvm_works(*args, **kwargs)
 def time_command():
     from pyvmm.cli import command_run
     def after(owner, name, stage):
@@ -56,7 +56,7 @@ def time_command():
         setattr(owner, name, wrapped)
     after(command_run.GuestAgent, "connect", "guest")
     after(command_run.GuestCommand, "wait", "command")
-guest_run.choose_kvm = chosen
+guest_run.run_where_kvm_works = chosen
 try:
     entry.main()
 finally:

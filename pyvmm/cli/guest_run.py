@@ -2,8 +2,8 @@
 """Run the guest of `pyvmm run`, here or in the lab, once its options are read.
 
 Errors in files are reported before anything is started. Then this process runs the machine or,
-where KVM is missing or unfit, runs the same command line again in the lab. Signals that end the
-process are held from the first socket until either of them takes them.
+where KVM is missing, unfit or refuses, runs the same command line again in the lab. Signals that
+end the process are held from the first socket until either of them takes them.
 
 A module that only some guests need is imported late; each such import names the start-up time it
 saves (tests/project/test_imports.py keeps a boot free of them).
@@ -21,7 +21,7 @@ from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.end_signals import held_end_signals
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.huge_pages import prepare_huge_pages
-from pyvmm.lab.choose import KvmMode, KvmProvider, choose_kvm
+from pyvmm.lab.choose import KvmMode, run_where_kvm_works
 
 if TYPE_CHECKING:
     from pyvmm.cli.command_request import GuestAdditions
@@ -110,8 +110,21 @@ def run_guest(
         def announce() -> ListeningSocket | None:
             return named or _announce(stack, name, image, config.ram_bytes)
 
-        # With a command, standard error output is the command's.
-        if choose_kvm(kvm, quiet=command is not None) is KvmProvider.LAB:
+        def run_on_host() -> int:
+            prepare_huge_pages(config.hugepages, config.ram_bytes)
+            if snapshot is not None:
+                # Late: saves 30 ms (asyncio) without --restore.
+                from pyvmm.cli.terminal_run import run_restored
+
+                return run_restored(config, snapshot, sockets, ports, record, announce())
+            # Late: saves 17 ms (the machine) where the lab runs it.
+            from pyvmm.cli.boot_run import boot_on_terminal, boot_with_command
+
+            if command is not None:
+                return boot_with_command(config, overlay, command, sockets, ports, record, announce)
+            return boot_on_terminal(config, overlay, sockets, ports, record, announce)
+
+        def run_in_lab() -> int:
             # Late: saves 23 ms (the lab) where KVM is fit.
             from pyvmm.cli.lab import run_again_in_lab
             from pyvmm.standard_streams.log import set_up_log
@@ -122,18 +135,9 @@ def run_guest(
             booted = () if snapshot else filter(None, (config.kernel, config.initrd))
             files = [*booted, *(additions.host_paths if additions else ())]
             return run_again_in_lab(config.ram_bytes, announce(), sockets, ports, files)
-        prepare_huge_pages(config.hugepages, config.ram_bytes)
-        if snapshot is not None:
-            # Late: saves 30 ms (asyncio) without --restore.
-            from pyvmm.cli.terminal_run import run_restored
 
-            return run_restored(config, snapshot, sockets, ports, record, announce())
-        # Late: saves 17 ms (the machine) where the lab runs it.
-        from pyvmm.cli.boot_run import boot_on_terminal, boot_with_command
-
-        if command is not None:
-            return boot_with_command(config, overlay, command, sockets, ports, record, announce)
-        return boot_on_terminal(config, overlay, sockets, ports, record, announce)
+        # With a command, standard error output is the command's.
+        return run_where_kvm_works(kvm, run_on_host, run_in_lab, quiet=command is not None)
 
 
 def _announce(
@@ -177,16 +181,21 @@ def run_incoming_guest(
 
     address = parse_migration_address(incoming)
     with held_end_signals(), announced(name, None, max_ram_bytes, address) as guest:
-        if choose_kvm(kvm) is KvmProvider.LAB:
+
+        def run_on_host() -> int:
+            prepare_huge_pages(hugepages, max_ram_bytes)
+            # Late: saves 34 ms (the machine) where the lab runs it.
+            from pyvmm.cli.terminal_run import run_incoming
+
+            listener = MigrationListener(address, protection)
+            return run_incoming(listener, max_ram_bytes, hugepages, sockets, ports, record, guest)
+
+        def run_in_lab() -> int:
             # Late: saves 23 ms (the lab) where KVM is fit.
             from pyvmm.cli.lab import run_again_in_lab
 
             return run_again_in_lab(
                 max_ram_bytes, guest, sockets, ports, incoming=address, security=protection
             )
-        prepare_huge_pages(hugepages, max_ram_bytes)
-        # Late: saves 34 ms (the machine) where the lab runs it.
-        from pyvmm.cli.terminal_run import run_incoming
 
-        listener = MigrationListener(address, protection)
-        return run_incoming(listener, max_ram_bytes, hugepages, sockets, ports, record, guest)
+        return run_where_kvm_works(kvm, run_on_host, run_in_lab)

@@ -23,7 +23,12 @@ from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
 from pyvmm.learn.errors import ExerciseUnusable
-from pyvmm.machine.errors import KvmUnusable, MachineNotCreated, VcpuNotStopped
+from pyvmm.machine.errors import (
+    KvmUnusable,
+    MachineNotCreated,
+    PlatformNotCreated,
+    VcpuNotStopped,
+)
 from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
 from pyvmm.migration.errors import IncomingMigrationFailed
 from pyvmm.qmp import errors as qmp
@@ -41,6 +46,7 @@ REMEDIES: dict[type[UserError], str] = {
     ExerciseUnusable: "give the file that 'pyvmm learn N --exercise' has written",
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
+    PlatformNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",

@@ -15,6 +15,7 @@ signal that ends the process is caught before there is anything that must be rem
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from devices.listeners import Listeners
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.late_loop import LateLoop
+from pyvmm.machine.errors import PlatformNotCreated
 from pyvmm.machine.platform import Platform
 from pyvmm.trace.tracer import EventTracer
 
@@ -79,7 +81,7 @@ class VmStart:
         """Called by `release`."""
         self.listeners: list[UnixListener] = []
         self.signals = EndSignals(self.loop, self.signalled, self.release)
-        stack.callback(self.signals.close)
+        stack.push(self._close_signals)
         self.signals.start()
         self._platform: Platform | None = None
         self._machine: Machine | None = None
@@ -89,6 +91,12 @@ class VmStart:
         self.port_hosts = self._make_port_hosts(ports) if ports else None
         if record is not None:
             self._start_recording(record)
+
+    def _close_signals(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Let a signal wait again that has ended no guest, as another KVM may run it."""
+        self.signals.close()
+        if isinstance(error, PlatformNotCreated) and self.signals.received:
+            os.kill(os.getpid(), self.signals.received)
 
     def _bind(self, path: Path) -> None:
         # Late: saves 0.9 ms without --qmp.

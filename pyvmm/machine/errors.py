@@ -18,18 +18,28 @@ class MachineNotCreated(UserError):
     """KVM or the host refused a request that the machine needs; the message names the request."""
 
 
+class PlatformNotCreated(MachineNotCreated):
+    """KVM refused a request before any vCPU has run; another KVM may run the guest."""
+
+
 class VcpuNotStopped(UserError):
     """A vCPU has not left the guest in time, so the guest was not paused."""
 
 
 @contextmanager
-def host_errors_reported() -> Iterator[None]:
-    """Raise `MachineNotCreated` for a request that KVM or the host refuses in the block."""
+def host_errors_reported(
+    refused: type[MachineNotCreated] = MachineNotCreated,
+) -> Iterator[None]:
+    """Raise `MachineNotCreated` for a request that the host refuses in the block.
+
+    If KVM refuses it, raise `refused`.
+    """
     try:
         yield
+    except KvmError as error:
+        raise refused(f"the machine cannot be created: {error}") from error
     except OSError as error:
-        reason = error if isinstance(error, KvmError) else error.strerror
-        raise MachineNotCreated(f"the machine cannot be created: {reason}") from error
+        raise MachineNotCreated(f"the machine cannot be created: {error.strerror}") from error
 
 
 def kvm_refusal(error: BaseException) -> str:

@@ -10,6 +10,9 @@ is found by a probe each time, as are its reason and measurements.
 
 The file is trusted if it is a regular file of this user that no other user may write, and has
 exactly the contents that `record_fit` would write now. In any other case KVM is probed.
+
+A KVM that was fit may still refuse a guest: another hypervisor has taken the processor, or a
+container's rules have changed. Then it is probed again, and `forget_fit` removes the file.
 """
 
 from __future__ import annotations
@@ -51,6 +54,12 @@ def record_fit() -> None:
     ):
         pwrite_all(file.fd, _identity())
         file.commit()
+
+
+def forget_fit() -> None:
+    """Remember nothing: the present KVM is not fit."""
+    with contextlib.suppress(OSError, UserError):
+        (cache_root() / _KIND / _NAME).unlink()
 
 
 def _is_private(status: os.stat_result) -> bool:

@@ -35,7 +35,7 @@ from pykvm import System, abi
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
 from pyvmm.boot.panic import rebooted_after_panic
-from pyvmm.machine.errors import host_errors_reported, kvm_refusal
+from pyvmm.machine.errors import PlatformNotCreated, host_errors_reported, kvm_refusal
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
 from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
 from pyvmm.machine.vcpu_thread import (
@@ -77,12 +77,12 @@ class Platform:
     `console_throttle` may block that vCPU, with no lock held, until the console has room.
     `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
     exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
-    `HostMemoryUnavailable`, and `MachineNotCreated` if KVM refuses a request.
+    `HostMemoryUnavailable`, and `PlatformNotCreated` if KVM refuses a request.
 
     Threads: as `Machine`; `guest_exits` and `request_failed` any.
     """
 
-    @host_errors_reported()
+    @host_errors_reported(PlatformNotCreated)
     def __init__(
         self,
         config: MachineConfig,
@@ -133,11 +133,11 @@ class Platform:
             vcpu, index, buses, self.serial, exits, self.gate, crashed, self.request_failed
         )
 
-    @host_errors_reported()
+    @host_errors_reported(PlatformNotCreated)
     def boot(self, files: BootFiles) -> None:
         """Load the kernel and set the vCPUs up for its entry point.
 
-        Raises `MachineNotCreated` if KVM refuses a request.
+        Raises `PlatformNotCreated` if KVM refuses a request.
         """
         start = load_linux(files, self.config, self.ram)
         for index, thread in enumerate(self.vcpu_threads):

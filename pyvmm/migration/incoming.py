@@ -27,6 +27,7 @@ from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.config import MIN_RAM_BYTES, MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
+from pyvmm.machine.errors import PlatformNotCreated
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.platform import Platform
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
@@ -54,8 +55,10 @@ def log_refused(error: MigrationError) -> None:
 def rehearse_incoming() -> None:
     """Create, restore and close a machine that nothing uses; no source should have connected yet.
 
-    Without effect where that is not possible: the reason is reported when a guest's machine is
-    created. Threads: any.
+    Raises `PlatformNotCreated` if KVM refuses it, as it would a guest's. Otherwise without effect
+    where that is not possible: the reason is reported when a guest's machine is created.
+
+    Threads: any.
     """
     config = MachineConfig(
         kernel=Path(),
@@ -65,13 +68,17 @@ def rehearse_incoming() -> None:
         vcpus=1,
         dialect="bitmap",
     )
-    with contextlib.suppress(UserError, OSError):
+    try:
         output = ByteQueue(lambda: None, 1)
         machine = Machine(Platform(config, console_output=output, tracer=LogTracer()))
         try:
             machine.prepare_incoming()
         finally:
             machine.close()
+    except PlatformNotCreated:
+        raise
+    except (UserError, OSError):
+        pass
 
 
 class IncomingVm(Protocol):

@@ -66,14 +66,14 @@ def test_every_stage_of_a_command_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
             await getattr(owner, name)()
 
     def main() -> None:
-        guest_run.choose_kvm("host")
+        guest_run.run_where_kvm_works("host", int, int)
         vm_start.VmStart.boot()
         asyncio.run(call_wrapped())
 
     for owner, name in wrapped:
         monkeypatch.setattr(owner, name, returns)
     monkeypatch.setattr(vm_start.VmStart, "boot", lambda: None)
-    monkeypatch.setattr(guest_run, "choose_kvm", lambda mode: None)
+    monkeypatch.setattr(guest_run, "run_where_kvm_works", lambda *args: None)
     monkeypatch.setattr(entry, "main", main)
     reader, writer = os.pipe()
     monkeypatch.setenv(TIMES_FD, str(writer))

@@ -91,7 +91,7 @@ def test_run_refuses_a_name_in_use_before_anything_starts(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pyvmm.cli.guest_run.choose_kvm", refuse)
+    monkeypatch.setattr("pyvmm.cli.guest_run.run_where_kvm_works", refuse)
     with announce("web"), pytest.raises(SystemExit) as exit_info:
         main(["run", "--kernel", str(kernel), "--name", "web"])
     assert exit_info.value.code == 2
@@ -113,7 +113,7 @@ def test_run_announces_its_guest_while_it_runs(
         seen.extend(running_guests())
         raise error or KeyboardInterrupt
 
-    monkeypatch.setattr("pyvmm.cli.guest_run.choose_kvm", choose)
+    monkeypatch.setattr("pyvmm.cli.guest_run.run_where_kvm_works", choose)
     with pytest.raises(SystemExit):
         main(["run", "--kernel", str(kernel), "--name", "web", "--memory", "128M"])
     assert [(guest.name, guest.image) for guest in seen] == [("web", str(kernel))]

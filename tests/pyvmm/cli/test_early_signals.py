@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A signal that arrives before anything serves a socket, or when nothing does any more, leaves none."""
+"""A signal that arrives before anything serves a socket, or after that, leaves none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import os, signal, sys, threading
 from pathlib import Path
 from pyvmm.cli import exit_status, guest_run, lab, vm_start
 from pyvmm.config import MachineConfig
-from pyvmm.lab.choose import KvmProvider
 from pyvmm.machine import machine
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.runtime_directory import announcement
@@ -56,11 +55,11 @@ class Guest:
     def close(self):
         self.machine.close()
 
-def choose(*arguments, **options):
+def choose(mode, on_host, in_the_lab, **options):
     assert list(directory.rglob("*.sock")), "the guest is announced"
     if where == "announced":
         interrupt()
-    return KvmProvider.LAB if where == "lab" else KvmProvider.HOST
+    return in_the_lab() if where == "lab" else on_host()
 
 def start_lab(**options):
     assert (directory / "qmp").exists()
@@ -104,7 +103,7 @@ if where == "restoring":
     from pyvmm.cli import terminal_run
     from pyvmm.snapshot import restore
     restore.restore, terminal_run.VirtualMachine = restore_slowly, Guest
-guest_run.choose_kvm = choose
+guest_run.run_where_kvm_works = choose
 vm_start.read_boot_files = lambda *arguments: None
 vm_start.Platform = Board
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")

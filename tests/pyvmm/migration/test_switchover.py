@@ -237,7 +237,7 @@ def test_an_incoming_machine_is_rehearsed_before_a_source_connects(
 
 def test_a_rehearsal_that_is_not_possible_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **named: object) -> Machine:
-        raise MachineNotCreated("the machine cannot be created: no /dev/kvm")
+        raise MachineNotCreated("the machine cannot be created: too many open files")
 
     monkeypatch.setattr(incoming, "Machine", refuse)
     rehearse_incoming()
