@@ -75,10 +75,10 @@ Show = Callable[[dict[str, Any]], None]
 )
 @click.option(
     "--checksum",
-    type=click.Choice(["crc32c", "xxh3", "none"]),
-    default="crc32c",
+    type=click.Choice(["auto", "crc32c", "xxh3", "none"]),
+    default="auto",
     show_default=True,
-    help="Checksum of memory; xxh3 is the fastest in a lab, none is for unix sockets.",
+    help="Checksum of memory; auto is the fastest that both sides have, none is for unix sockets.",
 )
 @click.option(
     "--streams",

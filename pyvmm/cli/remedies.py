@@ -144,7 +144,7 @@ REPORTED = {
     ),
     r"^Pages without a checksum are sent over unix sockets only": "give --checksum crc32c",
     r"^the destination has aborted: this pyvmm has no checksum ": "give --checksum crc32c",
-    r"the source sends version 4 of the migration stream; ": "give --streams 1, the default",
+    r"the source sends version [45] of the migration stream; ": "give --streams 1, the default",
     r"^The guest has migrated": "give the control socket of the destination",
     r"^the guest is paused and cannot respond": "let it run with: pyvmm cont",
     r"^a vCPU has not left the guest within ": REMEDIES[VcpuNotStopped],

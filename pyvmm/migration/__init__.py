@@ -13,6 +13,7 @@
     messages.py             the messages of both sides, checked when they are read
     stream.py               bytes to messages, in the one valid order; no input or output
     link.py                 the connection
+    checksum_choice.py      the checksum of pages that both sides agree on
     auto_converge.py        how far to throttle a guest that writes too fast
     rate_limiter.py         the limit on bandwidth
     progress.py             settings and figures

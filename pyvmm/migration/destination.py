@@ -20,13 +20,14 @@ from devices.state import StateError
 from pykvm import KvmError
 from pyvmm.errors import UserError
 from pyvmm.migration import messages
+from pyvmm.migration.checksum_choice import choose
 from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.destination_channel import DestinationChannel, LastMessage
 from pyvmm.migration.errors import LinkBroken, MigrationError
 from pyvmm.migration.stream import SourceReader, ram_pages
 from pyvmm.migration.stream_receivers import IncomingPages, StreamReceivers
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
-from pyvmm_native.checksum import CHECKSUMS, Checksum
+from pyvmm_native.checksum import Checksum
 from pyvmm_native.runs import PageRuns
 
 if TYPE_CHECKING:
@@ -165,12 +166,12 @@ class DestinationMigration:
         No garbage is collected from the first part until `switchover` is closed.
         """
         message_s = self._timeouts.message
-        checksum = self._checksum(hello.checksum)
+        checksum, answer = choose(hello.checksum, hello.offered, local=self._link.local)
         ram = self._target.create_machine(hello.config)
-        channel = self._link.pages(ram.memory, checksum)
+        channel = self._link.pages(ram.memory, Checksum(checksum))
         parts: list[Record] = []
         try:
-            self._welcome(hello, ram.memory)
+            self._welcome(hello, ram.memory, checksum, answer)
             ready = self._receive_state(ram, channel, parts, switchover)
         except MigrationError as error:
             failure = self.streams.failure
@@ -189,14 +190,19 @@ class DestinationMigration:
         self._channel.receive(message_s)  # the commit: the reader keeps the order
         return ready
 
-    def _welcome(self, hello: messages.Hello, memory: GuestMemory) -> None:
-        """Tell the source that there is a machine; wait until all its streams have joined."""
+    def _welcome(
+        self, hello: messages.Hello, memory: GuestMemory, checksum: str, answer: str
+    ) -> None:
+        """Tell the source that there is a machine; wait until all its streams have joined.
+
+        Pages have `checksum`, which is `answer` if the source has offered it.
+        """
         message_s, hello_s = self._timeouts.message, self._timeouts.hello
         if hello.streams == 1:
-            self._channel.send(messages.Welcome(), message_s)
+            self._channel.send(messages.Welcome(checksum=answer), message_s)
             return
         token = self.streams.expect(hello.streams)
-        self._channel.send(messages.Welcome(token), message_s)
+        self._channel.send(messages.Welcome(token, answer), message_s)
         ends_at = time.monotonic() + hello_s
         while (joined := self.streams.wait_joined(JOIN_POLL_S)) < hello.streams:
             if self._link.readable():
@@ -207,7 +213,7 @@ class DestinationMigration:
                     f"{joined} of {hello.streams} streams have joined within {hello_s:.3g} s"
                 )
         ram = ram_pages(hello.config)
-        self.streams.start(IncomingPages(memory, ram, hello.checksum, message_s, self._on_state))
+        self.streams.start(IncomingPages(memory, ram, checksum, message_s, self._on_state))
         self._channel.send(messages.StreamsJoined(), message_s)
 
     def _receive_state(
@@ -233,13 +239,3 @@ class DestinationMigration:
                     parts.append(part)
             message = self._channel.receive(message_s)
         return message
-
-    def _checksum(self, name: str) -> Checksum:
-        """Return the checksum that the source has chosen. Raises `MigrationError`."""
-        if name not in CHECKSUMS:
-            raise MigrationError(
-                f"this pyvmm has no checksum {name!r}, only {', '.join(CHECKSUMS)}"
-            )
-        if name == "none" and not self._link.local:
-            raise MigrationError("pages without a checksum are received over unix sockets only")
-        return Checksum(name)

@@ -14,8 +14,10 @@
                               the guest ran before the switchover, 0 if it was paused
     commit      source        empty
     stream      source        token, 32 bytes; u64 number of the stream, from 1 on
-    welcome     destination   empty; or, if the source asked for several streams, the token that
-                              they join with
+    welcome     destination   16 bytes, the checksum that it has chosen of those offered, padded
+                              with zeros; then, if the source asked for several streams, the token
+                              that they join with, 32 bytes. Without the first 16 bytes, and of an
+                              older version, if it has chosen none
     joined      destination   empty
     round-ack   destination   u64 number of the round all of which is in memory
     restored    destination   empty
@@ -24,7 +26,9 @@
 
 The version of "migration" is that of the stream (`docs/reference/formats.md`). "failed" never
 changes, so that either side can tell the other why it refuses its version. A source that asks for
-one stream sends version 3, which older destinations read.
+one stream sends version 3, which older destinations read. With version 5 it offers checksums, of
+which the destination may choose one in place of the one that "migration" names; older destinations
+read it, too, and choose none.
 
 "stream" is the first message of a connection that joins a migration; "pages" and "round-end" are
 all that may follow it there.
@@ -53,8 +57,9 @@ BITMAP_BYTES = BLOCK_PAGES // 8
 HELLO = "migration"
 _CHECKSUM = "checksum"
 _STREAMS = "streams"
-STREAM_VERSION = 4
-_ONE_STREAM_VERSION = 3
+_OFFERED = "offered"
+STREAM_VERSION = 5
+_STREAMS_VERSION, _ONE_STREAM_VERSION = 4, 3
 MAX_STREAMS = 16
 TOKEN_BYTES = 32
 MAX_ZERO_RUNS = 4096
@@ -67,6 +72,7 @@ _RUN = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
 _TOTALS = struct.Struct("<QQQ")
 _STREAM = struct.Struct(f"<{TOKEN_BYTES}sQ")
+_CHECKSUM_NAME = struct.Struct("<16s")
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,27 @@ class Hello:
     checksum: str = "crc32c"
     streams: int = 1
     """With several, pages travel on further connections and not on that of this message."""
+    offered: tuple[str, ...] = ()
+    """Checksums that the destination may choose instead, the best first."""
 
     def record(self) -> Record:
         further: dict[str, Any] = {_CHECKSUM: self.checksum}
-        if self.streams == 1:
-            return Record(HELLO, _ONE_STREAM_VERSION, encode_config(self.config, further))
-        further[_STREAMS] = self.streams
-        return Record(HELLO, STREAM_VERSION, encode_config(self.config, further))
+        needed = _ONE_STREAM_VERSION if self.streams == 1 else _STREAMS_VERSION
+        if self.offered or needed > _ONE_STREAM_VERSION:
+            further[_STREAMS] = self.streams
+        if not self.offered:
+            return Record(HELLO, needed, encode_config(self.config, further))
+        further[_OFFERED] = " ".join(self.offered)
+        payload = encode_config(self.config, further)
+        return Record(HELLO, STREAM_VERSION, payload, compatible=STREAM_VERSION - needed)
 
     @classmethod
     def read(cls, record: Record) -> Hello:
         try:
             fields = record_fields(record, SOURCE_KINDS[HELLO])
             checksum, streams = fields.text(_CHECKSUM), fields.number(_STREAMS)
-            hello = cls(restore_config(fields), checksum, streams)
+            offered = tuple(fields.text(_OFFERED).split())
+            hello = cls(restore_config(fields), checksum, streams, offered)
         except StateError as error:
             raise MigrationError(str(error)) from error
         if not 1 <= streams <= MAX_STREAMS:
@@ -245,15 +258,22 @@ class Welcome:
 
     token: bytes = field(default=b"", repr=False)
     """Streams join with it; empty if the source asked for one stream."""
+    checksum: str = ""
+    """The one that was chosen of those offered, if any."""
 
     def record(self) -> Record:
-        return Record("welcome", 2 if self.token else 1, self.token)
+        if not self.checksum:
+            return Record("welcome", 2 if self.token else 1, self.token)
+        return _record("welcome", _CHECKSUM_NAME.pack(self.checksum.encode()) + self.token)
 
     @classmethod
     def read(cls, record: Record) -> Welcome:
-        if len(record.payload) not in (0, TOKEN_BYTES):
+        payload = record.payload
+        if len(payload) - _CHECKSUM_NAME.size not in (0, TOKEN_BYTES):
             raise _wrong_size(record)
-        return cls(record.payload)
+        (name,) = _CHECKSUM_NAME.unpack_from(payload)
+        checksum = name.rstrip(b"\0").decode("ascii", "backslashreplace")
+        return cls(payload[_CHECKSUM_NAME.size :], checksum)
 
 
 @dataclass(frozen=True)
@@ -332,6 +352,14 @@ def _with_streams(payload: dict[str, Any]) -> Payload:
     return {**payload, _STREAMS: 1}
 
 
+def _with_offered(payload: dict[str, Any]) -> Payload:
+    return {**payload, _OFFERED: ""}
+
+
+def _with_chosen(payload: bytes) -> bytes:
+    return _CHECKSUM_NAME.pack(b"") + payload
+
+
 FromSource: TypeAlias = (
     Hello | StreamHello | Pages | Zeros | RoundEnd | DeviceState | Ready | Commit
 )
@@ -341,7 +369,7 @@ SOURCE_KINDS = {
     HELLO: Kind(
         STREAM_VERSION,
         MAX_PAYLOAD_BYTES,
-        upgrades=(fields_upgrade(_with_checksum), fields_upgrade(_with_streams)),
+        upgrades=tuple(map(fields_upgrade, (_with_checksum, _with_streams, _with_offered))),
     ),
     "stream": Kind(1, _STREAM.size),
     "pages": Kind(2, _PAGES.size + BLOCK_PAGES * PAGE_BYTES, upgrades=(_same,)),
@@ -351,7 +379,7 @@ SOURCE_KINDS = {
     "commit": Kind(1, 0),
 }
 DESTINATION_KINDS = {
-    "welcome": Kind(2, TOKEN_BYTES, upgrades=(_same,)),
+    "welcome": Kind(3, _CHECKSUM_NAME.size + TOKEN_BYTES, upgrades=(_same, _with_chosen)),
     "joined": Kind(1, 0),
     "round-ack": Kind(1, _NUMBER.size),
     "restored": Kind(1, 0),

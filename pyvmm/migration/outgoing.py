@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pykvm import KvmError
 from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.errors import UserError
+from pyvmm.migration.checksum_choice import AUTO
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.loop_calls import call_on_loop
@@ -127,7 +128,7 @@ class Migrations:
             raise MigrationRefused("There is a snapshot in process, please wait")
         if self._ended or self._machine.status not in ("running", "paused"):
             raise MigrationRefused("The guest has ended or has migrated")
-        if settings.checksum not in CHECKSUMS:
+        if settings.checksum not in (AUTO, *CHECKSUMS):
             raise MigrationRefused(f"This pyvmm was built without the checksum {settings.checksum}")
         if settings.checksum == "none" and not isinstance(address, UnixAddress):
             raise MigrationRefused("Pages without a checksum are sent over unix sockets only")

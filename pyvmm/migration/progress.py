@@ -28,8 +28,9 @@ class Settings:
     """Longest expected time for which the guest may be paused while the rest is sent."""
     unused_timeout_s: float = 5.0
     """Time-out of the request for unused pages; with 0, the guest is not asked."""
-    checksum: str = "crc32c"
-    """The checksum of pages, one of `pyvmm_native.checksum.CHECKSUMS`."""
+    checksum: str = "auto"
+    """The checksum of pages, one of `pyvmm_native.checksum.CHECKSUMS`, or the fastest one
+    (`pyvmm.migration.checksum_choice.AUTO`)."""
     streams: int = 1
     """Connections that carry pages; with more than one, none of them is the first connection."""
     auto_converge: bool = False

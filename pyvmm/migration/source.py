@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pyvmm.memory.precopy import CHUNK_PAGES, Chunk, PreCopy
 from pyvmm.migration import messages
 from pyvmm.migration.auto_converge import AutoConverge
+from pyvmm.migration.checksum_choice import AUTO, DEFAULT, chosen, faster_checksums
 from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.errors import (
     Cancelled,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from pyvmm.memory.dirty_log import DirtyLog
     from pyvmm.memory.precopy import UnusedPages
     from pyvmm.migration.link import Link
+    from pyvmm.migration.page_channel import PageChannel
     from pyvmm.migration.progress import DowntimeSteps, MigrationProgress, Settings
     from pyvmm.state.records import Record
     from pyvmm_native.memory import GuestMemory
@@ -142,14 +144,12 @@ class SourceMigration:
         self.settings = settings
         """May be replaced at any time; changes take effect with the next message or round."""
         self._progress = progress
-        self._pages = link.pages(guest.memory, Checksum(settings.checksum))
+        self._pages: PageChannel  # once the destination has chosen the checksum
         self._streams: StreamSenders | None = None
         if settings.streams > 1:
             if connect is None:
                 raise MigrationError("there is one connection to the destination, so one stream")
-            self._streams = StreamSenders(
-                settings.streams, connect, guest.memory, settings.checksum, self._channel
-            )
+            self._streams = StreamSenders(settings.streams, connect, guest.memory, self._channel)
         self._round = 0
         self._nonzero_there: dict[int, PageRuns] = {}  # at the destination, by chunk
         self._cancelled = threading.Event()
@@ -196,11 +196,16 @@ class SourceMigration:
     def _migrate(self) -> None:
         welcome_s = self._timeouts.welcome
         self._channel.limit(welcome_s, f"the destination has not answered within {welcome_s:g} s")
-        checksum, streams = self.settings.checksum, self.settings.streams
-        self._channel.send(messages.Hello(self._guest.config, checksum, streams))
+        automatic, streams = self.settings.checksum == AUTO, self.settings.streams
+        named = DEFAULT if automatic else self.settings.checksum
+        offered = faster_checksums() if automatic else ()
+        self._channel.send(messages.Hello(self._guest.config, named, streams, offered))
         welcome = self._channel.expect(messages.Welcome)
+        checksum = chosen(named, offered, welcome.checksum)
         if self._streams is not None:
-            self._join(self._streams, welcome.token)
+            self._join(self._streams, welcome.token, checksum)
+        else:
+            self._pages = self._link.pages(self._guest.memory, Checksum(checksum))
         self._channel.lift_limit()
         with ExitStack() as while_here:
             log = while_here.enter_context(self._guest.log_dirty_pages())
@@ -212,11 +217,11 @@ class SourceMigration:
                 self._throttle(0)
             while_here.pop_all()  # nothing runs here again: the log may stay on
 
-    def _join(self, streams: StreamSenders, token: bytes) -> None:
+    def _join(self, streams: StreamSenders, token: bytes, checksum: str) -> None:
         """Connect all streams, and wait until the destination has them."""
         limit_s = self._timeouts.welcome
         self._channel.limit(limit_s, f"the streams have not joined within {limit_s:g} s")
-        streams.start(token)
+        streams.start(token, checksum)
         try:
             self._channel.expect(messages.StreamsJoined)
         except PeerAborted:

@@ -47,13 +47,11 @@ class StreamSenders:
         count: int,
         connect: Callable[[], Link],
         memory: GuestMemory,
-        checksum: str,
         channel: SourceChannel,
     ) -> None:
         self._count = count
         self._connect = connect
         self._memory = memory
-        self._checksum = checksum
         self._channel = channel
         lock = threading.Lock()  # for all below
         self._dealt = threading.Condition(lock)
@@ -68,11 +66,11 @@ class StreamSenders:
         self._ended = False
         self._failure: tuple[int, Exception] | None = None
 
-    def start(self, token: bytes) -> None:
-        """Connect all streams with `token`, each in a thread."""
+    def start(self, token: bytes, checksum: str) -> None:
+        """Connect all streams with `token`, each in a thread; pages have `checksum`."""
         for number in range(1, self._count + 1):
             thread = threading.Thread(
-                target=self._run, args=(number, token), name=f"stream-sender-{number}"
+                target=self._run, args=(number, token, checksum), name=f"stream-sender-{number}"
             )
             thread.daemon = True
             thread.start()
@@ -144,14 +142,14 @@ class StreamSenders:
         return self._ended or self._failure is not None
 
     # --- In the threads -------------------------------------------------------------------------
-    def _run(self, number: int, token: bytes) -> None:
+    def _run(self, number: int, token: bytes, checksum: str) -> None:
         """Connect, then send blocks until there are no more. Threads: stream sender."""
         try:
             link = self._connect()
             if not self._adopt(number, link):
                 link.close()
                 return
-            self._send_blocks(StreamHello(token, number), link)
+            self._send_blocks(StreamHello(token, number), link, checksum)
         except Exception as error:
             self._fail(number, error)
 
@@ -163,11 +161,11 @@ class StreamSenders:
                 self._threads.append(threading.current_thread())
             return not self._ended
 
-    def _send_blocks(self, hello: StreamHello, link: Link) -> None:
+    def _send_blocks(self, hello: StreamHello, link: Link, checksum: str) -> None:
         link.deadline = self._channel.deadline()
         link.send(hello.record().encode())
         self._sent()
-        channel = link.pages(self._memory, Checksum(self._checksum))
+        channel = link.pages(self._memory, Checksum(checksum))
         while (taken := self._next_block()) is not None:
             link.deadline = self._channel.deadline()
             head, block = taken

@@ -38,7 +38,7 @@ def migrate(
     tls_ca: str | None = None,
     tls_cert: str | None = None,
     tls_key: str | None = None,
-    checksum: str = "crc32c",
+    checksum: str = "auto",
     multifd_channels: int = 1,
 ) -> dict[str, Any]:
     """Start to migrate the guest to a pyvmm that waits with `--incoming`.
@@ -54,7 +54,8 @@ def migrate(
         tls-ca: file with the certificate of the authority; the three files are given together
         tls-cert: file with the certificate of this side
         tls-key: file with its private key
-        checksum: the checksum of pages, `crc32c`, `xxh3`, or, on a unix socket, `none`
+        checksum: the checksum of pages, `crc32c`, `xxh3`, or, on a unix socket, `none`; `auto`, the
+            default, is the fastest that both sides have
         multifd-channels: the number of streams that carry pages; with more than one, each is a
             connection beside the first one
     Errors:
@@ -315,8 +316,8 @@ _MIGRATE = (
         "checksum",
         str,
         required=False,
-        expects="'crc32c', 'xxh3' or 'none'",
-        accepts=lambda name: name in ("crc32c", "xxh3", "none"),
+        expects="'auto', 'crc32c', 'xxh3' or 'none'",
+        accepts=lambda name: name in ("auto", "crc32c", "xxh3", "none"),
     ),
     _integer("multifd-channels", 1, MAX_CHANNELS),
 )

@@ -84,7 +84,8 @@ def _check(message: object, ram: PageRuns) -> None:
             assert not runs.subtract(ram)
         case messages.StreamHello(token):
             assert len(token) == messages.TOKEN_BYTES
-        case messages.Welcome(token):
+        case messages.Welcome(token, checksum):
             assert len(token) in (0, messages.TOKEN_BYTES)
+            assert checksum.isascii()
         case messages.Failed(reason):
             assert reason.isprintable()

@@ -201,7 +201,7 @@ complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l max-bandwidth -x -
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l unused -d 'Ask the guest which pages it does not use, and leave them out.'
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l no-unused -d 'Ask the guest which pages it does not use, and leave them out.'
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l auto-converge -d 'Throttle the guest while it writes memory faster than it can be sent.'
-complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l checksum -x -a 'crc32c xxh3 none' -d 'Checksum of memory; xxh3 is the fastest in a lab, none is for unix sockets.'
+complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l checksum -x -a 'auto crc32c xxh3 none' -d 'Checksum of memory; auto is the fastest that both sides have, none is for unix sockets.'
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l streams -x -d 'Send memory on N connections at once, each with a thread on either side.'
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l tls-ca -r -F -d 'TLS: certificate of the CA that signed the other side\'s certificate.'
 complete -c pyvmm -n '__fish_seen_subcommand_from migrate' -l tls-cert -r -F -d 'TLS: certificate of this side.'

@@ -185,7 +185,7 @@ def test_a_source_process_that_ends_is_reported(tmp_path: Path) -> None:
         (["unix:/m", "--tls-ca", __file__], "TLS needs a CA, a certificate and a key"),
         (["unix:/m", "--tls-ca", "/nowhere"], "File '/nowhere' does not exist"),
         (["unix:" + "x" * 100], "is longer than 107 bytes"),
-        (["unix:/m", "--checksum", "md5"], "'md5' is not one of 'crc32c', 'xxh3', 'none'"),
+        (["unix:/m", "--checksum", "md5"], "'md5' is not one of 'auto', 'crc32c', 'xxh3', 'none'"),
         (["unix:/m", "--streams", "17"], "17 is not in the range 1<=x<=16"),
         (["unix:/m", "--max-bandwidth", "1000"], "'max-bandwidth' expects 0 or at least"),
         (["unix:/m", "--max-bandwidth", "much"], "'much' is not a size"),

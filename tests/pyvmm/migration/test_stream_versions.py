@@ -21,12 +21,13 @@ from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.sockets.link import SocketLink
 from pyvmm.state.records import Record
-from pyvmm_native.checksum import Checksum
+from pyvmm_native.checksum import CHECKSUMS, Checksum
 from pyvmm_native.memory import GuestMemory
 from tests.pyvmm.migration.migration_guest import PAGE, PARTS, FakeTarget, WritingGuest, join
 from tests.pyvmm.migration.sample_stream import BEFORE, CONFIG, record_sample
 
 DATA = Path(__file__).parent / "data"
+NEEDS_XXH3 = pytest.mark.skipif("xxh3" not in CHECKSUMS, reason="built without xxhash.h")
 
 
 class RecordedLink:
@@ -81,8 +82,8 @@ def recorded(name: str) -> bytes:
     return (DATA / name).read_bytes()
 
 
-@pytest.mark.parametrize("version", ["v2", "v3"])
-def test_a_stream_of_either_version_is_received(version: str) -> None:
+@pytest.mark.parametrize("version", ["v2", "v3", pytest.param("v5", marks=NEEDS_XXH3)])
+def test_a_stream_of_each_version_is_received(version: str) -> None:
     target, link = FakeTarget(), RecordedLink(recorded(f"{version}.source"))
     DestinationMigration(target, link).run()
     assert target.runs
@@ -133,10 +134,17 @@ def test_the_recording_equals_the_current_stream(tmp_path: Path) -> None:
         assert (tmp_path / f"v3.{side}").read_bytes() == recorded(f"v3.{side}")
 
 
+@NEEDS_XXH3
+def test_the_recording_equals_the_current_stream_with_an_offer(tmp_path: Path) -> None:
+    record_sample(tmp_path / "v5", offered=("xxh3",))
+    for side in ("source", "destination"):
+        assert (tmp_path / f"v5.{side}").read_bytes() == recorded(f"v5.{side}")
+
+
 def test_a_source_of_version_1_is_refused_by_name() -> None:
     """It can read the reason, as `failed` never changes."""
     link = RecordedLink(recorded("v1.source"))
-    reason = "the source sends version 1 of the migration stream; this pyvmm reads versions 2 to 4"
+    reason = "the source sends version 1 of the migration stream; this pyvmm reads versions 2 to 5"
     with pytest.raises(MigrationError, match=reason):
         DestinationMigration(FakeTarget(), link).run()
     assert link.sent == Record("failed", 1, reason.encode()).encode()
