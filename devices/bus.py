@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from devices.ports import BusDevice, Tracer
+if TYPE_CHECKING:
+    from devices.ports import BusDevice, Tracer
 
 
-class _MappedRange(NamedTuple):
-    start: int
-    end: int
-    read: Callable[[int, int], int]
-    write: Callable[[int, int, int], None]
+_MappedRange = tuple[int, int, Callable[[int, int], int], Callable[[int, int, int], None]]
+"""Start and end of a range, and the `read` and `write` of its device."""
 
 
 class Bus:
@@ -54,20 +52,20 @@ class Bus:
             raise ValueError(f"{self.name}: bad range {start:#x}, length {length:#x}")
         if self.overlaps(start, length):
             raise ValueError(f"{self.name}: {start:#x}, length {length:#x} is already in use")
-        entry = _MappedRange(start, start + length, device.read, device.write)
-        ranges = sorted([*self._map[1], entry], key=lambda each: each.start)
-        self._map = ([entry.start for entry in ranges], ranges)
+        entry = (start, start + length, device.read, device.write)
+        ranges = sorted([*self._map[1], entry], key=lambda each: each[0])
+        self._map = ([first for first, *_ in ranges], ranges)
 
     def unmap(self, start: int) -> None:
         """Remove the range that was mapped at `start`; ValueError if there is none."""
-        ranges = [entry for entry in self._map[1] if entry.start != start]
+        ranges = [entry for entry in self._map[1] if entry[0] != start]
         if len(ranges) == len(self._map[1]):
             raise ValueError(f"{self.name}: nothing is mapped at {start:#x}")
-        self._map = ([entry.start for entry in ranges], ranges)
+        self._map = ([first for first, *_ in ranges], ranges)
 
     def overlaps(self, start: int, length: int) -> bool:
         """Return whether any byte of [start, start + length) belongs to a device."""
-        return any(r.start < start + length and start < r.end for r in self._map[1])
+        return any(first < start + length and start < end for first, end, *_ in self._map[1])
 
     # Both search inline: a function call would cost as much as the search, at every access.
     def read(self, address: int, size: int) -> int:

@@ -10,7 +10,7 @@ ELF-64 object file format, "Note Section": three 4-byte words (name size, descri
 then name and descriptor, each padded to 4 bytes.
 """
 
-from __future__ import annotations
+# No postponed annotations: a named tuple compiles each type from its text, at every start.
 
 import json
 import os

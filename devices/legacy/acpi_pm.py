@@ -16,27 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from devices.legacy.acpi_registers import (
+    PM1A_CONTROL_BYTES,
+    PM1A_CONTROL_OFFSET,
+    PM1A_EVENT_OFFSET,
+    RESET_OFFSET,
+    RESET_VALUE,
+    SLEEP_TYPE_SOFT_OFF,
+)
 from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
-
-PM1A_EVENT_OFFSET = 0
-PM1A_EVENT_BYTES = 4
-PM1A_CONTROL_OFFSET = 4
-PM1A_CONTROL_BYTES = 2
-RESET_OFFSET = 8
-"""Layout of the ports, for the FADT: offsets and sizes in bytes."""
 
 CONTROL_SCI_ENABLE = 1 << 0  # the machine is always in ACPI mode
 CONTROL_SLEEP_ENABLE = 1 << 13
 """Bits of PM1a control: SCI_EN and SLP_EN."""
 _SLEEP_TYPE_SHIFT = 10
 _SLEEP_TYPE_MASK = 0b111
-
-SLEEP_TYPE_SOFT_OFF = 5
-"""SLP_TYP that switches the power off, as in `\\_S5` of the DSDT."""
-RESET_VALUE = 1
-"""The value that resets when written to the reset register."""
 
 
 class AcpiPm:

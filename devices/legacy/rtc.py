@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from devices.legacy.acpi_registers import CENTURY_INDEX
 from devices.ports import Tracer
 from devices.registers import Access, Register, RegisterTable
 from devices.state import Fields, Payload
@@ -22,8 +23,6 @@ RTC_PORTS = 2
 """Ports that the device occupies."""
 CMOS_BYTES = 128
 """Size of the memory behind the second port, clock registers included."""
-CENTURY_INDEX = 0x32
-"""Index of the century, which the FADT announces."""
 
 _STATUS_A = 0x0A
 _STATUS_B = 0x0B

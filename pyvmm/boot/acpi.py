@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 
-from devices.legacy import acpi_pm, rtc
+from devices.legacy import acpi_registers as registers
 from pyvmm.boot import aml
 from pyvmm.memory import layout
 
@@ -97,9 +97,9 @@ def _io_register(port: int, size_bytes: int) -> bytes:
 
 def _fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
     """Return the fixed ACPI description table (5.2.9)."""
-    event_port = layout.ACPI_PM_PORT + acpi_pm.PM1A_EVENT_OFFSET
-    control_port = layout.ACPI_PM_PORT + acpi_pm.PM1A_CONTROL_OFFSET
-    reset_port = layout.ACPI_PM_PORT + acpi_pm.RESET_OFFSET
+    event_port = layout.ACPI_PM_PORT + registers.PM1A_EVENT_OFFSET
+    control_port = layout.ACPI_PM_PORT + registers.PM1A_CONTROL_OFFSET
+    reset_port = layout.ACPI_PM_PORT + registers.RESET_OFFSET
     absent = _io_register(0, 0)
     body = b"".join(
         [
@@ -107,15 +107,15 @@ def _fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
             struct.pack("<IBBBB", 0, 0, 0, 0, 0),  # SMI_CMD 0: always in ACPI mode
             # PM1a event, PM1b event, PM1a control, PM1b control, PM2, PM timer, GPE0, GPE1
             struct.pack("<8I", event_port, 0, control_port, 0, 0, 0, 0, 0),
-            struct.pack("<8B", acpi_pm.PM1A_EVENT_BYTES, acpi_pm.PM1A_CONTROL_BYTES, *[0] * 6),
+            struct.pack("<8B", registers.PM1A_EVENT_BYTES, registers.PM1A_CONTROL_BYTES, *[0] * 6),
             struct.pack("<HHHHBB", _NO_C2_C3_LATENCY, _NO_C2_C3_LATENCY, 0, 0, 0, 0),
-            struct.pack("<BBBHxI", 0, 0, rtc.CENTURY_INDEX, _BOOT_ARCH, _FADT_FLAGS),
+            struct.pack("<BBBHxI", 0, 0, registers.CENTURY_INDEX, _BOOT_ARCH, _FADT_FLAGS),
             _io_register(reset_port, 1),
-            struct.pack("<BHB", acpi_pm.RESET_VALUE, 0, _FADT_MINOR_REVISION),
+            struct.pack("<BHB", registers.RESET_VALUE, 0, _FADT_MINOR_REVISION),
             struct.pack("<QQ", 0, dsdt_gpa),  # X_FIRMWARE_CTRL stays 0 when FIRMWARE_CTRL is used
-            _io_register(event_port, acpi_pm.PM1A_EVENT_BYTES),
+            _io_register(event_port, registers.PM1A_EVENT_BYTES),
             absent,
-            _io_register(control_port, acpi_pm.PM1A_CONTROL_BYTES),
+            _io_register(control_port, registers.PM1A_CONTROL_BYTES),
             absent * 7,  # PM1b control, PM2, PM timer, GPE0, GPE1, sleep control and status
             b"PYVMM".ljust(8, b"\0"),  # hypervisor vendor identity
         ]
@@ -148,7 +148,7 @@ def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
 
 def _dsdt() -> bytes:
     r"""Return the DSDT: \_S5 and the devices that cannot be probed."""
-    sleep_type = aml.integer(acpi_pm.SLEEP_TYPE_SOFT_OFF)
+    sleep_type = aml.integer(registers.SLEEP_TYPE_SOFT_OFF)
     s5 = aml.name("\\_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
     devices = aml.scope("\\_SB", _pci_root(), _reserved(), _serial_port(), _pvpanic())
     return _table(b"DSDT", 2, s5 + devices)

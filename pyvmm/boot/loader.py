@@ -32,7 +32,7 @@ class BootFiles(NamedTuple):
 
     kernel: KernelImage
     command_line: bytes
-    initrd: bytes
+    initrd: bytearray
     initrd_gpa: int
 
 
@@ -46,9 +46,9 @@ def read_boot_files(config: "MachineConfig", overlay: bytes | bytearray = b"") -
     kernel.check_fits(low_bytes)
     command_line = encode_command_line(config.command_line, kernel.header)
     if config.initrd is None and not overlay:
-        return BootFiles(kernel, command_line, b"", 0)
+        return BootFiles(kernel, command_line, bytearray(), 0)
     limit = min(low_bytes, kernel.header.initrd_end) if kernel.header else low_bytes
-    initrd = b"" if config.initrd is None else read_initrd(config.initrd)
+    initrd = bytearray() if config.initrd is None else bytearray(read_initrd(config.initrd))
     initrd += bytes(-len(initrd) % 4) + overlay
     check_unpacks(len(overlay), kernel.end + BOOT_MARGIN_BYTES, config.ram_bytes)
     initrd_gpa = place_initrd(len(initrd), kernel.end, limit)

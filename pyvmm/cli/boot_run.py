@@ -17,28 +17,27 @@ if TYPE_CHECKING:
     from pyvmm.cli.command_request import CommandOptions
     from pyvmm.cli.console.ports import PortOption
     from pyvmm.cli.record_options import RecordOptions
-    from pyvmm.config import MachineConfig
+    from pyvmm.machine.early_boot import EarlyBoot
     from pyvmm.runtime_directory.announcement import ListeningSocket
 
 
 def boot_on_terminal(
-    config: MachineConfig,
-    overlay: bytearray,
+    boot: EarlyBoot,
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
     announce: Callable[[], ListeningSocket | None] = lambda: None,
 ) -> int:
-    """Boot a VM with its console on this terminal, and run it to its end.
+    """Run the VM of `boot` to its end, with its console on this terminal.
 
-    `overlay` is added to its initramfs, and emptied then. `announce`, called once the guest runs,
+    `announce`, called once the guest runs,
     returns the socket by which it is announced, if it is. Returns the exit status.
     """
     with ExitStack() as stack:
         start = VmStart(stack, sockets, ports, record)
         writer = ConsoleWriter(1)
         stack.callback(writer.close, 0)
-        start.boot(config, overlay, writer)
+        start.boot(boot, writer)
         start.announced = announce()
         with deferred_modules():
             # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
@@ -52,15 +51,14 @@ def boot_on_terminal(
 
 
 def boot_with_command(
-    config: MachineConfig,
-    overlay: bytearray,
+    boot: EarlyBoot,
     command: CommandOptions,
     sockets: Sequence[Path],
     ports: Sequence[PortOption] = (),
     record: RecordOptions | None = None,
     announce: Callable[[], ListeningSocket | None] = lambda: None,
 ) -> int:
-    """Boot a VM with `overlay` in its initramfs, and run `command` in it.
+    """Run the VM of `boot`, and `command` in it.
 
     `announce` is as for `boot_on_terminal`. Returns the exit status.
     """
@@ -72,7 +70,7 @@ def boot_with_command(
         start = VmStart(stack, sockets, ports, record)
         log = KernelLog(start.loop, command.log)
         stack.callback(log.close)
-        start.boot(config, overlay, log)
+        start.boot(boot, log)
         start.announced = announce()
         # Late: 50 ms, while the guest runs.
         from pyvmm.cli.command_run import serve_command

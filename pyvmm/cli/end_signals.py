@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.blocking.end_limit import EndLimit
+from pyvmm.blocking.started_call import END_SIGNALS
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native import gil_request
 
 if TYPE_CHECKING:
     from pyvmm.cli.late_loop import LateLoop
 
-END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 END_TIMEOUT_S = 25.0
 """Longest time from a signal, or the end of the VM by another reason, to that of the process."""
 EXIT_OVERDUE = 1

@@ -21,13 +21,14 @@ from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.end_signals import held_end_signals
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.huge_pages import prepare_huge_pages
-from pyvmm.lab.choose import KvmMode, run_where_kvm_works
+from pyvmm.lab.choose import KvmMode, known_host, run_where_kvm_works
 
 if TYPE_CHECKING:
     from pyvmm.cli.command_request import GuestAdditions
     from pyvmm.cli.console.ports import PortOption
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import HugePages, MachineConfig
+    from pyvmm.machine.early_boot import EarlyBoot
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.tls import Security
@@ -82,17 +83,25 @@ def boot_image(
         ports=[*(additions.ports if additions else ()), *(port.name for port in ports)],
         hugepages=hugepages,
     )
-    # Late: saves 6 ms with --restore and --incoming.
+    # Late: 4 ms (KVM), which --incoming does not need here.
+    from pyvmm.machine.early_boot import EarlyBoot
+
+    boot = EarlyBoot(config)
+    if known_host(kvm) and hugepages != "hugetlbfs":  # of which the lab first makes a pool
+        boot.begin()
+    # Late: 3 ms, while the VM is created.
     from pyvmm.boot.loader import read_boot_files
 
-    # Reports unusable files before the lab or a machine starts.
-    read_boot_files(config, additions.overlay if additions else b"")
-    return run_guest(config, None, guest_name, sockets, ports, record, kvm, additions)
+    # Reports unusable files before the lab or the guest starts.
+    boot.load(read_boot_files(config, additions.overlay if additions else b""))
+    if additions is not None:
+        additions.overlay.clear()  # `boot` has it
+    return run_guest(config, boot, guest_name, sockets, ports, record, kvm, additions)
 
 
 def run_guest(
     config: MachineConfig,
-    snapshot: SnapshotFile | None,
+    source: EarlyBoot | SnapshotFile,
     name: str | None,
     sockets: Sequence[Path],
     ports: Sequence[PortOption],
@@ -100,10 +109,12 @@ def run_guest(
     kvm: KvmMode,
     additions: GuestAdditions | None = None,
 ) -> int:
-    """Boot the VM of `config`, or restore it from `snapshot`, where KVM works, and run it."""
+    """Boot the VM of `config`, or restore it from a snapshot, where KVM works, and run it."""
     command = additions.command if additions else None
-    overlay = additions.overlay if additions else bytearray()
-    image = snapshot.path if snapshot else config.kernel
+    # Late: 4 ms (KVM) that only a boot has paid before.
+    from pyvmm.machine.early_boot import EarlyBoot
+
+    image = config.kernel if isinstance(source, EarlyBoot) else source.path
     with held_end_signals(), ExitStack() as stack:
         named = _announce(stack, name, image, config.ram_bytes) if name is not None else None
 
@@ -112,17 +123,18 @@ def run_guest(
 
         def run_on_host() -> int:
             prepare_huge_pages(config.hugepages, config.ram_bytes)
-            if snapshot is not None:
+            if not isinstance(source, EarlyBoot):
                 # Late: saves 30 ms (asyncio) without --restore.
                 from pyvmm.cli.terminal_run import run_restored
 
-                return run_restored(config, snapshot, sockets, ports, record, announce())
-            # Late: saves 17 ms (the machine) where the lab runs it.
+                return run_restored(config, source, sockets, ports, record, announce())
+            source.begin()
+            # Late: 7 ms, while VM and kernel get ready; the lab needs none of it.
             from pyvmm.cli.boot_run import boot_on_terminal, boot_with_command
 
             if command is not None:
-                return boot_with_command(config, overlay, command, sockets, ports, record, announce)
-            return boot_on_terminal(config, overlay, sockets, ports, record, announce)
+                return boot_with_command(source, command, sockets, ports, record, announce)
+            return boot_on_terminal(source, sockets, ports, record, announce)
 
         def run_in_lab() -> int:
             # Late: saves 23 ms (the lab) where KVM is fit.
@@ -131,9 +143,10 @@ def run_guest(
 
             gc.enable()
             set_up_log()
-            overlay.clear()  # for the process in the lab, which reads the files itself
-            booted = () if snapshot else filter(None, (config.kernel, config.initrd))
-            files = [*booted, *(additions.host_paths if additions else ())]
+            files = [*(additions.host_paths if additions else ())]
+            if isinstance(source, EarlyBoot):
+                source.discard()  # the process in the lab reads the files itself
+                files += filter(None, (config.kernel, config.initrd))
             return run_again_in_lab(config.ram_bytes, announce(), sockets, ports, files)
 
         # With a command, standard error output is the command's.

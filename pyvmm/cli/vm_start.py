@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from devices.listeners import Listeners
-from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.late_loop import LateLoop
 from pyvmm.machine.errors import PlatformNotCreated
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from pyvmm.cli.console.ports import PortHosts, PortOption
     from pyvmm.cli.record_options import RecordOptions
     from pyvmm.config import MachineConfig
+    from pyvmm.machine.early_boot import EarlyBoot
+    from pyvmm.machine.kvm_setup import KvmSetup
     from pyvmm.machine.machine import Machine
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.sockets.unix import UnixListener
@@ -131,28 +132,30 @@ class VmStart:
         if self._recorder is not None:
             self._recorder.commit()
 
-    def create_platform(self, config: MachineConfig, console: ConsoleOutput) -> Platform:
-        """Return a platform, which its caller closes, with the `console` on its serial port."""
+    def create_platform(
+        self, config: MachineConfig, console: ConsoleOutput, setup: KvmSetup | None = None
+    ) -> Platform:
+        """Return a platform, which its caller closes, with the `console` on its serial port.
+
+        `setup` is its VM, if that has been created.
+        """
         platform = Platform(
             config,
             console_output=console.queue,
             console_throttle=console.throttle,
             tracer=self.tracer,
+            setup=setup,
         )
         if self._record is not None:
             for thread in platform.vcpu_threads:
                 thread.exits.sample_every = self._record.sample_every
         return platform
 
-    def boot(self, config: MachineConfig, overlay: bytearray, console: ConsoleOutput) -> None:
-        """Run a machine with the kernel of `config`, and the archive `overlay` in its initramfs.
-
-        `overlay` is empty afterwards: guest RAM has it.
-        """
-        files = read_boot_files(config, overlay)
-        self._platform = platform = self.create_platform(config, console)
+    def boot(self, boot: EarlyBoot, console: ConsoleOutput) -> None:
+        """Run the machine of `boot`, which has begun."""
+        self._platform = platform = self.create_platform(boot.config, console, boot.setup())
         self._stack.callback(self._close_machine)
-        platform.boot(files)
+        platform.set_up_vcpus(boot.loaded())
         self.keep_recording()
         with platform.lock:  # the guest's first access to a device waits
             platform.start()
@@ -160,7 +163,6 @@ class VmStart:
             from pyvmm.machine.machine import Machine
 
             self._machine = Machine(platform)
-        overlay.clear()
         gc.enable()
 
     def take_machine(self) -> Machine:

@@ -66,6 +66,11 @@ def run_where_kvm_works(
     return in_the_lab()
 
 
+def known_host(mode: KvmMode) -> bool:
+    """Return whether `run_where_kvm_works` tries this host without a probe."""
+    return _known_choice(mode) is KvmProvider.HOST
+
+
 def _known_choice(mode: KvmMode) -> KvmProvider | None:
     """Return the choice for `mode`, or None if it needs a probe."""
     if in_lab():

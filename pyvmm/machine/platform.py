@@ -31,13 +31,12 @@ from typing import TYPE_CHECKING
 
 from devices.bus import Bus
 from devices.listeners import Listeners
-from pykvm import System, abi
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
 from pyvmm.boot.panic import rebooted_after_panic
 from pyvmm.machine.errors import PlatformNotCreated, host_errors_reported, kvm_refusal
 from pyvmm.machine.exit_result import PANICKED, ExitReason, ExitResult
-from pyvmm.machine.interrupts import InterruptRouter, set_pci_levels
+from pyvmm.machine.kvm_setup import KvmSetup, make_ram
 from pyvmm.machine.vcpu_thread import (
     KICK_SIGNAL,
     SWITCH_INTERVAL_S,
@@ -47,12 +46,12 @@ from pyvmm.machine.vcpu_thread import (
     accept_gil_requests,
 )
 from pyvmm.memory import layout
-from pyvmm.memory.ram import Ram
 from pyvmm_native import kvm_run
 from pyvmm_native.serial import SerialFastPath
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
+    from pyvmm.boot.linux64 import BootInfo
     from pyvmm.boot.loader import BootFiles
     from pyvmm.config import MachineConfig
     from pyvmm_native.serial import ByteQueue
@@ -61,23 +60,15 @@ STOP_TIMEOUT_S = 10.0
 """Longest time for all vCPUs to leave the guest."""
 
 
-def _make_ram(config: MachineConfig) -> Ram:
-    if config.hugepages != "hugetlbfs":
-        return Ram(config.ram_bytes, transparent=config.hugepages == "transparent")
-    # 4 modules, for RAM in huge pages of hugetlbfs.
-    from pyvmm.memory.hugetlb_ram import HugetlbRam
-
-    return HugetlbRam(config.ram_bytes)
-
-
 class Platform:
     """RAM, interrupt controllers, timer and vCPUs of one guest, as `config` describes them.
 
-    `console_output` receives the guest's output on its serial port (on vCPU threads);
-    `console_throttle` may block that vCPU, with no lock held, until the console has room.
-    `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
-    exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
-    `HostMemoryUnavailable`, and `PlatformNotCreated` if KVM refuses a request.
+    `setup` is its VM, which is created here by default. `console_output` receives the guest's
+    output on its serial port (on vCPU threads); `console_throttle` may block that vCPU, with no
+    lock held, until the console has room. `exited` is called once, on any thread, when the guest
+    ends the VM, and `failed` with an exception of a device model, which is a bug in pyvmm and not
+    the guest's fault. Raises `HostMemoryUnavailable`, and `PlatformNotCreated` if KVM refuses a
+    request.
 
     Threads: as `Machine`; `guest_exits` and `request_failed` any.
     """
@@ -90,6 +81,7 @@ class Platform:
         console_output: ByteQueue,
         tracer: Tracer,
         console_throttle: Callable[[], None] = lambda: None,
+        setup: KvmSetup | None = None,
     ) -> None:
         self.config = config
         self.tracer = tracer
@@ -104,26 +96,14 @@ class Platform:
         self.started = False
         """True once `start` has been called."""
         self.gate = VcpuGate()
-        self.ram = _make_ram(config)
-        self.system = System()
-        self.vm = self.system.create_vm()
-        self.router = self._set_up_kvm()
+        self._setup = setup = setup or KvmSetup(make_ram(config))
+        self.ram, self.system, self.vm = setup.ram, setup.system, setup.vm
+        self.router = setup.router
         self.pio = Bus("pio", tracer=tracer)
         self.mmio = Bus("mmio", tracer=tracer)
         self.serial = SerialFastPath(console_output, layout.COM1_PORT)
         buses = GuestBuses(self.pio, self.mmio, self.lock, console_throttle)
         self.vcpu_threads = [self._make_vcpu(index, buses) for index in range(config.vcpus)]
-
-    def _set_up_kvm(self) -> InterruptRouter:
-        """Set up KVM's memory slots, interrupt controllers and timer."""
-        self.vm.set_tss_addr(layout.KVM_TSS_GPA)
-        self.vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
-        self.vm.create_irqchip()
-        self.vm.create_pit2(abi.KVM_PIT_SPEAKER_DUMMY)
-        set_pci_levels(self.vm)
-        router = InterruptRouter(self.vm)
-        self.ram.attach(self.vm)
-        return router
 
     def _make_vcpu(self, index: int, buses: GuestBuses) -> VcpuThread:
         vcpu = self.vm.create_vcpu(index)
@@ -133,13 +113,18 @@ class Platform:
             vcpu, index, buses, self.serial, exits, self.gate, crashed, self.request_failed
         )
 
-    @host_errors_reported(PlatformNotCreated)
     def boot(self, files: BootFiles) -> None:
-        """Load the kernel and set the vCPUs up for its entry point.
+        """Load the kernel, and `set_up_vcpus` for it."""
+        with host_errors_reported():
+            start = load_linux(files, self.config, self.ram)
+        self.set_up_vcpus(start)
+
+    @host_errors_reported(PlatformNotCreated)
+    def set_up_vcpus(self, start: BootInfo) -> None:
+        """Set the vCPUs up for the entry point of a kernel that RAM has.
 
         Raises `PlatformNotCreated` if KVM refuses a request.
         """
-        start = load_linux(files, self.config, self.ram)
         for index, thread in enumerate(self.vcpu_threads):
             cpu.set_up_vcpu(self.system, thread.vcpu, index, start)
         self.ready = True
@@ -187,9 +172,7 @@ class Platform:
         """Release all resources, after `join` has returned True."""
         for thread in self.vcpu_threads:
             thread.vcpu.close()
-        self.vm.close()
-        self.system.close()
-        self.ram.close()
+        self._setup.close()
 
     def close(self) -> None:
         """Stop and release a platform without a machine, as `Machine.close` does."""

@@ -18,7 +18,16 @@ from pathlib import Path
 from pyvmm.cli import boot_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
+from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.errors import MachineNotCreated
+
+class Boot(EarlyBoot):
+    def begin(self):
+        pass
+    def setup(self):
+        pass
+    def loaded(self):
+        pass
 
 class Board:
     vcpu_threads = ()
@@ -27,7 +36,7 @@ class Board:
     def __init__(self, config, *, console_output, **others):
         print("machine", flush=True)
         self.output = console_output
-    def boot(self, files):
+    def set_up_vcpus(self, start):
         pass
     def start(self):
         self.started = True
@@ -55,7 +64,6 @@ def complete(platform):
 class Guest:
     def __init__(self, machine, *, on_console_room):
         import asyncio
-        assert not overlay, "the files for the guest take memory while it runs"
         self.config, self.machine = config, machine
         self.ending = asyncio.get_running_loop().create_future()
     def subscribe(self, sink):
@@ -67,12 +75,10 @@ class Guest:
     def close(self):
         self.machine.close()
 
-vm_start.read_boot_files = lambda *arguments: None
 vm_start.Platform = Board
 machine.Machine = complete
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-overlay = bytearray(b"files for the guest")
-sys.exit(boot_run.boot_on_terminal(config, overlay, [Path(name) for name in sys.argv[2:]]))
+sys.exit(boot_run.boot_on_terminal(Boot(config), [Path(name) for name in sys.argv[2:]]))
 """
 
 

@@ -18,12 +18,21 @@ from pyvmm.cli import exit_status, guest_run, lab, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
 from pyvmm.machine.errors import MachineNotCreated
+from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.runtime_directory import announcement
 
 where, signum, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 
 def interrupt():
     os.kill(os.getpid(), signum)
+
+class Boot(EarlyBoot):
+    def begin(self):
+        pass
+    def setup(self):
+        pass
+    def loaded(self):
+        pass
 
 class Board:
     vcpu_threads, lock = (), threading.Lock()
@@ -33,7 +42,7 @@ class Board:
             raise MachineNotCreated("KVM refuses")
         print("machine", flush=True)
         self.output = console_output
-    def boot(self, files):
+    def set_up_vcpus(self, start):
         pass
     def start(self):
         from pyvmm.cli import terminal_run
@@ -104,13 +113,12 @@ if where == "restoring":
     from pyvmm.snapshot import restore
     restore.restore, terminal_run.VirtualMachine = restore_slowly, Guest
 guest_run.run_where_kvm_works = choose
-vm_start.read_boot_files = lambda *arguments: None
 vm_start.Platform = Board
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-snapshot = Snapshot() if where == "restoring" else None
+source = Snapshot() if where == "restoring" else Boot(config)
 sockets = [] if where == "announced" else [directory / "qmp"]
 exit_status.exit_with(
-    lambda: guest_run.run_guest(config, snapshot, "guest", sockets, [], None, "host")
+    lambda: guest_run.run_guest(config, source, "guest", sockets, [], None, "host")
 )
 """
 

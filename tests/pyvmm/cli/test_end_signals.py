@@ -26,18 +26,27 @@ from pyvmm.blocking import end_limit
 from pyvmm.cli import boot_run, end_signals, terminal_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
+from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.exit_result import ExitReason, ExitResult
 
 end_signals.END_TIMEOUT_S = 0.5
 end_limit.RELEASE_TIMEOUT_S = 0.5
 hang = lambda: threading.Event().wait()
 
+class Boot(EarlyBoot):
+    def begin(self):
+        pass
+    def setup(self):
+        pass
+    def loaded(self):
+        pass
+
 class Board:
     vcpu_threads = ()
     lock = contextlib.nullcontext()
     def __init__(self, config, *, console_output, **others):
         self.output = console_output
-    def boot(self, files):
+    def set_up_vcpus(self, start):
         pass
     def start(self):
         pass
@@ -69,12 +78,11 @@ class Guest:
             hang()
 
 where, sockets = sys.argv[1], [Path(name) for name in sys.argv[2:]]
-vm_start.read_boot_files = lambda *arguments: None
 vm_start.Platform = Board
 machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(config, bytearray(), sockets))
+sys.exit(boot_run.boot_on_terminal(Boot(config), sockets))
 """
 LIMIT_S = 10.0
 OVERDUE = "the VM has not ended within 0.5 s"

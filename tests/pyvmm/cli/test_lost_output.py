@@ -19,14 +19,23 @@ from pathlib import Path
 from pyvmm.cli import boot_run, terminal_run, vm_start
 from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
+from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+
+class Boot(EarlyBoot):
+    def begin(self):
+        pass
+    def setup(self):
+        pass
+    def loaded(self):
+        pass
 
 class Board:
     vcpu_threads = ()
     lock = contextlib.nullcontext()
     def __init__(self, config, *, console_output, **others):
         self.output = console_output
-    def boot(self, files):
+    def set_up_vcpus(self, start):
         pass
     def start(self):
         pass
@@ -57,12 +66,11 @@ class Guest:
     def close(self):
         pass
 
-vm_start.read_boot_files = lambda *arguments: None
 vm_start.Platform = Board
 machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
 config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(config, bytearray(), []))
+sys.exit(boot_run.boot_on_terminal(Boot(config), []))
 """
 
 

@@ -66,7 +66,7 @@ def thread_names() -> Iterator[str]:
             called = called.id if isinstance(called, ast.Name) else called
             if called == "Thread":
                 names = [each.value for each in node.keywords if each.arg == "name"]
-            elif called in ("Worker", "call_in_thread"):
+            elif called in ("Worker", "call_in_thread", "StartedCall"):
                 names = node.args[:1]
             elif called == "call_within":
                 names = node.args[1:2]
