@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.cli.deferred_modules import deferred_modules
 from pyvmm.cli.vm_start import VmStart
 from pyvmm.console.writer import ConsoleWriter
 from pyvmm.standard_streams.text import print_message
@@ -39,6 +38,9 @@ def boot_on_terminal(
         stack.callback(writer.close, 0)
         start.boot(boot, writer)
         start.announced = announce()
+        # Late: 0.2 ms, while the guest runs.
+        from pyvmm.cli.deferred_modules import deferred_modules
+
         with deferred_modules():
             # Late: 5 ms, while the guest runs; first, because the guest may cause a warning.
             from pyvmm.standard_streams.log import set_up_log

@@ -7,12 +7,14 @@ import gc
 import sys
 from typing import Any, NoReturn
 
-from pyvmm.cli.boot_options import parse_boot
-from pyvmm.cli.exit_status import exit_with
-
 
 def main() -> NoReturn:
     """Run the command line of this process; ends in `SystemExit`."""
+    gc.disable()  # until a guest, the lab or click runs: what a start creates stays
+    # Late: saves 0.5 ms (collections that find nothing) of a boot.
+    from pyvmm.cli.boot_options import parse_boot
+    from pyvmm.cli.exit_status import exit_with
+
     parameters = parse_boot(sys.argv[1:])
     exit_with(_run_command if parameters is None else lambda: _boot(**parameters))
 
@@ -21,11 +23,11 @@ def _run_command() -> None:
     # Late: saves 24 ms (click) of a plain boot.
     from pyvmm.cli.main import main as group
 
+    gc.enable()
     group(prog_name="pyvmm")
 
 
 def _boot(*, addresses: tuple[str, ...], verbose: bool, **parameters: Any) -> int:
-    gc.disable()  # until the guest or the lab runs: what a start creates stays
     # Late: 25 ms that no other command pays; an error in it is reported as any other.
     from pyvmm.cli.guest_run import boot_image, socket_paths
 

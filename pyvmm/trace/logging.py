@@ -13,11 +13,12 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from devices.ports import Tracer
 from pyvmm_native.events import EventBuffer
 
 if TYPE_CHECKING:
     import logging
+
+    from devices.ports import Tracer
 
 _DEBUG, _WARNING = 10, 30  # of `logging`
 
