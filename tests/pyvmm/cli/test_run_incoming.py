@@ -169,7 +169,9 @@ def test_untrusted_sources_are_refused_and_the_wait_continues(tmp_path: Path) ->
         assert "a source was refused: TLS failed: " in process.next_line()
         link.close()
         connect(address, Security(certificate(tmp_path, "ca", "there"))).close()
-        assert "has closed the connection" in process.next_line()
+        refused = process.next_line()
+        # A handshake ends with the destination's session tickets: the source may be gone by then.
+        assert "has closed the connection" in refused or "connection failed: " in refused
         assert process.end() == ""
 
 
