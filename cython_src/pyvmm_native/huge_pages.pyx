@@ -140,7 +140,11 @@ cdef class HugePageBacking:
         self, uint64_t gpa, uint64_t left, int (*replace)(void *, size_t) noexcept nogil,
         bint *possible,
     ) noexcept nogil:
-        """Replace memory, at once if possible, else huge page by huge page until that fails."""
+        """Replace memory, at once if possible, else huge page by huge page until that fails.
+
+        All that was tried is logged as dirty: where mremap fails, memory is zero though it is not
+        what was wanted.
+        """
         cdef uint64_t span, step, done = 0
         cdef uint8_t *hva
         while left:
@@ -152,7 +156,7 @@ cdef class HugePageBacking:
                     step += HUGE_PAGE_BYTES
                 step -= HUGE_PAGE_BYTES
                 possible[0] = step == span
-            self.memory.mark_dirty(gpa, step)
+            self.memory.mark_dirty(gpa, span)
             done += step
             if not possible[0]:
                 break

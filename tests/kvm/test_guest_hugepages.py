@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mmap
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,6 +119,44 @@ def test_discarded_huge_pages_belong_to_the_pool(pool: Callable[[], HugePagePool
     assert ram.memory.read(3 * HUGE_PAGE_BYTES, 8) == bytes(8)
     assert ram.memory.read(5 * HUGE_PAGE_BYTES, 1) == b"5"
     ram.close()
+    assert pool().available == before
+
+
+# Huge pages that a driver said not to use have contents, and mremap fails.
+REFUSED = """
+import errno
+from pyvmm.memory.hugetlb_ram import HugetlbRam
+from pyvmm.units import HUGE_PAGE_BYTES
+from pyvmm_native.runs import PageRuns
+from tests.native.seccomp import refuse
+
+ram = HugetlbRam(8 * HUGE_PAGE_BYTES)
+pages = PageRuns([(512 * 2, 512 * 4)])
+ram.discard(pages)
+ram.memory.write(0, b"x" * ram.size_bytes)
+ram.memory.log_dirty_pages(True)
+refuse(25, errno.ENOMEM)  # mremap
+ram.restore_backing(pages)
+((start_pfn, bits),) = ram.memory.take_dirty_pages()
+dirty = PageRuns.from_bitmap(bits, start_pfn)
+for number in range(8):
+    kept = ram.memory.read(number * HUGE_PAGE_BYTES, HUGE_PAGE_BYTES) == b"x" * HUGE_PAGE_BYTES
+    assert kept or number * 512 in dirty, f"huge page {number} changed"
+    assert kept == (number not in range(2, 6))
+assert dirty == pages, dirty
+"""
+
+
+def test_memory_that_a_failed_move_has_made_zero_is_dirty(pool: Callable[[], HugePagePool]) -> None:
+    before = pool().available
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert pool().available == before
 
 

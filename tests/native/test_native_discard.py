@@ -204,26 +204,18 @@ def test_a_forked_child_discards_its_own_memory() -> None:
     assert gone_pages(area) == set()
 
 
-# Refuse process_madvise, as a container's seccomp filter or an old kernel does, then discard.
-# Four instructions: load the call's number, compare, refuse with the given errno, allow.
 REFUSED = """
-import ctypes, struct, sys
+import sys
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pyvmm_native.discard import discard, have_process_madvise
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.runs import PageRuns
+from tests.native.seccomp import refuse
 
 refuse_with, probe_first = int(sys.argv[1]), sys.argv[2] == "probe first"
 if probe_first:
     have_process_madvise()
-code = struct.pack("<HBBI", 0x20, 0, 0, 0) + struct.pack("<HBBI", 0x15, 0, 1, 440)
-code += struct.pack("<HBBI", 6, 0, 0, 0x00050000 | refuse_with)
-code += struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)
-filter_code = ctypes.create_string_buffer(code, len(code))
-program = struct.pack("<HxxxxxxQ", 4, ctypes.addressof(filter_code))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
-assert libc.prctl(22, 2, program, 0, 0) == 0, "PR_SET_SECCOMP"
+refuse(440, refuse_with)  # process_madvise
 
 area = mmap(-1, 64 * 4096, flags=MAP_PRIVATE | MAP_ANONYMOUS)
 area[:] = bytes([0x5A]) * len(area)
