@@ -59,6 +59,7 @@ cdef class PageRequests:
     cdef readonly uint64_t readable_bytes
     cdef readonly uint32_t count
     cdef SplitQueue _queue
+    cdef bint _are_all          # that waited when they were popped
     cdef uint16_t[MAX_REQUESTS] _heads
     # Copies of the requests, one after the other, and where each ends.
     cdef uint8_t *_bytes
@@ -83,11 +84,16 @@ cdef class PageRequests:
         ])
 
     def push(self):
-        """Return the buffers as used, with nothing written; the driver sees all at once."""
+        """Return the buffers as used, with nothing written; the driver sees all at once.
+
+        Return whether further buffers may be available. If none were when these were popped,
+        notifications are enabled first, as by `SplitQueue.enable_notifications`.
+        """
         cdef uint32_t i
         for i in range(self.count):
             self._queue._set_used(self._heads[i], 0)
         self._queue._publish_used()
+        return not self._are_all or self._queue._enable_notifications()
 
     cdef bint _reserve(self, uint64_t length) noexcept:
         """Make room for another request; false if there is no memory."""
@@ -180,6 +186,7 @@ cdef class PageRequestReader:
         if batch.count == 0:
             queue._advance(head)
             return queue._take(head, max_readable_bytes)
+        batch._are_all = batch.count == <uint32_t>available
         batch.runs._finish(
             batch.count == 1 or sort_and_merge(&batch.runs.list, False) == NO_FAULT)
         return batch

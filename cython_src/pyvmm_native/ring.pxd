@@ -63,6 +63,7 @@ cdef class SplitQueue:
     cdef void _mark_used_dirty(self) noexcept
     cdef void _set_used(self, uint16_t head, uint32_t length) noexcept
     cdef void _publish_used(self) noexcept
+    cdef bint _enable_notifications(self) noexcept
     cdef int _available(self) except -1
     # The head of the next buffer; `_check` walks its chain and raises RingError for a fault.
     cdef uint16_t _next_head(self) noexcept nogil

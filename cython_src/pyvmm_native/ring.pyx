@@ -403,6 +403,9 @@ cdef class SplitQueue:
         Return whether buffers became available meanwhile, for which no notification may come: the
         caller then continues popping. Does not raise; `pop` reports a broken index.
         """
+        return self._enable_notifications()
+
+    cdef bint _enable_notifications(self) noexcept:
         if self.event_idx:
             # 2.7.10.2: flags stay 0; a notification is due when index avail_event is passed.
             store_u16(self._used + RING_ELEMENTS + 8 * self.size, self._next_avail)

@@ -138,9 +138,10 @@ class InflateQueue(PageQueue):
         discarded_bytes = self._ram.discard(whole)
         self.discarded_bytes += discarded_bytes
         self.pages += pages
-        self._tracer.event(
-            "balloon.inflate", pages=pages, runs=len(runs), discarded_bytes=discarded_bytes
-        )
+        if self._tracer.watched:
+            self._tracer.event(
+                "balloon.inflate", pages=pages, runs=len(runs), discarded_bytes=discarded_bytes
+            )
 
     def save_state(self) -> Payload:
         """Return the counters."""
@@ -170,4 +171,5 @@ class DeflateQueue(PageQueue):
             if self._must_tell_host():
                 self._ram.restore_backing(unused)
         self.pages += pages
-        self._tracer.event("balloon.deflate", pages=pages, runs=len(runs))
+        if self._tracer.watched:
+            self._tracer.event("balloon.deflate", pages=pages, runs=len(runs))

@@ -398,10 +398,12 @@ class VirtioDevice(ABC):
                 queue.counters.requests += taken.count
                 queue.counters.readable_bytes += taken.readable_bytes
                 self.serve_requests(queue.index, taken)
-                taken.push()
                 used = True
                 served += taken.count
                 total_bytes += taken.readable_bytes
+                if not taken.push():
+                    more = False
+                    break
         if used:
             self._notify_used(queue, ring)
         return more

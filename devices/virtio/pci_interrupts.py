@@ -69,10 +69,12 @@ class PciInterrupts:
         """Send a used buffer notification (4.1.5.3)."""
         if self._tracer.watched:
             self._emit(self._queue_names[queue], self.queue_vectors[queue])
-        if self._msix.enabled:
-            self._signal(self.queue_vectors[queue])
-        else:
+        if not self._msix.enabled:
             self._set_isr(ISR_QUEUE)
+        elif (
+            vector := self.queue_vectors[queue]
+        ) != NO_VECTOR and self._function.bus_master_enabled:
+            self._msix.signal(vector)
 
     @property
     def memory_accessible(self) -> bool:

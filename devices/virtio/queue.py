@@ -32,8 +32,11 @@ class Requests(Protocol):
     def readable_bytes(self) -> int:
         """The device-readable bytes of all of them."""
 
-    def push(self) -> None:
-        """Return their buffers to the driver, with nothing written."""
+    def push(self) -> bool:
+        """Return their buffers to the driver, with nothing written.
+
+        Return False once no other buffer is available, and the driver notifies of the next one.
+        """
 
 
 class RequestReader(Protocol):

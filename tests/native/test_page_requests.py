@@ -191,6 +191,34 @@ def test_a_malformed_chain_is_reported_once_the_requests_before_it_are_served() 
     assert queue.next_avail == before
 
 
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_the_driver_notifies_again_once_all_its_requests_are_returned(event_idx: bool) -> None:
+    driver = DriverQueue(guest_memory(RAM_PAGES * 4096), 16, event_idx=event_idx)
+    queue = driver.device_queue()
+    for pfn in range(3):
+        driver.add([pfn_array([pfn])])
+    queue.disable_notifications()
+
+    def notified_from() -> int:
+        """Return the index of the first buffer of which the driver notifies the device."""
+        return driver.avail_event if event_idx else 99 if driver.used_flags else driver.used_idx
+
+    before = notified_from()
+    reader = PageRequestReader("standard", RAM)
+    two, third = reader.pop(queue, LIMIT, 2), reader.pop(queue, LIMIT, 2)
+    assert isinstance(two, PageRequests)
+    assert isinstance(third, PageRequests)
+    assert two.push(), "a third request waited"
+    assert notified_from() == before
+    assert not third.push()
+    assert notified_from() == 3
+    driver.add([pfn_array([4])])
+    last = reader.pop(queue, LIMIT)
+    assert isinstance(last, PageRequests)
+    driver.add([pfn_array([5])])
+    assert last.push(), "a request came while the one before was served"
+
+
 def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="morse"):
         PageRequestReader("morse", RAM)
