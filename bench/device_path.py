@@ -8,11 +8,14 @@ memory, in the fastest way we know and as QEMU does, page by page; the list of r
 for them. The work is interleaved (`bench.measure`) in pieces of one bitmap.
 
     one run              all of it; two runs, as RAM has a hole below 4 GiB
+    one run of blocks    the same in the driver's requests where it finds blocks of 2 MiB
     runs of 2 MiB        every second 2 MiB, aligned: memory that a guest frees in large blocks
+    every second block   the same in requests of blocks
     every second page    the worst case for a list of runs
     fragmented guest     a trace of a Linux guest's balloon (`bench.fragmentation_trace`)
 
-Each with RAM in pages of 4 KiB and in transparent huge pages. Memory is touched again before every
+Each with RAM in pages of 4 KiB and in transparent huge pages, requests of blocks only in these. A
+bitmap of pages names 256 MiB at most, one of blocks 1 GiB. Memory is touched again before every
 run, and the presence of every page is checked after it, both outside the measured time.
 """
 
@@ -24,7 +27,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.discarder import WAYS, discarder
-from bench.fake_guest import FakeGuest, bitmap_pieces
+from bench.encoding_cases import BITMAP as BITMAPS
+from bench.encoding_cases import BLOCKS
+from bench.encoding_cases import STANDARD as ARRAYS
+from bench.fake_guest import FakeGuest, bitmap_pieces, block_pieces
 from bench.fragmentation_trace import trace_pages
 from bench.measure import ENOUGH_ROUNDS, Case, Plan, interleave
 from bench.touched_ram import HUGE_PAGE_PAGES, DiscardedPages, TouchedRam, have_huge_pages
@@ -34,10 +40,16 @@ from pyvmm_native import PAGE_BYTES
 from pyvmm_native.runs import PageRuns
 
 BEST, PER_RUN, PER_PAGE = WAYS
-BITMAPS, ARRAYS = "pyvmm, bitmap", "pyvmm, standard"
+BLOCK_BITMAPS = BITMAPS + BLOCKS
+GUESTS = (
+    (BITMAPS, BITMAP, 4 * MIB),
+    (ARRAYS, STANDARD, 24 * MIB),
+    (BLOCK_BITMAPS, BITMAP, 44 * MIB),
+)
+"""The contenders that are fake guests: the dialect, and the address of their rings."""
 ROUNDS = ENOUGH_ROUNDS
-SHORT_ROUNDS = 9
-"""For patterns of a few hundredths of a second, where a median of few rounds is mostly noise."""
+REPEATS = 3
+"""For patterns of a few hundredths of a second, in which one stall of milliseconds would show."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,11 @@ class Pattern:
     name: str
     pages: Callable[[PageRuns], PageRuns]
     contenders: tuple[str, ...]
-    huge_rounds: int = ROUNDS
-    """Rounds with huge pages."""
+    huge_repeats: int = 1
+    """Repeats of a round with huge pages."""
+    pieces: Callable[[PageRuns], Iterable[PageRuns]] = bitmap_pieces
+    """The pages of each request that is not an array."""
+    only_huge: bool = False
 
 
 def every_second_unit(span: PageRuns, unit: int) -> PageRuns:
@@ -58,12 +73,28 @@ def every_second_unit(span: PageRuns, unit: int) -> PageRuns:
 
 
 PATTERNS = (
-    Pattern("one run", lambda span: span, (BITMAPS, ARRAYS, BEST, PER_PAGE), SHORT_ROUNDS),
+    Pattern("one run", lambda span: span, (BITMAPS, ARRAYS, BEST, PER_PAGE), REPEATS),
+    Pattern(
+        "one run of blocks",
+        lambda span: span,
+        (BLOCK_BITMAPS, BEST),
+        REPEATS,
+        block_pieces,
+        only_huge=True,
+    ),
     Pattern(
         "runs of 2 MiB",
         partial(every_second_unit, unit=HUGE_PAGE_PAGES),
         (BITMAPS, BEST, PER_RUN),
-        SHORT_ROUNDS,
+        REPEATS,
+    ),
+    Pattern(
+        "every second block",
+        partial(every_second_unit, unit=HUGE_PAGE_PAGES),
+        (BLOCK_BITMAPS, BEST),
+        REPEATS,
+        block_pieces,
+        only_huge=True,
     ),
     Pattern(
         "every second page", partial(every_second_unit, unit=1), (BITMAPS, ARRAYS, BEST, PER_RUN)
@@ -79,11 +110,15 @@ def measure(plan: Plan) -> list[Case]:
     cases = []
     for huge in (False, True) if have_huge_pages() else (False,):
         for pattern in PATTERNS:
+            if pattern.only_huge and not huge:
+                continue
             ram.use_huge_pages(huge)
             size = "huge pages" if huge else "4 KiB pages"
             case = Case(f"{pattern.name}, {size}", "s", against=BEST, panel=size)
-            rounds = plan.rounds(pattern.huge_rounds if huge else ROUNDS)
-            measure_discards(case, ram, pattern.pages(span), pattern.contenders, rounds, plan)
+            pages, names = pattern.pages(span), pattern.contenders
+            repeats = plan.rounds(pattern.huge_repeats) if huge else 1
+            pieces = pattern.pieces(pages)
+            measure_discards(case, ram, pieces, names, plan.rounds(ROUNDS), plan, repeats=repeats)
             cases.append(case)
     ram.close()
     return cases
@@ -92,17 +127,21 @@ def measure(plan: Plan) -> list[Case]:
 def measure_discards(
     case: Case,
     ram: TouchedRam,
-    pages: PageRuns,
+    pieces: Iterable[PageRuns],
     names: Iterable[str],
     rounds: int,
     plan: Plan,
+    *,
+    repeats: int = 1,
 ) -> None:
-    """Have `pages` of `ram` discarded, interleaved by bitmaps; its first 64 MiB are for rings."""
+    """Have `pieces` of `ram` discarded in turns; its first 64 MiB are for rings."""
+    pieces = list(pieces)
     guests = {
-        BITMAPS: FakeGuest(BITMAP, ram, rings_gpa=8 * MIB),
-        ARRAYS: FakeGuest(STANDARD, ram, rings_gpa=32 * MIB),
+        name: FakeGuest(dialect, ram, gpa, blocks=name.endswith(BLOCKS))
+        for name, dialect, gpa in GUESTS
+        if name in names
     }
-    discarded = DiscardedPages(ram, pages)
+    discarded = DiscardedPages(ram, PageRuns(run for piece in pieces for run in piece))
 
     def discard_by(name: str, piece: PageRuns) -> Callable[[], float]:
         if name in guests:
@@ -115,5 +154,5 @@ def measure_discards(
         yield
         ram.assert_discarded(discarded)
 
-    pieces = [{name: discard_by(name, piece) for name in names} for piece in bitmap_pieces(pages)]
-    interleave(case, pieces, prepared, rounds, plan)
+    work = [{name: discard_by(name, piece) for name in names} for piece in pieces]
+    interleave(case, work, prepared, rounds, plan, repeats=repeats)

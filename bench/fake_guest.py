@@ -4,6 +4,9 @@
 A `BalloonDriver` brings its balloon up in RAM that is never discarded. `inflate` then sends
 requests one after the other, as Linux does, which waits for each; only the device's part is timed,
 from the notification to the used entry (and the interrupt after it).
+
+The driver of guest.img sends two kinds of requests in the bitmap dialect: a bit for each block of
+2 MiB where it finds these, up to 1 GiB at a time, and a bit for each page elsewhere.
 """
 
 from __future__ import annotations
@@ -17,13 +20,22 @@ from typing import cast
 from devices.balloon.bitmap import HEADER, PAGE_SHIFT
 from devices.balloon.dialects import BITMAP, HYBRID, RANGES, STANDARD, Dialect
 from devices.testing.balloon.driver import INFLATE, BalloonDriver
-from devices.testing.balloon.requests import hybrid_records, range_records, record_request
+from devices.testing.balloon.requests import (
+    bitmap_request,
+    hybrid_records,
+    range_records,
+    record_request,
+)
 from devices.testing.ram import AnonymousRam
 from pyvmm.memory.ram import Ram
 from pyvmm_native.runs import PageRuns
 
 ROUND_PAGES = 65536
-"""Pages our guest driver collects for one request: ROUND_PAGES of its patch."""
+"""Pages our guest driver collects for one request: ROUND_PAGES of its patches."""
+BLOCK_SHIFT = 21
+BLOCK_PAGES = 1 << BLOCK_SHIFT - PAGE_SHIFT
+ROUND_BLOCKS = 512
+"""Blocks of 2 MiB that it collects for one request: BLOCK_ROUND_PAGES of its patches, 1 GiB."""
 PIECE_BYTES = 32 * 1024
 """The bitmap is in buffers of this size, each a descriptor."""
 PFNS_PER_ARRAY = 256
@@ -35,16 +47,19 @@ Request = list[bytes]
 
 
 class FakeGuest:
-    """The driver of a balloon that speaks `dialect`; its rings take 20 MiB from `rings_gpa`."""
+    """The driver of a balloon that speaks `dialect`; its rings take 20 MiB from `rings_gpa`.
 
-    def __init__(self, dialect: Dialect, ram: Ram, rings_gpa: int) -> None:
+    With `blocks`, which is for the bitmap dialect, it names blocks of 2 MiB.
+    """
+
+    def __init__(self, dialect: Dialect, ram: Ram, rings_gpa: int, *, blocks: bool = False) -> None:
         memory = cast(AnonymousRam, ram)
         self._driver = BalloonDriver(dialect, ram=memory, rings_gpa=rings_gpa).start()
-        self._dialect = dialect
+        self._encode = block_requests if blocks else ENCODERS[dialect.name]
 
     def requests(self, pages: PageRuns) -> list[Request]:
         """Return the driver's requests to inflate by `pages`, ascending."""
-        return list(ENCODERS[self._dialect.name](pages))
+        return list(self._encode(pages))
 
     def inflate(self, requests: list[Request]) -> float:
         """Send the requests; return the seconds in which the device served them."""
@@ -80,6 +95,18 @@ def bitmap_pieces(pages: PageRuns) -> Iterator[PageRuns]:
         yield PageRuns.from_bitmap(words.tobytes(), first)
 
 
+def block_requests(pages: PageRuns) -> Iterator[Request]:
+    """Yield a header and a bitmap of blocks for each round; `pages` are whole blocks."""
+    for blocks in _round_blocks(pages):
+        yield bitmap_request(blocks, page_shift=BLOCK_SHIFT)
+
+
+def block_pieces(pages: PageRuns) -> Iterator[PageRuns]:
+    """Yield the pages of each of `block_requests`."""
+    for blocks in _round_blocks(pages):
+        yield PageRuns((block * BLOCK_PAGES, BLOCK_PAGES) for block in blocks)
+
+
 def pfn_requests(pages: PageRuns) -> Iterator[Request]:
     """Yield an array of PFNs for each `PFNS_PER_ARRAY` pages (VIRTIO 1.2, 5.5.6)."""
     pfns = array("I")
@@ -113,6 +140,18 @@ def _round_pfns(pages: PageRuns) -> Iterator[Iterator[int]]:
     """Yield the page numbers of each round."""
     for piece in bitmap_pieces(pages):
         yield chain.from_iterable(range(start, start + count) for start, count in piece)
+
+
+def _round_blocks(pages: PageRuns) -> Iterator[list[int]]:
+    """Yield the numbers of the blocks of each round."""
+    assert pages.whole(BLOCK_PAGES) == pages, "not whole blocks"
+    blocks = [
+        block
+        for start, count in pages
+        for block in range(start // BLOCK_PAGES, (start + count) // BLOCK_PAGES)
+    ]
+    for i in range(0, len(blocks), ROUND_BLOCKS):
+        yield blocks[i : i + ROUND_BLOCKS]
 
 
 def _rounds(pages: PageRuns) -> Iterator[tuple[int, array[int]]]:

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -170,24 +171,28 @@ def interleave(
     prepared: Callable[[], AbstractContextManager[None]],
     rounds: int,
     plan: Plan,
+    *,
+    repeats: int = 1,
 ) -> Case:
-    """Have each contender do each piece `rounds` times, and add the sums of rounds to `case`.
+    """Have each contender do each piece in each round, and add the sums of rounds to `case`.
 
-    All `pieces`, each by one contender, are done within a `prepared()`. Every second round goes
-    through the contenders backwards, so that none always follows the same one.
+    All `pieces`, each by one contender, are done within a `prepared()`. Every second time, the
+    contenders take turns backwards, so that none always follows the same one. In a round each piece
+    is done `repeats` times, and the median counts: a processor that is taken away for some
+    milliseconds would otherwise be most of what short pieces take.
     """
     names = list(pieces[0])
-    plan.progress.stage(case.name, rounds * len(names))
+    plan.progress.stage(case.name, rounds * repeats * len(names))
     for number in range(rounds):
-        sums = dict.fromkeys(names, 0.0)
-        for deal in range(len(names)):
+        times: dict[str, list[list[float]]] = {name: [[] for _ in pieces] for name in names}
+        for turn, deal in product(range(number, number + repeats), range(len(names))):
             with prepared():
                 for i, piece in enumerate(pieces):
-                    name = names[(deal + (i if number % 2 == 0 else -i)) % len(names)]
-                    sums[name] += piece[name]()
+                    name = names[(deal + (i if turn % 2 == 0 else -i)) % len(names)]
+                    times[name][i].append(piece[name]())
             plan.progress.advance()
         for name in names:
-            case.add(name, seconds(sums[name]))
+            case.add(name, seconds(sum(map(median, times[name]))))
     return case
 
 

@@ -12,7 +12,9 @@ Both must grow linearly: time per GiB and, with many runs, per run is constant.
 
 from __future__ import annotations
 
-from bench.device_path import BEST, BITMAPS, measure_discards
+from bench.device_path import BEST, measure_discards
+from bench.encoding_cases import BITMAP
+from bench.fake_guest import bitmap_pieces
 from bench.measure import ENOUGH_ROUNDS, Case, Plan
 from bench.touched_ram import TouchedRam
 from pyvmm.units import GIB, MIB
@@ -68,5 +70,6 @@ def _size(size_bytes: int) -> str:
 
 
 def _measured(case: Case, ram: TouchedRam, pages: PageRuns, plan: Plan) -> Case:
-    measure_discards(case, ram, pages, (BITMAPS, BEST), plan.rounds(ROUNDS), plan)
+    pieces = bitmap_pieces(pages)
+    measure_discards(case, ram, pieces, (BITMAP, BEST), plan.rounds(ROUNDS), plan)
     return case

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +149,14 @@ def test_pieces_are_interleaved_until_each_contender_has_done_each() -> None:
     interleave(case, pieces, prepared, 2, Plan(False, Silent()))
     assert "".join(done) == "<a0b1><b0c1><c0a1>" + "<a0c1><b0a1><c0b1>"
     assert case.rounds == {"a": [3, 3], "b": [30, 30], "c": [300, 300]}
+
+
+def test_the_median_of_a_pieces_repeats_counts() -> None:
+    seen = {"a": iter([1, 10, 900, 20, 3, 10]), "b": iter([4, 5, 4, 5, 4, 5])}
+    pieces = [{name: partial(next, values) for name, values in seen.items()} for _ in range(2)]
+    case = Case("x", "s", against="b")
+    interleave(case, pieces, nullcontext, 1, Plan(False, Silent()), repeats=3)
+    assert case.rounds == {"a": [3 + 10], "b": [4 + 5]}, case.rounds
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_single_rounds() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 
 pytest.importorskip("bench")
@@ -22,7 +24,7 @@ from bench.encoding_cases import (
 )
 from bench.encoding_tables import encoding_tables
 from bench.encodings import CONTENDERS, RATE_SIZE
-from bench.fake_guest import ENCODERS
+from bench.fake_guest import ENCODERS, block_pieces, block_requests
 from bench.fragmented_guest import last_counters, share_in_blocks
 from bench.measure import TOTAL, Values
 from bench.migratable_guests import QEMU
@@ -175,6 +177,17 @@ def test_the_requests_of_a_fake_guest_name_its_pages(dialect: Dialect, run_pages
     for request in ENCODERS[dialect.name](pages):
         named = named.union(dialect.decode(b"".join(request)))
     assert list(named) == list(pages)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_requests_of_blocks_name_a_gib_at_most(step: int) -> None:
+    pages = PageRuns((512 * block, 512) for block in range(500, 1600, step))
+    requests, pieces = list(block_requests(pages)), list(block_pieces(pages))
+    assert [dialects.BITMAP.decode(b"".join(request)) for request in requests] == pieces
+    assert [piece.pages for piece in pieces[:-1]] == [512 * 512] * (len(pieces) - 1)
+    assert reduce(PageRuns.union, pieces) == pages
+    with pytest.raises(AssertionError):
+        list(block_requests(PageRuns([(512, 511)])))
 
 
 def test_the_share_of_free_memory_in_blocks_is_that_of_pages() -> None:
