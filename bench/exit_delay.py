@@ -19,8 +19,7 @@ from time import perf_counter
 from bench.exit_guest import ExitGuest, exit_guest, port_read, with_pause
 from bench.exits import Bench, Constants
 from bench.measure import Case, Contender, Plan, Values, seconds, take_turns
-from pyvmm.machine.vcpu_thread import GIL_SIGNAL, SWITCH_INTERVAL_S
-from pyvmm_native import gil_request
+from pyvmm.machine.vcpu_thread import SWITCH_INTERVAL_S, accept_gil_requests
 
 DEFAULT_INTERVAL_S = 0.005
 IDLE = "event loop idle"
@@ -44,7 +43,7 @@ def _delay_case(timed: Callable[..., Values], plan: Plan) -> Case:
         "event loop busy, 5 ms switch interval": partial(timed, _compute, DEFAULT_INTERVAL_S),
         "event loop busy, pyvmm's switch interval": partial(timed, _compute, SWITCH_INTERVAL_S),
     }
-    gil_request.install_request_handler(GIL_SIGNAL)
+    accept_gil_requests()
     case = Case("port read beside an event loop", "ms", against=IDLE)
     return take_turns(case, contenders, plan.rounds(ROUNDS), plan, warm_up=True)
 

@@ -22,7 +22,7 @@ from pyvmm.migration.errors import Cancelled, MigrationError, PeerAborted
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
 from pyvmm.migration.stream import SourceReader
-from pyvmm.migration.timeouts import Timeouts
+from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm.units import MIB
 from tests.pyvmm.migration.migration_guest import (
     CONFIG,
@@ -278,6 +278,19 @@ class HandmadeDestination(threading.Thread):
             stream.close()
 
 
+def two_streams(
+    guest: WritingGuest,
+    destination: HandmadeDestination,
+    connect: Callable[[], Wire] | None = None,
+    timeouts: Timeouts = TIMEOUTS,
+) -> SourceMigration:
+    """Return the migration of `guest` to `destination` over two streams, which `connect` makes."""
+    settings, connect = Settings(streams=2), connect or destination.connect
+    return SourceMigration(
+        guest, destination.link, settings, MigrationProgress(), timeouts, connect
+    )
+
+
 @pytest.mark.parametrize(
     ("joins", "reason"),
     [
@@ -288,14 +301,7 @@ class HandmadeDestination(threading.Thread):
 def test_a_destination_that_stalls_does_not_keep_the_guest(joins: bool, reason: str) -> None:
     destination = HandmadeDestination(joins=joins)
     guest = WritingGuest(CONFIG, PATTERN)
-    source = SourceMigration(
-        guest,
-        destination.link,
-        Settings(streams=2),
-        MigrationProgress(),
-        QUICK,
-        destination.connect,
-    )
+    source = two_streams(guest, destination, timeouts=QUICK)
     begin = time.monotonic()
     with pytest.raises(MigrationError, match=reason):
         source.run()
@@ -321,14 +327,7 @@ def test_a_round_does_not_end_before_all_streams_are_connected() -> None:
         link.send = record  # type: ignore[method-assign]
         return link
 
-    source = SourceMigration(
-        WritingGuest(CONFIG),
-        destination.link,
-        Settings(streams=2),
-        MigrationProgress(),
-        QUICK,
-        connect,
-    )
+    source = two_streams(WritingGuest(CONFIG), destination, connect, QUICK)
     with pytest.raises(MigrationError, match="has not answered for"):
         source.run()
     token = bytes(messages.TOKEN_BYTES)
@@ -341,13 +340,7 @@ def test_a_round_does_not_end_before_all_streams_are_connected() -> None:
 def test_a_cancellation_ends_the_wait_for_a_stream_at_once() -> None:
     destination = HandmadeDestination(joins=True)
     guest = WritingGuest(CONFIG, PATTERN)
-    source = SourceMigration(
-        guest,
-        destination.link,
-        Settings(streams=2),
-        MigrationProgress(),
-        connect=destination.connect,
-    )
+    source = two_streams(guest, destination)
     threading.Timer(0.3, source.cancel).start()
     begin = time.monotonic()
     with pytest.raises(Cancelled):
@@ -363,9 +356,7 @@ def test_a_stream_that_cannot_connect_ends_the_migration_at_once() -> None:
 
     destination = HandmadeDestination(joins=False)
     guest = WritingGuest(CONFIG, PATTERN)
-    source = SourceMigration(
-        guest, destination.link, Settings(streams=2), MigrationProgress(), connect=connect
-    )
+    source = two_streams(guest, destination, connect)
     begin = time.monotonic()
     with pytest.raises(MigrationError, match=r"^stream \d: no destination can be reached at"):
         source.run()
