@@ -7,10 +7,10 @@ does: two terminals with `pyvmm run`, each in a lab of its own, and a third with
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,8 +26,6 @@ from tests.kvm.pyvmm_process import RunProcess, run_pyvmm
 from tests.pyvmm.sockets.certificates import certificate
 
 TIMEOUT_S = 150
-PEER_LOSS_TIMEOUT_S = 10
-"""A few times as long as a busy machine takes to notice that a peer is gone."""
 
 RUNNER = """
 import sys
@@ -134,9 +132,7 @@ def test_a_program_in_a_lab_connects_to_another_lab_over_tcp(start: Start) -> No
         f"no destination can be reached at {address}: connection refused"
     )
     source.kill()  # the session, the lab and the program in it
-    killed_at = time.monotonic()
-    assert line(destination) == "ended"
-    assert time.monotonic() - killed_at < PEER_LOSS_TIMEOUT_S
+    assert line(destination) == "ended"  # it waits without a limit
     assert destination.wait(TIMEOUT_S) == 0
 
 
@@ -248,11 +244,10 @@ def test_a_side_killed_with_its_lab_fails_the_migration(image: Path, tmp_path: P
             client.execute("migrate-set-parameters", **{"max-bandwidth": 4 * MIB})
             start_migration(client, addresses[0])
             one.send_signal(signal.SIGKILL)
-            killed_at = time.monotonic()
             while (state := client.execute("query-migrate"))["status"] == "active":
                 pass
-            assert time.monotonic() - killed_at < PEER_LOSS_TIMEOUT_S
             assert state["status"] == "failed"
+            assert not re.search(r" for [\d.]+ s", state["error-desc"]), "a limit has passed"
             assert client.execute("query-status")["status"] == "running"
             assert source.command("verify 3") == verified
             start_migration(client, addresses[1])

@@ -330,4 +330,5 @@ def test_a_lab_that_is_busy_for_longer_than_the_pings_is_not_an_error(
     from pyvmm.lab.run import run_in_lab
 
     monkeypatch.setattr(session, "PING_INTERVAL_S", 0.1)
-    assert run_in_lab(["sh", "-c", "sleep 4; exit 7"]) == 7
+    monkeypatch.setattr(session, "MAX_UNANSWERED_PINGS", 60)  # on a busy host, too
+    assert run_in_lab(["sh", "-c", "sleep 8; exit 7"]) == 7
