@@ -24,12 +24,12 @@ from pyvmm.machine import kvm_verdict
 kvm_verdict.record_fit()
 assert kvm_verdict.known_fit()
 if sys.argv[1] == "signal":
-    from pyvmm.cli import vm_start
-    class Interrupted(vm_start.Platform):
-        def __init__(self, *arguments, **options):
-            os.kill(os.getpid(), signal.SIGTERM)
-            super().__init__(*arguments, **options)
-    vm_start.Platform = Interrupted
+    from pyvmm.machine.early_boot import EarlyBoot
+    setup = EarlyBoot.setup
+    def interrupted(boot):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return setup(boot)
+    EarlyBoot.setup = interrupted
     from pyvmm.lab import run, start
     run.start = lambda **options: start._interrupt(options["signals"])
 try:
