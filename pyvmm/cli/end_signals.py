@@ -133,6 +133,8 @@ class EndSignals:
                         self.received = number
                         self.limit()
                         self._loop.call_soon_threadsafe(self._on_signal, number)
+        # Python's join() returns before the kernel has ended the thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
         os.close(reader)
 
     def _status(self) -> int:
