@@ -29,5 +29,10 @@ cdef void mark_block_dirty(
 # ends in `end`; return BLOCK_PAGES_ when there is none.
 cdef int next_run(const uint8_t *bitmap, int start, int *end) noexcept nogil
 
-# Raise ValueError unless the arguments describe a block whose pages are all in RAM.
-cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap)
+# Return the number of pages of a block.
+cdef uint64_t pages_in(const uint8_t *bitmap) noexcept nogil
+
+# Return whether a block can begin at `first_pfn`, and its pages are all in RAM.
+cdef bint block_in_ram(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap
+) noexcept nogil

@@ -191,16 +191,26 @@ cdef raise_error(int error, bint matches, uint64_t first_pfn):
 
 cdef check_block(GuestMemory memory, uint64_t first_pfn, const uint8_t[::1] bitmap):
     """Raise ValueError unless the arguments describe a block whose pages are all in RAM."""
+    if bitmap.shape[0] != BITMAP_BYTES:
+        raise ValueError(f"no block: {bitmap.shape[0]} bytes of bitmap")
+    if not block_in_ram(memory, first_pfn, &bitmap[0]):
+        raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
+
+
+cdef bint block_in_ram(
+    GuestMemory memory, uint64_t first_pfn, const uint8_t *bitmap
+) noexcept nogil:
     cdef int start, end = 0
     cdef uint64_t gpa
-    if bitmap.shape[0] != BITMAP_BYTES or first_pfn % BLOCK_PAGES_ or first_pfn >> 40:
-        raise ValueError(f"no block: {bitmap.shape[0]} bytes of bitmap, page frame {first_pfn:#x}")
-    start = next_run(&bitmap[0], 0, &end)
+    if first_pfn % BLOCK_PAGES_ or first_pfn >> 40:
+        return False
+    start = next_run(bitmap, 0, &end)
     while start < BLOCK_PAGES_:
         gpa = (first_pfn + start) << PAGE_SHIFT
         if not memory.covers(gpa, <uint64_t>(end - start) << PAGE_SHIFT):
-            raise ValueError(f"the block at page frame {first_pfn:#x} is not inside guest RAM")
-        start = next_run(&bitmap[0], end, &end)
+            return False
+        start = next_run(bitmap, end, &end)
+    return True
 
 
 cdef int next_run(const uint8_t *bitmap, int start, int *end) noexcept nogil:

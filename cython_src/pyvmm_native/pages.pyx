@@ -39,8 +39,11 @@ cdef extern from * nogil:
     }
     """
     bint is_zero_page(const uint8_t *page)
+    void prefetch "__builtin_prefetch"(const void *address)
 
 cdef enum:
+    # Most pages are known by their first line: without this each would be waited for in turn.
+    PREFETCHED_BYTES = 16 * 4096
     ENTRIES = 512          # of pagemap, read at once: those of 2 MiB
     ENTRY_BYTES = 8
 
@@ -146,6 +149,7 @@ cdef bint find_nonzero(RunList *found, GuestMemory memory, PageRuns pages) noexc
             page = memory.span(pfn << PAGE_SHIFT, (end - pfn) << PAGE_SHIFT, &got)
             left = got >> PAGE_SHIFT
             while left:
+                prefetch(page + PREFETCHED_BYTES)
                 if not is_zero_page(page) and not add_run(found, pfn, pfn + 1):
                     return False
                 pfn += 1

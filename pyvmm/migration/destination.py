@@ -226,8 +226,7 @@ class DestinationMigration:
         while not isinstance(message, messages.Ready):
             match message:
                 case messages.Pages():
-                    self._pages += message.count
-                    self._channel.receive_pages(ram.memory, channel, message)
+                    self._pages += self._channel.receive_pages(ram.memory, channel, message)
                 case messages.Zeros(runs):
                     ram.zero(runs)
                 case messages.RoundEnd(number):

@@ -72,19 +72,24 @@ class DestinationChannel:
         if self._reader.between_messages:
             self._link.deadline = max(self._link.deadline, self._last.at + self._message_s)
 
-    def receive_pages(self, memory: GuestMemory, channel: PageChannel, message: Pages) -> None:
-        """Store the pages of `message`; the deadline is that of the message."""
+    def receive_pages(self, memory: GuestMemory, channel: PageChannel, message: Pages) -> int:
+        """Store the pages of `message`, and perhaps of those that follow; return their number.
+
+        The deadline is that of the message.
+        """
         if message.data:
             scatter_block(memory, message.first_pfn, message.bitmap, message.data)
-            return
+            return message.count
         try:
-            right = channel.receive_block(message.first_pfn, message.bitmap)
+            received = channel.receive_blocks(message.record().encode())
         except LinkTimedOut as error:
             raise self._late() from error
         except EOFError as error:
             raise _closed() from error
-        if not right:
+        if not received.right:
             raise MigrationError("pages are damaged: wrong checksum")
+        self._reader.feed(received.ahead)
+        return received.pages
 
     def send(self, message: FromDestination, within_s: float) -> None:
         """Send `message`, which has `within_s`. Raises `MigrationError`."""

@@ -139,6 +139,19 @@ class Pages:
     bitmap: bytes
     data: bytes | memoryview = b""
 
+    @classmethod
+    def heads(cls, start_pfn: int, bitmap: bytes) -> bytes:
+        """Return the encoded messages of all pages whose bits are set, from `start_pfn` on.
+
+        There is one for each block that has any, without contents.
+        """
+        blocks = (
+            (at, bitmap[at : at + BITMAP_BYTES]) for at in range(0, len(bitmap), BITMAP_BYTES)
+        )
+        return b"".join(
+            [cls(start_pfn + 8 * at, bits).record().encode() for at, bits in blocks if any(bits)]
+        )
+
     def record(self) -> Record:
         head = _PAGES.pack(self.first_pfn, self.bitmap)
         return _record("pages", b"".join((head, self.data)))

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of pages over a link, straight between guest memory and the socket if possible.
 
-A block follows its message: the pages in order, and their checksum, u64. `SocketPages` leaves that
-to `pyvmm_native.page_socket`; `BufferedPages` needs nothing but a `ByteLink`, and serves
-TLS, whose bytes pass through OpenSSL.
+A block follows its message, the head: the pages in order, and their checksum, u64. `SocketPages`
+leaves that to `pyvmm_native.page_socket`; `BufferedPages` needs nothing but a `ByteLink`, and
+serves TLS, whose bytes pass through OpenSSL.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyvmm.migration.errors import LinkBroken, LinkTimedOut
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.page_blocks import BLOCK_PAGES, gather_block, scatter_block
-from pyvmm_native.page_socket import PageSocket
+from pyvmm_native.page_socket import HEAD_BYTES, PageSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SUM = struct.Struct("<Q")
 SUM_BYTES = _SUM.size
+_BLOCK = struct.Struct(f"<Q{BLOCK_PAGES // 8}s")
 
 
 class ByteLink(Protocol):
@@ -46,20 +47,34 @@ class ByteLink(Protocol):
         """Wait for up to `len(buffer)` bytes; return their number, 0 as `receive` returns none."""
 
 
+class ReceivedPages(NamedTuple):
+    """One or more blocks that have arrived."""
+
+    right: bool
+    """All checksums were right."""
+    pages: int
+    """Their number."""
+    ahead: bytes
+    """Bytes of the message that follows."""
+
+
 class PageChannel(Protocol):
     """Sends and receives blocks of one guest's memory; the deadline is that of the link.
 
     Both methods raise `MigrationError` when the link is broken, and ValueError for pages outside
-    RAM. `first_pfn` and `bitmap` are as in `pyvmm_native.page_blocks`.
+    RAM. A head is an encoded `Pages`. A call may deal with several blocks, and ends soon.
 
     Threads: migration, stream sender, stream receiver; one of them.
     """
 
-    def send_block(self, head: bytes, first_pfn: int, bitmap: bytes) -> None:
-        """Send `head`, the pages of a block as they are now, and their checksum."""
+    def send_blocks(self, heads: memoryview) -> tuple[int, int]:
+        """Send the first of `heads`, the pages of its block as they are now, and their checksum.
 
-    def receive_block(self, first_pfn: int, bitmap: bytes) -> bool:
-        """Fill the pages of a block; return whether their checksum is right.
+        The same may be done for those that follow. Return the number of blocks and of bytes.
+        """
+
+    def receive_blocks(self, head: bytes) -> ReceivedPages:
+        """Fill the pages of the block whose `head` has arrived, and perhaps of those that follow.
 
         EOFError when the other side has closed the connection.
         """
@@ -72,23 +87,23 @@ class SocketPages:
         self._link = link
         self._socket = PageSocket(fd, memory, checksum)
 
-    def send_block(self, head: bytes, first_pfn: int, bitmap: bytes) -> None:
+    def send_blocks(self, heads: memoryview) -> tuple[int, int]:
         """As `PageChannel`."""
         try:
-            self._socket.send_block(head, first_pfn, bitmap, self._link.deadline)
+            return self._socket.send_blocks(heads, self._link.deadline)
         except OSError as error:
             raise _broken(error) from error
 
-    def receive_block(self, first_pfn: int, bitmap: bytes) -> bool:
+    def receive_blocks(self, head: bytes) -> ReceivedPages:
         """As `PageChannel`."""
         try:
-            return self._socket.receive_block(first_pfn, bitmap, self._link.deadline)
+            return ReceivedPages(*self._socket.receive_blocks(head, self._link.deadline))
         except OSError as error:
             raise _broken(error) from error
 
 
 class BufferedPages:
-    """Satisfies `PageChannel` on any link."""
+    """Satisfies `PageChannel` on any link, one block at a time."""
 
     def __init__(self, link: ByteLink, memory: GuestMemory, checksum: Checksum) -> None:
         self._link = link
@@ -97,22 +112,27 @@ class BufferedPages:
         # Kept: new memory for each block would cost more, in page faults, than the copy itself.
         self._buffer = memoryview(bytearray(BLOCK_PAGES * PAGE_BYTES + SUM_BYTES))
 
-    def send_block(self, head: bytes, first_pfn: int, bitmap: bytes) -> None:
+    def send_blocks(self, heads: memoryview) -> tuple[int, int]:
         """As `PageChannel`."""
+        head = heads[:HEAD_BYTES]
+        first_pfn, bitmap = _block(head)
         size = gather_block(self._memory, first_pfn, bitmap, self._buffer)
         _SUM.pack_into(self._buffer, size, self._checksum.of(self._buffer[:size]))
         self._link.send(head)
         self._link.send(self._buffer[: size + SUM_BYTES])
+        return 1, block_bytes(head)
 
-    def receive_block(self, first_pfn: int, bitmap: bytes) -> bool:
+    def receive_blocks(self, head: bytes) -> ReceivedPages:
         """As `PageChannel`."""
-        size = int.from_bytes(bitmap, "little").bit_count() * PAGE_BYTES
+        first_pfn, bitmap = _block(head)
+        count = int.from_bytes(bitmap, "little").bit_count()
+        size = count * PAGE_BYTES
         self._fill(self._buffer[: size + SUM_BYTES])
         pages = self._buffer[:size]
         if (self._checksum.of(pages),) != _SUM.unpack_from(self._buffer, size):
-            return False
+            return ReceivedPages(False, count, b"")
         scatter_block(self._memory, first_pfn, bitmap, pages)
-        return True
+        return ReceivedPages(True, count, b"")
 
     def _fill(self, buffer: memoryview) -> None:
         filled = 0
@@ -121,6 +141,18 @@ class BufferedPages:
             if not got:
                 raise EOFError
             filled += got
+
+
+def block_bytes(head: memoryview) -> int:
+    """Return the number of bytes of the block that `head` names, its own included."""
+    _, bitmap = _block(head)
+    return HEAD_BYTES + int.from_bytes(bitmap, "little").bit_count() * PAGE_BYTES + SUM_BYTES
+
+
+def _block(head: bytes | memoryview) -> tuple[int, bytes]:
+    """Return the first page frame of the block that `head` names, and its bitmap."""
+    first_pfn, bitmap = _BLOCK.unpack_from(head, HEAD_BYTES - _BLOCK.size)
+    return first_pfn, bitmap
 
 
 def _broken(error: OSError) -> LinkBroken:

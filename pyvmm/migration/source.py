@@ -56,7 +56,6 @@ from pyvmm.migration.stream_senders import StreamSenders
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
 from pyvmm_native import PAGE_BYTES
 from pyvmm_native.checksum import Checksum
-from pyvmm_native.page_blocks import BLOCK_PAGES
 from pyvmm_native.pages import bitmap
 from pyvmm_native.runs import PageRuns
 
@@ -71,7 +70,6 @@ if TYPE_CHECKING:
     from pyvmm_native.memory import GuestMemory
 
 MIN_ROUND_S = 0.05
-_BLOCK_BITMAP_BYTES = BLOCK_PAGES // 8
 
 
 class SourceGuest(Protocol):
@@ -300,19 +298,21 @@ class SourceMigration:
             self._after_message(limiter)
         self._nonzero_there[chunk.start_pfn] = nonzero_there.subtract(emptied).union(full)
         bits = bitmap(full, chunk.start_pfn, CHUNK_PAGES)
-        for offset in range(0, len(bits), _BLOCK_BITMAP_BYTES):
-            block = bits[offset : offset + _BLOCK_BITMAP_BYTES]
-            if any(block):
-                first_pfn = chunk.start_pfn + 8 * offset
-                self._send_block(messages.Pages(first_pfn, block))
-                self._after_message(limiter)
+        heads = memoryview(messages.Pages.heads(chunk.start_pfn, bits))
+        while heads:
+            sent = self._send_blocks(heads, limiter)
+            heads = heads[sent * messages.PAGES_MESSAGE_BYTES :]
+            self._after_message(limiter)
         self._progress.done(chunk.pages.pages, full.pages)
 
-    def _send_block(self, pages: messages.Pages) -> None:
-        if self._streams is None:
-            self._channel.send_pages(self._pages, pages)
-        else:
-            self._progress.sent_bytes += self._streams.send(pages)
+    def _send_blocks(self, heads: memoryview, limiter: RateLimiter | None) -> int:
+        """Send one block of those that `heads` name, or some; return how many."""
+        first = heads[: messages.PAGES_MESSAGE_BYTES]
+        if self._streams is not None:
+            self._progress.sent_bytes += self._streams.send(first)
+            return 1
+        limited = limiter is not None and self.settings.max_bandwidth
+        return self._channel.send_pages(self._pages, first if limited else heads)
 
     def _after_message(self, limiter: RateLimiter | None) -> None:
         """Notice an abort, and keep to the bandwidth."""
@@ -321,7 +321,8 @@ class SourceMigration:
         self._channel.check_abort()
         if limiter is not None:
             limit, sent_bytes = self.settings.max_bandwidth, self._progress.sent_bytes
-            self._cancelled.wait(limiter.wait_s(limit, sent_bytes))
+            if (wait_s := limiter.wait_s(limit, sent_bytes)) > 0:
+                self._cancelled.wait(wait_s)
 
     # --- Switchover and commit ------------------------------------------------------------------
     def _switch_over(self, precopy: PreCopy) -> None:

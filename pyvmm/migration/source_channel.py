@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pyvmm.errors import UserError
 from pyvmm.migration.errors import LinkTimedOut, MigrationError, PeerAborted
-from pyvmm.migration.messages import Failed, Pages
-from pyvmm.migration.page_channel import SUM_BYTES
+from pyvmm.migration.messages import Failed
 from pyvmm.migration.stream import DestinationReader
-from pyvmm_native import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from pyvmm.migration.timeouts import Timeouts
 
 _M = TypeVar("_M")
+_T = TypeVar("_T")
 
 
 class SourceChannel:
@@ -65,26 +64,29 @@ class SourceChannel:
     def send(self, *messages: FromSource) -> None:
         """Send `messages`, all of them at once: each time the destination wakes up for one."""
         data = b"".join([message.record().encode() for message in messages])
-        self._sending(len(data), lambda: self._link.send(data))
+        self._sending(lambda: self._link.send(data))
+        self._progress.sent_bytes += len(data)
 
-    def send_pages(self, channel: PageChannel, pages: Pages) -> None:
-        """Send `pages` with their contents, over `channel`."""
-        head = pages.record().encode()
-        size = len(head) + pages.count * PAGE_BYTES + SUM_BYTES
-        self._sending(size, lambda: channel.send_block(head, pages.first_pfn, pages.bitmap))
+    def send_pages(self, channel: PageChannel, heads: memoryview) -> int:
+        """Send the first of `heads`, encoded `Pages`, and its contents over `channel`.
 
-    def _sending(self, size: int, send: Callable[[], None]) -> None:
-        """Send `size` bytes by calling `send`."""
+        Those that follow may be sent, too; return how many were.
+        """
+        sent, size = self._sending(lambda: channel.send_blocks(heads))
+        self._progress.sent_bytes += size
+        return sent
+
+    def _sending(self, send: Callable[[], _T]) -> _T:
+        """Return what `send` returns, which sends something."""
         self._set_deadline()
         try:
-            send()
+            return send()
         except LinkTimedOut as error:
             self._raise_abort_reason()
             raise self._timed_out("taken a message") from error
         except MigrationError:
             self._raise_abort_reason(self._abort_s)
             raise
-        self._progress.sent_bytes += size
 
     def stream_failure(self, number: int, error: Exception) -> MigrationError:
         """Return the error of a migration whose stream `number` has failed with `error`.

@@ -166,8 +166,7 @@ class StreamReceivers:
         incoming.on_first()
         while True:
             if isinstance(message, Pages):
-                channel.receive_pages(memory, pages, message)
-                self._received[number] += message.count
+                self._received[number] += channel.receive_pages(memory, pages, message)
             else:
                 self._barrier.wait()
             message = channel.receive(message_s)

@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING
 
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import RoundEnd, StreamHello
-from pyvmm.migration.page_channel import SUM_BYTES
-from pyvmm_native import PAGE_BYTES
+from pyvmm.migration.page_channel import block_bytes
 from pyvmm_native.checksum import Checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.migration.link import Link
-    from pyvmm.migration.messages import Pages
     from pyvmm.migration.source_channel import SourceChannel
     from pyvmm_native.memory import GuestMemory
 
@@ -58,7 +56,7 @@ class StreamSenders:
         """Notified of blocks in the queue."""
         self._taken = threading.Condition(lock)
         """Notified of blocks that were taken from the queue, or sent."""
-        self._blocks: deque[tuple[bytes, Pages]] = deque()  # each with its message, encoded
+        self._heads: deque[memoryview] = deque()
         self._unsent = count  # in the queue, or being sent; the hello of each stream, too
         self._links: dict[int, Link] = {}
         self._threads: list[threading.Thread] = []
@@ -81,20 +79,19 @@ class StreamSenders:
             self._joining = False
         self.raise_failure()
 
-    def send(self, pages: Pages) -> int:
-        """Have a stream send `pages` with their contents, when one is free; return their bytes.
+    def send(self, head: memoryview) -> int:
+        """Have a stream send the block of `head`, when one is free; return its bytes.
 
         Raises `MigrationError`.
         """
-        head = pages.record().encode()
         with self._taken:
-            self._taken.wait_for(lambda: self._over or len(self._blocks) < self._count)
+            self._taken.wait_for(lambda: self._over or len(self._heads) < self._count)
             if not self._over:
-                self._blocks.append((head, pages))
+                self._heads.append(head)
                 self._unsent += 1
                 self._dealt.notify()
         self.raise_failure()
-        return len(head) + pages.count * PAGE_BYTES + SUM_BYTES
+        return block_bytes(head)
 
     def end_round(self, number: int) -> None:
         """Wait until all blocks, and hellos, have been sent; end the round on each stream.
@@ -166,10 +163,9 @@ class StreamSenders:
         link.send(hello.record().encode())
         self._sent()
         channel = link.pages(self._memory, Checksum(checksum))
-        while (taken := self._next_block()) is not None:
+        while (head := self._next_head()) is not None:
             link.deadline = self._channel.deadline()
-            head, block = taken
-            channel.send_block(head, block.first_pfn, block.bitmap)
+            channel.send_blocks(head)
             self._sent()
 
     def _sent(self) -> None:
@@ -177,13 +173,13 @@ class StreamSenders:
             self._unsent -= 1
             self._taken.notify()
 
-    def _next_block(self) -> tuple[bytes, Pages] | None:
+    def _next_head(self) -> memoryview | None:
         with self._dealt:
-            self._dealt.wait_for(lambda: self._over or bool(self._blocks))
+            self._dealt.wait_for(lambda: self._over or bool(self._heads))
             if self._over:
                 return None
             self._taken.notify()
-            return self._blocks.popleft()
+            return self._heads.popleft()
 
     def _fail(self, number: int, error: Exception) -> None:
         with self._taken:

@@ -56,7 +56,7 @@ def run(data: bytes) -> None:
     data = data.ljust(_HEAD_BYTES, b"\0")
     name = ("crc32c", "xxh3", "none")[data[0] % 3]
     blocks = _blocks(data[_HEAD_BYTES:])
-    stream, unprotected = _stream(name, blocks)
+    stream, unprotected = _stream(name, blocks, one_round=bool(data[1] & 8))
     damaged, may_run = _damage(stream, data, unprotected if name == "none" else [])
     target = FakeTarget()
     arrived = _receive(target, damaged, buffered=bool(data[1] & 1))
@@ -85,7 +85,7 @@ def _blocks(data: bytes) -> list[_Block]:
     return blocks
 
 
-def _stream(name: str, blocks: list[_Block]) -> tuple[bytes, list[range]]:
+def _stream(name: str, blocks: list[_Block], *, one_round: bool) -> tuple[bytes, list[range]]:
     """Return all that a source sends, and where the contents of pages are in it."""
     checksum = Checksum(name)
     stream = bytearray(messages.Hello(CONFIG, name).record().encode())
@@ -96,7 +96,8 @@ def _stream(name: str, blocks: list[_Block]) -> tuple[bytes, list[range]]:
         data = b"".join(bytes([block.pages[page]]) * PAGE_BYTES for page in sorted(block.pages))
         contents.append(range(len(stream), len(stream) + len(data)))
         stream += data + checksum.of(data).to_bytes(8, "little")
-        stream += messages.RoundEnd(number).record().encode()
+        if not one_round:
+            stream += messages.RoundEnd(number).record().encode()
     for part in PARTS:
         stream += messages.DeviceState(part).record().encode()
     pages = sum(len(block.pages) for block in blocks)

@@ -8,17 +8,18 @@ import mmap
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.migration.messages import Pages, RoundEnd
 from pyvmm_native.checksum import CHECKSUMS, Checksum
 from pyvmm_native.memory import GuestMemory
 from pyvmm_native.page_blocks import BLOCK_PAGES
-from pyvmm_native.page_socket import PageSocket
+from pyvmm_native.page_socket import HEAD_BYTES, PageSocket
 from pyvmm_native.pages import bitmap, nonzero
 from pyvmm_native.runs import PageRuns
 
@@ -37,6 +38,13 @@ def bits_of(pages: set[int], first_pfn: int = 0) -> bytes:
     return bitmap(PageRuns((first_pfn + page, 1) for page in pages), first_pfn, BLOCK_PAGES)
 
 
+def head_of(pages: set[int], first_pfn: int = 0) -> bytes:
+    return Pages(first_pfn, bits_of(pages, first_pfn)).record().encode()
+
+
+WHOLE = head_of(set(range(BLOCK_PAGES)))
+
+
 @contextmanager
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
@@ -46,6 +54,26 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
+@contextmanager
+def tcp_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    with one, other:
+        one.setblocking(False)
+        other.setblocking(False)
+        yield one, other
+
+
+def send_all(sender: PageSocket, heads: bytes) -> tuple[int, int]:
+    """Send all blocks; return their number, and that of their bytes."""
+    sent = size = 0
+    while sent * HEAD_BYTES < len(heads):
+        count, count_bytes = sender.send_blocks(heads[sent * HEAD_BYTES :], math.inf)
+        sent, size = sent + count, size + count_bytes
+    return sent, size
+
+
 def page_socket(stream: socket.socket, memory: GuestMemory, name: str = "crc32c") -> PageSocket:
     return PageSocket(stream.fileno(), memory, Checksum(name))
 
@@ -53,10 +81,10 @@ def page_socket(stream: socket.socket, memory: GuestMemory, name: str = "crc32c"
 def while_sending(
     stream: socket.socket, memory: GuestMemory, pages: set[int], name: str = "crc32c"
 ) -> threading.Thread:
-    """Start a thread that sends "head" and block 0 of `memory`."""
+    """Start a thread that sends block 0 of `memory`."""
     sender = page_socket(stream, memory, name)
     thread = threading.Thread(
-        target=sender.send_block, args=(b"head", 0, bits_of(pages), math.inf), daemon=True
+        target=sender.send_blocks, args=(head_of(pages), math.inf), daemon=True
     )
     thread.start()
     return thread
@@ -65,12 +93,12 @@ def while_sending(
 def send_blocks(sender: PageSocket, deadline: float) -> None:
     """Send four whole blocks, which take more room than a socket has."""
     for _ in range(4):
-        sender.send_block(b"head", 0, b"\xff" * 64, deadline)
+        sender.send_blocks(WHOLE, deadline)
 
 
 def receive_head(stream: socket.socket) -> bytes:
     stream.setblocking(True)
-    head = stream.recv(4, socket.MSG_WAITALL)
+    head = stream.recv(HEAD_BYTES, socket.MSG_WAITALL)
     stream.setblocking(False)
     return head
 
@@ -82,9 +110,10 @@ def test_a_block_arrives_in_the_same_pages_and_nowhere_else(pages: set[int], nam
         memory.write(page * PAGE, page.to_bytes(2, "little") * (PAGE // 2 - 1) + b"ab")
     with sockets() as (one, other):
         thread = while_sending(one, memory, pages, name)
-        assert receive_head(other) == b"head"
-        assert page_socket(other, copy, name).receive_block(0, bits_of(pages), math.inf)
+        assert receive_head(other) == head_of(pages)
+        received = page_socket(other, copy, name).receive_blocks(head_of(pages), math.inf)
         thread.join(10)
+    assert received == (True, len(pages), b"")
     assert nonzero(copy, ALL) == PageRuns((page, 1) for page in pages)
     for page in pages:
         assert copy.read(page * PAGE, PAGE) == memory.read(page * PAGE, PAGE)
@@ -108,7 +137,8 @@ def test_a_changed_bit_is_noticed(pages: set[int], where: int, bit: int, name: s
         third.setblocking(True)
         thread = threading.Thread(target=third.sendall, args=(data,))
         thread.start()
-        assert not page_socket(fourth, copy, name).receive_block(0, bits_of(pages), math.inf)
+        receiver = page_socket(fourth, copy, name)
+        assert receiver.receive_blocks(head_of(pages), math.inf) == (False, len(pages), b"")
         thread.join(10)
 
 
@@ -133,23 +163,87 @@ def test_a_block_may_arrive_in_pieces_of_any_size(step: int) -> None:
 
         relaying = threading.Thread(target=relay, daemon=True)
         relaying.start()
-        assert page_socket(fourth, copy).receive_block(0, bits_of(pages), math.inf)
+        assert page_socket(fourth, copy).receive_blocks(head_of(pages), math.inf)[0]
         relaying.join(10)
         thread.join(10)
     assert nonzero(copy, ALL) == nonzero(memory, ALL)
 
 
-def test_bytes_after_a_block_are_left_on_the_socket() -> None:
+@pytest.mark.parametrize("following", [b"", b"next", RoundEnd(1).record().encode(), WHOLE[:100]])
+def test_bytes_after_a_block_are_returned_or_left(following: bytes) -> None:
     memory, copy = new_memory(), new_memory()
     with sockets() as (one, other):
         while_sending(one, memory, {3}).join(10)
-        one.send(b"next")
+        one.send(following)
         receive_head(other)
-        assert page_socket(other, copy).receive_block(0, bits_of({3}), math.inf)
-        assert other.recv(100) == b"next"
+        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf)
+        assert received == (True, 1, following)
         for stream in (one, other):
             with pytest.raises(BlockingIOError):
                 stream.recv(1)
+
+
+@pytest.mark.parametrize("family", ["unix", "tcp"])
+def test_one_call_sends_and_one_receives_several_blocks(family: str) -> None:
+    memory, copy = new_memory(), new_memory()
+    blocks = [(0, {0, 5, 511}), (1024, set(range(512))), (512, {0, GAP - 513}), (0, {5, 6})]
+    for first_pfn, pages in blocks:
+        for page in pages:
+            memory.write((first_pfn + page) * PAGE, (first_pfn + page).to_bytes(2, "big") + b"x")
+    heads = [head_of(pages, first_pfn) for first_pfn, pages in blocks]
+    with sockets() if family == "unix" else tcp_sockets() as (one, other):
+        sent: list[tuple[int, int]] = []
+        thread = threading.Thread(
+            target=lambda: sent.append(send_all(page_socket(one, memory), b"".join(heads)))
+        )
+        thread.start()
+        head, received, receiver = receive_head(other), 0, page_socket(other, copy)
+        while head:
+            right, count, ahead = receiver.receive_blocks(head, math.inf)
+            assert right
+            received += count
+            other.setblocking(True)
+            missing = HEAD_BYTES - len(ahead) if received < 519 else 0
+            head = ahead + other.recv(missing, socket.MSG_WAITALL) if missing else ahead
+            other.setblocking(False)
+        thread.join(10)
+    total = sum(len(named) for _, named in blocks)
+    assert received == total == 519
+    assert sent == [(4, 4 * (HEAD_BYTES + 8) + total * PAGE)]
+    assert nonzero(copy, ALL) == nonzero(memory, ALL)
+
+
+def test_a_peer_that_has_sent_something_is_noticed_after_a_block() -> None:
+    with sockets() as (one, other):
+        other.send(b"abort")
+        size = HEAD_BYTES + PAGE + 8
+        assert page_socket(one, new_memory()).send_blocks(head_of({1}) * 3, math.inf) == (1, size)
+        assert len(other.recv(3 * size)) == size
+
+
+@pytest.mark.parametrize("at", range(0, HEAD_BYTES, 3))
+def test_a_changed_head_is_left_to_the_caller(at: int) -> None:
+    memory, copy = new_memory(), new_memory()
+    changed = bytearray(head_of({3}))
+    changed[at] ^= 0x40
+    with sockets() as (one, other):
+        while_sending(one, memory, {3}).join(10)
+        one.send(changed)
+        receive_head(other)
+        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf)
+        assert received == (True, 1, bytes(changed))
+
+
+@pytest.mark.parametrize(
+    "head", [head_of({0}, 2048), head_of({GAP - 512}, 512), head_of(set()), head_of({1}, 1)]
+)
+def test_a_head_of_no_pages_or_of_pages_outside_ram_is_left_to_the_caller(head: bytes) -> None:
+    with sockets() as (one, other):
+        while_sending(one, new_memory(), {3}).join(10)
+        one.send(head)
+        receive_head(other)
+        received = page_socket(other, new_memory()).receive_blocks(head_of({3}), math.inf)
+        assert received == (True, 1, head)
 
 
 def test_received_pages_are_logged_as_dirty() -> None:
@@ -158,7 +252,7 @@ def test_received_pages_are_logged_as_dirty() -> None:
     with sockets() as (one, other):
         while_sending(one, memory, {3, 4, 9}).join(10)
         receive_head(other)
-        page_socket(other, copy).receive_block(0, bits_of({3, 4, 9}), math.inf)
+        page_socket(other, copy).receive_blocks(head_of({3, 4, 9}), math.inf)
     found = [PageRuns.from_bitmap(bits, first) for first, bits in copy.take_dirty_pages()]
     assert found[0] == PageRuns([(3, 2), (9, 1)])
 
@@ -170,11 +264,11 @@ def test_a_peer_that_closes_or_falls_silent_is_noticed(sent: int) -> None:
         one.send(bytes(sent))
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
-            receiver.receive_block(0, bits_of({0, 1}), begin + 0.1)
+            receiver.receive_blocks(head_of({0, 1}), begin + 0.1)
         assert 0.1 <= time.monotonic() - begin < 5
         one.close()
         with pytest.raises(EOFError):
-            receiver.receive_block(0, bits_of({0, 1}), math.inf)
+            receiver.receive_blocks(head_of({0, 1}), math.inf)
 
 
 def test_a_peer_that_reads_nothing_or_closes_is_noticed() -> None:
@@ -182,11 +276,11 @@ def test_a_peer_that_reads_nothing_or_closes_is_noticed() -> None:
         sender = page_socket(one, new_memory())
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
-            sender.send_block(b"head", 0, b"\xff" * 64, begin + 0.1)
+            sender.send_blocks(WHOLE, begin + 0.1)
         assert 0.1 <= time.monotonic() - begin < 5
         other.close()
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
-            sender.send_block(b"head", 0, b"\xff" * 64, math.inf)
+            sender.send_blocks(WHOLE, math.inf)
 
 
 def test_a_peer_that_takes_some_bytes_before_each_wait_ends_does_not_prolong_it() -> None:
@@ -213,25 +307,25 @@ def test_another_thread_can_shut_the_socket_down() -> None:
         receiver = page_socket(other, new_memory())
         threading.Timer(0.1, other.shutdown, (socket.SHUT_RDWR,)).start()
         with pytest.raises(EOFError):
-            receiver.receive_block(0, bits_of({0}), math.inf)
+            receiver.receive_blocks(head_of({0}), math.inf)
         assert one.recv(1) == b""
 
 
 @pytest.mark.parametrize(
-    "pages", [(1, b"\1" + bytes(63)), (512, b"\xff" * 64), (1 << 41, b"\1"), (0, b"\1" * 63)]
+    "head",
+    [
+        head_of({2}, 1),
+        Pages(512, b"\xff" * 64).record().encode(),
+        Pages(1 << 41, b"\1" + bytes(63)).record().encode(),
+        head_of({1})[:-1],
+        b"",
+    ],
 )
-@pytest.mark.parametrize("method", ["send", "receive"])
-def test_pages_outside_ram_are_refused_and_nothing_is_sent(
-    method: str, pages: tuple[int, bytes]
-) -> None:
+@pytest.mark.parametrize("method", ["send_blocks", "receive_blocks"])
+def test_pages_outside_ram_are_refused_and_nothing_is_sent(method: str, head: bytes) -> None:
     with sockets() as (one, other):
-        both = page_socket(one, new_memory())
-        call: dict[str, Callable[[], object]] = {
-            "send": lambda: both.send_block(b"head", *pages, math.inf),
-            "receive": lambda: both.receive_block(*pages, math.inf),
-        }
         with pytest.raises(ValueError, match="block"):
-            call[method]()
+            getattr(page_socket(one, new_memory()), method)(head, math.inf)
         with pytest.raises(BlockingIOError):
             other.recv(1)
 
