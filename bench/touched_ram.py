@@ -4,8 +4,10 @@
 A benchmark discards the same pages repeatedly. Between two runs `touch` has the kernel populate
 them again (MADV_POPULATE_WRITE); after each, `assert_discarded` checks for every page whether it is
 populated (mincore(2)). Pages are of 4 KiB or huge; /proc/self/smaps_rollup shows whether huge pages
-are in use. Once memory is populated, khugepaged is disabled: it would fill holes to collapse their
-surroundings into huge pages.
+are in use. Once memory is populated, khugepaged must leave it alone: it would fill holes to
+collapse their surroundings into huge pages. So it has MADV_NOHUGEPAGE then, which splits no huge
+page. PR_SET_THP_DISABLE would also concern all other memory of the process, and be inherited by its
+children.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from pyvmm_native.runs import PageRuns
 
 MADV_POPULATE_WRITE = 23  # <asm-generic/mman-common.h>, Linux 5.14
 MADV_COLLAPSE = 25  # Linux 6.1
-PR_SET_THP_DISABLE = 41  # <linux/prctl.h>
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PART_BYTES = 64 << 20
 HUGE_PAGE_PAGES = HUGE_PAGE_BYTES // PAGE_BYTES
@@ -63,7 +64,6 @@ class TouchedRam(Ram):
         """Populate all of RAM with huge pages, or with small ones; its contents are lost."""
         self.close()
         self._huge = huge
-        self._advise(self.pages, mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         self._populate()
 
     def touch(self, discarded: DiscardedPages) -> None:
@@ -104,12 +104,12 @@ class TouchedRam(Ram):
             _check(_libc.madvise(start, length, advice))
 
     def _populate(self) -> None:
-        _check(_libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0))
+        self._advise(self.pages, mmap.MADV_HUGEPAGE if self._huge else mmap.MADV_NOHUGEPAGE)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for _ in threads.map(_populate, *zip(*self._parts(), strict=True)):
                 pass
         self._make_huge()
-        _check(_libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
+        self._advise(self.pages, mmap.MADV_NOHUGEPAGE)
 
     def _parts(self) -> Iterator[tuple[int, int]]:
         """Yield (address, bytes) of pieces of RAM that processors can populate in parallel."""
