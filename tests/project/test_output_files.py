@@ -17,7 +17,7 @@ from tests.project.sources import files, name_of
 WRITES = {
     "bench/installation.py: (packages / 'dependencies.pth').write_text": "in a new environment",
     "bench/installation.py: command.write_text": "in a new environment",
-    "bench/launch.py: shutil.copy2": "in a temporary directory",
+    "bench/launch.py: shutil.copyfile": "in a temporary directory",
     "bench/measure.py: new.write_text": "is renamed",
     "bench/qemu.py: initrd.write_bytes": "in a temporary directory",
     "guest_images/build.py: (cache / 'build.lock').open": "an empty lock",
