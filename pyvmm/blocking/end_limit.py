@@ -18,7 +18,7 @@ class EndLimit:
     `release` restores what the process must not leave behind. It has `RELEASE_TIMEOUT_S`, on a
     thread of its own.
 
-    Threads: any.
+    Threads: any, and handlers of signals; `cancel` after `start` has returned.
     """
 
     def __init__(
@@ -28,24 +28,26 @@ class EndLimit:
         self._release = release
         self._status = status
         self._timer: threading.Timer | None = None
-        self._lock = threading.Lock()
+        self._begun = threading.Lock()
+        """Held by the first `start` and never released, so handlers of signals do not wait."""
 
     def start(self) -> None:
         """Let the time begin, unless it has begun."""
-        with self._lock:
-            if self._timer is None:
-                self._timer = threading.Timer(self._timeout_s, self._end_process)
-                self._timer.daemon = True
-                # The new thread takes no signals, whatever the caller's does.
-                former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-                self._timer.start()
-                signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        if not self._begun.acquire(blocking=False):
+            return
+        self._timer = threading.Timer(self._timeout_s, self._end_process)
+        self._timer.daemon = True
+        # The new thread takes no signals, whatever the caller's does.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._timer.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def cancel(self) -> None:
         """Limit the time no longer."""
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _end_process(self) -> None:
         releasing = threading.Thread(target=self._release, name="release", daemon=True)

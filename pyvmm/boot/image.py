@@ -58,16 +58,23 @@ class KernelImage(NamedTuple):
             )
 
     def load(self, memory: "GuestMemory") -> None:
-        """Copy the kernel into `memory`, which is large enough and still all zeros."""
-        with (
-            open_regular_file(self.vmlinux) as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            memoryview(content) as view,
-        ):
-            for segment in self.segments:
-                end = segment.p_offset + segment.p_filesz
-                with view[segment.p_offset : end] as content_of_segment:
-                    memory.write(segment.p_paddr, content_of_segment)
+        """Copy the kernel into `memory`, which is large enough and still all zeros.
+
+        Raises `KernelUnusable` if the file can no longer be read, or has become shorter.
+        """
+        try:
+            with open_regular_file(self.vmlinux) as file:
+                if os.fstat(file.fileno()).st_size < max(map(_file_end, self.segments)):
+                    raise _broken(self.path, "it has become shorter since it was checked")
+                with (
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+                    memoryview(content) as view,
+                ):
+                    for segment in self.segments:
+                        with view[segment.p_offset : _file_end(segment)] as content_of_segment:
+                            memory.write(segment.p_paddr, content_of_segment)
+        except OSError as error:
+            raise _unreadable(self.vmlinux, error) from error
 
 
 def read_kernel(path: Path) -> KernelImage:
@@ -83,8 +90,7 @@ def read_kernel(path: Path) -> KernelImage:
             bzimage = open_bzimage(path)
             return _read_elf(path, bzimage.vmlinux, bzimage.header)
     except OSError as error:
-        name = error.filename or path
-        raise KernelUnusable(f"cannot read {name}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     raise KernelUnusable(f"{path} is not a kernel that can be booted, neither ELF nor bzImage")
 
 
@@ -113,7 +119,7 @@ def _check(path: Path, size: int, entry: int, segments: list[ElfSegment]) -> Non
     for segment in sorted(segments, key=lambda each: each.p_paddr):
         if segment.p_filesz > segment.p_memsz:
             raise _broken(path, "a segment is longer in the file than in memory")
-        if segment.p_offset + segment.p_filesz > size:
+        if _file_end(segment) > size:
             raise _broken(path, "it is shorter than its headers say (truncated?)")
         if segment.p_paddr < free_from or _end(segment) > layout.LOW_RAM_END_GPA:
             raise _broken(
@@ -126,6 +132,14 @@ def _check(path: Path, size: int, entry: int, segments: list[ElfSegment]) -> Non
 
 def _end(segment: ElfSegment) -> int:
     return segment.p_paddr + segment.p_memsz
+
+
+def _file_end(segment: ElfSegment) -> int:
+    return segment.p_offset + segment.p_filesz
+
+
+def _unreadable(path: Path, error: OSError) -> KernelUnusable:
+    return KernelUnusable(f"cannot read {error.filename or path}: {error.strerror}")
 
 
 def _broken(path: Path, reason: str) -> KernelUnusable:

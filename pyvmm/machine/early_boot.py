@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyvmm.blocking.started_call import StartedCall
-from pyvmm.machine.errors import MachineNotCreated, host_errors_reported
+from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.kvm_setup import KvmSetup, make_ram
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ class EarlyBoot:
         # Late: 3 ms, while the VM is created.
         from pyvmm.boot.loader import load_linux
 
-        @host_errors_reported()
         def load() -> BootInfo:
             start = load_linux(files, config, ram)
             files.initrd.clear()  # RAM has it
@@ -93,6 +92,9 @@ class EarlyBoot:
         return self._setup.result()
 
     def loaded(self) -> BootInfo:
-        """Return the state that the boot processor starts with, once RAM has the kernel."""
+        """Return the state that the boot processor starts with, once RAM has the kernel.
+
+        Raises `KernelUnusable` if its file has changed since it was read.
+        """
         assert self._loaded is not None, "not begun"
         return self._loaded.result()

@@ -11,6 +11,7 @@ section 4).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pykvm import System, abi
@@ -34,15 +35,18 @@ class KvmSetup:
     @host_errors_reported(PlatformNotCreated)
     def __init__(self, ram: Ram) -> None:
         self.ram = ram
-        self.system = System()
-        self.vm = self.system.create_vm()
-        self.vm.set_tss_addr(layout.KVM_TSS_GPA)
-        self.vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
-        self.vm.create_irqchip()
-        self.vm.create_pit2(abi.KVM_PIT_SPEAKER_DUMMY)
-        set_pci_levels(self.vm)
-        self.router = InterruptRouter(self.vm)
-        ram.attach(self.vm)
+        # A VM keeps the processor's virtualization enabled, and a lab may run for hours instead.
+        with ExitStack() as refused:
+            self.system = refused.enter_context(System())
+            self.vm = refused.enter_context(self.system.create_vm())
+            self.vm.set_tss_addr(layout.KVM_TSS_GPA)
+            self.vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
+            self.vm.create_irqchip()
+            self.vm.create_pit2(abi.KVM_PIT_SPEAKER_DUMMY)
+            set_pci_levels(self.vm)
+            self.router = InterruptRouter(self.vm)
+            ram.attach(self.vm)
+            refused.pop_all()
 
     def close(self) -> None:
         """Release the VM, whose vCPUs are closed, and its RAM."""

@@ -114,10 +114,8 @@ class Platform:
         )
 
     def boot(self, files: BootFiles) -> None:
-        """Load the kernel, and `set_up_vcpus` for it."""
-        with host_errors_reported():
-            start = load_linux(files, self.config, self.ram)
-        self.set_up_vcpus(start)
+        """Load the kernel, and `set_up_vcpus` for it. Raises `KernelUnusable`."""
+        self.set_up_vcpus(load_linux(files, self.config, self.ram))
 
     @host_errors_reported(PlatformNotCreated)
     def set_up_vcpus(self, start: BootInfo) -> None:

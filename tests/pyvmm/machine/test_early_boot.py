@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pykvm import KvmError, KvmHandle, System, ioctls
+from pyvmm.boot.errors import KernelUnusable
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.config import MachineConfig
 from pyvmm.machine.early_boot import EarlyBoot
-from pyvmm.machine.errors import MachineNotCreated, PlatformNotCreated
+from pyvmm.machine.errors import PlatformNotCreated
 from pyvmm.units import MIB
 from tests.pyvmm.boot.elf_kernel import LOAD_GPA, elf_kernel
 
@@ -66,10 +68,43 @@ def test_a_kernel_that_cannot_be_read_any_more_is_one_line(config: MachineConfig
     config.kernel.unlink()
     boot.load(files)
     boot.begin()
-    with pytest.raises(
-        MachineNotCreated, match=r"^the machine cannot be created: No such file or directory$"
-    ):
+    message = f"^cannot read {config.kernel}: No such file or directory$"
+    with pytest.raises(KernelUnusable, match=message):
         boot.loaded()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 4096])
+def test_a_kernel_that_has_become_shorter_is_one_line(
+    config: MachineConfig, size_bytes: int
+) -> None:
+    boot, files = EarlyBoot(config), read_boot_files(config)
+    os.truncate(config.kernel, size_bytes)
+    boot.load(files)
+    boot.begin()
+    with pytest.raises(KernelUnusable, match=r"it has become shorter since it was checked$"):
+        boot.loaded()
+
+
+@pytest.mark.parametrize("refused", [ioctls.KVM_CREATE_VM, ioctls.KVM_CREATE_PIT2])
+def test_a_vm_that_kvm_refuses_is_released_before_the_lab_runs(
+    config: MachineConfig, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """Though the error, with all variables where it was raised, is kept."""
+
+    def answer(handle: KvmHandle, request: int, argument: Any = 0) -> int:
+        if request == refused:
+            return -errno.ENOMEM
+        return os.dup(handle.fileno()) if request == ioctls.KVM_CREATE_VM else 0
+
+    monkeypatch.setattr(KvmHandle, "_ioctl_once", answer)
+    monkeypatch.setattr("pyvmm.machine.kvm_setup.System", lambda: System("/dev/null"))
+    before = set(os.listdir("/proc/self/fd"))
+    boot = EarlyBoot(config)
+    boot.begin()
+    with pytest.raises(PlatformNotCreated):
+        boot.setup()
+    boot.discard()
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_request_that_kvm_refuses_is_named(
