@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from pyvmm.blocking.signal_mask import blocked_signals
+
 RELEASE_TIMEOUT_S = 1.0
 """Longest time to restore the terminal and to remove the sockets when the time is over."""
 
@@ -38,11 +40,8 @@ class EndLimit:
         self._timer = threading.Timer(self._timeout_s, self._end_process)
         self._timer.daemon = True
         # The new thread takes no signals, whatever the caller's does.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
+        with blocked_signals(signal.valid_signals()):
             self._timer.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def cancel(self) -> None:
         """Limit the time no longer."""

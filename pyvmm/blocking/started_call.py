@@ -7,15 +7,13 @@ run.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-_T = TypeVar("_T")
+from pyvmm.blocking.signal_mask import END_SIGNALS, blocked_signals
 
-END_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""The signals that end a VM."""
+_T = TypeVar("_T")
 
 
 class StartedCall(Generic[_T]):
@@ -30,11 +28,8 @@ class StartedCall(Generic[_T]):
         self._results: list[_T] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-        try:
+        with blocked_signals(END_SIGNALS):
             self._thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def _run(self) -> None:
         try:

@@ -19,11 +19,11 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.blocking.end_limit import EndLimit
-from pyvmm.blocking.started_call import END_SIGNALS
+from pyvmm.blocking.signal_mask import END_SIGNALS, blocked_signals
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native import gil_request
 
@@ -35,14 +35,9 @@ END_TIMEOUT_S = 25.0
 EXIT_OVERDUE = 1
 
 
-@contextlib.contextmanager
-def held_end_signals() -> Iterator[None]:
+def held_end_signals() -> contextlib.AbstractContextManager[None]:
     """Let `END_SIGNALS` wait until the end of the `with` block, but for `EndSignals`."""
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    return blocked_signals(END_SIGNALS)
 
 
 class EndSignals:

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyvmm.lab.signals import blocked_signals
+from pyvmm.blocking.signal_mask import blocked_signals
+from pyvmm.lab.signals import TAKEN
 
 MAX_PENDING = 16
 
@@ -54,7 +55,7 @@ class OutboundConnector:
             name=f"connect {address[:40]}",
             daemon=True,
         )
-        with blocked_signals():
+        with blocked_signals(TAKEN):
             thread.start()
 
     def results(self) -> Iterator[ConnectResult]:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from devices.listeners import Listeners
+from pyvmm.blocking.signal_mask import blocked_signals
 from pyvmm.lab.agent import DRAIN_TIMEOUT_S, TERMINAL_CHANNEL
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.forwarding import ForwardedListener, SocketForwarder
@@ -28,7 +29,7 @@ from pyvmm.lab.frame_link import LinkClosedError
 from pyvmm.lab.frames import FrameError
 from pyvmm.lab.mux import Multiplexer
 from pyvmm.lab.qemu import LabProcess
-from pyvmm.lab.signals import ENDING, blocked_signals
+from pyvmm.lab.signals import ENDING, TAKEN
 from pyvmm.lab.start import START_TIMEOUT_S, lab_error
 from pyvmm.lab.stdio import InputCopier, OutputCopier, in_foreground, raw_terminal
 from pyvmm.standard_streams.text import print_message
@@ -165,7 +166,7 @@ class LabSession:
             "winsize": self._winsize(),
             "python": self._python,
         }
-        with blocked_signals():
+        with blocked_signals(TAKEN):
             self._add_streams()
         self._mux.send_control({"start": request})
 

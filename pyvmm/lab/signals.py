@@ -22,7 +22,8 @@ from pyvmm.blocking.end_limit import EndLimit
 from pyvmm.standard_streams.text import print_message
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-_TAKEN = (*ENDING, signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH)
+TAKEN = (*ENDING, signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH)
+"""The signals that the main thread takes; other threads are started with these blocked."""
 END_TIMEOUT_S = 25.0
 """Longest time from the first signal of `ENDING` to the end of the process."""
 
@@ -50,9 +51,9 @@ def signal_pipe(releasing: Listeners[[]]) -> Iterator[int]:
             limit.start()
 
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = {number: signal.signal(number, take) for number in _TAKEN}
+    before = {number: signal.signal(number, take) for number in TAKEN}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
     try:
         yield reader
     finally:
@@ -64,13 +65,3 @@ def signal_pipe(releasing: Listeners[[]]) -> Iterator[int]:
         os.close(reader)
         os.close(writer)
         sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def blocked_signals() -> Iterator[None]:
-    """Start threads in the `with` block that take none of the signals."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from pyvmm.blocking.started_call import END_SIGNALS, StartedCall
+from pyvmm.blocking.signal_mask import END_SIGNALS
+from pyvmm.blocking.started_call import StartedCall
 
 
 def test_the_call_continues_while_its_caller_does() -> None:
