@@ -17,62 +17,42 @@ import pytest
 from pyvmm.sockets.lab_paths import IN_LAB_VARIABLE
 from tests.pyvmm.boot.elf_kernel import elf_kernel
 
-START = f"""
-import contextlib
+BOOT = f"""
 import os
 os.environ[{IN_LAB_VARIABLE!r}] = "1"  # without the probe of KVM
 from pyvmm.cli import entry
-import pyvmm.cli.vm_start as vm_start
-from pyvmm.machine.early_boot import EarlyBoot
+from tests.pyvmm.cli import stand_in_guest
 
-class Board:
-    vcpu_threads = ()
-    lock = contextlib.nullcontext()
-    def __init__(self, config, **others):
-        pass
-    def set_up_vcpus(self, start):
-        pass
-    def start(self):
-        print(*sys.modules, flush=True)
-        os._exit(0)
+def end():
+    print(*sys.modules, flush=True)
+    os._exit(0)
 
-vm_start.Platform = Board
-EarlyBoot.begin = EarlyBoot.setup = EarlyBoot.loaded = lambda boot: None
+class Board(stand_in_guest.Board):
+    {{methods}}
+
+stand_in_guest.use(Board)
 sys.argv[:] = ["pyvmm", "run", sys.argv[1], "--memory", "64M"]
 entry.main()
 """
+START = BOOT.format(
+    methods="""
+    def start(self):
+        end()
+"""
+)
 """`pyvmm run KERNEL` up to the moment at which its vCPUs would run."""
 
-SERVED = f"""
-import contextlib
-import os
-os.environ[{IN_LAB_VARIABLE!r}] = "1"  # without the probe of KVM
-from pyvmm.cli import entry
-import pyvmm.machine.machine as machine
-import pyvmm.cli.vm_start as vm_start
-from pyvmm.machine.early_boot import EarlyBoot
-
-class Board:
-    vcpu_threads = ()
-    lock = contextlib.nullcontext()
-    def __init__(self, config, **others):
-        import devices.balloon.device  # as the catalogue does
-        self.config, self.tracer = config, others["tracer"]
-    def set_up_vcpus(self, start):
-        pass
+SERVED = BOOT.format(
+    methods="""
     def start(self):
-        pass
+        from pyvmm.machine import machine
+        import devices.balloon.device  # as the catalogue does
+        machine.Machine = lambda platform: platform
     @property
     def pci_devices(self):  # needed first by the VM on the event loop
-        print(*sys.modules, flush=True)
-        os._exit(0)
-
-vm_start.Platform = Board
-EarlyBoot.begin = EarlyBoot.setup = EarlyBoot.loaded = lambda boot: None
-machine.Machine = lambda platform: platform
-sys.argv[:] = ["pyvmm", "run", sys.argv[1], "--memory", "64M"]
-entry.main()
+        end()
 """
+)
 """`pyvmm run KERNEL` up to the moment at which its VM exists and all that serves it is imported."""
 
 UNNEEDED_FOR_A_BOOT = {

@@ -15,29 +15,18 @@ import pytest
 PROGRAM = """
 import os, signal, sys, threading
 from pathlib import Path
-from pyvmm.cli import boot_run, vm_start
-from pyvmm.config import MachineConfig
+from pyvmm.cli import boot_run
 from pyvmm.machine import machine
 from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.errors import MachineNotCreated
+from tests.pyvmm.cli import stand_in_guest
 
-class Boot(EarlyBoot):
-    def begin(self):
-        pass
-    def setup(self):
-        pass
-    def loaded(self):
-        pass
-
-class Board:
-    vcpu_threads = ()
+class Board(stand_in_guest.Board):
     lock = threading.Lock()
     started = False
-    def __init__(self, config, *, console_output, **others):
+    def __init__(self, config, **options):
+        super().__init__(config, **options)
         print("machine", flush=True)
-        self.output = console_output
-    def set_up_vcpus(self, start):
-        pass
     def start(self):
         self.started = True
         assert "asyncio" not in sys.modules
@@ -49,7 +38,7 @@ class Board:
         elif what.isdigit():
             os.kill(os.getpid(), int(what))
             from pyvmm.cli import terminal_run
-            terminal_run.VirtualMachine = Guest
+            terminal_run.VirtualMachine = stand_in_guest.Guest
     def close(self):
         assert not self.lock.locked(), "a vCPU could not end"
         print("closed", flush=True)
@@ -61,24 +50,10 @@ def complete(platform):
         raise MachineNotCreated("no descriptor is left")
     return platform
 
-class Guest:
-    def __init__(self, machine, *, on_console_room):
-        import asyncio
-        self.config, self.machine = config, machine
-        self.ending = asyncio.get_running_loop().create_future()
-    def subscribe(self, sink):
-        pass
-    async def run(self):
-        return await self.ending
-    def end(self, result):
-        self.ending.set_result(result)
-    def close(self):
-        self.machine.close()
-
-vm_start.Platform = Board
+stand_in_guest.use(Board)
 machine.Machine = complete
-config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(Boot(config), [Path(name) for name in sys.argv[2:]]))
+sockets = [Path(name) for name in sys.argv[2:]]
+sys.exit(boot_run.boot_on_terminal(EarlyBoot(stand_in_guest.CONFIG), sockets))
 """
 
 

@@ -15,54 +15,25 @@ PROGRAM = """
 import os, signal, sys, threading
 from pathlib import Path
 from pyvmm.cli import exit_status, guest_run, lab, vm_start
-from pyvmm.config import MachineConfig
 from pyvmm.machine import machine
 from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.early_boot import EarlyBoot
-from pyvmm.runtime_directory import announcement
+from tests.pyvmm.cli.stand_in_guest import CONFIG, Board, Guest, use
 
 where, signum, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 
 def interrupt():
     os.kill(os.getpid(), signum)
 
-class Boot(EarlyBoot):
-    def begin(self):
-        pass
-    def setup(self):
-        pass
-    def loaded(self):
-        pass
-
-class Board:
-    vcpu_threads, lock = (), threading.Lock()
-    def __init__(self, config, *, console_output, **others):
+class RefusingBoard(Board):
+    def __init__(self, config, **options):
         if where == "refused":
             threading.Thread(target=threading.Event().wait, daemon=True).start()
             raise MachineNotCreated("KVM refuses")
-        print("machine", flush=True)
-        self.output = console_output
-    def set_up_vcpus(self, start):
-        pass
+        super().__init__(config, **options)
     def start(self):
         from pyvmm.cli import terminal_run
         terminal_run.VirtualMachine = Guest
-    def close(self):
-        pass
-
-class Guest:
-    def __init__(self, machine, *, on_console_room):
-        import asyncio
-        self.config, self.machine = config, machine
-        self.ending = asyncio.get_running_loop().create_future()
-    def subscribe(self, sink):
-        pass
-    async def run(self):
-        return await self.ending
-    def end(self, result):
-        self.ending.set_result(result)
-    def close(self):
-        self.machine.close()
 
 def choose(mode, on_host, in_the_lab, **options):
     assert list(directory.rglob("*.sock")), "the guest is announced"
@@ -113,12 +84,11 @@ if where == "restoring":
     from pyvmm.snapshot import restore
     restore.restore, terminal_run.VirtualMachine = restore_slowly, Guest
 guest_run.run_where_kvm_works = choose
-vm_start.Platform = Board
-config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-source = Snapshot() if where == "restoring" else Boot(config)
+use(RefusingBoard)
+source = Snapshot() if where == "restoring" else EarlyBoot(CONFIG)
 sockets = [] if where == "announced" else [directory / "qmp"]
 exit_status.exit_with(
-    lambda: guest_run.run_guest(config, source, "guest", sockets, [], None, "host")
+    lambda: guest_run.run_guest(CONFIG, source, "guest", sockets, [], None, "host")
 )
 """
 

@@ -20,44 +20,20 @@ from pyvmm.cli.end_signals import EndSignals
 from pyvmm.cli.late_loop import LateLoop
 
 PROGRAM = """
-import asyncio, contextlib, os, sys, threading, time
+import asyncio, os, sys, threading
 from pathlib import Path
 from pyvmm.blocking import end_limit
-from pyvmm.cli import boot_run, end_signals, terminal_run, vm_start
-from pyvmm.config import MachineConfig
+from pyvmm.cli import boot_run, end_signals, terminal_run
 from pyvmm.machine import machine
 from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from tests.pyvmm.cli import stand_in_guest
 
 end_signals.END_TIMEOUT_S = 0.5
 end_limit.RELEASE_TIMEOUT_S = 0.5
 hang = lambda: threading.Event().wait()
 
-class Boot(EarlyBoot):
-    def begin(self):
-        pass
-    def setup(self):
-        pass
-    def loaded(self):
-        pass
-
-class Board:
-    vcpu_threads = ()
-    lock = contextlib.nullcontext()
-    def __init__(self, config, *, console_output, **others):
-        self.output = console_output
-    def set_up_vcpus(self, start):
-        pass
-    def start(self):
-        pass
-    def close(self):
-        pass
-
-class Guest:
-    def __init__(self, machine, *, on_console_room):
-        self.config, self.ending = config, asyncio.get_running_loop().create_future()
-    def subscribe(self, sink):
-        pass
+class Guest(stand_in_guest.Guest):
     async def run(self):
         asyncio.get_running_loop().call_later(0.1, os.write, 1, b"running")
         if where == "the event loop":
@@ -66,23 +42,19 @@ class Guest:
             os.unlink = lambda *arguments, **options: hang()
         if where == "quit":
             asyncio.get_running_loop().call_later(0.2, self.end, ExitResult(ExitReason.QUIT))
-        result = await self.ending
+        result = await super().run()
         if where in ("the end", "quit"):
             hang()
         return result
-    def end(self, result):
-        if not self.ending.done():
-            self.ending.set_result(result)
     def close(self):
         if where == "closing":
             hang()
 
 where, sockets = sys.argv[1], [Path(name) for name in sys.argv[2:]]
-vm_start.Platform = Board
+stand_in_guest.use(stand_in_guest.Board)
 machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
-config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(Boot(config), sockets))
+sys.exit(boot_run.boot_on_terminal(EarlyBoot(stand_in_guest.CONFIG), sockets))
 """
 LIMIT_S = 10.0
 OVERDUE = "the VM has not ended within 0.5 s"

@@ -14,38 +14,14 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import asyncio, contextlib, sys
-from pathlib import Path
-from pyvmm.cli import boot_run, terminal_run, vm_start
-from pyvmm.config import MachineConfig
+import asyncio, sys
+from pyvmm.cli import boot_run, terminal_run
 from pyvmm.machine import machine
 from pyvmm.machine.early_boot import EarlyBoot
 from pyvmm.machine.exit_result import ExitReason, ExitResult
+from tests.pyvmm.cli import stand_in_guest
 
-class Boot(EarlyBoot):
-    def begin(self):
-        pass
-    def setup(self):
-        pass
-    def loaded(self):
-        pass
-
-class Board:
-    vcpu_threads = ()
-    lock = contextlib.nullcontext()
-    def __init__(self, config, *, console_output, **others):
-        self.output = console_output
-    def set_up_vcpus(self, start):
-        pass
-    def start(self):
-        pass
-    def close(self):
-        pass
-
-class Guest:
-    def __init__(self, machine, *, on_console_room):
-        self.config, self.output = config, machine.output
-        self.ending = asyncio.get_running_loop().create_future()
+class Guest(stand_in_guest.Guest):
     async def run(self):
         if sys.argv[1] == "power off":
             self.output.put(b"Power down")
@@ -60,17 +36,11 @@ class Guest:
             self.output.put(b"a line of a guest that runs on")
             await asyncio.sleep(0.01)
         return await self.ending
-    def end(self, result):
-        if not self.ending.done():
-            self.ending.set_result(result)
-    def close(self):
-        pass
 
-vm_start.Platform = Board
+stand_in_guest.use(stand_in_guest.Board)
 machine.Machine = lambda platform: platform
 terminal_run.VirtualMachine = Guest
-config = MachineConfig(Path("/k"), None, "", 1 << 28, 1, "standard")
-sys.exit(boot_run.boot_on_terminal(Boot(config), []))
+sys.exit(boot_run.boot_on_terminal(EarlyBoot(stand_in_guest.CONFIG), []))
 """
 
 

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.migration import source as source_module
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.progress import Settings
 from pyvmm.migration.source import SourceMigration
@@ -33,13 +30,7 @@ from tests.pyvmm.migration.migration_guest import (
     migrate,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_minimum_round_time() -> Iterator[None]:
-    """Let rounds follow each other at once: some migrations here have dozens of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_module, "MIN_ROUND_S", 0.0)
-        yield
+pytestmark = pytest.mark.usefixtures("no_minimum_round_time")
 
 
 @settings(max_examples=150, deadline=None)
