@@ -29,8 +29,8 @@ def boot_on_terminal(
 ) -> int:
     """Run the VM of `boot` to its end, with its console on this terminal.
 
-    `announce`, called once the guest runs,
-    returns the socket by which it is announced, if it is. Returns the exit status.
+    `announce`, called once the guest runs, returns the socket by which it is announced, if it is.
+    Returns the exit status.
     """
     with ExitStack() as stack:
         start = VmStart(stack, sockets, ports, record)

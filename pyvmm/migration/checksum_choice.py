@@ -3,9 +3,10 @@
 
 The source names one in its first message, CRC-32C unless it was told another, and a destination
 that does not have it refuses. With `AUTO` the source also offers those that are faster where it
-runs, by measuring: on a processor CRC-32C has instructions, and none is. In a lab these are
-emulated, and XXH3 takes a quarter of the time. The destination chooses the first that it has, and
-says so in its welcome; one that knows nothing of offers uses CRC-32C.
+runs, by measuring. On a processor, which has instructions for CRC-32C, none is; in a lab, where
+these are emulated, XXH3 is (docs/adr/0104-pages-follow-their-message.md has figures). The
+destination chooses the first that it has, and says so in its welcome; one that does not know offers
+uses CRC-32C.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@
 
 The version of "migration" is that of the stream (`docs/reference/formats.md`). "failed" never
 changes, so that either side can tell the other why it refuses its version. A source that asks for
-one stream sends version 3, which older destinations read. With version 5 it offers checksums, of
-which the destination may choose one in place of the one that "migration" names; older destinations
-read it, too, and choose none.
+one stream sends version 3, which older destinations read, with several version 4. With version 5 it
+offers checksums, of which the destination may choose one in place of the one that "migration"
+names; destinations that know only the version it would send otherwise read it, and choose none.
 
 "stream" is the first message of a connection that joins a migration; "pages" and "round-end" are
 all that may follow it there.

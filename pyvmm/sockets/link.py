@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _UNIX_BUFFER_BYTES = 1 << 19
-"""As much as a piece of pages, so that the receiver takes one while the next is prepared. Linux's
-default is 208 KiB, and `net.core.wmem_max` (sysctl) is the most that it allows."""
+"""So that the receiver takes this much of a block while more is prepared. Linux's default is
+208 KiB, and `net.core.wmem_max` (sysctl) is the most that it allows."""
 _RECEIVE_BYTES = 1 << 18
 """Most bytes of one receive: a larger one is mapped for each receive, a page fault per page."""
 
