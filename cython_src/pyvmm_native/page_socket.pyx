@@ -17,11 +17,11 @@ when a block does: then the caller counts, looks for an abort, and calls again. 
 passes in Python, in which the other side would wait.
 
 To wake a thread costs as much as to send 100 KiB, so it is to be woken seldom. A TCP socket wakes
-the receiver when all that it waits for has arrived (SO_RCVLOWAT); it copies while more arrives. The
-socket does not block otherwise. While blocks are received from a unix socket it does, for the time
-that is left until the deadline (SO_RCVTIMEO): the kernel then fills all of it in one call. Sending
-waits in poll(2), because a unix socket applies SO_SNDTIMEO to each of its buffers separately: a
-peer that takes a little before each time-out would prolong the wait.
+the receiver when what it waits for has arrived, or so much of it that the sender does not have to
+wait for room (SO_RCVLOWAT). The socket does not block otherwise. While blocks are received from a
+unix socket it does, for the time that is left until the deadline (SO_RCVTIMEO): the kernel then
+fills all of it in one call. Sending waits in poll(2), because a unix socket applies SO_SNDTIMEO to
+each of its buffers separately: a peer that takes a little before each time-out would prolong it.
 No memory is allocated for a block, and the GIL is not held.
 """
 
@@ -67,6 +67,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_WAITALL
     int SOL_SOCKET
     int SO_DOMAIN
+    int SO_RCVBUF
     int SO_RCVLOWAT
     int SO_RCVTIMEO
     int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
@@ -88,6 +89,9 @@ cdef enum:
     UNIX_PIECE_BYTES = BLOCK_BYTES_
     TCP_PIECE_BYTES = 512 * 1024
     RECEIVED_BYTES = BLOCK_BYTES_ + SUM_BYTES
+    # Part of its buffer that a TCP socket fills before it wakes the receiver. The kernel makes the
+    # buffer as large as the connection needs only if it is emptied several times in a round trip.
+    WAKING_SHARE = 8
     # The header of a head begins with its kind, version and size; then come the CRC-32C of what
     # follows the header, and that of the header up to there.
     FIXED_BYTES = 44
@@ -356,12 +360,13 @@ cdef class PageSocket:
         return 0
 
     cdef int _await_bytes(self, const iovec *window, size_t count) noexcept nogil:
-        """Wait until the socket has all bytes of `window`, if it is one of TCP.
+        """Wait until the socket has all bytes of `window`, or many, if it is one of TCP.
 
         Have the next receive wait for them otherwise. Return 0 or an errno.
         """
         cdef size_t i
-        cdef int size = 0
+        cdef int size = 0, room = 0
+        cdef unsigned int room_bytes = sizeof(room)
         cdef double left_s
         if not self._is_tcp:
             return self._limit_receive(self._deadline)
@@ -370,7 +375,9 @@ cdef class PageSocket:
         left_s = left_until(self._deadline)
         if left_s <= 0:
             return ETIMEDOUT
-        if not self._wake_at(size):
+        if getsockopt(self._fd, SOL_SOCKET, SO_RCVBUF, &room, &room_bytes) < 0:
+            return errno
+        if not self._wake_at(min(size, room // WAKING_SHARE)):
             return errno
         self._poll(POLLIN, timeout_ms(left_s))
         return 0

@@ -302,6 +302,17 @@ def test_a_peer_that_takes_some_bytes_before_each_wait_ends_does_not_prolong_it(
         taking.join(10)
 
 
+def test_the_kernel_chooses_the_buffer_of_a_tcp_socket() -> None:
+    """A low-water mark above its half would set it, and on a long path it would not grow."""
+    with tcp_sockets() as (_, other):
+        before = other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        receiver = page_socket(other, new_memory())
+        with pytest.raises(TimeoutError):
+            receiver.receive_blocks(WHOLE, time.monotonic() + 0.1)
+        assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
+        assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+
+
 def test_another_thread_can_shut_the_socket_down() -> None:
     with sockets() as (one, other):
         receiver = page_socket(other, new_memory())
