@@ -56,7 +56,7 @@ class Source(NamedTuple):
 class _Candidate:
     """The connection `handle`, whose hello is awaited.
 
-    Threads: event loop; `greeted` migration-hello.
+    Threads: event loop; `greeted` and `raise_evicted` migration-hello.
     """
 
     def __init__(self, handle: socket.socket) -> None:
@@ -68,9 +68,13 @@ class _Candidate:
     def greeted(self) -> None:
         """Note that its hello has arrived. Raises `MigrationError` if it had to make way before."""
         with self._lock:
-            if self._evicted:
-                raise MigrationError("too many other connections were made before its hello")
+            self.raise_evicted()
             self._greeted = True
+
+    def raise_evicted(self) -> None:
+        """Raise `MigrationError` if the connection had to make way."""
+        if self._evicted:
+            raise MigrationError("too many other connections were made before its hello")
 
     def evict(self) -> bool:
         """Break the connection and return True, unless its hello has arrived or it is broken."""
@@ -165,6 +169,13 @@ class SourceCandidates:
 
     def _greet(self, stream: socket.socket, candidate: _Candidate) -> Source:
         """Authenticate the peer and receive its hello, in a thread of its own."""
+        try:
+            return self._receive_hello(stream, candidate)
+        except MigrationError:
+            candidate.raise_evicted()  # that is why the connection broke
+            raise
+
+    def _receive_hello(self, stream: socket.socket, candidate: _Candidate) -> Source:
         ends_at = time.monotonic() + self._timeouts.hello
         try:
             link = MigrationLink(self._listener.protect(stream, self._timeouts.hello))

@@ -178,7 +178,7 @@ def test_the_oldest_of_too_many_connections_makes_way() -> None:
         for stream in streams:
             stream.close()
 
-    run(scenario)
+    assert "too many other connections were made before its hello" in run(scenario).refused
 
 
 def test_a_candidate_has_a_limited_time_for_its_hello() -> None:
