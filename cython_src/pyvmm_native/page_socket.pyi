@@ -6,7 +6,7 @@ from pyvmm_native.checksum import Checksum
 from pyvmm_native.memory import GuestMemory
 
 HEAD_BYTES: int
-BATCH_S: float
+"""Size of the head of a block: a record with its page frame and its bitmap, without pages."""
 
 class PageSocket:
     def __init__(self, fd: int, memory: GuestMemory, checksum: Checksum) -> None: ...

@@ -101,7 +101,6 @@ cdef enum:
     CLOSED = -1     # beside errno values
 
 HEAD_BYTES = HEAD_BYTES_
-BATCH_S = 0.02
 
 
 @cython.final
@@ -195,7 +194,7 @@ cdef class PageSocket:
 
     cdef void _begin(self, double deadline) noexcept:
         self._deadline = deadline
-        self._batch_ends_at = now_s() + BATCH_LIMIT_S
+        self._batch_ends_at = now_s() + BATCH_S
 
     cdef void _begin_block(self, const uint8_t *head) noexcept nogil:
         """List the parts of the block in host memory."""
@@ -425,7 +424,7 @@ cdef int family_of(int fd) except -1:
 
 cdef double INFINITE_S = math.inf
 cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of milliseconds
-cdef double BATCH_LIMIT_S = BATCH_S
+cdef double BATCH_S = 0.02
 
 
 cdef inline double now_s() noexcept nogil:

@@ -245,6 +245,7 @@ def test_streams_have_a_limited_time_to_join() -> None:
         assert answer == messages.Failed("1 of 3 streams have joined within 0.4 s")
         source.close()
         stream.close()
+        await refused(destination)
         await asyncio.to_thread(send_guest, destination)
 
     destination = run(scenario, timeouts=Timeouts(hello=0.4, abort=0.2))
@@ -266,12 +267,17 @@ def test_a_source_that_ends_while_its_streams_join_is_noticed_at_once() -> None:
         source.send(messages.Hello(config_of(64), streams=2).record().encode())
         assert await asyncio.to_thread(reply, source)
         source.close()
-        async with asyncio.timeout(5):
-            while not destination.refused:
-                await asyncio.sleep(0.01)
+        await refused(destination)
         await asyncio.to_thread(send_guest, destination)
 
     run(scenario)
+
+
+async def refused(destination: Destination) -> None:
+    """Wait until `destination` has refused a source, and so waits for another."""
+    async with asyncio.timeout(5):
+        while not destination.refused:
+            await asyncio.sleep(0.01)
 
 
 def test_the_destination_ends_at_once_while_streams_join_or_send() -> None:
