@@ -18,10 +18,11 @@ passes in Python, in which the other side would wait.
 
 To wake a thread costs as much as to send 100 KiB, so it is to be woken seldom. A TCP socket wakes
 the receiver when what it waits for has arrived, or so much of it that the sender does not have to
-wait for room (SO_RCVLOWAT). The socket does not block otherwise. While blocks are received from a
-unix socket it does, for the time that is left until the deadline (SO_RCVTIMEO): the kernel then
-fills all of it in one call. Sending waits in poll(2), because a unix socket applies SO_SNDTIMEO to
-each of its buffers separately: a peer that takes a little before each time-out would prolong it.
+wait for room (SO_RCVLOWAT); after `MARK_WAIT_S` it takes what there is. The socket does not block
+otherwise. While blocks are received from a unix socket it does, for the time that is left until the
+deadline (SO_RCVTIMEO): the kernel then fills all of it in one call. Sending waits in poll(2),
+because a unix socket applies SO_SNDTIMEO to each of its buffers separately: a peer that takes a
+little before each time-out would prolong it.
 No memory is allocated for a block, and the GIL is not held.
 """
 
@@ -89,9 +90,9 @@ cdef enum:
     UNIX_PIECE_BYTES = BLOCK_BYTES_
     TCP_PIECE_BYTES = 512 * 1024
     RECEIVED_BYTES = BLOCK_BYTES_ + SUM_BYTES
-    # Part of its buffer that a TCP socket fills before it wakes the receiver. The kernel makes the
-    # buffer as large as the connection needs only if it is emptied several times in a round trip.
-    WAKING_SHARE = 8
+    # Part of its buffer that a TCP socket fills before it wakes the receiver. The kernel would set
+    # the buffer for a larger mark, and not enlarge it to what the connection needs.
+    WAKING_SHARE = 4
     # The header of a head begins with its kind, version and size; then come the CRC-32C of what
     # follows the header, and that of the header up to there.
     FIXED_BYTES = 44
@@ -378,7 +379,7 @@ cdef class PageSocket:
             return errno
         if not self._wake_at(min(size, room // WAKING_SHARE)):
             return errno
-        self._poll(POLLIN, timeout_ms(left_s))
+        self._poll(POLLIN, timeout_ms(min(left_s, MARK_WAIT_S)))
         return 0
 
     cdef bint _wake_at(self, int size) noexcept nogil:
@@ -425,6 +426,8 @@ cdef int family_of(int fd) except -1:
 cdef double INFINITE_S = math.inf
 cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of milliseconds
 cdef double BATCH_S = 0.02
+# A sender may stop before the mark when the window gets small, and go on only when it is larger.
+cdef double MARK_WAIT_S = 0.005
 
 
 cdef inline double now_s() noexcept nogil:
