@@ -426,7 +426,7 @@ cdef int family_of(int fd) except -1:
 cdef double INFINITE_S = math.inf
 cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of milliseconds
 cdef double BATCH_S = 0.02
-# A sender may stop before the mark when the window gets small, and go on only when it is larger.
+# A sender may stop before the mark when the window gets small, and resume only when it is larger.
 cdef double MARK_WAIT_S = 0.005
 
 
