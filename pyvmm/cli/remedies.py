@@ -27,6 +27,7 @@ from pyvmm.machine.errors import (
     KvmUnusable,
     MachineNotCreated,
     PlatformNotCreated,
+    TooManyOpenFiles,
     VcpuNotStopped,
 )
 from pyvmm.memory.errors import HostMemoryUnavailable, HugePagesUnavailable
@@ -47,6 +48,7 @@ REMEDIES: dict[type[UserError], str] = {
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     PlatformNotCreated: "see 'pyvmm doctor', or use --kvm lab",
+    TooManyOpenFiles: "raise the limit, for example: ulimit -n 256",
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",

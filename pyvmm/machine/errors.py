@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,10 @@ class PlatformNotCreated(MachineNotCreated):
     """KVM refused a request before any vCPU has run; another KVM may run the guest."""
 
 
+class TooManyOpenFiles(MachineNotCreated):
+    """The process, or the host, has as many open files as it may have."""
+
+
 class VcpuNotStopped(UserError):
     """A vCPU has not left the guest in time, so the guest was not paused."""
 
@@ -32,14 +37,21 @@ def host_errors_reported(
 ) -> Iterator[None]:
     """Raise `MachineNotCreated` for a request that the host refuses in the block.
 
-    If KVM refuses it, raise `refused`.
+    If KVM refuses it, raise `refused`, but `TooManyOpenFiles` if that is why.
     """
     try:
         yield
-    except KvmError as error:
-        raise refused(f"the machine cannot be created: {error}") from error
     except OSError as error:
+        raise_for_files(error)
+        if isinstance(error, KvmError):
+            raise refused(f"the machine cannot be created: {error}") from error
         raise MachineNotCreated(f"the machine cannot be created: {error.strerror}") from error
+
+
+def raise_for_files(error: OSError) -> None:
+    """Raise `TooManyOpenFiles` if that is the reason of `error`, and not KVM."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise TooManyOpenFiles("the machine cannot be created: too many open files") from error
 
 
 def kvm_refusal(error: BaseException) -> str:

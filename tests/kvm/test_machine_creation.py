@@ -12,7 +12,7 @@ import pytest
 from pykvm import KvmError, KvmHandle, ioctls
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.config import MachineConfig
-from pyvmm.machine.errors import MachineNotCreated
+from pyvmm.machine.errors import MachineNotCreated, TooManyOpenFiles
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.platform import Platform
 from pyvmm.trace.logging import LogTracer
@@ -78,5 +78,5 @@ def test_a_lack_of_file_descriptors_is_one_line(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("os.eventfd", no_descriptor)
-    with pytest.raises(MachineNotCreated, match=r"^the machine cannot be created: Too many open"):
+    with pytest.raises(TooManyOpenFiles, match=r"^the machine cannot be created: too many open"):
         create(config)

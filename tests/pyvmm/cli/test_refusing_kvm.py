@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pykvm import KvmError, System
 from tests.pyvmm.boot.elf_kernel import elf_kernel
 
 PROGRAM = """
@@ -103,3 +104,23 @@ def test_a_signal_that_arrives_before_the_refusal_ends_the_process(
 ) -> None:
     done = run(tmp_path, "run", "--kernel", kernel, "--memory", "128M", when="signal")
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
+
+
+def test_too_few_descriptors_are_no_refusal(kernel: str, tmp_path: Path) -> None:
+    """Of a KVM that works, which stays the choice."""
+    try:
+        with System() as system, system.create_vm():
+            pass
+    except KvmError as error:
+        pytest.skip(f"no KVM here: {error}")
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 18; exec "$@"', "sh", sys.executable, "-c", PROGRAM, "refused",
+         "run", "--kernel", kernel, "--memory", "128M", "--cpus", "8"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "known\n")
+    assert done.stderr == (
+        "pyvmm: the machine cannot be created: too many open files;"
+        " raise the limit, for example: ulimit -n 256\n"
+    )
