@@ -99,7 +99,8 @@ def test_unused_pages_match_the_guests_free_memory(
             f" pages in {len(unused):,} runs, MemFree {before // PAGE_BYTES:,}"
             f" before, {after // PAGE_BYTES:,} after"
         )
-        assert abs(unused.pages * PAGE_BYTES - before) <= before / 100
+        low, high = sorted((before, after))  # per-CPU lists are emptied meanwhile
+        assert 0.99 * low <= unused.pages * PAGE_BYTES <= 1.01 * high
         assert abs(unused.pages * PAGE_BYTES - after) <= after / 100
         assert guest.vm.balloon.counters.discarded_bytes == 0
         await power_off(guest)
