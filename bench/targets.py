@@ -90,9 +90,11 @@ _BEST, _PER_RUN, _PER_PAGE = (
 )
 
 
-def _device(case: str, against: str, limit: float, goal: float) -> PerformanceTarget:
-    name = f"discard, {case}: {BITMAP} / {against}"
-    return PerformanceTarget(name, "device", case, BITMAP, against, limit, goal)
+def _device(
+    case: str, against: str, limit: float, goal: float, contender: str = BITMAP
+) -> PerformanceTarget:
+    name = f"discard, {case}: {contender} / {against}"
+    return PerformanceTarget(name, "device", case, contender, against, limit, goal)
 
 
 def _balloon(case: str, contender: str, limit: float, goal: float) -> PerformanceTarget:
@@ -185,6 +187,8 @@ TARGETS: tuple[PerformanceTarget, ...] = (
     _device(_ONE_RUN_HUGE, _BEST, 1.08, 1.03),
     _device("runs of 2 MiB, 4 KiB pages", _BEST, 1.05, 1.02),
     _device("runs of 2 MiB, huge pages", _BEST, 1.05, 1.02),
+    _device("one run of blocks, huge pages", _BEST, 1.05, 1.02, BITMAP + BLOCKS),
+    _device("every second block, huge pages", _BEST, 1.05, 1.02, BITMAP + BLOCKS),
     _device("every second page, 4 KiB pages", _BEST, 1.15, 1.05),
     _device("every second page, huge pages", _BEST, 1.15, 1.05),
     _device(_ONE_RUN_HUGE, _PER_PAGE, 0.02, 0.01),
