@@ -27,7 +27,8 @@ EXIT_OUTPUT_LOST = 1
 EXIT_INTERRUPTED = 130
 MIN_DESCRIPTORS = 16
 """With fewer descriptors no command works; a guest needs more."""
-_MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
+MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
+"""The remedy of too many open files."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -43,7 +44,7 @@ def exit_with(command: Callable[[], Any]) -> NoReturn:
     open_missing_descriptors()
     wait_for_readers()
     if 0 < (limit := os.sysconf("SC_OPEN_MAX")) < MIN_DESCRIPTORS:
-        print_error(f"at most {limit} files may be open, too few; {_MORE_DESCRIPTORS}")
+        print_error(f"at most {limit} files may be open, too few; {MORE_DESCRIPTORS}")
         sys.exit(EXIT_USER_ERROR)
     try:
         result = command()
@@ -66,7 +67,7 @@ def exit_with(command: Callable[[], Any]) -> NoReturn:
         sys.exit(EXIT_OUTPUT_LOST)
     except OSError as error:
         if error.errno in _NO_DESCRIPTORS:
-            print_error(f"too many open files; {_MORE_DESCRIPTORS}")
+            print_error(f"too many open files; {MORE_DESCRIPTORS}")
             sys.exit(EXIT_USER_ERROR)
         if error.errno not in _DISK_FULL or error.filename is not None:
             raise

@@ -17,6 +17,7 @@ from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import CommandError, RequestFailed
+from pyvmm.cli.exit_status import MORE_DESCRIPTORS
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
@@ -48,7 +49,7 @@ REMEDIES: dict[type[UserError], str] = {
     IncomingMigrationFailed: "the guest still runs at its source, unless that says otherwise",
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     PlatformNotCreated: "see 'pyvmm doctor', or use --kvm lab",
-    TooManyOpenFiles: "raise the limit, for example: ulimit -n 256",
+    TooManyOpenFiles: MORE_DESCRIPTORS,
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",

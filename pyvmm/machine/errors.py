@@ -42,13 +42,13 @@ def host_errors_reported(
     try:
         yield
     except OSError as error:
-        raise_for_files(error)
+        raise_if_too_many_files(error)
         if isinstance(error, KvmError):
             raise refused(f"the machine cannot be created: {error}") from error
         raise MachineNotCreated(f"the machine cannot be created: {error.strerror}") from error
 
 
-def raise_for_files(error: OSError) -> None:
+def raise_if_too_many_files(error: OSError) -> None:
     """Raise `TooManyOpenFiles` if that is the reason of `error`, and not KVM."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise TooManyOpenFiles("the machine cannot be created: too many open files") from error

@@ -29,7 +29,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from pykvm import KvmError, System, Vcpu, Vm, abi, address_of, exits
-from pyvmm.machine.errors import raise_for_files
+from pyvmm.machine.errors import raise_if_too_many_files
 from pyvmm.machine.kvm_verdict import KVM_DEVICE
 
 MIN_RING0_INSTRUCTIONS_PER_SECOND = 20e6
@@ -92,7 +92,7 @@ def probe(device: str) -> KvmFitness:
     try:
         system = System(device)
     except KvmError as error:
-        raise_for_files(error)
+        raise_if_too_many_files(error)
         if error.errno in (errno.EACCES, errno.EPERM):
             return KvmFitness(Verdict.UNREADABLE, f"this user has no permission to open {device}")
         return KvmFitness(Verdict.MISSING, f"{device} cannot be opened: {error.strerror}")
@@ -100,7 +100,7 @@ def probe(device: str) -> KvmFitness:
         with system, system.create_vm() as vm, _periodic_signal():
             return _judge(*_measure(system, vm))
     except KvmError as error:
-        raise_for_files(error)
+        raise_if_too_many_files(error)
         return KvmFitness(Verdict.UNFIT, f"it cannot run a simple guest: {error}")
 
 
