@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import mmap
 import socket
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -311,6 +313,33 @@ def test_the_kernel_chooses_the_buffer_of_a_tcp_socket() -> None:
             receiver.receive_blocks(WHOLE, time.monotonic() + 0.1)
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+
+
+def test_less_than_the_low_water_mark_is_taken_from_tcp_soon() -> None:
+    """A sender whose window has become small may wait until it is."""
+    with tcp_sockets() as (one, other):
+        receiver = page_socket(other, new_memory())
+        one.send(bytes(1000))
+
+        def left() -> int:
+            count = bytearray(4)
+            fcntl.ioctl(other, termios.FIONREAD, count)
+            return int.from_bytes(count, "little")
+
+        receiving = threading.Thread(target=receive_until_closed, args=(receiver,), daemon=True)
+        receiving.start()
+        ends_at = time.monotonic() + 5
+        while left() and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        assert left() == 0
+        one.close()
+        receiving.join(10)
+        assert not receiving.is_alive()
+
+
+def receive_until_closed(receiver: PageSocket) -> None:
+    with pytest.raises(EOFError):
+        receiver.receive_blocks(WHOLE, math.inf)
 
 
 def test_another_thread_can_shut_the_socket_down() -> None:
