@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from pyvmm.errors import UserError
 
+MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
+"""The remedy of too many open files."""
+
 
 class CommandError(UserError):
     """Options that do not go together, or a command that cannot be completed; has its remedy."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from pyvmm.cli.errors import MORE_DESCRIPTORS
 from pyvmm.errors import UserError
 from pyvmm.standard_streams.descriptors import (
     discard_output,
@@ -27,8 +28,6 @@ EXIT_OUTPUT_LOST = 1
 EXIT_INTERRUPTED = 130
 MIN_DESCRIPTORS = 16
 """With fewer descriptors no command works; a guest needs more."""
-MORE_DESCRIPTORS = "raise the limit, for example: ulimit -n 256"
-"""The remedy of too many open files."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

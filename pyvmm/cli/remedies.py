@@ -16,8 +16,7 @@ from guest_images.manifest import ManifestError
 from pyvmm.balloon.safe_target import UnsafeTarget
 from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
-from pyvmm.cli.errors import CommandError, RequestFailed
-from pyvmm.cli.exit_status import MORE_DESCRIPTORS
+from pyvmm.cli.errors import MORE_DESCRIPTORS, CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
 from pyvmm.errors import NotInstalled, UserError
 from pyvmm.files.errors import OutputNotWritten
