@@ -14,6 +14,11 @@ classes to remedies and adds them to the line.
 
 from __future__ import annotations
 
+import errno
+
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+"""The `errno` of an OSError if the process, or the host, has as many open files as it may have."""
+
 
 class UserError(Exception):
     """A mistake or a missing resource outside pyvmm.

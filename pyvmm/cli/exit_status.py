@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pyvmm.cli.errors import MORE_DESCRIPTORS
-from pyvmm.errors import UserError
+from pyvmm.errors import TOO_MANY_FILES, UserError
 from pyvmm.standard_streams.descriptors import (
     discard_output,
     open_missing_descriptors,
@@ -28,7 +28,6 @@ EXIT_OUTPUT_LOST = 1
 EXIT_INTERRUPTED = 130
 MIN_DESCRIPTORS = 16
 """With fewer descriptors no command works; a guest needs more."""
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 OPTIONAL_PACKAGES = {
@@ -65,7 +64,7 @@ def exit_with(command: Callable[[], Any]) -> NoReturn:
         discard_output(sys.stdout.fileno())  # its reader is gone
         sys.exit(EXIT_OUTPUT_LOST)
     except OSError as error:
-        if error.errno in _NO_DESCRIPTORS:
+        if error.errno in TOO_MANY_FILES:
             print_error(f"too many open files; {MORE_DESCRIPTORS}")
             sys.exit(EXIT_USER_ERROR)
         if error.errno not in _DISK_FULL or error.filename is not None:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pykvm import KvmError
-from pyvmm.errors import UserError
+from pyvmm.errors import TOO_MANY_FILES, UserError
 
 
 class KvmUnusable(UserError):
@@ -50,7 +49,7 @@ def host_errors_reported(
 
 def raise_if_too_many_files(error: OSError) -> None:
     """Raise `TooManyOpenFiles` if that is the reason of `error`, and not KVM."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in TOO_MANY_FILES:
         raise TooManyOpenFiles("the machine cannot be created: too many open files") from error
 
 

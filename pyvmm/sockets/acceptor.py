@@ -10,12 +10,12 @@ it: the client is disconnected.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
+from pyvmm.errors import TOO_MANY_FILES
+
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,7 @@ class Acceptor:
         try:
             client, _ = self._listener.accept()
         except OSError as error:
-            if error.errno in _EXHAUSTED:
+            if error.errno in TOO_MANY_FILES:
                 self._disconnect_next()
                 self._refuse(f"no descriptors are left ({error.strerror})")
             return None
