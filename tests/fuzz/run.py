@@ -16,6 +16,8 @@ from tests.fuzz.corpus import unpack
 
 ROOT = Path(__file__).parents[2]
 DIRECTORY = ROOT / ".fuzz"
+PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "cython_src")))
+"""So that modules are those of this tree, even if another one is installed as editable."""
 INPUT_LIMIT_S = 30
 
 
@@ -59,7 +61,7 @@ def prepare(directory: Path, every: int = 1) -> None:
 
 def main(seconds: int, options: list[str]) -> None:
     prepare(DIRECTORY)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     for fuzzer in FUZZERS:
         command = [sys.executable, *fuzzer.arguments(seconds, options)]
         status = subprocess.run(command, cwd=DIRECTORY, env=environment, check=False).returncode
