@@ -37,7 +37,11 @@ class Vcpu(KvmHandle):
     def __init__(self, fd: int, mmap_size_bytes: int) -> None:
         """Take ownership of `fd` and map the `mmap_size_bytes` shared with the kernel."""
         super().__init__(fd)
-        self.run_area = mmap.mmap(fd, mmap_size_bytes, mmap.MAP_SHARED)
+        try:
+            self.run_area = mmap.mmap(fd, mmap_size_bytes, mmap.MAP_SHARED)
+        except BaseException:
+            self.close()
+            raise
         self.kvm_run = abi.kvm_run.from_buffer(self.run_area)
 
     def close(self) -> None:

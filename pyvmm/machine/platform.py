@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ from pyvmm_native.serial import SerialFastPath
 
 if TYPE_CHECKING:
     from devices.ports import Tracer
+    from pykvm import Vcpu
     from pyvmm.boot.linux64 import BootInfo
     from pyvmm.boot.loader import BootFiles
     from pyvmm.config import MachineConfig
@@ -63,7 +65,8 @@ STOP_TIMEOUT_S = 10.0
 class Platform:
     """RAM, interrupt controllers, timer and vCPUs of one guest, as `config` describes them.
 
-    `setup` is its VM, which is created here by default. `console_output` receives the guest's
+    `setup` is its VM, which is created here by default; one that was given stays the caller's if a
+    vCPU is refused. `console_output` receives the guest's
     output on its serial port (on vCPU threads); `console_throttle` may block that vCPU, with no
     lock held, until the console has room. `exited` is called once, on any thread, when the guest
     ends the VM, and `failed` with an exception of a device model, which is a bug in pyvmm and not
@@ -96,17 +99,29 @@ class Platform:
         self.started = False
         """True once `start` has been called."""
         self.gate = VcpuGate()
-        self._setup = setup = setup or KvmSetup(make_ram(config))
-        self.ram, self.system, self.vm = setup.ram, setup.system, setup.vm
-        self.router = setup.router
         self.pio = Bus("pio", tracer=tracer)
         self.mmio = Bus("mmio", tracer=tracer)
         self.serial = SerialFastPath(console_output, layout.COM1_PORT)
         buses = GuestBuses(self.pio, self.mmio, self.lock, console_throttle)
-        self.vcpu_threads = [self._make_vcpu(index, buses) for index in range(config.vcpus)]
+        # A VM keeps the processor's virtualization enabled until its last vCPU is closed, too.
+        with ExitStack() as refused:
+            if setup is None:
+                ram = make_ram(config)
+                refused.callback(ram.close)
+                setup = KvmSetup(ram)
+                refused.callback(setup.close)
+            self._setup = setup
+            self.ram, self.system, self.vm = setup.ram, setup.system, setup.vm
+            self.router = setup.router
+            vcpus = [
+                refused.enter_context(self.vm.create_vcpu(index)) for index in range(config.vcpus)
+            ]
+            self.vcpu_threads = [
+                self._make_thread(index, vcpu, buses) for index, vcpu in enumerate(vcpus)
+            ]
+            refused.pop_all()
 
-    def _make_vcpu(self, index: int, buses: GuestBuses) -> VcpuThread:
-        vcpu = self.vm.create_vcpu(index)
+    def _make_thread(self, index: int, vcpu: Vcpu, buses: GuestBuses) -> VcpuThread:
         crashed = partial(self._vcpu_crashed, index)
         exits = kvm_run.ExitCounters(index, self.tracer.native)
         return VcpuThread(
