@@ -16,6 +16,7 @@ a `Multiplexer`. Control messages, each a JSON object with one key:
 | host    | `ping`: number | send `pong` |
 | agent   | `pong`: seconds since the kernel started | reply to `ping` |
 | host    | `diagnose`: true | make the kernel print tasks and stacks on its console |
+| agent   | `diagnosed`: seconds since the kernel started | it has |
 | agent   | `unlisten`: path in the lab | the command stopped listening: close the host's end |
 | agent   | `ended`: status | the command ended; its output may follow |
 | agent   | `exit`: status | its output is on the host; 128 + N after signal N; nothing follows |
@@ -102,6 +103,7 @@ class Agent:
             self._mux.send_control({"pong": _uptime()})
         elif "diagnose" in message:
             mounts.print_diagnosis()
+            self._mux.send_control({"diagnosed": _uptime()})
 
     def _set_up(self, request: dict[str, Any]) -> None:
         mounts.set_clock_and_seed(request["clock"], bytes.fromhex(request["seed"]))

@@ -39,7 +39,8 @@ GRACE_PERIOD_S = 10.0
 
 PING_INTERVAL_S = 5.0
 MAX_UNANSWERED_PINGS = 24
-DIAGNOSIS_S = 5.0
+DIAGNOSIS_S = 20.0
+"""Longest wait for the lab's kernel to print its state, on a busy host."""
 DIAGNOSIS_LINES = 400
 TIMED_OUT_STATUS = 124
 """Exit status after `timeout_s`, as of timeout(1)."""
@@ -83,6 +84,7 @@ class LabSession:
         self._forwarder = SocketForwarder(self._mux, listeners)
         self._drain_deadline = 0.0
         self._ready = False
+        self._diagnosed = False
         self._status: int | None = None
         self._signals = 0
         self._deadline: float | None = None
@@ -235,7 +237,7 @@ class LabSession:
         print_message(f"the command did not end in {self._timeout_s:g} s; state of the lab:")
         self._mux.send_control({"diagnose": True})
         until = time.monotonic() + DIAGNOSIS_S
-        while (left_s := until - time.monotonic()) > 0:
+        while not self._diagnosed and (left_s := until - time.monotonic()) > 0:
             self._mux.turn(int(left_s * 1000) + 1)
         lines = [*self._lab.processors(), *self._lab.console(DIAGNOSIS_LINES)]
         print_message("\n".join(lines), "")
@@ -253,6 +255,8 @@ class LabSession:
             self._ended_at = time.monotonic()
         elif "unlisten" in message:
             self._forwarder.unlisten(message["unlisten"])
+        elif "diagnosed" in message:
+            self._diagnosed = True
         elif "exit" in message:
             self._status = int(message["exit"])
             self._drain_deadline = time.monotonic() + DRAIN_TIMEOUT_S
