@@ -82,6 +82,8 @@ class MigrationProgress:
     begun_at: float = field(default_factory=time.monotonic)
     """By time.monotonic(), like `ended_at`."""
     ended_at: float | None = None
+    checksum: str = ""
+    """The checksum of pages, once both sides agree on it."""
     unused_how: str = ""
     """The request that the guest answered, or the reason why it has not."""
     skipped_pages: int = 0

@@ -199,7 +199,7 @@ class SourceMigration:
         offered = faster_checksums() if automatic else ()
         self._channel.send(messages.Hello(self._guest.config, named, streams, offered))
         welcome = self._channel.expect(messages.Welcome)
-        checksum = chosen(named, offered, welcome.checksum)
+        checksum = self._progress.checksum = chosen(named, offered, welcome.checksum)
         if self._streams is not None:
             self._join(self._streams, welcome.token, checksum)
         else:

@@ -109,6 +109,7 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
         cpu-throttle-percentage?: percentage of their time for which auto-converge keeps the vCPUs
             from running
         error-desc?: the reason of a failure
+        checksum?: the checksum of pages, `crc32c`, `xxh3` or `none`, once both sides agree on it
         unused-pages.skipped?: pages not sent because the guest reported them as unused
         unused-pages.how?: the request that the guest answered, or the reason why it has not
         ram.transferred?: bytes sent
@@ -122,7 +123,7 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
         ram.mbps?: throughput of the last round in 10^6 bit/s
         ram.page-size?: bytes of a page
     In QEMU:
-        the same, with further members; `unused-pages` and `downtime-steps` are pyvmm's
+        the same, with further members; `checksum`, `unused-pages` and `downtime-steps` are pyvmm's
     """
     migrations = vm.migrations
     if migrations.status == "none":
@@ -134,6 +135,8 @@ def query_migrate(vm: VmControl) -> dict[str, Any]:
         "ram": _ram(vm, migrations),
         "unused-pages": {"skipped": progress.skipped_pages, "how": progress.unused_how},
     }
+    if progress.checksum:
+        result["checksum"] = progress.checksum
     if progress.downtime_s is not None:
         result["downtime"] = round(progress.downtime_s * 1000)
     elif progress.bandwidth:

@@ -209,6 +209,7 @@ def _progress() -> MigrationProgress:
         sent_bytes=460_000_000,
         bandwidth=1.1e8,
         dirty_pages_rate=15_000,
+        checksum="crc32c",
         throttle_percentage=20,
     )
 

@@ -22,6 +22,7 @@ from tests.project.sources import ROOT
 
 VOLATILE = {
     "bandwidth",
+    "checksum",
     "chunk",
     "dirty-pages-rate",
     "dirty-sync-count",

@@ -57,7 +57,8 @@ def test_migrate_moves_the_guest_and_reports_it(tmp_path: Path) -> None:
         vm.ram.memory.write(0, b"something")
         destination = Destination(tmp_path / "m", target)
         assert ask(vm, "query-migrate") == {}
-        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False)
+        ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}", unused=False, checksum="none")
+        assert "checksum" not in ask(vm, "query-migrate")
         with pytest.raises(QmpError, match="There's a migration process in progress"):
             ask(vm, "migrate", uri="unix:/m")
         with pytest.raises(QmpError, match="There's a migration process in progress"):
@@ -68,6 +69,7 @@ def test_migrate_moves_the_guest_and_reports_it(tmp_path: Path) -> None:
         assert answer["downtime"] <= answer["total-time"]
         assert answer["ram"]["total"] == vm.ram_bytes
         assert answer["ram"]["normal"] >= 1
+        assert answer["checksum"] == "none"
         assert answer["unused-pages"] == {"skipped": 0, "how": "query disabled"}
         assert target.runs
         assert target.ram is not None
