@@ -264,12 +264,19 @@ class Machine:
         return MachineParts(system, vm, vcpus, stateful, part_kinds(self._devices))
 
     def prepare_parts(self) -> None:
-        """Do what `save_parts` and `restore_parts` would do while the guest is paused.
+        """Do what `save_parts` would do while the guest is paused, for all parts but the vCPUs.
 
-        They import no modules then, and query nothing of KVM. Raises UserError where it is too old.
+        It imports no modules then, and queries nothing of KVM. Raises UserError where it is too
+        old.
         """
         with self.lock:
             self._parts.prewarm()
+
+    def rehearse_saving_vcpus(self) -> None:
+        """Save the vCPU of an empty machine, after `prepare_parts`. KVM waits meanwhile.
+
+        Threads: any.
+        """
         self._parts.rehearse_saving_vcpus()
 
     def prepare_incoming(self) -> None:

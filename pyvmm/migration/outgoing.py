@@ -20,6 +20,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -270,12 +271,15 @@ class _OutgoingGuest:
     def memory(self) -> GuestMemory:
         return self._machine.ram.memory
 
+    def rehearse_saving(self) -> None:
+        self._machine.rehearse_saving_vcpus()
+
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         return self._machine.log_dirty_pages()
 
-    def unused_pages(self, timeout_s: float) -> UnusedPages:
+    def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
         query = self._machine.unused_pages(timeout_s)
-        return asyncio.run_coroutine_threadsafe(query, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(query, self._loop)
 
     def throttle(self, percentage: int) -> None:
         call_on_loop(self._loop, lambda: self._machine.throttle(percentage))

@@ -2,8 +2,9 @@
 """The source of a migration: setup, pre-copy rounds, switchover, commit.
 
 Setup. The source sends its machine's configuration, and the destination creates the same machine.
-The dirty log is switched on; from then on no change to memory can be missed. Then the guest is
-asked which pages it does not use (see `pyvmm.memory.precopy`).
+Meanwhile the source rehearses to save its vCPUs. Then it switches on the dirty log, so that from
+then on no change to memory can be missed, and asks the guest which pages it does not use (see
+`pyvmm.memory.precopy`).
 
 Pre-copy rounds. The first round sends the pages that the guest may use and that have memory behind
 them; pages of zeros are not sent, because a destination's RAM is zeros to begin with. Every later
@@ -36,6 +37,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -86,6 +88,9 @@ class SourceGuest(Protocol):
     def memory(self) -> GuestMemory:
         """Its RAM, private anonymous memory."""
 
+    def rehearse_saving(self) -> None:
+        """Do what `save_parts` would do for the first time; the guest runs."""
+
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Log all changes to memory while the returned context manager's block runs.
 
@@ -93,8 +98,11 @@ class SourceGuest(Protocol):
         does not run here any more.
         """
 
-    def unused_pages(self, timeout_s: float) -> UnusedPages:
-        """Return pages it did not use at some time after the call; none if it does not answer."""
+    def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
+        """Return pages it will not have used at some time after the call.
+
+        There are none if it does not answer in time. The request may be cancelled.
+        """
 
     def throttle(self, percentage: int) -> None:
         """Keep its vCPUs out of the guest for this percentage of their time; 0 ends that."""
@@ -198,17 +206,20 @@ class SourceMigration:
         named = DEFAULT if automatic else self.settings.checksum
         offered = faster_checksums() if automatic else ()
         self._channel.send(messages.Hello(self._guest.config, named, streams, offered))
-        welcome = self._channel.expect(messages.Welcome)
-        checksum = self._progress.checksum = chosen(named, offered, welcome.checksum)
-        if self._streams is not None:
-            self._join(self._streams, welcome.token, checksum)
-        else:
-            self._pages = self._link.pages(self._guest.memory, Checksum(checksum))
-        self._channel.lift_limit()
+        self._guest.rehearse_saving()
         with ExitStack() as while_here:
             log = while_here.enter_context(self._guest.log_dirty_pages())
+            unused = self._guest.request_unused_pages(self.settings.unused_timeout_s)
+            while_here.callback(unused.cancel)
+            welcome = self._channel.expect(messages.Welcome)
+            checksum = self._progress.checksum = chosen(named, offered, welcome.checksum)
+            if self._streams is not None:
+                self._join(self._streams, welcome.token, checksum)
+            else:
+                self._pages = self._link.pages(self._guest.memory, Checksum(checksum))
+            self._channel.lift_limit()
             try:
-                precopy = self._select_pages(log)
+                precopy = self._select_pages(log, unused.result())
                 self._precopy(precopy)
                 self._switch_over(precopy)
             finally:
@@ -229,9 +240,8 @@ class SourceMigration:
             raise
         streams.joined()
 
-    def _select_pages(self, log: DirtyLog) -> PreCopy:
-        """Ask the guest for unused pages and select those of the first round."""
-        unused = self._guest.unused_pages(self.settings.unused_timeout_s)
+    def _select_pages(self, log: DirtyLog, unused: UnusedPages) -> PreCopy:
+        """Select the pages of the first round."""
         precopy = PreCopy(self._guest.memory, log, unused)
         self._progress.selected(unused.how, precopy.skipped.pages)
         self._progress.collected(precopy.todo.pages, 0.0)

@@ -14,6 +14,7 @@ import mmap
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -186,10 +187,15 @@ class WritingGuest:
         self.left_out = set()
         return _InterleavingLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
 
-    def unused_pages(self, timeout_s: float) -> UnusedPages:
+    def rehearse_saving(self) -> None:
+        assert self.running
+
+    def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
+        answer: Future[UnusedPages] = Future()
         self.run_next()
         self.left_out = set(self._unused)
-        answer = UnusedPages(PageRuns((pfn, 1) for pfn in self._unused), "answered")
+        runs = PageRuns((pfn, 1) for pfn in self._unused)
+        answer.set_result(UnusedPages(runs, "answered"))
         self.run_next()
         return answer
 

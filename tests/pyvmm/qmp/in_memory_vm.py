@@ -233,6 +233,9 @@ class InMemoryVm:
     def prepare_parts(self) -> None:
         pass
 
+    def rehearse_saving_vcpus(self) -> None:
+        pass
+
     def save_parts(self) -> Sequence[Record]:
         return []
 

@@ -50,7 +50,9 @@ class Taken:
         with TemporaryDirectory() as directory:
             path = Path(directory) / "snapshot"
             with guest.log_dirty_pages() as log, SnapshotWriter(path, guest.memory) as file:
-                unused = guest.unused_pages(1.0) if ask else UnusedPages(PageRuns(), "not asked")
+                unused = UnusedPages(PageRuns(), "not asked")
+                if ask:
+                    unused = guest.request_unused_pages(1.0).result()
                 copier = Copier(guest.memory, log, file, unused, on_pages)
                 for _ in range(rounds):
                     copier.copy_round()
