@@ -30,6 +30,10 @@ class UserError(Exception):
     """Exit status of a command that ends with this error."""
 
 
+class ThreadNotStarted(UserError):
+    """The host lets this process start no more threads."""
+
+
 class NotInstalled(UserError):
     """A program or file is missing that Debian's `packages` contain."""
 

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+
 _T = TypeVar("_T")
 
 
@@ -23,10 +25,11 @@ def call_within(
     """Return, or raise, the result of `work`, which a thread called `name` does.
 
     Raises TimeoutError after `seconds`; a result that comes later is passed to `discard`, in that
-    thread.
+    thread. Raises `ThreadNotStarted`.
     """
     call = _Call(work, discard)
-    threading.Thread(target=call.run, name=name, daemon=True).start()
+    with thread_limit_reported():
+        threading.Thread(target=call.run, name=name, daemon=True).start()
     try:
         call.ended.wait(seconds)
     finally:

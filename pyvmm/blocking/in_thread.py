@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+
 _T = TypeVar("_T")
 
 
@@ -26,7 +28,7 @@ def call_in_thread(
     """Start `work` in a thread called `name`; return the future of its result.
 
     A result that nothing waits for any more is passed to `discard`: in the event loop's thread, or
-    in that of `work` once the loop is closed.
+    in that of `work` once the loop is closed. Raises `ThreadNotStarted`.
 
     Threads: event loop.
     """
@@ -39,12 +41,15 @@ def call_in_thread(
 class Worker:
     """Makes calls one after the other, in a daemon thread called `name`.
 
+    Raises `ThreadNotStarted`.
+
     Threads: event loop.
     """
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        with thread_limit_reported():
+            threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(
         self, work: Callable[[], _T], discard: Callable[[_T], object] = lambda result: None

@@ -17,6 +17,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+
 _SIGNAL_CHECK_S = 1.0
 """Longest delay of a signal that arrives just before Python blocks, which it does not notice."""
 
@@ -24,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class LoopThread:
-    """A running event loop in a thread called `name`, until `close`."""
+    """A running event loop in a thread called `name`, until `close`. Raises `ThreadNotStarted`."""
 
     def __init__(self, name: str) -> None:
         self._lock = threading.Lock()
@@ -33,7 +35,8 @@ class LoopThread:
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        with thread_limit_reported():
+            self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Return, or raise, the result of `coroutine`.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from pyvmm.blocking.signal_mask import END_SIGNALS, blocked_signals
+from pyvmm.blocking.thread_limit import thread_limit_reported
 
 _T = TypeVar("_T")
 
@@ -20,7 +21,7 @@ class StartedCall(Generic[_T]):
     """A call of `work`, which has begun in a thread called `name`.
 
     The thread leaves `END_SIGNALS` to the others, which may hold them, and the process may end
-    before it.
+    before it. Raises `ThreadNotStarted`.
     """
 
     def __init__(self, name: str, work: Callable[[], _T]) -> None:
@@ -28,7 +29,7 @@ class StartedCall(Generic[_T]):
         self._results: list[_T] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        with blocked_signals(END_SIGNALS):
+        with blocked_signals(END_SIGNALS), thread_limit_reported():
             self._thread.start()
 
     def _run(self) -> None:

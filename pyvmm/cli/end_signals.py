@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.blocking.end_limit import EndLimit
 from pyvmm.blocking.signal_mask import END_SIGNALS, blocked_signals
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.standard_streams.text import print_message
 from pyvmm_native import gil_request
 
@@ -67,17 +68,28 @@ class EndSignals:
         self.received = 0
 
     def start(self) -> None:
-        """Catch the signals, those that are held included; on the main thread, at most once."""
+        """Catch the signals, those that are held included; on the main thread, at most once.
+
+        Raises `ThreadNotStarted`.
+        """
         self._blocked = {*signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)}
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for signum in END_SIGNALS:
             self._catch(signum)
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._read, args=(reader,), name="end-signals", daemon=True
         )
-        self._thread.start()
+        try:
+            with thread_limit_reported():
+                thread.start()
+        except BaseException:
+            self._release_wakeup_fd()
+            os.close(reader)
+            self._restore_handlers()
+            raise
+        self._thread = thread
 
     def handle(self, signum: signal.Signals, handler: Callable[[], object]) -> None:
         """Call `handler` for this signal, on the event loop, instead; after `start`.
@@ -105,10 +117,16 @@ class EndSignals:
         """
         if self._thread is None:
             return
-        signal.set_wakeup_fd(-1)
-        os.close(self._writer)
+        self._release_wakeup_fd()
         self._thread.join()
         self._thread = None
+        self._restore_handlers()
+
+    def _release_wakeup_fd(self) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self._writer)
+
+    def _restore_handlers(self) -> None:
         for signum, handler in self._former.items():
             signal.signal(signum, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*END_SIGNALS} - self._blocked)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.cli.qmp_command import execute_if_known
 from pyvmm.errors import UserError
 from pyvmm.qmp.client import ConnectionClosedError, QmpClient
@@ -52,7 +53,10 @@ class GuestState(NamedTuple):
 
 
 def query_states() -> list[GuestState]:
-    """Return the states of all running guests, by name. Raises `RuntimeDirectoryUnusable`."""
+    """Return the states of all running guests, by name.
+
+    Raises `RuntimeDirectoryUnusable` and `ThreadNotStarted`.
+    """
     queries = [_Query(guest) for guest in running_guests()]
     waiting = list(queries)
     workers = [
@@ -61,7 +65,8 @@ def query_states() -> list[GuestState]:
     ]
     deadline = time.monotonic() + STATE_TIMEOUT_S
     for worker in workers:
-        worker.start()
+        with thread_limit_reported():
+            worker.start()
     for query in queries:
         query.done.wait(max(0.0, deadline - time.monotonic()))
     return [query.state for query in queries if query.state is not None]

@@ -18,7 +18,7 @@ from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import MORE_DESCRIPTORS, CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
-from pyvmm.errors import NotInstalled, UserError
+from pyvmm.errors import NotInstalled, ThreadNotStarted, UserError
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
@@ -49,6 +49,7 @@ REMEDIES: dict[type[UserError], str] = {
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     PlatformNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     TooManyOpenFiles: MORE_DESCRIPTORS,
+    ThreadNotStarted: "raise the limit of processes and threads, for example: ulimit -u 4096",
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",
@@ -138,6 +139,9 @@ REPORTED = {
     r"^the TLS files cannot be used": REMEDIES[sockets.TlsFilesUnusable],
     r" is a file, but not a snapshot,": REMEDIES[snapshot.SnapshotPathInUse],
     r"^cannot write the snapshot ": REMEDIES[snapshot.SnapshotNotWritten],
+    r"the host lets this process start no more threads$": (
+        f"{REMEDIES[ThreadNotStarted]}, where the guest is started"
+    ),
     r"^There is a snapshot in process|^There's a migration process in progress": (
         "see its progress with: pyvmm status"
     ),

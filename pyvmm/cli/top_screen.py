@@ -19,6 +19,7 @@ import tty
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.cli.collected_signals import collected_signals
 from pyvmm.cli.guest_rates import SORT_KEYS, GuestRates, rate_lines, rates_between
 from pyvmm.cli.guest_states import GuestState, query_states
@@ -36,7 +37,8 @@ FIRST_INTERVAL_S = 0.5
 def show_until_key(interval_s: float) -> int:
     """Show the guests until the key q or a signal; returns the exit status. Raises `UserError`."""
     sampler = _Sampler(interval_s)
-    sampler.start()
+    with thread_limit_reported():
+        sampler.start()
     order = 0
     with collected_signals() as signals, _screen():
         while not signals:

@@ -15,6 +15,7 @@ import threading
 import time
 
 from devices.listeners import Listeners
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.standard_streams.descriptors import write_all
 from pyvmm_native.serial import ByteQueue
 
@@ -42,7 +43,8 @@ class ConsoleWriter:
         self._closing = False
         self.queue = ByteQueue(self._notify, MAX_UNWRITTEN_BYTES)
         self._thread = threading.Thread(target=self._run, name="console-writer", daemon=True)
-        self._thread.start()
+        with thread_limit_reported():
+            self._thread.start()
 
     def throttle(self) -> None:
         """Block while `MAX_UNWRITTEN_BYTES` or more are unwritten; call it without locks held.

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.machine.coalesced_callback import CoalescedCallback
 from pyvmm.standard_streams.descriptors import write_all
 
@@ -102,7 +103,8 @@ class DescriptorSink:
         self._writes: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         _enlarge_pipe(fd)
         thread = threading.Thread(target=self._run, name=f"output-writer-{fd}", daemon=True)
-        thread.start()
+        with thread_limit_reported():
+            thread.start()
 
     def put(self, data: bytes) -> None:
         """Start to write `data`."""

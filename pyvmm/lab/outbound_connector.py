@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pyvmm.blocking.signal_mask import blocked_signals
+from pyvmm.blocking.thread_limit import thread_limit_reported
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.lab.signals import TAKEN
 
 MAX_PENDING = 16
@@ -55,8 +57,11 @@ class OutboundConnector:
             name=f"connect {address[:40]}",
             daemon=True,
         )
-        with blocked_signals(TAKEN):
-            thread.start()
+        try:
+            with blocked_signals(TAKEN), thread_limit_reported():
+                thread.start()
+        except ThreadNotStarted as error:
+            self._finish(ConnectResult(channel, None, str(error)))
 
     def results(self) -> Iterator[ConnectResult]:
         """Yield the results that are ready."""

@@ -19,6 +19,7 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.standard_streams.descriptors import write_all
 
 _CHUNK_BYTES = 64 * 1024
@@ -33,7 +34,8 @@ class InputCopier:
         self._fd = fd
         self._inner, self.end = socket.socketpair()
         self._stop_reader, self._stop_writer = os.pipe()
-        threading.Thread(target=self._copy, name=f"stdin copier {fd}", daemon=True).start()
+        with thread_limit_reported():
+            threading.Thread(target=self._copy, name=f"stdin copier {fd}", daemon=True).start()
 
     def stop(self) -> None:
         """Read no more; input that the terminal still holds is left for its next reader."""
@@ -68,7 +70,8 @@ class OutputCopier:
         self.written_bytes = 0
         self._inner, self.end = socket.socketpair()
         self._thread = threading.Thread(target=self._copy, name=f"output copier {fd}", daemon=True)
-        self._thread.start()
+        with thread_limit_reported():
+            self._thread.start()
 
     def finished(self) -> bool:
         """Return True when the whole stream has been written, or can no longer be."""

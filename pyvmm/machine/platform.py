@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from devices.bus import Bus
 from devices.listeners import Listeners
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.boot import cpu
 from pyvmm.boot.loader import load_linux
 from pyvmm.boot.panic import rebooted_after_panic
@@ -153,13 +154,17 @@ class Platform:
         self.start_threads()
 
     def start_threads(self) -> None:
-        """Start the threads of the vCPUs, unless they have been started."""
+        """Start the threads of the vCPUs, unless they have been started.
+
+        Raises `ThreadNotStarted`; some may have been started then.
+        """
         kvm_run.install_kick_handler(KICK_SIGNAL)
         accept_gil_requests()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for thread in self.vcpu_threads:
             if thread.ident is None:
-                thread.start()
+                with thread_limit_reported():
+                    thread.start()
 
     def kick_all(self) -> None:
         """Make all vCPUs leave the guest soon, and check the gate."""

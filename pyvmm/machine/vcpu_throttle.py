@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+
 if TYPE_CHECKING:
     from pyvmm.machine.vcpu_thread import VcpuGate
 
@@ -47,14 +49,19 @@ class VcpuThrottle:
         return self._percentage
 
     def set(self, percentage: int) -> None:
-        """Stop the vCPUs for `percentage` of the time, from now on; 0 ends throttling."""
+        """Stop the vCPUs for `percentage` of the time, from now on; 0 ends throttling.
+
+        Raises `ThreadNotStarted`.
+        """
         if not 0 <= percentage <= MAX_PERCENTAGE:
             raise ValueError(f"vCPUs cannot be throttled for {percentage} % of the time")
         self._percentage = percentage
         if percentage and self._thread is None:
             self._released.clear()
-            self._thread = threading.Thread(target=self._run, name="vcpu-throttle", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="vcpu-throttle", daemon=True)
+            with thread_limit_reported():
+                thread.start()
+            self._thread = thread
         elif not percentage and self._thread is not None:
             self._released.set()
             self._thread.join()

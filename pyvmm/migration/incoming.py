@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.config import MIN_RAM_BYTES, MachineConfig
-from pyvmm.errors import UserError
+from pyvmm.errors import ThreadNotStarted, UserError
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.machine.errors import PlatformNotCreated
 from pyvmm.machine.machine import Machine
@@ -156,7 +156,11 @@ async def _receive(source: Source, end_s: float) -> None:
         with contextlib.closing(source.link):
             source.migration.run()
 
-    work = call_in_thread("migration", receive)
+    try:
+        work = call_in_thread("migration", receive)
+    except ThreadNotStarted as error:
+        source.link.close()
+        raise MigrationError(str(error)) from error
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:

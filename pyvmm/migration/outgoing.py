@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pykvm import KvmError
 from pyvmm.blocking.in_thread import call_in_thread
-from pyvmm.errors import UserError
+from pyvmm.errors import ThreadNotStarted, UserError
 from pyvmm.migration.checksum_choice import AUTO
 from pyvmm.migration.errors import Cancelled, MigrationError, SwitchoverUnconfirmed
 from pyvmm.migration.link import MigrationLink
@@ -229,7 +229,12 @@ class Migrations:
         self._source = source
         self._set_status("active")
         try:
-            await call_in_thread("migration", partial(_run_and_close, source, link))
+            work = call_in_thread("migration", partial(_run_and_close, source, link))
+        except ThreadNotStarted:
+            link.close()
+            raise
+        try:
+            await work
         except SwitchoverUnconfirmed as error:
             guest.finish("paused")
             raise MigrationError(

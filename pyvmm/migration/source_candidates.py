@@ -25,6 +25,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pyvmm.blocking.in_thread import call_in_thread
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.migration.destination import DestinationMigration, Target
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
@@ -151,7 +152,13 @@ class SourceCandidates:
             self._make_room()
         candidate = _Candidate(stream.dup())  # TLS takes `stream` over
         greet = partial(self._greet, stream, candidate)
-        greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
+        try:
+            greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
+        except ThreadNotStarted as error:
+            stream.close()
+            candidate.handle.close()
+            self.refused(MigrationError(str(error)))
+            return
         self._candidates[greeting] = candidate
         greeting.add_done_callback(self._greeted)
 
@@ -208,7 +215,7 @@ class SourceCandidates:
             self._serving = source.migration
             self._next.set_result(source)
         else:
-            call_in_thread("migration-hello", partial(_refuse_and_close, source))
+            _refuse_in_thread(source)
 
     def _admit(self, connection: Source, hello: StreamHello) -> None:
         """Have the migration that is being served take the connection over."""
@@ -219,13 +226,20 @@ class SourceCandidates:
         except MigrationError as error:
             if not self.closed:
                 self.refused(error)
-            refuse = partial(_refuse_and_close, connection, str(error))
-            call_in_thread("migration-hello", refuse)
+            _refuse_in_thread(connection, str(error))
 
     def _state_arrived(self) -> None:
         """Stop listening. Threads: migration."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.close)
+
+
+def _refuse_in_thread(source: Source, reason: str = _BUSY) -> None:
+    """Do as `_refuse_and_close`, or only close the connection if there is no thread for it."""
+    try:
+        call_in_thread("migration-hello", partial(_refuse_and_close, source, reason))
+    except ThreadNotStarted:
+        source.link.close()
 
 
 def _refuse_and_close(source: Source, reason: str = _BUSY) -> None:

@@ -18,6 +18,7 @@ import threading
 from os import urandom
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.migration.destination_channel import DestinationChannel
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import TOKEN_BYTES, Pages
@@ -106,14 +107,18 @@ class StreamReceivers:
 
     # --- Receive --------------------------------------------------------------------------------
     def start(self, incoming: IncomingPages) -> None:
-        """Receive pages, each stream in a thread; all streams have joined."""
+        """Receive pages, each stream in a thread; all streams have joined.
+
+        Raises `ThreadNotStarted`.
+        """
         for number in self._links:
             self._received[number] = 0
             thread = threading.Thread(
                 target=self._run, args=(number, incoming), name=f"stream-receiver-{number}"
             )
             thread.daemon = True
-            thread.start()
+            with thread_limit_reported():
+                thread.start()
             self._threads.append(thread)
 
     def end_round(self) -> None:

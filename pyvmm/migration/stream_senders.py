@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.messages import RoundEnd, StreamHello
 from pyvmm.migration.page_channel import block_bytes
@@ -65,13 +66,17 @@ class StreamSenders:
         self._failure: tuple[int, Exception] | None = None
 
     def start(self, token: bytes, checksum: str) -> None:
-        """Connect all streams with `token`, each in a thread; pages have `checksum`."""
+        """Connect all streams with `token`, each in a thread; pages have `checksum`.
+
+        Raises `ThreadNotStarted`.
+        """
         for number in range(1, self._count + 1):
             thread = threading.Thread(
                 target=self._run, args=(number, token, checksum), name=f"stream-sender-{number}"
             )
             thread.daemon = True
-            thread.start()
+            with thread_limit_reported():
+                thread.start()
 
     def joined(self) -> None:
         """Note that the destination has all streams. Raises `MigrationError`."""

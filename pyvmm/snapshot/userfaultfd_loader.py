@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.errors import UserError
 from pyvmm.snapshot.errors import SnapshotDamaged
 from pyvmm_native.lazy_pages import LazyPages
@@ -58,8 +59,13 @@ class UserfaultfdLoader(threading.Thread):
         ram.before_discard.add(self._pages.skip)
 
     def start(self) -> None:
-        """Start; memory may be touched from then on."""
-        super().start()
+        """Start; memory may be touched from then on. Raises `ThreadNotStarted`."""
+        try:
+            with thread_limit_reported():
+                super().start()
+        except BaseException:
+            os.close(self._fd)
+            raise
         while not self._pages.serving:
             time.sleep(_POLL_S)
 

@@ -12,6 +12,8 @@ import contextlib
 import socket
 import threading
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.sockets.addresses import Address, TcpAddress, UnixAddress, parse_migration_address
 from pyvmm.sockets.lab_paths import IncomingSocket, incoming_socket, proxy_socket
 from pyvmm.sockets.link import SocketLink, shut_down
@@ -69,10 +71,12 @@ class MigrationListener:
             listening.close()
         forwarded, self._forwarded = self._forwarded, None
         if forwarded is not None:
-            # The reply of the host is not waited for.
-            threading.Thread(
-                target=_close_outside, args=(forwarded,), name="unlisten", daemon=True
-            ).start()
+            # The reply of the host is not waited for. Without a thread, its listener stays until
+            # the lab ends.
+            with contextlib.suppress(ThreadNotStarted), thread_limit_reported():
+                threading.Thread(
+                    target=_close_outside, args=(forwarded,), name="unlisten", daemon=True
+                ).start()
 
 
 def _close_outside(forwarded: IncomingSocket) -> None:

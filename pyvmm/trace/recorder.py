@@ -57,7 +57,7 @@ class Recorder:
         return RecordedEvents(self._file.events, self._file.dropped, self._file.written_bytes)
 
     def start(self) -> None:
-        """Record the events from now on."""
+        """Record the events from now on. Raises `ThreadNotStarted`."""
         self._taker.add(self)
         self._started = True
 

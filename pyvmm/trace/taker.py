@@ -14,13 +14,14 @@ Threads: event taker; `add` and `remove` on any other, and `remove` also on the 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from pyvmm.blocking.thread_limit import thread_limit_reported
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.trace.recording_format import encode_chunk
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ class EventTaker:
         self._request_fd = -1
 
     def add(self, sink: EventSink) -> None:
-        """Pass all events from now on to `sink`, until `remove`. MemoryError, OSError."""
+        """Pass all events from now on to `sink`, until `remove`.
+
+        Raises `ThreadNotStarted`, MemoryError and OSError.
+        """
         with self._lock:
             if self._sinks:
                 self._sinks.append(sink)
@@ -99,10 +103,11 @@ class EventTaker:
             target=self._run, args=(wake_fd, request_fd), name="event-taker", daemon=True
         )
         try:
-            thread.start()
-        except RuntimeError as error:
+            with thread_limit_reported():
+                thread.start()
+        except ThreadNotStarted:
             self._tracer.stop()
-            raise OSError(errno.EAGAIN, str(error)) from error
+            raise
 
     def remove(self, sink: EventSink) -> None:
         """Pass the events so far to `sink`, and no others; `EventSink.end` follows soon."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.listeners import Listeners
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.trace.errors import WatchRefused
 from pyvmm.trace.tracer import EventTracer
 
@@ -125,7 +126,7 @@ class EventWatch:
         queue = ChunkQueue(on_chunk)
         try:
             self._tracer.taker.add(queue)
-        except (MemoryError, OSError) as error:
+        except (MemoryError, OSError, ThreadNotStarted) as error:
             raise WatchRefused(f"The events cannot be watched: {error}") from error
         self._queue, self._arrived, self._client = queue, arrived, client
         self.last_read = loop.time()

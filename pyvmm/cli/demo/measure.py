@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.balloon.safe_target import UnsafeTarget
+from pyvmm.blocking.thread_limit import thread_limit_reported
 from pyvmm.boot.image_config import config_for_image
 from pyvmm.cli.errors import CommandError
 from pyvmm.config import HugePages, MachineConfig
@@ -142,7 +143,8 @@ class Demonstration:
     async def measure(self) -> Measurements:
         """Run all steps; raises GuestExited unless the guest powers off at the end."""
         self._sampler = RssSampler()
-        self._sampler.start()
+        with thread_limit_reported():
+            self._sampler.start()
         try:
             async with guest_session(self._config) as guest:
                 result = await self._run_steps(guest)

@@ -27,6 +27,7 @@ from pyvmm.sockets.addresses import TcpAddress
 from pyvmm.sockets.connect import connect, connect_directly
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security, TlsFiles
+from tests.pyvmm.blocking.refused_threads import refused_threads
 from tests.pyvmm.migration.incoming_vm import EndingVm
 from tests.pyvmm.migration.migration_guest import WritingGuest, config_of
 from tests.pyvmm.sockets.certificates import certificate
@@ -267,3 +268,15 @@ def test_a_repeated_cancellation_ends_the_wait_at_once(greeted: bool) -> None:
     while threading.active_count() > before:
         time.sleep(0.01)
     assert unhandled == []
+
+
+def test_a_connection_for_which_there_is_no_thread_is_refused() -> None:
+    async def scenario(destination: Destination) -> None:
+        with destination.connect() as one, refused_threads():
+            one.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(one, 1) == b""
+        await asyncio.to_thread(send_guest, destination)
+
+    destination = run(scenario)
+    assert destination.refused == ["the host lets this process start no more threads"]
+    assert len(destination.created) == 1

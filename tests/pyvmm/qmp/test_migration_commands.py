@@ -22,6 +22,7 @@ from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
 from pyvmm_native.checksum import CHECKSUMS
 from pyvmm_native.runs import PageRuns
+from tests.pyvmm.blocking.refused_threads import refused_threads
 from tests.pyvmm.migration.migration_destination import Destination
 from tests.pyvmm.migration.migration_guest import FakeTarget
 from tests.pyvmm.qmp.in_memory_vm import InMemoryVm
@@ -416,5 +417,17 @@ def test_the_end_of_the_vm_cancels_a_migration(tmp_path: Path) -> None:
         with pytest.raises(QmpError, match="has ended"):
             ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
         link.close()
+
+    run(scenario)
+
+
+def test_a_migration_for_which_there_is_no_thread_fails(tmp_path: Path) -> None:
+    async def scenario(vm: InMemoryVm) -> None:
+        with refused_threads():
+            ask(vm, "migrate", uri=f"unix:{tmp_path / 'm'}")
+            answer = await finished(vm)
+        assert answer["status"] == "failed"
+        assert answer["error-desc"] == "the host lets this process start no more threads"
+        assert vm.status == "running"
 
     run(scenario)
