@@ -4,12 +4,13 @@
 Anyone can connect to a TCP port: port scanners, health checks, people with the wrong address. So a
 connection is the source only when it has passed the TLS handshake and sent a valid hello. Each has
 a thread for that, and `Timeouts.hello` in all, however slowly it sends. At most `MAX_CANDIDATES`
-are served at once. The oldest makes way for another, so silent connections never keep the source
-out; first one that has sent nothing that waits to be read, and never one whose hello has arrived,
-which may be a stream of the migration. The first hello is served; others are refused with an error
-meanwhile. A connection whose first message is the hello of a stream joins the migration that is
-being served, if that one admits it. When the first state of a guest has arrived from its source,
-the destination stops listening.
+are served at once. The oldest makes way for another, so that none keeps the source out; before it
+one that has sent nothing for `SILENCE_S`, and after it one whose bytes wait to be read here. None
+does once it has passed the TLS handshake, for which it needs a certificate, or its hello has
+arrived, which may be a stream of the migration: if all have, another is refused. The first hello is
+served; others are refused with an error meanwhile. A connection whose first message is the hello of
+a stream joins the migration that is being served, if that one admits it. When the first state of a
+guest has arrived from its source, the destination stops listening.
 """
 
 from __future__ import annotations
@@ -37,9 +38,13 @@ from pyvmm.sockets.link import shut_down
 from pyvmm.sockets.listener import MigrationListener
 
 MAX_CANDIDATES = 16 + MAX_STREAMS
+SILENCE_S = 1.0
+"""A source sends its first bytes as soon as it is connected."""
 MAX_REPORTED = 10
 """Failures beyond these are reported when their number is a power of two."""
+_LEAST_S = 0.001
 _BUSY = "another source is already sending its guest"
+_FULL = "there were too many other connections"
 
 OnRefused = Callable[[MigrationError], None]
 """Called with the reason why a connection was not, or is no longer, the source."""
@@ -54,23 +59,46 @@ class Source(NamedTuple):
     """Its hello, if it is a stream of another connection's migration."""
 
 
-class _Candidate:
+class Candidate:
     """The connection `handle`, whose hello is awaited.
 
-    Threads: event loop; `greeted` and `raise_evicted` migration-hello.
+    Threads: event loop; `await_bytes`, `keep` and `raise_evicted` migration-hello.
     """
 
     def __init__(self, handle: socket.socket) -> None:
         self.handle = handle
+        self._silent_since: float | None = time.monotonic()
         self._lock = threading.Lock()
-        self._greeted = False
+        self._kept = False
         self._evicted = False
 
-    def greeted(self) -> None:
-        """Note that its hello has arrived. Raises `MigrationError` if it had to make way before."""
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which it has sent nothing at all; 0 once it has."""
+        since = self._silent_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def evicted(self) -> bool:
+        """It had to make way, and its thread is about to end."""
+        return self._evicted
+
+    def await_bytes(self, within_s: float) -> None:
+        """Wait for the first bytes, or the end of the connection.
+
+        Raises `MigrationError` after `within_s`.
+        """
+        poll = select.poll()
+        poll.register(self.handle, select.POLLIN)
+        if not poll.poll(within_s * 1000):
+            raise MigrationError(f"the source has sent nothing for {within_s:.3g} s")
+        self._silent_since = None
+
+    def keep(self) -> None:
+        """Never evict it from now on. Raises `MigrationError` if it had to make way before."""
         with self._lock:
             self.raise_evicted()
-            self._greeted = True
+            self._kept = True
 
     def raise_evicted(self) -> None:
         """Raise `MigrationError` if the connection had to make way."""
@@ -78,9 +106,9 @@ class _Candidate:
             raise MigrationError("too many other connections were made before its hello")
 
     def evict(self) -> bool:
-        """Break the connection and return True, unless its hello has arrived or it is broken."""
+        """Break the connection and return True, unless it is kept or already broken."""
         with self._lock:
-            if self._greeted or self._evicted:
+            if self._kept or self._evicted:
                 return False
             self._evicted = True
             shut_down(self.handle)
@@ -106,7 +134,7 @@ class SourceCandidates:
         self._timeouts = timeouts
         self._on_refused = on_refused
         self._refused = 0
-        self._candidates: dict[asyncio.Future[Source], _Candidate] = {}  # the oldest is first
+        self._candidates: dict[asyncio.Future[Source], Candidate] = {}  # the oldest is first
         self._next: asyncio.Future[Source] | None = None
         self._serving: DestinationMigration | None = None
         self.closed = False
@@ -148,9 +176,11 @@ class SourceCandidates:
         stream = acceptor.accept(0, 1)
         if stream is None:
             return
-        if len(self._candidates) >= MAX_CANDIDATES:
-            self._make_room()
-        candidate = _Candidate(stream.dup())  # TLS takes `stream` over
+        if not self._make_room():
+            stream.close()
+            self.refused(MigrationError(_FULL))
+            return
+        candidate = Candidate(stream.dup())  # TLS takes `stream` over
         greet = partial(self._greet, stream, candidate)
         try:
             greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
@@ -162,19 +192,28 @@ class SourceCandidates:
         self._candidates[greeting] = candidate
         greeting.add_done_callback(self._greeted)
 
-    def _make_room(self) -> None:
-        """Evict the oldest candidate, of those that have sent nothing if there is one."""
-        readable = select.poll()
-        for candidate in self._candidates.values():
-            readable.register(candidate.handle, select.POLLIN)
-        heard = {fd for fd, _ in readable.poll(0)}
-        for candidate in sorted(
-            self._candidates.values(), key=lambda candidate: candidate.handle.fileno() in heard
-        ):
-            if candidate.evict():
-                return
+    def _make_room(self) -> bool:
+        """Evict a candidate if there are too many; return False if none may be evicted.
 
-    def _greet(self, stream: socket.socket, candidate: _Candidate) -> Source:
+        Those that were evicted take a moment to end, and are limited in number, too.
+        """
+        candidates = [each for each in self._candidates.values() if not each.evicted]
+        if len(candidates) < MAX_CANDIDATES:
+            return len(self._candidates) < 2 * MAX_CANDIDATES
+        readable = select.poll()
+        for candidate in candidates:
+            readable.register(candidate.handle, select.POLLIN)
+        unread = {fd for fd, _ in readable.poll(0)}
+
+        def rank(candidate: Candidate) -> int:
+            if candidate.handle.fileno() in unread:
+                return 2
+            return 0 if candidate.silent_s > SILENCE_S else 1
+
+        evicted = any(candidate.evict() for candidate in sorted(candidates, key=rank))
+        return evicted and len(self._candidates) < 2 * MAX_CANDIDATES
+
+    def _greet(self, stream: socket.socket, candidate: Candidate) -> Source:
         """Authenticate the peer and receive its hello, in a thread of its own."""
         try:
             return self._receive_hello(stream, candidate)
@@ -182,16 +221,24 @@ class SourceCandidates:
             candidate.raise_evicted()  # that is why the connection broke
             raise
 
-    def _receive_hello(self, stream: socket.socket, candidate: _Candidate) -> Source:
+    def _receive_hello(self, stream: socket.socket, candidate: Candidate) -> Source:
         ends_at = time.monotonic() + self._timeouts.hello
         try:
-            link = MigrationLink(self._listener.protect(stream, self._timeouts.hello))
+            candidate.await_bytes(self._timeouts.hello)
+        except MigrationError:
+            stream.close()
+            raise
+        try:
+            left_s = max(ends_at - time.monotonic(), _LEAST_S)
+            link = MigrationLink(self._listener.protect(stream, left_s))
         except HandshakeFailed as error:
             raise MigrationError(str(error)) from error
         migration = DestinationMigration(self._target, link, self._timeouts, self._state_arrived)
         try:
+            if self._listener.authenticates:
+                candidate.keep()
             hello = migration.receive_hello(ends_at - time.monotonic())
-            candidate.greeted()
+            candidate.keep()
         except BaseException:
             link.close()
             raise

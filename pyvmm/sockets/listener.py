@@ -49,6 +49,11 @@ class MigrationListener:
         for listening in self.sockets:
             listening.setblocking(False)
 
+    @property
+    def authenticates(self) -> bool:
+        """True if a connection has shown a certificate once `protect` has returned."""
+        return self._context is not None
+
     def protect(self, stream: socket.socket, within_s: float) -> SocketLink:
         """Return the link of an accepted connection, after the TLS handshake if there is one.
 

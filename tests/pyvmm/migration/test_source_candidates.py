@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.migration import messages
+from pyvmm.migration import messages, source_candidates
 from pyvmm.migration.errors import IncomingMigrationFailed, PeerAborted
 from pyvmm.migration.incoming import accept_migration
 from pyvmm.migration.link import MigrationLink
@@ -171,8 +173,10 @@ def test_silent_tls_connections_do_not_delay_the_source(
 def test_the_oldest_of_too_many_connections_makes_way() -> None:
     async def scenario(destination: Destination) -> None:
         streams = []
-        for _ in range(MAX_CANDIDATES):
+        for _ in range(MAX_CANDIDATES + 1):
             streams.append(destination.connect())
+            await asyncio.sleep(0.01)
+        while not destination.refused:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(send_guest, destination)
         assert streams[0].recv(1000) == b""
@@ -190,7 +194,141 @@ def test_a_candidate_has_a_limited_time_for_its_hello() -> None:
         await asyncio.to_thread(send_guest, destination)
 
     destination = run(scenario, timeouts=Timeouts(hello=0.3, abort=0.3))
-    assert destination.refused == ["the source has not sent a whole message for 0.3 s"]
+    assert len(destination.refused) == 1
+    assert re.fullmatch(
+        r"the source has not sent a whole message for 0\.\d+ s", destination.refused[0]
+    )
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_silent_candidate_has_a_limited_time_for_its_first_byte(
+    certificates: Callable[[str, str], TlsFiles], protected: bool
+) -> None:
+    security = Security(certificates("ca", "destination")) if protected else UNPROTECTED
+
+    async def scenario(destination: Destination) -> None:
+        with destination.connect():
+            while not destination.refused:
+                await asyncio.sleep(0.01)
+        source = Security(certificates("ca", "source")) if protected else UNPROTECTED
+        await asyncio.to_thread(send_guest, destination, source)
+
+    destination = run(scenario, security, Timeouts(hello=0.5, abort=0.3))
+    assert destination.refused == ["the source has sent nothing for 0.5 s"]
+
+
+async def connect_strangers(
+    destination: Destination, count: int, open_until: contextlib.ExitStack
+) -> list[socket.socket]:
+    """Connect `count` times, and send nothing."""
+    strangers = []
+    for _ in range(count):
+        strangers.append(open_until.enter_context(destination.connect()))
+        await asyncio.sleep(0.005)
+    return strangers
+
+
+class HalfHandshake:
+    """A TLS client that has sent its first message over a plain socket."""
+
+    def __init__(self, destination: Destination, files: TlsFiles) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = files.context(server=False)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self.stream = destination.connect()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        self.stream.sendall(self._outgoing.read())
+
+    def complete(self) -> bytes:
+        """Complete the handshake and say hello; return the answer, or b"" at the end."""
+        self._exchange(self._tls.do_handshake)
+        self._tls.write(HELLO)
+        return self._exchange(lambda: self._tls.read(1000))
+
+    def _exchange(self, step: Callable[[], bytes | None]) -> bytes:
+        while True:
+            try:
+                return step() or b""
+            except ssl.SSLWantReadError:
+                self.stream.sendall(self._outgoing.read())
+                if not (data := self.stream.recv(65536)):
+                    return b""
+                self._incoming.write(data)
+
+
+def test_a_source_in_its_handshake_outlasts_connections_that_stay_silent(
+    certificates: Callable[[str, str], TlsFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is older, and the destination has read all that it has sent."""
+    monkeypatch.setattr(source_candidates, "SILENCE_S", 0.2)
+
+    async def scenario(destination: Destination) -> None:
+        with contextlib.ExitStack() as open_until:
+            source = HalfHandshake(destination, certificates("ca", "source"))
+            silent = await connect_strangers(destination, MAX_CANDIDATES - 1, open_until)
+            await asyncio.sleep(0.5)
+            await connect_strangers(destination, MAX_CANDIDATES - 2, open_until)
+            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(source.complete) == messages.Welcome().record().encode()
+            source.stream.close()
+            assert silent[0].recv(1) == b""
+            after = Security(certificates("ca", "source"))
+            while True:
+                with contextlib.suppress(PeerAborted):  # the end of the first is not noticed yet
+                    await asyncio.to_thread(send_guest, destination, after)
+                    return
+
+    run(scenario, Security(certificates("ca", "destination")))
+
+
+def test_a_stalled_handshake_does_not_outlast_newer_connections(
+    certificates: Callable[[str, str], TlsFiles],
+) -> None:
+    """Anyone can begin one: the source must not lose its place to those that only stall."""
+
+    async def scenario(destination: Destination) -> None:
+        files = certificates("ca", "source")
+        with contextlib.ExitStack() as open_until:
+            for _ in range(MAX_CANDIDATES):
+                open_until.enter_context(HalfHandshake(destination, files).stream)
+                await asyncio.sleep(0.005)
+            source = open_until.enter_context(destination.connect())  # silent so far
+            await connect_strangers(destination, MAX_CANDIDATES - 1, open_until)
+            await asyncio.sleep(0.1)
+            source.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                source.recv(1)
+            await asyncio.to_thread(send_guest, destination, Security(files))
+
+    run(scenario, Security(certificates("ca", "destination")))
+
+
+def test_a_source_with_a_certificate_is_never_evicted(
+    certificates: Callable[[str, str], TlsFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all have one, another connection is refused."""
+    monkeypatch.setattr(source_candidates, "MAX_CANDIDATES", 2)
+
+    async def scenario(destination: Destination) -> None:
+        security = Security(certificates("ca", "source"))
+        with contextlib.ExitStack() as open_until:
+            links = []
+            for _ in range(2):
+                links.append(await asyncio.to_thread(connect, destination.address, security))
+                open_until.callback(links[-1].close)
+                await asyncio.sleep(0.1)
+            (stranger,) = await connect_strangers(destination, 1, open_until)
+            await asyncio.sleep(0.1)
+            assert stranger.recv(1) == b""
+            assert destination.refused == ["there were too many other connections"]
+            links[0].send(HELLO)
+            assert await asyncio.to_thread(reply, MigrationLink(links[0])) == messages.Welcome()
+        while len(destination.refused) < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination, security)
+
+    run(scenario, Security(certificates("ca", "destination")))
 
 
 def test_a_second_source_is_refused_while_the_first_is_served() -> None:

@@ -21,7 +21,7 @@ from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError, Peer
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.progress import MigrationProgress, Settings
 from pyvmm.migration.source import SourceMigration
-from pyvmm.migration.source_candidates import MAX_CANDIDATES
+from pyvmm.migration.source_candidates import MAX_CANDIDATES, Candidate
 from pyvmm.migration.stream_receivers import StreamReceivers
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.qmp.migration_commands import MAX_CHANNELS
@@ -184,21 +184,21 @@ def test_a_stream_whose_hello_has_arrived_does_not_make_way_for_strangers(
     read: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When one connection too many comes, its thread has `read` the hello or has yet to run."""
-    receive_hello = DestinationMigration.receive_hello
+    await_bytes = Candidate.await_bytes
     entered, may_read = threading.Event(), threading.Event()
 
-    def receive_late(self: DestinationMigration, within_s: float) -> messages.StreamHello | None:
-        monkeypatch.setattr(DestinationMigration, "receive_hello", receive_hello)
+    def await_late(self: Candidate, within_s: float) -> None:
+        monkeypatch.setattr(Candidate, "await_bytes", await_bytes)
         entered.set()
         may_read.wait(10)
-        return receive_hello(self, within_s)
+        await_bytes(self, within_s)
 
     async def scenario(destination: Destination) -> None:
         source = MigrationLink(connect(destination.address, UNPROTECTED))
         source.send(messages.Hello(config_of(64), streams=2).record().encode())
         welcome = await asyncio.to_thread(reply, source)
         assert isinstance(welcome, messages.Welcome)
-        monkeypatch.setattr(DestinationMigration, "receive_hello", receive_late)
+        monkeypatch.setattr(Candidate, "await_bytes", await_late)
         streams = [MigrationLink(connect(destination.address, UNPROTECTED))]
         await asyncio.to_thread(entered.wait, 10)
         strangers = []
