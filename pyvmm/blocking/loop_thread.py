@@ -17,6 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from pyvmm.blocking.event_loop import run_on_new_loop
 from pyvmm.blocking.thread_limit import thread_limit_reported
 
 _SIGNAL_CHECK_S = 1.0
@@ -26,7 +27,10 @@ _T = TypeVar("_T")
 
 
 class LoopThread:
-    """A running event loop in a thread called `name`, until `close`. Raises `ThreadNotStarted`."""
+    """A running event loop in a thread called `name`, until `close`.
+
+    Raises `ThreadNotStarted`, and OSError if too many files are open.
+    """
 
     def __init__(self, name: str) -> None:
         self._lock = threading.Lock()
@@ -37,6 +41,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         with thread_limit_reported():
             self._thread.start()
+        self._loop.result()
 
     def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Return, or raise, the result of `coroutine`.
@@ -108,7 +113,12 @@ class LoopThread:
         future.add_done_callback(cancel)
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        try:
+            run_on_new_loop(self._serve)
+        except OSError as error:
+            if self._loop.done():
+                raise
+            self._loop.set_exception(error)
 
     async def _serve(self) -> None:
         self._loop.set_result(asyncio.get_running_loop())

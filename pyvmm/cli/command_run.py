@@ -18,6 +18,7 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
+from pyvmm.blocking.event_loop import run_on_new_loop
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.command_request import CommandOptions
 from pyvmm.cli.command_status import CommandEnd
@@ -74,7 +75,7 @@ def serve_command(start: VmStart, options: CommandOptions, log: KernelLog) -> Co
             run.adopt(vm)
             return await run.run(vm)
 
-    return asyncio.run(serve())
+    return run_on_new_loop(serve)
 
 
 class _CommandRun(VmRun):

@@ -13,6 +13,7 @@ import sys
 import webbrowser
 from urllib.parse import quote
 
+from pyvmm.blocking.event_loop import run_on_new_loop
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.recorded_guest import RecordedGuest
 from pyvmm.scope.server import ScopeServer
@@ -33,7 +34,8 @@ def serve(source: LiveGuest | RecordedGuest, port: int, opens: bool, view: str =
     `opens` opens it in a browser. The page shows `view` first, such as `queues/rng`. Raises
     `PortInUse`, and what `LiveGuest.start` raises.
     """
-    return asyncio.run(_serve(source, port, opens, f"#{quote(view)}" if view else ""))
+    fragment = f"#{quote(view)}" if view else ""
+    return run_on_new_loop(lambda: _serve(source, port, opens, fragment))
 
 
 async def _serve(source: LiveGuest | RecordedGuest, port: int, opens: bool, fragment: str) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.blocking.event_loop import run_on_new_loop
 from pyvmm.cli.asyncio_without_ssl import asyncio
 from pyvmm.cli.console.terminal import Action, ConsoleIo
 from pyvmm.cli.errors import CommandError
@@ -58,7 +59,7 @@ def serve_booted(start: VmStart, writer: ConsoleWriter) -> int:
             run.connect(start.take_machine(), writer)
             return await run.run()
 
-    return asyncio.run(serve())
+    return run_on_new_loop(serve)
 
 
 def run_restored(
@@ -82,7 +83,8 @@ def run_restored(
             return await run.run()
 
     with ExitStack() as stack:
-        return asyncio.run(restore_and_run(VmStart(stack, sockets, ports, record, announced)))
+        start = VmStart(stack, sockets, ports, record, announced)
+        return run_on_new_loop(lambda: restore_and_run(start))
 
 
 def run_incoming(
@@ -101,7 +103,7 @@ def run_incoming(
     with ExitStack() as stack:
         stack.callback(listener.close)
         start = VmStart(stack, sockets, ports, record, announced)
-        return asyncio.run(_wait_and_run(start, listener, max_ram_bytes, hugepages))
+        return run_on_new_loop(lambda: _wait_and_run(start, listener, max_ram_bytes, hugepages))
 
 
 async def _wait_and_run(

@@ -7,7 +7,6 @@ figures in a file.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import click
 
 from guest_images.build import build_image
+from pyvmm.blocking.event_loop import run_on_new_loop
 from pyvmm.boot.loader import read_boot_files
 from pyvmm.cli.demo.measure import (
     MEASUREMENTS_FILE,
@@ -130,7 +130,7 @@ def _measure(config: MachineConfig, sizes: GuestSizes, figures: Path) -> int:
         write_output(figures, text.encode(), JSON_START)
 
     prepare_huge_pages(config.hugepages, config.ram_bytes)
-    asyncio.run(run())
+    run_on_new_loop(run)
     return 0
 
 
