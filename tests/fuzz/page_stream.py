@@ -6,13 +6,17 @@ is cut, or up to 32 bits of it in a row are changed, the destination raises `Mig
 guest never runs; only pages without a checksum may differ unnoticed. Nothing is written outside the
 pages that the stream names.
 
-The first bytes choose the checksum, how pages are received, and the fault; the others, in threes,
-name pages and their contents.
+The first bytes choose the checksum, how pages are received, on which kind of socket, and the fault;
+the others, in threes, name pages and their contents. Unless every block ends a round, several are
+received in one native call.
 """
 
 from __future__ import annotations
 
 import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from pyvmm.memory.layout import ram_ranges
@@ -35,6 +39,8 @@ _HEAD_BYTES = 6
 _MAX_BLOCKS = 12
 _MAX_PAGES = 20
 """The stream must fit into the socket's buffer, as it is sent before the destination reads."""
+_BUFFER_BYTES = 1 << 20
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _RAM = PageRuns((gpa // PAGE_BYTES, n // PAGE_BYTES) for gpa, n in ram_ranges(CONFIG.ram_bytes))
 
 
@@ -59,7 +65,7 @@ def run(data: bytes) -> None:
     stream, unprotected = _stream(name, blocks, one_round=bool(data[1] & 8))
     damaged, may_run = _damage(stream, data, unprotected if name == "none" else [])
     target = FakeTarget()
-    arrived = _receive(target, damaged, buffered=bool(data[1] & 1))
+    arrived = _receive(target, damaged, buffered=bool(data[1] & 1), tcp=bool(data[1] & 16))
     if damaged == stream:
         assert arrived
         _check_memory(target, blocks)
@@ -127,12 +133,11 @@ def _damage(stream: bytes, data: bytes, unprotected: list[range]) -> tuple[bytes
     return bytes(damaged), hidden or damaged == stream
 
 
-def _receive(target: FakeTarget, stream: bytes, *, buffered: bool) -> bool:
+def _receive(target: FakeTarget, stream: bytes, *, buffered: bool, tcp: bool) -> bool:
     """Return True if the migration succeeds, and False after a `MigrationError`."""
-    one, other = socket.socketpair()
     kind = _BufferedLink if buffered else MigrationLink
-    link = kind(SocketLink(other, local=True))
-    with one:
+    with _tcp_sockets() if tcp else _unix_sockets() as (one, other):
+        link = kind(SocketLink(other, local=True))
         one.setblocking(False)
         assert one.send(stream) == len(stream)
         one.shutdown(socket.SHUT_WR)
@@ -140,9 +145,26 @@ def _receive(target: FakeTarget, stream: bytes, *, buffered: bool) -> bool:
             DestinationMigration(target, link).run()
         except MigrationError:
             return False
-        finally:
-            link.close()
     return True
+
+
+@contextmanager
+def _unix_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+@contextmanager
+def _tcp_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    with other, one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        # Closed first, without the minute of TIME_WAIT: a fuzzer would run out of ports.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        yield one, other
 
 
 def _check_memory(target: FakeTarget, blocks: list[_Block]) -> None:

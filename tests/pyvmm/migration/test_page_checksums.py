@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pyvmm.migration import messages
 from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError, PeerAborted
+from pyvmm.migration.page_channel import ReceivedPages, SocketPages
 from pyvmm.migration.progress import Settings
 from pyvmm_native.checksum import CHECKSUMS
 from tests.fuzz import page_stream
@@ -57,6 +58,21 @@ def test_a_guest_with_a_damaged_page_never_runs(name: str, offset: int, bit: int
 @settings(max_examples=300)
 def test_a_damaged_stream_of_pages_never_starts_the_guest(data: bytes) -> None:
     page_stream.run(data)
+
+
+@pytest.mark.parametrize("flags", [8, 8 | 16], ids=["unix", "tcp"])
+def test_fuzzed_streams_have_batches(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+    receive_blocks = SocketPages.receive_blocks
+
+    def counted(pages: SocketPages, head: bytes) -> ReceivedPages:
+        result = receive_blocks(pages, head)
+        received.append(result.pages)
+        return result
+
+    monkeypatch.setattr(SocketPages, "receive_blocks", counted)
+    page_stream.run(bytes([0, flags, 0, 0, 0, 0, *(1, 0, 7), *(2, 0, 7), *(3, 0, 7)]))
+    assert received == [3]
 
 
 @pytest.mark.parametrize(
