@@ -159,9 +159,6 @@ class _Guest:
     def log_dirty_pages(self) -> Iterator[EmptyLog]:
         yield EmptyLog()
 
-    def rehearse_saving(self) -> None:
-        pass
-
     def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
         answer: Future[UnusedPages] = Future()
         answer.set_result(UnusedPages(PageRuns(), ""))

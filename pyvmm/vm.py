@@ -437,10 +437,6 @@ class VirtualMachine:
         """As `Machine.prepare_parts`."""
         self.machine.prepare_parts()
 
-    def rehearse_saving_vcpus(self) -> None:
-        """As `Machine.rehearse_saving_vcpus`."""
-        self.machine.rehearse_saving_vcpus()
-
     def prepare_incoming(self) -> None:
         """As `Machine.prepare_incoming`."""
         self.machine.prepare_incoming()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class GuestMachine(Protocol):
     """A machine whose guest is saved or migrated.
 
-    Threads: event loop; `log_dirty_pages` and `rehearse_saving_vcpus` also migration and snapshot.
+    Threads: event loop; `log_dirty_pages` also migration.
     """
 
     @property
@@ -55,9 +55,6 @@ class GuestMachine(Protocol):
 
     def prepare_parts(self) -> None:
         """Prepare for `save_parts`, which is slow; UserError if the state cannot be saved."""
-
-    def rehearse_saving_vcpus(self) -> None:
-        """Prepare for the rest of `save_parts`, after `prepare_parts`."""
 
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Return a context manager that logs all changes to memory."""

@@ -272,13 +272,6 @@ class Machine:
         with self.lock:
             self._parts.prewarm()
 
-    def rehearse_saving_vcpus(self) -> None:
-        """Save the vCPU of an empty machine, after `prepare_parts`. KVM waits meanwhile.
-
-        Threads: any.
-        """
-        self._parts.rehearse_saving_vcpus()
-
     def prepare_incoming(self) -> None:
         """Do what `restore_parts` and `start` would do while an incoming guest is paused.
 

@@ -276,9 +276,6 @@ class _OutgoingGuest:
     def memory(self) -> GuestMemory:
         return self._machine.ram.memory
 
-    def rehearse_saving(self) -> None:
-        self._machine.rehearse_saving_vcpus()
-
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         return self._machine.log_dirty_pages()
 

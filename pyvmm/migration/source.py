@@ -2,9 +2,8 @@
 """The source of a migration: setup, pre-copy rounds, switchover, commit.
 
 Setup. The source sends its machine's configuration, and the destination creates the same machine.
-Meanwhile the source rehearses to save its vCPUs. Then it switches on the dirty log, so that from
-then on no change to memory can be missed, and asks the guest which pages it does not use (see
-`pyvmm.memory.precopy`).
+Meanwhile the source switches on the dirty log, so that from then on no change to memory can be
+missed, and asks the guest which pages it does not use (see `pyvmm.memory.precopy`).
 
 Pre-copy rounds. The first round sends the pages that the guest may use and that have memory behind
 them; pages of zeros are not sent, because a destination's RAM is zeros to begin with. Every later
@@ -87,9 +86,6 @@ class SourceGuest(Protocol):
     @property
     def memory(self) -> GuestMemory:
         """Its RAM, private anonymous memory."""
-
-    def rehearse_saving(self) -> None:
-        """Do what `save_parts` would do for the first time; the guest runs."""
 
     def log_dirty_pages(self) -> AbstractContextManager[DirtyLog]:
         """Log all changes to memory while the returned context manager's block runs.
@@ -206,7 +202,6 @@ class SourceMigration:
         named = DEFAULT if automatic else self.settings.checksum
         offered = faster_checksums() if automatic else ()
         self._channel.send(messages.Hello(self._guest.config, named, streams, offered))
-        self._guest.rehearse_saving()
         with ExitStack() as while_here:
             log = while_here.enter_context(self._guest.log_dirty_pages())
             unused = self._guest.request_unused_pages(self.settings.unused_timeout_s)

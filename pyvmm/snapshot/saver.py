@@ -169,7 +169,6 @@ class Snapshots:
         async with self._file(request) as file:
             with ExitStack() as logging_on:
                 machine.prepare_parts()
-                await file.worker.call(machine.rehearse_saving_vcpus)
                 log = logging_on.enter_context(machine.log_dirty_pages())
                 timeout_s = request.timeout_s if request.ask_unused else 0.0
                 unused = await machine.unused_pages(timeout_s)

@@ -10,7 +10,6 @@ needs the interrupt controllers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ from devices.pci.config_space import PciFunction
 from devices.pci.host_bridge import ConfigMechanism1
 from devices.registers import RegisterTable
 from devices.state import MAX_PAYLOAD_BYTES, Fields, StateError, Stateful, encode
-from pykvm import KvmError
 from pyvmm.config import MAX_VCPUS
 from pyvmm.state import kvm_vcpu, kvm_vm
 from pyvmm.state.capabilities import Capabilities
@@ -79,18 +77,6 @@ class MachineParts:
         """
         _ = self.capabilities
         self._save_platform(0, 0)
-
-    def rehearse_saving_vcpus(self) -> None:
-        """Save the vCPU of another, empty machine, as those of a running one cannot be read.
-
-        Code that has run once is faster the next time, see `rehearse`.
-        """
-        with suppress(KvmError), self.system.create_vm() as vm:
-            vm.create_irqchip()
-            with vm.create_vcpu(0) as vcpu:
-                vcpu.set_cpuid2(self.capabilities.cpuid)
-                _, (tsc,) = read_clocks(vm, [vcpu])
-                encode(kvm_vcpu.save_vcpu(vcpu, self.capabilities, tsc))
 
     def rehearse(self) -> None:
         """Save and restore the state of a machine that was neither booted nor restored.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from pyvmm.machine.platform import Platform
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restore import restore
 from pyvmm.snapshot.saver import SnapshotRequest, SnapshotStatus
-from pyvmm.state.parts import MachineParts
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
 from pyvmm.vm import VirtualMachine
@@ -44,41 +42,25 @@ OPTIONAL = {ioctls.KVM_KVMCLOCK_CTRL}
 
 
 class Requests:
-    """Counts the requests to KVM from `begin` on, and fails the one numbered `fail_at`.
-
-    Those of a rehearsal are counted alone or not at all: it may fail.
-    """
+    """Counts the requests to KVM from `begin` on, and fails the one numbered `fail_at`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real, rehearse = KvmHandle._ioctl_once, MachineParts.rehearse_saving_vcpus
+        real = KvmHandle._ioctl_once
 
         def counted(handle: KvmHandle, request: int, argument: Any = 0) -> int:
-            rehearsing = threading.get_ident() == self._rehearsing
-            if self._counting and rehearsing == self._of_rehearsal:
+            if self._counting:
                 self.made.append(request)
                 if len(self.made) - 1 == self._fail_at:
                     return -errno.ENOMEM
             return real(handle, request, argument)
 
-        def rehearsed(parts: MachineParts) -> None:
-            self._rehearsing = threading.get_ident()
-            try:
-                rehearse(parts)
-            finally:
-                self._rehearsing = 0
-
         monkeypatch.setattr(KvmHandle, "_ioctl_once", counted)
-        monkeypatch.setattr(MachineParts, "rehearse_saving_vcpus", rehearsed)
         self.made: list[int] = []
         self._counting = False
-        self._of_rehearsal = False
-        self._rehearsing = 0
-        """The thread that is rehearsing."""
         self._fail_at = -1
 
-    def begin(self, fail_at: int, *, of_rehearsal: bool = False) -> None:
+    def begin(self, fail_at: int) -> None:
         self.made, self._counting, self._fail_at = [], True, fail_at
-        self._of_rehearsal = of_rehearsal
 
     def end(self) -> None:
         self._counting = False
@@ -122,21 +104,14 @@ def create(config: MachineConfig) -> VirtualMachine:
     return VirtualMachine(Machine(Platform(config, console_output=queue, tracer=LogTracer())))
 
 
-async def save(
-    config: MachineConfig,
-    path: Path,
-    requests: Requests,
-    fail_at: int,
-    *,
-    of_rehearsal: bool = False,
-) -> str:
+async def save(config: MachineConfig, path: Path, requests: Requests, fail_at: int) -> str:
     """Take a snapshot of a running machine; return its error."""
     vm = create(config)
     try:
         vm.boot()
         running = asyncio.create_task(vm.run())
         await asyncio.sleep(0.01)
-        requests.begin(fail_at, of_rehearsal=of_rehearsal)
+        requests.begin(fail_at)
         vm.snapshots.start(SnapshotRequest(path, ask_unused=False))
         async with asyncio.timeout(30):
             while vm.snapshots.active:
@@ -156,22 +131,6 @@ def test_each_kind_of_request_of_a_snapshot_that_fails_is_its_error(
     path = tmp_path / "snapshot"
     made = fail_each(lambda index: asyncio.run(save(config, path, requests, index)), requests)
     assert made > 15
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
-def test_a_snapshot_is_taken_though_a_request_of_its_rehearsal_fails(
-    config: MachineConfig, tmp_path: Path, requests: Requests, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "snapshot"
-
-    def attempt(fail_at: int) -> str:
-        return asyncio.run(save(config, path, requests, fail_at, of_rehearsal=True))
-
-    assert attempt(-1) == ""
-    kinds = [requests.made.index(request) for request in dict.fromkeys(requests.made)]
-    assert len(kinds) > 10
-    for index in kinds:
-        assert attempt(index) == ""
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

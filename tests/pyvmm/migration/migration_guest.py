@@ -187,9 +187,6 @@ class WritingGuest:
         self.left_out = set()
         return _InterleavingLog(self, cast(Vm, self._vm), cast(Ram, self.ram))
 
-    def rehearse_saving(self) -> None:
-        assert self.running
-
     def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
         answer: Future[UnusedPages] = Future()
         self.run_next()

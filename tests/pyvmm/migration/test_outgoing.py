@@ -38,7 +38,7 @@ def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
         destination.join()
         assert (migrations.status, migrations.error) == ("completed", "")
         assert target.runs
-        before_commit = ["prepare", "rehearse", "pause", "devices stop", "save"]
+        before_commit = ["prepare", "pause", "devices stop", "save"]
         assert machine.calls == [*before_commit, "devices continue"]
 
     asyncio.run(main())
@@ -64,7 +64,7 @@ def test_a_guest_that_ends_during_the_migration_does_not_run_at_the_destination(
         await migrations.end()
         destination.join()
         assert (migrations.status, migrations.error) == ("failed", "the guest has ended")
-        assert (machine.calls, machine.status) == (["prepare", "rehearse"], "shutdown")
+        assert (machine.calls, machine.status) == (["prepare"], "shutdown")
         assert target.runs is None
         assert isinstance(destination.error, MigrationError)
 

@@ -233,9 +233,6 @@ class InMemoryVm:
     def prepare_parts(self) -> None:
         pass
 
-    def rehearse_saving_vcpus(self) -> None:
-        pass
-
     def save_parts(self) -> Sequence[Record]:
         return []
 

@@ -36,10 +36,6 @@ class RecordingMachine(InMemoryVm):
     def prepare_parts(self) -> None:
         self.calls.append("prepare")
 
-    def rehearse_saving_vcpus(self) -> None:
-        assert threading.current_thread() is not threading.main_thread()
-        self.calls.append("rehearse")
-
     def pause(self) -> None:
         self.calls.append("pause")
         super().pause()
@@ -77,7 +73,7 @@ def test_state_is_prepared_before_the_guest_is_paused(tmp_path: Path) -> None:
     status = take_snapshot(machine, SnapshotRequest(tmp_path / "s"))
     assert status.status == "completed", status.error
     assert machine.calls == [
-        *("prepare", "rehearse", "pause", "devices stop"),
+        *("prepare", "pause", "devices stop"),
         *("save", "devices continue", "resume"),
     ]
 
@@ -137,7 +133,7 @@ def test_a_guest_that_ends_while_it_is_copied_is_not_saved(tmp_path: Path) -> No
     machine = EndingGuest()
     status = take_snapshot(machine, SnapshotRequest(tmp_path / "s", keep_running=False))
     assert status == SnapshotStatus("failed", error="the guest has ended")
-    assert machine.calls == ["prepare", "rehearse"]
+    assert machine.calls == ["prepare"]
     assert not list(tmp_path.iterdir())
 
 

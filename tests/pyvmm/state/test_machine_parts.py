@@ -6,7 +6,6 @@ Any KVM suffices, even one that cannot run Linux.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 from devices.legacy.acpi_pm import AcpiPm
 from devices.registers import Register, RegisterTable
 from devices.state import StateError
-from pykvm import KvmError, System, Vcpu, Vm, abi
+from pykvm import Vcpu, abi
 from pyvmm.state.parts import PLATFORM_KINDS, MachineParts
 from pyvmm.state.records import Record
 from tests.pyvmm.state.tiny_guest import Tiny, fill, tiny
@@ -98,30 +97,6 @@ def test_a_rehearsed_machine_is_restored_without_querying_its_vcpus_again(
 
         monkeypatch.setattr(Vcpu, "get_cpuid2", refuse)
         board.parts.restore(saved)
-
-
-def test_saving_vcpus_is_rehearsed_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, get_regs = list[Vcpu](), Vcpu.get_regs
-
-    def observed(vcpu: Vcpu) -> abi.kvm_regs:
-        read.append(vcpu)
-        return get_regs(vcpu)
-
-    monkeypatch.setattr(Vcpu, "get_regs", observed)
-    with small() as board:
-        board.parts.rehearse_saving_vcpus()
-        assert len(read) == 1
-        assert read[0] not in (board.first, board.second)
-        assert read[0].closed
-
-
-def test_a_rehearsal_that_kvm_refuses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(system: System) -> Vm:
-        raise KvmError("KVM_CREATE_VM", errno.ENOMEM)
-
-    with small() as board:
-        monkeypatch.setattr(System, "create_vm", refuse)
-        board.parts.rehearse_saving_vcpus()
 
 
 @pytest.mark.parametrize("missing", range(5))
