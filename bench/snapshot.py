@@ -7,6 +7,7 @@ its file is a migration stream. The same guest of pyvmm is saved twice: with the
 pages and without it, each of them first in every other round. The time is from the command until
 completion is reported, polled every `POLL_S` seconds; the downtime is the one each VMM reports.
 Guests have 1 GiB and `ENOUGH_ROUNDS` rounds; those of 8 GiB, in a benchmark of their own, have one.
+The lab's memory is touched before (`bench.lab_memory`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bench.lab_memory import touch_lab_memory
 from bench.measure import ENOUGH_ROUNDS, TOTAL, Case, Plan, dealt
 from bench.migratable_guests import (
     FULL_SIZE,
@@ -64,6 +66,8 @@ def _measure(plan: Plan, size: Size, full_rounds: int) -> list[Case]:
     cases, rounds, boots = new_cases(), plan.rounds(full_rounds), _qemu_boots(plan)
     names = [PYVMM, *boots]
     plan.progress.stage(cases[0].name, rounds * len(names))
+    if not plan.quick:
+        touch_lab_memory()
     for number in range(rounds):
         for turn in dealt(names, number):
             if turn == PYVMM:
