@@ -109,7 +109,8 @@ cdef class PageSocket:
     """Sends and receives blocks of `memory` on the stream socket `fd`, which does not block.
 
     `fd` stays the caller's, who keeps it open meanwhile. `deadline` is a time.monotonic(), or
-    infinite, for all blocks of a call. After a failure the position in the stream is lost.
+    infinite, for all blocks that a call sends, and for the first that it receives. After a failure
+    the position in the stream is lost.
 
     Threads: migration.
     """
@@ -121,6 +122,7 @@ cdef class PageSocket:
     cdef size_t _piece_bytes
     cdef bint _is_tcp
     cdef double _deadline
+    cdef double _block_s
     cdef double _batch_ends_at
     # Where the bytes of a block go to or come from: its runs of pages, then its checksum.
     cdef iovec _parts[BLOCK_PAGES_ + 1]
@@ -162,9 +164,12 @@ cdef class PageSocket:
         raise_error(error)
         return sent, size
 
-    def receive_blocks(self, const uint8_t[::1] head not None, double deadline):
+    def receive_blocks(
+        self, const uint8_t[::1] head not None, double deadline, double block_s=float("inf")
+    ):
         """Receive the block whose `head` has arrived, and those that follow it at once.
 
+        Each of those has `block_s` seconds, as the first may have waited for most of its time.
         Return whether all checksums were right, the number of pages received, and what has arrived
         of the message after them. Raises as `send_blocks`, and EOFError when the peer has closed
         the connection inside a block.
@@ -176,6 +181,7 @@ cdef class PageSocket:
             raise ValueError(f"no head of a block: {head.shape[0]} bytes")
         self._check(&head[0])
         self._begin(deadline)
+        self._block_s = block_s
         with nogil:
             memcpy(self._ahead, &head[0], HEAD_BYTES_)
             self._ahead_bytes = 0
@@ -293,6 +299,7 @@ cdef class PageSocket:
             if error or not self._continues(head):
                 return error
             self._ahead_bytes = 0
+            self._deadline = now_s() + self._block_s
 
     cdef int _receive_head(self) noexcept nogil:
         """Receive what there is of the next message, and wait for it until the batch ends.

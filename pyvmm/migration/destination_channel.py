@@ -75,13 +75,13 @@ class DestinationChannel:
     def receive_pages(self, memory: GuestMemory, channel: PageChannel, message: Pages) -> int:
         """Store the pages of `message`, and perhaps of those that follow; return their number.
 
-        The deadline is that of the message.
+        The deadline is that of the message; each of those that follow has as much time as that had.
         """
         if message.data:
             scatter_block(memory, message.first_pfn, message.bitmap, message.data)
             return message.count
         try:
-            received = channel.receive_blocks(message.record().encode())
+            received = channel.receive_blocks(message.record().encode(), self._message_s)
         except LinkTimedOut as error:
             raise self._late() from error
         except EOFError as error:

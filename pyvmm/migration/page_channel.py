@@ -73,8 +73,10 @@ class PageChannel(Protocol):
         The same may be done for those that follow. Return the number of blocks and of bytes.
         """
 
-    def receive_blocks(self, head: bytes) -> ReceivedPages:
+    def receive_blocks(self, head: bytes, block_s: float) -> ReceivedPages:
         """Fill the pages of the block whose `head` has arrived, and perhaps of those that follow.
+
+        Each of those has `block_s` seconds.
 
         EOFError when the other side has closed the connection.
         """
@@ -94,10 +96,10 @@ class SocketPages:
         except OSError as error:
             raise _broken(error) from error
 
-    def receive_blocks(self, head: bytes) -> ReceivedPages:
+    def receive_blocks(self, head: bytes, block_s: float) -> ReceivedPages:
         """As `PageChannel`."""
         try:
-            return ReceivedPages(*self._socket.receive_blocks(head, self._link.deadline))
+            return ReceivedPages(*self._socket.receive_blocks(head, self._link.deadline, block_s))
         except OSError as error:
             raise _broken(error) from error
 
@@ -122,7 +124,7 @@ class BufferedPages:
         self._link.send(self._buffer[: size + SUM_BYTES])
         return 1, block_bytes(head)
 
-    def receive_blocks(self, head: bytes) -> ReceivedPages:
+    def receive_blocks(self, head: bytes, block_s: float) -> ReceivedPages:
         """As `PageChannel`."""
         first_pfn, bitmap = _block(head)
         count = int.from_bytes(bitmap, "little").bit_count()

@@ -215,6 +215,26 @@ def test_one_call_sends_and_one_receives_several_blocks(family: str) -> None:
     assert nonzero(copy, ALL) == nonzero(memory, ALL)
 
 
+@pytest.mark.parametrize("family", ["unix", "tcp"])
+@pytest.mark.parametrize(("block_s", "arrives"), [(5.0, True), (0.1, False)])
+def test_a_later_block_has_time_of_its_own(family: str, block_s: float, arrives: bool) -> None:
+    """Most of the first one's may have passed before it came."""
+    with sockets() if family == "unix" else tcp_sockets() as (one, other):
+        receiver = page_socket(other, new_memory())
+        block = bytes(PAGE) + Checksum("crc32c").of(bytes(PAGE)).to_bytes(8, "little")
+        one.sendall(block + head_of({1}))
+        late = threading.Timer(0.4, lambda: one.sendall(block))
+        late.start()
+        try:
+            received = receiver.receive_blocks(head_of({0}), time.monotonic() + 0.2, block_s)
+        except TimeoutError:
+            assert not arrives
+        else:
+            assert received[0]
+            assert arrives or received[1] == 1  # the call has ended, on a busy host
+        late.join()
+
+
 def test_a_peer_that_has_sent_something_is_noticed_after_a_block() -> None:
     with sockets() as (one, other):
         other.send(b"abort")

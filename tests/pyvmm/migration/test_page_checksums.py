@@ -65,8 +65,8 @@ def test_fuzzed_streams_have_batches(flags: int, monkeypatch: pytest.MonkeyPatch
     received: list[int] = []
     receive_blocks = SocketPages.receive_blocks
 
-    def counted(pages: SocketPages, head: bytes) -> ReceivedPages:
-        result = receive_blocks(pages, head)
+    def counted(pages: SocketPages, head: bytes, block_s: float) -> ReceivedPages:
+        result = receive_blocks(pages, head, block_s)
         received.append(result.pages)
         return result
 
