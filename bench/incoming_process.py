@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import closing
 
 from pyvmm.harness.guest_session import incoming_session
-from pyvmm.migration.incoming import rehearse_incoming
+from pyvmm.migration.prepared_vm import prepare_vm
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
 from pyvmm.sockets.tls import Security
@@ -24,12 +25,13 @@ LISTENING, RUNNING = "listening", "running"
 
 async def _serve(uri: str) -> None:
     listener = MigrationListener(parse_migration_address(uri), Security())
-    rehearse_incoming()
+    prepared = prepare_vm()
     print(LISTENING, flush=True)
-    async with incoming_session(listener) as guest:
-        print(RUNNING, flush=True)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            print(await guest.command(line.strip()), flush=True)
+    with closing(prepared):
+        async with incoming_session(listener, prepared=prepared) as guest:
+            print(RUNNING, flush=True)
+            while line := await asyncio.to_thread(sys.stdin.readline):
+                print(await guest.command(line.strip()), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyvmm.config import HugePages, MachineConfig
     from pyvmm.console.ports import LockedPort
     from pyvmm.migration.errors import MigrationError
+    from pyvmm.migration.prepared_vm import PreparedVm
     from pyvmm.runtime_directory.announcement import ListeningSocket
     from pyvmm.snapshot.reader import SnapshotFile
     from pyvmm.sockets.listener import MigrationListener
@@ -110,10 +111,12 @@ async def _wait_and_run(
     start: VmStart, listener: MigrationListener, max_ram_bytes: int, hugepages: HugePages
 ) -> int:
     # Late: saves 22 ms where no migration comes in.
-    from pyvmm.migration.incoming import accept_migration, rehearse_incoming
+    from pyvmm.migration.incoming import accept_migration
+    from pyvmm.migration.prepared_vm import prepare_vm
 
-    rehearse_incoming()
     async with AsyncExitStack() as stack:
+        prepared = prepare_vm()
+        stack.callback(prepared.close)
         terminal = _TerminalRun(stack, start)
         start.releasing.add(listener.close)  # after the terminal: a dead file system may hang it
 
@@ -124,7 +127,7 @@ async def _wait_and_run(
                     f" at most {format_size(max_ram_bytes)}",
                     f"start the destination with --memory {config.ram_bytes // MIB}M",
                 )
-            return terminal.make(config.changed(hugepages=hugepages))
+            return terminal.make(config.changed(hugepages=hugepages), prepared)
 
         start.keep_recording()
         print_message(f"waiting for a guest at {listener.address}")
@@ -160,15 +163,18 @@ class _TerminalRun(VmRun):
         self._waiting: asyncio.Task[asyncio.Task[ExitResult]] | None = None
         stack.callback(self._close_vm)
 
-    def make(self, config: MachineConfig) -> VirtualMachine:
+    def make(self, config: MachineConfig, prepared: PreparedVm | None = None) -> VirtualMachine:
         """Create the VM of `config`, connected to the console; it does not run yet.
 
-        One created before is closed: its source has failed.
+        That of KVM is the `prepared` one, if it is still there. One created before is closed: its
+        source has failed.
         """
         self._close_vm()
         writer = ConsoleWriter(1)
         try:
-            machine = Machine(self._start.create_platform(config, writer))
+            with nullcontext() if prepared is None else prepared.taken(config) as setup:
+                platform = self._start.create_platform(config, writer, setup)
+            machine = Machine(platform)
         except BaseException:
             writer.close(0)  # else each source that is refused leaves its thread
             raise

@@ -38,6 +38,8 @@ class InterruptRouter:
         self._messages: dict[int, tuple[int, int]] = {}
         self._next_gsi = layout.FIRST_MSI_GSI
         self._deferred = False
+        self._changed = False
+        """KVM does not know all messages yet."""
         self._unattached: list[tuple[int, int]] = []
         self._commit()
 
@@ -51,6 +53,7 @@ class InterruptRouter:
         """Make `gsi` send the MSI message (address, data)."""
         if self._messages.get(gsi) != (address, data):
             self._messages[gsi] = (address, data)
+            self._changed = True
             if not self._deferred:
                 self._commit()
 
@@ -73,13 +76,15 @@ class InterruptRouter:
             yield
         finally:
             self._deferred = False
-        self._commit()
+        if self._changed:
+            self._commit()
         while self._unattached:
             self.vm.irqfd(*self._unattached.pop())
 
     def _commit(self) -> None:
         messages = [msi_route(gsi, *message) for gsi, message in self._messages.items()]
         self.vm.set_gsi_routing([*self._fixed, *messages])
+        self._changed = False
 
 
 def _pin_routes() -> list[abi.kvm_irq_routing_entry]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM of KVM with its RAM, interrupt controllers and timer, before it has vCPUs.
+"""A VM of KVM with its RAM, interrupt controllers and timer, and vCPUs as they are needed.
 
 KVM_CREATE_PIT2, KVM_SET_GSI_ROUTING and KVM_SET_USER_MEMORY_REGION each replace a table that vCPUs
 read without a lock, and wait until nothing can be reading the former one (`synchronize_srcu` in the
-kernel), for milliseconds in all. So `pyvmm.machine.early_boot` makes these requests in a thread.
+kernel), for milliseconds in all. So `pyvmm.machine.early_boot` makes these requests in a thread,
+and a destination of migrations before a guest arrives: none of them depends on the guest but the
+memory slots, which can be replaced while no vCPU has run (`remove_ram`, `add_ram`).
 
 KVM API: KVM_CREATE_VM, KVM_CREATE_IRQCHIP, KVM_CREATE_PIT2 (Documentation/virt/kvm/api.rst,
 section 4).
@@ -21,7 +23,9 @@ from pyvmm.memory import layout
 from pyvmm.memory.ram import Ram
 
 if TYPE_CHECKING:
+    from pykvm import Vcpu
     from pyvmm.config import MachineConfig
+    from pyvmm.state.parts import Rehearsed
 
 
 class KvmSetup:
@@ -35,6 +39,9 @@ class KvmSetup:
     @host_errors_reported(PlatformNotCreated)
     def __init__(self, ram: Ram) -> None:
         self.ram = ram
+        self.rehearsed: Rehearsed | None = None
+        """The result of the rehearsal with a machine of this VM, if there was one."""
+        self._vcpus: list[Vcpu] = []
         # A VM keeps the processor's virtualization enabled, and a lab may run for hours instead.
         with ExitStack() as refused:
             self.system = refused.enter_context(System())
@@ -48,8 +55,34 @@ class KvmSetup:
             ram.attach(self.vm)
             refused.pop_all()
 
+    def vcpus(self, count: int) -> list[Vcpu]:
+        """Return the first `count` vCPUs; create those that do not exist, or none if one fails."""
+        with ExitStack() as refused:
+            created = [
+                refused.enter_context(self.vm.create_vcpu(index))
+                for index in range(len(self._vcpus), count)
+            ]
+            refused.pop_all()
+        self._vcpus += created
+        return self._vcpus[:count]
+
+    @host_errors_reported(PlatformNotCreated)
+    def remove_ram(self) -> None:
+        """Release the RAM of a VM that has not run, and forget its interrupt routes."""
+        self.ram.detach(self.vm)
+        self.ram.close()
+        self.router = InterruptRouter(self.vm)
+
+    @host_errors_reported(PlatformNotCreated)
+    def add_ram(self, ram: Ram) -> None:
+        """Make `ram` the memory slots, after `remove_ram`."""
+        self.ram = ram
+        ram.attach(self.vm)
+
     def close(self) -> None:
-        """Release the VM, whose vCPUs are closed, and its RAM."""
+        """Release the VM, its vCPUs and its RAM."""
+        for vcpu in self._vcpus:
+            vcpu.close()
         self.vm.close()
         self.system.close()
         self.ram.close()

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.event_loop import EventLoop
     from pyvmm.machine.exit_result import ExitResult
+    from pyvmm.machine.kvm_setup import KvmSetup
     from pyvmm.machine.platform import Platform
     from pyvmm.machine.vcpu_thread import VcpuThread
     from pyvmm.memory.dirty_log import KvmDirtyLog
@@ -243,6 +244,16 @@ class Machine:
                 device.close()
             self.platform.release()
 
+    def dismantle(self) -> KvmSetup:
+        """Release all but the VM, and return that for another machine.
+
+        Neither vCPUs nor an event loop have been started.
+        """
+        for device in self.pci_devices.values():
+            device.close()
+        self.platform.setup.remove_ram()
+        return self.platform.setup
+
     def console_input(self, data: bytes) -> int:
         """Pass input to the guest's serial port; return the number of bytes accepted."""
         with self.lock:
@@ -260,8 +271,8 @@ class Machine:
         vcpus = [thread.vcpu for thread in self.vcpu_threads]
         transports = [device.transport for device in self.pci_devices.values()]
         stateful = [*self._legacy.stateful, self._pci_ports, self._pci.host_bridge, *transports]
-        system, vm = self.platform.system, self.platform.vm
-        return MachineParts(system, vm, vcpus, stateful, part_kinds(self._devices))
+        setup, kinds = self.platform.setup, part_kinds(self._devices)
+        return MachineParts(setup.system, setup.vm, vcpus, stateful, kinds, setup.rehearsed)
 
     def prepare_parts(self) -> None:
         """Do what `save_parts` would do while the guest is paused, for all parts but the vCPUs.
@@ -280,9 +291,15 @@ class Machine:
         """
         self.gate.set_paused(True)
         self.platform.start_threads()
+        self.rehearse()
+
+    def rehearse(self) -> None:
+        """Save and restore what no machine of the same VM has rehearsed, before `restore_parts`.
+
+        Raises UserError where KVM is too old.
+        """
         with self.lock, self.platform.router.one_change():
-            self._parts.prewarm()
-            self._parts.rehearse()
+            self.platform.setup.rehearsed = self._parts.rehearse()
 
     @contextmanager
     def quiescent(self) -> Iterator[None]:

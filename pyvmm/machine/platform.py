@@ -67,12 +67,11 @@ class Platform:
     """RAM, interrupt controllers, timer and vCPUs of one guest, as `config` describes them.
 
     `setup` is its VM, which is created here by default; one that was given stays the caller's if a
-    vCPU is refused. `console_output` receives the guest's
-    output on its serial port (on vCPU threads); `console_throttle` may block that vCPU, with no
-    lock held, until the console has room. `exited` is called once, on any thread, when the guest
-    ends the VM, and `failed` with an exception of a device model, which is a bug in pyvmm and not
-    the guest's fault. Raises `HostMemoryUnavailable`, and `PlatformNotCreated` if KVM refuses a
-    request.
+    vCPU is refused. `console_output` receives the guest's output on its serial port (on vCPU
+    threads); `console_throttle` may block that vCPU, with no lock held, until the console has room.
+    `exited` is called once, on any thread, when the guest ends the VM, and `failed` with an
+    exception of a device model, which is a bug in pyvmm and not the guest's fault. Raises
+    `HostMemoryUnavailable`, and `PlatformNotCreated` if KVM refuses a request.
 
     Threads: as `Machine`; `guest_exits` and `request_failed` any.
     """
@@ -111,14 +110,13 @@ class Platform:
                 refused.callback(ram.close)
                 setup = KvmSetup(ram)
                 refused.callback(setup.close)
-            self._setup = setup
+            self.setup = setup
+            """Its VM."""
             self.ram, self.system, self.vm = setup.ram, setup.system, setup.vm
             self.router = setup.router
-            vcpus = [
-                refused.enter_context(self.vm.create_vcpu(index)) for index in range(config.vcpus)
-            ]
             self.vcpu_threads = [
-                self._make_thread(index, vcpu, buses) for index, vcpu in enumerate(vcpus)
+                self._make_thread(index, vcpu, buses)
+                for index, vcpu in enumerate(setup.vcpus(config.vcpus))
             ]
             refused.pop_all()
 
@@ -188,9 +186,7 @@ class Platform:
 
     def release(self) -> None:
         """Release all resources, after `join` has returned True."""
-        for thread in self.vcpu_threads:
-            thread.vcpu.close()
-        self._setup.close()
+        self.setup.close()
 
     def close(self) -> None:
         """Stop and release a platform without a machine, as `Machine.close` does."""

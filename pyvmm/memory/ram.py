@@ -75,6 +75,11 @@ class Ram:
         for slot, (gpa, area) in enumerate(self._maps):
             vm.set_user_memory_region(slot, gpa, len(area), address_of(area), flags)
 
+    def detach(self, vm: Vm) -> None:
+        """Remove the memory slots of `vm` that `attach` has made."""
+        for slot, (gpa, area) in enumerate(self._maps):
+            vm.set_user_memory_region(slot, gpa, 0, address_of(area))
+
     def discard(self, runs: PageRuns) -> int:
         """Free the host memory behind `runs` and return how many bytes that were."""
         self.before_discard(runs)

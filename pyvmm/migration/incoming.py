@@ -9,8 +9,8 @@ The migration's thread receives; the machine is created, restored and started on
 any state of its guest leaves nothing behind but a machine that has not run, so the wait continues;
 one that fails later ends it.
 
-The machine is created while the source waits, and code that runs for the first time takes several
-times as long as later. So `rehearse_incoming` has a small machine created and restored before.
+The machine is created while the source waits. `pyvmm.migration.prepared_vm` does beforehand what
+does not depend on the guest.
 """
 
 from __future__ import annotations
@@ -20,24 +20,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.blocking.in_thread import call_in_thread
-from pyvmm.config import MIN_RAM_BYTES, MachineConfig
-from pyvmm.errors import ThreadNotStarted, UserError
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
-from pyvmm.machine.errors import PlatformNotCreated
-from pyvmm.machine.machine import Machine
-from pyvmm.machine.platform import Platform
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.source_candidates import OnRefused, Source, SourceCandidates
 from pyvmm.migration.timeouts import TIMEOUTS, Timeouts
-from pyvmm.trace.logging import LogTracer
-from pyvmm_native.serial import ByteQueue
 
 if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
     from pyvmm.machine.catalogue import CatalogueEntry
     from pyvmm.machine.exit_result import ExitResult
     from pyvmm.memory.ram import Ram
@@ -50,35 +44,6 @@ _log = logging.getLogger(__name__)
 def log_refused(error: MigrationError) -> None:
     """Log that a connection is not the source."""
     _log.warning("a source was refused: %s", error)
-
-
-def rehearse_incoming() -> None:
-    """Create, restore and close a machine that nothing uses; no source should have connected yet.
-
-    Raises `PlatformNotCreated` if KVM refuses it, as it would a guest's. Otherwise without effect
-    where that is not possible: the reason is reported when a guest's machine is created.
-
-    Threads: any.
-    """
-    config = MachineConfig(
-        kernel=Path(),
-        initrd=None,
-        command_line="",
-        ram_bytes=MIN_RAM_BYTES,
-        vcpus=1,
-        dialect="bitmap",
-    )
-    try:
-        output = ByteQueue(lambda: None, 1)
-        machine = Machine(Platform(config, console_output=output, tracer=LogTracer()))
-        try:
-            machine.prepare_incoming()
-        finally:
-            machine.close()
-    except PlatformNotCreated:
-        raise
-    except (UserError, OSError):
-        pass
 
 
 class IncomingVm(Protocol):

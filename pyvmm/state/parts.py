@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from devices.legacy.acpi_pm import AcpiPm
 from devices.legacy.rtc import Rtc
@@ -46,6 +46,15 @@ PLATFORM_KINDS = {
 """Kinds of record of the parts that every machine has; `pyvmm.machine.catalogue` adds devices."""
 
 
+class Rehearsed(NamedTuple):
+    """The result of a rehearsal, for all machines of the same VM."""
+
+    capabilities: Capabilities
+    fresh_vcpu: kvm_vcpu.FreshVcpu
+    kinds: frozenset[str]
+    """The kinds of the parts that have been restored."""
+
+
 @dataclass(frozen=True)
 class MachineParts:
     """Everything of one machine that has state, except its memory.
@@ -59,15 +68,21 @@ class MachineParts:
     devices: Sequence[Stateful]
     kinds: Mapping[str, Kind]
     """Every kind of record that the machine may have."""
+    rehearsed: Rehearsed | None = None
+    """The rehearsal of an earlier machine of `vm`."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
         """Capabilities of KVM for the machine; UserError where it is too old."""
+        if self.rehearsed is not None:
+            return self.rehearsed.capabilities
         return Capabilities.of(self.system, self.vm)
 
     @cached_property
     def fresh_vcpu(self) -> kvm_vcpu.FreshVcpu:
         """A vCPU as it is in a machine of this kind before it is restored."""
+        if self.rehearsed is not None:
+            return self.rehearsed.fresh_vcpu
         return kvm_vcpu.fresh_vcpu(self.vcpus[0], self.capabilities)
 
     def prewarm(self) -> None:
@@ -78,16 +93,27 @@ class MachineParts:
         _ = self.capabilities
         self._save_platform(0, 0)
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> Rehearsed:
         """Save and restore the state of a machine that was neither booted nor restored.
 
         Code and tables that have been used once are in memory and in the processor's caches; in the
-        lab their first use takes three times as long as the next one.
+        lab their first use takes three times as long as the next one. Parts of a kind that has been
+        rehearsed are left out, and so are vCPUs then. Raises UserError where KVM is too old.
         """
-        _ = self.fresh_vcpu
-        for vcpu in self.vcpus:
-            vcpu.set_cpuid2(self.capabilities.cpuid)
-        self.restore(self.save())
+        if self.rehearsed is None:
+            fresh = self.fresh_vcpu
+            for vcpu in self.vcpus:
+                vcpu.set_cpuid2(self.capabilities.cpuid)
+            self.restore(self.save())
+            known = frozenset[str]()
+        else:
+            fresh, known = self.fresh_vcpu, self.rehearsed.kinds
+            for device in self.devices:
+                if device.STATE_KIND not in known:
+                    saved = {(device.STATE_KIND, 0): self._save_device(device)}
+                    device.restore_state(self._fields(saved, device.STATE_KIND))
+        kinds = known | {device.STATE_KIND for device in self.devices}
+        return Rehearsed(self.capabilities, fresh, kinds)
 
     def save(self) -> list[Record]:
         """Return the state of all parts; no vCPU may be in the guest."""
@@ -103,10 +129,11 @@ class MachineParts:
         """Return the state of all parts but the vCPUs."""
         vm = encode(kvm_vm.save_vm(self.vm, clock_ns, tsc))
         records = [Record(kvm_vm.KIND, kvm_vm.VERSION, vm)]
-        for device in self.devices:
-            payload = encode(device.save_state())
-            records.append(Record(device.STATE_KIND, device.STATE_VERSION, payload))
-        return records
+        return [*records, *(self._save_device(device) for device in self.devices)]
+
+    def _save_device(self, device: Stateful) -> Record:
+        payload = encode(device.save_state())
+        return Record(device.STATE_KIND, device.STATE_VERSION, payload)
 
     def restore(self, records: Iterable[Record]) -> None:
         """Restore all parts; no vCPU has run yet, and none may run after a StateError."""

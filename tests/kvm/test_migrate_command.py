@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.config import MachineConfig
+from pyvmm.migration.messages import Hello
 from pyvmm.qmp.client import QmpClient
 from pyvmm.sockets.tls import TlsFiles
 from pyvmm.units import MIB
@@ -181,3 +183,20 @@ def test_a_guest_larger_than_the_destination_accepts_keeps_running(
         target.send_signal(signal.SIGTERM)
         assert target.status() == 128 + signal.SIGTERM
         assert_intact(source)
+
+
+def test_a_guest_arrives_after_strangers_and_a_source_that_failed(
+    source: RunProcess, directory: Path
+) -> None:
+    """The VM that was created before any of them came is used by the source that failed."""
+    hello = Hello(MachineConfig(Path(), None, "", 96 * MIB, 2, "standard")).record().encode()
+    with destination(directory, f"unix:{directory}/m") as (target, address):
+        for data in (b"GET / HTTP/1.1\r\n\r\n" * 100, hello):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(str(directory / "m"))
+                stranger.sendall(data)
+                assert stranger.recv(1)
+            target.expect("a source was refused: ")
+        status, _, err = migrate(directory, address)
+        assert (status, err.count("Traceback")) == (0, 0), err
+        assert_intact(target)

@@ -7,7 +7,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pyvmm.migration.destination import DestinationMigration
 from pyvmm.migration.errors import MigrationError
 from pyvmm.migration.link import MigrationLink
 from pyvmm.migration.outgoing import Migrations
+from pyvmm.migration.prepared_vm import prepare_vm
 from pyvmm.migration.timeouts import Timeouts
 from pyvmm.qmp import commands
 from pyvmm.qmp.messages import QmpError, Request
@@ -71,10 +72,11 @@ async def migrated_guest(
     # The lab copies too slowly for a guest that writes continuously to converge to less.
     ask(guest, "migrate-set-parameters", **{"downtime-limit": 5000})
     ask(guest, "migrate", uri=address, **options)
-    async with incoming_session(listener) as there:
-        answer = await migration_result(guest)
-        assert answer["status"] == "completed", answer
-        yield there, answer
+    with closing(prepare_vm()) as prepared:
+        async with incoming_session(listener, prepared=prepared) as there:
+            answer = await migration_result(guest)
+            assert answer["status"] == "completed", answer
+            yield there, answer
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from pyvmm.machine.catalogue import CATALOGUE
-from pyvmm.machine.errors import MachineNotCreated
 from pyvmm.machine.exit_result import ExitResult
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.platform import Platform
 from pyvmm.memory.dirty_log import KvmDirtyLog
-from pyvmm.migration import incoming
 from pyvmm.migration.collection import collection_deferred
 from pyvmm.migration.errors import LinkBroken, PeerAborted
-from pyvmm.migration.incoming import _IncomingTarget, rehearse_incoming
+from pyvmm.migration.incoming import _IncomingTarget
 from pyvmm.migration.link import Link
 from pyvmm.migration.loop_calls import call_on_loop
 from pyvmm.migration.messages import Commit, Failed, FromDestination, RoundAck, Welcome
@@ -29,7 +27,6 @@ from pyvmm.migration.progress import MigrationProgress
 from pyvmm.migration.source import SourceMigration
 from pyvmm.migration.source_channel import SourceChannel
 from pyvmm.migration.timeouts import TIMEOUTS
-from pyvmm.state.parts import MachineParts
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.serial import ByteQueue
 from tests.pyvmm.migration.incoming_vm import EndingVm
@@ -43,11 +40,8 @@ from tests.pyvmm.migration.migration_guest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from typing_extensions import Buffer
 
-    from pyvmm.state.records import Record
 
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.W_OK), reason="there is no KVM")
 
@@ -215,32 +209,6 @@ def test_an_incoming_guest_runs_before_its_devices_are_served() -> None:
 
     asyncio.run(main())
     assert calls == ["start", "run"]
-
-
-@needs_kvm
-def test_an_incoming_machine_is_rehearsed_before_a_source_connects(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    restored, restore = list[MachineParts](), MachineParts.restore
-
-    def observed(parts: MachineParts, records: Iterable[Record]) -> None:
-        restored.append(parts)
-        restore(parts, records)
-
-    monkeypatch.setattr(MachineParts, "restore", observed)
-    threads = threading.enumerate()
-    rehearse_incoming()
-    assert len(restored) == 1
-    assert restored[0].vcpus[0].closed
-    assert threading.enumerate() == threads
-
-
-def test_a_rehearsal_that_is_not_possible_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **named: object) -> Machine:
-        raise MachineNotCreated("the machine cannot be created: too many open files")
-
-    monkeypatch.setattr(incoming, "Machine", refuse)
-    rehearse_incoming()
 
 
 def test_the_dirty_log_stays_on_only_for_a_guest_that_has_moved() -> None:
