@@ -183,8 +183,11 @@ def test_a_damaged_snapshot_is_refused_with_one_line(run_guest: RunGuest, file: 
         await guest.wait_for_exit()
 
     run_guest(scenario, memory_mib=64)
+    # Not any byte: where a block was copied again, the file keeps space that nothing reads.
+    with SnapshotFile(file, part_kinds()) as snapshot:
+        block = snapshot.blocks[len(snapshot.blocks) // 2]
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
+    data[block.offset] ^= 4
     file.write_bytes(data)
     done = run_pyvmm("run", "--restore", file)
     assert (done.returncode, done.stdout) == (2, "")
