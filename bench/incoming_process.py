@@ -14,8 +14,8 @@ import asyncio
 import sys
 from contextlib import closing
 
-from pyvmm.harness.guest_session import incoming_session
 import pyvmm.migration.incoming  # noqa: F401  # Before it says that it waits, as the command does.
+from pyvmm.harness.guest_session import incoming_session
 from pyvmm.migration.prepared_vm import prepare_vm
 from pyvmm.sockets.addresses import parse_migration_address
 from pyvmm.sockets.listener import MigrationListener
