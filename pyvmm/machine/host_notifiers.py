@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pykvm import abi
@@ -59,8 +60,13 @@ class IoeventfdNotifiers:
         self._held = held
         self._caught = True
         self._addresses: dict[int, int] = {}
-        self._events = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in queues]
         self._loop: EventLoop | None = None
+        self._events: list[int] = []
+        with ExitStack() as refused:
+            refused.callback(self.close)
+            for _ in queues:
+                self._events.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            refused.pop_all()
 
     def assign(self, queue: int, gpa: int | None) -> None:
         """Assign as `HostNotifiers.assign`."""

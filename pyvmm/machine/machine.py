@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,9 @@ class Machine:
     """One guest's hardware: `platform`, which it owns from now on, with `devices`.
 
     `exited` and `failed` are those of `platform`. `devices` are the PCI devices that it may
-    have. Raises `MachineNotCreated` if KVM refuses a request, and ValueError for two devices of one
-    name or slot.
+    have. Raises `MachineNotCreated` if the host refuses a request, and ValueError for two devices
+    of one name or slot. The platform is closed then, unless it has been started: its caller, who
+    holds the device lock, closes that.
 
     Threads: all methods on the thread that made the machine or attached a loop to it, except those
     whose docstring names another.
@@ -95,13 +96,19 @@ class Machine:
         enhanced = EnhancedConfig(self._pci)
         platform.mmio.map(layout.PCI_ECAM_GPA, layout.PCI_ECAM_BYTES, enhanced)
         self._timers = DeviceTimers(self.lock, platform.request_failed)
-        self.pci_devices = self._make_pci_devices()
+        self.pci_devices: dict[str, VirtioPciDevice] = {}
+        with ExitStack() as refused:
+            if not platform.started:  # else its vCPUs may wait for the lock that the caller holds
+                refused.callback(platform.close)
+            refused.callback(self._close_pci_devices)
+            self._make_pci_devices()
+            refused.pop_all()
 
     # --- Construction -----------------------------------------------------------------------------
-    def _make_pci_devices(self) -> dict[str, VirtioPciDevice]:
+    def _make_pci_devices(self) -> None:
         ports = Ports(self.ram, self._timers, self.tracer)
-        return {
-            entry.name: VirtioPciDevice(
+        for entry, model in make_models(self._devices, self.config, ports):
+            self.pci_devices[entry.name] = VirtioPciDevice(
                 model,
                 entry.slot,
                 pci=self._pci,
@@ -111,8 +118,10 @@ class Machine:
                 on_error=self.platform.request_failed,
                 held=lambda: self.gate.held,
             )
-            for entry, model in make_models(self._devices, self.config, ports)
-        }
+
+    def _close_pci_devices(self) -> None:
+        for device in self.pci_devices.values():
+            device.close()
 
     @property
     def exit(self) -> ExitResult | None:
@@ -240,8 +249,7 @@ class Machine:
         self.platform.stop()
         self._timers.stop()
         if self.platform.join():
-            for device in self.pci_devices.values():
-                device.close()
+            self._close_pci_devices()
             self.platform.release()
 
     def dismantle(self) -> KvmSetup:
@@ -249,8 +257,7 @@ class Machine:
 
         Neither vCPUs nor an event loop have been started.
         """
-        for device in self.pci_devices.values():
-            device.close()
+        self._close_pci_devices()
         self.platform.setup.remove_ram()
         return self.platform.setup
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from devices.pci.config_space import INTERRUPT_LINE_OFFSET
@@ -56,10 +57,13 @@ class VirtioPciDevice:
         self._host_notifiers = IoeventfdNotifiers(
             router.vm, model.name, queues, self._serve_queue, tracer, held
         )
-        self._vectors = MsiVectors(router, len(queues) + 1)
-        self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
-        gsi = layout.intx_gsi(slot)
-        pci.add(slot, self.transport.function, GsiLine(router.vm, gsi))
+        with ExitStack() as refused:
+            refused.callback(self._host_notifiers.close)
+            self._vectors = MsiVectors(router, len(queues) + 1)
+            self.transport = VirtioPciTransport(model, self._vectors, self._host_notifiers, tracer)
+            gsi = layout.intx_gsi(slot)
+            pci.add(slot, self.transport.function, GsiLine(router.vm, gsi))
+            refused.pop_all()
         # As PC firmware does. Linux uses it where no ACPI table has the routing.
         self.transport.function.config_write(INTERRUPT_LINE_OFFSET, 1, gsi)
 

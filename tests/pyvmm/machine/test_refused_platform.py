@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A platform that KVM refuses releases what it has created.
+"""A platform that KVM refuses releases what it has created, and so does a machine.
 
 At once, although the error, with all variables where it was raised, is kept.
 """
@@ -16,8 +16,10 @@ import pytest
 
 from pykvm import KvmHandle, System, ioctls
 from pyvmm.config import MachineConfig
-from pyvmm.machine.errors import PlatformNotCreated
+from pyvmm.machine.catalogue import CATALOGUE
+from pyvmm.machine.errors import PlatformNotCreated, TooManyOpenFiles
 from pyvmm.machine.kvm_setup import KvmSetup, make_ram
+from pyvmm.machine.machine import Machine
 from pyvmm.machine.platform import Platform
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import MIB
@@ -63,9 +65,9 @@ def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def create(setup: KvmSetup | None = None) -> Platform:
+def create(setup: KvmSetup | None = None, config: MachineConfig = CONFIG) -> Platform:
     queue = ByteQueue(lambda: None, 4096)
-    return Platform(CONFIG, console_output=queue, tracer=LogTracer(), setup=setup)
+    return Platform(config, console_output=queue, tracer=LogTracer(), setup=setup)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,52 @@ def test_a_vcpu_whose_run_area_cannot_be_mapped_is_closed(kvm: RefusingKvm) -> N
     with pytest.raises(ValueError, match="mmap length"):
         create()
     assert descriptors() <= before
+
+
+def allow_eventfds(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Refuse all eventfds after the first `count`."""
+    make, left = os.eventfd, list(range(count))
+
+    def eventfd(*arguments: int) -> int:
+        if not left:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        left.pop()
+        return make(*arguments)
+
+    monkeypatch.setattr(os, "eventfd", eventfd)
+
+
+@pytest.mark.parametrize("eventfds", [0, 1, 3])  # of the balloon: none, some, all
+def test_a_machine_that_is_refused_releases_its_platform(
+    kvm: RefusingKvm, monkeypatch: pytest.MonkeyPatch, eventfds: int
+) -> None:
+    before = descriptors()
+    allow_eventfds(monkeypatch, eventfds)
+    platform = create(config=CONFIG.changed(rng=0))
+    with pytest.raises(TooManyOpenFiles):
+        Machine(platform)
+    assert platform.vm.closed
+    assert descriptors() <= before
+
+
+def test_two_devices_in_one_slot_leave_nothing(kvm: RefusingKvm) -> None:
+    balloon, rng, *_ = CATALOGUE
+    before = descriptors()
+    platform = create(config=CONFIG.changed(rng=0))
+    with pytest.raises(ValueError, match="is taken"):
+        Machine(platform, devices=[balloon, rng._replace(slot=balloon.slot)])
+    assert descriptors() <= before
+
+
+def test_a_started_platform_stays_the_callers(
+    kvm: RefusingKvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = create()
+    platform.started = True
+    before = descriptors()
+    allow_eventfds(monkeypatch, 1)
+    with platform.lock, pytest.raises(TooManyOpenFiles):
+        Machine(platform)
+    assert not platform.vm.closed
+    assert descriptors() == before
+    platform.close()
