@@ -36,7 +36,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -154,6 +154,7 @@ class SourceMigration:
             self._streams = StreamSenders(settings.streams, connect, guest.memory, self._channel)
         self._round = 0
         self._nonzero_there: dict[int, PageRuns] = {}  # at the destination, by chunk
+        self._unused: Future[UnusedPages] | None = None  # once the guest was asked
         self._cancelled = threading.Event()
         self._committing = threading.Lock()
         self._committed = False
@@ -183,6 +184,8 @@ class SourceMigration:
                 return False
             self._cancelled.set()
         self._break_connections()
+        if self._unused is not None:
+            self._unused.cancel()
         return True
 
     def abort(self) -> None:
@@ -205,6 +208,7 @@ class SourceMigration:
         with ExitStack() as while_here:
             log = while_here.enter_context(self._guest.log_dirty_pages())
             unused = self._guest.request_unused_pages(self.settings.unused_timeout_s)
+            self._unused = unused
             while_here.callback(unused.cancel)
             welcome = self._channel.expect(messages.Welcome)
             checksum = self._progress.checksum = chosen(named, offered, welcome.checksum)
@@ -214,7 +218,7 @@ class SourceMigration:
                 self._pages = self._link.pages(self._guest.memory, Checksum(checksum))
             self._channel.lift_limit()
             try:
-                precopy = self._select_pages(log, unused.result())
+                precopy = self._select_pages(log, self._answer(unused))
                 self._precopy(precopy)
                 self._switch_over(precopy)
             finally:
@@ -234,6 +238,15 @@ class SourceMigration:
             streams.raise_failure()
             raise
         streams.joined()
+
+    def _answer(self, unused: Future[UnusedPages]) -> UnusedPages:
+        """Wait for the guest's answer, unless the migration is cancelled."""
+        if self._cancelled.is_set():  # perhaps before `cancel` knew of the request
+            unused.cancel()
+        try:
+            return unused.result()
+        except CancelledError as error:
+            raise Cancelled("the migration was cancelled") from error
 
     def _select_pages(self, log: DirtyLog, unused: UnusedPages) -> PreCopy:
         """Select the pages of the first round."""

@@ -12,9 +12,12 @@ import pytest
 from pyvmm.config import MachineConfig
 from pyvmm.errors import UserError
 from pyvmm.memory.precopy import UnusedPages
+from pyvmm.migration.errors import Cancelled
 from pyvmm.migration.progress import Settings
+from pyvmm.migration.source import SourceMigration
 from tests.pyvmm.migration.migration_guest import (
     FakeTarget,
+    MigrationResult,
     PageWrite,
     PlainRam,
     WritingGuest,
@@ -103,4 +106,34 @@ def test_a_refusal_of_the_destination_ends_the_request_and_the_log() -> None:
     assert guest.request.cancelled()
     assert not guest.logging
     assert guest.stops == 0
+    assert guest.running
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_cancellation_ends_the_wait_for_the_answer(early: bool) -> None:
+    """Also one that was too early to know of the request, while the welcome still arrives."""
+    sources = list[SourceMigration]()
+
+    class Unanswered(Future[UnusedPages]):
+        def result(self, timeout: float | None = None) -> UnusedPages:
+            if not early:
+                threading.Timer(0.1, sources[0].cancel).start()
+            return super().result(WAIT_S)
+
+    class SilentGuest(LateGuest):
+        def request_unused_pages(self, timeout_s: float) -> Future[UnusedPages]:
+            if early:
+                sources[0]._cancelled.set()
+            return super().request_unused_pages(timeout_s)
+
+    guest = SilentGuest()
+    guest.request = Unanswered()
+
+    def watch(source: SourceMigration, result: MigrationResult) -> None:
+        sources.append(source)
+
+    result = migrate(guest, CreatingTarget(), watch=watch)
+    assert isinstance(result.source_error, Cancelled)
+    assert guest.request.cancelled()
+    assert not guest.logging
     assert guest.running
