@@ -180,7 +180,12 @@ class SourceCandidates:
             stream.close()
             self.refused(MigrationError(_FULL))
             return
-        candidate = Candidate(stream.dup())  # TLS takes `stream` over
+        try:
+            candidate = Candidate(stream.dup())  # TLS takes `stream` over
+        except OSError as error:
+            stream.close()
+            self.refused(MigrationError(f"the connection cannot be served: {error.strerror}"))
+            return
         greet = partial(self._greet, stream, candidate)
         try:
             greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
@@ -197,9 +202,11 @@ class SourceCandidates:
 
         Those that were evicted take a moment to end, and are limited in number, too.
         """
+        if len(self._candidates) >= 2 * MAX_CANDIDATES:
+            return False
         candidates = [each for each in self._candidates.values() if not each.evicted]
         if len(candidates) < MAX_CANDIDATES:
-            return len(self._candidates) < 2 * MAX_CANDIDATES
+            return True
         readable = select.poll()
         for candidate in candidates:
             readable.register(candidate.handle, select.POLLIN)
@@ -210,8 +217,7 @@ class SourceCandidates:
                 return 2
             return 0 if candidate.silent_s > SILENCE_S else 1
 
-        evicted = any(candidate.evict() for candidate in sorted(candidates, key=rank))
-        return evicted and len(self._candidates) < 2 * MAX_CANDIDATES
+        return any(candidate.evict() for candidate in sorted(candidates, key=rank))
 
     def _greet(self, stream: socket.socket, candidate: Candidate) -> Source:
         """Authenticate the peer and receive its hello, in a thread of its own."""
@@ -237,7 +243,7 @@ class SourceCandidates:
         try:
             if self._listener.authenticates:
                 candidate.keep()
-            hello = migration.receive_hello(ends_at - time.monotonic())
+            hello = migration.receive_hello(max(ends_at - time.monotonic(), _LEAST_S))
             candidate.keep()
         except BaseException:
             link.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 import socket
 import ssl
@@ -418,3 +420,49 @@ def test_a_connection_for_which_there_is_no_thread_is_refused() -> None:
     destination = run(scenario)
     assert destination.refused == ["the host lets this process start no more threads"]
     assert len(destination.created) == 1
+
+
+def test_a_connection_without_a_second_descriptor_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TLS takes one of the two over."""
+
+    def refuse(stream: socket.socket) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario(destination: Destination) -> None:
+        unhandled = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: unhandled.append(context))
+        with destination.connect() as one, monkeypatch.context() as patches:
+            patches.setattr(socket.socket, "dup", refuse)
+            one.setblocking(False)
+            assert await loop.sock_recv(one, 1) == b""
+        await asyncio.to_thread(send_guest, destination)
+        assert unhandled == []
+
+    destination = run(scenario)
+    assert destination.refused == ["the connection cannot be served: Too many open files"]
+
+
+def test_no_candidate_makes_way_for_one_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were evicted before may be slow to end."""
+    monkeypatch.setattr(source_candidates, "MAX_CANDIDATES", 2)
+
+    async def scenario(destination: Destination) -> None:
+        with contextlib.ExitStack() as open_until, monkeypatch.context() as patches:
+            patches.setattr(source_candidates, "shut_down", lambda handle: None)
+            strangers = await connect_strangers(destination, 4, open_until)  # two are evicted
+            await asyncio.sleep(0.1)
+            (refused,) = await connect_strangers(destination, 1, open_until)
+            await asyncio.sleep(0.1)
+            assert refused.recv(1) == b""
+            strangers[2].sendall(HELLO)
+            welcome = messages.Welcome().record().encode()
+            assert await asyncio.to_thread(strangers[2].recv, 1000) == welcome
+        while len(destination.refused) < 5:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination)
+
+    destination = run(scenario)
+    assert destination.refused[0] == "there were too many other connections"
