@@ -32,6 +32,7 @@ from guest_images.manifest import (
     read_manifest,
 )
 from guest_images.recipe import HERE, Recipe, check_tools, read_recipe
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.cache.directory import CacheUnusable, cache_root, keep_most_recent
 from pyvmm.files.replacement import ForeignFileError, remove_abandoned, replace_file, replaceable
 from pyvmm.progress.reporter import Progress
@@ -141,7 +142,8 @@ def add_manifest(vmlinux: Path, manifest: Manifest, image: Path) -> None:
             f"--set-section-flags={SECTION}=readonly",
             f"--set-section-alignment={SECTION}=4",
         ]
-        subprocess.run([*command, str(vmlinux), str(result)], check=True)
+        with process_limit_reported():
+            subprocess.run([*command, str(vmlinux), str(result)], check=True)
         result.chmod(0o644)
         result.replace(image)
 

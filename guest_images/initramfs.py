@@ -15,6 +15,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pyvmm.blocking.process_limit import process_limit_reported
+
 LIST_NAME = "initramfs.list"  # CONFIG_INITRAMFS_SOURCE in kernel.config
 STAGE_NAME = "initramfs"
 PROGRAMS = ("pattern", "session")  # each from one file in src, and headers there
@@ -43,11 +45,13 @@ def prepare_initramfs(build_directory: Path, package: Path, busybox: Path) -> No
 def compile_program(source: Path, program: Path) -> None:
     """Compile one C file, statically: the guest has no shared libraries."""
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-pthread"]
-    subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
+    with process_limit_reported():
+        subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
 
 
 def _applets(busybox: Path) -> list[str]:
-    listing = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    with process_limit_reported():
+        listing = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     return [name for name in listing.stdout.split() if name not in LEFT_OUT]
 
 

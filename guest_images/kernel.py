@@ -20,6 +20,7 @@ from pathlib import Path
 
 from guest_images.errors import KernelSourceModified, KernelSourceUnusable
 from guest_images.recipe import Recipe, kernel_version
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.errors import UserError
 from pyvmm.progress.reporter import Progress
 
@@ -70,9 +71,10 @@ class KernelTree:
         kernel_version(partial)
         if (partial / ".config").exists() or (partial / "include" / "config").exists():
             # The user built in this tree; make does not build out of tree from it.
-            subprocess.run(
-                ["make", "-s", "-C", partial, "mrproper"], env=_environment(), check=True
-            )
+            with process_limit_reported():
+                subprocess.run(
+                    ["make", "-s", "-C", partial, "mrproper"], env=_environment(), check=True
+                )
         partial.rename(self.source)
 
     def patch(self, progress: Progress) -> None:
@@ -114,9 +116,8 @@ class KernelTree:
     def _make(self, *arguments: str, progress: Progress | None = None) -> None:
         """Run make on the kernel, with its output in the log. Raises `UserError` if it fails."""
         command = ["make", "-C", str(self.source), f"O={self.objects}", "ARCH=x86_64", *arguments]
-        with (
-            self.log.open("w", buffering=1) as log,
-            subprocess.Popen(
+        with process_limit_reported():
+            process = subprocess.Popen(
                 command,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
@@ -124,8 +125,8 @@ class KernelTree:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-            ) as process,
-        ):
+            )
+        with process, self.log.open("w", buffering=1) as log:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -166,12 +167,13 @@ class KernelTree:
 
     def _apply(self, patch: Path) -> None:
         command = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch"]
-        done = subprocess.run(
-            [*command, "-d", str(self.source), "-i", str(patch)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with process_limit_reported():
+            done = subprocess.run(
+                [*command, "-d", str(self.source), "-i", str(patch)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if done.returncode:
             raise KernelSourceModified(f"{patch.name} does not apply to {self._recipe.source}")
 
@@ -205,9 +207,10 @@ def _extract(archive: Path, target: Path) -> None:
     exclude = [f"--exclude={pattern}" for pattern in NOT_NEEDED]
     decompress = ["--use-compress-program=xz -T0"] if archive.suffix == ".xz" else []
     command = ["tar", "-xf", str(archive), "--strip-components=1", "-C", str(target)]
-    done = subprocess.run(
-        [*command, *decompress, *exclude], capture_output=True, text=True, check=False
-    )
+    with process_limit_reported():
+        done = subprocess.run(
+            [*command, *decompress, *exclude], capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise KernelSourceUnusable(
             f"{archive} cannot be unpacked: {done.stderr.strip().splitlines()[0]}"
@@ -217,8 +220,9 @@ def _extract(archive: Path, target: Path) -> None:
 def _copy_tree(source: Path, target: Path) -> None:
     exclude = [f"--exclude={pattern}" for pattern in NOT_NEEDED]
     reader = ["tar", "-C", str(source), *exclude, "-cf", "-", "."]
-    with subprocess.Popen(reader, stdout=subprocess.PIPE) as process:
-        subprocess.run(["tar", "-C", str(target), "-xf", "-"], stdin=process.stdout, check=True)
+    writer = ["tar", "-C", str(target), "-xf", "-"]
+    with process_limit_reported(), subprocess.Popen(reader, stdout=subprocess.PIPE) as process:
+        subprocess.run(writer, stdin=process.stdout, check=True)
     if process.returncode:
         raise KernelSourceUnusable(f"{source} cannot be copied; all of it must be readable")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from guest_images.errors import KernelSourceMissing, KernelSourceUnusable
 from guest_images.initramfs import PROGRAMS
-from pyvmm.errors import NotInstalled
+from pyvmm.blocking.process_limit import process_limit_reported
+from pyvmm.errors import NotInstalled, UserError
 
 HERE = Path(__file__).parent
 KERNEL_SERIES = "6.12"
@@ -167,11 +168,18 @@ def _own_files() -> Iterator[Path]:
 def _compiler_version() -> str:
     if not shutil.which("gcc"):
         check_tools()
-    return subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
+    command = ["gcc", "--version"]
+    with process_limit_reported():
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _has_header(name: str) -> bool:
-    command = ["gcc", "-E", "-x", "c", "-"]
-    source = f"#include <{name}>\n"
-    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
-    return done.returncode == 0
+    """Return whether the compiler finds it. Raises `UserError` if the compiler does not run."""
+    command = ["gcc", "-E", "-P", "-x", "c", "-"]
+    source = f"#if __has_include(<{name}>)\nfound\n#endif\n"
+    with process_limit_reported():
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[:1] or [f"status {done.returncode}"]
+        raise UserError(f"the C compiler does not run: {reason[0]}")
+    return "found" in done.stdout

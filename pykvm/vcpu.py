@@ -61,6 +61,7 @@ class Vcpu(KvmHandle):
         KVM_EXIT_INTR when a signal or `kvm_run.immediate_exit` ended it. For KVM_EXIT_IO and
         KVM_EXIT_MMIO the guest's access is complete only after `run` was called again.
         """
+        runnable = False
         while True:
             result = self._ioctl_once(ioctls.KVM_RUN)
             if result >= 0:
@@ -68,8 +69,12 @@ class Vcpu(KvmHandle):
             if result == -EINTR:
                 return abi.KVM_EXIT_INTR
             # EAGAIN: the vCPU was waiting for its start-up IPI and received it; it has not run yet.
-            if result != -EAGAIN:
+            # If it was runnable before, the host lets KVM start no thread, and a retry is endless.
+            if result != -EAGAIN or runnable:
                 raise KvmError(ioctls.name_of(ioctls.KVM_RUN), -result)
+            if self.kvm_run.immediate_exit:
+                return abi.KVM_EXIT_INTR
+            runnable = self.get_mp_state() == abi.KVM_MP_STATE_RUNNABLE
 
     def get_regs(self) -> abi.kvm_regs:
         """KVM_GET_REGS: the general registers."""

@@ -34,6 +34,10 @@ class ThreadNotStarted(UserError):
     """The host lets this process start no more threads."""
 
 
+class ProcessNotStarted(UserError):
+    """The host lets no more processes be started, such as a compiler or an emulator."""
+
+
 class NotInstalled(UserError):
     """A program or file is missing that Debian's `packages` contain."""
 

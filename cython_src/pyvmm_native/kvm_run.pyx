@@ -47,6 +47,8 @@ from pyvmm_native.serial cimport SerialFastPath
 cdef extern from "<linux/kvm.h>" nogil:
     enum:
         KVM_RUN
+        KVM_GET_MP_STATE
+        KVM_MP_STATE_RUNNABLE
         KVM_EXIT_IO
         KVM_EXIT_IO_OUT
         KVM_EXIT_MMIO
@@ -65,6 +67,9 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint8_t data[8]
         uint32_t len
         uint8_t is_write
+
+    struct kvm_mp_state:
+        uint32_t mp_state
 
     struct kvm_run:
         uint8_t immediate_exit
@@ -201,6 +206,7 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exit
     """
     cdef _RunArea area = _RunArea(run_area)
     cdef int result, error = 0
+    cdef bint runnable = False    # since the last KVM_RUN, which has failed with EAGAIN
     cdef bint has_fast_path = serial is not None
     cdef GilRequest request = GilRequest()
     cdef ExitCounters counters = ExitCounters() if exits is None else exits
@@ -223,9 +229,14 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exit
                 counters.count(area.run, INTERRUPTED)
                 return -EINTR
             # EAGAIN: a vCPU that waited for its start-up IPI has received it, and has not run yet.
-            if error == EAGAIN:
+            # If it was runnable before, the host lets KVM start no thread, and retrying is endless.
+            if error == EAGAIN and area.run.immediate_exit:
+                return -EINTR
+            if error == EAGAIN and not runnable:
+                runnable = _is_runnable(vcpu_fd)
                 continue
             raise OSError(error, f"KVM_RUN: {strerror(error).decode()}")
+        runnable = False
         if area.run.exit_reason == KVM_EXIT_IO:
             counters.count(area.run, PIO)
             _serve_pio(area, pio_read, pio_write)
@@ -235,6 +246,12 @@ def run(int vcpu_fd, run_area, io, SerialFastPath serial=None, ExitCounters exit
         else:
             counters.count(area.run, OTHER)
             return area.run.exit_reason
+
+
+cdef bint _is_runnable(int vcpu_fd):
+    """Return True unless the vCPU waits for its start-up IPI."""
+    cdef kvm_mp_state state
+    return ioctl(vcpu_fd, KVM_GET_MP_STATE, &state) < 0 or state.mp_state == KVM_MP_STATE_RUNNABLE
 
 
 cdef bint _serve_serial(_RunArea area, SerialFastPath serial) noexcept nogil:

@@ -115,7 +115,7 @@ class LoopThread:
     def _run(self) -> None:
         try:
             run_on_new_loop(self._serve)
-        except OSError as error:
+        except BaseException as error:
             if self._loop.done():
                 raise
             self._loop.set_exception(error)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from guest_images.manifest import read_manifest
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.boot.bzimage import kernel_release
 from pyvmm.boot.errors import KernelUnusable, ModulesUnusable
 from pyvmm.boot.kernel_modules import find_modules
@@ -135,7 +136,8 @@ def _unpack(package: Path, target: Path) -> None:
 
 
 def _run(command: Sequence[str], package: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with process_limit_reported():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         raise ModulesUnusable(f"cannot unpack {package}: {reason[0]}")

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from guest_images.agent import agent_program
 from guest_images.recipe import BUSYBOX, BUSYBOX_PACKAGE
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.boot.errors import OverlayUnusable
 from pyvmm.boot.kernel_modules import read_module
 from pyvmm.boot.loader import check_unpacks
@@ -125,7 +126,8 @@ def _file_name(module: Path) -> str:
 
 def _add_userland(archive: CpioArchive) -> None:
     archive.add_file("/bin/busybox", BUSYBOX.read_bytes())
-    listing = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
+    with process_limit_reported():
+        listing = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
     for name in listing.stdout.split():
         if name not in _LINKED_APPLETS_EXCLUDED:
             archive.add_symlink(f"/bin/{name}", "busybox")

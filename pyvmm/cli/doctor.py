@@ -33,10 +33,11 @@ from guest_images.recipe import (
     TOOLS,
     check_tools,
 )
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.cli.installation import describe_installation, find_conflicts
 from pyvmm.cli.json_output import json_option, print_json
 from pyvmm.cli.remedies import remedy as remedy_for
-from pyvmm.errors import NotInstalled, UserError
+from pyvmm.errors import UserError
 from pyvmm.lab.kernel import find_kernel
 from pyvmm.lab.processors import DEFAULT_CPUS, single_processor_reason
 from pyvmm.lab.qemu import find_qemu
@@ -161,9 +162,12 @@ def check_qemu() -> Finding:
     """Report the version of the emulator, and the processors that a lab has with it."""
     try:
         path = find_qemu()
-    except NotInstalled as error:
+        with process_limit_reported():
+            output = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, check=False
+            )
+    except UserError as error:
         return Finding("QEMU", str(error), Needed.LAB, remedy_for(error))
-    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     version = (output.stdout.splitlines() or [path])[0]
     processors = f"{DEFAULT_CPUS} processor: {single_processor_reason(version)}"
     return Finding("QEMU", f"{version}; a lab has {processors}", Needed.LAB)
@@ -190,7 +194,7 @@ def check_image_tools() -> Finding:
     """Report the programs and headers that the image build uses, and busybox."""
     try:
         check_tools()
-    except NotInstalled as error:
+    except UserError as error:
         return Finding("image tools", str(error), Needed.IMAGE, remedy_for(error))
     if not BUSYBOX.is_file():
         remedy = f"apt-get install {BUSYBOX_PACKAGE}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.cli.errors import CommandError
 from pyvmm.cli.options import boot_option, given_parameters
 from pyvmm.files.errors import OutputNotWritten
@@ -204,7 +205,8 @@ def _run(chapter: Chapter, recording: Path, kvm: KvmMode) -> int:
         from pyvmm.cli.lab import run_guest_in_lab
 
         return run_guest_in_lab(argv, GUEST_RAM_MIB, files=files)
-    return subprocess.run(argv).returncode
+    with process_limit_reported():
+        return subprocess.run(argv).returncode
 
 
 def _show(recording: Path, view: str) -> int:

@@ -18,7 +18,7 @@ from pyvmm.boot import errors as boot
 from pyvmm.cache.directory import CacheUnusable
 from pyvmm.cli.errors import MORE_DESCRIPTORS, CommandError, RequestFailed
 from pyvmm.config import InvalidConfiguration
-from pyvmm.errors import NotInstalled, ThreadNotStarted, UserError
+from pyvmm.errors import NotInstalled, ProcessNotStarted, ThreadNotStarted, UserError
 from pyvmm.files.errors import OutputNotWritten
 from pyvmm.guest_agent import errors as agent
 from pyvmm.lab import errors as lab
@@ -41,6 +41,8 @@ from pyvmm.sockets.addresses import format_unix_address
 from pyvmm.trace.errors import RecordingNotWritten, RecordingUnusable
 from pyvmm.units import MIB
 
+_MORE_PROCESSES = "raise the limit of processes and threads, for example: ulimit -u 4096"
+
 REMEDIES: dict[type[UserError], str] = {
     CacheUnusable: "set XDG_CACHE_HOME to a directory that you may write to",
     HostMemoryUnavailable: "give the guest less with --memory",
@@ -49,7 +51,8 @@ REMEDIES: dict[type[UserError], str] = {
     MachineNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     PlatformNotCreated: "see 'pyvmm doctor', or use --kvm lab",
     TooManyOpenFiles: MORE_DESCRIPTORS,
-    ThreadNotStarted: "raise the limit of processes and threads, for example: ulimit -u 4096",
+    ProcessNotStarted: _MORE_PROCESSES,
+    ThreadNotStarted: _MORE_PROCESSES,
     OutputNotWritten: "choose another --output",
     UnsafeTarget: "give a larger target, or set this one with --force",
     VcpuNotStopped: "try again, or end the guest with: pyvmm quit",

@@ -14,6 +14,7 @@ import webbrowser
 from urllib.parse import quote
 
 from pyvmm.blocking.event_loop import run_on_new_loop
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.scope.live_guest import LiveGuest
 from pyvmm.scope.recorded_guest import RecordedGuest
 from pyvmm.scope.server import ScopeServer
@@ -51,7 +52,8 @@ async def _serve(source: LiveGuest | RecordedGuest, port: int, opens: bool, frag
         print_line(f"The scope is at {url} until Ctrl-C")
         sys.stdout.flush()
         if opens:
-            webbrowser.open(url)
+            with process_limit_reported():
+                webbrowser.open(url)
         await _until(stopped, guest)
         await server.close()
     finally:

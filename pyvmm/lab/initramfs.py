@@ -21,6 +21,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.boot.kernel_modules import read_module
 from pyvmm.cache.directory import cached_file
 from pyvmm.files.cpio import cpio
@@ -119,11 +120,12 @@ def _archive(kernel: LabKernel) -> bytes:
     from pyvmm.lab.elf_files import dynamic_loader, soname, trim_elf
 
     search_path = [str(_PACKAGE_ROOT), *(entry for entry in sys.path if entry)]
-    listing = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _LIST_LOADED, *search_path],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
+    with process_limit_reported():
+        listing = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _LIST_LOADED, *search_path],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
     loaded = json.loads(listing.stdout)
     files: dict[str, bytes] = {f"{PYTHON_HOME}/init.py": _INIT.encode()}
     for path, code in loaded["modules"].items():

@@ -18,6 +18,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.errors import NotInstalled
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.boot_snapshot import BootSnapshotError, QemuMonitor, resume_arguments
@@ -153,12 +154,13 @@ def _spawn(argv: list[str], fds: tuple[int, ...], stderr: int) -> subprocess.Pop
         if os.getppid() != parent:
             os._exit(1)
 
-    return subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=stderr,
-        stderr=stderr,
-        pass_fds=fds,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
+    with process_limit_reported():
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            pass_fds=fds,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from pyvmm.blocking.process_limit import process_limit_reported
 from pyvmm.learn.chapter import Chapter
 from pyvmm.learn.errors import ExerciseUnusable
 
@@ -68,14 +69,15 @@ def _run(
 ) -> int | None:
     """Return the exit status of the process, negative for a signal; None after the deadline."""
     module = "pyvmm.learn.check_process"
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, str(chapter.number), str(path), str(result.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        pass_fds=[result.fileno()],
-        start_new_session=True,
-    )
+    with process_limit_reported():
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(chapter.number), str(path), str(result.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[result.fileno()],
+            start_new_session=True,
+        )
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:

@@ -29,6 +29,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from pykvm import KvmError, System, Vcpu, Vm, abi, address_of, exits
+from pyvmm.errors import ThreadNotStarted
 from pyvmm.machine.errors import raise_if_too_many_files
 from pyvmm.machine.kvm_verdict import KVM_DEVICE
 
@@ -85,7 +86,7 @@ def probe_host_kvm() -> KvmFitness:
 def probe(device: str) -> KvmFitness:
     """Return the fitness of the KVM behind `device`; a faulty KVM is unfit, not an error.
 
-    Raises `TooManyOpenFiles`.
+    Raises `TooManyOpenFiles` and `ThreadNotStarted`.
     """
     if not os.path.exists(device):
         return KvmFitness(Verdict.MISSING, f"there is no {device}")
@@ -101,6 +102,8 @@ def probe(device: str) -> KvmFitness:
             return _judge(*_measure(system, vm))
     except KvmError as error:
         raise_if_too_many_files(error)
+        if error.errno == errno.EAGAIN:  # KVM starts a thread for a VM
+            raise ThreadNotStarted("the host lets this process start no more threads") from error
         return KvmFitness(Verdict.UNFIT, f"it cannot run a simple guest: {error}")
 
 

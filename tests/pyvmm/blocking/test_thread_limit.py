@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pyvmm.blocking import loop_thread
 from pyvmm.blocking.deadline import call_within
 from pyvmm.blocking.in_thread import call_in_thread
 from pyvmm.blocking.loop_thread import LoopThread
@@ -40,6 +41,15 @@ def test_a_refused_call_of_a_coroutine_is_one_error() -> None:
 
     with refused_threads(), pytest.raises(ThreadNotStarted):
         asyncio.run(call())
+
+
+def test_a_loop_that_cannot_be_created_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(main: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop_thread, "run_on_new_loop", fail)
+    with pytest.raises(MemoryError):
+        LoopThread("test")
 
 
 def test_other_errors_keep_their_type() -> None:

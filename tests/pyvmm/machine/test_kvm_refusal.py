@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import tempfile
 from ctypes import sizeof
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from pykvm import KvmError, abi
 from pyvmm.machine.errors import kvm_refusal
 from pyvmm_native import kvm_run
+from tests.project.sources import ROOT
 
 
 class NoDevices:
@@ -27,6 +30,45 @@ def test_kvm_run_of_something_else_is_a_refusal() -> None:
     with tempfile.TemporaryFile() as file, pytest.raises(OSError, match="KVM_RUN") as caught:
         kvm_run.run(file.fileno(), run_area, io)
     assert kvm_refusal(caught.value) == "KVM_RUN: Inappropriate ioctl for device"
+
+
+EAGAIN_PROGRAM = """
+import errno, sys, tempfile
+from ctypes import sizeof
+from pykvm import KvmError, Vcpu, abi
+from pyvmm_native import kvm_run
+from tests.native.seccomp import refuse
+
+class NoDevices:
+    pio_read = pio_write = mmio_read = mmio_write = None
+
+file = tempfile.TemporaryFile()
+size = sizeof(abi.kvm_run)
+file.truncate(size)
+vcpu = Vcpu(file.fileno(), size)
+vcpu.kvm_run.immediate_exit = sys.argv[2] == "kicked"
+if sys.argv[1] == "pykvm":
+    vcpu.get_mp_state = lambda: abi.KVM_MP_STATE_RUNNABLE
+refuse(16, errno.EAGAIN)
+try:
+    if sys.argv[1] == "pykvm":
+        print(vcpu.run() == abi.KVM_EXIT_INTR)
+    else:
+        print(kvm_run.run(file.fileno(), vcpu.run_area, NoDevices()) == -errno.EINTR)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize("loop", ["pykvm", "native"])
+@pytest.mark.parametrize(("state", "printed"), [("kicked", "True"), ("running", "EAGAIN")])
+def test_a_runnable_vcpu_is_not_retried_for_ever(loop: str, state: str, printed: str) -> None:
+    """As where KVM may not start its thread."""
+    done = subprocess.run(
+        [sys.executable, "-c", EAGAIN_PROGRAM, loop, state],
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == f"{printed}\n"
 
 
 @pytest.mark.parametrize(
