@@ -23,9 +23,6 @@ otherwise. While blocks are received from a unix socket it does, for the time th
 deadline (SO_RCVTIMEO): the kernel then fills all of it in one call. Sending waits in poll(2),
 because a unix socket applies SO_SNDTIMEO to each of its buffers separately: a peer that takes a
 little before each time-out would prolong it.
-With one processor for both, the kernel would interrupt the sender for each buffer of a unix socket
-to run the receiver that waits. It does not for a thread of SCHED_BATCH, which the receiver is there
-meanwhile: the sender then fills the socket first.
 No memory is allocated for a block, and the GIL is not held.
 """
 
@@ -56,14 +53,6 @@ cdef extern from "<poll.h>" nogil:
     short POLLIN
     short POLLOUT
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
-
-cdef extern from "<sched.h>" nogil:
-    struct sched_param:
-        int sched_priority
-    int SCHED_BATCH
-    int SCHED_OTHER
-    int sched_getscheduler(int tid)
-    int sched_setscheduler(int tid, int policy, const sched_param *param)
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int FIONBIO
@@ -132,7 +121,6 @@ cdef class PageSocket:
     cdef uint8_t *_piece
     cdef size_t _piece_bytes
     cdef bint _is_tcp
-    cdef bint _yields
     cdef double _deadline
     cdef double _block_s
     cdef double _batch_ends_at
@@ -145,7 +133,6 @@ cdef class PageSocket:
     def __cinit__(self, int fd, GuestMemory memory not None, Checksum checksum not None):
         self._fd, self._memory, self._checksum = fd, memory, checksum
         self._is_tcp = family_of(fd) != AF_UNIX
-        self._yields = not self._is_tcp and len(os.sched_getaffinity(0)) == 1
         self._piece_bytes = TCP_PIECE_BYTES if self._is_tcp else UNIX_PIECE_BYTES
         self._piece = <uint8_t *>malloc(self._piece_bytes)
         if self._piece == NULL:
@@ -188,7 +175,7 @@ cdef class PageSocket:
         the connection inside a block.
         """
         cdef int error
-        cdef bint batch, right = True
+        cdef bint right = True
         cdef uint64_t pages = 0
         if head.shape[0] != HEAD_BYTES_:
             raise ValueError(f"no head of a block: {head.shape[0]} bytes")
@@ -198,14 +185,11 @@ cdef class PageSocket:
         with nogil:
             memcpy(self._ahead, &head[0], HEAD_BYTES_)
             self._ahead_bytes = 0
-            batch = self._yields and change_policy(SCHED_OTHER, SCHED_BATCH)
             self._set_blocking(True)
             error = self._receive_batch(&head[0], &right, &pages)
             if self._is_tcp:
                 self._wake_at(1)
             self._set_blocking(False)
-            if batch:
-                change_policy(SCHED_BATCH, SCHED_OTHER)
         raise_error(error)
         return right, pages, PyBytes_FromStringAndSize(<char *>self._ahead, self._ahead_bytes)
 
@@ -451,13 +435,6 @@ cdef double LONGEST_S = 1e6    # of one wait; poll(2) takes an int of millisecon
 cdef double BATCH_S = 0.02
 # A sender may stop before the mark when the window gets small, and resume only when it is larger.
 cdef double MARK_WAIT_S = 0.005
-
-
-cdef bint change_policy(int old, int new) noexcept nogil:
-    """Schedule this thread by the policy `new`, if its policy is `old`; return whether it is."""
-    cdef sched_param param
-    param.sched_priority = 0
-    return sched_getscheduler(0) == old and sched_setscheduler(0, new, &param) == 0
 
 
 cdef inline double now_s() noexcept nogil:

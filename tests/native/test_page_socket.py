@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import math
 import mmap
-import os
 import socket
 import termios
 import threading
@@ -66,10 +65,6 @@ def tcp_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         one.setblocking(False)
         other.setblocking(False)
         yield one, other
-
-
-def is_nonblocking(stream: socket.socket) -> bool:
-    return bool(fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_NONBLOCK)
 
 
 def send_all(sender: PageSocket, heads: bytes) -> tuple[int, int]:
@@ -282,37 +277,6 @@ def test_received_pages_are_logged_as_dirty() -> None:
         page_socket(other, copy).receive_blocks(head_of({3, 4, 9}), math.inf)
     found = [PageRuns.from_bitmap(bits, first) for first, bits in copy.take_dirty_pages()]
     assert found[0] == PageRuns([(3, 2), (9, 1)])
-
-
-@pytest.mark.parametrize("shares_processor", [True, False])
-@pytest.mark.parametrize("policy", [os.SCHED_OTHER, os.SCHED_IDLE])
-def test_a_receiver_does_not_interrupt_a_sender_on_its_processor(
-    policy: int, shares_processor: bool
-) -> None:
-    processors = sorted(os.sched_getaffinity(0))
-    if len(processors) == 1 and not shares_processor:
-        pytest.skip("this machine has one processor")
-    afterwards: list[int] = []
-
-    def receive() -> None:
-        os.sched_setaffinity(0, processors[:1] if shares_processor else processors)
-        os.sched_setscheduler(0, policy, os.sched_param(0))
-        page_socket(other, new_memory(), "none").receive_blocks(WHOLE, math.inf)
-        afterwards.append(os.sched_getscheduler(0))
-
-    with sockets() as (one, other):
-        thread = threading.Thread(target=receive, daemon=True)
-        thread.start()
-        assert thread.native_id is not None
-        wanted = os.SCHED_BATCH if shares_processor and policy == os.SCHED_OTHER else policy
-        ends_at = time.monotonic() + 10
-        while is_nonblocking(other) and time.monotonic() < ends_at:  # until it receives
-            time.sleep(0.01)
-        assert os.sched_getscheduler(thread.native_id) == wanted
-        one.setblocking(True)
-        one.sendall(bytes(BLOCK_PAGES * PAGE + 8))
-        thread.join(10)
-    assert afterwards == [policy]
 
 
 @pytest.mark.parametrize("sent", [0, 5000])
