@@ -185,15 +185,15 @@ def test_records_take_memory_only_for_their_runs() -> None:
 
 
 WORST_RECORDS = """
-from resource import RUSAGE_SELF, getrusage
 from pyvmm_native.runs import PageRuns
+from tests.peak_memory import peak_kib
 words = bytearray(b"\\x55" * (1 << 20))
 for i in range(1 << 16):
     start = 64 * ((1 << 16) - i)
     words[16 * i : 16 * i + 8] = (start | 12 << 52 | 8 << 58).to_bytes(8, "little")
-before = getrusage(RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 runs = PageRuns.from_hybrid_records(words, distinct=True)
-print(len(runs), getrusage(RUSAGE_SELF).ru_maxrss - before)
+print(len(runs), peak_kib() - before)
 """
 
 

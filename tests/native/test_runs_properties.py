@@ -178,12 +178,12 @@ def test_a_bitmap_takes_memory_only_for_its_runs() -> None:
 
 
 WORST_BITMAP = """
-from resource import RUSAGE_SELF, getrusage
 from pyvmm_native.runs import PageRuns
+from tests.peak_memory import peak_kib
 bitmap = b"\\x55" * (1 << 20)
-before = getrusage(RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 runs = PageRuns.from_bitmap(bitmap).scaled(1).whole(1)
-print(len(runs), getrusage(RUSAGE_SELF).ru_maxrss - before)
+print(len(runs), peak_kib() - before)
 """
 
 
