@@ -164,9 +164,7 @@ cdef class PageSocket:
         raise_error(error)
         return sent, size
 
-    def receive_blocks(
-        self, const uint8_t[::1] head not None, double deadline, double block_s=float("inf")
-    ):
+    def receive_blocks(self, const uint8_t[::1] head not None, double deadline, double block_s):
         """Receive the block whose `head` has arrived, and those that follow it at once.
 
         Each of those has `block_s` seconds, as the first may have waited for most of its time.

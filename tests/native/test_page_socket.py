@@ -113,7 +113,7 @@ def test_a_block_arrives_in_the_same_pages_and_nowhere_else(pages: set[int], nam
     with sockets() as (one, other):
         thread = while_sending(one, memory, pages, name)
         assert receive_head(other) == head_of(pages)
-        received = page_socket(other, copy, name).receive_blocks(head_of(pages), math.inf)
+        received = page_socket(other, copy, name).receive_blocks(head_of(pages), math.inf, math.inf)
         thread.join(10)
     assert received == (True, len(pages), b"")
     assert nonzero(copy, ALL) == PageRuns((page, 1) for page in pages)
@@ -140,7 +140,11 @@ def test_a_changed_bit_is_noticed(pages: set[int], where: int, bit: int, name: s
         thread = threading.Thread(target=third.sendall, args=(data,))
         thread.start()
         receiver = page_socket(fourth, copy, name)
-        assert receiver.receive_blocks(head_of(pages), math.inf) == (False, len(pages), b"")
+        assert receiver.receive_blocks(head_of(pages), math.inf, math.inf) == (
+            False,
+            len(pages),
+            b"",
+        )
         thread.join(10)
 
 
@@ -165,7 +169,7 @@ def test_a_block_may_arrive_in_pieces_of_any_size(step: int) -> None:
 
         relaying = threading.Thread(target=relay, daemon=True)
         relaying.start()
-        assert page_socket(fourth, copy).receive_blocks(head_of(pages), math.inf)[0]
+        assert page_socket(fourth, copy).receive_blocks(head_of(pages), math.inf, math.inf)[0]
         relaying.join(10)
         thread.join(10)
     assert nonzero(copy, ALL) == nonzero(memory, ALL)
@@ -178,7 +182,7 @@ def test_bytes_after_a_block_are_returned_or_left(following: bytes) -> None:
         while_sending(one, memory, {3}).join(10)
         one.send(following)
         receive_head(other)
-        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf)
+        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf, math.inf)
         assert received == (True, 1, following)
         for stream in (one, other):
             with pytest.raises(BlockingIOError):
@@ -201,7 +205,7 @@ def test_one_call_sends_and_one_receives_several_blocks(family: str) -> None:
         thread.start()
         head, received, receiver = receive_head(other), 0, page_socket(other, copy)
         while head:
-            right, count, ahead = receiver.receive_blocks(head, math.inf)
+            right, count, ahead = receiver.receive_blocks(head, math.inf, math.inf)
             assert right
             received += count
             other.setblocking(True)
@@ -252,7 +256,7 @@ def test_a_changed_head_is_left_to_the_caller(at: int) -> None:
         while_sending(one, memory, {3}).join(10)
         one.send(changed)
         receive_head(other)
-        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf)
+        received = page_socket(other, copy).receive_blocks(head_of({3}), math.inf, math.inf)
         assert received == (True, 1, bytes(changed))
 
 
@@ -264,7 +268,7 @@ def test_a_head_of_no_pages_or_of_pages_outside_ram_is_left_to_the_caller(head: 
         while_sending(one, new_memory(), {3}).join(10)
         one.send(head)
         receive_head(other)
-        received = page_socket(other, new_memory()).receive_blocks(head_of({3}), math.inf)
+        received = page_socket(other, new_memory()).receive_blocks(head_of({3}), math.inf, math.inf)
         assert received == (True, 1, head)
 
 
@@ -274,7 +278,7 @@ def test_received_pages_are_logged_as_dirty() -> None:
     with sockets() as (one, other):
         while_sending(one, memory, {3, 4, 9}).join(10)
         receive_head(other)
-        page_socket(other, copy).receive_blocks(head_of({3, 4, 9}), math.inf)
+        page_socket(other, copy).receive_blocks(head_of({3, 4, 9}), math.inf, math.inf)
     found = [PageRuns.from_bitmap(bits, first) for first, bits in copy.take_dirty_pages()]
     assert found[0] == PageRuns([(3, 2), (9, 1)])
 
@@ -286,11 +290,11 @@ def test_a_peer_that_closes_or_falls_silent_is_noticed(sent: int) -> None:
         one.send(bytes(sent))
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
-            receiver.receive_blocks(head_of({0, 1}), begin + 0.1)
+            receiver.receive_blocks(head_of({0, 1}), begin + 0.1, math.inf)
         assert 0.1 <= time.monotonic() - begin < 5
         one.close()
         with pytest.raises(EOFError):
-            receiver.receive_blocks(head_of({0, 1}), math.inf)
+            receiver.receive_blocks(head_of({0, 1}), math.inf, math.inf)
 
 
 def test_a_peer_that_reads_nothing_or_closes_is_noticed() -> None:
@@ -330,7 +334,7 @@ def test_the_kernel_chooses_the_buffer_of_a_tcp_socket() -> None:
         before = other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         receiver = page_socket(other, new_memory())
         with pytest.raises(TimeoutError):
-            receiver.receive_blocks(WHOLE, time.monotonic() + 0.1)
+            receiver.receive_blocks(WHOLE, time.monotonic() + 0.1, math.inf)
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
         assert other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
@@ -359,7 +363,7 @@ def test_less_than_the_low_water_mark_is_taken_from_tcp_soon() -> None:
 
 def receive_until_closed(receiver: PageSocket) -> None:
     with pytest.raises(EOFError):
-        receiver.receive_blocks(WHOLE, math.inf)
+        receiver.receive_blocks(WHOLE, math.inf, math.inf)
 
 
 def test_another_thread_can_shut_the_socket_down() -> None:
@@ -367,7 +371,7 @@ def test_another_thread_can_shut_the_socket_down() -> None:
         receiver = page_socket(other, new_memory())
         threading.Timer(0.1, other.shutdown, (socket.SHUT_RDWR,)).start()
         with pytest.raises(EOFError):
-            receiver.receive_blocks(head_of({0}), math.inf)
+            receiver.receive_blocks(head_of({0}), math.inf, math.inf)
         assert one.recv(1) == b""
 
 
@@ -385,7 +389,8 @@ def test_another_thread_can_shut_the_socket_down() -> None:
 def test_pages_outside_ram_are_refused_and_nothing_is_sent(method: str, head: bytes) -> None:
     with sockets() as (one, other):
         with pytest.raises(ValueError, match="block"):
-            getattr(page_socket(one, new_memory()), method)(head, math.inf)
+            limits = (math.inf, math.inf) if method == "receive_blocks" else (math.inf,)
+            getattr(page_socket(one, new_memory()), method)(head, *limits)
         with pytest.raises(BlockingIOError):
             other.recv(1)
 
