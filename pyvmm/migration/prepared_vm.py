@@ -88,8 +88,10 @@ def prepare_vm() -> PreparedVm:
 
 
 def _rehearsed_setup() -> KvmSetup:
-    setup = KvmSetup(make_ram(_SMALL))
+    ram = make_ram(_SMALL)
     with ExitStack() as refused:
+        refused.callback(ram.close)
+        setup = KvmSetup(ram)
         refused.callback(setup.close)
         output = ByteQueue(lambda: None, 1)
         platform = Platform(_SMALL, console_output=output, tracer=LogTracer(), setup=setup)
