@@ -388,8 +388,8 @@ def test_another_thread_can_shut_the_socket_down() -> None:
 @pytest.mark.parametrize("method", ["send_blocks", "receive_blocks"])
 def test_pages_outside_ram_are_refused_and_nothing_is_sent(method: str, head: bytes) -> None:
     with sockets() as (one, other):
+        limits = (math.inf, math.inf) if method == "receive_blocks" else (math.inf,)
         with pytest.raises(ValueError, match="block"):
-            limits = (math.inf, math.inf) if method == "receive_blocks" else (math.inf,)
             getattr(page_socket(one, new_memory()), method)(head, *limits)
         with pytest.raises(BlockingIOError):
             other.recv(1)
