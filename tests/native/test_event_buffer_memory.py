@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 HALF_MIB = 64
 PROGRAM = f"""
 from pyvmm.trace.tracer import EventTracer
@@ -31,6 +33,7 @@ show()
 """
 
 
+@pytest.mark.resident_memory
 def test_memory_for_events_is_taken_as_they_come() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True

@@ -174,6 +174,7 @@ def test_many_records_in_any_order_are_sorted() -> None:
     assert from_ranges(packed([pfn << 12 | 1 for pfn in frames])) == expected
 
 
+@pytest.mark.resident_memory
 def test_records_take_memory_only_for_their_runs() -> None:
     """The largest result of a guest's message, 2 Mi runs of 16 bytes, twice while it is sorted."""
     output = subprocess.run(

@@ -167,6 +167,7 @@ def test_a_large_bitmap_of_many_runs_is_decoded() -> None:
     assert len(runs.union(PageRuns.from_bitmap(b"\xaa" * 32768))) == 1
 
 
+@pytest.mark.resident_memory
 def test_a_bitmap_takes_memory_only_for_its_runs() -> None:
     """The largest result of a guest's bitmap, 4 Mi runs of 16 bytes, in a process of its own."""
     output = subprocess.run(

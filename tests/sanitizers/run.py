@@ -42,12 +42,9 @@ ADDRESS_TESTS = (
 """Those that reach native code; not those of time limits, for they run at half the speed."""
 IGNORED_TESTS = (
     "tests/conformance/test_conformance_document.py",
-    "tests/native/test_event_buffer_memory.py",
     "tests/native/test_native_docs.py",
-    "tests/pyvmm/memory/test_heap.py",
-    "tests/pyvmm/memory/test_rss.py",
 )
-"""They read documents, or measure resident memory, which a sanitizer changes."""
+"""They read documents."""
 FUZZER_OPTIONS = ["-rss_limit_mb=4096", "-print_final_stats=1"]
 FUZZER_RUNTIME = Path(sysconfig.get_path("purelib"), "asan_with_fuzzer.so")
 """Atheris' build of the runtime: that of gcc would hide libFuzzer's counters."""
@@ -145,9 +142,10 @@ def main(seconds: int = 60) -> None:
     with step("defects that must be noticed"):
         check_defects()
     with step("tests"), package(ADDRESS) as directory:
-        workers = ("-n", str(PROCESSORS), "--dist", "worksteal", "-m", "not kvm")
+        workers = ("-n", str(PROCESSORS), "--dist", "worksteal")
+        chosen = ("-m", "not kvm and not resident_memory", *ADDRESS_TESTS)
         ignored = (f"--ignore={path}" for path in IGNORED_TESTS)
-        run(ADDRESS, directory, *PYTEST, *workers, *ignored, *ADDRESS_TESTS)
+        run(ADDRESS, directory, *PYTEST, *workers, *ignored, *chosen)
     with step(f"fuzzers, {seconds} s each"):
         run_fuzzers(seconds)
 

@@ -26,6 +26,7 @@ print(freed - before, resident_mib() - before, len(kept))
 """
 
 
+@pytest.mark.resident_memory
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
 def test_free_memory_of_the_heap_is_returned() -> None:
     done = subprocess.run(

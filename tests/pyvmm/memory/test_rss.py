@@ -8,10 +8,13 @@ import mmap
 import os
 import time
 
+import pytest
+
 from pyvmm.memory.rss import RssSampler, resident_bytes
 from pyvmm.units import MIB
 
 
+@pytest.mark.resident_memory
 def test_resident_memory_grows_with_what_is_touched() -> None:
     gc.collect()  # what other tests have left would be freed meanwhile
     with mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
