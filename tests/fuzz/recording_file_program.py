@@ -73,7 +73,7 @@ def _file(data: bytes) -> bytes:
     parts = [FileHeader(LIMITS[how % len(LIMITS)], {"pyvmm": "1"}).encode()]
     seq = 0
     while choices.left and len(parts) <= MAX_CHUNKS:
-        chunk, seq = _chunk(choices, seq)
+        chunk, seq = _chunk(choices, seq % (1 << 64))
         parts.append(chunk)
     made = b"".join(parts)
     return made[: len(made) - choices.number()] if how & 0x80 else made

@@ -43,6 +43,12 @@ def test_a_good_recording_is_valid(how: int) -> None:
     assert recording_file_program.run(bytes([how, 0]) + bytes(8) + b"\0" + bytes(8))
 
 
+def test_sequence_numbers_wrap_around() -> None:
+    """A chunk that begins with the last number, and one that follows it."""
+    first = bytes([2]) + bytes(7 * [255]) + bytes([255]) + bytes(8)
+    assert not recording_file_program.run(bytes([4]) + first + bytes([0]) + bytes(8))
+
+
 # --- Files that are made to take long ---------------------------------------------------------
 class CountingFile(io.FileIO):
     """A file that counts the bytes that are read from it."""
