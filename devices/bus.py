@@ -16,7 +16,7 @@ once: the machine's device lock covers both.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,9 @@ class Bus:
         if self.overlaps(start, length):
             raise ValueError(f"{self.name}: {start:#x}, length {length:#x} is already in use")
         entry = (start, start + length, device.read, device.write)
-        ranges = sorted([*self._map[1], entry], key=lambda each: each[0])
-        self._map = ([first for first, *_ in ranges], ranges)
+        starts, ranges = self._map
+        at = bisect_right(starts, start)
+        self._map = [*starts[:at], start, *starts[at:]], [*ranges[:at], entry, *ranges[at:]]
 
     def unmap(self, start: int) -> None:
         """Remove the range that was mapped at `start`; ValueError if there is none."""
@@ -65,7 +66,9 @@ class Bus:
 
     def overlaps(self, start: int, length: int) -> bool:
         """Return whether any byte of [start, start + length) belongs to a device."""
-        return any(first < start + length and start < end for first, end, *_ in self._map[1])
+        starts, ranges = self._map
+        before_end = bisect_left(starts, start + length)
+        return before_end > 0 and ranges[before_end - 1][1] > start
 
     # Both search inline: a function call would cost as much as the search, at every access.
     def read(self, address: int, size: int) -> int:

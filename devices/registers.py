@@ -34,7 +34,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from devices.ports import Tracer
@@ -52,6 +52,11 @@ class Access(enum.Enum):
 
 # Python 3.11 looks up members of an enumeration slowly; these are compared on every access.
 _RO, _W1C, _WO = Access.RO, Access.W1C, Access.WO
+
+
+def _nothing() -> int:
+    """Read a register that is write only."""
+    return 0
 
 
 class Register(NamedTuple):
@@ -83,6 +88,9 @@ class Register(NamedTuple):
         return self.offset + self.size
 
 
+_offset = attrgetter("offset")
+
+
 class RegisterTable:
     """A `BusDevice` made of registers; also `Stateful`.
 
@@ -97,26 +105,34 @@ class RegisterTable:
     ) -> None:
         self.name = name
         self._tracer = tracer
-        self._rows = tuple(sorted(registers, key=lambda register: register.offset))
-        self._by_name = {register.name: register for register in self._rows}
-        self._by_span = {(register.offset, register.size): register for register in self._rows}
-        self._check()
-        self._values = {row.name: row.reset for row in self._rows if row.read is None}
-        self._readers = {row.name: self._reader(row) for row in self._rows}
+        self._rows = tuple(sorted(registers, key=_offset))
+        by_name: dict[str, Register] = {}
+        by_span: dict[tuple[int, int], Register] = {}
+        values: dict[str, int] = {}
+        readers: dict[str, Callable[[], int]] = {}
+        exact_readers: dict[tuple[int, int], Callable[[], int]] = {}
+        kept, end, before = values.__getitem__, 0, ""
+        for row in self._rows:  # in one pass: a machine has hundreds of registers
+            row_name, offset, size, access, read, write, reset, *_ = row
+            if offset < end:
+                raise ValueError(f"{name}: {before} overlaps {row_name}")
+            if read is None:
+                values[row_name] = reset
+                read = partial(kept, row_name)
+            elif write is None and access is not _RO:
+                raise ValueError(f"{name}: {row_name} has no write handler")
+            if access is _WO:
+                read = _nothing
+            span = offset, size
+            end, before = offset + size, row_name
+            by_name[row_name] = by_span[span] = row
+            readers[row_name] = exact_readers[span] = read
+        if len(by_name) != len(self._rows):
+            raise ValueError(f"{name}: two registers have the same name")
+        self._by_name, self._by_span, self._values = by_name, by_span, values
+        self._readers = readers
         # What nearly every unwatched read needs, in one look-up.
-        self._exact_readers = {
-            (row.offset, row.size): self._readers[row.name] for row in self._rows
-        }
-
-    def _check(self) -> None:
-        if len(self._by_name) != len(self._rows):
-            raise ValueError(f"{self.name}: two registers have the same name")
-        for before, after in pairwise(self._rows):
-            if before.end > after.offset:
-                raise ValueError(f"{self.name}: {before.name} overlaps {after.name}")
-        for register in self._rows:
-            if register.read and not register.write and register.access is not _RO:
-                raise ValueError(f"{self.name}: {register.name} has no write handler")
+        self._exact_readers = exact_readers
 
     # --- The owner's side -------------------------------------------------------------------
     @property
@@ -228,14 +244,6 @@ class RegisterTable:
         if register.access in (_W1C, _WO):
             return 0
         return self._readers[register.name]() & ~written
-
-    def _reader(self, register: Register) -> Callable[[], int]:
-        """Return the function that reads the register, chosen once because reads are hot."""
-        if register.access is _WO:
-            return lambda: 0
-        if register.read is not None:
-            return register.read
-        return partial(self._values.__getitem__, register.name)
 
     def _read_register(self, register: Register) -> int:
         value = self._readers[register.name]()
