@@ -11,6 +11,7 @@ program and writes the reply, until standard input ends.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # For `to_thread`, which is called during the move.
 import sys
 from contextlib import closing
 
