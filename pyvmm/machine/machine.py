@@ -257,6 +257,7 @@ class Machine:
 
         Neither vCPUs nor an event loop have been started.
         """
+        self.catch_notifications(False)  # KVM would keep the addresses of closed eventfds
         self._close_pci_devices()
         self.platform.setup.remove_ram()
         return self.platform.setup

@@ -158,9 +158,12 @@ class _IncomingTarget:
         self.running: asyncio.Task[ExitResult] | None = None
 
     def create_machine(self, config: MachineConfig) -> Ram:
-        machine = self._machine = call_on_loop(self._loop, lambda: self._make(config))
-        call_on_loop(self._loop, machine.prepare_incoming)
-        return machine.ram
+        def create() -> Ram:
+            machine = self._machine = self._make(config)
+            machine.prepare_incoming()
+            return machine.ram
+
+        return call_on_loop(self._loop, create)
 
     def restore(self, parts: Sequence[Record]) -> None:
         assert self._machine is not None

@@ -9,9 +9,10 @@
 The source waits while the destination creates a machine. Most of that does not depend on the guest:
 the VM with its interrupt controllers, timer and first vCPU, and what KVM says of them. Code that
 runs for the first time in a process also takes several times as long as later. So a small machine
-is created, restored and taken apart, and its VM is kept for the first guest, whose RAM is mapped
-only when its source has sent a valid configuration. Later sources, if the first one fails, find
-none and wait longer.
+is created, and its devices get drivers (`pyvmm.migration.rehearsal_driver`); a second one is
+restored from its parts, as a guest's machine will be. Both are taken apart, and their VM is kept
+for the first guest, whose RAM is mapped only when its source has sent a valid configuration. Later
+sources, if the first one fails, find none and wait longer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pyvmm.machine.errors import PlatformNotCreated
 from pyvmm.machine.kvm_setup import KvmSetup, make_ram
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.platform import Platform
+from pyvmm.migration.rehearsal_driver import start_drivers
 from pyvmm.trace.logging import LogTracer
 from pyvmm_native.serial import ByteQueue
 
@@ -37,6 +39,7 @@ _SMALL = MachineConfig(
     vcpus=1,
     dialect="bitmap",
 )
+_REHEARSALS = 1
 
 
 class PreparedVm:
@@ -93,10 +96,19 @@ def _rehearsed_setup() -> KvmSetup:
         refused.callback(ram.close)
         setup = KvmSetup(ram)
         refused.callback(setup.close)
-        output = ByteQueue(lambda: None, 1)
-        platform = Platform(_SMALL, console_output=output, tracer=LogTracer(), setup=setup)
-        machine = Machine(platform)
+        machine = _small_machine(setup)
         machine.rehearse()
+        start_drivers(machine)
+        parts = machine.save_parts()
+        machine.dismantle()
+        setup.add_ram(make_ram(_SMALL))
+        machine = _small_machine(setup)
+        machine.restore_parts(parts)
         machine.dismantle()
         refused.pop_all()
     return setup
+
+
+def _small_machine(setup: KvmSetup) -> Machine:
+    output = ByteQueue(lambda: None, 1)
+    return Machine(Platform(_SMALL, console_output=output, tracer=LogTracer(), setup=setup))

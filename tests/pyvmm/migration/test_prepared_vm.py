@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.state import Fields, decode
+from devices.virtio.status import LIVE
 from pykvm import KvmError, Vcpu, Vm, abi
 from pyvmm.config import MachineConfig
 from pyvmm.machine.errors import MachineNotCreated, PlatformNotCreated
@@ -25,6 +27,7 @@ from pyvmm.memory.errors import HostMemoryUnavailable
 from pyvmm.memory.ram import Ram
 from pyvmm.migration import prepared_vm
 from pyvmm.migration.prepared_vm import PreparedVm, prepare_vm
+from pyvmm.migration.rehearsal_driver import start_drivers
 from pyvmm.state.parts import MachineParts
 from pyvmm.trace.logging import LogTracer
 from pyvmm.units import GIB, MIB
@@ -74,25 +77,28 @@ def is_there(prepared: PreparedVm) -> bool:
     return setup is not None
 
 
-def saved(config: MachineConfig) -> list[Record]:
-    """Return the parts of a guest whose last vCPU has 22 in a register."""
+def saved(config: MachineConfig, *, drivers: bool = False) -> list[Record]:
+    """Return the parts of a guest, perhaps with drivers, whose last vCPU has 22 in a register."""
     with closing(machine_of(config)) as source:
         source.prepare_incoming()
+        if drivers:
+            start_drivers(source)
         source.vcpu_threads[-1].vcpu.set_regs(abi.kvm_regs(rbx=22, rflags=2))
         return source.save_parts()
 
 
-def restored_kinds(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Return a list to which each `MachineParts.restore` adds the kinds of its records."""
-    kinds, restore = list[list[str]](), MachineParts.restore
+def restored_parts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Record]]:
+    """Return a list to which each `MachineParts.restore` adds its records, by kind."""
+    all_parts: list[dict[str, Record]] = []
+    restore = MachineParts.restore
 
     def observed(parts: MachineParts, records: Iterable[Record]) -> None:
         given = list(records)
-        kinds.append([record.kind for record in given])
+        all_parts.append({record.kind: record for record in given})
         restore(parts, given)
 
     monkeypatch.setattr(MachineParts, "restore", observed)
-    return kinds
+    return all_parts
 
 
 @needs_kvm
@@ -121,10 +127,11 @@ def test_the_first_guest_is_restored_in_the_vm_with_its_own_ram(config: MachineC
 def test_a_small_machine_is_rehearsed_and_its_vm_is_not_queried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kinds = restored_kinds(monkeypatch)
+    restored = restored_parts(monkeypatch)
     with closing(prepare_vm()) as prepared:
-        assert len(kinds) == 1
-        assert {"kvm-vcpu", "kvm-vm", "virtio_balloon"} <= set(kinds[0])
+        assert len(restored) == 2
+        for parts in restored:
+            assert {"kvm-vcpu", "kvm-vm", "virtio_balloon"} <= parts.keys()
         config = config_of(64)
         with closing(machine_of(config, prepared)) as machine:
 
@@ -134,7 +141,33 @@ def test_a_small_machine_is_rehearsed_and_its_vm_is_not_queried_again(
             with monkeypatch.context() as patches:
                 patches.setattr(Vcpu, "get_cpuid2", refuse)
                 machine.prepare_incoming()
-            assert len(kinds) == 1
+            assert len(restored) == 2
+
+
+@needs_kvm
+def test_the_rehearsal_restores_devices_that_drivers_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored = restored_parts(monkeypatch)
+    with closing(prepare_vm()):
+        pass
+    balloon = Fields("virtio_balloon", decode(restored[-1]["virtio_balloon"].payload))
+    device, interrupts = balloon.part("device"), balloon.part("interrupts")
+    assert device.number("status") == LIVE
+    queues = device.parts("queues")
+    assert queues
+    assert all(queue.numbers("indices") == [0, 0] for queue in queues)
+    assert interrupts.numbers("queue_vectors") == [*range(1, 1 + len(queues))]
+
+
+@needs_kvm
+@pytest.mark.parametrize("config", [config_of(64), OTHER], ids=["small", "other"])
+def test_a_guest_may_have_the_addresses_of_the_rehearsal(config: MachineConfig) -> None:
+    records = saved(config, drivers=True)
+    with closing(prepare_vm()) as prepared, closing(machine_of(config, prepared)) as machine:
+        machine.prepare_incoming()
+        machine.restore_parts(records)
+        for device in machine.pci_devices.values():
+            assert device.model.running
+        assert machine.vcpu_threads[-1].vcpu.get_regs().rbx == 22
 
 
 @needs_kvm
