@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pyvmm.blocking.in_thread import call_in_thread
-from pyvmm.errors import ThreadNotStarted
+from pyvmm.blocking.in_thread import Worker
 from pyvmm.machine.catalogue import CATALOGUE, part_kinds
 from pyvmm.migration.errors import IncomingMigrationFailed, MigrationError
 from pyvmm.migration.loop_calls import call_on_loop
@@ -85,18 +84,23 @@ async def accept_migration(
     `make` creates a VM that may have `devices`, and that the caller closes. It is called again if a
     source fails before it has sent any state; the VM created before is not used any more then.
     `on_refused` is called for such a source, and for other connections that are not the source.
-    Raises `UserError` when the migration has failed later: no guest runs here then. Cancellation
-    has no effect once the guest runs.
+    Raises `UserError` when the migration has failed later: no guest runs here then; and
+    `ThreadNotStarted` before the wait. Cancellation has no effect once the guest runs.
 
     Threads: event loop.
     """
     target = _IncomingTarget(asyncio.get_running_loop(), make, devices)
-    candidates = SourceCandidates(listener, target, timeouts, on_refused)
+    receiver = Worker("migration")  # now: the source waits while a thread is started
+    try:
+        candidates = SourceCandidates(listener, target, timeouts, on_refused)
+    except BaseException:
+        receiver.end()
+        raise
     try:
         while target.running is None:
             source = await candidates.next()
             try:
-                await _receive(source, timeouts.end)
+                await _receive(source, receiver, timeouts.end)
             except MigrationError as error:
                 if candidates.closed:
                     raise
@@ -108,10 +112,11 @@ async def accept_migration(
             raise
     finally:
         candidates.close()
+        receiver.end()
     return target.running
 
 
-async def _receive(source: Source, end_s: float) -> None:
+async def _receive(source: Source, receiver: Worker, end_s: float) -> None:
     """Receive the guest in the migration's thread; if cancelled, abort and wait `end_s` for it.
 
     Further cancellations, as by a second signal, do not end that wait.
@@ -121,11 +126,7 @@ async def _receive(source: Source, end_s: float) -> None:
         with contextlib.closing(source.link):
             source.migration.run()
 
-    try:
-        work = call_in_thread("migration", receive)
-    except ThreadNotStarted as error:
-        source.link.close()
-        raise MigrationError(str(error)) from error
+    work = receiver.call(receive)
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from pyvmm.blocking.in_thread import call_in_thread
+from pyvmm.blocking.in_thread import Worker, call_in_thread
 from pyvmm.errors import ThreadNotStarted
 from pyvmm.migration.destination import DestinationMigration, Target
 from pyvmm.migration.errors import MigrationError
@@ -118,6 +118,8 @@ class Candidate:
 class SourceCandidates:
     """The connections at `listener`, whose guest `target` is to receive.
 
+    Raises `ThreadNotStarted`: the thread of the first connection is started before it comes.
+
     Threads: event loop.
     """
 
@@ -134,6 +136,7 @@ class SourceCandidates:
         self._timeouts = timeouts
         self._on_refused = on_refused
         self._refused = 0
+        self._waiting: Worker | None = Worker("migration-hello")
         self._candidates: dict[asyncio.Future[Source], Candidate] = {}  # the oldest is first
         self._next: asyncio.Future[Source] | None = None
         self._serving: DestinationMigration | None = None
@@ -162,6 +165,8 @@ class SourceCandidates:
             self._loop.remove_reader(listening)
         for acceptor in self._acceptors:
             acceptor.close()
+        if self._waiting is not None:
+            self._waiting.end()
         self._listener.close()
         for candidate in self._candidates.values():
             shut_down(candidate.handle)
@@ -188,12 +193,14 @@ class SourceCandidates:
             return
         greet = partial(self._greet, stream, candidate)
         try:
-            greeting = call_in_thread("migration-hello", greet, discard=_refuse_and_close)
+            worker, self._waiting = self._waiting or Worker("migration-hello"), None
         except ThreadNotStarted as error:
             stream.close()
             candidate.handle.close()
             self.refused(MigrationError(str(error)))
             return
+        greeting = worker.call(greet, discard=_refuse_and_close)
+        worker.end()
         self._candidates[greeting] = candidate
         greeting.add_done_callback(self._greeted)
 

@@ -412,14 +412,28 @@ def test_a_repeated_cancellation_ends_the_wait_at_once(greeted: bool) -> None:
 
 def test_a_connection_for_which_there_is_no_thread_is_refused() -> None:
     async def scenario(destination: Destination) -> None:
-        with destination.connect() as one, refused_threads():
-            one.setblocking(False)
-            assert await asyncio.get_running_loop().sock_recv(one, 1) == b""
+        with destination.connect(), destination.connect() as second, refused_threads():
+            second.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(second, 1) == b""
         await asyncio.to_thread(send_guest, destination)
 
     destination = run(scenario)
-    assert destination.refused == ["the host lets this process start no more threads"]
+    assert destination.refused[0] == "the host lets this process start no more threads"
     assert len(destination.created) == 1
+
+
+def test_the_first_source_waits_for_no_thread_to_be_started() -> None:
+    async def scenario(destination: Destination) -> None:
+        loop = asyncio.get_running_loop()
+        with destination.connect() as source, refused_threads():
+            source.setblocking(False)
+            await loop.sock_sendall(source, HELLO)
+            assert (await loop.sock_recv(source, 1000)).startswith(b"welcome")
+        while not destination.refused:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(send_guest, destination)
+
+    assert len(run(scenario).created) == 2
 
 
 def test_a_connection_without_a_second_descriptor_is_refused(
