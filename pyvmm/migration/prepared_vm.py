@@ -39,7 +39,6 @@ _SMALL = MachineConfig(
     vcpus=1,
     dialect="bitmap",
 )
-_REHEARSALS = 1
 
 
 class PreparedVm:
